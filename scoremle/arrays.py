@@ -22,7 +22,7 @@ __all__ = [
 Data = Float[Array, "b *d"]
 Images = Float[Array, "b h w c"]
 IntImages = Integer[Array, "b h w c"]
-Times = Float[Array, " b"]
+Times = Float[Array, "*b"]
 PerExample = Float[Array, " b"]
 PRNGKey = Key[Array, ""]
 

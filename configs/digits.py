@@ -1,0 +1,37 @@
+"""scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes on a CPU."""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    training, evaluation, data, model, optim = (
+        config[section] for section in ("training", "eval", "data", "model", "optim")
+    )
+    training.likelihood_weighting = True
+    training.importance_weighting = True
+    training.stratified = True
+    training.n_iters = 3000
+    training.snapshot_freq = 1000
+    training.snapshot_freq_for_preemption = 500
+
+    evaluation.batch_size = 360
+    evaluation.num_samples = 100
+    evaluation.num_repeats = 1
+
+    data.dataset = "digits"
+    data.image_size = 8
+    data.num_channels = 1
+    data.random_flip = False
+    data.uniform_dequantization = True
+
+    model.nf = 16
+    model.ch_mult = (1, 2)
+    model.num_res_blocks = 1
+    model.attn_resolutions = (4,)
+    model.ema_rate = 0.99
+    model.dropout = 0.0
+
+    optim.lr = 1e-3
+    optim.warmup = 200
+    return config

@@ -1,0 +1,21 @@
+"""ImageNet 32x32, VP SDE, DDPM++ with 4 residual blocks a level."""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.data.dataset = "ImageNet"
+    config.data.random_flip = False
+    config.model.dropout = 0.0
+    config.eval.num_repeats = 1
+    return config
+
+
+def resolve(config):
+    """As by default, but likelihood training with importance sampling starts later."""
+    training = config.training
+    likelihood = training.likelihood_weighting and training.importance_weighting
+    if training.smallest_time is None and training.sde == "vpsde" and likelihood:
+        training.smallest_time = 5e-5
+    default.resolve(config)

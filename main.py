@@ -1,0 +1,8 @@
+"""python main.py --config=configs/digits.py --workdir=runs/digits --mode=train"""
+
+import sys
+
+from scoremle.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

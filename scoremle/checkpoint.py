@@ -1,0 +1,215 @@
+"""Checkpoints: written whole or not at all, verified when read.
+
+A store is a folder of ``checkpoint_N`` folders. Each holds the arrays of a tree (Orbax) and a
+JSON record: the caller's notes, the name, shape and dtype of every leaf, and a SHA-256 over the
+bytes of all leaves. Orbax gives back flipped bits without a word, so the hash is checked on every
+read; the record carries a hash of itself.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoremle.errors import UserError
+
+__all__ = ["Checkpoints", "Restored", "tree_hash"]
+
+logger = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """A tree as it was saved, the notes saved with it, and the number of the checkpoint."""
+
+    tree: Any
+    meta: dict[str, Any]
+    number: int
+
+
+class _Damaged(Exception):
+    """This checkpoint cannot be trusted; the text says why."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, by number; the newest ``keep`` of them, or all if None.
+
+    One process writes to a folder at a time; others may read.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None) -> None:
+        # Orbax refuses relative paths.
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"checkpoint_{number}"
+
+    def numbers(self) -> list[int]:
+        """Numbers of the complete checkpoints, ascending."""
+        names = (re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.folder.glob("*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def latest(self) -> int | None:
+        """The highest number, or None if there is no checkpoint."""
+        return max(self.numbers(), default=None)
+
+    def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
+
+        Returns when everything is on disk. Killed at any moment it leaves the other checkpoints,
+        and until the last instant also the one that it replaces.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        path = self.path(number)
+        new, old = path.with_suffix(".new"), path.with_suffix(".old")
+        _write(new, jax.tree.map(jnp.asarray, tree), meta)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        for number in self.numbers()[: -self.keep] if self.keep else []:
+            # Renamed first: a deletion cut short must not look like a damaged checkpoint.
+            self.path(number).rename(self.path(number).with_suffix(".old"))
+        self._sweep()
+
+    def restore(self, template: Any, number: int | None = None) -> Restored:
+        """Read a checkpoint: this number, or the newest that is whole.
+
+        ``template`` has the structure, shapes and dtypes expected: arrays, or what
+        ``jax.eval_shape`` gives. Raises UserError if there is nothing to read, or if it belongs to
+        another network; a damaged checkpoint is named, and the one before it taken.
+        """
+        if number is not None:
+            return self._restore_asked(template, number)
+        numbers = self.numbers()
+        if not numbers:
+            raise UserError(f"no checkpoint in {self.folder}")
+        for number in reversed(numbers):
+            try:
+                return self._restore(template, number)
+            except _Damaged as error:
+                logger.warning(
+                    "%s is damaged (%s): trying the one before", self.path(number), error
+                )
+        raise UserError(
+            f"every checkpoint in {self.folder} is damaged: move the folder away to begin anew"
+        )
+
+    def meta(self, number: int) -> dict[str, Any]:
+        """The notes saved with a checkpoint, without reading its arrays."""
+        try:
+            return _read_record(self.path(number))["meta"]
+        except _Damaged as error:
+            raise UserError(f"{self.path(number)} is damaged ({error})") from None
+
+    def _restore_asked(self, template: Any, number: int) -> Restored:
+        if number not in (numbers := self.numbers()):
+            raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
+        try:
+            return self._restore(template, number)
+        except _Damaged as error:
+            raise UserError(f"{self.path(number)} is damaged ({error})") from None
+
+    def _restore(self, template: Any, number: int) -> Restored:
+        path = self.path(number)
+        record = _read_record(path)
+        if difference := _difference(record["leaves"], _leaves(template)):
+            raise UserError(f"{path} {difference}: it belongs to another configuration")
+        tree = _read_tree(path, template)
+        if tree_hash(tree) != record["tree_hash"]:
+            raise _Damaged("checksum differs")
+        return Restored(tree, record["meta"], number)
+
+    def _sweep(self) -> None:
+        """Remove what is half written, or on its way out."""
+        for path in self.folder.glob("checkpoint_*.*"):
+            shutil.rmtree(path)
+
+
+def tree_hash(tree: Any) -> str:
+    """SHA-256 in hexadecimal of the names, dtypes, shapes and values of all leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        value = np.asarray(leaf)
+        digest.update(f"{_name(path)} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _leaves(tree: Any) -> dict[str, list[Any]]:
+    """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
+    """The first leaf in which a checkpoint is not what the program needs, in words."""
+    for name, (shape, dtype) in needed.items():
+        if name not in saved:
+            return f"has no {name}, which the network needs"
+        saved_shape, saved_dtype = saved[name]
+        if saved_shape != shape:
+            return f"has {name} of shape {tuple(saved_shape)}, the network needs {tuple(shape)}"
+        if saved_dtype != dtype:
+            return f"has {name} in {saved_dtype}, the network needs {dtype}"
+    extra = next((name for name in saved if name not in needed), None)
+    return extra and f"has {extra}, which the network lacks"
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
+    import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
+
+    record = {"meta": meta, "leaves": _leaves(tree), "tree_hash": tree_hash(tree)}
+    record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(tree),
+        record=ocp.args.JsonSave({**record, "seal": _seal(record)}),
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=items)
+
+
+def _read(path: Path, **items: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.Composite(**items))
+    except Exception as error:
+        # Damaged files come out of Orbax, TensorStore and json as every kind of exception.
+        raise _Damaged(f"unreadable: {type(error).__name__}") from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    record = _read(path, record=ocp.args.JsonRestore()).record
+    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
+        raise _Damaged("its record has been altered")
+    return record
+
+
+def _read_tree(path: Path, template: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    # Placed on one device, whatever devices it was saved from: the caller spreads it.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template
+    )
+    return _read(path, state=ocp.args.StandardRestore(shapes)).state

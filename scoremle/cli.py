@@ -1,0 +1,281 @@
+"""The command line: flags, ``--help``, one clear line for each mistake, and the three modes.
+
+``--config=FILE`` names a Python file with ``get_config()``; ``--config.<field>=VALUE`` sets one of
+its fields. The file is loaded here, so that a mistake in it is reported with its line;
+ml_collections then defines a typed flag for each field that the command line sets. Everything
+heavy is imported after the flags are read: ``--help`` and messages about flags come at once.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from scoremle.errors import UserError
+
+__all__ = ["Settings", "main", "parse"]
+
+T = TypeVar("T")
+
+FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--help")
+MODES = ("train", "eval", "train_deq")
+USAGE = """\
+usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ...]
+
+  --config=FILE       a Python file with get_config(), such as configs/digits.py
+  --workdir=DIR       folder of the checkpoints and results
+  --mode=MODE         train, eval or train_deq
+  --eval_folder=NAME  folder in the workdir for what eval writes (default: eval)
+  --config.FIELD=VALUE sets a field of the config; booleans also as --config.F and --noconfig.F
+  --help              this text, with the values of FILE if --config is given
+"""
+
+# One line of configs/default.py: config.<field> = <value>  # <meaning>
+FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+ILLEGAL_FIELD = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one command line asks for; every field of the config is resolved."""
+
+    config: ConfigDict
+    workdir: str
+    mode: str
+    eval_folder: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line (without the program's name); gives the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if {"--help", "-help", "-h"} & set(arguments):
+            print(_help(arguments))
+            return 0
+        settings = parse(arguments)
+        from scoremle import modes
+
+        return modes.run(
+            settings.mode, settings.config, settings.workdir, settings.eval_folder
+        )
+    except UserError as error:
+        print(f"scoremle: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scoremle: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> Settings:
+    """Read the flags (without the program's name). Raises UserError for any mistake in them."""
+    path, rest = _split_config(argv)
+    if path is None:
+        raise UserError("missing --config=FILE, such as --config=configs/digits.py")
+    default, module = _load_configs(path)
+    config = _get_config(module, path)
+    _check_names(rest, config, default.get_config(), path)
+    values = _parse_flags(rest, config)
+    _check_tuples(config, default.get_config())
+    for name in ("workdir", "mode"):
+        if not values[name].value:
+            raise UserError(f"missing --{name}")
+    getattr(module, "resolve", default.resolve)(config)
+    return Settings(config, values.workdir, values.mode, values.eval_folder)
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config (of the last, if repeated) and the other arguments."""
+    path, rest = None, []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(argument)
+        elif equals:
+            path = value
+        else:
+            path = next(arguments, None)
+    return path, rest
+
+
+# Config files ------------------------------------------------------------------------------------
+
+
+def _load_configs(path: str | None) -> tuple[ModuleType, ModuleType]:
+    """configs/default.py and the config file, the same module if ``path`` is None."""
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"no config file {path} (looked for {Path(path).absolute()})")
+    root = str(_configs_root(path))
+    # A console script does not put the working directory on the path, as python main.py does.
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    default = _guarded("configs/default.py", lambda: importlib.import_module("configs.default"))
+    if path is None:
+        return default, default
+    return default, _guarded(path, lambda: _load_file(path))
+
+
+def _configs_root(path: str | None) -> Path:
+    """The folder that holds the package ``configs``: the file's own, this one, the checkout."""
+    above = Path(path).absolute().parents if path else ()
+    places = [*above, Path.cwd(), Path(__file__).absolute().parents[1]]
+    for place in places:
+        if (place / "configs" / "default.py").is_file():
+            return place
+    raise UserError(f"no configs/default.py in {places[-2]} or {places[-1]}, nor above {path}")
+
+
+def _load_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scoremle_config_file", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path}: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _get_config(module: ModuleType, path: str) -> ConfigDict:
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {path} has no function get_config")
+    config = _guarded(path, module.get_config)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {path}: get_config must return a ConfigDict")
+    return config
+
+
+def _guarded(path: str, action: Callable[[], T]) -> T:
+    """Run code of a config file; whatever goes wrong in it becomes one line that says where."""
+    try:
+        return action()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise UserError(f"config file {place}: {error.msg}") from error
+    except Exception as error:
+        here = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in here if Path(frame.filename).name == Path(path).name]
+        place = f", line {lines[-1]}" if lines else ""
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"config file {path}{place}: {text}") from error
+
+
+# Fields ------------------------------------------------------------------------------------------
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
+    """Type and value of every field, by its dotted name."""
+    found: dict[str, tuple[type, Any]] = {}
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            found |= _fields(config[name], f"{prefix}{name}.")
+        else:
+            found[prefix + name] = (config.get_type(name), config[name])
+    return found
+
+
+def _check_names(argv: list[str], config: ConfigDict, default: ConfigDict, path: str) -> None:
+    known = _fields(config)
+    missing = [name for name in _fields(default) if name not in known]
+    if missing:
+        raise UserError(
+            f"config file {path} lacks the field {missing[0]};"
+            " start from configs.default.get_config()"
+        )
+    for argument in argv:
+        match = OVERRIDE.match(argument)
+        if match and match[1] not in known:
+            raise UserError(_unknown_field(match[1], known))
+
+
+def _unknown_field(name: str, known: Iterable[str]) -> str:
+    inside = [field for field in known if field.startswith(f"{name}.")]
+    if inside:
+        return f"{name} is a group of fields; set one of them, such as {inside[0]}"
+    return f"unknown field {name}{_nearest(name, known)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check_tuples(config: ConfigDict, default: ConfigDict) -> None:
+    """Flags of tuples take elements of any type; here they get that of the default's."""
+    fields = _fields(config)
+    for name, (kind, value) in _fields(default).items():
+        if kind is tuple:
+            element = type(value[0])
+            given = fields[name][1]
+            if not all(type(item) is element for item in given):
+                raise UserError(f"{name} must be a tuple of {element.__name__}, got {given}")
+
+
+# Flags -------------------------------------------------------------------------------------------
+
+
+def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
+    """Set the fields of the config, in place, and give the other flags."""
+    values = flags.FlagValues()
+    # A flag anywhere is a flag, also after a stray word, which is then what the message names.
+    values.set_gnu_getopt(True)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_enum("mode", None, MODES, "", flag_values=values)
+    flags.DEFINE_string("eval_folder", "eval", "", flag_values=values)
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        stray = values(["scoremle", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        nearest = _nearest(f"--{error.flagname}", FLAGS)
+        raise UserError(f"unknown flag --{error.flagname}{nearest}") from error
+    except flags.Error as error:
+        raise UserError(_flag_error(str(error), config)) from error
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
+    return values
+
+
+def _flag_error(text: str, config: ConfigDict) -> str:
+    match = ILLEGAL_FIELD.match(text)
+    if not match:
+        return text.splitlines()[0]
+    kind = _fields(config)[match[1]][0].__name__
+    return f'{match[1]} must be {kind}, got "{match[2]}"'
+
+
+# Help --------------------------------------------------------------------------------------------
+
+
+def _help(argv: list[str]) -> str:
+    path, _ = _split_config(argv)
+    default, module = _load_configs(path)
+    path = path or "configs/default.py"
+    config = _get_config(module, path)
+    _check_names([], config, default.get_config(), path)
+    return f"{USAGE}\nfields of {path}:\n\n{_field_table(config, default)}"
+
+
+def _field_table(config: ConfigDict, default: ModuleType) -> str:
+    """Name, type, value and meaning of each field, the meaning from configs/default.py."""
+    meanings = dict(FIELD_LINE.findall(Path(str(default.__file__)).read_text(encoding="utf-8")))
+    rows = [("field", "type", "default", "meaning")]
+    fields = _fields(config)
+    # In the order of configs/default.py, which is by importance; a config iterates by name.
+    for name in dict.fromkeys([*meanings, *fields]):
+        kind, value = fields[name]
+        shown = "unset" if value is None else repr(value)
+        rows.append((name, kind.__name__, shown, meanings.get(name, "")))
+    names, kinds, values = (max(len(row[column]) for row in rows) for column in range(3))
+    return "\n".join(f"{a:{names}}  {b:{kinds}}  {c:{values}}  {d}" for a, b, c, d in rows)

@@ -1,0 +1,41 @@
+"""scikit-learn's handwritten digits: 1,797 grey 8x8 images with the 17 levels 0..16.
+
+The split is fixed and stratified: shuffled by a constant seed, sorted by label, every fifth image
+is for testing. That is 360 images, each label within one image of a fifth of its count.
+"""
+
+import numpy as np
+
+from scoremle.data.images import permutation
+from scoremle.errors import UserError
+
+__all__ = ["LEVELS", "load_digits", "stratified_split"]
+
+LEVELS = 17
+SPLIT_SEED = 0
+
+
+def load_digits(path: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Training images, test images, uint8 [n 8 8 1], and the number of levels."""
+    if path:
+        raise UserError(
+            f"data.path is {path!r}, but digits come with scikit-learn; leave it empty"
+        )
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise UserError(
+            "the digits data set needs scikit-learn: pip install 'scoremle[digits]'"
+        ) from error
+    digits = datasets.load_digits()
+    images = digits.images.astype(np.uint8)[..., None]
+    train, test = stratified_split(digits.target)
+    return images[train], images[test], LEVELS
+
+
+def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images, ascending."""
+    shuffled = permutation(len(labels), SPLIT_SEED)
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    test = np.sort(by_label[::5])
+    return np.setdiff1d(by_label, test), test

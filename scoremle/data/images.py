@@ -1,0 +1,105 @@
+"""A set of images and the order in which training sees them.
+
+The order is a pure function of (seed, step), so that a resumed run needs one integer and no
+iterator state. Position ``p = step * batch_size + i`` of the endless stream is image
+``permutation_e[p mod n]`` of epoch ``e = p // n``: consecutive batches run across the ends of
+epochs, so nothing is dropped and nothing repeats within an epoch.
+
+Orders and flips are built from the raw 64-bit words of PCG64, whose stream numpy promises to keep;
+it makes no such promise for ``Generator.permutation``, which would tie a resumed run to a version.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from scoremle.errors import UserError
+
+__all__ = ["ImageSet", "pad_to", "padded_batches", "permutation"]
+
+# Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
+FLIP_STREAM = 1
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+    """A permutation of ``range(size)`` that depends on the key alone, on any numpy version."""
+    return np.argsort(_words(size, *key), kind="stable")
+
+
+def _words(size: int, *key: int) -> np.ndarray:
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
+
+
+# Two epochs: a batch may straddle a boundary, and each order takes milliseconds to make.
+@lru_cache(maxsize=2)
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(size, seed, epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Training and test images, uint8 [n h w c] with values in ``range(levels)``."""
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    levels: int = 256
+    batch_size: int = 128
+    seed: int = 0
+    random_flip: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of one image."""
+        height, width, channels = self.train.shape[1:]
+        return height, width, channels
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which training images make up the batch of this step, [batch_size]."""
+        size = len(self.train)
+        positions = int(step) * self.batch_size + np.arange(self.batch_size)
+        epochs, offsets = np.divmod(positions, size)
+        parts = [
+            _epoch_order(size, self.seed, epoch)[offsets[epochs == epoch]]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return np.concatenate(parts)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The training batch of this step, uint8 [batch_size h w c]; pure in (seed, step)."""
+        images = self.train[self.indices(step)]
+        if self.random_flip:
+            words = _words(self.batch_size, self.seed, int(step), FLIP_STREAM)
+            flipped = words >> np.uint64(63) == 1
+            images[flipped] = images[flipped, :, ::-1]
+        return images
+
+
+def padded_batches(
+    images: np.ndarray, batch_size: int, *, start: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images ``start``, ``start + 1``, ... in order, as (batch, mask) of one constant size.
+
+    The last batch is filled up with its last image; the mask [batch_size] is False there.
+    """
+    for first in range(start, len(images), batch_size):
+        positions = first + np.arange(batch_size)
+        yield images[np.minimum(positions, len(images) - 1)], positions < len(images)
+
+
+def pad_to(images: np.ndarray, size: int) -> np.ndarray:
+    """Centre the images on ``size`` x ``size`` zeros. Never crops or resamples."""
+    height, width = images.shape[1:3]
+    if size < max(height, width):
+        raise UserError(
+            f"data.image_size is {size}, but the images are {height}x{width};"
+            f" set it to {max(height, width)}, or larger to pad with zeros"
+        )
+    margins = [_halves(size - height), _halves(size - width)]
+    return np.pad(images, [(0, 0), *margins, (0, 0)])
+
+
+def _halves(margin: int) -> tuple[int, int]:
+    return margin // 2, margin - margin // 2

@@ -1,0 +1,107 @@
+"""Divergence of a vector field, exact or by the Skilling-Hutchinson estimate.
+
+    tr J = E[ v^T J v ],     E[v v^T] = I
+
+An estimator draws its probes once (a probe held fixed along an ODE keeps the integrand smooth) and
+then, at every point, gives the field's value and its independent estimates of the divergence from
+forward-mode derivatives: all probes share one evaluation of the field. Rademacher probes have the
+smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A||_F^2 for Gaussian ones (A symmetrised).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scoremle.arrays import Data, PerExample, PRNGKey
+
+__all__ = ["DivergenceEstimator", "Exact", "FixedProbe", "Hutchinson", "mean_and_stderr"]
+
+Probes = Float[Array, "k b *d"]
+Field = Callable[[Data], Data]
+
+
+class DivergenceEstimator(Protocol):
+    """Draws probes for a batch; then estimates divergences with them."""
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes: ...
+
+    def __call__(
+        self, field: Field, x: Data, probes: Probes
+    ) -> tuple[Data, Float[Array, "m b"]]:
+        """The field at ``x`` and ``m`` independent estimates of its divergence."""
+        ...
+
+    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
+        """Standard error of the mean of the estimates; NaN where one estimate can't tell."""
+        ...
+
+
+def mean_and_stderr(estimates: Float[Array, "m b"]) -> tuple[PerExample, PerExample]:
+    """Mean over the first axis and its standard error, NaN for a single estimate."""
+    m = estimates.shape[0]
+    mean = jnp.mean(estimates, axis=0)
+    if m == 1:
+        return mean, jnp.full_like(mean, jnp.nan)
+    return mean, jnp.std(estimates, axis=0, ddof=1) / jnp.sqrt(m)
+
+
+def _quadratic_forms(field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "k b"]]:
+    # The value does not depend on the probe, so vmap computes it once.
+    def push(v: Data) -> tuple[Data, Data]:
+        return jax.jvp(field, (x,), (v,))
+
+    value, jv = jax.vmap(push, out_axes=(None, 0))(probes)
+    return value, jnp.sum(probes * jv, axis=tuple(range(2, probes.ndim)))
+
+
+class _Sampled:
+    """What all estimators by random probes share."""
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        return _quadratic_forms(field, x, probes)
+
+    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
+        return mean_and_stderr(estimates)[1]
+
+
+@dataclass(frozen=True)
+class Hutchinson(_Sampled):
+    """Independent random probes for each example."""
+
+    probes: int = 1
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        random = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
+        return random[self.distribution](key, (self.probes, *x.shape), x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedProbe(_Sampled):
+    """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
+
+    vectors: Probes
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        return jnp.asarray(self.vectors, x.dtype)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact trace, one unit vector for each dimension: for data of few dimensions."""
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        dims = x[0].size
+        basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
+        return jnp.broadcast_to(basis, (dims, *x.shape))
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        value, diagonal = _quadratic_forms(field, x, probes)
+        return value, jnp.sum(diagonal, axis=0, keepdims=True)
+
+    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
+        return jnp.zeros_like(estimates[0])

@@ -1,0 +1,325 @@
+"""From a config to live objects: the only module that sees a config.
+
+Names become objects in the dict literals below; network fields are passed as keywords, so that an
+unknown one is an error at the start. Nothing that is returned holds the config, but for a plain
+dict of it, to be written beside results.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from scoremle import data, train
+from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey
+from scoremle.bound import Bound, likelihood_bound
+from scoremle.dequantize import Dequantizer, Uniform
+from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.errors import UserError
+from scoremle.likelihood import Likelihood, ode_log_likelihood
+from scoremle.loss import denoising_loss
+from scoremle.nn import DDPMpp
+from scoremle.ode import Adaptive, Multistep, Solver
+from scoremle.parameterization import noise_fn
+from scoremle.pixels import Pixels
+from scoremle.sample import euler_sample, ode_sample
+from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
+
+__all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "build"]
+
+T = TypeVar("T")
+Params = Any
+
+
+class Losses(Protocol):
+    """The loss of each example in the published scaling; with ``train``, under dropout."""
+
+    def __call__(self, params: Params, x: IntImages, key: PRNGKey, *, train: bool) -> PerExample: ...
+
+
+SDES: dict[str, Callable[[Any], SDE]] = {
+    "vpsde": lambda model: VP(model.beta_min, model.beta_max),
+    "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
+    "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
+    "linearvesde": lambda model: LinearVE(model.sigma_max),
+}
+DATASETS = data.DATASETS
+NETWORKS: dict[str, Callable[..., DDPMpp]] = {"ncsnpp": DDPMpp}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
+    "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
+    "gaussian": lambda probes: Hutchinson(probes, "gaussian"),
+    "exact": lambda probes: Exact(),
+}
+SOLVERS: dict[str, Callable[[Any], Solver]] = {
+    "multistep": lambda evaluation: Multistep(evaluation.nodes),
+    "adaptive": lambda evaluation: Adaptive(evaluation.tolerance, evaluation.tolerance),
+}
+SAMPLERS = ("ode", "euler")
+
+# Fields of the network itself, by their names in config.model.
+NETWORK_FIELDS = (
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resblock_type",
+    "resamp_with_conv", "conditional", "fir", "fir_kernel", "skip_rescale", "progressive",
+    "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
+    "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
+)  # fmt: skip
+# Fields of published configs that the original never read, or that name what was never published.
+ONLY = {
+    "training.continuous": True,
+    "model.normalization": "GroupNorm",
+    "model.attention_type": "ddpm",
+    "model.conv_size": 3,
+    "model.data_init": False,
+    "optim.optimizer": "Adam",
+    "eval.dequantizer": False,
+}
+
+# Folded into the seed's key in place of a step: what no step can be.
+INITIALISATION = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that training and evaluation need, live."""
+
+    data: data.ImageSet
+    pixels: Pixels
+    dequantizer: Dequantizer
+    sde: SDE
+    eps: float
+    sampling_eps: float
+    network: DDPMpp
+    times: TimeSampler
+    losses: Losses
+    optimizer: optax.GradientTransformation
+    ema_rate: float
+    schedule: train.Schedule
+    snapshot_sampling: bool
+    seed: int
+    divergence: DivergenceEstimator
+    solver: Solver
+    matching: str
+    offset: bool
+    bound_draws: int
+    sampler: Callable[[NoiseFn, PRNGKey, int], Images]
+    config: Mapping[str, Any]
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.data.shape)
+
+    def noise(self, params: Params) -> NoiseFn:
+        """The noise prediction of these parameters, as evaluated (no dropout)."""
+        apply = partial(self.network.apply, {"params": params})
+        return noise_fn(apply, self.sde)
+
+    def init_state(self) -> train.TrainState:
+        """The state before the first step of training."""
+        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
+        key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
+        x = jnp.zeros((1, *self.data.shape))
+        params = jax.jit(self.network.init)(key, x, jnp.ones(1))["params"]
+        return train.init_state(params, self.optimizer)
+
+    def template(self) -> train.TrainState:
+        """Shapes and dtypes of a state: what a checkpoint must fit."""
+        return jax.eval_shape(self.init_state)
+
+    def loss(
+        self, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What training minimises, and the spread of the loss within the batch."""
+        losses = self.losses(params, x, key, train=True)
+        return jnp.mean(losses), {"loss_std": jnp.std(losses)}
+
+    def encode(self, x: IntImages, key: PRNGKey) -> tuple[Images, PerExample]:
+        """Dequantized images as the model sees them, and log q(u | x) in nats."""
+        u, log_q = self.dequantizer(key, x)
+        return self.pixels.encode(x, u), log_q
+
+    def log_likelihood(self, params: Params, y: Images, key: PRNGKey) -> Likelihood:
+        """log p_eps(y) of encoded images by the probability-flow ODE."""
+        return ode_log_likelihood(
+            self.noise(params), self.sde, y, key,
+            eps=self.eps, divergence=self.divergence, solver=self.solver,
+        )  # fmt: skip
+
+    def bound(
+        self, params: Params, y: Images, key: PRNGKey, *, draws: int, matching: str = "denoising"
+    ) -> Bound:
+        """The variational bound on log p(y) of encoded images."""
+        times = UniformLogSNR(self.sde, self.eps, stratified=True)
+        return likelihood_bound(
+            self.noise(params), self.sde, y, key,
+            eps=self.eps, times=times, draws=draws, matching=matching, offset=self.offset,
+        )  # fmt: skip
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``, or one line with the names there are."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
+
+
+def build(config: Any) -> Experiment:
+    """Live objects from a resolved config. Raises UserError for values that can't be had."""
+    _check_only(config)
+    _check_times(config)
+    images = data.load(
+        config.data.dataset,
+        path=config.data.path,
+        image_size=config.data.image_size,
+        num_channels=config.data.num_channels,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        random_flip=config.data.random_flip,
+    )
+    sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
+    pixels = Pixels(images.levels, low=-1.0 if config.data.centered else 0.0)
+    network = _network(config)
+    times = _times(config, sde)
+    experiment = Experiment(
+        data=images,
+        pixels=pixels,
+        dequantizer=Uniform(),
+        sde=sde,
+        eps=config.training.smallest_time,
+        sampling_eps=config.sampling.smallest_time,
+        network=network,
+        times=times,
+        losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
+        optimizer=train.make_optimizer(
+            lr=config.optim.lr,
+            beta1=config.optim.beta1,
+            eps=config.optim.eps,
+            warmup=config.optim.warmup,
+            grad_clip=config.optim.grad_clip,
+            weight_decay=config.optim.weight_decay,
+        ),
+        ema_rate=config.model.ema_rate,
+        schedule=_schedule(config.training),
+        snapshot_sampling=config.training.snapshot_sampling,
+        seed=config.seed,
+        divergence=choose(DIVERGENCES, config.eval.divergence, "eval.divergence")(
+            config.eval.probes
+        ),
+        solver=choose(SOLVERS, config.eval.solver, "eval.solver")(config.eval),
+        matching="denoising" if config.eval.dsm else "sliced",
+        offset=config.eval.offset,
+        bound_draws=config.eval.bound_draws,
+        sampler=_sampler(config, sde, images.shape),
+        config=json.loads(config.to_json()),
+    )
+    experiment.template()  # the network checks its fields and the size of the images
+    return experiment
+
+
+def _check_only(config: Any) -> None:
+    for name, value in ONLY.items():
+        section, field = name.split(".")
+        if config[section][field] != value:
+            raise UserError(f"{name} can only be {value!r} here, not {config[section][field]!r}")
+
+
+def _check_times(config: Any) -> None:
+    for name in ("training", "sampling"):
+        eps = config[name].smallest_time
+        if not 0 < eps < 1:
+            raise UserError(f"{name}.smallest_time must lie between 0 and 1, not at {eps}")
+
+
+def _network(config: Any) -> DDPMpp:
+    fields = {name: config.model[name] for name in NETWORK_FIELDS}
+    return choose(NETWORKS, config.model.name, "network (model.name)")(
+        **fields,
+        centered=config.data.centered,
+        log_labels=config.training.sde == "vesde",
+        dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
+    )
+
+
+def _schedule(training: Any) -> train.Schedule:
+    return train.Schedule(
+        n_iters=training.n_iters,
+        n_jitted_steps=training.n_jitted_steps,
+        log_freq=training.log_freq,
+        eval_freq=training.eval_freq,
+        snapshot_freq=training.snapshot_freq,
+        snapshot_freq_for_preemption=training.snapshot_freq_for_preemption,
+    )
+
+
+def _times(config: Any, sde: SDE) -> TimeSampler:
+    training = config.training
+    if not training.importance_weighting:
+        return UniformTime(training.smallest_time, training.stratified)
+    if not training.likelihood_weighting:
+        raise UserError(
+            "training.importance_weighting draws t for the likelihood weighting: "
+            "set training.likelihood_weighting too"
+        )
+    return UniformLogSNR(sde, training.smallest_time, training.stratified)
+
+
+def published_scale(config: Any, sde: SDE, dims: int) -> float:
+    """The constant between our loss in nats and the published one.
+
+    The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
+    1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set what
+    clipping the gradient does, so they stay.
+    """
+    eps = config.training.smallest_time
+    if config.training.importance_weighting:
+        low, high = log_snr_range(sde, eps)
+        normaliser = float(high - low)
+    else:
+        normaliser = 1 - eps
+    return (2 / dims if config.training.reduce_mean else 1.0) / normaliser
+
+
+def _losses(
+    config: Any, network: DDPMpp, sde: SDE, times: TimeSampler, pixels: Pixels, dims: int
+) -> Losses:
+    weighting = "likelihood" if config.training.likelihood_weighting else "plain"
+    scale = published_scale(config, sde, dims)
+    dequantize = config.data.uniform_dequantization
+
+    def losses(params: Params, x: IntImages, key: PRNGKey, *, train: bool) -> PerExample:
+        key_u, key_loss, key_dropout = jax.random.split(key, 3)
+        y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantize else pixels.encode_grid(x)
+        rngs = {"dropout": key_dropout} if train else {}
+        apply = partial(network.apply, {"params": params}, train=train, rngs=rngs)
+        noise = noise_fn(apply, sde)
+        return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
+
+    return losses
+
+
+def _sampler(
+    config: Any, sde: SDE, shape: tuple[int, int, int]
+) -> Callable[[NoiseFn, PRNGKey, int], Images]:
+    method, eps = config.sampling.method, config.sampling.smallest_time
+    if method not in SAMPLERS:
+        raise UserError(f"unknown sampling.method {method!r}; there are: {', '.join(SAMPLERS)}")
+
+    def sample(noise: NoiseFn, key: PRNGKey, count: int) -> Images:
+        if method == "euler":
+            steps = config.model.num_scales
+            return euler_sample(noise, sde, key, (count, *shape), eps=eps, steps=steps)
+        z = sde.prior_sample(key, (count, *shape))
+        return ode_sample(noise, sde, z, eps=eps, solver=Multistep(config.eval.nodes))
+
+    return sample

@@ -1,0 +1,279 @@
+"""The parts of the U-Net: residual blocks, attention, time embeddings, resampling layers.
+
+A residual block maps x to x + F(x, t), with F = norm, act, conv twice and the time embedding as a
+bias in between: Ho et al. 2020 (DDPM), arXiv 2006.11239. The BigGAN variant resamples inside the
+block: Brock et al. 2019, arXiv 1809.11096. With ``skip_rescale`` the sum is divided by sqrt(2), so
+that it keeps the variance: Song et al. 2021, arXiv 2011.13456, appendix H.
+
+Class and parameter names are those of the published checkpoints. Parameters are float32. ``dtype``
+is what convolutions compute in; normalisation, softmax and time embedding take at least float32.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from scoremle.arrays import Images, Times
+from scoremle.errors import UserError
+from scoremle.nn import resample
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "AttnBlockpp",
+    "Combine",
+    "Downsample",
+    "GaussianFourierProjection",
+    "ResnetBlockBigGANpp",
+    "ResnetBlockDDPMpp",
+    "Upsample",
+    "add_residual",
+    "conv3x3",
+    "dense",
+    "group_norm",
+    "positional_embedding",
+    "wide",
+]
+
+Activation = Callable[[Array], Array]
+Embedding = Float[Array, "b e"]
+FirKernel = tuple[float, ...] | None  # None: nearest neighbours and 2x2 means, no filter
+
+ACTIVATIONS: dict[str, Activation] = {
+    "swish": nn.swish,
+    "elu": nn.elu,
+    "relu": nn.relu,
+    "lrelu": functools.partial(nn.leaky_relu, negative_slope=0.2),
+}
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The type for what must not lose digits: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def initializer(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 stands for almost zero."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def conv3x3(
+    features: int, *, dtype: DTypeLike, init_scale: float = 1.0, stride: int = 1
+) -> nn.Conv:
+    init = initializer(init_scale)
+    return nn.Conv(features, (3, 3), strides=stride, kernel_init=init, dtype=dtype)
+
+
+def conv1x1(features: int, *, dtype: DTypeLike) -> nn.Conv:
+    return nn.Conv(features, (1, 1), kernel_init=initializer(), dtype=dtype)
+
+
+def dense(features: int, *, dtype: DTypeLike) -> nn.Dense:
+    return nn.Dense(features, kernel_init=initializer(), dtype=wide(dtype))
+
+
+def group_norm(channels: int, *, dtype: DTypeLike) -> nn.GroupNorm:
+    """Groups of four channels, or 32 groups where that would be more."""
+    groups = min(channels // 4, 32)
+    if channels % groups:
+        raise UserError(
+            f"{channels} channels do not split into {groups} equal groups for normalisation: "
+            "make model.nf a multiple of 4 (of 32 where layers have more than 128 channels)"
+        )
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=wide(dtype))
+
+
+def add_residual(x: Images, h: Images, *, rescale: bool) -> Images:
+    return (x + h) / math.sqrt(2.0) if rescale else x + h
+
+
+def positional_embedding(labels: Times, size: int) -> Embedding:
+    """sin and cos of labels times frequencies that fall geometrically from 1 to 1e-4."""
+    half = size // 2
+    # The published networks know float32 frequencies, in whatever type the rest is computed.
+    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(1e4) / (half - 1)))
+    phases = labels[:, None] * frequencies
+    waves = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
+    return jnp.pad(waves, ((0, 0), (0, size % 2)))
+
+
+class GaussianFourierProjection(nn.Module):
+    """sin and cos of 2 pi W label, W ~ N(0, scale^2): Tancik et al. 2020, arXiv 2006.10739."""
+
+    size: int
+    scale: float
+    trainable: bool
+
+    @nn.compact
+    def __call__(self, labels: Times) -> Embedding:
+        w = self.param("W", nn.initializers.normal(self.scale), (self.size,))
+        w = w if self.trainable else jax.lax.stop_gradient(w)
+        phases = labels[:, None] * w * (2 * math.pi)
+        return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
+
+
+class NIN(nn.Module):
+    """One matrix for all pixels ("network in network")."""
+
+    features: int
+    dtype: DTypeLike
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        w = self.param("W", initializer(self.init_scale), (x.shape[-1], self.features))
+        b = self.param("b", nn.initializers.zeros, (self.features,))
+        return x.astype(self.dtype) @ w.astype(self.dtype) + b.astype(self.dtype)
+
+
+class AttnBlockpp(nn.Module):
+    """x + self-attention between all pixels, with a single head."""
+
+    skip_rescale: bool
+    init_scale: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        b, height, width, c = x.shape
+        h = group_norm(c, dtype=self.dtype)(x).reshape(b, height * width, c)
+        q, k, v = (NIN(c, self.dtype)(h) for _ in range(3))
+        # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and
+        # the fused kernel behind it on a GPU has no forward-mode derivative.
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide(self.dtype))
+        weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.dtype)
+        h = jnp.einsum("bqk,bkc->bqc", weights, v)
+        h = NIN(c, self.dtype, self.init_scale)(h).reshape(x.shape)
+        return add_residual(x, h, rescale=self.skip_rescale)
+
+
+class Combine(nn.Module):
+    """Join a pyramid level x with the features h, by sum or side by side."""
+
+    method: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images, h: Images) -> Images:
+        x = conv1x1(h.shape[-1], dtype=self.dtype)(x)
+        return x + h if self.method == "sum" else jnp.concatenate([x, h], axis=-1)
+
+
+class Conv2d(nn.Module):
+    """A 3x3 convolution that doubles or halves the image with a FIR filter."""
+
+    features: int
+    operation: Callable[..., Images]
+    fir_kernel: tuple[float, ...]
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        shape = (3, 3, x.shape[-1], self.features)
+        weight = self.param("weight", initializer(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return self.operation(x.astype(self.dtype), weight, self.fir_kernel) + bias
+
+
+def upsample(x: Images, fir_kernel: FirKernel) -> Images:
+    return resample.upsample_2d(x, fir_kernel) if fir_kernel else resample.naive_upsample_2d(x)
+
+
+def downsample(x: Images, fir_kernel: FirKernel) -> Images:
+    if fir_kernel:
+        return resample.downsample_2d(x, fir_kernel)
+    return resample.naive_downsample_2d(x)
+
+
+class Upsample(nn.Module):
+    """Double the image; with ``with_conv`` a convolution gives it ``features`` channels."""
+
+    with_conv: bool
+    fir_kernel: FirKernel
+    dtype: DTypeLike
+    features: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if not self.with_conv:
+            return upsample(x, self.fir_kernel)
+        features = self.features or x.shape[-1]
+        if self.fir_kernel:
+            return Conv2d(features, resample.upsample_conv_2d, self.fir_kernel, self.dtype)(x)
+        return conv3x3(features, dtype=self.dtype)(upsample(x, None))
+
+
+class Downsample(nn.Module):
+    """Halve the image; with ``with_conv`` a convolution gives it ``features`` channels."""
+
+    with_conv: bool
+    fir_kernel: FirKernel
+    dtype: DTypeLike
+    features: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if not self.with_conv:
+            return downsample(x, self.fir_kernel)
+        features = self.features or x.shape[-1]
+        if self.fir_kernel:
+            return Conv2d(features, resample.conv_downsample_2d, self.fir_kernel, self.dtype)(x)
+        return conv3x3(features, dtype=self.dtype, stride=2)(x)
+
+
+class ResnetBlock(nn.Module):
+    """What the two residual blocks share; a subclass says how x and F(x, t) are resampled."""
+
+    act: Activation
+    dropout: float
+    skip_rescale: bool
+    init_scale: float
+    dtype: DTypeLike
+    features: int | None = None
+
+    def normalized(self, h: Images) -> Images:
+        return self.act(group_norm(h.shape[-1], dtype=self.dtype)(h))
+
+    def convolved(self, h: Images, embedding: Embedding | None, features: int, train: bool):
+        """conv, time bias, norm, act, dropout, conv."""
+        h = conv3x3(features, dtype=self.dtype)(h)
+        if embedding is not None:
+            bias = dense(features, dtype=self.dtype)(self.act(embedding))
+            h = h + bias[:, None, None, :].astype(h.dtype)
+        h = nn.Dropout(self.dropout, deterministic=not train)(self.normalized(h))
+        return conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
+
+
+class ResnetBlockDDPMpp(ResnetBlock):
+    """The block of DDPM, at one resolution."""
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Embedding | None, *, train: bool) -> Images:
+        features = self.features or x.shape[-1]
+        h = self.convolved(self.normalized(x), embedding, features, train)
+        if x.shape[-1] != features:
+            x = NIN(features, self.dtype)(x)
+        return add_residual(x, h, rescale=self.skip_rescale)
+
+
+class ResnetBlockBigGANpp(ResnetBlock):
+    """The block of BigGAN: ``resize`` halves or doubles both x and what enters F."""
+
+    resize: Callable[[Images], Images] | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Embedding | None, *, train: bool) -> Images:
+        features = self.features or x.shape[-1]
+        h = self.normalized(x)
+        if self.resize:
+            h, x = self.resize(h), self.resize(x)
+        h = self.convolved(h, embedding, features, train)
+        if self.resize or x.shape[-1] != features:
+            x = conv1x1(features, dtype=self.dtype)(x)
+        return add_residual(x, h, rescale=self.skip_rescale)

@@ -1,0 +1,35 @@
+"""From a network's raw output to the noise prediction, and between noise and score.
+
+The noise prediction eps(x, t) is what everything here takes: it is of order one at every t. The score
+is a view of it, score = -eps / sigma_t.
+
+The published networks predict the noise and are conditioned on 999 t for VP, sub-VP and linear VE;
+for the geometric VE they are conditioned on sigma_t, and their output is the score itself.
+"""
+
+from collections.abc import Callable
+
+from scoremle.arrays import Data, NoiseFn, ScoreFn, Times
+from scoremle.numerics import expand
+from scoremle.sde import SDE, VE
+
+__all__ = ["noise_fn", "noise_of", "score_of"]
+
+LABEL_SCALE = 999.0
+
+
+def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
+    """The score that belongs to a noise prediction."""
+    return lambda x, t: -noise(x, t) / expand(sde.sigma(t), x)
+
+
+def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
+    """The noise prediction that belongs to a score."""
+    return lambda x, t: -score(x, t) * expand(sde.sigma(t), x)
+
+
+def noise_fn(apply: Callable[[Data, Times], Data], sde: SDE) -> NoiseFn:
+    """The noise prediction of a network ``apply(x, labels)`` with the published conditioning."""
+    if isinstance(sde, VE):
+        return noise_of(lambda x, t: apply(x, sde.sigma(t)), sde)
+    return lambda x, t: apply(x, LABEL_SCALE * t)

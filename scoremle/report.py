@@ -1,0 +1,76 @@
+"""What a person looks at: tables of results, and pictures as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from scoremle.files import write_atomically
+
+__all__ = ["image_grid", "results_table", "table", "write_grid"]
+
+GAP = 1
+MIN_SIDE = 480
+
+
+def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -> np.ndarray:
+    """Images in rows, uint8 [H W c], with thin white lines between them; levels spread to 0..255."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    grid = np.full((rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, c), 255, np.uint8)
+    for i, picture in enumerate(images):
+        top, left = (i // columns) * (h + GAP) + GAP, (i % columns) * (w + GAP) + GAP
+        grid[top : top + h, left : left + w] = np.round(picture * (255 / (levels - 1)))
+    return grid
+
+
+def write_grid(
+    path: Path, images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int | None = None
+) -> None:
+    """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
+    grid = image_grid(images, levels, columns or int(np.ceil(np.sqrt(len(images)))))
+    factor = max(1, -(-MIN_SIDE // grid.shape[1]))
+    grid = grid.repeat(factor, axis=0).repeat(factor, axis=1)
+    with write_atomically(path) as temporary:
+        Image.fromarray(grid.squeeze()).save(temporary, format="PNG")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, aligned."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:]])
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each result: its value, errors, and what it is."""
+    header = ("result", "value", "std. error", "probes/draws", "solver", "NFE", "what")
+    rows = []
+    for name, r in results.items():
+        random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
+        if random is None:
+            random = r.get("noise_stderr")
+        nfe = r.get("mean_nfe", r.get("draws"))
+        rows.append(
+            (
+                name,
+                f"{_number(r['mean'])} {r['unit']}",
+                _number(r["stderr"]),
+                _number(random, 5),
+                "" if "mean_solver_error" not in r else _number(r["mean_solver_error"], 5),
+                "" if nfe is None else f"{nfe:.0f}",
+                f"{r['estimator']}; {r['dequantizer']} dequantization; "
+                f"{r['images']} {r['split']} images"
+                f"{'' if r['full_pass'] else ' (not the whole split)'}, {r['passes']} passes",
+            )
+        )
+    return table(header, rows)

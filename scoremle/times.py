@@ -1,0 +1,70 @@
+"""How training and the bound draw t, with the density of the draw.
+
+The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song, Durkan
+et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of the log-SNR,
+for every SDE. A stratified draw spaces the n times evenly and shifts them by one random offset
+(Kingma et al., arXiv 2107.00630, appendix I.1): each alone keeps its distribution.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from scoremle.arrays import PRNGKey, Times
+from scoremle.sde import SDE
+
+__all__ = ["TimeSampler", "UniformLogSNR", "UniformTime", "log_snr_range"]
+
+
+class TimeSampler(Protocol):
+    """Draws ``n`` times in [eps, 1] and gives their density.
+
+    ``stratified`` says whether the draws of one call are spaced evenly rather than independent.
+    """
+
+    @property
+    def stratified(self) -> bool: ...
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]: ...
+
+
+def _unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
+    if not stratified:
+        return jax.random.uniform(key, (n,))
+    return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
+
+
+def log_snr_range(sde: SDE, eps: float) -> tuple[Times, Times]:
+    """lambda at t = 1 and at t = eps; their difference is the paper's constant Z."""
+    ends = sde.log_snr(jnp.asarray([1.0, eps]))
+    return ends[0], ends[1]
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """t uniform on [eps, 1]."""
+
+    eps: float
+    stratified: bool = False
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        u = _unit_draws(key, n, self.stratified)
+        t = self.eps + (1 - self.eps) * u
+        return t, jnp.full_like(t, 1 / (1 - self.eps))
+
+
+@dataclass(frozen=True)
+class UniformLogSNR:
+    """Log-SNR uniform between its values at t = 1 and t = eps: the paper's importance sampling."""
+
+    sde: SDE
+    eps: float
+    stratified: bool = False
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        low, high = log_snr_range(self.sde, self.eps)
+        u = _unit_draws(key, n, self.stratified)
+        t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
+        return t, self.sde.likelihood_weight(t) / (high - low)

@@ -1,0 +1,71 @@
+"""A small training in a process of its own, to be killed: ``resume_worker.py FOLDER [PAUSE]``.
+
+PAUSE seconds a step make it slow enough to be killed on the way.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoremle.checkpoint import Checkpoints, tree_hash
+from scoremle.metrics import FanOut, JsonLines, Lines
+from scoremle.train import Schedule, init_state, make_optimizer, make_step, run
+
+# Nothing divides anything: calls of 3 steps, a last one of 2.
+SCHEDULE = Schedule(
+    n_iters=80,
+    n_jitted_steps=3,
+    log_freq=10,
+    eval_freq=25,
+    snapshot_freq=20,
+    snapshot_freq_for_preemption=7,
+)
+
+
+def batch(step: int) -> np.ndarray:
+    return np.random.default_rng([1, step]).integers(0, 256, (4, 2, 2, 1), dtype=np.uint8)
+
+
+def init_params():
+    keys = jax.random.split(jax.random.key(3))
+    return {"in": jax.random.normal(keys[0], (4, 16)), "out": jax.random.normal(keys[1], (16, 4))}
+
+
+def loss(params, images, key):
+    x = images.reshape(len(images), -1) / 255.0
+    noise = jax.random.normal(key, x.shape)
+    out = jnp.tanh((x + noise) @ params["in"]) @ params["out"]
+    each = jnp.mean((out - noise) ** 2, axis=-1)
+    return each.mean(), {"loss_std": each.std()}
+
+
+def optimizer():
+    return make_optimizer(lr=1e-2, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+
+
+def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_eval=None):
+    def slow_batch(step: int) -> np.ndarray:
+        time.sleep(pause)
+        return batch(step)
+
+    return run(
+        init_state(init_params(), optimizer()),
+        make_step(loss, optimizer(), 0.9, seed=5),
+        slow_batch,
+        schedule,
+        snapshots=Checkpoints(folder / "checkpoints", keep=None),
+        preemption=Checkpoints(folder / "checkpoints-meta", keep=2),
+        writer=FanOut(JsonLines(folder / "metrics.jsonl"), Lines(schedule.n_iters)),
+        on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
+        on_snapshot=lambda state, step: None,
+        note={"config": "worker"},
+    )
+
+
+if __name__ == "__main__":
+    state, finished = train(Path(sys.argv[1]), *map(float, sys.argv[2:]))
+    print(f"finished={finished} hash={tree_hash(state)}")

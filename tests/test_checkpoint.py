@@ -1,0 +1,178 @@
+"""Checkpoints come back as they were, or say what is wrong."""
+
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scoremle.checkpoint import Checkpoints, tree_hash
+from scoremle.errors import UserError
+
+
+def make_tree(fill=1.0, width=64, dtype=jnp.float32):
+    params = {"conv": {"kernel": jnp.full((3, 3, 1, width), fill, dtype)}, "bias": jnp.arange(5)}
+    return {"params": params, "opt": optax.adam(1e-3).init(params), "step": jnp.array(7)}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two checkpoints, 1 and 2, filled with their numbers."""
+    store = Checkpoints(tmp_path / "store", keep=2)
+    for number in (1, 2):
+        store.save(number, make_tree(number), {"step": 10 * number})
+    return store
+
+
+def kernel(restored):
+    return float(restored.tree["params"]["conv"]["kernel"][0, 0, 0, 0])
+
+
+def test_round_trip(store):
+    template = jax.eval_shape(make_tree)
+    tree, meta, number = store.restore(template)
+    assert (number, meta) == (2, {"step": 20})
+    assert jax.tree.structure(tree) == jax.tree.structure(template)
+    assert tree_hash(tree) == tree_hash(make_tree(2))
+    assert kernel(store.restore(template, 1)) == 1
+    assert store.meta(1) == {"step": 10}
+
+
+def test_keeps_the_newest_and_sweeps(store):
+    (store.folder / "checkpoint_9.new.orbax-checkpoint-tmp").mkdir()
+    assert store.numbers() == [1, 2]
+    store.save(3, make_tree(3), {})
+    assert sorted(p.name for p in store.folder.iterdir()) == ["checkpoint_2", "checkpoint_3"]
+
+
+def test_keeps_all_and_replaces(tmp_path):
+    store = Checkpoints(tmp_path, keep=None)
+    assert store.latest() is None
+    for number, fill in [(1, 1), (10, 2), (2, 3), (10, 4)]:
+        store.save(number, make_tree(fill), {})
+    assert (store.numbers(), store.latest()) == ([1, 2, 10], 10)
+    assert kernel(store.restore(make_tree())) == 4
+
+
+def test_a_failed_save_leaves_what_was(store):
+    with pytest.raises(TypeError):
+        store.save(2, make_tree(5), {"not JSON": object()})
+    assert kernel(store.restore(make_tree())) == 2
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_byte(folder):
+    file = largest(folder / "state")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def alter_a_value(folder):
+    """What Orbax itself gives back without a word: sound files, another value."""
+    other = Checkpoints(folder.parent.parent / "other", keep=None)
+    other.save(1, make_tree(1.5), {})
+    shutil.rmtree(folder / "state")
+    shutil.copytree(other.path(1) / "state", folder / "state")
+
+
+def truncate(folder):
+    file = largest(folder / "state")
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def delete_metadata(folder):
+    (folder / "state" / "_METADATA").unlink()
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def edit_record(folder):
+    file = folder / "record" / "metadata"
+    record = json.loads(file.read_text())
+    record["meta"]["step"] = 21
+    file.write_text(json.dumps(record))
+
+
+def cut_record(folder):
+    file = folder / "record" / "metadata"
+    file.write_text(file.read_text()[:30])
+
+
+DAMAGES = [flip_a_byte, alter_a_value, truncate, delete_metadata, empty, edit_record, cut_record]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_newest(store, damage, caplog):
+    damage(store.path(2))
+    with caplog.at_level(logging.WARNING, "scoremle"):
+        restored = store.restore(make_tree())
+    assert (restored.number, kernel(restored)) == (1, 1)
+    (text,) = [r.getMessage() for r in caplog.records if r.name == "scoremle.checkpoint"]
+    assert f"{store.path(2)} is damaged" in text
+    with pytest.raises(UserError, match="checkpoint_2 is damaged"):
+        store.restore(make_tree(), 2)
+
+
+def test_every_byte_counts(store):
+    """Wherever in the arrays' files a byte is flipped, wrong values are not given back."""
+    rng = np.random.default_rng(0)
+    files = [p for p in (store.path(2) / "state" / "ocdbt.process_0").rglob("*") if p.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(flipped)
+        restored = store.restore(make_tree())
+        assert kernel(restored) == restored.number
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            make_tree(width=32),
+            r"has opt/0/mu/conv/kernel of shape \(3, 3, 1, 64\), .* \(3, 3, 1, 32\)",
+        ),
+        (make_tree(dtype=jnp.bfloat16), "has opt/0/mu/conv/kernel in float32, .* needs bfloat16"),
+        ({**make_tree(), "more": jnp.ones(2)}, "has no more, which"),
+        ({"params": make_tree()["params"]}, "has opt/0/count, which the network lacks"),
+    ],
+)
+def test_another_configuration(store, template, message):
+    with pytest.raises(UserError, match=f"checkpoint_2 {message}.*another configuration") as error:
+        store.restore(template)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_there(tmp_path, store):
+    with pytest.raises(UserError, match=f"no checkpoint in {tmp_path}/none"):
+        Checkpoints(tmp_path / "none", keep=None).restore(make_tree())
+    with pytest.raises(UserError, match=r"no checkpoint 5 in .*, only \[1, 2\]"):
+        store.restore(make_tree(), 5)
+    empty(store.path(1))
+    empty(store.path(2))
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        store.restore(make_tree())
+
+
+def test_hash_sees_names_shapes_and_types():
+    trees = [
+        {"a": np.zeros(4)},
+        {"b": np.zeros(4)},
+        {"a": np.zeros((2, 2))},
+        {"a": np.zeros(4, int)},
+    ]
+    assert len({tree_hash(tree) for tree in trees}) == len(trees)
+    assert tree_hash(trees[0]) == tree_hash({"a": np.zeros(4)})

@@ -1,0 +1,243 @@
+"""Data sets are read whole or not at all, and batches are a function of (seed, step)."""
+
+import gzip
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoremle import data
+from scoremle.data import idx
+from scoremle.data.digits import load_digits, stratified_split
+from scoremle.data.images import ImageSet, pad_to, padded_batches
+from scoremle.errors import UserError
+
+# The first epoch of ten images and two images of the second.
+GOLDEN_ORDERS = {
+    42: [4, 8, 1, 9, 3, 6, 0, 7, 2, 5, 1, 2],
+    43: [2, 1, 5, 7, 8, 9, 4, 0, 6, 3, 1, 5],
+}
+FASHION = Path(idx.FASHION_MNIST_FOLDER)
+
+
+def numbered(size: int, **fields) -> ImageSet:
+    """Images of 2x2 that hold their own number, so that an order can be read off a batch."""
+    images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 2, 1))
+    return ImageSet(name="numbered", train=images, test=images[:3], **fields)
+
+
+def load(name: str, **fields) -> ImageSet:
+    settings = {"image_size": 28, "num_channels": 1, "batch_size": 4, "seed": 0} | fields
+    return data.load(name, **settings)
+
+
+# The order of batches
+
+
+def test_the_order_of_a_seed_never_changes():
+    # A resumed run must see the images that an uninterrupted one would have seen.
+    for seed, order in GOLDEN_ORDERS.items():
+        assert numbered(10, batch_size=12, seed=seed).indices(0).tolist() == order
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 23])
+def test_every_epoch_is_a_permutation_across_batch_boundaries(batch_size):
+    images = numbered(10, batch_size=batch_size, seed=1)
+    steps = range(-(-50 // batch_size))
+    stream = np.concatenate([images.batch(step)[:, 0, 0, 0] for step in steps])[:50]
+    epochs = stream.reshape(5, 10)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (5, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    first, second = numbered(50, batch_size=8, seed=3), numbered(50, batch_size=8, seed=3)
+    for step in (7, 0, 100_000, 7):
+        np.testing.assert_array_equal(first.batch(step), second.batch(step))
+    assert (first.batch(0) != numbered(50, batch_size=8, seed=4).batch(0)).any()
+
+
+def test_batches_are_copies():
+    images = numbered(10, batch_size=4)
+    images.batch(0)[:] = 99
+    assert images.train.max() == 9
+
+
+def test_flips_mirror_about_half_and_are_deterministic():
+    ramp = np.arange(3, dtype=np.uint8)[:, None]
+    plain = np.broadcast_to(ramp, (1000, 2, 3, 1))
+    images = ImageSet("ramp", plain, plain, batch_size=1000, seed=5, random_flip=True)
+    batch = images.batch(2)
+    flipped = batch[:, 0, 0, 0] == 2
+    assert 400 < flipped.sum() < 600
+    np.testing.assert_array_equal(batch[flipped], plain[flipped][:, :, ::-1])
+    np.testing.assert_array_equal(batch[~flipped], plain[~flipped])
+    np.testing.assert_array_equal(batch, images.batch(2))
+    assert (batch != images.batch(3)).any()
+
+
+@pytest.mark.parametrize(("count", "batch_size", "start"), [(10, 4, 0), (8, 4, 0), (10, 4, 6)])
+def test_padded_batches_give_each_image_once_in_order(count, batch_size, start):
+    images = numbered(count).train
+    batches = list(padded_batches(images, batch_size, start=start))
+    assert all(len(batch) == len(mask) == batch_size for batch, mask in batches)
+    seen = np.concatenate([batch[mask][:, 0, 0, 0] for batch, mask in batches])
+    np.testing.assert_array_equal(seen, np.arange(start, count))
+    np.testing.assert_array_equal(batches[-1][0][~batches[-1][1]][:, 0, 0, 0] + 1, count)
+
+
+def test_nothing_is_left_after_the_last_image():
+    assert list(padded_batches(numbered(8).train, 4, start=8)) == []
+
+
+def test_padding_is_centred_and_never_crops():
+    images = np.ones((2, 3, 3, 1), np.uint8)
+    padded = pad_to(images, 6)
+    np.testing.assert_array_equal(padded[0, :, :, 0].any(axis=0), [0, 1, 1, 1, 0, 0])
+    assert padded.sum() == images.sum()
+    assert padded.dtype == np.uint8
+    with pytest.raises(UserError, match="image_size is 2, but the images are 3x3"):
+        pad_to(images, 2)
+
+
+# Digits
+
+
+def test_digits_are_split_for_good():
+    digits = load("digits", image_size=8)
+    assert digits.shape == (8, 8, 1)
+    assert (len(digits.train), len(digits.test), digits.levels) == (1437, 360, 17)
+    assert digits.train.dtype == np.uint8
+    assert (digits.train.min(), digits.train.max()) == (0, 16)
+    assert digits.test.sum(dtype=int) == 112_811
+
+
+def test_digits_are_stratified():
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    labels = sklearn_digits().target
+    train, test = stratified_split(labels)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(1797))
+    fifths = np.bincount(labels) / 5
+    assert np.abs(np.bincount(labels[test]) - fifths).max() <= 1
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
+        load_digits("")
+
+
+def test_digits_have_no_path():
+    with pytest.raises(UserError, match="leave it empty"):
+        load_digits("/somewhere")
+
+
+# idx files
+
+
+def idx_bytes(count: int, side: int = 28, magic: int = 0x803, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, count * side * side, np.uint8)
+    return struct.pack(">4I", magic, count, side, side) + pixels.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(9))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(5, seed=1)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "Fashion_MNIST"])
+def test_idx_files_plain_or_gzipped(folder, name):
+    images = load(name, path=str(folder))
+    assert (images.train.shape, images.test.shape) == ((9, 28, 28, 1), (5, 28, 28, 1))
+    assert (images.levels, images.name) == (256, name.lower())
+    assert images.test.tobytes() == idx_bytes(5, seed=1)[16:]
+
+
+def test_idx_images_can_be_padded_to_32(folder):
+    images = load("mnist", path=str(folder), image_size=32)
+    assert images.shape == (32, 32, 1)
+    np.testing.assert_array_equal(
+        images.train[:, 2:-2, 2:-2], load("mnist", path=str(folder)).train
+    )
+
+
+DAMAGED = {
+    "truncated: its header promises 9 images of 28x28": idx_bytes(9)[:-1],
+    "truncated within its header": idx_bytes(9)[:10],
+    "inconsistent: its header promises 9 images": idx_bytes(9) + b"\0",
+    "inconsistent: its header promises 0 images": idx_bytes(0),
+    r"magic number is 0x00000801, not 0x00000803": idx_bytes(9, magic=0x801),
+    "training images are 14x14, test images 28x28": idx_bytes(9, side=14),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_damaged_idx_file(folder, message):
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(DAMAGED[message])
+    with pytest.raises(UserError, match=message) as error:
+        load("mnist", path=str(folder))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(idx_bytes(5))[:-20], "truncated or damaged gzip"),
+        (gzip.compress(idx_bytes(5))[:50] + b"\xff" * 200, "damaged"),
+        (idx_bytes(5), "not a gzip file"),
+    ],
+)
+def test_damaged_gzip(folder, content, message):
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load("mnist", path=str(folder))
+
+
+def test_missing_file_says_where_it_looked(folder):
+    (folder / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(UserError) as error:
+        load("mnist", path=str(folder))
+    assert "train-images-idx3-ubyte.gz" in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_missing_folder_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no data folder .*absent.*dataset-fashion-mnist"):
+        load("fashion_mnist", path=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"no default folder; set --config\.data\.path"):
+        load("mnist")
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_real_fashion_mnist():
+    images = load("fashion_mnist")
+    assert (len(images.train), len(images.test)) == (60_000, 10_000)
+    assert images.shape == (28, 28, 1)
+    # The published mean of the training pixels is 0.2860 of 255.
+    assert images.train.mean() / 255 == pytest.approx(0.2860, abs=5e-5)
+
+
+# The registry
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("digitz", {}, "unknown data set 'digitz'; did you mean digits.*fashion_mnist"),
+        ("CIFAR10", {}, "CIFAR10 is not available in this version; there are: digits, mnist"),
+        ("ImageNet", {}, "ImageNet is not available in this version"),
+        ("digits", {"num_channels": 3, "image_size": 8}, "num_channels is 3, but digits has 1"),
+        ("digits", {"image_size": 4}, "image_size is 4, but the images are 8x8"),
+        ("digits", {"batch_size": 0}, "batch_size must be at least 1"),
+        ("digits", {"seed": -1}, "seed must not be negative"),
+    ],
+)
+def test_what_cannot_be_loaded(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        load(name, **fields)

@@ -1,0 +1,87 @@
+"""Divergences: exact ones are traces, Hutchinson's are unbiased with the known variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.divergence import Exact, FixedProbe, Hutchinson, mean_and_stderr
+
+rng = np.random.default_rng(0)
+A = rng.normal(size=(4, 4)).astype(np.float32)
+X = rng.normal(size=(3, 4)).astype(np.float32)
+
+
+def field(x):
+    """tanh(x A) + x^2, with an easy Jacobian; works on any data shape of 4 numbers."""
+    flat = x.reshape(len(x), -1)
+    return (jnp.tanh(flat @ A) + flat**2).reshape(x.shape)
+
+
+def jacobians(x):
+    flat = x.reshape(len(x), -1)
+    d = 1 - np.tanh(flat @ A) ** 2
+    return d[:, :, None] * A.T + 2 * np.eye(4) * flat[:, None, :]
+
+
+def divergence(estimator, x, key=None):
+    x = jnp.asarray(x)
+    probes = estimator.draw(jax.random.key(0) if key is None else key, x)
+    value, estimates = estimator(field, x, probes)
+    np.testing.assert_allclose(value, field(x), rtol=1e-6)
+    assert estimates.shape[1:] == (len(x),)
+    return estimates, estimator.stderr(estimates)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
+def test_exact_is_the_trace(shape):
+    x = X.reshape(shape)
+    estimates, stderr = divergence(Exact(), x)
+    trace = np.trace(jacobians(x), axis1=1, axis2=2)
+    np.testing.assert_allclose(estimates.mean(0), trace, rtol=1e-5)
+    np.testing.assert_array_equal(stderr, 0)
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
+def test_hutchinson_is_unbiased_with_the_known_variance(distribution, shape):
+    x, n = X.reshape(shape), 4000
+    estimates, stderr = divergence(Hutchinson(n, distribution=distribution), x)
+    estimates = np.asarray(estimates, np.float64)
+    assert estimates.shape == (n, 3)
+    J = jacobians(x)
+    S = (J + J.transpose(0, 2, 1)) / 2
+    if distribution == "rademacher":  # the diagonal costs nothing
+        S = S * (1 - np.eye(4))
+    variance = 2 * (S**2).sum((1, 2))
+    error = estimates.mean(0) - np.trace(J, axis1=1, axis2=2)
+    assert (np.abs(error) < 4 * np.sqrt(variance / n)).all()
+    np.testing.assert_allclose(estimates.var(0), variance, rtol=0.25)
+    np.testing.assert_allclose(stderr, estimates.std(0, ddof=1) / np.sqrt(n), rtol=1e-3)
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_probes_are_the_stated_distribution_and_differ_between_examples(distribution):
+    draw = Hutchinson(50, distribution=distribution).draw(jax.random.key(1), jnp.zeros((4, 3)))
+    assert draw.shape == (50, 4, 3)
+    if distribution == "rademacher":
+        np.testing.assert_array_equal(np.abs(draw), 1)
+    else:
+        assert np.std(draw) == pytest.approx(1, abs=0.15)
+    assert np.abs(np.asarray(draw).mean()) < 0.2
+    flat = np.asarray(draw).transpose(1, 0, 2).reshape(4, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.4
+
+
+def test_fixed_probe_is_a_quadratic_form():
+    v = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    estimates, _ = divergence(FixedProbe(jnp.asarray(v)), X)
+    expected = np.einsum("kbi,bij,kbj->kb", v, jacobians(X), v)
+    np.testing.assert_allclose(estimates, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_probe_cannot_tell_its_error():
+    assert np.isnan(divergence(Hutchinson(1), X)[1]).all()
+    mean, stderr = mean_and_stderr(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]))
+    np.testing.assert_allclose(mean, [2, 2])
+    np.testing.assert_allclose(stderr, [1, 0])

@@ -1,0 +1,82 @@
+"""Integers and reals, and the constants that the change of scale puts into bits per dimension."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.pixels import Pixels, bits_per_dim
+
+SCALES = [Pixels(), Pixels(256, 0.0, 1.0), Pixels(17), Pixels(2, -0.5, 0.5), Pixels(17, 0.0, 16.0)]
+every_scale = pytest.mark.parametrize("pixels", SCALES, ids=str)
+
+
+@every_scale
+@pytest.mark.parametrize("u", [0.001, 0.25, 0.5, 0.999])
+def test_round_trip(pixels, u):
+    x = jnp.arange(pixels.levels).reshape(1, -1, 1, 1)
+    y = pixels.encode(x, jnp.full(x.shape, u))
+    assert y.min() > pixels.low and y.max() < pixels.high
+    expected = pixels.low + (pixels.high - pixels.low) * (np.asarray(x) + u) / pixels.levels
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    back = pixels.decode(y)
+    assert jnp.issubdtype(back.dtype, jnp.integer)
+    np.testing.assert_array_equal(back, x)
+
+
+@every_scale
+def test_lower_edges_belong_to_their_bin(pixels):
+    """u = 0 is a legal noise: rounding must not put the edge into the bin below."""
+    x = jnp.arange(pixels.levels).reshape(1, -1, 1, 1)
+    np.testing.assert_array_equal(pixels.decode(pixels.encode(x, jnp.zeros(x.shape))), x)
+
+
+@every_scale
+def test_decode_clips(pixels):
+    ends = jnp.asarray([pixels.low - 3, pixels.low, pixels.high, pixels.high + 3])
+    ends = ends.reshape(1, 2, 2, 1)
+    top = pixels.levels - 1
+    np.testing.assert_array_equal(pixels.decode(ends).ravel(), [0, 0, top, top])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_encode_takes_any_integers(dtype):
+    x = np.array([0, 127, 128, 255], dtype).reshape(1, 2, 2, 1)
+    y = Pixels().encode(jnp.asarray(x), jnp.full(x.shape, 0.5))
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y.ravel(), (x.ravel() + 0.5) / 128 - 1, atol=1e-6)
+
+
+@every_scale
+def test_log_det_is_the_derivative(pixels):
+    zero = jnp.zeros((1, 1, 1, 1), jnp.int32)
+    step = pixels.encode(zero, jnp.ones(zero.shape)) - pixels.encode(zero, jnp.zeros(zero.shape))
+    assert pixels.log_det_per_dim == pytest.approx(np.log(step.item()), abs=1e-5)
+
+
+@every_scale
+def test_uniform_density_costs_log2_of_the_levels(pixels):
+    dims = 12
+    log_prob = jnp.full(3, -dims * np.log(pixels.high - pixels.low))
+    np.testing.assert_allclose(
+        bits_per_dim(log_prob, pixels, dims), np.log2(pixels.levels), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("pixels", "constant"),
+    [(Pixels(), 7), (Pixels(256, 0.0, 1.0), 8), (Pixels(17), np.log2(17 / 2))],
+    ids=str,
+)
+def test_constants(pixels, constant):
+    bpd = bits_per_dim(jnp.asarray([0.0, -30 * np.log(2)]), pixels, 10)
+    np.testing.assert_allclose(bpd, [constant, constant + 3], rtol=1e-6)
+
+
+def test_golden_scaling(golden):
+    arrays = golden("likelihood")
+    y = Pixels().encode(jnp.asarray(arrays["image_uint8"], jnp.int32), jnp.asarray(arrays["u"]))
+    np.testing.assert_allclose(y, arrays["data"], atol=2e-6)
+    log_prob = arrays["vp/f64_tol1e-10_dop853/delta_logp"]
+    log_prob = log_prob + arrays["vp/f64_tol1e-10_dop853/prior_logp"]
+    bpd = bits_per_dim(jnp.asarray(log_prob), Pixels(), 768)
+    np.testing.assert_allclose(bpd, arrays["vp/f64_tol1e-10_dop853/bpd"], rtol=1e-6)
