@@ -53,9 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
 
     config.eval = ml_collections.ConfigDict()
-    config.eval.begin_ckpt = placeholder(int)  # first checkpoint; from training.n_iters: the last
-    config.eval.end_ckpt = placeholder(int)  # last checkpoint; from training.n_iters: the last
-    config.eval.ckpt_id = placeholder(int)  # checkpoint that train_deq starts from; as above
+    config.eval.begin_ckpt = placeholder(int)  # first checkpoint; unset: end_ckpt alone
+    config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
+    config.eval.ckpt_id = placeholder(int)  # checkpoint of mode train_deq; unset: the newest
     config.eval.batch_size = 1024  # images per evaluation batch
     config.eval.enable_sampling = False  # draw samples
     config.eval.num_samples = 50_000  # how many samples
@@ -135,13 +135,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 def resolve(config: ml_collections.ConfigDict) -> None:
     """Fill, in place, the fields that are still unset from those they depend on."""
-    sde = config.training.sde
-    last = config.training.n_iters // max(config.training.snapshot_freq, 1)
+    sde = config.training.sde.lower()
     _fill(config.training, "smallest_time", TRAINING_SMALLEST_TIME.get(sde, 1e-5))
     _fill(config.sampling, "smallest_time", SAMPLING_SMALLEST_TIME.get(sde, 1e-3))
-    for field in ("begin_ckpt", "end_ckpt", "ckpt_id"):
-        _fill(config.eval, field, last)
-    config.eval.dataset = config.eval.dataset or config.eval.bpd_dataset
+    config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
 
 

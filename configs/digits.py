@@ -11,13 +11,17 @@ def get_config():
     training.likelihood_weighting = True
     training.importance_weighting = True
     training.stratified = True
-    training.n_iters = 3000
-    training.snapshot_freq = 1000
-    training.snapshot_freq_for_preemption = 500
+    training.batch_size = 64
+    training.n_iters = 2400
+    training.snapshot_freq = 800
+    training.snapshot_freq_for_preemption = 400
 
     evaluation.batch_size = 360
     evaluation.num_samples = 100
     evaluation.num_repeats = 1
+    evaluation.nodes = 48
+    evaluation.probes = 2  # with two, their error is measured
+    evaluation.bound_draws = 64
 
     data.dataset = "digits"
     data.image_size = 8
@@ -29,9 +33,9 @@ def get_config():
     model.ch_mult = (1, 2)
     model.num_res_blocks = 1
     model.attn_resolutions = (4,)
-    model.ema_rate = 0.99
+    model.ema_rate = 0.995
     model.dropout = 0.0
 
-    optim.lr = 1e-3
-    optim.warmup = 200
+    optim.lr = 2e-3
+    optim.warmup = 100
     return config

@@ -12,13 +12,15 @@ def get_config():
     training.importance_weighting = True
     training.stratified = True
     training.batch_size = 64
-    training.n_iters = 6000
-    training.snapshot_freq = 1500
+    training.n_iters = 4000
+    training.snapshot_freq = 1000
     training.snapshot_freq_for_preemption = 500
 
     evaluation.batch_size = 250
     evaluation.num_samples = 100
     evaluation.num_repeats = 1
+    evaluation.nodes = 24
+    evaluation.bound_draws = 16
 
     data.dataset = "fashion_mnist"
     data.image_size = 28

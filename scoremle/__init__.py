@@ -1,4 +1,4 @@
-"""Likelihoods of score-based diffusion models: training by maximum likelihood, exact bits/dim, bounds.
+"""Likelihoods of score-based diffusion models: trained by them, exact, and bounded.
 
 Names are imported when they are first used, so that the command line can speak before JAX loads.
 """
@@ -27,7 +27,7 @@ _HOME = {
     "ode_sample": "sample",
     "DDPMpp": "nn",
     "UserError": "errors",
-    "load": "modes",
+    "load": "trained",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from scoremle.errors import UserError
     from scoremle.likelihood import ode_log_likelihood
     from scoremle.loss import denoising_loss
-    from scoremle.modes import load
     from scoremle.nn import DDPMpp
     from scoremle.ode import Adaptive, Multistep
     from scoremle.pixels import Pixels, bits_per_dim
     from scoremle.sample import ode_sample
     from scoremle.sde import VE, VP, LinearVE, SubVP
     from scoremle.times import UniformLogSNR, UniformTime
+    from scoremle.trained import load
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,8 @@ __all__ = [
     "Images",
     "IntImages",
     "NoiseFn",
-    "PerExample",
     "PRNGKey",
+    "PerExample",
     "ScoreFn",
     "Times",
 ]

@@ -4,12 +4,12 @@
 
     prior           KL( p(x_1 | x) || prior ), closed form
     diffusion       1/2 int_{lambda_1}^{lambda_eps} E ||eps(x_t, t) - z||^2 d lambda
-    reconstruction  E[ -log q(x | x_eps) ],   q = N( (x_eps - sigma eps(x_eps)) / alpha, sigma^2/alpha^2 I )
+    reconstruction  E[ -log q(x | x_eps) ],   q = N((x_eps - sigma eps) / alpha, (sigma/alpha)^2 I)
 
 This is theorem 3 of Song, Durkan et al. (arXiv 2101.09258) with its step from t = eps to the data,
 put in the three terms of Kingma et al. (arXiv 2107.00630): -E log prior(x_1) and the deterministic
-integral D (log sigma_eps - log sigma_1) pair off with entropies, so that only two expectations need
-samples. By Stein's identity E[eps . z] = sigma E[div eps], the sliced form has the integrand
+integral D (log sigma_eps - log sigma_1) pair off with entropies, so that only two expectations
+need samples. By Stein's identity E[eps . z] = sigma E[div eps], the sliced form has the integrand
 1/2 E[||eps||^2 - 2 sigma div eps + D] in place of the denoising residual.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.divergence import Hutchinson
@@ -30,6 +30,8 @@ from scoremle.times import TimeSampler
 __all__ = ["MATCHINGS", "Bound", "likelihood_bound"]
 
 LOG_2PI = math.log(2 * math.pi)
+# Fewest draws for the reconstruction term, whose own standard error they must give.
+MIN_LAST_DRAWS = 4
 
 
 @jax.tree_util.register_dataclass
@@ -37,8 +39,8 @@ LOG_2PI = math.log(2 * math.pi)
 class Bound:
     """A lower bound on each example's log-likelihood, in nats, and the terms it is made of.
 
-    ``log_prob = -(prior + diffusion + reconstruction)``; ``stderr`` is its Monte-Carlo standard error,
-    NaN where there were too few draws to tell.
+    ``log_prob = -(prior + diffusion + reconstruction)``. ``stderr`` is its Monte-Carlo standard
+    error, NaN where there were too few draws to tell. ``evaluations`` counts network evaluations.
     """
 
     log_prob: PerExample
@@ -46,6 +48,7 @@ class Bound:
     diffusion: PerExample
     reconstruction: PerExample
     stderr: PerExample
+    evaluations: Int[Array, " b"]
 
 
 def prior_divergence(sde: SDE, x: Data) -> PerExample:
@@ -59,7 +62,7 @@ def prior_divergence(sde: SDE, x: Data) -> PerExample:
 def sliced_residual(
     noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data, key: PRNGKey
 ) -> PerExample:
-    """1/2 (||eps||^2 - 2 sigma v.Jv + D) at x_t: the same expectation as the denoising residual."""
+    """1/2 (||eps||^2 - 2 sigma v.Jv + D) at x_t: in expectation the denoising residual."""
     estimator = Hutchinson()
     x_t = sde.perturb(x, t, z)
     value, div = estimator(lambda y: noise(y, t), x_t, estimator.draw(key, x_t))
@@ -75,15 +78,16 @@ MATCHINGS = {
 def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExample:
     """Variance of the mean of ``k`` draws in order of time; NaN where there are too few to tell.
 
-    Stratification integrates a trend in time exactly, and second differences don't see it.
+    Stratified draws are compared within pairs of neighbours, which a trend in time leaves alike.
     """
     k = samples.shape[0]
-    if k < (3 if stratified else 2):
+    if k < 2:
         return jnp.full(samples.shape[1], jnp.nan, samples.dtype)
     if not stratified:
         return jnp.var(samples, axis=0, ddof=1) / k
-    second = samples[:-2] - 2 * samples[1:-1] + samples[2:]
-    return jnp.mean(jnp.square(second), axis=0) / (6 * k)
+    pairs = k // 2
+    gaps = samples[0 : 2 * pairs : 2] - samples[1 : 2 * pairs : 2]
+    return jnp.mean(jnp.square(gaps), axis=0) / (2 * k)
 
 
 def likelihood_bound(
@@ -101,9 +105,10 @@ def likelihood_bound(
     """A lower bound on log p(x) in nats, by ``draws`` network evaluations for the diffusion term.
 
     The times of one example are drawn together, so that a stratified sampler stratifies within the
-    example. The reconstruction term takes an eighth as many more (at least four). Without ``offset``
-    the bound is on log p_eps, as the published one without its correction: the entropy of the kernel
-    at t = eps stands for the reconstruction. ``matching`` is "denoising" or "sliced".
+    example. The reconstruction term takes an eighth as many more (at least four). Without
+    ``offset`` the bound is on log p_eps, as the published one without its correction: the entropy
+    of the kernel at t = eps stands for the reconstruction. ``matching`` is "denoising" or
+    "sliced".
     """
     residual = MATCHINGS[matching]
     batch, dims = x.shape[0], x[0].size
@@ -123,10 +128,10 @@ def likelihood_bound(
     diffusion, variance = jnp.mean(samples, axis=0), variance_of_mean(samples, times.stratified)
 
     ends = jnp.full(batch, eps, x.dtype)
-    log_ratio = -sde.log_snr(ends) / 2
+    more = max(MIN_LAST_DRAWS, draws // 8) if offset else 0
     if offset:
-        last = _residual_at_data(noise, sde, x, ends, key_reconstruction, max(4, draws // 8))
-        reconstruction = jnp.mean(last, axis=0) + dims * (LOG_2PI / 2 + log_ratio)
+        last = _residual_at_data(noise, sde, x, ends, key_reconstruction, more)
+        reconstruction = jnp.mean(last, axis=0) + dims * (LOG_2PI - sde.log_snr(ends)) / 2
         variance = variance + variance_of_mean(last, stratified=False)
     else:
         reconstruction = dims * ((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(ends)))
@@ -137,6 +142,7 @@ def likelihood_bound(
         diffusion=diffusion,
         reconstruction=reconstruction,
         stderr=jnp.sqrt(variance),
+        evaluations=jnp.full(batch, draws + more),
     )
 
 

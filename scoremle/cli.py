@@ -9,11 +9,15 @@ heavy is imported after the flags are read: ``--help`` and messages about flags 
 import difflib
 import importlib
 import importlib.util
+import logging
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -67,15 +71,32 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse(arguments)
         from scoremle import modes
 
-        return modes.run(
-            settings.mode, settings.config, settings.workdir, settings.eval_folder
-        )
-    except UserError as error:
-        print(f"scoremle: error: {error}", file=sys.stderr)
+        with _warnings():
+            modes.run(settings.mode, settings.config, settings.workdir, settings.eval_folder)
+        return 0
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except (UserError, OSError) as error:  # an OSError: no permission, no space, no folder
+        print(f"scoremle: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("scoremle: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Warnings of this package on stderr as lines like those of errors."""
+    logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("scoremle: warning: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def parse(argv: list[str]) -> Settings:
@@ -86,7 +107,7 @@ def parse(argv: list[str]) -> Settings:
     default, module = _load_configs(path)
     config = _get_config(module, path)
     _check_names(rest, config, default.get_config(), path)
-    values = _parse_flags(rest, config)
+    values = _parse_flags(_last_tuples(rest, config), config)
     _check_tuples(config, default.get_config())
     for name in ("workdir", "mode"):
         if not values[name].value:
@@ -224,6 +245,21 @@ def _check_tuples(config: ConfigDict, default: ConfigDict) -> None:
 
 
 # Flags -------------------------------------------------------------------------------------------
+
+
+def _last_tuples(argv: list[str], config: ConfigDict) -> list[str]:
+    """The arguments, of those that set one tuple only the last: absl would join their values."""
+    fields = _fields(config)
+    kept: dict[str | int, list[str]] = {}
+    arguments = enumerate(argv)
+    for place, argument in arguments:
+        match = OVERRIDE.match(argument)
+        name = match[1] if match and fields[match[1]][0] is tuple else place
+        kept.pop(name, None)
+        kept[name] = [argument]
+        if name != place and "=" not in argument:
+            kept[name] += [value for _, value in islice(arguments, 1)]
+    return [argument for group in kept.values() for argument in group]
 
 
 def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:

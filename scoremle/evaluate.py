@@ -1,15 +1,16 @@
 """A metric over a whole data set, in order, resumable, with standard errors.
 
-A metric is a jitted function of a batch of integer images and a key that gives values per image. The
-values of a batch are a function of the batch's place and the pass alone, so that a run which was
-killed goes on from the batches that it finished, without redoing or skipping an image: each batch is
-one small file, written atomically, in a folder named after a fingerprint of all that matters.
+A metric is a function of parameters, a batch of integer images and a key, which gives values per
+image. The values of a batch depend on its place and on the pass alone, so that a run which was
+killed goes on from the batches that it finished, without redoing or skipping an image: each batch
+is one small file, written atomically, in a folder named after a fingerprint of all that matters.
 """
 
 import hashlib
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,19 +19,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float, UInt8
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
 from scoremle.data import padded_batches
-from scoremle.files import write_atomically
+from scoremle.files import write_npz
 from scoremle.likelihood import Likelihood
 from scoremle.pixels import Pixels, bits_per_dim
 
-__all__ = ["Metric", "Values", "bound_bpd", "evaluate", "exact_bpd", "fingerprint", "parts", "summary"]
+__all__ = [
+    "Metric",
+    "Values",
+    "bound_bpd",
+    "evaluate",
+    "exact_bpd",
+    "fingerprint",
+    "parts",
+    "summary",
+]
 
-Metric = Callable[[IntImages, PRNGKey], dict[str, PerExample]]
+Params = Any
+Metric = Callable[[Params, IntImages, PRNGKey], dict[str, PerExample]]
 Values = dict[str, Float[np.ndarray, "repeats n"]]
 Encode = Callable[[IntImages, PRNGKey], tuple[Images, PerExample]]
 
@@ -39,14 +50,14 @@ LINE_EVERY = 20.0
 
 
 def exact_bpd(
-    encode: Encode, log_likelihood: Callable[[Images, PRNGKey], Likelihood], pixels: Pixels
+    encode: Encode, log_likelihood: Callable[[Params, Images, PRNGKey], Likelihood], pixels: Pixels
 ) -> Metric:
     """Bits/dim of dequantized images under the probability-flow ODE; errors in bits/dim too."""
 
-    def metric(x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
+    def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
         key_u, key_probe = jax.random.split(key)
         y, log_q = encode(x, key_u)
-        found = log_likelihood(y, key_probe)
+        found = log_likelihood(params, y, key_probe)
         dims = x[0].size
         bits = dims * jnp.log(2.0)
         return {
@@ -59,17 +70,19 @@ def exact_bpd(
     return metric
 
 
-def bound_bpd(encode: Encode, bound: Callable[[Images, PRNGKey], Bound], pixels: Pixels) -> Metric:
+def bound_bpd(
+    encode: Encode, bound: Callable[[Params, Images, PRNGKey], Bound], pixels: Pixels
+) -> Metric:
     """Bits/dim by the variational bound, its terms and its Monte-Carlo error, all in bits/dim.
 
     ``diffusion``, ``prior`` and ``reconstruction`` add up, with the constant of the scaling, to
     ``bpd``.
     """
 
-    def metric(x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
+    def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
         key_u, key_bound = jax.random.split(key)
         y, log_q = encode(x, key_u)
-        found = bound(y, key_bound)
+        found = bound(params, y, key_bound)
         dims = x[0].size
         bits = dims * jnp.log(2.0)
         return {
@@ -78,6 +91,7 @@ def bound_bpd(encode: Encode, bound: Callable[[Images, PRNGKey], Bound], pixels:
             "prior": found.prior / bits,
             "diffusion": found.diffusion / bits,
             "reconstruction": found.reconstruction / bits,
+            "nfe": found.evaluations.astype(jnp.float32),
         }
 
     return metric
@@ -90,7 +104,8 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 def evaluate(
     metric: Metric,
-    images: IntImages,
+    params: Params,
+    images: UInt8[np.ndarray, "n h w c"],
     *,
     batch_size: int,
     repeats: int,
@@ -103,48 +118,52 @@ def evaluate(
     Finished batches lie in ``parts``. The last batch is padded, not dropped or recompiled.
     """
     batch_size = min(batch_size, len(images))
-    jitted = jax.jit(metric)
+    measure = jax.jit(metric)
     passes = [(r, start) for r in range(repeats) for start in range(0, len(images), batch_size)]
+    finished = []
     with _progress(label, len(passes)) as tell:
-        for done, (repeat, start) in enumerate(passes, 1):
+        for repeat, start in passes:
             part = parts / f"pass{repeat}_image{start}.npz"
-            if not part.exists():
-                _evaluate_part(jitted, images, start, batch_size, repeat, seed, part)
-            with np.load(part, allow_pickle=False) as saved:
-                tell(done, saved)
-    return _gather(parts, passes, repeats)
+            values = _saved(part)
+            fresh = values is None
+            if values is None:
+                batch, mask = next(padded_batches(images, batch_size, start=start))
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), repeat), start)
+                values = _timed(measure, params, batch, mask, key)
+                write_npz(part, values)
+            finished.append(values)
+            tell(values, fresh)
+    return _gather(finished, repeats)
 
 
-def _evaluate_part(
-    metric: Metric,
-    images: IntImages,
-    start: int,
-    batch_size: int,
-    repeat: int,
-    seed: int,
-    part: Path,
-) -> None:
-    batch, mask = next(padded_batches(images, batch_size, start=start))
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), repeat), start)
+def _saved(part: Path) -> dict[str, np.ndarray] | None:
+    """The values of a finished batch; None if there are none, or none that can be read."""
+    try:
+        # Opened here, since numpy leaves open what it cannot read.
+        with part.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _timed(
+    measure: Metric, params: Params, batch: np.ndarray, mask: np.ndarray, key: PRNGKey
+) -> dict[str, np.ndarray]:
+    """The values of the images that are no padding, and the seconds an image."""
     began = time.monotonic()
-    values = jax.device_get(metric(jnp.asarray(batch), key))
-    seconds = time.monotonic() - began
-    with write_atomically(part) as path, path.open("wb") as file:
-        np.savez(file, seconds=seconds, **{name: value[mask] for name, value in values.items()})
+    values = jax.device_get(measure(params, jnp.asarray(batch), key))
+    seconds = (time.monotonic() - began) / len(batch)
+    return {"seconds": np.asarray(seconds)} | {name: v[mask] for name, v in values.items()}
 
 
-def _gather(parts: Path, passes: list[tuple[int, int]], repeats: int) -> tuple[Values, float]:
-    columns: dict[str, list[np.ndarray]] = {}
-    pace = []
-    for repeat, start in passes:
-        with np.load(parts / f"pass{repeat}_image{start}.npz", allow_pickle=False) as saved:
-            for name in saved.files:
-                if name != "seconds":
-                    columns.setdefault(name, []).append(saved[name].astype(np.float64))
-            pace.append(float(saved["seconds"]) / len(next(iter(columns.values()))[-1]))
-    values = {name: np.concatenate(c).reshape(repeats, -1) for name, c in columns.items()}
+def _gather(finished: list[dict[str, np.ndarray]], repeats: int) -> tuple[Values, float]:
+    names = [name for name in finished[0] if name != "seconds"]
+    values = {
+        name: np.concatenate([part[name] for part in finished], dtype=np.float64) for name in names
+    }
     # The first batch compiles: the median is what an image costs.
-    return values, float(np.median(pace))
+    pace = float(np.median([part["seconds"] for part in finished]))
+    return {name: column.reshape(repeats, -1) for name, column in values.items()}, pace
 
 
 def summary(values: Values, name: str) -> dict[str, float | int | None]:
@@ -155,15 +174,17 @@ def summary(values: Values, name: str) -> dict[str, float | int | None]:
     """
     v = values[name]
     repeats, n = v.shape
-    noise = float(np.sqrt(np.var(v, axis=0, ddof=1).mean() / (repeats * n))) if repeats > 1 else None
-    stderr = float(v.mean(axis=0).std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return {
         "mean": float(v.mean()),
-        "stderr": stderr,
-        "noise_stderr": noise,
+        "stderr": _error(v.mean(axis=0).var(ddof=1), n) if n > 1 else None,
+        "noise_stderr": _error(v.var(axis=0, ddof=1).mean(), v.size) if repeats > 1 else None,
         "images": n,
         "passes": repeats,
     }
+
+
+def _error(variance: np.floating, count: int) -> float:
+    return float(np.sqrt(variance / count))
 
 
 def parts(values: Values) -> dict[str, float | None]:
@@ -185,31 +206,42 @@ def parts(values: Values) -> dict[str, float | None]:
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int, Any], None]]:
-    """A live bar with the running mean on a terminal, a line now and then elsewhere."""
-    began = last = time.monotonic()
+def _progress(label: str, total: int) -> Iterator[Callable[[dict[str, np.ndarray], bool], None]]:
+    """A live bar with the running mean on a terminal, a line now and then elsewhere.
+
+    It is told the values of each batch, and whether they were measured now or read.
+    """
     seen: list[np.ndarray] = []
 
-    def mean(saved: Any) -> str:
-        name = "bpd" if "bpd" in saved.files else "loss"
-        seen.append(saved[name])
+    def describe(values: dict[str, np.ndarray]) -> str:
+        name = "bpd" if "bpd" in values else "loss"
+        seen.append(values[name])
         everything = np.concatenate(seen)
         stderr = everything.std() / np.sqrt(len(everything))
         return f"{name} {everything.mean():.4f} +- {stderr:.4f}"
 
-    if sys.stdout.isatty():
-        columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, TimeRemainingColumn()) as bar:
-            task = bar.add_task("starting", total=total)
-            yield lambda done, saved: bar.update(task, completed=done, description=mean(saved))
+    if not sys.stdout.isatty():
+        yield _line(label, total, describe)
         return
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda values, fresh: bar.update(task, advance=1, description=describe(values))
 
-    def line(done: int, saved: Any) -> None:
-        nonlocal last
-        text, now = mean(saved), time.monotonic()
+
+def _line(
+    label: str, total: int, describe: Callable[[dict[str, np.ndarray]], str]
+) -> Callable[[dict[str, np.ndarray], bool], None]:
+    began = last = time.monotonic()
+    done = measured = 0
+
+    def line(values: dict[str, np.ndarray], fresh: bool) -> None:
+        nonlocal last, done, measured
+        done, measured = done + 1, measured + fresh
+        text, now = describe(values), time.monotonic()
         if now - last > LINE_EVERY or done == total:
             last = now
-            left = (now - began) * (total - done) / done
+            left = (now - began) * (total - done) / max(measured, 1)
             print(f"{label}  batch {done}/{total}  {text}  ETA {left:.0f}s", flush=True)
 
-    yield line
+    return line

@@ -10,17 +10,18 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from scoremle import data, train
-from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey
+from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
+from scoremle.checks import check_values
 from scoremle.dequantize import Dequantizer, Uniform
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.errors import UserError
@@ -43,7 +44,9 @@ Params = Any
 class Losses(Protocol):
     """The loss of each example in the published scaling; with ``train``, under dropout."""
 
-    def __call__(self, params: Params, x: IntImages, key: PRNGKey, *, train: bool) -> PerExample: ...
+    def __call__(
+        self, params: Params, x: IntImages, key: PRNGKey, *, train: bool
+    ) -> PerExample: ...
 
 
 SDES: dict[str, Callable[[Any], SDE]] = {
@@ -64,7 +67,16 @@ SOLVERS: dict[str, Callable[[Any], Solver]] = {
     "multistep": lambda evaluation: Multistep(evaluation.nodes),
     "adaptive": lambda evaluation: Adaptive(evaluation.tolerance, evaluation.tolerance),
 }
-SAMPLERS = ("ode", "euler")
+SAMPLERS: dict[str, Callable[[Any, SDE, NoiseFn, PRNGKey, tuple[int, ...]], Images]] = {
+    "ode": lambda config, sde, noise, key, shape: ode_sample(
+        noise, sde, sde.prior_sample(key, shape),
+        eps=config.sampling.smallest_time, solver=Multistep(config.eval.nodes),
+    ),
+    "euler": lambda config, sde, noise, key, shape: euler_sample(
+        noise, sde, key, shape,
+        eps=config.sampling.smallest_time, steps=config.model.num_scales,
+    ),
+}  # fmt: skip
 
 # Fields of the network itself, by their names in config.model.
 NETWORK_FIELDS = (
@@ -73,16 +85,6 @@ NETWORK_FIELDS = (
     "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
     "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
 )  # fmt: skip
-# Fields of published configs that the original never read, or that name what was never published.
-ONLY = {
-    "training.continuous": True,
-    "model.normalization": "GroupNorm",
-    "model.attention_type": "ddpm",
-    "model.conv_size": 3,
-    "model.data_init": False,
-    "optim.optimizer": "Adam",
-    "eval.dequantizer": False,
-}
 
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
@@ -97,7 +99,6 @@ class Experiment:
     dequantizer: Dequantizer
     sde: SDE
     eps: float
-    sampling_eps: float
     network: DDPMpp
     times: TimeSampler
     losses: Losses
@@ -120,7 +121,10 @@ class Experiment:
 
     def noise(self, params: Params) -> NoiseFn:
         """The noise prediction of these parameters, as evaluated (no dropout)."""
-        apply = partial(self.network.apply, {"params": params})
+
+        def apply(x: Images, labels: Times) -> Any:
+            return self.network.apply({"params": params}, x, labels)
+
         return noise_fn(apply, self.sde)
 
     def init_state(self) -> train.TrainState:
@@ -154,6 +158,10 @@ class Experiment:
             eps=self.eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
 
+    def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
+        """Samples of the model."""
+        return self.pixels.decode(self.sampler(self.noise(params), key, count))
+
     def bound(
         self, params: Params, y: Images, key: PRNGKey, *, draws: int, matching: str = "denoising"
     ) -> Bound:
@@ -166,27 +174,23 @@ class Experiment:
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, or one line with the names there are."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), table, n=1)
+    """``table[name]``, in upper or lower case; or one line with the names there are."""
+    key = name.lower()
+    if key in table:
+        return table[key]
+    near = difflib.get_close_matches(key, table, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
 
 
-def build(config: Any) -> Experiment:
-    """Live objects from a resolved config. Raises UserError for values that can't be had."""
-    _check_only(config)
-    _check_times(config)
-    images = data.load(
-        config.data.dataset,
-        path=config.data.path,
-        image_size=config.data.image_size,
-        num_channels=config.data.num_channels,
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        random_flip=config.data.random_flip,
-    )
+def build(config: Any, *, levels: int | None = None) -> Experiment:
+    """Live objects from a resolved config. Raises UserError for values that can't be had.
+
+    With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
+    number of levels are enough.
+    """
+    check_values(config)
+    images = _load(config) if levels is None else _no_images(config, levels)
     sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
     pixels = Pixels(images.levels, low=-1.0 if config.data.centered else 0.0)
     network = _network(config)
@@ -197,7 +201,6 @@ def build(config: Any) -> Experiment:
         dequantizer=Uniform(),
         sde=sde,
         eps=config.training.smallest_time,
-        sampling_eps=config.sampling.smallest_time,
         network=network,
         times=times,
         losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
@@ -227,28 +230,36 @@ def build(config: Any) -> Experiment:
     return experiment
 
 
-def _check_only(config: Any) -> None:
-    for name, value in ONLY.items():
-        section, field = name.split(".")
-        if config[section][field] != value:
-            raise UserError(f"{name} can only be {value!r} here, not {config[section][field]!r}")
+def _load(config: Any) -> data.ImageSet:
+    return data.load(
+        config.data.dataset,
+        path=config.data.path,
+        image_size=config.data.image_size,
+        num_channels=config.data.num_channels,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        random_flip=config.data.random_flip,
+    )
 
 
-def _check_times(config: Any) -> None:
-    for name in ("training", "sampling"):
-        eps = config[name].smallest_time
-        if not 0 < eps < 1:
-            raise UserError(f"{name}.smallest_time must lie between 0 and 1, not at {eps}")
+def _no_images(config: Any, levels: int) -> data.ImageSet:
+    size, channels = config.data.image_size, config.data.num_channels
+    none = np.zeros((0, size, size, channels), np.uint8)
+    return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
 
 
 def _network(config: Any) -> DDPMpp:
-    fields = {name: config.model[name] for name in NETWORK_FIELDS}
+    fields = {name: _lowered(config.model[name]) for name in NETWORK_FIELDS}
     return choose(NETWORKS, config.model.name, "network (model.name)")(
         **fields,
         centered=config.data.centered,
-        log_labels=config.training.sde == "vesde",
+        log_labels=config.training.sde.lower() == "vesde",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
     )
+
+
+def _lowered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _schedule(training: Any) -> train.Schedule:
@@ -301,7 +312,10 @@ def _losses(
         key_u, key_loss, key_dropout = jax.random.split(key, 3)
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantize else pixels.encode_grid(x)
         rngs = {"dropout": key_dropout} if train else {}
-        apply = partial(network.apply, {"params": params}, train=train, rngs=rngs)
+
+        def apply(x: Images, labels: Times) -> Any:
+            return network.apply({"params": params}, x, labels, train=train, rngs=rngs)
+
         noise = noise_fn(apply, sde)
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
@@ -311,15 +325,5 @@ def _losses(
 def _sampler(
     config: Any, sde: SDE, shape: tuple[int, int, int]
 ) -> Callable[[NoiseFn, PRNGKey, int], Images]:
-    method, eps = config.sampling.method, config.sampling.smallest_time
-    if method not in SAMPLERS:
-        raise UserError(f"unknown sampling.method {method!r}; there are: {', '.join(SAMPLERS)}")
-
-    def sample(noise: NoiseFn, key: PRNGKey, count: int) -> Images:
-        if method == "euler":
-            steps = config.model.num_scales
-            return euler_sample(noise, sde, key, (count, *shape), eps=eps, steps=steps)
-        z = sde.prior_sample(key, (count, *shape))
-        return ode_sample(noise, sde, z, eps=eps, solver=Multistep(config.eval.nodes))
-
-    return sample
+    method = choose(SAMPLERS, config.sampling.method, "sampling.method")
+    return lambda noise, key, count: method(config, sde, noise, key, (count, *shape))

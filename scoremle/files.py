@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["read_json", "write_atomically", "write_json"]
+__all__ = ["read_json", "write_atomically", "write_json", "write_npz"]
 
 
 @contextmanager
@@ -35,3 +37,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    # To an open file, since numpy appends .npz to the name of any other.
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **cast(Any, arrays))

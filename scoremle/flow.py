@@ -3,15 +3,15 @@
 With s = sigma / alpha = e^(-lambda/2), the ODE of Song et al. (arXiv 2011.13456, equation 13) is
 d(x/alpha)/ds = eps(x, t) for every SDE here. In the coordinates
 
-    u = x / rho,        rho = alpha r,        r^2 = v + s^2,        v about the variance of the data
+    u = x / rho,     rho = alpha r,     r^2 = v + s^2,     v about the variance of the data
 
 it becomes
 
     du/d lambda = -s / (2 r) (eps - eps_v),        eps_v = s u / r
 
-where eps_v is the optimal noise prediction for Gaussian data of variance v. What is left is of order
-one in the middle and fades at both ends: nothing is stiff, and all four SDEs are the same problem.
-The density of x follows from that of u: log p(x) = log p(u) - D log rho.
+where eps_v is the optimal noise prediction for Gaussian data of variance v. What is left is of
+order one in the middle and fades at both ends: nothing is stiff, and all four SDEs are the same
+problem. The density of x follows from that of u: log p(x) = log p(u) - D log rho.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from scoremle.sde import SDE
 
 __all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
 
-# Any value gives the same likelihood; this one, about that of images scaled to [-1, 1], gives it soon.
+# Any value gives the same likelihood; this one, about that of images scaled to [-1, 1], gives it
+# soon.
 DATA_VARIANCE = 0.5
-# The clock c = asinh((lambda - CENTRE) / WIDTH) is even where the field moves, and runs fast beyond.
-CENTRE = -2.0
+# The clock c = asinh(lambda / WIDTH) is even where the field moves, and runs fast beyond.
 WIDTH = 3.0
 
 
@@ -48,7 +48,7 @@ class ProbabilityFlow:
 
     def velocity(self, clock: Times, u: Data) -> Data:
         """du/dc."""
-        lam = CENTRE + WIDTH * jnp.sinh(clock)
+        lam = WIDTH * jnp.sinh(clock)
         speed = WIDTH * jnp.cosh(clock)
         t = self.sde.time_of_log_snr(lam)
         s = jnp.exp(-lam / 2)
@@ -62,9 +62,19 @@ class ProbabilityFlow:
         """du/dc and the estimates of its divergence."""
         return estimator(lambda v: self.velocity(clock, v), u, probes)
 
+    def log_density_gradient(self, clock: Times, u: Data, velocity: Data) -> Data:
+        """grad log p(u), from the velocity there: what an error in u does to the likelihood.
+
+        As far as the noise prediction is the gradient of a density.
+        """
+        lam = WIDTH * jnp.sinh(clock)
+        s2 = jnp.exp(-lam)
+        factor = 2 * (self.variance + s2) / (s2 * WIDTH * jnp.cosh(clock))
+        return expand(factor, u) * velocity - u
+
     def span(self, eps: float) -> tuple[float, float]:
         """The clock at t = eps and at t = 1, as numbers that a solver can plan with."""
         with jax.ensure_compile_time_eval():
             lam = self.sde.log_snr(jnp.asarray([eps, 1.0]))
-            data, prior = jnp.arcsinh((lam - CENTRE) / WIDTH)
+            data, prior = jnp.arcsinh(lam / WIDTH)
             return float(data), float(prior)

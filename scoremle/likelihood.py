@@ -30,10 +30,10 @@ __all__ = ["Likelihood", "ode_log_likelihood"]
 class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
-    ``probe_stderr`` is the standard error from the random probes: NaN for a single probe, which can't
-    tell, and zero for an exact trace. ``solver_error`` estimates the size of the error that the
-    solver made. ``evaluations`` counts network evaluations, each with its derivatives. Where ``ok``
-    is false the solver gave up and ``log_prob`` is NaN.
+    ``probe_stderr`` is the standard error from the random probes: NaN for a single probe, which
+    can't tell, and zero for an exact trace. ``solver_error`` estimates the size of the error that
+    the solver made. ``evaluations`` counts network evaluations, each with its derivatives. Where
+    ``ok`` is false the solver gave up and ``log_prob`` is NaN.
     """
 
     log_prob: PerExample
@@ -64,10 +64,11 @@ def ode_log_likelihood(
     dims = x[0].size
     ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))
     solution = solver.solve(
-        lambda lam, u: flow.velocity_and_divergence(lam, u, divergence, probes),
+        lambda clock, u: flow.velocity_and_divergence(clock, u, divergence, probes),
         x / jnp.exp(ends[0]),
         data_end,
         prior_end,
+        sensitivity=flow.log_density_gradient,
     )
     latent = solution.state * jnp.exp(ends[1])
     log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])

@@ -4,8 +4,9 @@
 
 With the likelihood weighting w = g^2/sigma^2 this is the only part of the bound on -log p(x) that
 depends on the network (Song, Durkan et al., arXiv 2101.09258, theorem 1). The three published
-objectives are arguments: (uniform t, plain), (uniform t, likelihood), (uniform log-SNR, likelihood).
-In the last w/p is the constant lambda_eps - lambda_1, and with it the loss has the least variance.
+objectives are arguments: (uniform t, plain), (uniform t, likelihood), (uniform log-SNR,
+likelihood). In the last w/p is the constant lambda_eps - lambda_1, and with it the loss has the
+least variance.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """From a network's raw output to the noise prediction, and between noise and score.
 
-The noise prediction eps(x, t) is what everything here takes: it is of order one at every t. The score
-is a view of it, score = -eps / sigma_t.
+The noise prediction eps(x, t) is what everything here takes: it is of order one at every t. The
+score is a view of it, score = -eps / sigma_t.
 
 The published networks predict the noise and are conditioned on 999 t for VP, sub-VP and linear VE;
 for the geometric VE they are conditioned on sigma_t, and their output is the score itself.

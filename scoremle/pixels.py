@@ -2,9 +2,9 @@
 
     y = low + (high - low) (x + u) / levels,     x in {0, ..., levels - 1},  u in [0, 1)
 
-A density p(y) gives the integer image the probability of its bin: with u uniform,
--log P(x) <= E[-log p(y)] - D log((high - low) / levels). So the famous constants follow from the
-scaling: 256 levels on [-1, 1] add log2(256 / 2) = 7 bits/dim, on [0, 1] 8, and 17 levels log2(17 / 2).
+A density p(y) gives the integer image the probability of its bin: with u uniform, -log P(x) <=
+E[-log p(y)] - D log((high - low) / levels). So the famous constants follow from the scaling: 256
+levels on [-1, 1] add log2(256 / 2) = 7 bits/dim, on [0, 1] 8, and 17 levels log2(17 / 2).
 """
 
 import math
@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from scoremle.arrays import Images, IntImages, PerExample
 
 __all__ = ["Pixels", "bits_per_dim"]
+
+# Rounding error of encode in float32, as a share of the range.
+ROUNDING = 2e-7
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,18 @@ class Pixels:
 
     def encode_grid(self, x: IntImages) -> Images:
         """Integers without noise, the end levels on ``low`` and ``high``: published training."""
-        return self.low + (self.high - self.low) * x / (self.levels - 1)
+        return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
 
     def decode(self, y: Images) -> IntImages:
-        """Reals to the integers of their bins; what lies outside [low, high) goes to the end bins."""
-        k = jnp.floor((y - self.low) / (self.high - self.low) * self.levels)
+        """Reals to the integers of their bins; what lies outside goes to the end bins."""
+        bins = (y - self.low) / (self.high - self.low) * self.levels
+        # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
+        k = jnp.floor(bins + ROUNDING * self.levels)
         return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
 
     @property
     def log_det_per_dim(self) -> float:
-        """log dy/du in nats: what a density of u has more than a density of y, in each dimension."""
+        """log dy/du in nats: what each dimension adds to log p(y) to give log p(u)."""
         return math.log((self.high - self.low) / self.levels)
 
 

@@ -17,7 +17,7 @@ MIN_SIDE = 480
 
 
 def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -> np.ndarray:
-    """Images in rows, uint8 [H W c], with thin white lines between them; levels spread to 0..255."""
+    """Images in rows, uint8 [H W c], thin white lines between them; levels spread to 0..255."""
     n, h, w, c = images.shape
     rows = -(-n // columns)
     grid = np.full((rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, c), 255, np.uint8)
@@ -42,7 +42,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of text, aligned."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
+    text = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
+    ]
     rule = "  ".join("-" * w for w in widths)
     return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:]])
 
@@ -53,13 +55,13 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for each result: its value, errors, and what it is."""
-    header = ("result", "value", "std. error", "probes/draws", "solver", "NFE", "what")
+    header = ("result", "value", "std. error", "of it, estimator", "solver, an image", "NFE", "what")
     rows = []
     for name, r in results.items():
         random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
         if random is None:
             random = r.get("noise_stderr")
-        nfe = r.get("mean_nfe", r.get("draws"))
+        nfe = r.get("mean_nfe")
         rows.append(
             (
                 name,
@@ -70,7 +72,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 "" if nfe is None else f"{nfe:.0f}",
                 f"{r['estimator']}; {r['dequantizer']} dequantization; "
                 f"{r['images']} {r['split']} images"
-                f"{'' if r['full_pass'] else ' (not the whole split)'}, {r['passes']} passes",
+                f"{'' if r['full_pass'] else ' (not the whole split)'}, {r['passes']} pass{'' if r['passes'] == 1 else 'es'}",
             )
         )
     return table(header, rows)

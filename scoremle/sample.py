@@ -1,7 +1,7 @@
 """Samplers: the probability-flow ODE run from the prior to the data, and the reverse SDE.
 
-The reverse SDE is dx = [f x - g^2 score] dt + g dw, backwards in time (Song et al., arXiv 2011.13456,
-equation 6); here by Euler's method on times that are even in log-SNR.
+The reverse SDE is dx = [f x - g^2 score] dt + g dw, backwards in time (Song et al., arXiv
+2011.13456, equation 6); here by Euler's method on times that are even in log-SNR.
 """
 
 import jax
@@ -24,13 +24,13 @@ def ode_sample(
     eps: float,
     solver: Solver = Adaptive(),  # noqa: B008 (frozen)
 ) -> Data:
-    """Takes latents ``z`` at t = 1 to samples at t = ``eps``: the inverse of a likelihood's latent."""
+    """Takes latents ``z`` at t = 1 to samples at t = ``eps``: a likelihood's latent undone."""
     flow = ProbabilityFlow(noise, sde)
     data_end, prior_end = flow.span(eps)
     ends = flow.log_rho(jnp.asarray([eps, 1.0], z.dtype))
     no_integrals = jnp.zeros((0, z.shape[0]), z.dtype)
     solution = solver.solve(
-        lambda lam, u: (flow.velocity(lam, u), no_integrals),
+        lambda clock, u: (flow.velocity(clock, u), no_integrals),
         z / jnp.exp(ends[1]),
         prior_end,
         data_end,
@@ -47,7 +47,7 @@ def euler_sample(
     eps: float,
     steps: int,
 ) -> Data:
-    """Samples of the given shape by ``steps`` Euler-Maruyama steps of the reverse SDE to t = ``eps``.
+    """Samples by ``steps`` Euler-Maruyama steps of the reverse SDE to t = ``eps``.
 
     The last step adds no noise.
     """

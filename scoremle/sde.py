@@ -5,9 +5,10 @@
     f(t) = d log alpha_t / dt
     g(t)^2 = -sigma_t^2 d lambda_t / dt
 
-So log alpha and the log-SNR say everything: a subclass states these two, the inverse of the second,
-and the scale of its prior; the rest is derived here, once. All forms are exact (expm1, log1p): in
-float32 they are accurate to 1e-5 relative down to t = 1e-6, where 1 - e^-B has lost every digit.
+So log alpha and the log-SNR say everything: a subclass states these two, the inverse of the
+second, and the scale of its prior; the rest is derived here, once. All forms are exact (expm1,
+log1p): in float32 they are accurate to 1e-5 relative down to t = 1e-6, where 1 - e^-B has lost
+every digit.
 
 Sources: Song et al. 2021 (arXiv 2011.13456) for the SDEs; Kingma et al. 2021 (arXiv 2107.00630)
 for the log-SNR.

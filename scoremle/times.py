@@ -1,7 +1,8 @@
 """How training and the bound draw t, with the density of the draw.
 
-The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song, Durkan
-et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of the log-SNR,
+The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song,
+Durkan et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of
+the log-SNR,
 for every SDE. A stratified draw spaces the n times evenly and shifts them by one random offset
 (Kingma et al., arXiv 2107.00630, appendix I.1): each alone keeps its distribution.
 """

@@ -15,6 +15,7 @@ same numbers as an uninterrupted one, and ends with the same bits.
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -138,7 +139,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_rate: float, *, seed: int
+    loss: Loss, optimizer: optax.GradientTransformation, ema_rate: float, *, seed: int = 0
 ) -> Step:
     """Compile ``step(state, images[k b h w c])``: k steps in one call.
 
@@ -146,29 +147,40 @@ def make_step(
     The state given is used up: its memory becomes that of the state returned.
     """
 
-    def one(state: TrainState, images: IntImages) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, more), grads = jax.value_and_grad(loss, has_aux=True)(state.params, images, key)
+    # An argument, not a constant: the compiled program is the same for every seed.
+    seed_key = jax.random.key(seed)
+
+    def one(
+        key: PRNGKey, state: TrainState, images: IntImages
+    ) -> tuple[TrainState, dict[str, Array]]:
+        step_key = jax.random.fold_in(key, state.step)
+        (value, more), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, images, step_key
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: ema_rate * e + (1 - ema_rate) * p, state.ema, params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    if jax.default_backend() == "cpu":
-        return _one_by_one(one)
+    def fused(key: PRNGKey, state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(functools.partial(one, key), state, images)
 
-    def fused(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(one, state, images)
-
+    on_cpu = jax.default_backend() == "cpu"
     # The result is where the argument was, so that the next call is the same program.
-    return jax.jit(fused, donate_argnums=0, out_shardings=_placement())
+    jitted = jax.jit(
+        one if on_cpu else fused, donate_argnums=1, out_shardings=_placement()
+    )
+    compiled = functools.partial(jitted, seed_key)
+    return _one_by_one(compiled) if on_cpu else compiled
 
 
-def _one_by_one(one: Callable[..., Any]) -> Step:
-    # On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
-    # times slower inside a loop (measured with 0.10.2).
-    single = jax.jit(one, donate_argnums=0, out_shardings=_placement())
+def _one_by_one(single: Callable[..., Any]) -> Step:
+    """The same as a fused step, a call for each step.
+
+    On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
+    times slower inside a loop (measured with 0.10.2).
+    """
 
     def step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         rows = []

@@ -14,9 +14,11 @@ LAYERS = (
     ("loss", "likelihood", "sample"),
     ("bound",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
-    ("files", "data", "checkpoint", "quality", "metrics", "baselines"),
+    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
     ("train", "evaluate", "official", "report"),
     ("experiment",),
+    ("workdir", "tasks"),
+    ("training_run", "evaluation_run", "trained"),
     ("modes",),
     ("cli",),
 )

@@ -67,9 +67,6 @@ def test_published_values(path):
         "training.stratified": False,
         "sampling.method": "ode",
         "sampling.smallest_time": 1e-2 if subvp else 1e-3,
-        "eval.begin_ckpt": 19 if deep else 26,
-        "eval.end_ckpt": 19 if deep else 26,
-        "eval.ckpt_id": 19 if deep else 26,
         "eval.batch_size": 1024,
         "eval.num_repeats": 1 if imagenet else 5,
         "eval.dataset": "test",
@@ -135,10 +132,15 @@ def test_smallest_times_follow_the_sde_of_the_flags():
     assert (config.training.smallest_time, config.sampling.smallest_time) == (1e-2, 1e-2)
 
 
-def test_the_checkpoint_to_evaluate_is_the_last_of_training():
-    flags = ("--config.training.n_iters=600", "--config.training.snapshot_freq=200")
-    config = parse("configs/digits.py", *flags, "--config.eval.begin_ckpt=1").config
-    assert (config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.ckpt_id) == (1, 3, 3)
+def test_the_checkpoints_to_evaluate_stay_unset_until_the_workdir_is_seen():
+    config = parse("configs/digits.py", "--config.eval.end_ckpt=3").config
+    assert (config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.ckpt_id) == (None, 3, None)
+
+
+def test_names_may_be_written_in_upper_case_as_published():
+    flags = ("--config.training.sde=SubVPSDE", "--config.eval.bpd_dataset=Train")
+    config = parse("configs/digits.py", *flags).config
+    assert (config.training.smallest_time, config.eval.dataset) == (1e-2, "train")
 
 
 @pytest.mark.parametrize("flag", ["eval.dataset", "eval.bpd_dataset"])
@@ -169,6 +171,15 @@ def test_flags_of_every_type():
 
 
 @pytest.mark.parametrize(
+    "again", [["--config.model.ch_mult=(1,3)"], ["--config.model.ch_mult", "1,3"]]
+)
+def test_the_last_of_repeated_flags_counts(again):
+    first = ("--config.model.ch_mult", "(2,2)", "--config.model.nf=4", "--config.model.nf=8")
+    config = parse("configs/digits.py", *first, *again, "--config.seed=1").config
+    assert (config.model.ch_mult, config.model.nf, config.seed) == ((1, 3), 8, 1)
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
         (
@@ -190,6 +201,7 @@ def test_flags_of_every_type():
         ("--config.model.ch_mult=a,b", "model.ch_mult must be a tuple of int, got ('a,b',)"),
         ("--config.model.ch_mult=1,,2", "model.ch_mult must be tuple, got"),
         ("--config.model.ch_mult=(1,2.5)", "model.ch_mult must be a tuple of int, got (1, 2.5)"),
+        ("--config.model.ch_mult", "Missing value for flag --config.model.ch_mult"),
         ("--config.eval.nodes", "Missing value for flag --config.eval.nodes"),
         ("--wrkdir=x", "unknown flag --wrkdir; did you mean --workdir?"),
         ("--mode=fly", "value should be one of <train|eval|train_deq>"),

@@ -68,7 +68,7 @@ def test_batches_are_copies():
 def test_flips_mirror_about_half_and_are_deterministic():
     ramp = np.arange(3, dtype=np.uint8)[:, None]
     plain = np.broadcast_to(ramp, (1000, 2, 3, 1))
-    images = ImageSet("ramp", plain, plain, batch_size=1000, seed=5, random_flip=True)
+    images = ImageSet(plain, plain, name="ramp", batch_size=1000, seed=5, random_flip=True)
     batch = images.batch(2)
     flipped = batch[:, 0, 0, 0] == 2
     assert 400 < flipped.sum() < 600

@@ -58,9 +58,10 @@ def test_mixture_pulls_the_prior_back_and_the_solver_states_its_error(name, x64)
     for tolerance in (1e-3, 1e-5, 1e-7):
         result = run(x, tolerance)
         error = np.abs(result.log_prob - exact)
-        covered = error < 3 * result.solver_error + 1e-6
-        assert covered.mean() > 0.9, np.quantile(error / result.solver_error, [0.5, 0.9, 1])
-        assert np.median(result.solver_error) < 1e3 * tolerance  # and it says something
+        if tolerance < 1e-3:  # at 1e-3 the steps are too long for any estimate
+            covered = error < 3 * result.solver_error + 1e-7
+            assert covered.mean() > 0.9, np.quantile(error / result.solver_error, [0.5, 0.9, 1])
+            assert np.median(result.solver_error) < 100 * tolerance  # and it says something
         means.append(error.mean())
         costs.append(result.evaluations.mean())
     assert means[0] > 10 * means[1] > 100 * means[2]
@@ -79,7 +80,7 @@ def test_multistep_is_close_and_states_its_error(name):
     result = run(jnp.asarray(x))
     error = np.abs(result.log_prob - data.log_model(sde, x.astype(np.float64), EPS[name]))
     assert error.max() < 0.02 * data.dims
-    assert (error < 3 * result.solver_error + 2e-3).mean() > 0.9
+    assert (error < 3 * result.solver_error + 5e-4).mean() > 0.9
     assert result.ok.all() and (result.evaluations == result.evaluations[0]).all()
 
 

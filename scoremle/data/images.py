@@ -42,10 +42,10 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 class ImageSet:
     """Training and test images, uint8 [n h w c] with values in ``range(levels)``."""
 
-    name: str
     train: np.ndarray
     test: np.ndarray
     levels: int = 256
+    name: str = ""
     batch_size: int = 128
     seed: int = 0
     random_flip: bool = False

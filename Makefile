@@ -1,0 +1,62 @@
+# What a person or CI runs. Needs make and Python >= 3.11 (with its venv module), nothing else.
+#
+#   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
+#   make test     the tests
+#   make check    lint, types and tests
+#
+# make PYTHON=/usr/bin/python3.12 ... picks an interpreter; the default is the first on the path that
+# is new enough. make DEMO=folder demo writes elsewhere.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
+DEMO := runs/digits
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: help demo test check clean
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+demo: .venv/.demo
+	@$(BIN)/python examples/digits_demo.py --workdir=$(DEMO)
+
+test: .venv/.dev
+	@$(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv
+
+# What is installed is remembered by an empty file, so that the second time costs nothing.
+.venv/.demo: pyproject.toml | .venv/.made
+	@echo "installing scoremle for the demo into .venv (once; about a minute on a fast line)"
+	@$(PIP) -e '.[digits,plots]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/.made
+	@echo "installing scoremle and what its tests need into .venv (once; about a minute on a fast line)"
+	@$(PIP) -e '.[dev]'
+	@touch $@ .venv/.demo
+
+# A .venv that is there already is kept, made by hand or cut short, if its Python is new enough.
+.venv/.made:
+	@if ! $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+	  for python in $(or $(PYTHON),$(PYTHONS)); do \
+	    if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "scoremle needs Python 3.11 or newer; tried $(or $(PYTHON),$(PYTHONS))" >&2; \
+	    echo "install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making .venv with $$($$found --version)"; \
+	  $$found -m venv --clear .venv || { rm -rf .venv; exit 1; }; \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@touch $@

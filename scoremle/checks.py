@@ -1,0 +1,65 @@
+"""Values that a config may have, checked before anything is built."""
+
+import math
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+from scoremle.errors import UserError
+
+__all__ = ["check_values"]
+
+# Fields of published configs that the original never read, or that name what was never published.
+ONLY = {
+    "training.continuous": True,
+    "model.normalization": "GroupNorm",
+    "model.attention_type": "ddpm",
+    "model.conv_size": 3,
+    "model.data_init": False,
+    "optim.optimizer": "Adam",
+    "eval.dequantizer": False,
+}
+
+
+# What values must be, by name: in words, and as a test that NaN fails.
+RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("at least 1", lambda v: v >= 1, (
+        "training.batch_size", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
+        "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
+        "model.num_scales",
+    )),
+    ("at least 0", lambda v: v >= 0, ("eval.num_images", "optim.warmup", "optim.weight_decay")),
+    ("a finite number above 0", lambda v: 0 < v < math.inf, (
+        "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
+        "model.sigma_min", "model.sigma_max",
+    )),
+    ("between 0 and 1", lambda v: 0 < v < 1, (
+        "training.smallest_time", "sampling.smallest_time",
+    )),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, (
+        "model.dropout", "model.ema_rate", "optim.beta1",
+    )),
+    ("at least 0 and below 2**32 - 1", lambda v: 0 <= v < 2**32 - 1, ("seed",)),
+)  # fmt: skip
+
+
+def check_values(config: Any) -> None:
+    """Raises UserError for a value of a resolved config that can't be had."""
+    for name, value in ONLY.items():
+        if _field(config, name) != value:
+            raise UserError(f"{name} can only be {value!r} here, not {_field(config, name)!r}")
+    for words, holds, names in RULES:
+        for name in names:
+            value = _field(config, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or not all(map(holds, values)):
+                raise UserError(f"{name} must be {words}, not {value}")
+    if config.model.sigma_min >= config.model.sigma_max:
+        raise UserError("model.sigma_min must be below model.sigma_max")
+    if config.eval.dataset not in ("train", "test"):
+        raise UserError(f"eval.dataset must be train or test, not {config.eval.dataset!r}")
+
+
+def _field(config: Any, name: str) -> Any:
+    return reduce(getitem, name.split("."), config)

@@ -1,0 +1,196 @@
+"""Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import scoremle
+from scoremle import evaluate, report
+from scoremle.checkpoint import Checkpoints, Restored, tree_hash
+from scoremle.errors import UserError
+from scoremle.experiment import Experiment
+from scoremle.files import read_json, write_json, write_npz
+from scoremle.tasks import Facts, Task, tasks
+from scoremle.workdir import Workdir
+
+__all__ = ["run_eval"]
+
+GRID_SAMPLES = 64
+EXTREMES = 32
+# Digits of the hashes in results: enough to tell any two apart.
+HASH_LENGTH = 16
+
+
+def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str) -> None:
+    """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
+    todo = list(tasks(experiment, options))
+    if not todo and not options.enable_sampling:
+        raise UserError(
+            "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
+        )
+    workdir.check_evaluation(experiment)
+    numbers = chosen_checkpoints(workdir.snapshots, options.begin_ckpt, options.end_ckpt)
+    evaluation = Evaluation(experiment, options, workdir.folder / eval_folder)
+    evaluation.results()  # of an earlier run: better unreadable now than after hours
+    names = []
+    for number in numbers:
+        restored = workdir.snapshots.restore(experiment.template(), number)
+        names += [evaluation.measure(task, restored) for task in todo]
+        if options.enable_sampling:
+            evaluation.sample(restored)
+    if names:
+        results = evaluation.results()
+        print(report.results_table({name: results[name] for name in names}))
+        print(f"written to {evaluation.folder}", flush=True)
+
+
+def chosen_checkpoints(
+    store: Checkpoints, begin: int | None, end: int | None
+) -> list[int] | list[None]:
+    """The numbers from ``begin`` to ``end`` that are there; None stands for the newest.
+
+    Without an end it is the newest; without a beginning, the end alone is meant.
+    """
+    there = store.numbers()
+    if not there:
+        raise UserError(f"no checkpoint in {store.folder}: train first")
+    if begin is None and end is None:
+        return [None]
+    last = there[-1] if end is None else end
+    first = last if begin is None else begin
+    if chosen := [number for number in there if first <= number <= last]:
+        return chosen
+    wanted = first if None in (begin, end) else f"{first} to {last}"
+    raise UserError(
+        f"no checkpoint {wanted} in {store.folder}, only {', '.join(map(str, there))}; "
+        "set --config.eval.begin_ckpt and end_ckpt, or neither for the newest"
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is the same for all checkpoints; ``options`` are the fields ``eval.*``."""
+
+    experiment: Experiment
+    options: Any
+    folder: Path
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        return self._split[: self.options.num_images or None]
+
+    @property
+    def _split(self) -> np.ndarray:
+        data = self.experiment.data
+        return data.train if self.options.dataset == "train" else data.test
+
+    def results(self) -> dict[str, Any]:
+        """What lies in results.json."""
+        path = self.folder / "results.json"
+        return read_json(path) if path.exists() else {}
+
+    def measure(self, task: Task, restored: Restored) -> str:
+        """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
+        name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
+        facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}
+        # Each fact may change a value. The number of passes is not among them, and so another pass
+        # is added to those there are.
+        parts = self.folder / "parts" / f"{name}_{evaluate.fingerprint(facts)}"
+        values, seconds = evaluate.evaluate(
+            task.metric,
+            restored.tree.ema,
+            self.images,
+            batch_size=self.options.batch_size,
+            repeats=self.options.num_repeats,
+            seed=self.experiment.seed,
+            parts=parts,
+            label=name,
+        )
+        write_npz(self.folder / f"{name}.npz", values)
+        self._check_finite(task, values, name)
+        result = {
+            "metric": task.column,
+            "unit": "bits/dim" if task.column == "bpd" else "loss",
+            **evaluate.summary(values, task.column),
+            **evaluate.parts(values),
+            **facts,
+            "seconds_per_image": seconds,
+        }
+        write_json(self.folder / "results.json", {**self.results(), name: result})
+        self._write_extremes(name, values[task.column].mean(axis=0))
+        return name
+
+    @cached_property
+    def _facts(self) -> Facts:
+        experiment, data = self.experiment, self.experiment.data
+        return {
+            "dataset": data.name,
+            "levels": data.levels,
+            "split": self.options.dataset,
+            "data_hash": hashlib.sha256(self.images.tobytes()).hexdigest()[:HASH_LENGTH],
+            "full_pass": len(self.images) == len(self._split),
+            "augmentation": "horizontal flip" if data.random_flip else "none",
+            "dequantizer": type(experiment.dequantizer).__name__.lower(),
+            "importance_samples": 1,
+            "sde": repr(experiment.sde),
+            "eps": experiment.eps,
+            "precision": experiment.config["model"]["dtype"],
+            "seed": experiment.seed,
+            "batch_size": self.options.batch_size,
+            "version": scoremle.__version__,
+        }
+
+    def _check_finite(self, task: Task, values: evaluate.Values, name: str) -> None:
+        bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
+        if len(bad):
+            hint = "; try --config.eval.solver=adaptive" if task.name == "exact" else ""
+            raise UserError(
+                f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
+                f" their values are in {self.folder / name}.npz{hint}"
+            )
+
+    def _write_extremes(self, name: str, scores: np.ndarray) -> None:
+        """The likeliest and the unlikeliest images, side by side in one picture."""
+        order = np.argsort(scores)
+        rows = min(EXTREMES, len(order) // 2)
+        if rows:
+            chosen = np.concatenate([self.images[order[:rows]], self.images[order[-rows:]]])
+            path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
+            report.write_grid(path, chosen, self.experiment.pixels.levels, 8)
+
+    @cached_property
+    def _draw(self) -> Any:
+        return jax.jit(self.experiment.draw, static_argnums=2)
+
+    def sample(self, restored: Restored) -> None:
+        """Draws ``eval.num_samples`` samples and writes them, and some of them as a picture."""
+        count = self.options.num_samples
+        size = min(self.options.batch_size, count)
+        rounds = -(-count // size)
+        began = time.monotonic()
+        drawn = []
+        for i in range(rounds):
+            key = jax.random.fold_in(jax.random.key(self.experiment.seed), i)
+            drawn.append(np.asarray(self._draw(restored.tree.ema, key, size)))
+            left = (time.monotonic() - began) / (i + 1) * (rounds - i - 1)
+            print(f"samples  round {i + 1}/{rounds}  ETA {left:.0f}s", flush=True)
+        samples = np.concatenate(drawn)[:count]
+        path = self.folder / f"samples_ckpt_{restored.number}.npz"
+        grid = path.with_suffix(".png")
+        write_npz(path, {"samples": samples})
+        report.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
+        print(f"{count} samples: {path}, some of them: {grid}", flush=True)
+
+
+def _checkpoint_facts(restored: Restored) -> Facts:
+    return {
+        "checkpoint": restored.number,
+        "step": int(restored.meta["step"]),
+        "ema_hash": tree_hash(restored.tree.ema)[:HASH_LENGTH],
+    }

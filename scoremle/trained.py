@@ -1,0 +1,89 @@
+"""A trained model, for use from Python."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from scoremle import evaluate
+from scoremle.data import padded_batches
+from scoremle.errors import UserError
+from scoremle.experiment import Experiment, build
+from scoremle.tasks import exact_metric
+from scoremle.workdir import Workdir
+
+__all__ = ["Scores", "Trained", "load"]
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
+
+    ``probe_stderr`` is NaN for a single probe (``eval.probes``), which cannot tell its own error.
+    """
+
+    log_prob: Float[np.ndarray, " n"]
+    bpd: Float[np.ndarray, " n"]
+    probe_stderr: Float[np.ndarray, " n"]
+    solver_error: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model of integer images."""
+
+    experiment: Experiment
+    params: Any
+    step: int
+
+    def score(self, images: UInt8[np.ndarray, "n h w c"], *, seed: int = 0) -> Scores:
+        """Exact likelihoods of images under the probability-flow ODE, uniformly dequantized.
+
+        Raises UserError for images of another shape, type or range than the model was trained on.
+        """
+        images = np.asarray(images)
+        self._check(images)
+        size = max(1, min(BATCH_SIZE, len(images)))
+        found: dict[str, list[np.ndarray]] = {"bpd": [], "probe_stderr": [], "solver_error": []}
+        for i, (batch, mask) in enumerate(padded_batches(images, size)):
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            values = jax.device_get(self._measure(self.params, jnp.asarray(batch), key))
+            for name, column in found.items():
+                column.append(values[name][mask])
+        columns = {name: np.concatenate([*c, np.zeros(0)]) for name, c in found.items()}
+        bits = self.experiment.dims * np.log(2)
+        return Scores(log_prob=-columns["bpd"] * bits, **columns)
+
+    @cached_property
+    def _measure(self) -> evaluate.Metric:
+        return jax.jit(exact_metric(self.experiment))
+
+    def _check(self, images: np.ndarray) -> None:
+        shape, levels = self.experiment.data.shape, self.experiment.pixels.levels
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise UserError(
+                f"images must be uint8 of shape (n, {', '.join(map(str, shape))}), "
+                f"not {images.dtype} of shape {images.shape}"
+            )
+        if images.size and images.max() >= levels:
+            raise UserError(f"pixels must lie in 0..{levels - 1}, but one is {images.max()}")
+
+
+def load(workdir: str | Path, checkpoint: int | None = None) -> Trained:
+    """The model in a working directory: this checkpoint, or the newest (averaged parameters)."""
+    place = Workdir(Path(workdir))
+    config, store = place.config(), place.snapshots
+    newest = store.latest() if checkpoint is None else checkpoint
+    if newest not in store.numbers():
+        raise UserError(f"no checkpoint {'' if newest is None else newest} in {store.folder}")
+    # The record of the checkpoint stands for the data set, which need not be here.
+    experiment = build(config, levels=store.meta(newest)["levels"])
+    state, meta, _ = store.restore(experiment.template(), checkpoint)
+    return Trained(experiment, state.ema, int(meta["step"]))

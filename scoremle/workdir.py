@@ -1,0 +1,125 @@
+"""A working directory, and whether it belongs to an experiment.
+
+config.json        the resolved config
+metrics.jsonl      a row of numbers for every logged step
+samples/           a grid of samples for every snapshot
+checkpoints/       snapshots, for evaluation
+checkpoints-meta/  where training goes on after pre-emption
+<eval_folder>/     results.json, per-image values, pictures
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scoremle.checkpoint import Checkpoints
+from scoremle.errors import UserError
+from scoremle.experiment import Experiment
+from scoremle.files import read_json, write_json
+
+__all__ = ["Workdir"]
+
+# Fields in which a run may differ from the one that it goes on with. Everything else would make it
+# another experiment, or (below) another network.
+FREE = {
+    "training.n_iters", "training.log_freq", "training.eval_freq", "training.snapshot_freq",
+    "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
+}  # fmt: skip
+FREE_SECTIONS = {"eval", "sampling", "deq"}
+OF_THE_NETWORK = {
+    "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
+}  # fmt: skip
+NOT_OF_THE_NETWORK = {"model.dropout", "model.ema_rate", "model.dtype", "model.num_scales"}
+
+PREEMPTION_KEEP = 2
+DIFFERENCES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """The folder of an experiment."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for place in (self.folder, *self.folder.parents):
+            if place.exists() and not place.is_dir():
+                raise UserError(f"--workdir={self.folder}: {place} is a file, not a folder")
+
+    @property
+    def snapshots(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints", keep=None)
+
+    @property
+    def preemption(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.json"
+
+    def config(self) -> ConfigDict:
+        """The config that the experiment was begun with."""
+        if not self.config_path.exists():
+            raise UserError(
+                f"{self.folder} is no working directory of a training: it has no config.json"
+            )
+        return ConfigDict(_with_tuples(read_json(self.config_path)))
+
+    def write_config(self, experiment: Experiment) -> None:
+        write_json(self.config_path, dict(experiment.config))
+
+    def check_training(self, experiment: Experiment) -> None:
+        """Raises UserError if training would go on from another experiment."""
+        self._check(
+            experiment,
+            lambda name: name not in FREE and name.split(".")[0] not in FREE_SECTIONS,
+        )
+
+    def check_evaluation(self, experiment: Experiment) -> None:
+        """Raises UserError if the checkpoints are not of the experiment's network and data."""
+        self._check(
+            experiment,
+            lambda name: (
+                name in OF_THE_NETWORK
+                or (name.startswith("model.") and name not in NOT_OF_THE_NETWORK)
+            ),
+        )
+
+    def _check(self, experiment: Experiment, matters: Callable[[str], bool]) -> None:
+        # What was begun without a checkpoint left nothing that could be mixed up.
+        begun = self.snapshots.numbers() or self.preemption.numbers()
+        if not begun or not self.config_path.exists():
+            return
+        old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
+        different = sorted(name for name in new if matters(name) and old.get(name) != new[name])
+        if different:
+            raise UserError(
+                f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
+                "use another --workdir, or the config it was begun with"
+            )
+
+
+def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    shown = names[:DIFFERENCES_SHOWN]
+    text = ", ".join(f"{name} was {old.get(name)!r} and is now {new[name]!r}" for name in shown)
+    more = len(names) - len(shown)
+    return f"{text} and {more} more" if more else text
+
+
+def _flat(config: Any) -> Iterator[tuple[str, Any]]:
+    for section, fields in config.items():
+        if isinstance(fields, dict):
+            yield from ((f"{section}.{name}", value) for name, value in fields.items())
+        else:
+            yield section, fields
+
+
+def _with_tuples(content: Any) -> Any:
+    """JSON knows no tuples, and configs no lists."""
+    if isinstance(content, dict):
+        return {name: _with_tuples(value) for name, value in content.items()}
+    return tuple(content) if isinstance(content, list) else content

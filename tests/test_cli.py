@@ -1,0 +1,436 @@
+"""The program from end to end: train, evaluate, resume, and one clear line for each mistake."""
+
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import struct
+import time
+
+import numpy as np
+import pytest
+from conftest import TINY, start
+from PIL import Image
+
+from scoremle import cli
+from scoremle.checkpoint import Checkpoints
+
+IMAGES = 360
+
+
+def flags(**values):
+    """``eval__bound=True`` as --config.eval.bound=True."""
+    return [f"--config.{name.replace('__', '.')}={value}" for name, value in values.items()]
+
+
+def run(mode, workdir, *more, **values):
+    return cli.main([*TINY, f"--workdir={workdir}", f"--mode={mode}", *more, *flags(**values)])
+
+
+def evaluate(tiny, folder, **values):
+    """Evaluates the tiny model, and gives the folder and its results."""
+    assert run("eval", tiny.workdir, f"--eval_folder={folder}", **values) == 0
+    path = tiny.workdir / folder
+    return path, json.loads((path / "results.json").read_text())
+
+
+def npz(path):
+    with np.load(path) as saved:
+        return dict(saved)
+
+
+# Training
+
+
+def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
+    config = json.loads((tiny.workdir / "config.json").read_text())
+    assert config["model"]["nf"] == 4
+    assert config["training"]["smallest_time"] == 1e-5  # resolved
+    rows = [json.loads(line) for line in (tiny.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[1]["eval_bpd"] > 0 and "eval_bpd" not in rows[0]
+    assert Checkpoints(tiny.workdir / "checkpoints", keep=None).numbers() == [1, 2]
+    for step in (10, 20):
+        with Image.open(tiny.workdir / "samples" / f"step_{step}.png") as picture:
+            assert picture.mode == "L" and min(picture.size) >= 64
+
+
+def test_training_prints_its_progress_and_nothing_else(tiny):
+    lines = tiny.stdout.splitlines()
+    assert len(lines) == 5
+    for step, line in zip((5, 10, 15, 20), lines, strict=False):
+        assert re.fullmatch(rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+", line), line
+    assert lines[-1] == f"trained 20 steps: {tiny.workdir}"
+    assert tiny.stderr == ""
+
+
+def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, capsys):
+    workdir = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir, workdir)
+    for newest in ("checkpoints/checkpoint_2", "checkpoints-meta/checkpoint_20"):
+        shutil.rmtree(workdir / newest)
+    assert run("train", workdir, training__snapshot_sampling=False) == 0
+    assert "going on from step 10" in capsys.readouterr().out
+    hashes = [
+        json.loads((folder / "checkpoints/checkpoint_2/record/metadata").read_text())["tree_hash"]
+        for folder in (workdir, tiny.workdir)
+    ]
+    assert hashes[0] == hashes[1]
+    rows = [(folder / "metrics.jsonl").read_text() for folder in (workdir, tiny.workdir)]
+    assert rows[0] == rows[1]
+
+
+# Evaluation
+
+PROTOCOL = {
+    "dataset": "digits",
+    "levels": 17,
+    "split": "test",
+    "augmentation": "none",
+    "dequantizer": "uniform",
+    "importance_samples": 1,
+    "full_pass": True,
+    "images": IMAGES,
+    "passes": 2,
+    "precision": "float32",
+    "checkpoint": 2,
+    "step": 20,
+    "eps": 1e-5,
+    "sde": "VP(beta_min=0.1, beta_max=20.0)",
+    "unit": "bits/dim",
+}
+
+
+@pytest.fixture(scope="module")
+def exact(tiny):
+    return evaluate(tiny, "exact", eval__num_repeats=2)
+
+
+def test_exact_likelihood_of_the_whole_split(exact):
+    folder, results = exact
+    values = npz(folder / "exact_test_ckpt_2.npz")
+    assert {name: v.shape for name, v in values.items()} == dict.fromkeys(
+        ("bpd", "probe_stderr", "solver_error", "nfe"), (2, IMAGES)
+    )
+    assert np.isfinite(values["bpd"]).all()
+    assert (values["bpd"][0] != values["bpd"][1]).all()  # each pass has noise of its own
+    (result,) = results.values()
+    assert result["mean"] == values["bpd"].mean()
+    assert (folder / "exact_test_ckpt_2_likeliest_then_unlikeliest.png").exists()
+
+
+def test_results_state_the_whole_reporting_protocol(exact):
+    (result,) = exact[1].values()
+    facts = PROTOCOL | {"kind": "exact", "model": "ODE", "probes": 1}
+    assert {name: result[name] for name in facts} == facts
+    assert "nodes=6" in result["solver"] and result["mean_nfe"] >= 6
+    assert "rademacher" in result["divergence"]
+    assert 0 < result["noise_stderr"] < result["stderr"]
+    assert all(re.fullmatch(r"[0-9a-f]{16}", result[name]) for name in ("ema_hash", "data_hash"))
+
+
+def test_bound(tiny):
+    folder, results = evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    result = results["bound_test_ckpt_2"]
+    facts = PROTOCOL | {"kind": "bound", "model": "SDE", "draws": 4, "matching": "denoising"}
+    assert {name: result[name] for name in facts} == facts
+    values = npz(folder / "bound_test_ckpt_2.npz")
+    constant = values["bpd"] - values["prior"] - values["diffusion"] - values["reconstruction"]
+    np.testing.assert_allclose(constant, np.log2(17 / 2), atol=1e-4)
+
+
+def test_loss(tiny):
+    _, results = evaluate(tiny, "loss", eval__enable_bpd=False, eval__enable_loss=True)
+    assert list(results) == ["loss_test_ckpt_2"]
+    result = results["loss_test_ckpt_2"]
+    assert result["unit"] == "loss" and result["importance_weighting"] is True
+    assert 0.1 < result["mean"] < 10
+
+
+@pytest.mark.parametrize("method", ["ode", "euler"])
+def test_sampling(tiny, method):
+    folder = tiny.workdir / f"samples_{method}"
+    code = run(
+        "eval", tiny.workdir, f"--eval_folder={folder.name}", eval__enable_sampling=True,
+        eval__enable_bpd=False, eval__num_samples=7, eval__batch_size=5, sampling__method=method,
+        model__num_scales=3,
+    )  # fmt: skip
+    assert code == 0
+    samples = npz(folder / "samples_ckpt_2.npz")["samples"]
+    assert samples.shape == (7, 8, 8, 1) and samples.dtype == np.uint8 and samples.max() <= 16
+    assert (folder / "samples_ckpt_2.png").exists()
+    assert not (folder / "results.json").exists()
+
+
+def test_the_training_split_under_either_name(tiny):
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__batch_size": 479}
+    _, one = evaluate(tiny, "train", eval__dataset="train", **loss)
+    _, other = evaluate(tiny, "train", eval__bpd_dataset="train", **loss)
+    assert one == other
+    result = one["loss_train_ckpt_2"]
+    assert (result["images"], result["split"], result["full_pass"]) == (1437, "train", True)
+
+
+def test_a_range_of_checkpoints(tiny, capsys):
+    settings = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    _, results = evaluate(tiny, "range", eval__begin_ckpt=1, eval__end_ckpt=2, **settings)
+    first, second = results["loss_test_ckpt_1"], results["loss_test_ckpt_2"]
+    assert (first["step"], second["step"]) == (10, 20)
+    assert first["ema_hash"] != second["ema_hash"]
+    assert first["full_pass"] is False
+    assert capsys.readouterr().out.count("loss_test_ckpt_1 ") == 2  # progress, and one table
+
+
+def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
+    settings = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    _, results = evaluate(tiny, "newest", training__n_iters=5000, **settings)
+    assert list(results) == ["loss_test_ckpt_2"]
+
+
+def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
+    evaluate(tiny, "exact", eval__num_repeats=2)  # again: nothing is measured twice
+    out, err = capfd.readouterr()
+    mean = exact[1]["exact_test_ckpt_2"]["mean"]
+    assert out.startswith("exact_test_ckpt_2  batch 8/8  bpd")
+    assert f"{mean:.4f} bits/dim" in out
+    assert out.endswith(f"written to {exact[0]}\n")
+    assert err == ""
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
+    process = start(
+        f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=killed",
+        *flags(eval__num_repeats=9),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(parts := sorted((tiny.workdir / "killed").rglob("pass*.npz"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.communicate()[1] == ""
+    assert not (tiny.workdir / "killed/results.json").exists()
+    written = {part: part.stat().st_mtime_ns for part in parts}
+
+    folder, _ = evaluate(tiny, "killed", eval__num_repeats=2)
+    assert {part: part.stat().st_mtime_ns for part in parts} == written  # none is redone
+    resumed, whole = (npz(path / "exact_test_ckpt_2.npz") for path in (folder, exact[0]))
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"eval__probes": 2},
+        {"seed": 43},
+        {"eval__begin_ckpt": 1, "eval__end_ckpt": 1},
+        {"eval__batch_size": 90},
+        {"eval__nodes": 7},
+        {"eval__num_images": 350},
+        {"eval__divergence": "gaussian"},
+        {"training__smallest_time": 1e-4},
+        {"model__dtype": "bfloat16"},
+    ],
+)
+def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatch):
+    def measured(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.evaluate._timed", measured)
+    folder = f"--eval_folder={exact[0].name}"
+    assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
+
+
+# Mistakes
+
+
+def digest(folder):
+    """Every file of a folder, by name and content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def mistake(capfd, mode, workdir, *more, **values):
+    """The one line of a mistake, which leaves the working directory as it was."""
+    before = digest(workdir)
+    code = run(mode, workdir, *more, **values)
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert re.fullmatch(r"scoremle: error: [^\n]+\n", err), err
+    assert "step" not in out and "batch" not in out  # found before any work
+    assert digest(workdir) == before
+    return err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("training__likelihod_weighting", "True", ["did you mean training.likelihood_weighting?"]),
+        ("training__batch_size", "many", ["training.batch_size must be int", '"many"']),
+        ("training__sde", "vsde", ["unknown SDE", "'vsde'", "vpsde, subvpsde, vesde"]),
+        ("data__dataset", "digit", ["unknown data set 'digit'", "did you mean digits?", "mnist"]),
+        ("data__dataset", "CIFAR10", ["CIFAR10 is not available", "digits, mnist"]),
+        ("data__path", "/somewhere", ["data.path", "leave it empty"]),
+        ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
+        ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
+        ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
+        ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
+        ("model__ch_mult", "()", ["model.ch_mult must be at least 1"]),
+        ("model__ch_mult", "(1,0)", ["model.ch_mult must be at least 1"]),
+        ("model__nf", 2, ["model.nf is 2"]),
+        ("model__nf", -8, ["model.nf is -8"]),
+        ("model__dtype", "float16", ["model.dtype", "float32, bfloat16"]),
+        ("model__resblock_type", "resnet", ["model.resblock_type", "ddpm, biggan"]),
+        ("model__dropout", 1.0, ["model.dropout must be at least 0 and below 1"]),
+        ("model__beta_min", 0, ["model.beta_min"]),
+        ("model__sigma_min", 60, ["model.sigma_min must be below model.sigma_max"]),
+        ("model__num_scales", 0, ["model.num_scales must be at least 1"]),
+        ("model__normalization", "BatchNorm", ["can only be 'GroupNorm'"]),
+        ("training__smallest_time", 0, ["training.smallest_time must be between 0 and 1, not 0"]),
+        ("training__smallest_time", 1, ["training.smallest_time must be between 0 and 1, not 1"]),
+        ("training__smallest_time", "nan", ["training.smallest_time must be between 0 and 1"]),
+        ("sampling__smallest_time", -1e-3, ["sampling.smallest_time must be between 0 and 1"]),
+        ("training__likelihood_weighting", False, ["set training.likelihood_weighting too"]),
+        ("training__batch_size", 0, ["training.batch_size must be at least 1, not 0"]),
+        ("training__n_iters", 0, ["training.n_iters must be at least 1"]),
+        ("training__log_freq", 0, ["training.log_freq must be at least 1"]),
+        ("training__continuous", False, ["training.continuous can only be True"]),
+        ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),
+        ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
+        ("seed", -1, ["seed must be at least 0"]),
+        ("seed", 2**64, ["seed must be at least 0 and below"]),
+        ("sampling__method", "pc", ["sampling.method 'pc'", "ode, euler"]),
+        ("eval__solver", "rk45", ["eval.solver 'rk45'", "multistep, adaptive"]),
+        ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
+        ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
+        ("eval__dequantizer", True, ["eval.dequantizer can only be False"]),
+        ("eval__batch_size", -1, ["eval.batch_size must be at least 1, not -1"]),
+        ("eval__nodes", 0, ["eval.nodes must be at least 1"]),
+        ("eval__probes", 0, ["eval.probes must be at least 1"]),
+        ("eval__tolerance", 0.0, ["eval.tolerance must be a finite number above 0"]),
+        ("eval__num_repeats", 0, ["eval.num_repeats must be at least 1"]),
+        ("eval__bound_draws", 0, ["eval.bound_draws must be at least 1"]),
+        ("eval__num_images", -1, ["eval.num_images must be at least 0"]),
+        ("eval__num_samples", 0, ["eval.num_samples must be at least 1"]),
+    ],
+)  # fmt: skip
+def test_impossible_values(field, value, words, tiny, capfd):
+    mode = "eval" if field.startswith("eval__") else "train"
+    line = mistake(capfd, mode, tiny.workdir, **{field: value})
+    for word in words:
+        assert word in line
+
+
+def test_the_dequantizer_is_not_there_yet(tiny, capfd):
+    assert "train_deq is not available" in mistake(capfd, "train_deq", tiny.workdir)
+
+
+def test_nothing_to_evaluate(tiny, capfd):
+    assert "nothing to evaluate" in mistake(capfd, "eval", tiny.workdir, eval__enable_bpd=False)
+
+
+def test_evaluation_before_training(tmp_path, capfd):
+    assert "no checkpoint in" in mistake(capfd, "eval", tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "words"),
+    [(7, None, "no checkpoint 7 in"), (None, 9, "no checkpoint 9 in"), (5, 9, "5 to 9 in")],
+)
+def test_a_checkpoint_that_is_not_there(begin, end, words, tiny, capfd):
+    asked = {"eval__begin_ckpt": begin, "eval__end_ckpt": end}
+    given = {name: number for name, number in asked.items() if number is not None}
+    line = mistake(capfd, "eval", tiny.workdir, **given)
+    assert words in line and "only 1, 2" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_another_experiment(mode, tiny, capfd):
+    line = mistake(capfd, mode, tiny.workdir, model__nf=8)
+    assert "model.nf was 4 and is now 8" in line and "another --workdir" in line
+
+
+def test_training_under_other_settings_is_another_experiment(tiny, capfd):
+    changed = {"optim__lr": 0.5, "training__stratified": False, "seed": 1, "optim__warmup": 3,
+               "training__reduce_mean": False}  # fmt: skip
+    line = mistake(capfd, "train", tiny.workdir, **changed)
+    assert "optim.lr was 0.001 and is now 0.5, " in line and "and 1 more; " in line
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path):
+    """A copy of the tiny workdir whose newest snapshot has a wrong byte."""
+    workdir = tmp_path / "damaged"
+    shutil.copytree(tiny.workdir, workdir)
+    files = [p for p in (workdir / "checkpoints/checkpoint_2/state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)
+    return workdir
+
+
+def test_a_damaged_checkpoint_that_was_asked_for(damaged, capfd):
+    line = mistake(capfd, "eval", damaged, eval__end_ckpt=2)
+    assert "checkpoint_2 is damaged" in line
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(damaged, capfd):
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    assert run("eval", damaged, **loss) == 0
+    assert list(json.loads((damaged / "eval/results.json").read_text())) == ["loss_test_ckpt_1"]
+    err = capfd.readouterr().err
+    pattern = r"scoremle: warning: \S*checkpoint_2 is damaged [^\n]*trying the one before\n"
+    assert re.fullmatch(pattern, err), err
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_places_that_are_files(mode, tiny, tmp_path, capfd):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for workdir in (file, file / "below"):
+        assert f"{file} is a file, not a folder" in mistake(capfd, mode, workdir)
+    assert file.read_text() == "kept"
+
+
+def test_results_that_cannot_be_read_are_not_overwritten(damaged, capfd):
+    (damaged / "eval").mkdir()
+    (damaged / "eval/results.json").write_text("{")
+    line = mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+    assert "results.json can't be read" in line
+
+
+def test_an_eval_folder_that_is_a_file(damaged, capfd):
+    file = damaged / "eval"
+    file.write_text("kept")
+    assert str(file) in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+
+
+def idx_flags(path):
+    return {"data__dataset": "mnist", "data__image_size": 28, "data__path": path}
+
+
+def test_missing_data(tmp_path, capfd):
+    assert "mnist has no default folder" in mistake(capfd, "train", tmp_path, **idx_flags(""))
+    absent = tmp_path / "absent"
+    assert f"no data folder {absent}" in mistake(capfd, "train", tmp_path, **idx_flags(absent))
+    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
+    assert f"train-images-idx3-ubyte.gz in {tmp_path}" in line
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_truncated_data(zipped, tmp_path, capfd):
+    content = struct.pack(">4I", 0x803, 3, 28, 28) + bytes(3 * 28 * 28)
+    content = gzip.compress(content, 0)[:-9] if zipped else content[:-9]
+    file = tmp_path / ("train-images-idx3-ubyte" + ".gz" * zipped)
+    file.write_bytes(content)
+    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
+    assert f"{file}: truncated" in line

@@ -1,0 +1,218 @@
+"""Evaluation over a data set: every image once, whatever interrupts it; honest errors."""
+
+from itertools import chain
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle import evaluate as module
+from scoremle.bound import Bound
+from scoremle.evaluate import bound_bpd, evaluate, exact_bpd, fingerprint, parts, summary
+from scoremle.likelihood import Likelihood
+from scoremle.pixels import Pixels, bits_per_dim
+
+IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
+
+
+def metric(params, x, key):
+    """The image itself, and noise that depends on all that it may depend on."""
+    place = x[:, 0, 0, 0].astype(jnp.float32)
+    return {"bpd": params * place, "noise": jax.random.uniform(key, place.shape)}
+
+
+def run(folder, images=IMAGES, *, batch_size=5, repeats=2, metric=metric):
+    values, _ = evaluate(
+        metric,
+        3.0,
+        images,
+        batch_size=batch_size,
+        repeats=repeats,
+        seed=1,
+        parts=folder,
+        label="l",
+    )
+    return values
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Positions of the batches that were measured, not read."""
+    calls = []
+    timed = module._timed
+
+    def counting(measure, params, batch, mask, key):
+        calls.append(batch[mask, 0, 0, 0].tolist())
+        return timed(measure, params, batch, mask, key)
+
+    monkeypatch.setattr(module, "_timed", counting)
+    return calls
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_every_image_once_a_pass_in_order(tmp_path, batch_size, measured):
+    values = run(tmp_path, batch_size=batch_size)
+    np.testing.assert_array_equal(values["bpd"], [3.0 * np.arange(23)] * 2)
+    assert [*chain(*measured)] == [*range(23)] * 2
+    assert len(np.unique(values["noise"])) == 46  # fresh in every batch of every pass
+
+
+def test_one_program_for_all_batches(tmp_path):
+    compiled = []
+
+    def counting(params, x, key):
+        compiled.append(x.shape)
+        return metric(params, x, key)
+
+    run(tmp_path, metric=counting)
+    assert compiled == [(5, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 9])
+def test_an_interrupted_run_ends_with_the_same_values(tmp_path, stop, measured, monkeypatch):
+    whole = run(tmp_path / "whole")
+    del measured[:]
+    counting = module._timed
+
+    def stopping(*arguments):
+        if len(measured) == stop:
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_timed", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts")
+    same(run(tmp_path / "parts"), whole)
+    assert [*chain(*measured)] == [*range(23)] * 2  # none twice, none left out
+
+
+def test_lost_and_unreadable_batches_alone_are_measured_again(tmp_path, measured):
+    whole = run(tmp_path)
+    del measured[:]
+    (tmp_path / "pass0_image5.npz").unlink()
+    (tmp_path / "pass1_image20.npz").write_bytes(b"")
+    damaged = tmp_path / "pass1_image0.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    same(run(tmp_path), whole)
+    assert measured == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [20, 21, 22]]
+
+
+def test_more_passes_are_added_to_those_there_are(tmp_path, measured):
+    run(tmp_path, repeats=1)
+    del measured[:]
+    values = run(tmp_path, repeats=2)
+    assert [*chain(*measured)] == [*range(23)]
+    same(values, run(tmp_path / "at once"))
+
+
+def test_progress_tells_the_mean_and_its_error(tmp_path, capsys):
+    values = run(tmp_path, repeats=1)["bpd"]
+    stderr = values.std() / np.sqrt(23)
+    assert (
+        capsys.readouterr().out
+        == f"l  batch 5/5  bpd {values.mean():.4f} +- {stderr:.4f}  ETA 0s\n"
+    )
+
+
+def test_fingerprints():
+    facts = {"a": 1, "b": "x"}
+    assert fingerprint(facts) == fingerprint({"b": "x", "a": 1})
+    assert (
+        len({fingerprint(facts | more) for more in ({}, {"a": 2}, {"b": "y"}, {"c": None})}) == 4
+    )
+
+
+# Metrics
+
+PIXELS = Pixels(17)
+X = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+
+
+def encode(x, key):
+    return x + jax.random.uniform(key, x.shape), jnp.full(len(x), 0.5)
+
+
+def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
+    def log_likelihood(params, y, key):
+        n = len(y)
+        full = lambda value: jnp.full(n, value)  # noqa: E731
+        return Likelihood(
+            log_prob=params - jnp.sum(jnp.floor(y), axis=(1, 2, 3)),
+            latent=y, evaluations=jnp.full(n, 7), probe_stderr=full(0.1), solver_error=full(0.2),
+            ok=jnp.ones(n, bool),
+        )  # fmt: skip
+
+    found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, jax.random.key(0))
+    log_prob = 1.0 - X.sum(axis=(1, 2, 3)) - 0.5
+    np.testing.assert_allclose(found["bpd"], bits_per_dim(log_prob, PIXELS, 4), rtol=1e-6)
+    np.testing.assert_allclose(found["probe_stderr"], 0.1 / (4 * np.log(2)), rtol=1e-6)
+    np.testing.assert_allclose(found["solver_error"], 0.2 / (4 * np.log(2)), rtol=1e-6)
+    np.testing.assert_array_equal(found["nfe"], 7)
+
+
+def test_the_terms_of_the_bound_add_up():
+    def bound(params, y, key):
+        terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
+        return Bound(-sum(terms), *terms, stderr=jnp.full(len(y), 0.3))
+
+    found = bound_bpd(lambda x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
+        None, X, jax.random.key(0)
+    )
+    total = found["prior"] + found["diffusion"] + found["reconstruction"] + np.log2(17 / 2)
+    np.testing.assert_allclose(found["bpd"], total, rtol=1e-6)
+    np.testing.assert_allclose(found["draw_stderr"], 0.3 / (4 * np.log(2)), rtol=1e-6)
+
+
+# Errors
+
+
+def test_summary_by_hand():
+    values = {"bpd": np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])}
+    # Means over passes 2, 2, 5: variance 3. Variances over passes 2, 0, 2: mean 4/3.
+    assert summary(values, "bpd") == {
+        "mean": 3.0,
+        "stderr": pytest.approx(np.sqrt(3 / 3)),
+        "noise_stderr": pytest.approx(np.sqrt(4 / 3 / 6)),
+        "images": 3,
+        "passes": 2,
+    }
+
+
+def test_what_cannot_be_told_is_none():
+    assert summary({"loss": np.array([[1.0, 3.0]])}, "loss")["noise_stderr"] is None
+    assert summary({"loss": np.array([[1.0], [3.0]])}, "loss")["stderr"] is None
+    found = parts({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
+    assert found == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
+
+
+def test_errors_of_the_mean_by_hand():
+    found = parts(
+        {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
+    )
+    assert found["mean_prior"] == 2.0
+    assert found["draw_stderr_of_mean"] == pytest.approx(0.5 / 4)  # of four independent values
+
+
+def test_stated_errors_are_those_over_repeated_experiments():
+    """Of 4000 evaluations, 68 % of the means lie within one error, 95 % within two."""
+    rng = np.random.default_rng(0)
+    trials, n, repeats, mean = 4000, 40, 3, 2.0
+    inside = np.zeros((trials, 2))
+    noise_only = np.zeros((trials, 2))
+    for trial in range(trials):
+        images = mean + rng.normal(size=n)
+        values = images + 0.7 * rng.normal(size=(repeats, n))
+        found = summary({"bpd": values}, "bpd")
+        inside[trial] = abs(found["mean"] - mean) < found["stderr"] * np.array([1, 2])
+        error = abs(found["mean"] - images.mean())
+        noise_only[trial] = error < found["noise_stderr"] * np.array([1, 2])
+    np.testing.assert_allclose(inside.mean(axis=0), [0.683, 0.954], atol=0.025)
+    np.testing.assert_allclose(noise_only.mean(axis=0), [0.683, 0.954], atol=0.025)

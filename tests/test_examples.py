@@ -1,0 +1,102 @@
+"""The examples run, and what they print is right."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_minimal_learns_a_density_that_integrates_to_one(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, str(ROOT / "examples" / "minimal.py")]
+    flags = ["--steps=1500", "--grid=72", f"--out={tmp_path / 'moons.png'}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command + flags, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    integral = float(re.search(r"integral over the plane: (\S+)", done.stdout)[1])
+    assert integral == pytest.approx(1, abs=1e-2)
+    # A Gaussian with the moons' covariance costs 2.48 nats.
+    exact = float(re.search(r"-log p, exact: (\S+)", done.stdout)[1])
+    bound = float(re.search(r"-log p, bound: (\S+)", done.stdout)[1])
+    assert exact < 2.3
+    assert bound < 2.3
+    with Image.open(tmp_path / "moons.png") as picture:
+        assert np.asarray(picture).std() > 10, "an empty picture"
+
+
+RESULT = {
+    "checkpoint": 3, "mean": 1.9, "stderr": 0.01, "draws": 64, "draw_stderr_of_mean": 0.002,
+    "eps": 1e-5, "solver": "Multistep(nodes=32)", "mean_nfe": 33.0, "mean_solver_error": 0.0004,
+    "divergence": "Hutchinson(probes=2)", "probe_stderr_of_mean": 0.001,
+}  # fmt: skip
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A working directory as the demo's three commands leave it."""
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    results = {
+        "exact_test_ckpt_3": RESULT,
+        "exact_test_ckpt_2": RESULT | {"checkpoint": 2, "mean": 9.0},
+        "bound_test_ckpt_3": RESULT | {"mean": 2.0},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    for name, result in results.items():
+        np.savez(folder / f"{name}.npz", bpd=np.full((1, 360), result["mean"]))
+    np.savez(folder / "samples_ckpt_3.npz", samples=np.zeros((100, 8, 8, 1), np.uint8))
+    rows = [{"step": i, "eval_bpd": 9 / i + 1, "eval_bpd_stderr": 0.1} for i in range(1, 4)]
+    lines = [json.dumps(row) for row in [*rows, {"step": 4, "loss": 1.0}]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_demo_sets_the_newest_model_beside_simple_densities(finished, capsys):
+    pytest.importorskip("sklearn")
+    load("digits_demo").show(finished)
+    text = capsys.readouterr().out
+    values = {
+        name.strip(): float(mean)
+        for name, mean in re.findall(r"^(\S.*?)  +(\d\.\d{3})  ", text, re.MULTILINE)
+    }
+    assert list(values) == [
+        "uniform, log2 17",
+        "histogram of each pixel",
+        "Gaussian, full covariance",
+        "score model (SDE), bound [1]",
+        "score model (ODE), exact [2]",
+    ]
+    assert values["uniform, log2 17"] == pytest.approx(np.log2(17), abs=1e-3)
+    assert values["score model (SDE), bound [1]"] == 2.0
+    assert values["score model (ODE), exact [2]"] == 1.9
+    gain = float(re.search(r"exact value is (\S+) \+-", text)[1])
+    best = min(list(values.values())[:3])
+    assert gain == pytest.approx(best - 1.9, abs=2e-3)
+
+
+def test_demo_draws_its_pictures(finished):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    load("digits_demo").show(finished)
+    for name in ("samples_beside_digits.png", "training_curve.png"):
+        with Image.open(finished / name) as picture:
+            assert np.asarray(picture).std() > 10, "an empty picture"

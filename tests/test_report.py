@@ -1,0 +1,111 @@
+"""Pictures pixel by pixel, and what the tables say."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoremle.report import image_grid, results_table, table, write_grid
+
+WHITE = 255
+
+
+def read(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_grid_places_images_in_rows_with_lines_between():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
+    grid = image_grid(images, 5, columns=2)
+    assert grid.shape == (3 * (2 + 1) + 1, 2 * (3 + 1) + 1, 1)
+    assert grid.dtype == np.uint8
+    for i, level in enumerate((0, 64, 128, 191, 255)):
+        top, left = (i // 2) * 3 + 1, (i % 2) * 4 + 1
+        assert (grid[top : top + 2, left : left + 3] == level).all()
+    assert (grid[::3] == WHITE).all(), "lines"
+    assert (grid[:, ::4] == WHITE).all(), "lines"
+    assert (grid[7:9, 5:8] == WHITE).all(), "the place that no image takes"
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_grid_spreads_the_levels_over_black_to_white(levels):
+    ends = np.array([0, levels - 1], np.uint8).reshape(2, 1, 1, 1)
+    grid = image_grid(ends, levels, columns=2)
+    assert grid[1, 1, 0] == 0
+    assert grid[1, 3, 0] == WHITE
+
+
+def test_grid_of_256_levels_keeps_every_value():
+    image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(image_grid(image, 256, columns=1)[1:-1, 1:-1], image[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_picture_is_the_grid_enlarged_without_smoothing(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 8, 8, channels), dtype=np.uint8)
+    path = tmp_path / "not" / "there" / "grid.png"
+    write_grid(path, images, 256)
+    picture = read(path)
+    grid = image_grid(images, 256, columns=3).squeeze()
+    factor = picture.shape[1] // grid.shape[1]
+    assert picture.shape[1] >= 480
+    np.testing.assert_array_equal(picture, grid.repeat(factor, axis=0).repeat(factor, axis=1))
+    assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_one_image_of_one_pixel_is_a_picture_too(tmp_path):
+    write_grid(tmp_path / "one.png", np.full((1, 1, 1, 1), 1, np.uint8), 2)
+    assert read(tmp_path / "one.png").ndim == 2
+
+
+def test_table_aligns_its_columns():
+    text = table(("name", "value"), [("a", "1"), ("longer", "22")])
+    assert text.splitlines() == ["name    value", "------  -----", "a       1", "longer  22"]
+
+
+@pytest.fixture
+def exact():
+    return {
+        "mean": 2.34567, "stderr": 0.01234, "unit": "bits/dim", "estimator": "exact for p_eps",
+        "dequantizer": "uniform", "images": 360, "split": "test", "full_pass": True, "passes": 1,
+        "probe_stderr_of_mean": 0.00123, "mean_solver_error": 0.00045, "mean_nfe": 33.0,
+        "noise_stderr": None,
+    }  # fmt: skip
+
+
+def cells(line: str) -> list[str]:
+    return [cell for cell in line.split("  ") if cell]
+
+
+def test_results_say_the_value_its_errors_and_what_it_is(exact):
+    text = results_table({"exact_test_ckpt_3": exact})
+    header, _, row = text.splitlines()
+    assert len(cells(header)) == 7
+    name, value, stderr, random, solver, nfe, what = (c.strip() for c in cells(row))
+    assert (name, value, stderr) == ("exact_test_ckpt_3", "2.3457 bits/dim", "0.0123")
+    assert (random, solver, nfe) == ("0.00123", "0.00045", "33")
+    for fact in ("exact for p_eps", "uniform dequantization", "360 test images", "1 passes"):
+        assert fact in what
+    assert "not the whole split" not in text
+
+
+def test_results_say_when_a_number_is_not_of_the_whole_split(exact):
+    text = results_table({"exact": exact | {"full_pass": False, "images": 10}})
+    assert "10 test images (not the whole split)" in text
+
+
+def test_results_say_what_was_not_measured(exact):
+    """One probe, one pass: the error of the estimate is unknown, and is not zero."""
+    text = results_table({"exact": exact | {"probe_stderr_of_mean": None, "stderr": None}})
+    assert text.count("not measured") == 2
+
+
+def test_a_bound_shows_its_draws_and_their_error(exact):
+    bound = {k: v for k, v in exact.items() if k not in ("mean_nfe", "mean_solver_error")}
+    del bound["probe_stderr_of_mean"]
+    bound |= {"draws": 64, "draw_stderr_of_mean": 0.00321, "estimator": "variational bound"}
+    row = results_table({"bound": bound}).splitlines()[-1]
+    assert "0.00321" in row
+    assert " 64 " in row
+    assert "variational bound" in row

@@ -1,0 +1,98 @@
+"""A trained model from Python: scores of integer images, in batches, and clear refusals."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+
+import scoremle
+from scoremle import cli, trained
+from scoremle.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return scoremle.load(tiny.workdir)
+
+
+@pytest.fixture(autouse=True)
+def batches_of_100(monkeypatch):
+    monkeypatch.setattr(trained, "BATCH_SIZE", 100)
+
+
+def test_scores_agree_with_an_evaluation(tiny, model):
+    argv = [f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=trained"]
+    assert cli.main([*TINY, *argv, "--config.eval.num_repeats=2"]) == 0
+    with np.load(tiny.workdir / "trained/exact_test_ckpt_2.npz") as saved:
+        values = saved["bpd"]
+    scores = model.score(model.experiment.data.test)
+    assert scores.bpd.shape == (360,)
+    np.testing.assert_allclose(scores.log_prob, -scores.bpd * 64 * np.log(2))
+    # The same images under other noise: what differs is random, image by image.
+    difference = scores.bpd - values.mean(axis=0)
+    spread = (values[0] - values[1]).std() * np.sqrt(3 / 4)
+    assert abs(difference.mean()) < 4 * spread / np.sqrt(360)
+    assert 0.7 < difference.std() / spread < 1.3
+    assert np.corrcoef(scores.bpd, values[0])[0, 1] > 0.9
+
+
+def test_many_images_are_one_program(model):
+    images = model.experiment.data.test
+    scores = model.score(images)
+    assert model._measure._cache_size() == 1
+    np.testing.assert_array_equal(scores.bpd[:200], model.score(images[:200]).bpd)
+    assert not np.array_equal(scores.bpd, model.score(images, seed=1).bpd)
+
+
+def test_errors_come_with_the_scores(model):
+    scores = model.score(model.experiment.data.test[:100])
+    assert np.isnan(scores.probe_stderr).all()  # one probe can't tell
+    assert (scores.solver_error >= 0).all() and scores.solver_error.shape == (100,)
+
+
+def test_no_images_have_no_scores(model):
+    assert model.score(np.zeros((0, 8, 8, 1), np.uint8)).log_prob.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 8, 8, 1)), "not float64"),
+        (np.zeros((8, 8, 1), np.uint8), "must be uint8 of shape (n, 8, 8, 1)"),
+        (np.zeros((2, 28, 28, 1), np.uint8), "of shape (2, 28, 28, 1)"),
+        (np.full((2, 8, 8, 1), 17, np.uint8), "pixels must lie in 0..16, but one is 17"),
+        ([[0, 1], [2, 3]], "of shape (2, 2)"),
+    ],
+)
+def test_other_images_are_refused(model, images, words):
+    with pytest.raises(UserError) as error:
+        model.score(images)
+    assert words in str(error.value)
+
+
+def test_loading(tiny, model, tmp_path):
+    assert model.step == 20
+    first = scoremle.load(str(tiny.workdir), checkpoint=1)
+    assert first.step == 10
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(model.params), strict=True)
+    )
+    with pytest.raises(UserError, match="no checkpoint 7"):
+        scoremle.load(tiny.workdir, checkpoint=7)
+    with pytest.raises(UserError, match="no working directory of a training"):
+        scoremle.load(tmp_path)
+    shutil.copy(tiny.workdir / "config.json", tmp_path)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        scoremle.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        scoremle.load(tmp_path)
+
+
+def test_the_config_comes_back_as_it_was(tiny, model):
+    assert dict(model.experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
+    assert model.experiment.network.ch_mult == (1, 1)
