@@ -46,10 +46,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.method = "ode"  # ode (probability flow) or euler (reverse SDE)
-    config.sampling.n_steps_each = 1  # corrector steps per predictor step
-    config.sampling.noise_removal = True  # a last denoising step without noise
-    config.sampling.probability_flow = False  # drop the noise of the reverse SDE
-    config.sampling.snr = 0.16  # signal-to-noise ratio of corrector steps
+    config.sampling.n_steps_each = 1  # unused: only this value
+    config.sampling.noise_removal = True  # unused: only this value
+    config.sampling.probability_flow = False  # unused: only this value
+    config.sampling.snr = 0.16  # unused: only this value
     config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
 
     config.eval = ml_collections.ConfigDict()

@@ -10,7 +10,8 @@ from scoremle.errors import UserError
 
 __all__ = ["check_values"]
 
-# Fields of published configs that the original never read, or that name what was never published.
+# Fields that nothing here reads: accepted with their published values alone, so that another value
+# is an error and not silence.
 ONLY = {
     "training.continuous": True,
     "model.normalization": "GroupNorm",
@@ -19,6 +20,10 @@ ONLY = {
     "model.data_init": False,
     "optim.optimizer": "Adam",
     "eval.dequantizer": False,
+    "sampling.n_steps_each": 1,
+    "sampling.noise_removal": True,
+    "sampling.probability_flow": False,
+    "sampling.snr": 0.16,
 }
 
 

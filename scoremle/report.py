@@ -53,9 +53,23 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "not measured" if value is None else f"{value:.{digits}f}"
 
 
+def _what(r: Mapping[str, Any]) -> str:
+    part = "" if r["full_pass"] else " (not the whole split)"
+    passes = "1 pass" if r["passes"] == 1 else f"{r['passes']} passes"
+    return (
+        f"{r['estimator']}; {r['dequantizer']} dequantization; "
+        f"{r['images']} {r['split']} images{part}, {passes}"
+    )
+
+
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each result: its value, errors, and what it is."""
-    header = ("result", "value", "std. error", "of it, estimator", "solver, an image", "NFE", "what")
+    """One line for each result: its value, errors, and what it is.
+
+    The standard error is over images; "from draws" is the part of it that comes from probes or
+    Monte-Carlo draws. The solver's error is the mean over images of its estimate: it has a sign of
+    its own and does not shrink with their number.
+    """
+    header = ("result", "value", "std. error", "from draws", "solver error", "NFE", "what")
     rows = []
     for name, r in results.items():
         random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
@@ -70,9 +84,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(random, 5),
                 "" if "mean_solver_error" not in r else _number(r["mean_solver_error"], 5),
                 "" if nfe is None else f"{nfe:.0f}",
-                f"{r['estimator']}; {r['dequantizer']} dequantization; "
-                f"{r['images']} {r['split']} images"
-                f"{'' if r['full_pass'] else ' (not the whole split)'}, {r['passes']} pass{'' if r['passes'] == 1 else 'es'}",
+                _what(r),
             )
         )
     return table(header, rows)

@@ -79,11 +79,7 @@ class Trained:
 def load(workdir: str | Path, checkpoint: int | None = None) -> Trained:
     """The model in a working directory: this checkpoint, or the newest (averaged parameters)."""
     place = Workdir(Path(workdir))
-    config, store = place.config(), place.snapshots
-    newest = store.latest() if checkpoint is None else checkpoint
-    if newest not in store.numbers():
-        raise UserError(f"no checkpoint {'' if newest is None else newest} in {store.folder}")
-    # The record of the checkpoint stands for the data set, which need not be here.
-    experiment = build(config, levels=store.meta(newest)["levels"])
-    state, meta, _ = store.restore(experiment.template(), checkpoint)
+    # The number of levels stands for the data set, which need not be here.
+    experiment = build(place.config(), levels=place.levels())
+    state, meta, _ = place.snapshots.restore(experiment.template(), checkpoint)
     return Trained(experiment, state.ema, int(meta["step"]))

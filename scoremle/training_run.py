@@ -22,7 +22,7 @@ EVAL_DRAWS = 4
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     workdir.check_training(experiment)
-    workdir.write_config(experiment)
+    workdir.describe(experiment)
     step = train.make_step(
         experiment.loss, experiment.optimizer, experiment.ema_rate, seed=experiment.seed
     )
@@ -36,11 +36,7 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         writer=_writer(experiment, workdir),
         on_eval=_on_eval(experiment),
         on_snapshot=_on_snapshot(experiment, workdir),
-        note={
-            "dataset": experiment.data.name,
-            "levels": experiment.data.levels,
-            "seed": experiment.seed,
-        },
+        note={"dataset": experiment.data.name, "seed": experiment.seed},
     )
     if outcome.finished:
         print(f"trained {int(outcome.state.step)} steps: {workdir.folder}", flush=True)

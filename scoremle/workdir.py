@@ -1,6 +1,7 @@
 """A working directory, and whether it belongs to an experiment.
 
 config.json        the resolved config
+data.json          name and number of levels of the data set
 metrics.jsonl      a row of numbers for every logged step
 samples/           a grid of samples for every snapshot
 checkpoints/       snapshots, for evaluation
@@ -61,6 +62,10 @@ class Workdir:
     def config_path(self) -> Path:
         return self.folder / "config.json"
 
+    @property
+    def data_path(self) -> Path:
+        return self.folder / "data.json"
+
     def config(self) -> ConfigDict:
         """The config that the experiment was begun with."""
         if not self.config_path.exists():
@@ -69,8 +74,15 @@ class Workdir:
             )
         return ConfigDict(_with_tuples(read_json(self.config_path)))
 
-    def write_config(self, experiment: Experiment) -> None:
+    def levels(self) -> int:
+        """Grey levels of the images that the experiment is about."""
+        return int(read_json(self.data_path)["levels"])
+
+    def describe(self, experiment: Experiment) -> None:
+        """Writes what the experiment is."""
         write_json(self.config_path, dict(experiment.config))
+        facts = {"name": experiment.data.name, "levels": experiment.data.levels}
+        write_json(self.data_path, facts)
 
     def check_training(self, experiment: Experiment) -> None:
         """Raises UserError if training would go on from another experiment."""

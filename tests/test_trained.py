@@ -10,7 +10,10 @@ from conftest import TINY
 
 import scoremle
 from scoremle import cli, trained
+from scoremle.data.digits import load_digits
 from scoremle.errors import UserError
+
+TEST = load_digits("")[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def test_scores_agree_with_an_evaluation(tiny, model):
     assert cli.main([*TINY, *argv, "--config.eval.num_repeats=2"]) == 0
     with np.load(tiny.workdir / "trained/exact_test_ckpt_2.npz") as saved:
         values = saved["bpd"]
-    scores = model.score(model.experiment.data.test)
+    scores = model.score(TEST)
     assert scores.bpd.shape == (360,)
     np.testing.assert_allclose(scores.log_prob, -scores.bpd * 64 * np.log(2))
     # The same images under other noise: what differs is random, image by image.
@@ -40,7 +43,7 @@ def test_scores_agree_with_an_evaluation(tiny, model):
 
 
 def test_many_images_are_one_program(model):
-    images = model.experiment.data.test
+    images = TEST
     scores = model.score(images)
     assert model._measure._cache_size() == 1
     np.testing.assert_array_equal(scores.bpd[:200], model.score(images[:200]).bpd)
@@ -48,7 +51,7 @@ def test_many_images_are_one_program(model):
 
 
 def test_errors_come_with_the_scores(model):
-    scores = model.score(model.experiment.data.test[:100])
+    scores = model.score(TEST[:100])
     assert np.isnan(scores.probe_stderr).all()  # one probe can't tell
     assert (scores.solver_error >= 0).all() and scores.solver_error.shape == (100,)
 
@@ -85,7 +88,8 @@ def test_loading(tiny, model, tmp_path):
         scoremle.load(tiny.workdir, checkpoint=7)
     with pytest.raises(UserError, match="no working directory of a training"):
         scoremle.load(tmp_path)
-    shutil.copy(tiny.workdir / "config.json", tmp_path)
+    for name in ("config.json", "data.json"):
+        shutil.copy(tiny.workdir / name, tmp_path)
     with pytest.raises(UserError, match="no checkpoint in"):
         scoremle.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -96,3 +100,12 @@ def test_loading(tiny, model, tmp_path):
 def test_the_config_comes_back_as_it_was(tiny, model):
     assert dict(model.experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
     assert model.experiment.network.ch_mult == (1, 1)
+
+
+def test_a_model_works_where_its_data_set_is_not(tiny, model, monkeypatch):
+    def absent(*_, **__):
+        raise UserError("the data set is not here")
+
+    monkeypatch.setattr("scoremle.data.load", absent)
+    found = scoremle.load(tiny.workdir).score(TEST[:5]).bpd
+    np.testing.assert_array_equal(found, model.score(TEST[:5]).bpd)

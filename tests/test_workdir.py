@@ -37,7 +37,7 @@ def with_fields(experiment, **fields):
 @pytest.fixture
 def begun(experiment, tmp_path):
     workdir = Workdir(tmp_path)
-    workdir.write_config(experiment)
+    workdir.describe(experiment)
     workdir.preemption.save(1, {"a": jnp.zeros(1)}, {})
     return workdir
 
@@ -77,7 +77,7 @@ def test_what_makes_another_experiment(begun, experiment, fields, training, eval
 
 def test_without_a_checkpoint_a_config_may_be_corrected(experiment, tmp_path):
     workdir = Workdir(tmp_path)
-    workdir.write_config(experiment)
+    workdir.describe(experiment)
     workdir.check_training(with_fields(experiment, optim__lr=0.5))
 
 

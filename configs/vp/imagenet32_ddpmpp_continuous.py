@@ -16,6 +16,6 @@ def resolve(config):
     """As by default, but likelihood training with importance sampling starts later."""
     training = config.training
     likelihood = training.likelihood_weighting and training.importance_weighting
-    if training.smallest_time is None and training.sde == "vpsde" and likelihood:
+    if training.smallest_time is None and training.sde.lower() == "vpsde" and likelihood:
         training.smallest_time = 5e-5
     default.resolve(config)
