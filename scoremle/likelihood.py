@@ -51,8 +51,8 @@ def ode_log_likelihood(
     key: PRNGKey,
     *,
     eps: float,
-    divergence: DivergenceEstimator = Hutchinson(),  # noqa: B008 (frozen)
-    solver: Solver = Adaptive(),  # noqa: B008 (frozen)
+    divergence: DivergenceEstimator = Hutchinson(),
+    solver: Solver = Adaptive(),
 ) -> Likelihood:
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 

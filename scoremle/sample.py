@@ -22,7 +22,7 @@ def ode_sample(
     z: Data,
     *,
     eps: float,
-    solver: Solver = Adaptive(),  # noqa: B008 (frozen)
+    solver: Solver = Adaptive(),
 ) -> Data:
     """Takes latents ``z`` at t = 1 to samples at t = ``eps``: a likelihood's latent undone."""
     flow = ProbabilityFlow(noise, sde)
