@@ -161,7 +161,8 @@ def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
 def test_the_terms_of_the_bound_add_up():
     def bound(params, y, key):
         terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
-        return Bound(-sum(terms), *terms, stderr=jnp.full(len(y), 0.3))
+        error, count = jnp.full(len(y), 0.3), jnp.full(len(y), 9)
+        return Bound(-sum(terms), *terms, stderr=error, evaluations=count)
 
     found = bound_bpd(lambda x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
         None, X, jax.random.key(0)

@@ -204,10 +204,11 @@ def test_ctrl_c_within_a_callback_saves_what_was_checked(tmp_path):
         signal.raise_signal(signal.SIGINT)
         return {"loss": 1.0}
 
+    before = signal.getsignal(signal.SIGINT)
     _, finished = worker.train(tmp_path, on_eval=interrupt)
     assert not finished
     assert Checkpoints(tmp_path / "checkpoints-meta", keep=2).latest() == 30
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(whole, tmp_path, caplog):
