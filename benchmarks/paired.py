@@ -21,7 +21,7 @@ def main() -> None:
     covered = np.mean(np.abs(difference) <= stated)
     ratio = np.median(stated / np.abs(difference))
     print(f"difference {difference.mean():+.4f} +- {stderr:.4f} bits/dim over {n} images")
-    print(f"stated error covers {covered:.1%}; in the median it is {ratio:.1f} times the difference")
+    print(f"stated error covers {covered:.1%}, in the median {ratio:.1f} times the difference")
 
 
 if __name__ == "__main__":
