@@ -122,6 +122,10 @@ class Adaptive:
     (In the usual norm over everything, an integral is one entry among thousands and may be wrong
     by the square root of their number.) Examples still running after ``max_steps`` steps are not
     ``ok``.
+
+    Its ``error`` holds for smooth fields. On a trained network, whose dependence on time is rough,
+    it was two thirds of the true error in the median at 1e-5, and a tenth of it at 1e-3: there,
+    the estimate of ``Multistep`` is the one to trust.
     """
 
     rtol: float = 1e-5
