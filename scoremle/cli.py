@@ -1,4 +1,4 @@
-"""The command line: flags, ``--help``, one clear line for each mistake, and the three modes.
+"""The command line: flags, ``--help``, one clear line for each mistake, modes and commands.
 
 ``--config=FILE`` names a Python file with ``get_config()``; ``--config.<field>=VALUE`` sets one of
 its fields. The file is loaded here, so that a mistake in it is reported with its line;
@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from scoremle.commands import COMMANDS
 from scoremle.errors import UserError
 
 __all__ = ["Settings", "main", "parse"]
@@ -65,15 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if {"--help", "-help", "-h"} & set(arguments):
-            print(_help(arguments))
-            return 0
-        settings = parse(arguments)
-        from scoremle import modes
-
         with _warnings():
-            modes.run(settings.mode, settings.config, settings.workdir, settings.eval_folder)
+            _run(arguments)
         return 0
+    except SystemExit as end:  # argparse, after it printed a command's help
+        return int(end.code or 0)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
@@ -83,6 +80,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("scoremle: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in COMMANDS:
+        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+    elif {"--help", "-help", "-h"} & set(arguments):
+        print(_help(arguments))
+    else:
+        settings = parse(arguments)
+        from scoremle import modes
+
+        modes.run(settings.mode, settings.config, settings.workdir, settings.eval_folder)
 
 
 @contextmanager
@@ -300,7 +309,8 @@ def _help(argv: list[str]) -> str:
     path = path or "configs/default.py"
     config = _get_config(module, path)
     _check_names([], config, default.get_config(), path)
-    return f"{USAGE}\nfields of {path}:\n\n{_field_table(config, default)}"
+    commands = "".join(f"  scoremle {name:20}{what}\n" for name, (_, what) in COMMANDS.items())
+    return f"{USAGE}{commands}\nfields of {path}:\n\n{_field_table(config, default)}"
 
 
 def _field_table(config: ConfigDict, default: ModuleType) -> str:

@@ -19,7 +19,7 @@ LAYERS = (
     ("experiment",),
     ("workdir", "tasks"),
     ("training_run", "evaluation_run", "trained"),
-    ("modes",),
+    ("modes", "commands"),
     ("cli",),
 )
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}

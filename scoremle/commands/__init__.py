@@ -1,0 +1,21 @@
+"""Commands that need no config: ``scoremle NAME ...``, one module each, with a function ``main``.
+
+``COMMANDS`` is the whole list. A module is imported only when its command runs.
+"""
+
+import argparse
+from typing import NoReturn
+
+from scoremle.errors import UserError
+
+__all__ = ["COMMANDS", "Parser"]
+
+# Name on the command line -> module with main(arguments), and one line of help.
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are lines like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
