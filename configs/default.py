@@ -70,11 +70,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.bound_draws = 1000  # random times per image in the bound
     config.eval.dequantizer = False  # dequantize by the trained flow; False: uniformly
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
-    config.eval.divergence = "rademacher"  # rademacher or gaussian probes, or exact
-    config.eval.probes = 1  # probes per image, held fixed along the solve
-    config.eval.solver = "multistep"  # multistep (eval.nodes) or adaptive (eval.tolerance)
+    config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
+    config.eval.probes = 1  # probes per image; multistep draws new ones at each node
+    config.eval.solver = "auto"  # auto (nodes by a pilot), multistep, adaptive or rk45_reference
     config.eval.nodes = 32  # steps of the multistep solver
-    config.eval.tolerance = 1e-5  # relative and absolute tolerance of the adaptive solver
+    config.eval.tolerance = 1e-3  # bits/dim of each image's log p, of the adaptive solver
 
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "CIFAR10"  # name of the data set
@@ -102,6 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.progressive = "none"  # output pyramid: none, output_skip or residual
     config.model.progressive_input = "none"  # input pyramid: none, input_skip or residual
     config.model.progressive_combine = "sum"  # how pyramids join: sum or cat
+    config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
     config.model.embedding_type = "positional"  # embedding of t: positional or fourier
     config.model.fourier_scale = 16.0  # scale of the Fourier features
     config.model.trainable_embedding = False  # train the Fourier features' frequencies

@@ -19,7 +19,6 @@ def get_config():
     evaluation.batch_size = 360
     evaluation.num_samples = 100
     evaluation.num_repeats = 1
-    evaluation.nodes = 48
     evaluation.probes = 2  # with two, their error is measured
     evaluation.bound_draws = 64
 

@@ -19,7 +19,6 @@ def get_config():
     evaluation.batch_size = 250
     evaluation.num_samples = 100
     evaluation.num_repeats = 1
-    evaluation.nodes = 48
     evaluation.bound_draws = 16
 
     data.dataset = "fashion_mnist"

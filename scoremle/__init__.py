@@ -20,7 +20,7 @@ _HOME = {
     "Hutchinson": "divergence",
     "Exact": "divergence",
     "Adaptive": "ode",
-    "Multistep": "ode",
+    "Multistep": "multistep",
     "denoising_loss": "loss",
     "ode_log_likelihood": "likelihood",
     "likelihood_bound": "bound",
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from scoremle.errors import UserError
     from scoremle.likelihood import ode_log_likelihood
     from scoremle.loss import denoising_loss
+    from scoremle.multistep import Multistep
     from scoremle.nn import DDPMpp
-    from scoremle.ode import Adaptive, Multistep
+    from scoremle.ode import Adaptive
     from scoremle.pixels import Pixels, bits_per_dim
     from scoremle.sample import ode_sample
     from scoremle.sde import VE, VP, LinearVE, SubVP

@@ -25,8 +25,10 @@ ONLY = {
     "sampling.probability_flow": False,
     "sampling.snr": 0.16,
 }
-
-
+CHOICES = {
+    "eval.dataset": ("train", "test"),
+    "model.embedding": ("time", "log_snr"),
+}
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
@@ -62,8 +64,9 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{name} must be {words}, not {value}")
     if config.model.sigma_min >= config.model.sigma_max:
         raise UserError("model.sigma_min must be below model.sigma_max")
-    if config.eval.dataset not in ("train", "test"):
-        raise UserError(f"eval.dataset must be train or test, not {config.eval.dataset!r}")
+    for name, choices in CHOICES.items():
+        if (value := _field(config, name)) not in choices:
+            raise UserError(f"{name} must be {' or '.join(choices)}, not {value!r}")
 
 
 def _field(config: Any, name: str) -> Any:

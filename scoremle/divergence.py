@@ -2,12 +2,13 @@
 
     tr J = E[ v^T J v ],     E[v v^T] = I
 
-An estimator draws its probes once (a probe held fixed along an ODE keeps the integrand smooth) and
-then, at every point, gives the field's value and its independent estimates of the divergence from
-forward-mode derivatives: all probes share one evaluation of the field. Rademacher probes have the
-smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A||_F^2 for Gaussian ones (A symmetrised).
+An estimator draws its probes and then, at a point, gives the field's value and its estimates of
+the divergence from forward-mode derivatives: all probes share one evaluation of the field.
+Rademacher probes have the smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A||_F^2 for Gaussian
+ones (A symmetrised). Of orthogonal ones, k of D cover a share k/D of the trace, and D all of it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,25 +19,41 @@ from jaxtyping import Array, Float
 
 from scoremle.arrays import Data, PerExample, PRNGKey
 
-__all__ = ["DivergenceEstimator", "Exact", "FixedProbe", "Hutchinson", "mean_and_stderr"]
+__all__ = [
+    "DivergenceEstimator",
+    "Exact",
+    "FixedProbe",
+    "Hutchinson",
+    "Orthogonal",
+    "mean_and_stderr",
+]
 
 Probes = Float[Array, "k b *d"]
 Field = Callable[[Data], Data]
 
 
 class DivergenceEstimator(Protocol):
-    """Draws probes for a batch; then estimates divergences with them."""
+    """Draws probes for a batch; then estimates divergences with them.
+
+    ``random`` says whether another key would draw other probes.
+    """
+
+    @property
+    def random(self) -> bool: ...
 
     def draw(self, key: PRNGKey, x: Data) -> Probes: ...
 
     def __call__(
         self, field: Field, x: Data, probes: Probes
     ) -> tuple[Data, Float[Array, "m b"]]:
-        """The field at ``x`` and ``m`` independent estimates of its divergence."""
+        """The field at ``x`` and ``m`` estimates of its divergence, exchangeable ones."""
         ...
 
-    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
-        """Standard error of the mean of the estimates; NaN where one estimate can't tell."""
+    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
+        """Standard error of the mean of estimates, or of their integrals, in ``dims`` dimensions.
+
+        NaN where one estimate can't tell.
+        """
         ...
 
 
@@ -61,10 +78,12 @@ def _quadratic_forms(field: Field, x: Data, probes: Probes) -> tuple[Data, Float
 class _Sampled:
     """What all estimators by random probes share."""
 
+    random = True
+
     def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
         return _quadratic_forms(field, x, probes)
 
-    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
+    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
         return mean_and_stderr(estimates)[1]
 
 
@@ -80,11 +99,35 @@ class Hutchinson(_Sampled):
         return random[self.distribution](key, (self.probes, *x.shape), x.dtype)
 
 
+@dataclass(frozen=True)
+class Orthogonal(_Sampled):
+    """A random frame of ``probes`` orthogonal vectors for each example, at most as many as D.
+
+    Raises ValueError for more probes than dimensions.
+    """
+
+    probes: int = 2
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        batch, dims = x.shape[0], x[0].size
+        if self.probes > dims:
+            raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
+        block = jax.random.normal(key, (batch, dims, self.probes), x.dtype)
+        frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
+        return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
+
+    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
+        # Drawn without replacement: the correction of a finite population.
+        return super().stderr(estimates, dims) * math.sqrt(1 - self.probes / dims)
+
+
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
     """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
 
     vectors: Probes
+
+    random = False
 
     def draw(self, key: PRNGKey, x: Data) -> Probes:
         return jnp.asarray(self.vectors, x.dtype)
@@ -93,6 +136,8 @@ class FixedProbe(_Sampled):
 @dataclass(frozen=True)
 class Exact:
     """The exact trace, one unit vector for each dimension: for data of few dimensions."""
+
+    random = False
 
     def draw(self, key: PRNGKey, x: Data) -> Probes:
         dims = x[0].size
@@ -103,5 +148,5 @@ class Exact:
         value, diagonal = _quadratic_forms(field, x, probes)
         return value, jnp.sum(diagonal, axis=0, keepdims=True)
 
-    def stderr(self, estimates: Float[Array, "m b"]) -> PerExample:
+    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
         return jnp.zeros_like(estimates[0])

@@ -118,7 +118,6 @@ def evaluate(
     Finished batches lie in ``parts``. The last batch is padded, not dropped or recompiled.
     """
     batch_size = min(batch_size, len(images))
-    measure = jax.jit(metric)
     passes = [(r, start) for r in range(repeats) for start in range(0, len(images), batch_size)]
     finished = []
     with _progress(label, len(passes)) as tell:
@@ -129,7 +128,7 @@ def evaluate(
             if values is None:
                 batch, mask = next(padded_batches(images, batch_size, start=start))
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), repeat), start)
-                values = _timed(measure, params, batch, mask, key)
+                values = _timed(metric, params, batch, mask, key)
                 write_npz(part, values)
             finished.append(values)
             tell(values, fresh)

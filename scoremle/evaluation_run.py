@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import scoremle
@@ -16,12 +17,14 @@ from scoremle.checkpoint import Checkpoints, Restored, tree_hash
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json, write_npz
+from scoremle.nodes import Auto, Choice
 from scoremle.tasks import Facts, Task, tasks
 from scoremle.workdir import Workdir
 
 __all__ = ["run_eval"]
 
 GRID_SAMPLES = 64
+PILOT_IMAGES = 8
 EXTREMES = 32
 # Digits of the hashes in results: enough to tell any two apart.
 HASH_LENGTH = 16
@@ -29,8 +32,7 @@ HASH_LENGTH = 16
 
 def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str) -> None:
     """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
-    todo = list(tasks(experiment, options))
-    if not todo and not options.enable_sampling:
+    if not list(tasks(experiment, options)) and not options.enable_sampling:
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
@@ -41,7 +43,7 @@ def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder
     names = []
     for number in numbers:
         restored = workdir.snapshots.restore(experiment.template(), number)
-        names += [evaluation.measure(task, restored) for task in todo]
+        names += [evaluation.measure(task, restored) for task in evaluation.tasks(restored)]
         if options.enable_sampling:
             evaluation.sample(restored)
     if names:
@@ -95,6 +97,17 @@ class Evaluation:
         path = self.folder / "results.json"
         return read_json(path) if path.exists() else {}
 
+    def tasks(self, restored: Restored) -> list[Task]:
+        """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
+        experiment, choice = self.experiment, None
+        exact = self.options.enable_bpd and not self.options.bound
+        if exact and isinstance(experiment.solver, Auto):
+            print("choosing the solver's nodes on a few images", flush=True)
+            images = self.images[:PILOT_IMAGES]
+            experiment, choice = experiment.choose_nodes(restored.tree.ema, jnp.asarray(images))
+            print(_told(choice), flush=True)
+        return list(tasks(experiment, self.options, choice))
+
     def measure(self, task: Task, restored: Restored) -> str:
         """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
         name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
@@ -103,7 +116,7 @@ class Evaluation:
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{evaluate.fingerprint(facts)}"
         values, seconds = evaluate.evaluate(
-            task.metric,
+            task.metric if task.on_host else jax.jit(task.metric),
             restored.tree.ema,
             self.images,
             batch_size=self.options.batch_size,
@@ -120,6 +133,7 @@ class Evaluation:
             **evaluate.summary(values, task.column),
             **evaluate.parts(values),
             **facts,
+            **task.notes,
             "seconds_per_image": seconds,
         }
         write_json(self.folder / "results.json", {**self.results(), name: result})
@@ -186,6 +200,15 @@ class Evaluation:
         write_npz(path, {"samples": samples})
         report.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
         print(f"{count} samples: {path}, some of them: {grid}", flush=True)
+
+
+def _told(choice: Choice) -> str:
+    missed = "" if choice.met else " (more than was aimed at)"
+    return (
+        f"{choice.nodes} nodes: on {choice.images} images the solver's error is "
+        f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} in the "
+        f"mean; the probes' {choice.probe_stderr:.4f} an image"
+    )
 
 
 def _checkpoint_facts(restored: Restored) -> Facts:

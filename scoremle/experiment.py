@@ -9,7 +9,8 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -23,14 +24,17 @@ from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Tim
 from scoremle.bound import Bound, likelihood_bound
 from scoremle.checks import check_values
 from scoremle.dequantize import Dequantizer, Uniform
-from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.loss import denoising_loss
+from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp
-from scoremle.ode import Adaptive, Multistep, Solver
-from scoremle.parameterization import noise_fn
+from scoremle.nodes import Auto, Choice, choose_nodes
+from scoremle.ode import Solver
+from scoremle.parameterization import Conditioning, noise_fn
 from scoremle.pixels import Pixels
+from scoremle.reference import PublishedRK45, published_rates
 from scoremle.sample import euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
@@ -61,11 +65,14 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
     "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
     "gaussian": lambda probes: Hutchinson(probes, "gaussian"),
+    "orthogonal": lambda probes: Orthogonal(probes),
     "exact": lambda probes: Exact(),
 }
-SOLVERS: dict[str, Callable[[Any], Solver]] = {
+SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
+    "auto": lambda evaluation: Auto(evaluation.nodes),
     "multistep": lambda evaluation: Multistep(evaluation.nodes),
-    "adaptive": lambda evaluation: Adaptive(evaluation.tolerance, evaluation.tolerance),
+    "adaptive": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
+    "rk45_reference": lambda evaluation: PublishedRK45(),
 }
 SAMPLERS: dict[str, Callable[[Any, SDE, NoiseFn, PRNGKey, tuple[int, ...]], Images]] = {
     "ode": lambda config, sde, noise, key, shape: ode_sample(
@@ -88,6 +95,7 @@ NETWORK_FIELDS = (
 
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
+PILOT = 2**32 - 3
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Experiment:
     sde: SDE
     eps: float
     network: DDPMpp
+    conditioning: Conditioning
     times: TimeSampler
     losses: Losses
     optimizer: optax.GradientTransformation
@@ -108,7 +117,7 @@ class Experiment:
     snapshot_sampling: bool
     seed: int
     divergence: DivergenceEstimator
-    solver: Solver
+    solver: Solver | PublishedRK45
     matching: str
     offset: bool
     bound_draws: int
@@ -125,7 +134,7 @@ class Experiment:
         def apply(x: Images, labels: Times) -> Any:
             return self.network.apply({"params": params}, x, labels)
 
-        return noise_fn(apply, self.sde)
+        return noise_fn(apply, self.sde, self.conditioning)
 
     def init_state(self) -> train.TrainState:
         """The state before the first step of training."""
@@ -153,10 +162,30 @@ class Experiment:
 
     def log_likelihood(self, params: Params, y: Images, key: PRNGKey) -> Likelihood:
         """log p_eps(y) of encoded images by the probability-flow ODE."""
+        if isinstance(self.solver, PublishedRK45):  # on the host: not to be traced
+            probe = self.divergence.draw(key, y)[0]
+            rates = partial(self._published_rates, params)
+            return self.solver.log_likelihood(rates, self.sde, y, probe, eps=self.eps)
         return ode_log_likelihood(
             self.noise(params), self.sde, y, key,
             eps=self.eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
+
+    @cached_property
+    def _published_rates(self) -> Callable[..., tuple[Images, PerExample]]:
+        def rates(params: Params, x: Images, t: Times, probe: Images) -> tuple[Images, PerExample]:
+            return published_rates(self.noise(params), self.sde)(x, t, probe)
+
+        return jax.jit(rates)
+
+    def choose_nodes(self, params: Params, x: IntImages) -> tuple["Experiment", Choice]:
+        """This experiment with as many nodes as the likelihoods of such images need."""
+        key_u, key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), PILOT))
+        choice = choose_nodes(
+            self.noise(params), self.sde, self.encode(x, key_u)[0], key,
+            eps=self.eps, divergence=self.divergence,
+        )  # fmt: skip
+        return replace(self, solver=Multistep(choice.nodes)), choice
 
     def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
         """Samples of the model."""
@@ -202,6 +231,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         sde=sde,
         eps=config.training.smallest_time,
         network=network,
+        conditioning=config.model.embedding,
         times=times,
         losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
         optimizer=train.make_optimizer(
@@ -253,7 +283,7 @@ def _network(config: Any) -> DDPMpp:
     return choose(NETWORKS, config.model.name, "network (model.name)")(
         **fields,
         centered=config.data.centered,
-        log_labels=config.training.sde.lower() == "vesde",
+        log_labels=config.training.sde.lower() == "vesde" and config.model.embedding == "time",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
     )
 
@@ -304,6 +334,7 @@ def published_scale(config: Any, sde: SDE, dims: int) -> float:
 def _losses(
     config: Any, network: DDPMpp, sde: SDE, times: TimeSampler, pixels: Pixels, dims: int
 ) -> Losses:
+    conditioning = config.model.embedding
     weighting = "likelihood" if config.training.likelihood_weighting else "plain"
     scale = published_scale(config, sde, dims)
     dequantize = config.data.uniform_dequantization
@@ -316,7 +347,7 @@ def _losses(
         def apply(x: Images, labels: Times) -> Any:
             return network.apply({"params": params}, x, labels, train=train, rngs=rngs)
 
-        noise = noise_fn(apply, sde)
+        noise = noise_fn(apply, sde, conditioning)
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses

@@ -5,17 +5,22 @@ score is a view of it, score = -eps / sigma_t.
 
 The published networks predict the noise and are conditioned on 999 t for VP, sub-VP and linear VE;
 for the geometric VE they are conditioned on sigma_t, and their output is the score itself.
+The embedding of 999 t oscillates several times between the nodes of a solver; one of the log-SNR
+itself is smooth there, and every solver of the ODE is cheaper for it (docs/math.md).
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from scoremle.arrays import Data, NoiseFn, ScoreFn, Times
 from scoremle.numerics import expand
 from scoremle.sde import SDE, VE
 
-__all__ = ["noise_fn", "noise_of", "score_of"]
+__all__ = ["Conditioning", "noise_fn", "noise_of", "score_of"]
 
 LABEL_SCALE = 999.0
+
+Conditioning = Literal["time", "log_snr"]
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
@@ -28,8 +33,16 @@ def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
     return lambda x, t: -score(x, t) * expand(sde.sigma(t), x)
 
 
-def noise_fn(apply: Callable[[Data, Times], Data], sde: SDE) -> NoiseFn:
-    """The noise prediction of a network ``apply(x, labels)`` with the published conditioning."""
+def noise_fn(
+    apply: Callable[[Data, Times], Data], sde: SDE, conditioning: Conditioning = "time"
+) -> NoiseFn:
+    """The noise prediction of a network ``apply(x, labels)``.
+
+    ``labels`` are the published ones, or the log-SNR of t; then the output is the noise for every
+    SDE.
+    """
+    if conditioning == "log_snr":
+        return lambda x, t: apply(x, sde.log_snr(t))
     if isinstance(sde, VE):
         return noise_of(lambda x, t: apply(x, sde.sigma(t)), sde)
     return lambda x, t: apply(x, LABEL_SCALE * t)

@@ -30,7 +30,7 @@ def ode_sample(
     ends = flow.log_rho(jnp.asarray([eps, 1.0], z.dtype))
     no_integrals = jnp.zeros((0, z.shape[0]), z.dtype)
     solution = solver.solve(
-        lambda clock, u: (flow.velocity(clock, u), no_integrals),
+        lambda clock, u, draw: (flow.velocity(clock, u), no_integrals),
         z / jnp.exp(ends[1]),
         prior_end,
         data_end,

@@ -1,12 +1,14 @@
 """What can be measured of a trained experiment, each with the facts that belong to the number."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scoremle import evaluate
 from scoremle.arrays import IntImages, PerExample, PRNGKey
 from scoremle.experiment import Experiment
+from scoremle.nodes import Choice
+from scoremle.reference import PublishedRK45
 
 __all__ = ["Task", "exact_metric", "tasks"]
 
@@ -18,20 +20,35 @@ OBJECTIVE = ("likelihood_weighting", "importance_weighting", "stratified", "redu
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to evaluate: its name, its column of interest, its metric, and what it is."""
+    """One thing to evaluate: its name, its column of interest, its metric, and what it is.
+
+    ``notes`` are said with the number, and do not make it another one. A metric ``on_host`` is not
+    to be compiled as a whole.
+    """
 
     name: str
     column: str
     metric: evaluate.Metric
     facts: Facts
+    notes: Facts = field(default_factory=dict)
+    on_host: bool = False
 
 
-def tasks(experiment: Experiment, options: Any) -> Iterator[Task]:
-    """The tasks that the flags ask for."""
+def tasks(
+    experiment: Experiment, options: Any, choice: Choice | None = None
+) -> Iterator[Task]:
+    """The tasks that the flags ask for; ``choice`` tells how the solver's nodes were chosen."""
     if options.enable_bpd and options.bound:
         yield Task("bound", "bpd", bound_metric(experiment), _bound_facts(experiment))
     if options.enable_bpd and not options.bound:
-        yield Task("exact", "bpd", exact_metric(experiment), _exact_facts(experiment))
+        yield Task(
+            "exact",
+            "bpd",
+            exact_metric(experiment),
+            _exact_facts(experiment),
+            notes={"solver_choice": asdict(choice)} if choice else {},
+            on_host=isinstance(experiment.solver, PublishedRK45),
+        )
     if options.enable_loss:
         yield Task("loss", "loss", loss_metric(experiment), _loss_facts(experiment))
 

@@ -10,9 +10,9 @@ LAYERS = (
     ("arrays", "errors"),
     ("numerics", "divergence"),
     ("ode", "sde", "pixels", "nn"),
-    ("times", "parameterization", "dequantize", "flow"),
+    ("times", "parameterization", "dequantize", "flow", "multistep"),
     ("loss", "likelihood", "sample"),
-    ("bound",),
+    ("bound", "nodes", "reference"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
     ("train", "evaluate", "official", "report"),

@@ -307,7 +307,7 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("seed", -1, ["seed must be at least 0"]),
         ("seed", 2**64, ["seed must be at least 0 and below"]),
         ("sampling__method", "pc", ["sampling.method 'pc'", "ode, euler"]),
-        ("eval__solver", "rk45", ["eval.solver 'rk45'", "multistep, adaptive"]),
+        ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
         ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
         ("eval__dequantizer", True, ["eval.dequantizer can only be False"]),

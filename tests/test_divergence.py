@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.divergence import Exact, FixedProbe, Hutchinson, mean_and_stderr
+from scoremle.divergence import Exact, FixedProbe, Hutchinson, Orthogonal, mean_and_stderr
 
 rng = np.random.default_rng(0)
 A = rng.normal(size=(4, 4)).astype(np.float32)
@@ -30,7 +30,7 @@ def divergence(estimator, x, key=None):
     value, estimates = estimator(field, x, probes)
     np.testing.assert_allclose(value, field(x), rtol=1e-6)
     assert estimates.shape[1:] == (len(x),)
-    return estimates, estimator.stderr(estimates)
+    return estimates, estimator.stderr(estimates, 4)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
@@ -71,6 +71,32 @@ def test_probes_are_the_stated_distribution_and_differ_between_examples(distribu
     assert np.abs(np.asarray(draw).mean()) < 0.2
     flat = np.asarray(draw).transpose(1, 0, 2).reshape(4, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.4
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
+def test_as_many_orthogonal_probes_as_dimensions_give_the_trace(shape):
+    estimates, stderr = divergence(Orthogonal(4), X.reshape(shape))
+    trace = np.trace(jacobians(X), axis1=1, axis2=2)
+    np.testing.assert_allclose(estimates.mean(0), trace, rtol=1e-4)
+    np.testing.assert_allclose(stderr, 0, atol=1e-6)
+
+
+def test_orthogonal_probes_are_unbiased_and_their_error_honest():
+    x = np.repeat(X[:1], 4000, axis=0)
+    estimates, stderr = divergence(Orthogonal(2), x)
+    means = np.asarray(estimates, np.float64).mean(0)
+    trace = np.trace(jacobians(X[:1])[0])
+    spread = means.std()
+    assert abs(means.mean() - trace) < 4 * spread / np.sqrt(len(x))
+    assert np.sqrt(np.mean(np.square(stderr))) == pytest.approx(spread, rel=0.05)
+    draw = Orthogonal(2).draw(jax.random.key(0), jnp.zeros((3, 4)))
+    products = np.einsum("ibd,jbd->bij", draw, draw)
+    np.testing.assert_allclose(products, np.tile(4 * np.eye(2), (3, 1, 1)), atol=1e-5)
+
+
+def test_more_orthogonal_probes_than_dimensions_are_refused():
+    with pytest.raises(ValueError, match="5 orthogonal probes do not fit in 4 dimensions"):
+        Orthogonal(5).draw(jax.random.key(0), jnp.zeros((1, 4)))
 
 
 def test_fixed_probe_is_a_quadratic_form():

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from scoremle import cli
-from scoremle.divergence import Exact, Hutchinson
+from scoremle.divergence import Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
 from scoremle.experiment import build, choose
+from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp
-from scoremle.ode import Adaptive, Multistep
+from scoremle.nodes import Auto
 from scoremle.pixels import Pixels
+from scoremle.reference import PublishedRK45
 from scoremle.sde import VE, VP, LinearVE, SubVP
 from scoremle.times import UniformLogSNR, UniformTime
 
@@ -118,10 +120,13 @@ def test_names_of_choices_in_upper_case():
 
 def test_estimators_and_solvers():
     default = digits("eval.nodes=9", "eval.probes=3")
-    assert (default.divergence, default.solver) == (Hutchinson(3), Multistep(9))
+    assert (default.divergence, default.solver) == (Hutchinson(3), Auto(9))
+    assert digits("eval.solver=multistep").solver == Multistep(32)
+    assert digits("eval.divergence=orthogonal").divergence == Orthogonal(2)
+    assert digits("eval.solver=rk45_reference").solver == PublishedRK45(1e-5, 1e-5)
     other = digits("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")
     assert other.divergence == Hutchinson(other.divergence.probes, "gaussian")
-    assert other.solver == Adaptive(1e-3, 1e-3)
+    assert other.solver == Doubling(1e-3 * np.log(2))  # in nats
     assert digits("eval.divergence=exact").divergence == Exact()
     assert digits("eval.dsm=False").matching == "sliced"
 

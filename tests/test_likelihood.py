@@ -8,7 +8,8 @@ from oracles import EPS, SDES, Gaussian, Mixture, golden_network, schedule
 
 from scoremle.divergence import Exact, FixedProbe, Hutchinson
 from scoremle.likelihood import ode_log_likelihood
-from scoremle.ode import Adaptive, Multistep
+from scoremle.multistep import Doubling, Multistep, Planned
+from scoremle.ode import Adaptive
 from scoremle.parameterization import noise_fn
 from scoremle.pixels import Pixels, bits_per_dim
 
@@ -147,6 +148,28 @@ def test_golden_likelihood(name, golden):
         assert result.ok.all()
 
 
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_golden_likelihood_on_fixed_nodes(name, golden):
+    arrays = golden("likelihood")
+    truth = arrays[f"{name}/f64_tol1e-10_dop853/bpd"]
+    noise, eps = noise_fn(golden_network("ddpmpp"), SDES[name]), float(arrays[f"{name}/t_eps"])
+    divergence = FixedProbe(arrays["epsilon"][None])
+    bits = 768 * np.log(2)
+
+    # The plan is an argument, so that one compilation serves.
+    @jax.jit
+    def run(x, solver):
+        return ode_log_likelihood(
+            noise, SDES[name], x, KEY, eps=eps, divergence=divergence, solver=solver
+        )
+
+    for nodes, limit in [(32, None), (256, 1e-4)]:
+        result = run(jnp.asarray(arrays["data"]), Planned.of(nodes, 256))
+        error = np.abs(bits_per_dim(result.log_prob, Pixels(), 768) - truth)
+        stated = np.asarray(result.solver_error) / bits
+        assert (error < (stated if limit is None else limit)).all(), (error, stated)
+
+
 # --- error bars -------------------------------------------------------------------------------
 
 
@@ -168,6 +191,55 @@ def test_probe_error_is_honest(name, distribution):
     assert 0.85 < spread / stated < 1.15
     inside = np.abs(result.log_prob - exact) < 2 * result.probe_stderr
     assert 0.85 < inside.mean() < 0.98  # Student's t with 7 degrees of freedom: 0.914
+
+
+def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
+    """One probe a node: unbiased, its error known, and a fraction of one probe's for all nodes."""
+    data, copies = Gaussian.random(6, 8), 300
+    one = data.draw(7, 1).astype(np.float32)
+    noise, sde = data.noise(SDES["vp"]), SDES["vp"]
+    x = jnp.asarray(np.repeat(one, copies, axis=0))
+
+    @jax.jit
+    def fresh(x):
+        return ode_log_likelihood(noise, sde, x, KEY, eps=1e-5, solver=Multistep(32))
+
+    @jax.jit
+    def held(x):
+        probes = Hutchinson().draw(KEY, x)
+        return ode_log_likelihood(
+            noise, sde, x, KEY, eps=1e-5, divergence=FixedProbe(probes), solver=Multistep(32)
+        )
+
+    a, b = fresh(x), held(x)
+    exact = data.log_model(sde, one.astype(np.float64), 1e-5)[0]
+    spread = np.std(a.log_prob)
+    assert abs(np.mean(a.log_prob) - exact) < 4 * spread / np.sqrt(copies) + 5e-3
+    assert 0.85 < np.sqrt(np.mean(a.probe_stderr**2)) / spread < 1.2
+    assert np.mean(np.abs(a.log_prob - exact) < 2 * a.probe_stderr) > 0.9
+    assert spread < 0.4 * np.std(b.log_prob)
+    assert np.isnan(b.probe_stderr).all()
+    # The probes' noise is not taken for the solver's error.
+    assert np.median(a.solver_error) < 0.5 * spread
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_doubling_meets_its_tolerance_for_each_example(name):
+    data, sde = Mixture.on_line(), SDES[name]
+    x = np.concatenate([data.draw(1, 30), [[-1.2], [1.1]]]).astype(np.float32)
+    exact = data.log_model(sde, x.astype(np.float64), EPS[name])
+    run = jax.jit(
+        lambda x: ode_log_likelihood(
+            data.noise(sde), sde, x, KEY, eps=EPS[name], divergence=Exact(), solver=Doubling(2e-3)
+        )
+    )
+    result = run(jnp.asarray(x))
+    assert result.ok.all() and (result.solver_error <= 2e-3).all()
+    error = np.abs(result.log_prob - exact)
+    assert np.mean(error < result.solver_error + 3e-4) > 0.9, (error, result.solver_error)
+    assert len(np.unique(result.evaluations)) > 1  # easy examples stop earlier
+    alone = run(jnp.asarray(x[:1]))
+    np.testing.assert_allclose(alone.log_prob[0], result.log_prob[0], atol=1e-4)
 
 
 def test_one_probe_cannot_tell():

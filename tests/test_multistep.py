@@ -1,0 +1,90 @@
+"""Fixed nodes: exact for polynomials, of the order of the theory, and honest about noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.multistep import ORDER, Multistep, Planned, plan
+
+
+def no_integrals(rate):
+    return lambda clock, state, draw: (rate(clock, state), jnp.zeros((0, len(state))))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+def test_weights_integrate_what_they_interpolate(steps):
+    p = plan(steps)
+    assert p.node[0] == 0 and p.node[-1] == pytest.approx(1)
+    assert p.total.sum() == pytest.approx(1)
+    for power in range(1, min(steps, ORDER) + 1):
+        exact = 1 / (power + 1)
+        if power == 1 or steps > 5:  # the first steps interpolate by lines and parabolas
+            assert p.total @ p.node**power == pytest.approx(exact, abs=power * 2e-4)
+    for n in range(ORDER, steps + 1):
+        window = p.node[n::-1][: ORDER + 1]
+        contrast = p.contrast[n, : len(window)]
+        np.testing.assert_allclose([contrast @ window**k for k in range(3)], 0, atol=1e-12)
+        assert np.linalg.norm(contrast) == pytest.approx(1)
+
+
+def test_the_order_of_convergence(x64):
+    """y' = -y cos(c) + sin(2 c) on [0, 3], and the integral of y^2 beside it."""
+
+    def field(clock, y, draw):
+        c = clock[:, None]
+        return -y * jnp.cos(c) + jnp.sin(2 * c), jnp.square(y).T
+
+    def exact(c):
+        return 2 * np.sin(c) - 2 + 3 * np.exp(-np.sin(c))
+
+    grid = np.linspace(0, 3, 200_001)
+    area = np.trapezoid(exact(grid) ** 2, grid)
+    state_errors, integral_errors = [], []
+    for nodes in (32, 64, 128):
+        solution = Multistep(nodes).solve(field, jnp.ones((1, 1)), 0.0, 3.0)
+        state_errors.append(abs(float(solution.state[0, 0]) - exact(3.0)))
+        integral_errors.append(abs(float(solution.integrals[0, 0]) - area))
+    for errors in (state_errors, integral_errors):
+        orders = np.log2(np.divide(errors[:-1], errors[1:]))
+        assert (orders > 2.7).all(), (errors, orders)
+    assert state_errors[-1] < 1e-5
+
+
+def test_backwards_undoes_forwards(x64):
+    field = no_integrals(lambda clock, y: jnp.sin(y) * clock[:, None])
+    y = jnp.linspace(-2, 2, 5)[:, None]
+    there = Multistep(200).solve(field, y, 0.0, 1.5).state
+    back = Multistep(200).solve(field, there, 1.5, 0.0).state
+    np.testing.assert_allclose(back, y, atol=1e-6)
+
+
+def test_a_plan_with_room_is_the_same_solver():
+    field = no_integrals(lambda clock, y: -y)
+    y = jnp.ones((2, 3))
+    run = jax.jit(lambda solver: solver.solve(field, y, 0.0, 1.0))
+    for steps in (3, 7, 20):
+        roomy, exact = run(Planned.of(steps, 20)), Multistep(steps).solve(field, y, 0.0, 1.0)
+        np.testing.assert_allclose(roomy.state, exact.state, rtol=1e-6)
+        np.testing.assert_array_equal(roomy.evaluations, steps + 1)
+    assert run._cache_size() == 1
+
+
+def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
+    """A known integral whose rates carry noise of standard deviation 0.3 at every node."""
+    batch, nodes = 2000, 40
+
+    def field(clock, y, draw):
+        noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (1, batch))
+        return jnp.zeros_like(y), jnp.cos(clock)[None] + noise
+
+    solution = Multistep(nodes).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0, fresh=True)
+    error = np.asarray(solution.integrals[0]) - np.sin(2.0)
+    spread = error.std()
+    assert spread == pytest.approx(0.3 * 2 / np.sqrt(nodes), rel=0.1)
+    assert abs(error.mean()) < 4 * spread / np.sqrt(batch)
+    assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
+    held = Multistep(nodes).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0)
+    assert np.isnan(held.scatter).all()
+    few = Multistep(2).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0, fresh=True)
+    assert np.isnan(few.scatter).all()
