@@ -71,7 +71,7 @@ def test_one_program_for_all_batches(tmp_path):
         compiled.append(x.shape)
         return metric(params, x, key)
 
-    run(tmp_path, metric=counting)
+    run(tmp_path, metric=jax.jit(counting))
     assert compiled == [(5, 1, 1, 1)]
 
 
