@@ -15,8 +15,8 @@ LAYERS = (
     ("bound",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
-    ("train", "evaluate", "official", "report"),
-    ("experiment",),
+    ("train", "evaluate", "report"),
+    ("experiment", "official"),
     ("workdir", "tasks"),
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),
