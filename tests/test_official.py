@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from scoremle import cli, data, official, train
+from scoremle import cli, data, official, train, training_run
 from scoremle.checkpoint import Checkpoints, Damaged, tree_hash
 from scoremle.errors import UserError
 from scoremle.experiment import build
@@ -168,3 +168,180 @@ def test_training_goes_on_with_the_published_parameters(golden, tmp_path, i):
         for n in "ab":
             want = g[f"{what}_after/{n}"][i + 1]
             np.testing.assert_allclose(tree[n], want, rtol=1e-6, atol=1e-7)
+
+
+# A folder as published is a working directory
+
+
+def run(workdir, mode, *flags):
+    return cli.main([SUBVP, *TINY, f"--workdir={workdir}", f"--mode={mode}", *flags])
+
+
+def test_evaluation_of_a_folder_as_published(workdir, capsys):
+    flags = ("--config.eval.batch_size=8", "--config.eval.num_repeats=1", "--config.eval.nodes=4")
+    assert run(workdir, "eval", *flags, "--config.eval.enable_loss") == 0, capsys.readouterr().err
+    results = json.loads((workdir / "eval" / "results.json").read_text())
+    exact = results["exact_test_ckpt_1"]
+    assert (exact["step"], exact["sde"].split("(")[0]) == (3, "SubVP")
+    assert exact["ema_hash"] == tree_hash(restore()[0].ema)[:16]
+    assert np.isfinite(exact["mean"]) and np.isfinite(results["loss_test_ckpt_1"]["mean"])
+    assert FILE.read_bytes() == (workdir / "checkpoints" / "checkpoint_1").read_bytes()
+
+
+TRAINING = (
+    *OBJECTIVE,
+    "--config.training.batch_size=8",
+    "--config.training.n_jitted_steps=1",
+    "--config.training.snapshot_freq=3",
+    "--config.training.snapshot_freq_for_preemption=2",
+    "--config.training.log_freq=1",
+    "--noconfig.training.snapshot_sampling",
+    "--config.optim.warmup=2",
+)
+
+
+def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(training_run, "_on_eval", lambda experiment: lambda state, step: {})
+    assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
+    out = capsys.readouterr().out
+    assert f"going on from step 3, {workdir}/checkpoints/checkpoint_1" in out
+    place = Workdir(workdir)
+    assert place.preemption.numbers() == [4, 5]
+    # 5 // 3 is 1: the file that has the name is put aside, not lost.
+    assert place.snapshots.published() == []
+    aside = workdir / "checkpoints" / "checkpoint_1.published"
+    assert aside.read_bytes() == FILE.read_bytes()
+    begun, ended = restore()[0], restore(place.snapshots)[0]
+    assert (int(begun.step), int(ended.step)) == (3, 5)
+    assert 0 < norm(jax.tree.map(np.subtract, ended.params, begun.params)) < 0.1 * norm(begun.params)
+    # From here on it is a training like any other.
+    assert place.published_state(experiment().template()) is None
+    assert place.config().training.likelihood_weighting is True
+
+
+def test_training_goes_on_from_a_published_meta_checkpoint(workdir):
+    (workdir / "checkpoints-meta").mkdir()
+    meta = workdir / "checkpoints-meta" / "checkpoint_130"
+    (workdir / "checkpoints" / "checkpoint_1").rename(meta)
+    store = Workdir(workdir).preemption
+    state = restore(store)[0]
+    assert int(state.step) == 3
+    for number in (1000, 1001, 1002):
+        store.save(number, state, {"step": number})
+    assert store.own() == [1001, 1002] and meta.read_bytes() == FILE.read_bytes()
+
+
+def test_a_name_that_says_otherwise(workdir, capsys):
+    vp = [SUBVP.replace("subvp", "vp"), *TINY, f"--workdir={workdir}", "--mode=eval"]
+    assert cli.main(vp) == 2
+    assert "holds a model of the SDE subvpsde, as its name says" in capsys.readouterr().err
+    Workdir(workdir).check_training(experiment(*OBJECTIVE))
+    assert capsys.readouterr().err == ""
+
+
+def test_another_objective_is_named(workdir, caplog):
+    Workdir(workdir).check_training(experiment())
+    text = caplog.text
+    assert "trained with training.likelihood_weighting=True, as its name says" in text
+    assert "trained with training.importance_weighting=True" in text and "random_flip" not in text
+
+
+# Files that are damaged, or that mean harm
+
+
+def pack(tree):
+    return flax.serialization.msgpack_serialize(tree)
+
+
+def ext(code, content):
+    return b"\xc9" + struct.pack(">IB", len(content), code) + content
+
+
+def array(shape, dtype, content):
+    return b"\x81\xa1a" + ext(1, msgpack.packb((shape, dtype, content)))
+
+
+HARMFUL = {
+    "empty": (b"", "ends too early"),
+    "text": (b"hello", "bytes follow"),
+    "a number": (b"\x07", "no map of names"),
+    "pickle": (b"\x80\x04\x95\x10", "not a flax checkpoint"),
+    "a promise of 4 GB": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", "bytes follow its end"),
+    "a map of 4 billion": (b"\xdf\xff\xff\xff\xff", "ends too early"),
+    "a long name": (b"\x81\xdb\x7f\xff\xff\xff", "ends too early"),
+    "deep": (b"\x81\xa1a" * 100_000, "not a flax checkpoint|ends too early"),
+    "objects": (array((1,), "object", b"\0" * 8), "no numeric type"),
+    "structure": (array((1,), "V8", b"\0" * 8), "no numeric type"),
+    "a shape beyond its bytes": (array((2**40, 2**40), "float32", b"\0" * 8), "by its shape"),
+    "a negative shape": (array((-1, -4), "float32", b"\0" * 16), "list of lengths"),
+    "a shape that is a number": (array(4, "float32", b"\0" * 16), "list of lengths"),
+    "another extension": (b"\x81\xa1a" + ext(9, b"1234"), "extension of type 9"),
+    "an array of nothing": (b"\x81\xa1a" + ext(1, b"\x90"), "other than shape"),
+    "a damaged array": (b"\x81\xa1a" + ext(1, b"\x93"), "not a flax checkpoint"),
+    "chunks missing": (b"\x81\xb9__msgpack_chunked_array__\xc3", "chunks missing"),
+    "no names": (b"\x81\x01\x02", "not a flax checkpoint"),
+    "many entries": (
+        b"\x8f" + b"".join(b"\xa1" + bytes([97 + i]) + b"\xde\x27\x10" + b"".join(
+            b"\xa4%04d\xc0" % j for j in range(10_000)) for i in range(15)),
+        "entries",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_harmful_files_are_refused_in_one_line(name, tmp_path):
+    content, words = HARMFUL[name]
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=words):
+        state_dict.read(path)
+    with pytest.raises(UserError, match=f"{path} is damaged") as error:
+        restore(PublishedCheckpoints(tmp_path, keep=None))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", [0.001, 0.3, 0.7, 0.999])
+def test_a_truncated_file_takes_no_memory(part, tmp_path, monkeypatch):
+    content = FILE.read_bytes()
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(content[: int(part * len(content))])
+    monkeypatch.setattr(state_dict.msgpack, "unpackb", None)  # what builds anything is not reached
+    with pytest.raises(UserError, match=f"{path} can't be read .*: it ends too early"):
+        official.read(path)
+
+
+def test_a_damaged_newest_file_is_named_and_the_one_before_taken(workdir, caplog):
+    (workdir / "checkpoints" / "checkpoint_2").write_bytes(FILE.read_bytes()[:-1])
+    assert restore(Workdir(workdir).snapshots).number == 1
+    assert "checkpoint_2 is damaged (it ends too early)" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["optimizer", "params_ema", "step"])
+def test_what_is_no_training_state(missing, tmp_path):
+    tree = state_dict.read(FILE)
+    del tree[missing]
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(pack(tree))
+    with pytest.raises(UserError, match=f"not a training state .*{missing}"):
+        official.read(path)
+
+
+def test_state_dicts_are_those_of_flax(tmp_path, monkeypatch):
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 40)
+    rng = np.random.default_rng(1)
+    tree = {
+        "chunked": rng.normal(size=(5, 7)).astype(np.float32),
+        "inside": {"half": np.asarray(rng.normal(size=3), jnp.bfloat16), "empty": np.zeros((0, 2))},
+        "scalar": np.float32(2.5),
+        "complex": 1 - 2j,
+        "plain": 3,
+    }
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(pack(tree))
+    found = state_dict.read(path)
+    assert (found["complex"], found["plain"], found["scalar"]) == (1 - 2j, 3, 2.5)
+    assert tree_hash(found) == tree_hash(tree)
+    arrays = {"b": tree["chunked"], "a": tree["inside"], "none": {}}
+    state_dict.write(path, arrays)
+    assert tree_hash(flax.serialization.msgpack_restore(path.read_bytes())) == tree_hash(arrays)
+    assert list(state_dict.read(path)) == ["b", "a", "none"]

@@ -132,6 +132,11 @@ class PublishedCheckpoints(Checkpoints):
         file = self._files().get(number)
         return _meta(read(file)) if file else super().meta(number)
 
+    def restore(self, template: Any, number: int | None = None) -> Restored:
+        only = self.numbers() if self.published() else []
+        # With no other to fall back on, what is wrong with the file is the message.
+        return super().restore(template, only[0] if number is None and len(only) == 1 else number)
+
     def _restore(self, template: Any, number: int) -> Restored:
         file = self._files().get(number)
         if not file:
@@ -230,7 +235,7 @@ def _count(value: Any) -> int:
 
 
 def _mismatch(params: Tree, needed: Tree, path: Path) -> str | None:
-    """Which fields of the network differ, and what to set, in one line."""
+    """Which fields of the network differ, and which config fits, in one line."""
     try:
         different = differences(params, needed)
     except Damaged:  # a dequantizer
@@ -238,10 +243,24 @@ def _mismatch(params: Tree, needed: Tree, path: Path) -> str | None:
     if not different:
         return None
     facts = ", ".join(f"{_field(n)} is {a!r}, not {b!r}" for n, (a, b) in different.items())
-    file = config_file(origin(path), architecture(params)["num_res_blocks"])
-    if different.keys() == {"num_res_blocks"} and file:
-        return f"{path} holds another network than the config says: {facts}; use --config={file}"
-    return f"{path} holds another network than the config says: {facts}; set these fields"
+    known = origin(path)
+    file = config_file(known, architecture(params))
+    if file and known:
+        advice = f"use --config={file}"
+    elif file:
+        advice = f"use a config such as {file}"
+    else:
+        advice = f"set {flags({name: a for name, (a, _) in different.items()})}"
+    return f"{path} holds another network than the config says: {facts}; {advice}"
+
+
+def flags(fields: dict[str, Any]) -> str:
+    """What to type to set fields of an architecture."""
+    stated = {name: value for name, value in fields.items() if name != ATTENTION}
+    typed = [f"--config.{_field(name)}={value!r}".replace(" ", "") for name, value in stated.items()]
+    if ATTENTION in fields:
+        typed.append("--config.model.attn_resolutions=...")
+    return " ".join(typed)
 
 
 def _field(name: str) -> str:

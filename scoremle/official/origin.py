@@ -8,12 +8,28 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from scoremle.official.architecture import ATTENTION
+
 __all__ = ["Origin", "config_file", "origin"]
 
 SCORE_FLOW = re.compile(
     r"(cifar10|imagenet32)(_deep)?_(vp|subvp)(_likelihood)?(_iw)?(_flip)?", re.IGNORECASE
 )
 SCORE_SDE = re.compile(r"(vp|subvp|ve)/(cifar10)_(ddpmpp|ncsnpp)(_deep)?_continuous")
+
+# What the eight published configs have in common, and in which they differ.
+DDPMPP = {
+    "nf": 128,
+    "ch_mult": (1, 2, 2, 2),
+    ATTENTION: (1,),
+    "resblock_type": "biggan",
+    "conditional": True,
+    "embedding_type": "positional",
+    "progressive": "none",
+    "progressive_input": "none",
+    "num_channels": 3,
+}
+DEPTHS: dict[object, str] = {4: "", 8: "_deep"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,11 @@ def origin(place: Path) -> Origin | None:
     return None
 
 
-def config_file(known: Origin | None, blocks: int) -> str | None:
-    """The published config of a model with so many blocks a level, if there is one."""
-    depth = {4: "", 8: "_deep"}.get(blocks)
+def config_file(known: Origin | None, architecture: dict[str, object]) -> str | None:
+    """The published config of a network, if there is one; of VP and CIFAR-10 if all is unknown."""
+    depth = DEPTHS.get(architecture["num_res_blocks"])
     dataset, sde = (known.dataset, known.sde) if known else ("cifar10", "vp")
-    if depth is None or sde == "ve":
+    same = all(architecture[name] == value for name, value in DDPMPP.items())
+    if depth is None or not same or sde == "ve":
         return None
     return f"configs/{sde}/{dataset}_ddpmpp{depth}_continuous.py"
