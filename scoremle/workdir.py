@@ -78,6 +78,7 @@ class Workdir:
         if not self.config_path.exists():
             raise UserError(
                 f"{self.folder} is no working directory of a training: it has no config.json"
+                f"{self._hint()}"
             )
         return ConfigDict(_with_tuples(read_json(self.config_path)))
 
@@ -85,14 +86,15 @@ class Workdir:
         """Grey levels of the images that the experiment is about."""
         return int(read_json(self.data_path)["levels"])
 
-    def published_state(self, template: TrainState) -> TrainState | None:
-        """The newest published snapshot, where nothing says that training has gone on from it."""
-        snapshots = self.snapshots
-        if self.preemption.numbers() or not snapshots.published():
+    def snapshot_state(self, template: TrainState) -> TrainState | None:
+        """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
+
+        So it is in a folder as published, and in one that was imported.
+        """
+        if self.preemption.numbers() or not self.snapshots.numbers():
             return None
-        number = snapshots.published()[-1]
-        state, meta, _ = snapshots.restore(template, number)
-        print(f"going on from step {meta['step']}, {snapshots.path(number)}", flush=True)
+        state, meta, number = self.snapshots.restore(template)
+        print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
         return state
 
     def describe(self, experiment: Experiment) -> None:
@@ -123,6 +125,10 @@ class Workdir:
                 or (name.startswith("model.") and name not in NOT_OF_THE_NETWORK)
             ),
         )
+
+    def _hint(self) -> str:
+        published = self.snapshots.published()
+        return f"; scoremle import {self.folder} makes one of it" if published else ""
 
     def _stated(self) -> dict[str, object]:
         """Fields that the name of a published folder states."""

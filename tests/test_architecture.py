@@ -14,7 +14,7 @@ LAYERS = (
     ("loss", "likelihood", "sample"),
     ("bound",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
-    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
+    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
     ("train", "evaluate", "report"),
     ("experiment", "official"),
     ("workdir", "tasks"),

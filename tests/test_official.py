@@ -215,7 +215,7 @@ def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch)
     assert (int(begun.step), int(ended.step)) == (3, 5)
     assert 0 < norm(jax.tree.map(np.subtract, ended.params, begun.params)) < 0.1 * norm(begun.params)
     # From here on it is a training like any other.
-    assert place.published_state(experiment().template()) is None
+    assert place.snapshot_state(experiment().template()) is None
     assert place.config().training.likelihood_weighting is True
 
 

@@ -120,11 +120,11 @@ def test_a_network_of_no_published_config():
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("cifar10_vp", ("cifar10", "vp", False, False, False)),
-        ("imagenet32_deep_subvp_likelihood", ("imagenet32", "subvp", True, False, False)),
-        ("cifar10_deep_vp_likelihood_iw_flip", ("cifar10", "vp", True, True, True)),
-        ("ve/cifar10_ncsnpp_continuous", ("cifar10", "ve", False, False, None)),
-        ("subvp/cifar10_ddpmpp_deep_continuous", ("cifar10", "subvp", False, False, None)),
+        ("cifar10_vp", ("cifar10", "vp", False, False, False, False)),
+        ("imagenet32_deep_subvp_likelihood", ("imagenet32", "subvp", True, True, False, False)),
+        ("cifar10_deep_vp_likelihood_iw_flip", ("cifar10", "vp", True, True, True, True)),
+        ("ve/cifar10_ncsnpp_continuous", ("cifar10", "ve", False, False, False, None)),
+        ("subvp/cifar10_ddpmpp_deep_continuous", ("cifar10", "subvp", True, False, False, None)),
         ("cifar10_ncsnpp_continuous", None),
         ("cifar10", None),
         ("cifar10_vp_2", None),
@@ -212,7 +212,7 @@ def as_checkpoint(config, params):
             "num_updates": 7,
             "shadow_params": [2 * array for name, array in model.items() if name not in fixed],
         },
-        "optimizer": {"state": adam, "param_groups": [{"params": list(range(len(model)))}]},
+        "optimizer": {"state": adam, "param_groups": [{"lr": 2e-4}]},
         "step": 7,
     }
 

@@ -24,6 +24,8 @@ from scoremle.official.state_dict import Tree
 from scoremle.train import TrainState
 
 __all__ = [
+    "ATTENTION",
+    "Damaged",
     "Origin",
     "Published",
     "PublishedCheckpoints",
@@ -48,7 +50,9 @@ class Published(NamedTuple):
     mu: Tree
     nu: Tree
     updates: int  # as Adam counts them
-    rng: list[int] | None  # the original's key
+    lr: float
+    ema_rate: float
+    rng: list[int] | None  # the original's key; PyTorch has none
 
 
 def read(path: Path) -> Published:
@@ -91,12 +95,12 @@ def published_tree(state: TrainState, *, lr: float, ema_rate: float, rng: list[i
     """The state dict, as the original would have saved it, of a state of our own."""
     mu, nu = (_shaped_as_published(optax.tree.get(state.opt_state, name)) for name in ("mu", "nu"))
     moments = jax.tree.map(lambda m, v: {"grad_ema": m, "grad_sq_ema": v}, mu, nu)
-    updates = np.asarray(optax.tree.get_all_with_path(state.opt_state, "count")[0][1], np.int32)
+    (_, updates), *_ = optax.tree.get_all_with_path(state.opt_state, "count")  # Adam's comes first
     return {
         "step": np.asarray(state.step, np.int32),
         "optimizer": {
             "target": _shaped_as_published(state.params),
-            "state": {"step": updates, "param_states": moments},
+            "state": {"step": np.asarray(updates, np.int32), "param_states": moments},
         },
         "lr": np.asarray(lr, np.float32),
         "model_state": {},
@@ -174,18 +178,26 @@ def _of_flax(content: Tree) -> Published:
         _moment(moments, "grad_ema"),
         _moment(moments, "grad_sq_ema"),
     )
-    rng = content["rng"].ravel().tolist() if "rng" in content else None
     return Published(
         _count(content["step"]),
         *(_shaped_as_here(tree) for tree in trees),
         updates=_count(optimizer["state"]["step"]),
-        rng=rng,
+        lr=_short(content["lr"]),
+        ema_rate=_short(content["ema_rate"]),
+        rng=content["rng"].ravel().tolist(),
     )
 
 
 def _of_torch(content: Tree) -> Published:
-    updates = max(_count(adam["step"]) for adam in content["optimizer"]["state"].values())
-    return Published(_count(content["step"]), *pytorch.trees(content), updates=updates, rng=None)
+    optimizer = content["optimizer"]
+    return Published(
+        _count(content["step"]),
+        *pytorch.trees(content),
+        updates=max(_count(adam["step"]) for adam in optimizer["state"].values()),
+        lr=float(optimizer["param_groups"][0]["lr"]),
+        ema_rate=float(content["ema"]["decay"]),
+        rng=None,
+    )
 
 
 def _moment(states: Tree, name: str) -> Tree:
@@ -222,6 +234,11 @@ def _array(value: Any, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} is no array")
     return value
+
+
+def _short(value: Any) -> float:
+    """The shortest decimal that is this number in float32, as somebody typed it."""
+    return float(str(np.float32(value)))
 
 
 def _count(value: Any) -> int:

@@ -5,7 +5,7 @@ score_sde: ``<vp|subvp|ve>/<data set>_<ddpmpp|ncsnpp>_(deep)_continuous``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scoremle.official.architecture import ATTENTION
@@ -29,7 +29,7 @@ DDPMPP = {
     "progressive_input": "none",
     "num_channels": 3,
 }
-DEPTHS: dict[object, str] = {4: "", 8: "_deep"}
+SHALLOW, DEEP = 4, 8
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,16 @@ class Origin:
 
     dataset: str
     sde: str
+    deep: bool = False
     likelihood: bool = False
     importance: bool = False
     flip: bool | None = None
+
+    @property
+    def config(self) -> str:
+        """The published config that is nearest: the same where there is one."""
+        folder = "subvp" if self.sde == "subvp" else "vp"
+        return f"configs/{folder}/{self.dataset}_ddpmpp{'_deep' * self.deep}_continuous.py"
 
     @property
     def fields(self) -> dict[str, object]:
@@ -50,6 +57,8 @@ class Origin:
             "training.likelihood_weighting": self.likelihood,
             "training.importance_weighting": self.importance,
         }
+        if self.sde == "ve":  # score_sde's: NCSN++ with these settings throughout
+            fields |= {"data.centered": False, "model.scale_by_sigma": True}
         return fields if self.flip is None else {**fields, "data.random_flip": self.flip}
 
 
@@ -57,20 +66,18 @@ def origin(place: Path) -> Origin | None:
     """Of a folder that has a name as published, or of a file in it."""
     for folder in (place, *place.parents[:2]):
         if match := SCORE_FLOW.fullmatch(folder.name):
-            dataset, _, sde, likelihood, weighting, flip = match.groups()
-            return Origin(
-                dataset.lower(), sde.lower(), bool(likelihood), bool(weighting), bool(flip)
-            )
+            dataset, _, sde, *options = match.groups()
+            return Origin(dataset.lower(), sde.lower(), bool(match[2]), *map(bool, options))
         if match := SCORE_SDE.fullmatch(f"{folder.parent.name}/{folder.name}"):
-            return Origin(match[2], match[1])
+            return Origin(match[2], match[1], bool(match[4]))
     return None
 
 
 def config_file(known: Origin | None, architecture: dict[str, object]) -> str | None:
     """The published config of a network, if there is one; of VP and CIFAR-10 if all is unknown."""
-    depth = DEPTHS.get(architecture["num_res_blocks"])
-    dataset, sde = (known.dataset, known.sde) if known else ("cifar10", "vp")
+    known = known or Origin("cifar10", "vp")
+    blocks = architecture["num_res_blocks"]
     same = all(architecture[name] == value for name, value in DDPMPP.items())
-    if depth is None or not same or sde == "ve":
+    if blocks not in (SHALLOW, DEEP) or not same or known.sde == "ve":
         return None
-    return f"configs/{sde}/{dataset}_ddpmpp{depth}_continuous.py"
+    return replace(known, deep=blocks == DEEP).config
