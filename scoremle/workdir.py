@@ -8,8 +8,8 @@ checkpoints/       snapshots, for evaluation
 checkpoints-meta/  where training goes on after pre-emption
 <eval_folder>/     results.json, per-image values, pictures
 
-A folder as published has the two folders of checkpoints alone, or one of them, with published files
-in them. It is a working directory like any other.
+A folder as published has nothing but published files in the folders of checkpoints, and is a
+working directory like any other.
 """
 
 import logging

@@ -45,7 +45,8 @@ def test_import_prints_what_it_found(tmp_path, capsys):
 def test_an_imported_model_is_a_trained_one(imported):
     model = scoremle.load(imported)
     network = model.experiment.network
-    assert (model.step, network.nf, network.ch_mult, network.attn_resolutions) == (3, 4, (1, 2), (16,))
+    assert (model.step, network.nf, network.ch_mult) == (3, 4, (1, 2))
+    assert network.attn_resolutions == (16,)  # of images that the name says are 32x32
     config = model.experiment.config
     assert (config["optim"]["lr"], config["model"]["ema_rate"]) == (0.002, 0.9)
     assert config["training"]["sde"] == "subvpsde" and config["training"]["smallest_time"] == 1e-2

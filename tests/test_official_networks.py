@@ -17,7 +17,14 @@ from scoremle import official, train
 from scoremle.checkpoint import Damaged, tree_hash
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
-from scoremle.official import PublishedCheckpoints, architecture, origin, pytorch, state_dict
+from scoremle.official import (
+    PublishedCheckpoints,
+    architecture,
+    mismatch,
+    origin,
+    pytorch,
+    state_dict,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = (
@@ -98,19 +105,19 @@ def test_what_is_no_such_network(tree):
     ("folder", "advice"),
     [
         ("cifar10_deep_vp_flip", "use --config=configs/vp/cifar10_ddpmpp_deep_continuous.py"),
-        ("imagenet32_deep_subvp", "use --config=configs/subvp/imagenet32_ddpmpp_deep_continuous.p"),
+        ("imagenet32_deep_subvp", "use --config=configs/subvp/imagenet32_ddpmpp_deep_continuous"),
         ("mine", "use a config such as configs/vp/cifar10_ddpmpp_deep_continuous.py"),
     ],
 )
 def test_a_deep_network_where_the_config_says_four_blocks(folder, advice):
     path = Path("/x") / folder / "checkpoints" / "checkpoint_19"
-    text = official._mismatch(published_shapes("ddpmpp_deep"), published_shapes("ddpmpp"), path)
+    text = mismatch(published_shapes("ddpmpp_deep"), published_shapes("ddpmpp"), path)
     assert text.startswith(f"{path} holds another network than the config says: ")
     assert f"model.num_res_blocks is 8, not 4; {advice}" in text
 
 
 def test_a_network_of_no_published_config():
-    text = official._mismatch(golden("ddpmpp")[1], published_shapes("ddpmpp"), Path("a/b/c"))
+    text = mismatch(golden("ddpmpp")[1], published_shapes("ddpmpp"), Path("a/b/c"))
     assert "model.nf is 16, not 128" in text
     assert text.endswith(
         "set --config.model.nf=16 --config.model.ch_mult=(1,2) --config.model.num_res_blocks=1"
@@ -133,6 +140,17 @@ def test_a_network_of_no_published_config():
 def test_names_of_folders(name, known):
     found = origin(Path("/data") / name / "checkpoints" / "checkpoint_26")
     assert found == (known and official.Origin(*known))
+
+
+def test_a_flax_checkpoint_of_ncsnpp(tmp_path):
+    _, params = golden("ncsnpp_ve")
+    optimizer = train.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+    state = train.init_state(jax.tree.map(jnp.asarray, params), optimizer)
+    tree = official.published_tree(state, lr=1e-3, ema_rate=0.999, rng=[1, 2])
+    (tmp_path / "checkpoint_24").write_bytes(flax.serialization.msgpack_serialize(tree))
+    found = official.read(tmp_path / "checkpoint_24")
+    assert tree_hash(found.params) == tree_hash(found.ema) == tree_hash(params)
+    assert (found.lr, found.ema_rate, found.rng) == (1e-3, 0.999, [1, 2])
 
 
 # Mapped from PyTorch
@@ -246,7 +264,7 @@ def test_a_training_state_of_pytorch(name):
 
 
 def test_other_state_dicts_of_pytorch():
-    with pytest.raises(Damaged, match="has fc.weight, which no DDPM"):
+    with pytest.raises(Damaged, match=r"has fc\.weight, which no DDPM"):
         pytorch.network_parameters({"fc.weight": np.zeros((3, 3))})
     with pytest.raises(Damaged, match="not those of a DDPM"):
         pytorch.network_parameters({"all_modules.0.weight": np.zeros((3, 3))})

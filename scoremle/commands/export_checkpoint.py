@@ -1,7 +1,7 @@
 """``scoremle export WORKDIR PATH``: a checkpoint in the published format, or as safetensors.
 
-A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses. Any
-other gets the whole training state as score_flow saved it, which Flax 0.3.3 reads.
+A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses.
+Any other gets the whole training state as score_flow saved it, which Flax 0.3.3 reads.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """``scoremle import PATH``: says what a published checkpoint is, and makes a workdir of it.
 
-Architecture and sizes come from the arrays, the step and the rates from the file, SDE, objective and
-data set from the name of the folder. What no part says (dropout, activations, the size of the
-images) is that of the published config.
+The architecture comes from the arrays, step and rates from the file; SDE, objective and data set
+from the name of the folder. What nothing says (dropout, activations, the size of the images) is
+that of the published config.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from scoremle import official, train
+from scoremle.checkpoint import Damaged
 from scoremle.commands import Parser
 from scoremle.config_files import published_config
 from scoremle.errors import UserError
@@ -42,8 +43,8 @@ def main(arguments: list[str]) -> None:
     known = official.origin(Path(options.name) if options.name else file.resolve())
     if known is None:
         raise UserError(
-            f"the name of {options.path} does not say its SDE and data set: pass the name that the "
-            f"folder had when it was published, such as --name={EXAMPLE}"
+            f"the name of {options.path} does not say its SDE and data set: pass the name that "
+            f"the folder had when it was published, such as --name={EXAMPLE}"
         )
     place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
     _convert(number, file, published, _config(known, published, network), place)
@@ -68,7 +69,7 @@ def _dequantizers(path: Path) -> list[tuple[int, Path]]:
 def _network(file: Path, published: Published) -> dict[str, Any]:
     try:
         return official.architecture(published.params)
-    except official.Damaged as error:
+    except Damaged as error:
         raise UserError(f"{file}: {error}") from None
 
 
@@ -99,12 +100,14 @@ def _convert(
 ) -> None:
     experiment = build(config, levels=LEVELS)
     training = config.training
+    objective = {
+        "likelihood weighting": training.likelihood_weighting,
+        "importance sampling": training.importance_weighting,
+        "flips": config.data.random_flip,
+    }
+    words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
     print(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
-    print(
-        f"  SDE         {training.sde}, likelihood weighting {_yes(training.likelihood_weighting)},"
-        f" importance sampling {_yes(training.importance_weighting)},"
-        f" flips {_yes(config.data.random_flip)} (by the folder's name)"
-    )
+    print(f"  SDE         {training.sde}, {words} (by the folder's name)")
     state = official.train_state(published, experiment.template(), file)
     _save(place.snapshots, number, state, published, experiment)
     place.describe(experiment)
@@ -136,7 +139,3 @@ def _save(
         raise UserError(f"{store.path(number)} is there already: choose another --out")
     note = {"dataset": experiment.data.name, "seed": experiment.seed}
     store.save(number, state, {**note, "step": published.step, "rng": published.rng})
-
-
-def _yes(value: bool) -> str:
-    return "on" if value else "off"

@@ -2,8 +2,8 @@
 
 Down and up a U-Net of L levels with R blocks a level there are L R and L (R + 1) residual blocks,
 two in the middle, and with BigGAN blocks 2 (L - 1) more that resample. A block with a shortcut
-convolution and as many channels out as in is one that resamples; the first block that takes in more
-channels than the one before gave has a skip connection, and so begins the way up.
+convolution and as many channels out as in is one that resamples; the first block that takes in
+more channels than the one before gave has a skip connection, and so begins the way up.
 
 Not seen in shapes: resolutions (only which levels have attention), activation, the FIR filter
 of BigGAN blocks, scales of sums.
@@ -13,7 +13,7 @@ from typing import Any
 
 from scoremle.checkpoint import Damaged
 
-__all__ = ["ATTENTION", "architecture", "differences"]
+__all__ = ["ATTENTION", "architecture"]
 
 ATTENTION = "attention at levels"
 
@@ -27,13 +27,6 @@ def architecture(params: dict[str, Any]) -> dict[str, Any]:
         return _architecture(params)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError, ZeroDivisionError):
         raise Damaged("its parameters are not those of a DDPM++ or NCSN++") from None
-
-
-def differences(params: dict[str, Any], needed: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields in which a tree of parameters differs from another: name -> (of the one, other)."""
-    one, other = architecture(params), architecture(needed)
-    names = dict.fromkeys([*one, *other])
-    return {n: (one.get(n), other.get(n)) for n in names if one.get(n) != other.get(n)}
 
 
 def _architecture(params: dict[str, Any]) -> dict[str, Any]:

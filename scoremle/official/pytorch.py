@@ -1,10 +1,10 @@
 """Checkpoints of score_sde_pytorch (.pth): the same networks under other names and layouts.
 
-There a network is one list, ``all_modules``, in the order in which its parts are used; parts without
-parameters leave a gap in the numbers, and only resampling layers have none. Here a part is named by
-its class and its number in the class. To tell Upsample from Downsample one must know the middle of
-the U-Net: the one attention that is followed by a block and then by a block that takes in more
-channels than the one before gave.
+There a network is one list, ``all_modules``, in the order in which its parts are used. Parts
+without parameters leave a gap in the numbers, and only resampling layers have none. Here a part is
+named by its class and its number in the class. To tell Upsample from Downsample one must know the
+middle of the U-Net: the one attention that is followed by a block, and that by a block that takes
+in more channels than the one before gave.
 
 Kernels are stored as (out, in, height, width) there, dense ones as (out, in). The averaged
 parameters are a list, in the order of the named ones, without the fixed Fourier frequencies.
@@ -37,7 +37,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path} needs PyTorch to be read: pip install 'scoremle[torch]'") from None
+        raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -77,7 +77,7 @@ def network_parameters(arrays: Arrays) -> dict[str, Any]:
     return dict(zip(_names(in_order), map(_translated, in_order), strict=True)) if parts else {}
 
 
-def _arrays(content: Any, tensor: type) -> Any:
+def _arrays(content: Any, tensor: Any) -> Any:
     if isinstance(content, tensor):
         return content.numpy()
     if isinstance(content, dict):

@@ -1,9 +1,9 @@
-"""Flax's msgpack state dicts, the format of the published checkpoints: read with care, and written.
+"""Flax's msgpack state dicts, the format of published checkpoints: read with care, and written.
 
 A state dict is one message of nested maps with names as keys. An array in it is an extension of
-type 1, whose content is a message of its own: (shape, name of the dtype, bytes); type 3 is the same
-for a scalar, type 2 a complex number. An array beyond 2**30 bytes is a map of its shape and of flat
-chunks. (flax.serialization, flax 0.3.3 to 0.12.)
+type 1, whose content is a message of its own: (shape, name of the dtype, bytes). Type 3 is the
+same for a scalar, type 2 a complex number. An array beyond 2**30 bytes is a map of its shape and
+of flat chunks. (flax.serialization, flax 0.3.3 to 0.12.)
 
 Whoever made a file may have meant harm. Nothing in a message is code; what it claims (lengths,
 shapes, numbers of entries) is checked against the bytes that are there before memory is taken. A
