@@ -238,6 +238,7 @@ def test_a_name_that_says_otherwise(workdir, capsys):
     assert cli.main(vp) == 2
     assert "holds a model of the SDE subvpsde, as its name says" in capsys.readouterr().err
     Workdir(workdir).check_training(experiment(*OBJECTIVE))
+    Workdir(FOLDER).check_evaluation(experiment())  # its config.json says some of the fields
     assert capsys.readouterr().err == ""
 
 

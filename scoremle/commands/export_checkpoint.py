@@ -6,7 +6,7 @@ Any other gets the whole training state as score_flow saved it, which Flax 0.3.3
 
 from pathlib import Path
 
-import flax
+import jax
 import numpy as np
 
 from scoremle import official
@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> None:
     template = build(config, levels=place.levels()).template()
     state, meta, number = place.snapshots.restore(template, options.checkpoint)
     if options.path.suffix == ".safetensors":
-        averages = flax.traverse_util.flatten_dict(state.ema, sep=".")
-        arrays = {name: np.asarray(array) for name, array in averages.items()}
+        arrays = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
+            for path, array in jax.tree_util.tree_leaves_with_path(state.ema)
+        }
         safetensors.write(options.path, arrays, {"step": str(meta["step"])})
     else:
         rng = meta.get("rng") or [0, config.seed]
