@@ -92,7 +92,19 @@ def test_other_networks_are_told_too(fields):
     assert fields.items() <= found.items()
 
 
-@pytest.mark.parametrize("tree", [{}, {"Conv_0": {}}, {"Conv_0": {"kernel": np.zeros(3)}}])
+BLOCK = {"Conv_0": {"kernel": np.zeros((3, 3, 4, 4))}}
+BLOCKS = {f"ResnetBlockDDPMpp_{i}": BLOCK for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"Conv_0": {}},
+        {"Conv_0": {"kernel": np.zeros(3)}},
+        {"Conv_0": {"kernel": np.zeros((3, 3, 3, 4))}, **BLOCKS},  # none with a skip connection
+    ],
+)
 def test_what_is_no_such_network(tree):
     with pytest.raises(Damaged, match="not those of a DDPM"):
         architecture(tree)
@@ -268,6 +280,8 @@ def test_other_state_dicts_of_pytorch():
         pytorch.network_parameters({"fc.weight": np.zeros((3, 3))})
     with pytest.raises(Damaged, match="not those of a DDPM"):
         pytorch.network_parameters({"all_modules.0.weight": np.zeros((3, 3))})
+    with pytest.raises(Damaged, match="which no DDPM"):
+        pytorch.network_parameters({f"all_modules.{10**12}.weight": np.zeros((3, 3))})
     config, params = golden("ddpmpp")
     content = as_checkpoint(config, params)
     content["ema"]["shadow_params"].pop()

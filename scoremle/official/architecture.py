@@ -25,7 +25,7 @@ def architecture(params: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return _architecture(params)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError, ZeroDivisionError):
+    except (LookupError, ValueError, AttributeError, TypeError, ArithmeticError, StopIteration):
         raise Damaged("its parameters are not those of a DDPM++ or NCSN++") from None
 
 

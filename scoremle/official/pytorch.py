@@ -26,7 +26,8 @@ __all__ = ["load", "network_parameters", "trees"]
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
 
-NAME = re.compile(r"(?:module\.)?all_modules\.(\d+)\.(.+)")
+# Four digits are enough, and no list of parts becomes longer.
+NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
 # Kept beside the parameters, and the same for all networks of a configuration.
 BUFFERS = re.compile(r"(?:module\.)?sigmas")
 ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"

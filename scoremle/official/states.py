@@ -55,7 +55,7 @@ def decode(path: Path) -> Published:
     content = pytorch.load(path) if of_torch else state_dict.read(path)
     try:
         return _of_torch(content) if of_torch else _of_flax(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise Damaged(f"not a training state ({type(error).__name__}: {error})") from None
 
 
