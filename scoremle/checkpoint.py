@@ -20,7 +20,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["Checkpoints", "Restored", "tree_hash"]
+__all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Restored(NamedTuple):
     number: int
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """This checkpoint cannot be trusted; the text says why."""
 
 
@@ -53,7 +53,13 @@ class Checkpoints:
 
     def numbers(self) -> list[int]:
         """Numbers of the complete checkpoints, ascending."""
-        names = (re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.folder.glob("*"))
+        return self.own()
+
+    def own(self) -> list[int]:
+        """Numbers of those that were saved here."""
+        names = (
+            re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.folder.glob("*") if p.is_dir()
+        )
         return sorted(int(name[1]) for name in names if name)
 
     def latest(self) -> int | None:
@@ -74,7 +80,7 @@ class Checkpoints:
         if path.exists():
             path.rename(old)
         new.rename(path)
-        for number in self.numbers()[: -self.keep] if self.keep else []:
+        for number in self.own()[: -self.keep] if self.keep else []:
             # Renamed first: a deletion cut short must not look like a damaged checkpoint.
             self.path(number).rename(self.path(number).with_suffix(".old"))
         self._sweep()
@@ -94,7 +100,7 @@ class Checkpoints:
         for number in reversed(numbers):
             try:
                 return self._restore(template, number)
-            except _Damaged as error:
+            except Damaged as error:
                 logger.warning(
                     "%s is damaged (%s): trying the one before", self.path(number), error
                 )
@@ -106,7 +112,7 @@ class Checkpoints:
         """The notes saved with a checkpoint, without reading its arrays."""
         try:
             return _read_record(self.path(number))["meta"]
-        except _Damaged as error:
+        except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
     def _restore_asked(self, template: Any, number: int) -> Restored:
@@ -114,23 +120,24 @@ class Checkpoints:
             raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
         try:
             return self._restore(template, number)
-        except _Damaged as error:
+        except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
     def _restore(self, template: Any, number: int) -> Restored:
         path = self.path(number)
         record = _read_record(path)
-        if difference := _difference(record["leaves"], _leaves(template)):
-            raise UserError(f"{path} {difference}: it belongs to another configuration")
+        if words := difference(record["leaves"], leaves(template)):
+            raise UserError(f"{path} {words}: it belongs to another configuration")
         tree = _read_tree(path, template)
         if tree_hash(tree) != record["tree_hash"]:
-            raise _Damaged("checksum differs")
+            raise Damaged("checksum differs")
         return Restored(tree, record["meta"], number)
 
     def _sweep(self) -> None:
         """Remove what is half written, or on its way out."""
         for path in self.folder.glob("checkpoint_*.*"):
-            shutil.rmtree(path)
+            if path.is_dir():  # files are somebody else's
+                shutil.rmtree(path)
 
 
 def tree_hash(tree: Any) -> str:
@@ -147,13 +154,13 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _leaves(tree: Any) -> dict[str, list[Any]]:
+def leaves(tree: Any) -> dict[str, list[Any]]:
     """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in named}
 
 
-def _difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
+def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
     """The first leaf in which a checkpoint is not what the program needs, in words."""
     for name, (shape, dtype) in needed.items():
         if name not in saved:
@@ -174,7 +181,7 @@ def _seal(record: dict[str, Any]) -> str:
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
 
-    record = {"meta": meta, "leaves": _leaves(tree), "tree_hash": tree_hash(tree)}
+    record = {"meta": meta, "leaves": leaves(tree), "tree_hash": tree_hash(tree)}
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
@@ -192,7 +199,7 @@ def _read(path: Path, **items: Any) -> Any:
             return checkpointer.restore(path, args=ocp.args.Composite(**items))
     except Exception as error:
         # Damaged files come out of Orbax, TensorStore and json as every kind of exception.
-        raise _Damaged(f"unreadable: {type(error).__name__}") from error
+        raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
     record = _read(path, record=ocp.args.JsonRestore()).record
     if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
-        raise _Damaged("its record has been altered")
+        raise Damaged("its record has been altered")
     return record
 
 

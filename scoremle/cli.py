@@ -1,37 +1,33 @@
 """The command line: flags, ``--help``, one clear line for each mistake, modes and commands.
 
 ``--config=FILE`` names a Python file with ``get_config()``; ``--config.<field>=VALUE`` sets one of
-its fields. The file is loaded here, so that a mistake in it is reported with its line;
-ml_collections then defines a typed flag for each field that the command line sets. Everything
+its fields, by a typed flag that ml_collections defines for it. Everything
 heavy is imported after the flags are read: ``--help`` and messages about flags come at once.
 """
 
 import difflib
 import importlib
-import importlib.util
 import logging
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from scoremle.commands import COMMANDS
+from scoremle.config_files import get_config, load_configs
 from scoremle.errors import UserError
 
 __all__ = ["Settings", "main", "parse"]
-
-T = TypeVar("T")
 
 FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--help")
 MODES = ("train", "eval", "train_deq")
@@ -113,8 +109,8 @@ def parse(argv: list[str]) -> Settings:
     path, rest = _split_config(argv)
     if path is None:
         raise UserError("missing --config=FILE, such as --config=configs/digits.py")
-    default, module = _load_configs(path)
-    config = _get_config(module, path)
+    default, module = load_configs(path)
+    config = get_config(module, path)
     _check_names(rest, config, default.get_config(), path)
     values = _parse_flags(_last_tuples(rest, config), config)
     _check_tuples(config, default.get_config())
@@ -138,68 +134,6 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
         else:
             path = next(arguments, None)
     return path, rest
-
-
-# Config files ------------------------------------------------------------------------------------
-
-
-def _load_configs(path: str | None) -> tuple[ModuleType, ModuleType]:
-    """configs/default.py and the config file, the same module if ``path`` is None."""
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"no config file {path} (looked for {Path(path).absolute()})")
-    root = str(_configs_root(path))
-    # A console script does not put the working directory on the path, as python main.py does.
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    default = _guarded("configs/default.py", lambda: importlib.import_module("configs.default"))
-    if path is None:
-        return default, default
-    return default, _guarded(path, lambda: _load_file(path))
-
-
-def _configs_root(path: str | None) -> Path:
-    """The folder that holds the package ``configs``: the file's own, this one, the checkout."""
-    above = Path(path).absolute().parents if path else ()
-    places = [*above, Path.cwd(), Path(__file__).absolute().parents[1]]
-    for place in places:
-        if (place / "configs" / "default.py").is_file():
-            return place
-    raise UserError(f"no configs/default.py in {places[-2]} or {places[-1]}, nor above {path}")
-
-
-def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scoremle_config_file", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {path}: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _get_config(module: ModuleType, path: str) -> ConfigDict:
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path} has no function get_config")
-    config = _guarded(path, module.get_config)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config file {path}: get_config must return a ConfigDict")
-    return config
-
-
-def _guarded(path: str, action: Callable[[], T]) -> T:
-    """Run code of a config file; whatever goes wrong in it becomes one line that says where."""
-    try:
-        return action()
-    except UserError:
-        raise
-    except SyntaxError as error:
-        place = f"{error.filename}, line {error.lineno}"
-        raise UserError(f"config file {place}: {error.msg}") from error
-    except Exception as error:
-        here = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in here if Path(frame.filename).name == Path(path).name]
-        place = f", line {lines[-1]}" if lines else ""
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"config file {path}{place}: {text}") from error
 
 
 # Fields ------------------------------------------------------------------------------------------
@@ -305,9 +239,9 @@ def _flag_error(text: str, config: ConfigDict) -> str:
 
 def _help(argv: list[str]) -> str:
     path, _ = _split_config(argv)
-    default, module = _load_configs(path)
+    default, module = load_configs(path)
     path = path or "configs/default.py"
-    config = _get_config(module, path)
+    config = get_config(module, path)
     _check_names([], config, default.get_config(), path)
     commands = "".join(f"  scoremle {name:20}{what}\n" for name, (_, what) in COMMANDS.items())
     return f"{USAGE}{commands}\nfields of {path}:\n\n{_field_table(config, default)}"

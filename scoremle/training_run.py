@@ -27,7 +27,7 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         experiment.loss, experiment.optimizer, experiment.ema_rate, seed=experiment.seed
     )
     outcome = train.run(
-        experiment.init_state(),
+        workdir.snapshot_state(experiment.template()) or experiment.init_state(),
         step,
         experiment.data.batch,
         experiment.schedule,

@@ -7,8 +7,12 @@ samples/           a grid of samples for every snapshot
 checkpoints/       snapshots, for evaluation
 checkpoints-meta/  where training goes on after pre-emption
 <eval_folder>/     results.json, per-image values, pictures
+
+A folder as published has nothing but published files in the folders of checkpoints, and is a
+working directory like any other.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +20,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.checkpoint import Checkpoints
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json
+from scoremle.official import PublishedCheckpoints, origin
+from scoremle.train import TrainState
 
 __all__ = ["Workdir"]
+
+logger = logging.getLogger(__name__)
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
 # another experiment, or (below) another network.
@@ -51,12 +58,12 @@ class Workdir:
                 raise UserError(f"--workdir={self.folder}: {place} is a file, not a folder")
 
     @property
-    def snapshots(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints", keep=None)
+    def snapshots(self) -> PublishedCheckpoints:
+        return PublishedCheckpoints(self.folder / "checkpoints", keep=None)
 
     @property
-    def preemption(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
+    def preemption(self) -> PublishedCheckpoints:
+        return PublishedCheckpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
 
     @property
     def config_path(self) -> Path:
@@ -71,12 +78,24 @@ class Workdir:
         if not self.config_path.exists():
             raise UserError(
                 f"{self.folder} is no working directory of a training: it has no config.json"
+                f"{self._hint()}"
             )
         return ConfigDict(_with_tuples(read_json(self.config_path)))
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
         return int(read_json(self.data_path)["levels"])
+
+    def snapshot_state(self, template: TrainState) -> TrainState | None:
+        """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
+
+        So it is in a folder as published, and in one that was imported.
+        """
+        if self.preemption.numbers() or not self.snapshots.numbers():
+            return None
+        state, meta, number = self.snapshots.restore(template)
+        print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
+        return state
 
     def describe(self, experiment: Experiment) -> None:
         """Writes what the experiment is."""
@@ -90,6 +109,12 @@ class Workdir:
             experiment,
             lambda name: name not in FREE and name.split(".")[0] not in FREE_SECTIONS,
         )
+        for name, value in self._stated().items():
+            if (given := _field(experiment, name)) != value:
+                logger.warning(
+                    "%s was trained with %s=%s, as its name says, and goes on with %s",
+                    self.folder, name, value, given,
+                )  # fmt: skip
 
     def check_evaluation(self, experiment: Experiment) -> None:
         """Raises UserError if the checkpoints are not of the experiment's network and data."""
@@ -101,18 +126,41 @@ class Workdir:
             ),
         )
 
+    def _hint(self) -> str:
+        published = self.snapshots.published()
+        return f"; scoremle import {self.folder} makes one of it" if published else ""
+
+    def _stated(self) -> dict[str, object]:
+        """Fields that the name of a published folder states."""
+        published = self.snapshots.published() or self.preemption.published()
+        known = origin(self.folder.resolve()) if published else None
+        return known.fields if known else {}
+
     def _check(self, experiment: Experiment, matters: Callable[[str], bool]) -> None:
+        sde, given = self._stated().get("training.sde"), _field(experiment, "training.sde")
+        if sde not in (None, given):
+            raise UserError(
+                f"{self.folder} holds a model of the SDE {sde}, as its name says, and the config "
+                f"says {given}: use a config in configs/{str(sde).removesuffix('sde')}"
+            )
         # What was begun without a checkpoint left nothing that could be mixed up.
         begun = self.snapshots.numbers() or self.preemption.numbers()
         if not begun or not self.config_path.exists():
             return
         old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
-        different = sorted(name for name in new if matters(name) and old.get(name) != new[name])
+        # A field that is not in the record is newer than the record.
+        different = sorted(n for n in new if matters(n) and n in old and old[n] != new[n])
         if different:
             raise UserError(
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
                 "use another --workdir, or the config it was begun with"
             )
+
+
+def _field(experiment: Experiment, name: str) -> Any:
+    section, _, field = name.partition(".")
+    value = experiment.config[section][field]
+    return value.lower() if isinstance(value, str) else value
 
 
 def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:

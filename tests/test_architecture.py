@@ -14,9 +14,9 @@ LAYERS = (
     ("loss", "likelihood", "sample"),
     ("bound", "nodes", "reference"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
-    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
-    ("train", "evaluate", "official", "report"),
-    ("experiment",),
+    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
+    ("train", "evaluate", "report"),
+    ("experiment", "official"),
     ("workdir", "tasks"),
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scoremle import cli
+from scoremle import cli, config_files
 from scoremle.errors import UserError
 
 # As the program finds it: the root need not be on the path.
-default, _ = cli._load_configs(None)
+default, _ = config_files.load_configs(None)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))

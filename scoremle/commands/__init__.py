@@ -11,7 +11,16 @@ from scoremle.errors import UserError
 __all__ = ["COMMANDS", "Parser"]
 
 # Name on the command line -> module with main(arguments), and one line of help.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "import": (
+        "scoremle.commands.import_checkpoint",
+        "a published checkpoint: what it is, and a workdir of it",
+    ),
+    "export": (
+        "scoremle.commands.export_checkpoint",
+        "a checkpoint in the published format, or as safetensors",
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,141 @@
+"""``scoremle import PATH``: says what a published checkpoint is, and makes a workdir of it.
+
+The architecture comes from the arrays, step and rates from the file; SDE, objective and data set
+from the name of the folder. What nothing says (dropout, activations, the size of the images) is
+that of the published config.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scoremle import official, train
+from scoremle.checkpoint import Damaged
+from scoremle.commands import Parser
+from scoremle.config_files import published_config
+from scoremle.errors import UserError
+from scoremle.experiment import Experiment, build
+from scoremle.official import ATTENTION, Origin, Published, PublishedCheckpoints
+from scoremle.workdir import Workdir
+
+__all__ = ["main"]
+
+ABOUT = "Says what a published checkpoint is, and makes a workdir of it."
+
+DEQUANTIZER = "flowpp_dequantizer"
+IMAGE_SIZE = 32
+LEVELS = 256
+EXAMPLE = "cifar10_deep_vp_likelihood_iw_flip"
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="scoremle import", description=ABOUT)
+    parser.add_argument("path", type=Path, help="a folder as published, or a checkpoint file")
+    parser.add_argument("--out", type=Path, help="workdir to write; runs/NAME if left out")
+    parser.add_argument("--name", help=f"name that the folder had, such as {EXAMPLE}")
+    options = parser.parse_args(arguments)
+    number, file = _newest(options.path)
+    published = official.read(file)
+    network = _network(file, published)
+    _report(file, published, network)
+    known = official.origin(Path(options.name) if options.name else file.resolve())
+    if known is None:
+        raise UserError(
+            f"the name of {options.path} does not say its SDE and data set: pass the name that "
+            f"the folder had when it was published, such as --name={EXAMPLE}"
+        )
+    place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
+    _convert(number, file, published, _config(known, published, network), place)
+    for number, file in _dequantizers(options.path):
+        _convert_dequantizer(number, file, place)
+
+
+def _newest(path: Path) -> tuple[int, Path]:
+    if path.is_file():
+        number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
+        return int(number) if number.isdecimal() else 0, path
+    for folder in (path / "checkpoints", path):
+        if found := official.files(folder):
+            return max(found.items())
+    raise UserError(f"no checkpoint_N or checkpoint_N.pth in {path} or {path / 'checkpoints'}")
+
+
+def _dequantizers(path: Path) -> list[tuple[int, Path]]:
+    return sorted(official.files(path / DEQUANTIZER / "checkpoints").items())
+
+
+def _network(file: Path, published: Published) -> dict[str, Any]:
+    try:
+        return official.architecture(published.params)
+    except Damaged as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _config(known: Origin, published: Published, network: dict[str, Any]) -> ConfigDict:
+    """The nearest published config, with what the file and the folder's name say."""
+    elsewhere = (ATTENTION, "num_channels")
+    fields = {
+        **known.fields,
+        **{f"model.{name}": value for name, value in network.items() if name not in elsewhere},
+        "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
+        "model.ema_rate": published.ema_rate,
+        "data.num_channels": network["num_channels"],
+        "optim.lr": published.lr,
+    }
+    return published_config(known.config, fields)
+
+
+def _report(file: Path, published: Published, network: dict[str, Any]) -> None:
+    arrays = jax.tree.leaves(published.params)
+    print(f"{file}")
+    print(f"  step        {published.step:,}")
+    print(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
+    print("  network     " + ", ".join(f"{name} {value}" for name, value in network.items()))
+
+
+def _convert(
+    number: int, file: Path, published: Published, config: ConfigDict, place: Workdir
+) -> None:
+    experiment = build(config, levels=LEVELS)
+    training = config.training
+    objective = {
+        "likelihood weighting": training.likelihood_weighting,
+        "importance sampling": training.importance_weighting,
+        "flips": config.data.random_flip,
+    }
+    words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
+    print(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
+    print(f"  SDE         {training.sde}, {words} (by the folder's name)")
+    state = official.train_state(published, experiment.template(), file)
+    _save(place.snapshots, number, state, published, experiment)
+    place.describe(experiment)
+    print(f"  written to  {place.snapshots.path(number)}", flush=True)
+
+
+def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
+    published = official.read(file)
+    experiment = build(place.config(), levels=LEVELS)
+    template = jax.eval_shape(lambda: train.init_state(published.params, experiment.optimizer))
+    state = official.train_state(published, template, file)
+    store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
+    _save(store, number, state, published, experiment)
+    size = sum(array.size for array in jax.tree.leaves(published.params))
+    print(f"{file}")
+    print(f"  step        {published.step:,}")
+    print(f"  parameters  {size:,} of a dequantizer")
+    print(f"  written to  {store.path(number)}", flush=True)
+
+
+def _save(
+    store: PublishedCheckpoints,
+    number: int,
+    state: train.TrainState,
+    published: Published,
+    experiment: Experiment,
+) -> None:
+    if number in store.numbers():
+        raise UserError(f"{store.path(number)} is there already: choose another --out")
+    note = {"dataset": experiment.data.name, "seed": experiment.seed}
+    store.save(number, state, {**note, "step": published.step, "rng": published.rng})

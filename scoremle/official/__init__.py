@@ -1,0 +1,27 @@
+"""Published checkpoints: of score_flow and score_sde (Flax), and of score_sde_pytorch (.pth).
+
+One idea a file: ``state_dict`` reads Flax's format with care, ``pytorch`` maps names and layouts,
+``states`` makes training states of either and writes them back, ``store`` sees published files
+among our own checkpoints; ``architecture``, ``origin`` and ``mismatch`` say what a file holds, by
+its shapes and by the name of its folder.
+"""
+
+from scoremle.official.architecture import ATTENTION, architecture
+from scoremle.official.mismatch import mismatch
+from scoremle.official.origin import Origin, origin
+from scoremle.official.states import Published, published_tree, read, train_state
+from scoremle.official.store import PublishedCheckpoints, files
+
+__all__ = [
+    "ATTENTION",
+    "Origin",
+    "Published",
+    "PublishedCheckpoints",
+    "architecture",
+    "files",
+    "mismatch",
+    "origin",
+    "published_tree",
+    "read",
+    "train_state",
+]
