@@ -1,0 +1,41 @@
+"""Weights of Inception's size made from a seed, in the form of the usual state dict."""
+
+import numpy as np
+
+from scoremle.nn.inception import shapes
+
+
+def state_dict(seed: int = 0) -> dict[str, np.ndarray]:
+    """He-uniform convolutions; batch normalisation with means, variances, scales and shifts.
+
+    Signals keep their size from layer to layer, so that a fault anywhere reaches the features
+    (torch's default initialisation lets them fade, and hides faults).
+    """
+    # The one generator whose stream numpy promises to keep.
+    random = np.random.RandomState(seed)
+    state = {}
+    for name, shape in shapes().items():
+        layer, _, part = name.replace("/", ".").rpartition(".")
+        if part == "kernel":
+            bound = np.sqrt(6 / np.prod(shape[:-1]))
+            weight = random.uniform(-bound, bound, shape).astype(np.float32)
+            state[f"{layer}.conv.weight"] = weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight
+        else:
+            for array, low, high in STATISTICS:
+                state[f"{layer}.bn.{array}"] = random.uniform(low, high, shape).astype(np.float32)
+    state["fc.weight"] = state.pop("fc.conv.weight").T
+    return state
+
+
+STATISTICS = (
+    ("weight", 0.7, 1.3),
+    ("bias", -0.3, 0.3),
+    ("running_mean", -0.3, 0.3),
+    ("running_var", 0.5, 1.5),
+)
+
+
+def images() -> np.ndarray:
+    """Two coarse random pictures, uint8 [2 32 32 3]."""
+    coarse = np.random.RandomState(1).randint(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
