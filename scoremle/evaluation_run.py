@@ -1,13 +1,11 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
 import hashlib
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import scoremle
@@ -16,12 +14,12 @@ from scoremle.checkpoint import Checkpoints, Restored, tree_hash
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json, write_npz
+from scoremle.sampling_run import Sampling, judge
 from scoremle.tasks import Facts, Task, tasks
 from scoremle.workdir import Workdir
 
 __all__ = ["run_eval"]
 
-GRID_SAMPLES = 64
 EXTREMES = 32
 # Digits of the hashes in results: enough to tell any two apart.
 HASH_LENGTH = 16
@@ -34,19 +32,27 @@ def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
+    judged_by = judge(experiment, options) if options.enable_sampling else None
     workdir.check_evaluation(experiment)
     numbers = chosen_checkpoints(workdir.snapshots, options.begin_ckpt, options.end_ckpt)
     evaluation = Evaluation(experiment, options, workdir.folder / eval_folder)
+    sampling = Sampling(experiment, options, evaluation.folder, judged_by)
     evaluation.results()  # of an earlier run: better unreadable now than after hours
-    names = []
+    names: list[str] = []
+    quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.snapshots.restore(experiment.template(), number)
         names += [evaluation.measure(task, restored) for task in todo]
         if options.enable_sampling:
-            evaluation.sample(restored)
+            found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
+            evaluation.write(found)
+            quality |= found
     if names:
         results = evaluation.results()
         print(report.results_table({name: results[name] for name in names}))
+    if quality:
+        print(report.quality_table(quality))
+    if names or quality:
         print(f"written to {evaluation.folder}", flush=True)
 
 
@@ -95,6 +101,11 @@ class Evaluation:
         path = self.folder / "results.json"
         return read_json(path) if path.exists() else {}
 
+    def write(self, results: dict[str, Any]) -> None:
+        """Adds to results.json."""
+        if results:
+            write_json(self.folder / "results.json", {**self.results(), **results})
+
     def measure(self, task: Task, restored: Restored) -> str:
         """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
         name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
@@ -122,7 +133,7 @@ class Evaluation:
             **facts,
             "seconds_per_image": seconds,
         }
-        write_json(self.folder / "results.json", {**self.results(), name: result})
+        self.write({name: result})
         self._write_extremes(name, values[task.column].mean(axis=0))
         return name
 
@@ -163,29 +174,6 @@ class Evaluation:
             chosen = np.concatenate([self.images[order[:rows]], self.images[order[-rows:]]])
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
             report.write_grid(path, chosen, self.experiment.pixels.levels, 8)
-
-    @cached_property
-    def _draw(self) -> Any:
-        return jax.jit(self.experiment.draw, static_argnums=2)
-
-    def sample(self, restored: Restored) -> None:
-        """Draws ``eval.num_samples`` samples and writes them, and some of them as a picture."""
-        count = self.options.num_samples
-        size = min(self.options.batch_size, count)
-        rounds = -(-count // size)
-        began = time.monotonic()
-        drawn = []
-        for i in range(rounds):
-            key = jax.random.fold_in(jax.random.key(self.experiment.seed), i)
-            drawn.append(np.asarray(self._draw(restored.tree.ema, key, size)))
-            left = (time.monotonic() - began) / (i + 1) * (rounds - i - 1)
-            print(f"samples  round {i + 1}/{rounds}  ETA {left:.0f}s", flush=True)
-        samples = np.concatenate(drawn)[:count]
-        path = self.folder / f"samples_ckpt_{restored.number}.npz"
-        grid = path.with_suffix(".png")
-        write_npz(path, {"samples": samples})
-        report.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
-        print(f"{count} samples: {path}, some of them: {grid}", flush=True)
 
 
 def _checkpoint_facts(restored: Restored) -> Facts:

@@ -165,7 +165,8 @@ def _covered(x: Features, y: Features, neighbours: int) -> float:
     # The nearest to a point is the point itself.
     radii = [np.partition(d, neighbours, axis=1)[:, neighbours] for d in _squared_distances(y, y)]
     radius = np.concatenate(radii)
-    return float(np.concatenate([(d <= radius).any(axis=1) for d in _squared_distances(x, y)]).mean())
+    within = [(d <= radius).any(axis=1) for d in _squared_distances(x, y)]
+    return float(np.concatenate(within).mean())
 
 
 def _squared_distances(x: Features, y: Features) -> Iterator[Float[np.ndarray, "rows n"]]:

@@ -5,6 +5,15 @@ import numpy as np
 from scoremle.nn.inception import shapes
 
 
+STATISTICS = (
+    ("weight", 0.7, 1.3),
+    ("bias", -0.3, 0.3),
+    ("running_mean", -0.3, 0.3),
+    ("running_var", 0.5, 1.5),
+)
+
+
+
 def state_dict(seed: int = 0) -> dict[str, np.ndarray]:
     """He-uniform convolutions; batch normalisation with means, variances, scales and shifts.
 
@@ -19,20 +28,14 @@ def state_dict(seed: int = 0) -> dict[str, np.ndarray]:
         if part == "kernel":
             bound = np.sqrt(6 / np.prod(shape[:-1]))
             weight = random.uniform(-bound, bound, shape).astype(np.float32)
-            state[f"{layer}.conv.weight"] = weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight
+            if layer == "fc":
+                state["fc.weight"] = weight.T
+            else:
+                state[f"{layer}.conv.weight"] = weight.transpose(3, 2, 0, 1)
         else:
             for array, low, high in STATISTICS:
                 state[f"{layer}.bn.{array}"] = random.uniform(low, high, shape).astype(np.float32)
-    state["fc.weight"] = state.pop("fc.conv.weight").T
     return state
-
-
-STATISTICS = (
-    ("weight", 0.7, 1.3),
-    ("bias", -0.3, 0.3),
-    ("running_mean", -0.3, 0.3),
-    ("running_var", 0.5, 1.5),
-)
 
 
 def images() -> np.ndarray:

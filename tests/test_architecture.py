@@ -15,9 +15,9 @@ LAYERS = (
     ("bound",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
-    ("train", "evaluate", "official", "report"),
-    ("experiment",),
-    ("workdir", "tasks"),
+    ("train", "evaluate", "official", "report", "parts"),
+    ("experiment", "features"),
+    ("workdir", "tasks", "sampling_run"),
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),
     ("cli",),

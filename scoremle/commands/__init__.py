@@ -11,7 +11,13 @@ from scoremle.errors import UserError
 __all__ = ["COMMANDS", "Parser"]
 
 # Name on the command line -> module with main(arguments), and one line of help.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "convert-inception": (
+        "scoremle.commands.convert_inception",
+        "weights of the Inception network, from PyTorch's file to ours",
+    ),
+    "stats": ("scoremle.commands.stats", "features of a data set, to compare samples with"),
+}
 
 
 class Parser(argparse.ArgumentParser):
