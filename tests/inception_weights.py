@@ -4,14 +4,12 @@ import numpy as np
 
 from scoremle.nn.inception import shapes
 
-
 STATISTICS = (
     ("weight", 0.7, 1.3),
     ("bias", -0.3, 0.3),
     ("running_mean", -0.3, 0.3),
     ("running_var", 0.5, 1.5),
 )
-
 
 
 def state_dict(seed: int = 0) -> dict[str, np.ndarray]:
@@ -23,7 +21,7 @@ def state_dict(seed: int = 0) -> dict[str, np.ndarray]:
     # The one generator whose stream numpy promises to keep.
     random = np.random.RandomState(seed)
     state = {}
-    for name, shape in shapes().items():
+    for name, shape in sorted(shapes().items()):
         layer, _, part = name.replace("/", ".").rpartition(".")
         if part == "kernel":
             bound = np.sqrt(6 / np.prod(shape[:-1]))
