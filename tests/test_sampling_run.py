@@ -133,7 +133,7 @@ def test_the_published_weights_have_the_right_to_the_names():
     assert "reference: cifar10.npz, origin unknown" in table
 
 
-@pytest.mark.parametrize("finished", [1, 3, 5])
+@pytest.mark.parametrize("finished", [2, 5])
 def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
     """Four rounds of samples, then three batches of features."""
     folder, flags = judged
@@ -171,7 +171,7 @@ def test_more_samples_keep_those_there_are(tiny, judged):
 
 
 @pytest.mark.parametrize(
-    "other", ["seed=43", "sampling.smallest_time=1e-2", "eval.nodes=7", "eval.begin_ckpt=1"]
+    "other", ["seed=43", "sampling.smallest_time=1e-2", "eval.begin_ckpt=1"]
 )
 def test_other_settings_share_no_samples(tiny, judged, other, monkeypatch):
     def drawn(*_):
