@@ -148,8 +148,10 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
     if arrays is None or "pool_3" not in arrays:
         raise UserError(f"{path} is no file of features: it has no pool_3; {how}")
     pool = arrays["pool_3"]
-    if pool.ndim != 2 or pool.shape[1] != extractor.size or len(pool) < 2:
+    if pool.ndim != 2 or pool.shape[1] != extractor.size:
         raise UserError(f"{path}: pool_3 has shape {pool.shape}, not (n, {extractor.size}); {how}")
+    if pool.dtype.kind != "f" or not np.isfinite(pool).all():
+        raise UserError(f"{path}: pool_3 has values that are no finite numbers; {how}")
     known = _record(arrays, path, extractor)
     return Reference(pool, {"path": str(path), "images": len(pool), **known})
 

@@ -110,7 +110,7 @@ def kernel_distance(a: Features, b: Features, *, subset: int = SUBSET) -> Estima
 
 def _subsets(x: Features, size: int, count: int) -> Iterator[Features]:
     """Disjoint subsets at random: files may be in order of class."""
-    order = np.random.default_rng(0).permutation(len(x))
+    order = np.random.RandomState(0).permutation(len(x))  # the same with every numpy
     return (x[order[i * size : (i + 1) * size]].astype(np.float64) for i in range(count))
 
 

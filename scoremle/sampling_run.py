@@ -28,8 +28,8 @@ __all__ = ["Judge", "Sampling", "judge"]
 Facts = dict[str, Any]
 
 GRID_SAMPLES = 64
-# Below, a score over ten splits is a score of single images.
-FEWEST_SAMPLES = 20
+# Two for each split of the class score and each subset of the kernel distance.
+FEWEST_IMAGES = 20
 PUBLISHED_NAMES = ("FID", "KID", "IS")
 OTHER_NAMES = ("Fréchet distance", "kernel distance", "class score")
 
@@ -76,10 +76,12 @@ def judge(experiment: Experiment, options: Any) -> Judge | None:
             "eval.inception needs eval.stats, features of a data set; make them with: "
             f"scoremle stats {experiment.data.name} --weights={options.inception} --out=STATS.npz"
         )
-    if options.num_samples < FEWEST_SAMPLES:
-        raise UserError(f"quality needs eval.num_samples of at least {FEWEST_SAMPLES}")
+    if options.num_samples < FEWEST_IMAGES:
+        raise UserError(f"quality needs eval.num_samples of at least {FEWEST_IMAGES}")
     extractor = load_inception(Path(options.inception))
     reference = read_reference(Path(options.stats), extractor)
+    if len(reference.pool) < FEWEST_IMAGES:
+        raise UserError(f"{options.stats} has fewer than {FEWEST_IMAGES} images")
     ours = list(experiment.data.shape)
     if reference.facts.get("shape", ours) != ours:
         raise UserError(

@@ -104,7 +104,8 @@ def test_a_file_of_score_flow_is_taken_with_a_warning(tmp_path, caplog):
         ({"pool_3": np.array([{}])}, "it has no pool_3"),  # pickled
         ({"pool_3": np.ones((5, 4))}, r"pool_3 has shape \(5, 4\), not \(n, 3\)"),
         ({"pool_3": np.ones(5)}, "pool_3 has shape"),
-        ({"pool_3": np.ones((1, 3))}, "pool_3 has shape"),
+        ({"pool_3": np.full((5, 3), np.nan)}, "no finite numbers"),
+        ({"pool_3": np.full((5, 3), "1")}, "no finite numbers"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("{")}, "its record can't be read"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("5")}, "its record can't be read"),
     ],

@@ -109,6 +109,12 @@ def test_class_score_of_two_kinds_of_images_by_hand():
     assert quality.class_score(logits).value == pytest.approx(2 * np.exp(-entropy), rel=1e-12)
 
 
+def test_each_split_of_the_class_score_has_its_own_mean():
+    """One class in each half: nothing varies within a split."""
+    logits = 100 * np.eye(2)[np.arange(40) // 20]
+    assert quality.class_score(logits, splits=2) == pytest.approx((1, 0))
+
+
 def test_the_error_of_the_class_score_is_honest():
     found = [quality.class_score(normal(400, 5, seed=seed)) for seed in range(200)]
     values = np.array([e.value for e in found])

@@ -234,6 +234,13 @@ def test_statistics_of_another_size(tiny, judged, tmp_path, capfd):
     mistaken(tiny, [judged[1][0], f"--config.eval.stats={path}"], words, capfd)
 
 
+def test_statistics_of_too_few_images(tiny, judged, tmp_path, capfd):
+    path = tmp_path / "few.npz"
+    features.write_reference(path, np.ones((19, 3)), stand_in(), {})
+    flags = [judged[1][0], f"--config.eval.stats={path}"]
+    mistaken(tiny, flags, f"{path} has fewer than 20 images", capfd)
+
+
 def test_statistics_of_unknown_origin_are_told(tiny, judged, tmp_path, stats, capfd):
     path = tmp_path / "theirs.npz"
     np.savez(path, pool_3=npz(stats)["pool_3"])

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         "split": options.split,
         "levels": levels,
         "shape": list(images.shape[1:]),
-        "data_hash": hashlib.sha256(images.tobytes()).hexdigest()[:HASH_LENGTH],
+        "data_hash": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH],
         "version": scoremle.__version__,
     }
     parts = options.out.with_suffix(f".parts_{fingerprint({**extractor.facts, **facts})}")
