@@ -51,9 +51,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise UserError("this needs the extra: pip install 'scoremle[torch]'") from None
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
     except Exception as error:
         # A file of another kind comes out of torch as every kind of exception.
         raise UserError(f"{path} is no state dict of PyTorch ({type(error).__name__})") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is no state dict of PyTorch")
-    return {str(k): v.numpy() for k, v in state.items() if isinstance(v, torch.Tensor)}

@@ -203,20 +203,32 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Raises UserError, with the names, if arrays are missing or are not of this network.
     """
-    layers = sorted({name.rpartition("/")[0] for name in shapes()} - {"fc"})
-    names = [f"{layer.replace('/', '.')}.{part}" for layer in layers for part in PARTS]
-    missing = [name for name in [*names, "fc.weight"] if name not in state]
-    if missing:
+    needed = _torch_shapes()
+    if missing := [name for name in needed if name not in state]:
         more = "" if len(missing) <= NAMES_SHOWN else f" and {len(missing) - NAMES_SHOWN} more"
         raise UserError(f"lacks {', '.join(missing[:NAMES_SHOWN])}{more}")
-    params = {"fc/kernel": np.asarray(state["fc.weight"]).T}
-    for layer in layers:
+    for name, shape in needed.items():
+        if state[name].shape != shape:
+            raise UserError(f"has {name} of shape {state[name].shape}, not {shape}")
+    params = {"fc/kernel": state["fc.weight"].T}
+    for layer in _convolutions():
         arrays = (state[f"{layer.replace('/', '.')}.{part}"] for part in PARTS)
         params[f"{layer}/kernel"], params[f"{layer}/bias"] = _fold(*arrays)
-    for name, shape in shapes().items():
-        if params[name].shape != shape:
-            raise UserError(f"has {name} of shape {params[name].shape}, the network needs {shape}")
     return params
+
+
+def _convolutions() -> list[str]:
+    return sorted({name.removesuffix("/bias") for name in shapes() if name.endswith("/bias")})
+
+
+def _torch_shapes() -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for layer in _convolutions():
+        height, width, old, new = shapes()[f"{layer}/kernel"]
+        for part in PARTS:
+            shape = (new, old, height, width) if part == "conv.weight" else (new,)
+            found[f"{layer.replace('/', '.')}.{part}"] = shape
+    return found | {"fc.weight": shapes()["fc/kernel"][::-1]}
 
 
 def _fold(
