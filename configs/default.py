@@ -59,6 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.batch_size = 1024  # images per evaluation batch
     config.eval.enable_sampling = False  # draw samples
     config.eval.num_samples = 50_000  # how many samples
+    config.eval.inception = ""  # weights (convert-inception) to judge samples by; '': don't
+    config.eval.stats = ""  # features of the data set (scoremle stats) to compare samples with
     config.eval.enable_loss = False  # evaluate the training loss
     config.eval.enable_bpd = True  # evaluate bits/dim
     config.eval.bpd_dataset = "test"  # split: train or test

@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
 from scoremle.data import padded_batches
-from scoremle.files import write_npz
+from scoremle.files import read_npz, write_npz
 from scoremle.likelihood import Likelihood
 from scoremle.pixels import Pixels, bits_per_dim
 
@@ -123,7 +122,7 @@ def evaluate(
     with _progress(label, len(passes)) as tell:
         for repeat, start in passes:
             part = parts / f"pass{repeat}_image{start}.npz"
-            values = _saved(part)
+            values = read_npz(part)
             fresh = values is None
             if values is None:
                 batch, mask = next(padded_batches(images, batch_size, start=start))
@@ -133,16 +132,6 @@ def evaluate(
             finished.append(values)
             tell(values, fresh)
     return _gather(finished, repeats)
-
-
-def _saved(part: Path) -> dict[str, np.ndarray] | None:
-    """The values of a finished batch; None if there are none, or none that can be read."""
-    try:
-        # Opened here, since numpy leaves open what it cannot read.
-        with part.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            return dict(saved)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def _timed(

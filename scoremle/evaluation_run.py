@@ -1,7 +1,6 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
 import hashlib
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,12 @@ from scoremle.errors import UserError
 from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.nodes import Auto, Choice
+from scoremle.sampling_run import Sampling, judge
 from scoremle.tasks import Facts, Task, tasks
 from scoremle.workdir import Workdir
 
 __all__ = ["run_eval"]
 
-GRID_SAMPLES = 64
 PILOT_IMAGES = 8
 EXTREMES = 32
 # Digits of the hashes in results: enough to tell any two apart.
@@ -36,19 +35,27 @@ def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
+    judged_by = judge(experiment, options) if options.enable_sampling else None
     workdir.check_evaluation(experiment)
     numbers = chosen_checkpoints(workdir.snapshots, options.begin_ckpt, options.end_ckpt)
     evaluation = Evaluation(experiment, options, workdir.folder / eval_folder)
+    sampling = Sampling(experiment, options, evaluation.folder, judged_by)
     evaluation.results()  # of an earlier run: better unreadable now than after hours
-    names = []
+    names: list[str] = []
+    quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.snapshots.restore(experiment.template(), number)
         names += [evaluation.measure(task, restored) for task in evaluation.tasks(restored)]
         if options.enable_sampling:
-            evaluation.sample(restored)
+            found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
+            evaluation.write(found)
+            quality |= found
     if names:
         results = evaluation.results()
         print(report.results_table({name: results[name] for name in names}))
+    if quality:
+        print(report.quality_table(quality))
+    if names or quality:
         print(f"written to {evaluation.folder}", flush=True)
 
 
@@ -108,6 +115,11 @@ class Evaluation:
             print(_told(choice), flush=True)
         return list(tasks(experiment, self.options, choice))
 
+    def write(self, results: dict[str, Any]) -> None:
+        """Adds to results.json."""
+        if results:
+            write_json(self.folder / "results.json", {**self.results(), **results})
+
     def measure(self, task: Task, restored: Restored) -> str:
         """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
         name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
@@ -136,7 +148,7 @@ class Evaluation:
             **task.notes,
             "seconds_per_image": seconds,
         }
-        write_json(self.folder / "results.json", {**self.results(), name: result})
+        self.write({name: result})
         self._write_extremes(name, values[task.column].mean(axis=0))
         return name
 
@@ -177,29 +189,6 @@ class Evaluation:
             chosen = np.concatenate([self.images[order[:rows]], self.images[order[-rows:]]])
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
             report.write_grid(path, chosen, self.experiment.pixels.levels, 8)
-
-    @cached_property
-    def _draw(self) -> Any:
-        return jax.jit(self.experiment.draw, static_argnums=2)
-
-    def sample(self, restored: Restored) -> None:
-        """Draws ``eval.num_samples`` samples and writes them, and some of them as a picture."""
-        count = self.options.num_samples
-        size = min(self.options.batch_size, count)
-        rounds = -(-count // size)
-        began = time.monotonic()
-        drawn = []
-        for i in range(rounds):
-            key = jax.random.fold_in(jax.random.key(self.experiment.seed), i)
-            drawn.append(np.asarray(self._draw(restored.tree.ema, key, size)))
-            left = (time.monotonic() - began) / (i + 1) * (rounds - i - 1)
-            print(f"samples  round {i + 1}/{rounds}  ETA {left:.0f}s", flush=True)
-        samples = np.concatenate(drawn)[:count]
-        path = self.folder / f"samples_ckpt_{restored.number}.npz"
-        grid = path.with_suffix(".png")
-        write_npz(path, {"samples": samples})
-        report.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
-        print(f"{count} samples: {path}, some of them: {grid}", flush=True)
 
 
 def _told(choice: Choice) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["read_json", "write_atomically", "write_json", "write_npz"]
+__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz"]
 
 
 @contextmanager
@@ -43,3 +44,13 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # To an open file, since numpy appends .npz to the name of any other.
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **cast(Any, arrays))
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file; None if there is none, or none that can be read without unpickling."""
+    try:
+        # Opened here, since numpy leaves open what it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+        return None

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scoremle.files import write_atomically
 
-__all__ = ["image_grid", "results_table", "table", "write_grid"]
+__all__ = ["image_grid", "quality_table", "results_table", "table", "write_grid"]
 
 GAP = 1
 MIN_SIDE = 480
@@ -88,3 +88,29 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     return table(header, rows)
+
+
+def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each measure of sample quality, and under them what they are measured with."""
+    header = ("result", "measure", "value", "std. error", "samples", "reference images")
+    rows = [
+        (
+            name,
+            measure,
+            f"{m['value']:.5g}",
+            "" if m["stderr"] is None else f"{m['stderr']:.2g}",
+            str(m["samples"]),
+            str(m["reference_images"] or ""),
+        )
+        for name, r in results.items()
+        for measure, m in r["measures"].items()
+    ]
+    return "\n".join([table(header, rows), *dict.fromkeys(map(_measured_with, results.values()))])
+
+
+def _measured_with(r: Mapping[str, Any]) -> str:
+    reference = r["reference"]
+    what = f"origin {reference['origin']}"
+    if "dataset" in reference:
+        what = f"{reference['split']} images of {reference['dataset']}"
+    return f"features: {r['features']}; reference: {reference['path']}, {what}"

@@ -15,9 +15,9 @@ LAYERS = (
     ("bound", "nodes", "reference"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
-    ("train", "evaluate", "report"),
-    ("experiment", "official"),
-    ("workdir", "tasks"),
+    ("train", "evaluate", "report", "parts"),
+    ("experiment", "official", "features"),
+    ("workdir", "tasks", "sampling_run"),
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),
     ("cli",),

@@ -20,6 +20,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.commands.export_checkpoint",
         "a checkpoint in the published format, or as safetensors",
     ),
+    "convert-inception": (
+        "scoremle.commands.convert_inception",
+        "weights of the Inception network, from PyTorch's file to ours",
+    ),
+    "stats": ("scoremle.commands.stats", "features of a data set, to compare samples with"),
 }
 
 

@@ -1,0 +1,177 @@
+"""Sample quality from features of images and logits of classes.
+
+    Fréchet distance    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))           of means, covariances
+    kernel distance     E k(x, x~) + E k(y, y~) - 2 E k(x, y),   k(x, y) = (x.y / d + 1)^3
+    class score         exp E KL(p(class | x) || p(class))
+    precision, recall   the share of samples within the reference's support, and the other way;
+                        a support is the union of balls that reach each point's k-th neighbour
+
+With the published Inception's features and classes they are called FID (Heusel et al., arXiv
+1706.08500), KID (Binkowski et al., arXiv 1801.01401), the Inception score (Salimans et al., arXiv
+1606.03498) and improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991). With other
+features they are other numbers and must not bear those names, which this module hence avoids.
+
+All in float64. The standard errors are of means over disjoint subsets, and so they are honest; the
+usual overlapping subsets of KID say how much a subset varies, not how wrong the mean may be.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax
+
+__all__ = [
+    "Estimate",
+    "PrecisionRecall",
+    "class_score",
+    "frechet_distance",
+    "frechet_of_moments",
+    "kernel_distance",
+    "precision_recall",
+    "squared_mmd",
+]
+
+Features = Float[np.ndarray, "n d"]
+
+# The subsets and splits of the field.
+SUBSET = 1000
+FEWEST_SUBSETS = 10
+SPLITS = 10
+NEIGHBOURS = 3
+# Pairs of all with all: more images than these are thinned out.
+PRECISION_RECALL_IMAGES = 10_000
+ROWS = 1000
+
+
+class Estimate(NamedTuple):
+    """A value and its standard error."""
+
+    value: float
+    stderr: float
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares, and of how many images of each set."""
+
+    precision: float
+    recall: float
+    samples: int
+    reference: int
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    """Between Gaussians of the features' means and covariances.
+
+    Biased upwards, by an amount that depends on the numbers of images: compare equal ones.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return frechet_of_moments(
+        a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False)
+    )
+
+
+def frechet_of_moments(
+    mean_a: Float[np.ndarray, " d"],
+    cov_a: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, " d"],
+    cov_b: Float[np.ndarray, "d d"],
+) -> float:
+    """Between two Gaussians.
+
+    S S' has the eigenvalues of S^(1/2) S' S^(1/2), which is symmetric: they are real, and no
+    square root of a matrix that isn't symmetric is taken.
+    """
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.linalg.eigvalsh(root @ cov_b @ root).clip(0)
+    difference = mean_a - mean_b
+    return float(
+        difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(cross).sum()
+    )
+
+
+def kernel_distance(a: Features, b: Features, *, subset: int = SUBSET) -> Estimate:
+    """The mean of the unbiased squared MMD over disjoint subsets; it may be negative.
+
+    A subset has ``subset`` images of each set, or fewer if that would make less than ten subsets.
+    """
+    fewer = min(len(a), len(b))
+    subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
+    count = fewer // subset
+    return _mean(
+        [
+            squared_mmd(x, y)
+            for x, y in zip(_subsets(a, subset, count), _subsets(b, subset, count), strict=True)
+        ]
+    )
+
+
+def _subsets(x: Features, size: int, count: int) -> Iterator[Features]:
+    """Disjoint subsets at random: files may be in order of class."""
+    order = np.random.RandomState(0).permutation(len(x))  # the same with every numpy
+    return (x[order[i * size : (i + 1) * size]].astype(np.float64) for i in range(count))
+
+
+def squared_mmd(x: Features, y: Features) -> float:
+    """The unbiased squared maximum mean discrepancy under the cubic kernel (x.y / d + 1)^3."""
+
+    def kernel(x: Features, y: Features) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Features) -> float:
+        k = kernel(x, x)
+        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS) -> Estimate:
+    """The mean over ``splits`` disjoint parts, each with its own p(class), as is usual."""
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    scores = []
+    for part in np.array_split(log_p, splits):
+        p = np.exp(part)
+        divergence = (p * (part - np.log(p.mean(axis=0)))).sum(axis=1)
+        scores.append(np.exp(divergence.mean()))
+    return _mean(scores)
+
+
+def _mean(values: list[float]) -> Estimate:
+    n = len(values)
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)))
+
+
+def precision_recall(
+    samples: Features, reference: Features, *, neighbours: int = NEIGHBOURS
+) -> PrecisionRecall:
+    """Of at most 10,000 images of each set, drawn at random, since all pairs are compared."""
+    samples, reference = _thinned(samples), _thinned(reference)
+    return PrecisionRecall(
+        _covered(samples, reference, neighbours),
+        _covered(reference, samples, neighbours),
+        len(samples),
+        len(reference),
+    )
+
+
+def _thinned(x: Features) -> Features:
+    return next(_subsets(x, min(len(x), PRECISION_RECALL_IMAGES), 1))
+
+
+def _covered(x: Features, y: Features, neighbours: int) -> float:
+    """The share of ``x`` in the balls about ``y`` that reach its neighbours."""
+    # The nearest to a point is the point itself.
+    radii = [np.partition(d, neighbours, axis=1)[:, neighbours] for d in _squared_distances(y, y)]
+    radius = np.concatenate(radii)
+    within = [(d <= radius).any(axis=1) for d in _squared_distances(x, y)]
+    return float(np.concatenate(within).mean())
+
+
+def _squared_distances(x: Features, y: Features) -> Iterator[Float[np.ndarray, "rows n"]]:
+    """From each of ``x`` to each of ``y``, a thousand rows at a time."""
+    squares = np.square(y).sum(axis=1)
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS]
+        yield np.square(rows).sum(axis=1)[:, None] + squares - 2 * rows @ y.T
