@@ -11,8 +11,8 @@ LAYERS = (
     ("numerics", "divergence"),
     ("ode", "sde", "pixels", "nn"),
     ("times", "parameterization", "dequantize", "flow"),
-    ("loss", "likelihood", "sample"),
-    ("bound",),
+    ("loss", "likelihood", "sample", "fast", "predictor_corrector"),
+    ("bound", "conditional"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
     ("train", "evaluate", "official", "report"),
