@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from scoremle.arrays import Data, NoiseFn, Times
 from scoremle.flow import WIDTH
-from scoremle.numerics import expand
 from scoremle.parameterization import data_of
 from scoremle.sde import SDE
 from scoremle.times import log_snr_range
@@ -38,9 +37,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
     return _integrate(noise, sde, z, eps, steps, order=2)
 
 
-def _integrate(
-    noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int
-) -> Data:
+def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
     t = _times(sde, eps, steps).astype(z.dtype)
     h = jnp.diff(sde.log_snr(t)) / 2
     # The middle of a step lies this far beyond its beginning, in units of the step before it.

@@ -39,7 +39,7 @@ __all__ = [
 
 # (sde, x, score, t, steps) -> mean of the next state, and the standard deviation around it
 Predictor = Callable[[SDE, Data, Data, Times, int], tuple[Data, Times]]
-# (sde, score, z, t, snr) -> h, for noise that would not also shrink x
+# (sde, score, z, t, snr) -> size of the Langevin step, but for what a forward step keeps of x
 Corrector = Callable[[SDE, Data, Data, Times, float], Times]
 # (key, x, t) -> x at time t, with what is known about it put in
 Constraint = Callable[[PRNGKey, Data, Times], Data]
@@ -114,8 +114,8 @@ def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
 class PredictorCorrector:
     """Which steps to take: ``steps`` times a predictor's, after ``corrector_steps`` corrector's.
 
-    With ``probability_flow`` the predictor solves the ODE in place of the SDE. With ``denoise`` the
-    last step adds no noise.
+    With ``probability_flow`` the predictor solves the ODE in place of the SDE. With ``denoise``
+    the last step adds no noise.
     """
 
     steps: int = 1000
@@ -150,9 +150,7 @@ class PredictorCorrector:
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
                 )
 
-    def predict(
-        self, noise: NoiseFn, sde: SDE, x: Data, t: Times
-    ) -> tuple[Data, Times]:
+    def predict(self, noise: NoiseFn, sde: SDE, x: Data, t: Times) -> tuple[Data, Times]:
         """Mean of the state that follows ``x``, and the standard deviation around it."""
         if self.predictor is None:
             return x, jnp.zeros_like(t)
