@@ -39,9 +39,9 @@ from scoremle.trained import Trained, load
 
 EPS = 1e-3
 FINE = 320
-LADDER = (5, 7, 10, 14, 20, 28, 40, 56, 80, 113, 160, 226, 320)
-LONG_LADDER = (5, 10, 20, 50, 100, 200, 500, 1000)
-ERRORS = (0.1, 0.03, 0.01)
+LADDER = (5, 10, 20, 40, 80, 160)
+LONG_LADDER = (10, 30, 100, 300, 1000)
+ERRORS = (0.1, 0.03)
 
 FLOWS: dict[str, Callable[..., jax.Array]] = {
     "`ode` (multistep)": lambda noise, sde, z, n: ode_sample(
@@ -169,7 +169,7 @@ def distribution_table(model: Trained, images: np.ndarray, count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
-    parser.add_argument("--count", type=int, default=512, help="samples")
+    parser.add_argument("--count", type=int, default=256, help="samples")
     options = parser.parse_args()
     if not (options.workdir / "checkpoints").exists():
         flags = ["--config=configs/digits.py", f"--workdir={options.workdir}", "--mode=train"]
