@@ -12,14 +12,14 @@ so a step from t to t' with the estimate D, over h = (lambda' - lambda) / 2, is
 * D = x_0 extrapolated from the last two to the middle of the step: DPM-Solver++(2M) (Lu et al.,
   arXiv 2211.01095, algorithm 2), order 2.
 
-Each step is one evaluation of the network, at times that are even on the clock of `flow.py`.
+Each step is one evaluation of the network. Times are even in log-SNR: where it is low, a network's
+error in x_0 is large, and long steps there would take it over.
 """
 
 import jax
 import jax.numpy as jnp
 
-from scoremle.arrays import Data, NoiseFn, Times
-from scoremle.flow import WIDTH
+from scoremle.arrays import Data, NoiseFn
 from scoremle.parameterization import data_of
 from scoremle.sde import SDE
 from scoremle.times import log_snr_range
@@ -38,7 +38,9 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
-    t = _times(sde, eps, steps).astype(z.dtype)
+    low, high = log_snr_range(sde, eps)
+    t = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=z.dtype))
+    t = t.at[0].set(1.0).at[-1].set(eps)
     h = jnp.diff(sde.log_snr(t)) / 2
     # The middle of a step lies this far beyond its beginning, in units of the step before it.
     beyond = h[1:] / (2 * h[:-1]) if order == 2 else jnp.zeros(steps - 1, z.dtype)
@@ -55,10 +57,3 @@ def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order:
 
     (x, _), _ = jax.lax.scan(step, (z, jnp.zeros_like(z)), (t[:-1], beyond, kept, added))
     return x
-
-
-def _times(sde: SDE, eps: float, steps: int) -> Times:
-    """From 1 to eps, even in asinh(lambda / WIDTH)."""
-    low, high = log_snr_range(sde, eps)
-    clock = jnp.linspace(jnp.arcsinh(low / WIDTH), jnp.arcsinh(high / WIDTH), steps + 1)
-    return sde.time_of_log_snr(WIDTH * jnp.sinh(clock)).at[0].set(1.0).at[-1].set(eps)

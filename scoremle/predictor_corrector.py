@@ -99,6 +99,7 @@ def langevin(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
     The means are over the batch, as published. A step from the example's own norms would depend on
     the noise that it scales, and lead away from p_t.
     """
+
     def norm(a: Data) -> Times:
         return jnp.mean(jnp.sqrt(sum_data(jnp.square(a))))
 

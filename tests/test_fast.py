@@ -31,7 +31,7 @@ def test_order_on_a_gaussian(name, sample, order, x64):
         for n in STEPS
     ]
     np.testing.assert_allclose(orders(errors), order, atol=0.2)
-    assert errors[-1] < (1e-2 if order == 1 else 2e-4)
+    assert errors[-1] < (2e-2 if order == 1 else 3e-4)
 
 
 @every_sampler
@@ -58,7 +58,7 @@ def test_in_float32_from_the_prior(name, sample, order):
     x = sample(GAUSSIAN.noise(sde), sde, z, eps=eps, steps=200)
     assert x.shape == z.shape and x.dtype == jnp.float32
     back, _ = GAUSSIAN.flow(sde, np.asarray(x, np.float64).reshape(n, 2), eps)
-    scale = 2e-2 if order == 1 else 2e-3
+    scale = 4e-2 if order == 1 else 2e-3
     error = np.abs(back - np.asarray(z).reshape(n, 2)) / prior_std(sde)
     assert np.quantile(error, 0.9) < scale
 
