@@ -15,6 +15,7 @@ from ml_collections.config_dict import placeholder
 # Sub-VP is published with a later start: its noise at t is of order t, not of order sqrt(t).
 TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2}
 SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2}
+SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -45,11 +46,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.deq.offset = True  # count the step from smallest_time to the data in its loss
 
     config.sampling = ml_collections.ConfigDict()
-    config.sampling.method = "ode"  # ode (probability flow) or euler (reverse SDE)
-    config.sampling.n_steps_each = 1  # unused: only this value
-    config.sampling.noise_removal = True  # unused: only this value
-    config.sampling.probability_flow = False  # unused: only this value
-    config.sampling.snr = 0.16  # unused: only this value
+    config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
+    config.sampling.steps = placeholder(int)  # steps of the method; from the method
+    config.sampling.predictor = "euler_maruyama"  # or reverse_diffusion, ancestral_sampling, none
+    config.sampling.corrector = "none"  # langevin, ald or none
+    config.sampling.n_steps_each = 1  # corrector steps before each predictor step
+    config.sampling.snr = 0.16  # size of corrector steps: signal-to-noise ratio
+    config.sampling.probability_flow = False  # the predictor solves the ODE; False: the SDE
+    config.sampling.noise_removal = True  # end without the noise of smallest_time
     config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
 
     config.eval = ml_collections.ConfigDict()
@@ -119,7 +123,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde
     # The last four are read by nothing. They are kept so that published command lines work, and
     # any value but the published one is refused.
-    config.model.num_scales = 1000  # steps of the euler sampler
+    config.model.num_scales = 1000  # steps of the pc and euler samplers
     config.model.normalization = "GroupNorm"  # unused: only this value
     config.model.attention_type = "ddpm"  # unused: only this value
     config.model.conv_size = 3  # unused: only this value
@@ -141,10 +145,13 @@ def resolve(config: ml_collections.ConfigDict) -> None:
     sde = config.training.sde.lower()
     _fill(config.training, "smallest_time", TRAINING_SMALLEST_TIME.get(sde, 1e-5))
     _fill(config.sampling, "smallest_time", SAMPLING_SMALLEST_TIME.get(sde, 1e-3))
+    method = config.sampling.method.lower()
+    other = config.eval.nodes if method == "ode" else config.model.num_scales
+    _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
     config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
 
 
-def _fill(section: ml_collections.ConfigDict, field: str, value: float) -> None:
+def _fill(section: ml_collections.ConfigDict, field: str, value: float | int) -> None:
     if section[field] is None:
         section[field] = value

@@ -20,10 +20,6 @@ ONLY = {
     "model.data_init": False,
     "optim.optimizer": "Adam",
     "eval.dequantizer": False,
-    "sampling.n_steps_each": 1,
-    "sampling.noise_removal": True,
-    "sampling.probability_flow": False,
-    "sampling.snr": 0.16,
 }
 CHOICES = {
     "eval.dataset": ("train", "test"),
@@ -34,12 +30,12 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
         "training.batch_size", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
         "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
-        "model.num_scales",
+        "model.num_scales", "sampling.steps", "sampling.n_steps_each",
     )),
     ("at least 0", lambda v: v >= 0, ("eval.num_images", "optim.warmup", "optim.weight_decay")),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
-        "model.sigma_min", "model.sigma_max",
+        "model.sigma_min", "model.sigma_max", "sampling.snr",
     )),
     ("between 0 and 1", lambda v: 0 < v < 1, (
         "training.smallest_time", "sampling.smallest_time",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from scoremle.checks import check_values
 from scoremle.dequantize import Dequantizer, Uniform
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
+from scoremle.fast import ddim_sample, dpm_solver_sample
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.loss import denoising_loss
 from scoremle.multistep import Doubling, Multistep
@@ -34,8 +35,19 @@ from scoremle.nodes import Auto, Choice, choose_nodes
 from scoremle.ode import Solver
 from scoremle.parameterization import Conditioning, noise_fn
 from scoremle.pixels import Pixels
+from scoremle.predictor_corrector import (
+    Corrector,
+    Predictor,
+    PredictorCorrector,
+    ald,
+    ancestral_sampling,
+    euler_maruyama,
+    langevin,
+    pc_sample,
+    reverse_diffusion,
+)
 from scoremle.reference import PublishedRK45, published_rates
-from scoremle.sample import euler_sample, ode_sample
+from scoremle.sample import denoise, euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 
@@ -74,14 +86,76 @@ SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
     "adaptive": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
     "rk45_reference": lambda evaluation: PublishedRK45(),
 }
-SAMPLERS: dict[str, Callable[[Any, SDE, NoiseFn, PRNGKey, tuple[int, ...]], Images]] = {
-    "ode": lambda config, sde, noise, key, shape: ode_sample(
-        noise, sde, sde.prior_sample(key, shape),
-        eps=config.sampling.smallest_time, solver=Multistep(config.eval.nodes),
+PREDICTORS: dict[str, Predictor | None] = {
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral_sampling": ancestral_sampling,
+    "none": None,
+}
+CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "none": None}
+
+
+class Sampler(NamedTuple):
+    """Draws samples of a shape, each by so many evaluations of the network."""
+
+    draw: Callable[[NoiseFn, PRNGKey, tuple[int, ...]], Images]
+    evaluations: int
+
+
+def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes: int) -> Sampler:
+    """Draws latents and takes them to samples."""
+    eps, remove = config.sampling.smallest_time, config.sampling.noise_removal
+
+    def draw(noise: NoiseFn, key: PRNGKey, shape: tuple[int, ...]) -> Images:
+        x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
+        return denoise(noise, sde, x, eps=eps) if remove else x
+
+    return Sampler(draw, nodes + remove)
+
+
+def _pc_sampler(config: Any, sde: SDE) -> Sampler:
+    sampling = config.sampling
+    method = PredictorCorrector(
+        steps=sampling.steps,
+        predictor=choose(PREDICTORS, sampling.predictor, "sampling.predictor"),
+        corrector=choose(CORRECTORS, sampling.corrector, "sampling.corrector"),
+        snr=sampling.snr,
+        corrector_steps=sampling.n_steps_each,
+        probability_flow=sampling.probability_flow,
+        denoise=sampling.noise_removal,
+    )
+    method.check(sde)
+    return Sampler(
+        lambda noise, key, shape: pc_sample(
+            noise, sde, key, shape, eps=sampling.smallest_time, method=method
+        ),
+        method.evaluations,
+    )
+
+
+def _euler_sampler(config: Any, sde: SDE) -> Sampler:
+    sampling = config.sampling
+    return Sampler(
+        lambda noise, key, shape: euler_sample(
+            noise, sde, key, shape,
+            eps=sampling.smallest_time, steps=sampling.steps, denoise=sampling.noise_removal,
+        ),
+        sampling.steps,
+    )  # fmt: skip
+
+
+SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
+    "ode": lambda config, sde: _flow_sampler(
+        config, sde, partial(ode_sample, solver=Multistep(config.sampling.steps)),
+        nodes=config.sampling.steps + 1,
     ),
-    "euler": lambda config, sde, noise, key, shape: euler_sample(
-        noise, sde, key, shape,
-        eps=config.sampling.smallest_time, steps=config.model.num_scales,
+    "pc": _pc_sampler,
+    "euler": _euler_sampler,
+    "ddim": lambda config, sde: _flow_sampler(
+        config, sde, partial(ddim_sample, steps=config.sampling.steps), config.sampling.steps
+    ),
+    "dpm_solver": lambda config, sde: _flow_sampler(
+        config, sde, partial(dpm_solver_sample, steps=config.sampling.steps), config.sampling.steps
     ),
 }  # fmt: skip
 
@@ -121,7 +195,7 @@ class Experiment:
     matching: str
     offset: bool
     bound_draws: int
-    sampler: Callable[[NoiseFn, PRNGKey, int], Images]
+    sampler: Sampler
     config: Mapping[str, Any]
 
     @property
@@ -189,7 +263,8 @@ class Experiment:
 
     def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
         """Samples of the model."""
-        return self.pixels.decode(self.sampler(self.noise(params), key, count))
+        shape = (count, *self.data.shape)
+        return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))
 
     def bound(
         self, params: Params, y: Images, key: PRNGKey, *, draws: int, matching: str = "denoising"
@@ -253,7 +328,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
         bound_draws=config.eval.bound_draws,
-        sampler=_sampler(config, sde, images.shape),
+        sampler=choose(SAMPLERS, config.sampling.method, "sampling.method")(config, sde),
         config=json.loads(config.to_json()),
     )
     experiment.template()  # the network checks its fields and the size of the images
@@ -351,10 +426,3 @@ def _losses(
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses
-
-
-def _sampler(
-    config: Any, sde: SDE, shape: tuple[int, int, int]
-) -> Callable[[NoiseFn, PRNGKey, int], Images]:
-    method = choose(SAMPLERS, config.sampling.method, "sampling.method")
-    return lambda noise, key, count: method(config, sde, noise, key, (count, *shape))

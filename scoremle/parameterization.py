@@ -16,7 +16,7 @@ from scoremle.arrays import Data, NoiseFn, ScoreFn, Times
 from scoremle.numerics import expand
 from scoremle.sde import SDE, VE
 
-__all__ = ["Conditioning", "noise_fn", "noise_of", "score_of"]
+__all__ = ["Conditioning", "data_of", "noise_fn", "noise_of", "score_of"]
 
 LABEL_SCALE = 999.0
 
@@ -31,6 +31,11 @@ def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
 def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
     """The noise prediction that belongs to a score."""
     return lambda x, t: -score(x, t) * expand(sde.sigma(t), x)
+
+
+def data_of(noise: NoiseFn, sde: SDE) -> Callable[[Data, Times], Data]:
+    """The estimate of the data, E[x_0 | x_t], that belongs to a noise prediction (Tweedie)."""
+    return lambda x, t: (x - expand(sde.sigma(t), x) * noise(x, t)) / expand(sde.alpha(t), x)
 
 
 def noise_fn(

@@ -11,8 +11,8 @@ LAYERS = (
     ("numerics", "divergence"),
     ("ode", "sde", "pixels", "nn"),
     ("times", "parameterization", "dequantize", "flow", "multistep"),
-    ("loss", "likelihood", "sample"),
-    ("bound", "nodes", "reference"),
+    ("loss", "likelihood", "sample", "fast", "predictor_corrector"),
+    ("bound", "conditional", "nodes", "reference"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
     ("train", "evaluate", "report", "parts"),

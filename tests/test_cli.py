@@ -149,7 +149,7 @@ def test_loss(tiny):
     assert 0.1 < result["mean"] < 10
 
 
-@pytest.mark.parametrize("method", ["ode", "euler"])
+@pytest.mark.parametrize("method", ["ode", "euler", "ddim", "dpm_solver"])
 def test_sampling(tiny, method):
     folder = tiny.workdir / f"samples_{method}"
     code = run(
@@ -162,6 +162,20 @@ def test_sampling(tiny, method):
     assert samples.shape == (7, 8, 8, 1) and samples.dtype == np.uint8 and samples.max() <= 16
     assert (folder / "samples_ckpt_2.png").exists()
     assert not (folder / "results.json").exists()
+
+
+def test_sampling_by_predictor_and_corrector(tiny):
+    """A published command line: the SDE's, with the ratio and the steps of the corrector."""
+    folder = tiny.workdir / "samples_pc"
+    code = run(
+        "eval", tiny.workdir, f"--eval_folder={folder.name}", eval__enable_sampling=True,
+        eval__enable_bpd=False, eval__num_samples=5, eval__batch_size=5, sampling__method="pc",
+        sampling__predictor="reverse_diffusion", sampling__corrector="langevin",
+        sampling__snr=0.075, sampling__n_steps_each=2, sampling__noise_removal=False,
+        model__num_scales=25,
+    )  # fmt: skip
+    assert code == 0
+    assert npz(folder / "samples_ckpt_2.npz")["samples"].shape == (5, 8, 8, 1)
 
 
 def test_the_training_split_under_either_name(tiny):
@@ -306,7 +320,10 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
         ("seed", -1, ["seed must be at least 0"]),
         ("seed", 2**64, ["seed must be at least 0 and below"]),
-        ("sampling__method", "pc", ["sampling.method 'pc'", "ode, euler"]),
+        ("sampling__method", "rk45", ["sampling.method 'rk45'", "ode, pc, euler, ddim"]),
+        ("sampling__steps", 0, ["sampling.steps must be at least 1"]),
+        ("sampling__snr", "nan", ["sampling.snr must be a finite number above 0"]),
+        ("sampling__n_steps_each", 0, ["sampling.n_steps_each must be at least 1"]),
         ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
         ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
@@ -324,6 +341,31 @@ def mistake(capfd, mode, workdir, *more, **values):
 def test_impossible_values(field, value, words, tiny, capfd):
     mode = "eval" if field.startswith("eval__") else "train"
     line = mistake(capfd, mode, tiny.workdir, **{field: value})
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sampling__predictor": "heun"}, ["sampling.predictor 'heun'", "reverse_diffusion"]),
+        ({"sampling__corrector": "ula"}, ["sampling.corrector 'ula'", "langevin, ald, none"]),
+        (
+            {"sampling__predictor": "ancestral_sampling", "training__sde": "subvpsde"},
+            ["ancestral_sampling is defined for VP and VE, not for SubVP"],
+        ),
+        (
+            {"sampling__predictor": "ancestral_sampling", "training__sde": "linearvesde"},
+            ["ancestral_sampling is defined for VP and VE, not for LinearVE"],
+        ),
+        (
+            {"sampling__predictor": "reverse_diffusion", "model__num_scales": 20},
+            ["20 steps are too few for beta_max = 20"],
+        ),
+    ],
+)
+def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
+    line = mistake(capfd, "train", tmp_path / "new", sampling__method="pc", **fields)
     for word in words:
         assert word in line
 

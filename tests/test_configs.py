@@ -66,6 +66,11 @@ def test_published_values(path):
         "training.importance_weighting": False,
         "training.stratified": False,
         "sampling.method": "ode",
+        "sampling.steps": 32,
+        "sampling.n_steps_each": 1,
+        "sampling.noise_removal": True,
+        "sampling.probability_flow": False,
+        "sampling.snr": 0.16,
         "sampling.smallest_time": 1e-2 if subvp else 1e-3,
         "eval.batch_size": 1024,
         "eval.num_repeats": 1 if imagenet else 5,
@@ -130,6 +135,21 @@ def test_imagenet_starts_later_with_both_weightings_of_the_flags(path):
 def test_smallest_times_follow_the_sde_of_the_flags():
     config = parse("configs/digits.py", "--config.training.sde=subvpsde").config
     assert (config.training.smallest_time, config.sampling.smallest_time) == (1e-2, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ("--config.sampling.method=pc", 1000),
+        ("--config.sampling.method=Euler --config.model.num_scales=7", 7),
+        ("--config.sampling.method=ode --config.eval.nodes=9", 9),
+        ("--config.sampling.method=ddim", 100),
+        ("--config.sampling.method=dpm_solver --config.model.num_scales=7", 20),
+        ("--config.sampling.method=pc --config.sampling.steps=50", 50),
+    ],
+)
+def test_the_steps_of_sampling_follow_the_method(flags, steps):
+    assert parse("configs/digits.py", *flags.split()).config.sampling.steps == steps
 
 
 def test_the_checkpoints_to_evaluate_stay_unset_until_the_workdir_is_seen():

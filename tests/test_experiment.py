@@ -231,3 +231,52 @@ def test_dropout_acts_in_training_alone():
     np.testing.assert_array_equal(losses, plain.losses(digits_params(), x, key, train=True))
     assert abs(value - losses.mean()) > 1e-4
     assert more.keys() == {"loss_std"}
+
+
+# Samplers
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluations"),
+    [
+        (("method=ode", "steps=4"), 4 + 1 + 1),
+        (("method=ode", "steps=4", "noise_removal=False"), 4 + 1),
+        (("method=ddim", "steps=4"), 4 + 1),
+        (("method=dpm_solver", "steps=4", "noise_removal=False"), 4),
+        (("method=euler", "steps=4"), 4),
+        (("method=pc", "steps=4", "corrector=none"), 4),
+        (("method=pc", "steps=21", "corrector=ald", "n_steps_each=2"), 21 * 3),
+        (("method=pc", "steps=21", "predictor=None", "corrector=langevin"), 21),
+    ],
+)
+def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
+    sampler = digits(*(f"sampling.{field}" for field in fields)).sampler
+    calls = []
+
+    def noise(x, t):
+        if not isinstance(x, jax.core.Tracer):  # shapes are asked for once
+            calls.append(t)
+        return 0.1 * x
+
+    with jax.disable_jit():
+        x = sampler.draw(noise, jax.random.key(0), (2, 3))
+    assert x.shape == (2, 3) and jnp.isfinite(x).all()
+    assert len(calls) == sampler.evaluations == evaluations
+
+
+@pytest.mark.parametrize("method", ["ode", "ddim", "dpm_solver"])
+def test_noise_removal_ends_at_the_estimate_of_the_data(method):
+    """Of data that are all zero, whose noise is known, nothing but the noise was left."""
+    fields = (f"sampling.method={method}", "sampling.steps=30")
+    sde = digits(*fields).sde
+
+    def noise(x, t):
+        return x / sde.sigma(t)[:, None]
+
+    def spread(experiment):
+        draw = jax.jit(lambda key: experiment.sampler.draw(noise, key, (500, 2)))
+        return draw(jax.random.key(1)).std()
+
+    assert spread(digits(*fields)) < 1e-6
+    left = spread(digits(*fields, "sampling.noise_removal=False"))
+    assert left == pytest.approx(float(sde.sigma(jnp.float32(1e-3))), rel=0.1)

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import EPS, SDES, Gaussian, Mixture, schedule64
+from oracles import EPS, SDES, Gaussian, Mixture, golden_network, schedule64
 from scipy import stats
 
 from scoremle.divergence import Exact
 from scoremle.likelihood import ode_log_likelihood
-from scoremle.ode import Adaptive
-from scoremle.sample import euler_sample, ode_sample
+from scoremle.ode import Adaptive, Multistep
+from scoremle.parameterization import noise_fn
+from scoremle.sample import denoise, euler_sample, interpolate, ode_encode, ode_sample
 
 every_sde = pytest.mark.parametrize("name", SDES)
 DATA = Gaussian.random(20, 2)
@@ -77,3 +78,70 @@ def test_euler_samples_images_and_is_a_function_of_its_key():
     assert a.shape == (3, 2, 2, 2) and jnp.isfinite(a).all()
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.1
+
+
+# The original's numbers
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_flow_of_a_network_is_the_originals(name, golden):
+    numbers, sde = golden("samplers"), SDES[name]
+    noise, eps = noise_fn(golden_network("ddpmpp"), sde), float(numbers[f"{name}/ode_t_eps"])
+    run = jax.jit(lambda z: ode_sample(noise, sde, z, eps=eps, solver=Multistep(120)))
+    x = (run(jnp.asarray(numbers["z"])) + 1) / 2
+    for solver in ("f64_tol1e-10_dop853", "tol1e-8", "tol1e-5"):
+        expected = numbers[f"{name}/ode_{solver}/x"]
+        assert np.abs(x - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+# Latents
+
+
+@every_sde
+def test_encoding_is_the_likelihoods_latent_and_is_undone(name, x64):
+    sde, eps = SDES[name], EPS[name]
+    noise, solver = DATA.noise(sde), Adaptive(rtol=1e-9, atol=1e-9)
+    x = jnp.asarray(DATA.draw(4, 5))
+    z = ode_encode(noise, sde, x, eps=eps, solver=solver)
+    np.testing.assert_allclose(z, DATA.flow(sde, np.asarray(x), eps)[0], rtol=1e-6, atol=1e-6)
+    back = ode_sample(noise, sde, z, eps=eps, solver=solver)
+    np.testing.assert_allclose(back, x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_way_between_latents_is_an_arc():
+    rng = np.random.default_rng(5)
+    z0, z1 = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
+    weights = jnp.linspace(0, 1, 5)
+    path = interpolate(z0, z1, weights)
+    np.testing.assert_allclose(path[0], z0, atol=1e-6)
+    np.testing.assert_allclose(path[-1], z1, atol=1e-6)
+    # Of the same norm: even turns, at that norm.
+    norm0, norm1 = (jnp.linalg.norm(z.reshape(3, -1), axis=1) for z in (z0, z1))
+    z1 = z1 * (norm0 / norm1)[:, None, None, None]
+    path = np.asarray(interpolate(z0, z1, weights), np.float64).reshape(5, 3, -1)
+    norms = np.linalg.norm(path, axis=2)
+    np.testing.assert_allclose(norms, np.tile(norm0, (5, 1)), rtol=1e-5)
+    turns = (path[1:] * path[:-1]).sum(2)
+    np.testing.assert_allclose(turns, np.tile(turns[0], (4, 1)), rtol=1e-5)
+
+
+def test_the_way_between_like_latents_is_straight():
+    z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
+    near = z + 1e-5 * jnp.ones_like(z)
+    np.testing.assert_allclose(interpolate(z, z, jnp.asarray([0.3]))[0], z, rtol=1e-6)
+    halfway = interpolate(z, near, jnp.asarray([0.5]))[0]
+    np.testing.assert_allclose(halfway, (z + near) / 2, atol=1e-6)
+    np.testing.assert_allclose(interpolate(z, 3 * z, jnp.asarray([0.5]))[0], 2 * z, rtol=1e-5)
+
+
+@every_sde
+def test_without_the_noise_is_the_mean_of_the_data_given_the_sample(name, x64):
+    """For Gaussian data: mu + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mu)."""
+    sde, eps = SDES[name], 0.1
+    x = jnp.asarray(DATA.draw(7, 6))
+    alpha, sigma = schedule64(sde, eps)
+    gain = alpha * DATA.covariance @ np.linalg.inv(
+        alpha**2 * DATA.covariance + sigma**2 * np.eye(2)
+    )
+    expected = DATA.mu + (np.asarray(x) - alpha * DATA.mu) @ gain.T
+    np.testing.assert_allclose(denoise(DATA.noise(sde), sde, x, eps=eps), expected, atol=1e-9)

@@ -1,0 +1,178 @@
+"""What a sample costs: steps and seconds of each sampler at equal error, on the digits model.
+
+    python benchmarks/samplers.py --workdir=runs/digits
+
+Trains the digits config into the folder if it holds no model. Two tables, for
+docs/howto/sampling.md:
+
+* samplers of the flow take the same latents as a solution with many steps; an image's error is the
+  root mean square of the difference, over pixels that lie in [-1, 1], and the median counts;
+* samples of every sampler against all images of the data set, by the energy distance
+  2 E|X - Y| - E|X - X'| - E|Y - Y'| of integer images, at equal numbers of steps.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from scoremle import cli, report
+from scoremle.data.digits import load_digits
+from scoremle.fast import ddim_sample, dpm_solver_sample
+from scoremle.ode import Multistep
+from scoremle.predictor_corrector import (
+    PredictorCorrector,
+    ancestral_sampling,
+    euler_maruyama,
+    langevin,
+    pc_sample,
+    reverse_diffusion,
+)
+from scoremle.sample import euler_sample, ode_sample
+from scoremle.sde import VE, VP
+from scoremle.trained import Trained, load
+
+EPS = 1e-3
+FINE = 320
+LADDER = (5, 10, 20, 40, 80, 160)
+LONG_LADDER = (30, 100, 300)
+ERRORS = (0.1, 0.03)
+
+FLOWS: dict[str, Callable[..., jax.Array]] = {
+    "`ode` (multistep)": lambda noise, sde, z, n: ode_sample(
+        noise, sde, z, eps=EPS, solver=Multistep(n - 1)
+    ),
+    "`dpm_solver`": lambda noise, sde, z, n: dpm_solver_sample(noise, sde, z, eps=EPS, steps=n),
+    "`ddim`": lambda noise, sde, z, n: ddim_sample(noise, sde, z, eps=EPS, steps=n),
+}
+PREDICTORS = {
+    "`pc`, euler_maruyama": (euler_maruyama, None),
+    "`pc`, reverse_diffusion": (reverse_diffusion, None),
+    "`pc`, ancestral_sampling": (ancestral_sampling, None),
+    "`pc`, reverse_diffusion and langevin": (reverse_diffusion, langevin),
+}
+
+
+def samplers(sde: Any) -> dict[str, Callable[..., tuple[Callable[..., jax.Array], int]]]:
+    """Name -> function of the steps: draw(noise, key, shape), and its number of evaluations."""
+
+    def flow(transport: Callable[..., jax.Array]) -> Any:
+        return lambda n: (
+            lambda noise, key, shape: transport(noise, sde, sde.prior_sample(key, shape), n), n
+        )  # fmt: skip
+
+    def predictor_corrector(predictor: Any, corrector: Any) -> Any:
+        def at(n: int) -> Any:
+            method = PredictorCorrector(n, predictor, corrector)
+
+            def draw(noise: Any, key: Any, shape: tuple[int, ...]) -> jax.Array:
+                return pc_sample(noise, sde, key, shape, eps=EPS, method=method)
+
+            return draw, method.evaluations
+
+        return at
+
+    found = {name: flow(transport) for name, transport in FLOWS.items()}
+    found["`euler`"] = lambda n: (
+        lambda noise, key, shape: euler_sample(noise, sde, key, shape, eps=EPS, steps=n), n
+    )  # fmt: skip
+    for name, (predictor, corrector) in PREDICTORS.items():
+        if predictor is not ancestral_sampling or isinstance(sde, VP | VE):
+            found[name] = predictor_corrector(predictor, corrector)
+    return found
+
+
+def timed(function: Callable[..., jax.Array], *arguments: Any) -> tuple[np.ndarray, float]:
+    """The result, and the seconds it took without compiling."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    began = time.perf_counter()
+    result = np.asarray(compiled(*arguments))
+    return result, time.perf_counter() - began
+
+
+def flow_table(model: Trained, count: int) -> str:
+    """Evaluations and milliseconds a sample that each sampler of the flow needs."""
+    experiment, sde = model.experiment, model.experiment.sde
+    z = sde.prior_sample(jax.random.key(1), (count, *experiment.data.shape))
+
+    def run(transport: Callable[..., jax.Array], steps: int) -> tuple[np.ndarray, float]:
+        return timed(lambda p, z: transport(experiment.noise(p), sde, z, steps), model.params, z)
+
+    fine, _ = run(FLOWS["`ode` (multistep)"], FINE)
+    rows = []
+    for name, transport in FLOWS.items():
+        reached: dict[float, str] = {}
+        for steps in LADDER:
+            x, seconds = run(transport, steps)
+            error = float(np.median(np.sqrt(np.mean((x - fine) ** 2, axis=(1, 2, 3)))))
+            print(f"{name} {steps} evaluations: error {error:.4f}", flush=True)
+            for wanted in ERRORS:
+                if error <= wanted:
+                    reached.setdefault(wanted, f"{steps} ({1e3 * seconds / count:.2g} ms)")
+            if len(reached) == len(ERRORS):
+                break
+        rows.append((name, *(reached.get(e, f"more than {LADDER[-1]}") for e in ERRORS)))
+    return report.table(("sampler", *(f"error {e}" for e in ERRORS)), rows)
+
+
+def mean_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Euclidean distances of each of ``x`` from all of ``y``, averaged over ``y``."""
+    squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+    return np.sqrt(np.maximum(squares, 0)).mean(axis=1)
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Of two sets of images, without bias, and its standard error from the spread of ``x``."""
+    x, y = (a.reshape(len(a), -1).astype(float) for a in (x, y))
+    within_x = mean_distance(x, x) * len(x) / (len(x) - 1)
+    within_y = mean_distance(y, y).mean() * len(y) / (len(y) - 1)
+    between = mean_distance(x, y)
+    influence = 2 * between - 2 * within_x
+    value = 2 * between.mean() - within_x.mean() - within_y
+    return float(value), float(influence.std(ddof=1) / np.sqrt(len(x)))
+
+
+def distribution_table(model: Trained, images: np.ndarray, count: int) -> str:
+    """Distance from the data and milliseconds a sample, by the number of steps."""
+    experiment = model.experiment
+    shape = (count, *experiment.data.shape)
+    rows = []
+    for name, at in samplers(experiment.sde).items():
+        cells = []
+        for steps in LONG_LADDER:
+            draw, evaluations = at(steps)
+            x, seconds = timed(
+                lambda p, key, draw=draw: experiment.pixels.decode(
+                    draw(experiment.noise(p), key, shape)
+                ),
+                model.params, jax.random.key(2),
+            )  # fmt: skip
+            value, error = energy_distance(x, images)
+            cells.append(f"{value:.2f} ± {error:.2f} ({1e3 * seconds / count:.2g} ms)")
+            print(f"{name} {steps} steps, {evaluations} evaluations: {cells[-1]}", flush=True)
+        rows.append((name, *cells))
+    return report.table(("sampler", *(f"{steps} steps" for steps in LONG_LADDER)), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--count", type=int, default=256, help="samples")
+    options = parser.parse_args()
+    if not (options.workdir / "checkpoints").exists():
+        flags = ["--config=configs/digits.py", f"--workdir={options.workdir}", "--mode=train"]
+        if code := cli.main(flags):
+            raise SystemExit(code)
+    model = load(options.workdir)
+    train, test, _ = load_digits("")
+    flow = flow_table(model, options.count)
+    distribution = distribution_table(model, np.concatenate([train, test]), options.count)
+    print(flow, distribution, sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
