@@ -3,18 +3,18 @@
 Of data N(mu, V diag(w) V^T), the optimal noise prediction at log-SNR lambda is linear. With
 r = e^lambda, d = V^T (x - mu) and zeta = V^T z, its residual at x_t = alpha x + sigma z is
 
-    1/2 sum_i (a_i zeta_i - b_i)^2,      a_i = r w_i / (1 + r w_i),   b_i = sqrt(r) d_i / (1 + r w_i)
+    1/2 sum_i (a_i zeta_i - b_i)^2,    a_i = r w_i / (1 + r w_i),  b_i = sqrt(r) d_i / (1 + r w_i)
 
 The mean over z, m = 1/2 sum_i (a_i^2 + b_i^2), has an elementary integral over lambda, and the
 rest has mean zero. A network that learned images resembles this Gaussian, so
 
-    k(lambda, x, z) = c + gamma m + beta_0 (residual - m) + sum_j beta_j 1/2 sum_i x_i^j (z_i^2 - 1)
+    k(lambda, x, z) = c + gamma m + beta (residual - m) + sum_j beta_j 1/2 sum_i x_i^j (z_i^2 - 1)
 
 with coefficients for each of a number of bins of lambda, takes most of the noise out of the
-network's residual when it is subtracted, and its mean is given back in closed form. The last sums,
+network's residual when it is subtracted; its mean is given back in closed form. The last sums,
 j = 0, 1, 2, are for what no Gaussian knows: near the ends of their range pixels behave in another
-way. Any coefficients leave the bound unbiased, provided that they come from other images than it is
-evaluated on; `pilot.py` fits them.
+way. Any coefficients leave the bound unbiased, as long as they come from other draws of the noise
+than the bound's own; `pilot.py` fits them.
 """
 
 from collections.abc import Iterable

@@ -16,15 +16,13 @@ from scoremle.checkpoint import Checkpoints, Restored, tree_hash
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.tasks import Facts, Task, tasks
+from scoremle.tasks import HASH_LENGTH, Facts, Task, tasks
 from scoremle.workdir import Workdir
 
 __all__ = ["run_eval"]
 
 GRID_SAMPLES = 64
 EXTREMES = 32
-# Digits of the hashes in results: enough to tell any two apart.
-HASH_LENGTH = 16
 
 
 def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str) -> None:
@@ -104,7 +102,7 @@ class Evaluation:
         parts = self.folder / "parts" / f"{name}_{evaluate.fingerprint(facts)}"
         values, seconds = evaluate.evaluate(
             task.metric,
-            restored.tree.ema,
+            task.prepare(restored.tree.ema, parts),
             self.images,
             batch_size=self.options.batch_size,
             repeats=self.options.num_repeats,
@@ -122,6 +120,9 @@ class Evaluation:
             **facts,
             "seconds_per_image": seconds,
         }
+        if "profile" in values:
+            result["profile"] = evaluate.profile(values, self.experiment.log_snr_edges)
+            report.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         write_json(self.folder / "results.json", {**self.results(), name: result})
         self._write_extremes(name, values[task.column].mean(axis=0))
         return name

@@ -22,6 +22,7 @@ from scoremle import data, train
 from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
 from scoremle.checks import check_values
+from scoremle.control import Control, Gaussian
 from scoremle.dequantize import Dequantizer, Uniform
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.errors import UserError
@@ -30,10 +31,18 @@ from scoremle.loss import denoising_loss
 from scoremle.nn import DDPMpp
 from scoremle.ode import Adaptive, Multistep, Solver
 from scoremle.parameterization import noise_fn
+from scoremle.pilot import fit_control
 from scoremle.pixels import Pixels
 from scoremle.sample import euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
-from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
+from scoremle.times import (
+    BinnedLogSNR,
+    TimeSampler,
+    UniformLogSNR,
+    UniformTime,
+    log_snr_edges,
+    log_snr_range,
+)
 
 __all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "build"]
 
@@ -77,6 +86,14 @@ SAMPLERS: dict[str, Callable[[Any, SDE, NoiseFn, PRNGKey, tuple[int, ...]], Imag
         eps=config.sampling.smallest_time, steps=config.model.num_scales,
     ),
 }  # fmt: skip
+# From the SDE, eps, whether to stratify, and a control if it was fitted.
+BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
+    "learned": lambda sde, eps, stratified, control: BinnedLogSNR(
+        sde, eps, control.shares, stratified
+    ),
+    "log_snr": lambda sde, eps, stratified, control: UniformLogSNR(sde, eps, stratified),
+    "time": lambda sde, eps, stratified, control: UniformTime(eps, stratified),
+}
 
 # Fields of the network itself, by their names in config.model.
 NETWORK_FIELDS = (
@@ -88,6 +105,11 @@ NETWORK_FIELDS = (
 
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
+CONTROL = 2**32 - 2
+
+# Training images for the bound's control variate: at most so many for the Gaussian, in batches;
+# and so many for the pilot.
+CONTROL_IMAGES, CONTROL_BATCH, PILOT_IMAGES = 20_000, 1000, 128
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,8 @@ class Experiment:
     matching: str
     offset: bool
     bound_draws: int
+    bound_times: str
+    bound_stratified: bool
     sampler: Callable[[NoiseFn, PRNGKey, int], Images]
     config: Mapping[str, Any]
 
@@ -163,13 +187,52 @@ class Experiment:
         return self.pixels.decode(self.sampler(self.noise(params), key, count))
 
     def bound(
-        self, params: Params, y: Images, key: PRNGKey, *, draws: int, matching: str = "denoising"
+        self,
+        params: Params,
+        y: Images,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+        times: TimeSampler | None = None,
+        control: Control | None = None,
     ) -> Bound:
         """The variational bound on log p(y) of encoded images."""
-        times = UniformLogSNR(self.sde, self.eps, stratified=True)
         return likelihood_bound(
             self.noise(params), self.sde, y, key,
-            eps=self.eps, times=times, draws=draws, matching=matching, offset=self.offset,
+            eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
+            draws=draws, matching=matching, offset=self.offset, control=control,
+        )  # fmt: skip
+
+    def bound_sampler(self, control: Control | None) -> TimeSampler:
+        """How an evaluation of the bound draws its times."""
+        return BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
+
+    @property
+    def log_snr_edges(self) -> Float[np.ndarray, " n"]:
+        """The bins of log-SNR over which the bound is split."""
+        return np.asarray(log_snr_edges(self.sde, self.eps), np.float64)
+
+    def control_images(self) -> IntImages:
+        """The training images that the bound's control variate is fitted on."""
+        order = data.permutation(len(self.data.train), self.seed, CONTROL)
+        return self.data.train[order[:CONTROL_IMAGES]]
+
+    def fit_control(self, params: Params) -> Control:
+        """The bound's control variate for these parameters, and the density of its times."""
+        images, encode = self.control_images(), jax.jit(self.encode)
+        key_gaussian, key_pilot = jax.random.split(
+            jax.random.fold_in(jax.random.key(self.seed), CONTROL)
+        )
+        starts = range(0, len(images), CONTROL_BATCH)
+        gaussian = Gaussian.fit(
+            encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
+            for i in starts
+        )
+        key_u, key_fit = jax.random.split(key_pilot)
+        return fit_control(
+            self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u)[0], key_fit,
+            eps=self.eps, gaussian=gaussian, matching=self.matching,
         )  # fmt: skip
 
 
@@ -223,6 +286,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
         bound_draws=config.eval.bound_draws,
+        bound_times=_bound_times(config.eval.bound_times),
+        bound_stratified=config.eval.bound_stratified,
         sampler=_sampler(config, sde, images.shape),
         config=json.loads(config.to_json()),
     )
@@ -320,6 +385,11 @@ def _losses(
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses
+
+
+def _bound_times(name: str) -> str:
+    choose(BOUND_TIMES, name, "eval.bound_times")
+    return name.lower()
 
 
 def _sampler(

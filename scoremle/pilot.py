@@ -7,7 +7,7 @@ At each of a number of log-SNRs, pairs of draws of the noise for the same images
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 
-The images must not be those that the bound is evaluated on: then it is as unbiased as without.
+The draws are not those of the bound, so that it is as unbiased as without.
 """
 
 from functools import partial
@@ -89,9 +89,9 @@ def _numbers(drawn: Drawn) -> list[np.ndarray]:
 
 
 def _noise_fit(residual: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of the noise [rows features], and the standard deviation that they leave [rows].
+    """Coefficients of the features of the noise, and the standard deviation that they leave.
 
-    By differences within pairs, to which the level of an image adds nothing.
+    For each row, by differences within pairs, to which the level of an image adds nothing.
     """
     gaps, causes = residual[:, 0] - residual[:, 1], features[:, 0] - features[:, 1]
     slopes = np.stack([_regression(x, y) for x, y in zip(causes, gaps, strict=True)])

@@ -2,9 +2,10 @@
 
 The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song,
 Durkan et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of
-the log-SNR, for every SDE. Where the spread of the integrand over log-SNR is known, a density
-proportional to it has the least variance: `BinnedLogSNR`. A stratified draw spaces the n times evenly and shifts them by one random offset
-(Kingma et al., arXiv 2107.00630, appendix I.1): each alone keeps its distribution.
+the log-SNR, for every SDE. A density proportional to the spread of the integrand has the least
+variance, where that is known (`BinnedLogSNR`). A stratified draw spaces the n times evenly and
+shifts them by one random offset (Kingma et al., arXiv 2107.00630, appendix I.1): each alone keeps
+its distribution.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-
 from jaxtyping import Array, Float
 
 from scoremle.arrays import PRNGKey, Times
@@ -103,10 +103,11 @@ class BinnedLogSNR:
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         edges = log_snr_edges(self.sde, self.eps)
-        below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(self.shares)])
+        shares = jnp.asarray(self.shares)
+        below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
         u = _unit_draws(key, n, self.stratified)
-        index = jnp.clip(jnp.searchsorted(below, u, side="right") - 1, 0, len(self.shares) - 1)
-        width, share = jnp.diff(edges)[index], self.shares[index]
+        index = jnp.clip(jnp.searchsorted(below, u, side="right") - 1, 0, len(shares) - 1)
+        width, share = jnp.diff(edges)[index], shares[index]
         lam = edges[index] + width * (u - below[index]) / share
         t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
         return t, self.sde.likelihood_weight(t) * share / width
