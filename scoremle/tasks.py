@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from scoremle import evaluate
 from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
@@ -83,10 +85,10 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     if experiment.bound_times != "learned":
         return None
     path = folder / "control.npz"
-    arrays = evaluate.saved(path)
-    if arrays is not None:
-        gaussian = Gaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
-        return Control(gaussian, **arrays)
+    if (found := evaluate.saved(path)) is not None:
+        kept = {name: jnp.asarray(array) for name, array in found.items()}
+        gaussian = Gaussian(**{name: kept.pop(name) for name in GAUSSIAN})
+        return Control(gaussian, **kept)
     print("fitting the bound's control variate on training images", flush=True)
     control = experiment.fit_control(params)
     arrays = {**vars(control.gaussian), **vars(control)}
