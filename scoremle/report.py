@@ -52,6 +52,9 @@ def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str
     centres = (edges[:-1] + edges[1:]) / 2
     if profile["stderr"]:
         axis.errorbar(centres, density, profile["stderr"], fmt="none", color="C0", capsize=2)
+    # A prediction of zero: half a nat for each dimension.
+    axis.axhline(0.5 / np.log(2), color="grey", linestyle="--", label="nothing known of the noise")
+    axis.legend(loc="center left")
     axis.set(
         title=f"{title}: diffusion term {np.sum(density * np.diff(edges)):.3f} bits/dim",
         xlabel="log signal-to-noise ratio: from noise (left) to data",
