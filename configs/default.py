@@ -74,6 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.bound = False  # the variational bound instead of the exact likelihood
     config.eval.dsm = True  # bound by denoising score matching; False: sliced
     config.eval.bound_draws = 1000  # random times per image in the bound
+    # Learned times come with a control variate: published is log_snr, without strata.
+    config.eval.bound_times = "learned"  # their density: learned (in training data), log_snr, time
+    config.eval.bound_stratified = True  # spread them evenly within an image
     config.eval.dequantizer = False  # dequantize by the trained flow; False: uniformly
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact

@@ -11,6 +11,9 @@ put in the three terms of Kingma et al. (arXiv 2107.00630): -E log prior(x_1) an
 integral D (log sigma_eps - log sigma_1) pair off with entropies, so that only two expectations
 need samples. By Stein's identity E[eps . z] = sigma E[div eps], the sliced form has the integrand
 1/2 E[||eps||^2 - 2 sigma div eps + D] in place of the denoising residual.
+
+A control variate (`control.py`), subtracted from the integrand and given back in closed form, and
+times drawn with the density that goes with it, make the error several times smaller.
 """
 
 import math
@@ -21,16 +24,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.control import Control, Controlled, bin_of
 from scoremle.divergence import Hutchinson
 from scoremle.loss import denoising_residual
 from scoremle.numerics import expand, sum_data
 from scoremle.sde import SDE
-from scoremle.times import TimeSampler
+from scoremle.times import TimeSampler, log_snr_edges
 
 __all__ = ["MATCHINGS", "Bound", "likelihood_bound"]
 
 LOG_2PI = math.log(2 * math.pi)
-# Fewest draws for the reconstruction term, whose own standard error they must give.
+# Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
+# much the larger; and the fewest that can give a standard error of their own.
+LAST_SHARE = 32
 MIN_LAST_DRAWS = 4
 
 
@@ -41,6 +47,7 @@ class Bound:
 
     ``log_prob = -(prior + diffusion + reconstruction)``. ``stderr`` is its Monte-Carlo standard
     error, NaN where there were too few draws to tell. ``evaluations`` counts network evaluations.
+    ``profile`` splits the diffusion term by log-SNR, over the bins of ``times.log_snr_edges``.
     """
 
     log_prob: PerExample
@@ -49,6 +56,7 @@ class Bound:
     reconstruction: PerExample
     stderr: PerExample
     evaluations: Int[Array, " b"]
+    profile: Float[Array, "b bins"]
 
 
 def prior_divergence(sde: SDE, x: Data) -> PerExample:
@@ -101,41 +109,47 @@ def likelihood_bound(
     draws: int,
     matching: str = "denoising",
     offset: bool = True,
+    control: Control | None = None,
 ) -> Bound:
     """A lower bound on log p(x) in nats, by ``draws`` network evaluations for the diffusion term.
 
     The times of one example are drawn together, so that a stratified sampler stratifies within the
-    example. The reconstruction term takes an eighth as many more (at least four). Without
+    example. The reconstruction term takes a 32nd as many more (at least four). Without
     ``offset`` the bound is on log p_eps, as the published one without its correction: the entropy
     of the kernel at t = eps stands for the reconstruction. ``matching`` is "denoising" or
-    "sliced".
+    "sliced". A ``control``, fitted on other images, leaves the mean as it is and lowers the error.
     """
-    residual = MATCHINGS[matching]
     batch, dims = x.shape[0], x[0].size
     key_t, key_diffusion, key_reconstruction = jax.random.split(key, 3)
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(jax.random.split(key_t, batch))
     order = jnp.argsort(t, axis=0)
     t, density = (jnp.take_along_axis(a, order, axis=0).astype(x.dtype) for a in (t, density))
-    weight = sde.likelihood_weight(t) / density
+    weight, log_snr = sde.likelihood_weight(t) / density, sde.log_snr(t)
+    known = None if control is None else control.at(x)
 
-    def term(inputs: tuple[Times, PRNGKey]) -> PerExample:
-        t, key_draw = inputs
+    def term(inputs: tuple[Times, Times, PRNGKey]) -> PerExample:
+        t, log_snr, key_draw = inputs
         key_z, key_v = jax.random.split(key_draw)
         z = jax.random.normal(key_z, x.shape, x.dtype)
-        return residual(noise, sde, x, t, z, key_v)
+        value = MATCHINGS[matching](noise, sde, x, t, z, key_v)
+        return value if known is None else value - known.draw(log_snr, z)
 
-    samples = weight * jax.lax.map(term, (t, jax.random.split(key_diffusion, draws)))
-    diffusion, variance = jnp.mean(samples, axis=0), variance_of_mean(samples, times.stratified)
+    keys = jax.random.split(key_diffusion, draws)
+    samples = weight * jax.lax.map(term, (t, log_snr, keys))
+    variance = variance_of_mean(samples, times.stratified)
+    profile = _by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
+    if known is not None:
+        profile = profile + known.integrals()
+    diffusion, prior = jnp.sum(profile, axis=1), prior_divergence(sde, x)
 
     ends = jnp.full(batch, eps, x.dtype)
-    more = max(MIN_LAST_DRAWS, draws // 8) if offset else 0
+    more = max(MIN_LAST_DRAWS, draws // LAST_SHARE) if offset else 0
     if offset:
-        last = _residual_at_data(noise, sde, x, ends, key_reconstruction, more)
+        last = _residual_at_data(noise, sde, x, ends, key_reconstruction, more, known)
         reconstruction = jnp.mean(last, axis=0) + dims * (LOG_2PI - sde.log_snr(ends)) / 2
         variance = variance + variance_of_mean(last, stratified=False)
     else:
         reconstruction = dims * ((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(ends)))
-    prior = prior_divergence(sde, x)
     return Bound(
         log_prob=-(prior + diffusion + reconstruction),
         prior=prior,
@@ -143,17 +157,37 @@ def likelihood_bound(
         reconstruction=reconstruction,
         stderr=jnp.sqrt(variance),
         evaluations=jnp.full(batch, draws + more),
+        profile=profile,
     )
 
 
+def _by_bin(
+    samples: Float[Array, "k b"], log_snr: Float[Array, "k b"], edges: Float[Array, " n"]
+) -> Float[Array, "b bins"]:
+    """The sum of each example's samples in each bin."""
+
+    def one(samples: Float[Array, " k"], log_snr: Float[Array, " k"]) -> Float[Array, " bins"]:
+        return jnp.zeros(len(edges) - 1, samples.dtype).at[bin_of(edges, log_snr)].add(samples)
+
+    return jax.vmap(one, in_axes=1)(samples, log_snr)
+
+
 def _residual_at_data(
-    noise: NoiseFn, sde: SDE, x: Data, t: Times, key: PRNGKey, draws: int
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    t: Times,
+    key: PRNGKey,
+    draws: int,
+    known: Controlled | None,
 ) -> Float[Array, "k b"]:
-    """1/2 ||eps - z||^2 at t = eps, with the mean of ||z||^2 in closed form."""
+    """1/2 ||eps - z||^2 at t = eps, less what is known of the noise in it (all of mean zero)."""
 
     def one(key_draw: PRNGKey) -> PerExample:
         z = jax.random.normal(key_draw, x.shape, x.dtype)
-        known = (x[0].size - sum_data(jnp.square(z))) / 2
-        return denoising_residual(noise, sde, x, t, z) + known
+        excess = (sum_data(jnp.square(z)) - x[0].size) / 2
+        return denoising_residual(noise, sde, x, t, z) - (
+            excess if known is None else known.draw_at_data(z)
+        )
 
     return jax.lax.map(one, jax.random.split(key, draws))

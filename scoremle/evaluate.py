@@ -36,16 +36,20 @@ __all__ = [
     "exact_bpd",
     "fingerprint",
     "parts",
+    "profile",
     "summary",
 ]
 
 Params = Any
 Metric = Callable[[Params, IntImages, PRNGKey], dict[str, PerExample]]
-Values = dict[str, Float[np.ndarray, "repeats n"]]
+# A column may have more axes; ``profile`` has one, over log-SNR.
+Values = dict[str, Float[np.ndarray, "repeats n *more"]]
 Encode = Callable[[IntImages, PRNGKey], tuple[Images, PerExample]]
 
 # Seconds between lines of progress where the output is no terminal.
 LINE_EVERY = 20.0
+# Decimals of the profile in results.json.
+PROFILE_DIGITS = 6
 
 
 def exact_bpd(
@@ -75,7 +79,7 @@ def bound_bpd(
     """Bits/dim by the variational bound, its terms and its Monte-Carlo error, all in bits/dim.
 
     ``diffusion``, ``prior`` and ``reconstruction`` add up, with the constant of the scaling, to
-    ``bpd``.
+    ``bpd``; the bins of ``profile`` add up to ``diffusion``.
     """
 
     def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
@@ -90,6 +94,7 @@ def bound_bpd(
             "prior": found.prior / bits,
             "diffusion": found.diffusion / bits,
             "reconstruction": found.reconstruction / bits,
+            "profile": found.profile / bits,
             "nfe": found.evaluations.astype(jnp.float32),
         }
 
@@ -151,7 +156,9 @@ def _gather(finished: list[dict[str, np.ndarray]], repeats: int) -> tuple[Values
     }
     # The first batch compiles: the median is what an image costs.
     pace = float(np.median([part["seconds"] for part in finished]))
-    return {name: column.reshape(repeats, -1) for name, column in values.items()}, pace
+    return {
+        name: column.reshape(repeats, -1, *column.shape[1:]) for name, column in values.items()
+    }, pace
 
 
 def summary(values: Values, name: str) -> dict[str, float | int | None]:
@@ -183,7 +190,7 @@ def parts(values: Values) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for name, v in values.items():
-        if name not in ("bpd", "loss"):
+        if name not in ("bpd", "loss", "profile"):
             found[f"mean_{name}"] = float(v.mean()) if np.isfinite(v).all() else None
     for name in ("probe_stderr", "draw_stderr"):
         if name in values:
@@ -191,6 +198,20 @@ def parts(values: Values) -> dict[str, float | None]:
             of_mean = np.sqrt(np.square(v).mean() / v.size)
             found[f"{name}_of_mean"] = float(of_mean) if np.isfinite(of_mean) else None
     return found
+
+
+def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
+    """Which noise levels cost the bits: bits/dim for each unit of log-SNR, over its bins.
+
+    Its integral is the diffusion term. The standard errors are over images.
+    """
+    density = values["profile"].mean(axis=0) / np.diff(edges)
+    columns = {
+        "log_snr_edges": edges,
+        "bits_per_dim": density.mean(axis=0),
+        "stderr": density.std(axis=0, ddof=1) / np.sqrt(len(density)) if len(density) > 1 else [],
+    }
+    return {name: [round(float(v), PROFILE_DIGITS) for v in c] for name, c in columns.items()}
 
 
 @contextmanager

@@ -18,15 +18,13 @@ from scoremle.experiment import Experiment
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.nodes import Auto, Choice
 from scoremle.sampling_run import Sampling, judge
-from scoremle.tasks import Facts, Task, tasks
+from scoremle.tasks import HASH_LENGTH, Facts, Task, tasks
 from scoremle.workdir import Workdir
 
 __all__ = ["run_eval"]
 
 PILOT_IMAGES = 8
 EXTREMES = 32
-# Digits of the hashes in results: enough to tell any two apart.
-HASH_LENGTH = 16
 
 
 def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str) -> None:
@@ -129,7 +127,7 @@ class Evaluation:
         parts = self.folder / "parts" / f"{name}_{evaluate.fingerprint(facts)}"
         values, seconds = evaluate.evaluate(
             task.metric if task.on_host else jax.jit(task.metric),
-            restored.tree.ema,
+            task.prepare(restored.tree.ema, parts),
             self.images,
             batch_size=self.options.batch_size,
             repeats=self.options.num_repeats,
@@ -148,6 +146,9 @@ class Evaluation:
             **task.notes,
             "seconds_per_image": seconds,
         }
+        if "profile" in values:
+            result["profile"] = evaluate.profile(values, self.experiment.log_snr_edges)
+            report.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
         self._write_extremes(name, values[task.column].mean(axis=0))
         return name

@@ -23,6 +23,7 @@ from scoremle import data, train
 from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
 from scoremle.checks import check_values
+from scoremle.control import Control, Gaussian
 from scoremle.dequantize import Dequantizer, Uniform
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
@@ -34,6 +35,7 @@ from scoremle.nn import DDPMpp
 from scoremle.nodes import Auto, Choice, choose_nodes
 from scoremle.ode import Solver
 from scoremle.parameterization import Conditioning, noise_fn
+from scoremle.pilot import fit_control
 from scoremle.pixels import Pixels
 from scoremle.predictor_corrector import (
     Corrector,
@@ -49,7 +51,14 @@ from scoremle.predictor_corrector import (
 from scoremle.reference import PublishedRK45, published_rates
 from scoremle.sample import denoise, euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
-from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
+from scoremle.times import (
+    BinnedLogSNR,
+    TimeSampler,
+    UniformLogSNR,
+    UniformTime,
+    log_snr_edges,
+    log_snr_range,
+)
 
 __all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "build"]
 
@@ -158,6 +167,14 @@ SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
         config, sde, partial(dpm_solver_sample, steps=config.sampling.steps), config.sampling.steps
     ),
 }  # fmt: skip
+# From the SDE, eps, whether to stratify, and a control if it was fitted.
+BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
+    "learned": lambda sde, eps, stratified, control: BinnedLogSNR(
+        sde, eps, control.shares, stratified
+    ),
+    "log_snr": lambda sde, eps, stratified, control: UniformLogSNR(sde, eps, stratified),
+    "time": lambda sde, eps, stratified, control: UniformTime(eps, stratified),
+}
 
 # Fields of the network itself, by their names in config.model.
 NETWORK_FIELDS = (
@@ -169,7 +186,12 @@ NETWORK_FIELDS = (
 
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
+CONTROL = 2**32 - 2
 PILOT = 2**32 - 3
+
+# Training images for the bound's control variate: at most so many for the Gaussian, in batches;
+# and so many for the pilot.
+CONTROL_IMAGES, CONTROL_BATCH, PILOT_IMAGES = 20_000, 1000, 128
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,8 @@ class Experiment:
     matching: str
     offset: bool
     bound_draws: int
+    bound_times: str
+    bound_stratified: bool
     sampler: Sampler
     config: Mapping[str, Any]
 
@@ -267,13 +291,52 @@ class Experiment:
         return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))
 
     def bound(
-        self, params: Params, y: Images, key: PRNGKey, *, draws: int, matching: str = "denoising"
+        self,
+        params: Params,
+        y: Images,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+        times: TimeSampler | None = None,
+        control: Control | None = None,
     ) -> Bound:
         """The variational bound on log p(y) of encoded images."""
-        times = UniformLogSNR(self.sde, self.eps, stratified=True)
         return likelihood_bound(
             self.noise(params), self.sde, y, key,
-            eps=self.eps, times=times, draws=draws, matching=matching, offset=self.offset,
+            eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
+            draws=draws, matching=matching, offset=self.offset, control=control,
+        )  # fmt: skip
+
+    def bound_sampler(self, control: Control | None) -> TimeSampler:
+        """How an evaluation of the bound draws its times."""
+        return BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
+
+    @property
+    def log_snr_edges(self) -> Float[np.ndarray, " n"]:
+        """The bins of log-SNR over which the bound is split."""
+        return np.asarray(log_snr_edges(self.sde, self.eps), np.float64)
+
+    def control_images(self) -> IntImages:
+        """The training images that the bound's control variate is fitted on."""
+        order = data.permutation(len(self.data.train), self.seed, CONTROL)
+        return self.data.train[order[:CONTROL_IMAGES]]
+
+    def fit_control(self, params: Params) -> Control:
+        """The bound's control variate for these parameters, and the density of its times."""
+        images, encode = self.control_images(), jax.jit(self.encode)
+        key_gaussian, key_pilot = jax.random.split(
+            jax.random.fold_in(jax.random.key(self.seed), CONTROL)
+        )
+        starts = range(0, len(images), CONTROL_BATCH)
+        gaussian = Gaussian.fit(
+            encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
+            for i in starts
+        )
+        key_u, key_fit = jax.random.split(key_pilot)
+        return fit_control(
+            self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u)[0], key_fit,
+            eps=self.eps, gaussian=gaussian, matching=self.matching,
         )  # fmt: skip
 
 
@@ -328,6 +391,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
         bound_draws=config.eval.bound_draws,
+        bound_times=_bound_times(config.eval.bound_times),
+        bound_stratified=config.eval.bound_stratified,
         sampler=choose(SAMPLERS, config.sampling.method, "sampling.method")(config, sde),
         config=json.loads(config.to_json()),
     )
@@ -426,3 +491,8 @@ def _losses(
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses
+
+
+def _bound_times(name: str) -> str:
+    choose(BOUND_TIMES, name, "eval.bound_times")
+    return name.lower()

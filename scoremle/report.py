@@ -10,7 +10,7 @@ from PIL import Image
 
 from scoremle.files import write_atomically
 
-__all__ = ["image_grid", "quality_table", "results_table", "table", "write_grid"]
+__all__ = ["image_grid", "quality_table", "results_table", "table", "write_grid", "write_profile"]
 
 GAP = 1
 MIN_SIDE = 480
@@ -36,6 +36,33 @@ def write_grid(
     grid = grid.repeat(factor, axis=0).repeat(factor, axis=1)
     with write_atomically(path) as temporary:
         Image.fromarray(grid.squeeze()).save(temporary, format="PNG")
+
+
+def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
+    """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture of the profile without matplotlib: pip install 'scoremle[plots]'")
+        return
+    edges, density = np.asarray(profile["log_snr_edges"]), np.asarray(profile["bits_per_dim"])
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.stairs(density, edges, fill=True, alpha=0.35)
+    centres = (edges[:-1] + edges[1:]) / 2
+    if profile["stderr"]:
+        axis.errorbar(centres, density, profile["stderr"], fmt="none", color="C0", capsize=2)
+    # A prediction of zero: half a nat for each dimension.
+    axis.axhline(0.5 / np.log(2), color="grey", linestyle="--", label="nothing known of the noise")
+    axis.legend(loc="center left")
+    axis.set(
+        title=f"{title}: diffusion term {np.sum(density * np.diff(edges)):.3f} bits/dim",
+        xlabel="log signal-to-noise ratio: from noise (left) to data",
+        ylabel="bits/dim for each unit of log-SNR",
+        xlim=(edges[0], edges[-1]),
+    )
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

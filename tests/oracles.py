@@ -91,7 +91,7 @@ def log_prior(sde: SDE, z: np.ndarray) -> np.ndarray:
 # --- Gaussian data ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussian:
     """N(mu, Sigma) with Sigma = V diag(w) V^T, as numpy float64."""
 
@@ -203,7 +203,7 @@ def entropy(sde: SDE, dims: int, eps: float) -> np.ndarray:
 # --- mixture data -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """sum_k weight_k N(mean_k, std_k^2 I), as numpy float64; means are [k D]."""
 

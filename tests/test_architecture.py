@@ -11,8 +11,9 @@ LAYERS = (
     ("numerics", "divergence"),
     ("ode", "sde", "pixels", "nn"),
     ("times", "parameterization", "dequantize", "flow", "multistep"),
-    ("loss", "likelihood", "sample", "fast", "predictor_corrector"),
+    ("loss", "likelihood", "sample", "fast", "predictor_corrector", "control"),
     ("bound", "conditional", "nodes", "reference"),
+    ("pilot",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
     ("train", "evaluate", "report", "parts"),
@@ -23,7 +24,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-MATHEMATICS = {module for layer in LAYERS[:6] for module in layer}
+MATHEMATICS = {module for layer in LAYERS[:7] for module in layer}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

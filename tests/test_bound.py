@@ -254,8 +254,9 @@ def test_golden_prior_and_offset_are_ours_in_other_words(pieces, golden):
     assert np.abs(offset - reference).max() < 2e-3 * np.abs(reference).max() + 0.01
 
 
-@pytest.mark.parametrize("variant", ["dsm_iw", "ssm_iw"])
+@pytest.mark.parametrize("variant", ["dsm_iw", "ssm_iw", "dsm_uniform", "ssm_uniform"])
 def test_golden_bits_per_dim(pieces, variant, golden):
+    """(For uniform times the reference leaves out the factor 1 - eps, and so does this sum.)"""
     arrays, name = golden("bound"), pieces["name"]
     nats = arrays[f"{name}/neg_prior_logp"] + pieces[variant].mean(0) / 2
     for key, value in [
@@ -263,8 +264,9 @@ def test_golden_bits_per_dim(pieces, variant, golden):
         ("bpd", nats + arrays[f"{name}/offset"]),
     ]:
         bpd = bits_per_dim(jnp.asarray(-value), Pixels(), 768)
-        # 1e-5 but for the reference's kernel at small t.
-        np.testing.assert_allclose(bpd, arrays[f"{name}/{variant}/{key}"], rtol=3e-5)
+        # 1e-5 but for the reference's kernel at small t, where uniform times have large weights.
+        rtol = 5e-4 if variant.endswith("uniform") else 3e-5
+        np.testing.assert_allclose(bpd, arrays[f"{name}/{variant}/{key}"], rtol=rtol)
 
 
 def test_golden_network_bound_is_the_published_estimator_in_expectation(pieces, golden):

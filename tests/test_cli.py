@@ -139,6 +139,40 @@ def test_bound(tiny):
     values = npz(folder / "bound_test_ckpt_2.npz")
     constant = values["bpd"] - values["prior"] - values["diffusion"] - values["reconstruction"]
     np.testing.assert_allclose(constant, np.log2(17 / 2), atol=1e-4)
+    np.testing.assert_allclose(values["profile"].sum(axis=2), values["diffusion"], rtol=1e-5)
+    profile = result["profile"]
+    whole = np.dot(profile["bits_per_dim"], np.diff(profile["log_snr_edges"]))
+    assert whole == pytest.approx(values["diffusion"].mean(), rel=1e-4)
+    assert (result["times"], result["stratified"]) == ("learned", True)
+    assert result["control_images"] == 1437
+
+    # A run that goes on takes the control that the batches before it were measured with.
+    (parts,) = (folder / "parts").iterdir()
+    (parts / "pass1_image300.npz").unlink()
+    with np.load(parts / "control.npz") as saved:
+        control = dict(saved)
+    np.savez(parts / "control.npz", **{**control, "levels": 1e6 * control["levels"]})
+    evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    other = npz(folder / "bound_test_ckpt_2.npz")["bpd"]
+    np.testing.assert_array_equal(other[0], values["bpd"][0])
+    assert (other[1, 300:] != values["bpd"][1, 300:]).all()
+
+
+def test_bound_as_published(tiny):
+    """Independent times, uniform in log-SNR, no control; the stated errors say what that costs."""
+    _, results = evaluate(
+        tiny, "bound_published", eval__bound=True, eval__bound_times="log_snr",
+        eval__bound_stratified=False, eval__num_images=100, eval__bound_draws=32,
+    )  # fmt: skip
+    (result,) = results.values()
+    assert (result["times"], result["stratified"], result["control"]) == ("log_snr", False, None)
+    _, results = evaluate(
+        tiny, "bound_learned", eval__bound=True, eval__num_images=100, eval__bound_draws=32
+    )
+    (ours,) = results.values()
+    assert ours["mean_draw_stderr"] < result["mean_draw_stderr"] / 4
+    both = np.hypot(ours["draw_stderr_of_mean"], result["draw_stderr_of_mean"])
+    assert abs(ours["mean"] - result["mean"]) < 4 * both
 
 
 def test_loss(tiny):
@@ -334,6 +368,7 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("eval__tolerance", 0.0, ["eval.tolerance must be a finite number above 0"]),
         ("eval__num_repeats", 0, ["eval.num_repeats must be at least 1"]),
         ("eval__bound_draws", 0, ["eval.bound_draws must be at least 1"]),
+        ("eval__bound_times", "lerned", ["eval.bound_times", "did you mean learned?", "log_snr"]),
         ("eval__num_images", -1, ["eval.num_images must be at least 0"]),
         ("eval__num_samples", 0, ["eval.num_samples must be at least 1"]),
     ],

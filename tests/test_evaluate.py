@@ -9,7 +9,15 @@ import pytest
 
 from scoremle import evaluate as module
 from scoremle.bound import Bound
-from scoremle.evaluate import bound_bpd, evaluate, exact_bpd, fingerprint, parts, summary
+from scoremle.evaluate import (
+    bound_bpd,
+    evaluate,
+    exact_bpd,
+    fingerprint,
+    parts,
+    profile,
+    summary,
+)
 from scoremle.likelihood import Likelihood
 from scoremle.pixels import Pixels, bits_per_dim
 
@@ -162,7 +170,8 @@ def test_the_terms_of_the_bound_add_up():
     def bound(params, y, key):
         terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
         error, count = jnp.full(len(y), 0.3), jnp.full(len(y), 9)
-        return Bound(-sum(terms), *terms, stderr=error, evaluations=count)
+        bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
+        return Bound(-sum(terms), *terms, stderr=error, evaluations=count, profile=bins)
 
     found = bound_bpd(lambda x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
         None, X, jax.random.key(0)
@@ -170,6 +179,29 @@ def test_the_terms_of_the_bound_add_up():
     total = found["prior"] + found["diffusion"] + found["reconstruction"] + np.log2(17 / 2)
     np.testing.assert_allclose(found["bpd"], total, rtol=1e-6)
     np.testing.assert_allclose(found["draw_stderr"], 0.3 / (4 * np.log(2)), rtol=1e-6)
+    assert found["profile"].shape == (3, 2)
+    np.testing.assert_allclose(found["profile"].sum(axis=1), found["diffusion"], rtol=1e-6)
+
+
+def test_columns_with_more_axes_keep_their_order(tmp_path):
+    def split(params, x, key):
+        place = x[:, 0, 0, 0].astype(jnp.float32)
+        return {"bpd": place, "profile": jnp.stack([place, 2 * place], axis=1)}
+
+    values = run(tmp_path, metric=split)
+    expected = np.arange(23)[:, None] * np.array([1.0, 2.0])
+    np.testing.assert_array_equal(values["profile"], [expected, expected])
+
+
+def test_profile_by_hand():
+    # Two passes over two images: their means are 2, 8 and 4, 6 in bins of width 2 and 4.
+    values = {"profile": np.array([[[1.0, 8.0], [4.0, 5.0]], [[3.0, 8.0], [4.0, 7.0]]])}
+    assert profile(values, np.array([-1.0, 1.0, 5.0])) == {
+        "log_snr_edges": [-1.0, 1.0, 5.0],
+        "bits_per_dim": [1.5, 1.75],
+        "stderr": [0.5, 0.25],
+    }
+    assert profile({"profile": np.ones((1, 1, 2))}, np.arange(3.0))["stderr"] == []
 
 
 # Errors

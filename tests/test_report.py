@@ -1,10 +1,12 @@
 """Pictures pixel by pixel, and what the tables say."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.report import image_grid, results_table, table, write_grid
+from scoremle.report import image_grid, results_table, table, write_grid, write_profile
 
 WHITE = 255
 
@@ -109,3 +111,21 @@ def test_a_bound_shows_its_draws_and_their_error(exact):
     assert "0.00321" in row
     assert " 72 " in row
     assert "variational bound" in row
+
+
+def test_profile_is_drawn_over_its_bins(tmp_path):
+    pytest.importorskip("matplotlib")
+    profile = {"log_snr_edges": [-4.0, 0.0, 4.0], "bits_per_dim": [0.0, 1.0], "stderr": []}
+    write_profile(tmp_path / "profile.png", profile, "title")
+    picture = read(tmp_path / "profile.png")[..., :3].min(axis=2)
+    inside = picture[60:-80, 100:-30]
+    left, right = np.array_split(inside, 2, axis=1)
+    assert (left == WHITE).mean() > 0.95
+    assert (right[right.shape[0] // 2 :] == WHITE).mean() < 0.1
+
+
+def test_no_profile_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_profile(tmp_path / "profile.png", {}, "title")
+    assert "pip install 'scoremle[plots]'" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,10 @@ import numpy as np
 
 from scoremle.data.digits import load_digits
 from scoremle.data.idx import load_fashion_mnist, load_mnist
-from scoremle.data.images import ImageSet, pad_to, padded_batches
+from scoremle.data.images import ImageSet, pad_to, padded_batches, permutation
 from scoremle.errors import UserError
 
-__all__ = ["DATASETS", "ImageSet", "load", "pad_to", "padded_batches"]
+__all__ = ["DATASETS", "ImageSet", "load", "pad_to", "padded_batches", "permutation"]
 
 # A loader takes data.path ('' for the default place) and gives training images, test images
 # (uint8 [n h w c]) and the number of levels.
