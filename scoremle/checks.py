@@ -26,6 +26,10 @@ ONLY = {
     "sampling.snr": 0.16,
 }
 
+CHOICES = {
+    "data.fit": ("", "crop", "resize"),
+    "data.on_device": ("auto", "true", "false"),
+}
 
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -62,6 +66,12 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{name} must be {words}, not {value}")
     if config.model.sigma_min >= config.model.sigma_max:
         raise UserError("model.sigma_min must be below model.sigma_max")
+    if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
+        raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
+    for name, choices in CHOICES.items():
+        if _field(config, name).lower() not in choices:
+            listing = ", ".join(map(repr, choices))
+            raise UserError(f"{name} must be one of {listing}, not {_field(config, name)!r}")
     if config.eval.dataset not in ("train", "test"):
         raise UserError(f"eval.dataset must be train or test, not {config.eval.dataset!r}")
 

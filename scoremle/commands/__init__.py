@@ -11,7 +11,9 @@ from scoremle.errors import UserError
 __all__ = ["COMMANDS", "Parser"]
 
 # Name on the command line -> module with main(arguments), and one line of help.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data": ("scoremle.commands.data", "prepare a data set, or look at one"),
+}
 
 
 class Parser(argparse.ArgumentParser):
