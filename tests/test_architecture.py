@@ -14,7 +14,8 @@ LAYERS = (
     ("loss", "likelihood", "sample"),
     ("bound",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
-    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
+    ("files",),
+    ("data", "checkpoint", "quality", "metrics", "baselines", "checks"),
     ("train", "evaluate", "official", "report"),
     ("experiment",),
     ("workdir", "tasks"),

@@ -136,6 +136,6 @@ def load_npz(file: Path | bytes, where: str = "") -> dict[str, Any]:
 
 def _damaged(where: str, error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "allow_pickle" in text:
+    if "allow_pickle" in text or "Python objects" in text:
         return f"{where}: refused: it holds pickled objects, which could run code; save uint8"
     return f"{where}: can't be read as an array ({text}); save it again"

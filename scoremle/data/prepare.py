@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,14 @@ def prepare(
 
     ``counts``, if known, are the numbers of training and test images that there must be.
     """
-    with made_whole(folder) as temporary, _progress(f"preparing {name}") as tell:
-        writer = _Writer(temporary, reading.levels, options)
-        for chunk in reading.chunks:
-            writer.add(chunk)
-            tell(chunk.done)
+    with (
+        made_whole(folder) as temporary,
+        closing(_Writer(temporary, reading.levels, options)) as writer,
+    ):
+        with _progress(f"preparing {name}") as tell:
+            for chunk in reading.chunks:
+                writer.add(chunk)
+                tell(chunk.done)
         facts = writer.finish(source)
         _check_counts(facts["counts"], counts, f"{name} in {source}")
         meta = {
@@ -91,11 +94,14 @@ class _Rows:
         self.hash.update(content)
         self.count += len(images)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._file.seek(0)
         self._header()
         if self._file.tell() != self._start:
             raise RuntimeError(f"the header of {self.path} has outgrown its place")
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
 
 
@@ -166,9 +172,9 @@ class _Writer:
         return self._rows[split]
 
     def finish(self, source: str) -> dict[str, Any]:
-        """Closes the files; raises UserError for what makes the whole unfit."""
+        """Ends the files; raises UserError for what makes the whole unfit."""
         for rows in self._rows.values():
-            rows.close()
+            rows.finish()
         self._check_usable(source)
         self._choose_test(source)
         train, test = (self._rows[split] for split in ("train", "test"))
@@ -194,6 +200,10 @@ class _Writer:
             "skipped": [name for name, _ in self._unusable],
             "notes": dict(self._notes),
         }
+
+    def close(self) -> None:
+        for rows in self._rows.values():
+            rows.close()
 
     def _check_usable(self, source: str) -> None:
         if self._unusable and not self._options.skip_corrupt:

@@ -90,7 +90,9 @@ class Source:
             for name, share, read in members(archive):
                 self._passed = before + share * archive.stat().st_size
                 if self._wanted(prefix + name, wanted):
-                    yield prefix + name, read()
+                    with _damage(archive):
+                        content = read()
+                    yield prefix + name, content
             self._passed = before + archive.stat().st_size
 
     def _name(self, file: Path) -> str:
