@@ -206,7 +206,7 @@ def test_pickles_of_old_numpy_name_another_module():
     ],
 )
 def test_hostile_pickles(content):
-    with pytest.raises(UserError, match="^here: (refused: it names|not a pickle)"):
+    with pytest.raises(UserError, match=r"^here: (refused: it names|not a pickle)"):
         unpickle(content, "here")
 
 
@@ -257,7 +257,7 @@ def test_imagenet_from_archives_in_a_folder(tmp_path, prepare):
 
 def test_imagenets_do_not_mix(tmp_path, prepare):
     both = imagenet("old")[0] | imagenet("npz")[0]
-    with pytest.raises(UserError, match="holds both the old ImageNet .* and the new"):
+    with pytest.raises(UserError, match=r"holds both the old ImageNet .* and the new"):
         prepare("imagenet", write_tree(tmp_path / "files", both))
     with pytest.raises(UserError, match="no ImageNet in it"):
         prepare("imagenet", write_tree(tmp_path / "empty", {"a.txt": b""}))
@@ -337,7 +337,7 @@ def test_celeba_is_cropped_as_published(zipped, tmp_path, prepare):
 
 def test_celeba_needs_its_partition_and_a_size(tmp_path, prepare):
     folder = write_tree(tmp_path / "celeba", {"1.jpg": encoded(pictures(1)[0])})
-    with pytest.raises(UserError, match="no list_eval_partition.txt"):
+    with pytest.raises(UserError, match=r"no list_eval_partition.txt"):
         prepare("celeba", folder, size=64)
     with pytest.raises(UserError, match="celeba needs a size from 1 to 140"):
         prepare("celeba", folder)
@@ -365,7 +365,7 @@ def test_emnist_is_set_upright(tmp_path, prepare):
     np.testing.assert_array_equal(found.images("test")[..., 0], images)
     np.testing.assert_array_equal(found.labels("train"), labels)
     write_tree(folder, {"emnist-digits-train-images-idx3-ubyte.gz": b""})
-    with pytest.raises(UserError, match="holds several sets .*keep one in a folder"):
+    with pytest.raises(UserError, match=r"holds several sets .*keep one in a folder"):
         prepare("emnist", folder)
 
 
@@ -551,7 +551,7 @@ def member(name: str, **fields) -> bytes:
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
 def test_names_that_point_out_of_an_archive(name, suffix, tmp_path, prepare):
     path = write_archive(tmp_path / f"x{suffix}", {name: encoded(X)})
-    with pytest.raises(UserError, match="refused: its member .* points out of the archive"):
+    with pytest.raises(UserError, match=r"refused: its member .* points out of the archive"):
         prepare("images", path)
 
 
@@ -589,7 +589,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path, prepare):
     header = struct.pack(">4I", 0x803, 2, 28, 28)
     for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
         (tmp_path / name).write_bytes(gzip.compress(header + b"\0" * (100 << 20)))
-    with pytest.raises(UserError, match="promises 2 images of 28x28, 1584 bytes, .* holds more"):
+    with pytest.raises(UserError, match=r"promises 2 images of 28x28, 1584 bytes, .* holds more"):
         prepare("mnist", tmp_path)
 
 
@@ -599,7 +599,7 @@ def test_damaged_archives(suffix, tmp_path, prepare):
     path = write_archive(tmp_path / f"x{suffix}", files)
     for content in (path.read_bytes()[:15_000], b"no archive", b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="truncated or damaged archive .*fetch the file again"):
+        with pytest.raises(UserError, match=r"truncated or damaged archive .*fetch the file"):
             prepare("images", path)
 
 
@@ -739,7 +739,7 @@ def test_parquet(tmp_path, prepare):
     with pytest.raises(UserError, match="truncated or no parquet file"):
         prepare("images", folder)
     pq.write_table(pa.table({"img": [{"bytes": None, "path": "x"}]}), folder / "test-2.parquet")
-    with pytest.raises(UserError, match="it has no picture in the file|no column of encoded"):
+    with pytest.raises(UserError, match=r"it has no picture in the file|no column of encoded"):
         prepare("images", folder)
 
 

@@ -51,7 +51,7 @@ def digits_params():
 
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_published_configs_say_where_their_data_must_be(path):
-    with pytest.raises(UserError, match=r"needs --config\.data\.path: .*(cifar-10-binary|PNG)"):
+    with pytest.raises(UserError, match=r"needs --config\.data\.path=P.*(cifar-10-binary|PNG)"):
         build(config(path))
 
 

@@ -1,6 +1,7 @@
 """``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,8 @@ def _fraction(text: str) -> float:
 def _prepared(options: Any) -> data.Prepared:
     """Finds the data set, or makes it; an own path is a set of images."""
     name, path = options.name, options.path
-    if name.lower() not in data.DATASETS and Path(name).exists():
-        meta = Path(name) / data.META
-        name, path = ("images", name) if not meta.exists() else (_name_of(Path(name)), name)
+    if name.lower() not in data.DATASETS and (Path(name).exists() or os.sep in name):
+        name, path = _name_of(Path(name)), name
     dataset = data.lookup(name)
     how = data.Options(
         options.size, options.channels, options.fit, options.levels,
@@ -84,8 +84,13 @@ def _prepared(options: Any) -> data.Prepared:
     return data.Prepared(into)
 
 
-def _name_of(folder: Path) -> str:
-    return str(data.Prepared(folder).meta["name"])
+def _name_of(path: Path) -> str:
+    """The data set that a path holds: the one it was prepared as, or one's own images."""
+    if not path.exists():
+        raise UserError(f"no folder or file {path}")
+    if path.is_dir() and data.is_prepared(path):
+        return str(data.Prepared(path).meta["name"])
+    return "images"
 
 
 def _facts(prepared: data.Prepared) -> list[tuple[str, str]]:

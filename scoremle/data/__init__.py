@@ -17,8 +17,8 @@ from scoremle.data.celeba import read_celeba
 from scoremle.data.cifar import read_cifar10, read_cifar100
 from scoremle.data.dataset import ANY_SIZE, Dataset
 from scoremle.data.digits import read_digits
-from scoremle.data.feed import Feed, feed
-from scoremle.data.folder import META, Prepared
+from scoremle.data.feeds import Feed, feed
+from scoremle.data.folder import Prepared, is_prepared
 from scoremle.data.idx import read_emnist, read_idx
 from scoremle.data.imagenet import read_imagenet
 from scoremle.data.images import ImageSet, pad_to, padded_batches
@@ -33,13 +33,13 @@ from scoremle.errors import UserError
 __all__ = [
     "DATASETS",
     "FITS",
-    "META",
     "Dataset",
     "Feed",
     "ImageSet",
     "Options",
     "Prepared",
     "feed",
+    "is_prepared",
     "load",
     "lookup",
     "pad_to",

@@ -86,7 +86,8 @@ class Dataset:
 
     @property
     def _needs(self) -> str:
-        return f"{self.name} needs --config.data.path: {self.needs}"
+        how = "--config.data.path=PLACE (or --path=PLACE, with scoremle data)"
+        return f"it needs {how}: {self.needs}"
 
     def _cached(self, place: Path | None, options: Options) -> Path:
         files = [str(place.resolve()), stamp(place)] if place else []
