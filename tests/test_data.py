@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import os
+import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,6 +198,50 @@ def test_batches_are_read_ahead_and_come_as_asked():
 
     with pytest.raises(UserError, match="the disk is gone"):
         feeds.Prefetch(broken)(0)
+
+
+PROCESS = """
+import sys, hashlib, jax, numpy as np
+number, count, port = map(int, sys.argv[1:])
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, number)
+from scoremle import data, train
+images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
+everywhere = train._placement()
+assert jax.device_count() == 2 and jax.process_count() == count
+for mode in ("true", "false"):
+    feed = data.feed(images, mode)
+    batches = train._stack(feed.batch, range(9, 12))
+    one_by_one = jax.jit(jax.vmap(feed.gather, (None, 0)), out_shardings=everywhere)
+    found = one_by_one(jax.device_put(feed.resident, everywhere), batches)
+    print(hashlib.sha256(np.asarray(found)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_global_batch_is_the_same_for_any_number_of_processes():
+    expected = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    images = ImageSet(expected, expected, **SETTINGS)
+    batches = np.stack([images.batch(step) for step in range(9, 12)])
+    digest = hashlib.sha256(batches).hexdigest()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
+
+    def start(number, count):
+        flags = f"--xla_force_host_platform_device_count={2 // count}"
+        return subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(number), str(count), port],
+            env={**environment, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    processes = [start(0, 1), start(0, 2), start(1, 2)]
+    for out, err in [process.communicate(timeout=300) for process in processes]:
+        # Gloo writes there too.
+        assert [line for line in out.splitlines() if len(line) == 64] == [digest] * 2, err
 
 
 @pytest.mark.parametrize(("count", "batch_size", "start"), [(10, 4, 0), (8, 4, 0), (10, 4, 6)])

@@ -108,7 +108,7 @@ class Dataset:
         asked = {"levels": options.levels, "fit": options.fit}
         made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
         for name, value in asked.items():
-            if value and value != made[name]:
+            if value and made[name] and value != made[name]:
                 raise UserError(
                     f"data.{name} is {value!r}, but {place} was prepared with {made[name]!r}"
                 )
