@@ -114,6 +114,7 @@ def pad_to(images: np.ndarray, size: int) -> np.ndarray:
         raise UserError(
             f"data.image_size is {size}, but the images are {height}x{width};"
             f" set it to {max(height, width)}, or larger to pad with zeros"
+            " (files of pictures can be made smaller: data.fit)"
         )
     if size == height == width:
         return images  # without a copy, which would read all of a mapped file

@@ -26,7 +26,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Above this Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 80_000_000
-CHUNK = 512
+# What is held in memory at once: so many pictures, or so many bytes of large ones.
+CHUNK, CHUNK_BYTES = 512, 64 << 20
 # A folder "valley" is no split, but "val", "train_32x32" and "test-00000-of-00001" are.
 SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[^a-z].*)?")
 EXIF_ORIENTATION = 0x0112
@@ -197,7 +198,9 @@ def chunked(
         return Chunk(stacked, current, done(), labels, unusable)
 
     for split, label, pixels in pictures:
-        if len(images) + len(unusable) >= CHUNK or (split != current and images):
+        size = len(images) * images[0].nbytes if images else 0
+        full = len(images) + len(unusable) >= CHUNK or size >= CHUNK_BYTES
+        if full or (split != current and images):
             yield chunk()
             images, labels, unusable = [], [], []
         current = split

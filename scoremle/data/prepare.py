@@ -34,6 +34,8 @@ SHOWN = 5
 # Seconds between lines of progress where the output is no terminal.
 LINE_EVERY = 20.0
 SPLITS = ("train", "test", "val")
+# Images that are worked on at once: chunks may be large.
+BLOCK = 4096
 
 
 def prepare(
@@ -125,17 +127,20 @@ class _Writer:
     def add(self, chunk: Chunk) -> None:
         self._unusable += chunk.unusable
         self._notes.update(chunk.notes)
-        if not len(chunk.images):
-            return
-        images = self._checked(chunk.images)
+        for start in range(0, len(chunk.images), BLOCK):
+            block = slice(start, start + BLOCK)
+            labels = None if chunk.labels is None else np.asarray(chunk.labels[block])
+            self._add(self._checked(chunk.images[block]), labels, chunk.split)
+
+    def _add(self, images: np.ndarray, labels: np.ndarray | None, split: str | None) -> None:
         words = _hashes(images)
         self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
-        self._ways.add(chunk.split is None)
-        for split, chosen in self._divided(chunk.split, words):
-            self._words[split].append(words[chosen])
-            self._rows_of(split).add(self._reduced(images[chosen]))
-            if chunk.labels is not None:
-                self._labels[split] += np.asarray(chunk.labels)[chosen].tolist()
+        self._ways.add(split is None)
+        for part, chosen in self._divided(split, words):
+            self._words[part].append(words[chosen])
+            self._rows_of(part).add(self._reduced(images[chosen]))
+            if labels is not None:
+                self._labels[part] += labels[chosen].tolist()
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if self._shape is None:

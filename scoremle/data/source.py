@@ -183,7 +183,8 @@ def _tar_members(path: Path) -> Iterator[Member]:
         while member := archive.next():
             _check_member(path, member.name, member.size)
             check_ratio(path, archive.offset, raw.tell())
-            if member.isfile():
+            # A sparse file is small in the archive and may be of any size outside.
+            if member.isfile() and not member.issparse():
                 yield member.name, raw.tell() / size, partial(_content, archive, member)
             # Else the list of members would grow with a million images.
             archive.members.clear()  # type: ignore[attr-defined]
