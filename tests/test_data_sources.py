@@ -377,11 +377,11 @@ def test_a_folder_or_archive_of_pictures(how, tmp_path, prepare):
     images = pictures(6, 5, 7)
     kinds = ["PNG", "BMP", "WEBP", "PNG", "PNG", "PNG"]
     folders = ["train/cat", "train/cat", "train/dog", "test/cat", "test/dog", "test/dog"]
+    exact = {"WEBP": {"lossless": True, "exact": True}}
     files = {
-        f"mine/{folder}/{i}.{kind.lower()}": encoded(x, kind, **({"lossless": True, "exact": True}
-                                                          if kind == "WEBP" else {}))
+        f"./mine/{folder}/{i}.{kind.lower()}": encoded(x, kind, **exact.get(kind, {}))
         for i, (x, kind, folder) in enumerate(zip(images, kinds, folders, strict=True))
-    }  # fmt: skip
+    }
     files |= {"mine/readme.txt": b"hello", "mine/.DS_Store": b"", "__MACOSX/._0.png": b"\0"}
     found = prepare("images", packed(how, tmp_path, files))
     np.testing.assert_array_equal(found.images("train"), images[:3])

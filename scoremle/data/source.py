@@ -81,26 +81,31 @@ class Source:
                 self._passed += len(content)
                 yield name, content
         for archive in self._archives:
-            nested = self.path.is_dir()
-            prefix = f"{self._name(archive)}/" if nested else ""
-            if nested:
-                self._note(prefix, _digest(archive).digest())
-            before = self._passed
-            members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
-            for name, share, read in members(archive):
-                self._passed = before + share * archive.stat().st_size
-                if self._wanted(prefix + name, wanted):
-                    with _damage(archive):
-                        content = read()
-                    yield prefix + name, content
-            self._passed = before + archive.stat().st_size
+            yield from self._members(archive, wanted)
+
+    def _members(
+        self, archive: Path, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, bytes]]:
+        prefix, size, before = "", archive.stat().st_size, self._passed
+        if self.path.is_dir():
+            prefix = f"{self._name(archive)}/"
+            self._note(prefix, _digest(archive).digest())
+        members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+        for name, share, read in members(archive):
+            self._passed = before + share * size
+            if self._wanted(prefix + name, wanted):
+                with _damage(archive):
+                    content = read()
+                yield prefix + name, content
+        self._passed = before + size
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path).as_posix() if self.path.is_dir() else file.name
 
     def _wanted(self, name: str, wanted: Callable[[str], bool]) -> bool:
         # What operating systems add on their own.
-        if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        parts = PurePosixPath(name).parts
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             return False
         found = wanted(name)
         self.left_out += not found
