@@ -15,7 +15,7 @@ def get_config():
     training.importance_weighting = True
     training.stratified = True
     training.batch_size = 64
-    training.n_iters = 1000
+    training.n_iters = 500
     training.snapshot_freq = 500
     training.snapshot_freq_for_preemption = 250
 

@@ -92,7 +92,7 @@ def test_what_was_counted(tmp_path):
         skip_corrupt=True,
     )
     assert found.meta["duplicates"] == {
-        "within train": 1, "within test": 1, "test images that are in train": 2,
+        "within train": 1, "within test": 1, "of train in test": 2,
     }  # fmt: skip
     assert found.meta["constant_images"] == 1
     assert (found.meta["skipped"], found.meta["notes"]) == (["broken.png"], {"odd": 3})

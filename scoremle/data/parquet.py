@@ -12,7 +12,7 @@ import numpy as np
 
 from scoremle.data.pictures import Decoder, chunked, split_of
 from scoremle.data.reading import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.source import Source
+from scoremle.data.source import Source, check_ratio
 from scoremle.errors import UserError
 
 __all__ = ["read_parquet"]
@@ -60,8 +60,10 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
 
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        check_ratio(where, sum(group.total_byte_size for group in groups), len(content))
         pictures = [f.name for f in file.schema_arrow if _is_picture(f.type)]
-        labels = [n for n in LABELS if n in file.schema_arrow.names]
+        labels = [f.name for f in file.schema_arrow if f.name in LABELS and _is_label(f.type)]
         if not pictures:
             names = ", ".join(file.schema_arrow.names)
             raise UserError(f"{where}: no column of encoded pictures among: {names}")
@@ -70,10 +72,17 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
             cells = batch.column(pictures[0]).to_pylist()
             of_cells = batch.column(labels[0]).to_pylist() if labels else [""] * len(cells)
             for cell, label in zip(cells, of_cells, strict=True):
-                yield (cell.get("bytes") if isinstance(cell, dict) else cell), label
-    except pa.ArrowException as error:
+                picture = cell.get("bytes") if isinstance(cell, dict) else cell
+                yield picture, -1 if label is None else label
+    except (pa.ArrowException, OSError) as error:
         text = str(error).splitlines()[0]
         raise UserError(f"{where}: truncated or no parquet file ({text})") from error
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_integer(kind) or types.is_string(kind)
 
 
 def _is_picture(kind: Any) -> bool:

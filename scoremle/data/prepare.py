@@ -183,7 +183,7 @@ class _Writer:
         self._check_usable(source)
         self._choose_test(source)
         train, test = (self._rows[split] for split in ("train", "test"))
-        labels, classes = self._write_labels(source)
+        labels, classes = self._write_labels()
         given = self._ways == {False}
         fraction = f"by content: a fraction of {self._options.test_fraction:g} is for testing"
         words = [np.concatenate(self._words[split]) for split in ("train", "test")]
@@ -199,7 +199,7 @@ class _Writer:
             "duplicates": {
                 "within train": len(words[0]) - len(np.unique(words[0])),
                 "within test": len(words[1]) - len(np.unique(words[1])),
-                "test images that are in train": int(np.isin(words[1], words[0]).sum()),
+                "of train in test": int(np.isin(words[1], words[0]).sum()),
             },
             "constant_images": self._constant,
             "skipped": [name for name, _ in self._unusable],
@@ -245,7 +245,7 @@ class _Writer:
                     " --test-fraction, or folders named train and test"
                 )
 
-    def _write_labels(self, source: str) -> tuple[bool, list[str]]:
+    def _write_labels(self) -> tuple[bool, list[str]]:
         """Writes them if each image has one; whether it did, and the names behind the numbers."""
         both = [self._labels[split] for split in ("train", "test")]
         if [len(labels) for labels in both] != [self._rows[s].count for s in ("train", "test")]:
