@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 
-from scoremle import baselines, report
-from scoremle.data import DATASETS
+from scoremle import baselines, data, report
 
 
 def main() -> None:
     name, path = (*sys.argv[1:], "", "")[:2]
-    train, test, levels = DATASETS[name](path)
+    images = data.load(name, path=path)
+    train, test, levels = images.train, images.test, images.levels
     columns = {
         "uniform": baselines.uniform_bpd(test, levels),
         "histogram of each pixel": baselines.histogram_bpd(train, test, levels),

@@ -87,9 +87,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "CIFAR10"  # name of the data set
-    config.data.path = ""  # folder with its files; '' is where the system installs them
+    config.data.path = ""  # its files as they come, or a prepared folder; '': where installed
     config.data.image_size = 32  # height and width; beyond the images' own: padded with zeros
     config.data.num_channels = 3  # 1 or 3
+    config.data.fit = ""  # images of other sizes: crop (centre) or resize (square); '': refused
+    config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
+    config.data.on_device = "auto"  # all training images: true, false, or auto where they fit
     config.data.random_flip = True  # mirror training images at random
     config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
     # Off as published: training sees the grid k/255, while likelihoods are of (k + u)/256.

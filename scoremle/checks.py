@@ -23,6 +23,8 @@ ONLY = {
 }
 CHOICES = {
     "eval.dataset": ("train", "test"),
+    "data.fit": ("", "crop", "resize"),
+    "data.on_device": ("auto", "true", "false"),
     "model.embedding": ("time", "log_snr"),
 }
 # What values must be, by name: in words, and as a test that NaN fails.
@@ -60,9 +62,12 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{name} must be {words}, not {value}")
     if config.model.sigma_min >= config.model.sigma_max:
         raise UserError("model.sigma_min must be below model.sigma_max")
+    if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
+        raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
     for name, choices in CHOICES.items():
-        if (value := _field(config, name)) not in choices:
-            raise UserError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+        if (value := _field(config, name)).lower() not in choices:
+            listing = " or ".join(choice or "''" for choice in choices)
+            raise UserError(f"{name} must be {listing}, not {value!r}")
 
 
 def _field(config: Any, name: str) -> Any:

@@ -97,6 +97,10 @@ class Evaluation:
         data = self.experiment.data
         return data.train if self.options.dataset == "train" else data.test
 
+    @property
+    def _bytes(self) -> memoryview:
+        return np.ascontiguousarray(self.images).data
+
     def results(self) -> dict[str, Any]:
         """What lies in results.json."""
         path = self.folder / "results.json"
@@ -159,8 +163,9 @@ class Evaluation:
         return {
             "dataset": data.name,
             "levels": data.levels,
+            **data.facts,
             "split": self.options.dataset,
-            "data_hash": hashlib.sha256(self.images.tobytes()).hexdigest()[:HASH_LENGTH],
+            "data_hash": hashlib.sha256(self._bytes).hexdigest()[:HASH_LENGTH],
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
             "dequantizer": type(experiment.dequantizer).__name__.lower(),

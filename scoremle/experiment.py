@@ -199,6 +199,7 @@ class Experiment:
     """Everything that training and evaluation need, live."""
 
     data: data.ImageSet
+    on_device: str
     pixels: Pixels
     dequantizer: Dequantizer
     sde: SDE
@@ -364,6 +365,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     times = _times(config, sde)
     experiment = Experiment(
         data=images,
+        on_device=config.data.on_device.lower(),
         pixels=pixels,
         dequantizer=Uniform(),
         sde=sde,
@@ -406,6 +408,8 @@ def _load(config: Any) -> data.ImageSet:
         path=config.data.path,
         image_size=config.data.image_size,
         num_channels=config.data.num_channels,
+        fit=config.data.fit.lower(),
+        levels=config.data.levels,
         batch_size=config.training.batch_size,
         seed=config.seed,
         random_flip=config.data.random_flip,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from scoremle.arrays import IntImages, PRNGKey
 from scoremle.checkpoint import Checkpoints
@@ -62,7 +62,11 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-Step = Callable[[TrainState, Integer[Array, "k b h w c"]], tuple[TrainState, Metrics]]
+# The images of k steps, or whatever ``gather`` makes them from: arrays [k b ...].
+Batches = Any
+Step = Callable[[TrainState, Batches], tuple[TrainState, Metrics]]
+# What lies on the device, and one batch, give the images of a step.
+Gather = Callable[[Any, Any], IntImages]
 
 
 class Outcome(NamedTuple):
@@ -139,20 +143,30 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_rate: float, *, seed: int = 0
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_rate: float,
+    *,
+    seed: int = 0,
+    resident: Any = (),
+    gather: Gather = lambda resident, images: images,
 ) -> Step:
     """Compile ``step(state, images[k b h w c])``: k steps in one call.
 
     The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the loss adds.
-    The state given is used up: its memory becomes that of the state returned.
+    The state given is used up: its memory becomes that of the state returned. With ``gather``, a
+    step makes its images from the ``resident`` arrays and its batch, such as numbers of images.
     """
 
-    # An argument, not a constant: the compiled program is the same for every seed.
-    seed_key = jax.random.key(seed)
+    # Arguments, not constants: the compiled program is the same for every seed and all images.
+    fixed = (jax.random.key(seed), jax.device_put(resident, _placement()))
 
     def one(
-        key: PRNGKey, state: TrainState, images: IntImages
+        fixed: tuple[PRNGKey, Any], state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Array]]:
+        key, resident = fixed
+        # A barrier: however images come, what is computed from them is the same, to the last bit.
+        images = jax.lax.optimization_barrier(gather(resident, batch))
         step_key = jax.random.fold_in(key, state.step)
         (value, more), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, images, step_key
@@ -163,15 +177,17 @@ def make_step(
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    def fused(key: PRNGKey, state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(functools.partial(one, key), state, images)
+    def fused(
+        fixed: tuple[PRNGKey, Any], state: TrainState, batches: Batches
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(functools.partial(one, fixed), state, batches)
 
     on_cpu = jax.default_backend() == "cpu"
     # The result is where the argument was, so that the next call is the same program.
     jitted = jax.jit(
         one if on_cpu else fused, donate_argnums=1, out_shardings=_placement()
     )
-    compiled = functools.partial(jitted, seed_key)
+    compiled = functools.partial(jitted, fixed)
     return _one_by_one(compiled) if on_cpu else compiled
 
 
@@ -182,10 +198,10 @@ def _one_by_one(single: Callable[..., Any]) -> Step:
     times slower inside a loop (measured with 0.10.2).
     """
 
-    def step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
         rows = []
-        for batch in images:
-            state, row = single(state, batch)
+        for i in range(len(jax.tree.leaves(batches)[0])):
+            state, row = single(state, jax.tree.map(lambda array, i=i: array[i], batches))
             rows.append(row)
         return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -195,7 +211,7 @@ def _one_by_one(single: Callable[..., Any]) -> Step:
 def run(
     state: TrainState,
     step: Step,
-    batch: Callable[[int], np.ndarray],
+    batch: Callable[[int], Any],
     schedule: Schedule,
     *,
     snapshots: Checkpoints,
@@ -262,14 +278,21 @@ def _placement(*axes: str | None) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec(*axes))
 
 
-def _stack(batch: Callable[[int], np.ndarray], steps: range) -> Integer[Array, "k b h w c"]:
-    images = np.stack([batch(i) for i in steps])
-    if images.shape[1] % jax.device_count():
+def _stack(batch: Callable[[int], Any], steps: range) -> Batches:
+    """Batches of some steps, each split over all devices of all processes."""
+    batches = jax.tree.map(lambda *each: np.stack(each), *[batch(i) for i in steps])
+    size = jax.tree.leaves(batches)[0].shape[1]
+    if size % jax.device_count():
         raise UserError(
-            f"training.batch_size {images.shape[1]} does not divide over "
-            f"{jax.device_count()} devices"
+            f"training.batch_size {size} does not divide over {jax.device_count()} devices"
         )
-    return jax.device_put(images, _placement(None, "data"))
+    return jax.tree.map(_split, batches)
+
+
+def _split(array: np.ndarray) -> Array:
+    """Every process knows the whole array [k b ...], and sends its own devices their rows."""
+    placement = _placement(None, "data")
+    return jax.make_array_from_callback(array.shape, placement, lambda index: array[index])
 
 
 def _fetch(pending: list[Metrics], end: int, saved: Path | None) -> Row:

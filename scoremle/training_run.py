@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle import metrics, report, train
+from scoremle import data, metrics, report, train
 from scoremle.experiment import Experiment
 from scoremle.pixels import bits_per_dim
 from scoremle.workdir import Workdir
@@ -23,13 +23,19 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     workdir.check_training(experiment)
     workdir.describe(experiment)
+    feed = data.feed(experiment.data, experiment.on_device)
     step = train.make_step(
-        experiment.loss, experiment.optimizer, experiment.ema_rate, seed=experiment.seed
+        experiment.loss,
+        experiment.optimizer,
+        experiment.ema_rate,
+        seed=experiment.seed,
+        resident=feed.resident,
+        gather=feed.gather,
     )
     outcome = train.run(
         workdir.snapshot_state(experiment.template()) or experiment.init_state(),
         step,
-        experiment.data.batch,
+        feed.batch,
         experiment.schedule,
         snapshots=workdir.snapshots,
         preemption=workdir.preemption,

@@ -1,7 +1,7 @@
 """A working directory, and whether it belongs to an experiment.
 
 config.json        the resolved config
-data.json          name and number of levels of the data set
+data.json          name, number of levels and hashes of the data set
 metrics.jsonl      a row of numbers for every logged step
 samples/           a grid of samples for every snapshot
 checkpoints/       snapshots, for evaluation
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 FREE = {
     "training.n_iters", "training.log_freq", "training.eval_freq", "training.snapshot_freq",
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
+    "data.on_device",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
 OF_THE_NETWORK = {
@@ -100,14 +101,14 @@ class Workdir:
     def describe(self, experiment: Experiment) -> None:
         """Writes what the experiment is."""
         write_json(self.config_path, dict(experiment.config))
-        facts = {"name": experiment.data.name, "levels": experiment.data.levels}
-        write_json(self.data_path, facts)
+        write_json(self.data_path, _data_facts(experiment))
 
     def check_training(self, experiment: Experiment) -> None:
         """Raises UserError if training would go on from another experiment."""
         self._check(
             experiment,
             lambda name: name not in FREE and name.split(".")[0] not in FREE_SECTIONS,
+            ("levels", "data_version", "train_sha256"),
         )
         for name, value in self._stated().items():
             if (given := _field(experiment, name)) != value:
@@ -124,6 +125,7 @@ class Workdir:
                 name in OF_THE_NETWORK
                 or (name.startswith("model.") and name not in NOT_OF_THE_NETWORK)
             ),
+            ("levels", "data_version"),
         )
 
     def _hint(self) -> str:
@@ -136,7 +138,9 @@ class Workdir:
         known = origin(self.folder.resolve()) if published else None
         return known.fields if known else {}
 
-    def _check(self, experiment: Experiment, matters: Callable[[str], bool]) -> None:
+    def _check(
+        self, experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
+    ) -> None:
         sde, given = self._stated().get("training.sde"), _field(experiment, "training.sde")
         if sde not in (None, given):
             raise UserError(
@@ -150,6 +154,9 @@ class Workdir:
         old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
         # A field that is not in the record is newer than the record.
         different = sorted(n for n in new if matters(n) and n in old and old[n] != new[n])
+        if not different and self.data_path.exists():
+            old, new = read_json(self.data_path), _data_facts(experiment)
+            different = [name for name in of_data if name in old and old[name] != new.get(name)]
         if different:
             raise UserError(
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
@@ -163,9 +170,15 @@ def _field(experiment: Experiment, name: str) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _data_facts(experiment: Experiment) -> dict[str, Any]:
+    data = experiment.data
+    return {"name": data.name, "levels": data.levels, **data.facts}
+
+
 def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
     shown = names[:DIFFERENCES_SHOWN]
-    text = ", ".join(f"{name} was {old.get(name)!r} and is now {new[name]!r}" for name in shown)
+    changes = [(name, old.get(name), new.get(name)) for name in shown]
+    text = ", ".join(f"{name} was {was!r} and is now {now!r}" for name, was, now in changes)
     more = len(names) - len(shown)
     return f"{text} and {more} more" if more else text
 

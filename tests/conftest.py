@@ -50,6 +50,14 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory):
+    """Data sets are prepared in a folder of this run, in other processes too."""
+    folder = tmp_path_factory.mktemp("data")
+    os.environ["SCOREMLE_DATA"] = str(folder)
+    return folder
+
+
 # A model of the digits that trains in seconds: for tests of everything around it.
 TINY = (
     f"--config={ROOT / 'configs' / 'digits.py'}",

@@ -15,7 +15,8 @@ LAYERS = (
     ("bound", "conditional", "nodes", "reference"),
     ("pilot",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
-    ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
+    ("files",),
+    ("data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
     ("train", "evaluate", "report", "parts"),
     ("experiment", "official", "features"),
     ("workdir", "tasks", "sampling_run"),

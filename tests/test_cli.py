@@ -324,7 +324,7 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("training__batch_size", "many", ["training.batch_size must be int", '"many"']),
         ("training__sde", "vsde", ["unknown SDE", "'vsde'", "vpsde, subvpsde, vesde"]),
         ("data__dataset", "digit", ["unknown data set 'digit'", "did you mean digits?", "mnist"]),
-        ("data__dataset", "CIFAR10", ["CIFAR10 is not available", "digits, mnist"]),
+        ("data__dataset", "CIFAR10", ["cifar10 has no default place", "cifar-10-binary.tar.gz"]),
         ("data__path", "/somewhere", ["data.path", "leave it empty"]),
         ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
         ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
@@ -496,9 +496,10 @@ def idx_flags(path):
 
 
 def test_missing_data(tmp_path, capfd):
-    assert "mnist has no default folder" in mistake(capfd, "train", tmp_path, **idx_flags(""))
+    assert "mnist has no default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
     absent = tmp_path / "absent"
-    assert f"no data folder {absent}" in mistake(capfd, "train", tmp_path, **idx_flags(absent))
+    line = mistake(capfd, "train", tmp_path, **idx_flags(absent))
+    assert f"no data folder or file {absent}" in line
     line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
     assert f"train-images-idx3-ubyte.gz in {tmp_path}" in line
 

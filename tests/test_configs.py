@@ -15,7 +15,7 @@ default, _ = config_files.load_configs(None)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))
-OWN = ["configs/digits.py", "configs/fashion_mnist.py"]
+OWN = ["configs/digits.py", "configs/fashion_mnist.py", "configs/own_images.py"]
 
 
 @pytest.fixture(autouse=True)

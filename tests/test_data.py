@@ -1,25 +1,49 @@
-"""Data sets are read whole or not at all, and batches are a function of (seed, step)."""
+"""Batches are a function of (seed, step), however they get to the device; idx files; names."""
 
 import gzip
+import hashlib
+import os
+import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import resume_worker as worker
 
 from scoremle import data
-from scoremle.data import idx
+from scoremle.data import feeds
 from scoremle.data.digits import load_digits, stratified_split
 from scoremle.data.images import ImageSet, pad_to, padded_batches
 from scoremle.errors import UserError
+from scoremle.train import Schedule, init_state, make_step, run
 
 # The first epoch of ten images and two images of the second.
 GOLDEN_ORDERS = {
     42: [4, 8, 1, 9, 3, 6, 0, 7, 2, 5, 1, 2],
     43: [2, 1, 5, 7, 8, 9, 4, 0, 6, 3, 1, 5],
 }
-FASHION = Path(idx.FASHION_MNIST_FOLDER)
+# Hashes of the images and of batches, plain and with flips, at steps 0, 1, 22, 23, 5000 (of 64
+# images, seed 42). What a resumed run or a comparison relies on: they may never change.
+GOLDEN_BATCHES = {
+    "digits": (
+        "c37d81919aebcc18 0f08003749ba625a",
+        "0591af4ed7290e28 b5b94b6669a45567 d4e6af190d067178 8b27665e5ac8e72e c6d2fecd18c00ed3",
+        "168f2210727ea41b 0b415231827030cd 4bf0c57fe3edb425 b027338ba0da2fc7 55bfd5a7c02f7afc",
+    ),
+    "fashion_mnist": (
+        "2e487a6c89124f78 c867c93ff9536059",
+        "64cd8f174975bec3 a5c4f14377d6d607 1c3bdbcdba00f3c7 b28c425e8c801fbe 1f41f27edd19dbe8",
+        "e8d1872ffe2cd0a5 ce7a79d85c0dd506 eff729b63468cc2b 1f747297bb8bafd4 1b0ee35400eea004",
+    ),
+}
+FASHION = Path(data.DATASETS["fashion_mnist"].place)
+needs_fashion = pytest.mark.skipif(
+    not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist"
+)
 
 
 def numbered(size: int, **fields) -> ImageSet:
@@ -40,6 +64,19 @@ def test_the_order_of_a_seed_never_changes():
     # A resumed run must see the images that an uninterrupted one would have seen.
     for seed, order in GOLDEN_ORDERS.items():
         assert numbered(10, batch_size=12, seed=seed).indices(0).tolist() == order
+
+
+@pytest.mark.parametrize("name", ["digits", pytest.param("fashion_mnist", marks=needs_fashion)])
+def test_images_and_batches_never_change(name):
+    def short(array):
+        return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
+
+    found = []
+    for random_flip in (False, True):
+        images = data.load(name, batch_size=64, seed=42, random_flip=random_flip)
+        found.append(" ".join(short(images.batch(step)) for step in (0, 1, 22, 23, 5000)))
+    whole = f"{short(images.train)} {short(images.test)}"
+    assert (whole, *found) == GOLDEN_BATCHES[name]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 23])
@@ -76,6 +113,135 @@ def test_flips_mirror_about_half_and_are_deterministic():
     np.testing.assert_array_equal(batch[~flipped], plain[~flipped])
     np.testing.assert_array_equal(batch, images.batch(2))
     assert (batch != images.batch(3)).any()
+
+
+# How images get to the device
+
+SETTINGS = {"batch_size": 4, "seed": 5, "random_flip": True}
+
+
+def mapped(tmp_path: Path) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
+
+
+def trained(images: ImageSet, on_device: str, folder: Path):
+    """The bits of a training's end, and what it logged."""
+    feed = data.feed(images, on_device)
+    step = make_step(
+        worker.loss, worker.optimizer(), 0.9, seed=5, resident=feed.resident, gather=feed.gather
+    )
+    state, rows = init_state(worker.init_params(), worker.optimizer()), []
+
+    class Writer:
+        rewind = staticmethod(lambda step: None)
+        write = staticmethod(lambda step, row: rows.append(row))
+        close = staticmethod(lambda: None)
+
+    outcome = run(
+        state, step, feed.batch, Schedule(15, 3, 3, 100, 100, 100),
+        snapshots=worker.Checkpoints(folder / "a", keep=None),
+        preemption=worker.Checkpoints(folder / "b", keep=2), writer=Writer(),
+        on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},
+    )  # fmt: skip
+    return worker.tree_hash(outcome.state), rows
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_training_is_the_same_to_the_last_bit_wherever_its_images_lie(
+    backend, tmp_path, monkeypatch
+):
+    # What other devices do, several steps in one scan, runs on a CPU as well.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    train = mapped(tmp_path)
+    on_disk, in_memory = (ImageSet(t, t[:3], **SETTINGS) for t in (train, np.array(train)))
+    ends = [
+        trained(on_disk, "false", tmp_path / "1"),
+        trained(on_disk, "true", tmp_path / "2"),
+        trained(in_memory, "auto", tmp_path / "3"),
+    ]
+    assert ends[0] == ends[1] == ends[2]
+    plain = ImageSet(train, train[:3], **SETTINGS | {"random_flip": False})
+    assert trained(plain, "true", tmp_path / "4") != ends[0]
+
+
+def test_images_lie_on_the_device_if_they_fit_and_are_asked_for(monkeypatch):
+    images = numbered(10, **SETTINGS)
+    assert isinstance(data.feed(images, "false").batch, feeds.Prefetch)
+    assert data.feed(images, "auto").resident is images.train
+    monkeypatch.setattr(feeds, "MEMORY", 159)  # of which the images need more than 1/4
+    assert isinstance(data.feed(images, "auto").batch, feeds.Prefetch)
+    assert data.feed(images, "true").resident is images.train
+    for mode in ("true", "false"):
+        feed = data.feed(images, mode)
+        for step in (0, 7):
+            found = feed.gather(feed.resident, feed.batch(step))
+            np.testing.assert_array_equal(found, images.batch(step))
+
+
+def test_batches_are_read_ahead_and_come_as_asked():
+    made = []
+
+    def batch(step):
+        made.append(step)
+        return np.full(2, step)
+
+    ahead = feeds.Prefetch(batch, ahead=2)
+    for step in (0, 1, 2, 10, 11, 3):
+        np.testing.assert_array_equal(ahead(step), [step, step])
+    assert len(made) == len(set(made)) + made.count(3) - 1
+    assert {0, 1, 2, 10, 11, 3} <= set(made)
+
+    def broken(step):
+        raise UserError("the disk is gone")
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        feeds.Prefetch(broken)(0)
+
+
+PROCESS = """
+import sys, hashlib, jax, numpy as np
+number, count, port = map(int, sys.argv[1:])
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, number)
+from scoremle import data, train
+images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
+everywhere = train._placement()
+assert jax.device_count() == 2 and jax.process_count() == count
+for mode in ("true", "false"):
+    feed = data.feed(images, mode)
+    batches = train._stack(feed.batch, range(9, 12))
+    one_by_one = jax.jit(jax.vmap(feed.gather, (None, 0)), out_shardings=everywhere)
+    found = one_by_one(jax.device_put(feed.resident, everywhere), batches)
+    print(hashlib.sha256(np.asarray(found)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_global_batch_is_the_same_for_any_number_of_processes():
+    expected = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    images = ImageSet(expected, expected, **SETTINGS)
+    batches = np.stack([images.batch(step) for step in range(9, 12)])
+    digest = hashlib.sha256(batches).hexdigest()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
+
+    def start(number, count):
+        flags = f"--xla_force_host_platform_device_count={2 // count}"
+        return subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(number), str(count), port],
+            env={**environment, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    processes = [start(0, 1), start(0, 2), start(1, 2)]
+    for out, err in [process.communicate(timeout=300) for process in processes]:
+        # Gloo writes there too.
+        assert [line for line in out.splitlines() if len(line) == 64] == [digest] * 2, err
 
 
 @pytest.mark.parametrize(("count", "batch_size", "start"), [(10, 4, 0), (8, 4, 0), (10, 4, 6)])
@@ -126,13 +292,15 @@ def test_digits_are_stratified():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
-        load_digits("")
+    for read in (load_digits, lambda: load("digits")):
+        with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
+            read()
 
 
 def test_digits_have_no_path():
-    with pytest.raises(UserError, match="leave it empty"):
-        load_digits("/somewhere")
+    for read in (load_digits, lambda path: load("digits", path=path)):
+        with pytest.raises(UserError, match="leave it empty"):
+            read("/somewhere")
 
 
 # idx files
@@ -147,6 +315,8 @@ def idx_bytes(count: int, side: int = 28, magic: int = 0x803, seed: int = 0) -> 
 def folder(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(9))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(5, seed=1)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 9) + bytes(9))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 5) + bytes(5))
     return tmp_path
 
 
@@ -188,6 +358,20 @@ def test_damaged_idx_file(folder, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (struct.pack(">2I", 0x801, 8) + bytes(8), "8 labels, but there are 9 images"),
+        (struct.pack(">2I", 0x803, 9) + bytes(9), "not an idx file of labels"),
+        (struct.pack(">2I", 0x801, 9) + bytes(8), "its header promises 9 labels, 17 bytes"),
+    ],
+)
+def test_damaged_labels(folder, content, message):
+    (folder / "train-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load("mnist", path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         (gzip.compress(idx_bytes(5))[:-20], "truncated or damaged gzip"),
         (gzip.compress(idx_bytes(5))[:50] + b"\xff" * 200, "damaged"),
         (idx_bytes(5), "not a gzip file"),
@@ -207,14 +391,15 @@ def test_missing_file_says_where_it_looked(folder):
     assert str(folder) in str(error.value)
 
 
-def test_missing_folder_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"no data folder .*absent.*dataset-fashion-mnist"):
+def test_missing_folder_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"no data folder or file .*absent.*dataset-fashion-mnist"):
         load("fashion_mnist", path=str(tmp_path / "absent"))
-    with pytest.raises(UserError, match=r"no default folder; set --config\.data\.path"):
+    with pytest.raises(UserError, match=r"no default place; it needs --config\.data\.path"):
         load("mnist")
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+@needs_fashion
 def test_real_fashion_mnist():
     images = load("fashion_mnist")
     assert (len(images.train), len(images.test)) == (60_000, 10_000)
@@ -230,8 +415,10 @@ def test_real_fashion_mnist():
     ("name", "fields", "message"),
     [
         ("digitz", {}, "unknown data set 'digitz'; did you mean digits.*fashion_mnist"),
-        ("CIFAR10", {}, "CIFAR10 is not available in this version; there are: digits, mnist"),
-        ("ImageNet", {}, "ImageNet is not available in this version"),
+        ("CIFAR10", {}, "needs --config.data.path=PLACE .*: cifar-10-binary.tar.gz or cifar-"),
+        ("ImageNet", {}, "needs --config.data.path=PLACE .*: a folder with the train and the val"),
+        ("digits", {"fit": "crop"}, "data.fit is 'crop', but digits has no images of other"),
+        ("digits", {"levels": 18}, "data.levels is 18, but the images have 17"),
         ("digits", {"num_channels": 3, "image_size": 8}, "num_channels is 3, but digits has 1"),
         ("digits", {"image_size": 4}, "image_size is 4, but the images are 8x8"),
         ("digits", {"batch_size": 0}, "batch_size must be at least 1"),

@@ -52,8 +52,8 @@ def digits_params():
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
-def test_data_of_published_configs_is_named_as_missing(path):
-    with pytest.raises(UserError, match="is not available in this version; there are: digits"):
+def test_published_configs_say_where_their_data_must_be(path):
+    with pytest.raises(UserError, match=r"needs --config\.data\.path=P.*(cifar-10-binary|PNG)"):
         build(config(path))
 
 

@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "Parser"]
 
 # Name on the command line -> module with main(arguments), and one line of help.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "data": ("scoremle.commands.data", "prepare a data set, or look at one"),
     "import": (
         "scoremle.commands.import_checkpoint",
         "a published checkpoint: what it is, and a workdir of it",

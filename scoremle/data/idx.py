@@ -1,92 +1,138 @@
-"""MNIST and Fashion-MNIST from their idx files, plain or gzipped.
+"""MNIST, Fashion-MNIST and EMNIST from their idx files, plain or gzipped.
 
-An idx file of images is a big-endian header (magic 0x00000803, count, rows, columns) and then one
-byte a pixel. A file that is not exactly as long as its header says is an error.
+An idx file is a big-endian header (magic 0x00000803 for images, 0x00000801 for labels; count; rows
+and columns) and then one byte a pixel or label. A file that is not exactly as long as its header
+says is an error. The labels may be absent.
 """
 
-import gzip
 import struct
-import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from scoremle.data.reading import Chunk, Options, Reading
+from scoremle.data.source import hash_files, read_gzip
 from scoremle.errors import UserError
 
-__all__ = ["load_fashion_mnist", "load_mnist", "read_images"]
+__all__ = ["read_emnist", "read_idx", "read_images"]
 
-# Where Debian's package dataset-fashion-mnist installs.
-FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
-FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
-MAGIC = 0x803
-HEADER = struct.Struct(">4I")
-
-
-def load_mnist(path: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Training images, test images, uint8 [n 28 28 1], and the number of levels."""
-    advice = f"set --config.data.path to the folder with {FILES[0]}[.gz] and {FILES[1]}[.gz]"
-    if not path:
-        raise UserError(f"mnist has no default folder; {advice}")
-    return _load(Path(path), advice)
+IMAGES, LABELS = 0x803, 0x801
+CHUNK = 4096
+# Split -> how its files begin, MNIST's way and EMNIST's.
+SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 
 
-def load_fashion_mnist(path: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Training images, test images, uint8 [n 28 28 1], and the number of levels."""
-    advice = (
-        "install Debian's package dataset-fashion-mnist, or set --config.data.path"
-        f" to the folder with {FILES[0]}[.gz] and {FILES[1]}[.gz]"
-    )
-    return _load(Path(path or FASHION_MNIST_FOLDER), advice)
+def read_idx(path: Path, options: Options) -> Reading:
+    """A folder with train-images-idx3-ubyte[.gz], t10k-images-idx3-ubyte[.gz], and labels."""
+    return _read(path, transposed=False)
 
 
-def _load(folder: Path, advice: str) -> tuple[np.ndarray, np.ndarray, int]:
-    train, test = (read_images(_find(folder, name, advice)) for name in FILES)
-    if train.shape[1:] != test.shape[1:]:
+def read_emnist(path: Path, options: Options) -> Reading:
+    """The same with names of EMNIST; its images are stored on their side and set upright."""
+    return _read(path, transposed=True)
+
+
+def _read(path: Path, *, transposed: bool) -> Reading:
+    splits = {split: _split(path, split) for split in SPLITS}
+    shapes = [images.shape[1:3] for images, _ in splits.values()]
+    if shapes[0] != shapes[1]:
+        (a, b), (c, d) = shapes
+        raise UserError(f"{path}: training images are {a}x{b}, test images {c}x{d}")
+
+    facts = {"orientation": "transposed, which sets EMNIST upright"} if transposed else {}
+    sha256 = partial(hash_files, path, lambda name: "idx" in name)
+    return Reading(_chunks(splits, transposed), sha256, facts=facts)
+
+
+def _chunks(
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], transposed: bool
+) -> Iterator[Chunk]:
+    total, done = sum(len(images) for images, _ in splits.values()), 0
+    for split, (images, labels) in splits.items():
+        for start in range(0, len(images), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk = images[rows].swapaxes(1, 2) if transposed else images[rows]
+            done += len(chunk)
+            yield Chunk(chunk, split, done / total, None if labels is None else labels[rows])
+
+
+def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    images = read_images(_find(folder, split, "images-idx3-ubyte"))
+    try:
+        file = _find(folder, split, "labels-idx1-ubyte")
+    except FileNotFoundError:
+        return images, None
+    labels = _content(file, LABELS)
+    if len(labels) != len(images):
         raise UserError(
-            f"{folder}: training images are {train.shape[1]}x{train.shape[2]},"
-            f" test images {test.shape[1]}x{test.shape[2]}"
+            f"{file}: {len(labels)} labels, but there are {len(images)} images; fetch it again"
         )
-    return train, test, 256
+    return images, labels.astype(int)
 
 
-def _find(folder: Path, name: str, advice: str) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"no data folder {folder}; {advice}")
-    for file in (folder / name, folder / f"{name}.gz"):
-        if file.is_file():
-            return file
-    raise UserError(f"neither {name} nor {name}.gz in {folder}; {advice}")
+class _Missing(UserError, FileNotFoundError):
+    """No such file, which for labels is no mistake."""
+
+
+def _find(folder: Path, split: str, ending: str) -> Path:
+    found = {
+        file
+        for start in SPLITS[split]
+        for suffix in ("", ".gz")
+        for pattern in (f"{start}-{ending}{suffix}", f"*-{start}-{ending}{suffix}")
+        for file in (folder.glob(pattern) if folder.is_dir() else ())
+        if file.is_file()
+    }
+    # The same file, plain and gzipped: the plain one.
+    names = {file for file in found if file.suffix != ".gz" or file.with_suffix("") not in found}
+    if len(names) > 1:
+        listing = ", ".join(sorted(file.name for file in names))
+        raise UserError(f"{folder} holds several sets ({listing}): keep one in a folder")
+    if not names:
+        name = f"{SPLITS[split][0]}-{ending}"
+        raise _Missing(f"neither {name} nor {name}.gz in {folder}")
+    return names.pop()
 
 
 def read_images(file: Path) -> np.ndarray:
     """The images of one idx file, uint8 [n h w 1]; a name ending in .gz is decompressed."""
-    content = _read(file)
-    if len(content) < HEADER.size:
+    return _content(file, IMAGES)[..., None]
+
+
+def _content(file: Path, magic: int) -> np.ndarray:
+    """The array in an idx file with this magic number, whose last byte counts its axes."""
+    what = "images" if magic == IMAGES else "labels"
+    header = struct.Struct(f">{1 + (magic & 0xFF)}I")
+    start = _read_file(file, header.size)
+    if len(start) < header.size:
         raise UserError(f"{file}: truncated within its header; fetch the file again")
-    magic, count, height, width = HEADER.unpack_from(content)
-    if magic != MAGIC:
+    found, *shape = header.unpack(start)
+    if found != magic:
         raise UserError(
-            f"{file}: not an idx file of images: its magic number is 0x{magic:08x},"
-            f" not 0x{MAGIC:08x}"
+            f"{file}: not an idx file of {what}: its magic number is 0x{found:08x},"
+            f" not 0x{magic:08x}"
         )
-    expected = HEADER.size + count * height * width
-    if len(content) != expected or not count:
+    expected = header.size + int(np.prod(shape, dtype=object))
+    # One byte more than it should hold: enough to see that it is too long, however long it is.
+    content = _read_file(file, expected + 1)
+    if len(content) != expected or not shape[0]:
         state = "truncated" if len(content) < expected else "inconsistent"
+        holds = f"{len(content)}" if len(content) <= expected else "more"
+        size = "".join(f" of {'x'.join(map(str, shape[1:]))}" for _ in shape[1:2])
         raise UserError(
-            f"{file}: {state}: its header promises {count} images of {height}x{width},"
-            f" {expected} bytes, but it holds {len(content)}; fetch the file again"
+            f"{file}: {state}: its header promises {shape[0]} {what}{size}, {expected} bytes,"
+            f" but it holds {holds}; fetch the file again"
         )
-    pixels = np.frombuffer(content, np.uint8, offset=HEADER.size)
-    return pixels.reshape(count, height, width, 1)
+    return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
 
 
-def _read(file: Path) -> bytes:
+def _read_file(file: Path, limit: int) -> bytes:
+    if file.suffix == ".gz":
+        return read_gzip(file, limit)
     try:
-        content = file.read_bytes()
-        return gzip.decompress(content) if file.suffix == ".gz" else content
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{file}: not a gzip file ({error}); fetch the file again") from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{file}: truncated or damaged gzip; fetch the file again") from error
+        with file.open("rb") as stream:
+            return stream.read(limit)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error

@@ -9,15 +9,16 @@ Orders and flips are built from the raw 64-bit words of PCG64, whose stream nump
 it makes no such promise for ``Generator.permutation``, which would tie a resumed run to a version.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["ImageSet", "pad_to", "padded_batches", "permutation"]
+__all__ = ["ImageSet", "Rows", "pad_to", "padded_batches", "permutation"]
 
 # Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
 FLIP_STREAM = 1
@@ -38,9 +39,19 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed, epoch)
 
 
+class Rows(NamedTuple):
+    """A batch by number: which images, and which of them are mirrored."""
+
+    indices: np.ndarray
+    flipped: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Training and test images, uint8 [n h w c] with values in ``range(levels)``."""
+    """Training and test images, uint8 [n h w c] with values in ``range(levels)``.
+
+    ``facts`` stand beside every result on them: version and hash of the source.
+    """
 
     train: np.ndarray
     test: np.ndarray
@@ -49,6 +60,7 @@ class ImageSet:
     batch_size: int = 128
     seed: int = 0
     random_flip: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,13 +79,19 @@ class ImageSet:
         ]
         return np.concatenate(parts)
 
-    def batch(self, step: int) -> np.ndarray:
-        """The training batch of this step, uint8 [batch_size h w c]; pure in (seed, step)."""
-        images = self.train[self.indices(step)]
+    def rows(self, step: int) -> Rows:
+        """The training batch of this step, by number."""
+        flipped = np.zeros(self.batch_size, bool)
         if self.random_flip:
             words = _words(self.batch_size, self.seed, int(step), FLIP_STREAM)
             flipped = words >> np.uint64(63) == 1
-            images[flipped] = images[flipped, :, ::-1]
+        return Rows(self.indices(step).astype(np.int32), flipped)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The training batch of this step, uint8 [batch_size h w c]; pure in (seed, step)."""
+        indices, flipped = self.rows(step)
+        images = self.train[indices]
+        images[flipped] = images[flipped, :, ::-1]
         return images
 
 
@@ -96,7 +114,10 @@ def pad_to(images: np.ndarray, size: int) -> np.ndarray:
         raise UserError(
             f"data.image_size is {size}, but the images are {height}x{width};"
             f" set it to {max(height, width)}, or larger to pad with zeros"
+            " (files of pictures can be made smaller: data.fit)"
         )
+    if size == height == width:
+        return images  # without a copy, which would read all of a mapped file
     margins = [_halves(size - height), _halves(size - width)]
     return np.pad(images, [(0, 0), *margins, (0, 0)])
 

@@ -1,0 +1,136 @@
+"""A data set by name, and where it lies prepared: at ``data.path``, or in the cache.
+
+In the cache, the name of a folder is a hash of everything that went into it: other files, another
+place or other options are another folder, and nothing there is ever out of date.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from scoremle.data.folder import FORMAT, Prepared, cache_folder, is_prepared
+from scoremle.data.prepare import prepare
+from scoremle.data.reading import Options, Reader
+from scoremle.data.source import stamp
+from scoremle.errors import UserError
+
+__all__ = ["ANY_SIZE", "Dataset"]
+
+# The options that say what images become, all of which readers of any size have a use for.
+ANY_SIZE = frozenset({"size", "channels", "fit"})
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its name, its reader, and what ``data.path`` must be, in words.
+
+    ``place`` is where the system installs it; ``packaged`` says that it comes with a library.
+    ``options`` are those that its reader has a use for. ``counts`` are the numbers of training
+    and test images that each version has.
+    """
+
+    name: str
+    read: Reader
+    needs: str = ""
+    place: str = ""
+    packaged: bool = False
+    options: frozenset[str] = frozenset()
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def find(self, path: str, options: Options) -> Prepared:
+        """Opens it at ``path``, or in the cache, where it is prepared on first use.
+
+        Without a path it is where the system installs it, or the one that was prepared before.
+        """
+        options = self._of_use(options)
+        if path and is_prepared(Path(path)):
+            return self._checked(Prepared(Path(path)), options)
+        place = self.place_of(path)
+        if place is None and not self.packaged:
+            return self._in_cache(options)
+        folder = self._cached(place, options)
+        if not is_prepared(folder):
+            self.prepare(place, options, folder)
+            print(f"prepared {self.name}, once and for all: {folder}", flush=True)
+        return Prepared(folder)
+
+    def place_of(self, path: str) -> Path | None:
+        """Where its files are: at ``path``, or where the system installs them; else None."""
+        if path and self.packaged:
+            raise UserError(
+                f"data.path is {path!r}, but {self.name} come with scikit-learn; leave it empty"
+            )
+        if not path and not (self.place and Path(self.place).exists()):
+            return None
+        place = Path(path or self.place).absolute()
+        if not place.exists():
+            raise UserError(f"no data folder or file {place}; {self._needs}")
+        return place
+
+    def prepare(self, place: Path | None, options: Options, folder: Path) -> None:
+        """Makes ``folder`` of the files at ``place`` (None if packaged)."""
+        if place is None and not self.packaged:
+            raise UserError(f"{self.name} has no default place; {self._needs}")
+        options = self._of_use(options)
+        reading = self.read(place or Path(), options)
+        prepare(
+            reading,
+            folder,
+            name=self.name,
+            source=str(place or "scikit-learn"),
+            options=options,
+            counts=self.counts.get(reading.version),
+        )
+
+    @property
+    def _needs(self) -> str:
+        how = "--config.data.path=PLACE (or --path=PLACE, with scoremle data)"
+        return f"it needs {how}: {self.needs}"
+
+    def _cached(self, place: Path | None, options: Options) -> Path:
+        files = [str(place.resolve()), stamp(place)] if place else []
+        facts = [FORMAT, self.name, files, asdict(options)]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        return cache_folder() / f"{self.name}-{key}"
+
+    def _of_use(self, options: Options) -> Options:
+        unused = ANY_SIZE - self.options
+        return replace(options, **{name: getattr(Options, name) for name in unused})
+
+    def _checked(self, prepared: Prepared, options: Options) -> Prepared:
+        meta, place = prepared.meta, prepared.folder
+        if meta["name"] != self.name:
+            raise UserError(
+                f"{place} holds {meta['name']}, not {self.name}: set data.dataset to that"
+            )
+        asked = {"levels": options.levels, "fit": options.fit}
+        made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
+        for name, value in asked.items():
+            if value and made[name] and value != made[name]:
+                raise UserError(
+                    f"data.{name} is {value!r}, but {place} was prepared with {made[name]!r}"
+                )
+        return prepared
+
+    def _in_cache(self, options: Options) -> Prepared:
+        """The one with these options that was prepared before."""
+        found = [
+            prepared
+            for prepared in map(Prepared, sorted(cache_folder().glob(f"{self.name}-*")))
+            if is_prepared(prepared.folder)
+            and all(
+                prepared.meta["options"][name] == getattr(options, name)
+                for name in ("levels", *ANY_SIZE)
+            )
+        ]
+        if len(found) > 1:
+            listing = ", ".join(str(prepared.folder) for prepared in found)
+            raise UserError(
+                f"{self.name} is prepared more than once; set --config.data.path to one of"
+                f" {listing}"
+            )
+        if not found:
+            raise UserError(f"{self.name} has no default place; {self._needs}")
+        return found[0]

@@ -1,0 +1,305 @@
+"""From a reader's stream of images to a prepared folder, checked on the way, in one pass.
+
+Every image is hashed. The hash finds duplicates, and divides a source without splits: an image is
+for testing if its hash, as a share of all hashes, is below the stated fraction. So the split
+depends on the image alone: it is the same in any order, whatever else is added, and copies of an
+image never lie on both sides.
+
+Fewer grey levels than the source's are its values x scaled down, floor(x levels / own levels): for
+a power of two, the upper bits.
+"""
+
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import scoremle
+from scoremle.data.folder import FORMAT, META, made_whole
+from scoremle.data.reading import Chunk, Options, Reading, Unusable
+from scoremle.errors import UserError
+from scoremle.files import write_json
+
+__all__ = ["prepare"]
+
+SHOWN = 5
+# Seconds between lines of progress where the output is no terminal.
+LINE_EVERY = 20.0
+SPLITS = ("train", "test", "val")
+# Images that are worked on at once: chunks may be large.
+BLOCK = 4096
+
+
+def prepare(
+    reading: Reading,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    options: Options,
+    counts: tuple[int, int] | None = None,
+) -> None:
+    """Fills ``folder`` from a reader's stream, or raises UserError and leaves nothing.
+
+    ``counts``, if known, are the numbers of training and test images that there must be.
+    """
+    with (
+        made_whole(folder) as temporary,
+        closing(_Writer(temporary, reading.levels, options)) as writer,
+    ):
+        with _progress(f"preparing {name}") as tell:
+            for chunk in reading.chunks:
+                writer.add(chunk)
+                tell(chunk.done)
+        facts = writer.finish(source)
+        _check_counts(facts["counts"], counts, f"{name} in {source}")
+        meta = {
+            "format": FORMAT,
+            "name": name,
+            "version": reading.version,
+            "source": source,
+            "source_sha256": reading.sha256(),
+            **facts,
+            **reading.facts,
+            "options": asdict(options),
+            "scoremle": scoremle.__version__,
+        }
+        write_json(temporary / META, meta)
+
+
+class _Rows:
+    """A .npy of uint8 that grows; its count is written into the header at the end."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape, self.count = path, shape, 0
+        self.hash = hashlib.sha256()
+        self._file = path.open("wb+")
+        self._header()
+        self._start = self._file.tell()
+
+    def _header(self) -> None:
+        # numpy pads it so that the first axis can grow in place.
+        fields = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self._file, fields)
+
+    def add(self, images: np.ndarray) -> None:
+        content = np.ascontiguousarray(images).data
+        self._file.write(content)
+        self.hash.update(content)
+        self.count += len(images)
+
+    def finish(self) -> None:
+        self._file.seek(0)
+        self._header()
+        if self._file.tell() != self._start:
+            raise RuntimeError(f"the header of {self.path} has outgrown its place")
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Writer:
+    """Divides, checks and writes chunks; then tells what there was."""
+
+    def __init__(self, folder: Path, levels: int, options: Options) -> None:
+        self._folder, self._own_levels, self._options = folder, levels, options
+        self._levels = options.levels or levels
+        if self._levels > levels:
+            raise UserError(f"data.levels is {self._levels}, but the images have {levels}")
+        self._shape: tuple[int, ...] | None = None
+        self._rows: dict[str, _Rows] = {}
+        self._labels: dict[str, list] = {split: [] for split in SPLITS}
+        self._words: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self._ways: set[bool] = set()
+        self._unusable: list[Unusable] = []
+        self._notes: Counter[str] = Counter()
+        self._constant = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self._unusable += chunk.unusable
+        self._notes.update(chunk.notes)
+        for start in range(0, len(chunk.images), BLOCK):
+            block = slice(start, start + BLOCK)
+            labels = None if chunk.labels is None else np.asarray(chunk.labels[block])
+            self._add(self._checked(chunk.images[block]), labels, chunk.split)
+
+    def _add(self, images: np.ndarray, labels: np.ndarray | None, split: str | None) -> None:
+        words = _hashes(images)
+        self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
+        self._ways.add(split is None)
+        for part, chosen in self._divided(split, words):
+            self._words[part].append(words[chosen])
+            self._rows_of(part).add(self._reduced(images[chosen]))
+            if labels is not None:
+                self._labels[part] += labels[chosen].tolist()
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        if self._shape is None:
+            self._shape = images.shape[1:]
+        if images.shape[1:] != self._shape:
+            first, other = ("x".join(map(str, s)) for s in (self._shape, images.shape[1:]))
+            raise UserError(f"images of different sizes: {first} and {other}")
+        if images.max() >= self._own_levels:
+            raise UserError(
+                f"a pixel is {images.max()}, but with {self._own_levels} levels the values are"
+                f" 0 to {self._own_levels - 1}"
+            )
+        return images
+
+    def _divided(
+        self, split: str | None, words: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        if split is not None:
+            yield split, np.arange(len(words))
+            return
+        for_test = words < np.uint64(self._options.test_fraction * 2.0**64)
+        yield "train", np.flatnonzero(~for_test)
+        yield "test", np.flatnonzero(for_test)
+
+    def _reduced(self, images: np.ndarray) -> np.ndarray:
+        if self._levels == self._own_levels:
+            return images
+        return (images.astype(np.uint32) * self._levels // self._own_levels).astype(np.uint8)
+
+    def _rows_of(self, split: str) -> _Rows:
+        if split not in self._rows:
+            assert self._shape is not None
+            self._rows[split] = _Rows(self._folder / f"{split}.npy", self._shape)
+        return self._rows[split]
+
+    def finish(self, source: str) -> dict[str, Any]:
+        """Ends the files; raises UserError for what makes the whole unfit."""
+        for rows in self._rows.values():
+            rows.finish()
+        self._check_usable(source)
+        self._choose_test(source)
+        train, test = (self._rows[split] for split in ("train", "test"))
+        labels, classes = self._write_labels()
+        given = self._ways == {False}
+        fraction = f"by content: a fraction of {self._options.test_fraction:g} is for testing"
+        words = [np.concatenate(self._words[split]) for split in ("train", "test")]
+        return {
+            "counts": {"train": train.count, "test": test.count},
+            "shape": list(self._shape or ()),
+            "levels": self._levels,
+            "source_levels": self._own_levels,
+            "split": "given" if given else fraction,
+            "labels": labels,
+            "classes": classes,
+            "sha256": {"train": train.hash.hexdigest(), "test": test.hash.hexdigest()},
+            "duplicates": {
+                "within train": len(words[0]) - len(np.unique(words[0])),
+                "within test": len(words[1]) - len(np.unique(words[1])),
+                "of train in test": int(np.isin(words[1], words[0]).sum()),
+            },
+            "constant_images": self._constant,
+            "skipped": [name for name, _ in self._unusable],
+            "notes": dict(self._notes),
+        }
+
+    def close(self) -> None:
+        for rows in self._rows.values():
+            rows.close()
+
+    def _check_usable(self, source: str) -> None:
+        if self._unusable and not self._options.skip_corrupt:
+            shown = [f"{name} ({reason})" for name, reason in self._unusable[:SHOWN]]
+            more = len(self._unusable) - len(shown)
+            listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+            raise UserError(
+                f"{source}: {len(self._unusable)} images can't be used: {listing}; mend or remove"
+                " them, or leave them out with scoremle data prepare --skip-corrupt"
+            )
+        if not self._rows:
+            raise UserError(f"{source}: no images in it")
+        if self._ways == {True, False}:
+            raise UserError(
+                f"{source}: some images are in folders named train or test and others are not;"
+                " move them there, or all out"
+            )
+
+    def _choose_test(self, source: str) -> None:
+        """Validation images are the test split of a source without one, else left out."""
+        if val := self._rows.pop("val", None):
+            if "test" in self._rows:
+                self._notes["validation images, left out beside the test split"] = val.count
+                val.path.unlink()
+            else:
+                val.path.rename(self._folder / "test.npy")
+                self._rows["test"] = val
+                for of_split in (self._labels, self._words):
+                    of_split["test"] = of_split["val"]
+        for split in ("train", "test"):
+            if split not in self._rows or not self._rows[split].count:
+                raise UserError(
+                    f"{source}: no images for {split}ing; give more images, another"
+                    " --test-fraction, or folders named train and test"
+                )
+
+    def _write_labels(self) -> tuple[bool, list[str]]:
+        """Writes them if each image has one; whether it did, and the names behind the numbers."""
+        both = [self._labels[split] for split in ("train", "test")]
+        if [len(labels) for labels in both] != [self._rows[s].count for s in ("train", "test")]:
+            return False, []
+        everything = both[0] + both[1]
+        names: list[str] = []
+        if isinstance(everything[0], str):
+            names = sorted(set(everything))
+            if len(names) < 2:
+                return False, []
+            places = {name: place for place, name in enumerate(names)}
+            both = [[places[label] for label in labels] for labels in both]
+        for split, labels in zip(("train", "test"), both, strict=True):
+            np.save(self._folder / f"{split}_labels.npy", np.asarray(labels, np.int32))
+        return True, names
+
+
+def _hashes(images: np.ndarray) -> np.ndarray:
+    """64 bits of each image's content: two different images share them once in 10^19 pairs."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def _check_counts(
+    found: dict[str, int], counts: tuple[int, int] | None, where: str
+) -> None:
+    if counts and (found["train"], found["test"]) != counts:
+        raise UserError(
+            f"{where} has {found['train']} training and {found['test']} test images, not"
+            f" {counts[0]} and {counts[1]}: it is not whole; fetch it again"
+        )
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[float], None]]:
+    """A live bar on a terminal, a line now and then elsewhere; it is told the share done."""
+    if not sys.stdout.isatty():
+        yield _line(label)
+        return
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _line(label: str) -> Callable[[float], None]:
+    began = last = time.monotonic()
+
+    def line(done: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > LINE_EVERY:
+            last = now
+            left = (now - began) * (1 - done) / max(done, 1e-3)
+            print(f"{label}  {done:.0%}  ETA {left:.0f}s", flush=True)
+
+    return line

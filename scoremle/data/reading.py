@@ -1,0 +1,70 @@
+"""What a reader of some format gives: a stream of images, whose data set is then prepared.
+
+A reader knows a format and nothing else. It is called with the place of the files and with
+:class:`Options`, and gives a :class:`Reading`: chunks of images in a fixed order. What is the same
+for every format (the split, grey levels, checks, files) is in ``prepare.py``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+__all__ = ["Chunk", "Options", "Reader", "Reading", "Unusable", "UnusableImage"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are made of a source; what is 0 or '' is as the source has it."""
+
+    size: int = 0
+    channels: int = 0
+    fit: str = ""
+    levels: int = 0
+    test_fraction: float = 0.1
+    skip_corrupt: bool = False
+
+
+class Unusable(NamedTuple):
+    """An image that can't be used, by name, and why."""
+
+    name: str
+    reason: str
+
+
+class UnusableImage(Exception):
+    """The image at hand can't be used; the others of its source may be."""
+
+
+class Chunk(NamedTuple):
+    """Some images of a source, in its order.
+
+    ``split`` is train, test or val, or None if the source does not say; val is the test split of
+    a source that has no test. ``labels`` are integers, or names that become their places in the
+    sorted list of all names. ``done`` is the share of the
+    source that was read so far.
+    """
+
+    images: UInt8[np.ndarray, "k h w c"]
+    split: str | None
+    done: float
+    labels: Sequence[int] | Sequence[str] | np.ndarray | None = None
+    unusable: Sequence[Unusable] = ()
+    notes: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A source under way: its images, and ``sha256`` of what was read once all of them are."""
+
+    chunks: Iterator[Chunk]
+    sha256: Callable[[], str]
+    levels: int = 256
+    version: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+Reader = Callable[[Path, Options], Reading]
