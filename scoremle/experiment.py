@@ -9,8 +9,8 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,32 @@ from scoremle import data, train
 from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
 from scoremle.checks import check_values
-from scoremle.dequantize import Dequantizer, Uniform
+from scoremle.decoder import discrete_bound
+from scoremle.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.errors import UserError
+from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.loss import denoising_loss
-from scoremle.nn import DDPMpp
+from scoremle.nn import DDPMpp, FlowPP
 from scoremle.ode import Adaptive, Multistep, Solver
 from scoremle.parameterization import noise_fn
-from scoremle.pixels import Pixels
+from scoremle.pixels import Pixels, bits_per_dim
 from scoremle.sample import euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 
-__all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "build"]
+__all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
 T = TypeVar("T")
 Params = Any
+
+
+class Weights(NamedTuple):
+    """Parameters to evaluate: of the score model, and of the flow dequantizer if one is used."""
+
+    score: Params
+    flow: Params = None
 
 
 class Losses(Protocol):
@@ -86,6 +95,18 @@ NETWORK_FIELDS = (
     "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
 )  # fmt: skip
 
+FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
+
+DEQUANTIZERS: dict[str, Callable[["Experiment", Params], Dequantizer]] = {
+    "uniform": lambda experiment, params: Uniform(),
+    "truncated_normal": lambda experiment, params: TruncatedNormal(
+        experiment.sde, experiment.truncation_start, experiment.pixels
+    ),
+    "variational": lambda experiment, params: Flow(
+        experiment.apply_flow, params, experiment.pixels.levels
+    ),
+}  # fmt: skip
+
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
 
@@ -96,10 +117,13 @@ class Experiment:
 
     data: data.ImageSet
     pixels: Pixels
-    dequantizer: Dequantizer
     sde: SDE
     eps: float
     network: DDPMpp
+    flow: FlowPP
+    flow_ema_rate: float
+    flow_schedule: train.Schedule
+    flow_offset: bool
     times: TimeSampler
     losses: Losses
     optimizer: optax.GradientTransformation
@@ -112,6 +136,8 @@ class Experiment:
     matching: str
     offset: bool
     bound_draws: int
+    dequantization: str
+    importance_samples: int
     sampler: Callable[[NoiseFn, PRNGKey, int], Images]
     config: Mapping[str, Any]
 
@@ -129,15 +155,29 @@ class Experiment:
 
     def init_state(self) -> train.TrainState:
         """The state before the first step of training."""
-        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
-        key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
         x = jnp.zeros((1, *self.data.shape))
-        params = jax.jit(self.network.init)(key, x, jnp.ones(1))["params"]
+        params = jax.jit(self.network.init)(self._init_key, x, jnp.ones(1))["params"]
         return train.init_state(params, self.optimizer)
+
+    def init_flow_state(self) -> train.TrainState:
+        """The same of the flow dequantizer; its first values depend on the first batch."""
+        x = jnp.asarray(self.data.batch(0)) / (self.pixels.levels - 1)
+        e = jax.random.normal(self._init_key, x.shape)
+        params = jax.jit(self.flow.init)(self._init_key, e, x)["params"]
+        return train.init_state(params, self.optimizer)
+
+    @property
+    def _init_key(self) -> PRNGKey:
+        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
+        return jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
 
     def template(self) -> train.TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
         return jax.eval_shape(self.init_state)
+
+    def flow_template(self) -> train.TrainState:
+        """The same of the flow dequantizer."""
+        return jax.eval_shape(self.init_flow_state)
 
     def loss(
         self, params: Params, x: IntImages, key: PRNGKey
@@ -146,17 +186,56 @@ class Experiment:
         losses = self.losses(params, x, key, train=True)
         return jnp.mean(losses), {"loss_std": jnp.std(losses)}
 
-    def encode(self, x: IntImages, key: PRNGKey) -> tuple[Images, PerExample]:
+    def flow_loss(self, score: Params) -> train.Loss:
+        """What the training of the flow dequantizer minimises, for a score model as it is."""
+        return jax.tree_util.Partial(self._flow_loss, score)
+
+    def apply_flow(self, params: Params, e: Images, x: Images) -> Any:
+        """u and log q(u | x) from the flow dequantizer, of normal e and images x in [0, 1]."""
+        return self.flow.apply({"params": params}, e, x)
+
+    def _flow_loss(
+        self, score: Params, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        stratified = self.times.stratified
+        losses = dequantization_loss(
+            self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
+            x, key,
+            eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
+            offset=self.flow_offset,
+        )  # fmt: skip
+        bpd = bits_per_dim(-losses, self.pixels, self.dims)
+        return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
+
+    @property
+    def truncation_start(self) -> float:
+        """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
+        return truncation_start(self.sde, self.eps, self.pixels)
+
+    def dequantizer(self, name: str, params: Params = None) -> Dequantizer:
+        """A dequantizer by name, with the parameters of the flow if it is one."""
+        return DEQUANTIZERS[name](self, params)
+
+    def encode(
+        self, x: IntImages, key: PRNGKey, dequantizer: Dequantizer = Uniform()
+    ) -> tuple[Images, PerExample]:
         """Dequantized images as the model sees them, and log q(u | x) in nats."""
-        u, log_q = self.dequantizer(key, x)
+        u, log_q = dequantizer(key, x)
         return self.pixels.encode(x, u), log_q
 
-    def log_likelihood(self, params: Params, y: Images, key: PRNGKey) -> Likelihood:
-        """log p_eps(y) of encoded images by the probability-flow ODE."""
-        return ode_log_likelihood(
-            self.noise(params), self.sde, y, key,
-            eps=self.eps, divergence=self.divergence, solver=self.solver,
+    def log_likelihood(
+        self, params: Params, y: Images, key: PRNGKey, *, start: float | None = None
+    ) -> Likelihood:
+        """log p_eps(y) of encoded images by the probability-flow ODE.
+
+        With ``start``, the log-density of y = z / alpha of a z at that time.
+        """
+        log_scale = 0.0 if start is None else self.sde.log_alpha(jnp.asarray(start))
+        found = ode_log_likelihood(
+            self.noise(params), self.sde, jnp.exp(log_scale) * y, key,
+            eps=start or self.eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
+        return replace(found, log_prob=found.log_prob + self.dims * log_scale)
 
     def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
         """Samples of the model."""
@@ -170,6 +249,32 @@ class Experiment:
         return likelihood_bound(
             self.noise(params), self.sde, y, key,
             eps=self.eps, times=times, draws=draws, matching=matching, offset=self.offset,
+        )  # fmt: skip
+
+    def discrete_bound(
+        self,
+        params: Params,
+        x: IntImages,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+    ) -> Bound:
+        """The variational bound on log P(x) of integer images, by the discrete decoder.
+
+        Levels stand where training has them: on its grid, or in the middle of its noise.
+        """
+        start, pixels = self.truncation_start, self.pixels
+        with jax.ensure_compile_time_eval():
+            levels = jnp.arange(pixels.levels)
+            dequantized = self.config["data"]["uniform_dequantization"]
+            middle = jnp.full(pixels.levels, 0.5)
+            y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
+            points = np.asarray(y)
+        return discrete_bound(
+            self.noise(params), self.sde, x, key,
+            points=points, eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
+            draws=draws, matching=matching,
         )  # fmt: skip
 
 
@@ -198,10 +303,13 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     experiment = Experiment(
         data=images,
         pixels=pixels,
-        dequantizer=Uniform(),
         sde=sde,
         eps=config.training.smallest_time,
         network=network,
+        flow=FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS}),
+        flow_ema_rate=config.deq.ema_rate,
+        flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
+        flow_offset=config.deq.offset,
         times=times,
         losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
         optimizer=train.make_optimizer(
@@ -223,6 +331,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
         bound_draws=config.eval.bound_draws,
+        dequantization=config.eval.dequantization,
+        importance_samples=config.eval.importance_samples,
         sampler=_sampler(config, sde, images.shape),
         config=json.loads(config.to_json()),
     )

@@ -10,11 +10,12 @@ The density is that of the model at t = eps, exact but for the solver and the tr
 errors are given beside it.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey
 from scoremle.divergence import DivergenceEstimator, Hutchinson
@@ -31,7 +32,8 @@ class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
     ``probe_stderr`` is the standard error from the random probes: NaN for a single probe, which
-    can't tell, and zero for an exact trace. ``solver_error`` estimates the size of the error that
+    can't tell, and zero for an exact trace. ``probe_deviations`` are its parts, by probe, with
+    signs: its square is the sum of theirs. ``solver_error`` estimates the size of the error that
     the solver made. ``evaluations`` counts network evaluations, each with its derivatives. Where
     ``ok`` is false the solver gave up and ``log_prob`` is NaN.
     """
@@ -40,6 +42,7 @@ class Likelihood:
     latent: Data
     evaluations: Int[Array, " b"]
     probe_stderr: PerExample
+    probe_deviations: Float[Array, "m b"]
     solver_error: PerExample
     ok: Bool[Array, " b"]
 
@@ -72,13 +75,18 @@ def ode_log_likelihood(
     )
     latent = solution.state * jnp.exp(ends[1])
     log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
-    log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
+    mean = jnp.mean(solution.integrals, axis=0)
+    log_prob = log_prob + mean
+    probe_stderr = divergence.stderr(solution.integrals)
+    m = len(solution.integrals)
+    scale = math.sqrt(m * (m - 1))
     ok = solution.ok & jnp.isfinite(log_prob)
     return Likelihood(
         log_prob=jnp.where(ok, log_prob, jnp.nan),
         latent=latent,
         evaluations=solution.evaluations,
-        probe_stderr=divergence.stderr(solution.integrals),
+        probe_stderr=probe_stderr,
+        probe_deviations=(solution.integrals - mean) / scale if m > 1 else probe_stderr[None],
         solver_error=solution.error,
         ok=ok,
     )

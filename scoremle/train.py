@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Integer
 
 from scoremle.arrays import IntImages, PRNGKey
@@ -143,15 +144,19 @@ def make_step(
 ) -> Step:
     """Compile ``step(state, images[k b h w c])``: k steps in one call.
 
-    The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the loss adds.
-    The state given is used up: its memory becomes that of the state returned.
+    ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
+    trained. The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the
+    loss adds. The state given is used up: its memory becomes that of the state returned.
     """
 
-    # An argument, not a constant: the compiled program is the same for every seed.
+    # Arguments, not constants: the compiled program is the same for every seed, and does not hold
+    # the arrays of the loss.
     seed_key = jax.random.key(seed)
+    held = loss if isinstance(loss, Partial) else Partial(loss)
+    held = jax.device_put(held, _placement())
 
     def one(
-        key: PRNGKey, state: TrainState, images: IntImages
+        key: PRNGKey, loss: Loss, state: TrainState, images: IntImages
     ) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
         (value, more), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -163,15 +168,17 @@ def make_step(
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    def fused(key: PRNGKey, state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(functools.partial(one, key), state, images)
+    def fused(
+        key: PRNGKey, loss: Loss, state: TrainState, images: Array
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(functools.partial(one, key, loss), state, images)
 
     on_cpu = jax.default_backend() == "cpu"
     # The result is where the argument was, so that the next call is the same program.
     jitted = jax.jit(
-        one if on_cpu else fused, donate_argnums=1, out_shardings=_placement()
+        one if on_cpu else fused, donate_argnums=2, out_shardings=_placement()
     )
-    compiled = functools.partial(jitted, seed_key)
+    compiled = functools.partial(jitted, seed_key, held)
     return _one_by_one(compiled) if on_cpu else compiled
 
 

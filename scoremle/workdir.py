@@ -6,6 +6,7 @@ metrics.jsonl      a row of numbers for every logged step
 samples/           a grid of samples for every snapshot
 checkpoints/       snapshots, for evaluation
 checkpoints-meta/  where training goes on after pre-emption
+<deq_folder>/      all of this of a flow dequantizer; score_model.json says for which checkpoint
 <eval_folder>/     results.json, per-image values, pictures
 """
 
@@ -30,6 +31,9 @@ FREE = {
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
+# What the training of a flow dequantizer depends on besides the network, and its own sections.
+OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
+FLOW_SECTIONS = {"deq", "optim"}
 OF_THE_NETWORK = {
     "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
 }  # fmt: skip
@@ -57,6 +61,11 @@ class Workdir:
     @property
     def preemption(self) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
+
+    @property
+    def begun(self) -> bool:
+        """Is there a checkpoint?"""
+        return bool(self.snapshots.numbers() or self.preemption.numbers())
 
     @property
     def config_path(self) -> Path:
@@ -93,18 +102,15 @@ class Workdir:
 
     def check_evaluation(self, experiment: Experiment) -> None:
         """Raises UserError if the checkpoints are not of the experiment's network and data."""
-        self._check(
-            experiment,
-            lambda name: (
-                name in OF_THE_NETWORK
-                or (name.startswith("model.") and name not in NOT_OF_THE_NETWORK)
-            ),
-        )
+        self._check(experiment, _of_the_network)
+
+    def check_flow(self, experiment: Experiment) -> None:
+        """Raises UserError if training would go on from another flow dequantizer."""
+        self._check(experiment, lambda name: _of_the_flow(name) or _of_the_network(name))
 
     def _check(self, experiment: Experiment, matters: Callable[[str], bool]) -> None:
         # What was begun without a checkpoint left nothing that could be mixed up.
-        begun = self.snapshots.numbers() or self.preemption.numbers()
-        if not begun or not self.config_path.exists():
+        if not self.begun or not self.config_path.exists():
             return
         old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
         different = sorted(name for name in new if matters(name) and old.get(name) != new[name])
@@ -113,6 +119,16 @@ class Workdir:
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
                 "use another --workdir, or the config it was begun with"
             )
+
+
+def _of_the_network(name: str) -> bool:
+    of_model = name.startswith("model.") and name not in NOT_OF_THE_NETWORK
+    return name in OF_THE_NETWORK or of_model
+
+
+def _of_the_flow(name: str) -> bool:
+    own = name.split(".")[0] in FLOW_SECTIONS and name != "deq.n_iters"
+    return own or name in OF_THE_FLOW
 
 
 def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ LAYERS = (
     ("ode", "sde", "pixels", "nn"),
     ("times", "parameterization", "dequantize", "flow"),
     ("loss", "likelihood", "sample"),
-    ("bound",),
+    ("bound", "importance"),
+    ("decoder", "flow_loss"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files", "data", "checkpoint", "quality", "metrics", "baselines", "checks"),
     ("train", "evaluate", "official", "report"),
@@ -23,7 +24,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-MATHEMATICS = {module for layer in LAYERS[:6] for module in layer}
+MATHEMATICS = {module for layer in LAYERS[:7] for module in layer}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

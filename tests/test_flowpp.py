@@ -170,7 +170,10 @@ def test_log_density_is_that_of_the_jacobian(variant, x64, shallow):
     @jax.jit
     def run(noise, x):
         u, log_q = flow.apply(variables, noise, x)
-        one = lambda e: flow.apply(variables, e.reshape(noise.shape[1:])[None], x[:1])[0].ravel()
+
+        def one(e):
+            return flow.apply(variables, e.reshape(noise.shape[1:])[None], x[:1])[0].ravel()
+
         return u, log_q, jax.jacfwd(one)(noise[0].ravel())
 
     @jax.jit

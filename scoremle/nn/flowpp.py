@@ -168,6 +168,10 @@ def mixture_quantile(
     return (low + high) / 2
 
 
+def nearly_identity(key: Array, shape: tuple[int, int]) -> Float[Array, "c c"]:
+    return jnp.eye(*shape) + nn.initializers.normal(1e-3)(key, shape)
+
+
 # Bijections of a pair ----------------------------------------------------------------------------
 
 
@@ -194,8 +198,7 @@ class Pointwise(nn.Module):
         halves, log_det = [], jnp.zeros(())
         for i, h in enumerate(pair):
             _, height, width, c = h.shape
-            near = nn.initializers.normal(1e-3)
-            w = self.param(f"W{i}", lambda key, c=c: jnp.eye(c) + near(key, (c, c)))
+            w = self.param(f"W{i}", nearly_identity, (c, c))
             halves.append(h @ (jnp.linalg.inv(w) if inverse else w))
             log_det = log_det + height * width * jnp.linalg.slogdet(w)[1]
         return (halves[0], halves[1]), log_det
@@ -328,14 +331,10 @@ class Coupling(Layers):
         fixed, h = pair[::-1] if inverse else pair
         log_scale, shift, mixture = self._parameters(fixed, context)
         if inverse:
-            old = mixture_quantile((h - shift) * jnp.exp(-log_scale), *mixture)
-        else:
-            old = h
-        y, log_derivative = mixture_logits(old, *mixture)
-        log_det = sum_data(log_scale + log_derivative)
-        if inverse:
-            return (fixed, old), log_det
-        return (y * jnp.exp(log_scale) + shift, fixed), log_det
+            h = mixture_quantile((h - shift) * jnp.exp(-log_scale), *mixture)
+        y, log_derivative = mixture_logits(h, *mixture)
+        new = (fixed, h) if inverse else (y * jnp.exp(log_scale) + shift, fixed)
+        return new, sum_data(log_scale + log_derivative)
 
     def _parameters(
         self, fixed: Images, context: Images
