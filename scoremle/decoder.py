@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from scoremle.arrays import IntImages, NoiseFn, PRNGKey
 from scoremle.bound import Bound, likelihood_bound
@@ -39,7 +40,7 @@ def decoding_cost(
     weights /= weights.sum()
     gaps = (points[:, None] - points) * math.exp(log_snr / 2)  # [k j]
     # The exponent of level j beside that of the right one, k, is -gap^2 / 2 - gap e.
-    costs = [np.logaddexp.reduce(-g[:, None] * (g[:, None] / 2 + e), axis=0) for g in gaps]
+    costs = [logsumexp(-g[:, None] * (g[:, None] / 2 + e), axis=0) for g in gaps]
     return np.array(costs) @ weights
 
 
