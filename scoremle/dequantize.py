@@ -57,8 +57,8 @@ class Uniform:
 class TruncatedNormal:
     """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
 
-    z = alpha m + sigma e lies in the bin that is scaled by alpha, where |e| <= tau, half a bin in
-    units of sigma. As u = (1 + e / tau) / 2, its density is 2 tau N(e) / erf(tau / sqrt 2).
+    z = alpha m + sigma e lies in the bin that is scaled by alpha, where |e| <= kappa, half a bin in
+    units of sigma. As u = (1 + e / kappa) / 2, its density is 2 kappa N(e) / erf(kappa / sqrt 2).
     """
 
     sde: SDE
@@ -66,11 +66,11 @@ class TruncatedNormal:
     pixels: Pixels
 
     def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
-        tau = half_bin(self.sde, self.start, self.pixels)
-        e = jax.random.truncated_normal(key, -tau, tau, x.shape)
-        u = jnp.clip((1 + e / tau) / 2, 0, BELOW_ONE)
-        log_mass = jnp.log(jax.lax.erf(tau / math.sqrt(2)))
-        log_norm = jnp.log(2 * tau) - math.log(2 * math.pi) / 2 - log_mass
+        kappa = half_bin(self.sde, self.start, self.pixels)
+        e = jax.random.truncated_normal(key, -kappa, kappa, x.shape)
+        u = jnp.clip((1 + e / kappa) / 2, 0, BELOW_ONE)
+        log_mass = jnp.log(jax.lax.erf(kappa / math.sqrt(2)))
+        log_norm = jnp.log(2 * kappa) - math.log(2 * math.pi) / 2 - log_mass
         return u, x[0].size * log_norm - sum_data(jnp.square(e)) / 2
 
 
@@ -91,7 +91,7 @@ class Flow:
 
 
 def half_bin(sde: SDE, t: float, pixels: Pixels) -> jax.Array:
-    """tau: half a bin, in units of the noise at t."""
+    """kappa: half a bin, in units of the noise at t."""
     return jnp.exp(pixels.log_det_per_dim + sde.log_snr(jnp.asarray(t)) / 2) / 2
 
 
