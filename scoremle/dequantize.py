@@ -57,8 +57,9 @@ class Uniform:
 class TruncatedNormal:
     """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
 
-    z = alpha m + sigma e lies in the bin that is scaled by alpha, where |e| <= kappa, half a bin in
-    units of sigma. As u = (1 + e / kappa) / 2, its density is 2 kappa N(e) / erf(kappa / sqrt 2).
+    z = alpha m + sigma e lies in the bin that is scaled by alpha, where |e| <= kappa, half a bin
+    in units of sigma. As u = (1 + e / kappa) / 2, its density is 2 kappa N(e) / erf(kappa/sqrt 2)
+    for each pixel.
     """
 
     sde: SDE

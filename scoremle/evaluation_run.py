@@ -68,9 +68,11 @@ def run_eval(
 
 def restore_flow(experiment: Experiment, folder: Path, number: int | None) -> Restored:
     """The flow dequantizer that was trained in this folder: this checkpoint, or the newest."""
-    store = Workdir(folder).snapshots
+    place = Workdir(folder)
+    store = place.snapshots
     if not store.numbers():
         raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
+    place.check_flow_evaluation(experiment)
     return store.restore(experiment.flow_template(), number)
 
 

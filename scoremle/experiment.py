@@ -37,7 +37,7 @@ from scoremle.sample import euler_sample, ode_sample
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 
-__all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
+__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
 T = TypeVar("T")
 Params = Any

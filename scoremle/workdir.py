@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from scoremle.checkpoint import Checkpoints
 from scoremle.errors import UserError
-from scoremle.experiment import Experiment
+from scoremle.experiment import FLOW_FIELDS, Experiment
 from scoremle.files import read_json, write_json
 
 __all__ = ["Workdir"]
@@ -31,6 +31,7 @@ FREE = {
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
+THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
 OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
 FLOW_SECTIONS = {"deq", "optim"}
@@ -107,6 +108,10 @@ class Workdir:
     def check_flow(self, experiment: Experiment) -> None:
         """Raises UserError if training would go on from another flow dequantizer."""
         self._check(experiment, lambda name: _of_the_flow(name) or _of_the_network(name))
+
+    def check_flow_evaluation(self, experiment: Experiment) -> None:
+        """Raises UserError if the checkpoints are not of the experiment's flow."""
+        self._check(experiment, lambda name: name in THE_FLOW)
 
     def _check(self, experiment: Experiment, matters: Callable[[str], bool]) -> None:
         # What was begun without a checkpoint left nothing that could be mixed up.
