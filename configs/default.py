@@ -42,8 +42,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.deq = ml_collections.ConfigDict()
     config.deq.n_iters = 300_001  # optimisation steps of the flow dequantizer
     config.deq.ema_rate = 0.99  # EMA decay of the flow dequantizer
-    config.deq.dropout = 0.0  # read by nothing; kept for published command lines
+    config.deq.dropout = 0.0  # unused: only this value
     config.deq.offset = True  # count the step from smallest_time to the data in its loss
+    config.deq.variant = "cifar10"  # published flow: cifar10 (shallow) or imagenet32 (deep)
+    config.deq.filters = 96  # channels of its couplings' networks
+    config.deq.components = 32  # logistics in each mixture
+    config.deq.blocks = 2  # blocks of a gated convolution and attention in each coupling
+    config.deq.couplings = 4  # couplings, which change the even and the odd columns in turn
+    config.deq.heads = 4  # attention heads of its couplings
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
@@ -59,6 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.begin_ckpt = placeholder(int)  # first checkpoint; unset: end_ckpt alone
     config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
+    config.eval.wait = False  # wait for checkpoints up to end_ckpt that are not there yet
     config.eval.ckpt_id = placeholder(int)  # checkpoint of mode train_deq; unset: the newest
     config.eval.batch_size = 1024  # images per evaluation batch
     config.eval.enable_sampling = False  # draw samples
@@ -77,7 +84,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Learned times come with a control variate: published is log_snr, without strata.
     config.eval.bound_times = "learned"  # their density: learned (in training data), log_snr, time
     config.eval.bound_stratified = True  # spread them evenly within an image
-    config.eval.dequantizer = False  # dequantize by the trained flow; False: uniformly
+    # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder.
+    config.eval.dequantization = "uniform"  # uniform, truncated_normal, variational or none
+    config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
+    config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest
+    config.eval.importance_samples = 1  # draws of dequantization noise in one bound per image
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
     config.eval.probes = 1  # probes per image; multistep draws new ones at each node
@@ -156,6 +167,9 @@ def resolve(config: ml_collections.ConfigDict) -> None:
     _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
     config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
+    config.eval.dequantization = config.eval.dequantization.lower()
+    if config.eval.dequantizer and config.eval.dequantization == "uniform":
+        config.eval.dequantization = "variational"
 
 
 def _fill(section: ml_collections.ConfigDict, field: str, value: float | int) -> None:

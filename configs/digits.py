@@ -5,8 +5,8 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    training, evaluation, data, model, optim = (
-        config[section] for section in ("training", "eval", "data", "model", "optim")
+    training, deq, evaluation, data, model, optim = (
+        config[section] for section in ("training", "deq", "eval", "data", "model", "optim")
     )
     training.likelihood_weighting = True
     training.importance_weighting = True
@@ -34,6 +34,11 @@ def get_config():
     model.attn_resolutions = (4,)
     model.ema_rate = 0.995
     model.dropout = 0.0
+
+    deq.n_iters = 800
+    deq.filters = 32
+    deq.components = 8
+    deq.blocks = 1
 
     optim.lr = 2e-3
     optim.warmup = 100

@@ -5,8 +5,8 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    training, evaluation, data, model, optim = (
-        config[section] for section in ("training", "eval", "data", "model", "optim")
+    training, deq, evaluation, data, model, optim = (
+        config[section] for section in ("training", "deq", "eval", "data", "model", "optim")
     )
     training.likelihood_weighting = True
     training.importance_weighting = True
@@ -33,6 +33,11 @@ def get_config():
     model.attn_resolutions = (7,)
     model.ema_rate = 0.999
     model.dropout = 0.0
+
+    deq.n_iters = 1000
+    deq.filters = 32
+    deq.components = 8
+    deq.blocks = 1
 
     optim.lr = 1e-3
     optim.warmup = 500

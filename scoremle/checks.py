@@ -19,7 +19,7 @@ ONLY = {
     "model.conv_size": 3,
     "model.data_init": False,
     "optim.optimizer": "Adam",
-    "eval.dequantizer": False,
+    "deq.dropout": 0.0,
 }
 CHOICES = {
     "eval.dataset": ("train", "test"),
@@ -27,12 +27,16 @@ CHOICES = {
     "data.on_device": ("auto", "true", "false"),
     "model.embedding": ("time", "log_snr"),
 }
+
+DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none")
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
         "training.batch_size", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
         "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
         "model.num_scales", "sampling.steps", "sampling.n_steps_each",
+        "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
+        "deq.blocks", "deq.couplings", "deq.heads",
     )),
     ("at least 0", lambda v: v >= 0, ("eval.num_images", "optim.warmup", "optim.weight_decay")),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
@@ -43,7 +47,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "training.smallest_time", "sampling.smallest_time",
     )),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
-        "model.dropout", "model.ema_rate", "optim.beta1",
+        "model.dropout", "model.ema_rate", "optim.beta1", "deq.ema_rate",
     )),
     ("at least 0 and below 2**32 - 1", lambda v: 0 <= v < 2**32 - 1, ("seed",)),
 )  # fmt: skip
@@ -68,6 +72,28 @@ def check_values(config: Any) -> None:
         if (value := _field(config, name)).lower() not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
+    _check_dequantization(config.eval)
+
+
+def _check_dequantization(evaluation: Any) -> None:
+    name = evaluation.dequantization
+    if name not in DEQUANTIZATIONS:
+        raise UserError(
+            f"eval.dequantization must be one of {', '.join(DEQUANTIZATIONS)}, not {name!r}"
+        )
+    if evaluation.dequantizer and name != "variational":
+        raise UserError(f"eval.dequantizer means variational dequantization, not {name}")
+    if name == "none" and not evaluation.bound:
+        raise UserError(
+            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound"
+        )
+    if evaluation.importance_samples > 1 and evaluation.bound:
+        raise UserError(
+            "eval.importance_samples is for the exact likelihood: the draws of the bound would "
+            "make a mean of exponentials far too large; unset eval.bound"
+        )
+    if evaluation.wait and evaluation.end_ckpt is None:
+        raise UserError("eval.wait waits for checkpoints up to eval.end_ckpt: set it")
 
 
 def _field(config: Any, name: str) -> Any:

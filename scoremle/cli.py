@@ -29,7 +29,7 @@ from scoremle.errors import UserError
 
 __all__ = ["Settings", "main", "parse"]
 
-FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--help")
+FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--deq_folder", "--help")
 MODES = ("train", "eval", "train_deq")
 USAGE = """\
 usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ...]
@@ -38,6 +38,8 @@ usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ..
   --workdir=DIR       folder of the checkpoints and results
   --mode=MODE         train, eval or train_deq
   --eval_folder=NAME  folder in the workdir for what eval writes (default: eval)
+  --deq_folder=NAME   folder in the workdir for the flow dequantizer that train_deq trains
+                      (default: flowpp_dequantizer)
   --config.FIELD=VALUE sets a field of the config; booleans also as --config.F and --noconfig.F
   --help              this text, with the values of FILE if --config is given
 """
@@ -56,6 +58,7 @@ class Settings:
     workdir: str
     mode: str
     eval_folder: str
+    deq_folder: str
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +90,10 @@ def _run(arguments: list[str]) -> None:
         settings = parse(arguments)
         from scoremle import modes
 
-        modes.run(settings.mode, settings.config, settings.workdir, settings.eval_folder)
+        modes.run(
+            settings.mode, settings.config, settings.workdir, settings.eval_folder,
+            settings.deq_folder,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -118,7 +124,9 @@ def parse(argv: list[str]) -> Settings:
         if not values[name].value:
             raise UserError(f"missing --{name}")
     getattr(module, "resolve", default.resolve)(config)
-    return Settings(config, values.workdir, values.mode, values.eval_folder)
+    return Settings(
+        config, values.workdir, values.mode, values.eval_folder, values.deq_folder
+    )
 
 
 def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -213,6 +221,7 @@ def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_enum("mode", None, MODES, "", flag_values=values)
     flags.DEFINE_string("eval_folder", "eval", "", flag_values=values)
+    flags.DEFINE_string("deq_folder", "flowpp_dequantizer", "", flag_values=values)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         stray = values(["scoremle", *argv])[1:]

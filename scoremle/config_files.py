@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
 
-__all__ = ["get_config", "load_configs", "published_config"]
+__all__ = ["get_config", "load_configs", "published_config", "with_defaults"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,20 @@ def load_configs(path: str | None) -> tuple[ModuleType, ModuleType]:
     if path is None:
         return default, default
     return default, _guarded(path, lambda: _load_file(path))
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """A config of an earlier version, with the defaults of the fields that it does not have."""
+    try:
+        complete = load_configs(None)[0].get_config()
+    except UserError:  # an installation without configs/ has none to add
+        return config
+    for section, fields in config.items():
+        if isinstance(fields, ConfigDict) and section in complete:
+            complete[section].update(fields)
+        else:
+            complete[section] = fields
+    return complete
 
 
 def _configs_root(path: str | None) -> Path:

@@ -25,6 +25,7 @@ from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
 from scoremle.data import padded_batches
 from scoremle.files import read_npz, write_npz
+from scoremle.importance import importance_bound
 from scoremle.likelihood import Likelihood
 from scoremle.pixels import Pixels, bits_per_dim
 
@@ -32,9 +33,11 @@ __all__ = [
     "Metric",
     "Values",
     "bound_bpd",
+    "discrete_bpd",
     "evaluate",
     "exact_bpd",
     "fingerprint",
+    "importance_bpd",
     "parts",
     "profile",
     "summary",
@@ -44,7 +47,8 @@ Params = Any
 Metric = Callable[[Params, IntImages, PRNGKey], dict[str, PerExample]]
 # A column may have more axes; ``profile`` has one, over log-SNR.
 Values = dict[str, Float[np.ndarray, "repeats n *more"]]
-Encode = Callable[[IntImages, PRNGKey], tuple[Images, PerExample]]
+Encode = Callable[[Params, IntImages, PRNGKey], tuple[Images, PerExample]]
+LogLikelihood = Callable[[Params, Images, PRNGKey], Likelihood]
 
 # Seconds between lines of progress where the output is no terminal.
 LINE_EVERY = 20.0
@@ -52,20 +56,46 @@ LINE_EVERY = 20.0
 PROFILE_DIGITS = 6
 
 
-def exact_bpd(
-    encode: Encode, log_likelihood: Callable[[Params, Images, PRNGKey], Likelihood], pixels: Pixels
-) -> Metric:
+def exact_bpd(encode: Encode, log_likelihood: LogLikelihood, pixels: Pixels) -> Metric:
     """Bits/dim of dequantized images under the probability-flow ODE; errors in bits/dim too."""
 
     def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
         key_u, key_probe = jax.random.split(key)
-        y, log_q = encode(x, key_u)
+        y, log_q = encode(params, x, key_u)
         found = log_likelihood(params, y, key_probe)
         dims = x[0].size
         bits = dims * jnp.log(2.0)
         return {
             "bpd": bits_per_dim(found.log_prob - log_q, pixels, dims),
             "probe_stderr": found.probe_stderr / bits,
+            "solver_error": found.solver_error / bits,
+            "nfe": found.evaluations.astype(jnp.float32),
+        }
+
+    return metric
+
+
+def importance_bpd(
+    encode: Encode, log_likelihood: LogLikelihood, pixels: Pixels, samples: int
+) -> Metric:
+    """Bits/dim by the importance-weighted bound with so many draws an image; errors too."""
+
+    def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
+        key_u, key_probe = jax.random.split(key)
+
+        def draw(key: PRNGKey) -> tuple[Likelihood, PerExample]:
+            y, log_q = encode(params, x, key)
+            return log_likelihood(params, y, key_probe), log_q
+
+        found = importance_bound(draw, key_u, samples)
+        dims = x[0].size
+        bits = dims * jnp.log(2.0)
+        return {
+            "bpd": bits_per_dim(found.log_prob, pixels, dims),
+            "draw_stderr": found.draw_stderr / bits,
+            "probe_stderr": found.probe_stderr / bits,
+            "probe_bias": found.probe_bias / bits,
+            "effective_draws": found.effective_draws,
             "solver_error": found.solver_error / bits,
             "nfe": found.evaluations.astype(jnp.float32),
         }
@@ -84,7 +114,7 @@ def bound_bpd(
 
     def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
         key_u, key_bound = jax.random.split(key)
-        y, log_q = encode(x, key_u)
+        y, log_q = encode(params, x, key_u)
         found = bound(params, y, key_bound)
         dims = x[0].size
         bits = dims * jnp.log(2.0)
@@ -99,6 +129,16 @@ def bound_bpd(
         }
 
     return metric
+
+
+def discrete_bpd(bound: Callable[[Params, IntImages, PRNGKey], Bound], pixels: Pixels) -> Metric:
+    """Bits/dim by a bound on the probability of integers, and its terms, which add up to it."""
+
+    def encode(params: Params, x: IntImages, key: PRNGKey) -> tuple[IntImages, PerExample]:
+        # A probability is a density times the volume of a bin.
+        return x, jnp.full(len(x), x[0].size * pixels.log_det_per_dim)
+
+    return bound_bpd(encode, bound, pixels)
 
 
 def fingerprint(facts: dict[str, Any]) -> str:

@@ -1,6 +1,9 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
 import hashlib
+import logging
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,29 +17,44 @@ import scoremle
 from scoremle import evaluate, report
 from scoremle.checkpoint import Checkpoints, Restored, tree_hash
 from scoremle.errors import UserError
-from scoremle.experiment import Experiment
+from scoremle.experiment import Experiment, Weights
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.nodes import Auto, Choice
 from scoremle.sampling_run import Sampling, judge
 from scoremle.tasks import HASH_LENGTH, Facts, Task, tasks
 from scoremle.workdir import Workdir
 
-__all__ = ["run_eval"]
+__all__ = ["restore_flow", "run_eval"]
+
+logger = logging.getLogger(__name__)
 
 PILOT_IMAGES = 8
 EXTREMES = 32
+# Seconds between looks for a checkpoint.
+WAIT_SECONDS = 10.0
+# The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
+MAX_BIAS = 0.005
+MAX_BIAS_SHARE = 0.2
 
 
-def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str) -> None:
+def run_eval(
+    experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str, deq_folder: str
+) -> None:
     """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
-    if not list(tasks(experiment, options)) and not options.enable_sampling:
+    todo = list(tasks(experiment, options))
+    if not todo and not options.enable_sampling:
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
     judged_by = judge(experiment, options) if options.enable_sampling else None
     workdir.check_evaluation(experiment)
-    numbers = chosen_checkpoints(workdir.snapshots, options.begin_ckpt, options.end_ckpt)
-    evaluation = Evaluation(experiment, options, workdir.folder / eval_folder)
+    numbers = chosen_checkpoints(
+        workdir.snapshots, options.begin_ckpt, options.end_ckpt, wait=options.wait
+    )
+    flow = None
+    if any(_needs_flow(task) for task in todo):
+        flow = restore_flow(experiment, workdir.folder / deq_folder, options.deq_ckpt)
+    evaluation = Evaluation(experiment, options, workdir.folder / eval_folder, flow)
     sampling = Sampling(experiment, options, evaluation.folder, judged_by)
     evaluation.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
@@ -57,13 +75,31 @@ def run_eval(experiment: Experiment, options: Any, workdir: Workdir, eval_folder
         print(f"written to {evaluation.folder}", flush=True)
 
 
+def restore_flow(experiment: Experiment, folder: Path, number: int | None) -> Restored:
+    """The flow dequantizer that was trained in this folder: this checkpoint, or the newest."""
+    place = Workdir(folder)
+    store = place.snapshots
+    if not store.numbers():
+        raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
+    place.check_flow_evaluation(experiment)
+    return store.restore(experiment.flow_template(), number)
+
+
+def _needs_flow(task: Task) -> bool:
+    return task.facts.get("dequantizer") == "variational"
+
+
 def chosen_checkpoints(
-    store: Checkpoints, begin: int | None, end: int | None
-) -> list[int] | list[None]:
+    store: Checkpoints, begin: int | None, end: int | None, *, wait: bool = False
+) -> Iterable[int] | list[None]:
     """The numbers from ``begin`` to ``end`` that are there; None stands for the newest.
 
-    Without an end it is the newest; without a beginning, the end alone is meant.
+    Without an end it is the newest; without a beginning, the end alone is meant. With ``wait``
+    they are all the numbers, each given when it is there.
     """
+    if wait and end is not None:
+        first = end if begin is None else begin
+        return (_await(store, number) for number in range(first, end + 1))
     there = store.numbers()
     if not there:
         raise UserError(f"no checkpoint in {store.folder}: train first")
@@ -80,13 +116,25 @@ def chosen_checkpoints(
     )
 
 
+def _await(store: Checkpoints, number: int) -> int:
+    if number not in store.numbers():
+        print(f"waiting for {store.path(number)}", flush=True)
+    while number not in store.numbers():
+        time.sleep(WAIT_SECONDS)
+    return number
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """What is the same for all checkpoints; ``options`` are the fields ``eval.*``."""
+    """What is the same for all checkpoints; ``options`` are the fields ``eval.*``.
+
+    ``flow`` is the flow dequantizer, if a task needs it.
+    """
 
     experiment: Experiment
     options: Any
     folder: Path
+    flow: Restored | None
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -126,12 +174,15 @@ class Evaluation:
         """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
         name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
         facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}
+        flow = self.flow if _needs_flow(task) else None
+        if flow:
+            facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(flow).items()}
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{evaluate.fingerprint(facts)}"
         values, seconds = evaluate.evaluate(
             task.metric if task.on_host else jax.jit(task.metric),
-            task.prepare(restored.tree.ema, parts),
+            task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
             self.images,
             batch_size=self.options.batch_size,
             repeats=self.options.num_repeats,
@@ -150,10 +201,12 @@ class Evaluation:
             **task.notes,
             "seconds_per_image": seconds,
         }
-        if "profile" in values:
-            result["profile"] = evaluate.profile(values, self.experiment.log_snr_edges)
+        if task.log_snr_edges is not None:
+            result["profile"] = evaluate.profile(values, task.log_snr_edges)
             report.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
+        if "probe_bias" in values:
+            _warn_of_optimism(name, result)
         self._write_extremes(name, values[task.column].mean(axis=0))
         return name
 
@@ -168,8 +221,6 @@ class Evaluation:
             "data_hash": hashlib.sha256(self._bytes).hexdigest()[:HASH_LENGTH],
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
-            "dequantizer": type(experiment.dequantizer).__name__.lower(),
-            "importance_samples": 1,
             "sde": repr(experiment.sde),
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
@@ -181,7 +232,7 @@ class Evaluation:
     def _check_finite(self, task: Task, values: evaluate.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
-            hint = "; try --config.eval.solver=adaptive" if task.name == "exact" else ""
+            hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
             raise UserError(
                 f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
                 f" their values are in {self.folder / name}.npz{hint}"
@@ -204,6 +255,22 @@ def _told(choice: Choice) -> str:
         f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} in the "
         f"mean; the probes' {choice.probe_stderr:.4f} an image"
     )
+
+
+def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:
+    bias, stderr = result["mean_probe_bias"], result["stderr"] or 0.0
+    if bias is None:
+        logger.warning(
+            "%s: one random probe can't tell by how much its noise makes the bound too low; "
+            "set --config.eval.probes=2 or more",
+            name,
+        )
+    elif bias > min(MAX_BIAS, MAX_BIAS_SHARE * stderr):
+        logger.warning(
+            "%s: the noise of the probes makes the bound too low by about %.4f bits/dim "
+            "(standard error %.4f); raise --config.eval.probes",
+            name, bias, stderr,
+        )  # fmt: skip
 
 
 def _checkpoint_facts(restored: Restored) -> Facts:

@@ -24,19 +24,21 @@ from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Tim
 from scoremle.bound import Bound, likelihood_bound
 from scoremle.checks import check_values
 from scoremle.control import Control, Gaussian
-from scoremle.dequantize import Dequantizer, Uniform
+from scoremle.decoder import discrete_bound
+from scoremle.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
 from scoremle.fast import ddim_sample, dpm_solver_sample
+from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.loss import denoising_loss
 from scoremle.multistep import Doubling, Multistep
-from scoremle.nn import DDPMpp
+from scoremle.nn import DDPMpp, FlowPP
 from scoremle.nodes import Auto, Choice, choose_nodes
 from scoremle.ode import Solver
 from scoremle.parameterization import Conditioning, noise_fn
 from scoremle.pilot import fit_control
-from scoremle.pixels import Pixels
+from scoremle.pixels import Pixels, bits_per_dim
 from scoremle.predictor_corrector import (
     Corrector,
     Predictor,
@@ -60,10 +62,17 @@ from scoremle.times import (
     log_snr_range,
 )
 
-__all__ = ["DATASETS", "NETWORKS", "SDES", "Experiment", "build"]
+__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
 T = TypeVar("T")
 Params = Any
+
+
+class Weights(NamedTuple):
+    """Parameters to evaluate: of the score model, and of the flow dequantizer if one is used."""
+
+    score: Params
+    flow: Params = None
 
 
 class Losses(Protocol):
@@ -184,6 +193,18 @@ NETWORK_FIELDS = (
     "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
 )  # fmt: skip
 
+FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
+
+DEQUANTIZERS: dict[str, Callable[["Experiment", Params], Dequantizer]] = {
+    "uniform": lambda experiment, params: Uniform(),
+    "truncated_normal": lambda experiment, params: TruncatedNormal(
+        experiment.sde, experiment.truncation_start, experiment.pixels
+    ),
+    "variational": lambda experiment, params: Flow(
+        experiment.apply_flow, params, experiment.pixels.levels
+    ),
+}  # fmt: skip
+
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
 CONTROL = 2**32 - 2
@@ -201,11 +222,14 @@ class Experiment:
     data: data.ImageSet
     on_device: str
     pixels: Pixels
-    dequantizer: Dequantizer
     sde: SDE
     eps: float
     network: DDPMpp
     conditioning: Conditioning
+    flow: FlowPP
+    flow_ema_rate: float
+    flow_schedule: train.Schedule
+    flow_offset: bool
     times: TimeSampler
     losses: Losses
     optimizer: optax.GradientTransformation
@@ -220,6 +244,8 @@ class Experiment:
     bound_draws: int
     bound_times: str
     bound_stratified: bool
+    dequantization: str
+    importance_samples: int
     sampler: Sampler
     config: Mapping[str, Any]
 
@@ -237,15 +263,29 @@ class Experiment:
 
     def init_state(self) -> train.TrainState:
         """The state before the first step of training."""
-        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
-        key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
         x = jnp.zeros((1, *self.data.shape))
-        params = jax.jit(self.network.init)(key, x, jnp.ones(1))["params"]
+        params = jax.jit(self.network.init)(self._init_key, x, jnp.ones(1))["params"]
         return train.init_state(params, self.optimizer)
+
+    def init_flow_state(self) -> train.TrainState:
+        """The same of the flow dequantizer; its first values depend on the first batch."""
+        x = jnp.asarray(self.data.batch(0)) / (self.pixels.levels - 1)
+        e = jax.random.normal(self._init_key, x.shape)
+        params = jax.jit(self.flow.init)(self._init_key, e, x)["params"]
+        return train.init_state(params, self.optimizer)
+
+    @property
+    def _init_key(self) -> PRNGKey:
+        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
+        return jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
 
     def template(self) -> train.TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
         return jax.eval_shape(self.init_state)
+
+    def flow_template(self) -> train.TrainState:
+        """The same of the flow dequantizer."""
+        return jax.eval_shape(self.init_flow_state)
 
     def loss(
         self, params: Params, x: IntImages, key: PRNGKey
@@ -254,20 +294,62 @@ class Experiment:
         losses = self.losses(params, x, key, train=True)
         return jnp.mean(losses), {"loss_std": jnp.std(losses)}
 
-    def encode(self, x: IntImages, key: PRNGKey) -> tuple[Images, PerExample]:
+    def flow_loss(self, score: Params) -> train.Loss:
+        """What the training of the flow dequantizer minimises, for a score model as it is."""
+        return jax.tree_util.Partial(self._flow_loss, score)
+
+    def apply_flow(self, params: Params, e: Images, x: Images) -> Any:
+        """u and log q(u | x) from the flow dequantizer, of normal e and images x in [0, 1]."""
+        return self.flow.apply({"params": params}, e, x)
+
+    def _flow_loss(
+        self, score: Params, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        stratified = self.times.stratified
+        losses = dequantization_loss(
+            self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
+            x, key,
+            eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
+            offset=self.flow_offset,
+        )  # fmt: skip
+        bpd = bits_per_dim(-losses, self.pixels, self.dims)
+        return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
+
+    @property
+    def truncation_start(self) -> float:
+        """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
+        return truncation_start(self.sde, self.eps, self.pixels)
+
+    def dequantizer(self, name: str, params: Params = None) -> Dequantizer:
+        """A dequantizer by name, with the parameters of the flow if it is one."""
+        return DEQUANTIZERS[name](self, params)
+
+    def encode(
+        self, x: IntImages, key: PRNGKey, dequantizer: Dequantizer = Uniform()
+    ) -> tuple[Images, PerExample]:
         """Dequantized images as the model sees them, and log q(u | x) in nats."""
-        u, log_q = self.dequantizer(key, x)
+        u, log_q = dequantizer(key, x)
         return self.pixels.encode(x, u), log_q
 
-    def log_likelihood(self, params: Params, y: Images, key: PRNGKey) -> Likelihood:
-        """log p_eps(y) of encoded images by the probability-flow ODE."""
+    def log_likelihood(
+        self, params: Params, y: Images, key: PRNGKey, *, start: float | None = None
+    ) -> Likelihood:
+        """log p_eps(y) of encoded images by the probability-flow ODE.
+
+        With ``start``, the log-density of y = z / alpha of a z at that time.
+        """
+        log_scale = 0.0 if start is None else self.sde.log_alpha(jnp.asarray(start))
+        found = self._log_likelihood(params, jnp.exp(log_scale) * y, key, start or self.eps)
+        return replace(found, log_prob=found.log_prob + self.dims * log_scale)
+
+    def _log_likelihood(self, params: Params, z: Images, key: PRNGKey, eps: float) -> Likelihood:
         if isinstance(self.solver, PublishedRK45):  # on the host: not to be traced
-            probe = self.divergence.draw(key, y)[0]
+            probe = self.divergence.draw(key, z)[0]
             rates = partial(self._published_rates, params)
-            return self.solver.log_likelihood(rates, self.sde, y, probe, eps=self.eps)
+            return self.solver.log_likelihood(rates, self.sde, z, probe, eps=eps)
         return ode_log_likelihood(
-            self.noise(params), self.sde, y, key,
-            eps=self.eps, divergence=self.divergence, solver=self.solver,
+            self.noise(params), self.sde, z, key,
+            eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
 
     @cached_property
@@ -313,10 +395,9 @@ class Experiment:
         """How an evaluation of the bound draws its times."""
         return BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
 
-    @property
-    def log_snr_edges(self) -> Float[np.ndarray, " n"]:
+    def log_snr_edges(self, start: float | None = None) -> Float[np.ndarray, " n"]:
         """The bins of log-SNR over which the bound is split."""
-        return np.asarray(log_snr_edges(self.sde, self.eps), np.float64)
+        return np.asarray(log_snr_edges(self.sde, start or self.eps), np.float64)
 
     def control_images(self) -> IntImages:
         """The training images that the bound's control variate is fitted on."""
@@ -338,6 +419,32 @@ class Experiment:
         return fit_control(
             self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u)[0], key_fit,
             eps=self.eps, gaussian=gaussian, matching=self.matching,
+        )  # fmt: skip
+
+    def discrete_bound(
+        self,
+        params: Params,
+        x: IntImages,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+    ) -> Bound:
+        """The variational bound on log P(x) of integer images, by the discrete decoder.
+
+        Levels stand where training has them: on its grid, or in the middle of its noise.
+        """
+        start, pixels = self.truncation_start, self.pixels
+        with jax.ensure_compile_time_eval():
+            levels = jnp.arange(pixels.levels)
+            dequantized = self.config["data"]["uniform_dequantization"]
+            middle = jnp.full(pixels.levels, 0.5)
+            y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
+            points = np.asarray(y)
+        return discrete_bound(
+            self.noise(params), self.sde, x, key,
+            points=points, eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
+            draws=draws, matching=matching,
         )  # fmt: skip
 
 
@@ -367,11 +474,14 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         data=images,
         on_device=config.data.on_device.lower(),
         pixels=pixels,
-        dequantizer=Uniform(),
         sde=sde,
         eps=config.training.smallest_time,
         network=network,
         conditioning=config.model.embedding,
+        flow=FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS}),
+        flow_ema_rate=config.deq.ema_rate,
+        flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
+        flow_offset=config.deq.offset,
         times=times,
         losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
         optimizer=train.make_optimizer(
@@ -395,6 +505,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         bound_draws=config.eval.bound_draws,
         bound_times=_bound_times(config.eval.bound_times),
         bound_stratified=config.eval.bound_stratified,
+        dequantization=config.eval.dequantization,
+        importance_samples=config.eval.importance_samples,
         sampler=choose(SAMPLERS, config.sampling.method, "sampling.method")(config, sde),
         config=json.loads(config.to_json()),
     )

@@ -12,6 +12,7 @@ not act on the path, so its estimate stays unbiased, and the probes' error falls
 nodes (by about its root), at no cost.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -35,15 +36,17 @@ class Likelihood:
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
     where one probe, the same all along, can't tell. With new probes at each node it is estimated
     from the scatter along the path, which also holds what the divergence has of unresolved
-    structure there. ``solver_error`` estimates the size of the error that the solver made.
-    ``evaluations`` counts network evaluations, each with its derivatives. Where
-    ``ok`` is false the solver gave up and ``log_prob`` is NaN.
+    structure there. ``probe_deviations`` are what each of several probes adds to it, with its
+    sign. ``solver_error`` estimates the size of the error that the solver made. ``evaluations``
+    counts network evaluations, each with its derivatives. Where ``ok`` is false the solver gave up
+    and ``log_prob`` is NaN.
     """
 
     log_prob: PerExample
     latent: Data
     evaluations: Int[Array, " b"]
     probe_stderr: PerExample
+    probe_deviations: Float[Array, "m b"]
     solver_error: PerExample
     ok: Bool[Array, " b"]
 
@@ -82,15 +85,19 @@ def ode_log_likelihood(
     )
     latent = solution.state * jnp.exp(ends[1])
     log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
-    log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
+    mean = jnp.mean(solution.integrals, axis=0)
+    log_prob = log_prob + mean
     alike = divergence.stderr(solution.integrals, dims)
     scatter = solution.scatter
+    m = len(solution.integrals)
+    scale = math.sqrt(m * (m - 1))
     ok = solution.ok & jnp.isfinite(log_prob)
     return Likelihood(
         log_prob=jnp.where(ok, log_prob, jnp.nan),
         latent=latent,
         evaluations=solution.evaluations,
         probe_stderr=jnp.where(jnp.isnan(scatter), alike, jnp.sqrt(scatter)),
+        probe_deviations=(solution.integrals - mean) / scale if m > 1 else alike[None],
         solver_error=solution.error,
         ok=ok,
     )

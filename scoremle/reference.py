@@ -75,6 +75,7 @@ class PublishedRK45:
             latent=latent,
             evaluations=jnp.full(batch, solution.nfev),
             probe_stderr=unknown,
+            probe_deviations=unknown[None],
             solver_error=unknown,
             ok=ok,
         )

@@ -83,10 +83,9 @@ def _number(value: float | None, digits: int = 4) -> str:
 def _what(r: Mapping[str, Any]) -> str:
     part = "" if r["full_pass"] else " (not the whole split)"
     passes = "1 pass" if r["passes"] == 1 else f"{r['passes']} passes"
-    return (
-        f"{r['estimator']}; {r['dequantizer']} dequantization; "
-        f"{r['images']} {r['split']} images{part}, {passes}"
-    )
+    # A loss has a dequantization of its own, that of training.
+    how = f"; {r['dequantizer']} dequantization" if "dequantizer" in r else ""
+    return f"{r['estimator']}{how}; {r['images']} {r['split']} images{part}, {passes}"
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

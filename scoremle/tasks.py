@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from scoremle import evaluate
 from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
 from scoremle.control import Control, Gaussian
-from scoremle.experiment import Experiment
+from scoremle.experiment import Experiment, Weights
 from scoremle.files import read_npz, write_npz
+from scoremle.likelihood import Likelihood
 from scoremle.nodes import Choice
 from scoremle.reference import PublishedRK45
 
-__all__ = ["Task", "bound_metric", "exact_metric", "fitted_control", "tasks"]
+__all__ = ["Task", "bound_metric", "bound_task", "exact_metric", "exact_task", "tasks"]
 
 Facts = dict[str, Any]
+Prepared = tuple[Weights, Control | None]
 
 # Digits of hashes in results: enough to tell any two apart.
 HASH_LENGTH = 16
@@ -35,7 +39,8 @@ class Task:
 
     ``prepare`` makes what the metric takes from a network's parameters, once; it may keep files
     for an interrupted run in the folder that it is given. ``notes`` are said with the number, and
-    do not make it another one. A metric ``on_host`` is not to be compiled as a whole.
+    do not make it another one. A metric ``on_host`` is not to be compiled as a whole. A
+    ``profile`` among the values is over the bins of ``log_snr_edges``.
     """
 
     name: str
@@ -45,50 +50,91 @@ class Task:
     prepare: Callable[[Any, Path], Any] = lambda params, folder: params
     notes: Facts = field(default_factory=dict)
     on_host: bool = False
+    log_snr_edges: Float[np.ndarray, " n"] | None = None
 
 
 def tasks(
     experiment: Experiment, options: Any, choice: Choice | None = None
 ) -> Iterator[Task]:
     """The tasks that the flags ask for; ``choice`` tells how the solver's nodes were chosen."""
+    dequantization, samples = experiment.dequantization, experiment.importance_samples
     if options.enable_bpd and options.bound:
-        yield Task(
-            "bound",
-            "bpd",
-            bound_metric(experiment),
-            _bound_facts(experiment),
-            lambda params, folder: (params, fitted_control(experiment, params, folder)),
-        )
+        yield bound_task(experiment, dequantization)
     if options.enable_bpd and not options.bound:
-        yield Task(
-            "exact",
-            "bpd",
-            exact_metric(experiment),
-            _exact_facts(experiment),
-            notes={"solver_choice": asdict(choice)} if choice else {},
-            on_host=isinstance(experiment.solver, PublishedRK45),
-        )
+        yield exact_task(experiment, dequantization, samples, choice)
     if options.enable_loss:
         yield Task("loss", "loss", loss_metric(experiment), _loss_facts(experiment))
 
 
-def exact_metric(experiment: Experiment) -> evaluate.Metric:
+def exact_task(
+    experiment: Experiment, dequantization: str, samples: int = 1, choice: Choice | None = None
+) -> Task:
+    """Bits/dim by the probability-flow ODE; with several samples, importance weighted."""
+    name = _named("exact", dequantization) + (f"_k{samples}" if samples > 1 else "")
+    facts = _exact_facts(experiment, dequantization, samples)
+    return Task(
+        name,
+        "bpd",
+        exact_metric(experiment, dequantization, samples),
+        facts,
+        notes={"solver_choice": asdict(choice)} if choice else {},
+        on_host=isinstance(experiment.solver, PublishedRK45),
+    )
+
+
+def bound_task(experiment: Experiment, dequantization: str) -> Task:
+    """Bits/dim by the variational bound; with "none" for dequantization, of integers."""
+    name, facts = _named("bound", dequantization), _bound_facts(experiment, dequantization)
+    if dequantization == "none":
+        edges = experiment.log_snr_edges(experiment.truncation_start)
+        return Task(name, "bpd", discrete_metric(experiment), facts, log_snr_edges=edges)
+    return Task(
+        name,
+        "bpd",
+        bound_metric(experiment, dequantization),
+        facts,
+        lambda weights, folder: (weights, fitted_control(experiment, weights.score, folder)),
+        log_snr_edges=experiment.log_snr_edges(),
+    )
+
+
+def _named(name: str, dequantization: str) -> str:
+    return name if dequantization == "uniform" else f"{name}_{dequantization}"
+
+
+def exact_metric(
+    experiment: Experiment, dequantization: str = "uniform", samples: int = 1
+) -> evaluate.Metric:
     """Bits/dim by the probability-flow ODE."""
-    return evaluate.exact_bpd(experiment.encode, experiment.log_likelihood, experiment.pixels)
+    start = experiment.dequantizer(dequantization).start
+
+    def log_likelihood(weights: Weights, y: Images, key: PRNGKey) -> Likelihood:
+        return experiment.log_likelihood(weights.score, y, key, start=start)
+
+    encode = _encode(experiment, dequantization)
+    if samples == 1:
+        return evaluate.exact_bpd(encode, log_likelihood, experiment.pixels)
+    return evaluate.importance_bpd(encode, log_likelihood, experiment.pixels, samples)
 
 
-def bound_metric(experiment: Experiment) -> evaluate.Metric:
-    """Bits/dim by the variational bound; takes the parameters with ``fitted_control``."""
+def bound_metric(experiment: Experiment, dequantization: str = "uniform") -> evaluate.Metric:
+    """Bits/dim by the variational bound; takes the weights with ``fitted_control``."""
+    encode = _encode(experiment, dequantization)
 
-    def bound(prepared: tuple[Any, Control | None], y: Images, key: PRNGKey) -> Bound:
-        params, control = prepared
+    def encode_prepared(
+        prepared: Prepared, x: IntImages, key: PRNGKey
+    ) -> tuple[Images, PerExample]:
+        return encode(prepared[0], x, key)
+
+    def bound(prepared: Prepared, y: Images, key: PRNGKey) -> Bound:
+        weights, control = prepared
         return experiment.bound(
-            params, y, key,
+            weights.score, y, key,
             draws=experiment.bound_draws, matching=experiment.matching,
             times=experiment.bound_sampler(control), control=control,
         )  # fmt: skip
 
-    return evaluate.bound_bpd(experiment.encode, bound, experiment.pixels)
+    return evaluate.bound_bpd(encode_prepared, bound, experiment.pixels)
 
 
 def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control | None:
@@ -111,18 +157,49 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     return control
 
 
+def discrete_metric(experiment: Experiment) -> evaluate.Metric:
+    """Bits/dim by the variational bound with the discrete decoder."""
+    return evaluate.discrete_bpd(
+        lambda weights, x, key: experiment.discrete_bound(
+            weights.score, x, key, draws=experiment.bound_draws, matching=experiment.matching
+        ),
+        experiment.pixels,
+    )
+
+
+def _encode(experiment: Experiment, dequantization: str) -> evaluate.Encode:
+    def encode(weights: Weights, x: IntImages, key: PRNGKey) -> tuple[Images, PerExample]:
+        dequantizer = experiment.dequantizer(dequantization, weights.flow)
+        return experiment.encode(x, key, dequantizer)
+
+    return encode
+
+
 def loss_metric(experiment: Experiment) -> evaluate.Metric:
     """The training loss, without dropout."""
 
-    def metric(params: Any, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
-        return {"loss": experiment.losses(params, x, key, train=False)}
+    def metric(weights: Weights, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
+        return {"loss": experiment.losses(weights.score, x, key, train=False)}
 
     return metric
 
 
-def _exact_facts(experiment: Experiment) -> Facts:
+def _dequantization_facts(experiment: Experiment, dequantization: str, samples: int) -> Facts:
+    start = experiment.truncation_start
+    begins_later = dequantization in ("truncated_normal", "none")
     return {
-        "estimator": "exact for p_eps (probability-flow ODE, unbiased up to the trace estimate)",
+        "dequantizer": dequantization,
+        "importance_samples": samples,
+        **({"start": start} if begins_later else {}),
+    }
+
+
+def _exact_facts(experiment: Experiment, dequantization: str, samples: int) -> Facts:
+    one = "exact for p_eps (probability-flow ODE, unbiased up to the trace estimate)"
+    many = f"importance-weighted bound, {samples} draws (probability-flow ODE)"
+    return {
+        **_dequantization_facts(experiment, dequantization, samples),
+        "estimator": one if samples == 1 else many,
         "model": "ODE",
         "solver": repr(experiment.solver),
         "divergence": repr(experiment.divergence),
@@ -130,13 +207,21 @@ def _exact_facts(experiment: Experiment) -> Facts:
     }
 
 
-def _bound_facts(experiment: Experiment) -> Facts:
+def _bound_facts(experiment: Experiment, dequantization: str) -> Facts:
+    discrete = dequantization == "none"
     return {
-        "estimator": "variational bound (SDE)",
+        **_dequantization_facts(experiment, dequantization, 1),
+        "estimator": f"variational bound (SDE{', discrete decoder' if discrete else ''})",
         "model": "SDE",
         "matching": experiment.matching,
-        "offset": experiment.offset,
+        "offset": None if discrete else experiment.offset,
         "draws": experiment.bound_draws,
+        **({} if discrete else _times_facts(experiment)),
+    }
+
+
+def _times_facts(experiment: Experiment) -> Facts:
+    return {
         "times": experiment.bound_times,
         "stratified": experiment.bound_stratified,
         **_control_facts(experiment),

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from scoremle.arrays import IntImages, PRNGKey
@@ -142,6 +143,10 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
 
+# The seed's key, the loss with what it holds, and arrays that stay on the device.
+Fixed = tuple[PRNGKey, Any, Any]
+
+
 def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -153,18 +158,22 @@ def make_step(
 ) -> Step:
     """Compile ``step(state, images[k b h w c])``: k steps in one call.
 
-    The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the loss adds.
-    The state given is used up: its memory becomes that of the state returned. With ``gather``, a
-    step makes its images from the ``resident`` arrays and its batch, such as numbers of images.
+    ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
+    trained. The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the
+    loss adds. The state given is used up: its memory becomes that of the state returned. With
+    ``gather``, a step makes its images from the ``resident`` arrays and its batch, such as numbers
+    of images.
     """
 
-    # Arguments, not constants: the compiled program is the same for every seed and all images.
-    fixed = (jax.random.key(seed), jax.device_put(resident, _placement()))
+    # Arguments, not constants: the compiled program is the same for every seed and all images, and
+    # does not hold the arrays of the loss.
+    held = loss if isinstance(loss, Partial) else Partial(loss)
+    fixed = (jax.random.key(seed), *jax.device_put((held, resident), _placement()))
 
     def one(
-        fixed: tuple[PRNGKey, Any], state: TrainState, batch: Any
+        fixed: Fixed, state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Array]]:
-        key, resident = fixed
+        key, loss, resident = fixed
         # A barrier: however images come, what is computed from them is the same, to the last bit.
         images = jax.lax.optimization_barrier(gather(resident, batch))
         step_key = jax.random.fold_in(key, state.step)
@@ -178,7 +187,7 @@ def make_step(
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     def fused(
-        fixed: tuple[PRNGKey, Any], state: TrainState, batches: Batches
+        fixed: Fixed, state: TrainState, batches: Batches
     ) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(functools.partial(one, fixed), state, batches)
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from scoremle import evaluate
 from scoremle.data import padded_batches
 from scoremle.errors import UserError
-from scoremle.experiment import Experiment, build
+from scoremle.experiment import Experiment, Weights, build
 from scoremle.tasks import exact_metric
 from scoremle.workdir import Workdir
 
@@ -54,7 +54,7 @@ class Trained:
         found: dict[str, list[np.ndarray]] = {"bpd": [], "probe_stderr": [], "solver_error": []}
         for i, (batch, mask) in enumerate(padded_batches(images, size)):
             key = jax.random.fold_in(jax.random.key(seed), i)
-            values = jax.device_get(self._measure(self.params, jnp.asarray(batch), key))
+            values = jax.device_get(self._measure(Weights(self.params), jnp.asarray(batch), key))
             for name, column in found.items():
                 column.append(values[name][mask])
         columns = {name: np.concatenate([*c, np.zeros(0)]) for name, c in found.items()}

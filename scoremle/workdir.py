@@ -6,6 +6,7 @@ metrics.jsonl      a row of numbers for every logged step
 samples/           a grid of samples for every snapshot
 checkpoints/       snapshots, for evaluation
 checkpoints-meta/  where training goes on after pre-emption
+<deq_folder>/      all of this of a flow dequantizer; score_model.json says for which checkpoint
 <eval_folder>/     results.json, per-image values, pictures
 
 A folder as published has nothing but published files in the folders of checkpoints, and is a
@@ -20,8 +21,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from scoremle.config_files import with_defaults
 from scoremle.errors import UserError
-from scoremle.experiment import Experiment
+from scoremle.experiment import FLOW_FIELDS, Experiment
 from scoremle.files import read_json, write_json
 from scoremle.official import PublishedCheckpoints, origin
 from scoremle.train import TrainState
@@ -38,6 +40,10 @@ FREE = {
     "data.on_device",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
+THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
+# What the training of a flow dequantizer depends on besides the network, and its own sections.
+OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
+FLOW_SECTIONS = {"deq", "optim"}
 OF_THE_NETWORK = {
     "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
 }  # fmt: skip
@@ -67,6 +73,11 @@ class Workdir:
         return PublishedCheckpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
 
     @property
+    def begun(self) -> bool:
+        """Is there a checkpoint?"""
+        return bool(self.snapshots.numbers() or self.preemption.numbers())
+
+    @property
     def config_path(self) -> Path:
         return self.folder / "config.json"
 
@@ -81,7 +92,7 @@ class Workdir:
                 f"{self.folder} is no working directory of a training: it has no config.json"
                 f"{self._hint()}"
             )
-        return ConfigDict(_with_tuples(read_json(self.config_path)))
+        return with_defaults(ConfigDict(_with_tuples(read_json(self.config_path))))
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
@@ -119,14 +130,17 @@ class Workdir:
 
     def check_evaluation(self, experiment: Experiment) -> None:
         """Raises UserError if the checkpoints are not of the experiment's network and data."""
+        self._check(experiment, _of_the_network, ("levels", "data_version"))
+
+    def check_flow(self, experiment: Experiment) -> None:
+        """Raises UserError if training would go on from another flow dequantizer."""
         self._check(
-            experiment,
-            lambda name: (
-                name in OF_THE_NETWORK
-                or (name.startswith("model.") and name not in NOT_OF_THE_NETWORK)
-            ),
-            ("levels", "data_version"),
+            experiment, lambda name: _of_the_flow(name) or _of_the_network(name), ("levels",)
         )
+
+    def check_flow_evaluation(self, experiment: Experiment) -> None:
+        """Raises UserError if the checkpoints are not of the experiment's flow."""
+        self._check(experiment, lambda name: name in THE_FLOW, ())
 
     def _hint(self) -> str:
         published = self.snapshots.published()
@@ -148,8 +162,7 @@ class Workdir:
                 f"says {given}: use a config in configs/{str(sde).removesuffix('sde')}"
             )
         # What was begun without a checkpoint left nothing that could be mixed up.
-        begun = self.snapshots.numbers() or self.preemption.numbers()
-        if not begun or not self.config_path.exists():
+        if not self.begun or not self.config_path.exists():
             return
         old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
         # A field that is not in the record is newer than the record.
@@ -173,6 +186,16 @@ def _field(experiment: Experiment, name: str) -> Any:
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
     return {"name": data.name, "levels": data.levels, **data.facts}
+
+
+def _of_the_network(name: str) -> bool:
+    of_model = name.startswith("model.") and name not in NOT_OF_THE_NETWORK
+    return name in OF_THE_NETWORK or of_model
+
+
+def _of_the_flow(name: str) -> bool:
+    own = name.split(".")[0] in FLOW_SECTIONS and name != "deq.n_iters"
+    return own or name in OF_THE_FLOW
 
 
 def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ LAYERS = (
     ("ode", "sde", "pixels", "nn"),
     ("times", "parameterization", "dequantize", "flow", "multistep"),
     ("loss", "likelihood", "sample", "fast", "predictor_corrector", "control"),
-    ("bound", "conditional", "nodes", "reference"),
-    ("pilot",),
+    ("bound", "conditional", "nodes", "reference", "importance"),
+    ("pilot", "decoder", "flow_loss"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files",),
     ("data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),

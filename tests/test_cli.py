@@ -361,7 +361,13 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
         ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
-        ("eval__dequantizer", True, ["eval.dequantizer can only be False"]),
+        ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
+        ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
+        ("eval__dequantizer", True, ["no dequantizer in", "train it with --mode=train_deq"]),
+        ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
+        ("eval__wait", True, ["eval.wait", "eval.end_ckpt"]),
+        ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),
+        ("deq__couplings", 0, ["deq.couplings must be at least 1"]),
         ("eval__batch_size", -1, ["eval.batch_size must be at least 1, not -1"]),
         ("eval__nodes", 0, ["eval.nodes must be at least 1"]),
         ("eval__probes", 0, ["eval.probes must be at least 1"]),
@@ -405,16 +411,29 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
         assert word in line
 
 
-def test_the_dequantizer_is_not_there_yet(tiny, capfd):
-    assert "train_deq is not available" in mistake(capfd, "train_deq", tiny.workdir)
+@pytest.mark.parametrize(
+    ("mode", "values", "words"),
+    [
+        ("eval", {"eval__dequantizer": True, "eval__dequantization": "truncated_normal"},
+         "eval.dequantizer means variational dequantization, not truncated_normal"),
+        ("eval", {"eval__bound": True, "eval__importance_samples": 2},
+         "eval.importance_samples is for the exact likelihood"),
+        ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
+        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
+        ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_dequantization(mode, values, words, tiny, capfd):
+    assert words in mistake(capfd, mode, tiny.workdir, **values)
 
 
 def test_nothing_to_evaluate(tiny, capfd):
     assert "nothing to evaluate" in mistake(capfd, "eval", tiny.workdir, eval__enable_bpd=False)
 
 
-def test_evaluation_before_training(tmp_path, capfd):
-    assert "no checkpoint in" in mistake(capfd, "eval", tmp_path / "absent")
+@pytest.mark.parametrize("mode", ["eval", "train_deq"])
+def test_evaluation_before_training(mode, tmp_path, capfd):
+    assert "no checkpoint in" in mistake(capfd, mode, tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
 
 

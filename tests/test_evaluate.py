@@ -144,7 +144,7 @@ PIXELS = Pixels(17)
 X = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
 
 
-def encode(x, key):
+def encode(params, x, key):
     return x + jax.random.uniform(key, x.shape), jnp.full(len(x), 0.5)
 
 
@@ -154,8 +154,8 @@ def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
         full = lambda value: jnp.full(n, value)  # noqa: E731
         return Likelihood(
             log_prob=params - jnp.sum(jnp.floor(y), axis=(1, 2, 3)),
-            latent=y, evaluations=jnp.full(n, 7), probe_stderr=full(0.1), solver_error=full(0.2),
-            ok=jnp.ones(n, bool),
+            latent=y, evaluations=jnp.full(n, 7), probe_stderr=full(0.1),
+            probe_deviations=jnp.full((1, n), 0.1), solver_error=full(0.2), ok=jnp.ones(n, bool),
         )  # fmt: skip
 
     found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, jax.random.key(0))
@@ -173,7 +173,7 @@ def test_the_terms_of_the_bound_add_up():
         bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
         return Bound(-sum(terms), *terms, stderr=error, evaluations=count, profile=bins)
 
-    found = bound_bpd(lambda x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
+    found = bound_bpd(lambda _, x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
         None, X, jax.random.key(0)
     )
     total = found["prior"] + found["diffusion"] + found["reconstruction"] + np.log2(17 / 2)

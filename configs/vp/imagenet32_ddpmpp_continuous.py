@@ -9,6 +9,10 @@ def get_config():
     config.data.random_flip = False
     config.model.dropout = 0.0
     config.eval.num_repeats = 1
+    config.deq.variant = "imagenet32"
+    config.deq.filters = 128
+    config.deq.blocks = 8
+    config.deq.couplings = 8
     return config
 
 

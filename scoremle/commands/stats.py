@@ -14,7 +14,6 @@ from scoremle import data
 from scoremle.commands import Parser
 from scoremle.errors import UserError
 from scoremle.evaluate import fingerprint
-from scoremle.experiment import choose
 from scoremle.features import extract, load_inception, write_reference
 
 __all__ = ["main"]
@@ -52,6 +51,5 @@ def main(arguments: list[str]) -> None:
 
 
 def _images(dataset: str, path: str, split: str, size: int | None) -> tuple[np.ndarray, int]:
-    train, test, levels = choose(data.DATASETS, dataset, "data set")(path)
-    images = train if split == "train" else test
-    return (images if size is None else data.pad_to(images, size)), levels
+    found = data.load(dataset, path=path, image_size=size or 0)
+    return (found.train if split == "train" else found.test), found.levels

@@ -1,5 +1,6 @@
-"""Networks: U-Nets that read a noisy image and its noise level and predict the noise."""
+"""Networks: U-Nets that predict the noise of an image, and the flow that dequantizes one."""
 
 from scoremle.nn.ddpmpp import DDPMpp
+from scoremle.nn.flowpp import FlowPP
 
-__all__ = ["DDPMpp"]
+__all__ = ["DDPMpp", "FlowPP"]
