@@ -23,7 +23,7 @@ import numpy as np
 from scoremle import cli, report
 from scoremle.data.digits import load_digits
 from scoremle.fast import ddim_sample, dpm_solver_sample
-from scoremle.ode import Multistep
+from scoremle.multistep import Multistep
 from scoremle.predictor_corrector import (
     PredictorCorrector,
     ancestral_sampling,

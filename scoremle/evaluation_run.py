@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from scoremle.experiment import Experiment, Weights
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.nodes import Auto, Choice
 from scoremle.sampling_run import Sampling, judge
+from scoremle.suite import suite_tasks, verdicts
 from scoremle.tasks import HASH_LENGTH, Facts, Task, tasks
 from scoremle.workdir import Workdir
 
@@ -41,7 +42,8 @@ def run_eval(
     experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str, deq_folder: str
 ) -> None:
     """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
-    todo = list(tasks(experiment, options))
+    trained = bool(Workdir(workdir.folder / deq_folder).snapshots.numbers())
+    todo = list(_tasks(experiment, options, trained))
     if not todo and not options.enable_sampling:
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
@@ -61,7 +63,10 @@ def run_eval(
     quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.snapshots.restore(experiment.template(), number)
-        names += [evaluation.measure(task, restored) for task in evaluation.tasks(restored)]
+        measured = [evaluation.measure(task, restored) for task in evaluation.tasks(restored)]
+        names += measured
+        if options.suite:
+            evaluation.judge(measured)
         if options.enable_sampling:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
             evaluation.write(found)
@@ -73,6 +78,14 @@ def run_eval(
         print(report.quality_table(quality))
     if names or quality:
         print(f"written to {evaluation.folder}", flush=True)
+
+
+def _tasks(
+    experiment: Experiment, options: Any, variational: bool, choice: Choice | None = None
+) -> Iterable[Task]:
+    if options.suite:
+        return suite_tasks(experiment, variational=variational, choice=choice)
+    return tasks(experiment, options, choice)
 
 
 def restore_flow(experiment: Experiment, folder: Path, number: int | None) -> Restored:
@@ -157,13 +170,24 @@ class Evaluation:
     def tasks(self, restored: Restored) -> list[Task]:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
         experiment, choice = self.experiment, None
-        exact = self.options.enable_bpd and not self.options.bound
+        exact = self.options.suite or (self.options.enable_bpd and not self.options.bound)
         if exact and isinstance(experiment.solver, Auto):
             print("choosing the solver's nodes on a few images", flush=True)
             images = self.images[:PILOT_IMAGES]
             experiment, choice = experiment.choose_nodes(restored.tree.ema, jnp.asarray(images))
             print(_told(choice), flush=True)
-        return list(tasks(experiment, self.options, choice))
+        return list(_tasks(experiment, self.options, self.flow is not None, choice))
+
+    def judge(self, names: list[str]) -> None:
+        """Says whether what must hold between the estimators of one checkpoint does."""
+        bpd, end = {}, f"_{self.options.dataset}_ckpt_"
+        for name in names:
+            with np.load(self.folder / f"{name}.npz") as saved:
+                bpd[name.partition(end)[0]] = saved["bpd"].mean(axis=0)
+        found = verdicts(bpd)
+        print("\n".join(map(str, found)), flush=True)
+        checkpoint = names[0].partition(end)[2]
+        self.write({f"checks{end}{checkpoint}": [asdict(verdict) for verdict in found]})
 
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""

@@ -20,6 +20,7 @@ LAYERS = (
     ("train", "evaluate", "report", "parts"),
     ("experiment", "official", "features"),
     ("workdir", "tasks", "sampling_run"),
+    ("suite",),
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),
     ("cli",),

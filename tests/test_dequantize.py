@@ -12,7 +12,7 @@ from scoremle.dequantize import Flow, TruncatedNormal, Uniform, half_bin, trunca
 from scoremle.divergence import Exact
 from scoremle.importance import importance_bound
 from scoremle.likelihood import ode_log_likelihood
-from scoremle.ode import Multistep
+from scoremle.multistep import Multistep
 from scoremle.pixels import Pixels
 
 KEY = jax.random.key(0)

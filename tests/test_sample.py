@@ -9,7 +9,8 @@ from scipy import stats
 
 from scoremle.divergence import Exact
 from scoremle.likelihood import ode_log_likelihood
-from scoremle.ode import Adaptive, Multistep
+from scoremle.multistep import Multistep
+from scoremle.ode import Adaptive
 from scoremle.parameterization import noise_fn
 from scoremle.sample import denoise, euler_sample, interpolate, ode_encode, ode_sample
 

@@ -1,0 +1,32 @@
+"""What must hold between estimators: relations that hold pass, and those that do not are named."""
+
+import numpy as np
+
+from scoremle.suite import verdicts
+
+rng = np.random.default_rng(0)
+IMAGES = 3 + rng.normal(size=200)
+
+
+def judged(**shifts):
+    noise = {name: shift + 0.1 * rng.normal(size=200) for name, shift in shifts.items()}
+    return {v.words: v for v in verdicts({name: IMAGES + n for name, n in noise.items()})}
+
+
+def test_relations_that_hold():
+    found = judged(exact=0.0, exact_k10=-0.05, exact_trace=0.0, bound=0.1, bound_sliced=0.1)
+    assert set(found) == {"exact_k10 <= exact", "exact_trace == exact", "bound_sliced == bound"}
+    assert all(v.holds for v in found.values())
+
+
+def test_the_differences_are_image_by_image():
+    verdict = judged(exact=0.0, exact_k10=0.1)["exact_k10 <= exact"]
+    # The images' own spread is 1: only paired does a tenth of it show.
+    assert not verdict.holds and 0.08 < verdict.difference < 0.12 and verdict.stderr < 0.02
+    assert "FAILS" in str(verdict)
+
+
+def test_equality_fails_on_both_sides():
+    assert not judged(bound=0.0, bound_sliced=-0.2)["bound_sliced == bound"].holds
+    assert not judged(bound=0.0, bound_sliced=0.2)["bound_sliced == bound"].holds
+    assert judged(exact=0.0, exact_variational=-5.0)["exact_variational <= exact"].holds
