@@ -19,7 +19,7 @@ from scoremle.checkpoint import Checkpoints, Restored, tree_hash
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment, Weights
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.nodes import Auto, Choice
+from scoremle.nodes import PILOT_IMAGES, Auto, Choice
 from scoremle.sampling_run import Sampling, judge
 from scoremle.suite import suite_tasks, verdicts
 from scoremle.tasks import HASH_LENGTH, Facts, Task, tasks
@@ -29,7 +29,6 @@ __all__ = ["restore_flow", "run_eval"]
 
 logger = logging.getLogger(__name__)
 
-PILOT_IMAGES = 8
 EXTREMES = 32
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
@@ -147,7 +146,7 @@ class Evaluation:
     experiment: Experiment
     options: Any
     folder: Path
-    flow: Restored | None
+    flow: Restored | None = None
 
     @cached_property
     def images(self) -> np.ndarray:

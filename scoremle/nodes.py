@@ -18,10 +18,11 @@ from scoremle.likelihood import ode_log_likelihood
 from scoremle.multistep import Multistep, Planned
 from scoremle.sde import SDE
 
-__all__ = ["Auto", "Choice", "choose_nodes"]
+__all__ = ["PILOT_IMAGES", "Auto", "Choice", "choose_nodes"]
 
 NODES = (12, 16, 24, 32, 48, 64, 96, 128)
 FINEST = 256
+PILOT_IMAGES = 8
 # The solver's error is at most this share of the probes' standard error, and at most this many
 # bits/dim: an error of the mean counts where that of an image no longer does.
 SHARE = 0.25

@@ -95,7 +95,9 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     Monte-Carlo draws. The solver's error is the mean over images of its estimate: it has a sign of
     its own and does not shrink with their number.
     """
-    header = ("result", "value", "std. error", "from draws", "solver error", "NFE", "what")
+    header = (
+        "result", "value", "std. error", "from draws", "solver error", "NFE", "s/image", "what",
+    )  # fmt: skip
     rows = []
     for name, r in results.items():
         random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
@@ -110,6 +112,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(random, 5),
                 "" if "mean_solver_error" not in r else _number(r["mean_solver_error"], 5),
                 "" if nfe is None else f"{nfe:.0f}",
+                f"{seconds:.2g}" if (seconds := r.get("seconds_per_image")) else "",
                 _what(r),
             )
         )

@@ -1,7 +1,6 @@
 """A trained model, for use from Python."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from scoremle import evaluate
 from scoremle.data import padded_batches
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment, Weights, build
+from scoremle.nodes import PILOT_IMAGES, Auto
 from scoremle.tasks import exact_metric
 from scoremle.workdir import Workdir
 
@@ -35,13 +35,17 @@ class Scores:
     solver_error: Float[np.ndarray, " n"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trained:
-    """A trained model of integer images."""
+    """A trained model of integer images.
+
+    With ``eval.solver=auto`` the first images that are scored choose the solver's nodes, for all.
+    """
 
     experiment: Experiment
     params: Any
     step: int
+    _measure: Any = field(default=None, init=False, repr=False)
 
     def score(self, images: UInt8[np.ndarray, "n h w c"], *, seed: int = 0) -> Scores:
         """Exact likelihoods of images under the probability-flow ODE, uniformly dequantized.
@@ -50,6 +54,8 @@ class Trained:
         """
         images = np.asarray(images)
         self._check(images)
+        if self._measure is None and len(images):
+            self._measure = self._compiled(images[:PILOT_IMAGES])
         size = max(1, min(BATCH_SIZE, len(images)))
         found: dict[str, list[np.ndarray]] = {"bpd": [], "probe_stderr": [], "solver_error": []}
         for i, (batch, mask) in enumerate(padded_batches(images, size)):
@@ -61,9 +67,11 @@ class Trained:
         bits = self.experiment.dims * np.log(2)
         return Scores(log_prob=-columns["bpd"] * bits, **columns)
 
-    @cached_property
-    def _measure(self) -> evaluate.Metric:
-        return jax.jit(exact_metric(self.experiment))
+    def _compiled(self, pilot: UInt8[np.ndarray, "n h w c"]) -> evaluate.Metric:
+        experiment = self.experiment
+        if isinstance(experiment.solver, Auto):
+            experiment, _ = experiment.choose_nodes(self.params, jnp.asarray(pilot))
+        return jax.jit(exact_metric(experiment))
 
     def _check(self, images: np.ndarray) -> None:
         shape, levels = self.experiment.data.shape, self.experiment.pixels.levels

@@ -156,7 +156,7 @@ def test_killed_stats_go_on(no_inception, tmp_path, monkeypatch):
         assert cli.main(command) == 130
     parts = {part: part.stat().st_mtime_ns for part in tmp_path.rglob("part*.npz")}
     assert len(parts) == 3 and not path.exists()
-    monkeypatch.setattr("shutil.rmtree", lambda folder: None)
+    monkeypatch.setattr("shutil.rmtree", lambda folder, **options: None)
     assert cli.main(command) == 0
     assert {part: part.stat().st_mtime_ns for part in parts} == parts
     assert len(features.read_reference(path, stand_in()).pool) == 360

@@ -44,7 +44,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8
 
 @pytest.fixture(autouse=True)
 def small_cifar10(monkeypatch):
-    monkeypatch.setitem(data.DATASETS, "cifar10", lambda path: (IMAGES, IMAGES[:8], 256))
+    def load(name, *, batch_size, seed, **options):
+        return data.ImageSet(
+            IMAGES, IMAGES[:8], 256, name=name.lower(), batch_size=batch_size, seed=seed
+        )
+
+    monkeypatch.setattr(data, "load", load)
 
 
 @functools.cache
