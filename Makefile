@@ -22,13 +22,14 @@ help:
 demo: .venv/.demo
 	@$(BIN)/python examples/digits_demo.py --workdir=$(DEMO)
 
+# Two workers, a file each: most of the time goes into compiling, on one core at a time.
 test: .venv/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle import cli, report
-from scoremle.config_files import with_defaults
 from scoremle.divergence import FixedProbe, Hutchinson
 from scoremle.experiment import build
 from scoremle.likelihood import ode_log_likelihood
@@ -31,7 +30,7 @@ from scoremle.multistep import Doubling, Multistep
 from scoremle.reference import PublishedRK45, published_rates
 from scoremle.workdir import Workdir
 
-NODES = (6, 8, 12, 16, 24, 32, 48, 64)
+NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 REPEATS = 3
 KEY = jax.random.key(0)
@@ -83,7 +82,7 @@ class Subject:
 
     def __init__(self, workdir: Path, images: int) -> None:
         place = Workdir(workdir)
-        self.experiment = experiment = build(with_defaults(place.config()))
+        self.experiment = experiment = build(place.config())
         state, _, _ = place.snapshots.restore(experiment.template())
         self.params, self.sde, self.eps = state.ema, experiment.sde, experiment.eps
         x = jnp.asarray(experiment.data.test[:images])

@@ -35,18 +35,18 @@ def load_configs(path: str | None) -> tuple[ModuleType, ModuleType]:
     return default, _guarded(path, lambda: _load_file(path))
 
 
-def with_defaults(config: ConfigDict) -> ConfigDict:
-    """A config of an earlier version, with the defaults of the fields that it does not have."""
+def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
+    """A resolved config of an earlier version, with defaults for the fields it does not have."""
     try:
-        complete = load_configs(None)[0].get_config()
+        default = load_configs(None)[0]
     except UserError:  # an installation without configs/ has none to add
-        return config
-    for section, fields in config.items():
-        if isinstance(fields, ConfigDict) and section in complete:
-            complete[section].update(fields)
-        else:
-            complete[section] = fields
-    return complete
+        return ConfigDict(content)
+    complete = default.get_config().to_dict()
+    for name, value in content.items():
+        complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
+    config = ConfigDict(complete)
+    default.resolve(config)
+    return config
 
 
 def _configs_root(path: str | None) -> Path:

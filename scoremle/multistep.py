@@ -72,7 +72,9 @@ class Plan(NamedTuple):
 
 def _nodes(steps: int) -> np.ndarray:
     """Ends of the steps: even, but for short first ones that grow, while the history is short."""
-    sizes = np.minimum(FIRST_STEP * STEP_GROWTH ** np.arange(steps), 1.0)
+    sizes = np.ones(steps)
+    growing = FIRST_STEP * STEP_GROWTH ** np.arange(min(steps, 10))
+    sizes[: len(growing)] = np.minimum(growing, 1.0)
     ends = np.concatenate([[0.0], np.cumsum(sizes)])
     return ends / ends[-1]
 

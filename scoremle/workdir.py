@@ -92,7 +92,7 @@ class Workdir:
                 f"{self.folder} is no working directory of a training: it has no config.json"
                 f"{self._hint()}"
             )
-        return with_defaults(ConfigDict(_with_tuples(read_json(self.config_path))))
+        return with_defaults(_with_tuples(read_json(self.config_path)))
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""

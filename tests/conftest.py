@@ -73,6 +73,7 @@ TINY = (
     "--config.optim.lr=1e-3",
     "--config.optim.warmup=5",
     "--config.eval.batch_size=100",
+    "--config.eval.solver=multistep",
     "--config.eval.nodes=6",
     "--config.eval.probes=1",
     "--config.eval.num_repeats=1",

@@ -237,6 +237,37 @@ def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
     assert list(results) == ["loss_test_ckpt_2"]
 
 
+def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
+    _, results = evaluate(tiny, "auto", eval__solver="auto", eval__num_images=16)
+    result = results["exact_test_ckpt_2"]
+    choice = result["solver_choice"]
+    assert result["solver"] == f"Multistep(nodes={choice['nodes']})" and choice["images"] == 8
+    assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
+    assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
+
+
+def test_the_published_solver_is_there_to_compare_with(tiny):
+    _, results = evaluate(tiny, "published", eval__solver="rk45_reference", eval__num_images=8)
+    result = results["exact_test_ckpt_2"]
+    assert result["solver"] == "PublishedRK45(rtol=1e-05, atol=1e-05)"
+    assert result["mean_nfe"] > 50 and result["mean_solver_error"] is None
+
+
+@pytest.mark.slow
+def test_the_suite_measures_everything_and_judges_it(tiny, capfd):
+    few = {"eval__num_images": 6, "eval__bound_draws": 8}
+    _, results = evaluate(tiny, "suite", eval__suite=True, **few)
+    kinds = {name.partition("_test_ckpt_2")[0] for name in results}
+    assert kinds == {
+        "exact", "exact_truncated_normal", "exact_k10", "exact_trace", "bound", "bound_none",
+        "bound_sliced", "checks",
+    }  # fmt: skip
+    words = {check["words"] for check in results["checks_test_ckpt_2"]}
+    assert words == {"exact_k10 <= exact", "bound_sliced == bound", "exact_trace == exact"}
+    assert "exact_trace == exact: difference" in capfd.readouterr().out
+
+
+
 def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     evaluate(tiny, "exact", eval__num_repeats=2)  # again: nothing is measured twice
     out, err = capfd.readouterr()

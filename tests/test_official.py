@@ -210,17 +210,19 @@ TRAINING = (
 def fake_step(*_, **__):
     """A step that moves every parameter by 1e-3 and leaves the average."""
 
-    def step(state, images):
-        params = jax.tree.map(lambda p: p + len(images) * 1e-3, state.params)
-        zeros = {name: np.zeros(len(images)) for name in ("loss", "grad_norm")}
-        return state._replace(step=state.step + len(images), params=params), zeros
+    def step(state, batches):
+        count = len(jax.tree.leaves(batches)[0])
+        params = jax.tree.map(lambda p: p + count * 1e-3, state.params)
+        zeros = {name: np.zeros(count) for name in ("loss", "grad_norm")}
+        return state._replace(step=state.step + count, params=params), zeros
 
     return step
 
 
 def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
     monkeypatch.setattr(training_run.train, "make_step", fake_step)
-    monkeypatch.setattr(training_run, "_on_eval", lambda experiment: lambda state, step: {})
+    silent = lambda experiment, measure: lambda state, step: {}  # noqa: E731
+    monkeypatch.setattr(training_run, "_on_eval", silent)
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
     assert f"going on from step 3, {workdir}/checkpoints/checkpoint_1" in out

@@ -72,7 +72,7 @@ def exact():
         "mean": 2.34567, "stderr": 0.01234, "unit": "bits/dim", "estimator": "exact for p_eps",
         "dequantizer": "uniform", "images": 360, "split": "test", "full_pass": True, "passes": 1,
         "probe_stderr_of_mean": 0.00123, "mean_solver_error": 0.00045, "mean_nfe": 33.0,
-        "noise_stderr": None,
+        "noise_stderr": None, "seconds_per_image": 0.012,
     }  # fmt: skip
 
 
@@ -83,10 +83,10 @@ def cells(line: str) -> list[str]:
 def test_results_say_the_value_its_errors_and_what_it_is(exact):
     text = results_table({"exact_test_ckpt_3": exact})
     header, _, row = text.splitlines()
-    assert len(cells(header)) == 7
-    name, value, stderr, random, solver, nfe, what = (c.strip() for c in cells(row))
+    assert len(cells(header)) == 8
+    name, value, stderr, random, solver, nfe, pace, what = (c.strip() for c in cells(row))
     assert (name, value, stderr) == ("exact_test_ckpt_3", "2.3457 bits/dim", "0.0123")
-    assert (random, solver, nfe) == ("0.00123", "0.00045", "33")
+    assert (random, solver, nfe, pace) == ("0.00123", "0.00045", "33", "0.012")
     for fact in ("exact for p_eps", "uniform dequantization", "360 test images", "1 pass"):
         assert fact in what
     assert "not the whole split" not in text
