@@ -27,6 +27,7 @@ from scoremle.divergence import FixedProbe, Hutchinson
 from scoremle.experiment import build
 from scoremle.likelihood import ode_log_likelihood
 from scoremle.multistep import Doubling, Multistep
+from scoremle.parameterization import noise_fn
 from scoremle.reference import PublishedRK45, published_rates
 from scoremle.workdir import Workdir
 
@@ -96,8 +97,6 @@ class Subject:
         with jax.enable_x64(True):
             network = self.experiment.network.clone(dtype=jnp.float64)
             params = double(self.params)
-            from scoremle.parameterization import noise_fn
-
             noise = noise_fn(
                 lambda x, labels: network.apply({"params": params}, x, labels),
                 self.sde, self.experiment.conditioning,
@@ -140,14 +139,11 @@ class Subject:
         """``probe`` is the standard error of one probe that is held fixed."""
         rates = jax.jit(published_rates(self.noise, self.sde))
         solver = PublishedRK45(tolerance, tolerance)
-        run = lambda: solver.log_likelihood(  # noqa: E731
-            rates, self.sde, self.y, self.probe[0], eps=self.eps
-        ).log_prob
-        run()
+        arguments = (rates, self.sde, self.y, self.probe[0])
+        solver.log_likelihood(*arguments, eps=self.eps)  # compiles
         began = time.perf_counter()
-        run()
+        found = solver.log_likelihood(*arguments, eps=self.eps)
         seconds = time.perf_counter() - began
-        found = solver.log_likelihood(rates, self.sde, self.y, self.probe[0], eps=self.eps)
         error = self.error(found.log_prob)
         return {
             "evaluations": int(found.evaluations[0]),

@@ -137,12 +137,12 @@ class Evil:
     """Runs a command when it is unpickled in the ordinary way."""
 
     def __reduce__(self):
-        return os.system, ("touch /tmp/pwned",)
+        return os.system, ("touch pwned",)
 
 
 class Sneaky:
     def __reduce__(self):
-        return np.core.multiarray._reconstruct if False else eval, ("1",)
+        return eval, ("1",)
 
 
 ROWS = rows(pictures(2))
@@ -170,11 +170,12 @@ BAD_CIFAR = {
 
 
 @pytest.mark.parametrize("message", BAD_CIFAR)
-def test_bad_cifar(message, tmp_path, prepare):
+def test_bad_cifar(message, tmp_path, prepare, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         prepare("cifar10", packed(".tar.gz", tmp_path, BAD_CIFAR[message]))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
-    assert not Path("/tmp/pwned").exists()
+    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

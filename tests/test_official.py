@@ -221,8 +221,7 @@ def fake_step(*_, **__):
 
 def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
     monkeypatch.setattr(training_run.train, "make_step", fake_step)
-    silent = lambda experiment, measure: lambda state, step: {}  # noqa: E731
-    monkeypatch.setattr(training_run, "_on_eval", silent)
+    monkeypatch.setattr(training_run, "_on_eval", lambda *_: lambda state, step: {})
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
     assert f"going on from step 3, {workdir}/checkpoints/checkpoint_1" in out
