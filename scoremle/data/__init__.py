@@ -64,24 +64,27 @@ def _read_images(path: Path, options: Options) -> Reading:
 IDX = "the folder with train-images-idx3-ubyte[.gz] and t10k-images-idx3-ubyte[.gz]"
 IMAGES = "a folder, .zip or .tar of images, a .npy or .npz of uint8, or .parquet files"
 CIFAR_COUNTS = {"": (50_000, 10_000)}
+OTHER_SIZE = frozenset({"size", "fit"})
 
 # Under the names of the published configs, in lower case.
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
         Dataset("digits", read_digits, packaged=True),
-        Dataset("mnist", read_idx, IDX),
+        Dataset("mnist", read_idx, IDX, options=OTHER_SIZE),
         Dataset(
             "fashion_mnist",
             read_idx,
             f"Debian's package dataset-fashion-mnist installed, or {IDX}",
             place="/usr/share/datasets/fashion-mnist",
+            options=OTHER_SIZE,
         ),
         Dataset(
             "emnist",
             read_emnist,
             "the folder with one set, such as emnist-balanced-train-images-idx3-ubyte.gz and"
             " emnist-balanced-test-images-idx3-ubyte.gz",
+            options=OTHER_SIZE,
         ),
         Dataset(
             "cifar10",

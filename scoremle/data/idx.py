@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scoremle.data.pictures import fitted
 from scoremle.data.reading import Chunk, Options, Reading
 from scoremle.data.source import hash_files, read_gzip
 from scoremle.errors import UserError
@@ -26,15 +27,15 @@ SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 
 def read_idx(path: Path, options: Options) -> Reading:
     """A folder with train-images-idx3-ubyte[.gz], t10k-images-idx3-ubyte[.gz], and labels."""
-    return _read(path, transposed=False)
+    return _read(path, options, transposed=False)
 
 
 def read_emnist(path: Path, options: Options) -> Reading:
     """The same with names of EMNIST; its images are stored on their side and set upright."""
-    return _read(path, transposed=True)
+    return _read(path, options, transposed=True)
 
 
-def _read(path: Path, *, transposed: bool) -> Reading:
+def _read(path: Path, options: Options, *, transposed: bool) -> Reading:
     splits = {split: _split(path, split) for split in SPLITS}
     shapes = [images.shape[1:3] for images, _ in splits.values()]
     if shapes[0] != shapes[1]:
@@ -43,11 +44,11 @@ def _read(path: Path, *, transposed: bool) -> Reading:
 
     facts = {"orientation": "transposed, which sets EMNIST upright"} if transposed else {}
     sha256 = partial(hash_files, path, lambda name: "idx" in name)
-    return Reading(_chunks(splits, transposed), sha256, facts=facts)
+    return Reading(_chunks(splits, options, transposed), sha256, facts=facts)
 
 
 def _chunks(
-    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], transposed: bool
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], options: Options, transposed: bool
 ) -> Iterator[Chunk]:
     total, done = sum(len(images) for images, _ in splits.values()), 0
     for split, (images, labels) in splits.items():
@@ -55,6 +56,7 @@ def _chunks(
             rows = slice(start, start + CHUNK)
             chunk = images[rows].swapaxes(1, 2) if transposed else images[rows]
             done += len(chunk)
+            chunk = fitted(chunk, options)
             yield Chunk(chunk, split, done / total, None if labels is None else labels[rows])
 
 

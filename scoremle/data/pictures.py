@@ -20,7 +20,7 @@ from scoremle.data.reading import Chunk, Options, Reading, Unusable, UnusableIma
 from scoremle.data.source import Source
 from scoremle.errors import UserError
 
-__all__ = ["FITS", "Decoder", "chunked", "is_picture", "read_pictures", "split_of"]
+__all__ = ["FITS", "Decoder", "chunked", "fitted", "is_picture", "read_pictures", "split_of"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -58,6 +58,18 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
 
 
 FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "resize": _resize}
+
+
+def fitted(images: UInt8[np.ndarray, "n h w 1"], options: Options) -> UInt8[np.ndarray, "n s s 1"]:
+    """Grey images of one size, brought to that of the options as pictures are."""
+    shape, size = images.shape[1:3], options.size
+    if not size or shape == (size, size):
+        return images
+    if not options.fit or min(shape) < size:
+        way = "smaller" if options.fit else "not that; name a way to fit them, crop or resize"
+        raise UserError(f"images of {size}x{size} are asked for, but they are {_by(shape)}: {way}")
+    pictures = (FITS[options.fit](Image.fromarray(image[..., 0]), size) for image in images)
+    return np.stack([np.asarray(picture) for picture in pictures])[..., None]
 
 
 class Decoder:
@@ -147,8 +159,12 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
 def _in_words(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]} {'grey' if shape[2] == 1 else 'RGB'}"
+    return f"{_by(shape)} {'grey' if shape[2] == 1 else 'RGB'}"
 
 
 def read_pictures(path: Path, options: Options) -> Reading:
