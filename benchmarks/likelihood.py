@@ -1,16 +1,18 @@
-"""What an exact likelihood costs: the published algorithm and ours, on one trained network.
+"""What an exact likelihood costs: the published algorithm and ours, on trained networks.
 
-Trains a small DDPM++ on digits (or takes ``--workdir``), computes the truth in float64 with the
-same probe, and measures the published algorithm (SciPy's RK45 in t, reverse mode, one probe) and
-ours on several numbers of nodes: solver error, probe error, cost in forward passes (with the
-ratios of value, value + jvp and value + vjp measured here), seconds an image. Prints a table,
-draws ``likelihood.png`` beside the workdir, and ends with a line of JSON.
+Trains small DDPM++ networks on digits and on Fashion-MNIST of 14x14 (or takes those it trained
+before), finds the truth in float64 with the same probe, and measures in one run the published
+algorithm (SciPy's RK45 in t, reverse mode, one probe) and ours at several numbers of nodes: the
+solver's error and how often it lies within the stated one, the probes' error, cost in forward
+passes (by the ratios of value, value + jvp and value + vjp, measured here too), seconds and memory
+an image. Prints a table for each network, draws ``likelihood.png`` into the workdir, and ends with
+a line of JSON for each network.
 
     python benchmarks/likelihood.py --quick
-    python benchmarks/likelihood.py --workdir=runs/fashion_mnist --images=4
+    python benchmarks/likelihood.py --networks digits_vp digits_vp_log_snr
 
-"Total error" is what solver and probes leave of one image, root mean square. Its cost ratio is
-read off our curve at the total error of the published algorithm; that of the solver likewise.
+"Total error" is what solver and probes leave of one image, root mean square. Cost ratios compare
+the published algorithm with the cheapest of ours that is at least as good.
 """
 
 import argparse
@@ -26,30 +28,46 @@ from scoremle import cli, report
 from scoremle.divergence import FixedProbe, Hutchinson
 from scoremle.experiment import build
 from scoremle.likelihood import ode_log_likelihood
-from scoremle.multistep import Doubling, Multistep
+from scoremle.multistep import Doubling, Planned
 from scoremle.parameterization import noise_fn
 from scoremle.reference import PublishedRK45, published_rates
 from scoremle.workdir import Workdir
 
+DIGITS = (
+    "--config=configs/digits.py", "--config.training.n_iters=1200",
+    "--config.training.snapshot_freq=1200", "--config.training.snapshot_sampling=False",
+)  # fmt: skip
+FASHION = ("--config=configs/fashion_mnist14.py",)
+SUB_VP = "--config.training.sde=subvpsde"
+LOG_SNR = "--config.model.embedding=log_snr"
+NETWORKS = {
+    "digits_vp": DIGITS,
+    "digits_subvp": (*DIGITS, SUB_VP),
+    "digits_vp_log_snr": (*DIGITS, LOG_SNR),
+    "fashion14_vp": FASHION,
+    "fashion14_subvp": (*FASHION, SUB_VP),
+    "fashion14_vp_log_snr": (*FASHION, LOG_SNR),
+}
+QUICK = "digits_vp"
+
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
-REPEATS = 3
+REPEATS = 2
 KEY = jax.random.key(0)
 
+Row = dict[str, float | str]
 
-def train(workdir: Path, embedding: str) -> None:
-    code = cli.main([
-        "--config=configs/digits.py", f"--workdir={workdir}", "--mode=train",
-        f"--config.model.embedding={embedding}", "--config.training.n_iters=1200",
-        "--config.training.snapshot_freq=1200", "--config.training.eval_freq=1200",
-        "--config.training.snapshot_sampling=False",
-    ])  # fmt: skip
-    if code:
-        raise SystemExit(code)
+
+def train(flags: tuple[str, ...], workdir: Path) -> None:
+    """Trains into the folder, unless that was done."""
+    if not Workdir(workdir).snapshots.numbers():
+        code = cli.main([*flags, f"--workdir={workdir}", "--mode=train"])
+        if code:
+            raise SystemExit(code)
 
 
 def timed(function, *arguments) -> tuple:
-    """The result, and the seconds of the quickest of several calls after the first."""
+    """The result of a compiled function, and the seconds of the quickest of several calls."""
     result = jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(REPEATS):
@@ -59,18 +77,24 @@ def timed(function, *arguments) -> tuple:
     return result, min(seconds)
 
 
+def megabytes(function, *arguments) -> float:
+    """What a compiled function allocates beside its arguments and results."""
+    return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+
 def pass_costs(noise, x: jax.Array) -> tuple[float, float]:
     """Cost of value + jvp and of value + vjp, in values."""
     t, v = jnp.full(len(x), 0.3), jnp.ones_like(x)
-    value = jax.jit(lambda x: noise(x, t))
-    forward = jax.jit(lambda x: jax.jvp(lambda x: noise(x, t), (x,), (v,)))
 
-    @jax.jit
+    def value(x):
+        return noise(x, t)
+
     def reverse(x):
-        y, pull = jax.vjp(lambda x: noise(x, t), x)
+        y, pull = jax.vjp(value, x)
         return y, pull(v)
 
-    plain, jvp, vjp = (timed(function, x)[1] for function in (value, forward, reverse))
+    functions = value, lambda x: jax.jvp(value, (x,), (v,)), reverse
+    plain, jvp, vjp = (timed(jax.jit(function), x)[1] for function in functions)
     return jvp / plain, vjp / plain
 
 
@@ -79,19 +103,28 @@ def double(tree):
 
 
 class Subject:
-    """One trained network and a few images, with the truth for one probe."""
+    """One trained network and a few test images, with the truth for one probe."""
 
     def __init__(self, workdir: Path, images: int) -> None:
         place = Workdir(workdir)
         self.experiment = experiment = build(place.config())
-        state, _, _ = place.snapshots.restore(experiment.template())
-        self.params, self.sde, self.eps = state.ema, experiment.sde, experiment.eps
+        self.params = place.snapshots.restore(experiment.template())[0].ema
+        self.noise, self.sde = experiment.noise(self.params), experiment.sde
         x = jnp.asarray(experiment.data.test[:images])
         self.y = experiment.encode(x, KEY)[0]
         self.bits = experiment.dims * np.log(2)
         self.probe = Hutchinson().draw(jax.random.key(1), self.y)
-        self.noise = experiment.noise(self.params)
+        self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
+        self.rates = jax.jit(published_rates(self.noise, self.sde))
         self.truth = self._truth()
+        self.auto = experiment.choose_nodes(self.params, x)[1]
+
+    def _solving(self, divergence):
+        # The plan is an argument: one program serves all numbers of nodes.
+        return jax.jit(lambda y, solver: ode_log_likelihood(
+            self.noise, self.sde, y, KEY,
+            eps=self.experiment.eps, divergence=divergence, solver=solver,
+        ))  # fmt: skip
 
     def _truth(self) -> np.ndarray:
         with jax.enable_x64(True):
@@ -103,50 +136,19 @@ class Subject:
             )  # fmt: skip
             solver = Doubling(2e-6, fewest=256, most=4096)
             found = jax.jit(lambda y: ode_log_likelihood(
-                noise, self.sde, y, KEY, eps=self.eps,
+                noise, self.sde, y, KEY, eps=self.experiment.eps,
                 divergence=FixedProbe(double(self.probe)), solver=solver,
             ))(double(self.y))  # fmt: skip
             print(f"truth: solver error {float(jnp.max(found.solver_error)) / self.bits:.1e}")
             return np.asarray(found.log_prob)
 
-    def error(self, log_prob: jax.Array) -> np.ndarray:
+    def _error(self, log_prob: jax.Array) -> np.ndarray:
         """In bits/dim, image by image."""
         return np.abs(np.asarray(log_prob, np.float64) - self.truth) / self.bits
 
-    def ours(self, nodes: int) -> dict[str, float]:
-        solver = Multistep(nodes)
-        divergence = FixedProbe(self.probe)
-        fixed = jax.jit(lambda y: ode_log_likelihood(
-            self.noise, self.sde, y, KEY, eps=self.eps, divergence=divergence, solver=solver
-        ))(self.y)  # fmt: skip
-        fresh, seconds = timed(jax.jit(lambda y, key: ode_log_likelihood(
-            self.noise, self.sde, y, key, eps=self.eps, solver=solver
-        )), self.y, jax.random.key(2))  # fmt: skip
-        error, probe = self.error(fixed.log_prob), np.asarray(fresh.probe_stderr) / self.bits
-        stated = np.asarray(fixed.solver_error) / self.bits
+    def _row(self, name: str, error: np.ndarray, probe: float, seconds: float) -> Row:
         return {
-            "evaluations": nodes + 1,
-            "solver": float(error.mean()),
-            "solver_max": float(error.max()),
-            "covered": float((error < stated).mean()),
-            "width": float(np.median(stated / error)),
-            "probe": float(np.sqrt(np.mean(probe**2))),
-            "total": float(np.sqrt(np.mean(error**2 + probe**2))),
-            "seconds": seconds / len(self.y),
-        }
-
-    def published(self, tolerance: float, probe: float) -> dict[str, float]:
-        """``probe`` is the standard error of one probe that is held fixed."""
-        rates = jax.jit(published_rates(self.noise, self.sde))
-        solver = PublishedRK45(tolerance, tolerance)
-        arguments = (rates, self.sde, self.y, self.probe[0])
-        solver.log_likelihood(*arguments, eps=self.eps)  # compiles
-        began = time.perf_counter()
-        found = solver.log_likelihood(*arguments, eps=self.eps)
-        seconds = time.perf_counter() - began
-        error = self.error(found.log_prob)
-        return {
-            "evaluations": int(found.evaluations[0]),
+            "name": name,
             "solver": float(error.mean()),
             "solver_max": float(error.max()),
             "probe": probe,
@@ -154,99 +156,150 @@ class Subject:
             "seconds": seconds / len(self.y),
         }
 
+    def ours(self, nodes: int) -> Row:
+        """With new probes at each node; the solver's error with the truth's probe."""
+        plan = Planned.of(nodes, NODES[-1])
+        held, (fresh, seconds) = self.held(self.y, plan), timed(self.fresh, self.y, plan)
+        error = self._error(held.log_prob)
+        stated = np.asarray(held.solver_error) / self.bits
+        probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
+        covered, width = float(np.mean(error <= stated)), float(np.median(stated / error))
+        row = self._row(f"ours, {nodes} nodes", error, probe, seconds)
+        return {**row, "evaluations": nodes + 1, "covered": covered, "width": width}
+
+    def published(self, tolerance: float, probe: float) -> Row:
+        """``probe`` is the standard error of one probe that is held fixed."""
+        solver, eps = PublishedRK45(tolerance, tolerance), self.experiment.eps
+        began = time.perf_counter()
+        found = solver.log_likelihood(self.rates, self.sde, self.y, self.probe[0], eps=eps)
+        seconds = time.perf_counter() - began
+        row = self._row(
+            f"published, {tolerance:g}", self._error(found.log_prob), probe, seconds
+        )  # fmt: skip
+        return {**row, "evaluations": int(found.evaluations[0])}
+
     def held_probe(self) -> float:
         """The standard error of one probe for all nodes, from eight of them."""
-        probes = Hutchinson(8).draw(jax.random.key(3), self.y)
-        found = jax.jit(lambda y: ode_log_likelihood(
-            self.noise, self.sde, y, KEY, eps=self.eps,
-            divergence=FixedProbe(probes), solver=Multistep(32),
-        ))(self.y)  # fmt: skip
-        return float(np.sqrt(np.mean((np.asarray(found.probe_stderr) / self.bits) ** 2 * 8)))
+        probes = FixedProbe(Hutchinson(8).draw(jax.random.key(3), self.y))
+        found = self._solving(probes)(self.y, Planned.of(32, NODES[-1]))
+        return float(np.sqrt(8 * np.mean(np.square(found.probe_stderr)))) / self.bits
+
+    def memory(self) -> tuple[float, float]:
+        """Megabytes an image on the device: ours, at any number of nodes, and the published."""
+        ours = megabytes(self.fresh, self.y, Planned.of(32, NODES[-1]))
+        t = jnp.full(len(self.y), 0.3)
+        published = megabytes(self.rates, self.y, t, self.probe[0])
+        return ours / len(self.y), published / len(self.y)
 
 
-def cheapest(rows: list[dict[str, float]], kind: str, error: float) -> dict[str, float]:
-    """The first of our rows that is as good; the last if none is."""
-    return next((row for row in rows if row[kind] <= error), rows[-1])
+def cheapest(rows: list[Row], kind: str, error: float) -> Row | None:
+    """The first of our rows that is as good, if one is."""
+    return next((row for row in rows if row[kind] <= error), None)
 
 
-def measure(subject: Subject) -> tuple[list[tuple], dict[str, float]]:
-    jvp, vjp = pass_costs(subject.noise, subject.y)
-    print(f"value + jvp {jvp:.2f}, value + vjp {vjp:.2f}")
-    ours = [{**subject.ours(n), "name": f"ours, {n} nodes", "pass": jvp} for n in NODES]
-    held = subject.held_probe()
-    published = [
-        {**subject.published(t, held), "name": f"published, {t:g}", "pass": vjp}
-        for t in TOLERANCES
-    ]
-    for row in ours + published:
-        row["cost"] = row["evaluations"] * row["pass"]
+def compare(ours: list[Row], published: list[Row]) -> dict[str, float | None]:
+    """Ratios at the error of the published tolerance, and of the solver at all three."""
     reference = published[-1]
-    total, solver = (
-        cheapest(ours, "total", reference["total"]), cheapest(ours, "solver", reference["solver"])
-    )
-    record = {
-        "cost_ratio": total["cost"] / reference["cost"],
-        "solver_cost_ratio": solver["cost"] / reference["cost"],
-        "seconds_ratio": total["seconds"] / reference["seconds"],
-        "solver_seconds_ratio": solver["seconds"] / reference["seconds"],
-        "our_error": total["total"],
-        "reference_error": reference["total"],
-        "our_solver_error": solver["solver"],
-        "reference_solver_error": reference["solver"],
+    total, solver = (cheapest(ours, kind, reference[kind]) for kind in ("total", "solver"))
+
+    def ratio(row: Row | None, what: str, of: Row = reference) -> float | None:
+        return row[what] / of[what] if row else None
+
+    looser = {
+        f"solver_cost_ratio_{tolerance:g}": ratio(
+            cheapest(ours, "solver", row["solver"]), "cost", row
+        )
+        for tolerance, row in zip(TOLERANCES[:-1], published[:-1], strict=True)
     }
-    return published + ours, record
+    return {
+        "cost_ratio": ratio(total, "cost"),
+        "solver_cost_ratio": ratio(solver, "cost"),
+        **looser,
+        "seconds_ratio": ratio(total, "seconds"),
+        "solver_seconds_ratio": ratio(solver, "seconds"),
+        "our_error": total and total["total"],
+        "reference_error": reference["total"],
+        "our_solver_error": solver and solver["solver"],
+        "reference_solver_error": reference["solver"],
+        "covered": float(np.mean([row["covered"] for row in ours])),
+    }
 
 
-def draw(path: Path, curves: dict[str, list[dict]]) -> None:
+def measure(subject: Subject) -> tuple[list[Row], dict[str, float | None]]:
+    jvp, vjp = pass_costs(subject.noise, subject.y)
+    mine, theirs = subject.memory()
+    print(
+        f"value + jvp {jvp:.2f}, value + vjp {vjp:.2f}; auto takes {subject.auto.nodes} nodes; "
+        f"memory {mine:.2f} MB an image, published {theirs:.2f}"
+    )
+    ours = [subject.ours(nodes) for nodes in NODES]
+    held = subject.held_probe()
+    subject.published(1.0, held)  # compiles
+    published = [subject.published(tolerance, held) for tolerance in TOLERANCES]
+    for rows, passes in ((ours, jvp), (published, vjp)):
+        for row in rows:
+            row["cost"] = row["evaluations"] * passes
+    return published + ours, compare(ours, published)
+
+
+HEADER = (
+    "method", "NFE", "cost", "solver, mean", "max", "covered", "width", "probe", "total",
+    "s/image",
+)  # fmt: skip
+
+
+def in_words(row: Row) -> tuple[str, ...]:
+    states = "covered" in row
+    return (
+        row["name"], str(row["evaluations"]), f"{row['cost']:.0f}", f"{row['solver']:.1e}",
+        f"{row['solver_max']:.1e}", f"{row['covered']:.0%}" if states else "",
+        f"{row['width']:.1f}" if states else "", f"{row['probe']:.3f}", f"{row['total']:.3f}",
+        f"{row['seconds']:.4f}",
+    )  # fmt: skip
+
+
+def draw(path: Path, curves: dict[str, list[Row]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True)
-    for name, rows in curves.items():
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True)
+    for number, (name, rows) in enumerate(curves.items()):
         for axis, kind in zip(axes, ("solver", "total"), strict=True):
             for who, mark in (("published", "s--"), ("ours", "o-")):
                 chosen = [row for row in rows if row["name"].startswith(who)]
-                cost = [row["cost"] for row in chosen]
-                axis.loglog(cost, [row[kind] for row in chosen], mark, label=f"{who}, {name}")
+                axis.loglog(
+                    [row["cost"] for row in chosen], [row[kind] for row in chosen], mark,
+                    color=f"C{number}", markersize=4, label=f"{name}, {who}",
+                )  # fmt: skip
             axis.set(xlabel="cost of an image, forward passes", title=f"{kind} error, bits/dim")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+            axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--quick", action="store_true", help="the digits model as published alone")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_likelihood"))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} alone, with 8 images")
     options = parser.parse_args()
-    if options.workdir:
-        places = {options.workdir.name: options.workdir}
-    else:
-        embeddings = ("time",) if options.quick else ("time", "log_snr")
-        places = {name: Path("runs/benchmark_likelihood") / name for name in embeddings}
-        for embedding, place in places.items():
-            train(place, embedding)
+    names, images = ([QUICK], 8) if options.quick else (options.networks, options.images)
+    for name in names:
+        train(NETWORKS[name], options.workdir / name)
     curves, records = {}, {}
-    for name, place in places.items():
-        curves[name], records[name] = measure(Subject(place, options.images))
-        header = ("method", "evaluations", "cost", "solver", "max", "probe", "total", "s/image")
-        rows = [
-            (r["name"], str(r["evaluations"]), f"{r['cost']:.0f}", f"{r['solver']:.1e}",
-             f"{r['solver_max']:.1e}", f"{r['probe']:.3f}", f"{r['total']:.3f}",
-             f"{r['seconds']:.4f}")
-            for r in curves[name]
-        ]  # fmt: skip
-        print(f"\n{name}\n{report.table(header, rows)}", flush=True)
-    picture = next(iter(places.values())).parent / "likelihood.png"
+    for name in names:
+        print(f"\n{name}")
+        curves[name], records[name] = measure(Subject(options.workdir / name, images))
+        print(report.table(HEADER, map(in_words, curves[name])), flush=True)
+    picture = options.workdir / "likelihood.png"
     draw(picture, curves)
     print(f"picture: {picture}")
     for name, record in records.items():
-        if name != next(iter(records)):
-            print(json.dumps({"network": name, **record}))
-    print(json.dumps(next(iter(records.values()))))
+        print(json.dumps({"network": name, **record}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""From a config to live objects: the only module that sees a config.
+"""From a config to live objects; with ``objective`` and ``samplers``, all that reads a config.
 
-Names become objects in the dict literals below; network fields are passed as keywords, so that an
+Names become objects in dict literals; network fields are passed as keywords, so that an
 unknown one is an error at the start. Nothing that is returned holds the config, but for a plain
 dict of it, to be written beside results.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,36 +21,23 @@ from jaxtyping import Array, Float
 from scoremle import data, train
 from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
-from scoremle.checks import check_values
+from scoremle.checks import check_values, choose
 from scoremle.control import Control, Gaussian
 from scoremle.decoder import discrete_bound
 from scoremle.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
-from scoremle.errors import UserError
-from scoremle.fast import ddim_sample, dpm_solver_sample
 from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
-from scoremle.loss import denoising_loss
 from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.nodes import Auto, Choice, choose_nodes
+from scoremle.objective import Losses, training_losses, training_times
 from scoremle.ode import Solver
 from scoremle.parameterization import Conditioning, noise_fn
 from scoremle.pilot import fit_control
 from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.predictor_corrector import (
-    Corrector,
-    Predictor,
-    PredictorCorrector,
-    ald,
-    ancestral_sampling,
-    euler_maruyama,
-    langevin,
-    pc_sample,
-    reverse_diffusion,
-)
 from scoremle.reference import PublishedRK45, published_rates
-from scoremle.sample import denoise, euler_sample, ode_sample
+from scoremle.samplers import SAMPLERS, Sampler
 from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.times import (
     BinnedLogSNR,
@@ -59,12 +45,10 @@ from scoremle.times import (
     UniformLogSNR,
     UniformTime,
     log_snr_edges,
-    log_snr_range,
 )
 
 __all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
-T = TypeVar("T")
 Params = Any
 
 
@@ -73,14 +57,6 @@ class Weights(NamedTuple):
 
     score: Params
     flow: Params = None
-
-
-class Losses(Protocol):
-    """The loss of each example in the published scaling; with ``train``, under dropout."""
-
-    def __call__(
-        self, params: Params, x: IntImages, key: PRNGKey, *, train: bool
-    ) -> PerExample: ...
 
 
 SDES: dict[str, Callable[[Any], SDE]] = {
@@ -104,78 +80,6 @@ SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
     "adaptive": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
     "rk45_reference": lambda evaluation: PublishedRK45(),
 }
-PREDICTORS: dict[str, Predictor | None] = {
-    "euler_maruyama": euler_maruyama,
-    "reverse_diffusion": reverse_diffusion,
-    "ancestral_sampling": ancestral_sampling,
-    "none": None,
-}
-CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "none": None}
-
-
-class Sampler(NamedTuple):
-    """Draws samples of a shape, each by so many evaluations of the network."""
-
-    draw: Callable[[NoiseFn, PRNGKey, tuple[int, ...]], Images]
-    evaluations: int
-
-
-def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes: int) -> Sampler:
-    """Draws latents and takes them to samples."""
-    eps, remove = config.sampling.smallest_time, config.sampling.noise_removal
-
-    def draw(noise: NoiseFn, key: PRNGKey, shape: tuple[int, ...]) -> Images:
-        x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
-        return denoise(noise, sde, x, eps=eps) if remove else x
-
-    return Sampler(draw, nodes + remove)
-
-
-def _pc_sampler(config: Any, sde: SDE) -> Sampler:
-    sampling = config.sampling
-    method = PredictorCorrector(
-        steps=sampling.steps,
-        predictor=choose(PREDICTORS, sampling.predictor, "sampling.predictor"),
-        corrector=choose(CORRECTORS, sampling.corrector, "sampling.corrector"),
-        snr=sampling.snr,
-        corrector_steps=sampling.n_steps_each,
-        probability_flow=sampling.probability_flow,
-        denoise=sampling.noise_removal,
-    )
-    method.check(sde)
-    return Sampler(
-        lambda noise, key, shape: pc_sample(
-            noise, sde, key, shape, eps=sampling.smallest_time, method=method
-        ),
-        method.evaluations,
-    )
-
-
-def _euler_sampler(config: Any, sde: SDE) -> Sampler:
-    sampling = config.sampling
-    return Sampler(
-        lambda noise, key, shape: euler_sample(
-            noise, sde, key, shape,
-            eps=sampling.smallest_time, steps=sampling.steps, denoise=sampling.noise_removal,
-        ),
-        sampling.steps,
-    )  # fmt: skip
-
-
-SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
-    "ode": lambda config, sde: _flow_sampler(
-        config, sde, partial(ode_sample, solver=Multistep(config.sampling.steps)),
-        nodes=config.sampling.steps + 1,
-    ),
-    "pc": _pc_sampler,
-    "euler": _euler_sampler,
-    "ddim": lambda config, sde: _flow_sampler(
-        config, sde, partial(ddim_sample, steps=config.sampling.steps), config.sampling.steps
-    ),
-    "dpm_solver": lambda config, sde: _flow_sampler(
-        config, sde, partial(dpm_solver_sample, steps=config.sampling.steps), config.sampling.steps
-    ),
-}  # fmt: skip
 # From the SDE, eps, whether to stratify, and a control if it was fitted.
 BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
     "learned": lambda sde, eps, stratified, control: BinnedLogSNR(
@@ -448,16 +352,6 @@ class Experiment:
         )  # fmt: skip
 
 
-def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, in upper or lower case; or one line with the names there are."""
-    key = name.lower()
-    if key in table:
-        return table[key]
-    near = difflib.get_close_matches(key, table, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
-
-
 def build(config: Any, *, levels: int | None = None) -> Experiment:
     """Live objects from a resolved config. Raises UserError for values that can't be had.
 
@@ -469,7 +363,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
     pixels = Pixels(images.levels, low=-1.0 if config.data.centered else 0.0)
     network = _network(config)
-    times = _times(config, sde)
+    times = training_times(config, sde)
     experiment = Experiment(
         data=images,
         on_device=config.data.on_device.lower(),
@@ -483,7 +377,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
         flow_offset=config.deq.offset,
         times=times,
-        losses=_losses(config, network, sde, times, pixels, math.prod(images.shape)),
+        losses=training_losses(config, network, sde, times, pixels, math.prod(images.shape)),
         optimizer=train.make_optimizer(
             lr=config.optim.lr,
             beta1=config.optim.beta1,
@@ -557,56 +451,6 @@ def _schedule(training: Any) -> train.Schedule:
         snapshot_freq=training.snapshot_freq,
         snapshot_freq_for_preemption=training.snapshot_freq_for_preemption,
     )
-
-
-def _times(config: Any, sde: SDE) -> TimeSampler:
-    training = config.training
-    if not training.importance_weighting:
-        return UniformTime(training.smallest_time, training.stratified)
-    if not training.likelihood_weighting:
-        raise UserError(
-            "training.importance_weighting draws t for the likelihood weighting: "
-            "set training.likelihood_weighting too"
-        )
-    return UniformLogSNR(sde, training.smallest_time, training.stratified)
-
-
-def published_scale(config: Any, sde: SDE, dims: int) -> float:
-    """The constant between our loss in nats and the published one.
-
-    The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
-    1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set what
-    clipping the gradient does, so they stay.
-    """
-    eps = config.training.smallest_time
-    if config.training.importance_weighting:
-        low, high = log_snr_range(sde, eps)
-        normaliser = float(high - low)
-    else:
-        normaliser = 1 - eps
-    return (2 / dims if config.training.reduce_mean else 1.0) / normaliser
-
-
-def _losses(
-    config: Any, network: DDPMpp, sde: SDE, times: TimeSampler, pixels: Pixels, dims: int
-) -> Losses:
-    conditioning = config.model.embedding
-    weighting = "likelihood" if config.training.likelihood_weighting else "plain"
-    scale = published_scale(config, sde, dims)
-    dequantize = config.data.uniform_dequantization
-
-    def losses(params: Params, x: IntImages, key: PRNGKey, *, train: bool) -> PerExample:
-        key_u, key_loss, key_dropout = jax.random.split(key, 3)
-        y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantize else pixels.encode_grid(x)
-        rngs = {"dropout": key_dropout} if train else {}
-
-        def apply(x: Images, labels: Times) -> Any:
-            return network.apply({"params": params}, x, labels, train=train, rngs=rngs)
-
-        noise = noise_fn(apply, sde, conditioning)
-        return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
-
-    return losses
 
 
 def _bound_times(name: str) -> str:

@@ -17,7 +17,7 @@ LAYERS = (
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("files",),
     ("data", "checkpoint", "quality", "metrics", "baselines", "checks", "config_files"),
-    ("train", "evaluate", "report", "parts"),
+    ("train", "evaluate", "report", "parts", "objective", "samplers"),
     ("experiment", "official", "features"),
     ("workdir", "tasks", "sampling_run"),
     ("suite",),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from scoremle import cli
+from scoremle.checks import choose
 from scoremle.divergence import Exact, Hutchinson, Orthogonal
 from scoremle.errors import UserError
-from scoremle.experiment import build, choose
+from scoremle.experiment import build
 from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp
 from scoremle.nodes import Auto
@@ -209,7 +210,7 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.experiment.denoising_loss",
+        "scoremle.objective.denoising_loss",
         lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")
