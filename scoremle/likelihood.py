@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.divergence import DivergenceEstimator, Hutchinson
 from scoremle.flow import ProbabilityFlow
-from scoremle.ode import Adaptive, Draw, Solver
+from scoremle.ode import Adaptive, Draw, Problem, Solver
 from scoremle.sde import SDE
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
@@ -67,7 +67,6 @@ def ode_log_likelihood(
     nothing else.
     """
     flow = ProbabilityFlow(noise, sde)
-    data_end, prior_end = flow.span(eps)
     dims = x[0].size
     ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))
 
@@ -75,14 +74,10 @@ def ode_log_likelihood(
         probes = divergence.draw(jax.random.fold_in(key, draw), x)
         return flow.velocity_and_divergence(clock, u, divergence, probes)
 
-    solution = solver.solve(
-        field,
-        x / jnp.exp(ends[0]),
-        data_end,
-        prior_end,
-        sensitivity=flow.log_density_gradient,
-        fresh=divergence.random,
+    problem = Problem(
+        field, *flow.span(eps), sensitivity=flow.log_density_gradient, fresh=divergence.random
     )
+    solution = solver.solve(problem, x / jnp.exp(ends[0]))
     latent = solution.state * jnp.exp(ends[1])
     log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
     mean = jnp.mean(solution.integrals, axis=0)

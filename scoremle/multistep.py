@@ -11,7 +11,7 @@ each node leaves the integral's expectation as it is, and its error falls with t
 where that of one draw for all does not. How large it is tells the scatter along the nodes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -24,8 +24,7 @@ from scoremle.numerics import compensated_add, sum_data
 from scoremle.ode import (
     ONE_DRAW,
     Draw,
-    Field,
-    Sensitivity,
+    Problem,
     Solution,
     insensitive,
     mean_integral,
@@ -158,24 +157,16 @@ class Planned:
         """A plan of ``steps`` steps, in arrays with room for ``room`` of them."""
         return cls(plan(steps, room), np.int32(steps))
 
-    def solve(
-        self,
-        field: Field,
-        state: Data,
-        start: float,
-        stop: float,
-        *,
-        sensitivity: Sensitivity = insensitive,
-        fresh: bool = False,
-    ) -> Solution:
-        """Integrates from ``start`` to ``stop``."""
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem."""
+        field, fresh = problem.field, problem.fresh
         batch, dtype = state.shape[0], state.dtype
         weights = Plan(*(jnp.asarray(a, dtype) for a in self.weights))
         shares = _shares(jnp.asarray(weights.total))
-        span = stop - start
+        span = problem.stop - problem.start
 
         def clock(node: Weights | float) -> Times:
-            return jnp.full(batch, start + span * node, dtype)
+            return jnp.full(batch, problem.start + span * node, dtype)
 
         shape = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)[1].shape
         zeros, none = jnp.zeros(shape, dtype), jnp.zeros(batch, dtype)
@@ -199,7 +190,7 @@ class Planned:
             state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
             term = span * jnp.tensordot(w.integral, integral_history, 1)
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
-            gradient = sensitivity(clock(w.node), state, rate)
+            gradient = problem.sensitivity(clock(w.node), state, rate)
             effect = sum_data(gradient * MILNE * (state - guess))
             rates = mean_integral(jnp.moveaxis(integral_history, 1, 0))
             gap = span * jnp.tensordot(w.integral - w.coarse, rates, 1)
@@ -234,19 +225,9 @@ class Multistep:
 
     nodes: int = 32
 
-    def solve(
-        self,
-        field: Field,
-        state: Data,
-        start: float,
-        stop: float,
-        *,
-        sensitivity: Sensitivity = insensitive,
-        fresh: bool = False,
-    ) -> Solution:
-        """Integrates from ``start`` to ``stop``."""
-        planned = Planned(plan(self.nodes), self.nodes)
-        return planned.solve(field, state, start, stop, sensitivity=sensitivity, fresh=fresh)
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem."""
+        return Planned(plan(self.nodes), self.nodes).solve(problem, state)
 
 
 class _Best(NamedTuple):
@@ -270,29 +251,22 @@ class Doubling:
     fewest: int = 16
     most: int = 1024
 
-    def solve(
-        self,
-        field: Field,
-        state: Data,
-        start: float,
-        stop: float,
-        *,
-        sensitivity: Sensitivity = insensitive,
-        fresh: bool = False,
-    ) -> Solution:
-        """Integrates from ``start`` to ``stop``, all passes by one draw, never a ``fresh`` one."""
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem, all passes by one draw, never a ``fresh`` one."""
+        field, sensitivity = problem.field, problem.sensitivity
+        one_draw = replace(problem, sensitivity=insensitive, fresh=False)
         sizes = [self.fewest]
         while 2 * sizes[-1] <= self.most:
             sizes.append(2 * sizes[-1])
         plans = [plan(steps, sizes[-1]) for steps in sizes]
         levels = Plan(*(jnp.asarray(np.stack(a), state.dtype) for a in zip(*plans, strict=True)))
         limit = self.tolerance * state[0].size
-        end = jnp.full(state.shape[0], stop, state.dtype)
+        end = jnp.full(state.shape[0], problem.stop, state.dtype)
 
         def run(level: Array) -> Solution:
             steps = jnp.asarray(sizes, jnp.int32)[level]
             planned = Planned(Plan(*(a[level] for a in levels)), steps)
-            return planned.solve(field, state, start, stop)
+            return planned.solve(one_draw, state)
 
         def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
             level, best = carry

@@ -22,6 +22,7 @@ __all__ = [
     "Adaptive",
     "Draw",
     "Field",
+    "Problem",
     "Sensitivity",
     "Solution",
     "Solver",
@@ -60,23 +61,25 @@ class Solution(NamedTuple):
     ok: Bool[Array, " b"]
 
 
-class Solver(Protocol):
-    """Integrates a field from ``start`` to ``stop``, upwards or downwards.
+@dataclass(frozen=True)
+class Problem:
+    """A field, to be integrated from ``start`` to ``stop``, upwards or downwards.
 
     With ``fresh`` a solver of fixed nodes gives each its own draw of what is random in the
     integrals' rates. One that controls its steps by these rates can't, and takes one for all.
     """
 
-    def solve(
-        self,
-        field: Field,
-        state: Data,
-        start: float,
-        stop: float,
-        *,
-        sensitivity: Sensitivity = insensitive,
-        fresh: bool = False,
-    ) -> Solution: ...
+    field: Field
+    start: float
+    stop: float
+    sensitivity: Sensitivity = insensitive
+    fresh: bool = False
+
+
+class Solver(Protocol):
+    """Solves a problem for the states at its start."""
+
+    def solve(self, problem: Problem, state: Data) -> Solution: ...
 
 
 ONE_DRAW = np.int32(0)
@@ -138,17 +141,9 @@ class Adaptive:
     atol: float = 1e-5
     max_steps: int = 10_000
 
-    def solve(
-        self,
-        field: Field,
-        state: Data,
-        start: float,
-        stop: float,
-        *,
-        sensitivity: Sensitivity = insensitive,
-        fresh: bool = False,
-    ) -> Solution:
-        """Integrates from ``start`` to ``stop``; ``fresh`` draws can't be had."""
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem; ``fresh`` draws can't be had."""
+        field, start, stop = problem.field, problem.start, problem.stop
         batch, dims = state.shape[0], state[0].size
         clock = jnp.full(batch, start, state.dtype)
         rate, integral_rates = field(clock, state, ONE_DRAW)
@@ -169,7 +164,7 @@ class Adaptive:
 
         def advance(count_and_step: tuple[Array, _Step]) -> tuple[Array, _Step]:
             count, s = count_and_step
-            return count + 1, self._advance(field, sensitivity, s, stop, dims)
+            return count + 1, self._advance(problem, s, dims)
 
         def unfinished(count_and_step: tuple[Array, _Step]) -> Array:
             count, s = count_and_step
@@ -203,17 +198,16 @@ class Adaptive:
         # A loop, so that the field (a network) is compiled once and not six times.
         return jax.lax.fori_loop(1, len(_C), stage, (rates, integral_rates, s.state))
 
-    def _advance(
-        self, field: Field, sensitivity: Sensitivity, s: _Step, stop: float, dims: int
-    ) -> _Step:
-        remaining = stop - s.clock
+    def _advance(self, problem: Problem, s: _Step, dims: int) -> _Step:
+        remaining = problem.stop - s.clock
         finishing = jnp.abs(s.step) >= jnp.abs(remaining)
         h = jnp.where(s.running, jnp.where(finishing, remaining, s.step), 0)
-        rates, integral_rates, proposal = self._stages(field, s, h)
+        rates, integral_rates, proposal = self._stages(problem.field, s, h)
         error = expand(h, s.state) * jnp.tensordot(_weights(_E, s.state), rates, 1)
         integral_error = h * mean_integral(jnp.tensordot(_weights(_E, s.state), integral_rates, 1))
         scale = self.atol + self.rtol * jnp.maximum(jnp.abs(s.state), jnp.abs(proposal))
-        effect = sum_data(sensitivity(s.clock + h, proposal, rates[-1]) * error) + integral_error
+        gradient = problem.sensitivity(s.clock + h, proposal, rates[-1])
+        effect = sum_data(gradient * error) + integral_error
         size = jnp.maximum(
             jnp.sqrt(mean_square(error / scale)), jnp.abs(effect) / (self.atol * dims)
         )
@@ -224,7 +218,7 @@ class Adaptive:
         factor = jnp.clip(0.9 * jnp.maximum(size, 1e-10) ** -0.2, 0.2, 5.0)
         # A field that is not finite may be so only far out: try smaller steps, then give up.
         step = jnp.where(s.running, h * jnp.where(finite, factor, 0.2), s.step)
-        failed = s.running & (jnp.abs(step) <= 1e-6 * jnp.abs(stop - s.clock)) & ~accept
+        failed = s.running & (jnp.abs(step) <= 1e-6 * jnp.abs(problem.stop - s.clock)) & ~accept
         integrals, lost = compensated_add(s.integrals, s.lost, increment)
 
         def keep(new: Array, old: Array, axis: int = 0) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from scoremle.arrays import Data, NoiseFn, PRNGKey
 from scoremle.flow import ProbabilityFlow
-from scoremle.ode import Adaptive, Solver
+from scoremle.ode import Adaptive, Problem, Solver
 from scoremle.parameterization import data_of
 from scoremle.sde import SDE
 from scoremle.times import log_snr_range
@@ -57,10 +57,8 @@ def _transport(
     if not encode:
         clocks, rho = clocks[::-1], rho[::-1]
     no_integrals = jnp.zeros((0, x.shape[0]), x.dtype)
-    solution = solver.solve(
-        lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), x / rho[0], *clocks
-    )
-    return solution.state * rho[1]
+    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), *clocks)
+    return solver.solve(problem, x / rho[0]).state * rho[1]
 
 
 def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array, "n b *d"]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scoremle.multistep import ORDER, Multistep, Planned, plan
+from scoremle.ode import Problem
 
 
 def no_integrals(rate):
@@ -42,7 +43,7 @@ def test_the_order_of_convergence(x64):
     area = np.trapezoid(exact(grid) ** 2, grid)
     state_errors, integral_errors = [], []
     for nodes in (32, 64, 128):
-        solution = Multistep(nodes).solve(field, jnp.ones((1, 1)), 0.0, 3.0)
+        solution = Multistep(nodes).solve(Problem(field, 0.0, 3.0), jnp.ones((1, 1)))
         state_errors.append(abs(float(solution.state[0, 0]) - exact(3.0)))
         integral_errors.append(abs(float(solution.integrals[0, 0]) - area))
     for errors in (state_errors, integral_errors):
@@ -54,17 +55,18 @@ def test_the_order_of_convergence(x64):
 def test_backwards_undoes_forwards(x64):
     field = no_integrals(lambda clock, y: jnp.sin(y) * clock[:, None])
     y = jnp.linspace(-2, 2, 5)[:, None]
-    there = Multistep(200).solve(field, y, 0.0, 1.5).state
-    back = Multistep(200).solve(field, there, 1.5, 0.0).state
+    there = Multistep(200).solve(Problem(field, 0.0, 1.5), y).state
+    back = Multistep(200).solve(Problem(field, 1.5, 0.0), there).state
     np.testing.assert_allclose(back, y, atol=1e-6)
 
 
 def test_a_plan_with_room_is_the_same_solver():
     field = no_integrals(lambda clock, y: -y)
     y = jnp.ones((2, 3))
-    run = jax.jit(lambda solver: solver.solve(field, y, 0.0, 1.0))
+    problem = Problem(field, 0.0, 1.0)
+    run = jax.jit(lambda solver: solver.solve(problem, y))
     for steps in (3, 7, 20):
-        roomy, exact = run(Planned.of(steps, 20)), Multistep(steps).solve(field, y, 0.0, 1.0)
+        roomy, exact = run(Planned.of(steps, 20)), Multistep(steps).solve(problem, y)
         np.testing.assert_allclose(roomy.state, exact.state, rtol=1e-6)
         np.testing.assert_array_equal(roomy.evaluations, steps + 1)
     assert run._cache_size() == 1
@@ -78,13 +80,14 @@ def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
         noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (1, batch))
         return jnp.zeros_like(y), jnp.cos(clock)[None] + noise
 
-    solution = Multistep(nodes).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0, fresh=True)
+    problem, start = Problem(field, 0.0, 2.0, fresh=True), jnp.zeros((batch, 1))
+    solution = Multistep(nodes).solve(problem, start)
     error = np.asarray(solution.integrals[0]) - np.sin(2.0)
     spread = error.std()
     assert spread == pytest.approx(0.3 * 2 / np.sqrt(nodes), rel=0.1)
     assert abs(error.mean()) < 4 * spread / np.sqrt(batch)
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
-    held = Multistep(nodes).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0)
+    held = Multistep(nodes).solve(Problem(field, 0.0, 2.0), start)
     assert np.isnan(held.scatter).all()
-    few = Multistep(2).solve(field, jnp.zeros((batch, 1)), 0.0, 2.0, fresh=True)
+    few = Multistep(2).solve(problem, start)
     assert np.isnan(few.scatter).all()
