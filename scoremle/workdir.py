@@ -101,9 +101,14 @@ class Workdir:
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
 
-        So it is in a folder as published, and in one that was imported.
+        So it is in a folder as published, and in one that was imported. To be called before
+        ``describe``: raises UserError if what is there belongs to another network.
         """
-        if self.preemption.numbers() or not self.snapshots.numbers():
+        if self.preemption.numbers():
+            if not self.config_path.exists():  # as published: nothing has compared them yet
+                self.preemption.restore(template)
+            return None
+        if not self.snapshots.numbers():
             return None
         state, meta, number = self.snapshots.restore(template)
         print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
