@@ -160,11 +160,11 @@ class Workdir:
     def _check(
         self, experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
     ) -> None:
-        sde, given = self._stated().get("training.sde"), _field(experiment, "training.sde")
-        if sde not in (None, given):
+        stated = {n: value for n, value in self._stated().items() if _of_the_network(n)}
+        if flags := [f"{n}={v}" for n, v in stated.items() if _field(experiment, n) != v]:
             raise UserError(
-                f"{self.folder} holds a model of the SDE {sde}, as its name says, and the config "
-                f"says {given}: use a config in configs/{str(sde).removesuffix('sde')}"
+                f"{self.folder} holds a model of {', '.join(flags)}, as its name says, and the "
+                f"config says otherwise: set --config.{' --config.'.join(flags)}"
             )
         # What was begun without a checkpoint left nothing that could be mixed up.
         if not self.begun or not self.config_path.exists():

@@ -349,7 +349,17 @@ def test_training_goes_on_from_a_published_meta_checkpoint(workdir):
 def test_a_name_that_says_otherwise(workdir, capsys):
     vp = [SUBVP.replace("subvp", "vp"), *TINY, f"--workdir={workdir}", "--mode=eval"]
     assert cli.main(vp) == 2
-    assert "holds a model of the SDE subvpsde, as its name says" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "holds a model of training.sde=subvpsde, as its name says" in err
+    assert err.endswith("set --config.training.sde=subvpsde\n")
+    # A network that takes images in [0, 1] and gives a score looks like any other.
+    ve = (workdir.parent / "ve").joinpath("cifar10_ncsnpp_continuous")
+    shutil.move(workdir, ve)
+    flags = ("--config.training.sde=vesde", "--config.model.embedding_type=fourier")
+    assert run(ve, "eval", *flags) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("set --config.data.centered=False --config.model.scale_by_sigma=True\n")
+    workdir = shutil.move(ve, workdir)
     Workdir(workdir).check_training(experiment(*OBJECTIVE))
     Workdir(FOLDER).check_evaluation(experiment())  # its config.json says some of the fields
     assert capsys.readouterr().err == ""
