@@ -173,7 +173,10 @@ class Experiment:
 
     def init_flow_state(self) -> train.TrainState:
         """The same of the flow dequantizer; its first values depend on the first batch."""
-        x = jnp.asarray(self.data.batch(0)) / (self.pixels.levels - 1)
+        return self._flow_state(jnp.asarray(self.data.batch(0)))
+
+    def _flow_state(self, images: IntImages) -> train.TrainState:
+        x = images / (self.pixels.levels - 1)
         e = jax.random.normal(self._init_key, x.shape)
         params = jax.jit(self.flow.init)(self._init_key, e, x)["params"]
         return train.init_state(params, self.optimizer)
@@ -189,7 +192,8 @@ class Experiment:
 
     def flow_template(self) -> train.TrainState:
         """The same of the flow dequantizer."""
-        return jax.eval_shape(self.init_flow_state)
+        images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
+        return jax.eval_shape(self._flow_state, images)
 
     def loss(
         self, params: Params, x: IntImages, key: PRNGKey

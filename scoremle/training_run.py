@@ -34,8 +34,8 @@ Measure = Callable[..., dict[str, jax.Array]]
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     workdir.check_training(experiment)
-    workdir.describe(experiment)
     state = workdir.snapshot_state(experiment.template()) or experiment.init_state()
+    workdir.describe(experiment)
     _run(
         experiment, workdir, state, experiment.loss, experiment.ema_rate, experiment.schedule,
         measure=_score_measure(experiment),
@@ -59,9 +59,9 @@ def run_train_deq(
     }
     place.check_flow(experiment)
     _check_score_model(place, note)
+    state = place.snapshot_state(experiment.flow_template()) or experiment.init_flow_state()
     place.describe(experiment)
     write_json(_score_model_path(place), note)
-    state = place.snapshot_state(experiment.flow_template()) or experiment.init_flow_state()
     _run(
         experiment, place, state, experiment.flow_loss(score), experiment.flow_ema_rate,
         experiment.flow_schedule,

@@ -101,9 +101,14 @@ class Workdir:
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
 
-        So it is in a folder as published, and in one that was imported.
+        So it is in a folder as published, and in one that was imported. To be called before
+        ``describe``: raises UserError if what is there belongs to another network.
         """
-        if self.preemption.numbers() or not self.snapshots.numbers():
+        if self.preemption.numbers():
+            if not self.config_path.exists():  # as published: nothing has compared them yet
+                self.preemption.restore(template)
+            return None
+        if not self.snapshots.numbers():
             return None
         state, meta, number = self.snapshots.restore(template)
         print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
@@ -155,11 +160,11 @@ class Workdir:
     def _check(
         self, experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
     ) -> None:
-        sde, given = self._stated().get("training.sde"), _field(experiment, "training.sde")
-        if sde not in (None, given):
+        stated = {n: value for n, value in self._stated().items() if _of_the_network(n)}
+        if flags := [f"{n}={v}" for n, v in stated.items() if _field(experiment, n) != v]:
             raise UserError(
-                f"{self.folder} holds a model of the SDE {sde}, as its name says, and the config "
-                f"says {given}: use a config in configs/{str(sde).removesuffix('sde')}"
+                f"{self.folder} holds a model of {', '.join(flags)}, as its name says, and the "
+                f"config says otherwise: set --config.{' --config.'.join(flags)}"
             )
         # What was begun without a checkpoint left nothing that could be mixed up.
         if not self.begun or not self.config_path.exists():

@@ -37,7 +37,8 @@ def test_import_prints_what_it_found(tmp_path, capsys):
         "data set    CIFAR10, 32x32",
         "subvpsde, likelihood weighting on, importance sampling on, flips on",
         f"written to  {tmp_path}/checkpoints/checkpoint_1",
-        "parameters  177,016 of a dequantizer",
+        "parameters  177,016 in",
+        "dequantizer variant cifar10, filters 4, components 2, blocks 1, couplings 4, image_size",
     ):
         assert any(words in line for line in lines), words
 
@@ -136,6 +137,10 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     assert "does not say its SDE and data set" in err and "--name=cifar10_deep_vp" in err
     assert "is there already" in one_line(capsys, "import", FOLDER, f"--out={imported}")
     assert "not those of a DDPM++" in one_line(capsys, "import", DEQUANTIZER)
+    folder = shutil.copytree(FOLDER, tmp_path / "twice" / NAME)
+    shutil.copy(FILE, folder / "flowpp_dequantizer" / "checkpoints")
+    err = one_line(capsys, "import", folder, f"--out={tmp_path / 'out'}")
+    assert "not those of a Flow++" in err
     (tmp_path / "mine").write_bytes(FILE.read_bytes()[:1000])
     assert "mine can't be read" in one_line(capsys, "import", tmp_path / "mine")
     assert "no checkpoint 9" in one_line(capsys, "export", imported, "x", "--checkpoint=9")

@@ -35,6 +35,13 @@ TINY = (
     "--config.model.attn_resolutions=(4,)",
     "--config.data.image_size=8",
 )
+FLOW = (
+    "--config.deq.filters=4",
+    "--config.deq.components=2",
+    "--config.deq.blocks=1",
+    "--config.deq.heads=2",
+    "--config.deq.ema_rate=0.8",
+)
 OBJECTIVE = (
     "--config.training.likelihood_weighting",
     "--config.training.importance_weighting",
@@ -129,6 +136,20 @@ def test_the_dequantizer_is_read_into_plain_trees():
     assert tree_hash(state.ema) == tree_hash(published.ema)
 
 
+def test_the_dequantizer_gives_the_published_outputs():
+    published, facts = official.read(DEQUANTIZER), expected()
+    apply = jax.jit(experiment(*FLOW).apply_flow)
+    for tree, name in ((published.ema, "params_ema"), (published.params, "optimizer_target")):
+        u, log_q = apply(tree, facts["dequantizer/eps"], facts["dequantizer/x"])
+        np.testing.assert_allclose(u, facts[f"dequantizer/{name}/u"], atol=2e-5)
+        want = -facts[f"dequantizer/{name}/neg_log_density"]
+        if name == "optimizer_target":
+            # One u of this image is 4e-10, where the original loses six nats to rounding. This is
+            # from the Jacobian of the flow in float64.
+            want[1] = 99.52908536
+        np.testing.assert_allclose(log_q, want, rtol=1e-5)
+
+
 def as_published(golden, i):
     """The state of the toy of golden optimizer.npz after step i, as score_flow would save it."""
 
@@ -195,6 +216,28 @@ def test_evaluation_of_a_folder_as_published(workdir):
     assert FILE.read_bytes() == (workdir / "checkpoints" / "checkpoint_1").read_bytes()
 
 
+def test_evaluation_with_the_published_dequantizer_and_samples(workdir):
+    flags = (
+        "--config.eval.dequantizer",
+        "--config.eval.batch_size=8",
+        "--config.eval.num_repeats=1",
+        "--config.eval.solver=multistep",
+        "--config.eval.nodes=32",
+        "--config.eval.enable_sampling",
+        "--config.eval.num_samples=4",
+        "--config.sampling.steps=4",
+    )
+    assert run(workdir, "eval", *FLOW, *flags) == 0
+    results = json.loads((workdir / "eval" / "results.json").read_text())
+    exact = results["exact_variational_test_ckpt_1"]
+    published = official.read(DEQUANTIZER)
+    assert (exact["dequantizer_checkpoint"], exact["dequantizer_step"]) == (1, published.step)
+    assert exact["dequantizer_ema_hash"] == tree_hash(published.ema)[:16]
+    assert 5 < exact["mean"] < 20
+    with np.load(workdir / "eval" / "samples_ckpt_1.npz") as saved:
+        assert saved["samples"].shape == (4, 8, 8, 3)
+
+
 TRAINING = (
     *OBJECTIVE,
     "--config.training.batch_size=8",
@@ -242,6 +285,55 @@ def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch)
     assert place.config().training.likelihood_weighting is True
 
 
+def flow_state(folder):
+    return Workdir(folder).snapshots.restore(experiment(*FLOW).flow_template()).tree
+
+
+def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(training_run.train, "make_step", fake_step)
+    monkeypatch.setattr(training_run, "_on_eval", lambda *_: lambda state, step: {})
+    folder = workdir / "flowpp_dequantizer"
+    begun = flow_state(folder)
+    assert int(begun.step) == int(expected()["dequantizer/step"])
+    flags = (*FLOW, *TRAINING, f"--config.deq.n_iters={begun.step + 2}")
+    assert run(workdir, "train_deq", *flags) == 0
+    out = capsys.readouterr().out
+    assert f"going on from step {begun.step}, {folder}/checkpoints/checkpoint_1" in out
+    ended = flow_state(folder)
+    assert int(ended.step) == begun.step + 2
+    for a, b in zip(jax.tree.leaves(begun.params), jax.tree.leaves(ended.params), strict=True):
+        np.testing.assert_allclose(b - a, 2e-3, atol=1e-6)
+    assert tree_hash(begun.ema) == tree_hash(ended.ema)
+    assert tree_hash(begun.opt_state) == tree_hash(ended.opt_state)
+    note = json.loads((folder / "score_model.json").read_text())
+    assert (note["score_checkpoint"], note["score_step"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "wrong", "words", "folder"),
+    [
+        ("train", "model.nf=8", "another network than the config says: model.nf is 4, not 8", "."),
+        ("train_deq", "deq.filters=8", "another dequantizer than the config says: deq.filters is "
+         "4, not 8; set --config.deq.filters=4", "flowpp_dequantizer"),
+    ],
+)  # fmt: skip
+def test_training_with_a_wrong_config_leaves_no_trace(
+    mode, wrong, words, folder, workdir, capsys
+):
+    assert run(workdir, mode, *FLOW, *TRAINING, f"--config.{wrong}") == 2
+    assert words in capsys.readouterr().err
+    assert {path.name for path in (workdir / folder).iterdir()} <= {
+        "checkpoints", "flowpp_dequantizer"
+    }  # fmt: skip
+
+
+def test_a_published_meta_checkpoint_of_another_network_leaves_no_trace(workdir, capsys):
+    (workdir / "checkpoints").rename(workdir / "checkpoints-meta")
+    assert run(workdir, "train", *TRAINING, "--config.model.nf=8") == 2
+    assert "model.nf is 4, not 8" in capsys.readouterr().err
+    assert not (workdir / "config.json").exists()
+
+
 def test_training_goes_on_from_a_published_meta_checkpoint(workdir):
     (workdir / "checkpoints-meta").mkdir()
     meta = workdir / "checkpoints-meta" / "checkpoint_130"
@@ -257,7 +349,17 @@ def test_training_goes_on_from_a_published_meta_checkpoint(workdir):
 def test_a_name_that_says_otherwise(workdir, capsys):
     vp = [SUBVP.replace("subvp", "vp"), *TINY, f"--workdir={workdir}", "--mode=eval"]
     assert cli.main(vp) == 2
-    assert "holds a model of the SDE subvpsde, as its name says" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "holds a model of training.sde=subvpsde, as its name says" in err
+    assert err.endswith("set --config.training.sde=subvpsde\n")
+    # A network that takes images in [0, 1] and gives a score looks like any other.
+    ve = (workdir.parent / "ve").joinpath("cifar10_ncsnpp_continuous")
+    shutil.move(workdir, ve)
+    flags = ("--config.training.sde=vesde", "--config.model.embedding_type=fourier")
+    assert run(ve, "eval", *flags) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("set --config.data.centered=False --config.model.scale_by_sigma=True\n")
+    workdir = shutil.move(ve, workdir)
     Workdir(workdir).check_training(experiment(*OBJECTIVE))
     Workdir(FOLDER).check_evaluation(experiment())  # its config.json says some of the fields
     assert capsys.readouterr().err == ""

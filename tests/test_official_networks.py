@@ -20,6 +20,7 @@ from scoremle.nn import DDPMpp
 from scoremle.official import (
     PublishedCheckpoints,
     architecture,
+    flow_architecture,
     mismatch,
     origin,
     pytorch,
@@ -110,6 +111,18 @@ def test_what_is_no_such_network(tree):
         architecture(tree)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("cifar10", (96, 32, 2, 4)), ("imagenet32", (128, 32, 8, 8))]
+)
+def test_the_dequantizer_is_told_too(name, numbers):
+    found = flow_architecture(published_shapes(f"dequantizer_{name}"))
+    fields = ("filters", "components", "blocks", "couplings")
+    want = dict(zip(fields, numbers, strict=True))
+    assert found == {"variant": name, **want, "image_size": 32}
+    with pytest.raises(Damaged, match=r"not those of a Flow\+\+"):
+        flow_architecture(published_shapes("ddpmpp"))
+
+
 # Named where it differs
 
 
@@ -134,6 +147,17 @@ def test_a_network_of_no_published_config():
     assert text.endswith(
         "set --config.model.nf=16 --config.model.ch_mult=(1,2) --config.model.num_res_blocks=1"
     )
+
+
+def test_another_dequantizer():
+    found, needed = (published_shapes(f"dequantizer_{n}") for n in ("imagenet32", "cifar10"))
+    text = mismatch(found, needed, Path("a/b/c"))
+    assert "holds another dequantizer than the config says: deq.variant is 'imagenet32', " in text
+    assert text.endswith(
+        "set --config.deq.variant='imagenet32' --config.deq.filters=128 --config.deq.blocks=8 "
+        "--config.deq.couplings=8"
+    )
+    assert mismatch(published_shapes("ddpmpp"), needed, Path("a/b/c")) is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from the name of the folder. What nothing says (dropout, activations, the size o
 that of the published config.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from scoremle.commands import Parser
 from scoremle.config_files import published_config
 from scoremle.errors import UserError
 from scoremle.experiment import Experiment, build
-from scoremle.official import ATTENTION, Origin, Published, PublishedCheckpoints
+from scoremle.official import (
+    ATTENTION,
+    Origin,
+    Published,
+    PublishedCheckpoints,
+    architecture,
+    flow_architecture,
+)
 from scoremle.workdir import Workdir
 
 __all__ = ["main"]
@@ -38,8 +46,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     number, file = _newest(options.path)
     published = official.read(file)
-    network = _network(file, published)
-    _report(file, published, network)
+    network = _described(file, published, architecture)
+    _report(file, published, "network", network)
     known = official.origin(Path(options.name) if options.name else file.resolve())
     if known is None:
         raise UserError(
@@ -66,9 +74,11 @@ def _dequantizers(path: Path) -> list[tuple[int, Path]]:
     return sorted(official.files(path / DEQUANTIZER / "checkpoints").items())
 
 
-def _network(file: Path, published: Published) -> dict[str, Any]:
+def _described(
+    file: Path, published: Published, describe: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     try:
-        return official.architecture(published.params)
+        return describe(published.params)
     except Damaged as error:
         raise UserError(f"{file}: {error}") from None
 
@@ -87,12 +97,12 @@ def _config(known: Origin, published: Published, network: dict[str, Any]) -> Con
     return published_config(known.config, fields)
 
 
-def _report(file: Path, published: Published, network: dict[str, Any]) -> None:
+def _report(file: Path, published: Published, what: str, fields: dict[str, Any]) -> None:
     arrays = jax.tree.leaves(published.params)
     print(f"{file}")
     print(f"  step        {published.step:,}")
     print(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
-    print("  network     " + ", ".join(f"{name} {value}" for name, value in network.items()))
+    print(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
 
 
 def _convert(
@@ -116,15 +126,12 @@ def _convert(
 
 def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
     published = official.read(file)
+    _report(file, published, "dequantizer", _described(file, published, flow_architecture))
     experiment = build(place.config(), levels=LEVELS)
     template = jax.eval_shape(lambda: train.init_state(published.params, experiment.optimizer))
     state = official.train_state(published, template, file)
     store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
     _save(store, number, state, published, experiment)
-    size = sum(array.size for array in jax.tree.leaves(published.params))
-    print(f"{file}")
-    print(f"  step        {published.step:,}")
-    print(f"  parameters  {size:,} of a dequantizer")
     print(f"  written to  {store.path(number)}", flush=True)
 
 

@@ -6,7 +6,7 @@ among our own checkpoints; ``architecture``, ``origin`` and ``mismatch`` say wha
 its shapes and by the name of its folder.
 """
 
-from scoremle.official.architecture import ATTENTION, architecture
+from scoremle.official.architecture import ATTENTION, architecture, flow_architecture
 from scoremle.official.mismatch import mismatch
 from scoremle.official.origin import Origin, origin
 from scoremle.official.states import Published, published_tree, read, train_state
@@ -19,6 +19,7 @@ __all__ = [
     "PublishedCheckpoints",
     "architecture",
     "files",
+    "flow_architecture",
     "mismatch",
     "origin",
     "published_tree",

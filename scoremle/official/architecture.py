@@ -1,4 +1,4 @@
-"""What network a tree of parameters belongs to, read off names and shapes.
+"""What network, or what dequantizer, a tree of parameters belongs to: read off names and shapes.
 
 Down and up a U-Net of L levels with R blocks a level there are L R and L (R + 1) residual blocks,
 two in the middle, and with BigGAN blocks 2 (L - 1) more that resample. A block with a shortcut
@@ -6,14 +6,14 @@ convolution and as many channels out as in is one that resamples; the first bloc
 more channels than the one before gave has a skip connection, and so begins the way up.
 
 Not seen in shapes: resolutions (only which levels have attention), activation, the FIR filter
-of BigGAN blocks, scales of sums.
+of BigGAN blocks, scales of sums; of a dequantizer, the number of attention heads.
 """
 
 from typing import Any
 
 from scoremle.checkpoint import Damaged
 
-__all__ = ["ATTENTION", "architecture"]
+__all__ = ["ATTENTION", "architecture", "flow_architecture"]
 
 ATTENTION = "attention at levels"
 
@@ -27,6 +27,32 @@ def architecture(params: dict[str, Any]) -> dict[str, Any]:
         return _architecture(params)
     except (LookupError, ValueError, AttributeError, TypeError, ArithmeticError, StopIteration):
         raise Damaged("its parameters are not those of a DDPM++ or NCSN++") from None
+
+
+def flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
+    """Fields ``deq.*`` (bare names) and image_size. Raises Damaged for what is no Flow++."""
+    try:
+        return _flow_architecture(params)
+    except (LookupError, ValueError, AttributeError, TypeError):
+        raise Damaged("its parameters are not those of a Flow++ dequantizer") from None
+
+
+def _flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
+    couplings = _numbered(params, "MixLogisticAttnCoupling")
+    first = couplings[0]
+    size, _, filters = first["pos_emb"].shape
+    channels = params["Norm_0"]["norm0_g"].shape[-1]
+    blocks = sum(name.endswith("_attn_proj1_W") for name in first)
+    deep = "DeepProcessor_0" in params
+    (outputs,) = first[f"block{blocks - 1}_{'c2' if deep else 'proj_out'}_b"].shape
+    return {
+        "variant": "imagenet32" if deep else "cifar10",
+        "filters": filters,
+        "components": (outputs // channels - 2) // 3,
+        "blocks": blocks,
+        "couplings": len(couplings),
+        "image_size": size,
+    }
 
 
 def _architecture(params: dict[str, Any]) -> dict[str, Any]:
