@@ -76,6 +76,20 @@ def check_values(config: Any) -> None:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
     _check_dequantization(config.eval)
+    if config.eval.solver.lower() == "rk45_reference":
+        _check_published_solver(config.eval)
+
+
+def _check_published_solver(evaluation: Any) -> None:
+    alone = {"probes": 1, "importance_samples": 1, "suite": False}
+    wrong = [name for name, value in alone.items() if evaluation[name] != value]
+    if evaluation.divergence.lower() not in ("rademacher", "gaussian"):
+        wrong.append("divergence")
+    if wrong:
+        raise UserError(
+            f"eval.solver=rk45_reference is the published algorithm, of one random probe and one"
+            f" draw: it can't go with eval.{wrong[0]}={evaluation[wrong[0]]}"
+        )
 
 
 def _check_dequantization(evaluation: Any) -> None:

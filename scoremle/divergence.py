@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Data, PerExample, PRNGKey
+from scoremle.arrays import Data, PRNGKey
 
 __all__ = [
     "DivergenceEstimator",
@@ -25,7 +25,6 @@ __all__ = [
     "FixedProbe",
     "Hutchinson",
     "Orthogonal",
-    "mean_and_stderr",
 ]
 
 Probes = Float[Array, "k b *d"]
@@ -49,21 +48,12 @@ class DivergenceEstimator(Protocol):
         """The field at ``x`` and ``m`` estimates of its divergence, exchangeable ones."""
         ...
 
-    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
-        """Standard error of the mean of estimates, or of their integrals, in ``dims`` dimensions.
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        """What each of several estimates, or of their integrals, adds to the error of their mean.
 
-        NaN where one estimate can't tell.
+        The sum of the squares is the variance of the mean. NaN where one estimate can't tell.
         """
         ...
-
-
-def mean_and_stderr(estimates: Float[Array, "m b"]) -> tuple[PerExample, PerExample]:
-    """Mean over the first axis and its standard error, NaN for a single estimate."""
-    m = estimates.shape[0]
-    mean = jnp.mean(estimates, axis=0)
-    if m == 1:
-        return mean, jnp.full_like(mean, jnp.nan)
-    return mean, jnp.std(estimates, axis=0, ddof=1) / jnp.sqrt(m)
 
 
 def _quadratic_forms(field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "k b"]]:
@@ -83,8 +73,11 @@ class _Sampled:
     def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
         return _quadratic_forms(field, x, probes)
 
-    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
-        return mean_and_stderr(estimates)[1]
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        m = len(estimates)
+        if m == 1:
+            return jnp.full_like(estimates, jnp.nan)
+        return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
 @dataclass(frozen=True)
@@ -116,9 +109,12 @@ class Orthogonal(_Sampled):
         frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
         return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
 
-    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
-        # Drawn without replacement: the correction of a finite population.
-        return super().stderr(estimates, dims) * math.sqrt(1 - self.probes / dims)
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        value, estimates = super().__call__(field, x, probes)
+        # Drawn without replacement, they tell more than their spread: the correction of a finite
+        # population. The mean stays.
+        mean = jnp.mean(estimates, axis=0)
+        return value, mean + math.sqrt(1 - self.probes / x[0].size) * (estimates - mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,5 +144,5 @@ class Exact:
         value, diagonal = _quadratic_forms(field, x, probes)
         return value, jnp.sum(diagonal, axis=0, keepdims=True)
 
-    def stderr(self, estimates: Float[Array, "m b"], dims: int) -> PerExample:
-        return jnp.zeros_like(estimates[0])
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        return jnp.zeros_like(estimates)

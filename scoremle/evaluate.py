@@ -49,6 +49,8 @@ Metric = Callable[[Params, IntImages, PRNGKey], dict[str, PerExample]]
 Values = dict[str, Float[np.ndarray, "repeats n *more"]]
 Encode = Callable[[Params, IntImages, PRNGKey], tuple[Images, PerExample]]
 LogLikelihood = Callable[[Params, Images, PRNGKey], Likelihood]
+# Progress: first image and values of a batch, and whether they were measured now or read.
+Tell = Callable[[int, dict[str, np.ndarray], bool], None]
 
 # Seconds between lines of progress where the output is no terminal.
 LINE_EVERY = 20.0
@@ -108,8 +110,8 @@ def bound_bpd(
 ) -> Metric:
     """Bits/dim by the variational bound, its terms and its Monte-Carlo error, all in bits/dim.
 
-    ``diffusion``, ``prior`` and ``reconstruction`` add up, with the constant of the scaling, to
-    ``bpd``; the bins of ``profile`` add up to ``diffusion``.
+    ``dequantization`` (log q of the noise), ``prior``, ``diffusion`` and ``reconstruction`` add
+    up, with the constant of the scaling, to ``bpd``; the bins of ``profile`` to ``diffusion``.
     """
 
     def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
@@ -121,6 +123,7 @@ def bound_bpd(
         return {
             "bpd": bits_per_dim(found.log_prob - log_q, pixels, dims),
             "draw_stderr": found.stderr / bits,
+            "dequantization": log_q / bits,
             "prior": found.prior / bits,
             "diffusion": found.diffusion / bits,
             "reconstruction": found.reconstruction / bits,
@@ -138,7 +141,12 @@ def discrete_bpd(bound: Callable[[Params, IntImages, PRNGKey], Bound], pixels: P
         # A probability is a density times the volume of a bin.
         return x, jnp.full(len(x), x[0].size * pixels.log_det_per_dim)
 
-    return bound_bpd(encode, bound, pixels)
+    whole = bound_bpd(encode, bound, pixels)
+
+    def metric(params: Params, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
+        return {k: v for k, v in whole(params, x, key).items() if k != "dequantization"}
+
+    return metric
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -175,7 +183,7 @@ def evaluate(
                 values = _timed(metric, params, batch, mask, key)
                 write_npz(part, values)
             finished.append(values)
-            tell(values, fresh)
+            tell(start, values, fresh)
     return _gather(finished, repeats)
 
 
@@ -255,19 +263,20 @@ def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, lis
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[dict[str, np.ndarray], bool], None]]:
+def _progress(label: str, total: int) -> Iterator[Tell]:
     """A live bar with the running mean on a terminal, a line now and then elsewhere.
 
-    It is told the values of each batch, and whether they were measured now or read.
+    It is told the first image and the values of each batch, and whether they were measured now.
     """
-    seen: list[np.ndarray] = []
+    seen: dict[int, list[np.ndarray]] = {}
 
-    def describe(values: dict[str, np.ndarray]) -> str:
+    def describe(start: int, values: dict[str, np.ndarray]) -> str:
         name = "bpd" if "bpd" in values else "loss"
-        seen.append(values[name])
-        everything = np.concatenate(seen)
-        stderr = everything.std() / np.sqrt(len(everything))
-        return f"{name} {everything.mean():.4f} +- {stderr:.4f}"
+        seen.setdefault(start, []).append(values[name])
+        # An image is one image, however many passes it was in.
+        images = np.concatenate([np.mean(passes, axis=0) for passes in seen.values()])
+        error = f" +- {images.std(ddof=1) / np.sqrt(len(images)):.4f}" if len(images) > 1 else ""
+        return f"{name} {images.mean():.4f}{error}"
 
     if not sys.stdout.isatty():
         yield _line(label, total, describe)
@@ -275,19 +284,21 @@ def _progress(label: str, total: int) -> Iterator[Callable[[dict[str, np.ndarray
     columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn()) as bar:
         task = bar.add_task("starting", total=total)
-        yield lambda values, fresh: bar.update(task, advance=1, description=describe(values))
+        yield lambda start, values, fresh: bar.update(
+            task, advance=1, description=describe(start, values)
+        )
 
 
 def _line(
-    label: str, total: int, describe: Callable[[dict[str, np.ndarray]], str]
-) -> Callable[[dict[str, np.ndarray], bool], None]:
+    label: str, total: int, describe: Callable[[int, dict[str, np.ndarray]], str]
+) -> Tell:
     began = last = time.monotonic()
     done = measured = 0
 
-    def line(values: dict[str, np.ndarray], fresh: bool) -> None:
+    def line(start: int, values: dict[str, np.ndarray], fresh: bool) -> None:
         nonlocal last, done, measured
         done, measured = done + 1, measured + fresh
-        text, now = describe(values), time.monotonic()
+        text, now = describe(start, values), time.monotonic()
         if now - last > LINE_EVERY or done == total:
             last = now
             left = (now - began) * (total - done) / max(measured, 1)

@@ -275,8 +275,9 @@ def _told(choice: Choice) -> str:
     missed = "" if choice.met else " (more than was aimed at)"
     return (
         f"{choice.nodes} nodes: on {choice.images} images the solver's error is "
-        f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} in the "
-        f"mean; the probes' {choice.probe_stderr:.4f} an image"
+        f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} +- "
+        f"{choice.solver_bias_stderr:.4f} in the mean; the probes' {choice.probe_stderr:.4f} an "
+        "image"
     )
 
 

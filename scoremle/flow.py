@@ -44,17 +44,21 @@ class ProbabilityFlow:
 
     def log_rho(self, t: Times) -> Times:
         """Logarithm of the scale of the coordinates, x = rho u."""
-        return self.sde.log_alpha(t) + jnp.log(self.variance + jnp.exp(-self.sde.log_snr(t))) / 2
+        return jnp.log(self._rho(t))
+
+    def _rho(self, t: Times) -> Times:
+        # alpha r, whose factors may be beyond the range of floats.
+        return jnp.sqrt(self.variance * self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
 
     def velocity(self, clock: Times, u: Data) -> Data:
         """du/dc."""
         lam = WIDTH * jnp.sinh(clock)
         speed = WIDTH * jnp.cosh(clock)
         t = self.sde.time_of_log_snr(lam)
-        s = jnp.exp(-lam / 2)
-        r = jnp.sqrt(self.variance + jnp.square(s))
-        x = expand(self.sde.alpha(t) * r, u) * u
-        return expand(-speed * s / (2 * r), u) * (self.noise(x, t) - expand(s / r, u) * u)
+        # s / r; s itself may be beyond the range of floats.
+        ratio = jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))
+        x = expand(self._rho(t), u) * u
+        return expand(-speed * ratio / 2, u) * (self.noise(x, t) - expand(ratio, u) * u)
 
     def velocity_and_divergence(
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
@@ -68,8 +72,7 @@ class ProbabilityFlow:
         As far as the noise prediction is the gradient of a density.
         """
         lam = WIDTH * jnp.sinh(clock)
-        s2 = jnp.exp(-lam)
-        factor = 2 * (self.variance + s2) / (s2 * WIDTH * jnp.cosh(clock))
+        factor = 2 * (1 + self.variance * jnp.exp(lam)) / (WIDTH * jnp.cosh(clock))
         return expand(factor, u) * velocity - u
 
     def span(self, eps: float) -> tuple[float, float]:

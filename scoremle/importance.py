@@ -2,8 +2,8 @@
 
     -log P(x) <= E[ -log 1/K sum_k w_k ],      w_k = p(y_k) / q(u_k | x)
 
-It falls with K, towards -log P(x) (Burda et al., arXiv 1509.00519). The draws are streamed, so
-that memory does not grow with K.
+It falls with K, towards -log P(x) (Burda et al., arXiv 1509.00519). The draws are streamed: of
+each a few numbers are kept, so that memory does not grow with K.
 
 log p(y_k) is known up to the noise n_k of a trace estimate, unbiased; but the logarithm of a mean
 of exponentials is not linear in it. With shares a_k = w_k / sum w, to second order,
@@ -15,9 +15,9 @@ variance v by 1/2 sum a_k (1 - a_k) v, which is v/2 for many even shares. Here a
 image share their probes. Most of n_k is then the same for all k, and drops out of the second term.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,11 @@ Draw = Callable[[PRNGKey], tuple[Likelihood, PerExample]]
 class ImportanceBound:
     """log 1/K sum w of each example in nats, with what makes it uncertain.
 
-    ``draw_stderr``: from the draws, to first order (NaN for one). ``probe_stderr``: the part of
-    the traces' noise. ``probe_bias``: by how much that noise raises ``log_prob`` on average, an
+    ``draw_stderr``: from the draws, by the jackknife (NaN for one draw); where ``effective_draws``
+    = 1 / sum a^2 is near one, it is a sign of that and no more. ``probe_stderr``: the part of the
+    traces' noise. ``probe_bias``: by how much that noise raises ``log_prob`` on average, an
     estimate that holds while it is small. Both are NaN where one random probe can't tell.
-    ``effective_draws`` = 1 / sum a^2. ``solver_error`` is the mean over draws, with their shares.
+    ``solver_error`` is the mean over draws, with their shares.
     """
 
     log_prob: PerExample
@@ -52,57 +53,38 @@ class ImportanceBound:
     evaluations: Int[Array, " b"]
 
 
-class _Sums(NamedTuple):
-    """Sums over draws in units of the greatest weight so far, exp(top)."""
-
-    top: PerExample
-    weights: PerExample
-    squares: PerExample
-    deviations: Float[Array, "m b"]
-    variances: PerExample
-    errors: PerExample
-    evaluations: Int[Array, " b"]
-
-
 def importance_bound(draw: Draw, key: PRNGKey, samples: int) -> ImportanceBound:
     """The bound from ``samples`` draws; ``draw`` uses the same probes each time."""
-    keys = jax.random.split(key, samples)
-    like, _ = jax.eval_shape(draw, keys[0])
-    zero = jnp.zeros(like.log_prob.shape, like.log_prob.dtype)
-    start = _Sums(
-        jnp.full_like(zero, -jnp.inf), zero, zero,
-        jnp.zeros(like.probe_deviations.shape, zero.dtype), zero, zero,
-        jnp.zeros(like.evaluations.shape, like.evaluations.dtype),
-    )  # fmt: skip
-    sums, _ = jax.lax.scan(lambda sums, k: (_add(sums, *draw(k)), None), start, keys)
-    return _bound(sums, samples)
 
+    def one(key: PRNGKey) -> tuple[Array, ...]:
+        found, log_q = draw(key)
+        log_weight = found.log_prob - log_q
+        return log_weight, found.probe_deviations, found.solver_error, found.evaluations
 
-def _add(sums: _Sums, found: Likelihood, log_q: PerExample) -> _Sums:
-    log_weight = found.log_prob - log_q
-    top = jnp.maximum(sums.top, log_weight)
-    old, w = jnp.exp(sums.top - top), jnp.exp(log_weight - top)
-    return _Sums(
-        top=top,
-        weights=sums.weights * old + w,
-        squares=sums.squares * old**2 + w**2,
-        deviations=sums.deviations * old + w * found.probe_deviations,
-        variances=sums.variances * old + w * jnp.square(found.probe_stderr),
-        errors=sums.errors * old + w * found.solver_error,
-        evaluations=sums.evaluations + found.evaluations,
-    )
-
-
-def _bound(sums: _Sums, samples: int) -> ImportanceBound:
-    share_squares = sums.squares / jnp.square(sums.weights)
-    spread = (samples * share_squares - 1) / (samples - 1 or jnp.nan)
-    probe_variance = jnp.sum(jnp.square(sums.deviations / sums.weights), axis=0)
+    log_weights, deviations, errors, evaluations = jax.lax.map(one, jax.random.split(key, samples))
+    total = jax.nn.logsumexp(log_weights, axis=0)
+    shares = jnp.exp(log_weights - total)
+    together = jnp.einsum("kb,kmb->mb", shares, deviations)
+    probe_variance = jnp.sum(jnp.square(together), axis=0)
+    apart = jnp.einsum("kb,kmb->b", shares, jnp.square(deviations))
     return ImportanceBound(
-        log_prob=sums.top + jnp.log(sums.weights / samples),
-        draw_stderr=jnp.sqrt(jnp.maximum(spread, 0)),
+        log_prob=total - math.log(samples),
+        draw_stderr=_jackknife(log_weights),
         probe_stderr=jnp.sqrt(probe_variance),
-        probe_bias=(sums.variances / sums.weights - probe_variance) / 2,
-        effective_draws=1 / share_squares,
-        solver_error=sums.errors / sums.weights,
-        evaluations=sums.evaluations,
+        probe_bias=(apart - probe_variance) / 2,
+        effective_draws=1 / jnp.sum(jnp.square(shares), axis=0),
+        solver_error=jnp.sum(shares * errors, axis=0),
+        evaluations=jnp.sum(evaluations, axis=0),
     )
+
+
+def _jackknife(log_weights: Float[Array, "k b"]) -> PerExample:
+    """Standard error of the logarithm of the mean weight, from leaving out each draw in turn."""
+    k = len(log_weights)
+    if k == 1:
+        return jnp.full_like(log_weights[0], jnp.nan)
+    none = jnp.full_like(log_weights[:1], -jnp.inf)
+    before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_weights)[:-1]])
+    behind = jnp.concatenate([jax.lax.cumlogsumexp(log_weights, reverse=True)[1:], none])
+    others = jnp.logaddexp(before, behind)
+    return jnp.std(others, axis=0) * math.sqrt(k - 1)

@@ -12,7 +12,6 @@ not act on the path, so its estimate stays unbiased, and the probes' error falls
 nodes (by about its root), at no cost.
 """
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -34,12 +33,13 @@ class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
-    where one probe, the same all along, can't tell. With new probes at each node it is estimated
-    from the scatter along the path, which also holds what the divergence has of unresolved
-    structure there. ``probe_deviations`` are what each of several probes adds to it, with its
-    sign. ``solver_error`` estimates the size of the error that the solver made. ``evaluations``
-    counts network evaluations, each with its derivatives. Where ``ok`` is false the solver gave up
-    and ``log_prob`` is NaN.
+    where one probe, the same all along, can't tell. With new probes at each node, several
+    differ there by their errors alone; from one it is estimated by the scatter along the path,
+    which also holds what the divergence has of unresolved structure: with few nodes in many
+    dimensions that may be most of it. ``probe_deviations`` are what each of several probes adds to
+    it, with its sign. ``solver_error`` estimates the size of the error that the solver made.
+    ``evaluations`` counts network evaluations, each with its derivatives. Where ``ok`` is false
+    the solver gave up and ``log_prob`` is NaN.
     """
 
     log_prob: PerExample
@@ -80,19 +80,16 @@ def ode_log_likelihood(
     solution = solver.solve(problem, x / jnp.exp(ends[0]))
     latent = solution.state * jnp.exp(ends[1])
     log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
-    mean = jnp.mean(solution.integrals, axis=0)
-    log_prob = log_prob + mean
-    alike = divergence.stderr(solution.integrals, dims)
-    scatter = solution.scatter
-    m = len(solution.integrals)
-    scale = math.sqrt(m * (m - 1))
+    log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
+    deviations, scatter = divergence.deviations(solution.integrals), solution.scatter
+    variance = jnp.sum(jnp.square(deviations), axis=0)
     ok = solution.ok & jnp.isfinite(log_prob)
     return Likelihood(
         log_prob=jnp.where(ok, log_prob, jnp.nan),
         latent=latent,
         evaluations=solution.evaluations,
-        probe_stderr=jnp.where(jnp.isnan(scatter), alike, jnp.sqrt(scatter)),
-        probe_deviations=(solution.integrals - mean) / scale if m > 1 else alike[None],
+        probe_stderr=jnp.sqrt(jnp.where(jnp.isnan(scatter), variance, scatter)),
+        probe_deviations=deviations,
         solver_error=solution.error,
         ok=ok,
     )

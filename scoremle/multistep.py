@@ -8,7 +8,8 @@ value serves the history), the integrals by the cubic that interpolates their ra
 with weights for uneven nodes (Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations*,
 III.5). The integrals don't act on the state, so their rates may be random: a ``fresh`` draw at
 each node leaves the integral's expectation as it is, and its error falls with the number of nodes,
-where that of one draw for all does not. How large it is tells the scatter along the nodes.
+where that of one draw for all does not. How large it is tells the spread of several integrals'
+rates at each node, or the scatter of a single one's along the nodes.
 """
 
 from dataclasses import dataclass, replace
@@ -162,13 +163,14 @@ class Planned:
         field, fresh = problem.field, problem.fresh
         batch, dtype = state.shape[0], state.dtype
         weights = Plan(*(jnp.asarray(a, dtype) for a in self.weights))
-        shares = _shares(jnp.asarray(weights.total))
         span = problem.stop - problem.start
 
         def clock(node: Weights | float) -> Times:
             return jnp.full(batch, problem.start + span * node, dtype)
 
         shape = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)[1].shape
+        several, total = shape[0] > 1, jnp.asarray(weights.total)
+        shares = jnp.square(total) if several else _shares(total)
         zeros, none = jnp.zeros(shape, dtype), jnp.zeros(batch, dtype)
         first = _Carry(
             state=state,
@@ -194,7 +196,10 @@ class Planned:
             effect = sum_data(gradient * MILNE * (state - guess))
             rates = mean_integral(jnp.moveaxis(integral_history, 1, 0))
             gap = span * jnp.tensordot(w.integral - w.coarse, rates, 1)
-            contrast = span * jnp.tensordot(w.contrast, rates, 1)
+            if several:
+                noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
+            else:
+                noise = jnp.square(jnp.tensordot(w.contrast, rates, 1))
             return _Carry(
                 state=state,
                 integrals=integrals,
@@ -204,7 +209,7 @@ class Planned:
                 # Noise would be taken for errors of steps; in the sum of its gaps it cancels.
                 squares=carry.squares + jnp.square(effect if fresh else effect + gap),
                 gaps=carry.gaps + (gap if fresh else 0),
-                scatter=carry.scatter + shares[n] * jnp.square(contrast),
+                scatter=carry.scatter + shares[n] * jnp.square(span) * noise,
             )
 
         last = jax.lax.fori_loop(0, self.steps + 1, advance, first)
@@ -213,7 +218,7 @@ class Planned:
             state=last.state,
             integrals=last.integrals,
             error=COVERAGE * jnp.sqrt(last.squares) + jnp.abs(last.gaps),
-            scatter=jnp.where(fresh & (self.steps >= ORDER), last.scatter, jnp.nan),
+            scatter=jnp.where(fresh & (several | (self.steps >= ORDER)), last.scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
         )
@@ -274,8 +279,9 @@ class Doubling:
             gradient = sensitivity(end, new.state, field(end, new.state, ONE_DRAW)[0])
             moved = sum_data(gradient * (new.state - old.state))
             change = jnp.abs(moved + mean_integral(new.integrals - old.integrals))
+            change = jnp.where(jnp.isnan(change), jnp.inf, change)  # one of the two is not finite
             error = MARGIN * jnp.maximum(change, best.change / 2)
-            new = new._replace(error=error, evaluations=old.evaluations + new.evaluations)
+            new = new._replace(error=error, evaluations=old.evaluations + new.evaluations + 1)
             keep = best.running
 
             def choose(new: Array, old: Array, axis: int) -> Array:

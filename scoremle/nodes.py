@@ -2,8 +2,9 @@
 
 A solver's error should not show beside the probes' own: it costs the same network evaluations,
 and unlike theirs its sign may be the same for all images. On a few images and with the same probes
-the fixed-node solver is compared with itself at many nodes; the fewest nodes whose error is below
-a share of the probes' standard error, and below a limit, are taken.
+the fixed-node solver is compared with itself at many nodes, and these with half as many, whose
+difference tells how far to trust them. The fewest nodes whose error is below a share of the
+probes' standard error, and below a limit, are taken.
 """
 
 import math
@@ -38,14 +39,16 @@ class Auto(Multistep):
 class Choice:
     """The nodes chosen, and what was measured there, all in bits/dim over the pilot's images.
 
-    ``solver_error`` is a root mean square, ``solver_bias`` the mean error with its sign, and
-    ``probe_stderr`` what the probes of one image leave. ``met`` is false if even the most nodes
+    ``solver_error`` is a root mean square, with what is uncertain of the solution that it was
+    measured against; ``solver_bias`` is the mean error with its sign, and its standard error;
+    ``probe_stderr`` is what the probes of one image leave. ``met`` is false if even the most nodes
     missed the aim.
     """
 
     nodes: int
     solver_error: float
     solver_bias: float
+    solver_bias_stderr: float
     probe_stderr: float
     images: int
     met: bool
@@ -84,11 +87,13 @@ def choose_nodes(
         )(x)
         scatter = float(np.sqrt(np.mean(np.square(np.asarray(found) / bits))) * math.sqrt(32))
     truth = run(FINEST)
+    doubt = run(FINEST // 2) - truth
     for steps in NODES:
         error = run(steps) - truth
-        size = float(np.sqrt(np.mean(np.square(error))))
+        size = float(np.sqrt(np.mean(np.square(error) + np.square(doubt))))
         probe = scatter / math.sqrt(steps)
         aim = min(LIMIT, SHARE * probe) if divergence.random else LIMIT
         if met := size <= aim:
             break
-    return Choice(steps, size, float(error.mean()), probe, len(x), met)
+    bias_stderr = float(np.sqrt(np.mean(np.var(error) + np.square(doubt)) / len(x)))
+    return Choice(steps, size, float(error.mean()), bias_stderr, probe, len(x), met)

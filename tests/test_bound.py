@@ -139,6 +139,22 @@ def test_stated_error_is_honest(name, kind):
     assert inside.mean() > 0.85
 
 
+@pytest.mark.parametrize("draws", [20, 100])
+def test_stated_error_is_honest_in_many_dimensions(draws):
+    """There the trend in time, which grows with D, is most of the error of evenly spaced times."""
+    sde, dims, copies = SDES["vp"], 2000, 300
+
+    def noise(x, t):
+        return (sde.sigma(t) / (0.3 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2))[:, None] * x
+
+    x = np.repeat(0.3**0.5 * np.random.default_rng(0).normal(size=(1, dims)), copies, axis=0)
+    times = UniformLogSNR(sde, 1e-3, stratified=True)
+    result = evaluate(noise, "vp", x, times, eps=1e-3, draws=draws, offset=False)
+    stated = np.sqrt(np.mean(result.stderr**2))
+    # Of few draws it is too large: neighbours differ by the trend as well.
+    assert 0.85 < stated / result.log_prob.std() < (1.15 if draws == 100 else 1.5)
+
+
 def test_few_draws():
     """One draw is unbiased too (training a dequantizer uses it), and knows no error."""
     eps, copies = 0.01, 4000

@@ -449,12 +449,18 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
          "eval.dequantizer means variational dequantization, not truncated_normal"),
         ("eval", {"eval__bound": True, "eval__importance_samples": 2},
          "eval.importance_samples is for the exact likelihood"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2},
+         "of one random probe and one draw: it can't go with eval.probes=2"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__divergence": "exact"},
+         "it can't go with eval.divergence=exact"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
+         "it can't go with eval.suite=True"),
         ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
         ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
         ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
     ],
 )  # fmt: skip
-def test_mistakes_in_dequantization(mode, values, words, tiny, capfd):
+def test_what_does_not_go_together(mode, values, words, tiny, capfd):
     assert words in mistake(capfd, mode, tiny.workdir, **values)
 
 

@@ -121,13 +121,12 @@ def test_more_passes_are_added_to_those_there_are(tmp_path, measured):
     same(values, run(tmp_path / "at once"))
 
 
-def test_progress_tells_the_mean_and_its_error(tmp_path, capsys):
-    values = run(tmp_path, repeats=1)["bpd"]
-    stderr = values.std() / np.sqrt(23)
-    assert (
-        capsys.readouterr().out
-        == f"l  batch 5/5  bpd {values.mean():.4f} +- {stderr:.4f}  ETA 0s\n"
-    )
+def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
+    for repeats in (1, 3):
+        images = run(tmp_path / str(repeats), repeats=repeats)["bpd"].mean(axis=0)
+        told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
+        batches = 5 * repeats
+        assert capsys.readouterr().out == f"l  batch {batches}/{batches}  {told}  ETA 0s\n"
 
 
 def test_fingerprints():
@@ -173,10 +172,11 @@ def test_the_terms_of_the_bound_add_up():
         bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
         return Bound(-sum(terms), *terms, stderr=error, evaluations=count, profile=bins)
 
-    found = bound_bpd(lambda _, x, key: (x, jnp.zeros(len(x))), bound, PIXELS)(
+    found = bound_bpd(lambda _, x, key: (x, jnp.full(len(x), 2.5)), bound, PIXELS)(
         None, X, jax.random.key(0)
     )
-    total = found["prior"] + found["diffusion"] + found["reconstruction"] + np.log2(17 / 2)
+    terms = ("dequantization", "prior", "diffusion", "reconstruction")
+    total = sum(found[term] for term in terms) + np.log2(17 / 2)
     np.testing.assert_allclose(found["bpd"], total, rtol=1e-6)
     np.testing.assert_allclose(found["draw_stderr"], 0.3 / (4 * np.log(2)), rtol=1e-6)
     assert found["profile"].shape == (3, 2)

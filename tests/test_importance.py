@@ -1,6 +1,7 @@
 """The importance-weighted bound: its value, its errors, and how optimistic noise makes it."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,17 @@ def test_it_grows_with_the_draws_and_states_its_spread():
     assert np.isnan(bounds[1].draw_stderr).all()
 
 
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_the_spread_is_stated_where_few_draws_carry_the_mean(spread):
+    def draw(key):
+        log_weight = spread * jax.random.normal(key, (IMAGES,))
+        return found(log_weight, jnp.zeros((1, IMAGES))), jnp.zeros(IMAGES)
+
+    bound = importance_bound(draw, KEY, 10)
+    stated = np.sqrt(np.mean(np.square(bound.draw_stderr)))
+    assert stated == pytest.approx(float(np.std(bound.log_prob)), rel=0.15)
+
+
 @pytest.mark.parametrize(("samples", "shared"), [(1, 0.0), (8, 0.0), (8, 0.7), (8, 1.0)])
 def test_the_optimism_of_noisy_traces_is_what_is_stated(samples, shared):
     bound, clean = weighted(samples, noise_scale=0.6, shared=shared)
@@ -110,15 +122,26 @@ def test_an_exact_trace_is_not_optimistic_and_a_single_probe_cannot_tell():
     np.testing.assert_array_equal(single.log_prob, exact.log_prob)
 
 
+def test_what_the_scatter_along_the_nodes_says_is_no_optimism():
+    """A constant Jacobian: all draws of an image have the same noise, whatever it seems to be."""
+
+    def draw(key):
+        likelihood = found(jax.random.normal(key, (3,)), jnp.full((2, 3), 0.4))
+        return replace(likelihood, probe_stderr=jnp.full(3, 9.0)), jnp.zeros(3)
+
+    np.testing.assert_allclose(importance_bound(draw, KEY, 4).probe_bias, 0, atol=1e-6)
+
+
 def test_memory_does_not_grow_with_the_draws():
+    images, dims = 10, 10_000
+
     def size(samples):
-        def run(key):
-            x = jnp.zeros(1000)
-            return importance_bound(
-                lambda k: (found(jax.random.normal(k, x.shape), x[None]), x), key, samples
-            )
+        def draw(key):
+            x = jax.random.normal(key, (images, dims))
+            return found(jnp.sum(jnp.sin(x), axis=1), jnp.zeros((2, images))), jnp.zeros(images)
 
-        memory = jax.jit(run).lower(KEY).compile().memory_analysis()
-        return memory.temp_size_in_bytes
+        run = jax.jit(lambda key: importance_bound(draw, key, samples))
+        return run.lower(KEY).compile().memory_analysis().temp_size_in_bytes
 
-    assert size(1000) < size(10) + 1000 * 64  # the keys alone
+    # A few numbers of each draw are kept, no images.
+    assert size(1000) < size(10) + 1000 * images * 64

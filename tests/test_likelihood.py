@@ -12,6 +12,7 @@ from scoremle.multistep import Doubling, Multistep, Planned
 from scoremle.ode import Adaptive
 from scoremle.parameterization import noise_fn
 from scoremle.pixels import Pixels, bits_per_dim
+from scoremle.sde import VP
 
 every_sde = pytest.mark.parametrize("name", SDES)
 KEY = jax.random.key(0)
@@ -102,6 +103,19 @@ def test_float32_keeps_the_digits(name):
     assert result.log_prob.dtype == np.float32
     exact = data.log_model(SDES[name], x.astype(np.float64), EPS[name])
     np.testing.assert_allclose(result.log_prob, exact, rtol=0, atol=2e-4 * data.dims)
+
+
+def test_noise_beyond_the_range_of_floats():
+    """At beta_max = 200 the signal is e^-50, and its ratio to the noise, squared, no number."""
+    sde = VP(0.1, 200.0)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    # Of normal data the noise prediction is sigma x, at every t.
+    result = ode_log_likelihood(
+        lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(1),
+        eps=1e-5, divergence=Exact(), solver=Multistep(64),
+    )  # fmt: skip
+    exact = -(x**2).sum(axis=1) / 2 - 1.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(result.log_prob, exact, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve_linear"])

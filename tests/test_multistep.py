@@ -91,3 +91,17 @@ def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
     assert np.isnan(held.scatter).all()
     few = Multistep(2).solve(problem, start)
     assert np.isnan(few.scatter).all()
+
+
+@pytest.mark.parametrize("nodes", [2, 12])
+def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(nodes):
+    batch = 2000
+
+    def field(clock, y, draw):
+        noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (2, batch))
+        return jnp.zeros_like(y), 5 * jnp.cos(40 * clock) + noise
+
+    problem = Problem(field, 0.0, 2.0, fresh=True)
+    solution = Multistep(nodes).solve(problem, jnp.zeros((batch, 1)))
+    spread = np.asarray(solution.integrals.mean(axis=0)).std()
+    assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
