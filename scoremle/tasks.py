@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scoremle import evaluate
 from scoremle.arrays import Images, IntImages, PerExample, PRNGKey
 from scoremle.bound import Bound
+from scoremle.checkpoint import tree_hash
 from scoremle.control import Control, Gaussian
 from scoremle.experiment import Experiment, Weights
 from scoremle.files import read_npz, write_npz
@@ -138,13 +139,14 @@ def bound_metric(experiment: Experiment, dequantization: str = "uniform") -> eva
 
 
 def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control | None:
-    """The control variate that the bound's times are learned with; kept in the folder.
+    """The control variate that the bound's times are learned with; kept beside the folder.
 
-    A run that goes on reads it there, so that all batches are measured with the same.
+    A run that goes on reads it there, so that all batches are measured with the same; and so does
+    another bound of the same network.
     """
     if experiment.bound_times != "learned":
         return None
-    path = folder / "control.npz"
+    path = folder.parent / f"control_{evaluate.fingerprint(_fit_facts(experiment, params))}.npz"
     if (found := read_npz(path)) is not None:
         kept = {name: jnp.asarray(array) for name, array in found.items()}
         gaussian = Gaussian(**{name: kept.pop(name) for name in GAUSSIAN})
@@ -155,6 +157,19 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     del arrays["gaussian"]
     write_npz(path, arrays)
     return control
+
+
+def _fit_facts(experiment: Experiment, params: Any) -> Facts:
+    return {
+        "params": tree_hash(params),
+        "network": repr(experiment.network),
+        "sde": repr(experiment.sde),
+        "eps": experiment.eps,
+        "pixels": repr(experiment.pixels),
+        "matching": experiment.matching,
+        "seed": experiment.seed,
+        **_control_facts(experiment),
+    }
 
 
 def discrete_metric(experiment: Experiment) -> evaluate.Metric:

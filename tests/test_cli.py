@@ -147,11 +147,10 @@ def test_bound(tiny):
     assert result["control_images"] == 1437
 
     # A run that goes on takes the control that the batches before it were measured with.
-    (parts,) = (folder / "parts").iterdir()
-    (parts / "pass1_image300.npz").unlink()
-    with np.load(parts / "control.npz") as saved:
-        control = dict(saved)
-    np.savez(parts / "control.npz", **{**control, "levels": 1e6 * control["levels"]})
+    (fitted,) = (folder / "parts").glob("control_*.npz")
+    next((folder / "parts").glob("*/pass1_image300.npz")).unlink()
+    control = npz(fitted)
+    np.savez(fitted, **{**control, "levels": 1e6 * control["levels"]})
     evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
     other = npz(folder / "bound_test_ckpt_2.npz")["bpd"]
     np.testing.assert_array_equal(other[0], values["bpd"][0])
