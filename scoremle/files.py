@@ -17,12 +17,17 @@ __all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of ``path`` when all is written."""
+    """A temporary path to write to, which takes the place of ``path`` when all is written.
+
+    Raises UserError, with the name that was meant, where the system does not let it be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,12 +37,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError if it is not one."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError if there is none."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
+    return content
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

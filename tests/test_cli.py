@@ -358,6 +358,9 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("data__dataset", "CIFAR10", ["cifar10 has no default place", "cifar-10-binary.tar.gz"]),
         ("data__path", "/somewhere", ["data.path", "leave it empty"]),
         ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
+        ("data__image_size", 0, ["data.image_size must be at least 1, not 0"]),
+        ("data__num_channels", 0, ["data.num_channels must be at least 1, not 0"]),
+        ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
         ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
         ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
         ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
@@ -455,6 +458,8 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
          "it can't go with eval.divergence=exact"),
         ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
          "it can't go with eval.suite=True"),
+        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
+         "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
         ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
         ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
         ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
@@ -534,11 +539,14 @@ def test_places_that_are_files(mode, tiny, tmp_path, capfd):
     assert file.read_text() == "kept"
 
 
-def test_results_that_cannot_be_read_are_not_overwritten(damaged, capfd):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "results.json can't be read"), ("[]", "results.json holds no JSON object")],
+)
+def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged, capfd):
     (damaged / "eval").mkdir()
-    (damaged / "eval/results.json").write_text("{")
-    line = mistake(capfd, "eval", damaged, eval__end_ckpt=1)
-    assert "results.json can't be read" in line
+    (damaged / "eval/results.json").write_text(content)
+    assert words in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
 
 
 def test_an_eval_folder_that_is_a_file(damaged, capfd):

@@ -215,8 +215,9 @@ class _Writer:
             shown = [f"{name} ({reason})" for name, reason in self._unusable[:SHOWN]]
             more = len(self._unusable) - len(shown)
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+            count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
             raise UserError(
-                f"{source}: {len(self._unusable)} images can't be used: {listing}; mend or remove"
+                f"{source}: {count} can't be used: {listing}; mend or remove"
                 " them, or leave them out with scoremle data prepare --skip-corrupt"
             )
         if not self._rows:
