@@ -113,7 +113,7 @@ class _Pace:
 
     def __init__(self, n_iters: int) -> None:
         self._n_iters = n_iters
-        self._bpd = ""
+        self._bpd: tuple[int, str] | None = None
 
     def start(self, step: int) -> None:
         self._since, self._rows = (step, time.monotonic()), 0
@@ -121,14 +121,23 @@ class _Pace:
     def describe(self, step: int, row: Row) -> str:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
-            self._bpd = f"bpd {row['eval_bpd']:.3f}{stderr}  "
+            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}"
         now = time.monotonic()
         rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
+        left = _duration((self._n_iters - step) / rate)
+        pace = f"{rate:.1f} steps/s  ETA {left}"
         if self._rows == 0:
             self._since = (step, now)  # what came before was mostly compilation
+            pace += " (with compilation)"
         self._rows += 1
-        left = _duration((self._n_iters - step) / rate)
-        return f"loss {row['loss']:.4f}  {self._bpd}{rate:.1f} steps/s  ETA {left}"
+        return "  ".join([f"loss {row['loss']:.4f}", *self._measured(step), pace])
+
+    def _measured(self, step: int) -> list[str]:
+        """The newest bits/dim, and when it was measured if that was earlier."""
+        if self._bpd is None:
+            return []
+        at, text = self._bpd
+        return [text if at == step else f"{text} (step {at})"]
 
 
 def _duration(seconds: float) -> str:

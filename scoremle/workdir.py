@@ -98,7 +98,7 @@ class Workdir:
         """Grey levels of the images that the experiment is about."""
         levels = read_json(self.data_path).get("levels")
         if not isinstance(levels, int):
-            raise UserError(f"{self.data_path} doesn't say the number of grey levels, as \"levels\"")
+            raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
         return levels
 
     def snapshot_state(self, template: TrainState) -> TrainState | None:

@@ -166,8 +166,11 @@ def test_names_may_be_written_in_upper_case_as_published():
 
 
 def test_a_name_in_upper_case_means_the_same_network():
-    flags = [f"--config.model.{name}" for name in ("embedding=LOG_SNR", "nf=4", "ch_mult=(1,1)")]
-    flags += [f"--config.{name}" for name in ("data.on_device=FALSE", "model.embedding_type=Fourier")]
+    values = (
+        "model.embedding=LOG_SNR", "model.embedding_type=Fourier", "data.on_device=FALSE",
+        "model.nf=4", "model.ch_mult=(1,1)",
+    )  # fmt: skip
+    flags = [f"--config.{value}" for value in values]
     experiment = build(parse("configs/digits.py", *flags).config, levels=17)
     assert (experiment.conditioning, experiment.on_device) == ("log_snr", "false")
     assert experiment.config["model"]["embedding"] == "log_snr"
