@@ -12,24 +12,29 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz"]
+__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz", "writing"]
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of ``path`` when all is written.
-
-    Raises UserError, with the name that was meant, where the system does not let it be written.
-    """
+    """A temporary path to write to, which takes the place of ``path`` when all is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"can't write {path}: {error.strerror or error}") from error
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against it becomes a UserError with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

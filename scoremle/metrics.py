@@ -6,7 +6,6 @@ one protocol, so that the training loop knows only one of them: a ``FanOut``.
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, Progress, TextColumn
 
 from scoremle.errors import UserError
+from scoremle.files import write_atomically, writing
 
 __all__ = ["Bar", "FanOut", "JsonLines", "Lines", "Row", "TensorBoard", "Writer", "console"]
 
@@ -58,16 +58,14 @@ class JsonLines:
         self._path = path
 
     def rewind(self, step: int) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         old = self._path.read_text() if self._path.exists() else ""
         kept = [line + "\n" for line in old.splitlines() if _step_of(line) <= step]
-        new = self._path.with_suffix(".new")
-        new.write_text("".join(kept))
-        os.replace(new, self._path)
+        with write_atomically(self._path) as new:
+            new.write_text("".join(kept))
 
     def write(self, step: int, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
@@ -100,12 +98,14 @@ class TensorBoard:
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, row: Row) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._writer:
-            self._writer.close()
+            with writing(self._folder):
+                self._writer.close()
 
 
 class _Pace:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from scoremle import cli
 from scoremle.checkpoint import Checkpoints
+from scoremle.errors import UserError
+from scoremle.files import write_atomically
 
 IMAGES = 360
 
@@ -326,6 +328,16 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
 
 
+def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.evaluate.evaluate", interrupted)
+    assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
+    line = "scoremle: interrupted; the same command goes on where it was\n"
+    assert capsys.readouterr().err == line
+
+
 # Mistakes
 
 
@@ -549,6 +561,14 @@ def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged
     (damaged / "eval").mkdir()
     (damaged / "eval/results.json").write_text(content)
     assert words in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "eval" / "results.json"
+    with pytest.raises(UserError) as error, write_atomically(path):
+        raise OSError(28, "No space left on device")
+    assert str(error.value) == f"can't write {path}: No space left on device"
+    assert list(path.parent.iterdir()) == []
 
 
 def test_an_eval_folder_that_is_a_file(damaged, capfd):

@@ -26,7 +26,7 @@ import scoremle
 from scoremle.data.folder import FORMAT, META, made_whole
 from scoremle.data.reading import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
-from scoremle.files import write_json
+from scoremle.files import write_json, writing
 
 __all__ = ["prepare"]
 
@@ -92,7 +92,8 @@ class _Rows:
 
     def add(self, images: np.ndarray) -> None:
         content = np.ascontiguousarray(images).data
-        self._file.write(content)
+        with writing(self.path):
+            self._file.write(content)
         self.hash.update(content)
         self.count += len(images)
 
