@@ -17,6 +17,11 @@ TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2}
 SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2}
 SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
+# Names that are compared as they stand, wherever they were typed in upper case.
+LOWERED = (
+    ("eval", "dequantization"), ("data", "fit"), ("data", "on_device"), ("model", "embedding"),
+)  # fmt: skip
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -168,7 +173,8 @@ def resolve(config: ml_collections.ConfigDict) -> None:
     _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
     config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
-    config.eval.dequantization = config.eval.dequantization.lower()
+    for section, field in LOWERED:
+        config[section][field] = config[section][field].lower()
     if config.eval.dequantizer and config.eval.dequantization == "uniform":
         config.eval.dequantization = "variational"
 

@@ -9,6 +9,7 @@ read; the record carries a hash of itself.
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,8 @@ from scoremle.errors import UserError
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
 logger = logging.getLogger(__name__)
+
+OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Restored(NamedTuple):
@@ -187,8 +190,16 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
         state=ocp.args.StandardSave(tree),
         record=ocp.args.JsonSave({**record, "seal": _seal(record)}),
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=items)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, args=items)
+    except (OSError, ValueError) as error:
+        # TensorStore tells what the system said in the text of a ValueError.
+        code = OS_ERROR.search(str(error))
+        if not (code or isinstance(error, OSError)):
+            raise
+        said = os.strerror(int(code[1])) if code else error
+        raise UserError(f"can't write {path}: {said}") from error
 
 
 def _read(path: Path, **items: Any) -> Any:

@@ -35,7 +35,8 @@ DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none")
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
-        "training.batch_size", "eval.batch_size", "eval.num_samples", "eval.num_repeats",
+        "data.image_size", "data.num_channels", "training.batch_size",
+        "eval.batch_size", "eval.num_samples", "eval.num_repeats",
         "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
         "model.num_scales", "sampling.steps", "sampling.n_steps_each",
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
@@ -72,7 +73,7 @@ def check_values(config: Any) -> None:
     if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
         raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
     for name, choices in CHOICES.items():
-        if (value := _field(config, name)).lower() not in choices:
+        if (value := _field(config, name)) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
     _check_dequantization(config.eval)

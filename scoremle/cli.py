@@ -23,13 +23,14 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+import scoremle
 from scoremle.commands import COMMANDS
 from scoremle.config_files import get_config, load_configs
 from scoremle.errors import UserError
 
 __all__ = ["Settings", "main", "parse"]
 
-FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--deq_folder", "--help")
+FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--deq_folder", "--help", "--version")
 MODES = ("train", "eval", "train_deq")
 USAGE = """\
 usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ...]
@@ -42,7 +43,14 @@ usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ..
                       (default: flowpp_dequantizer)
   --config.FIELD=VALUE sets a field of the config; booleans also as --config.F and --noconfig.F
   --help              this text, with the values of FILE if --config is given
+  --version           the version
 """
+
+# What XLA says where memory does not suffice, and what a user can do then.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+LESS_MEMORY = (
+    "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
+)
 
 # One line of configs/default.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
@@ -66,34 +74,68 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         with _warnings():
-            _run(arguments)
-        return 0
+            return _run(arguments)
     except SystemExit as end:  # argparse, after it printed a command's help
         return int(end.code or 0)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
-    except (UserError, OSError) as error:  # an OSError: no permission, no space, no folder
-        print(f"scoremle: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("scoremle: interrupted", file=sys.stderr)
+    except UserError as error:
+        return _mistake(str(error))
+    except OSError as error:  # no permission, no space, no folder
+        what = error.strerror or str(error)
+        return _mistake(what if error.filename is None else f"{error.filename}: {what}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
+            raise
+        words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
+        return _mistake(f"{words}; {LESS_MEMORY}")
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["scoremle: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
 
 
-def _run(arguments: list[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
+def _mistake(text: str) -> int:
+    print(f"scoremle: error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        print(_usage(), end="", file=sys.stderr)
+        return 2
+    if arguments[0] in COMMANDS:
         importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
     elif {"--help", "-help", "-h"} & set(arguments):
         print(_help(arguments))
+    elif "--version" in arguments:
+        print(f"scoremle {scoremle.__version__}")
+    elif not arguments[0].startswith("-"):
+        raise UserError(_unknown_command(arguments[0]))
     else:
-        settings = parse(arguments)
-        from scoremle import modes
+        _run_mode(parse(arguments))
+    return 0
 
+
+def _run_mode(settings: Settings) -> None:
+    from scoremle import modes
+
+    try:
         modes.run(
             settings.mode, settings.config, settings.workdir, settings.eval_folder,
             settings.deq_folder,
         )  # fmt: skip
+    except KeyboardInterrupt:
+        if settings.mode != "eval":
+            raise
+        raise KeyboardInterrupt("the same command goes on where it was") from None
+
+
+def _unknown_command(word: str) -> str:
+    if word in MODES:
+        return f"unknown command {word!r}; did you mean --mode={word}?"
+    hint = _nearest(word, COMMANDS) or f"; there are: {', '.join(COMMANDS)}"
+    return f"unknown command {word!r}{hint}"
 
 
 @contextmanager
@@ -226,13 +268,18 @@ def _parse_flags(argv: list[str], config: ConfigDict) -> flags.FlagValues:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         stray = values(["scoremle", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
-        nearest = _nearest(f"--{error.flagname}", FLAGS)
-        raise UserError(f"unknown flag --{error.flagname}{nearest}") from error
+        raise UserError(_unknown_flag(error.flagname, _fields(config))) from error
     except flags.Error as error:
         raise UserError(_flag_error(str(error), config)) from error
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
     return values
+
+
+def _unknown_flag(name: str, fields: Iterable[str]) -> str:
+    meant = [f"--config.{field}" for field in fields if f".{field}".endswith(f".{name}")]
+    hint = f"; did you mean {' or '.join(meant)}?" if meant else _nearest(f"--{name}", FLAGS)
+    return f"unknown flag --{name}{hint}"
 
 
 def _flag_error(text: str, config: ConfigDict) -> str:
@@ -252,8 +299,12 @@ def _help(argv: list[str]) -> str:
     path = path or "configs/default.py"
     config = get_config(module, path)
     _check_names([], config, default.get_config(), path)
+    return f"{_usage()}\nfields of {path}:\n\n{_field_table(config, default)}"
+
+
+def _usage() -> str:
     commands = "".join(f"  scoremle {name:20}{what}\n" for name, (_, what) in COMMANDS.items())
-    return f"{USAGE}{commands}\nfields of {path}:\n\n{_field_table(config, default)}"
+    return USAGE + commands
 
 
 def _field_table(config: ConfigDict, default: ModuleType) -> str:

@@ -230,7 +230,7 @@ class Evaluation:
         self.write({name: result})
         if "probe_bias" in values:
             _warn_of_optimism(name, result)
-        self._write_extremes(name, values[task.column].mean(axis=0))
+        self._write_extremes(name, result["unit"], values[task.column].mean(axis=0))
         return name
 
     @cached_property
@@ -261,14 +261,19 @@ class Evaluation:
                 f" their values are in {self.folder / name}.npz{hint}"
             )
 
-    def _write_extremes(self, name: str, scores: np.ndarray) -> None:
-        """The likeliest and the unlikeliest images, side by side in one picture."""
+    def _write_extremes(self, name: str, unit: str, scores: np.ndarray) -> None:
+        """The likeliest and the unlikeliest images, one below the other in one picture."""
         order = np.argsort(scores)
-        rows = min(EXTREMES, len(order) // 2)
-        if rows:
-            chosen = np.concatenate([self.images[order[:rows]], self.images[order[-rows:]]])
+        count = min(EXTREMES, len(order) // 2)
+        if count:
+            ends = {"lowest": order[:count], "highest": order[-count:]}
+            parts = {
+                f"{end} {unit}: {scores[chosen[0]]:.3f} to {scores[chosen[-1]]:.3f}":
+                    self.images[chosen]
+                for end, chosen in ends.items()
+            }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            report.write_grid(path, chosen, self.experiment.pixels.levels, 8)
+            report.write_captioned(path, parts, self.experiment.pixels.levels, 8)
 
 
 def _told(choice: Choice) -> str:

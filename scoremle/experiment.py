@@ -26,6 +26,7 @@ from scoremle.control import Control, Gaussian
 from scoremle.decoder import discrete_bound
 from scoremle.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
+from scoremle.errors import UserError
 from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.multistep import Doubling, Multistep
@@ -370,7 +371,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     times = training_times(config, sde)
     experiment = Experiment(
         data=images,
-        on_device=config.data.on_device.lower(),
+        on_device=config.data.on_device,
         pixels=pixels,
         sde=sde,
         eps=config.training.smallest_time,
@@ -394,9 +395,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         schedule=_schedule(config.training),
         snapshot_sampling=config.training.snapshot_sampling,
         seed=config.seed,
-        divergence=choose(DIVERGENCES, config.eval.divergence, "eval.divergence")(
-            config.eval.probes
-        ),
+        divergence=_divergence(config.eval, math.prod(images.shape)),
         solver=choose(SOLVERS, config.eval.solver, "eval.solver")(config.eval),
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
@@ -418,7 +417,7 @@ def _load(config: Any) -> data.ImageSet:
         path=config.data.path,
         image_size=config.data.image_size,
         num_channels=config.data.num_channels,
-        fit=config.data.fit.lower(),
+        fit=config.data.fit,
         levels=config.data.levels,
         batch_size=config.training.batch_size,
         seed=config.seed,
@@ -444,6 +443,16 @@ def _network(config: Any) -> DDPMpp:
 
 def _lowered(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
+
+
+def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:
+    found = choose(DIVERGENCES, evaluation.divergence, "eval.divergence")(evaluation.probes)
+    if isinstance(found, Orthogonal) and found.probes > dims:
+        raise UserError(
+            f"eval.probes is {found.probes}, but images of {dims} dimensions have no more than"
+            f" {dims} orthogonal probes"
+        )
+    return found
 
 
 def _schedule(training: Any) -> train.Schedule:

@@ -12,7 +12,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz"]
+__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz", "writing"]
 
 
 @contextmanager
@@ -21,10 +21,20 @@ def write_atomically(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against it becomes a UserError with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -32,12 +42,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError if it is not one."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError if there is none."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
+    return content
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -6,7 +6,6 @@ one protocol, so that the training loop knows only one of them: a ``FanOut``.
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, Progress, TextColumn
 
 from scoremle.errors import UserError
+from scoremle.files import write_atomically, writing
 
 __all__ = ["Bar", "FanOut", "JsonLines", "Lines", "Row", "TensorBoard", "Writer", "console"]
 
@@ -58,16 +58,14 @@ class JsonLines:
         self._path = path
 
     def rewind(self, step: int) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         old = self._path.read_text() if self._path.exists() else ""
         kept = [line + "\n" for line in old.splitlines() if _step_of(line) <= step]
-        new = self._path.with_suffix(".new")
-        new.write_text("".join(kept))
-        os.replace(new, self._path)
+        with write_atomically(self._path) as new:
+            new.write_text("".join(kept))
 
     def write(self, step: int, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
@@ -100,12 +98,14 @@ class TensorBoard:
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, row: Row) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._writer:
-            self._writer.close()
+            with writing(self._folder):
+                self._writer.close()
 
 
 class _Pace:
@@ -113,7 +113,7 @@ class _Pace:
 
     def __init__(self, n_iters: int) -> None:
         self._n_iters = n_iters
-        self._bpd = ""
+        self._bpd: tuple[int, str] | None = None
 
     def start(self, step: int) -> None:
         self._since, self._rows = (step, time.monotonic()), 0
@@ -121,14 +121,23 @@ class _Pace:
     def describe(self, step: int, row: Row) -> str:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
-            self._bpd = f"bpd {row['eval_bpd']:.3f}{stderr}  "
+            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}"
         now = time.monotonic()
         rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
+        left = _duration((self._n_iters - step) / rate)
+        pace = f"{rate:.1f} steps/s  ETA {left}"
         if self._rows == 0:
             self._since = (step, now)  # what came before was mostly compilation
+            pace += " (with compilation)"
         self._rows += 1
-        left = _duration((self._n_iters - step) / rate)
-        return f"loss {row['loss']:.4f}  {self._bpd}{rate:.1f} steps/s  ETA {left}"
+        return "  ".join([f"loss {row['loss']:.4f}", *self._measured(step), pace])
+
+    def _measured(self, step: int) -> list[str]:
+        """The newest bits/dim, and when it was measured if that was earlier."""
+        if self._bpd is None:
+            return []
+        at, text = self._bpd
+        return [text if at == step else f"{text} (step {at})"]
 
 
 def _duration(seconds: float) -> str:

@@ -6,14 +6,25 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from scoremle.files import write_atomically
 
-__all__ = ["image_grid", "quality_table", "results_table", "table", "write_grid", "write_profile"]
+__all__ = [
+    "image_grid",
+    "quality_table",
+    "results_table",
+    "table",
+    "write_captioned",
+    "write_grid",
+    "write_profile",
+]
 
 GAP = 1
 MIN_SIDE = 480
+UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
+# In pixels: the strip with a caption, the gap between parts of a picture, the type.
+STRIP, PART_GAP, CAPTION_SIZE = 20, 16, 14
 
 
 def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -> np.ndarray:
@@ -31,11 +42,34 @@ def write_grid(
     path: Path, images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int | None = None
 ) -> None:
     """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
-    grid = image_grid(images, levels, columns or int(np.ceil(np.sqrt(len(images)))))
-    factor = max(1, -(-MIN_SIDE // grid.shape[1]))
-    grid = grid.repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = _enlarged(images, levels, columns or int(np.ceil(np.sqrt(len(images)))))
     with write_atomically(path) as temporary:
-        Image.fromarray(grid.squeeze()).save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
+
+
+def write_captioned(
+    path: Path, parts: Mapping[str, UInt8[np.ndarray, "n h w c"]], levels: int, columns: int
+) -> None:
+    """Writes grids one below the other as PNG, a gap between them, each under its caption."""
+    grids = [_enlarged(images, levels, columns) for images in parts.values()]
+    heights = [STRIP + grid.height + PART_GAP for grid in grids]
+    size = (grids[0].width, sum(heights) - PART_GAP)
+    picture = Image.new(grids[0].mode, size, "white")
+    draw, top = ImageDraw.Draw(picture), 0
+    for caption, grid, height in zip(parts, grids, heights, strict=True):
+        draw.text((GAP, top), caption, fill="black", font_size=CAPTION_SIZE)
+        picture.paste(grid, (0, top + STRIP))
+        top += height
+    with write_atomically(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _enlarged(
+    images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int
+) -> Image.Image:
+    grid = image_grid(images, levels, columns)
+    factor = max(1, -(-MIN_SIDE // grid.shape[1]))
+    return Image.fromarray(grid.repeat(factor, axis=0).repeat(factor, axis=1).squeeze())
 
 
 def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
@@ -81,42 +115,63 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _what(r: Mapping[str, Any]) -> str:
+    """What a number is: estimator, its form, noise, images."""
+    facts = [r["estimator"]]
+    if "matching" in r:
+        facts.append(f"{r['matching']} score matching")
+    if "divergence" in r:
+        probes = r["probes"]
+        facts.append("exact trace" if probes is None else _counted(probes, "probe"))
+    if "dequantizer" in r:  # a loss has a dequantization of its own, that of training
+        kind = r["dequantizer"]
+        facts.append(f"{'no' if kind == 'none' else kind} dequantization")
     part = "" if r["full_pass"] else " (not the whole split)"
-    passes = "1 pass" if r["passes"] == 1 else f"{r['passes']} passes"
-    # A loss has a dequantization of its own, that of training.
-    how = f"; {r['dequantizer']} dequantization" if "dequantizer" in r else ""
-    return f"{r['estimator']}{how}; {r['images']} {r['split']} images{part}, {passes}"
+    facts.append(f"{r['images']} {r['split']} images{part}, {_counted(r['passes'], 'pass')}")
+    return "; ".join(facts)
+
+
+def _counted(count: int, word: str) -> str:
+    plural = "es" if word.endswith("s") else "s"
+    return f"{count} {word}{plural * (count != 1)}"
+
+
+def _from_draws(r: Mapping[str, Any]) -> float | None:
+    random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
+    return r.get("noise_stderr") if random is None else random
+
+
+def _is_upper(r: Mapping[str, Any]) -> bool:
+    random, whole = _from_draws(r), r["stderr"]
+    return random is not None and whole is not None and random > whole
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each result: its value, errors, and what it is.
+    """One line for each result: its value and errors; and under them, what each of them is.
 
     The standard error is over images; "from draws" is the part of it that comes from probes or
     Monte-Carlo draws. The solver's error is the mean over images of its estimate: it has a sign of
     its own and does not shrink with their number.
     """
     header = (
-        "result", "value", "std. error", "from draws", "solver error", "NFE", "s/image", "what",
+        "result", "value", "std. error", "from draws", "solver error", "NFE", "s/image",
     )  # fmt: skip
     rows = []
     for name, r in results.items():
-        random = r.get("probe_stderr_of_mean", r.get("draw_stderr_of_mean"))
-        if random is None:
-            random = r.get("noise_stderr")
         nfe = r.get("mean_nfe")
         rows.append(
             (
                 name,
-                f"{_number(r['mean'])} {r['unit']}",
+                _number(r["mean"]) + (" bits/dim" if r["unit"] == "bits/dim" else ""),
                 _number(r["stderr"]),
-                _number(random, 5),
+                _number(_from_draws(r), 5) + "*" * _is_upper(r),
                 "" if "mean_solver_error" not in r else _number(r["mean_solver_error"], 5),
                 "" if nfe is None else f"{nfe:.0f}",
                 f"{seconds:.2g}" if (seconds := r.get("seconds_per_image")) else "",
-                _what(r),
             )
         )
-    return table(header, rows)
+    footnotes = [UPPER] if any(map(_is_upper, results.values())) else []
+    what = (f"{name}: {_what(r)}" for name, r in results.items())
+    return "\n".join([table(header, rows), *footnotes, *what])
 
 
 def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:

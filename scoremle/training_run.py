@@ -5,6 +5,7 @@ Both are the loop of `train.py` with a loss of their own.
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ Measure = Callable[..., dict[str, jax.Array]]
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     workdir.check_training(experiment)
+    print(_begun(experiment, experiment.template()), flush=True)
     state = workdir.snapshot_state(experiment.template()) or experiment.init_state()
     workdir.describe(experiment)
     _run(
@@ -59,6 +61,7 @@ def run_train_deq(
     }
     place.check_flow(experiment)
     _check_score_model(place, note)
+    print(_begun(experiment, experiment.flow_template()), flush=True)
     state = place.snapshot_state(experiment.flow_template()) or experiment.init_flow_state()
     place.describe(experiment)
     write_json(_score_model_path(place), note)
@@ -69,6 +72,17 @@ def run_train_deq(
         on_snapshot=lambda state, step: None,
         note=note,
     )  # fmt: skip
+
+
+def _begun(experiment: Experiment, template: train.TrainState) -> str:
+    """What is trained on what, before the first program is compiled."""
+    images, devices = experiment.data, jax.devices()
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
+    shape = "x".join(map(str, images.shape))
+    return (
+        f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
+        f" parameters; {experiment.sde}; {len(devices)} {devices[0].device_kind}; compiling"
+    )
 
 
 def _score_model_path(place: Workdir) -> Any:

@@ -96,7 +96,10 @@ class Workdir:
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
-        return int(read_json(self.data_path)["levels"])
+        levels = read_json(self.data_path).get("levels")
+        if not isinstance(levels, int):
+            raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
+        return levels
 
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.

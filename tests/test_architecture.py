@@ -24,6 +24,7 @@ LAYERS = (
     ("training_run", "evaluation_run", "trained"),
     ("modes", "commands"),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 MATHEMATICS = {module for layer in LAYERS[:7] for module in layer}

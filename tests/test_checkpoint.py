@@ -176,3 +176,15 @@ def test_hash_sees_names_shapes_and_types():
     ]
     assert len({tree_hash(tree) for tree in trees}) == len(trees)
     assert tree_hash(trees[0]) == tree_hash({"a": np.zeros(4)})
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("Failed writing: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", full)
+    store = Checkpoints(tmp_path, keep=None)
+    line = r"can't write \S*checkpoint_1\S*: No space left on device"
+    with pytest.raises(UserError, match=line):
+        store.save(1, {"a": np.zeros(1)}, {})
+    assert store.numbers() == []

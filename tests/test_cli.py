@@ -15,6 +15,8 @@ from PIL import Image
 
 from scoremle import cli
 from scoremle.checkpoint import Checkpoints
+from scoremle.errors import UserError
+from scoremle.files import write_atomically
 
 IMAGES = 360
 
@@ -58,10 +60,12 @@ def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
 
 
 def test_training_prints_its_progress_and_nothing_else(tiny):
-    lines = tiny.stdout.splitlines()
+    first, *lines = tiny.stdout.splitlines()
+    assert re.match(r"digits: 1,437 training images of 8x8x1; [\d,]+ parameters; VP\(", first)
     assert len(lines) == 5
     for step, line in zip((5, 10, 15, 20), lines, strict=False):
-        assert re.fullmatch(rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+", line), line
+        pattern = rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+( \(.*\))?"
+        assert re.fullmatch(pattern, line), line
     assert lines[-1] == f"trained 20 steps: {tiny.workdir}"
     assert tiny.stderr == ""
 
@@ -323,6 +327,16 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
 
 
+def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.evaluate.evaluate", interrupted)
+    assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
+    line = "scoremle: interrupted; the same command goes on where it was\n"
+    assert capsys.readouterr().err == line
+
+
 # Mistakes
 
 
@@ -357,6 +371,9 @@ def mistake(capfd, mode, workdir, *more, **values):
         ("data__dataset", "CIFAR10", ["cifar10 has no default place", "cifar-10-binary.tar.gz"]),
         ("data__path", "/somewhere", ["data.path", "leave it empty"]),
         ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
+        ("data__image_size", 0, ["data.image_size must be at least 1, not 0"]),
+        ("data__num_channels", 0, ["data.num_channels must be at least 1, not 0"]),
+        ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
         ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
         ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
         ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
@@ -454,6 +471,8 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
          "it can't go with eval.divergence=exact"),
         ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
          "it can't go with eval.suite=True"),
+        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
+         "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
         ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
         ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
         ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
@@ -533,11 +552,22 @@ def test_places_that_are_files(mode, tiny, tmp_path, capfd):
     assert file.read_text() == "kept"
 
 
-def test_results_that_cannot_be_read_are_not_overwritten(damaged, capfd):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "results.json can't be read"), ("[]", "results.json holds no JSON object")],
+)
+def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged, capfd):
     (damaged / "eval").mkdir()
-    (damaged / "eval/results.json").write_text("{")
-    line = mistake(capfd, "eval", damaged, eval__end_ckpt=1)
-    assert "results.json can't be read" in line
+    (damaged / "eval/results.json").write_text(content)
+    assert words in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "eval" / "results.json"
+    with pytest.raises(UserError) as error, write_atomically(path):
+        raise OSError(28, "No space left on device")
+    assert str(error.value) == f"can't write {path}: No space left on device"
+    assert list(path.parent.iterdir()) == []
 
 
 def test_an_eval_folder_that_is_a_file(damaged, capfd):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import scoremle
 from scoremle import cli, config_files
 from scoremle.errors import UserError
+from scoremle.experiment import build
 
 # As the program finds it: the root need not be on the path.
 default, _ = config_files.load_configs(None)
@@ -163,6 +165,18 @@ def test_names_may_be_written_in_upper_case_as_published():
     assert (config.training.smallest_time, config.eval.dataset) == (1e-2, "train")
 
 
+def test_a_name_in_upper_case_means_the_same_network():
+    values = (
+        "model.embedding=LOG_SNR", "model.embedding_type=Fourier", "data.on_device=FALSE",
+        "model.nf=4", "model.ch_mult=(1,1)",
+    )  # fmt: skip
+    flags = [f"--config.{value}" for value in values]
+    experiment = build(parse("configs/digits.py", *flags).config, levels=17)
+    assert (experiment.conditioning, experiment.on_device) == ("log_snr", "false")
+    assert experiment.config["model"]["embedding"] == "log_snr"
+    assert experiment.network.embedding_type == "fourier"
+
+
 @pytest.mark.parametrize("flag", ["eval.dataset", "eval.bpd_dataset"])
 def test_both_names_of_the_split(flag):
     config = parse("configs/digits.py", f"--config.{flag}=train").config
@@ -223,6 +237,8 @@ def test_the_last_of_repeated_flags_counts(again):
         ("--config.model.ch_mult=(1,2.5)", "model.ch_mult must be a tuple of int, got (1, 2.5)"),
         ("--config.model.ch_mult", "Missing value for flag --config.model.ch_mult"),
         ("--config.eval.nodes", "Missing value for flag --config.eval.nodes"),
+        ("--training.n_iters=1", "--training.n_iters; did you mean --config.training.n_iters?"),
+        ("--probes=1", "unknown flag --probes; did you mean --config.eval.probes?"),
         ("--wrkdir=x", "unknown flag --wrkdir; did you mean --workdir?"),
         ("--mode=fly", "value should be one of <train|eval|train_deq>"),
         ("digits", "unexpected argument 'digits'"),
@@ -297,10 +313,57 @@ def test_help_lists_every_field_without_importing_jax(tmp_path, capsys):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdout=subprocess.PIPE)
 
 
-def test_other_ways_to_end(monkeypatch, capsys):
-    def interrupted(_):
-        raise KeyboardInterrupt
+def ended(monkeypatch, error) -> int:
+    """The exit code of a run in which this error is raised."""
 
-    monkeypatch.setattr(cli, "parse", interrupted)
-    assert cli.main([]) == 130
-    assert capsys.readouterr().err == "scoremle: interrupted\n"
+    def failing(_):
+        raise error
+
+    monkeypatch.setattr(cli, "parse", failing)
+    return cli.main(["--workdir=w"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("it goes on"), 130, "interrupted; it goes on"),
+        (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device"),
+        (OSError("truncated"), 2, "error: truncated"),
+        (MemoryError(), 2, f"error: out of memory; {cli.LESS_MEMORY}"),
+        (MemoryError("9 GiB"), 2, f"error: out of memory: 9 GiB; {cli.LESS_MEMORY}"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: 9 bytes.\n"), 2,
+            f"error: out of memory: RESOURCE_EXHAUSTED: 9 bytes.; {cli.LESS_MEMORY}",
+        ),
+    ],
+)  # fmt: skip
+def test_other_ways_to_end(error, code, words, monkeypatch, capsys):
+    assert ended(monkeypatch, error) == code
+    assert capsys.readouterr().err == f"scoremle: {words}\n"
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
+    with pytest.raises(RuntimeError, match="bug"):
+        ended(monkeypatch, RuntimeError("bug"))
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("train", "did you mean --mode=train?"),
+        ("imprt", "did you mean import?"),
+        ("x", "there are: data, import, export, convert-inception, stats"),
+    ],
+)
+def test_words_that_are_no_command(word, hint, capsys):
+    assert cli.main([word]) == 2
+    assert capsys.readouterr().err == f"scoremle: error: unknown command {word!r}; {hint}\n"
+
+
+def test_usage_and_version(capsys):
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: scoremle --config=FILE")
+    command = [sys.executable, "-m", "scoremle", "--version"]
+    assert subprocess.check_output(command, text=True) == f"scoremle {scoremle.__version__}\n"

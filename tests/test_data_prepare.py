@@ -351,6 +351,8 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
         (("prepare", "mnist"), "mnist has no default place; it needs --config.data.path=PLACE"),
         (("prepare", "mnist", "--into=x"), "mnist has no default place"),
         (("prepare", "mnist", "--path=nowhere"), "no data folder or file"),
+        (("prepare", "nope"), "no folder or file nope, and as a name: unknown data set 'nope'"),
+        (("show", "digits", "--picture=f.jpg"), "--picture=f.jpg: the name to draw to must end"),
         (("prepare",), "the following arguments are required: NAME|PATH"),
         (("prepare", "digits", "--levels=1"), "--levels must be from 2 to 256, not 1"),
         (("prepare", "digits", "--test-fraction=2"), "2 is not between 0 and 1"),

@@ -81,6 +81,15 @@ def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
     assert tree["rng"].tolist() == [0, 42]
 
 
+def test_a_name_that_the_file_contradicts_is_refused(tiny, tmp_path, capsys):
+    path, out = tmp_path / "checkpoint_2", tmp_path / "out"
+    assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
+    assert cli.main(["import", str(path), "--name=cifar10_vp_likelihood_iw", f"--out={out}"]) == 2
+    line = "has num_channels 1, and cifar10 has 3: it is not the model of that name"
+    assert line in capsys.readouterr().err
+    assert not out.exists()
+
+
 def read_safetensors(path):
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])

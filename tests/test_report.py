@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.report import image_grid, results_table, table, write_grid, write_profile
+from scoremle.report import (
+    image_grid,
+    results_table,
+    table,
+    write_captioned,
+    write_grid,
+    write_profile,
+)
 
 WHITE = 255
 
@@ -61,6 +68,19 @@ def test_one_image_of_one_pixel_is_a_picture_too(tmp_path):
     assert read(tmp_path / "one.png").ndim == 2
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels):
+    black = np.zeros((8, 8, 8, channels), np.uint8)
+    write_captioned(tmp_path / "p.png", {"lowest": black, "highest": black}, 2, columns=4)
+    picture = read(tmp_path / "p.png").reshape(2 * (20 + 247) + 16, 481, channels)
+    for top in (0, 20 + 247 + 16):
+        strip, grid = picture[top : top + 20], picture[top + 20 : top + 20 + 247]
+        assert strip.min() < 100 and (strip[:, 200:] == WHITE).all(), "a short caption"
+        write_grid(tmp_path / "g.png", black, 2, columns=4)
+        np.testing.assert_array_equal(grid.squeeze(), read(tmp_path / "g.png"))
+    assert (picture[267:283] == WHITE).all(), "the gap"
+
+
 def test_table_aligns_its_columns():
     text = table(("name", "value"), [("a", "1"), ("longer", "22")])
     assert text.splitlines() == ["name    value", "------  -----", "a       1", "longer  22"]
@@ -70,7 +90,8 @@ def test_table_aligns_its_columns():
 def exact():
     return {
         "mean": 2.34567, "stderr": 0.01234, "unit": "bits/dim", "estimator": "exact for p_eps",
-        "dequantizer": "uniform", "images": 360, "split": "test", "full_pass": True, "passes": 1,
+        "dequantizer": "uniform", "divergence": "Hutchinson()", "probes": 2,
+        "images": 360, "split": "test", "full_pass": True, "passes": 1,
         "probe_stderr_of_mean": 0.00123, "mean_solver_error": 0.00045, "mean_nfe": 33.0,
         "noise_stderr": None, "seconds_per_image": 0.012,
     }  # fmt: skip
@@ -82,13 +103,16 @@ def cells(line: str) -> list[str]:
 
 def test_results_say_the_value_its_errors_and_what_it_is(exact):
     text = results_table({"exact_test_ckpt_3": exact})
-    header, _, row = text.splitlines()
-    assert len(cells(header)) == 8
-    name, value, stderr, random, solver, nfe, pace, what = (c.strip() for c in cells(row))
+    header, _, row, what = text.splitlines()
+    assert len(cells(header)) == 7
+    assert max(map(len, (header, row))) <= 90
+    name, value, stderr, random, solver, nfe, pace = (c.strip() for c in cells(row))
     assert (name, value, stderr) == ("exact_test_ckpt_3", "2.3457 bits/dim", "0.0123")
     assert (random, solver, nfe, pace) == ("0.00123", "0.00045", "33", "0.012")
-    for fact in ("exact for p_eps", "uniform dequantization", "360 test images", "1 pass"):
-        assert fact in what
+    assert what == (
+        "exact_test_ckpt_3: exact for p_eps; 2 probes; uniform dequantization; 360 test images,"
+        " 1 pass"
+    )
     assert "not the whole split" not in text
 
 
@@ -105,12 +129,32 @@ def test_results_say_what_was_not_measured(exact):
 
 def test_a_bound_shows_its_draws_and_their_error(exact):
     bound = {k: v for k, v in exact.items() if k not in ("mean_nfe", "mean_solver_error")}
-    del bound["probe_stderr_of_mean"]
+    for name in ("probe_stderr_of_mean", "divergence", "probes"):
+        del bound[name]
     bound |= {"mean_nfe": 72.0, "draw_stderr_of_mean": 0.00321, "estimator": "variational bound"}
-    row = results_table({"bound": bound}).splitlines()[-1]
+    bound |= {"matching": "sliced", "dequantizer": "none"}
+    row, what = results_table({"bound": bound}).splitlines()[-2:]
     assert "0.00321" in row
     assert " 72 " in row
-    assert "variational bound" in row
+    assert what.startswith("bound: variational bound; sliced score matching; no dequantization; ")
+
+
+def test_the_exact_trace_and_probes_read_differently(exact):
+    text = results_table({"a": exact, "b": exact | {"divergence": "Exact()", "probes": None}})
+    a, b = text.splitlines()[-2:]
+    assert "; 2 probes; " in a and "; exact trace; " in b
+
+
+def test_a_part_that_is_larger_than_the_whole_is_an_upper_estimate(exact):
+    text = results_table({"a": exact, "b": exact | {"probe_stderr_of_mean": 0.5}})
+    assert "0.50000*" in text and "0.00123*" not in text
+    assert text.count("* an upper estimate") == 1
+    assert "upper" not in results_table({"a": exact})
+
+
+def test_a_loss_has_no_unit(exact):
+    row = results_table({"loss": exact | {"unit": "loss"}}).splitlines()[2]
+    assert cells(row)[1].strip() == "2.3457"
 
 
 def test_profile_is_drawn_over_its_bins(tmp_path):

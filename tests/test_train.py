@@ -296,6 +296,17 @@ def test_console(monkeypatch, capsys):
     assert isinstance(metrics.console(10), metrics.Lines)
 
 
+def test_lines_say_when_bits_were_measured_and_what_the_pace_includes(capsys):
+    lines = metrics.Lines(10)
+    lines.rewind(0)
+    for step, row in ((2, {}), (4, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}), (6, {})):
+        lines.write(step, {"loss": 1.0, **row})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "bpd" not in first and first.endswith("(with compilation)")
+    assert "  bpd 2.500 +- 0.100  " in second and "compilation" not in second
+    assert "  bpd 2.500 +- 0.100 (step 4)  " in third
+
+
 @pytest.mark.slow
 def test_several_devices_share_the_batch(whole):
     """Four devices: the numbers of one, and a batch that does not divide is refused."""

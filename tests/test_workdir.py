@@ -93,3 +93,13 @@ def test_which_checkpoints_are_meant(tmp_path, begin, end, chosen):
     for number in (1, 3, 4):
         (tmp_path / f"checkpoint_{number}").mkdir()
     assert chosen_checkpoints(Checkpoints(tmp_path, keep=None), begin, end) == chosen
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{}", "doesn't say the number of grey levels"), ("[]", "holds no JSON object")],
+)
+def test_a_record_of_the_data_that_says_nothing(content, words, begun):
+    begun.data_path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        begun.levels()

@@ -19,6 +19,9 @@ SHOWN = 64
 def main(arguments: list[str]) -> None:
     """Runs one of the two."""
     options = _parser().parse_args(arguments)
+    picture = getattr(options, "picture", None)
+    if picture and picture.suffix.lower() != ".png":
+        raise UserError(f"--picture={picture}: the name to draw to must end in .png")
     prepared = _prepared(options)
     print(report.table(("data set", prepared.meta["name"]), _facts(prepared)))
     if options.what == "show":
@@ -68,7 +71,7 @@ def _prepared(options: Any) -> data.Prepared:
     name, path = options.name, options.path
     if name.lower() not in data.DATASETS and (Path(name).exists() or os.sep in name):
         name, path = _name_of(Path(name)), name
-    dataset = data.lookup(name)
+    dataset = _lookup(name)
     how = data.Options(
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_corrupt,
@@ -82,6 +85,13 @@ def _prepared(options: Any) -> data.Prepared:
         raise UserError(f"--into={into} exists; name a new folder, or remove it")
     dataset.prepare(dataset.place_of(path), how, into)
     return data.Prepared(into)
+
+
+def _lookup(name: str) -> data.Dataset:
+    try:
+        return data.lookup(name)
+    except UserError as error:
+        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
 
 
 def _name_of(path: Path) -> str:

@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> None:
             f"the name of {options.path} does not say its SDE and data set: pass the name that "
             f"the folder had when it was published, such as --name={EXAMPLE}"
         )
+    _check_channels(file, known, network["num_channels"])
     place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
     _convert(number, file, published, _config(known, published, network), place)
     for number, file in _dequantizers(options.path):
@@ -83,15 +84,23 @@ def _described(
         raise UserError(f"{file}: {error}") from None
 
 
+def _check_channels(file: Path, known: Origin, channels: int) -> None:
+    named = published_config(known.config, {}).data.num_channels
+    if channels != named:
+        raise UserError(
+            f"{file} has num_channels {channels}, and {known.dataset} has {named}: it is not the"
+            " model of that name"
+        )
+
+
 def _config(known: Origin, published: Published, network: dict[str, Any]) -> ConfigDict:
     """The nearest published config, with what the file and the folder's name say."""
-    elsewhere = (ATTENTION, "num_channels")
+    elsewhere = (ATTENTION, "num_channels")  # the number of channels is the named data set's
     fields = {
         **known.fields,
         **{f"model.{name}": value for name, value in network.items() if name not in elsewhere},
         "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
         "model.ema_rate": published.ema_rate,
-        "data.num_channels": network["num_channels"],
         "optim.lr": published.lr,
     }
     return published_config(known.config, fields)

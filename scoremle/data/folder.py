@@ -40,7 +40,7 @@ class Prepared:
     @cached_property
     def meta(self) -> dict[str, Any]:
         meta = read_json(self.folder / META)
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        if meta.get("format") != FORMAT:
             raise UserError(
                 f"{self.folder / META} is not of a data set that this version prepared;"
                 " prepare it again"

@@ -26,7 +26,7 @@ import scoremle
 from scoremle.data.folder import FORMAT, META, made_whole
 from scoremle.data.reading import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
-from scoremle.files import write_json
+from scoremle.files import write_json, writing
 
 __all__ = ["prepare"]
 
@@ -92,7 +92,8 @@ class _Rows:
 
     def add(self, images: np.ndarray) -> None:
         content = np.ascontiguousarray(images).data
-        self._file.write(content)
+        with writing(self.path):
+            self._file.write(content)
         self.hash.update(content)
         self.count += len(images)
 
@@ -215,8 +216,9 @@ class _Writer:
             shown = [f"{name} ({reason})" for name, reason in self._unusable[:SHOWN]]
             more = len(self._unusable) - len(shown)
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+            count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
             raise UserError(
-                f"{source}: {len(self._unusable)} images can't be used: {listing}; mend or remove"
+                f"{source}: {count} can't be used: {listing}; mend or remove"
                 " them, or leave them out with scoremle data prepare --skip-corrupt"
             )
         if not self._rows:

@@ -1,0 +1,8 @@
+"""``python -m scoremle``: the command line."""
+
+import sys
+
+from scoremle.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
