@@ -19,7 +19,7 @@ def get_config():
     evaluation.batch_size = 360
     evaluation.num_samples = 100
     evaluation.num_repeats = 1
-    evaluation.probes = 2  # with two, their error is measured
+    evaluation.probes = 2  # two differ by their errors alone, which so are told
     evaluation.bound_draws = 64
 
     data.dataset = "digits"

@@ -1,9 +1,11 @@
 """Likelihoods of score-based diffusion models: trained by them, exact, and bounded.
 
-Names are imported when they are first used, so that the command line can speak before JAX loads.
+Names and submodules are imported when they are first used, so that the command line can speak
+before JAX loads.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -49,10 +51,16 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _submodules():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _submodules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_submodules()})

@@ -27,7 +27,7 @@ from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.control import Control, Controlled, bin_of
 from scoremle.divergence import Hutchinson
 from scoremle.loss import denoising_residual
-from scoremle.numerics import expand, sum_data
+from scoremle.numerics import as_data, check_eps, expand, predict, sum_data
 from scoremle.sde import SDE
 from scoremle.times import TimeSampler, log_snr_edges
 
@@ -73,7 +73,7 @@ def sliced_residual(
     """1/2 (||eps||^2 - 2 sigma v.Jv + D) at x_t: in expectation the denoising residual."""
     estimator = Hutchinson()
     x_t = sde.perturb(x, t, z)
-    value, div = estimator(lambda y: noise(y, t), x_t, estimator.draw(key, x_t))
+    value, div = estimator(lambda y: predict(noise, y, t), x_t, estimator.draw(key, x_t))
     return (sum_data(jnp.square(value)) + x[0].size) / 2 - sde.sigma(t) * div[0]
 
 
@@ -121,7 +121,15 @@ def likelihood_bound(
     ``offset`` the bound is on log p_eps, as the published one without its correction: the entropy
     of the kernel at t = eps stands for the reconstruction. ``matching`` is "denoising" or
     "sliced". A ``control``, fitted on other images, leaves the mean as it is and lowers the error.
+    Raises ValueError for what can't be had: no draws, eps outside (0, 1), another matching,
+    integer ``x``, or a prediction of another shape.
     """
+    check_eps(eps)
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    if matching not in MATCHINGS:
+        raise ValueError(f"matching must be one of {', '.join(MATCHINGS)}, not {matching!r}")
+    x = as_data(x)
     batch, dims = x.shape[0], x[0].size
     key_t, key_diffusion, key_reconstruction = jax.random.split(key, 3)
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(jax.random.split(key_t, batch))

@@ -64,7 +64,7 @@ class TruncatedNormal:
 
     sde: SDE
     start: float
-    pixels: Pixels
+    pixels: Pixels = Pixels()
 
     def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)

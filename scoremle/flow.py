@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from scoremle.arrays import Data, NoiseFn, Times
 from scoremle.divergence import DivergenceEstimator, Probes
-from scoremle.numerics import expand
+from scoremle.numerics import check_eps, expand, predict
 from scoremle.sde import SDE
 
 __all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
@@ -58,7 +58,8 @@ class ProbabilityFlow:
         # s / r; s itself may be beyond the range of floats.
         ratio = jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))
         x = expand(self._rho(t), u) * u
-        return expand(-speed * ratio / 2, u) * (self.noise(x, t) - expand(ratio, u) * u)
+        excess = predict(self.noise, x, t) - expand(ratio, u) * u
+        return expand(-speed * ratio / 2, u) * excess
 
     def velocity_and_divergence(
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
@@ -77,6 +78,7 @@ class ProbabilityFlow:
 
     def span(self, eps: float) -> tuple[float, float]:
         """The clock at t = eps and at t = 1, as numbers that a solver can plan with."""
+        check_eps(eps)
         with jax.ensure_compile_time_eval():
             lam = self.sde.log_snr(jnp.asarray([eps, 1.0]))
             data, prior = jnp.arcsinh(lam / WIDTH)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.divergence import DivergenceEstimator, Hutchinson
 from scoremle.flow import ProbabilityFlow
+from scoremle.numerics import as_data
 from scoremle.ode import Adaptive, Draw, Problem, Solver
 from scoremle.sde import SDE
 
@@ -64,8 +65,10 @@ def ode_log_likelihood(
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 
     Unbiased over the draw of the probes, up to the solver's error. ``key`` draws the probes and
-    nothing else.
+    nothing else. Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of
+    another shape.
     """
+    x = as_data(x)
     flow = ProbabilityFlow(noise, sde)
     dims = x[0].size
     ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))

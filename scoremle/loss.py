@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey, Times
-from scoremle.numerics import sum_data
+from scoremle.numerics import as_data, predict, sum_data
 from scoremle.sde import SDE
 from scoremle.times import TimeSampler
 
@@ -29,15 +29,21 @@ WEIGHTINGS: dict[str, Callable[[SDE, Times], Times]] = {
 
 def denoising_residual(noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> PerExample:
     """1/2 ||eps(x_t, t) - z||^2 at the given times and noise."""
-    return sum_data(jnp.square(noise(sde.perturb(x, t, z), t) - z)) / 2
+    return sum_data(jnp.square(predict(noise, sde.perturb(x, t, z), t) - z)) / 2
 
 
 def denoising_loss(
     noise: NoiseFn, sde: SDE, x: Data, key: PRNGKey, *, times: TimeSampler, weighting: str
 ) -> PerExample:
-    """Denoising loss of each example in nats; ``weighting`` is "likelihood" or "plain"."""
+    """Denoising loss of each example in nats; ``weighting`` is "likelihood" or "plain".
+
+    Raises ValueError for another weighting, integer ``x``, or a prediction of another shape.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    x = as_data(x)
     key_t, key_z = jax.random.split(key)
-    t, density = times(key_t, x.shape[0])
+    t, density = (a.astype(x.dtype) for a in times(key_t, x.shape[0]))
     z = jax.random.normal(key_z, x.shape, x.dtype)
     weight = WEIGHTINGS[weighting](sde, t) / density
     return weight * denoising_residual(noise, sde, x, t, z)

@@ -1,11 +1,21 @@
-"""Small numerical helpers: stable logarithms, and sums and broadcasts over the data axes."""
+"""Small numerical helpers: stable logarithms, sums and broadcasts over the data axes, checks."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Data, PerExample
+from scoremle.arrays import Data, NoiseFn, PerExample, Times
 
-__all__ = ["compensated_add", "expand", "log1mexp", "mean_square", "sum_data"]
+__all__ = [
+    "as_data",
+    "check_eps",
+    "compensated_add",
+    "expand",
+    "log1mexp",
+    "mean_square",
+    "predict",
+    "sum_data",
+]
 
 
 def log1mexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -36,3 +46,31 @@ def compensated_add(total: Array, lost: Array, term: Array) -> tuple[Array, Arra
     term = term - lost
     new = total + term
     return new, (new - total) - term
+
+
+def as_data(x: Data) -> Data:
+    """``x`` as a JAX array, in its precision there. ValueError for integers."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x is {x.dtype}, and a density is of reals: encode integers first, by"
+            " scoremle.Pixels(levels).encode(x, u) with noise u in [0, 1)"
+        )
+    return x
+
+
+def check_eps(eps: float) -> None:
+    """ValueError unless the smallest time is within (0, 1), as far as it is known yet."""
+    if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
+        raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+
+
+def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
+    """eps(x, t). ValueError for another shape than that of ``x``, which would be broadcast."""
+    found = noise(x, t)
+    if jnp.shape(found) != x.shape:
+        raise ValueError(
+            f"the noise prediction has shape {jnp.shape(found)} where x has {x.shape}:"
+            " eps(x, t) must have the shape of x"
+        )
+    return found

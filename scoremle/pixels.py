@@ -18,15 +18,25 @@ __all__ = ["Pixels", "bits_per_dim"]
 
 # Rounding error of encode in float32, as a share of the range.
 ROUNDING = 2e-7
+MOST_LEVELS = 2**16
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """``levels`` grey values a channel, spread over [low, high)."""
+    """``levels`` grey values a channel, spread over [low, high).
+
+    Raises ValueError for fewer than 2 or more than 65,536 levels.
+    """
 
     levels: int = 256
     low: float = -1.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.levels <= MOST_LEVELS:
+            raise ValueError(f"levels must be from 2 to {MOST_LEVELS}, not {self.levels}")
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
 
     def encode(self, x: IntImages, u: Images) -> Images:
         """Integers and their dequantization noise in [0, 1) to reals in [low, high)."""
@@ -37,11 +47,15 @@ class Pixels:
         return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
 
     def decode(self, y: Images) -> IntImages:
-        """Reals to the integers of their bins; what lies outside goes to the end bins."""
+        """Reals to the integers of their bins; what lies outside goes to the end bins.
+
+        uint8 for up to 256 levels, and uint16 for more.
+        """
         bins = (y - self.low) / (self.high - self.low) * self.levels
         # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
         k = jnp.floor(bins + ROUNDING * self.levels)
-        return jnp.clip(k, 0, self.levels - 1).astype(jnp.uint8)
+        dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16
+        return jnp.clip(k, 0, self.levels - 1).astype(dtype)
 
     @property
     def log_det_per_dim(self) -> float:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from scoremle.arrays import Data, NoiseFn, PerExample, Times
 from scoremle.likelihood import Likelihood
-from scoremle.numerics import expand, sum_data
+from scoremle.numerics import expand, predict, sum_data
 from scoremle.sde import SDE
 
 __all__ = ["PublishedRK45", "Rates", "published_rates"]
@@ -31,7 +31,7 @@ def published_rates(noise: NoiseFn, sde: SDE) -> Rates:
 
     def drift(x: Data, t: Times) -> Data:
         weight = sde.g2(t) / (2 * sde.sigma(t))
-        return expand(sde.f(t), x) * x + expand(weight, x) * noise(x, t)
+        return expand(sde.f(t), x) * x + expand(weight, x) * predict(noise, x, t)
 
     def rates(x: Data, t: Times, probe: Data) -> tuple[Data, PerExample]:
         value, pull = jax.vjp(lambda x: drift(x, t), x)

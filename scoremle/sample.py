@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from scoremle.arrays import Data, NoiseFn, PRNGKey
 from scoremle.flow import ProbabilityFlow
+from scoremle.numerics import as_data, predict
 from scoremle.ode import Adaptive, Problem, Solver
 from scoremle.parameterization import data_of
 from scoremle.sde import SDE
@@ -51,6 +52,7 @@ def ode_encode(
 def _transport(
     noise: NoiseFn, sde: SDE, x: Data, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
+    x = as_data(x)
     flow = ProbabilityFlow(noise, sde)
     clocks = flow.span(eps)
     rho = jnp.exp(flow.log_rho(jnp.asarray([eps, 1.0], x.dtype)))
@@ -107,7 +109,7 @@ def euler_sample(
     def step(x: Data, inputs: tuple) -> tuple[Data, None]:
         t, t_next, key_step, noisy = inputs
         dt = t - t_next
-        prediction = noise(x, jnp.full(shape[0], t, x.dtype))
+        prediction = predict(noise, x, jnp.full(shape[0], t, x.dtype))
         drift = sde.f(t) * x + sde.g2(t) / sde.sigma(t) * prediction
         diffusion = jnp.sqrt(sde.g2(t) * dt) * jax.random.normal(key_step, shape, x.dtype)
         return x - drift * dt + jnp.where(noisy, diffusion, 0), None

@@ -27,14 +27,21 @@ from scoremle.numerics import expand, log1mexp, sum_data
 __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
 
 
+# In place of t = 0, where factors of g^2 are zero or infinite and only their product is finite.
+SMALLEST = 1e-30
+
+
 def _derivative(function: Callable[[Times], Times], t: Times) -> Times:
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        t = t.astype(float)
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
 class SDE(abc.ABC):
     """dx = f(t) x dt + g(t) dw on [0, 1];  p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I).
 
-    Methods of ``t`` are elementwise and take float arrays of any shape.
+    Methods of ``t`` are elementwise and take numbers or arrays of any shape.
     """
 
     @property
@@ -69,7 +76,8 @@ class SDE(abc.ABC):
         return -_derivative(self.log_snr, t)
 
     def g2(self, t: Times) -> Times:
-        """Squared diffusion coefficient."""
+        """Squared diffusion coefficient; at t = 0, its limit."""
+        t = jnp.maximum(t, SMALLEST)
         return jnp.square(self.sigma(t)) * self.likelihood_weight(t)
 
     def perturb(self, x: Data, t: Times, noise: Data) -> Data:
@@ -91,6 +99,10 @@ class _LinearBeta(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (self.beta_min >= 0 and self.beta_max > 0):
+            raise ValueError(f"{self}: beta_min must be at least 0, and beta_max above 0")
 
     @property
     def prior_std(self) -> float:
@@ -139,6 +151,10 @@ class VE(SDE):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"{self}: sigma_min must be above 0 and below sigma_max")
+
     @property
     def prior_std(self) -> float:
         return self.sigma_max
@@ -159,6 +175,10 @@ class LinearVE(SDE):
     """Variance exploding with sigma = t sigma_max."""
 
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma_max > 0:
+            raise ValueError(f"{self}: sigma_max must be above 0")
 
     @property
     def prior_std(self) -> float:

@@ -210,7 +210,7 @@ def _dequantization_facts(experiment: Experiment, dequantization: str, samples: 
 
 
 def _exact_facts(experiment: Experiment, dequantization: str, samples: int) -> Facts:
-    one = "exact for p_eps (probability-flow ODE, unbiased up to the trace estimate)"
+    one = "exact for p_eps (probability-flow ODE)"
     many = f"importance-weighted bound, {samples} draws (probability-flow ODE)"
     return {
         **_dequantization_facts(experiment, dequantization, samples),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.arrays import PRNGKey, Times
+from scoremle.numerics import check_eps
 from scoremle.sde import SDE
 
 __all__ = [
@@ -68,6 +69,9 @@ class UniformTime:
     eps: float
     stratified: bool = False
 
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         u = _unit_draws(key, n, self.stratified)
         t = self.eps + (1 - self.eps) * u
@@ -81,6 +85,9 @@ class UniformLogSNR:
     sde: SDE
     eps: float
     stratified: bool = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         low, high = log_snr_range(self.sde, self.eps)
@@ -100,6 +107,9 @@ class BinnedLogSNR:
     eps: float
     shares: Float[Array, " bins"]
     stratified: bool = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         edges = log_snr_edges(self.sde, self.eps)

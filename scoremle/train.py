@@ -49,9 +49,11 @@ __all__ = [
 ]
 
 Params = Any
-Metrics = dict[str, Float[Array, " k"]]
-# Parameters, images and a key give the scalar to be minimised and further scalars to be logged.
-Loss = Callable[[Params, IntImages, PRNGKey], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Metrics = dict[str, Float[Array, "*k"]]
+# Parameters, images and a key give the scalar to be minimised, alone or with further scalars to be
+# logged.
+Scalar = Float[Array, ""]
+Loss = Callable[[Params, IntImages, PRNGKey], Scalar | tuple[Scalar, dict[str, Scalar]]]
 
 
 class TrainState(NamedTuple):
@@ -154,15 +156,16 @@ def make_step(
     *,
     seed: int = 0,
     resident: Any = (),
-    gather: Gather = lambda resident, images: images,
+    gather: Gather | None = None,
 ) -> Step:
-    """Compile ``step(state, images[k b h w c])``: k steps in one call.
+    """Compile ``step(state, images)``: one step for a batch [b h w c], k for batches [k b h w c].
 
     ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
-    trained. The metrics are arrays [k]: ``loss``, ``grad_norm`` before clipping, and what the
-    loss adds. The state given is used up: its memory becomes that of the state returned. With
-    ``gather``, a step makes its images from the ``resident`` arrays and its batch, such as numbers
-    of images.
+    trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
+    scalars of a batch, arrays [k] of k. The state given is used up: its memory becomes that of the
+    state returned. With ``gather``, a step makes its images from the ``resident`` arrays and its
+    batch, such as numbers of images; then batches are always k, stacked. Raises ValueError for
+    images of another number of axes.
     """
 
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
@@ -175,9 +178,9 @@ def make_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         key, loss, resident = fixed
         # A barrier: however images come, what is computed from them is the same, to the last bit.
-        images = jax.lax.optimization_barrier(gather(resident, batch))
+        images = jax.lax.optimization_barrier(gather(resident, batch) if gather else batch)
         step_key = jax.random.fold_in(key, state.step)
-        (value, more), grads = jax.value_and_grad(loss, has_aux=True)(
+        (value, more), grads = jax.value_and_grad(_with_more(loss), has_aux=True)(
             state.params, images, step_key
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -197,7 +200,33 @@ def make_step(
         one if on_cpu else fused, donate_argnums=1, out_shardings=_placement()
     )
     compiled = functools.partial(jitted, fixed)
-    return _one_by_one(compiled) if on_cpu else compiled
+    stacked = _one_by_one(compiled) if on_cpu else compiled
+    return stacked if gather else _of_images(stacked)
+
+
+def _with_more(loss: Loss) -> Callable[..., tuple[Scalar, dict[str, Scalar]]]:
+    """The loss with what it logs, which is nothing if it gives a scalar alone."""
+
+    def both(*arguments: Any) -> tuple[Scalar, dict[str, Scalar]]:
+        found = loss(*arguments)
+        return found if isinstance(found, tuple) else (found, {})
+
+    return both
+
+
+def _of_images(stacked: Step) -> Step:
+    """The same for one batch of images, which is a stack of one, or for a stack of them."""
+
+    def step(state: TrainState, images: IntImages) -> tuple[TrainState, Metrics]:
+        if (axes := np.ndim(images)) not in (4, 5):
+            raise ValueError(
+                "images must be [b h w c], for one step, or [k b h w c], for k steps, not of shape"
+                f" {np.shape(images)}"
+            )
+        state, metrics = stacked(state, images if axes == 5 else images[None])
+        return state, metrics if axes == 5 else {name: m[0] for name, m in metrics.items()}
+
+    return step
 
 
 def _one_by_one(single: Callable[..., Any]) -> Step:

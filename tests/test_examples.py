@@ -22,25 +22,43 @@ def load(name: str):
     return module
 
 
+def printed(name: str, folder: Path, *flags: str) -> str:
+    """What an example prints."""
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_minimal_learns_a_density_that_integrates_to_one(tmp_path):
     pytest.importorskip("matplotlib")
-    command = [sys.executable, str(ROOT / "examples" / "minimal.py")]
     flags = ["--steps=1500", "--grid=72", f"--out={tmp_path / 'moons.png'}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command + flags, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    integral = float(re.search(r"integral over the plane: (\S+)", done.stdout)[1])
+    text = printed("minimal", tmp_path, *flags)
+    integral = float(re.search(r"integral over the plane: (\S+)", text)[1])
     assert integral == pytest.approx(1, abs=1e-2)
     # A Gaussian with the moons' covariance costs 2.48 nats.
-    exact = float(re.search(r"-log p, exact: (\S+)", done.stdout)[1])
-    bound = float(re.search(r"-log p, bound: (\S+)", done.stdout)[1])
+    exact = float(re.search(r"-log p, exact: (\S+)", text)[1])
+    bound = float(re.search(r"-log p, bound: (\S+)", text)[1])
+    assert "two models" in text
     assert exact < 2.3
     assert bound < 2.3
     with Image.open(tmp_path / "moons.png") as picture:
         assert np.asarray(picture).std() > 10, "an empty picture"
+
+
+@pytest.mark.slow
+def test_own_network_comes_near_a_density_that_is_known(tmp_path):
+    text = printed("own_network", tmp_path, "--steps=2000")
+    for name in ("exact", "bound"):
+        found = re.search(rf"-log p, {name}: \S+ nats, (\S+) \+- (\S+) more", text)
+        excess, error = map(float, found.groups())
+        # A Gaussian with the images' mean and covariance adds 1.82 nats.
+        assert -3 * error < excess < 1, name
+        assert error < 0.2
 
 
 RESULT = {

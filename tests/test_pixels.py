@@ -80,3 +80,19 @@ def test_golden_scaling(golden):
     log_prob = log_prob + arrays["vp/f64_tol1e-10_dop853/prior_logp"]
     bpd = bits_per_dim(jnp.asarray(log_prob), Pixels(), 768)
     np.testing.assert_allclose(bpd, arrays["vp/f64_tol1e-10_dop853/bpd"], rtol=1e-6)
+
+
+def test_more_levels_than_a_byte_holds():
+    pixels = Pixels(1024)
+    x = jnp.arange(1024).reshape(1, -1, 1, 1)
+    np.testing.assert_array_equal(pixels.decode(pixels.encode(x, jnp.full(x.shape, 0.5))), x)
+    assert Pixels().decode(jnp.zeros((1, 1, 1, 1))).dtype == jnp.uint8
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [((1,), "not 1"), ((2**20,), "from 2 to 65536"), ((256, 1.0, 0.0), "low must be below high")],
+)
+def test_scales_that_are_none(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Pixels(*fields)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from oracles import SDES, drift_and_diffusion64, log_prior, log_snr64, prior_std, schedule64
 
+from scoremle.sde import VE, VP, LinearVE, SubVP
+
 every_sde = pytest.mark.parametrize("name", SDES)
 linear_beta = pytest.mark.parametrize("name", ["vp", "subvp"])
 TIMES = np.concatenate([10.0 ** np.linspace(-6, -1, 40), np.linspace(0.12, 1, 25)])
@@ -131,3 +133,25 @@ def test_golden_importance_weight_is_a_difference_of_log_snr(name, golden):
     np.testing.assert_allclose(weight, arrays[f"{name}/cum_weight_exact"], rtol=1e-5, atol=1e-5)
     t = sde.time_of_log_snr(first[:, None] - arrays[f"{name}/quantile"])
     np.testing.assert_allclose(t, arrays[f"{name}/t_of_quantile"], rtol=5e-4)
+
+
+@every_sde
+@pytest.mark.parametrize("t", [0, 0.0, 1, 1.0])
+def test_numbers_are_times_too(name, t):
+    """The ends of time, where g^2 is finite though its factors may not be."""
+    sde = SDES[name]
+    f, g2 = drift_and_diffusion64(sde, t)
+    np.testing.assert_allclose([sde.f(t), sde.g2(t)], [f, g2], rtol=1e-5)
+    assert np.isfinite(sde.alpha(t))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VP(-1), lambda: SubVP(0.1, 0), lambda: VE(0.0), lambda: VE(2.0, 1.0),
+        lambda: LinearVE(-1.0), lambda: VP(float("nan")),
+    ],
+)  # fmt: skip
+def test_what_is_no_sde_is_refused(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()

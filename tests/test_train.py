@@ -95,6 +95,38 @@ def test_fused_steps_are_single_steps(backend, monkeypatch):
         np.testing.assert_allclose(together[name], [m[name][0] for m in apart], rtol=2e-5)
 
 
+def test_one_batch_is_one_step():
+    optimizer = worker.optimizer()
+    step = make_step(worker.loss, optimizer, 0.9, seed=5)
+    state, row = step(init_state(worker.init_params(), optimizer), worker.batch(0))
+    again, rows = step(init_state(worker.init_params(), optimizer), worker.batch(0)[None])
+    assert int(state.step) == 1 and tree_hash(state) == tree_hash(again)
+    assert {name: (value.shape, float(value)) for name, value in row.items()} == {
+        name: ((), float(value[0])) for name, value in rows.items()
+    }
+    for shape in [(2, 2, 1), (4, 4), (1, 1, 4, 2, 2, 1)]:
+        with pytest.raises(ValueError, match=r"must be \[b h w c\], for one step"):
+            step(state, np.zeros(shape, np.uint8))
+
+
+def test_a_loss_may_log_nothing():
+    optimizer = worker.optimizer()
+
+    def alone(*arguments):
+        return worker.loss(*arguments)[0]
+
+    ends = []
+    for loss in (alone, worker.loss):
+        step = make_step(loss, optimizer, 0.9, seed=5)
+        state, row = step(init_state(worker.init_params(), optimizer), worker.batch(0))
+        ends.append((tree_hash(state), float(row["loss"])))
+    assert ends[0][0] == ends[1][0]
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-6)
+    assert {"loss", "grad_norm"} == set(
+        make_step(alone, optimizer, 0.9)(state, worker.batch(1))[1]
+    )
+
+
 def test_schedule():
     s = replace(worker.SCHEDULE, n_iters=11, n_jitted_steps=4, log_freq=6, eval_freq=100)
     assert [s.group(i) for i in (0, 4, 8)] == [range(0, 4), range(4, 8), range(8, 11)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -50,6 +51,54 @@ def test_many_images_are_one_program(model):
     assert not np.array_equal(scores.bpd, model.score(images, seed=1).bpd)
 
 
+def test_numbers_of_images_share_programs(model, monkeypatch):
+    monkeypatch.setattr(trained, "BATCH_SIZE", 16)
+    scores = model.score(TEST[:9])
+    before = model._measure._cache_size()
+    for n in (10, 13, 16, 30):
+        np.testing.assert_array_equal(model.score(TEST[:n]).bpd[:9], scores.bpd)
+    assert model._measure._cache_size() == before
+
+
+def test_grey_images_need_no_axis_for_their_channel(model):
+    np.testing.assert_array_equal(model.score(TEST[:5, ..., 0]).bpd, model.score(TEST[:5]).bpd)
+
+
+def test_the_error_over_passes_is_that_of_the_mean(model):
+    """It covers the dequantization noise, which the probes' error leaves out."""
+    images, passes = TEST[:100], 4
+    two_probes = replace(model.experiment, divergence=scoremle.Hutchinson(probes=2))
+    model = replace(model, experiment=two_probes)
+    means = [model.score(images, seed=s, repeats=passes) for s in range(6)]
+    spread = np.sqrt(np.mean(np.var([m.bpd for m in means], axis=0, ddof=1)))
+    stated = np.sqrt(np.mean([m.stderr**2 for m in means]))
+    assert 0.85 < stated / spread < 1.15
+    assert np.sqrt(np.mean([m.probe_stderr**2 for m in means])) < spread
+    one = model.score(images)
+    assert np.isnan(one.stderr).all()
+    ratio = np.sqrt(np.mean(one.probe_stderr**2) / np.mean(means[0].probe_stderr**2))
+    assert ratio == pytest.approx(np.sqrt(passes), rel=0.2)
+    np.testing.assert_allclose(means[0].log_prob, -means[0].bpd * 64 * np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": -1}, "seed must be from 0"), ({"seed": 2**32}, "not 4294967296"),
+        ({"repeats": 0}, "repeats must be at least 1, not 0"),
+    ],
+)  # fmt: skip
+def test_seeds_and_passes_that_are_none(model, settings, words):
+    with pytest.raises(UserError, match=words):
+        model.score(TEST[:1], **settings)
+
+
+def test_a_model_says_in_a_line_what_it_is(model):
+    assert len(repr(model)) < 200
+    for words in ("digits 8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
+        assert words in repr(model)
+
+
 def test_errors_come_with_the_scores(model):
     scores = model.score(TEST[:100])
     assert (scores.probe_stderr > 0).all() and np.isfinite(scores.probe_stderr).all()
@@ -65,6 +114,12 @@ def test_no_images_have_no_scores(model):
     [
         (np.zeros((2, 8, 8, 1)), "not float64"),
         (np.zeros((8, 8, 1), np.uint8), "must be uint8 of shape (n, 8, 8, 1)"),
+        (np.zeros((8, 8, 1), np.uint8), "; try images[None]"),
+        (np.zeros((8, 8), np.uint8), "; try images[None]"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "; try images.transpose(0, 2, 3, 1)"),
+        (np.eye(8)[None, ..., None], "; try (16 * images).round().astype(np.uint8)"),
+        (16 * np.eye(8), "; try images[None]; try images.round().astype(np.uint8)"),
+        (np.full((2, 8, 8), "a"), "not <U1 of shape (2, 8, 8, 1)"),
         (np.zeros((2, 28, 28, 1), np.uint8), "of shape (2, 28, 28, 1)"),
         (np.full((2, 8, 8, 1), 17, np.uint8), "pixels must lie in 0..16, but one is 17"),
         ([[0, 1], [2, 3]], "of shape (2, 2)"),
@@ -84,6 +139,8 @@ def test_loading(tiny, model, tmp_path):
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(model.params), strict=True)
     )
+    with pytest.raises(UserError, match="there is no folder missing"):
+        scoremle.load("missing")
     with pytest.raises(UserError, match="no checkpoint 7"):
         scoremle.load(tiny.workdir, checkpoint=7)
     with pytest.raises(UserError, match="no working directory of a training"):

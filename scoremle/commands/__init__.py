@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "Parser"]
 # Name on the command line -> module with main(arguments), and one line of help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("scoremle.commands.data", "prepare a data set, or look at one"),
+    "score": ("scoremle.commands.score", "the likelihood of each of your own images, as a CSV"),
     "import": (
         "scoremle.commands.import_checkpoint",
         "a published checkpoint: what it is, and a workdir of it",

@@ -28,6 +28,7 @@ from scoremle.data.pictures import FITS, read_pictures
 from scoremle.data.reading import Options, Reading
 from scoremle.data.source import is_archive
 from scoremle.data.svhn import read_svhn
+from scoremle.data.synthetic import read_synthetic
 from scoremle.errors import UserError
 
 __all__ = [
@@ -70,7 +71,8 @@ OTHER_SIZE = frozenset({"size", "fit"})
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
-        Dataset("digits", read_digits, packaged=True),
+        Dataset("digits", read_digits, packaged="scikit-learn"),
+        Dataset("synthetic", read_synthetic, packaged="scoremle"),
         Dataset("mnist", read_idx, IDX, options=OTHER_SIZE),
         Dataset(
             "fashion_mnist",

@@ -18,7 +18,7 @@ from scoremle.data.reading import Chunk, Options, Reading
 from scoremle.data.source import Source, check_ratio, hash_files
 from scoremle.errors import UserError
 
-__all__ = ["check_images", "load_npz", "read_arrays"]
+__all__ = ["as_uint8", "check_images", "load_npz", "read_arrays"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")
@@ -100,14 +100,21 @@ def check_images(array: np.ndarray, where: str) -> np.ndarray:
 def _advice(array: np.ndarray) -> str:
     if array.dtype.kind not in "iuf" or not array.size:
         return ": save whole numbers from 0 to 255 as uint8"
+    made = as_uint8(array)
+    remedy = f"save {made}" if made else "bring it to 0..255 and save it as uint8"
+    return f" (from {array.min():g} to {array.max():g}): {remedy}"
+
+
+def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
+    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none."""
     low, high = array.min(), array.max()
     if low >= 0 and high <= 1 and array.dtype.kind == "f":
-        return f" (from {low:g} to {high:g}): save (255 * array).round().astype(np.uint8)"
+        return f"({top} * {name}).round().astype(np.uint8)"
     if low >= -1 and high <= 1 and array.dtype.kind == "f":
-        return f" (from {low:g} to {high:g}): save (127.5 * (array + 1)).round().astype(np.uint8)"
-    if low >= 0 and high <= 255:
-        return f" (from {low:g} to {high:g}): save array.round().astype(np.uint8)"
-    return f" (from {low:g} to {high:g}): bring it to 0..255 and save it as uint8"
+        return f"({top / 2:g} * ({name} + 1)).round().astype(np.uint8)"
+    if low >= 0 and high <= top:
+        return f"{name}.round().astype(np.uint8)"
+    return ""
 
 
 def _load_npy(file: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ ANY_SIZE = frozenset({"size", "channels", "fit"})
 class Dataset:
     """A data set: its name, its reader, and what ``data.path`` must be, in words.
 
-    ``place`` is where the system installs it; ``packaged`` says that it comes with a library.
+    ``place`` is where the system installs it; ``packaged`` is the library that it comes with.
     ``options`` are those that its reader has a use for. ``counts`` are the numbers of training
     and test images that each version has.
     """
@@ -35,7 +35,7 @@ class Dataset:
     read: Reader
     needs: str = ""
     place: str = ""
-    packaged: bool = False
+    packaged: str = ""
     options: frozenset[str] = frozenset()
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -60,7 +60,8 @@ class Dataset:
         """Where its files are: at ``path``, or where the system installs them; else None."""
         if path and self.packaged:
             raise UserError(
-                f"data.path is {path!r}, but {self.name} come with scikit-learn; leave it empty"
+                f"data.path is {path!r}, but {self.name} comes with {self.packaged};"
+                " leave it empty"
             )
         if not path and not (self.place and Path(self.place).exists()):
             return None
@@ -79,7 +80,7 @@ class Dataset:
             reading,
             folder,
             name=self.name,
-            source=str(place or "scikit-learn"),
+            source=str(place or self.packaged),
             options=options,
             counts=self.counts.get(reading.version),
         )

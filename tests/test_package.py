@@ -1,0 +1,27 @@
+"""What ``import scoremle`` gives, and how little it loads."""
+
+import subprocess
+import sys
+
+import pytest
+
+import scoremle
+
+
+def test_submodules_need_no_import_of_their_own():
+    code = """
+import sys
+import scoremle
+assert "jax" not in sys.modules and "scoremle.sde" not in sys.modules
+for name in ("sde", "times", "baselines", "official", "data"):
+    assert name in dir(scoremle)
+    assert getattr(scoremle, name) is sys.modules[f"scoremle.{name}"]
+assert scoremle.sde.VP is scoremle.VP
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_names_are_errors():
+    with pytest.raises(AttributeError, match="no attribute 'sdes'"):
+        scoremle.sdes  # noqa: B018

@@ -1,0 +1,87 @@
+"""The command that scores one's own images: the values of the library, in a table."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scoremle
+from scoremle import cli
+from scoremle.data.digits import load_digits
+
+IMAGES = load_digits("")[1][:5]
+
+
+def score(capfd, *arguments):
+    """Exit code, and what is printed on either side."""
+    code = cli.main(["score", *map(str, arguments)])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_array(tiny, tmp_path, capfd):
+    np.save(tmp_path / "x.npy", IMAGES)
+    out = tmp_path / "mine.csv"
+    code, told, _ = score(
+        capfd, tiny.workdir, tmp_path / "x.npy", f"--out={out}", "--repeats=2", "--seed=3"
+    )
+    assert code == 0 and f"written to {out}" in told
+    expected = scoremle.load(tiny.workdir).score(IMAGES, seed=3, repeats=2)
+    found = rows(out)
+    assert [row["image"] for row in found] == ["0", "1", "2", "3", "4"]
+    for column in ("log_prob", "bpd", "stderr", "solver_error"):
+        values = [float(row[column]) for row in found]
+        np.testing.assert_allclose(values, getattr(expected, column), rtol=1e-5)
+    error = expected.bpd.std(ddof=1) / np.sqrt(5)
+    assert f"mean {expected.bpd.mean():.4f} +- {error:.4f} (over images) bits/dim" in told
+
+
+def test_pictures(tiny, tmp_path, capfd):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(IMAGES):  # 17 levels, spread to 256
+        Image.fromarray(np.round(image[..., 0] * (255 / 16)).astype(np.uint8)).save(
+            folder / f"digit{i}.png"
+        )
+    (folder / "notes.txt").write_text("left out")
+    out = tmp_path / "s.csv"
+    code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--repeats=1")
+    assert code == 0 and "their 256 grey levels become the model's 17" in told
+    expected = scoremle.load(tiny.workdir).score(IMAGES)
+    found = rows(out)
+    assert [row["image"] for row in found] == [f"digit{i}.png" for i in range(5)]
+    values = [float(row["bpd"]) for row in found]
+    np.testing.assert_allclose(values, expected.bpd, rtol=1e-5)
+    assert {row["stderr"] for row in found} == {"nan"}  # one pass can't tell
+
+    code, told, _ = score(capfd, tiny.workdir, folder / "digit2.png", f"--out={out}")
+    assert code == 0 and [row["image"] for row in rows(out)] == ["digit2.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "images must be uint8 of shape (n, 8, 8, 1)"),
+        ("x.npy", np.zeros((2, 8, 8, 1)), "is float64, not uint8"),
+        ("missing", None, "no file or folder"),
+        ("a/x.txt", b"text", "holds no picture"),
+        ("a/x.png", b"text", "x.png: can't be decoded"),
+    ],
+)
+def test_mistakes_are_one_line(name, content, words, tiny, tmp_path, capfd):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        path = path.parent
+    elif content is not None:
+        np.save(path, content)
+    code, _, told = score(capfd, tiny.workdir, path, f"--out={tmp_path / 'scores.csv'}")
+    assert code == 2 and words in told and told.count("\n") == 1
+    assert not (tmp_path / "scores.csv").exists()
