@@ -5,8 +5,8 @@ before), finds the truth in float64 with the same probe, and measures in one run
 algorithm (SciPy's RK45 in t, reverse mode, one probe) and ours at several numbers of nodes: the
 solver's error and how often it lies within the stated one, the probes' error, cost in forward
 passes (by the ratios of value, value + jvp and value + vjp, measured here too), seconds and memory
-an image. Prints a table for each network, draws ``likelihood.png`` into the workdir, and ends with
-a line of JSON for each network.
+an image. Prints a table for each network, draws ``likelihood.png`` of all that were measured in
+the workdir, and ends with a line of JSON for each network.
 
     python benchmarks/likelihood.py --quick
     python benchmarks/likelihood.py --networks digits_vp digits_vp_log_snr
@@ -27,6 +27,7 @@ import numpy as np
 from scoremle import cli, report
 from scoremle.divergence import FixedProbe, Hutchinson
 from scoremle.experiment import build
+from scoremle.files import read_json, write_json
 from scoremle.likelihood import ode_log_likelihood
 from scoremle.multistep import Doubling, Planned
 from scoremle.parameterization import noise_fn
@@ -53,6 +54,7 @@ QUICK = "digits_vp"
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 REPEATS = 2
+MEASURED = "likelihood.json"
 KEY = jax.random.key(0)
 
 Row = dict[str, float | str]
@@ -290,13 +292,15 @@ def main() -> None:
     names, images = ([QUICK], 8) if options.quick else (options.networks, options.images)
     for name in names:
         train(NETWORKS[name], options.workdir / name)
-    curves, records = {}, {}
+    records = {}
     for name in names:
         print(f"\n{name}")
-        curves[name], records[name] = measure(Subject(options.workdir / name, images))
-        print(report.table(HEADER, map(in_words, curves[name])), flush=True)
+        rows, records[name] = measure(Subject(options.workdir / name, images))
+        print(report.table(HEADER, list(map(in_words, rows))), flush=True)
+        write_json(options.workdir / name / MEASURED, {"rows": rows, **records[name]})
     picture = options.workdir / "likelihood.png"
-    draw(picture, curves)
+    files = {name: options.workdir / name / MEASURED for name in NETWORKS}
+    draw(picture, {name: read_json(file)["rows"] for name, file in files.items() if file.exists()})
     print(f"picture: {picture}")
     for name, record in records.items():
         print(json.dumps({"network": name, **record}))
