@@ -3,6 +3,7 @@
 #   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
 #   make test     the tests
 #   make check    lint, types and tests
+#   make bench    what a likelihood and a bound cost beside the published ones: some minutes
 #
 # make PYTHON=/usr/bin/python3.12 ... picks an interpreter; the default is the first on the path that
 # is new enough. make DEMO=folder demo writes elsewhere.
@@ -14,7 +15,7 @@ DEMO := runs/digits
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -30,6 +31,10 @@ check: .venv/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: .venv/.demo
+	@$(BIN)/python benchmarks/likelihood.py --quick
+	@$(BIN)/python benchmarks/bound.py --quick
 
 clean:
 	rm -rf .venv
