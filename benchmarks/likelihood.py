@@ -53,7 +53,7 @@ QUICK = "digits_vp"
 
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
-REPEATS = 2
+REPEATS, PASSES = 2, 20
 MEASURED = "likelihood.json"
 KEY = jax.random.key(0)
 
@@ -68,11 +68,11 @@ def train(flags: tuple[str, ...], workdir: Path) -> None:
             raise SystemExit(code)
 
 
-def timed(function, *arguments) -> tuple:
+def timed(function, *arguments, repeats: int = REPEATS) -> tuple:
     """The result of a compiled function, and the seconds of the quickest of several calls."""
     result = jax.block_until_ready(function(*arguments))
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = time.perf_counter()
         jax.block_until_ready(function(*arguments))
         seconds.append(time.perf_counter() - began)
@@ -96,7 +96,7 @@ def pass_costs(noise, x: jax.Array) -> tuple[float, float]:
         return y, pull(v)
 
     functions = value, lambda x: jax.jvp(value, (x,), (v,)), reverse
-    plain, jvp, vjp = (timed(jax.jit(function), x)[1] for function in functions)
+    plain, jvp, vjp = (timed(jax.jit(f), x, repeats=PASSES)[1] for f in functions)
     return jvp / plain, vjp / plain
 
 
