@@ -354,7 +354,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
     [
         ("train", "did you mean --mode=train?"),
         ("imprt", "did you mean import?"),
-        ("x", "there are: data, score, import, export"),
+        ("x", "there are: data, score, import, export, convert-inception, stats"),
     ],
 )
 def test_words_that_are_no_command(word, hint, capsys):
