@@ -1,9 +1,10 @@
 """Simple densities on a data set: what bits/dim a model of it must beat.
 
-    python benchmarks/baselines.py fashion_mnist [FOLDER]
+    python benchmarks/baselines.py fashion_mnist
+    python benchmarks/baselines.py fashion_mnist --image_size=14 --fit=resize
 """
 
-import sys
+import argparse
 
 import numpy as np
 
@@ -11,8 +12,13 @@ from scoremle import baselines, data, report
 
 
 def main() -> None:
-    name, path = (*sys.argv[1:], "", "")[:2]
-    images = data.load(name, path=path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=data.DATASETS, metavar="name")
+    parser.add_argument("--path", default="", help="its files, as data.path")
+    parser.add_argument("--image_size", type=int, default=0, help="as data.image_size")
+    parser.add_argument("--fit", default="", help="as data.fit")
+    options = parser.parse_args()
+    images = data.load(**vars(options))
     train, test, levels = images.train, images.test, images.levels
     columns = {
         "uniform": baselines.uniform_bpd(test, levels),
@@ -23,7 +29,8 @@ def main() -> None:
         (density, f"{bits.mean():.4f}", f"{bits.std(ddof=1) / np.sqrt(len(bits)):.4f}")
         for density, bits in columns.items()
     ]
-    print(report.table((f"{name}, {len(test)} test images", "bits/dim", "std. error"), rows))
+    header = (f"{options.name}, {len(test)} test images", "bits/dim", "std. error")
+    print(report.table(header, rows))
 
 
 if __name__ == "__main__":
