@@ -1,17 +1,14 @@
 """Values that a config may have, checked before anything is built."""
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from operator import getitem
-from typing import Any, TypeVar
+from typing import Any
 
 from scoremle.errors import UserError
 
-__all__ = ["check_values", "choose"]
-
-T = TypeVar("T")
+__all__ = ["check_values"]
 
 # Fields that nothing here reads: accepted with their published values alone, so that another value
 # is an error and not silence.
@@ -116,13 +113,3 @@ def _check_dequantization(evaluation: Any) -> None:
 
 def _field(config: Any, name: str) -> Any:
     return reduce(getitem, name.split("."), config)
-
-
-def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, in upper or lower case; or one line with the names there are."""
-    key = name.lower()
-    if key in table:
-        return table[key]
-    near = difflib.get_close_matches(key, table, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")

@@ -1,6 +1,12 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and the commonest such mistake: a name."""
 
-__all__ = ["UserError"]
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+__all__ = ["UserError", "choose"]
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -8,3 +14,13 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``, in upper or lower case; or one line with the names there are."""
+    key = name.lower()
+    if key in table:
+        return table[key]
+    near = difflib.get_close_matches(key, table, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")

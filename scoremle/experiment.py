@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 from scoremle import data, train
 from scoremle.arrays import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 from scoremle.bound import Bound, likelihood_bound
-from scoremle.checks import check_values, choose
+from scoremle.checks import check_values
 from scoremle.control import Control, Gaussian
 from scoremle.decoder import discrete_bound
 from scoremle.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
-from scoremle.errors import UserError
+from scoremle.errors import UserError, choose
 from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.multistep import Doubling, Multistep

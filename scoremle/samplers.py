@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from scoremle.arrays import Images, NoiseFn, PRNGKey
-from scoremle.checks import choose
+from scoremle.errors import choose
 from scoremle.fast import ddim_sample, dpm_solver_sample
 from scoremle.multistep import Multistep
 from scoremle.predictor_corrector import (

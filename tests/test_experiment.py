@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from scoremle import cli
-from scoremle.checks import choose
 from scoremle.divergence import Exact, Hutchinson, Orthogonal
-from scoremle.errors import UserError
+from scoremle.errors import UserError, choose
 from scoremle.experiment import build
 from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp

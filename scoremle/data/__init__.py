@@ -4,7 +4,6 @@ Any source is prepared once (``prepare.py``): read by its reader, checked, and w
 into a folder. ``load`` opens such a folder, which it makes in the cache on first use.
 """
 
-import difflib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from scoremle.data.reading import Options, Reading
 from scoremle.data.source import is_archive
 from scoremle.data.svhn import read_svhn
 from scoremle.data.synthetic import read_synthetic
-from scoremle.errors import UserError
+from scoremle.errors import UserError, choose
 
 __all__ = [
     "DATASETS",
@@ -194,11 +193,4 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def lookup(name: str) -> Dataset:
     """The data set of this name, in upper or lower case."""
-    key = name.lower()
-    if key in DATASETS:
-        return DATASETS[key]
-    near = difflib.get_close_matches(key, DATASETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown data set {name!r}; {hint}there are: {', '.join(DATASETS)}")
-
-
+    return choose(DATASETS, name, "data set")
