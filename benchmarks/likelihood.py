@@ -3,10 +3,11 @@
 Trains small DDPM++ networks on digits and on Fashion-MNIST of 14x14 (or takes those it trained
 before), finds the truth in float64 with the same probe, and measures in one run the published
 algorithm (SciPy's RK45 in t, reverse mode, one probe) and ours at several numbers of nodes: the
-solver's error and how often it lies within the stated one, the probes' error, cost in forward
-passes (by the ratios of value, value + jvp and value + vjp, measured here too), seconds and memory
-an image. Prints a table for each network, draws ``likelihood.png`` of all that were measured in
-the workdir, and ends with a line of JSON for each network.
+solver's error, how often it lies within the stated one and how wide that is (as a pilot of other
+images calibrates it, and bare), the probes' error, cost in forward passes (by the ratios of value,
+value + jvp and value + vjp, measured here too), seconds and memory an image. Prints a table for
+each network, draws ``likelihood.png`` of all that were measured in the workdir, and ends with a
+line of JSON for each network.
 
     python benchmarks/likelihood.py --quick
     python benchmarks/likelihood.py --networks digits_vp digits_vp_log_snr
@@ -28,8 +29,9 @@ from scoremle import cli, report
 from scoremle.divergence import FixedProbe, Hutchinson
 from scoremle.experiment import build
 from scoremle.files import read_json, write_json
-from scoremle.likelihood import ode_log_likelihood
+from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.multistep import Doubling, Planned
+from scoremle.nodes import PILOT_IMAGES, Pilot
 from scoremle.parameterization import noise_fn
 from scoremle.reference import PublishedRK45, published_rates
 from scoremle.workdir import Workdir
@@ -53,6 +55,8 @@ QUICK = "digits_vp"
 
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
+# Of the doubling solver, in bits/dim.
+DOUBLINGS = (1e-2, 3e-3, 1e-3)
 REPEATS, PASSES = 2, 20
 MEASURED = "likelihood.json"
 KEY = jax.random.key(0)
@@ -112,21 +116,29 @@ class Subject:
         self.experiment = experiment = build(place.config())
         self.params = place.snapshots.restore(experiment.template())[0].ema
         self.noise, self.sde = experiment.noise(self.params), experiment.sde
-        x = jnp.asarray(experiment.data.test[:images])
-        self.y = experiment.encode(x, KEY)[0]
+        x = jnp.asarray(experiment.data.test[: images + PILOT_IMAGES])
+        both = experiment.encode(x, KEY)[0]
+        self.y, others = both[:images], both[images:]
         self.bits = experiment.dims * np.log(2)
         self.probe = Hutchinson().draw(jax.random.key(1), self.y)
         self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
         self.rates = jax.jit(published_rates(self.noise, self.sde))
         self.truth = self._truth()
-        self.auto = experiment.choose_nodes(self.params, x)[1]
+        self.auto = experiment.choose_nodes(self.params, x[:PILOT_IMAGES])[1]
+        self.pilot = Pilot(
+            self.noise, self.sde, others, KEY,
+            eps=experiment.eps, divergence=Hutchinson(), finest=2 * NODES[-1],
+        )  # fmt: skip
+
+    def _likelihood(self, y, divergence, solver) -> Likelihood:
+        return ode_log_likelihood(
+            self.noise, self.sde, y, KEY,
+            eps=self.experiment.eps, divergence=divergence, solver=solver,
+        )  # fmt: skip
 
     def _solving(self, divergence):
         # The plan is an argument: one program serves all numbers of nodes.
-        return jax.jit(lambda y, solver: ode_log_likelihood(
-            self.noise, self.sde, y, KEY,
-            eps=self.experiment.eps, divergence=divergence, solver=solver,
-        ))  # fmt: skip
+        return jax.jit(lambda y, solver: self._likelihood(y, divergence, solver))
 
     def _truth(self) -> np.ndarray:
         with jax.enable_x64(True):
@@ -158,16 +170,40 @@ class Subject:
             "seconds": seconds / len(self.y),
         }
 
+    def _stated(self, found: Likelihood, error: np.ndarray, calibration: float = 1.0) -> Row:
+        """How often the stated error covers the true one, and its ratio to that in the median."""
+        stated = calibration * np.asarray(found.solver_error) / self.bits
+        return {
+            "covered": float(np.mean(error <= stated)),
+            "width": float(np.median(stated / error)),
+        }
+
     def ours(self, nodes: int) -> Row:
         """With new probes at each node; the solver's error with the truth's probe."""
         plan = Planned.of(nodes, NODES[-1])
         held, (fresh, seconds) = self.held(self.y, plan), timed(self.fresh, self.y, plan)
         error = self._error(held.log_prob)
-        stated = np.asarray(held.solver_error) / self.bits
         probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
-        covered, width = float(np.mean(error <= stated)), float(np.median(stated / error))
-        row = self._row(f"ours, {nodes} nodes", error, probe, seconds)
-        return {**row, "evaluations": nodes + 1, "covered": covered, "width": width}
+        bare = self._stated(fresh, error)
+        return {
+            **self._row(f"ours, {nodes} nodes", error, probe, seconds),
+            **self._stated(fresh, error, self.pilot.measure(nodes).calibration),
+            "bare_covered": bare["covered"],
+            "bare_width": bare["width"],
+            "evaluations": nodes + 1,
+        }
+
+    def doubling(self, tolerance: float, probe: float) -> Row:
+        """With the truth's probe, whose standard error is ``probe``."""
+        divergence, solver = FixedProbe(self.probe), Doubling(tolerance * np.log(2))
+        run = jax.jit(lambda y: self._likelihood(y, divergence, solver))
+        found, seconds = timed(run, self.y, repeats=1)
+        error = self._error(found.log_prob)
+        return {
+            **self._row(f"doubling, {tolerance:g}", error, probe, seconds),
+            **self._stated(found, error),
+            "evaluations": float(np.mean(found.evaluations)),
+        }
 
     def published(self, tolerance: float, probe: float) -> Row:
         """``probe`` is the standard error of one probe that is held fixed."""
@@ -224,6 +260,7 @@ def compare(ours: list[Row], published: list[Row]) -> dict[str, float | None]:
         "our_solver_error": solver and solver["solver"],
         "reference_solver_error": reference["solver"],
         "covered": float(np.mean([row["covered"] for row in ours])),
+        "widest": max(row["width"] for row in ours),
     }
 
 
@@ -238,25 +275,29 @@ def measure(subject: Subject) -> tuple[list[Row], dict[str, float | None]]:
     held = subject.held_probe()
     subject.published(1.0, held)  # compiles
     published = [subject.published(tolerance, held) for tolerance in TOLERANCES]
-    for rows, passes in ((ours, jvp), (published, vjp)):
+    doubling = [subject.doubling(tolerance, held) for tolerance in DOUBLINGS]
+    for rows, passes in ((ours, jvp), (doubling, jvp), (published, vjp)):
         for row in rows:
             row["cost"] = row["evaluations"] * passes
-    return published + ours, compare(ours, published)
+    return published + ours + doubling, compare(ours, published)
 
 
 HEADER = (
-    "method", "NFE", "cost", "solver, mean", "max", "covered", "width", "probe", "total",
-    "s/image",
+    "method", "NFE", "cost", "solver, mean", "max", "stated covers", "stated/true", "bare covers",
+    "bare/true", "probe", "total", "s/image",
 )  # fmt: skip
 
 
 def in_words(row: Row) -> tuple[str, ...]:
-    states = "covered" in row
+    def told(kind: str) -> tuple[str, str]:
+        if f"{kind}covered" not in row:
+            return "", ""
+        return f"{row[f'{kind}covered']:.0%}", f"{row[f'{kind}width']:.1f}"
+
     return (
-        row["name"], str(row["evaluations"]), f"{row['cost']:.0f}", f"{row['solver']:.1e}",
-        f"{row['solver_max']:.1e}", f"{row['covered']:.0%}" if states else "",
-        f"{row['width']:.1f}" if states else "", f"{row['probe']:.3f}", f"{row['total']:.3f}",
-        f"{row['seconds']:.4f}",
+        row["name"], f"{row['evaluations']:.0f}", f"{row['cost']:.0f}", f"{row['solver']:.1e}",
+        f"{row['solver_max']:.1e}", *told(""), *told("bare_"), f"{row['probe']:.3f}",
+        f"{row['total']:.3f}", f"{row['seconds']:.4f}",
     )  # fmt: skip
 
 

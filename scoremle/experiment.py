@@ -31,7 +31,7 @@ from scoremle.flow_loss import dequantization_loss
 from scoremle.likelihood import Likelihood, ode_log_likelihood
 from scoremle.multistep import Doubling, Multistep
 from scoremle.nn import DDPMpp, FlowPP
-from scoremle.nodes import Auto, Choice, choose_nodes
+from scoremle.nodes import Auto, Choice, Pilot, choose_nodes
 from scoremle.objective import Losses, training_losses, training_times
 from scoremle.ode import Solver
 from scoremle.parameterization import Conditioning, noise_fn
@@ -271,11 +271,11 @@ class Experiment:
     def choose_nodes(self, params: Params, x: IntImages) -> tuple["Experiment", Choice]:
         """This experiment with as many nodes as the likelihoods of such images need."""
         key_u, key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), PILOT))
-        choice = choose_nodes(
+        choice = choose_nodes(Pilot(
             self.noise(params), self.sde, self.encode(x, key_u)[0], key,
             eps=self.eps, divergence=self.divergence,
-        )  # fmt: skip
-        return replace(self, solver=Multistep(choice.nodes)), choice
+        ))  # fmt: skip
+        return replace(self, solver=choice.solver), choice
 
     def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
         """Samples of the model."""

@@ -38,9 +38,9 @@ class Likelihood:
     differ there by their errors alone; from one it is estimated by the scatter along the path,
     which also holds what the divergence has of unresolved structure: with few nodes in many
     dimensions that may be most of it. ``probe_deviations`` are what each of several probes adds to
-    it, with its sign. ``solver_error`` estimates the size of the error that the solver made.
-    ``evaluations`` counts network evaluations, each with its derivatives. Where ``ok`` is false
-    the solver gave up and ``log_prob`` is NaN.
+    it, with its sign. ``solver_error`` is to cover the error that the solver made, calibrated on a
+    few images or as it can tell by itself. ``evaluations`` counts network evaluations, each with
+    its derivatives. Where ``ok`` is false the solver gave up and ``log_prob`` is NaN.
     """
 
     log_prob: PerExample

@@ -49,8 +49,9 @@ class Solution(NamedTuple):
 
     ``error`` is of the mean of the integrals plus whatever function of the final state has, along
     the solution, the gradient that ``sensitivity`` gives: steps' errors are added without their
-    signs (Runge-Kutta), or as independent ones (multistep). ``scatter`` estimates the variance of
-    the mean of the integrals that comes from ``fresh`` draws; NaN where there were none.
+    signs (Runge-Kutta), or both with them and as independent ones (multistep). ``scatter``
+    estimates the variance of the mean of the integrals that comes from ``fresh`` draws; NaN where
+    there were none.
     """
 
     state: Data

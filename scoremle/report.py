@@ -149,8 +149,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for each result: its value and errors; and under them, what each of them is.
 
     The standard error is over images; "from draws" is the part of it that comes from probes or
-    Monte-Carlo draws. The solver's error is the mean over images of its estimate: it has a sign of
-    its own and does not shrink with their number.
+    Monte-Carlo draws. The solver's error is the mean over images of what covers it: it has a sign
+    of its own and does not shrink with their number.
     """
     header = (
         "result", "value", "std. error", "from draws", "solver error", "NFE", "s/image",

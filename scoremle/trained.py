@@ -38,8 +38,8 @@ class Scores:
     alone leave in the mean: the dequantization noise, often the larger part, is not in it. From a
     single probe (``eval.probes``) it is estimated along the path and may be far too large where
     nodes are few, and NaN where that probe stays the same (solvers "adaptive" and
-    "rk45_reference"). ``solver_error`` estimates the size of the ODE solver's error, the mean over
-    passes; it is not random, not in ``stderr``, and does not shrink with more passes.
+    "rk45_reference"). ``solver_error`` is to cover the ODE solver's error, the mean over passes:
+    that is not random, not in ``stderr``, and does not shrink with more passes.
     """
 
     log_prob: Float[np.ndarray, " n"]

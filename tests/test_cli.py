@@ -246,6 +246,7 @@ def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
     choice = result["solver_choice"]
     assert result["solver"] == f"Multistep(nodes={choice['nodes']})" and choice["images"] == 8
     assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
+    assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
     assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
 
 
