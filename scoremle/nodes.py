@@ -33,7 +33,7 @@ PILOT_IMAGES = 8
 SHARE = 0.25
 LIMIT = 0.005
 # What a calibrated error covers if the errors are normal; their tails are heavier than that.
-COVERAGE = 0.99
+COVERAGE = 0.98
 # Fewer images can't tell the spread of their errors.
 FEWEST = 4
 # In bits/dim: a stated error below this is none to calibrate.
