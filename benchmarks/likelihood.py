@@ -57,7 +57,7 @@ NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 # Of the doubling solver, in bits/dim.
 DOUBLINGS = (1e-2, 3e-3, 1e-3)
-REPEATS, PASSES = 2, 20
+REPEATS, PASSES = 2, 40
 MEASURED = "likelihood.json"
 KEY = jax.random.key(0)
 
@@ -99,9 +99,11 @@ def pass_costs(noise, x: jax.Array) -> tuple[float, float]:
         y, pull = jax.vjp(value, x)
         return y, pull(v)
 
-    functions = value, lambda x: jax.jvp(value, (x,), (v,)), reverse
-    plain, jvp, vjp = (timed(jax.jit(f), x, repeats=PASSES)[1] for f in functions)
-    return jvp / plain, vjp / plain
+    functions = [jax.jit(f) for f in (value, lambda x: jax.jvp(value, (x,), (v,)), reverse)]
+    # In turns, so that other work on the machine slows all three alike.
+    rounds = [[timed(f, x, repeats=1)[1] for f in functions] for _ in range(PASSES)]
+    plain, jvp, vjp = np.min(rounds, axis=0)
+    return float(jvp / plain), float(vjp / plain)
 
 
 def double(tree):
