@@ -67,9 +67,9 @@ The standard error is over images. The histogram is of the integer pixels; the G
 model are of uniformly dequantized ones, which can only cost them bits.
 [1] {bound["draws"]} random times for each image; they make {draw_error:.4f} of the standard error
 [2] exact for the density at t = {exact["eps"]:g}, by the probability-flow ODE:
-    {exact["solver"]}, {exact["mean_nfe"]:.0f} evaluations; its error of an image is below about
-    {solver_error:.4f}; {exact["divergence"]}; its probes make {probe_error:.4f} of the standard
-    error
+    {exact["solver"]}, {exact["mean_nfe"]:.0f} evaluations; {solver_error:.4f} covers its error for
+    about 95% of images
+    {exact["divergence"]}; its probes make {probe_error:.4f} of the standard error
 
 Image by image, the model's exact value is {gain:.3f} +- {stderr:.3f} bits/dim below that of the
 best of the others ({best}).

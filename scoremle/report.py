@@ -153,7 +153,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     of its own and does not shrink with their number.
     """
     header = (
-        "result", "value", "std. error", "from draws", "solver error", "NFE", "s/image",
+        "result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image",
     )  # fmt: skip
     rows = []
     for name, r in results.items():
