@@ -52,6 +52,29 @@ def test_the_order_of_convergence(x64):
     assert state_errors[-1] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("slowest", "fastest", "least"),
+    [(0.2, 2, 0.95), (1, 8, 0.95), (20, 80, 0.75), (100, 400, 0.75)],
+)
+def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(slowest, fastest, least):
+    """Sums of waves, of so many cycles on the way, of which 24 nodes resolve those below 12: the
+    others are noise to it, of whose error it states one and a half standard deviations."""
+    batch, waves = 400, 20
+    rng = np.random.default_rng(0)
+    frequency = 2 * np.pi * rng.uniform(slowest, fastest, (waves, batch))
+    phase = rng.uniform(0, 2 * np.pi, (waves, batch))
+
+    def rate(clock, state):
+        return jnp.cos(frequency * clock + phase).sum(axis=0)[:, None]
+
+    exact = ((np.sin(frequency + phase) - np.sin(phase)) / frequency).sum(axis=0)
+    problem = Problem(no_integrals(rate), 0.0, 1.0, sensitivity=lambda c, u, v: jnp.ones_like(u))
+    solution = Multistep(24).solve(problem, jnp.zeros((batch, 1)))
+    error = np.abs(solution.state[:, 0] - exact)
+    covered, width = np.mean(error <= solution.error), np.median(solution.error / error)
+    assert covered > least and width < 30, (covered, width)
+
+
 def test_backwards_undoes_forwards(x64):
     field = no_integrals(lambda clock, y: jnp.sin(y) * clock[:, None])
     y = jnp.linspace(-2, 2, 5)[:, None]
@@ -87,6 +110,8 @@ def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
     assert spread == pytest.approx(0.3 * 2 / np.sqrt(nodes), rel=0.1)
     assert abs(error.mean()) < 4 * spread / np.sqrt(batch)
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
+    # Nor is that noise the solver's error, but of a few.
+    assert np.mean(solution.error > 0.1 * spread) < 0.1
     held = Multistep(nodes).solve(Problem(field, 0.0, 2.0), start)
     assert np.isnan(held.scatter).all()
     few = Multistep(2).solve(problem, start)
