@@ -2,23 +2,27 @@
 
     python benchmarks/paired.py FIRST.npz SECOND.npz
 
-Prints the mean difference in bits/dim (second less first) over the images that both have. With the
-same seed and eval.batch_size, two numbers of nodes have the same dequantization noise: how often
-the solver's stated error of the first covers the difference is printed too.
+Prints the mean difference in bits/dim (second less first) over the images that both have. With
+``--solver`` also how often the first's stated error of the solver covers the difference: for two
+numbers of nodes, with the same seed, eval.batch_size and so noise, and probes that make little.
 """
 
-import sys
+import argparse
 
 import numpy as np
 
 
 def main() -> None:
-    first, second = (np.load(path, allow_pickle=False) for path in sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs=2, metavar="FILE.npz", help="values of each image")
+    parser.add_argument("--solver", action="store_true", help="judge the first's stated error")
+    options = parser.parse_args()
+    first, second = (np.load(path, allow_pickle=False) for path in options.files)
     n = min(first["bpd"].shape[1], second["bpd"].shape[1])
     difference = second["bpd"][0, :n] - first["bpd"][0, :n]
     stderr = difference.std(ddof=1) / np.sqrt(n)
     print(f"difference {difference.mean():+.4f} +- {stderr:.4f} bits/dim over {n} images")
-    if "solver_error" in first:
+    if options.solver:
         stated = first["solver_error"][0, :n]
         covered = np.mean(np.abs(difference) <= stated)
         ratio = np.median(stated / np.abs(difference))
