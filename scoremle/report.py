@@ -122,6 +122,9 @@ def _what(r: Mapping[str, Any]) -> str:
     if "divergence" in r:
         probes = r["probes"]
         facts.append("exact trace" if probes is None else _counted(probes, "probe"))
+    if choice := r.get("solver_choice"):
+        bias = f"{choice['solver_bias']:+.4f} +- {choice['solver_bias_stderr']:.4f}"
+        facts.append(f"solver off by {bias} in the mean of {choice['images']} images")
     if "dequantizer" in r:  # a loss has a dequantization of its own, that of training
         kind = r["dequantizer"]
         facts.append(f"{'no' if kind == 'none' else kind} dequantization")

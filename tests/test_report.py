@@ -116,6 +116,12 @@ def test_results_say_the_value_its_errors_and_what_it_is(exact):
     assert "not the whole split" not in text
 
 
+def test_results_say_what_a_pilot_measured_of_the_solver(exact):
+    choice = {"solver_bias": -0.00221, "solver_bias_stderr": 0.00087, "images": 8}
+    what = results_table({"exact": exact | {"solver_choice": choice}}).splitlines()[-1]
+    assert "; 2 probes; solver off by -0.0022 +- 0.0009 in the mean of 8 images; uniform" in what
+
+
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):
     text = results_table({"exact": exact | {"full_pass": False, "images": 10}})
     assert "10 test images (not the whole split)" in text
