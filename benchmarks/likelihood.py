@@ -53,7 +53,7 @@ NETWORKS = {
 }
 QUICK = "digits_vp"
 
-NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 144, 160, 192, 224, 256, 384)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 # Of the doubling solver, in bits/dim.
 DOUBLINGS = (1e-2, 3e-3, 1e-3)
