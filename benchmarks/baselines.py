@@ -8,7 +8,8 @@ import argparse
 
 import numpy as np
 
-from scoremle import baselines, data, report
+from scoremle import data
+from scoremle.evaluation import baselines, tables
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         for density, bits in columns.items()
     ]
     header = (f"{options.name}, {len(test)} test images", "bits/dim", "std. error")
-    print(report.table(header, rows))
+    print(tables.table(header, rows))
 
 
 if __name__ == "__main__":

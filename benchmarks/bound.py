@@ -25,15 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle import cli, report
-from scoremle.arrays import Data, NoiseFn, PerExample, PRNGKey
-from scoremle.bound import LAST_SHARE, MIN_LAST_DRAWS, likelihood_bound
-from scoremle.experiment import Experiment, build
-from scoremle.loss import denoising_residual
+from scoremle.cli import main as cli
+from scoremle.core.loss import denoising_residual
+from scoremle.core.sde import SDE
+from scoremle.core.times import BinnedLogSNR, UniformLogSNR, log_snr_range
+from scoremle.evaluation import tables
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.workdir import Workdir
+from scoremle.likelihood.bound import LAST_SHARE, MIN_LAST_DRAWS, likelihood_bound
 from scoremle.numerics import sum_data
-from scoremle.sde import SDE
-from scoremle.times import BinnedLogSNR, UniformLogSNR, log_snr_range
-from scoremle.workdir import Workdir
+from scoremle.types import Data, NoiseFn, PerExample, PRNGKey
 
 QUICK = (
     "--config=configs/digits.py",
@@ -159,7 +160,7 @@ def main() -> None:
              f"{covered:.1%}", f"{seconds:.4f}")
         )  # fmt: skip
     header = ("estimator", "mean", "sd", "of the integral", "stated", "coverage", "s")
-    print(report.table(header, rows))
+    print(tables.table(header, rows))
     first, last = "published", rows[-1][0]
     difference = found[last]["mean"] - found[first]["mean"]
     print(json.dumps({

@@ -19,8 +19,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scoremle import cli, data, report, train
-from scoremle.experiment import build
+from scoremle import data
+from scoremle.cli import main as cli
+from scoremle.evaluation import tables
+from scoremle.experiment.build import build
+from scoremle.training import loop
 
 COUNT, BATCH = 50_000, 128
 STEPS = 400
@@ -72,7 +75,7 @@ def seconds_a_step(config_path: str, few: int) -> float:
     """Of the network at batch 128, from one step of ``few`` images."""
     flags = [f"--config={config_path}", "--workdir=w", "--mode=train"]
     experiment = build(cli.parse(flags).config, levels=256)
-    step = train.make_step(experiment.loss, experiment.optimizer, experiment.ema_rate)
+    step = loop.make_step(experiment.loss, experiment.optimizer, experiment.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
     state = experiment.init_state()
     for _ in range(2):  # the state comes back placed on the devices, which is another program
@@ -96,7 +99,7 @@ def main() -> None:
         for name, cost in costs.items()
     ]
     header = (f"batches of {BATCH}, 32x32x3", "images/s of CPU", "ms of CPU a batch", "of a step")
-    print(report.table(header, rows))
+    print(tables.table(header, rows))
     print(f"\na step: {step:.1f} s of CPU, from {options.few} images")
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scoremle import features
 from scoremle.nn import inception
+from scoremle.quality import features
 
 
 def extractor() -> features.Extractor:

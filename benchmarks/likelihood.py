@@ -25,16 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle import cli, report
-from scoremle.divergence import FixedProbe, Hutchinson
-from scoremle.experiment import build
+from scoremle.cli import main as cli
+from scoremle.core.divergence import FixedProbe, Hutchinson
+from scoremle.core.prediction import noise_fn
+from scoremle.evaluation import tables
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
-from scoremle.likelihood import Likelihood, ode_log_likelihood
-from scoremle.multistep import Doubling, Planned
-from scoremle.nodes import PILOT_IMAGES, Pilot
-from scoremle.parameterization import noise_fn
-from scoremle.reference import PublishedRK45, published_rates
-from scoremle.workdir import Workdir
+from scoremle.likelihood.nodes import PILOT_IMAGES, Pilot
+from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+from scoremle.solvers.multistep import Doubling, Planned
 
 DIGITS = (
     "--config=configs/digits.py", "--config.training.n_iters=1200",
@@ -339,7 +340,7 @@ def main() -> None:
     for name in names:
         print(f"\n{name}")
         rows, records[name] = measure(Subject(options.workdir / name, images))
-        print(report.table(HEADER, list(map(in_words, rows))), flush=True)
+        print(tables.table(HEADER, list(map(in_words, rows))), flush=True)
         write_json(options.workdir / name / MEASURED, {"rows": rows, **records[name]})
     picture = options.workdir / "likelihood.png"
     files = {name: options.workdir / name / MEASURED for name in NETWORKS}

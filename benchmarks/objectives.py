@@ -17,7 +17,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scoremle import cli, report
+from scoremle.cli import main as cli
+from scoremle.evaluation import tables
 
 OBJECTIVES = {
     "plain": (False, False),
@@ -84,7 +85,7 @@ def main() -> None:
             columns = [[run[key] for run in found] for key in ("exact", "bound", "spread")]
             rows.append((sde, objective, *map(with_spread, columns)))
     header = ("SDE", "objective", "exact bits/dim (ODE)", "bound (SDE)", "sd / mean of the loss")
-    print(report.table(header, rows))
+    print(tables.table(header, rows))
     print(json.dumps({"steps": options.steps, "seeds": options.seeds, "runs": record}))
 
 

@@ -20,11 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from scoremle import cli, report
-from scoremle.data.digits import load_digits
-from scoremle.fast import ddim_sample, dpm_solver_sample
-from scoremle.multistep import Multistep
-from scoremle.predictor_corrector import (
+from scoremle.cli import main as cli
+from scoremle.core.sde import VE, VP
+from scoremle.data.readers.digits import load_digits
+from scoremle.evaluation import tables
+from scoremle.experiment.trained import Trained, load
+from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
+from scoremle.sampling.ode import euler_sample, ode_sample
+from scoremle.sampling.predictor_corrector import (
     PredictorCorrector,
     ancestral_sampling,
     euler_maruyama,
@@ -32,9 +35,7 @@ from scoremle.predictor_corrector import (
     pc_sample,
     reverse_diffusion,
 )
-from scoremle.sample import euler_sample, ode_sample
-from scoremle.sde import VE, VP
-from scoremle.trained import Trained, load
+from scoremle.solvers.multistep import Multistep
 
 EPS = 1e-3
 FINE = 320
@@ -116,7 +117,7 @@ def flow_table(model: Trained, count: int) -> str:
             if len(reached) == len(ERRORS):
                 break
         rows.append((name, *(reached.get(e, f"more than {LADDER[-1]}") for e in ERRORS)))
-    return report.table(("sampler", *(f"error {e}" for e in ERRORS)), rows)
+    return tables.table(("sampler", *(f"error {e}" for e in ERRORS)), rows)
 
 
 def mean_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -155,7 +156,7 @@ def distribution_table(model: Trained, images: np.ndarray, count: int) -> str:
             cells.append(f"{value:.2f} ± {error:.2f} ({1e3 * seconds / count:.2g} ms)")
             print(f"{name} {steps} steps, {evaluations} evaluations: {cells[-1]}", flush=True)
         rows.append((name, *cells))
-    return report.table(("sampler", *(f"{steps} steps" for steps in LONG_LADDER)), rows)
+    return tables.table(("sampler", *(f"{steps} steps" for steps in LONG_LADDER)), rows)
 
 
 def main() -> None:

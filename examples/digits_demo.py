@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from scoremle import baselines, cli, report
-from scoremle.data.digits import load_digits
+from scoremle.cli import main as cli
+from scoremle.data.readers.digits import load_digits
+from scoremle.evaluation import baselines, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Path(os.path.relpath(ROOT / "configs" / "digits.py"))
@@ -80,7 +81,7 @@ In {workdir}:
   checkpoints/, for scoremle.load("{workdir}")
 To begin anew: rm -r {workdir}"""
     print(f"\nHandwritten digits: bits/dim of all {len(test)} test images, less is better\n")
-    print(report.table(("density", "bits/dim", "std. error"), cells))
+    print(tables.table(("density", "bits/dim", "std. error"), cells))
     print(notes)
 
 
@@ -118,7 +119,7 @@ def draw_samples(figure: Any, workdir: Path, test: np.ndarray, levels: int) -> N
         samples = saved["samples"]
     titles = {"samples of the model": samples, "test digits": test}
     for axis, (title, images) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        grid = report.image_grid(images[:SHOWN], levels, columns=8)
+        grid = tables.image_grid(images[:SHOWN], levels, columns=8)
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()

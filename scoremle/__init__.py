@@ -11,43 +11,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "VP": "sde",
-    "SubVP": "sde",
-    "VE": "sde",
-    "LinearVE": "sde",
-    "UniformTime": "times",
-    "UniformLogSNR": "times",
-    "Pixels": "pixels",
-    "bits_per_dim": "pixels",
-    "Hutchinson": "divergence",
-    "Exact": "divergence",
-    "Adaptive": "ode",
-    "Multistep": "multistep",
-    "denoising_loss": "loss",
-    "ode_log_likelihood": "likelihood",
-    "likelihood_bound": "bound",
-    "ode_sample": "sample",
+    "VP": "core.sde",
+    "SubVP": "core.sde",
+    "VE": "core.sde",
+    "LinearVE": "core.sde",
+    "UniformTime": "core.times",
+    "UniformLogSNR": "core.times",
+    "Pixels": "core.pixels",
+    "bits_per_dim": "core.pixels",
+    "Hutchinson": "core.divergence",
+    "Exact": "core.divergence",
+    "Adaptive": "solvers.base",
+    "Multistep": "solvers.multistep",
+    "denoising_loss": "core.loss",
+    "ode_log_likelihood": "likelihood.ode",
+    "likelihood_bound": "likelihood.bound",
+    "ode_sample": "sampling.ode",
     "DDPMpp": "nn",
     "UserError": "errors",
-    "load": "trained",
+    "load": "experiment.trained",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from scoremle.bound import likelihood_bound
-    from scoremle.divergence import Exact, Hutchinson
+    from scoremle.core.divergence import Exact, Hutchinson
+    from scoremle.core.loss import denoising_loss
+    from scoremle.core.pixels import Pixels, bits_per_dim
+    from scoremle.core.sde import VE, VP, LinearVE, SubVP
+    from scoremle.core.times import UniformLogSNR, UniformTime
     from scoremle.errors import UserError
-    from scoremle.likelihood import ode_log_likelihood
-    from scoremle.loss import denoising_loss
-    from scoremle.multistep import Multistep
+    from scoremle.experiment.trained import load
+    from scoremle.likelihood.bound import likelihood_bound
+    from scoremle.likelihood.ode import ode_log_likelihood
     from scoremle.nn import DDPMpp
-    from scoremle.ode import Adaptive
-    from scoremle.pixels import Pixels, bits_per_dim
-    from scoremle.sample import ode_sample
-    from scoremle.sde import VE, VP, LinearVE, SubVP
-    from scoremle.times import UniformLogSNR, UniformTime
-    from scoremle.trained import load
+    from scoremle.sampling.ode import ode_sample
+    from scoremle.solvers.base import Adaptive
+    from scoremle.solvers.multistep import Multistep
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from scoremle.cli import main
+from scoremle.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Data, NoiseFn, PerExample, Times
+from scoremle.types import Data, NoiseFn, PerExample, Times
 
 __all__ = [
     "as_data",

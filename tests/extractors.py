@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from scoremle.features import Extractor
-from scoremle.nn.inception import Features, shapes
+from scoremle.quality.features import Extractor
+from scoremle.quality.inception import Features, shapes
 
 STATISTICS = (
     ("weight", 0.7, 1.3),

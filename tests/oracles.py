@@ -24,8 +24,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, logsumexp
 
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.nn import DDPMpp
-from scoremle.sde import SDE, VE, VP, LinearVE, SubVP
 
 SDES: dict[str, SDE] = {
     "vp": VP(beta_min=0.1, beta_max=20.0),

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle.checkpoint import Checkpoints, tree_hash
-from scoremle.metrics import FanOut, JsonLines, Lines
-from scoremle.train import Schedule, init_state, make_optimizer, make_step, run
+from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.loop import Schedule, init_state, make_optimizer, make_step, run
+from scoremle.training.writers import FanOut, JsonLines, Lines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.
 SCHEDULE = Schedule(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scoremle.baselines import gaussian_bpd, histogram_bpd, uniform_bpd
+from scoremle.evaluation.baselines import gaussian_bpd, histogram_bpd, uniform_bpd
 
 
 def images_of(values, shape=(1, 1, 1)) -> np.ndarray:

@@ -18,12 +18,12 @@ from oracles import (
 )
 from scipy.integrate import quad
 
-from scoremle.bound import likelihood_bound
-from scoremle.divergence import FixedProbe
-from scoremle.loss import denoising_residual
-from scoremle.parameterization import noise_fn
-from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.times import UniformLogSNR, UniformTime
+from scoremle.core.divergence import FixedProbe
+from scoremle.core.loss import denoising_residual
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.core.times import UniformLogSNR, UniformTime
+from scoremle.likelihood.bound import likelihood_bound
 
 every_sde = pytest.mark.parametrize("name", SDES)
 KEY = jax.random.key(0)

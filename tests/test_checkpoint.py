@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from scoremle.checkpoint import Checkpoints, tree_hash
 from scoremle.errors import UserError
+from scoremle.training.checkpoints import Checkpoints, tree_hash
 
 
 def make_tree(fill=1.0, width=64, dtype=jnp.float32):
@@ -118,7 +118,7 @@ def test_damaged_newest(store, damage, caplog):
     with caplog.at_level(logging.WARNING, "scoremle"):
         restored = store.restore(make_tree())
     assert (restored.number, kernel(restored)) == (1, 1)
-    (text,) = [r.getMessage() for r in caplog.records if r.name == "scoremle.checkpoint"]
+    (text,) = [r.getMessage() for r in caplog.records if r.name == "scoremle.training.checkpoints"]
     assert f"{store.path(2)} is damaged" in text
     with pytest.raises(UserError, match="checkpoint_2 is damaged"):
         store.restore(make_tree(), 2)

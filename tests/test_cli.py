@@ -13,10 +13,10 @@ import pytest
 from conftest import TINY, start
 from PIL import Image
 
-from scoremle import cli
-from scoremle.checkpoint import Checkpoints
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.files import write_atomically
+from scoremle.training.checkpoints import Checkpoints
 
 IMAGES = 360
 
@@ -323,7 +323,7 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     def measured(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.evaluate._timed", measured)
+    monkeypatch.setattr("scoremle.evaluation.metrics._timed", measured)
     folder = f"--eval_folder={exact[0].name}"
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
 
@@ -332,7 +332,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("scoremle.evaluation.metrics.evaluate", interrupted)
     assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
     line = "scoremle: interrupted; the same command goes on where it was\n"
     assert capsys.readouterr().err == line

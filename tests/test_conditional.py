@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from oracles import SDES, Gaussian, Mixture, schedule
 
-from scoremle.conditional import colourise, guided, inpaint
-from scoremle.predictor_corrector import PredictorCorrector, langevin, reverse_diffusion
+from scoremle.sampling.conditional import colourise, guided, inpaint
+from scoremle.sampling.predictor_corrector import PredictorCorrector, langevin, reverse_diffusion
 
 every_sde = pytest.mark.parametrize("name", SDES)
 N = 2000

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import scoremle
-from scoremle import cli, config_files
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.experiment import build
+from scoremle.experiment import config
+from scoremle.experiment.build import build
 
 # As the program finds it: the root need not be on the path.
-default, _ = config_files.load_configs(None)
+default, _ = config.load_configs(None)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))
@@ -309,7 +310,7 @@ def test_help_lists_every_field_without_importing_jax(tmp_path, capsys):
     assert re.search(r"^data\.dataset +str +'digits' +name of the data set$", table, re.MULTILINE)
     # From another folder, by a fresh interpreter that could not import jax.
     (tmp_path / "jax.py").write_text("raise ImportError('jax')")
-    code = "import sys; from scoremle.cli import main; sys.exit(main(['--help']))"
+    code = "import sys; from scoremle.cli.main import main; sys.exit(main(['--help']))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdout=subprocess.PIPE)
 
 

@@ -9,15 +9,16 @@ import pytest
 from oracles import EPS, SDES, Gaussian, Mixture, log_snr64
 from scipy.integrate import quad
 
-from scoremle import control, times
-from scoremle.bound import Bound, likelihood_bound
-from scoremle.loss import denoising_residual
-from scoremle.pilot import fit_control
+from scoremle.core import times
+from scoremle.core.loss import denoising_residual
+from scoremle.likelihood import control_variate
+from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.control_variate_fit import fit_control
 
 DATA = Gaussian.random(11, 4, 0.6)
 MIXTURE = Mixture.in_plane()
 # The same as the library's.
-MODEL = control.Gaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, DATA.w)))
+MODEL = control_variate.Gaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, DATA.w)))
 every_sde = pytest.mark.parametrize("name", SDES)
 
 
@@ -43,7 +44,7 @@ def learned(name, eps, fitted):
 def fit(name, data=DATA, matching="denoising"):
     """A control for the exact noise of the data, fitted on other draws of them."""
     x = jnp.asarray(data.draw(20, 128), jnp.float32)
-    gaussian = control.Gaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
+    gaussian = control_variate.Gaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
     return fit_control(
         data.noise(SDES[name]), SDES[name], x, jax.random.key(3),
         eps=1e-3, gaussian=gaussian, matching=matching,
@@ -55,7 +56,7 @@ def fit(name, data=DATA, matching="denoising"):
 
 def test_mean_and_covariance_of_all_batches():
     x = DATA.draw(0, 700)
-    found = control.Gaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
+    found = control_variate.Gaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
     covariance = (found.axes * found.variances) @ found.axes.T
     np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=1e-4, atol=1e-6)
@@ -123,8 +124,8 @@ def test_wrong_coefficients_leave_the_mean_and_the_error_honest(name):
     eps, copies = 1e-2, 400
     one = DATA.draw(3, 1)
     rng = np.random.default_rng(4)
-    wrong = control.Control(
-        gaussian=control.Gaussian(MODEL.mean + 0.3, MODEL.axes, 2 * MODEL.variances),
+    wrong = control_variate.Control(
+        gaussian=control_variate.Gaussian(MODEL.mean + 0.3, MODEL.axes, 2 * MODEL.variances),
         edges=times.log_snr_edges(SDES[name], eps),
         levels=jnp.asarray(rng.normal(size=(times.BINS, 2)), jnp.float32),
         slopes=jnp.asarray(rng.normal(size=(times.BINS + 1, 4)), jnp.float32),

@@ -16,10 +16,10 @@ import resume_worker as worker
 
 from scoremle import data
 from scoremle.data import feeds
-from scoremle.data.digits import load_digits, stratified_split
-from scoremle.data.images import ImageSet, pad_to, padded_batches
+from scoremle.data.image_set import ImageSet, pad_to, padded_batches
+from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
-from scoremle.train import Schedule, init_state, make_step, run
+from scoremle.training.loop import Schedule, init_state, make_step, run
 
 # The first epoch of ten images and two images of the second.
 GOLDEN_ORDERS = {
@@ -205,14 +205,15 @@ import sys, hashlib, jax, numpy as np
 number, count, port = map(int, sys.argv[1:])
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, number)
-from scoremle import data, train
+from scoremle import data
+from scoremle.training import loop
 images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
 images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
-everywhere = train._placement()
+everywhere = loop._placement()
 assert jax.device_count() == 2 and jax.process_count() == count
 for mode in ("true", "false"):
     feed = data.feed(images, mode)
-    batches = train._stack(feed.batch, range(9, 12))
+    batches = loop._stack(feed.batch, range(9, 12))
     one_by_one = jax.jit(jax.vmap(feed.gather, (None, 0)), out_shardings=everywhere)
     found = one_by_one(jax.device_put(feed.resident, everywhere), batches)
     print(hashlib.sha256(np.asarray(found)).hexdigest())

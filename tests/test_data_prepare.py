@@ -16,15 +16,17 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from scoremle import baselines, cli, data
+from scoremle import data
+from scoremle.cli import main as cli
+from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import folder as folders
 from scoremle.data import prepare as preparing
-from scoremle.data.reading import Chunk, Options, Reading, Unusable
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
-from scoremle.evaluation_run import Evaluation
-from scoremle.experiment import build
-from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.workdir import Workdir
+from scoremle.evaluation import baselines
+from scoremle.experiment.build import build
+from scoremle.experiment.run_eval import Evaluation
+from scoremle.experiment.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
 
@@ -233,7 +235,7 @@ def test_two_at_once_and_the_second_finds_it_done(tmp_path):
 KILLED = """
 import sys, time
 from scoremle.data import prepare as preparing
-from scoremle.data.reading import Chunk, Options, Reading
+from scoremle.data.readers.base import Chunk, Options, Reading
 import numpy as np, pathlib
 def chunks():
     yield Chunk(np.zeros((3, 4, 4, 1), np.uint8), "train", 0.5)

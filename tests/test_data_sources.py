@@ -16,8 +16,8 @@ from PIL import Image
 
 from scoremle import data
 from scoremle.data import source as sources
-from scoremle.data.pictures import split_of
-from scoremle.data.reading import Options
+from scoremle.data.readers.base import Options
+from scoremle.data.readers.pictures import split_of
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 

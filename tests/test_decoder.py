@@ -8,10 +8,10 @@ from oracles import SDES, Gaussian, Mixture
 from scipy.special import log_softmax
 from scipy.stats import norm
 
-from scoremle.decoder import decoding_cost, discrete_bound
-from scoremle.dequantize import truncation_start
-from scoremle.pixels import Pixels
-from scoremle.times import UniformLogSNR
+from scoremle.core.dequantize import truncation_start
+from scoremle.core.pixels import Pixels
+from scoremle.core.times import UniformLogSNR
+from scoremle.likelihood.reconstruction import decoding_cost, discrete_bound
 
 VP = SDES["vp"]
 LEVELS = 16

@@ -13,9 +13,9 @@ from oracles import SDES, schedule64
 from test_cli import PROTOCOL, evaluate, mistake, npz, run
 
 import scoremle
-from scoremle import evaluation_run
-from scoremle.checkpoint import Checkpoints
-from scoremle.evaluation_run import chosen_checkpoints
+from scoremle.experiment import run_eval
+from scoremle.experiment.run_eval import chosen_checkpoints
+from scoremle.training.checkpoints import Checkpoints
 
 FLOW = {
     "deq__filters": 4, "deq__components": 2, "deq__blocks": 1, "deq__couplings": 1,
@@ -112,7 +112,7 @@ def test_several_samples_make_a_tighter_bound(tiny, capfd):
 
 
 def test_optimism_is_warned_of_where_it_is_seen(caplog):
-    warn = evaluation_run._warn_of_optimism
+    warn = run_eval._warn_of_optimism
     for bias, stderr in ((0.004, 0.1), (0.0009, 0.005), (0.0, None)):
         warn("x", {"mean_probe_bias": bias, "stderr": stderr})
     assert not caplog.records
@@ -147,7 +147,7 @@ def test_the_density_of_scaled_data(tiny, monkeypatch):
         return Found(-jnp.sum(jnp.square(x), axis=(1, 2, 3)) / 2)
 
     asked = []
-    monkeypatch.setattr("scoremle.experiment.ode_log_likelihood", standard_normal)
+    monkeypatch.setattr("scoremle.experiment.build.ode_log_likelihood", standard_normal)
     model, start, y = scoremle.load(tiny.workdir), 0.3, jnp.full((2, 8, 8, 1), 0.5)
     key = jax.random.key(0)
     plain, scaled = (
@@ -178,7 +178,7 @@ def test_waiting_gives_each_checkpoint_when_it_is_there(tmp_path, monkeypatch, c
         slept.append(seconds)
         store.path(coming.pop(0)).mkdir()
 
-    monkeypatch.setattr("scoremle.evaluation_run.time.sleep", sleep)
+    monkeypatch.setattr("scoremle.experiment.run_eval.time.sleep", sleep)
     chosen = iter(chosen_checkpoints(store, 1, 4, wait=True))
     assert next(chosen) == 1 and slept == []
     assert [*chosen] == [2, 3, 4]

@@ -8,12 +8,12 @@ from oracles import EPS, SDES, Gaussian, Mixture, schedule64
 from scipy.stats import norm
 from test_flowpp import tiny
 
-from scoremle.dequantize import Flow, TruncatedNormal, Uniform, half_bin, truncation_start
-from scoremle.divergence import Exact
-from scoremle.importance import importance_bound
-from scoremle.likelihood import ode_log_likelihood
-from scoremle.multistep import Multistep
-from scoremle.pixels import Pixels
+from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform, half_bin, truncation_start
+from scoremle.core.divergence import Exact
+from scoremle.core.pixels import Pixels
+from scoremle.likelihood.importance import importance_bound
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.multistep import Multistep
 
 KEY = jax.random.key(0)
 VP = SDES["vp"]

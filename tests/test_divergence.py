@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
+from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 
 rng = np.random.default_rng(0)
 A = rng.normal(size=(4, 4)).astype(np.float32)

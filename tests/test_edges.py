@@ -7,8 +7,8 @@ import pytest
 from oracles import SDES, Gaussian
 
 import scoremle
-from scoremle.dequantize import TruncatedNormal
-from scoremle.sample import euler_sample
+from scoremle.core.dequantize import TruncatedNormal
+from scoremle.sampling.ode import euler_sample
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
 DATA = Gaussian.random(3, 2, 0.6)

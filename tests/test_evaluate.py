@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import evaluate as module
-from scoremle.bound import Bound
-from scoremle.evaluate import (
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.evaluation import metrics as module
+from scoremle.evaluation.metrics import (
     bound_bpd,
     evaluate,
     exact_bpd,
@@ -18,8 +18,8 @@ from scoremle.evaluate import (
     profile,
     summary,
 )
-from scoremle.likelihood import Likelihood
-from scoremle.pixels import Pixels, bits_per_dim
+from scoremle.likelihood.bound import Bound
+from scoremle.likelihood.ode import Likelihood
 
 IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
 

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import cli
-from scoremle.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.cli import main as cli
+from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.core.pixels import Pixels
+from scoremle.core.sde import VE, VP, LinearVE, SubVP
+from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
-from scoremle.experiment import build
-from scoremle.multistep import Doubling, Multistep
+from scoremle.experiment.build import build
+from scoremle.likelihood.nodes import Auto
+from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
-from scoremle.nodes import Auto
-from scoremle.pixels import Pixels
-from scoremle.reference import PublishedRK45
-from scoremle.sde import VE, VP, LinearVE, SubVP
-from scoremle.times import UniformLogSNR, UniformTime
+from scoremle.solvers.multistep import Doubling, Multistep
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = sorted(
@@ -210,7 +210,7 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.objective.denoising_loss",
+        "scoremle.experiment.objective.denoising_loss",
         lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import EPS, SDES, Gaussian, Mixture, prior_std, schedule64
 
-from scoremle.fast import ddim_sample, dpm_solver_sample
+from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 
 every_sde = pytest.mark.parametrize("name", SDES)
 every_sampler = pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from extractors import stand_in
 
-from scoremle import cli, features
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.parts import in_parts
+from scoremle.quality import features
+from scoremle.resumable import in_parts
 
 
 def images(n, channels=1, levels=256):
@@ -124,7 +125,7 @@ def test_files_that_are_no_features(arrays, words, tmp_path):
 
 @pytest.fixture
 def no_inception(monkeypatch):
-    monkeypatch.setattr("scoremle.commands.stats.load_inception", lambda path: stand_in())
+    monkeypatch.setattr("scoremle.cli.commands.stats.load_inception", lambda path: stand_in())
 
 
 def test_stats_of_a_data_set(no_inception, tmp_path, capsys):

@@ -9,12 +9,12 @@ from scipy.stats import norm
 from test_flowpp import SMALL, golden_variables
 from test_loss import REFERENCE
 
-from scoremle.dequantize import Flow, Uniform
-from scoremle.flow_loss import dequantization_loss, one_draw_bound
-from scoremle.loss import denoising_residual
-from scoremle.parameterization import noise_fn
-from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.times import UniformLogSNR
+from scoremle.core.dequantize import Flow, Uniform
+from scoremle.core.loss import denoising_residual
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.core.times import UniformLogSNR
+from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
 
 KEY = jax.random.key(0)
 DATA = Gaussian.random(5, 4, 0.6)

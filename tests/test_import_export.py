@@ -13,10 +13,11 @@ from test_official import DEQUANTIZER, FILE, FOLDER, NAME, expected, restore
 from test_official_networks import as_checkpoint, as_tensors, golden
 
 import scoremle
-from scoremle import cli, official
-from scoremle.checkpoint import tree_hash
-from scoremle.official import PublishedCheckpoints
-from scoremle.workdir import Workdir
+from scoremle import published
+from scoremle.cli import main as cli
+from scoremle.experiment.workdir import Workdir
+from scoremle.published import PublishedCheckpoints
+from scoremle.training.checkpoints import tree_hash
 
 
 @pytest.fixture(scope="module")
@@ -159,4 +160,4 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     err = one_line(capsys, "export", tmp_path / NAME, "x")
     assert f"; scoremle import {tmp_path / NAME} makes one of it" in err
     assert not Path("x").exists()
-    assert official.files(tmp_path) == {}
+    assert published.files(tmp_path) == {}

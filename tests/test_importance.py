@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.importance import importance_bound
-from scoremle.likelihood import Likelihood
+from scoremle.likelihood.importance import importance_bound
+from scoremle.likelihood.ode import Likelihood
 
 KEY = jax.random.key(0)
 IMAGES, PROBES, SPREAD = 4000, 4, 0.7

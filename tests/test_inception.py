@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from extractors import images, state_dict
 
-from scoremle import cli
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.features import load_inception, write_inception
-from scoremle.nn import inception
+from scoremle.quality import inception
+from scoremle.quality.features import load_inception, write_inception
 
 NEEDS = "needs the extra: pip install 'scoremle[torch]'"
 

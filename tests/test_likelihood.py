@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from oracles import EPS, SDES, Gaussian, Mixture, golden_network, schedule
 
-from scoremle.divergence import Exact, FixedProbe, Hutchinson
-from scoremle.likelihood import ode_log_likelihood
-from scoremle.multistep import Doubling, Multistep, Planned
-from scoremle.ode import Adaptive
-from scoremle.parameterization import noise_fn
-from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.sde import VP
+from scoremle.core.divergence import Exact, FixedProbe, Hutchinson
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.core.sde import VP
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.base import Adaptive
+from scoremle.solvers.multistep import Doubling, Multistep, Planned
 
 every_sde = pytest.mark.parametrize("name", SDES)
 KEY = jax.random.key(0)

@@ -13,10 +13,10 @@ from oracles import (
     schedule64,
 )
 
-from scoremle.loss import denoising_loss, denoising_residual
-from scoremle.parameterization import noise_fn, noise_of, score_of
-from scoremle.sde import VP, SubVP
-from scoremle.times import UniformLogSNR, UniformTime
+from scoremle.core.loss import denoising_loss, denoising_residual
+from scoremle.core.prediction import noise_fn, noise_of, score_of
+from scoremle.core.sde import VP, SubVP
+from scoremle.core.times import UniformLogSNR, UniformTime
 
 # --- golden numbers ---------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.multistep import DIFFERENCE, ORDER, Multistep, Planned, plan
-from scoremle.ode import Problem
+from scoremle.solvers.base import Problem
+from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, plan
 
 
 def no_integrals(rate):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from oracles import SDES, Gaussian
 
-from scoremle.divergence import Exact, Hutchinson
-from scoremle.likelihood import ode_log_likelihood
-from scoremle.multistep import Multistep
-from scoremle.nodes import LIMIT, NODES, SHARE, Pilot, choose_nodes
+from scoremle.core.divergence import Exact, Hutchinson
+from scoremle.likelihood.nodes import LIMIT, NODES, SHARE, Pilot, choose_nodes
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.multistep import Multistep
 
 DIMS = 8
 

@@ -14,12 +14,15 @@ import numpy as np
 import optax
 import pytest
 
-from scoremle import cli, data, official, train, training_run
-from scoremle.checkpoint import Damaged, tree_hash
+from scoremle import data, published
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.experiment import build
-from scoremle.official import PublishedCheckpoints, state_dict
-from scoremle.workdir import Workdir
+from scoremle.experiment import run_train
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
+from scoremle.published import PublishedCheckpoints, state_dict
+from scoremle.training import loop
+from scoremle.training.checkpoints import Damaged, tree_hash
 
 ROOT = Path(__file__).parents[1]
 NAME = "cifar10_subvp_likelihood_iw_flip"
@@ -122,24 +125,24 @@ def test_the_moments_of_adam_are_those_of_the_file():
 
 
 def test_the_dequantizer_is_read_into_plain_trees():
-    published, facts = official.read(DEQUANTIZER), expected()
-    assert published.step == int(facts["dequantizer/step"])
-    assert published.rng == facts["dequantizer/rng"].tolist()
+    found, facts = published.read(DEQUANTIZER), expected()
+    assert found.step == int(facts["dequantizer/step"])
+    assert found.rng == facts["dequantizer/rng"].tolist()
     # Constructed so: the average is about 0.9375 times the parameters.
-    assert norm(published.ema) == pytest.approx(0.9375 * norm(published.params), rel=0.02)
-    attention = published.ema["MixLogisticAttnCoupling_0"]
+    assert norm(found.ema) == pytest.approx(0.9375 * norm(found.params), rel=0.02)
+    attention = found.ema["MixLogisticAttnCoupling_0"]
     assert attention["block0_attn_proj1_W"].shape == (4, 12)
     assert attention["block0_ln1_g"].shape == (1, 1, 1, 4)  # no GroupNorm: left as it is
     optimizer = experiment().optimizer
-    template = jax.eval_shape(lambda: train.init_state(published.params, optimizer))
+    template = jax.eval_shape(lambda: loop.init_state(found.params, optimizer))
     state = PublishedCheckpoints(DEQUANTIZER.parent, keep=None).restore(template).tree
-    assert tree_hash(state.ema) == tree_hash(published.ema)
+    assert tree_hash(state.ema) == tree_hash(found.ema)
 
 
 def test_the_dequantizer_gives_the_published_outputs():
-    published, facts = official.read(DEQUANTIZER), expected()
+    found, facts = published.read(DEQUANTIZER), expected()
     apply = jax.jit(experiment(*FLOW).apply_flow)
-    for tree, name in ((published.ema, "params_ema"), (published.params, "optimizer_target")):
+    for tree, name in ((found.ema, "params_ema"), (found.params, "optimizer_target")):
         u, log_q = apply(tree, facts["dequantizer/eps"], facts["dequantizer/x"])
         np.testing.assert_allclose(u, facts[f"dequantizer/{name}/u"], atol=2e-5)
         want = -facts[f"dequantizer/{name}/neg_log_density"]
@@ -176,20 +179,20 @@ def test_training_goes_on_with_the_published_parameters(golden, tmp_path, i):
     (tmp_path / "checkpoint_1").write_bytes(
         flax.serialization.msgpack_serialize(as_published(g, i))
     )
-    optimizer = train.make_optimizer(
+    optimizer = loop.make_optimizer(
         lr=float(g["lr"]),
         beta1=float(g["beta1"]),
         eps=float(g["eps"]),
         warmup=int(g["warmup"]),
         grad_clip=float(g["grad_clip"]),
     )
-    template = train.init_state({n: jnp.asarray(g[f"params/{n}"]) for n in "ab"}, optimizer)
+    template = loop.init_state({n: jnp.asarray(g[f"params/{n}"]) for n in "ab"}, optimizer)
     state = PublishedCheckpoints(tmp_path, keep=None).restore(template).tree
 
     def loss(params, images, key):
         return sum(jnp.vdot(jnp.asarray(g[f"grads/{n}"])[i + 1], params[n]) for n in "ab"), {}
 
-    step = train.make_step(loss, optimizer, float(g["ema_rate"]))
+    step = loop.make_step(loss, optimizer, float(g["ema_rate"]))
     state, _ = step(jax.device_put(state), np.zeros((1, 1, 1, 1, 1), np.uint8))
     for what, tree in (("params", state.params), ("ema", state.ema)):
         for n in "ab":
@@ -230,9 +233,9 @@ def test_evaluation_with_the_published_dequantizer_and_samples(workdir):
     assert run(workdir, "eval", *FLOW, *flags) == 0
     results = json.loads((workdir / "eval" / "results.json").read_text())
     exact = results["exact_variational_test_ckpt_1"]
-    published = official.read(DEQUANTIZER)
-    assert (exact["dequantizer_checkpoint"], exact["dequantizer_step"]) == (1, published.step)
-    assert exact["dequantizer_ema_hash"] == tree_hash(published.ema)[:16]
+    found = published.read(DEQUANTIZER)
+    assert (exact["dequantizer_checkpoint"], exact["dequantizer_step"]) == (1, found.step)
+    assert exact["dequantizer_ema_hash"] == tree_hash(found.ema)[:16]
     assert 5 < exact["mean"] < 20
     with np.load(workdir / "eval" / "samples_ckpt_1.npz") as saved:
         assert saved["samples"].shape == (4, 8, 8, 3)
@@ -263,7 +266,7 @@ def fake_step(*_, **__):
 
 
 def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(training_run.train, "make_step", fake_step)
+    monkeypatch.setattr(run_train.loop, "make_step", fake_step)
     monkeypatch.setattr(training_run, "_on_eval", lambda *_: lambda state, step: {})
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
@@ -290,7 +293,7 @@ def flow_state(folder):
 
 
 def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(training_run.train, "make_step", fake_step)
+    monkeypatch.setattr(run_train.loop, "make_step", fake_step)
     monkeypatch.setattr(training_run, "_on_eval", lambda *_: lambda state, step: {})
     folder = workdir / "flowpp_dequantizer"
     begun = flow_state(folder)
@@ -433,7 +436,7 @@ def test_a_truncated_file_takes_no_memory(part, tmp_path, monkeypatch):
     path.write_bytes(content[: int(part * len(content))])
     monkeypatch.setattr(state_dict.msgpack, "unpackb", None)  # what builds anything is not reached
     with pytest.raises(UserError, match=f"{path} can't be read .*: it ends too early"):
-        official.read(path)
+        published.read(path)
 
 
 def test_a_damaged_newest_file_is_named_and_the_one_before_taken(workdir, caplog):
@@ -460,7 +463,7 @@ def test_what_is_no_training_state(missing, tmp_path):
     path = tmp_path / "checkpoint_1"
     path.write_bytes(pack(tree))
     with pytest.raises(UserError, match=f"not a training state .*{missing}"):
-        official.read(path)
+        published.read(path)
 
 
 def test_state_dicts_are_those_of_flax(tmp_path, monkeypatch):

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import official, train
-from scoremle.checkpoint import Damaged, tree_hash
+from scoremle import published
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
-from scoremle.official import (
+from scoremle.published import (
     PublishedCheckpoints,
     architecture,
     flow_architecture,
@@ -26,6 +25,8 @@ from scoremle.official import (
     pytorch,
     state_dict,
 )
+from scoremle.training import loop
+from scoremle.training.checkpoints import Damaged, tree_hash
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = (
@@ -175,16 +176,16 @@ def test_another_dequantizer():
 )
 def test_names_of_folders(name, known):
     found = origin(Path("/data") / name / "checkpoints" / "checkpoint_26")
-    assert found == (known and official.Origin(*known))
+    assert found == (known and published.Origin(*known))
 
 
 def test_a_flax_checkpoint_of_ncsnpp(tmp_path):
     _, params = golden("ncsnpp_ve")
-    optimizer = train.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
-    state = train.init_state(jax.tree.map(jnp.asarray, params), optimizer)
-    tree = official.published_tree(state, lr=1e-3, ema_rate=0.999, rng=[1, 2])
+    optimizer = loop.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+    state = loop.init_state(jax.tree.map(jnp.asarray, params), optimizer)
+    tree = published.published_tree(state, lr=1e-3, ema_rate=0.999, rng=[1, 2])
     (tmp_path / "checkpoint_24").write_bytes(flax.serialization.msgpack_serialize(tree))
-    found = official.read(tmp_path / "checkpoint_24")
+    found = published.read(tmp_path / "checkpoint_24")
     assert tree_hash(found.params) == tree_hash(found.ema) == tree_hash(params)
     assert (found.lr, found.ema_rate, found.rng) == (1e-3, 0.999, [1, 2])
 
@@ -317,8 +318,8 @@ def test_a_checkpoint_of_pytorch_is_one_like_any_other(tmp_path):
     torch = pytest.importorskip("torch")
     config, params = golden("ncsnpp_ve")
     torch.save(as_tensors(as_checkpoint(config, params), torch), tmp_path / "checkpoint_24.pth")
-    optimizer = train.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
-    template = jax.eval_shape(lambda: train.init_state(params, optimizer))
+    optimizer = loop.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+    template = jax.eval_shape(lambda: loop.init_state(params, optimizer))
     store = PublishedCheckpoints(tmp_path, keep=None)
     state, meta, number = store.restore(template)
     assert (number, int(state.step), meta["step"]) == (24, 7, 7)
@@ -354,7 +355,7 @@ def test_no_code_in_a_pth_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint_1.pth").write_bytes(pickle.dumps({"model": Harm()}, protocol=2))
     with pytest.raises(UserError, match="can't be read as a published checkpoint"):
-        official.read(tmp_path / "checkpoint_1.pth")
+        published.read(tmp_path / "checkpoint_1.pth")
     assert not (tmp_path / "harm_was_done").exists()
 
 
@@ -362,12 +363,12 @@ def test_a_pth_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "checkpoint_1.pth").write_bytes(b"x")
     with pytest.raises(UserError, match=r"pip install 'scoremle\[torch\]'"):
-        official.read(tmp_path / "checkpoint_1.pth")
+        published.read(tmp_path / "checkpoint_1.pth")
 
 
 def test_numbers_of_files(tmp_path):
     for name in ("checkpoint_2", "checkpoint_10.pth", "checkpoint_x", "checkpoint_3.published"):
         state_dict.write(tmp_path / name, {})
     (tmp_path / "checkpoint_7").mkdir()
-    assert list(official.files(tmp_path)) == [10, 2]
+    assert list(published.files(tmp_path)) == [10, 2]
     assert PublishedCheckpoints(tmp_path, keep=None).numbers() == [2, 7, 10]

@@ -10,9 +10,11 @@ from test_nn import golden
 from test_official_networks import as_pytorch
 
 import scoremle
-from scoremle import cli, official, train
-from scoremle.checkpoint import tree_hash
-from scoremle.official import pytorch
+from scoremle import published
+from scoremle.cli import main as cli
+from scoremle.published import pytorch
+from scoremle.training import loop
+from scoremle.training.checkpoints import tree_hash
 
 torch = pytest.importorskip("torch")
 from torch_networks import Network  # noqa: E402
@@ -112,21 +114,21 @@ def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
     assert model.step == 3 and model.experiment.config["model"]["ema_rate"] == DECAY
 
     # Outputs of the parameters and of their average.
-    published, apply = official.read(path), jax.jit(model.experiment.network.apply)
+    found, apply = published.read(path), jax.jit(model.experiment.network.apply)
     x = np.random.default_rng(4).normal(size=(2, 32, 32, 3)).astype(np.float32)
     labels = golden(name)[2]["labels"][:2]
     for params, module in (
-        (published.params, training.module),
+        (found.params, training.module),
         (model.params, training.averaged),
     ):
         ours = np.asarray(apply({"params": params}, x, labels))
         assert_near(ours, output(module, x, labels), 1e-4)
-    assert tree_hash(published.ema) != tree_hash(published.params)
+    assert tree_hash(found.ema) != tree_hash(found.params)
 
     # The next update, of the same gradient.
-    optimizer = train.make_optimizer(lr=LR, beta1=0.9, eps=1e-8, warmup=4, grad_clip=1.0)
-    template = jax.eval_shape(lambda: train.init_state(published.params, optimizer))
-    state = official.train_state(published, template, path)
+    optimizer = loop.make_optimizer(lr=LR, beta1=0.9, eps=1e-8, warmup=4, grad_clip=1.0)
+    template = jax.eval_shape(lambda: loop.init_state(found.params, optimizer))
+    state = published.train_state(found, template, path)
     next_gradients = gradients(training.module, 3)
     frozen = {n for n, p in training.module.named_parameters() if not p.requires_grad}
     gradient = pytorch.network_parameters(

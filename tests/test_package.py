@@ -12,11 +12,11 @@ def test_submodules_need_no_import_of_their_own():
     code = """
 import sys
 import scoremle
-assert "jax" not in sys.modules and "scoremle.sde" not in sys.modules
-for name in ("sde", "times", "baselines", "official", "data"):
+assert "jax" not in sys.modules and "scoremle.core.sde" not in sys.modules
+for name in ("core", "likelihood", "published", "data"):
     assert name in dir(scoremle)
     assert getattr(scoremle, name) is sys.modules[f"scoremle.{name}"]
-assert scoremle.sde.VP is scoremle.VP
+assert scoremle.VP is sys.modules['scoremle.core.sde'].VP
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

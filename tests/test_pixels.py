@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.pixels import Pixels, bits_per_dim
+from scoremle.core.pixels import Pixels, bits_per_dim
 
 SCALES = [Pixels(), Pixels(256, 0.0, 1.0), Pixels(17), Pixels(2, -0.5, 0.5), Pixels(17, 0.0, 16.0)]
 every_scale = pytest.mark.parametrize("pixels", SCALES, ids=str)

@@ -11,10 +11,10 @@ import pytest
 from oracles import SDES, Gaussian, Mixture, golden_network, prior_std, schedule64
 from scipy import stats
 
+from scoremle.core.prediction import noise_fn
 from scoremle.errors import UserError
 from scoremle.numerics import expand
-from scoremle.parameterization import noise_fn
-from scoremle.predictor_corrector import (
+from scoremle.sampling.predictor_corrector import (
     PredictorCorrector,
     ald,
     ancestral_sampling,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from oracles import SDES, golden_network
 
-from scoremle.parameterization import noise_fn
-from scoremle.pixels import Pixels, bits_per_dim
-from scoremle.reference import PublishedRK45, published_rates
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 
 
 @pytest.mark.parametrize("name", ["vp", "subvp"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.report import (
+from scoremle.evaluation.tables import (
     image_grid,
     results_table,
     table,

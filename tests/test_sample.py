@@ -7,12 +7,12 @@ import pytest
 from oracles import EPS, SDES, Gaussian, Mixture, golden_network, schedule64
 from scipy import stats
 
-from scoremle.divergence import Exact
-from scoremle.likelihood import ode_log_likelihood
-from scoremle.multistep import Multistep
-from scoremle.ode import Adaptive
-from scoremle.parameterization import noise_fn
-from scoremle.sample import denoise, euler_sample, interpolate, ode_encode, ode_sample
+from scoremle.core.divergence import Exact
+from scoremle.core.prediction import noise_fn
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
+from scoremle.solvers.base import Adaptive
+from scoremle.solvers.multistep import Multistep
 
 every_sde = pytest.mark.parametrize("name", SDES)
 DATA = Gaussian.random(20, 2)

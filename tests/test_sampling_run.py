@@ -12,9 +12,11 @@ import pytest
 from conftest import TINY
 from extractors import stand_in
 
-from scoremle import cli, features, quality, report
-from scoremle.features import PUBLISHED_SHA256, Extractor, Reference
-from scoremle.sampling_run import Judge
+from scoremle.cli import main as cli
+from scoremle.evaluation import tables
+from scoremle.experiment.run_sampling import Judge
+from scoremle.quality import features, metrics
+from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference
 
 SETTINGS = (
     "--config.eval.enable_sampling",
@@ -42,7 +44,7 @@ def patch():
 @pytest.fixture(scope="module")
 def stats(patch, tmp_path_factory):
     """Reference features of the digits by the stand-in, which takes the place of Inception."""
-    for module in ("scoremle.commands.stats", "scoremle.sampling_run"):
+    for module in ("scoremle.cli.commands.stats", "scoremle.experiment.run_sampling"):
         patch.setattr(f"{module}.load_inception", lambda path: stand_in())
     patch.setattr(features, "BATCH_SIZE", 20)
     path = tmp_path_factory.mktemp("stats") / "digits.npz"
@@ -70,15 +72,15 @@ def test_results_are_those_of_the_samples_that_were_kept(judged, stats, tmp_path
     assert list(measures) == [
         "Fréchet distance", "kernel distance", "class score", "precision", "recall"
     ]  # fmt: skip
-    distance = quality.frechet_distance(found["pool_3"], reference)
+    distance = metrics.frechet_distance(found["pool_3"], reference)
     assert measures["Fréchet distance"] == {
         "value": pytest.approx(distance), "stderr": None, "samples": 50, "reference_images": 1437
     }  # fmt: skip
-    kernel = quality.kernel_distance(found["pool_3"], reference)
+    kernel = metrics.kernel_distance(found["pool_3"], reference)
     assert (measures["kernel distance"]["value"], measures["kernel distance"]["stderr"]) == kernel
-    score = quality.class_score(found["logits"])
+    score = metrics.class_score(found["logits"])
     assert (measures["class score"]["value"], measures["class score"]["stderr"]) == score
-    shares = quality.precision_recall(found["pool_3"], reference)
+    shares = metrics.precision_recall(found["pool_3"], reference)
     assert (measures["precision"]["value"], measures["recall"]["value"]) == shares[:2]
 
 
@@ -103,7 +105,7 @@ def test_results_state_what_they_were_measured_with(judged, stats):
 
 def test_a_second_run_prints_the_table_and_draws_nothing(tiny, judged, capfd, monkeypatch):
     folder, flags = judged
-    monkeypatch.setattr("scoremle.parts.write_npz", None)
+    monkeypatch.setattr("scoremle.resumable.write_npz", None)
     assert run(tiny.workdir, "--eval_folder=judged", *flags) == 0
     out, err = capfd.readouterr()
     assert err == ""
@@ -128,7 +130,7 @@ def test_the_published_weights_have_the_right_to_the_names():
     assert list(measures) == ["FID", "KID", "IS", "precision", "recall"]
     assert abs(measures["FID"]["value"]) < 1e-9
     result = {"measures": measures, **extractor.facts, "reference": judge.reference.facts}
-    table = report.quality_table({"quality_ckpt_1": result})
+    table = tables.quality_table({"quality_ckpt_1": result})
     assert re.search(r"^quality_ckpt_1  KID .* 40 +40$", table, re.MULTILINE)
     assert "reference: cifar10.npz, origin unknown" in table
 
@@ -148,7 +150,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
         features.write_npz(path, arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr("scoremle.parts.write_npz", until)
+        patch.setattr("scoremle.resumable.write_npz", until)
         assert run(tiny.workdir, "--eval_folder=killed", *flags) == 130
     assert not (killed / "results.json").exists()
     times = {path: path.stat().st_mtime_ns for path in written}
@@ -177,7 +179,7 @@ def test_other_settings_share_no_samples(tiny, judged, other, monkeypatch):
     def drawn(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.parts.write_npz", drawn)
+    monkeypatch.setattr("scoremle.resumable.write_npz", drawn)
     flags = (*judged[1], "--eval_folder=judged", f"--config.{other}")
     assert run(tiny.workdir, *flags) == 130
 
@@ -194,7 +196,7 @@ def test_bits_per_dim_alone_never_touch_inception(tiny, monkeypatch, capfd):
         raise AssertionError
 
     for name in ("judge", "Sampling.run"):
-        monkeypatch.setattr(f"scoremle.evaluation_run.{name}", touched)
+        monkeypatch.setattr(f"scoremle.experiment.run_eval.{name}", touched)
     flags = ("--config.eval.inception=absent.npz", "--config.eval.stats=absent.npz")
     loss = ("--config.eval.enable_loss", "--noconfig.eval.enable_sampling")
     assert run(tiny.workdir, "--eval_folder=loss_alone", *flags, *loss) == 0
@@ -215,7 +217,7 @@ def test_bits_per_dim_alone_never_touch_inception(tiny, monkeypatch, capfd):
 )
 def test_what_is_missing_is_told_before_sampling_begins(tiny, flags, words, capfd):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scoremle.sampling_run.load_inception", features.load_inception)
+        patch.setattr("scoremle.experiment.run_sampling.load_inception", features.load_inception)
         mistaken(tiny, [f"--config.eval.{flag}" for flag in flags], words, capfd)
 
 

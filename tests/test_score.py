@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import scoremle
-from scoremle import cli
-from scoremle.data.digits import load_digits
+from scoremle.cli import main as cli
+from scoremle.data.readers.digits import load_digits
 
 IMAGES = load_digits("")[1][:5]
 

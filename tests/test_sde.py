@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import SDES, drift_and_diffusion64, log_prior, log_snr64, prior_std, schedule64
 
-from scoremle.sde import VE, VP, LinearVE, SubVP
+from scoremle.core.sde import VE, VP, LinearVE, SubVP
 
 every_sde = pytest.mark.parametrize("name", SDES)
 linear_beta = pytest.mark.parametrize("name", ["vp", "subvp"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scoremle.suite import verdicts
+from scoremle.experiment.consistency import verdicts
 
 rng = np.random.default_rng(0)
 IMAGES = 3 + rng.normal(size=200)

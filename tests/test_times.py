@@ -6,7 +6,7 @@ import pytest
 from oracles import EPS, SDES, drift_and_diffusion64, log_snr64, schedule64
 from scipy import stats
 
-from scoremle.times import BINS, BinnedLogSNR, UniformLogSNR, UniformTime
+from scoremle.core.times import BINS, BinnedLogSNR, UniformLogSNR, UniformTime
 
 every_sde = pytest.mark.parametrize("name", SDES)
 either = pytest.mark.parametrize("stratified", [False, True])

@@ -18,10 +18,10 @@ import optax
 import pytest
 import resume_worker as worker
 
-from scoremle import metrics
-from scoremle.checkpoint import Checkpoints, tree_hash
 from scoremle.errors import UserError
-from scoremle.train import init_state, make_optimizer, make_step
+from scoremle.training import writers
+from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.loop import init_state, make_optimizer, make_step
 
 
 def test_optimizer_is_the_published_one(golden):
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, bad_step):
 def test_rows_of_a_killed_run_are_not_repeated(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10, "loss": 1}\n{"step": 20, "loss": 2}\n{"step": 30, "lo')
-    writer = metrics.JsonLines(path)
+    writer = writers.JsonLines(path)
     writer.rewind(15)
     writer.write(18, {"loss": 3.0, "eval_bpd": float("nan")})
     assert rows(tmp_path) == [{"step": 10, "loss": 1}, {"step": 18, "loss": 3.0, "eval_bpd": None}]
@@ -306,30 +306,30 @@ def test_rows_of_a_killed_run_are_not_repeated(tmp_path):
 
 def test_tensorboard(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
-    writer = metrics.TensorBoard(tmp_path)
+    writer = writers.TensorBoard(tmp_path)
     writer.rewind(0)
     writer.write(1, {"loss": 1.0})
     writer.close()
     assert list(tmp_path.glob("events.out.*"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"pip install 'scoremle\[tensorboard\]'"):
-        metrics.TensorBoard(tmp_path)
+        writers.TensorBoard(tmp_path)
 
 
 def test_console(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    bar = metrics.console(10)
-    assert isinstance(bar, metrics.Bar)
+    bar = writers.console(10)
+    assert isinstance(bar, writers.Bar)
     bar.rewind(2)
     bar.write(10, {"loss": 1.0, "eval_bpd": 2.5})
     bar.close()
     assert "step 10/10" in capsys.readouterr().out
     monkeypatch.undo()
-    assert isinstance(metrics.console(10), metrics.Lines)
+    assert isinstance(writers.console(10), writers.Lines)
 
 
 def test_lines_say_when_bits_were_measured_and_what_the_pace_includes(capsys):
-    lines = metrics.Lines(10)
+    lines = writers.Lines(10)
     lines.rewind(0)
     for step, row in ((2, {}), (4, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}), (6, {})):
         lines.write(step, {"loss": 1.0, **row})

@@ -10,9 +10,10 @@ import pytest
 from conftest import TINY
 
 import scoremle
-from scoremle import cli, trained
-from scoremle.data.digits import load_digits
+from scoremle.cli import main as cli
+from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
+from scoremle.experiment import trained
 
 TEST = load_digits("")[1]
 

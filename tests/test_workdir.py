@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY
 
-from scoremle import cli
-from scoremle.checkpoint import Checkpoints
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.evaluation_run import chosen_checkpoints
-from scoremle.experiment import build
-from scoremle.workdir import Workdir
+from scoremle.experiment.build import build
+from scoremle.experiment.run_eval import chosen_checkpoints
+from scoremle.experiment.workdir import Workdir
+from scoremle.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

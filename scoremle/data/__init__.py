@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.data.arrays import read_arrays
-from scoremle.data.celeba import read_celeba
-from scoremle.data.cifar import read_cifar10, read_cifar100
+from scoremle.data.archive import is_archive
 from scoremle.data.dataset import ANY_SIZE, Dataset
-from scoremle.data.digits import read_digits
-from scoremle.data.feeds import Feed, feed
-from scoremle.data.folder import Prepared, is_prepared
-from scoremle.data.idx import read_emnist, read_idx
-from scoremle.data.imagenet import read_imagenet
-from scoremle.data.images import ImageSet, pad_to, padded_batches, permutation
-from scoremle.data.parquet import read_parquet
-from scoremle.data.photos import read_photos
-from scoremle.data.pictures import FITS, read_pictures
-from scoremle.data.reading import Options, Reading
-from scoremle.data.source import is_archive
-from scoremle.data.svhn import read_svhn
-from scoremle.data.synthetic import read_synthetic
+from scoremle.data.feed import Feed, feed
+from scoremle.data.image_set import ImageSet, pad_to, padded_batches, permutation
+from scoremle.data.prepared import Prepared, is_prepared
+from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.base import Options, Reading
+from scoremle.data.readers.celeba import read_celeba
+from scoremle.data.readers.cifar import read_cifar10, read_cifar100
+from scoremle.data.readers.digits import read_digits
+from scoremle.data.readers.idx import read_emnist, read_idx
+from scoremle.data.readers.imagenet import read_imagenet
+from scoremle.data.readers.parquet import read_parquet
+from scoremle.data.readers.photos import read_photos
+from scoremle.data.readers.pictures import FITS, read_pictures
+from scoremle.data.readers.svhn import read_svhn
+from scoremle.data.readers.synthetic import read_synthetic
 from scoremle.errors import UserError, choose
 
 __all__ = [

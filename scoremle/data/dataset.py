@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from scoremle.data.folder import FORMAT, Prepared, cache_folder, is_prepared
+from scoremle.data.archive import stamp
 from scoremle.data.prepare import prepare
-from scoremle.data.reading import Options, Reader
-from scoremle.data.source import stamp
+from scoremle.data.prepared import FORMAT, Prepared, cache_folder, is_prepared
+from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
 
 __all__ = ["ANY_SIZE", "Dataset"]

@@ -23,8 +23,8 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import scoremle
-from scoremle.data.folder import FORMAT, META, made_whole
-from scoremle.data.reading import Chunk, Options, Reading, Unusable
+from scoremle.data.prepared import FORMAT, META, made_whole
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
 from scoremle.files import write_json, writing
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Images, Times
 from scoremle.errors import UserError
 from scoremle.nn import layers
+from scoremle.types import Images, Times
 
 __all__ = ["DDPMpp"]
 

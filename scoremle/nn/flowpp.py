@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Images, PerExample
 from scoremle.errors import UserError
 from scoremle.numerics import sum_data
+from scoremle.types import Images, PerExample
 
 __all__ = ["VARIANTS", "FlowPP"]
 

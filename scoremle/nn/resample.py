@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from scoremle.arrays import Images
+from scoremle.types import Images
 
 __all__ = [
     "conv_downsample_2d",

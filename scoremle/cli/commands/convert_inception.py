@@ -1,0 +1,58 @@
+"""``scoremle convert-inception``: the Inception weights of PyTorch's FID packages, as our npz.
+
+The source is pt_inception-2015-12-05-6726825d.pth (also named weights-inception-...). Its hash is
+kept in the npz: only features of those weights are called Inception's in results.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.cli.commands import Parser
+from scoremle.errors import UserError
+from scoremle.quality.features import PUBLISHED_SHA256, write_inception
+from scoremle.quality.inception import from_torch
+
+__all__ = ["main"]
+
+ORIGINS = {
+    True: "the published weights",
+    False: "not the published weights, so results won't be called FID, KID or IS",
+}
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="scoremle convert-inception", description=__doc__)
+    parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
+    parser.add_argument("out", type=Path, help="the npz to write")
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".npz":
+        raise UserError(f"{options.out}: the name to write must end in .npz")
+    state = _load(options.weights)
+    try:
+        params = from_torch(state)
+    except UserError as error:
+        raise UserError(f"{options.weights} {error}: it is not the Inception of FID") from None
+    sha256 = hashlib.sha256(options.weights.read_bytes()).hexdigest()
+    write_inception(options.out, params, sha256)
+    print(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
+    print(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, by name; nothing but arrays is unpickled."""
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    try:
+        import torch
+    except ImportError:
+        raise UserError("this needs the extra: pip install 'scoremle[torch]'") from None
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
+    except Exception as error:
+        # A file of another kind comes out of torch as every kind of exception.
+        raise UserError(f"{path} is no state dict of PyTorch ({type(error).__name__})") from None

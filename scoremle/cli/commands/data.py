@@ -1,0 +1,160 @@
+"""``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle import data
+from scoremle.cli.commands import Parser
+from scoremle.errors import UserError
+from scoremle.evaluation import tables
+
+__all__ = ["main"]
+
+SHOWN = 64
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one of the two."""
+    options = _parser().parse_args(arguments)
+    picture = getattr(options, "picture", None)
+    if picture and picture.suffix.lower() != ".png":
+        raise UserError(f"--picture={picture}: the name to draw to must end in .png")
+    prepared = _prepared(options)
+    print(tables.table(("data set", prepared.meta["name"]), _facts(prepared)))
+    if options.what == "show":
+        _draw(prepared, options.split, options.picture)
+    else:
+        print(f"\nto train on it:\n  {_flags(prepared)}")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="scoremle data", description="Prepare data sets, and look at them.")
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    for what, help_text in (
+        ("prepare", "turn any source into arrays, checked, once"),
+        ("show", "print the facts of a data set and draw some images"),
+    ):
+        command = commands.add_parser(what, help=help_text, description=help_text)
+        command.add_argument("name", metavar="NAME|PATH", help=", ".join(data.DATASETS))
+        command.add_argument("--path", default="", help="its files; an own PATH needs none")
+        command.add_argument("--size", type=int, default=0, help="height and width; 0: as it is")
+        command.add_argument("--channels", type=int, default=0, choices=(0, 1, 3))
+        command.add_argument("--fit", default="", choices=tuple(data.FITS), help=_FIT)
+        command.add_argument("--levels", type=int, default=0, help="grey levels: 2**bits")
+        command.add_argument("--test-fraction", type=_fraction, default=0.1, help=_FRACTION)
+        command.add_argument("--skip-corrupt", action="store_true", help=_SKIP)
+        if what == "prepare":
+            command.add_argument("--into", type=Path, help="a new folder; else in the cache")
+        else:
+            command.add_argument("--split", default="train", choices=("train", "test"))
+            command.add_argument("--picture", type=Path, help="file to draw to: NAME.png")
+    return parser
+
+
+_FIT = "bring images of other sizes to --size: crop the centre, or resize the centred square"
+_FRACTION = "share of the images to test on, where the source does not say (default: 0.1)"
+_SKIP = "leave out images that can't be used, and count them"
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _prepared(options: Any) -> data.Prepared:
+    """Finds the data set, or makes it; an own path is a set of images."""
+    name, path = options.name, options.path
+    if name.lower() not in data.DATASETS and (Path(name).exists() or os.sep in name):
+        name, path = _name_of(Path(name)), name
+    dataset = _lookup(name)
+    how = data.Options(
+        options.size, options.channels, options.fit, options.levels,
+        options.test_fraction, options.skip_corrupt,
+    )  # fmt: skip
+    if how.levels and not 2 <= how.levels <= 256:
+        raise UserError(f"--levels must be from 2 to 256, not {how.levels}")
+    into = getattr(options, "into", None)
+    if into is None:
+        return dataset.find(path, how)
+    if into.exists():
+        raise UserError(f"--into={into} exists; name a new folder, or remove it")
+    dataset.prepare(dataset.place_of(path), how, into)
+    return data.Prepared(into)
+
+
+def _lookup(name: str) -> data.Dataset:
+    try:
+        return data.lookup(name)
+    except UserError as error:
+        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
+
+
+def _name_of(path: Path) -> str:
+    """The data set that a path holds: the one it was prepared as, or one's own images."""
+    if not path.exists():
+        raise UserError(f"no folder or file {path}")
+    if path.is_dir() and data.is_prepared(path):
+        return str(data.Prepared(path).meta["name"])
+    return "images"
+
+
+def _facts(prepared: data.Prepared) -> list[tuple[str, str]]:
+    meta = prepared.meta
+    counts, shape, levels = meta["counts"], meta["shape"], meta["levels"]
+    reduced = f", from {meta['source_levels']}" if levels != meta["source_levels"] else ""
+    rows = [
+        ("version", meta["version"]),
+        ("images", f"{counts['train']} for training, {counts['test']} for testing"),
+        ("shape", "x".join(map(str, shape))),
+        ("levels", f"{levels} ({np.log2(levels):.4g} bits){reduced}"),
+        ("split", meta["split"]),
+        ("labels", _labels(prepared)),
+        *((what.replace("_", " "), meta.get(what, "")) for what in ("crop", "orientation")),
+        *((f"duplicates {where}", str(n)) for where, n in meta["duplicates"].items()),
+        ("images of one colour", str(meta["constant_images"])),
+        ("skipped, unusable", str(len(meta["skipped"]))),
+        *((note, str(n)) for note, n in meta["notes"].items()),
+        ("made with", _made_with(meta["options"])),
+        ("source", meta["source"]),
+        ("source sha256", meta["source_sha256"]),
+        ("folder", str(prepared.folder)),
+    ]
+    return [(what, value) for what, value in rows if value]
+
+
+def _labels(prepared: data.Prepared) -> str:
+    labels = prepared.labels("train")
+    if labels is None:
+        return "none"
+    return f"{len(np.unique(labels))} different"
+
+
+def _made_with(options: dict[str, Any]) -> str:
+    default = vars(data.Options())
+    return ", ".join(f"{k}={v}" for k, v in options.items() if v != default[k])
+
+
+def _flags(prepared: data.Prepared) -> str:
+    meta = prepared.meta
+    fields = {
+        "dataset": meta["name"],
+        "path": prepared.folder,
+        "image_size": max(meta["shape"][:2]),
+        "num_channels": meta["shape"][2],
+    }
+    return " ".join(f"--config.data.{name}={value}" for name, value in fields.items())
+
+
+def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
+    """Images from all over the split, in one picture."""
+    images = prepared.images(split)
+    chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
+    path = picture or Path(f"{prepared.meta['name']}.png")
+    tables.write_grid(path, images[chosen], prepared.meta["levels"])
+    print(f"\n{len(chosen)} of its {split} images: {path}")

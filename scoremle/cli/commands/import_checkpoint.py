@@ -1,0 +1,158 @@
+"""``scoremle import PATH``: says what a published checkpoint is, and makes a workdir of it.
+
+The architecture comes from the arrays, step and rates from the file; SDE, objective and data set
+from the name of the folder. What nothing says (dropout, activations, the size of the images) is
+that of the published config.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scoremle import published
+from scoremle.cli.commands import Parser
+from scoremle.errors import UserError
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.config import published_config
+from scoremle.experiment.workdir import Workdir
+from scoremle.published import (
+    ATTENTION,
+    Origin,
+    Published,
+    PublishedCheckpoints,
+    architecture,
+    flow_architecture,
+)
+from scoremle.training import loop
+from scoremle.training.checkpoints import Damaged
+
+__all__ = ["main"]
+
+ABOUT = "Says what a published checkpoint is, and makes a workdir of it."
+
+DEQUANTIZER = "flowpp_dequantizer"
+IMAGE_SIZE = 32
+LEVELS = 256
+EXAMPLE = "cifar10_deep_vp_likelihood_iw_flip"
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="scoremle import", description=ABOUT)
+    parser.add_argument("path", type=Path, help="a folder as published, or a checkpoint file")
+    parser.add_argument("--out", type=Path, help="workdir to write; runs/NAME if left out")
+    parser.add_argument("--name", help=f"name that the folder had, such as {EXAMPLE}")
+    options = parser.parse_args(arguments)
+    number, file = _newest(options.path)
+    found = published.read(file)
+    network = _described(file, found, architecture)
+    _report(file, found, "network", network)
+    known = published.origin(Path(options.name) if options.name else file.resolve())
+    if known is None:
+        raise UserError(
+            f"the name of {options.path} does not say its SDE and data set: pass the name that "
+            f"the folder had when it was published, such as --name={EXAMPLE}"
+        )
+    _check_channels(file, known, network["num_channels"])
+    place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
+    _convert(number, file, found, _config(known, found, network), place)
+    for number, file in _dequantizers(options.path):
+        _convert_dequantizer(number, file, place)
+
+
+def _newest(path: Path) -> tuple[int, Path]:
+    if path.is_file():
+        number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
+        return int(number) if number.isdecimal() else 0, path
+    for folder in (path / "checkpoints", path):
+        if there := published.files(folder):
+            return max(there.items())
+    raise UserError(f"no checkpoint_N or checkpoint_N.pth in {path} or {path / 'checkpoints'}")
+
+
+def _dequantizers(path: Path) -> list[tuple[int, Path]]:
+    return sorted(published.files(path / DEQUANTIZER / "checkpoints").items())
+
+
+def _described(
+    file: Path, found: Published, describe: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    try:
+        return describe(found.params)
+    except Damaged as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _check_channels(file: Path, known: Origin, channels: int) -> None:
+    named = published_config(known.config, {}).data.num_channels
+    if channels != named:
+        raise UserError(
+            f"{file} has num_channels {channels}, and {known.dataset} has {named}: it is not the"
+            " model of that name"
+        )
+
+
+def _config(known: Origin, found: Published, network: dict[str, Any]) -> ConfigDict:
+    """The nearest published config, with what the file and the folder's name say."""
+    elsewhere = (ATTENTION, "num_channels")  # the number of channels is the named data set's
+    fields = {
+        **known.fields,
+        **{f"model.{name}": value for name, value in network.items() if name not in elsewhere},
+        "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
+        "model.ema_rate": found.ema_rate,
+        "optim.lr": found.lr,
+    }
+    return published_config(known.config, fields)
+
+
+def _report(file: Path, found: Published, what: str, fields: dict[str, Any]) -> None:
+    arrays = jax.tree.leaves(found.params)
+    print(f"{file}")
+    print(f"  step        {found.step:,}")
+    print(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
+    print(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+
+
+def _convert(
+    number: int, file: Path, found: Published, config: ConfigDict, place: Workdir
+) -> None:
+    experiment = build(config, levels=LEVELS)
+    training = config.training
+    objective = {
+        "likelihood weighting": training.likelihood_weighting,
+        "importance sampling": training.importance_weighting,
+        "flips": config.data.random_flip,
+    }
+    words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
+    print(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
+    print(f"  SDE         {training.sde}, {words} (by the folder's name)")
+    state = published.train_state(found, experiment.template(), file)
+    _save(place.snapshots, number, state, found, experiment)
+    place.describe(experiment)
+    print(f"  written to  {place.snapshots.path(number)}", flush=True)
+
+
+def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
+    found = published.read(file)
+    _report(file, found, "dequantizer", _described(file, found, flow_architecture))
+    experiment = build(place.config(), levels=LEVELS)
+    template = jax.eval_shape(lambda: loop.init_state(found.params, experiment.optimizer))
+    state = published.train_state(found, template, file)
+    store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
+    _save(store, number, state, found, experiment)
+    print(f"  written to  {store.path(number)}", flush=True)
+
+
+def _save(
+    store: PublishedCheckpoints,
+    number: int,
+    state: loop.TrainState,
+    found: Published,
+    experiment: Experiment,
+) -> None:
+    if number in store.numbers():
+        raise UserError(f"{store.path(number)} is there already: choose another --out")
+    note = {"dataset": experiment.data.name, "seed": experiment.seed}
+    store.save(number, state, {**note, "step": found.step, "rng": found.rng})

@@ -1,0 +1,94 @@
+"""``scoremle score WORKDIR IMAGES``: the likelihood of each of one's own images, as a table.
+
+IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8. The table is a
+CSV of one line an image, in their order.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from scoremle import data
+from scoremle.cli.commands import Parser
+from scoremle.data.archive import Source
+from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.base import UnusableImage
+from scoremle.data.readers.pictures import Decoder, is_picture
+from scoremle.errors import UserError
+from scoremle.evaluation.tables import table
+from scoremle.experiment import trained
+from scoremle.files import write_atomically
+
+__all__ = ["main"]
+
+# Images that are shown of either end of the list.
+SHOWN = 3
+COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
+
+
+def main(arguments: list[str]) -> None:
+    """Scores the images, writes the table, and prints its mean and its ends."""
+    options = _parser().parse_args(arguments)
+    model = trained.load(options.workdir, options.checkpoint)
+    names, images = _read(options.images, model, options.fit)
+    print(f"scoring {len(images)} images of {options.images}", flush=True)
+    scores = model.score(images, seed=options.seed, repeats=options.repeats)
+    _write(options.out, names, scores)
+    order = np.argsort(scores.bpd)
+    mean, error = scores.bpd.mean(), ""
+    if len(images) > 1:
+        error = f" +- {scores.bpd.std(ddof=1) / np.sqrt(len(images)):.4f} (over images)"
+    ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
+    rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
+    print(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
+    print(f"mean {mean:.4f}{error} bits/dim; exact by the ODE, uniform dequantization")
+    print(f"written to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="scoremle score", description=__doc__)
+    parser.add_argument("workdir", type=Path, help="of a trained or imported model")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
+    parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
+    parser.add_argument("--fit", choices=tuple(data.FITS), default="", help="of other sizes")
+    parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
+    parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
+    return parser
+
+
+def _read(
+    path: Path, model: trained.Trained, fit: str
+) -> tuple[list[str], UInt8[np.ndarray, "n h w c"]]:
+    """Names and pixels of the images, as the model takes them."""
+    if not path.exists():
+        raise UserError(f"no file or folder {path}")
+    size, _, channels = model.experiment.data.shape
+    if path.suffix in (".npy", ".npz"):
+        chunks = [chunk.images for chunk in read_arrays(path, data.Options(fit=fit)).chunks]
+        images = np.concatenate(chunks)
+        return [str(i) for i in range(len(images))], images
+    decoder = Decoder(data.Options(size=size, channels=channels, fit=fit))
+    found = {}
+    for name, content in Source(path).files(is_picture):
+        try:
+            found[name] = decoder(name, content)
+        except UnusableImage as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+    if not found:
+        raise UserError(f"{path} holds no picture (.png, .jpg, .webp or .bmp)")
+    pixels, levels = np.stack(list(found.values())), model.experiment.pixels.levels
+    if levels != 256:
+        print(f"their 256 grey levels become the model's {levels}")
+    return list(found), (pixels.astype(np.uint32) * levels // 256).astype(np.uint8)
+
+
+def _write(path: Path, names: list[str], scores: trained.Scores) -> None:
+    columns = [getattr(scores, name) for name in COLUMNS]
+    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", *COLUMNS))
+        writer.writerows(zip(names, *(column.tolist() for column in columns), strict=True))

@@ -1,0 +1,103 @@
+"""Dequantizers: noise u in [0, 1) that turns integers into reals, with its log-density.
+
+    -log P(x) <= E_q[ log q(u | x) - log p(y) ] - D log dy/du,      y = pixels.encode(x, u)
+
+*Uniform* noise is what a model is usually trained with. *Truncated normal* noise (Zheng et al.,
+arXiv 2305.03935) is the model's own noise at a time t, cut off at the edges of the bin of y: for a
+model that was trained on the middles of bins, without noise of its own. *A flow* is trained to
+make the bound tight (Ho et al., arXiv 1902.00275).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoremle.core.pixels import Pixels
+from scoremle.core.sde import SDE
+from scoremle.numerics import sum_data
+from scoremle.types import Images, IntImages, PerExample, PRNGKey
+
+__all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
+
+# The largest u below one.
+BELOW_ONE = float(1 - np.finfo(np.float32).epsneg)
+# Half a bin, in standard deviations of the noise where the truncated normal begins.
+HALF_BIN = 3.0
+
+
+class Dequantizer(Protocol):
+    """Draws u in [0, 1) for integer images, and gives log q(u | x) in nats.
+
+    ``start`` is the time t of the noise that u stands for: y then is z / alpha_t, of a z that lies
+    at that time. None if u is no such noise.
+    """
+
+    @property
+    def start(self) -> float | None: ...
+
+    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """u uniform in [0, 1), independent of the image: log q = 0."""
+
+    start: None = None
+
+    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
+        return jax.random.uniform(key, x.shape), jnp.zeros(x.shape[0])
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
+
+    z = alpha m + sigma e lies in the bin that is scaled by alpha, where |e| <= kappa, half a bin
+    in units of sigma. As u = (1 + e / kappa) / 2, its density is 2 kappa N(e) / erf(kappa/sqrt 2)
+    for each pixel.
+    """
+
+    sde: SDE
+    start: float
+    pixels: Pixels = Pixels()
+
+    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
+        kappa = half_bin(self.sde, self.start, self.pixels)
+        e = jax.random.truncated_normal(key, -kappa, kappa, x.shape)
+        u = jnp.clip((1 + e / kappa) / 2, 0, BELOW_ONE)
+        log_mass = jnp.log(jax.lax.erf(kappa / math.sqrt(2)))
+        log_norm = jnp.log(2 * kappa) - math.log(2 * math.pi) / 2 - log_mass
+        return u, x[0].size * log_norm - sum_data(jnp.square(e)) / 2
+
+
+@dataclass(frozen=True)
+class Flow:
+    """u from a trained flow: ``apply(params, e, x)`` gives u and log q(u | x).
+
+    e is standard normal, and x the image scaled to [0, 1].
+    """
+
+    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]]
+    params: Any
+    levels: int = 256
+    start: None = None
+
+    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
+        return self.apply(self.params, jax.random.normal(key, x.shape), x / (self.levels - 1))
+
+
+def half_bin(sde: SDE, t: float, pixels: Pixels) -> jax.Array:
+    """kappa: half a bin, in units of the noise at t."""
+    return jnp.exp(pixels.log_det_per_dim + sde.log_snr(jnp.asarray(t)) / 2) / 2
+
+
+def truncation_start(sde: SDE, eps: float, pixels: Pixels) -> float:
+    """The t at which half a bin is three standard deviations; ``eps`` if that is later."""
+    with jax.ensure_compile_time_eval():
+        log_snr = jnp.asarray(2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim))
+        return max(eps, float(sde.time_of_log_snr(log_snr)))

@@ -1,0 +1,148 @@
+"""Divergence of a vector field, exact or by the Skilling-Hutchinson estimate.
+
+    tr J = E[ v^T J v ],     E[v v^T] = I
+
+An estimator draws its probes and then, at a point, gives the field's value and its estimates of
+the divergence from forward-mode derivatives: all probes share one evaluation of the field.
+Rademacher probes have the smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A||_F^2 for Gaussian
+ones (A symmetrised). Of orthogonal ones, k of D cover a share k/D of the trace, and D all of it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scoremle.types import Data, PRNGKey
+
+__all__ = [
+    "DivergenceEstimator",
+    "Exact",
+    "FixedProbe",
+    "Hutchinson",
+    "Orthogonal",
+]
+
+Probes = Float[Array, "k b *d"]
+Field = Callable[[Data], Data]
+
+
+class DivergenceEstimator(Protocol):
+    """Draws probes for a batch; then estimates divergences with them.
+
+    ``random`` says whether another key would draw other probes.
+    """
+
+    @property
+    def random(self) -> bool: ...
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes: ...
+
+    def __call__(
+        self, field: Field, x: Data, probes: Probes
+    ) -> tuple[Data, Float[Array, "m b"]]:
+        """The field at ``x`` and ``m`` estimates of its divergence, exchangeable ones."""
+        ...
+
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        """What each of several estimates, or of their integrals, adds to the error of their mean.
+
+        The sum of the squares is the variance of the mean. NaN where one estimate can't tell.
+        """
+        ...
+
+
+def _quadratic_forms(field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "k b"]]:
+    # The value does not depend on the probe, so vmap computes it once.
+    def push(v: Data) -> tuple[Data, Data]:
+        return jax.jvp(field, (x,), (v,))
+
+    value, jv = jax.vmap(push, out_axes=(None, 0))(probes)
+    return value, jnp.sum(probes * jv, axis=tuple(range(2, probes.ndim)))
+
+
+class _Sampled:
+    """What all estimators by random probes share."""
+
+    random = True
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        return _quadratic_forms(field, x, probes)
+
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        m = len(estimates)
+        if m == 1:
+            return jnp.full_like(estimates, jnp.nan)
+        return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
+
+
+@dataclass(frozen=True)
+class Hutchinson(_Sampled):
+    """Independent random probes for each example."""
+
+    probes: int = 1
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        random = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
+        return random[self.distribution](key, (self.probes, *x.shape), x.dtype)
+
+
+@dataclass(frozen=True)
+class Orthogonal(_Sampled):
+    """A random frame of ``probes`` orthogonal vectors for each example, at most as many as D.
+
+    Raises ValueError for more probes than dimensions.
+    """
+
+    probes: int = 2
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        batch, dims = x.shape[0], x[0].size
+        if self.probes > dims:
+            raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
+        block = jax.random.normal(key, (batch, dims, self.probes), x.dtype)
+        frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
+        return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        value, estimates = super().__call__(field, x, probes)
+        # Drawn without replacement, they tell more than their spread: the correction of a finite
+        # population. The mean stays.
+        mean = jnp.mean(estimates, axis=0)
+        return value, mean + math.sqrt(1 - self.probes / x[0].size) * (estimates - mean)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedProbe(_Sampled):
+    """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
+
+    vectors: Probes
+
+    random = False
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        return jnp.asarray(self.vectors, x.dtype)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact trace, one unit vector for each dimension: for data of few dimensions."""
+
+    random = False
+
+    def draw(self, key: PRNGKey, x: Data) -> Probes:
+        dims = x[0].size
+        basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
+        return jnp.broadcast_to(basis, (dims, *x.shape))
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        value, diagonal = _quadratic_forms(field, x, probes)
+        return value, jnp.sum(diagonal, axis=0, keepdims=True)
+
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        return jnp.zeros_like(estimates)

@@ -1,0 +1,123 @@
+"""How training and the bound draw t, with the density of the draw.
+
+The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song,
+Durkan et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of
+the log-SNR, for every SDE. A density proportional to the spread of the integrand has the least
+variance, where that is known (`BinnedLogSNR`). A stratified draw spaces the n times evenly and
+shifts them by one random offset (Kingma et al., arXiv 2107.00630, appendix I.1): each alone keeps
+its distribution.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scoremle.core.sde import SDE
+from scoremle.numerics import check_eps
+from scoremle.types import PRNGKey, Times
+
+__all__ = [
+    "BinnedLogSNR",
+    "TimeSampler",
+    "UniformLogSNR",
+    "UniformTime",
+    "log_snr_edges",
+    "log_snr_range",
+]
+
+# Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
+# is about one unit wide.
+BINS = 24
+
+
+class TimeSampler(Protocol):
+    """Draws ``n`` times in [eps, 1] and gives their density.
+
+    ``stratified`` says whether the draws of one call are spaced evenly rather than independent.
+    """
+
+    @property
+    def stratified(self) -> bool: ...
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]: ...
+
+
+def _unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
+    if not stratified:
+        return jax.random.uniform(key, (n,))
+    return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
+
+
+def log_snr_range(sde: SDE, eps: float) -> tuple[Times, Times]:
+    """lambda at t = 1 and at t = eps; their difference is the paper's constant Z."""
+    ends = sde.log_snr(jnp.asarray([1.0, eps]))
+    return ends[0], ends[1]
+
+
+def log_snr_edges(sde: SDE, eps: float) -> Float[Array, " n"]:
+    """Edges of bins of equal width from the log-SNR at t = 1 to that at t = eps."""
+    return jnp.linspace(*log_snr_range(sde, eps), BINS + 1)
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """t uniform on [eps, 1]."""
+
+    eps: float
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        u = _unit_draws(key, n, self.stratified)
+        t = self.eps + (1 - self.eps) * u
+        return t, jnp.full_like(t, 1 / (1 - self.eps))
+
+
+@dataclass(frozen=True)
+class UniformLogSNR:
+    """Log-SNR uniform between its values at t = 1 and t = eps: the paper's importance sampling."""
+
+    sde: SDE
+    eps: float
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        low, high = log_snr_range(self.sde, self.eps)
+        u = _unit_draws(key, n, self.stratified)
+        t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
+        return t, self.sde.likelihood_weight(t) / (high - low)
+
+
+@dataclass(frozen=True, eq=False)
+class BinnedLogSNR:
+    """Log-SNR with a density that is constant on each bin of ``log_snr_edges``.
+
+    ``shares`` are the probabilities of the bins: all above zero, with sum one.
+    """
+
+    sde: SDE
+    eps: float
+    shares: Float[Array, " bins"]
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        edges = log_snr_edges(self.sde, self.eps)
+        shares = jnp.asarray(self.shares)
+        below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
+        u = _unit_draws(key, n, self.stratified)
+        index = jnp.clip(jnp.searchsorted(below, u, side="right") - 1, 0, len(shares) - 1)
+        width, share = jnp.diff(edges)[index], shares[index]
+        lam = edges[index] + width * (u - below[index]) / share
+        t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
+        return t, self.sde.likelihood_weight(t) * share / width

@@ -1,0 +1,69 @@
+"""How the images of a training step get to the device.
+
+Either they all lie there, and a step is told their numbers and gathers them itself; or a thread
+reads the batches to come (of a mapped file, from disk) and they are sent. Both give the same
+images, since both are the same function of (seed, step).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from scoremle.data.image_set import ImageSet, Rows
+
+__all__ = ["Feed", "Prefetch", "feed"]
+
+# Of the device's memory, which the network needs more than the data.
+SHARE = 1 / 4
+# Where the device does not say how much memory it has: on a CPU, where it is the process's own.
+MEMORY = 4 << 30
+AHEAD = 8
+
+
+class Feed(NamedTuple):
+    """``gather(resident, batch(step))`` are the images of a step; ``gather`` runs within it."""
+
+    batch: Callable[[int], Any]
+    resident: Any
+    gather: Callable[[Any, Any], Array]
+
+
+def feed(images: ImageSet, on_device: str = "auto") -> Feed:
+    """On the device if ``on_device`` is "true", or if it is "auto" and they fit there."""
+    fits = images.train.nbytes <= SHARE * _memory()
+    if on_device == "true" or (on_device == "auto" and fits):
+        return Feed(images.rows, images.train, _gather)
+    return Feed(Prefetch(images.batch), (), lambda _, batch: batch)
+
+
+def _memory() -> int:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", MEMORY)
+
+
+def _gather(images: Array, rows: Rows) -> Array:
+    batch = jnp.asarray(images)[rows.indices]
+    return jnp.where(rows.flipped[:, None, None, None], batch[:, :, ::-1], batch)
+
+
+class Prefetch:
+    """``batch``, whose next values a thread makes while steps come in order."""
+
+    def __init__(self, batch: Callable[[int], np.ndarray], ahead: int = AHEAD) -> None:
+        self._batch, self._ahead = batch, ahead
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._coming: dict[int, Future[np.ndarray]] = {}
+
+    def __call__(self, step: int) -> np.ndarray:
+        wanted = range(step, step + self._ahead + 1)
+        for other in self._coming.keys() - set(wanted):
+            self._coming.pop(other).cancel()
+        for next_step in wanted:
+            if next_step not in self._coming:
+                self._coming[next_step] = self._pool.submit(self._batch, next_step)
+        return self._coming[step].result()

@@ -1,0 +1,148 @@
+"""Arrays of images: a .npy, a .npz, or a folder with train.npy and test.npy.
+
+An array is uint8, [n h w] or [n h w c] with 1 or 3 channels. A .npz holds ``train`` and ``test``,
+or one array to be divided; ``train_labels``, ``test_labels`` or ``labels`` may go with them, and
+``levels`` says how many grey levels there are if not 256.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.data.archive import Source, check_ratio, hash_files
+from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.errors import UserError
+
+__all__ = ["as_uint8", "check_images", "load_npz", "read_arrays"]
+
+CHUNK = 4096
+SPLITS = ("train", "test", "val")
+
+
+def read_arrays(path: Path, options: Options) -> Reading:
+    """The images of a .npy or .npz, or of the .npy files of a folder, as they are."""
+    if options.fit:
+        raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")
+    if path.suffix == ".npz":
+        arrays = load_npz(path)
+    else:
+        files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+        arrays = {file.stem: _load_npy(file) for file in files}
+    levels = int(arrays.pop("levels", 256))
+    if not 2 <= levels <= 256:
+        raise UserError(f"{path}: levels is {levels}, but must be from 2 to 256")
+    if path.is_dir():
+        sha256 = partial(hash_files, path, lambda name: name.endswith(".npy"))
+        return Reading(_chunks(path, arrays, options), sha256, levels)
+    return Reading(_chunks(path, arrays, options), Source(path).sha256, levels)
+
+
+def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> Iterator[Chunk]:
+    labels = {name: a for name, a in arrays.items() if name.endswith("labels")}
+    images = {name: a for name, a in arrays.items() if name not in labels}
+    parts: dict[str | None, np.ndarray] = {s: images[s] for s in SPLITS if s in images}
+    if not parts:
+        if len(images) != 1:
+            raise UserError(
+                f"{path} holds the arrays {', '.join(images) or 'of nothing'}: name them train"
+                " and test, or give one alone"
+            )
+        parts = {None: next(iter(images.values()))}
+    total, done = sum(len(a) if a.ndim else 0 for a in parts.values()), 0
+    for split, part in parts.items():
+        checked = check_images(part, f"{path}: {split or 'the array'}")
+        _check_asked(checked, options, path)
+        of_part = labels.get(f"{split}_labels" if split else "labels")
+        if of_part is not None and len(of_part) != len(checked):
+            raise UserError(f"{path}: {len(of_part)} labels for {len(checked)} images")
+        for start in range(0, len(checked), CHUNK):
+            rows = slice(start, start + CHUNK)
+            done += len(checked[rows])
+            yield Chunk(
+                np.asarray(checked[rows]),
+                split,
+                done / total,
+                None if of_part is None else of_part[rows],
+            )
+
+
+def _check_asked(images: np.ndarray, options: Options, path: Path) -> None:
+    height, width, channels = images.shape[1:]
+    size = options.size or height
+    if (height, width) != (size, options.size or width) or options.channels not in (0, channels):
+        raise UserError(
+            f"{path}: arrays are taken as they are, and its images are"
+            f" {height}x{width}x{channels}"
+        )
+
+
+def check_images(array: np.ndarray, where: str) -> np.ndarray:
+    """The array as uint8 [n h w c], or a UserError that says how to make it that."""
+    if array.dtype != np.uint8:
+        raise UserError(f"{where} is {array.dtype}, not uint8{_advice(array)}")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
+        first = array.ndim == 4 and array.shape[1] in (1, 3)
+        hint = "; its channels come first: save array.transpose(0, 2, 3, 1)" if first else ""
+        raise UserError(
+            f"{where} has shape {array.shape}, not (n, height, width) or"
+            f" (n, height, width, 1 or 3){hint}"
+        )
+    return array
+
+
+def _advice(array: np.ndarray) -> str:
+    if array.dtype.kind not in "iuf" or not array.size:
+        return ": save whole numbers from 0 to 255 as uint8"
+    made = as_uint8(array)
+    remedy = f"save {made}" if made else "bring it to 0..255 and save it as uint8"
+    return f" (from {array.min():g} to {array.max():g}): {remedy}"
+
+
+def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
+    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none."""
+    low, high = array.min(), array.max()
+    if low >= 0 and high <= 1 and array.dtype.kind == "f":
+        return f"({top} * {name}).round().astype(np.uint8)"
+    if low >= -1 and high <= 1 and array.dtype.kind == "f":
+        return f"({top / 2:g} * ({name} + 1)).round().astype(np.uint8)"
+    if low >= 0 and high <= top:
+        return f"{name}.round().astype(np.uint8)"
+    return ""
+
+
+def _load_npy(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(_damaged(str(file), error)) from error
+
+
+def load_npz(file: Path | bytes, where: str = "") -> dict[str, Any]:
+    """All arrays of a .npz, or of its content. Pickled objects and bombs are refused."""
+    where = where or str(file)
+    stream: Any = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = archive.infolist()
+        packed = len(file) if isinstance(file, bytes) else file.stat().st_size
+        check_ratio(where, sum(info.file_size for info in infos), packed)
+        if isinstance(file, bytes):
+            stream.seek(0)
+        with np.load(stream, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+        raise UserError(_damaged(where, error)) from error
+
+
+def _damaged(where: str, error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "allow_pickle" in text or "Python objects" in text:
+        return f"{where}: refused: it holds pickled objects, which could run code; save uint8"
+    return f"{where}: can't be read as an array ({text}); save it again"

@@ -1,0 +1,67 @@
+"""CelebA (aligned and cropped), prepared as for the published code.
+
+The centre of 140x140 is cut out and averaged down to ``size``. Training images are those of
+partition 0 in list_eval_partition.txt, test images those of partition 1, on which the published
+code evaluates; partition 2 is left out.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scoremle.data.archive import Source
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.data.readers.pictures import FITS, Decoder, chunked, is_picture
+from scoremle.errors import UserError
+
+__all__ = ["read_celeba"]
+
+PARTITION = "list_eval_partition.txt"
+SPLITS = {"0": "train", "1": "test"}
+CROP = 140
+
+
+class _Face(Decoder):
+    def image(self, content: bytes) -> Image.Image:
+        image = super().image(content)
+        if min(image.size) < CROP:
+            raise UnusableImage(f"{image.height}x{image.width} is smaller than {CROP}x{CROP}")
+        return FITS["crop"](image, CROP)
+
+
+def read_celeba(path: Path, options: Options) -> Reading:
+    """A folder with list_eval_partition.txt and img_align_celeba, a folder or a zip."""
+    if not options.size or options.size > CROP:
+        raise UserError(f"celeba needs a size from 1 to {CROP}, such as 64, not {options.size}")
+    source = Source(path, nested=True)
+    partition = _partition(path)
+    decoder = _Face(Options(size=options.size, channels=3, fit="resize"))
+
+    def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
+        for name, content in source.files(is_picture):
+            file = name.rsplit("/", 1)[-1]
+            if file not in partition:
+                raise UserError(f"{path}: {name} is not in {PARTITION}")
+            if split := SPLITS.get(partition[file]):
+                try:
+                    yield split, "", decoder(name, content)
+                except UnusableImage as error:
+                    yield split, "", Unusable(name, str(error))
+
+    def chunks() -> Iterator[Chunk]:
+        yield from chunked(decoded(), lambda: source.done)
+
+    facts = {"crop": f"centre {CROP}x{CROP}, resized by averaging"}
+    return Reading(chunks(), source.sha256, facts=facts)
+
+
+def _partition(path: Path) -> dict[str, str]:
+    file = next(iter(sorted(path.rglob(PARTITION))), None)
+    if file is None:
+        raise UserError(f"{path}: no {PARTITION} in it, which says what is for training")
+    lines = [line.split() for line in file.read_text(errors="replace").splitlines() if line]
+    if not lines or any(len(line) != 2 or line[1] not in "012" for line in lines):
+        raise UserError(f"{file}: not lines of a file's name and 0, 1 or 2; fetch it again")
+    return dict((line[0], line[1]) for line in lines)

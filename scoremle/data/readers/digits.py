@@ -1,0 +1,61 @@
+"""scikit-learn's handwritten digits: 1,797 grey 8x8 images with the 17 levels 0..16.
+
+The split is fixed and stratified: shuffled by a constant seed, sorted by label, every fifth image
+is for testing. That is 360 images, each label within one image of a fifth of its count.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scoremle.data.image_set import permutation
+from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.errors import UserError
+
+__all__ = ["LEVELS", "load_digits", "read_digits", "stratified_split"]
+
+LEVELS = 17
+SPLIT_SEED = 0
+
+
+def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
+    """Training images, test images, uint8 [n 8 8 1], and the number of levels."""
+    if path:
+        raise UserError(
+            f"data.path is {path!r}, but digits come with scikit-learn; leave it empty"
+        )
+    images, labels = _digits()
+    train, test = stratified_split(labels)
+    return images[train], images[test], LEVELS
+
+
+def read_digits(path: Path, options: Options) -> Reading:
+    """The images that come with scikit-learn, wherever it is installed."""
+    images, labels = _digits()
+
+    def chunks() -> Iterator[Chunk]:
+        for split, rows in zip(("train", "test"), stratified_split(labels), strict=True):
+            yield Chunk(images[rows], split, 1.0, labels[rows])
+
+    return Reading(chunks(), lambda: hashlib.sha256(images.tobytes()).hexdigest(), LEVELS)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise UserError(
+            "the digits data set needs scikit-learn: pip install 'scoremle[digits]'"
+        ) from error
+    digits = datasets.load_digits()
+    return digits.images.astype(np.uint8)[..., None], digits.target
+
+
+def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images, ascending."""
+    shuffled = permutation(len(labels), SPLIT_SEED)
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    test = np.sort(by_label[::5])
+    return np.setdiff1d(by_label, test), test

@@ -1,0 +1,140 @@
+"""MNIST, Fashion-MNIST and EMNIST from their idx files, plain or gzipped.
+
+An idx file is a big-endian header (magic 0x00000803 for images, 0x00000801 for labels; count; rows
+and columns) and then one byte a pixel or label. A file that is not exactly as long as its header
+says is an error. The labels may be absent.
+"""
+
+import struct
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from scoremle.data.archive import hash_files, read_gzip
+from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.data.readers.pictures import fitted
+from scoremle.errors import UserError
+
+__all__ = ["read_emnist", "read_idx", "read_images"]
+
+IMAGES, LABELS = 0x803, 0x801
+CHUNK = 4096
+# Split -> how its files begin, MNIST's way and EMNIST's.
+SPLITS = {"train": ("train",), "test": ("t10k", "test")}
+
+
+def read_idx(path: Path, options: Options) -> Reading:
+    """A folder with train-images-idx3-ubyte[.gz], t10k-images-idx3-ubyte[.gz], and labels."""
+    return _read(path, options, transposed=False)
+
+
+def read_emnist(path: Path, options: Options) -> Reading:
+    """The same with names of EMNIST; its images are stored on their side and set upright."""
+    return _read(path, options, transposed=True)
+
+
+def _read(path: Path, options: Options, *, transposed: bool) -> Reading:
+    splits = {split: _split(path, split) for split in SPLITS}
+    shapes = [images.shape[1:3] for images, _ in splits.values()]
+    if shapes[0] != shapes[1]:
+        (a, b), (c, d) = shapes
+        raise UserError(f"{path}: training images are {a}x{b}, test images {c}x{d}")
+
+    facts = {"orientation": "transposed, which sets EMNIST upright"} if transposed else {}
+    sha256 = partial(hash_files, path, lambda name: "idx" in name)
+    return Reading(_chunks(splits, options, transposed), sha256, facts=facts)
+
+
+def _chunks(
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]], options: Options, transposed: bool
+) -> Iterator[Chunk]:
+    total, done = sum(len(images) for images, _ in splits.values()), 0
+    for split, (images, labels) in splits.items():
+        for start in range(0, len(images), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk = images[rows].swapaxes(1, 2) if transposed else images[rows]
+            done += len(chunk)
+            chunk = fitted(chunk, options)
+            yield Chunk(chunk, split, done / total, None if labels is None else labels[rows])
+
+
+def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    images = read_images(_find(folder, split, "images-idx3-ubyte"))
+    try:
+        file = _find(folder, split, "labels-idx1-ubyte")
+    except FileNotFoundError:
+        return images, None
+    labels = _content(file, LABELS)
+    if len(labels) != len(images):
+        raise UserError(
+            f"{file}: {len(labels)} labels, but there are {len(images)} images; fetch it again"
+        )
+    return images, labels.astype(int)
+
+
+class _Missing(UserError, FileNotFoundError):
+    """No such file, which for labels is no mistake."""
+
+
+def _find(folder: Path, split: str, ending: str) -> Path:
+    found = {
+        file
+        for start in SPLITS[split]
+        for suffix in ("", ".gz")
+        for pattern in (f"{start}-{ending}{suffix}", f"*-{start}-{ending}{suffix}")
+        for file in (folder.glob(pattern) if folder.is_dir() else ())
+        if file.is_file()
+    }
+    # The same file, plain and gzipped: the plain one.
+    names = {file for file in found if file.suffix != ".gz" or file.with_suffix("") not in found}
+    if len(names) > 1:
+        listing = ", ".join(sorted(file.name for file in names))
+        raise UserError(f"{folder} holds several sets ({listing}): keep one in a folder")
+    if not names:
+        name = f"{SPLITS[split][0]}-{ending}"
+        raise _Missing(f"neither {name} nor {name}.gz in {folder}")
+    return names.pop()
+
+
+def read_images(file: Path) -> np.ndarray:
+    """The images of one idx file, uint8 [n h w 1]; a name ending in .gz is decompressed."""
+    return _content(file, IMAGES)[..., None]
+
+
+def _content(file: Path, magic: int) -> np.ndarray:
+    """The array in an idx file with this magic number, whose last byte counts its axes."""
+    what = "images" if magic == IMAGES else "labels"
+    header = struct.Struct(f">{1 + (magic & 0xFF)}I")
+    start = _read_file(file, header.size)
+    if len(start) < header.size:
+        raise UserError(f"{file}: truncated within its header; fetch the file again")
+    found, *shape = header.unpack(start)
+    if found != magic:
+        raise UserError(
+            f"{file}: not an idx file of {what}: its magic number is 0x{found:08x},"
+            f" not 0x{magic:08x}"
+        )
+    expected = header.size + int(np.prod(shape, dtype=object))
+    # One byte more than it should hold: enough to see that it is too long, however long it is.
+    content = _read_file(file, expected + 1)
+    if len(content) != expected or not shape[0]:
+        state = "truncated" if len(content) < expected else "inconsistent"
+        holds = f"{len(content)}" if len(content) <= expected else "more"
+        size = "".join(f" of {'x'.join(map(str, shape[1:]))}" for _ in shape[1:2])
+        raise UserError(
+            f"{file}: {state}: its header promises {shape[0]} {what}{size}, {expected} bytes,"
+            f" but it holds {holds}; fetch the file again"
+        )
+    return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
+
+
+def _read_file(file: Path, limit: int) -> bytes:
+    if file.suffix == ".gz":
+        return read_gzip(file, limit)
+    try:
+        with file.open("rb") as stream:
+            return stream.read(limit)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error

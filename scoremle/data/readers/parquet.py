@@ -1,0 +1,93 @@
+"""Parquet files as the Hugging Face hub has them: a column of encoded pictures, one of labels.
+
+The column of pictures is a struct with ``bytes``, or binary; its first such column is taken. The
+split is in the files' names (``train-00000-of-00001.parquet``).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.data.archive import Source, check_ratio
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.data.readers.pictures import Decoder, chunked, split_of
+from scoremle.errors import UserError
+
+__all__ = ["read_parquet"]
+
+LABELS = ("label", "labels", "fine_label")
+ROWS = 512
+
+
+def is_parquet(name: str) -> bool:
+    return name.endswith(".parquet")
+
+
+def read_parquet(path: Path, options: Options) -> Reading:
+    """One file, or all those of a folder."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{path}: parquet needs pyarrow: pip install 'scoremle[hf]'") from error
+    source = Source(path)
+    return Reading(_chunks(source, options), source.sha256)
+
+
+def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
+    decoder = Decoder(options)
+
+    def decoded() -> Iterator[tuple[str | None, str | int, np.ndarray | Unusable]]:
+        for name, content in source.files(is_parquet):
+            split = split_of(name)
+            for row, (picture, label) in enumerate(_rows(content, f"{source.path}: {name}")):
+                place = f"{name} row {row}"
+                try:
+                    if picture is None:
+                        raise UnusableImage("it has no picture in the file")
+                    yield split, label, decoder(place, picture)
+                except UnusableImage as error:
+                    yield split, label, Unusable(place, str(error))
+
+    yield from chunked(decoded(), lambda: source.done)
+
+
+def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
+    """Encoded picture and label of each row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        check_ratio(where, sum(group.total_byte_size for group in groups), len(content))
+        pictures = [f.name for f in file.schema_arrow if _is_picture(f.type)]
+        labels = [f.name for f in file.schema_arrow if f.name in LABELS and _is_label(f.type)]
+        if not pictures:
+            names = ", ".join(file.schema_arrow.names)
+            raise UserError(f"{where}: no column of encoded pictures among: {names}")
+        columns = [pictures[0], *labels[:1]]
+        for batch in file.iter_batches(ROWS, columns=columns):
+            cells = batch.column(pictures[0]).to_pylist()
+            of_cells = batch.column(labels[0]).to_pylist() if labels else [""] * len(cells)
+            for cell, label in zip(cells, of_cells, strict=True):
+                picture = cell.get("bytes") if isinstance(cell, dict) else cell
+                yield picture, -1 if label is None else label
+    except (pa.ArrowException, OSError) as error:
+        text = str(error).splitlines()[0]
+        raise UserError(f"{where}: truncated or no parquet file ({text})") from error
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_integer(kind) or types.is_string(kind)
+
+
+def _is_picture(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return types.is_binary(kind) or types.is_large_binary(kind)

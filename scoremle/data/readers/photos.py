@@ -1,0 +1,81 @@
+"""Patches of photographs: all disjoint squares of a grid that is centred on each.
+
+Patches of one photograph are alike, so a random split would test on what was trained on. The split
+is by photograph: ordered by the hash of their files, the first ones (the stated fraction, at least
+one) are for testing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scoremle.data.archive import Source
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.data.readers.pictures import LEFT_OUT, TURNED, Decoder, is_picture
+from scoremle.errors import UserError
+
+__all__ = ["patches", "read_photos"]
+
+SIZE = 32
+
+
+def read_photos(path: Path, options: Options) -> Reading:
+    """A folder, zip or tar of photographs; patches of ``size`` (32 if 0)."""
+    source = Source(path)
+    return Reading(_chunks(source, options), source.sha256)
+
+
+def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
+    # The split must be known before the first patch: the photographs are read twice.
+    hashes = {_hash(content) for _, content in Source(source.path).files(is_picture)}
+    if len(hashes) < 2:
+        raise UserError(
+            f"{source.path}: {len(hashes)} different photographs; it takes two or more, since"
+            " those to test on are not trained on"
+        )
+    count = min(len(hashes) - 1, max(1, round(options.test_fraction * len(hashes))))
+    test = set(sorted(hashes)[:count])
+    size = options.size or SIZE
+    decoder = Decoder(Options(channels=options.channels))
+    channels = 0
+    photographs = {"train": 0, "test": 0}
+    for name, content in source.files(is_picture):
+        split = "test" if _hash(content) in test else "train"
+        try:
+            found = patches(decoder.image(content), size)
+        except UnusableImage as error:
+            none = np.zeros((0, 1, 1, 1), np.uint8)
+            yield Chunk(none, split, source.done, unusable=[Unusable(name, str(error))])
+            continue
+        channels = channels or found.shape[3]
+        if found.shape[3] != channels:
+            raise UserError(
+                f"{source.path}: {name} has {found.shape[3]} channels, others {channels}; state"
+                " 1 or 3 channels"
+            )
+        photographs[split] += 1
+        yield Chunk(found, split, source.done, [name] * len(found))
+    notes = {f"photographs for {split}ing": n for split, n in photographs.items()}
+    notes |= {k: v for k, v in {TURNED: decoder.turned, LEFT_OUT: source.left_out}.items() if v}
+    yield Chunk(np.zeros((0, 1, 1, 1), np.uint8), None, source.done, notes=notes)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def patches(image: Image.Image, size: int) -> np.ndarray:
+    """All whole squares of the centred grid, row by row, [n size size c]."""
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+    if not rows or not columns:
+        height, width = pixels.shape[:2]
+        raise UnusableImage(f"{height}x{width} is smaller than a patch of {size}x{size}")
+    top, left = ((n % size) // 2 for n in pixels.shape[:2])
+    grid = pixels[top : top + rows * size, left : left + columns * size]
+    grid = grid.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
+    return grid.reshape(rows * columns, size, size, -1)

@@ -1,0 +1,228 @@
+"""Pictures (PNG, JPEG, WebP, BMP) from a folder or an archive, made one size and kind.
+
+Nothing is done to a picture that was not named. Without a size, all must be of the first's size;
+with one, ``fit`` says how others get there: ``crop`` takes the centre, ``resize`` the largest
+centred square, averaged down to size (bilinear with antialiasing). Neither enlarges. Likewise the
+first picture's channels are those of all, unless 1 or 3 are asked for.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from scoremle.data.archive import Source
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.errors import UserError
+
+__all__ = ["FITS", "Decoder", "chunked", "fitted", "is_picture", "read_pictures", "split_of"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Above this Pillow itself warns of a decompression bomb.
+MAX_PIXELS = 80_000_000
+# What is held in memory at once: so many pictures, or so many bytes of large ones.
+CHUNK, CHUNK_BYTES = 512, 64 << 20
+# A folder "valley" is no split, but "val", "train_32x32" and "test-00000-of-00001" are.
+SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[^a-z].*)?")
+EXIF_ORIENTATION = 0x0112
+TURNED = "turned upright by their EXIF orientation"
+LEFT_OUT = "files that are no pictures, left out"
+
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def split_of(name: str) -> str | None:
+    """What the parts of a name say of its split: train, test or val, and what may follow them."""
+    for part in PurePosixPath(name.lower()).parts:
+        if match := SPLIT.fullmatch(part):
+            return {"tr": "train", "te": "test", "va": "val"}[match[1][:2]]
+    return None
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    square = _crop(image, min(image.size))
+    return square.resize((size, size), Image.Resampling.BILINEAR)
+
+
+FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "resize": _resize}
+
+
+def fitted(images: UInt8[np.ndarray, "n h w 1"], options: Options) -> UInt8[np.ndarray, "n s s 1"]:
+    """Grey images of one size, brought to that of the options as pictures are."""
+    shape, size = images.shape[1:3], options.size
+    if not size or shape == (size, size):
+        return images
+    if not options.fit or min(shape) < size:
+        way = "smaller" if options.fit else "not that; name a way to fit them, crop or resize"
+        raise UserError(f"images of {size}x{size} are asked for, but they are {_by(shape)}: {way}")
+    pictures = (FITS[options.fit](Image.fromarray(image[..., 0]), size) for image in images)
+    return np.stack([np.asarray(picture) for picture in pictures])[..., None]
+
+
+class Decoder:
+    """Decodes pictures to arrays of one shape: that asked for, or that of the first."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._shape: tuple[int, ...] | None = None
+        self._first = ""
+        self.turned = 0
+
+    def __call__(self, name: str, content: bytes) -> UInt8[np.ndarray, "h w c"]:
+        """Raises UnusableImage for one that is damaged or of a kind that can't be kept."""
+        pixels = np.asarray(self._fitted(name, self.image(content)))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if self._shape is None:
+            self._shape, self._first = pixels.shape, name
+        if pixels.shape != self._shape:
+            raise UserError(
+                f"{name} is {_in_words(pixels.shape)} and {self._first} {_in_words(self._shape)};"
+                " state one size (and fit=crop or fit=resize) and 1 or 3 channels"
+            )
+        return pixels
+
+    def image(self, content: bytes) -> Image.Image:
+        """A whole picture, grey or RGB with 8 bits, upright."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                _check_kind(image, content)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise UnusableImage(_TOO_LARGE) from error
+        except UnusableImage:
+            raise
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, Image.UnidentifiedImageError):
+                text = "it is no PNG, JPEG, WebP or BMP"
+            raise UnusableImage(f"can't be decoded: {text}") from error
+        self.turned += turned
+        opaque = _without_alpha(upright)
+        if self._options.channels:
+            return opaque.convert("L" if self._options.channels == 1 else "RGB")
+        return opaque
+
+    def _fitted(self, name: str, image: Image.Image) -> Image.Image:
+        size, fit = self._options.size, self._options.fit
+        if not size or image.size == (size, size):
+            return image
+        if not fit:
+            raise UserError(
+                f"{name} is {image.height}x{image.width}, not {size}x{size};"
+                " name a way to fit it: crop (the centre) or resize (the centred square)"
+            )
+        if min(image.size) < size:
+            raise UnusableImage(f"{image.height}x{image.width} is smaller than {size}x{size}")
+        return FITS[fit](image, size)
+
+
+_TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
+
+
+def _check_kind(image: Image.Image, content: bytes) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnusableImage(_TOO_LARGE)
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnusableImage("it is an animation, not one picture")
+    # Pillow reads colour PNGs of 16 bits as 8 bits without a word; this byte is their depth.
+    if image.mode.startswith(("I", "F")) or (image.format == "PNG" and content[24] == 16):
+        raise UnusableImage("it has 16 bits a channel; save it with 8")
+    if image.mode == "CMYK":
+        raise UnusableImage("it is CMYK, whose colours depend on a press; save it as RGB")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """Grey or RGB; palettes are written out, and alpha must be opaque everywhere."""
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A").getextrema()
+        if alpha[0] != 255:
+            raise UnusableImage("it is partly transparent; put it on a background first")
+        image.info.pop("transparency", None)
+    return image.convert("L" if grey else "RGB")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return f"{_by(shape)} {'grey' if shape[2] == 1 else 'RGB'}"
+
+
+def read_pictures(path: Path, options: Options) -> Reading:
+    """A folder, zip or tar of pictures, at any depth.
+
+    Folders named train and test (or val) are the splits, and folders in them labels.
+    """
+    source = Source(path)
+    return Reading(_pictures(source, options), source.sha256)
+
+
+def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
+    decoder = Decoder(options)
+
+    def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
+        for name, content in source.files(is_picture):
+            split = split_of(str(PurePosixPath(name).parent))
+            try:
+                yield split, _label(name), decoder(name, content)
+            except UnusableImage as error:
+                yield split, "", Unusable(name, str(error))
+
+    yield from chunked(decoded(), lambda: source.done)
+    none = np.zeros((0, 1, 1, 1), np.uint8)
+    notes = {TURNED: decoder.turned, LEFT_OUT: source.left_out}
+    yield Chunk(none, None, source.done, notes={k: v for k, v in notes.items() if v})
+
+
+def _label(name: str) -> str:
+    """The last folder, if it is not the split's."""
+    folder = PurePosixPath(name).parent.name
+    return "" if split_of(folder) else folder
+
+
+def chunked(
+    pictures: Iterator[tuple[str | None, str | int, np.ndarray | Unusable]],
+    done: Callable[[], float],
+) -> Iterator[Chunk]:
+    """Split, label and pixels of single pictures, put together to chunks."""
+    images: list[np.ndarray] = []
+    labels: list = []
+    unusable: list[Unusable] = []
+    current: str | None = None
+
+    def chunk() -> Chunk:
+        stacked = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
+        return Chunk(stacked, current, done(), labels, unusable)
+
+    for split, label, pixels in pictures:
+        size = len(images) * images[0].nbytes if images else 0
+        full = len(images) + len(unusable) >= CHUNK or size >= CHUNK_BYTES
+        if full or (split != current and images):
+            yield chunk()
+            images, labels, unusable = [], [], []
+        current = split
+        if isinstance(pixels, Unusable):
+            unusable.append(pixels)
+        else:
+            images.append(pixels)
+            labels.append(label)
+    yield chunk()

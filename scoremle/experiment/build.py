@@ -1,0 +1,472 @@
+"""From a config to live objects; with ``objective`` and ``samplers``, all that reads a config.
+
+Names become objects in dict literals; network fields are passed as keywords, so that an
+unknown one is an error at the start. Nothing that is returned holds the config, but for a plain
+dict of it, to be written beside results.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from scoremle import data
+from scoremle.core.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
+from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import Conditioning, noise_fn
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.core.times import (
+    BinnedLogSNR,
+    TimeSampler,
+    UniformLogSNR,
+    UniformTime,
+    log_snr_edges,
+)
+from scoremle.errors import UserError, choose
+from scoremle.experiment.objective import Losses, training_losses, training_times
+from scoremle.experiment.rules import check_values
+from scoremle.experiment.samplers import SAMPLERS, Sampler
+from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.control_variate import Control, Gaussian
+from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.likelihood.dequantizer_loss import dequantization_loss
+from scoremle.likelihood.nodes import Auto, Choice, Pilot, choose_nodes
+from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+from scoremle.likelihood.reconstruction import discrete_bound
+from scoremle.nn import DDPMpp, FlowPP
+from scoremle.solvers.base import Solver
+from scoremle.solvers.multistep import Doubling, Multistep
+from scoremle.training import loop
+from scoremle.types import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
+
+__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
+
+Params = Any
+
+
+class Weights(NamedTuple):
+    """Parameters to evaluate: of the score model, and of the flow dequantizer if one is used."""
+
+    score: Params
+    flow: Params = None
+
+
+SDES: dict[str, Callable[[Any], SDE]] = {
+    "vpsde": lambda model: VP(model.beta_min, model.beta_max),
+    "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
+    "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
+    "linearvesde": lambda model: LinearVE(model.sigma_max),
+}
+DATASETS = data.DATASETS
+NETWORKS: dict[str, Callable[..., DDPMpp]] = {"ncsnpp": DDPMpp}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
+    "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
+    "gaussian": lambda probes: Hutchinson(probes, "gaussian"),
+    "orthogonal": lambda probes: Orthogonal(probes),
+    "exact": lambda probes: Exact(),
+}
+SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
+    "auto": lambda evaluation: Auto(evaluation.nodes),
+    "multistep": lambda evaluation: Multistep(evaluation.nodes),
+    "adaptive": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
+    "rk45_reference": lambda evaluation: PublishedRK45(),
+}
+# From the SDE, eps, whether to stratify, and a control if it was fitted.
+BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
+    "learned": lambda sde, eps, stratified, control: BinnedLogSNR(
+        sde, eps, control.shares, stratified
+    ),
+    "log_snr": lambda sde, eps, stratified, control: UniformLogSNR(sde, eps, stratified),
+    "time": lambda sde, eps, stratified, control: UniformTime(eps, stratified),
+}
+
+# Fields of the network itself, by their names in config.model.
+NETWORK_FIELDS = (
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resblock_type",
+    "resamp_with_conv", "conditional", "fir", "fir_kernel", "skip_rescale", "progressive",
+    "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
+    "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
+)  # fmt: skip
+
+FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
+
+DEQUANTIZERS: dict[str, Callable[["Experiment", Params], Dequantizer]] = {
+    "uniform": lambda experiment, params: Uniform(),
+    "truncated_normal": lambda experiment, params: TruncatedNormal(
+        experiment.sde, experiment.truncation_start, experiment.pixels
+    ),
+    "variational": lambda experiment, params: Flow(
+        experiment.apply_flow, params, experiment.pixels.levels
+    ),
+}  # fmt: skip
+
+# Folded into the seed's key in place of a step: what no step can be.
+INITIALISATION = 2**32 - 1
+CONTROL = 2**32 - 2
+PILOT = 2**32 - 3
+
+# Training images for the bound's control variate: at most so many for the Gaussian, in batches;
+# and so many for the pilot.
+CONTROL_IMAGES, CONTROL_BATCH, PILOT_IMAGES = 20_000, 1000, 128
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that training and evaluation need, live."""
+
+    data: data.ImageSet
+    on_device: str
+    pixels: Pixels
+    sde: SDE
+    eps: float
+    network: DDPMpp
+    conditioning: Conditioning
+    flow: FlowPP
+    flow_ema_rate: float
+    flow_schedule: loop.Schedule
+    flow_offset: bool
+    times: TimeSampler
+    losses: Losses
+    optimizer: optax.GradientTransformation
+    ema_rate: float
+    schedule: loop.Schedule
+    snapshot_sampling: bool
+    seed: int
+    divergence: DivergenceEstimator
+    solver: Solver | PublishedRK45
+    matching: str
+    offset: bool
+    bound_draws: int
+    bound_times: str
+    bound_stratified: bool
+    dequantization: str
+    importance_samples: int
+    sampler: Sampler
+    config: Mapping[str, Any]
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.data.shape)
+
+    def noise(self, params: Params) -> NoiseFn:
+        """The noise prediction of these parameters, as evaluated (no dropout)."""
+
+        def apply(x: Images, labels: Times) -> Any:
+            return self.network.apply({"params": params}, x, labels)
+
+        return noise_fn(apply, self.sde, self.conditioning)
+
+    def init_state(self) -> loop.TrainState:
+        """The state before the first step of training."""
+        x = jnp.zeros((1, *self.data.shape))
+        params = jax.jit(self.network.init)(self._init_key, x, jnp.ones(1))["params"]
+        return loop.init_state(params, self.optimizer)
+
+    def init_flow_state(self) -> loop.TrainState:
+        """The same of the flow dequantizer; its first values depend on the first batch."""
+        return self._flow_state(jnp.asarray(self.data.batch(0)))
+
+    def _flow_state(self, images: IntImages) -> loop.TrainState:
+        x = images / (self.pixels.levels - 1)
+        e = jax.random.normal(self._init_key, x.shape)
+        params = jax.jit(self.flow.init)(self._init_key, e, x)["params"]
+        return loop.init_state(params, self.optimizer)
+
+    @property
+    def _init_key(self) -> PRNGKey:
+        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
+        return jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
+
+    def template(self) -> loop.TrainState:
+        """Shapes and dtypes of a state: what a checkpoint must fit."""
+        return jax.eval_shape(self.init_state)
+
+    def flow_template(self) -> loop.TrainState:
+        """The same of the flow dequantizer."""
+        images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
+        return jax.eval_shape(self._flow_state, images)
+
+    def loss(
+        self, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What training minimises, and the spread of the loss within the batch."""
+        losses = self.losses(params, x, key, train=True)
+        return jnp.mean(losses), {"loss_std": jnp.std(losses)}
+
+    def flow_loss(self, score: Params) -> loop.Loss:
+        """What the training of the flow dequantizer minimises, for a score model as it is."""
+        return jax.tree_util.Partial(self._flow_loss, score)
+
+    def apply_flow(self, params: Params, e: Images, x: Images) -> Any:
+        """u and log q(u | x) from the flow dequantizer, of normal e and images x in [0, 1]."""
+        return self.flow.apply({"params": params}, e, x)
+
+    def _flow_loss(
+        self, score: Params, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        stratified = self.times.stratified
+        losses = dequantization_loss(
+            self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
+            x, key,
+            eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
+            offset=self.flow_offset,
+        )  # fmt: skip
+        bpd = bits_per_dim(-losses, self.pixels, self.dims)
+        return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
+
+    @property
+    def truncation_start(self) -> float:
+        """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
+        return truncation_start(self.sde, self.eps, self.pixels)
+
+    def dequantizer(self, name: str, params: Params = None) -> Dequantizer:
+        """A dequantizer by name, with the parameters of the flow if it is one."""
+        return DEQUANTIZERS[name](self, params)
+
+    def encode(
+        self, x: IntImages, key: PRNGKey, dequantizer: Dequantizer = Uniform()
+    ) -> tuple[Images, PerExample]:
+        """Dequantized images as the model sees them, and log q(u | x) in nats."""
+        u, log_q = dequantizer(key, x)
+        return self.pixels.encode(x, u), log_q
+
+    def log_likelihood(
+        self, params: Params, y: Images, key: PRNGKey, *, start: float | None = None
+    ) -> Likelihood:
+        """log p_eps(y) of encoded images by the probability-flow ODE.
+
+        With ``start``, the log-density of y = z / alpha of a z at that time.
+        """
+        log_scale = 0.0 if start is None else self.sde.log_alpha(jnp.asarray(start))
+        found = self._log_likelihood(params, jnp.exp(log_scale) * y, key, start or self.eps)
+        return replace(found, log_prob=found.log_prob + self.dims * log_scale)
+
+    def _log_likelihood(self, params: Params, z: Images, key: PRNGKey, eps: float) -> Likelihood:
+        if isinstance(self.solver, PublishedRK45):  # on the host: not to be traced
+            probe = self.divergence.draw(key, z)[0]
+            rates = partial(self._published_rates, params)
+            return self.solver.log_likelihood(rates, self.sde, z, probe, eps=eps)
+        return ode_log_likelihood(
+            self.noise(params), self.sde, z, key,
+            eps=eps, divergence=self.divergence, solver=self.solver,
+        )  # fmt: skip
+
+    @cached_property
+    def _published_rates(self) -> Callable[..., tuple[Images, PerExample]]:
+        def rates(params: Params, x: Images, t: Times, probe: Images) -> tuple[Images, PerExample]:
+            return published_rates(self.noise(params), self.sde)(x, t, probe)
+
+        return jax.jit(rates)
+
+    def choose_nodes(self, params: Params, x: IntImages) -> tuple["Experiment", Choice]:
+        """This experiment with as many nodes as the likelihoods of such images need."""
+        key_u, key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), PILOT))
+        choice = choose_nodes(Pilot(
+            self.noise(params), self.sde, self.encode(x, key_u)[0], key,
+            eps=self.eps, divergence=self.divergence,
+        ))  # fmt: skip
+        return replace(self, solver=choice.solver), choice
+
+    def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
+        """Samples of the model."""
+        shape = (count, *self.data.shape)
+        return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))
+
+    def bound(
+        self,
+        params: Params,
+        y: Images,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+        times: TimeSampler | None = None,
+        control: Control | None = None,
+    ) -> Bound:
+        """The variational bound on log p(y) of encoded images."""
+        return likelihood_bound(
+            self.noise(params), self.sde, y, key,
+            eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
+            draws=draws, matching=matching, offset=self.offset, control=control,
+        )  # fmt: skip
+
+    def bound_sampler(self, control: Control | None) -> TimeSampler:
+        """How an evaluation of the bound draws its times."""
+        return BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
+
+    def log_snr_edges(self, start: float | None = None) -> Float[np.ndarray, " n"]:
+        """The bins of log-SNR over which the bound is split."""
+        return np.asarray(log_snr_edges(self.sde, start or self.eps), np.float64)
+
+    def control_images(self) -> IntImages:
+        """The training images that the bound's control variate is fitted on."""
+        order = data.permutation(len(self.data.train), self.seed, CONTROL)
+        return self.data.train[order[:CONTROL_IMAGES]]
+
+    def fit_control(self, params: Params) -> Control:
+        """The bound's control variate for these parameters, and the density of its times."""
+        images, encode = self.control_images(), jax.jit(self.encode)
+        key_gaussian, key_pilot = jax.random.split(
+            jax.random.fold_in(jax.random.key(self.seed), CONTROL)
+        )
+        starts = range(0, len(images), CONTROL_BATCH)
+        gaussian = Gaussian.fit(
+            encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
+            for i in starts
+        )
+        key_u, key_fit = jax.random.split(key_pilot)
+        return fit_control(
+            self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u)[0], key_fit,
+            eps=self.eps, gaussian=gaussian, matching=self.matching,
+        )  # fmt: skip
+
+    def discrete_bound(
+        self,
+        params: Params,
+        x: IntImages,
+        key: PRNGKey,
+        *,
+        draws: int,
+        matching: str = "denoising",
+    ) -> Bound:
+        """The variational bound on log P(x) of integer images, by the discrete decoder.
+
+        Levels stand where training has them: on its grid, or in the middle of its noise.
+        """
+        start, pixels = self.truncation_start, self.pixels
+        with jax.ensure_compile_time_eval():
+            levels = jnp.arange(pixels.levels)
+            dequantized = self.config["data"]["uniform_dequantization"]
+            middle = jnp.full(pixels.levels, 0.5)
+            y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
+            points = np.asarray(y)
+        return discrete_bound(
+            self.noise(params), self.sde, x, key,
+            points=points, eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
+            draws=draws, matching=matching,
+        )  # fmt: skip
+
+
+def build(config: Any, *, levels: int | None = None) -> Experiment:
+    """Live objects from a resolved config. Raises UserError for values that can't be had.
+
+    With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
+    number of levels are enough.
+    """
+    check_values(config)
+    images = _load(config) if levels is None else _no_images(config, levels)
+    sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
+    pixels = Pixels(images.levels, low=-1.0 if config.data.centered else 0.0)
+    network = _network(config)
+    times = training_times(config, sde)
+    experiment = Experiment(
+        data=images,
+        on_device=config.data.on_device,
+        pixels=pixels,
+        sde=sde,
+        eps=config.training.smallest_time,
+        network=network,
+        conditioning=config.model.embedding,
+        flow=FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS}),
+        flow_ema_rate=config.deq.ema_rate,
+        flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
+        flow_offset=config.deq.offset,
+        times=times,
+        losses=training_losses(config, network, sde, times, pixels, math.prod(images.shape)),
+        optimizer=loop.make_optimizer(
+            lr=config.optim.lr,
+            beta1=config.optim.beta1,
+            eps=config.optim.eps,
+            warmup=config.optim.warmup,
+            grad_clip=config.optim.grad_clip,
+            weight_decay=config.optim.weight_decay,
+        ),
+        ema_rate=config.model.ema_rate,
+        schedule=_schedule(config.training),
+        snapshot_sampling=config.training.snapshot_sampling,
+        seed=config.seed,
+        divergence=_divergence(config.eval, math.prod(images.shape)),
+        solver=choose(SOLVERS, config.eval.solver, "eval.solver")(config.eval),
+        matching="denoising" if config.eval.dsm else "sliced",
+        offset=config.eval.offset,
+        bound_draws=config.eval.bound_draws,
+        bound_times=_bound_times(config.eval.bound_times),
+        bound_stratified=config.eval.bound_stratified,
+        dequantization=config.eval.dequantization,
+        importance_samples=config.eval.importance_samples,
+        sampler=choose(SAMPLERS, config.sampling.method, "sampling.method")(config, sde),
+        config=json.loads(config.to_json()),
+    )
+    experiment.template()  # the network checks its fields and the size of the images
+    return experiment
+
+
+def _load(config: Any) -> data.ImageSet:
+    return data.load(
+        config.data.dataset,
+        path=config.data.path,
+        image_size=config.data.image_size,
+        num_channels=config.data.num_channels,
+        fit=config.data.fit,
+        levels=config.data.levels,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        random_flip=config.data.random_flip,
+    )
+
+
+def _no_images(config: Any, levels: int) -> data.ImageSet:
+    size, channels = config.data.image_size, config.data.num_channels
+    none = np.zeros((0, size, size, channels), np.uint8)
+    return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
+
+
+def _network(config: Any) -> DDPMpp:
+    fields = {name: _lowered(config.model[name]) for name in NETWORK_FIELDS}
+    return choose(NETWORKS, config.model.name, "network (model.name)")(
+        **fields,
+        centered=config.data.centered,
+        log_labels=config.training.sde.lower() == "vesde" and config.model.embedding == "time",
+        dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
+    )
+
+
+def _lowered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:
+    found = choose(DIVERGENCES, evaluation.divergence, "eval.divergence")(evaluation.probes)
+    if isinstance(found, Orthogonal) and found.probes > dims:
+        raise UserError(
+            f"eval.probes is {found.probes}, but images of {dims} dimensions have no more than"
+            f" {dims} orthogonal probes"
+        )
+    return found
+
+
+def _schedule(training: Any) -> loop.Schedule:
+    return loop.Schedule(
+        n_iters=training.n_iters,
+        n_jitted_steps=training.n_jitted_steps,
+        log_freq=training.log_freq,
+        eval_freq=training.eval_freq,
+        snapshot_freq=training.snapshot_freq,
+        snapshot_freq_for_preemption=training.snapshot_freq_for_preemption,
+    )
+
+
+def _bound_times(name: str) -> str:
+    choose(BOUND_TIMES, name, "eval.bound_times")
+    return name.lower()

@@ -1,0 +1,89 @@
+"""Every estimator on one checkpoint, and what must hold between their numbers.
+
+The same images in the same order stand behind each, so that two estimators are compared image by
+image: the spread of the differences is their error, which is far smaller than that of the means.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from scoremle.core.divergence import Exact
+from scoremle.experiment.build import Experiment
+from scoremle.experiment.estimators import Task, bound_task, exact_task
+from scoremle.likelihood.nodes import Choice
+
+__all__ = ["RELATIONS", "Verdict", "suite_tasks", "verdicts"]
+
+SAMPLES = 10
+# An exact trace takes as many derivatives as dimensions.
+MOST_DIMS = 64
+# Standard errors of a difference that are no contradiction.
+TOLERANCE = 4.0
+
+FAULT = "two estimators of one number contradict each other"
+FLOW = "the flow dequantizer is worse than uniform noise: train it longer"
+# First, relation, second: what must hold of two estimators, wherever both were measured; and what
+# it means if it doesn't.
+RELATIONS = (
+    ("exact_k10", "<=", "exact", FAULT),
+    ("exact_variational_k10", "<=", "exact_variational", FAULT),
+    ("exact_variational", "<=", "exact", FLOW),
+    ("bound_variational", "<=", "bound", FLOW),
+    ("bound_sliced", "==", "bound", FAULT),
+    ("exact_trace", "==", "exact", FAULT),
+)
+
+
+def suite_tasks(
+    experiment: Experiment, *, variational: bool, choice: Choice | None = None
+) -> Iterator[Task]:
+    """All that can be measured; ``variational``: a flow dequantizer was trained."""
+    kinds = ("uniform", "truncated_normal", *(["variational"] if variational else []))
+    for kind in kinds:
+        yield exact_task(experiment, kind, 1, choice)
+    for kind in ("uniform", *kinds[2:]):
+        yield exact_task(experiment, kind, SAMPLES, choice)
+    if experiment.dims <= MOST_DIMS:
+        exact = replace(experiment, divergence=Exact())
+        yield replace(exact_task(exact, "uniform", 1, choice), name="exact_trace")
+    denoising = replace(experiment, matching="denoising")
+    for kind in ("uniform", *kinds[2:], "none"):
+        yield bound_task(denoising, kind)
+    sliced = replace(experiment, matching="sliced")
+    yield replace(bound_task(sliced, "uniform"), name="bound_sliced")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A relation, and the mean difference (first minus second, bits/dim) that judged it.
+
+    ``meaning`` is of a failure, and empty where it holds.
+    """
+
+    words: str
+    difference: float
+    stderr: float
+    holds: bool
+    meaning: str
+
+    def __str__(self) -> str:
+        mark = "holds" if self.holds else "FAILS"
+        told = f"{mark}  {self.words}: difference {self.difference:+.4f} ± {self.stderr:.4f}"
+        return told if self.holds else f"{told} ({self.meaning})"
+
+
+def verdicts(bpd: Mapping[str, Float[np.ndarray, " n"]]) -> list[Verdict]:
+    """The relations between the estimators that there are, from bits/dim of the same images."""
+    found = []
+    for first, relation, second, meaning in RELATIONS:
+        if first in bpd and second in bpd and len(bpd[first]) > 1:
+            gap = bpd[first] - bpd[second]
+            mean, stderr = float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))
+            excess = abs(mean) if relation == "==" else mean
+            holds = excess <= TOLERANCE * stderr
+            words = f"{first} {relation} {second}"
+            found.append(Verdict(words, mean, stderr, holds, "" if holds else meaning))
+    return found

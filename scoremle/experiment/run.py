@@ -1,0 +1,22 @@
+"""The modes of the command line."""
+
+from pathlib import Path
+from typing import Any
+
+from scoremle.experiment.build import build
+from scoremle.experiment.run_eval import run_eval
+from scoremle.experiment.run_train import run_train, run_train_deq
+from scoremle.experiment.workdir import Workdir
+
+__all__ = ["run"]
+
+
+def run(mode: str, config: Any, workdir: str, eval_folder: str, deq_folder: str) -> None:
+    """Runs a mode. Raises UserError for what can't be done."""
+    experiment, place = build(config), Workdir(Path(workdir))
+    if mode == "train":
+        run_train(experiment, place)
+    elif mode == "train_deq":
+        run_train_deq(experiment, place, deq_folder, config.eval.ckpt_id)
+    else:
+        run_eval(experiment, config.eval, place, eval_folder, deq_folder)

@@ -1,0 +1,98 @@
+"""Samplers by their names in a config, each as one function that draws."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from scoremle.core.sde import SDE
+from scoremle.errors import choose
+from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
+from scoremle.sampling.ode import denoise, euler_sample, ode_sample
+from scoremle.sampling.predictor_corrector import (
+    Corrector,
+    Predictor,
+    PredictorCorrector,
+    ald,
+    ancestral_sampling,
+    euler_maruyama,
+    langevin,
+    pc_sample,
+    reverse_diffusion,
+)
+from scoremle.solvers.multistep import Multistep
+from scoremle.types import Images, NoiseFn, PRNGKey
+
+__all__ = ["SAMPLERS", "Sampler"]
+
+PREDICTORS: dict[str, Predictor | None] = {
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral_sampling": ancestral_sampling,
+    "none": None,
+}
+CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "none": None}
+
+
+class Sampler(NamedTuple):
+    """Draws samples of a shape, each by so many evaluations of the network."""
+
+    draw: Callable[[NoiseFn, PRNGKey, tuple[int, ...]], Images]
+    evaluations: int
+
+
+def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes: int) -> Sampler:
+    """Draws latents and takes them to samples."""
+    eps, remove = config.sampling.smallest_time, config.sampling.noise_removal
+
+    def draw(noise: NoiseFn, key: PRNGKey, shape: tuple[int, ...]) -> Images:
+        x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
+        return denoise(noise, sde, x, eps=eps) if remove else x
+
+    return Sampler(draw, nodes + remove)
+
+
+def _pc_sampler(config: Any, sde: SDE) -> Sampler:
+    sampling = config.sampling
+    method = PredictorCorrector(
+        steps=sampling.steps,
+        predictor=choose(PREDICTORS, sampling.predictor, "sampling.predictor"),
+        corrector=choose(CORRECTORS, sampling.corrector, "sampling.corrector"),
+        snr=sampling.snr,
+        corrector_steps=sampling.n_steps_each,
+        probability_flow=sampling.probability_flow,
+        denoise=sampling.noise_removal,
+    )
+    method.check(sde)
+    return Sampler(
+        lambda noise, key, shape: pc_sample(
+            noise, sde, key, shape, eps=sampling.smallest_time, method=method
+        ),
+        method.evaluations,
+    )
+
+
+def _euler_sampler(config: Any, sde: SDE) -> Sampler:
+    sampling = config.sampling
+    return Sampler(
+        lambda noise, key, shape: euler_sample(
+            noise, sde, key, shape,
+            eps=sampling.smallest_time, steps=sampling.steps, denoise=sampling.noise_removal,
+        ),
+        sampling.steps,
+    )  # fmt: skip
+
+
+SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
+    "ode": lambda config, sde: _flow_sampler(
+        config, sde, partial(ode_sample, solver=Multistep(config.sampling.steps)),
+        nodes=config.sampling.steps + 1,
+    ),
+    "pc": _pc_sampler,
+    "euler": _euler_sampler,
+    "ddim": lambda config, sde: _flow_sampler(
+        config, sde, partial(ddim_sample, steps=config.sampling.steps), config.sampling.steps
+    ),
+    "dpm_solver": lambda config, sde: _flow_sampler(
+        config, sde, partial(dpm_solver_sample, steps=config.sampling.steps), config.sampling.steps
+    ),
+}  # fmt: skip

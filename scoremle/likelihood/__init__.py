@@ -1,0 +1,1 @@
+"""Log-likelihoods and bounds of data, each with its error."""

@@ -1,0 +1,161 @@
+"""How many nodes a likelihood needs: measured on a few images, for a solver error that is known.
+
+A solver's error should not show beside the probes' own: it costs the same network evaluations,
+and unlike theirs its sign may be the same for all images. On a few images and with the same probes
+the fixed-node solver is compared with itself at many nodes, and these with half as many, whose
+difference tells how far to trust them. The fewest nodes whose error is below a share of the
+probes' standard error, and below a limit, are taken, and what the solver states of its error is
+calibrated by what was measured.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from scipy.special import stdtrit
+
+from scoremle.core.divergence import DivergenceEstimator, FixedProbe
+from scoremle.core.sde import SDE
+from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.types import Data, NoiseFn, PRNGKey
+
+__all__ = ["PILOT_IMAGES", "Auto", "Choice", "Pilot", "choose_nodes"]
+
+SCATTER_NODES = 32
+NODES = (12, 16, 24, 32, 48, 64, 96, 128)
+FINEST = 256
+PILOT_IMAGES = 8
+# The solver's error is at most this share of the probes' standard error, and at most this many
+# bits/dim: an error of the mean counts where that of an image no longer does.
+SHARE = 0.25
+LIMIT = 0.005
+# What a calibrated error covers if the errors are normal; their tails are heavier than that.
+COVERAGE = 0.98
+# Fewer images can't tell the spread of their errors.
+FEWEST = 4
+# In bits/dim: a stated error below this is none to calibrate.
+NEGLIGIBLE = 1e-9
+
+
+@dataclass(frozen=True)
+class Auto(Multistep):
+    """Nodes still to be chosen by ``choose_nodes``; until then as many as are given."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The nodes chosen, and what was measured there, all in bits/dim over the pilot's images.
+
+    ``solver_error`` is a root mean square, with what is uncertain of the solution that it was
+    measured against; ``solver_bias`` is the mean error with its sign, and its standard error;
+    ``probe_stderr`` is what the probes of one image leave. ``calibration`` is the factor by which
+    the error that the solver states of an image covers the true one; 1 if the images are too few
+    to tell. ``met`` is false if even the most nodes missed the aim.
+    """
+
+    nodes: int
+    solver_error: float
+    solver_bias: float
+    solver_bias_stderr: float
+    probe_stderr: float
+    calibration: float
+    images: int
+    met: bool
+
+    @property
+    def solver(self) -> Multistep:
+        """The solver with these nodes, whose stated error is calibrated."""
+        return Multistep(self.nodes, self.calibration)
+
+
+class Pilot:
+    """A few images ``x`` on which the solver is measured at any number of nodes.
+
+    ``finest`` nodes are taken for the truth, as far as half of them agree.
+    """
+
+    def __init__(
+        self,
+        noise: NoiseFn,
+        sde: SDE,
+        x: Data,
+        key: PRNGKey,
+        *,
+        eps: float,
+        divergence: DivergenceEstimator,
+        finest: int = FINEST,
+    ) -> None:
+        key_probe, key_fresh = jax.random.split(key)
+        self.images, self._bits = len(x), x[0].size * math.log(2)
+
+        # The plan is an argument: one compilation serves all numbers of nodes.
+        def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
+            @jax.jit
+            def solve(x: Data, solver: Planned) -> Likelihood:
+                return ode_log_likelihood(
+                    noise, sde, x, key, eps=eps, divergence=divergence, solver=solver
+                )
+
+            return lambda steps: solve(x, Planned.of(steps, finest))
+
+        self._used = self._held = solving(divergence, key_fresh)
+        self._scatter = None
+        if divergence.random:
+            # The same probes for all numbers of nodes: what differs is the solver's error.
+            self._held = solving(FixedProbe(divergence.draw(key_probe, x)), key_probe)
+            found = self._in_bits(self._used(SCATTER_NODES).probe_stderr)
+            self._scatter = _size(found) * math.sqrt(SCATTER_NODES)
+        self._truth = self._log_prob(finest)
+        self._doubt = self._log_prob(finest // 2) - self._truth
+
+    def _in_bits(self, values: jax.Array) -> np.ndarray:
+        return np.asarray(values, np.float64) / self._bits
+
+    def _log_prob(self, steps: int) -> np.ndarray:
+        return self._in_bits(self._held(steps).log_prob)
+
+    def measure(self, steps: int) -> Choice:
+        """What ``steps`` nodes leave."""
+        error = self._log_prob(steps) - self._truth
+        bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
+        error_or_doubt = np.hypot(error, self._doubt)
+        stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)
+        probe, aim = 0.0, LIMIT
+        if self._scatter is not None:
+            probe = self._scatter / math.sqrt(steps)
+            aim = min(LIMIT, SHARE * probe)
+        return Choice(
+            nodes=steps,
+            solver_error=_size(error_or_doubt),
+            solver_bias=float(error.mean()),
+            solver_bias_stderr=bias_stderr,
+            probe_stderr=probe,
+            calibration=_calibration(error_or_doubt / stated),
+            images=self.images,
+            met=_size(error_or_doubt) <= aim,
+        )
+
+
+def _size(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _calibration(ratios: np.ndarray) -> float:
+    """What to multiply stated errors by, from those of a few images over the stated."""
+    if len(ratios) < FEWEST:
+        return 1.0
+    deviations = stdtrit(len(ratios), (1 + COVERAGE) / 2)  # of Student's t
+    return float(deviations) * _size(ratios)
+
+
+def choose_nodes(pilot: Pilot) -> Choice:
+    """The fewest of ``NODES`` that are enough for images such as the pilot's."""
+    for steps in NODES:
+        choice = pilot.measure(steps)
+        if choice.met:
+            break
+    return choice

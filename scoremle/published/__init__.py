@@ -1,0 +1,28 @@
+"""Published checkpoints: of score_flow and score_sde (Flax), and of score_sde_pytorch (.pth).
+
+One idea a file: ``state_dict`` reads Flax's format with care, ``pytorch`` maps names and layouts,
+``states`` makes training states of either and writes them back, ``store`` sees published files
+among our own checkpoints; ``architecture``, ``origin`` and ``mismatch`` say what a file holds, by
+its shapes and by the name of its folder.
+"""
+
+from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
+from scoremle.published.mismatch import mismatch
+from scoremle.published.origin import Origin, origin
+from scoremle.published.states import Published, published_tree, read, train_state
+from scoremle.published.store import PublishedCheckpoints, files
+
+__all__ = [
+    "ATTENTION",
+    "Origin",
+    "Published",
+    "PublishedCheckpoints",
+    "architecture",
+    "files",
+    "flow_architecture",
+    "mismatch",
+    "origin",
+    "published_tree",
+    "read",
+    "train_state",
+]

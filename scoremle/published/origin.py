@@ -1,0 +1,83 @@
+"""What the name of a published folder says: data set, depth, SDE, objective.
+
+score_flow: ``<cifar10|imagenet32>_(deep)_<vp|subvp>_(likelihood)_(iw)_(flip)``.
+score_sde: ``<vp|subvp|ve>/<data set>_<ddpmpp|ncsnpp>_(deep)_continuous``.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scoremle.published.architecture import ATTENTION
+
+__all__ = ["Origin", "config_file", "origin"]
+
+SCORE_FLOW = re.compile(
+    r"(cifar10|imagenet32)(_deep)?_(vp|subvp)(_likelihood)?(_iw)?(_flip)?", re.IGNORECASE
+)
+SCORE_SDE = re.compile(r"(vp|subvp|ve)/(cifar10)_(ddpmpp|ncsnpp)(_deep)?_continuous")
+
+# What the eight published configs have in common, and in which they differ.
+DDPMPP = {
+    "nf": 128,
+    "ch_mult": (1, 2, 2, 2),
+    ATTENTION: (1,),
+    "resblock_type": "biggan",
+    "conditional": True,
+    "embedding_type": "positional",
+    "progressive": "none",
+    "progressive_input": "none",
+    "num_channels": 3,
+}
+SHALLOW, DEEP = 4, 8
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A published model; ``flip`` is None where its name does not say."""
+
+    dataset: str
+    sde: str
+    deep: bool = False
+    likelihood: bool = False
+    importance: bool = False
+    flip: bool | None = None
+
+    @property
+    def config(self) -> str:
+        """The published config that is nearest: the same where there is one."""
+        folder = "subvp" if self.sde == "subvp" else "vp"
+        return f"configs/{folder}/{self.dataset}_ddpmpp{'_deep' * self.deep}_continuous.py"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The fields of a config that the name states."""
+        fields: dict[str, object] = {
+            "training.sde": f"{self.sde}sde",
+            "training.likelihood_weighting": self.likelihood,
+            "training.importance_weighting": self.importance,
+        }
+        if self.sde == "ve":  # score_sde's: NCSN++ with these settings throughout
+            fields |= {"data.centered": False, "model.scale_by_sigma": True}
+        return fields if self.flip is None else {**fields, "data.random_flip": self.flip}
+
+
+def origin(place: Path) -> Origin | None:
+    """Of a folder that has a name as published, or of a file in it."""
+    for folder in (place, *place.parents[:2]):
+        if match := SCORE_FLOW.fullmatch(folder.name):
+            dataset, _, sde, *options = match.groups()
+            return Origin(dataset.lower(), sde.lower(), bool(match[2]), *map(bool, options))
+        if match := SCORE_SDE.fullmatch(f"{folder.parent.name}/{folder.name}"):
+            return Origin(match[2], match[1], bool(match[4]))
+    return None
+
+
+def config_file(known: Origin | None, architecture: dict[str, object]) -> str | None:
+    """The published config of a network, if there is one; of VP and CIFAR-10 if all is unknown."""
+    known = known or Origin("cifar10", "vp")
+    blocks = architecture["num_res_blocks"]
+    same = all(architecture[name] == value for name, value in DDPMPP.items())
+    if blocks not in (SHALLOW, DEEP) or not same or known.sde == "ve":
+        return None
+    return replace(known, deep=blocks == DEEP).config

@@ -1,0 +1,156 @@
+"""Checkpoints of score_sde_pytorch (.pth): the same networks under other names and layouts.
+
+There a network is one list, ``all_modules``, in the order in which its parts are used. Parts
+without parameters leave a gap in the numbers, and only resampling layers have none. Here a part is
+named by its class and its number in the class. To tell Upsample from Downsample one must know the
+middle of the U-Net: the one attention that is followed by a block, and that by a block that takes
+in more channels than the one before gave.
+
+Kernels are stored as (out, in, height, width) there, dense ones as (out, in). The averaged
+parameters are a list, in the order of the named ones, without the fixed Fourier frequencies.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.errors import UserError
+from scoremle.training.checkpoints import Damaged
+
+__all__ = ["load", "network_parameters", "trees"]
+
+Arrays = Mapping[str, np.ndarray]
+Part = dict[str, np.ndarray]
+
+# Four digits are enough, and no list of parts becomes longer.
+NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
+# Kept beside the parameters, and the same for all networks of a configuration.
+BUFFERS = re.compile(r"(?:module\.)?sigmas")
+ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a .pth, its tensors as arrays. No code in it is run."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damaged files come out of pickle, zipfile and torch as every kind of exception.
+        raise Damaged(f"not a PyTorch checkpoint: {type(error).__name__}") from None
+    return _arrays(content, torch.Tensor)
+
+
+def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Parameters, their average and Adam's two moments, as trees of this library's names."""
+    model: Arrays = {n: a for n, a in content["model"].items() if not BUFFERS.fullmatch(n)}
+    trained = [name for name in model if not _is_frequencies(name)]
+    shadow = content["ema"]["shadow_params"]
+    if len(shadow) != len(trained):
+        raise Damaged(f"it has {len(trained)} parameters and averages of {len(shadow)}")
+    average = {**model, **dict(zip(trained, shadow, strict=True))}
+    adam = content["optimizer"]["state"]
+    moments = (
+        {
+            name: adam[i][moment] if name in trained else np.zeros_like(model[name])
+            for i, name in enumerate(model)
+        }
+        for moment in ("exp_avg", "exp_avg_sq")
+    )
+    return tuple(network_parameters(arrays) for arrays in (model, average, *moments))
+
+
+def network_parameters(arrays: Arrays) -> dict[str, Any]:
+    """The tree of parameters of a state dict with names ``all_modules.<number>.<name>``."""
+    parts: dict[int, Part] = {}
+    for name, array in arrays.items():
+        match = NAME.fullmatch(name)
+        if not match:
+            raise Damaged(f"it has {name}, which no DDPM++ or NCSN++ has")
+        parts.setdefault(int(match[1]), {})[match[2]] = array
+    in_order = [parts.get(number, {}) for number in range(max(parts, default=-1) + 1)]
+    return dict(zip(_names(in_order), map(_translated, in_order), strict=True)) if parts else {}
+
+
+def _arrays(content: Any, tensor: Any) -> Any:
+    if isinstance(content, tensor):
+        return content.numpy()
+    if isinstance(content, dict):
+        return {name: _arrays(value, tensor) for name, value in content.items()}
+    return [_arrays(v, tensor) for v in content] if isinstance(content, list | tuple) else content
+
+
+def _is_frequencies(name: str) -> bool:
+    return name.endswith("all_modules.0.W")
+
+
+# The order of parts ------------------------------------------------------------------------------
+
+
+def _names(parts: list[Part]) -> Iterator[str]:
+    """For each part the name of its class, and its number among those of the class."""
+    kinds = [_kind(part) for part in parts]
+    middle = _middle(parts, kinds)
+    ddpm = any("NIN_0.W" in part for part, kind in zip(parts, kinds, strict=True) if kind == BLOCK)
+    counts: Counter[str] = Counter()
+    for place, kind in enumerate(kinds):
+        if kind == BLOCK:
+            kind = "ResnetBlockDDPMpp" if ddpm else "ResnetBlockBigGANpp"
+        elif kind == RESAMPLER:
+            kind = "Downsample" if place < middle else "Upsample"
+        yield f"{kind}_{counts[kind]}"
+        counts[kind] += 1
+
+
+def _kind(part: Part) -> str:
+    if "NIN_3.W" in part:
+        return ATTENTION
+    if "Conv_1.weight" in part:
+        return BLOCK
+    if "Conv.weight" in part:
+        return "Combine"
+    if "W" in part:
+        return "GaussianFourierProjection"
+    if "weight" in part:
+        return {1: "GroupNorm", 2: "Dense"}.get(part["weight"].ndim, "Conv")
+    return RESAMPLER
+
+
+def _middle(parts: list[Part], kinds: list[str]) -> int:
+    for place in range(len(parts) - 2):
+        if kinds[place : place + 3] == [ATTENTION, BLOCK, BLOCK]:
+            before, after = (parts[place + i]["Conv_0.weight"].shape for i in (1, 2))
+            if after[1] > before[0]:
+                return place
+    raise Damaged("its parameters are not those of a DDPM++ or NCSN++")
+
+
+# One part ----------------------------------------------------------------------------------------
+
+
+def _translated(part: Part) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, array in part.items():
+        *above, leaf = name.split(".")
+        inside = tree
+        for level in above:
+            inside = inside.setdefault("Conv_0" if level == "Conv" else level, {})
+        leaf, value = _leaf(leaf, array, fir="Conv2d_0" in above)
+        inside[leaf] = value
+    return tree
+
+
+def _leaf(name: str, array: np.ndarray, *, fir: bool) -> tuple[str, np.ndarray]:
+    if name != "weight":
+        return name, array
+    if array.ndim == 1:
+        return "scale", array
+    if array.ndim == 2:
+        return "kernel", array.T
+    return "weight" if fir else "kernel", array.transpose(2, 3, 1, 0)

@@ -1,0 +1,176 @@
+"""Features of images by a fixed network, for sample quality; and files of a data set's features.
+
+Distances between features mean something only if one network made both sides. So an extractor has
+facts that identify it, a file of reference features keeps those of the extractor that made it, and
+reading it for another extractor is refused. Only the published Inception's have the right to the
+names FID, KID and Inception score.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Float, UInt8
+
+from scoremle.data import padded_batches
+from scoremle.errors import UserError
+from scoremle.files import read_npz, write_npz
+from scoremle.quality import inception
+from scoremle.resumable import in_parts
+
+__all__ = [
+    "Extractor",
+    "Reference",
+    "extract",
+    "load_inception",
+    "read_reference",
+    "write_inception",
+    "write_reference",
+]
+
+logger = logging.getLogger(__name__)
+
+Facts = dict[str, Any]
+UInt8Images = UInt8[np.ndarray, "b h w c"]
+
+# pt_inception-2015-12-05-6726825d.pth, also called weights-inception-2015-12-05-6726825d.pth.
+PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+BATCH_SIZE = 64
+# Of files without a record, such as score_flow's assets/stats.
+UNRECORDED = (
+    "unknown: pool_3 alone, as in score_flow's assets/stats (TF-Hub's Inception, images scaled by "
+    "(x - 127.5) / 127.5)"
+)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A function of uint8 colour images, what it is, and how many features it has."""
+
+    apply: Callable[[UInt8[np.ndarray, "b h w 3"]], inception.Features]
+    name: str
+    size: int
+    weights_sha256: str
+
+    @property
+    def facts(self) -> Facts:
+        return {"features": self.name, "weights_sha256": self.weights_sha256}
+
+    @property
+    def is_published_inception(self) -> bool:
+        return self.weights_sha256 == PUBLISHED_SHA256
+
+
+def extract(
+    extractor: Extractor, images: UInt8Images, levels: int, *, folder: Path, label: str
+) -> dict[str, np.ndarray]:
+    """Of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
+
+    Finished batches lie in ``folder``. The last one is padded, not compiled anew.
+    """
+    size = min(BATCH_SIZE, len(images))
+
+    def work(i: int) -> dict[str, np.ndarray]:
+        batch, mask = next(padded_batches(images, size, start=i * size))
+        found = jax.device_get(extractor.apply(_colour(batch, levels)))
+        return {"pool_3": found.pool[mask], "logits": found.logits[mask]}
+
+    return in_parts(work, -(-len(images) // size), folder=folder, label=label)
+
+
+def _colour(images: UInt8Images, levels: int) -> UInt8[np.ndarray, "b h w 3"]:
+    """Levels spread over 0..255, and grey repeated."""
+    spread = np.round(images * (255 / (levels - 1))).astype(np.uint8)
+    return np.broadcast_to(spread, (*images.shape[:3], 3))
+
+
+# Weights -----------------------------------------------------------------------------------------
+
+
+def write_inception(path: Path, params: Mapping[str, np.ndarray], source_sha256: str) -> None:
+    """Writes parameters by name, with the hash of the file that they come from."""
+    write_npz(path, {**params, "source_sha256": np.asarray(source_sha256)})
+
+
+def load_inception(path: Path) -> Extractor:
+    """The extractor whose weights ``scoremle convert-inception`` wrote."""
+    how = "make it with: scoremle convert-inception WEIGHTS.pth " + str(path.with_suffix(".npz"))
+    if not path.is_file():
+        raise UserError(f"no Inception weights at {path}; {how}")
+    arrays = read_npz(path)
+    if arrays is None or "source_sha256" not in arrays:
+        raise UserError(f"{path} is no file of Inception weights; {how}")
+    sha256 = str(arrays.pop("source_sha256"))
+    if {name: array.shape for name, array in arrays.items()} != inception.shapes():
+        raise UserError(f"{path} does not fit the Inception network; {how}")
+    params = jax.device_put(unflatten_dict(arrays, sep="/"))
+    apply = partial(jax.jit(inception.Inception().apply), {"params": params})
+    origin = "published weights" if sha256 == PUBLISHED_SHA256 else "weights of unknown origin"
+    size = arrays["fc/kernel"].shape[0]
+    return Extractor(apply, f"Inception-2015, {origin}", size, sha256)
+
+
+# Reference features ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of the images that samples are compared with, and what is known of them."""
+
+    pool: Float[np.ndarray, "n d"]
+    facts: Facts
+
+
+def write_reference(
+    path: Path, pool: Float[np.ndarray, "n d"], extractor: Extractor, facts: Facts
+) -> None:
+    """Writes features as ``pool_3``, the name that score_flow has, and what they are."""
+    record = json.dumps({"origin": extractor.facts, **facts})
+    write_npz(path, {"pool_3": pool, "record": np.asarray(record)})
+
+
+def read_reference(path: Path, extractor: Extractor) -> Reference:
+    """Reads what ``scoremle stats`` wrote for this extractor, or ``pool_3`` without a record.
+
+    Raises UserError for features of another extractor; warns if it can't be known.
+    """
+    how = "make it with: scoremle stats DATASET --weights=WEIGHTS.npz --out=" + str(path)
+    if not path.is_file():
+        raise UserError(f"no reference statistics at {path}; {how}")
+    arrays = read_npz(path)
+    if arrays is None or "pool_3" not in arrays:
+        raise UserError(f"{path} is no file of features: it has no pool_3; {how}")
+    pool = arrays["pool_3"]
+    if pool.ndim != 2 or pool.shape[1] != extractor.size:
+        raise UserError(f"{path}: pool_3 has shape {pool.shape}, not (n, {extractor.size}); {how}")
+    if pool.dtype.kind != "f" or not np.isfinite(pool).all():
+        raise UserError(f"{path}: pool_3 has values that are no finite numbers; {how}")
+    known = _record(arrays, path, extractor)
+    return Reference(pool, {"path": str(path), "images": len(pool), **known})
+
+
+def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) -> Facts:
+    if "record" not in arrays:
+        logger.warning(
+            "%s does not say which network made its features; ours differs from the one of "
+            "score_flow's files, so compare the numbers with each other alone",
+            path,
+        )
+        return {"origin": UNRECORDED}
+    try:
+        record = dict(json.loads(str(arrays["record"])))
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: its record can't be read") from None
+    if record.get("origin") != extractor.facts:
+        raise UserError(
+            f"{path} holds features of another network ({record.get('origin')}) than "
+            f"{extractor.facts}: make it anew with scoremle stats"
+        )
+    return record

@@ -1,0 +1,1 @@
+"""Samplers: by the probability flow, the reverse SDE, and what is known of a sample."""

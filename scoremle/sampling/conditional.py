@@ -1,0 +1,94 @@
+"""Conditional generation with an unconditional model (Song et al., arXiv 2011.13456, section 5).
+
+Known values y are given in some orthogonal coordinates of x: single pixels (inpainting), or the
+grey value of each pixel (colourisation). Before each evaluation of the network they are replaced
+by a fresh draw of p(y_t | y) = N(alpha_t y, sigma_t^2 I), and at the end by y itself. The network
+then sees p(x_t | y_t) and not p(x_t | y): an approximation, which Langevin steps (a corrector)
+improve, exact where known and unknown values are independent.
+
+With a classifier p(y | x_t) of noisy images the posterior score is exact (appendix I):
+
+    grad log p_t(x | y) = grad log p_t(x) + grad log p(y | x_t)
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from scoremle.core.sde import SDE
+from scoremle.numerics import expand
+from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
+from scoremle.types import Data, Images, NoiseFn, PerExample, PRNGKey, Times
+
+__all__ = ["colourise", "guided", "inpaint"]
+
+# Orthogonal coordinates of a pixel's colour, the first along grey.
+COLOURS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+
+
+def inpaint(
+    noise: NoiseFn,
+    sde: SDE,
+    key: PRNGKey,
+    x: Data,
+    known: ArrayLike,
+    *,
+    eps: float,
+    method: PredictorCorrector = PredictorCorrector(),
+) -> Data:
+    """Samples that are ``x`` where ``known``: booleans that broadcast against it."""
+    return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
+
+
+def colourise(
+    noise: NoiseFn,
+    sde: SDE,
+    key: PRNGKey,
+    grey: Float[Array, "b h w 1"],
+    *,
+    eps: float,
+    method: PredictorCorrector = PredictorCorrector(),
+) -> Images:
+    """Colour images whose means over the three channels are ``grey``."""
+    x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
+    return _complete(noise, sde, key, x, np.array([True, False, False]), COLOURS, eps, method)
+
+
+def _complete(
+    noise: NoiseFn,
+    sde: SDE,
+    key: PRNGKey,
+    x: Data,
+    known: ArrayLike,
+    basis: np.ndarray,
+    eps: float,
+    method: PredictorCorrector,
+) -> Data:
+    """Samples with the coordinates of ``x`` on the ``known`` of the rows of ``basis``."""
+    rows = jnp.asarray(basis, x.dtype)
+
+    def replace(new: Data, old: Data) -> Data:
+        return old + jnp.where(known, (new - old) @ rows.T, 0) @ rows
+
+    def constraint(key: PRNGKey, state: Data, t: Times) -> Data:
+        return replace(sde.perturb(x, t, jax.random.normal(key, x.shape, x.dtype)), state)
+
+    sample = pc_sample(noise, sde, key, x.shape, eps=eps, method=method, constraint=constraint)
+    return replace(x, sample)
+
+
+def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExample]) -> NoiseFn:
+    """The noise prediction given what ``log_prob(x, t)`` says: log p(y | x_t), or that weighted.
+
+    Any sampler takes it.
+    """
+
+    def eps(x: Data, t: Times) -> Data:
+        gradient = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x)
+        return noise(x, t) - expand(sde.sigma(t), x) * gradient
+
+    return eps

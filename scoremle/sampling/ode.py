@@ -1,0 +1,120 @@
+"""The probability-flow ODE from the prior to the data and back, and the reverse SDE.
+
+The ODE maps latents, distributed as the prior, to samples and back one to one: it encodes data,
+and a path between latents gives one between samples.
+
+The reverse SDE is dx = [f x - g^2 score] dt + g dw, backwards in time (Song et al., arXiv
+2011.13456, equation 6); here by Euler's method on times that are even in log-SNR.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scoremle.core.prediction import data_of
+from scoremle.core.sde import SDE
+from scoremle.core.times import log_snr_range
+from scoremle.numerics import as_data, predict
+from scoremle.solvers.base import Adaptive, Problem, Solver
+from scoremle.solvers.probability_flow import ProbabilityFlow
+from scoremle.types import Data, NoiseFn, PRNGKey
+
+__all__ = ["denoise", "euler_sample", "interpolate", "ode_encode", "ode_sample"]
+
+
+def ode_sample(
+    noise: NoiseFn,
+    sde: SDE,
+    z: Data,
+    *,
+    eps: float,
+    solver: Solver = Adaptive(),
+) -> Data:
+    """Takes latents ``z`` at t = 1 to samples at t = ``eps``: a likelihood's latent undone."""
+    return _transport(noise, sde, z, eps, solver, encode=False)
+
+
+def ode_encode(
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    *,
+    eps: float,
+    solver: Solver = Adaptive(),
+) -> Data:
+    """Takes ``x`` at t = ``eps`` to its latents at t = 1: a likelihood's latent without the rest.
+
+    The way back is ``ode_sample``.
+    """
+    return _transport(noise, sde, x, eps, solver, encode=True)
+
+
+def _transport(
+    noise: NoiseFn, sde: SDE, x: Data, eps: float, solver: Solver, *, encode: bool
+) -> Data:
+    x = as_data(x)
+    flow = ProbabilityFlow(noise, sde)
+    clocks = flow.span(eps)
+    rho = jnp.exp(flow.log_rho(jnp.asarray([eps, 1.0], x.dtype)))
+    if not encode:
+        clocks, rho = clocks[::-1], rho[::-1]
+    no_integrals = jnp.zeros((0, x.shape[0]), x.dtype)
+    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), *clocks)
+    return solver.solve(problem, x / rho[0]).state * rho[1]
+
+
+def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array, "n b *d"]:
+    """Latents on the way from ``z0`` to ``z1``, at these ``weights`` of ``z1`` from 0 to 1.
+
+    Spherical: the direction turns evenly, so that the latents keep the norm that the prior's draws
+    have, which on a straight line they would lose.
+    """
+    axes = tuple(range(1, z0.ndim))
+    unit0, unit1 = (z / jnp.sqrt(jnp.sum(jnp.square(z), axes, keepdims=True)) for z in (z0, z1))
+    # By half the chord: accurate for small angles, where the cosine is not.
+    chord = jnp.sqrt(jnp.sum(jnp.square(unit1 - unit0), axes, keepdims=True))
+    angle = 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1))
+    w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
+    small = angle < 1e-3
+    sine = jnp.where(small, 1, jnp.sin(angle))
+    share0 = jnp.where(small, 1 - w, jnp.sin((1 - w) * angle) / sine)
+    share1 = jnp.where(small, w, jnp.sin(w * angle) / sine)
+    return share0 * z0 + share1 * z1
+
+
+def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
+    """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time."""
+    return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
+
+
+def euler_sample(
+    noise: NoiseFn,
+    sde: SDE,
+    key: PRNGKey,
+    shape: tuple[int, ...],
+    *,
+    eps: float,
+    steps: int,
+    denoise: bool = True,
+) -> Data:
+    """Samples by ``steps`` Euler-Maruyama steps of the reverse SDE to t = ``eps``.
+
+    With ``denoise`` the last step adds no noise.
+    """
+    key_prior, key_steps = jax.random.split(key)
+    low, high = log_snr_range(sde, eps)
+    times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1))
+    times = times.at[0].set(1.0).at[-1].set(eps)
+
+    def step(x: Data, inputs: tuple) -> tuple[Data, None]:
+        t, t_next, key_step, noisy = inputs
+        dt = t - t_next
+        prediction = predict(noise, x, jnp.full(shape[0], t, x.dtype))
+        drift = sde.f(t) * x + sde.g2(t) / sde.sigma(t) * prediction
+        diffusion = jnp.sqrt(sde.g2(t) * dt) * jax.random.normal(key_step, shape, x.dtype)
+        return x - drift * dt + jnp.where(noisy, diffusion, 0), None
+
+    noisy = jnp.arange(steps) < steps - denoise
+    inputs = (times[:-1], times[1:], jax.random.split(key_steps, steps), noisy)
+    x, _ = jax.lax.scan(step, sde.prior_sample(key_prior, shape), inputs)
+    return x

@@ -1,0 +1,216 @@
+"""Predictor-corrector samplers (Song et al., arXiv 2011.13456, section 4.2 and appendices E to G).
+
+The reverse SDE is dx = [f x - g^2 score] dt + g dw, backwards in time. At each of N times, even
+from t = 1 to t = eps, Langevin steps first move x towards p_t (the corrector),
+
+    x <- x + h score(x, t) + sqrt(2 h) z,
+
+and then a step of length 1/N leads to an earlier time (the predictor), x <- mean + std z.
+
+Steps and times are the published ones. So the N steps, though N - 1 would do, take 1/N each, and
+the DDPM and SMLD rules read beta or sigma at the multiple of 1 / (N - 1) below t. With many steps
+that leaves an error of relative size eps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from scoremle.core.prediction import score_of
+from scoremle.core.sde import SDE, VE, VP
+from scoremle.errors import UserError
+from scoremle.numerics import expand, sum_data
+from scoremle.types import Data, NoiseFn, PRNGKey, Times
+
+__all__ = [
+    "Constraint",
+    "Corrector",
+    "Predictor",
+    "PredictorCorrector",
+    "ald",
+    "ancestral_sampling",
+    "euler_maruyama",
+    "langevin",
+    "pc_sample",
+    "reverse_diffusion",
+]
+
+# (sde, x, score, t, steps) -> mean of the next state, and the standard deviation around it
+Predictor = Callable[[SDE, Data, Data, Times, int], tuple[Data, Times]]
+# (sde, score, z, t, snr) -> size of the Langevin step, but for what a forward step keeps of x
+Corrector = Callable[[SDE, Data, Data, Times, float], Times]
+# (key, x, t) -> x at time t, with what is known about it put in
+Constraint = Callable[[PRNGKey, Data, Times], Data]
+
+
+def euler_maruyama(
+    sde: SDE, x: Data, score: Data, t: Times, steps: int
+) -> tuple[Data, Times]:
+    """Euler's step of the reverse SDE."""
+    g2 = sde.g2(t)
+    drift = expand(sde.f(t), x) * x - expand(g2, x) * score
+    return x - drift / steps, jnp.sqrt(g2 / steps)
+
+
+def reverse_diffusion(
+    sde: SDE, x: Data, score: Data, t: Times, steps: int
+) -> tuple[Data, Times]:
+    """The forward rule x -> scale x + spread z, reversed as the SDE is."""
+    scale, spread = _forward_rule(sde, t, steps)
+    return x - expand(scale - 1, x) * x + expand(jnp.square(spread), x) * score, spread
+
+
+def ancestral_sampling(
+    sde: SDE, x: Data, score: Data, t: Times, steps: int
+) -> tuple[Data, Times]:
+    """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone."""
+    scale, spread = _forward_rule(sde, t, steps)
+    variance = jnp.square(spread)
+    mean = (x + expand(variance, x) * score) / expand(scale, x)
+    if isinstance(sde, VE):
+        sigma2 = jnp.square(sde.sigma(_grid(t, steps)))
+        spread = spread * jnp.sqrt(1 - variance / sigma2)
+    return mean, spread
+
+
+def _grid(t: Times, steps: int, back: int = 0) -> Times:
+    """The multiple of 1 / (steps - 1) below t, and ``back`` further down."""
+    intervals = max(steps - 1, 1)
+    return (jnp.floor(t * intervals) - back) / intervals
+
+
+def _forward_rule(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
+    """(scale, spread) of the forward step x -> scale x + spread z of length 1/steps."""
+    if isinstance(sde, VP):  # DDPM
+        beta = -2 * sde.f(_grid(t, steps)) / steps
+        return jnp.sqrt(1 - beta), jnp.sqrt(beta)
+    if isinstance(sde, VE):  # SMLD: between neighbouring sigmas, the first of which comes after 0
+        before = _grid(t, steps, back=1)
+        below = jnp.where(before < 0, 0, jnp.square(sde.sigma(before)))
+        return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(_grid(t, steps))) - below)
+    return 1 + sde.f(t) / steps, jnp.sqrt(sde.g2(t) / steps)
+
+
+def langevin(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
+    """The step in which the score's part is ``snr`` times the noise's, in mean norms.
+
+    The means are over the batch, as published. A step from the example's own norms would depend on
+    the noise that it scales, and lead away from p_t.
+    """
+
+    def norm(a: Data) -> Times:
+        return jnp.mean(jnp.sqrt(sum_data(jnp.square(a))))
+
+    return jnp.full_like(t, 2 * jnp.square(snr * norm(z) / norm(score)))
+
+
+def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
+    """The step of annealed Langevin dynamics (NCSN), from sigma_t alone."""
+    return 2 * jnp.square(snr * sde.sigma(t))
+
+
+@dataclass(frozen=True)
+class PredictorCorrector:
+    """Which steps to take: ``steps`` times a predictor's, after ``corrector_steps`` corrector's.
+
+    With ``probability_flow`` the predictor solves the ODE in place of the SDE. With ``denoise``
+    the last step adds no noise.
+    """
+
+    steps: int = 1000
+    predictor: Predictor | None = euler_maruyama
+    corrector: Corrector | None = None
+    snr: float = 0.16
+    corrector_steps: int = 1
+    probability_flow: bool = False
+    denoise: bool = True
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that a sample takes."""
+        corrections = 0 if self.corrector is None else self.corrector_steps
+        return self.steps * (corrections + (self.predictor is not None))
+
+    def check(self, sde: SDE) -> None:
+        """Raises UserError where a step is not defined for ``sde``."""
+        if self.predictor is ancestral_sampling:
+            if not isinstance(sde, VP | VE):
+                raise UserError(
+                    f"ancestral_sampling is defined for VP and VE, not for {type(sde).__name__}:"
+                    " choose euler_maruyama or reverse_diffusion"
+                )
+            if self.probability_flow:
+                raise UserError("ancestral_sampling has no probability flow: choose another")
+        if self.predictor is not euler_maruyama or self.corrector is not None:
+            with jax.ensure_compile_time_eval():
+                beta_max = float(-2 * sde.f(jnp.ones(())))
+            if self.steps <= beta_max:
+                raise UserError(
+                    f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
+                )
+
+    def predict(self, noise: NoiseFn, sde: SDE, x: Data, t: Times) -> tuple[Data, Times]:
+        """Mean of the state that follows ``x``, and the standard deviation around it."""
+        if self.predictor is None:
+            return x, jnp.zeros_like(t)
+        score = score_of(noise, sde)(x, t)
+        if not self.probability_flow:
+            return self.predictor(sde, x, score, t, self.steps)
+        mean, std = self.predictor(sde, x, score / 2, t, self.steps)
+        return mean, jnp.zeros_like(std)
+
+    def correct(self, noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> Data:
+        """``x`` after one corrector step with standard normal ``z``."""
+        if self.corrector is None:
+            return x
+        score = score_of(noise, sde)(x, t)
+        # What a forward step keeps of the variance: 1 for VE.
+        kept = 1 + 2 * sde.f(_grid(t, self.steps)) / self.steps
+        step = expand(kept * self.corrector(sde, score, z, t, self.snr), x)
+        return x + step * score + jnp.sqrt(2 * step) * z
+
+
+def unconstrained(key: PRNGKey, x: Data, t: Times) -> Data:
+    """Nothing is known."""
+    return x
+
+
+def pc_sample(
+    noise: NoiseFn,
+    sde: SDE,
+    key: PRNGKey,
+    shape: tuple[int, ...],
+    *,
+    eps: float,
+    method: PredictorCorrector = PredictorCorrector(),
+    constraint: Constraint = unconstrained,
+) -> Data:
+    """Samples by ``method.evaluations`` network evaluations, in constant memory.
+
+    ``constraint`` is applied to the state before each of them.
+    """
+    method.check(sde)
+    corrections = 0 if method.corrector is None else method.corrector_steps
+    key_prior, key_steps = jax.random.split(key)
+    x = sde.prior_sample(key_prior, shape)
+
+    def step(carry: tuple[Data, Data], inputs: tuple) -> tuple[tuple[Data, Data], None]:
+        x, _ = carry
+        time, i = inputs
+        t = jnp.full(shape[0], time, x.dtype)
+        keys = jax.random.split(jax.random.fold_in(key_steps, i), (corrections + 1, 2))
+
+        def correct(j: int, x: Data) -> Data:
+            z = jax.random.normal(keys[j, 1], shape, x.dtype)
+            return method.correct(noise, sde, constraint(keys[j, 0], x, t), t, z)
+
+        x = jax.lax.fori_loop(0, corrections, correct, x)
+        mean, std = method.predict(noise, sde, constraint(keys[-1, 0], x, t), t)
+        z = jax.random.normal(keys[-1, 1], shape, x.dtype)
+        return (mean + expand(std, x) * z, mean), None
+
+    times = jnp.linspace(1, eps, method.steps, dtype=x.dtype)
+    (x, mean), _ = jax.lax.scan(step, (x, x), (times, jnp.arange(method.steps)))
+    return mean if method.denoise else x

@@ -1,0 +1,1 @@
+"""Initial value problems, and the probability flow as one."""

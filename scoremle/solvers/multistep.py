@@ -1,0 +1,331 @@
+"""Linear multistep integration: one evaluation of the field a node, on nodes that are fixed.
+
+The state goes by Adams-Bashforth-Moulton of order 3 (predict, evaluate, correct, and the predicted
+value serves the history), the integrals by the cubic that interpolates their rates:
+
+    guess = u_n + sum_j a_j v_{n-j},    v = v(c, guess),    u_{n+1} = u_n + sum_j b_j v_{n+1-j}
+
+with weights for uneven nodes (Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations*,
+III.5). The integrals don't act on the state, so their rates may be random: a ``fresh`` draw at
+each node leaves the integral's expectation as it is, and its error falls with the number of nodes,
+where that of one draw for all does not. How large it is tells the spread of several integrals'
+rates at each node, or the scatter of a single one's along the nodes.
+
+The stated error has three parts that add like independent ones: the steps' by Milne's device, what
+is rough in the field from node to node, which that device takes for smooth, and how far the
+integrals lie from their quadrature of one order less.
+"""
+
+import dataclasses
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from scoremle.numerics import compensated_add, sum_data
+from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
+from scoremle.types import Data, Times
+
+__all__ = ["Doubling", "Multistep", "Planned"]
+
+ORDER = 3
+# What is rough in a history is told by the difference of this order, which takes cubics out.
+DIFFERENCE = ORDER + 1
+# The history begins with one value: short first steps cost least there.
+FIRST_STEP = 1 / 3
+STEP_GROWTH = 1.3
+# The share of the predictor that the corrector keeps: it widens the stability. The leading errors
+# of the two have opposite signs, so that what remains is no larger than the corrector's own.
+BLEND = 0.2
+# The error of a step, as a share of what the corrector changed (Milne's device): the predictor is
+# off by 3/8, the corrector by -1/24 of h^4 times the fourth derivative.
+MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
+# What the steps tell of their errors, times this, covers the true one of most examples on trained
+# networks (benchmarks/README.md).
+COVERAGE = 1.5
+# The same for a result that changed so much when the nodes were doubled.
+MARGIN = 1.5
+# So many standard deviations of its noise a quadrature's difference is not taken for an error.
+NOISE = 2.0
+
+
+# [n], or [n k] for the last k rates
+Weights = Array | np.ndarray
+
+
+class Plan(NamedTuple):
+    """Nodes on [0, 1] and, for the step that ends at each, weights of the rates, newest first.
+
+    The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
+    variance. ``total`` is the weight of each node's rate in the whole integral, and ``gap`` its
+    difference from that of a quadrature of one order less.
+    """
+
+    node: Weights
+    predictor: Weights
+    corrector: Weights
+    integral: Weights
+    contrast: Weights
+    total: Weights
+    gap: Weights
+
+
+def _nodes(steps: int) -> np.ndarray:
+    """Ends of the steps: even, but for short first ones that grow, while the history is short."""
+    sizes = np.ones(steps)
+    growing = FIRST_STEP * STEP_GROWTH ** np.arange(min(steps, 10))
+    sizes[: len(growing)] = np.minimum(growing, 1.0)
+    ends = np.concatenate([[0.0], np.cumsum(sizes)])
+    return ends / ends[-1]
+
+
+def _quadrature(points: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Weights of values at ``points`` in the integral of their interpolation over [low, high]."""
+    scale = high - low
+    x = (points - low) / scale
+    moments = 1.0 / (np.arange(len(points)) + 1)
+    return scale * np.linalg.solve(np.vander(x, increasing=True).T, moments)
+
+
+def _step_weights(nodes: np.ndarray, end: int, first: int, count: int) -> np.ndarray:
+    """Weights of the step to node ``end`` from ``count`` nodes, beginning ``first`` before it."""
+    points = nodes[end::-1][first : first + count]
+    weights = np.zeros(DIFFERENCE + 1)
+    weights[first : first + len(points)] = _quadrature(points, nodes[end - 1], nodes[end])
+    return weights
+
+
+def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
+    """Weights, of norm one, that any cubic gives zero; zeros where there are too few nodes."""
+    points = nodes[end::-1][: DIFFERENCE + 1]
+    if len(points) <= DIFFERENCE:
+        return np.zeros(DIFFERENCE + 1)
+    gaps = points[:, None] - points + np.eye(DIFFERENCE + 1)
+    weights = 1 / gaps.prod(axis=1)
+    return weights / np.linalg.norm(weights)
+
+
+def plan(steps: int, room: int | None = None) -> Plan:
+    """The plan of ``steps`` steps, with zeros behind up to ``room`` of them."""
+    nodes = _nodes(steps)
+    rows = np.zeros((4, steps + 1, DIFFERENCE + 1))
+    totals = np.zeros((2, steps + 1))
+    for n in range(1, steps + 1):
+        rows[0, n] = _step_weights(nodes, n, 1, ORDER)
+        rows[1, n] = _step_weights(nodes, n, 0, ORDER)
+        rows[2, n] = _step_weights(nodes, n, 0, ORDER + 1)
+        rows[3, n] = _contrast(nodes, n)
+        coarse = _step_weights(nodes, n, 0, min(n, ORDER))
+        used = min(n, ORDER) + 1
+        totals[:, n - np.arange(used)] += np.stack([rows[2, n], rows[2, n] - coarse])[:, :used]
+    predictor, corrector, integral, contrast = rows
+    # While the history is short, the predictor is of a lower order than the rest.
+    kept = np.where(np.arange(steps + 1) < ORDER, 0, BLEND)[:, None]
+    corrector = kept * predictor + (1 - kept) * corrector
+    found = Plan(nodes, predictor[:, 1:], corrector, integral, contrast, *totals)
+    behind = 0 if room is None else room - steps
+    return Plan(*(np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found))
+
+
+def _shares(weights: Weights) -> Float[Array, " n"]:
+    """What the squared contrast at each node stands for: the first one also for those before."""
+    squares = jnp.square(weights)
+    before = jnp.sum(squares[:DIFFERENCE])
+    return squares.at[:DIFFERENCE].set(0).at[DIFFERENCE].add(before)
+
+
+class _Carry(NamedTuple):
+    state: Data
+    integrals: Float[Array, "m b"]
+    lost: Float[Array, "m b"]
+    history: Float[Array, "4 b *d"]
+    integral_history: Float[Array, "4 m b"]
+    effect: Float[Array, " b"]
+    squares: Float[Array, " b"]
+    gap: Float[Array, " b"]
+    gap_scatter: Float[Array, " b"]
+    scatter: Float[Array, " b"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Planned:
+    """The solver itself, with its plan as data: programs that differ in nodes are one program."""
+
+    weights: Plan
+    steps: Draw | int
+
+    @classmethod
+    def of(cls, steps: int, room: int) -> "Planned":
+        """A plan of ``steps`` steps, in arrays with room for ``room`` of them."""
+        return cls(plan(steps, room), np.int32(steps))
+
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem."""
+        field, fresh = problem.field, problem.fresh
+        batch, dtype = state.shape[0], state.dtype
+        weights = Plan(*(jnp.asarray(a, dtype) for a in self.weights))
+        span = problem.stop - problem.start
+
+        def clock(node: Weights | float) -> Times:
+            return jnp.full(batch, problem.start + span * node, dtype)
+
+        shape = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)[1].shape
+        several, rough_shares = shape[0] > 1, _shares(weights.total)
+        shares, gap_shares = (
+            jnp.square(span) * (jnp.square(total) if several else _shares(total))
+            for total in (weights.total, weights.gap)
+        )
+        zeros, none = jnp.zeros(shape, dtype), jnp.zeros(batch, dtype)
+        first = _Carry(
+            state=state,
+            integrals=zeros,
+            lost=zeros,
+            history=jnp.zeros((DIFFERENCE, *state.shape), dtype),
+            integral_history=jnp.zeros((DIFFERENCE, *shape), dtype),
+            effect=none,
+            squares=none,
+            gap=none,
+            gap_scatter=none,
+            scatter=none,
+        )
+
+        def advance(n: Array, carry: _Carry) -> _Carry:
+            w = Plan(*(a[n] for a in weights))
+            guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
+            rate, integral_rate = field(clock(w.node), guess, n if fresh else ONE_DRAW)
+            history = jnp.concatenate([rate[None], carry.history])
+            integral_history = jnp.concatenate([integral_rate[None], carry.integral_history])
+            state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
+            term = span * jnp.tensordot(w.integral, integral_history, 1)
+            integrals, lost = compensated_add(carry.integrals, carry.lost, term)
+            gradient = problem.sensitivity(clock(w.node), state, rate)
+            effect = sum_data(gradient * MILNE * (state - guess))
+            rough = span * sum_data(gradient * jnp.tensordot(w.contrast, history, 1))
+            if several:
+                noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
+            else:
+                rates = mean_integral(jnp.moveaxis(integral_history, 1, 0))
+                noise = jnp.square(jnp.tensordot(w.contrast, rates, 1))
+            return _Carry(
+                state=state,
+                integrals=integrals,
+                lost=lost,
+                history=history[:-1],
+                integral_history=integral_history[:-1],
+                effect=carry.effect + effect,
+                squares=carry.squares + jnp.square(effect) + rough_shares[n] * jnp.square(rough),
+                gap=carry.gap + span * w.gap * mean_integral(integral_rate),
+                gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
+                scatter=carry.scatter + shares[n] * noise,
+            )
+
+        last = jax.lax.fori_loop(0, self.steps + 1, advance, first)
+        finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
+        # Steps of a rough field err like independent ones, those of a smooth one with one sign.
+        steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
+        noise = NOISE**2 * last.gap_scatter if fresh else 0
+        gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
+        told = fresh & (several | (self.steps >= DIFFERENCE))
+        return Solution(
+            state=last.state,
+            integrals=last.integrals,
+            error=jnp.sqrt(steps + gap),
+            scatter=jnp.where(told, last.scatter, jnp.nan),
+            evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
+            ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
+        )
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """``nodes`` steps, the same for every example. Memory does not grow with their number.
+
+    The error that it states is multiplied by ``calibration``, if a pilot measured how much larger
+    it has to be (``choose_nodes``).
+    """
+
+    nodes: int = 32
+    calibration: float = dataclasses.field(default=1.0, repr=False)
+
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem."""
+        solution = Planned(plan(self.nodes), self.nodes).solve(problem, state)
+        return solution._replace(error=self.calibration * solution.error)
+
+
+class _Best(NamedTuple):
+    solution: Solution
+    change: Float[Array, " b"]
+    running: Array
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles the nodes until an example's result stands still: within ``tolerance``, in nats for
+    each dimension of the state.
+
+    The error that it states is half as much again as the last change of the result, or as half the
+    change before, unless the solution itself states less: where a field is smooth in time, a
+    change is many times the error that is left. After the first doubling, whose change nothing
+    checks yet, it is what the solution states. An example that still moves after ``most`` steps
+    keeps its last value, and an ``error`` above the tolerance.
+    """
+
+    tolerance: float = 1e-3
+    fewest: int = 16
+    most: int = 1024
+
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem, all passes by one draw, never a ``fresh`` one."""
+        field, sensitivity = problem.field, problem.sensitivity
+        one_draw = replace(problem, fresh=False)
+        sizes = [self.fewest]
+        while 2 * sizes[-1] <= self.most:
+            sizes.append(2 * sizes[-1])
+        plans = [plan(steps, sizes[-1]) for steps in sizes]
+        levels = Plan(*(jnp.asarray(np.stack(a), state.dtype) for a in zip(*plans, strict=True)))
+        limit = self.tolerance * state[0].size
+        end = jnp.full(state.shape[0], problem.stop, state.dtype)
+
+        def run(level: Array) -> Solution:
+            steps = jnp.asarray(sizes, jnp.int32)[level]
+            planned = Planned(Plan(*(a[level] for a in levels)), steps)
+            return planned.solve(one_draw, state)
+
+        def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
+            level, best = carry
+            old, new = best.solution, run(level)
+            gradient = sensitivity(end, new.state, field(end, new.state, ONE_DRAW)[0])
+            shift = sum_data(gradient * (new.state - old.state))
+            change = jnp.abs(shift + mean_integral(new.integrals - old.integrals))
+            change = jnp.where(jnp.isnan(change), jnp.inf, change)  # one of the two is not finite
+            moved = MARGIN * jnp.maximum(change, best.change / 2)
+            error = jnp.where(level == 1, new.error, jnp.minimum(moved, new.error))
+            new = new._replace(error=error, evaluations=old.evaluations + new.evaluations + 1)
+            keep = best.running
+
+            def choose(new: Array, old: Array, axis: int) -> Array:
+                shape = (1,) * axis + (-1,) + (1,) * (new.ndim - axis - 1)
+                return jnp.where(keep.reshape(shape), new, old)
+
+            chosen = Solution(
+                *(
+                    choose(a, b, axis=name == "integrals")
+                    for name, a, b in zip(Solution._fields, new, old, strict=True)
+                )
+            )
+            running = keep & (error > limit) & new.ok
+            return level + 1, _Best(chosen, jnp.where(keep, change, best.change), running)
+
+        def unfinished(carry: tuple[Array, _Best]) -> Array:
+            level, best = carry
+            return jnp.any(best.running) & (level < len(sizes))
+
+        coarse = run(jnp.int32(0))
+        none = jnp.zeros_like(coarse.error)
+        first = _Best(coarse, none, jnp.ones(state.shape[0], bool))
+        return jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution

@@ -1,0 +1,1 @@
+"""A training step, the loop around it, checkpoints, and where numbers go."""
