@@ -12,6 +12,7 @@ __all__ = [
     "Data",
     "Images",
     "IntImages",
+    "Keys",
     "NoiseFn",
     "PRNGKey",
     "PerExample",
@@ -25,6 +26,8 @@ IntImages = Integer[Array, "b h w c"]
 Times = Float[Array, "*b"]
 PerExample = Float[Array, " b"]
 PRNGKey = Key[Array, ""]
+# One key, or one for each example.
+Keys = Key[Array, "*b"]
 
 # The noise prediction eps(x, t), of order one at every t: the primitive that everything takes.
 NoiseFn = Callable[[Data, Times], Data]

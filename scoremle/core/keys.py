@@ -1,0 +1,64 @@
+"""Randomness that belongs to an image, and not to its place in a batch.
+
+The key of image i, its index in the data set, in pass r is fold_in(fold_in(key, r), i). So a value
+does not depend on the batch size, on the other images of the batch, or on how many devices share
+the work. Whatever is random takes one key, or one for each example: one key stands for
+fold_in(key, place) at each place of the batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Integer, Key
+
+from scoremle.types import Keys, PRNGKey
+
+__all__ = ["draw", "example_keys", "fold_in", "image_keys", "split"]
+
+IMPLEMENTATION = "threefry2x32"
+
+
+def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n"]:
+    """The keys of images by their index, a number of 64 bits."""
+    index = np.asarray(index, np.uint64)
+    high, low = (np.asarray(index >> np.uint64(shift), np.uint32) for shift in (32, 0))
+    return fold_in(fold_in(jnp.broadcast_to(_checked(key), len(index)), high), low)
+
+
+def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
+    """A key for each of ``n`` examples: those given, or of one key by their places.
+
+    Raises ValueError for another number of keys, and for a generator other than threefry, whose
+    draws would depend on the batch.
+    """
+    key = _checked(key)
+    if key.shape == ():
+        return fold_in(jnp.broadcast_to(key, n), np.arange(n, dtype=np.uint32))
+    if key.shape != (n,):
+        raise ValueError(f"{n} examples take one key or {n}, not keys of shape {key.shape}")
+    return key
+
+
+def _checked(key: Keys) -> Keys:
+    if (found := str(jax.random.key_impl(key))) != IMPLEMENTATION:
+        raise ValueError(f"keys must be {IMPLEMENTATION}, not {found}")
+    return key
+
+
+def fold_in(keys: Key[Array, " b"], data: Integer[Array, "*b"] | np.ndarray | int) -> Keys:
+    """``fold_in`` of each key, with the same number or one for each."""
+    return jax.vmap(jax.random.fold_in, (0, 0 if np.ndim(data) else None))(keys, data)
+
+
+def split(keys: Key[Array, " b"], n: int = 2) -> Key[Array, "{n} b"]:
+    """``n`` keys of each key."""
+    return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)
+
+
+def draw(
+    sampler: Callable[..., Array], keys: Key[Array, " b"], shape: tuple[int, ...], *args: object
+) -> Array:
+    """``sampler(key, shape, *args)`` of each key: of each example, its own draw."""
+    return jax.vmap(lambda key: sampler(key, shape, *args))(keys)

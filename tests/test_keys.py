@@ -1,0 +1,54 @@
+"""Keys by image: what they depend on, and that a draw depends on its key alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from scoremle.core.keys import draw, example_keys, image_keys, split
+
+KEY = jax.random.key(3)
+
+
+def data(keys):
+    return np.asarray(jax.random.key_data(keys))
+
+
+def test_an_image_keeps_its_key_wherever_it_stands():
+    keys = data(image_keys(KEY, np.arange(7)))
+    np.testing.assert_array_equal(data(image_keys(KEY, np.array([5, 2]))), keys[[5, 2]])
+
+
+def test_an_index_has_64_bits():
+    far = np.array([3, 3 + 2**32, 3 + 2**63], np.uint64)
+    keys = data(image_keys(KEY, far))
+    assert len(np.unique(keys, axis=0)) == 3
+    by_hand = jax.random.fold_in(jax.random.fold_in(KEY, 2**31), 3)
+    np.testing.assert_array_equal(keys[2], data(by_hand))
+
+
+def test_one_key_stands_for_one_at_each_place():
+    by_hand = [data(jax.random.fold_in(KEY, place)) for place in range(3)]
+    np.testing.assert_array_equal(data(example_keys(KEY, 3)), by_hand)
+    keys = split(KEY[None], 3)[:, 0]
+    np.testing.assert_array_equal(data(example_keys(keys, 3)), data(keys))
+
+
+def test_a_draw_depends_on_its_key_alone():
+    keys = image_keys(KEY, np.arange(5))
+    whole = draw(jax.random.normal, keys, (2, 3))
+    np.testing.assert_array_equal(whole[3], jax.random.normal(keys[3], (2, 3)))
+    np.testing.assert_array_equal(draw(jax.random.normal, keys[3:4], (2, 3))[0], whole[3])
+
+
+def test_split_gives_each_example_its_own():
+    keys = image_keys(KEY, np.arange(4))
+    first, second = split(keys)
+    np.testing.assert_array_equal(data(second)[2], data(jax.random.split(keys[2])[1]))
+    assert first.shape == (4,)
+
+
+def test_other_numbers_of_keys_and_other_generators_are_refused():
+    with pytest.raises(ValueError, match="3 examples take one key or 3, not keys of shape"):
+        example_keys(jax.random.split(KEY, 2), 3)
+    with pytest.raises(ValueError, match="must be threefry2x32, not rbg"):
+        example_keys(jax.random.key(0, impl="rbg"), 3)
