@@ -24,6 +24,8 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.prediction import noise_fn
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.reconstruction import Entropy
+from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
 every_sde = pytest.mark.parametrize("name", SDES)
 KEY = jax.random.key(0)
@@ -99,7 +101,7 @@ def test_gaussian_has_its_analytic_bound(name, matching, offset):
         eps=eps,
         draws=64,
         matching=matching,
-        offset=offset,
+        reconstruction=GaussianDecoder() if offset else Entropy(),
     )
     np.testing.assert_allclose(result.prior, analytic["prior"], rtol=1e-3, atol=2e-5)
     total = result.prior + result.diffusion + result.reconstruction
@@ -149,7 +151,7 @@ def test_stated_error_is_honest_in_many_dimensions(draws):
 
     x = np.repeat(0.3**0.5 * np.random.default_rng(0).normal(size=(1, dims)), copies, axis=0)
     times = UniformLogSNR(sde, 1e-3, stratified=True)
-    result = evaluate(noise, "vp", x, times, eps=1e-3, draws=draws, offset=False)
+    result = evaluate(noise, "vp", x, times, eps=1e-3, draws=draws, reconstruction=Entropy())
     stated = np.sqrt(np.mean(result.stderr**2))
     # Of few draws it is too large: neighbours differ by the trend as well.
     assert 0.85 < stated / result.log_prob.std() < (1.15 if draws == 100 else 1.5)

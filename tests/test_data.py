@@ -15,7 +15,7 @@ import pytest
 import resume_worker as worker
 
 from scoremle import data
-from scoremle.data import feeds
+from scoremle.data import feed as feeds
 from scoremle.data.image_set import ImageSet, pad_to, padded_batches
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError

@@ -19,8 +19,8 @@ from PIL import Image
 from scoremle import data
 from scoremle.cli import main as cli
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.data import folder as folders
 from scoremle.data import prepare as preparing
+from scoremle.data import prepared as folders
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines

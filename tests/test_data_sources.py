@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from scoremle import data
-from scoremle.data import source as sources
+from scoremle.data import archive as sources
 from scoremle.data.readers.base import Options
 from scoremle.data.readers.pictures import split_of
 from scoremle.data.unpickle import unpickle

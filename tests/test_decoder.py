@@ -11,7 +11,8 @@ from scipy.stats import norm
 from scoremle.core.dequantize import truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.times import UniformLogSNR
-from scoremle.likelihood.reconstruction import decoding_cost, discrete_bound
+from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.reconstruction import Discrete, decoding_cost
 
 VP = SDES["vp"]
 LEVELS = 16
@@ -23,7 +24,7 @@ POINTS = np.asarray(PIXELS.encode(np.arange(LEVELS), np.full(LEVELS, 0.5)), np.f
 def test_the_cost_is_that_of_decoding_noisy_levels(log_snr):
     s, n = np.exp(-log_snr / 2), 20_000
     e = np.random.default_rng(0).normal(size=(n, 1))
-    cost = decoding_cost(POINTS, log_snr)
+    cost = decoding_cost(jnp.asarray(POINTS), jnp.asarray(log_snr))
     for k in range(0, LEVELS, 5):
         z = POINTS[k] + s * e
         simulated = -log_softmax(-(((z - POINTS) / s) ** 2) / 2, axis=1)[:, k]
@@ -35,7 +36,7 @@ def test_the_cost_at_the_published_end():
     """256 levels on [-1, 1], log-SNR 13.3: a hundredth of a bit, half of it at the ends."""
     pixels = Pixels()
     points = np.asarray(pixels.encode(np.arange(256), np.full(256, 0.5)), np.float64)
-    bits = decoding_cost(points, 13.3) / np.log(2)
+    bits = np.asarray(decoding_cost(jnp.asarray(points), jnp.asarray(13.3))) / np.log(2)
     np.testing.assert_allclose(bits[1:-1], 0.01045, atol=1e-4)
     np.testing.assert_allclose(bits[[0, -1]], 0.01045 / 2, atol=1e-4)
 
@@ -43,8 +44,17 @@ def test_the_cost_at_the_published_end():
 def bound(noise, x, start, draws=256, **options):
     times = UniformLogSNR(VP, start, stratified=True)
     run = jax.jit(
-        lambda x, key: discrete_bound(
-            noise, VP, x, key, points=POINTS, eps=start, times=times, draws=draws, **options
+        lambda x, key: likelihood_bound(
+            noise,
+            VP,
+            jnp.asarray(POINTS, jnp.float32)[x],
+            key,
+            eps=start,
+            times=times,
+            draws=draws,
+            reconstruction=Discrete(POINTS),
+            integers=x,
+            **options,
         )
     )
     found = run(jnp.asarray(x), jax.random.key(0))
@@ -76,6 +86,7 @@ def test_a_discretised_gaussian_is_bounded_closely(matching):
     assert error < 0.05
     stated = np.sqrt(np.mean(found.stderr**2))
     assert 0.7 < np.sqrt(values.var(axis=1, ddof=1).mean()) / stated < 1.4
+    assert found.bounds == "probability"
     total = found.prior + found.diffusion + found.reconstruction
     np.testing.assert_allclose(found.log_prob, -total, rtol=1e-5, atol=1e-5)
 

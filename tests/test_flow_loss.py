@@ -15,6 +15,8 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.prediction import noise_fn
 from scoremle.core.times import UniformLogSNR
 from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
+from scoremle.likelihood.reconstruction import Entropy
+from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
 KEY = jax.random.key(0)
 DATA = Gaussian.random(5, 4, 0.6)
@@ -82,7 +84,8 @@ def test_one_draw_is_the_bound_on_average(name, offset):
     y = jnp.asarray(np.repeat(one, copies, axis=0), jnp.float32)
     run = jax.jit(
         lambda y, key: one_draw_bound(
-            DATA.noise(sde), sde, y, key, eps=eps, times=UniformLogSNR(sde, eps), offset=offset
+            DATA.noise(sde), sde, y, key, eps=eps, times=UniformLogSNR(sde, eps),
+            reconstruction=GaussianDecoder() if offset else Entropy(),
         )
     )
     values = np.asarray(run(y, KEY), np.float64)
@@ -108,7 +111,8 @@ def test_the_loss_is_log_q_and_the_bound_and_its_gradient_reaches_the_dequantize
         return jnp.mean(
             dequantization_loss(
                 data.noise(sde), sde, pixels, dequantizer, x, KEY,
-                eps=eps, times=UniformLogSNR(sde, eps, stratified=True), offset=offset,
+                eps=eps, times=UniformLogSNR(sde, eps, stratified=True),
+                reconstruction=GaussianDecoder() if offset else Entropy(),
             )
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from oracles import schedule
 
 import scoremle
 from scoremle import data
-from scoremle.data import synthetic
+from scoremle.data.readers import synthetic
 
 LEVELS, DIMS = synthetic.LEVELS, 64
 IMAGES = data.load("synthetic")
