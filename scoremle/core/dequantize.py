@@ -10,7 +10,7 @@ make the bound tight (Ho et al., arXiv 1902.00275).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -44,6 +44,7 @@ class Dequantizer(Protocol):
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]: ...
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Uniform:
     """u uniform in [0, 1), independent of the image: log q = 0."""
@@ -55,6 +56,7 @@ class Uniform:
         return draw(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TruncatedNormal:
     """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
@@ -65,8 +67,8 @@ class TruncatedNormal:
     """
 
     sde: SDE
-    start: float
-    pixels: Pixels = Pixels()
+    start: float = field(metadata={"static": True})
+    pixels: Pixels = field(default=Pixels(), metadata={"static": True})
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)
@@ -81,6 +83,7 @@ class TruncatedNormal:
         return u, x[0].size * log_norm - sum_data(jnp.square(e)) / 2
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Flow:
     """u from a trained flow: ``apply(params, e, x)`` gives u and log q(u | x).
@@ -88,10 +91,12 @@ class Flow:
     e is standard normal, and x the image scaled to [0, 1].
     """
 
-    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]]
+    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]] = field(
+        metadata={"static": True}
+    )
     params: Any
-    levels: int = 256
-    start: None = None
+    levels: int = field(default=256, metadata={"static": True})
+    start: None = field(default=None, metadata={"static": True})
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
         e = draw(jax.random.normal, example_keys(key, len(x)), x.shape[1:])

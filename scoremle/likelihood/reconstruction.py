@@ -62,6 +62,7 @@ class Reconstruction(Protocol):
         ...
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Gaussian:
     """The Gaussian around the network's estimate of the data."""
@@ -76,6 +77,7 @@ class Gaussian:
         return sum_data(jnp.square(prediction - z)) / 2 - centred
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Entropy:
     """No step to the data: the bound is one on the density of the model at t = eps."""
@@ -90,6 +92,7 @@ class Entropy:
         return jnp.zeros_like(centred)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Discrete:
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
@@ -97,7 +100,7 @@ class Discrete:
     Of an SDE whose log-SNR is one number at each t.
     """
 
-    points: Float[np.ndarray, " levels"]
+    points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
