@@ -191,8 +191,7 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     def never(*_):
         raise AssertionError("read again")
 
-    broken = {**data.DATASETS, "mnist": data.Dataset("mnist", never)}
-    monkeypatch.setattr(data, "DATASETS", broken)
+    monkeypatch.setitem(data.DATASETS, "mnist", data.Dataset("mnist", never))
     # By its files, by the prepared folder, and by its name alone.
     for path in (str(folder), str(made), ""):
         np.testing.assert_array_equal(data.load("mnist", path=path).train, first.train)
