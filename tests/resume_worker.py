@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.training.checkpoints import Checkpoints, tree_hash
-from scoremle.training.loop import Schedule, init_state, make_optimizer, make_step, run
+from scoremle.training.loop import Schedule, run
+from scoremle.training.step import init_state, make_optimizer, make_step
 from scoremle.training.writers import FanOut, JsonLines, Lines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.

@@ -19,7 +19,8 @@ from scoremle.data import feeds
 from scoremle.data.image_set import ImageSet, pad_to, padded_batches
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
-from scoremle.training.loop import Schedule, init_state, make_step, run
+from scoremle.training.loop import Schedule, run
+from scoremle.training.step import init_state, make_step
 
 # The first epoch of ten images and two images of the second.
 GOLDEN_ORDERS = {
@@ -205,11 +206,11 @@ import sys, hashlib, jax, numpy as np
 number, count, port = map(int, sys.argv[1:])
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, number)
-from scoremle import data
+from scoremle import data, devices
 from scoremle.training import loop
 images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
 images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
-everywhere = loop._placement()
+everywhere = devices.replicated()
 assert jax.device_count() == 2 and jax.process_count() == count
 for mode in ("true", "false"):
     feed = data.feed(images, mode)

@@ -21,7 +21,7 @@ import resume_worker as worker
 from scoremle.errors import UserError
 from scoremle.training import writers
 from scoremle.training.checkpoints import Checkpoints, tree_hash
-from scoremle.training.loop import init_state, make_optimizer, make_step
+from scoremle.training.step import init_state, make_optimizer, make_step
 
 
 def test_optimizer_is_the_published_one(golden):
