@@ -9,15 +9,8 @@ import pytest
 
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.evaluation import metrics as module
-from scoremle.evaluation.metrics import (
-    bound_bpd,
-    evaluate,
-    exact_bpd,
-    fingerprint,
-    parts,
-    profile,
-    summary,
-)
+from scoremle.evaluation.metrics import bound_bpd, evaluate, exact_bpd, fingerprint
+from scoremle.evaluation.statistics import means, profile, summary
 from scoremle.likelihood.bound import Bound
 from scoremle.likelihood.ode import Likelihood
 
@@ -222,12 +215,12 @@ def test_summary_by_hand():
 def test_what_cannot_be_told_is_none():
     assert summary({"loss": np.array([[1.0, 3.0]])}, "loss")["noise_stderr"] is None
     assert summary({"loss": np.array([[1.0], [3.0]])}, "loss")["stderr"] is None
-    found = parts({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
+    found = means({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
     assert found == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
 
 
 def test_errors_of_the_mean_by_hand():
-    found = parts(
+    found = means(
         {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
     )
     assert found["mean_prior"] == 2.0

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import padded_batches
+from scoremle.evaluation.statistics import Values
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.bound import Bound
 from scoremle.likelihood.importance import importance_bound
@@ -31,22 +32,16 @@ from scoremle.types import Images, IntImages, PerExample, PRNGKey
 
 __all__ = [
     "Metric",
-    "Values",
     "bound_bpd",
     "discrete_bpd",
     "evaluate",
     "exact_bpd",
     "fingerprint",
     "importance_bpd",
-    "parts",
-    "profile",
-    "summary",
 ]
 
 Params = Any
 Metric = Callable[[Params, IntImages, PRNGKey], dict[str, PerExample]]
-# A column may have more axes; ``profile`` has one, over log-SNR.
-Values = dict[str, Float[np.ndarray, "repeats n *more"]]
 Encode = Callable[[Params, IntImages, PRNGKey], tuple[Images, PerExample]]
 LogLikelihood = Callable[[Params, Images, PRNGKey], Likelihood]
 # Progress: first image and values of a batch, and whether they were measured now or read.
@@ -54,8 +49,6 @@ Tell = Callable[[int, dict[str, np.ndarray], bool], None]
 
 # Seconds between lines of progress where the output is no terminal.
 LINE_EVERY = 20.0
-# Decimals of the profile in results.json.
-PROFILE_DIGITS = 6
 
 
 def exact_bpd(encode: Encode, log_likelihood: LogLikelihood, pixels: Pixels) -> Metric:
@@ -207,59 +200,6 @@ def _gather(finished: list[dict[str, np.ndarray]], repeats: int) -> tuple[Values
     return {
         name: column.reshape(repeats, -1, *column.shape[1:]) for name, column in values.items()
     }, pace
-
-
-def summary(values: Values, name: str) -> dict[str, float | int | None]:
-    """The mean over images of ``values[name]`` and its errors.
-
-    ``stderr`` is over images, after the mean over passes. ``noise_stderr`` is the part of it that
-    comes from dequantization and estimation, from the spread over passes; None with a single pass.
-    """
-    v = values[name]
-    repeats, n = v.shape
-    return {
-        "mean": float(v.mean()),
-        "stderr": _error(v.mean(axis=0).var(ddof=1), n) if n > 1 else None,
-        "noise_stderr": _error(v.var(axis=0, ddof=1).mean(), v.size) if repeats > 1 else None,
-        "images": n,
-        "passes": repeats,
-    }
-
-
-def _error(variance: np.floating, count: int) -> float:
-    return float(np.sqrt(variance / count))
-
-
-def parts(values: Values) -> dict[str, float | None]:
-    """What else is known, averaged over images: the terms of a bound, errors, evaluations.
-
-    Errors are also given of the mean: random ones shrink with the number of images, the solver's
-    may all have one sign and do not.
-    """
-    found: dict[str, float | None] = {}
-    for name, v in values.items():
-        if name not in ("bpd", "loss", "profile"):
-            found[f"mean_{name}"] = float(v.mean()) if np.isfinite(v).all() else None
-    for name in ("probe_stderr", "draw_stderr"):
-        if name in values:
-            v = values[name]
-            of_mean = np.sqrt(np.square(v).mean() / v.size)
-            found[f"{name}_of_mean"] = float(of_mean) if np.isfinite(of_mean) else None
-    return found
-
-
-def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
-    """Which noise levels cost the bits: bits/dim for each unit of log-SNR, over its bins.
-
-    Its integral is the diffusion term. The standard errors are over images.
-    """
-    density = values["profile"].mean(axis=0) / np.diff(edges)
-    columns = {
-        "log_snr_edges": edges,
-        "bits_per_dim": density.mean(axis=0),
-        "stderr": density.std(axis=0, ddof=1) / np.sqrt(len(density)) if len(density) > 1 else [],
-    }
-    return {name: [round(float(v), PROFILE_DIGITS) for v in c] for name, c in columns.items()}
 
 
 @contextmanager

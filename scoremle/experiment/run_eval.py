@@ -15,7 +15,7 @@ import numpy as np
 
 import scoremle
 from scoremle.errors import UserError
-from scoremle.evaluation import metrics, tables
+from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.experiment.consistency import suite_tasks, verdicts
 from scoremle.experiment.estimators import HASH_LENGTH, Facts, Task, tasks
@@ -218,15 +218,15 @@ class Evaluation:
         result = {
             "metric": task.column,
             "unit": "bits/dim" if task.column == "bpd" else "loss",
-            **metrics.summary(values, task.column),
-            **metrics.parts(values),
+            **statistics.summary(values, task.column),
+            **statistics.means(values),
             **facts,
             **task.notes,
             "seconds_per_image": seconds,
         }
         if task.log_snr_edges is not None:
-            result["profile"] = metrics.profile(values, task.log_snr_edges)
-            tables.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
+            result["profile"] = statistics.profile(values, task.log_snr_edges)
+            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
         if "probe_bias" in values:
             _warn_of_optimism(name, result)
@@ -252,7 +252,7 @@ class Evaluation:
             "version": scoremle.__version__,
         }
 
-    def _check_finite(self, task: Task, values: metrics.Values, name: str) -> None:
+    def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
             hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
@@ -273,7 +273,7 @@ class Evaluation:
                 for end, chosen in ends.items()
             }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            tables.write_captioned(path, parts, self.experiment.pixels.levels, 8)
+            pictures.write_captioned(path, parts, self.experiment.pixels.levels, 8)
 
 
 def _told(choice: Choice) -> str:

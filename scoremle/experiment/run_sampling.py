@@ -16,7 +16,7 @@ import numpy as np
 
 import scoremle
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation import pictures
 from scoremle.evaluation.metrics import fingerprint
 from scoremle.experiment.build import Experiment
 from scoremle.files import write_npz
@@ -131,7 +131,7 @@ class Sampling:
     def _write(self, path: Path, samples: np.ndarray) -> None:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
-        tables.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
+        pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
         print(f"{len(samples)} samples: {path}, some of them: {grid}", flush=True)
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:

@@ -17,7 +17,7 @@ from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.pixels import bits_per_dim
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
@@ -214,6 +214,6 @@ def _on_snapshot(
         # The same key each time: one sees the same images become sharp.
         samples = np.asarray(draw(state.ema, jax.random.key(experiment.seed)))
         path = workdir.folder / "samples" / f"step_{step}.png"
-        tables.write_grid(path, samples, experiment.pixels.levels)
+        pictures.write_grid(path, samples, experiment.pixels.levels)
 
     return on_snapshot
