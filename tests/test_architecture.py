@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "scoremle"
 # Modules of the root that every room may import.
-BASE = {"errors", "types", "numerics", "files", "resumable", "devices"}
+BASE = {"errors", "types", "numerics", "files", "resumable", "progress", "devices"}
 ROWS = (
     ("base",),
     ("core",),

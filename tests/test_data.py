@@ -16,7 +16,7 @@ import resume_worker as worker
 
 from scoremle import data
 from scoremle.data import feeds
-from scoremle.data.image_set import ImageSet, pad_to, padded_batches
+from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Schedule, run
@@ -244,20 +244,6 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes():
     for out, err in [process.communicate(timeout=300) for process in processes]:
         # Gloo writes there too.
         assert [line for line in out.splitlines() if len(line) == 64] == [digest] * 2, err
-
-
-@pytest.mark.parametrize(("count", "batch_size", "start"), [(10, 4, 0), (8, 4, 0), (10, 4, 6)])
-def test_padded_batches_give_each_image_once_in_order(count, batch_size, start):
-    images = numbered(count).train
-    batches = list(padded_batches(images, batch_size, start=start))
-    assert all(len(batch) == len(mask) == batch_size for batch, mask in batches)
-    seen = np.concatenate([batch[mask][:, 0, 0, 0] for batch, mask in batches])
-    np.testing.assert_array_equal(seen, np.arange(start, count))
-    np.testing.assert_array_equal(batches[-1][0][~batches[-1][1]][:, 0, 0, 0] + 1, count)
-
-
-def test_nothing_is_left_after_the_last_image():
-    assert list(padded_batches(numbered(8).train, 4, start=8)) == []
 
 
 def test_padding_is_centred_and_never_crops():

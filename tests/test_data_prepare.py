@@ -282,19 +282,6 @@ def test_damaged_folders(tmp_path):
         data.load("images", path=str(found.folder))
 
 
-def test_progress(capsys, monkeypatch):
-    clock = iter([0.0, 21.0, 22.0, 50.0])
-    monkeypatch.setattr(preparing.time, "monotonic", lambda: next(clock))
-    with preparing._progress("preparing x") as tell:
-        for done in (0.25, 0.3, 0.5):
-            tell(done)
-    assert capsys.readouterr().out == "preparing x  25%  ETA 63s\npreparing x  50%  ETA 50s\n"
-    monkeypatch.undo()
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with preparing._progress("preparing y") as tell:
-        tell(0.5)
-
-
 # The command
 
 

@@ -1,8 +1,8 @@
-"""Data sets: read, checked and prepared once, then opened; and batches of their images."""
+"""Data sets: read, checked and prepared once, then opened; and the batches of training."""
 
 from scoremle.data.dataset import Dataset
 from scoremle.data.feed import Feed, feed
-from scoremle.data.image_set import ImageSet, pad_to, padded_batches, permutation
+from scoremle.data.image_set import ImageSet, pad_to, permutation
 from scoremle.data.prepared import Prepared, is_prepared
 from scoremle.data.readers.base import Options
 from scoremle.data.readers.pictures import FITS
@@ -21,6 +21,5 @@ __all__ = [
     "load",
     "lookup",
     "pad_to",
-    "padded_batches",
     "permutation",
 ]

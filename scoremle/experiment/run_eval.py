@@ -23,6 +23,7 @@ from scoremle.experiment.run_sampling import Sampling, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.likelihood.nodes import PILOT_IMAGES, Auto, Choice
+from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -200,9 +201,11 @@ class Evaluation:
         flow = self.flow if _needs_flow(task) else None
         if flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(flow).items()}
+        if task.on_host:  # the published solver's norm mixes the images of a batch
+            facts["batch_size"] = self.options.batch_size
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
-        parts = self.folder / "parts" / f"{name}_{metrics.fingerprint(facts)}"
+        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
         values, seconds = metrics.evaluate(
             task.metric if task.on_host else jax.jit(task.metric),
             task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
@@ -248,7 +251,6 @@ class Evaluation:
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
             "seed": experiment.seed,
-            "batch_size": self.options.batch_size,
             "version": scoremle.__version__,
         }
 

@@ -1,6 +1,6 @@
 """Modes train and train_deq: a score model, or a flow dequantizer for one, trained or trained on.
 
-Both are the loop of `loop.py` with a loss of their own.
+Both are the loop of `training/loop.py` with a loss of their own.
 """
 
 import functools
@@ -143,7 +143,7 @@ def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
         targets.append(writers.TensorBoard(place.folder / "tensorboard"))
-    return writers.FanOut(*targets, writers.console(schedule.n_iters))
+    return writers.FanOut(*targets, writers.Console(schedule.n_iters))
 
 
 def _score_measure(experiment: Experiment) -> Measure:
