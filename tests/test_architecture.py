@@ -11,7 +11,7 @@ from helpers.places import ROOT
 
 PACKAGE = ROOT / "scoremle"
 # Modules of the root that every room may import.
-BASE = {"errors", "types", "numerics", "files", "resumable"}
+BASE = {"errors", "types", "numerics", "files", "resumable", "progress", "devices"}
 ROWS = (
     ("base",),
     ("core",),

@@ -46,7 +46,8 @@ from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
-from scoremle.training import loop
+from scoremle.training.loop import Schedule
+from scoremle.training.step import Loss, TrainState, init_state, make_optimizer
 from scoremle.types import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
 
 __all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
@@ -134,13 +135,13 @@ class Experiment:
     conditioning: Conditioning
     flow: FlowPP
     flow_ema_rate: float
-    flow_schedule: loop.Schedule
+    flow_schedule: Schedule
     flow_offset: bool
     times: TimeSampler
     losses: Losses
     optimizer: optax.GradientTransformation
     ema_rate: float
-    schedule: loop.Schedule
+    schedule: Schedule
     snapshot_sampling: bool
     seed: int
     divergence: DivergenceEstimator
@@ -167,32 +168,32 @@ class Experiment:
 
         return noise_fn(apply, self.sde, self.conditioning)
 
-    def init_state(self) -> loop.TrainState:
+    def init_state(self) -> TrainState:
         """The state before the first step of training."""
         x = jnp.zeros((1, *self.data.shape))
         params = jax.jit(self.network.init)(self._init_key, x, jnp.ones(1))["params"]
-        return loop.init_state(params, self.optimizer)
+        return init_state(params, self.optimizer)
 
-    def init_flow_state(self) -> loop.TrainState:
+    def init_flow_state(self) -> TrainState:
         """The same of the flow dequantizer; its first values depend on the first batch."""
         return self._flow_state(jnp.asarray(self.data.batch(0)))
 
-    def _flow_state(self, images: IntImages) -> loop.TrainState:
+    def _flow_state(self, images: IntImages) -> TrainState:
         x = images / (self.pixels.levels - 1)
         e = jax.random.normal(self._init_key, x.shape)
         params = jax.jit(self.flow.init)(self._init_key, e, x)["params"]
-        return loop.init_state(params, self.optimizer)
+        return init_state(params, self.optimizer)
 
     @property
     def _init_key(self) -> PRNGKey:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
         return jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
 
-    def template(self) -> loop.TrainState:
+    def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
         return jax.eval_shape(self.init_state)
 
-    def flow_template(self) -> loop.TrainState:
+    def flow_template(self) -> TrainState:
         """The same of the flow dequantizer."""
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         return jax.eval_shape(self._flow_state, images)
@@ -204,7 +205,7 @@ class Experiment:
         losses = self.losses(params, x, key, train=True)
         return jnp.mean(losses), {"loss_std": jnp.std(losses)}
 
-    def flow_loss(self, score: Params) -> loop.Loss:
+    def flow_loss(self, score: Params) -> Loss:
         """What the training of the flow dequantizer minimises, for a score model as it is."""
         return jax.tree_util.Partial(self._flow_loss, score)
 
@@ -390,7 +391,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         flow_offset=config.deq.offset,
         times=times,
         losses=training_losses(config, network, sde, times, pixels, math.prod(images.shape)),
-        optimizer=loop.make_optimizer(
+        optimizer=make_optimizer(
             lr=config.optim.lr,
             beta1=config.optim.beta1,
             eps=config.optim.eps,
@@ -462,8 +463,8 @@ def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:
     return found
 
 
-def _schedule(training: Any) -> loop.Schedule:
-    return loop.Schedule(
+def _schedule(training: Any) -> Schedule:
+    return Schedule(
         n_iters=training.n_iters,
         n_jitted_steps=training.n_jitted_steps,
         log_freq=training.log_freq,

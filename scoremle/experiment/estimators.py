@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from scoremle.evaluation import metrics
 from scoremle.experiment.build import Experiment, Weights
@@ -18,8 +19,9 @@ from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.nodes import Choice
 from scoremle.likelihood.ode import Likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import tree_hash
-from scoremle.types import Images, IntImages, PerExample, PRNGKey
+from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey
 
 __all__ = ["Task", "bound_metric", "bound_task", "exact_metric", "exact_task", "tasks"]
 
@@ -31,7 +33,7 @@ HASH_LENGTH = 16
 # The arrays of a control's Gaussian, among all that are kept of a control.
 GAUSSIAN = ("mean", "axes", "variances")
 # What the loss of an evaluation depends on besides the network.
-OBJECTIVE = ("likelihood_weighting", "importance_weighting", "stratified", "reduce_mean")
+OBJECTIVE = ("likelihood_weighting", "importance_weighting", "reduce_mean")
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def exact_metric(
     """Bits/dim by the probability-flow ODE."""
     start = experiment.dequantizer(dequantization).start
 
-    def log_likelihood(weights: Weights, y: Images, key: PRNGKey) -> Likelihood:
-        return experiment.log_likelihood(weights.score, y, key, start=start)
+    def log_likelihood(weights: Weights, y: Images, keys: Keys) -> Likelihood:
+        return experiment.log_likelihood(weights.score, y, keys, start=start)
 
     encode = _encode(experiment, dequantization)
     if samples == 1:
@@ -123,14 +125,14 @@ def bound_metric(experiment: Experiment, dequantization: str = "uniform") -> met
     encode = _encode(experiment, dequantization)
 
     def encode_prepared(
-        prepared: Prepared, x: IntImages, key: PRNGKey
+        prepared: Prepared, x: IntImages, keys: Keys
     ) -> tuple[Images, PerExample]:
-        return encode(prepared[0], x, key)
+        return encode(prepared[0], x, keys)
 
-    def bound(prepared: Prepared, y: Images, key: PRNGKey) -> Bound:
+    def bound(prepared: Prepared, y: Images, keys: Keys) -> Bound:
         weights, control = prepared
         return experiment.bound(
-            weights.score, y, key,
+            weights.score, y, keys,
             draws=experiment.bound_draws, matching=experiment.matching,
             times=experiment.bound_sampler(control), control=control,
         )  # fmt: skip
@@ -146,7 +148,7 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     """
     if experiment.bound_times != "learned":
         return None
-    path = folder.parent / f"control_{metrics.fingerprint(_fit_facts(experiment, params))}.npz"
+    path = folder.parent / f"control_{fingerprint(_fit_facts(experiment, params))}.npz"
     if (found := read_npz(path)) is not None:
         kept = {name: jnp.asarray(array) for name, array in found.items()}
         gaussian = FittedGaussian(**{name: kept.pop(name) for name in GAUSSIAN})
@@ -175,26 +177,29 @@ def _fit_facts(experiment: Experiment, params: Any) -> Facts:
 def discrete_metric(experiment: Experiment) -> metrics.Metric:
     """Bits/dim by the variational bound with the discrete decoder."""
     return metrics.discrete_bpd(
-        lambda weights, x, key: experiment.discrete_bound(
-            weights.score, x, key, draws=experiment.bound_draws, matching=experiment.matching
+        lambda weights, x, keys: experiment.discrete_bound(
+            weights.score, x, keys, draws=experiment.bound_draws, matching=experiment.matching
         ),
         experiment.pixels,
     )
 
 
 def _encode(experiment: Experiment, dequantization: str) -> metrics.Encode:
-    def encode(weights: Weights, x: IntImages, key: PRNGKey) -> tuple[Images, PerExample]:
+    def encode(weights: Weights, x: IntImages, keys: Keys) -> tuple[Images, PerExample]:
         dequantizer = experiment.dequantizer(dequantization, weights.flow)
-        return experiment.encode(x, key, dequantizer)
+        return experiment.encode(x, keys, dequantizer)
 
     return encode
 
 
 def loss_metric(experiment: Experiment) -> metrics.Metric:
-    """The training loss, without dropout."""
+    """The training loss, without dropout; each image draws its own t."""
 
-    def metric(weights: Weights, x: IntImages, key: PRNGKey) -> dict[str, PerExample]:
-        return {"loss": experiment.losses(weights.score, x, key, train=False)}
+    def metric(weights: Weights, x: IntImages, keys: Keys) -> dict[str, PerExample]:
+        def one(image: Array, key: PRNGKey) -> Array:
+            return experiment.losses(weights.score, image[None], key, train=False)[0]
+
+        return {"loss": jax.vmap(one)(x, keys)}
 
     return metric
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import scoremle
 from scoremle.errors import UserError
-from scoremle.evaluation import metrics, tables
+from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.experiment.consistency import suite_tasks, verdicts
 from scoremle.experiment.estimators import HASH_LENGTH, Facts, Task, tasks
@@ -23,6 +23,7 @@ from scoremle.experiment.run_sampling import Sampling, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
 from scoremle.likelihood.nodes import PILOT_IMAGES, Auto, Choice
+from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -200,9 +201,11 @@ class Evaluation:
         flow = self.flow if _needs_flow(task) else None
         if flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(flow).items()}
+        if task.on_host:  # the published solver's norm mixes the images of a batch
+            facts["batch_size"] = self.options.batch_size
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
-        parts = self.folder / "parts" / f"{name}_{metrics.fingerprint(facts)}"
+        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
         values, seconds = metrics.evaluate(
             task.metric if task.on_host else jax.jit(task.metric),
             task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
@@ -218,15 +221,15 @@ class Evaluation:
         result = {
             "metric": task.column,
             "unit": "bits/dim" if task.column == "bpd" else "loss",
-            **metrics.summary(values, task.column),
-            **metrics.parts(values),
+            **statistics.summary(values, task.column),
+            **statistics.means(values),
             **facts,
             **task.notes,
             "seconds_per_image": seconds,
         }
         if task.log_snr_edges is not None:
-            result["profile"] = metrics.profile(values, task.log_snr_edges)
-            tables.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
+            result["profile"] = statistics.profile(values, task.log_snr_edges)
+            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
         if "probe_bias" in values:
             _warn_of_optimism(name, result)
@@ -248,11 +251,10 @@ class Evaluation:
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
             "seed": experiment.seed,
-            "batch_size": self.options.batch_size,
             "version": scoremle.__version__,
         }
 
-    def _check_finite(self, task: Task, values: metrics.Values, name: str) -> None:
+    def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
             hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
@@ -273,7 +275,7 @@ class Evaluation:
                 for end, chosen in ends.items()
             }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            tables.write_captioned(path, parts, self.experiment.pixels.levels, 8)
+            pictures.write_captioned(path, parts, self.experiment.pixels.levels, 8)
 
 
 def _told(choice: Choice) -> str:

@@ -1,6 +1,6 @@
 """Modes train and train_deq: a score model, or a flow dequantizer for one, trained or trained on.
 
-Both are the loop of `loop.py` with a loss of their own.
+Both are the loop of `training/loop.py` with a loss of their own.
 """
 
 import functools
@@ -17,12 +17,13 @@ from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.pixels import bits_per_dim
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
+from scoremle.training.step import Loss, TrainState, make_step
 from scoremle.types import PRNGKey
 
 __all__ = ["run_train", "run_train_deq"]
@@ -76,7 +77,7 @@ def run_train_deq(
     )  # fmt: skip
 
 
-def _begun(experiment: Experiment, template: loop.TrainState) -> str:
+def _begun(experiment: Experiment, template: TrainState) -> str:
     """What is trained on what, before the first program is compiled."""
     images, devices = experiment.data, jax.devices()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
@@ -108,17 +109,17 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
 def _run(
     experiment: Experiment,
     place: Workdir,
-    state: loop.TrainState,
-    loss: loop.Loss,
+    state: TrainState,
+    loss: Loss,
     ema_rate: float,
     schedule: loop.Schedule,
     *,
     measure: Measure,
-    on_snapshot: Callable[[loop.TrainState, int], None],
+    on_snapshot: Callable[[TrainState, int], None],
     note: dict[str, Any],
 ) -> None:
     feed = data.feed(experiment.data, experiment.on_device)
-    step = loop.make_step(
+    step = make_step(
         loss, experiment.optimizer, ema_rate,
         seed=experiment.seed, resident=feed.resident, gather=feed.gather,
     )  # fmt: skip
@@ -142,7 +143,7 @@ def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
         targets.append(writers.TensorBoard(place.folder / "tensorboard"))
-    return writers.FanOut(*targets, writers.console(schedule.n_iters))
+    return writers.FanOut(*targets, writers.Console(schedule.n_iters))
 
 
 def _score_measure(experiment: Experiment) -> Measure:
@@ -185,12 +186,12 @@ def _quick_bound(
 
 def _on_eval(
     experiment: Experiment, measure: Measure
-) -> Callable[[loop.TrainState, int], dict[str, float]]:
+) -> Callable[[TrainState, int], dict[str, float]]:
     """What ``measure`` gives for test images and averaged parameters."""
     test = experiment.data.test
     size = min(experiment.data.batch_size, len(test))
 
-    def on_eval(state: loop.TrainState, step: int) -> dict[str, float]:
+    def on_eval(state: TrainState, step: int) -> dict[str, float]:
         # A key of its own stream, and a window that moves over the split: pure in the step.
         key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
@@ -201,7 +202,7 @@ def _on_eval(
 
 def _on_snapshot(
     experiment: Experiment, workdir: Workdir
-) -> Callable[[loop.TrainState, int], None]:
+) -> Callable[[TrainState, int], None]:
     if not experiment.snapshot_sampling:
         return lambda state, step: None
 
@@ -209,10 +210,10 @@ def _on_snapshot(
     def draw(params: Any, key: jax.Array) -> jax.Array:
         return experiment.draw(params, key, SNAPSHOT_SAMPLES)
 
-    def on_snapshot(state: loop.TrainState, step: int) -> None:
+    def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
         samples = np.asarray(draw(state.ema, jax.random.key(experiment.seed)))
         path = workdir.folder / "samples" / f"step_{step}.png"
-        tables.write_grid(path, samples, experiment.pixels.levels)
+        pictures.write_grid(path, samples, experiment.pixels.levels)
 
     return on_snapshot

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scoremle.data import padded_batches
 from scoremle.data.readers.arrays import as_uint8
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics
@@ -18,12 +17,10 @@ from scoremle.experiment.estimators import exact_metric
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.nodes import PILOT_IMAGES, Auto
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.types import PRNGKey
 
 __all__ = ["Scores", "Trained", "load"]
 
 BATCH_SIZE = 256
-COLUMNS = ("bpd", "probe_stderr", "solver_error")
 
 
 @dataclass(frozen=True)
@@ -69,50 +66,46 @@ class Trained:
         )
 
     def score(
-        self, images: UInt8[np.ndarray, "n h w c"], *, seed: int = 0, repeats: int = 1
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        *,
+        seed: int = 0,
+        repeats: int = 1,
+        label: str = "",
     ) -> Scores:
         """Exact likelihoods of images under the probability-flow ODE, uniformly dequantized.
 
-        Means over ``repeats`` passes, with the error that their spread tells. Where the model has
-        one channel, images may be [n h w]. Raises UserError for images of another shape, type or
-        range than the model was trained on, a seed outside 0..2**32 - 1, and no passes.
+        Means over ``repeats`` passes, with the error that their spread tells. What is random in an
+        image's value depends on the seed and on the image's place in the array. Where the model
+        has one channel, images may be [n h w]. Progress is told under ``label``, if there is one.
+        Raises UserError for images of another shape, type or range than the model was trained on,
+        a seed outside 0..2**32 - 1, and no passes.
         """
         if not 0 <= seed < 2**32:
             raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}")
         if repeats < 1:
             raise UserError(f"repeats must be at least 1, not {repeats}")
         images = self._checked(np.asarray(images))
-        if self._measure is None and len(images):
+        if not len(images):
+            return Scores(*np.zeros((5, 0)))
+        if self._measure is None:
             self._measure = self._compiled(images[:PILOT_IMAGES])
-        keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(repeats)]
-        passes = [self._pass(images, key) for key in keys]
-        bpd, probe, solver = (
-            np.stack([values[name] for values in passes]) for name in COLUMNS
-        )
+        values, _ = metrics.evaluate(
+            self._measure, Weights(self.params), images,
+            # A power of two: not every number of images is another program.
+            batch_size=min(BATCH_SIZE, 1 << (len(images) - 1).bit_length()),
+            repeats=repeats, seed=seed, label=label,
+        )  # fmt: skip
+        bpd = values["bpd"]
         mean = bpd.mean(axis=0)
         none = np.full(len(images), np.nan)
         return Scores(
             log_prob=-mean * self.experiment.dims * np.log(2),
             bpd=mean,
             stderr=bpd.std(axis=0, ddof=1) / np.sqrt(repeats) if repeats > 1 else none,
-            probe_stderr=np.sqrt(np.square(probe).sum(axis=0)) / repeats,
-            solver_error=solver.mean(axis=0),
+            probe_stderr=np.sqrt(np.square(values["probe_stderr"]).sum(axis=0)) / repeats,
+            solver_error=values["solver_error"].mean(axis=0),
         )
-
-    def _pass(self, images: np.ndarray, key: PRNGKey) -> dict[str, np.ndarray]:
-        """Values of each image, float64, under one draw of all that is random."""
-        # A power of two: not every number of images is another program.
-        size = min(BATCH_SIZE, 1 << max(0, len(images) - 1).bit_length())
-        found: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] for name in COLUMNS}
-        for i, (batch, mask) in enumerate(padded_batches(images, size)):
-            values = jax.device_get(
-                self._measure(
-                    Weights(self.params), jnp.asarray(batch), jax.random.fold_in(key, i)
-                )
-            )
-            for name, column in found.items():
-                column.append(values[name][mask])
-        return {name: np.concatenate(column) for name, column in found.items()}
 
     def _compiled(self, pilot: UInt8[np.ndarray, "n h w c"]) -> metrics.Metric:
         experiment = self.experiment

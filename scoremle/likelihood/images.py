@@ -10,7 +10,6 @@ per image; all but the numbers of evaluations and of effective draws are in bits
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 

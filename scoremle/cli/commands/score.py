@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> None:
     model = trained.load(options.workdir, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
-    scores = model.score(images, seed=options.seed, repeats=options.repeats)
+    scores = model.score(
+        images, seed=options.seed, repeats=options.repeats, label="scores"
+    )
     _write(options.out, names, scores)
     order = np.argsort(scores.bpd)
     mean, error = scores.bpd.mean(), ""
