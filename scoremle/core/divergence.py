@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.types import Data, PRNGKey
+from scoremle.core.keys import draw, example_keys
+from scoremle.types import Data, Keys
 
 __all__ = [
     "DivergenceEstimator",
@@ -40,7 +41,7 @@ class DivergenceEstimator(Protocol):
     @property
     def random(self) -> bool: ...
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes: ...
+    def draw(self, key: Keys, x: Data) -> Probes: ...
 
     def __call__(
         self, field: Field, x: Data, probes: Probes
@@ -80,6 +81,7 @@ class _Sampled:
         return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Hutchinson(_Sampled):
     """Independent random probes for each example."""
@@ -87,11 +89,13 @@ class Hutchinson(_Sampled):
     probes: int = 1
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
-        random = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
-        return random[self.distribution](key, (self.probes, *x.shape), x.dtype)
+    def draw(self, key: Keys, x: Data) -> Probes:
+        sampler = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
+        keys, shape = example_keys(key, len(x)), (self.probes, *x.shape[1:])
+        return jnp.moveaxis(draw(sampler[self.distribution], keys, shape, x.dtype), 1, 0)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Orthogonal(_Sampled):
     """A random frame of ``probes`` orthogonal vectors for each example, at most as many as D.
@@ -101,11 +105,12 @@ class Orthogonal(_Sampled):
 
     probes: int = 2
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
-        batch, dims = x.shape[0], x[0].size
+    def draw(self, key: Keys, x: Data) -> Probes:
+        dims = x[0].size
         if self.probes > dims:
             raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
-        block = jax.random.normal(key, (batch, dims, self.probes), x.dtype)
+        keys = example_keys(key, len(x))
+        block = draw(jax.random.normal, keys, (dims, self.probes), x.dtype)
         frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
         return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
 
@@ -117,6 +122,7 @@ class Orthogonal(_Sampled):
         return value, mean + math.sqrt(1 - self.probes / x[0].size) * (estimates - mean)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
     """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
@@ -125,17 +131,18 @@ class FixedProbe(_Sampled):
 
     random = False
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
+    def draw(self, key: Keys, x: Data) -> Probes:
         return jnp.asarray(self.vectors, x.dtype)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Exact:
     """The exact trace, one unit vector for each dimension: for data of few dimensions."""
 
     random = False
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
+    def draw(self, key: Keys, x: Data) -> Probes:
         dims = x[0].size
         basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
         return jnp.broadcast_to(basis, (dims, *x.shape))

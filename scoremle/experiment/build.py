@@ -35,14 +35,14 @@ from scoremle.errors import UserError, choose
 from scoremle.experiment.objective import Losses, training_losses, training_times
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler
+from scoremle.likelihood import reconstruction
 from scoremle.likelihood.bound import Bound, likelihood_bound
-from scoremle.likelihood.control_variate import Control, Gaussian
+from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.nodes import Auto, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
-from scoremle.likelihood.reconstruction import discrete_bound
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
@@ -220,7 +220,7 @@ class Experiment:
             self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
             x, key,
             eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
-            offset=self.flow_offset,
+            reconstruction=self._reconstruction(self.flow_offset),
         )  # fmt: skip
         bpd = bits_per_dim(-losses, self.pixels, self.dims)
         return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
@@ -298,8 +298,13 @@ class Experiment:
         return likelihood_bound(
             self.noise(params), self.sde, y, key,
             eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
-            draws=draws, matching=matching, offset=self.offset, control=control,
+            draws=draws, matching=matching, control=control,
+            reconstruction=self._reconstruction(self.offset),
         )  # fmt: skip
+
+    @staticmethod
+    def _reconstruction(offset: bool) -> reconstruction.Reconstruction:
+        return reconstruction.Gaussian() if offset else reconstruction.Entropy()
 
     def bound_sampler(self, control: Control | None) -> TimeSampler:
         """How an evaluation of the bound draws its times."""
@@ -321,7 +326,7 @@ class Experiment:
             jax.random.fold_in(jax.random.key(self.seed), CONTROL)
         )
         starts = range(0, len(images), CONTROL_BATCH)
-        gaussian = Gaussian.fit(
+        gaussian = FittedGaussian.fit(
             encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
             for i in starts
         )
@@ -351,10 +356,11 @@ class Experiment:
             middle = jnp.full(pixels.levels, 0.5)
             y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
             points = np.asarray(y)
-        return discrete_bound(
-            self.noise(params), self.sde, x, key,
-            points=points, eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
+        return likelihood_bound(
+            self.noise(params), self.sde, jnp.asarray(points)[x], key,
+            eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
             draws=draws, matching=matching,
+            reconstruction=reconstruction.Discrete(points), integers=x,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from scoremle.evaluation import metrics
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.bound import Bound
-from scoremle.likelihood.control_variate import Control, Gaussian
+from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.nodes import Choice
 from scoremle.likelihood.ode import Likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -149,7 +149,7 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     path = folder.parent / f"control_{metrics.fingerprint(_fit_facts(experiment, params))}.npz"
     if (found := read_npz(path)) is not None:
         kept = {name: jnp.asarray(array) for name, array in found.items()}
-        gaussian = Gaussian(**{name: kept.pop(name) for name in GAUSSIAN})
+        gaussian = FittedGaussian(**{name: kept.pop(name) for name in GAUSSIAN})
         return Control(gaussian, **kept)
     print("fitting the bound's control variate on training images", flush=True)
     control = experiment.fit_control(params)

@@ -223,7 +223,9 @@ class Planned:
                 scatter=carry.scatter + shares[n] * noise,
             )
 
-        last = jax.lax.fori_loop(0, self.steps + 1, advance, first)
+        # Its derivative in reverse keeps the carry of each node and computes the rest anew.
+        once = jax.checkpoint(advance, prevent_cse=False)
+        last = jax.lax.fori_loop(0, self.steps + 1, once, first)
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
         steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
@@ -240,6 +242,7 @@ class Planned:
         )
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Multistep:
     """``nodes`` steps, the same for every example. Memory does not grow with their number.
@@ -248,8 +251,8 @@ class Multistep:
     it has to be (``choose_nodes``).
     """
 
-    nodes: int = 32
-    calibration: float = dataclasses.field(default=1.0, repr=False)
+    nodes: int = dataclasses.field(default=32, metadata={"static": True})
+    calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
@@ -263,6 +266,7 @@ class _Best(NamedTuple):
     running: Array
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Doubling:
     """Doubles the nodes until an example's result stands still: within ``tolerance``, in nats for
@@ -272,7 +276,8 @@ class Doubling:
     change before, unless the solution itself states less: where a field is smooth in time, a
     change is many times the error that is left. After the first doubling, whose change nothing
     checks yet, it is what the solution states. An example that still moves after ``most`` steps
-    keeps its last value, and an ``error`` above the tolerance.
+    keeps its last value, and an ``error`` above the tolerance. How often it doubles depends on the
+    data, so that it has no derivative in reverse mode: asked for one, it raises ValueError.
     """
 
     tolerance: float = 1e-3
@@ -328,4 +333,19 @@ class Doubling:
         coarse = run(jnp.int32(0))
         none = jnp.zeros_like(coarse.error)
         first = _Best(coarse, none, jnp.ones(state.shape[0], bool))
-        return jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution
+        found = jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution
+        return found._replace(
+            state=_irreversible(found.state), integrals=_irreversible(found.integrals)
+        )
+
+
+def _irreversible(x: Array) -> Array:
+    """``x``, with a derivative in forward mode alone."""
+
+    def refuse(_: None, cotangent: Array) -> Array:
+        raise ValueError(
+            "Doubling has no derivative in reverse mode: use Multistep(nodes), whose memory for it"
+            " grows by a few states a node"
+        )
+
+    return jax.custom_derivatives.linear_call(lambda _, x: x, refuse, None, x)
