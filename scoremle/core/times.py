@@ -52,7 +52,15 @@ def _unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
 
 
 def log_snr_range(sde: SDE, eps: float) -> tuple[Times, Times]:
-    """lambda at t = 1 and at t = eps; their difference is the paper's constant Z."""
+    """lambda at t = 1 and at t = eps; their difference is the paper's constant Z.
+
+    Raises ValueError for a schedule that has a log-SNR for each dimension.
+    """
+    if sde.schedule.per_dimension:
+        raise ValueError(
+            f"{type(sde.schedule).__name__} has a log-SNR for each dimension, and no one range:"
+            " draw times by UniformTime"
+        )
     ends = sde.log_snr(jnp.asarray([1.0, eps]))
     return ends[0], ends[1]
 
