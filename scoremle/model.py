@@ -7,7 +7,7 @@ what. Nothing in a model changes when it is used.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +256,7 @@ class ScoreModel:
         *,
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
-    ) -> tuple["ScoreModel", Choice]:
+    ) -> tuple[Self, Choice]:
         """The model with as many nodes as the likelihoods of such images need, and why so many.
 
         The stated error of its solver is calibrated on them, too. A few images are used.

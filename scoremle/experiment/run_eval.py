@@ -256,7 +256,7 @@ class Evaluation:
     def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
-            hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
+            hint = "; try --config.eval.solver=doubling" if task.name.startswith("exact") else ""
             raise UserError(
                 f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
                 f" their values are in {self.folder / name}.npz{hint}"
