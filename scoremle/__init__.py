@@ -21,7 +21,7 @@ _HOME = {
     "bits_per_dim": "core.pixels",
     "Hutchinson": "core.divergence",
     "Exact": "core.divergence",
-    "Adaptive": "solvers.base",
+    "Doubling": "solvers.multistep",
     "Multistep": "solvers.multistep",
     "denoising_loss": "core.loss",
     "ode_log_likelihood": "likelihood.ode",
@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from scoremle.likelihood.ode import ode_log_likelihood
     from scoremle.nn import DDPMpp
     from scoremle.sampling.ode import ode_sample
-    from scoremle.solvers.base import Adaptive
-    from scoremle.solvers.multistep import Multistep
+    from scoremle.solvers.multistep import Doubling, Multistep
 
 
 def __getattr__(name: str) -> Any:

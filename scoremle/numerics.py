@@ -15,6 +15,7 @@ __all__ = [
     "mean_square",
     "predict",
     "sum_data",
+    "sum_over",
 ]
 
 
@@ -31,6 +32,11 @@ def expand(s: PerExample, like: Data) -> Data:
 def sum_data(x: Data) -> PerExample:
     """Sum over every axis but the batch's."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def sum_over(s: PerExample | Data, x: Data) -> PerExample:
+    """Sum over the data axes of ``x`` of ``s``, of each example or of each of its entries."""
+    return x[0].size * s if s.ndim == 1 else sum_data(s)
 
 
 def mean_square(x: Data) -> PerExample:

@@ -1,8 +1,6 @@
 """What every test may ask for: golden numbers, float64, a quiet CPU with a compilation cache."""
 
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(__file__).resolve().parent / "golden"
+pytest.register_assert_rewrite("helpers")
+
+from helpers.places import CACHE, GOLDEN  # noqa: E402
+from helpers.tiny_runs import start  # noqa: E402
 
 # Compiled programs are kept between runs (.jax_cache is git-ignored), all of them.
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -56,47 +56,6 @@ def data_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     os.environ["SCOREMLE_DATA"] = str(folder)
     return folder
-
-
-# A model of the digits that trains in seconds: for tests of everything around it.
-TINY = (
-    f"--config={ROOT / 'configs' / 'digits.py'}",
-    "--config.model.nf=4",
-    "--config.model.ch_mult=(1,1)",
-    "--config.model.attn_resolutions=(1,)",
-    "--config.training.n_iters=20",
-    "--config.training.batch_size=32",
-    "--config.training.log_freq=5",
-    "--config.training.eval_freq=10",
-    "--config.training.snapshot_freq=10",
-    "--config.training.snapshot_freq_for_preemption=10",
-    "--config.optim.lr=1e-3",
-    "--config.optim.warmup=5",
-    "--config.eval.batch_size=100",
-    "--config.eval.solver=multistep",
-    "--config.eval.nodes=6",
-    "--config.eval.probes=1",
-    "--config.eval.num_repeats=1",
-    "--config.eval.bound_draws=4",
-    "--config.eval.num_samples=10",
-)
-
-
-def start(*flags: str) -> subprocess.Popen[str]:
-    """The program in a process of its own, with the tests' compilation cache."""
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *TINY, *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 class Training(NamedTuple):

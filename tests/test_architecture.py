@@ -7,8 +7,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from helpers.places import ROOT
 
-PACKAGE = Path(__file__).resolve().parents[1] / "scoremle"
+PACKAGE = ROOT / "scoremle"
 # Modules of the root that every room may import.
 BASE = {"errors", "types", "numerics", "files", "resumable", "progress", "devices"}
 ROWS = (

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import SDES, Gaussian
+from helpers.oracles import SDES, Gaussian
 
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal

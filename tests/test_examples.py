@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.places import ROOT
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def load(name: str):

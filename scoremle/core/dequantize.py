@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.core.keys import draw, example_keys
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.numerics import sum_data
-from scoremle.types import Images, IntImages, PerExample, PRNGKey
+from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey
 
 __all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
 
@@ -31,7 +32,7 @@ HALF_BIN = 3.0
 
 
 class Dequantizer(Protocol):
-    """Draws u in [0, 1) for integer images, and gives log q(u | x) in nats.
+    """Draws u in [0, 1) for integer images by one key or one for each, with log q(u | x) in nats.
 
     ``start`` is the time t of the noise that u stands for: y then is z / alpha_t, of a z that lies
     at that time. None if u is no such noise.
@@ -40,7 +41,7 @@ class Dequantizer(Protocol):
     @property
     def start(self) -> float | None: ...
 
-    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]: ...
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]: ...
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Uniform:
 
     start: None = None
 
-    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
-        return jax.random.uniform(key, x.shape), jnp.zeros(x.shape[0])
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
+        keys = example_keys(key, len(x))
+        return draw(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,13 @@ class TruncatedNormal:
     start: float
     pixels: Pixels = Pixels()
 
-    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)
-        e = jax.random.truncated_normal(key, -kappa, kappa, x.shape)
+
+        def noise(key: PRNGKey, shape: tuple[int, ...]) -> Images:
+            return jax.random.truncated_normal(key, -kappa, kappa, shape)
+
+        e = draw(noise, example_keys(key, len(x)), x.shape[1:])
         u = jnp.clip((1 + e / kappa) / 2, 0, BELOW_ONE)
         log_mass = jnp.log(jax.lax.erf(kappa / math.sqrt(2)))
         log_norm = jnp.log(2 * kappa) - math.log(2 * math.pi) / 2 - log_mass
@@ -87,8 +93,9 @@ class Flow:
     levels: int = 256
     start: None = None
 
-    def __call__(self, key: PRNGKey, x: IntImages) -> tuple[Images, PerExample]:
-        return self.apply(self.params, jax.random.normal(key, x.shape), x / (self.levels - 1))
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
+        e = draw(jax.random.normal, example_keys(key, len(x)), x.shape[1:])
+        return self.apply(self.params, e, x / (self.levels - 1))
 
 
 def half_bin(sde: SDE, t: float, pixels: Pixels) -> jax.Array:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.types import Data, PRNGKey
+from scoremle.core.keys import draw, example_keys
+from scoremle.types import Data, Keys
 
 __all__ = [
     "DivergenceEstimator",
@@ -40,7 +41,7 @@ class DivergenceEstimator(Protocol):
     @property
     def random(self) -> bool: ...
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes: ...
+    def draw(self, key: Keys, x: Data) -> Probes: ...
 
     def __call__(
         self, field: Field, x: Data, probes: Probes
@@ -87,9 +88,10 @@ class Hutchinson(_Sampled):
     probes: int = 1
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
-        random = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
-        return random[self.distribution](key, (self.probes, *x.shape), x.dtype)
+    def draw(self, key: Keys, x: Data) -> Probes:
+        sampler = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
+        keys, shape = example_keys(key, len(x)), (self.probes, *x.shape[1:])
+        return jnp.moveaxis(draw(sampler[self.distribution], keys, shape, x.dtype), 1, 0)
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ class Orthogonal(_Sampled):
 
     probes: int = 2
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
-        batch, dims = x.shape[0], x[0].size
+    def draw(self, key: Keys, x: Data) -> Probes:
+        dims = x[0].size
         if self.probes > dims:
             raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
-        block = jax.random.normal(key, (batch, dims, self.probes), x.dtype)
+        keys = example_keys(key, len(x))
+        block = draw(jax.random.normal, keys, (dims, self.probes), x.dtype)
         frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
         return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
 
@@ -125,7 +128,7 @@ class FixedProbe(_Sampled):
 
     random = False
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
+    def draw(self, key: Keys, x: Data) -> Probes:
         return jnp.asarray(self.vectors, x.dtype)
 
 
@@ -135,7 +138,7 @@ class Exact:
 
     random = False
 
-    def draw(self, key: PRNGKey, x: Data) -> Probes:
+    def draw(self, key: Keys, x: Data) -> Probes:
         dims = x[0].size
         basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
         return jnp.broadcast_to(basis, (dims, *x.shape))

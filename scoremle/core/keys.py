@@ -11,11 +11,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Integer, Key
 
-from scoremle.types import Keys, PRNGKey
+from scoremle.types import Data, Keys, PRNGKey
 
-__all__ = ["draw", "example_keys", "fold_in", "image_keys", "split"]
+__all__ = ["draw", "example_keys", "fold_in", "image_keys", "normal", "split"]
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -47,7 +48,7 @@ def _checked(key: Keys) -> Keys:
     return key
 
 
-def fold_in(keys: Key[Array, " b"], data: Integer[Array, "*b"] | np.ndarray | int) -> Keys:
+def fold_in(keys: Key[Array, " b"], data: ArrayLike) -> Keys:
     """``fold_in`` of each key, with the same number or one for each."""
     return jax.vmap(jax.random.fold_in, (0, 0 if np.ndim(data) else None))(keys, data)
 
@@ -62,3 +63,8 @@ def draw(
 ) -> Array:
     """``sampler(key, shape, *args)`` of each key: of each example, its own draw."""
     return jax.vmap(lambda key: sampler(key, shape, *args))(keys)
+
+
+def normal(key: Keys, like: Data) -> Data:
+    """Standard normal noise for each example of ``like``, by one key or one for each."""
+    return draw(jax.random.normal, example_keys(key, len(like)), like.shape[1:], like.dtype)

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
 from scoremle.numerics import as_data, predict, sum_data
-from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["WEIGHTINGS", "denoising_loss", "denoising_residual"]
 
@@ -33,17 +34,24 @@ def denoising_residual(noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> 
 
 
 def denoising_loss(
-    noise: NoiseFn, sde: SDE, x: Data, key: PRNGKey, *, times: TimeSampler, weighting: str
+    noise: NoiseFn, sde: SDE, x: Data, key: Keys, *, times: TimeSampler, weighting: str
 ) -> PerExample:
     """Denoising loss of each example in nats; ``weighting`` is "likelihood" or "plain".
 
+    By one key the times of a batch are drawn together, so that a stratified sampler stratifies
+    over it; by one for each example they are drawn apart.
     Raises ValueError for another weighting, integer ``x``, or a prediction of another shape.
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
     x = as_data(x)
-    key_t, key_z = jax.random.split(key)
-    t, density = (a.astype(x.dtype) for a in times(key_t, x.shape[0]))
-    z = jax.random.normal(key_z, x.shape, x.dtype)
+    if key.shape:
+        key_t, key_z = split(example_keys(key, len(x)))
+        drawn = tuple(a[:, 0] for a in jax.vmap(lambda k: times(k, 1))(key_t))
+    else:
+        key_t, key_z = jax.random.split(key)
+        drawn = times(key_t, len(x))
+    t, density = (a.astype(x.dtype) for a in drawn)
+    z = normal(key_z, x)
     weight = WEIGHTINGS[weighting](sde, t) / density
     return weight * denoising_residual(noise, sde, x, t, z)

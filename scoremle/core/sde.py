@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from scoremle.core.keys import draw, example_keys
 from scoremle.numerics import expand, log1mexp, sum_data
-from scoremle.types import Data, PerExample, PRNGKey, Times
+from scoremle.types import Data, Keys, PerExample, Times
 
 __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
 
@@ -89,8 +90,8 @@ class SDE(abc.ABC):
         log_norm = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(self.prior_std)
         return -sum_data(jnp.square(z / self.prior_std) / 2 + log_norm)
 
-    def prior_sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Data:
-        return self.prior_std * jax.random.normal(key, shape)
+    def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
+        return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def bound_bpd(
             "prior": found.prior / bits,
             "diffusion": found.diffusion / bits,
             "reconstruction": found.reconstruction / bits,
-            "profile": found.profile / bits,
+            **({} if found.profile is None else {"profile": found.profile / bits}),
             "nfe": found.evaluations.astype(jnp.float32),
         }
 

@@ -35,20 +35,20 @@ from scoremle.errors import UserError, choose
 from scoremle.experiment.objective import Losses, training_losses, training_times
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler
+from scoremle.likelihood import reconstruction
 from scoremle.likelihood.bound import Bound, likelihood_bound
-from scoremle.likelihood.control_variate import Control, Gaussian
+from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.nodes import Auto, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
-from scoremle.likelihood.reconstruction import discrete_bound
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import Loss, TrainState, init_state, make_optimizer
-from scoremle.types import Images, IntImages, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, PRNGKey, Times
 
 __all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
@@ -221,7 +221,7 @@ class Experiment:
             self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
             x, key,
             eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
-            offset=self.flow_offset,
+            reconstruction=self._reconstruction(self.flow_offset),
         )  # fmt: skip
         bpd = bits_per_dim(-losses, self.pixels, self.dims)
         return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
@@ -236,14 +236,14 @@ class Experiment:
         return DEQUANTIZERS[name](self, params)
 
     def encode(
-        self, x: IntImages, key: PRNGKey, dequantizer: Dequantizer = Uniform()
+        self, x: IntImages, key: Keys, dequantizer: Dequantizer = Uniform()
     ) -> tuple[Images, PerExample]:
         """Dequantized images as the model sees them, and log q(u | x) in nats."""
         u, log_q = dequantizer(key, x)
         return self.pixels.encode(x, u), log_q
 
     def log_likelihood(
-        self, params: Params, y: Images, key: PRNGKey, *, start: float | None = None
+        self, params: Params, y: Images, key: Keys, *, start: float | None = None
     ) -> Likelihood:
         """log p_eps(y) of encoded images by the probability-flow ODE.
 
@@ -253,7 +253,7 @@ class Experiment:
         found = self._log_likelihood(params, jnp.exp(log_scale) * y, key, start or self.eps)
         return replace(found, log_prob=found.log_prob + self.dims * log_scale)
 
-    def _log_likelihood(self, params: Params, z: Images, key: PRNGKey, eps: float) -> Likelihood:
+    def _log_likelihood(self, params: Params, z: Images, key: Keys, eps: float) -> Likelihood:
         if isinstance(self.solver, PublishedRK45):  # on the host: not to be traced
             probe = self.divergence.draw(key, z)[0]
             rates = partial(self._published_rates, params)
@@ -279,7 +279,7 @@ class Experiment:
         ))  # fmt: skip
         return replace(self, solver=choice.solver), choice
 
-    def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
+    def draw(self, params: Params, key: Keys, count: int) -> IntImages:
         """Samples of the model."""
         shape = (count, *self.data.shape)
         return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))
@@ -288,7 +288,7 @@ class Experiment:
         self,
         params: Params,
         y: Images,
-        key: PRNGKey,
+        key: Keys,
         *,
         draws: int,
         matching: str = "denoising",
@@ -299,8 +299,13 @@ class Experiment:
         return likelihood_bound(
             self.noise(params), self.sde, y, key,
             eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
-            draws=draws, matching=matching, offset=self.offset, control=control,
+            draws=draws, matching=matching, control=control,
+            reconstruction=self._reconstruction(self.offset),
         )  # fmt: skip
+
+    @staticmethod
+    def _reconstruction(offset: bool) -> reconstruction.Reconstruction:
+        return reconstruction.Gaussian() if offset else reconstruction.Entropy()
 
     def bound_sampler(self, control: Control | None) -> TimeSampler:
         """How an evaluation of the bound draws its times."""
@@ -322,7 +327,7 @@ class Experiment:
             jax.random.fold_in(jax.random.key(self.seed), CONTROL)
         )
         starts = range(0, len(images), CONTROL_BATCH)
-        gaussian = Gaussian.fit(
+        gaussian = FittedGaussian.fit(
             encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
             for i in starts
         )
@@ -336,7 +341,7 @@ class Experiment:
         self,
         params: Params,
         x: IntImages,
-        key: PRNGKey,
+        key: Keys,
         *,
         draws: int,
         matching: str = "denoising",
@@ -352,10 +357,11 @@ class Experiment:
             middle = jnp.full(pixels.levels, 0.5)
             y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
             points = np.asarray(y)
-        return discrete_bound(
-            self.noise(params), self.sde, x, key,
-            points=points, eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
+        return likelihood_bound(
+            self.noise(params), self.sde, jnp.asarray(points)[x], key,
+            eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
             draws=draws, matching=matching,
+            reconstruction=reconstruction.Discrete(points), integers=x,
         )  # fmt: skip
 
 

@@ -6,22 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from scoremle.evaluation import metrics
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.bound import Bound
-from scoremle.likelihood.control_variate import Control, Gaussian
+from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.nodes import Choice
 from scoremle.likelihood.ode import Likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import tree_hash
-from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey
+from scoremle.types import Images, IntImages, Keys, PerExample
 
 __all__ = ["Task", "bound_metric", "bound_task", "exact_metric", "exact_task", "tasks"]
 
@@ -151,7 +150,7 @@ def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control
     path = folder.parent / f"control_{fingerprint(_fit_facts(experiment, params))}.npz"
     if (found := read_npz(path)) is not None:
         kept = {name: jnp.asarray(array) for name, array in found.items()}
-        gaussian = Gaussian(**{name: kept.pop(name) for name in GAUSSIAN})
+        gaussian = FittedGaussian(**{name: kept.pop(name) for name in GAUSSIAN})
         return Control(gaussian, **kept)
     print("fitting the bound's control variate on training images", flush=True)
     control = experiment.fit_control(params)
@@ -196,10 +195,7 @@ def loss_metric(experiment: Experiment) -> metrics.Metric:
     """The training loss, without dropout; each image draws its own t."""
 
     def metric(weights: Weights, x: IntImages, keys: Keys) -> dict[str, PerExample]:
-        def one(image: Array, key: PRNGKey) -> Array:
-            return experiment.losses(weights.score, image[None], key, train=False)[0]
-
-        return {"loss": jax.vmap(one)(x, keys)}
+        return {"loss": experiment.losses(weights.score, x, keys, train=False)}
 
     return metric
 

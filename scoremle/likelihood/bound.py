@@ -4,7 +4,7 @@
 
     prior           KL( p(x_1 | x) || prior ), closed form
     diffusion       1/2 int_{lambda_1}^{lambda_eps} E ||eps(x_t, t) - z||^2 d lambda
-    reconstruction  E[ -log q(x | x_eps) ],   q = N((x_eps - sigma eps) / alpha, (sigma/alpha)^2 I)
+    reconstruction  E[ -log p(data | x_eps) ]: `reconstruction.py` has the choices
 
 This is theorem 3 of Song, Durkan et al. (arXiv 2101.09258) with its step from t = eps to the data,
 put in the three terms of Kingma et al. (arXiv 2107.00630): -E log prior(x_1) and the deterministic
@@ -12,28 +12,28 @@ integral D (log sigma_eps - log sigma_1) pair off with entropies, so that only t
 need samples. By Stein's identity E[eps . z] = sigma E[div eps], the sliced form has the integrand
 1/2 E[||eps||^2 - 2 sigma div eps + D] in place of the denoising residual.
 
-A control variate (`control.py`), subtracted from the integrand and given back in closed form, and
-times drawn with the density that goes with it, make the error several times smaller.
+A control variate (`control_variate.py`), subtracted from the integrand and given back in closed
+form, and times drawn with the density that goes with it, make the error several times smaller.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.divergence import Hutchinson
-from scoremle.core.loss import denoising_residual
+from scoremle.core.keys import draw, example_keys, fold_in, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, log_snr_edges
-from scoremle.likelihood.control_variate import Control, Controlled, bin_of
-from scoremle.numerics import as_data, check_eps, expand, predict, sum_data
-from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.likelihood.control_variate import Control, bin_of
+from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
+from scoremle.numerics import as_data, check_eps, expand, predict, sum_data, sum_over
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["MATCHINGS", "Bound", "likelihood_bound"]
+__all__ = ["MATCHINGS", "Bound", "bound_at", "likelihood_bound", "reconstruction_draws"]
 
-LOG_2PI = math.log(2 * math.pi)
 # Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
 # much the larger; and the fewest that can give a standard error of their own.
 LAST_SHARE = 32
@@ -45,9 +45,11 @@ MIN_LAST_DRAWS = 4
 class Bound:
     """A lower bound on each example's log-likelihood, in nats, and the terms it is made of.
 
-    ``log_prob = -(prior + diffusion + reconstruction)``. ``stderr`` is its Monte-Carlo standard
+    ``log_prob = -(prior + diffusion + reconstruction)``. ``bounds`` says of what: the logarithm of
+    a density, or of the probability of integers. ``stderr`` is its Monte-Carlo standard
     error, NaN where there were too few draws to tell. ``evaluations`` counts network evaluations.
-    ``profile`` splits the diffusion term by log-SNR, over the bins of ``times.log_snr_edges``.
+    ``profile`` splits the diffusion term by log-SNR, over the bins of ``times.log_snr_edges``;
+    None where the log-SNR is not one number at each t.
     """
 
     log_prob: PerExample
@@ -56,7 +58,8 @@ class Bound:
     reconstruction: PerExample
     stderr: PerExample
     evaluations: Int[Array, " b"]
-    profile: Float[Array, "b bins"]
+    profile: Float[Array, "b bins"] | None
+    bounds: Literal["density", "probability"] = field(metadata={"static": True})
 
 
 def prior_divergence(sde: SDE, x: Data) -> PerExample:
@@ -64,23 +67,31 @@ def prior_divergence(sde: SDE, x: Data) -> PerExample:
     one = jnp.ones(x.shape[0], x.dtype)
     ratio = jnp.square(sde.sigma(one) / sde.prior_std)
     mean = expand(sde.alpha(one) / sde.prior_std, x) * x
-    return (sum_data(jnp.square(mean)) + x[0].size * (ratio - 1 - jnp.log(ratio))) / 2
+    return (sum_data(jnp.square(mean)) + sum_over(ratio - 1 - jnp.log(ratio), x)) / 2
 
 
-def sliced_residual(
-    noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data, key: PRNGKey
-) -> PerExample:
-    """1/2 (||eps||^2 - 2 sigma v.Jv + D) at x_t: in expectation the denoising residual."""
-    estimator = Hutchinson()
-    x_t = sde.perturb(x, t, z)
-    value, div = estimator(lambda y: predict(noise, y, t), x_t, estimator.draw(key, x_t))
-    return (sum_data(jnp.square(value)) + x[0].size) / 2 - sde.sigma(t) * div[0]
+# (noise, sde, x_t, t, z, keys) -> the network's prediction, and the integrand in each dimension
+Matching = Callable[[NoiseFn, SDE, Data, Times, Data, Keys], tuple[Data, Data]]
 
 
-MATCHINGS = {
-    "denoising": lambda noise, sde, x, t, z, key: denoising_residual(noise, sde, x, t, z),
-    "sliced": sliced_residual,
-}
+def denoising(
+    noise: NoiseFn, sde: SDE, x_t: Data, t: Times, z: Data, keys: Keys
+) -> tuple[Data, Data]:
+    """1/2 (eps - z)^2."""
+    prediction = predict(noise, x_t, t)
+    return prediction, jnp.square(prediction - z) / 2
+
+
+def sliced(
+    noise: NoiseFn, sde: SDE, x_t: Data, t: Times, z: Data, keys: Keys
+) -> tuple[Data, Data]:
+    """1/2 (eps^2 + 1) - sigma v Jv with random signs v: in expectation the denoising one."""
+    v = draw(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
+    prediction, jv = jax.jvp(lambda y: predict(noise, y, t), (x_t,), (v,))
+    return prediction, (jnp.square(prediction) + 1) / 2 - expand(sde.sigma(t), v) * v * jv
+
+
+MATCHINGS: dict[str, Matching] = {"denoising": denoising, "sliced": sliced}
 
 
 def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExample:
@@ -101,74 +112,140 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
     return noise + jnp.square((samples[-1] - samples[0]) / k) / 12
 
 
+def reconstruction_draws(reconstruction: Reconstruction, draws: int) -> int:
+    """How many draws the reconstruction takes beside so many of the diffusion term."""
+    return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if reconstruction.random else 0
+
+
 def likelihood_bound(
     noise: NoiseFn,
     sde: SDE,
     x: Data,
-    key: PRNGKey,
+    key: Keys,
     *,
     eps: float,
     times: TimeSampler,
     draws: int,
     matching: str = "denoising",
-    offset: bool = True,
+    reconstruction: Reconstruction = Gaussian(),
+    integers: IntImages | None = None,
     control: Control | None = None,
 ) -> Bound:
     """A lower bound on log p(x) in nats, by ``draws`` network evaluations for the diffusion term.
 
     The times of one example are drawn together, so that a stratified sampler stratifies within the
-    example. The reconstruction term takes a 32nd as many more (at least four). Without
-    ``offset`` the bound is on log p_eps, as the published one without its correction: the entropy
-    of the kernel at t = eps stands for the reconstruction. ``matching`` is "denoising" or
-    "sliced". A ``control``, fitted on other images, leaves the mean as it is and lowers the error.
+    example. A random ``reconstruction`` takes a 32nd as many more (at least four).
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the SDE that it belongs to.
+        x: data; for the probability of integers, the points where they stand.
+        key: one, or one for each example.
+        eps: the smallest time, where the reconstruction begins.
+        times: how the times of the diffusion term are drawn.
+        draws: how many of them.
+        matching: "denoising" or "sliced".
+        reconstruction: from t = eps to the data; it says what is bounded.
+        integers: what ``x`` encodes, where the reconstruction is of integers.
+        control: a control variate, fitted on other examples. It leaves the mean as it is and
+            lowers the error.
+
     Raises ValueError for what can't be had: no draws, eps outside (0, 1), another matching,
     integer ``x``, or a prediction of another shape.
     """
     check_eps(eps)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
-    if matching not in MATCHINGS:
-        raise ValueError(f"matching must be one of {', '.join(MATCHINGS)}, not {matching!r}")
     x = as_data(x)
-    batch, dims = x.shape[0], x[0].size
-    key_t, key_diffusion, key_reconstruction = jax.random.split(key, 3)
-    t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(jax.random.split(key_t, batch))
+    key_t, key_rows = split(example_keys(key, len(x)))
+    t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
     order = jnp.argsort(t, axis=0)
     t, density = (jnp.take_along_axis(a, order, axis=0).astype(x.dtype) for a in (t, density))
-    weight, log_snr = sde.likelihood_weight(t) / density, sde.log_snr(t)
+    return bound_at(
+        noise, sde, x, key_rows,
+        eps=eps, t=t, density=density, stratified=times.stratified, matching=matching,
+        reconstruction=reconstruction, integers=integers, control=control,
+        last_draws=reconstruction_draws(reconstruction, draws),
+    )  # fmt: skip
+
+
+def bound_at(
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    key: Keys,
+    *,
+    eps: float,
+    t: Float[Array, "k b"],
+    density: Float[Array, "k b"],
+    stratified: bool,
+    last_draws: int,
+    reconstruction: Reconstruction = Gaussian(),
+    matching: str = "denoising",
+    integers: IntImages | None = None,
+    control: Control | None = None,
+    at_once: bool = False,
+) -> Bound:
+    """The bound by given times ``t`` of the diffusion term, in order, and their density.
+
+    ``last_draws`` are those of the reconstruction; ``at_once`` makes all draws one batch of the
+    network.
+    """
+    if matching not in MATCHINGS:
+        raise ValueError(f"matching must be one of {', '.join(MATCHINGS)}, not {matching!r}")
+    if control is not None and sde.log_snr(t).ndim > 2:
+        raise ValueError("a control variate needs a log-SNR that is one number at each t")
+    draws, batch = t.shape
+    keys = example_keys(key, batch)
+    ends = jnp.full(batch, eps, x.dtype)
     known = None if control is None else control.at(x)
 
-    def term(inputs: tuple[Times, Times, PRNGKey]) -> PerExample:
-        t, log_snr, key_draw = inputs
-        key_z, key_v = jax.random.split(key_draw)
-        z = jax.random.normal(key_z, x.shape, x.dtype)
-        value = MATCHINGS[matching](noise, sde, x, t, z, key_v)
-        return value if known is None else value - known.draw(log_snr, z)
+    def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
+        number, t, density = inputs
+        key_z, key_v = split(fold_in(keys, number))
+        z = normal(key_z, x)
+        prediction, integrand = MATCHINGS[matching](
+            noise, sde, sde.perturb(x, t, z), t, z, key_v
+        )
+        weight = expand(sde.likelihood_weight(t), x) / expand(density, x)
+        sample = sum_data(weight * integrand)
+        if known is None:
+            centred = (sum_data(jnp.square(z)) - x[0].size) / 2
+        else:
+            sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
+            centred = known.draw_at_data(z)
+        return sample, reconstruction.drawn(prediction, z, centred)
 
-    keys = jax.random.split(key_diffusion, draws)
-    samples = weight * jax.lax.map(term, (t, log_snr, keys))
-    variance = variance_of_mean(samples, times.stratified)
-    profile = _by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
-    if known is not None:
-        profile = profile + known.integrals()
-    diffusion, prior = jnp.sum(profile, axis=1), prior_divergence(sde, x)
+    rows = (
+        jnp.arange(draws + last_draws),
+        jnp.concatenate([t, jnp.broadcast_to(ends, (last_draws, batch))]),
+        jnp.concatenate([density, jnp.ones((last_draws, batch), density.dtype)]),
+    )
+    # A gradient through a loop is slow on a CPU: a loss takes its few draws at once.
+    samples, last = jax.vmap(row)(rows) if at_once else jax.lax.map(row, rows)
+    samples, last = samples[:draws], last[draws:]
 
-    ends = jnp.full(batch, eps, x.dtype)
-    more = max(MIN_LAST_DRAWS, draws // LAST_SHARE) if offset else 0
-    if offset:
-        last = _residual_at_data(noise, sde, x, ends, key_reconstruction, more, known)
-        reconstruction = jnp.mean(last, axis=0) + dims * (LOG_2PI - sde.log_snr(ends)) / 2
+    variance = variance_of_mean(samples, stratified)
+    rest = reconstruction.known(sde, x, integers, ends)
+    if last_draws:
+        rest = rest + jnp.mean(last, axis=0)
         variance = variance + variance_of_mean(last, stratified=False)
-    else:
-        reconstruction = dims * ((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(ends)))
+    diffusion, profile = jnp.mean(samples, axis=0), None
+    if (log_snr := sde.log_snr(t)).ndim == 2:
+        profile = _by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
+        if known is not None:
+            profile = profile + known.integrals()
+        diffusion = jnp.sum(profile, axis=1)
+    prior = prior_divergence(sde, x)
     return Bound(
-        log_prob=-(prior + diffusion + reconstruction),
+        log_prob=-(prior + diffusion + rest),
         prior=prior,
         diffusion=diffusion,
-        reconstruction=reconstruction,
+        reconstruction=rest,
         stderr=jnp.sqrt(variance),
-        evaluations=jnp.full(batch, draws + more),
+        evaluations=jnp.full(batch, draws + last_draws),
         profile=profile,
+        bounds=reconstruction.bounds,
     )
 
 
@@ -181,24 +258,3 @@ def _by_bin(
         return jnp.zeros(len(edges) - 1, samples.dtype).at[bin_of(edges, log_snr)].add(samples)
 
     return jax.vmap(one, in_axes=1)(samples, log_snr)
-
-
-def _residual_at_data(
-    noise: NoiseFn,
-    sde: SDE,
-    x: Data,
-    t: Times,
-    key: PRNGKey,
-    draws: int,
-    known: Controlled | None,
-) -> Float[Array, "k b"]:
-    """1/2 ||eps - z||^2 at t = eps, less what is known of the noise in it (all of mean zero)."""
-
-    def one(key_draw: PRNGKey) -> PerExample:
-        z = jax.random.normal(key_draw, x.shape, x.dtype)
-        excess = (sum_data(jnp.square(z)) - x[0].size) / 2
-        return denoising_residual(noise, sde, x, t, z) - (
-            excess if known is None else known.draw_at_data(z)
-        )
-
-    return jax.lax.map(one, jax.random.split(key, draws))

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from scoremle.numerics import sum_data
 from scoremle.types import Data, PerExample, Times
 
-__all__ = ["Control", "Controlled", "Gaussian", "bin_of", "noise_features"]
+__all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "noise_features"]
 
 # The powers x^j that weigh z^2 - 1, pixel by pixel.
 POWERS = (0, 1, 2)
@@ -36,7 +36,7 @@ POWERS = (0, 1, 2)
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Gaussian:
+class FittedGaussian:
     """N(mean, axes diag(variances) axes^T), of data as vectors."""
 
     mean: Float[Array, " D"]
@@ -44,7 +44,7 @@ class Gaussian:
     variances: Float[Array, " D"]
 
     @classmethod
-    def fit(cls, batches: Iterable[Data]) -> "Gaussian":
+    def fit(cls, batches: Iterable[Data]) -> "FittedGaussian":
         """With the mean and the covariance of all examples of the batches."""
         count, total, squares = 0, np.zeros(()), np.zeros(())
         for batch in batches:
@@ -108,7 +108,7 @@ class Control:
     beta; in a last row they are those for t = eps. ``shares`` of the draws belong to each bin.
     """
 
-    gaussian: Gaussian
+    gaussian: FittedGaussian
     edges: Float[Array, " n"]
     levels: Float[Array, "bins 2"]
     slopes: Float[Array, "n features"]
@@ -151,7 +151,7 @@ class Controlled:
 
 
 def noise_features(
-    gaussian: Gaussian, lam: Times, x: Data, deviations: Float[Array, "b D"], z: Data
+    gaussian: FittedGaussian, lam: Times, x: Data, deviations: Float[Array, "b D"], z: Data
 ) -> Float[Array, "b features"]:
     """The functions of the noise in k, each of mean zero."""
     excess = (jnp.square(z) - 1) / 2

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.bound import MATCHINGS
-from scoremle.likelihood.control_variate import Control, Gaussian, noise_features
+from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
+from scoremle.numerics import sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Times
 
 __all__ = ["fit_control"]
@@ -42,7 +44,7 @@ def fit_control(
     key: PRNGKey,
     *,
     eps: float,
-    gaussian: Gaussian,
+    gaussian: FittedGaussian,
     matching: str = "denoising",
 ) -> Control:
     """The control variate for bounds with this network, by a pilot on the examples ``x``.
@@ -57,10 +59,11 @@ def fit_control(
     lam = edges[:-1, None] + jnp.diff(edges)[:, None] * place
 
     def draw(matching: str, lam: Times, key: PRNGKey) -> Drawn:
-        key_z, key_v = jax.random.split(key)
-        z = jax.random.normal(key_z, x.shape, x.dtype)
+        key_z, key_v = split(example_keys(key, len(x)))
+        z = normal(key_z, x)
         t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
-        residual = MATCHINGS[matching](noise, sde, x, t, z, key_v)
+        x_t = sde.perturb(x, t, z)
+        residual = sum_data(MATCHINGS[matching](noise, sde, x_t, t, z, key_v)[1])
         features = noise_features(gaussian, lam, x, deviations, z)
         return residual, features, gaussian.mean_residual(lam, deviations)
 

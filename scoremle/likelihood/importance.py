@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scoremle.core.keys import split
 from scoremle.likelihood.ode import Likelihood
-from scoremle.types import PerExample, PRNGKey
+from scoremle.types import Keys, PerExample
 
 __all__ = ["ImportanceBound", "importance_bound"]
 
-# A key to the likelihood of dequantized images and log q(u | x).
-Draw = Callable[[PRNGKey], tuple[Likelihood, PerExample]]
+# A key for each image to the likelihood of dequantized images and log q(u | x).
+Draw = Callable[[Keys], tuple[Likelihood, PerExample]]
 
 
 @jax.tree_util.register_dataclass
@@ -53,15 +54,18 @@ class ImportanceBound:
     evaluations: Int[Array, " b"]
 
 
-def importance_bound(draw: Draw, key: PRNGKey, samples: int) -> ImportanceBound:
-    """The bound from ``samples`` draws; ``draw`` uses the same probes each time."""
+def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
+    """The bound from ``samples`` draws; ``draw`` uses the same probes each time.
 
-    def one(key: PRNGKey) -> tuple[Array, ...]:
-        found, log_q = draw(key)
+    ``keys`` are one for each image.
+    """
+
+    def one(keys: Keys) -> tuple[Array, ...]:
+        found, log_q = draw(keys)
         log_weight = found.log_prob - log_q
         return log_weight, found.probe_deviations, found.solver_error, found.evaluations
 
-    log_weights, deviations, errors, evaluations = jax.lax.map(one, jax.random.split(key, samples))
+    log_weights, deviations, errors, evaluations = jax.lax.map(one, split(keys, samples))
     total = jax.nn.logsumexp(log_weights, axis=0)
     shares = jnp.exp(log_weights - total)
     together = jnp.einsum("kb,kmb->mb", shares, deviations)

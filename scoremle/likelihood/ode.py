@@ -19,11 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
+from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
 from scoremle.numerics import as_data
-from scoremle.solvers.base import Adaptive, Draw, Problem, Solver
+from scoremle.solvers.base import Draw, Problem, Solver
+from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
 
@@ -56,25 +58,25 @@ def ode_log_likelihood(
     noise: NoiseFn,
     sde: SDE,
     x: Data,
-    key: PRNGKey,
+    key: Keys,
     *,
     eps: float,
     divergence: DivergenceEstimator = Hutchinson(),
-    solver: Solver = Adaptive(),
+    solver: Solver = Multistep(),
 ) -> Likelihood:
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 
-    Unbiased over the draw of the probes, up to the solver's error. ``key`` draws the probes and
-    nothing else. Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of
-    another shape.
+    Unbiased over the draw of the probes, up to the solver's error. ``key``, one or one for each
+    example, draws the probes and nothing else. Raises ValueError for eps outside (0, 1), integer
+    ``x``, or a prediction of another shape.
     """
     x = as_data(x)
     flow = ProbabilityFlow(noise, sde)
-    dims = x[0].size
+    keys, dims = example_keys(key, len(x)), x[0].size
     ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
-        probes = divergence.draw(jax.random.fold_in(key, draw), x)
+        probes = divergence.draw(fold_in(keys, draw), x)
         return flow.velocity_and_divergence(clock, u, divergence, probes)
 
     problem = Problem(

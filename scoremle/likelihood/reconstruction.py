@@ -1,70 +1,129 @@
-"""The exact discrete decoder: a bound on integers themselves, without dequantization.
+"""The last term of the bound: from the noisy data x_eps at t = eps back to the data, in nats.
 
-An integer k stands at a point y_k. From z = alpha y + sigma e, the noisy image at t = eps, each
-pixel is decoded by Bayes' rule with equal prior odds,
+    E[ -log p(data | x_eps) ],        x_eps = alpha y + sigma z
 
-    p(k | z) = softmax_k( -(z / alpha - y_k)^2 / (2 s^2) ),       s = sigma / alpha,
+*Gaussian*: what the network says of y, q = N((x_eps - sigma eps) / alpha, (sigma/alpha)^2 I), a
+density (Song, Durkan et al., arXiv 2101.09258, theorem 3):
 
-which takes the place of the reconstruction in the bound of `bound.py`, so that it is one on the
-probability of integers (Kingma et al., arXiv 2107.00630, equation 8). E[-log p(k | z)] is an
-integral over one normal variable for each k: a table, without random error.
+    E[ 1/2 ||eps - z||^2 ] + D/2 (log 2 pi - lambda_eps)
+
+*Entropy*: none, so that the bound is one on the density of x_eps itself; its entropy given y
+stands in the place. *Discrete*: integers k that stand at points y_k, each dimension decoded by
+Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation 8),
+
+    p(k | x_eps) = softmax_k( -(x_eps / alpha - y_k)^2 / (2 s^2) ),       s = sigma / alpha,
+
+whose expectation is an integral over one normal variable for each k: a table, without random
+error.
 """
 
-import dataclasses
 import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from scipy.special import logsumexp
+from jaxtyping import Array, Float
 
 from scoremle.core.sde import SDE
-from scoremle.core.times import TimeSampler
-from scoremle.likelihood.bound import Bound, likelihood_bound
-from scoremle.numerics import sum_data
-from scoremle.types import IntImages, NoiseFn, PRNGKey
+from scoremle.numerics import sum_data, sum_over
+from scoremle.types import Data, IntImages, PerExample, Times
 
-__all__ = ["decoding_cost", "discrete_bound"]
+__all__ = ["LOG_2PI", "Discrete", "Entropy", "Gaussian", "Reconstruction", "decoding_cost"]
 
+LOG_2PI = math.log(2 * math.pi)
 # The trapezoidal rule over the normal variable. It converges as fast as for the normal density.
 REACH, NODES = 10.0, 401
 
 
+class Reconstruction(Protocol):
+    """A part that is known, and one that is drawn with the network's prediction at t = eps.
+
+    ``bounds`` says what the whole bound then is a bound on. Where nothing is ``random``, the
+    network is not asked.
+    """
+
+    @property
+    def bounds(self) -> Literal["density", "probability"]: ...
+
+    @property
+    def random(self) -> bool: ...
+
+    def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        """The part without random error; ``integers`` are what ``y`` encodes, if it does."""
+        ...
+
+    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+        """A draw of the rest, by the noise z and the network's prediction of it.
+
+        ``centred`` is a function of z, of mean zero, near half its squared norm: to be subtracted.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The Gaussian around the network's estimate of the data."""
+
+    bounds: ClassVar[Literal["density", "probability"]] = "density"
+    random: ClassVar[bool] = True
+
+    def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
+
+    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+        return sum_data(jnp.square(prediction - z)) / 2 - centred
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """No step to the data: the bound is one on the density of the model at t = eps."""
+
+    bounds: ClassVar[Literal["density", "probability"]] = "density"
+    random: ClassVar[bool] = False
+
+    def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
+
+    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+        return jnp.zeros_like(centred)
+
+
+@dataclass(frozen=True, eq=False)
+class Discrete:
+    """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
+
+    Of an SDE whose log-SNR is one number at each t.
+    """
+
+    points: Float[np.ndarray, " levels"]
+
+    bounds: ClassVar[Literal["density", "probability"]] = "probability"
+    random: ClassVar[bool] = False
+
+    def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        if integers is None:
+            raise ValueError("the discrete decoder is of integers: pass them as integers=")
+        points = jnp.asarray(self.points, y.dtype)
+        return sum_data(decoding_cost(points, sde.log_snr(t[0]))[integers])
+
+    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+        return jnp.zeros_like(centred)
+
+
 def decoding_cost(
-    points: Float[np.ndarray, " levels"], log_snr: float
-) -> Float[np.ndarray, " levels"]:
-    """E[-log p(k | z)] in nats for each level k, in float64."""
+    points: Float[Array, " levels"], log_snr: Float[Array, ""]
+) -> Float[Array, " levels"]:
+    """E[-log p(k | z)] in nats for each level k."""
     e = np.linspace(-REACH, REACH, NODES)
-    weights = np.exp(-np.square(e) / 2)
-    weights /= weights.sum()
-    gaps = (points[:, None] - points) * math.exp(log_snr / 2)  # [k j]
-    # The exponent of level j beside that of the right one, k, is -gap^2 / 2 - gap e.
-    costs = [logsumexp(-g[:, None] * (g[:, None] / 2 + e), axis=0) for g in gaps]
-    return np.array(costs) @ weights
+    density = np.exp(-np.square(e) / 2)
+    weights = jnp.asarray(density / density.sum(), points.dtype)
 
+    def cost(point: Float[Array, ""]) -> Float[Array, ""]:
+        # The exponent of level j beside that of the right one is -gap^2 / 2 - gap e.
+        gap = (point - points)[:, None] * jnp.exp(log_snr / 2)
+        exponents = -gap * (gap / 2 + jnp.asarray(e, points.dtype))
+        return jax.nn.logsumexp(exponents, axis=0) @ weights
 
-def discrete_bound(
-    noise: NoiseFn,
-    sde: SDE,
-    x: IntImages,
-    key: PRNGKey,
-    *,
-    points: Float[np.ndarray, " levels"],
-    eps: float,
-    times: TimeSampler,
-    draws: int,
-    matching: str = "denoising",
-) -> Bound:
-    """A lower bound on log P(x) in nats of integer images; ``points`` are the y_k."""
-    with jax.ensure_compile_time_eval():
-        log_snr = float(sde.log_snr(jnp.asarray(eps)))
-    cost = decoding_cost(np.asarray(points, float), log_snr)
-    y = jnp.asarray(points, float)[x]
-    bound = likelihood_bound(
-        noise, sde, y, key,
-        eps=eps, times=times, draws=draws, matching=matching, offset=False,
-    )  # fmt: skip
-    reconstruction = sum_data(jnp.asarray(cost, y.dtype)[x])
-    log_prob = -(bound.prior + bound.diffusion + reconstruction)
-    return dataclasses.replace(bound, log_prob=log_prob, reconstruction=reconstruction)
+    return jax.lax.map(cost, points)

@@ -19,10 +19,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
 from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
-from scoremle.types import Data, Images, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["colourise", "guided", "inpaint"]
 
@@ -33,7 +34,7 @@ COLOURS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]
 def inpaint(
     noise: NoiseFn,
     sde: SDE,
-    key: PRNGKey,
+    key: Keys,
     x: Data,
     known: ArrayLike,
     *,
@@ -47,7 +48,7 @@ def inpaint(
 def colourise(
     noise: NoiseFn,
     sde: SDE,
-    key: PRNGKey,
+    key: Keys,
     grey: Float[Array, "b h w 1"],
     *,
     eps: float,
@@ -61,7 +62,7 @@ def colourise(
 def _complete(
     noise: NoiseFn,
     sde: SDE,
-    key: PRNGKey,
+    key: Keys,
     x: Data,
     known: ArrayLike,
     basis: np.ndarray,
@@ -74,8 +75,8 @@ def _complete(
     def replace(new: Data, old: Data) -> Data:
         return old + jnp.where(known, (new - old) @ rows.T, 0) @ rows
 
-    def constraint(key: PRNGKey, state: Data, t: Times) -> Data:
-        return replace(sde.perturb(x, t, jax.random.normal(key, x.shape, x.dtype)), state)
+    def constraint(keys: Keys, state: Data, t: Times) -> Data:
+        return replace(sde.perturb(x, t, normal(keys, x)), state)
 
     sample = pc_sample(noise, sde, key, x.shape, eps=eps, method=method, constraint=constraint)
     return replace(x, sample)

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
 from scoremle.numerics import as_data, predict
-from scoremle.solvers.base import Adaptive, Problem, Solver
+from scoremle.solvers.base import Problem, Solver
+from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, NoiseFn, PRNGKey
+from scoremle.types import Data, Keys, NoiseFn
 
 __all__ = ["denoise", "euler_sample", "interpolate", "ode_encode", "ode_sample"]
 
@@ -28,7 +30,7 @@ def ode_sample(
     z: Data,
     *,
     eps: float,
-    solver: Solver = Adaptive(),
+    solver: Solver = Multistep(),
 ) -> Data:
     """Takes latents ``z`` at t = 1 to samples at t = ``eps``: a likelihood's latent undone."""
     return _transport(noise, sde, z, eps, solver, encode=False)
@@ -40,7 +42,7 @@ def ode_encode(
     x: Data,
     *,
     eps: float,
-    solver: Solver = Adaptive(),
+    solver: Solver = Multistep(),
 ) -> Data:
     """Takes ``x`` at t = ``eps`` to its latents at t = 1: a likelihood's latent without the rest.
 
@@ -90,7 +92,7 @@ def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
 def euler_sample(
     noise: NoiseFn,
     sde: SDE,
-    key: PRNGKey,
+    key: Keys,
     shape: tuple[int, ...],
     *,
     eps: float,
@@ -101,20 +103,19 @@ def euler_sample(
 
     With ``denoise`` the last step adds no noise.
     """
-    key_prior, key_steps = jax.random.split(key)
+    key_prior, key_steps = split(example_keys(key, shape[0]))
     low, high = log_snr_range(sde, eps)
     times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1))
     times = times.at[0].set(1.0).at[-1].set(eps)
 
     def step(x: Data, inputs: tuple) -> tuple[Data, None]:
-        t, t_next, key_step, noisy = inputs
+        i, t, t_next = inputs
         dt = t - t_next
         prediction = predict(noise, x, jnp.full(shape[0], t, x.dtype))
         drift = sde.f(t) * x + sde.g2(t) / sde.sigma(t) * prediction
-        diffusion = jnp.sqrt(sde.g2(t) * dt) * jax.random.normal(key_step, shape, x.dtype)
-        return x - drift * dt + jnp.where(noisy, diffusion, 0), None
+        diffusion = jnp.sqrt(sde.g2(t) * dt) * normal(fold_in(key_steps, i), x)
+        return x - drift * dt + jnp.where(i < steps - denoise, diffusion, 0), None
 
-    noisy = jnp.arange(steps) < steps - denoise
-    inputs = (times[:-1], times[1:], jax.random.split(key_steps, steps), noisy)
+    inputs = (jnp.arange(steps), times[:-1], times[1:])
     x, _ = jax.lax.scan(step, sde.prior_sample(key_prior, shape), inputs)
     return x

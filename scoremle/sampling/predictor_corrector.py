@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
-from scoremle.types import Data, NoiseFn, PRNGKey, Times
+from scoremle.types import Data, Keys, NoiseFn, Times
 
 __all__ = [
     "Constraint",
@@ -41,8 +42,8 @@ __all__ = [
 Predictor = Callable[[SDE, Data, Data, Times, int], tuple[Data, Times]]
 # (sde, score, z, t, snr) -> size of the Langevin step, but for what a forward step keeps of x
 Corrector = Callable[[SDE, Data, Data, Times, float], Times]
-# (key, x, t) -> x at time t, with what is known about it put in
-Constraint = Callable[[PRNGKey, Data, Times], Data]
+# (keys, x, t) -> x at time t, with what is known about it put in
+Constraint = Callable[[Keys, Data, Times], Data]
 
 
 def euler_maruyama(
@@ -172,7 +173,7 @@ class PredictorCorrector:
         return x + step * score + jnp.sqrt(2 * step) * z
 
 
-def unconstrained(key: PRNGKey, x: Data, t: Times) -> Data:
+def unconstrained(keys: Keys, x: Data, t: Times) -> Data:
     """Nothing is known."""
     return x
 
@@ -180,7 +181,7 @@ def unconstrained(key: PRNGKey, x: Data, t: Times) -> Data:
 def pc_sample(
     noise: NoiseFn,
     sde: SDE,
-    key: PRNGKey,
+    key: Keys,
     shape: tuple[int, ...],
     *,
     eps: float,
@@ -193,22 +194,22 @@ def pc_sample(
     """
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps
-    key_prior, key_steps = jax.random.split(key)
+    key_prior, key_steps = split(example_keys(key, shape[0]))
     x = sde.prior_sample(key_prior, shape)
 
     def step(carry: tuple[Data, Data], inputs: tuple) -> tuple[tuple[Data, Data], None]:
         x, _ = carry
         time, i = inputs
         t = jnp.full(shape[0], time, x.dtype)
-        keys = jax.random.split(jax.random.fold_in(key_steps, i), (corrections + 1, 2))
+        keys = split(fold_in(key_steps, i), 2 * (corrections + 1))
 
         def correct(j: int, x: Data) -> Data:
-            z = jax.random.normal(keys[j, 1], shape, x.dtype)
-            return method.correct(noise, sde, constraint(keys[j, 0], x, t), t, z)
+            z = normal(keys[2 * j + 1], x)
+            return method.correct(noise, sde, constraint(keys[2 * j], x, t), t, z)
 
         x = jax.lax.fori_loop(0, corrections, correct, x)
-        mean, std = method.predict(noise, sde, constraint(keys[-1, 0], x, t), t)
-        z = jax.random.normal(keys[-1, 1], shape, x.dtype)
+        mean, std = method.predict(noise, sde, constraint(keys[-2], x, t), t)
+        z = normal(keys[-1], x)
         return (mean + expand(std, x) * z, mean), None
 
     times = jnp.linspace(1, eps, method.steps, dtype=x.dtype)

@@ -223,7 +223,8 @@ class Planned:
                 scatter=carry.scatter + shares[n] * noise,
             )
 
-        last = jax.lax.fori_loop(0, self.steps + 1, advance, first)
+        # Its derivative in reverse keeps the carry of each node and computes the rest anew.
+        last = jax.lax.fori_loop(0, self.steps + 1, jax.checkpoint(advance), first)
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
         steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
@@ -272,7 +273,8 @@ class Doubling:
     change before, unless the solution itself states less: where a field is smooth in time, a
     change is many times the error that is left. After the first doubling, whose change nothing
     checks yet, it is what the solution states. An example that still moves after ``most`` steps
-    keeps its last value, and an ``error`` above the tolerance.
+    keeps its last value, and an ``error`` above the tolerance. How often it doubles depends on the
+    data, so that it has no derivative in reverse mode: asked for one, it raises ValueError.
     """
 
     tolerance: float = 1e-3
@@ -328,4 +330,19 @@ class Doubling:
         coarse = run(jnp.int32(0))
         none = jnp.zeros_like(coarse.error)
         first = _Best(coarse, none, jnp.ones(state.shape[0], bool))
-        return jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution
+        found = jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution
+        return found._replace(
+            state=_irreversible(found.state), integrals=_irreversible(found.integrals)
+        )
+
+
+def _irreversible(x: Array) -> Array:
+    """``x``, with a derivative in forward mode alone."""
+
+    def refuse(_: None, cotangent: Array) -> Array:
+        raise ValueError(
+            "Doubling has no derivative in reverse mode: use Multistep(nodes), whose memory for it"
+            " grows by a few states a node"
+        )
+
+    return jax.custom_derivatives.linear_call(lambda _, x: x, refuse, None, x)

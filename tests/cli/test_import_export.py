@@ -1,0 +1,164 @@
+"""Published checkpoints become workdirs, and workdirs published checkpoints, bit for bit."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import pytest
+from helpers.golden_networks import golden
+from helpers.published_folder import DEQUANTIZER, FILE, FOLDER, NAME, expected, restore
+from helpers.pytorch_checkpoints import as_checkpoint, as_tensors
+
+import scoremle
+from scoremle import published
+from scoremle.cli import main as cli
+from scoremle.experiment.workdir import Workdir
+from scoremle.published import PublishedCheckpoints
+from scoremle.training.checkpoints import tree_hash
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported") / "w"
+    assert cli.main(["import", str(FOLDER), f"--out={folder}"]) == 0
+    return folder
+
+
+def test_import_prints_what_it_found(tmp_path, capsys):
+    assert cli.main(["import", str(FOLDER), f"--out={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(FILE)
+    for words in (
+        "step        3",
+        "parameters  12,539 in 154 arrays",
+        "nf 4, ch_mult (1, 2), num_res_blocks 1, attention at levels (1,), resblock_type biggan",
+        "data set    CIFAR10, 32x32",
+        "subvpsde, likelihood weighting on, importance sampling on, flips on",
+        f"written to  {tmp_path}/checkpoints/checkpoint_1",
+        "parameters  177,016 in",
+        "dequantizer variant cifar10, filters 4, components 2, blocks 1, couplings 4, image_size",
+    ):
+        assert any(words in line for line in lines), words
+
+
+def test_an_imported_model_is_a_trained_one(imported):
+    model = scoremle.load(imported)
+    network = model.experiment.network
+    assert (model.step, network.nf, network.ch_mult) == (3, 4, (1, 2))
+    assert network.attn_resolutions == (16,)  # of images that the name says are 32x32
+    config = model.experiment.config
+    assert (config["optim"]["lr"], config["model"]["ema_rate"]) == (0.002, 0.9)
+    assert config["training"]["sde"] == "subvpsde" and config["training"]["smallest_time"] == 1e-2
+    assert config["training"]["likelihood_weighting"] and config["data"]["random_flip"]
+    assert tree_hash(model.params) == tree_hash(restore()[0].ema)
+    assert tree_hash(Workdir(imported).snapshot_state(model.experiment.template()).params)
+
+
+def test_an_imported_dequantizer_is_the_published_one(imported):
+    store = PublishedCheckpoints(imported / "flowpp_dequantizer" / "checkpoints", keep=None)
+    assert (store.own(), store.meta(1)["rng"]) == ([1], expected()["dequantizer/rng"].tolist())
+
+
+def test_export_gives_the_same_file(imported, tmp_path, capsys):
+    path = tmp_path / "checkpoints" / "checkpoint_1"
+    assert cli.main(["export", str(imported), str(path)]) == 0
+    assert capsys.readouterr().out == f"checkpoint 1, step 3: written to {path}\n"
+    assert path.read_bytes() == FILE.read_bytes()
+
+
+def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
+    path = tmp_path / "checkpoint_2"
+    assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
+    model = scoremle.load(tiny.workdir)
+    template = model.experiment.template()
+    ours = Workdir(tiny.workdir).snapshots.restore(template).tree
+    again = PublishedCheckpoints(tmp_path, keep=None).restore(template).tree
+    assert tree_hash(again) == tree_hash(ours)
+    tree = flax.serialization.msgpack_restore(path.read_bytes())
+    assert tree["optimizer"]["target"]["GroupNorm_0"]["scale"].shape == (1, 1, 1, 4)
+    assert tree["rng"].tolist() == [0, 42]
+
+
+def test_a_name_that_the_file_contradicts_is_refused(tiny, tmp_path, capsys):
+    path, out = tmp_path / "checkpoint_2", tmp_path / "out"
+    assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
+    assert cli.main(["import", str(path), "--name=cifar10_vp_likelihood_iw", f"--out={out}"]) == 2
+    line = "has num_channels 1, and cifar10 has 3: it is not the model of that name"
+    assert line in capsys.readouterr().err
+    assert not out.exists()
+
+
+def read_safetensors(path):
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    data = content[8 + length :]
+    notes = header.pop("__metadata__")
+    ends = [end for entry in header.values() for end in entry["data_offsets"]]
+    assert length % 8 == 0 and max(ends) == len(data)
+    return notes, {
+        name: np.frombuffer(data[slice(*entry["data_offsets"])], "<f4").reshape(entry["shape"])
+        for name, entry in header.items()
+        if entry["dtype"] == "F32"
+    }
+
+
+def test_safetensors_have_the_averaged_parameters(imported, tmp_path):
+    path = tmp_path / "model.safetensors"
+    assert cli.main(["export", str(imported), str(path), "--checkpoint=1"]) == 0
+    notes, arrays = read_safetensors(path)
+    assert notes == {"step": "3"}
+    tree = flax.traverse_util.unflatten_dict(arrays, sep=".")
+    assert tree_hash(tree) == tree_hash(restore()[0].ema)
+
+
+def test_a_checkpoint_of_pytorch_is_imported(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    config, params, _ = golden("ncsnpp_ve")
+    path = tmp_path / "checkpoint_24.pth"
+    torch.save(as_tensors(as_checkpoint(config, params), torch), path)
+    out = tmp_path / "out"
+    name = "--name=ve/cifar10_ncsnpp_continuous"
+    assert cli.main(["import", str(path), name, f"--out={out}"]) == 0, capsys.readouterr().err
+    model = scoremle.load(out)
+    assert model.step == 7
+    want = jax.tree.map(lambda a: 2 * a, params)
+    want["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
+    assert tree_hash(model.params) == tree_hash(want)
+    network = model.experiment.network
+    assert network.fir and network.scale_by_sigma and not network.centered and network.log_labels
+    assert network.progressive_input == "residual" and network.embedding_type == "fourier"
+
+
+def one_line(capsys, *arguments):
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+def test_mistakes_are_one_line(imported, tmp_path, capsys):
+    assert "no checkpoint_N or checkpoint_N.pth in" in one_line(capsys, "import", tmp_path)
+    shutil.copy(FILE, tmp_path / "mine")
+    err = one_line(capsys, "import", tmp_path / "mine")
+    assert "does not say its SDE and data set" in err and "--name=cifar10_deep_vp" in err
+    assert "is there already" in one_line(capsys, "import", FOLDER, f"--out={imported}")
+    assert "not those of a DDPM++" in one_line(capsys, "import", DEQUANTIZER)
+    folder = shutil.copytree(FOLDER, tmp_path / "twice" / NAME)
+    shutil.copy(FILE, folder / "flowpp_dequantizer" / "checkpoints")
+    err = one_line(capsys, "import", folder, f"--out={tmp_path / 'out'}")
+    assert "not those of a Flow++" in err
+    (tmp_path / "mine").write_bytes(FILE.read_bytes()[:1000])
+    assert "mine can't be read" in one_line(capsys, "import", tmp_path / "mine")
+    assert "no checkpoint 9" in one_line(capsys, "export", imported, "x", "--checkpoint=9")
+    err = one_line(capsys, "export", FOLDER.parent, "x")
+    assert "no config.json" in err
+    shutil.copytree(FOLDER / "checkpoints", tmp_path / NAME / "checkpoints")
+    err = one_line(capsys, "export", tmp_path / NAME, "x")
+    assert f"; scoremle import {tmp_path / NAME} makes one of it" in err
+    assert not Path("x").exists()
+    assert published.files(tmp_path) == {}

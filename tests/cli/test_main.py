@@ -1,0 +1,551 @@
+"""The program from end to end: train, evaluate, resume, and one clear line for each mistake."""
+
+import gzip
+import json
+import re
+import shutil
+import struct
+import time
+
+import numpy as np
+import pytest
+from helpers.tiny_runs import (
+    IMAGES,
+    PROTOCOL,
+    evaluate,
+    flags,
+    mistake,
+    npz,
+    run,
+    start,
+)
+from PIL import Image
+
+from scoremle.errors import UserError
+from scoremle.files import write_atomically
+from scoremle.training.checkpoints import Checkpoints
+
+# Training
+
+
+def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
+    config = json.loads((tiny.workdir / "config.json").read_text())
+    assert config["model"]["nf"] == 4
+    assert config["training"]["smallest_time"] == 1e-5  # resolved
+    rows = [json.loads(line) for line in (tiny.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[1]["eval_bpd"] > 0 and "eval_bpd" not in rows[0]
+    assert Checkpoints(tiny.workdir / "checkpoints", keep=None).numbers() == [1, 2]
+    for step in (10, 20):
+        with Image.open(tiny.workdir / "samples" / f"step_{step}.png") as picture:
+            assert picture.mode == "L" and min(picture.size) >= 64
+
+
+def test_training_prints_its_progress_and_nothing_else(tiny):
+    first, *lines = tiny.stdout.splitlines()
+    assert re.match(r"digits: 1,437 training images of 8x8x1; [\d,]+ parameters; VP\(", first)
+    assert len(lines) == 5
+    for step, line in zip((5, 10, 15, 20), lines, strict=False):
+        pattern = rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+( \(.*\))?"
+        assert re.fullmatch(pattern, line), line
+    assert lines[-1] == f"trained 20 steps: {tiny.workdir}"
+    assert tiny.stderr == ""
+
+
+def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, capsys):
+    workdir = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir, workdir)
+    for newest in ("checkpoints/checkpoint_2", "checkpoints-meta/checkpoint_20"):
+        shutil.rmtree(workdir / newest)
+    assert run("train", workdir, training__snapshot_sampling=False) == 0
+    assert "going on from step 10" in capsys.readouterr().out
+    hashes = [
+        json.loads((folder / "checkpoints/checkpoint_2/record/metadata").read_text())["tree_hash"]
+        for folder in (workdir, tiny.workdir)
+    ]
+    assert hashes[0] == hashes[1]
+    rows = [(folder / "metrics.jsonl").read_text() for folder in (workdir, tiny.workdir)]
+    assert rows[0] == rows[1]
+
+
+# Evaluation
+
+
+
+@pytest.fixture(scope="module")
+def exact(tiny):
+    return evaluate(tiny, "exact", eval__num_repeats=2)
+
+
+def test_exact_likelihood_of_the_whole_split(exact):
+    folder, results = exact
+    values = npz(folder / "exact_test_ckpt_2.npz")
+    assert {name: v.shape for name, v in values.items()} == dict.fromkeys(
+        ("bpd", "probe_stderr", "solver_error", "nfe"), (2, IMAGES)
+    )
+    assert np.isfinite(values["bpd"]).all()
+    assert (values["bpd"][0] != values["bpd"][1]).all()  # each pass has noise of its own
+    (result,) = results.values()
+    assert result["mean"] == values["bpd"].mean()
+    assert (folder / "exact_test_ckpt_2_likeliest_then_unlikeliest.png").exists()
+
+
+def test_results_state_the_whole_reporting_protocol(exact):
+    (result,) = exact[1].values()
+    facts = PROTOCOL | {"kind": "exact", "model": "ODE", "probes": 1}
+    assert {name: result[name] for name in facts} == facts
+    assert "nodes=6" in result["solver"] and result["mean_nfe"] >= 6
+    assert "rademacher" in result["divergence"]
+    assert 0 < result["noise_stderr"] < result["stderr"]
+    assert all(re.fullmatch(r"[0-9a-f]{16}", result[name]) for name in ("ema_hash", "data_hash"))
+
+
+def test_bound(tiny):
+    folder, results = evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    result = results["bound_test_ckpt_2"]
+    facts = PROTOCOL | {"kind": "bound", "model": "SDE", "draws": 4, "matching": "denoising"}
+    assert {name: result[name] for name in facts} == facts
+    values = npz(folder / "bound_test_ckpt_2.npz")
+    constant = values["bpd"] - values["prior"] - values["diffusion"] - values["reconstruction"]
+    np.testing.assert_allclose(constant, np.log2(17 / 2), atol=1e-4)
+    np.testing.assert_allclose(values["profile"].sum(axis=2), values["diffusion"], rtol=1e-5)
+    profile = result["profile"]
+    whole = np.dot(profile["bits_per_dim"], np.diff(profile["log_snr_edges"]))
+    assert whole == pytest.approx(values["diffusion"].mean(), rel=1e-4)
+    assert (result["times"], result["stratified"]) == ("learned", True)
+    assert result["control_images"] == 1437
+
+    # A run that goes on takes the control that the batches before it were measured with.
+    (fitted,) = (folder / "parts").glob("control_*.npz")
+    next((folder / "parts").glob("*/pass1_image300.npz")).unlink()
+    control = npz(fitted)
+    np.savez(fitted, **{**control, "levels": 1e6 * control["levels"]})
+    evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    other = npz(folder / "bound_test_ckpt_2.npz")["bpd"]
+    np.testing.assert_array_equal(other[0], values["bpd"][0])
+    assert (other[1, 300:] != values["bpd"][1, 300:]).all()
+
+
+def test_bound_as_published(tiny):
+    """Independent times, uniform in log-SNR, no control; the stated errors say what that costs."""
+    _, results = evaluate(
+        tiny, "bound_published", eval__bound=True, eval__bound_times="log_snr",
+        eval__bound_stratified=False, eval__num_images=100, eval__bound_draws=32,
+    )  # fmt: skip
+    (result,) = results.values()
+    assert (result["times"], result["stratified"], result["control"]) == ("log_snr", False, None)
+    _, results = evaluate(
+        tiny, "bound_learned", eval__bound=True, eval__num_images=100, eval__bound_draws=32
+    )
+    (ours,) = results.values()
+    assert ours["mean_draw_stderr"] < result["mean_draw_stderr"] / 4
+    both = np.hypot(ours["draw_stderr_of_mean"], result["draw_stderr_of_mean"])
+    assert abs(ours["mean"] - result["mean"]) < 4 * both
+
+
+def test_loss(tiny):
+    _, results = evaluate(tiny, "loss", eval__enable_bpd=False, eval__enable_loss=True)
+    assert list(results) == ["loss_test_ckpt_2"]
+    result = results["loss_test_ckpt_2"]
+    assert result["unit"] == "loss" and result["importance_weighting"] is True
+    assert 0.1 < result["mean"] < 10
+
+
+@pytest.mark.parametrize("method", ["ode", "euler", "ddim", "dpm_solver"])
+def test_sampling(tiny, method):
+    folder = tiny.workdir / f"samples_{method}"
+    code = run(
+        "eval", tiny.workdir, f"--eval_folder={folder.name}", eval__enable_sampling=True,
+        eval__enable_bpd=False, eval__num_samples=7, eval__batch_size=5, sampling__method=method,
+        model__num_scales=3,
+    )  # fmt: skip
+    assert code == 0
+    samples = npz(folder / "samples_ckpt_2.npz")["samples"]
+    assert samples.shape == (7, 8, 8, 1) and samples.dtype == np.uint8 and samples.max() <= 16
+    assert (folder / "samples_ckpt_2.png").exists()
+    assert not (folder / "results.json").exists()
+
+
+def test_sampling_by_predictor_and_corrector(tiny):
+    """A published command line: the SDE's, with the ratio and the steps of the corrector."""
+    folder = tiny.workdir / "samples_pc"
+    code = run(
+        "eval", tiny.workdir, f"--eval_folder={folder.name}", eval__enable_sampling=True,
+        eval__enable_bpd=False, eval__num_samples=5, eval__batch_size=5, sampling__method="pc",
+        sampling__predictor="reverse_diffusion", sampling__corrector="langevin",
+        sampling__snr=0.075, sampling__n_steps_each=2, sampling__noise_removal=False,
+        model__num_scales=25,
+    )  # fmt: skip
+    assert code == 0
+    assert npz(folder / "samples_ckpt_2.npz")["samples"].shape == (5, 8, 8, 1)
+
+
+def test_the_training_split_under_either_name(tiny):
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__batch_size": 479}
+    _, one = evaluate(tiny, "train", eval__dataset="train", **loss)
+    _, other = evaluate(tiny, "train", eval__bpd_dataset="train", **loss)
+    assert one == other
+    result = one["loss_train_ckpt_2"]
+    assert (result["images"], result["split"], result["full_pass"]) == (1437, "train", True)
+
+
+def test_a_range_of_checkpoints(tiny, capsys):
+    settings = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    _, results = evaluate(tiny, "range", eval__begin_ckpt=1, eval__end_ckpt=2, **settings)
+    first, second = results["loss_test_ckpt_1"], results["loss_test_ckpt_2"]
+    assert (first["step"], second["step"]) == (10, 20)
+    assert first["ema_hash"] != second["ema_hash"]
+    assert first["full_pass"] is False
+    assert capsys.readouterr().out.count("loss_test_ckpt_1 ") == 2  # progress, and one table
+
+
+def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
+    settings = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    _, results = evaluate(tiny, "newest", training__n_iters=5000, **settings)
+    assert list(results) == ["loss_test_ckpt_2"]
+
+
+def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
+    _, results = evaluate(tiny, "auto", eval__solver="auto", eval__num_images=16)
+    result = results["exact_test_ckpt_2"]
+    choice = result["solver_choice"]
+    assert result["solver"] == f"Multistep(nodes={choice['nodes']})" and choice["images"] == 8
+    assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
+    assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
+    assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
+
+
+def test_the_published_solver_is_there_to_compare_with(tiny):
+    _, results = evaluate(tiny, "published", eval__solver="rk45_reference", eval__num_images=8)
+    result = results["exact_test_ckpt_2"]
+    assert result["solver"] == "PublishedRK45(rtol=1e-05, atol=1e-05)"
+    assert result["mean_nfe"] > 50 and result["mean_solver_error"] is None
+
+
+@pytest.mark.slow
+def test_the_suite_measures_everything_and_judges_it(tiny, capfd):
+    few = {"eval__num_images": 6, "eval__bound_draws": 8}
+    _, results = evaluate(tiny, "suite", eval__suite=True, **few)
+    kinds = {name.partition("_test_ckpt_2")[0] for name in results}
+    assert kinds == {
+        "exact", "exact_truncated_normal", "exact_k10", "exact_trace", "bound", "bound_none",
+        "bound_sliced", "checks",
+    }  # fmt: skip
+    words = {check["words"] for check in results["checks_test_ckpt_2"]}
+    assert words == {"exact_k10 <= exact", "bound_sliced == bound", "exact_trace == exact"}
+    assert "exact_trace == exact: difference" in capfd.readouterr().out
+
+
+
+def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
+    evaluate(tiny, "exact", eval__num_repeats=2)  # again: nothing is measured twice
+    out, err = capfd.readouterr()
+    mean = exact[1]["exact_test_ckpt_2"]["mean"]
+    assert out.startswith("exact_test_ckpt_2  image 720/720  bpd")
+    assert f"{mean:.4f} bits/dim" in out
+    assert out.endswith(f"written to {exact[0]}\n")
+    assert err == ""
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
+    process = start(
+        f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=killed",
+        *flags(eval__num_repeats=9),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(parts := sorted((tiny.workdir / "killed").rglob("pass*.npz"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.communicate()[1] == ""
+    assert not (tiny.workdir / "killed/results.json").exists()
+    written = {part: part.stat().st_mtime_ns for part in parts}
+
+    folder, _ = evaluate(tiny, "killed", eval__num_repeats=2)
+    assert {part: part.stat().st_mtime_ns for part in parts} == written  # none is redone
+    resumed, whole = (npz(path / "exact_test_ckpt_2.npz") for path in (folder, exact[0]))
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"eval__probes": 2},
+        {"seed": 43},
+        {"eval__begin_ckpt": 1, "eval__end_ckpt": 1},
+        {"eval__nodes": 7},
+        {"eval__num_images": 350},
+        {"eval__divergence": "gaussian"},
+        {"training__smallest_time": 1e-4},
+        {"model__dtype": "bfloat16"},
+    ],
+)
+def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatch):
+    def measured(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.evaluation.metrics._timed", measured)
+    folder = f"--eval_folder={exact[0].name}"
+    assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
+
+
+@pytest.mark.parametrize("batch_size", [90, 1000])
+def test_another_batch_size_measures_nothing_again(tiny, exact, batch_size, monkeypatch):
+    monkeypatch.setattr("scoremle.evaluation.metrics._timed", None)
+    other = {"eval__batch_size": batch_size, "eval__num_repeats": 2}
+    assert evaluate(tiny, exact[0].name, **other)[1] == exact[1]
+
+
+def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.evaluation.metrics.evaluate", interrupted)
+    assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
+    line = "scoremle: interrupted; the same command goes on where it was\n"
+    assert capsys.readouterr().err == line
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("training__likelihod_weighting", "True", ["did you mean training.likelihood_weighting?"]),
+        ("training__batch_size", "many", ["training.batch_size must be int", '"many"']),
+        ("training__sde", "vsde", ["unknown SDE", "'vsde'", "vpsde, subvpsde, vesde"]),
+        ("data__dataset", "digit", ["unknown data set 'digit'", "did you mean digits?", "mnist"]),
+        ("data__dataset", "CIFAR10", ["cifar10 has no default place", "cifar-10-binary.tar.gz"]),
+        ("data__path", "/somewhere", ["data.path", "leave it empty"]),
+        ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
+        ("data__image_size", 0, ["data.image_size must be at least 1, not 0"]),
+        ("data__num_channels", 0, ["data.num_channels must be at least 1, not 0"]),
+        ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
+        ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
+        ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
+        ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
+        ("model__ch_mult", "()", ["model.ch_mult must be at least 1"]),
+        ("model__ch_mult", "(1,0)", ["model.ch_mult must be at least 1"]),
+        ("model__nf", 2, ["model.nf is 2"]),
+        ("model__nf", -8, ["model.nf is -8"]),
+        ("model__dtype", "float16", ["model.dtype", "float32, bfloat16"]),
+        ("model__resblock_type", "resnet", ["model.resblock_type", "ddpm, biggan"]),
+        ("model__dropout", 1.0, ["model.dropout must be at least 0 and below 1"]),
+        ("model__beta_min", 0, ["model.beta_min"]),
+        ("model__sigma_min", 60, ["model.sigma_min must be below model.sigma_max"]),
+        ("model__num_scales", 0, ["model.num_scales must be at least 1"]),
+        ("model__normalization", "BatchNorm", ["can only be 'GroupNorm'"]),
+        ("training__smallest_time", 0, ["training.smallest_time must be between 0 and 1, not 0"]),
+        ("training__smallest_time", 1, ["training.smallest_time must be between 0 and 1, not 1"]),
+        ("training__smallest_time", "nan", ["training.smallest_time must be between 0 and 1"]),
+        ("sampling__smallest_time", -1e-3, ["sampling.smallest_time must be between 0 and 1"]),
+        ("training__likelihood_weighting", False, ["set training.likelihood_weighting too"]),
+        ("training__batch_size", 0, ["training.batch_size must be at least 1, not 0"]),
+        ("training__n_iters", 0, ["training.n_iters must be at least 1"]),
+        ("training__log_freq", 0, ["training.log_freq must be at least 1"]),
+        ("training__continuous", False, ["training.continuous can only be True"]),
+        ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),
+        ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
+        ("seed", -1, ["seed must be at least 0"]),
+        ("seed", 2**64, ["seed must be at least 0 and below"]),
+        ("sampling__method", "rk45", ["sampling.method 'rk45'", "ode, pc, euler, ddim"]),
+        ("sampling__steps", 0, ["sampling.steps must be at least 1"]),
+        ("sampling__snr", "nan", ["sampling.snr must be a finite number above 0"]),
+        ("sampling__n_steps_each", 0, ["sampling.n_steps_each must be at least 1"]),
+        ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
+        ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
+        ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
+        ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
+        ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
+        ("eval__dequantizer", True, ["no dequantizer in", "train it with --mode=train_deq"]),
+        ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
+        ("eval__wait", True, ["eval.wait", "eval.end_ckpt"]),
+        ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),
+        ("deq__couplings", 0, ["deq.couplings must be at least 1"]),
+        ("eval__batch_size", -1, ["eval.batch_size must be at least 1, not -1"]),
+        ("eval__nodes", 0, ["eval.nodes must be at least 1"]),
+        ("eval__probes", 0, ["eval.probes must be at least 1"]),
+        ("eval__tolerance", 0.0, ["eval.tolerance must be a finite number above 0"]),
+        ("eval__num_repeats", 0, ["eval.num_repeats must be at least 1"]),
+        ("eval__bound_draws", 0, ["eval.bound_draws must be at least 1"]),
+        ("eval__bound_times", "lerned", ["eval.bound_times", "did you mean learned?", "log_snr"]),
+        ("eval__num_images", -1, ["eval.num_images must be at least 0"]),
+        ("eval__num_samples", 0, ["eval.num_samples must be at least 1"]),
+    ],
+)  # fmt: skip
+def test_impossible_values(field, value, words, tiny, capfd):
+    mode = "eval" if field.startswith("eval__") else "train"
+    line = mistake(capfd, mode, tiny.workdir, **{field: value})
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sampling__predictor": "heun"}, ["sampling.predictor 'heun'", "reverse_diffusion"]),
+        ({"sampling__corrector": "ula"}, ["sampling.corrector 'ula'", "langevin, ald, none"]),
+        (
+            {"sampling__predictor": "ancestral_sampling", "training__sde": "subvpsde"},
+            ["ancestral_sampling is defined for VP and VE, not for SubVP"],
+        ),
+        (
+            {"sampling__predictor": "ancestral_sampling", "training__sde": "linearvesde"},
+            ["ancestral_sampling is defined for VP and VE, not for LinearVE"],
+        ),
+        (
+            {"sampling__predictor": "reverse_diffusion", "model__num_scales": 20},
+            ["20 steps are too few for beta_max = 20"],
+        ),
+    ],
+)
+def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
+    line = mistake(capfd, "train", tmp_path / "new", sampling__method="pc", **fields)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "words"),
+    [
+        ("eval", {"eval__dequantizer": True, "eval__dequantization": "truncated_normal"},
+         "eval.dequantizer means variational dequantization, not truncated_normal"),
+        ("eval", {"eval__bound": True, "eval__importance_samples": 2},
+         "eval.importance_samples is for the exact likelihood"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2},
+         "of one random probe and one draw: it can't go with eval.probes=2"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__divergence": "exact"},
+         "it can't go with eval.divergence=exact"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
+         "it can't go with eval.suite=True"),
+        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
+         "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
+        ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
+        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
+        ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(mode, values, words, tiny, capfd):
+    assert words in mistake(capfd, mode, tiny.workdir, **values)
+
+
+def test_nothing_to_evaluate(tiny, capfd):
+    assert "nothing to evaluate" in mistake(capfd, "eval", tiny.workdir, eval__enable_bpd=False)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train_deq"])
+def test_evaluation_before_training(mode, tmp_path, capfd):
+    assert "no checkpoint in" in mistake(capfd, mode, tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "words"),
+    [(7, None, "no checkpoint 7 in"), (None, 9, "no checkpoint 9 in"), (5, 9, "5 to 9 in")],
+)
+def test_a_checkpoint_that_is_not_there(begin, end, words, tiny, capfd):
+    asked = {"eval__begin_ckpt": begin, "eval__end_ckpt": end}
+    given = {name: number for name, number in asked.items() if number is not None}
+    line = mistake(capfd, "eval", tiny.workdir, **given)
+    assert words in line and "only 1, 2" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_another_experiment(mode, tiny, capfd):
+    line = mistake(capfd, mode, tiny.workdir, model__nf=8)
+    assert "model.nf was 4 and is now 8" in line and "another --workdir" in line
+
+
+def test_training_under_other_settings_is_another_experiment(tiny, capfd):
+    changed = {"optim__lr": 0.5, "training__stratified": False, "seed": 1, "optim__warmup": 3,
+               "training__reduce_mean": False}  # fmt: skip
+    line = mistake(capfd, "train", tiny.workdir, **changed)
+    assert "optim.lr was 0.001 and is now 0.5, " in line and "and 1 more; " in line
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path):
+    """A copy of the tiny workdir whose newest snapshot has a wrong byte."""
+    workdir = tmp_path / "damaged"
+    shutil.copytree(tiny.workdir, workdir)
+    files = [p for p in (workdir / "checkpoints/checkpoint_2/state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)
+    return workdir
+
+
+def test_a_damaged_checkpoint_that_was_asked_for(damaged, capfd):
+    line = mistake(capfd, "eval", damaged, eval__end_ckpt=2)
+    assert "checkpoint_2 is damaged" in line
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(damaged, capfd):
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    assert run("eval", damaged, **loss) == 0
+    assert list(json.loads((damaged / "eval/results.json").read_text())) == ["loss_test_ckpt_1"]
+    err = capfd.readouterr().err
+    pattern = r"scoremle: warning: \S*checkpoint_2 is damaged [^\n]*trying the one before\n"
+    assert re.fullmatch(pattern, err), err
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_places_that_are_files(mode, tiny, tmp_path, capfd):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for workdir in (file, file / "below"):
+        assert f"{file} is a file, not a folder" in mistake(capfd, mode, workdir)
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "results.json can't be read"), ("[]", "results.json holds no JSON object")],
+)
+def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged, capfd):
+    (damaged / "eval").mkdir()
+    (damaged / "eval/results.json").write_text(content)
+    assert words in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "eval" / "results.json"
+    with pytest.raises(UserError) as error, write_atomically(path):
+        raise OSError(28, "No space left on device")
+    assert str(error.value) == f"can't write {path}: No space left on device"
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_eval_folder_that_is_a_file(damaged, capfd):
+    file = damaged / "eval"
+    file.write_text("kept")
+    assert str(file) in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
+
+
+def idx_flags(path):
+    return {"data__dataset": "mnist", "data__image_size": 28, "data__path": path}
+
+
+def test_missing_data(tmp_path, capfd):
+    assert "mnist has no default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
+    absent = tmp_path / "absent"
+    line = mistake(capfd, "train", tmp_path, **idx_flags(absent))
+    assert f"no data folder or file {absent}" in line
+    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
+    assert f"train-images-idx3-ubyte.gz in {tmp_path}" in line
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_truncated_data(zipped, tmp_path, capfd):
+    content = struct.pack(">4I", 0x803, 3, 28, 28) + bytes(3 * 28 * 28)
+    content = gzip.compress(content, 0)[:-9] if zipped else content[:-9]
+    file = tmp_path / ("train-images-idx3-ubyte" + ".gz" * zipped)
+    file.write_bytes(content)
+    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
+    assert f"{file}: truncated" in line

@@ -1,0 +1,153 @@
+"""The three objectives: the reference's numbers, and one integral that all of them estimate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.golden_networks import golden_network
+from helpers.oracles import SDES, Gaussian, drift_and_diffusion64, schedule, schedule64
+from helpers.reference_kernels import REFERENCE
+
+from scoremle.core.loss import denoising_loss, denoising_residual
+from scoremle.core.prediction import noise_fn, noise_of, score_of
+from scoremle.core.times import UniformLogSNR, UniformTime
+
+# --- golden numbers ---------------------------------------------------------------------------
+
+
+
+
+@pytest.fixture(scope="module")
+def network_losses():
+    """The residual in nats of each example of losses.npz, by SDE, with our or their kernel."""
+
+    def residual(name, golden, reference):
+        arrays = golden("losses")
+        sde = SDES[name]
+        kernel = REFERENCE[name] if reference else sde
+        apply = golden_network("ncsnpp_ve" if name == "ve" else "ddpmpp")
+        prefix = "ve/" if name == "ve" else ""
+        x, z, t = arrays[prefix + "x"], arrays[prefix + "z"], arrays[f"{name}/t"]
+        run = jax.jit(lambda x, t, z: denoising_residual(noise_fn(apply, sde), kernel, x, t, z))
+        r = np.asarray(run(x, t, z), np.float64)
+        return r, np.asarray(kernel.likelihood_weight(jnp.asarray(t)), np.float64)
+
+    return residual
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+def test_golden_losses(name, golden, network_losses):
+    arrays, dims = golden("losses"), 16 * 16 * 3
+    residual, weight = network_losses(name, golden, reference=True)
+    rtol = 2e-4 if name == "ve" else 2e-5  # the tolerance of that network
+
+    def check(key, value, rtol=rtol):
+        np.testing.assert_allclose(value, arrays[f"{name}/{key}"], rtol=rtol, err_msg=key)
+
+    check("plain/sum", residual.mean())
+    check("plain/mean", 2 * residual.mean() / dims)
+    check("likelihood/sum", (weight * residual).mean(), max(rtol, 5e-5))
+    check("likelihood/mean", 2 * (weight * residual).mean() / dims, max(rtol, 5e-5))
+    if name != "ve":
+        check("likelihood_iw/sum", residual.mean())
+        check("likelihood_iw/mean", 2 * residual.mean() / dims)
+        check("likelihood_iw/per_example_mean", 2 * residual / dims)
+        check("likelihood/per_example_mean", 2 * weight * residual / dims, 5e-5)
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_the_exact_kernel_differs_from_the_reference_by_its_expansion_only(
+    name, golden, network_losses
+):
+    """The reference's std is up to 5e-4 (VP) or 1e-3 (sub-VP) off below t = 0.01."""
+    arrays = golden("losses")
+    residual, _ = network_losses(name, golden, reference=False)
+    np.testing.assert_allclose(residual.mean(), arrays[f"{name}/plain/sum"], rtol=1e-3)
+
+
+# --- parameterization -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_labels_and_scores(name):
+    sde = SDES[name]
+    t = jnp.asarray([0.1, 0.7])
+    x = jnp.asarray([[1.0, 2.0], [3.0, -1.0]])
+    noise = noise_fn(lambda x, labels: x * labels[:, None], sde)
+    sigma = schedule64(sde, t)[1][:, None]
+    score = x * sigma if name == "ve" else -x * 999 * t[:, None] / sigma
+    np.testing.assert_allclose(noise(x, t), -sigma * score, rtol=1e-5)
+    np.testing.assert_allclose(score_of(noise, sde)(x, t), score, rtol=1e-5)
+    np.testing.assert_allclose(noise_of(score_of(noise, sde), sde)(x, t), noise(x, t), rtol=1e-5)
+
+
+# --- expectations -----------------------------------------------------------------------------
+
+EPS = 1e-2
+X = np.array([[0.9, -0.4]])
+DATA = Gaussian.random(1, 2)
+REPEATS = 20_000
+
+
+def mean_loss(sde, times, weighting, seed):
+    x = jnp.repeat(jnp.asarray(X, jnp.float32), REPEATS, axis=0)
+    loss = jax.jit(
+        lambda key: denoising_loss(DATA.noise(sde), sde, x, key, times=times, weighting=weighting)
+    )(jax.random.key(seed))
+    assert loss.shape == (REPEATS,)
+    loss = np.asarray(loss, np.float64)
+    return loss.mean(), loss.std() / np.sqrt(REPEATS)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_objectives_estimate_their_integrals(name):
+    sde = SDES[name]
+    grid = np.exp(np.linspace(np.log(EPS), 0, 4001))
+    plain = np.trapezoid(DATA.residual(sde, X, grid) / 2, grid)
+    likelihood = DATA.diffusion(sde, X, EPS)[0]
+    rate = drift_and_diffusion64(sde, grid)[1] / schedule64(sde, grid)[1] ** 2
+    by_quadrature = np.trapezoid(rate * DATA.residual(sde, X, grid) / 2, grid)
+    assert likelihood == pytest.approx(by_quadrature, rel=1e-3)  # the oracle itself
+
+    uniform, log_snr = UniformTime(EPS), UniformLogSNR(sde, EPS)
+    for seed, (times, weighting, expected) in enumerate(
+        [
+            (uniform, "likelihood", likelihood),
+            (log_snr, "likelihood", likelihood),
+            (UniformTime(EPS, stratified=True), "likelihood", likelihood),
+            (UniformLogSNR(sde, EPS, stratified=True), "likelihood", likelihood),
+            (uniform, "plain", plain),
+            (log_snr, "plain", plain),
+        ]
+    ):
+        mean, stderr = mean_loss(sde, times, weighting, seed)
+        assert abs(mean - expected) < 4 * stderr + 1e-4 * expected, (times, weighting)
+        assert stderr < 0.1 * expected
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_importance_sampling_lowers_the_variance(name):
+    """The paper's claim, in its setting: likelihood weighting with a small eps."""
+    sde = SDES[name]
+
+    def spread(times):
+        return mean_loss(sde, times, "likelihood", 3)[1]
+
+    assert spread(UniformLogSNR(sde, 1e-4)) < 0.3 * spread(UniformTime(1e-4))
+
+
+def test_loss_draws_as_documented():
+    """t and z come from the two halves of the key; the weight over the density multiplies."""
+    sde, key = SDES["vp"], jax.random.key(4)
+    x = jnp.asarray(DATA.draw(0, 6), jnp.float32)
+    times = UniformLogSNR(sde, 1e-3)
+    key_t, key_z = jax.random.split(key)
+    t, p = times(key_t, 6)
+    z = jax.random.normal(key_z, x.shape)
+    noise = DATA.noise(sde)
+    alpha, sigma = (c[:, None] for c in schedule(sde, t, jnp))
+    residual = ((noise(alpha * x + sigma * z, t) - z) ** 2).sum(1) / 2
+    weights = {"plain": 1, "likelihood": drift_and_diffusion64(sde, t)[1] / sigma[:, 0] ** 2}
+    for weighting, weight in weights.items():
+        loss = denoising_loss(noise, sde, x, key, times=times, weighting=weighting)
+        np.testing.assert_allclose(loss, weight / p * residual, rtol=1e-4)

@@ -1,0 +1,118 @@
+"""Times are drawn from the density that is stated with them; strata hold one draw each."""
+
+import jax
+import numpy as np
+import pytest
+from helpers.oracles import EPS, SDES, drift_and_diffusion64, log_snr64, schedule64
+from scipy import stats
+
+from scoremle.core.times import BINS, BinnedLogSNR, UniformLogSNR, UniformTime
+
+every_sde = pytest.mark.parametrize("name", SDES)
+either = pytest.mark.parametrize("stratified", [False, True])
+KINDS = ("time", "log_snr", "binned")
+# A density over the bins that rises fourfold, with a fall in the middle.
+SHARES = np.linspace(1, 4, BINS) * (1 + np.arange(BINS) % 3)
+SHARES = SHARES / SHARES.sum()
+
+
+def sampler(kind, name, eps, stratified):
+    if kind == "time":
+        return UniformTime(eps, stratified=stratified)
+    if kind == "binned":
+        return BinnedLogSNR(SDES[name], eps, SHARES, stratified=stratified)
+    return UniformLogSNR(SDES[name], eps, stratified=stratified)
+
+
+def distribution(kind, name, eps, t):
+    """The distribution function and the density of the sampler, in float64."""
+    t = np.asarray(t, np.float64)
+    if kind == "time":
+        return (t - eps) / (1 - eps), np.full_like(t, 1 / (1 - eps))
+    sde = SDES[name]
+    span = log_snr64(sde, eps) - log_snr64(sde, 1.0)
+    rate = drift_and_diffusion64(sde, t)[1] / schedule64(sde, t)[1] ** 2
+    if kind == "binned":
+        # From the end that the sampler starts at: the lowest log-SNR.
+        place = (log_snr64(sde, t) - log_snr64(sde, 1.0)) / span
+        knots = np.concatenate([[0], np.cumsum(SHARES)])
+        cdf = 1 - np.interp(place, np.linspace(0, 1, BINS + 1), knots)
+        bins = np.clip((place * BINS).astype(int), 0, BINS - 1)
+        return cdf, SHARES[bins] * BINS * rate / span
+    return (log_snr64(sde, eps) - log_snr64(sde, t)) / span, rate / span
+
+
+@every_sde
+@either
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_follow_the_stated_density(name, stratified, kind):
+    eps = EPS[name]
+    t, p = sampler(kind, name, eps, stratified)(jax.random.key(3), 2000)
+    assert t.shape == p.shape == (2000,)
+    assert t.min() >= np.float32(eps) and t.max() <= 1
+    cdf, density = distribution(kind, name, eps, t)
+    np.testing.assert_allclose(p, density, rtol=2e-5)
+    assert stats.kstest(cdf, "uniform").pvalue > 0.01
+
+
+@every_sde
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_integrates_to_one(name, kind):
+    eps = EPS[name]
+    grid = np.exp(np.linspace(np.log(eps), 0, 20001))
+    cdf, density = distribution(kind, name, eps, grid)
+    # The steps of the binned density fall between the points of the grid.
+    precision = 1e-3 if kind == "binned" else 1e-4
+    assert np.trapezoid(density, grid) == pytest.approx(1, abs=precision)
+    assert (cdf[0], cdf[-1]) == pytest.approx((0, 1), abs=1e-9)
+
+
+@every_sde
+@pytest.mark.parametrize("kind", KINDS)
+def test_strata_hold_one_draw_each(name, kind):
+    n, eps = 32, EPS[name]
+    draw = jax.jit(lambda key: sampler(kind, name, eps, True)(key, n)[0])
+    for seed in range(5):
+        cdf, _ = distribution(kind, name, eps, draw(jax.random.key(seed)))
+        np.testing.assert_allclose(np.diff(np.sort(cdf)), 1 / n, rtol=1e-3)  # one offset for all
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_stratified_draw_alone_keeps_the_distribution(kind):
+    keys = jax.random.split(jax.random.key(5), 1000)
+    t = jax.vmap(lambda key: sampler(kind, "vp", 1e-3, True)(key, 8)[0])(keys)
+    cdf, _ = distribution(kind, "vp", 1e-3, t)
+    for i in (0, 3, 7):
+        assert stats.kstest(cdf[:, i], "uniform").pvalue > 0.005
+
+
+@every_sde
+@either
+@pytest.mark.parametrize("kind", KINDS)
+def test_weighted_mean_is_the_integral(name, stratified, kind):
+    """E[h(t) / p(t)] = int h dt, with h(t) = t."""
+    eps, repeats = EPS[name], 500
+    keys = jax.random.split(jax.random.key(7), repeats)
+    t, p = jax.vmap(lambda key: sampler(kind, name, eps, stratified)(key, 8))(keys)
+    means = np.asarray(t / p, np.float64).mean(axis=1)
+    error = means.mean() - (1 - eps**2) / 2
+    assert abs(error) < 4 * means.std() / np.sqrt(repeats) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["time", "log_snr"])
+def test_strata_lower_the_variance(kind):
+    keys = jax.random.split(jax.random.key(9), 300)
+
+    def spread(stratified):
+        draw = sampler(kind, "vp", 1e-3, stratified)
+        t, p = jax.vmap(lambda key: draw(key, 16))(keys)
+        return np.asarray(t / p).mean(axis=1).std()
+
+    assert spread(True) < spread(False) / 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eps", [0.0, 1.0, 1.5, -1e-3])
+def test_the_smallest_time_lies_between_zero_and_one(kind, eps):
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+        sampler(kind, "vp", eps, stratified=False)

@@ -1,0 +1,420 @@
+"""Batches are a function of (seed, step), however they get to the device; idx files; names."""
+
+import gzip
+import hashlib
+import importlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import resume_worker as worker
+
+from scoremle import data
+from scoremle.data.image_set import ImageSet, pad_to
+from scoremle.data.readers.digits import load_digits, stratified_split
+from scoremle.errors import UserError
+from scoremle.training.loop import Schedule, run
+from scoremle.training.step import init_state, make_step
+
+feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
+
+# The first epoch of ten images and two images of the second.
+GOLDEN_ORDERS = {
+    42: [4, 8, 1, 9, 3, 6, 0, 7, 2, 5, 1, 2],
+    43: [2, 1, 5, 7, 8, 9, 4, 0, 6, 3, 1, 5],
+}
+# Hashes of the images and of batches, plain and with flips, at steps 0, 1, 22, 23, 5000 (of 64
+# images, seed 42). What a resumed run or a comparison relies on: they may never change.
+GOLDEN_BATCHES = {
+    "digits": (
+        "c37d81919aebcc18 0f08003749ba625a",
+        "0591af4ed7290e28 b5b94b6669a45567 d4e6af190d067178 8b27665e5ac8e72e c6d2fecd18c00ed3",
+        "168f2210727ea41b 0b415231827030cd 4bf0c57fe3edb425 b027338ba0da2fc7 55bfd5a7c02f7afc",
+    ),
+    "fashion_mnist": (
+        "2e487a6c89124f78 c867c93ff9536059",
+        "64cd8f174975bec3 a5c4f14377d6d607 1c3bdbcdba00f3c7 b28c425e8c801fbe 1f41f27edd19dbe8",
+        "e8d1872ffe2cd0a5 ce7a79d85c0dd506 eff729b63468cc2b 1f747297bb8bafd4 1b0ee35400eea004",
+    ),
+}
+FASHION = Path(data.DATASETS["fashion_mnist"].place)
+needs_fashion = pytest.mark.skipif(
+    not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist"
+)
+
+
+def numbered(size: int, **fields) -> ImageSet:
+    """Images of 2x2 that hold their own number, so that an order can be read off a batch."""
+    images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 2, 1))
+    return ImageSet(name="numbered", train=images, test=images[:3], **fields)
+
+
+def load(name: str, **fields) -> ImageSet:
+    settings = {"image_size": 28, "num_channels": 1, "batch_size": 4, "seed": 0} | fields
+    return data.load(name, **settings)
+
+
+# The order of batches
+
+
+def test_the_order_of_a_seed_never_changes():
+    # A resumed run must see the images that an uninterrupted one would have seen.
+    for seed, order in GOLDEN_ORDERS.items():
+        assert numbered(10, batch_size=12, seed=seed).indices(0).tolist() == order
+
+
+@pytest.mark.parametrize("name", ["digits", pytest.param("fashion_mnist", marks=needs_fashion)])
+def test_images_and_batches_never_change(name):
+    def short(array):
+        return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
+
+    found = []
+    for random_flip in (False, True):
+        images = data.load(name, batch_size=64, seed=42, random_flip=random_flip)
+        found.append(" ".join(short(images.batch(step)) for step in (0, 1, 22, 23, 5000)))
+    whole = f"{short(images.train)} {short(images.test)}"
+    assert (whole, *found) == GOLDEN_BATCHES[name]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 23])
+def test_every_epoch_is_a_permutation_across_batch_boundaries(batch_size):
+    images = numbered(10, batch_size=batch_size, seed=1)
+    steps = range(-(-50 // batch_size))
+    stream = np.concatenate([images.batch(step)[:, 0, 0, 0] for step in steps])[:50]
+    epochs = stream.reshape(5, 10)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (5, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    first, second = numbered(50, batch_size=8, seed=3), numbered(50, batch_size=8, seed=3)
+    for step in (7, 0, 100_000, 7):
+        np.testing.assert_array_equal(first.batch(step), second.batch(step))
+    assert (first.batch(0) != numbered(50, batch_size=8, seed=4).batch(0)).any()
+
+
+def test_batches_are_copies():
+    images = numbered(10, batch_size=4)
+    images.batch(0)[:] = 99
+    assert images.train.max() == 9
+
+
+def test_flips_mirror_about_half_and_are_deterministic():
+    ramp = np.arange(3, dtype=np.uint8)[:, None]
+    plain = np.broadcast_to(ramp, (1000, 2, 3, 1))
+    images = ImageSet(plain, plain, name="ramp", batch_size=1000, seed=5, random_flip=True)
+    batch = images.batch(2)
+    flipped = batch[:, 0, 0, 0] == 2
+    assert 400 < flipped.sum() < 600
+    np.testing.assert_array_equal(batch[flipped], plain[flipped][:, :, ::-1])
+    np.testing.assert_array_equal(batch[~flipped], plain[~flipped])
+    np.testing.assert_array_equal(batch, images.batch(2))
+    assert (batch != images.batch(3)).any()
+
+
+# How images get to the device
+
+SETTINGS = {"batch_size": 4, "seed": 5, "random_flip": True}
+
+
+def mapped(tmp_path: Path) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
+
+
+def trained(images: ImageSet, on_device: str, folder: Path):
+    """The bits of a training's end, and what it logged."""
+    feed = data.feed(images, on_device)
+    step = make_step(
+        worker.loss, worker.optimizer(), 0.9, seed=5, resident=feed.resident, gather=feed.gather
+    )
+    state, rows = init_state(worker.init_params(), worker.optimizer()), []
+
+    class Writer:
+        rewind = staticmethod(lambda step: None)
+        write = staticmethod(lambda step, row: rows.append(row))
+        close = staticmethod(lambda: None)
+
+    outcome = run(
+        state, step, feed.batch, Schedule(15, 3, 3, 100, 100, 100),
+        snapshots=worker.Checkpoints(folder / "a", keep=None),
+        preemption=worker.Checkpoints(folder / "b", keep=2), writer=Writer(),
+        on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},
+    )  # fmt: skip
+    return worker.tree_hash(outcome.state), rows
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_training_is_the_same_to_the_last_bit_wherever_its_images_lie(
+    backend, tmp_path, monkeypatch
+):
+    # What other devices do, several steps in one scan, runs on a CPU as well.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    train = mapped(tmp_path)
+    on_disk, in_memory = (ImageSet(t, t[:3], **SETTINGS) for t in (train, np.array(train)))
+    ends = [
+        trained(on_disk, "false", tmp_path / "1"),
+        trained(on_disk, "true", tmp_path / "2"),
+        trained(in_memory, "auto", tmp_path / "3"),
+    ]
+    assert ends[0] == ends[1] == ends[2]
+    plain = ImageSet(train, train[:3], **SETTINGS | {"random_flip": False})
+    assert trained(plain, "true", tmp_path / "4") != ends[0]
+
+
+def test_images_lie_on_the_device_if_they_fit_and_are_asked_for(monkeypatch):
+    images = numbered(10, **SETTINGS)
+    assert isinstance(data.feed(images, "false").batch, feeds.Prefetch)
+    assert data.feed(images, "auto").resident is images.train
+    monkeypatch.setattr(feeds, "MEMORY", 159)  # of which the images need more than 1/4
+    assert isinstance(data.feed(images, "auto").batch, feeds.Prefetch)
+    assert data.feed(images, "true").resident is images.train
+    for mode in ("true", "false"):
+        feed = data.feed(images, mode)
+        for step in (0, 7):
+            found = feed.gather(feed.resident, feed.batch(step))
+            np.testing.assert_array_equal(found, images.batch(step))
+
+
+def test_batches_are_read_ahead_and_come_as_asked():
+    made = []
+
+    def batch(step):
+        made.append(step)
+        return np.full(2, step)
+
+    ahead = feeds.Prefetch(batch, ahead=2)
+    for step in (0, 1, 2, 10, 11, 3):
+        np.testing.assert_array_equal(ahead(step), [step, step])
+    assert len(made) == len(set(made)) + made.count(3) - 1
+    assert {0, 1, 2, 10, 11, 3} <= set(made)
+
+    def broken(step):
+        raise UserError("the disk is gone")
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        feeds.Prefetch(broken)(0)
+
+
+PROCESS = """
+import sys, hashlib, jax, numpy as np
+number, count, port = map(int, sys.argv[1:])
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, number)
+from scoremle import data, devices
+from scoremle.training import loop
+images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
+everywhere = devices.replicated()
+assert jax.device_count() == 2 and jax.process_count() == count
+for mode in ("true", "false"):
+    feed = data.feed(images, mode)
+    batches = loop._stack(feed.batch, range(9, 12))
+    one_by_one = jax.jit(jax.vmap(feed.gather, (None, 0)), out_shardings=everywhere)
+    found = one_by_one(jax.device_put(feed.resident, everywhere), batches)
+    print(hashlib.sha256(np.asarray(found)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_global_batch_is_the_same_for_any_number_of_processes():
+    expected = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    images = ImageSet(expected, expected, **SETTINGS)
+    batches = np.stack([images.batch(step) for step in range(9, 12)])
+    digest = hashlib.sha256(batches).hexdigest()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
+
+    def start(number, count):
+        flags = f"--xla_force_host_platform_device_count={2 // count}"
+        return subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(number), str(count), port],
+            env={**environment, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    processes = [start(0, 1), start(0, 2), start(1, 2)]
+    for out, err in [process.communicate(timeout=300) for process in processes]:
+        # Gloo writes there too.
+        assert [line for line in out.splitlines() if len(line) == 64] == [digest] * 2, err
+
+
+def test_padding_is_centred_and_never_crops():
+    images = np.ones((2, 3, 3, 1), np.uint8)
+    padded = pad_to(images, 6)
+    np.testing.assert_array_equal(padded[0, :, :, 0].any(axis=0), [0, 1, 1, 1, 0, 0])
+    assert padded.sum() == images.sum()
+    assert padded.dtype == np.uint8
+    with pytest.raises(UserError, match="image_size is 2, but the images are 3x3"):
+        pad_to(images, 2)
+
+
+# Digits
+
+
+def test_digits_are_split_for_good():
+    digits = load("digits", image_size=8)
+    assert digits.shape == (8, 8, 1)
+    assert (len(digits.train), len(digits.test), digits.levels) == (1437, 360, 17)
+    assert digits.train.dtype == np.uint8
+    assert (digits.train.min(), digits.train.max()) == (0, 16)
+    assert digits.test.sum(dtype=int) == 112_811
+
+
+def test_digits_are_stratified():
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    labels = sklearn_digits().target
+    train, test = stratified_split(labels)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(1797))
+    fifths = np.bincount(labels) / 5
+    assert np.abs(np.bincount(labels[test]) - fifths).max() <= 1
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for read in (load_digits, lambda: load("digits")):
+        with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
+            read()
+
+
+def test_digits_have_no_path():
+    for read in (load_digits, lambda path: load("digits", path=path)):
+        with pytest.raises(UserError, match="leave it empty"):
+            read("/somewhere")
+
+
+# idx files
+
+
+def idx_bytes(count: int, side: int = 28, magic: int = 0x803, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, count * side * side, np.uint8)
+    return struct.pack(">4I", magic, count, side, side) + pixels.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(9))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(5, seed=1)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 9) + bytes(9))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 5) + bytes(5))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "Fashion_MNIST"])
+def test_idx_files_plain_or_gzipped(folder, name):
+    images = load(name, path=str(folder))
+    assert (images.train.shape, images.test.shape) == ((9, 28, 28, 1), (5, 28, 28, 1))
+    assert (images.levels, images.name) == (256, name.lower())
+    assert images.test.tobytes() == idx_bytes(5, seed=1)[16:]
+
+
+def test_idx_images_can_be_padded_to_32(folder):
+    images = load("mnist", path=str(folder), image_size=32)
+    assert images.shape == (32, 32, 1)
+    np.testing.assert_array_equal(
+        images.train[:, 2:-2, 2:-2], load("mnist", path=str(folder)).train
+    )
+
+
+DAMAGED = {
+    "truncated: its header promises 9 images of 28x28": idx_bytes(9)[:-1],
+    "truncated within its header": idx_bytes(9)[:10],
+    "inconsistent: its header promises 9 images": idx_bytes(9) + b"\0",
+    "inconsistent: its header promises 0 images": idx_bytes(0),
+    r"magic number is 0x00000801, not 0x00000803": idx_bytes(9, magic=0x801),
+    "training images are 14x14, test images 28x28": idx_bytes(9, side=14),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_damaged_idx_file(folder, message):
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(DAMAGED[message])
+    with pytest.raises(UserError, match=message) as error:
+        load("mnist", path=str(folder))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack(">2I", 0x801, 8) + bytes(8), "8 labels, but there are 9 images"),
+        (struct.pack(">2I", 0x803, 9) + bytes(9), "not an idx file of labels"),
+        (struct.pack(">2I", 0x801, 9) + bytes(8), "its header promises 9 labels, 17 bytes"),
+    ],
+)
+def test_damaged_labels(folder, content, message):
+    (folder / "train-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load("mnist", path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(idx_bytes(5))[:-20], "truncated or damaged gzip"),
+        (gzip.compress(idx_bytes(5))[:50] + b"\xff" * 200, "damaged"),
+        (idx_bytes(5), "not a gzip file"),
+    ],
+)
+def test_damaged_gzip(folder, content, message):
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load("mnist", path=str(folder))
+
+
+def test_missing_file_says_where_it_looked(folder):
+    (folder / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(UserError) as error:
+        load("mnist", path=str(folder))
+    assert "train-images-idx3-ubyte.gz" in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_missing_folder_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"no data folder or file .*absent.*dataset-fashion-mnist"):
+        load("fashion_mnist", path=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"no default place; it needs --config\.data\.path"):
+        load("mnist")
+
+
+@needs_fashion
+def test_real_fashion_mnist():
+    images = load("fashion_mnist")
+    assert (len(images.train), len(images.test)) == (60_000, 10_000)
+    assert images.shape == (28, 28, 1)
+    # The published mean of the training pixels is 0.2860 of 255.
+    assert images.train.mean() / 255 == pytest.approx(0.2860, abs=5e-5)
+
+
+# The registry
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("digitz", {}, "unknown data set 'digitz'; did you mean digits.*fashion_mnist"),
+        ("CIFAR10", {}, "needs --config.data.path=PLACE .*: cifar-10-binary.tar.gz or cifar-"),
+        ("ImageNet", {}, "needs --config.data.path=PLACE .*: a folder with the train and the val"),
+        ("digits", {"fit": "crop"}, "data.fit is 'crop', but digits has no images of other"),
+        ("digits", {"levels": 18}, "data.levels is 18, but the images have 17"),
+        ("digits", {"num_channels": 3, "image_size": 8}, "num_channels is 3, but digits has 1"),
+        ("digits", {"image_size": 4}, "image_size is 4, but the images are 8x8"),
+        ("digits", {"batch_size": 0}, "batch_size must be at least 1"),
+        ("digits", {"seed": -1}, "seed must not be negative"),
+    ],
+)
+def test_what_cannot_be_loaded(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        load(name, **fields)

@@ -1,0 +1,390 @@
+"""Prepared folders: whole or absent, true to their source, and what the command says of them."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.places import ROOT
+from helpers.tiny_runs import TINY
+from PIL import Image
+
+from scoremle import data
+from scoremle.cli import main as cli
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.data import prepare as preparing
+from scoremle.data import prepared as folders
+from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
+from scoremle.errors import UserError
+from scoremle.evaluation import baselines
+from scoremle.experiment.build import build
+from scoremle.experiment.run_eval import Evaluation
+from scoremle.experiment.workdir import Workdir
+
+# Which of twenty images of one colour are for testing.
+GOLDEN_TEST = [0, 1, 4, 11, 15, 17, 19]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own for each test."""
+    monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pictures(count: int, seed: int = 0, size: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 1), np.uint8)
+
+
+def prepared(folder: Path, *chunks: Chunk, **options) -> data.Prepared:
+    reading = Reading(iter(chunks), lambda: "abc")
+    preparing.prepare(reading, folder, name="x", source="here", options=Options(**options))
+    return data.Prepared(folder)
+
+
+def scoremle_data(*arguments: object) -> int:
+    return cli.main(["data", *map(str, arguments)])
+
+
+# The split
+
+
+def test_the_split_depends_on_each_image_alone(tmp_path):
+    images = pictures(1000)
+    a = prepared(tmp_path / "a", Chunk(images, None, 1.0), test_fraction=0.2)
+    assert 150 < a.meta["counts"]["test"] < 250
+    assert a.meta["split"] == "by content: a fraction of 0.2 is for testing"
+    # Another order, other images beside them, in other chunks: the same images are for testing.
+    more = np.concatenate([pictures(500, seed=1), images[::-1]])
+    b = prepared(
+        tmp_path / "b", Chunk(more[:7], None, 0.1), Chunk(more[7:], None, 1.0), test_fraction=0.2
+    )
+    for split, other in (("train", "test"), ("test", "train")):
+        of_b = {image.tobytes() for image in b.images(split)}
+        assert {image.tobytes() for image in a.images(split)} <= of_b
+        assert not of_b & {image.tobytes() for image in a.images(other)}
+
+
+def test_the_split_of_an_image_never_changes(tmp_path):
+    images = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 4, 4, 1))
+    found = prepared(tmp_path / "a", Chunk(images, None, 1.0), test_fraction=0.4)
+    assert found.images("test")[:, 0, 0, 0].tolist() == GOLDEN_TEST
+
+
+def test_what_was_counted(tmp_path):
+    train, test = pictures(6), pictures(4, seed=1)
+    train[1] = train[0]
+    test[0] = test[1] = train[2]
+    test[2] = 7
+    notes = [Unusable("broken.png", "it is")]
+    found = prepared(
+        tmp_path / "a",
+        Chunk(train, "train", 0.5, unusable=notes, notes={"odd": 1}),
+        Chunk(test, "test", 1.0, notes={"odd": 2}),
+        skip_corrupt=True,
+    )
+    assert found.meta["duplicates"] == {
+        "within train": 1, "within test": 1, "of train in test": 2,
+    }  # fmt: skip
+    assert found.meta["constant_images"] == 1
+    assert (found.meta["skipped"], found.meta["notes"]) == (["broken.png"], {"odd": 3})
+    assert found.meta["source_sha256"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ([], "here: no images in it"),
+        ([Chunk(pictures(3), "train", 1.0)], "no images for testing"),
+        ([Chunk(pictures(3), "train", 1), Chunk(pictures(3), None, 1)], "others are not; move"),
+        ([Chunk(pictures(3), "train", 1), Chunk(pictures(3, size=5), "test", 1)], "4x4x1 and 5x5"),
+    ],
+)
+def test_what_cannot_be_prepared_leaves_nothing(chunks, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path / "a", *chunks)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+    cifar10 = data.DATASETS["cifar10"]
+    assert cifar10.counts == {"": (50_000, 10_000)}
+    monkeypatch.setitem(data.DATASETS, "cifar10", replace(cifar10, counts={"": (50, 10)}))
+    files = tmp_path / "files"
+    files.mkdir()
+    for i in range(1, 6):
+        (files / f"data_batch_{i}.bin").write_bytes(bytes(3073 * 10))
+    (files / "test_batch.bin").write_bytes(bytes(3073 * 9))
+    with pytest.raises(UserError, match="50 training and 9 test images, not 50 and 10: it is not"):
+        data.load("CIFAR10", path=str(files), image_size=32, num_channels=3)
+    (files / "test_batch.bin").write_bytes(bytes(3073 * 10))
+    assert len(data.load("CIFAR10", path=str(files), image_size=32, num_channels=3).train) == 50
+
+
+# Grey levels
+
+
+@pytest.mark.parametrize("levels", [2, 4, 8, 16, 32, 64, 128, 256])
+def test_levels_are_the_upper_bits_and_uniform_models_need_exactly_their_bits(levels, tmp_path):
+    bits = int(math.log2(levels))
+    images = pictures(300)
+    images[0].flat[:2] = 0, 255
+    chunk = Chunk(images, "train", 1.0)
+    reduced = prepared(tmp_path / "a", chunk, chunk._replace(split="test"), levels=levels)
+    np.testing.assert_array_equal(reduced.images("train"), images >> (8 - bits))
+    assert reduced.meta["levels"] == levels
+    # The uniform density on [-1, 1) has log p = -log 2 for each dimension.
+    pixels, dims = Pixels(levels), images[0].size
+    log_prob = jnp.full(3, -dims * math.log(2.0))
+    np.testing.assert_allclose(bits_per_dim(log_prob, pixels, dims), bits, rtol=1e-6)
+    np.testing.assert_array_equal(baselines.uniform_bpd(reduced.images("test"), levels), bits)
+
+
+def test_one_bit_digits_from_the_config_to_the_network(cache):
+    config = cli.parse([
+        *TINY, "--workdir=w", "--mode=train", "--config.data.levels=2",
+    ]).config  # fmt: skip
+    experiment = build(config)
+    images = experiment.data
+    whole = data.load("digits")
+    np.testing.assert_array_equal(images.train, whole.train > 8)
+    assert experiment.pixels == Pixels(levels=2)
+    y = experiment.pixels.encode_grid(jnp.asarray(images.train[:9]))
+    assert set(np.unique(y)) == {-1.0, 1.0}
+    # 0 and 1 with their noise fill the halves of [-1, 1).
+    u = jnp.full((9, 8, 8, 1), 0.5)
+    assert set(np.unique(experiment.pixels.encode(images.train[:9], u))) == {-0.5, 0.5}
+
+
+# Folders
+
+
+def idx_folder(tmp_path: Path, count: int = 5) -> Path:
+    folder = tmp_path / "mnist"
+    folder.mkdir(exist_ok=True)
+    for name, seed in (("train", 0), ("t10k", 1)):
+        header = np.array([0x803, count, 4, 4], ">u4").tobytes()
+        path = folder / f"{name}-images-idx3-ubyte"
+        path.write_bytes(header + pictures(count, seed).tobytes())
+    return folder
+
+
+def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeypatch):
+    folder = idx_folder(tmp_path)
+    first = data.load("mnist", path=str(folder))
+    (made,) = cache.iterdir()
+    assert capsys.readouterr().out == f"prepared mnist, once and for all: {made}\n"
+    np.testing.assert_array_equal(first.train, pictures(5))
+    assert isinstance(first.train, np.memmap)
+    assert first.facts["source_sha256"] == data.Prepared(made).meta["source_sha256"]
+
+    def never(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setitem(data.DATASETS, "mnist", data.Dataset("mnist", never))
+    # By its files, by the prepared folder, and by its name alone.
+    for path in (str(folder), str(made), ""):
+        np.testing.assert_array_equal(data.load("mnist", path=path).train, first.train)
+    assert capsys.readouterr().out == ""
+    monkeypatch.undo()
+    monkeypatch.setenv("SCOREMLE_DATA", str(cache))
+    with pytest.raises(UserError, match=r"holds mnist, not cifar10: set data\.dataset"):
+        data.load("cifar10", path=str(made))
+    with pytest.raises(UserError, match=r"data\.levels is 4, but .* was prepared with 256"):
+        data.load("mnist", path=str(made), levels=4)
+    # Other files or options are another folder; then the name alone says too little.
+    idx_folder(tmp_path, 6)
+    assert len(data.load("mnist", path=str(folder)).train) == 6
+    assert data.load("mnist", path=str(folder), levels=4).levels == 4
+    assert len(list(cache.iterdir())) == 3
+    with pytest.raises(UserError, match="mnist is prepared more than once; set"):
+        data.load("mnist")
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    assert folders.cache_folder() == tmp_path / "cache"
+    monkeypatch.setenv("SCOREMLE_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert folders.cache_folder() == Path("/somewhere/scoremle/data")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert folders.cache_folder() == Path("/home/me/.cache/scoremle/data")
+
+
+def test_two_at_once_and_the_second_finds_it_done(tmp_path):
+    with folders.made_whole(tmp_path / "a") as first:
+        (first / folders.META).write_text("first")
+        with folders.made_whole(tmp_path / "a") as second:
+            (second / folders.META).write_text("second")
+        # The inner one was quicker.
+    assert (tmp_path / "a" / folders.META).read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+KILLED = """
+import sys, time
+from scoremle.data import prepare as preparing
+from scoremle.data.readers.base import Chunk, Options, Reading
+import numpy as np, pathlib
+def chunks():
+    yield Chunk(np.zeros((3, 4, 4, 1), np.uint8), "train", 0.5)
+    yield Chunk(np.ones((3, 4, 4, 1), np.uint8), "test", 0.9)
+    print("half", flush=True)
+    time.sleep(60)
+preparing.prepare(Reading(chunks(), lambda: ""), pathlib.Path(sys.argv[1]), name="x", source="",
+                  options=Options())
+"""
+
+
+def test_killed_on_the_way_it_leaves_nothing_that_is_taken_for_whole(tmp_path):
+    target = tmp_path / "cache" / "x-1"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "half\n"
+    process.kill()
+    process.communicate()
+    (left,) = (tmp_path / "cache").iterdir()
+    assert not folders.is_prepared(target) and not folders.is_prepared(left)
+    # The next one makes it, and clears away what has lain there for a day.
+    chunk = Chunk(pictures(3), "train", 1.0)
+    found = prepared(target, chunk, chunk._replace(split="test"))
+    assert left.exists() and len(found.images("train")) == 3
+    for file in (*left.iterdir(), left):
+        os.utime(file, (time.time() - 1e5,) * 2)
+    with pytest.raises(RuntimeError), folders.made_whole(target):
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["x-1"]
+
+
+def test_damaged_folders(tmp_path):
+    chunk = Chunk(pictures(30), "train", 1.0)
+    found = prepared(tmp_path / "a", chunk, chunk._replace(split="test"))
+    (found.folder / "train.npy").write_bytes((found.folder / "train.npy").read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train\.npy is damaged .*prepare it again"):
+        found.images("train")
+    np.save(found.folder / "test.npy", pictures(4))
+    with pytest.raises(UserError, match=r"test\.npy holds 4 rows, not 30"):
+        found.images("test")
+    (found.folder / "meta.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="not of a data set that this version prepared"):
+        data.load("images", path=str(found.folder))
+
+
+# The command
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (10, 8)) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        x = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(x).save(folder / f"{i}.png")
+    return folder
+
+
+def test_prepare_and_show(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_pictures(tmp_path / "holiday", 30)
+    options = ("--size=4", "--fit=resize", "--test-fraction=0.3", "--levels=32")
+    assert scoremle_data("prepare", folder, *options, "--into=mine") == 0
+    out = capsys.readouterr().out
+    for line in (
+        r"data set +images",
+        r"images +\d\d for training, \d+ for testing",
+        r"shape +4x4x3",
+        r"levels +32 \(5 bits\), from 256",
+        r"split +by content: a fraction of 0\.3 is for testing",
+        r"duplicates within train +0",
+        r"made with +size=4, fit=resize, levels=32, test_fraction=0\.3",
+        r"source sha256 +[0-9a-f]{64}",
+    ):
+        assert re.search(f"^{line}$", out, re.MULTILINE), line
+    flags = re.search(r"^  (--config\.data\.dataset=images .*)$", out, re.MULTILINE)[1].split()
+    config = cli.parse([*TINY, "--workdir=w", "--mode=train", *flags]).config
+    assert build(config).data.shape == (4, 4, 3)
+    assert scoremle_data("show", "mine", "--split=test", "--picture=grid.png") == 0
+    with Image.open("grid.png") as picture:
+        assert picture.mode == "RGB" and min(picture.size) > 100
+    assert scoremle_data("prepare", folder, *options, "--into=mine") == 2
+    assert "--into=mine exists; name a new folder" in capsys.readouterr().err
+
+
+def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert scoremle_data("show", "digits") == 0
+    assert "64 of its train images: digits.png" in capsys.readouterr().out
+    grid = np.asarray(Image.open("digits.png"))
+    factor = grid.shape[0] // (8 * 9 + 1)
+    first = data.load("digits").train[0, ..., 0]
+    shown = grid[factor : 9 * factor : factor, factor : 9 * factor : factor]
+    np.testing.assert_array_equal(shown, np.round(first * (255 / 16)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prepare", "digts"), "unknown data set 'digts'; did you mean digits?"),
+        (("prepare", "./nothing"), "no folder or file nothing"),
+        (("prepare", "mnist"), "mnist has no default place; it needs --config.data.path=PLACE"),
+        (("prepare", "mnist", "--into=x"), "mnist has no default place"),
+        (("prepare", "mnist", "--path=nowhere"), "no data folder or file"),
+        (("prepare", "nope"), "no folder or file nope, and as a name: unknown data set 'nope'"),
+        (("show", "digits", "--picture=f.jpg"), "--picture=f.jpg: the name to draw to must end"),
+        (("prepare",), "the following arguments are required: NAME|PATH"),
+        (("prepare", "digits", "--levels=1"), "--levels must be from 2 to 256, not 1"),
+        (("prepare", "digits", "--test-fraction=2"), "2 is not between 0 and 1"),
+        (("fly",), "invalid choice: 'fly'"),
+    ],
+)
+def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert scoremle_data(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# What results say
+
+
+def test_results_and_workdirs_know_their_images(tiny, tmp_path):
+    facts = json.loads((tiny.workdir / "data.json").read_text())
+    digits = data.load("digits")
+    assert facts == {"name": "digits", "levels": 17, **digits.facts}
+    assert facts["source"] == "scikit-learn" and len(facts["source_sha256"]) == 64
+    for name, other in (("levels", 2), ("train_sha256", "0"), ("data_version", "new")):
+        (tmp_path / name).mkdir()
+        for part in ("checkpoints", "config.json"):
+            (tmp_path / name / part).symlink_to(tiny.workdir / part)
+        (tmp_path / name / "data.json").write_text(json.dumps(facts | {name: other}))
+        place = Workdir(tmp_path / name)
+        experiment = build(place.config())
+        with pytest.raises(UserError, match=f"another experiment: {name} was '?{other}'? and is"):
+            place.check_training(experiment)
+        if name != "train_sha256":
+            with pytest.raises(UserError, match="another experiment"):
+                place.check_evaluation(experiment)
+    # The same facts are in results.json.
+    options = cli.parse([*TINY, "--workdir=w", "--mode=eval"]).config.eval
+    evaluation = Evaluation(experiment, options, tmp_path)
+    assert digits.facts.items() <= evaluation._facts.items()
+
+
+def test_two_versions_of_imagenet_say_which_they_are_in_every_result(tmp_path):
+    chunk = Chunk(pictures(3), "train", 1.0)
+    for version in ("old", "new"):
+        reading = Reading(iter([chunk, chunk._replace(split="test")]), lambda: "", version=version)
+        preparing.prepare(
+            reading, tmp_path / version, name="imagenet", source="x", options=Options()
+        )
+        found = data.load("ImageNet", path=str(tmp_path / version))
+        assert (found.name, found.facts["data_version"]) == ("imagenet", version)

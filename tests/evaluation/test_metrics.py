@@ -1,0 +1,289 @@
+"""Evaluation over a data set: every image once, whatever interrupts it; honest errors."""
+
+from itertools import chain
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.core.keys import draw, example_keys, image_keys
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.evaluation import metrics as module
+from scoremle.evaluation.metrics import bound_bpd, evaluate, exact_bpd
+from scoremle.evaluation.statistics import means, profile, summary
+from scoremle.likelihood.bound import Bound
+from scoremle.likelihood.ode import Likelihood
+from scoremle.resumable import fingerprint
+
+IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
+
+
+def metric(params, x, keys):
+    """The image itself, and noise that depends on all that it may depend on."""
+    place = x[:, 0, 0, 0].astype(jnp.float32)
+    return {"bpd": params * place, "noise": draw(jax.random.uniform, keys, ())}
+
+
+def run(folder, images=IMAGES, *, batch_size=5, repeats=2, metric=metric):
+    values, _ = evaluate(
+        metric,
+        3.0,
+        images,
+        batch_size=batch_size,
+        repeats=repeats,
+        seed=1,
+        parts=folder,
+        label="l",
+    )
+    return values
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Positions of the batches that were measured, not read."""
+    calls = []
+    timed = module._timed
+
+    def counting(measure, params, batch, keys):
+        calls.append(np.unique(batch).tolist())  # the last batch is filled up with its last
+        return timed(measure, params, batch, keys)
+
+    monkeypatch.setattr(module, "_timed", counting)
+    return calls
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_every_image_once_a_pass_in_order(tmp_path, batch_size, measured):
+    values = run(tmp_path, batch_size=batch_size)
+    np.testing.assert_array_equal(values["bpd"], [3.0 * np.arange(23)] * 2)
+    assert [*chain(*measured)] == [*range(23)] * 2
+    assert len(np.unique(values["noise"])) == 46  # fresh for every image of every pass
+
+
+def test_noise_belongs_to_an_image_and_a_pass(tmp_path):
+    values = run(tmp_path)
+    for repeat in (0, 1):
+        keys = image_keys(jax.random.fold_in(jax.random.key(1), repeat), np.arange(23))
+        np.testing.assert_array_equal(values["noise"][repeat], draw(jax.random.uniform, keys, ()))
+    for batch_size in (1, 7, 23):
+        same(run(tmp_path / str(batch_size), batch_size=batch_size), values)
+
+
+def test_one_program_for_all_batches(tmp_path):
+    compiled = []
+
+    def counting(params, x, keys):
+        compiled.append(x.shape)
+        return metric(params, x, keys)
+
+    run(tmp_path, metric=jax.jit(counting))
+    assert compiled == [(5, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 9])
+def test_an_interrupted_run_ends_with_the_same_values(tmp_path, stop, measured, monkeypatch):
+    whole = run(tmp_path / "whole")
+    del measured[:]
+    counting = module._timed
+
+    def stopping(*arguments):
+        if len(measured) == stop:
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_timed", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts")
+    same(run(tmp_path / "parts"), whole)
+    assert [*chain(*measured)] == [*range(23)] * 2  # none twice, none left out
+
+
+def test_lost_and_unreadable_batches_alone_are_measured_again(tmp_path, measured):
+    whole = run(tmp_path)
+    del measured[:]
+    (tmp_path / "pass0_image5.npz").unlink()
+    (tmp_path / "pass1_image20.npz").write_bytes(b"")
+    damaged = tmp_path / "pass1_image0.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    same(run(tmp_path), whole)
+    assert measured == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [20, 21, 22]]
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 23])
+def test_a_run_goes_on_with_another_batch_size(tmp_path, batch_size, measured):
+    """And with parts of several sizes that lie in a folder, of which some were lost."""
+    whole = run(tmp_path)
+    for name in ("pass0_image5", "pass0_image10", "pass1_image0", "pass1_image20"):
+        (tmp_path / f"{name}.npz").unlink()
+    del measured[:]
+    same(run(tmp_path, batch_size=batch_size), whole)
+    assert [*chain(*measured)] == [*range(5, 15), *range(5), *range(20, 23)]
+    assert max(map(len, measured)) <= batch_size
+    del measured[:]
+    same(run(tmp_path, batch_size=3), whole)
+    assert not measured
+
+
+def test_a_part_carries_its_own_place(tmp_path, measured):
+    """Shares of a run that were measured apart are put together by laying them in one folder."""
+    whole = run(tmp_path / "a")
+    for i, part in enumerate(sorted((tmp_path / "a").iterdir())):
+        part.rename(part.with_name(f"pass_{i}.npz"))
+    del measured[:]
+    same(run(tmp_path / "a"), whole)
+    assert not measured
+
+
+def test_more_passes_are_added_to_those_there_are(tmp_path, measured):
+    run(tmp_path, repeats=1)
+    del measured[:]
+    values = run(tmp_path, repeats=2)
+    assert [*chain(*measured)] == [*range(23)]
+    same(values, run(tmp_path / "at once"))
+
+
+def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
+    for repeats in (1, 3):
+        images = run(tmp_path / str(repeats), repeats=repeats)["bpd"].mean(axis=0)
+        told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
+        total = 23 * repeats
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"l  image {total}/{total}  {told}  ") and line.endswith("  ETA 0s")
+        run(tmp_path / str(repeats), repeats=repeats)  # again: nothing is measured
+        again = capsys.readouterr().out
+        assert again == f"l  image {total}/{total}  {told}  ETA 0s\n"
+
+
+def test_fingerprints():
+    facts = {"a": 1, "b": "x"}
+    assert fingerprint(facts) == fingerprint({"b": "x", "a": 1})
+    assert (
+        len({fingerprint(facts | more) for more in ({}, {"a": 2}, {"b": "y"}, {"c": None})}) == 4
+    )
+
+
+# Metrics
+
+PIXELS = Pixels(17)
+X = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+
+
+KEYS = example_keys(jax.random.key(0), 3)
+
+
+def encode(params, x, keys):
+    return x + draw(jax.random.uniform, keys, x.shape[1:]), jnp.full(len(x), 0.5)
+
+
+def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
+    def log_likelihood(params, y, key):
+        n = len(y)
+        full = lambda value: jnp.full(n, value)  # noqa: E731
+        return Likelihood(
+            log_prob=params - jnp.sum(jnp.floor(y), axis=(1, 2, 3)),
+            latent=y, evaluations=jnp.full(n, 7), probe_stderr=full(0.1),
+            probe_deviations=jnp.full((1, n), 0.1), solver_error=full(0.2), ok=jnp.ones(n, bool),
+        )  # fmt: skip
+
+    found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, KEYS)
+    log_prob = 1.0 - X.sum(axis=(1, 2, 3)) - 0.5
+    np.testing.assert_allclose(found["bpd"], bits_per_dim(log_prob, PIXELS, 4), rtol=1e-6)
+    np.testing.assert_allclose(found["probe_stderr"], 0.1 / (4 * np.log(2)), rtol=1e-6)
+    np.testing.assert_allclose(found["solver_error"], 0.2 / (4 * np.log(2)), rtol=1e-6)
+    np.testing.assert_array_equal(found["nfe"], 7)
+
+
+def test_the_terms_of_the_bound_add_up():
+    def bound(params, y, key):
+        terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
+        error, count = jnp.full(len(y), 0.3), jnp.full(len(y), 9)
+        bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
+        return Bound(
+            -sum(terms), *terms, stderr=error, evaluations=count, profile=bins, bounds="density"
+        )
+
+    found = bound_bpd(lambda _, x, key: (x, jnp.full(len(x), 2.5)), bound, PIXELS)(
+        None, X, KEYS
+    )
+    terms = ("dequantization", "prior", "diffusion", "reconstruction")
+    total = sum(found[term] for term in terms) + np.log2(17 / 2)
+    np.testing.assert_allclose(found["bpd"], total, rtol=1e-6)
+    np.testing.assert_allclose(found["draw_stderr"], 0.3 / (4 * np.log(2)), rtol=1e-6)
+    assert found["profile"].shape == (3, 2)
+    np.testing.assert_allclose(found["profile"].sum(axis=1), found["diffusion"], rtol=1e-6)
+
+
+def test_columns_with_more_axes_keep_their_order(tmp_path):
+    def split(params, x, key):
+        place = x[:, 0, 0, 0].astype(jnp.float32)
+        return {"bpd": place, "profile": jnp.stack([place, 2 * place], axis=1)}
+
+    values = run(tmp_path, metric=split)
+    expected = np.arange(23)[:, None] * np.array([1.0, 2.0])
+    np.testing.assert_array_equal(values["profile"], [expected, expected])
+
+
+def test_profile_by_hand():
+    # Two passes over two images: their means are 2, 8 and 4, 6 in bins of width 2 and 4.
+    values = {"profile": np.array([[[1.0, 8.0], [4.0, 5.0]], [[3.0, 8.0], [4.0, 7.0]]])}
+    assert profile(values, np.array([-1.0, 1.0, 5.0])) == {
+        "log_snr_edges": [-1.0, 1.0, 5.0],
+        "bits_per_dim": [1.5, 1.75],
+        "stderr": [0.5, 0.25],
+    }
+    assert profile({"profile": np.ones((1, 1, 2))}, np.arange(3.0))["stderr"] == []
+
+
+# Errors
+
+
+def test_summary_by_hand():
+    values = {"bpd": np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])}
+    # Means over passes 2, 2, 5: variance 3. Variances over passes 2, 0, 2: mean 4/3.
+    assert summary(values, "bpd") == {
+        "mean": 3.0,
+        "stderr": pytest.approx(np.sqrt(3 / 3)),
+        "noise_stderr": pytest.approx(np.sqrt(4 / 3 / 6)),
+        "images": 3,
+        "passes": 2,
+    }
+
+
+def test_what_cannot_be_told_is_none():
+    assert summary({"loss": np.array([[1.0, 3.0]])}, "loss")["noise_stderr"] is None
+    assert summary({"loss": np.array([[1.0], [3.0]])}, "loss")["stderr"] is None
+    found = means({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
+    assert found == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
+
+
+def test_errors_of_the_mean_by_hand():
+    found = means(
+        {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
+    )
+    assert found["mean_prior"] == 2.0
+    assert found["draw_stderr_of_mean"] == pytest.approx(0.5 / 4)  # of four independent values
+
+
+def test_stated_errors_are_those_over_repeated_experiments():
+    """Of 4000 evaluations, 68 % of the means lie within one error, 95 % within two."""
+    rng = np.random.default_rng(0)
+    trials, n, repeats, mean = 4000, 40, 3, 2.0
+    inside = np.zeros((trials, 2))
+    noise_only = np.zeros((trials, 2))
+    for trial in range(trials):
+        images = mean + rng.normal(size=n)
+        values = images + 0.7 * rng.normal(size=(repeats, n))
+        found = summary({"bpd": values}, "bpd")
+        inside[trial] = abs(found["mean"] - mean) < found["stderr"] * np.array([1, 2])
+        error = abs(found["mean"] - images.mean())
+        noise_only[trial] = error < found["noise_stderr"] * np.array([1, 2])
+    np.testing.assert_allclose(inside.mean(axis=0), [0.683, 0.954], atol=0.025)
+    np.testing.assert_allclose(noise_only.mean(axis=0), [0.683, 0.954], atol=0.025)

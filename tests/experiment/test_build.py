@@ -1,0 +1,282 @@
+"""Live objects from configs: what the published ones build, and their loss by its own formula."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.places import ROOT
+
+from scoremle.cli import main as cli
+from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.core.pixels import Pixels
+from scoremle.core.sde import VE, VP, LinearVE, SubVP
+from scoremle.core.times import UniformLogSNR, UniformTime
+from scoremle.errors import UserError, choose
+from scoremle.experiment.build import build
+from scoremle.likelihood.nodes import Auto
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.nn import DDPMpp
+from scoremle.solvers.multistep import Doubling, Multistep
+
+PUBLISHED = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*_continuous.py")
+)
+DIGITS = ("data.dataset=digits", "data.image_size=8", "data.num_channels=1")
+SMALL = (
+    "model.nf=4", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=(1,)",
+    "model.init_scale=1.0",
+)  # fmt: skip
+
+
+def config(path, *fields):
+    flags = [f"--config.{field}" for field in fields]
+    argv = [f"--config={ROOT / path}", "--workdir=w", "--mode=eval", *flags]
+    return cli.parse(argv).config
+
+
+@cache
+def digits(*fields):
+    return build(config("configs/digits.py", *SMALL, *fields))
+
+
+@cache
+def digits_params():
+    """Initial parameters of that network; what the other fields say does not change them."""
+    return digits().init_state().params
+
+
+# Published configs
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_published_configs_say_where_their_data_must_be(path):
+    with pytest.raises(UserError, match=r"needs --config\.data\.path=P.*(cifar-10-binary|PNG)"):
+        build(config(path))
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_published_configs_build_but_for_their_data(path):
+    experiment = build(config(path, *DIGITS))
+    deep, imagenet, subvp = "_deep_" in path, "imagenet32" in path, "subvp" in path
+    assert experiment.sde == (SubVP() if subvp else VP(0.1, 20.0))
+    assert experiment.eps == (1e-2 if subvp else 1e-5)
+    assert experiment.network == DDPMpp(
+        nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=8 if deep else 4, attn_resolutions=(16,),
+        dropout=0.0 if imagenet else 0.1, resblock_type="biggan", init_scale=0.0,
+    )  # fmt: skip
+    assert experiment.times == UniformTime(experiment.eps)
+    assert experiment.pixels == Pixels(17)
+    schedule = experiment.schedule
+    assert (schedule.n_iters, schedule.n_jitted_steps) == (950_001 if deep else 1_300_001, 5)
+    assert schedule.snapshot_number(schedule.n_iters) == (19 if deep else 26)
+    assert experiment.ema_rate == 0.9999
+    assert experiment.data.random_flip is not imagenet
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_published_experiments_with_both_weightings(path):
+    flags = ("training.likelihood_weighting=True", "training.importance_weighting=True")
+    experiment = build(config(path, *DIGITS, *SMALL, *flags))
+    eps = 1e-2 if "subvp" in path else 5e-5 if "imagenet32" in path else 1e-5
+    assert experiment.times == UniformLogSNR(experiment.sde, eps)
+
+
+# Names and values
+
+
+@pytest.mark.parametrize(
+    ("name", "sde"),
+    [
+        ("VPSDE", VP(0.1, 20.0)),
+        ("subvpsde", SubVP(0.1, 20.0)),
+        ("linearVESDE", LinearVE(50.0)),
+    ],
+)
+def test_sdes_by_name(name, sde):
+    assert digits(f"training.sde={name}").sde == sde
+
+
+def test_the_geometric_ve_conditions_on_sigma():
+    experiment = digits("training.sde=VESDE", "model.embedding_type=fourier")
+    assert experiment.sde == VE(0.01, 50.0)
+    assert experiment.network.log_labels
+
+
+def test_names_of_choices_in_upper_case():
+    network = digits(
+        "model.resblock_type=DDPM", "model.progressive=Output_Skip", "model.nonlinearity=ReLU",
+        "model.embedding_type=Fourier", "model.progressive_input=Residual",
+        "model.progressive_combine=CAT", "model.name=NCSNpp", "data.dataset=Digits",
+    ).network  # fmt: skip
+    assert (network.resblock_type, network.progressive, network.nonlinearity) == (
+        "ddpm", "output_skip", "relu",
+    )  # fmt: skip
+    assert (network.embedding_type, network.progressive_input) == ("fourier", "residual")
+    assert network.progressive_combine == "cat"
+
+
+def test_estimators_and_solvers():
+    default = digits("eval.nodes=9", "eval.probes=3")
+    assert (default.divergence, default.solver) == (Hutchinson(3), Auto(9))
+    assert digits("eval.solver=multistep").solver == Multistep(32)
+    assert digits("eval.divergence=orthogonal").divergence == Orthogonal(2)
+    published = digits("eval.solver=rk45_reference", "eval.probes=1")
+    assert published.solver == PublishedRK45(1e-5, 1e-5)
+    other = digits("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")
+    assert other.divergence == Hutchinson(other.divergence.probes, "gaussian")
+    assert other.solver == Doubling(1e-3 * np.log(2))  # in nats
+    assert digits("eval.divergence=exact").divergence == Exact()
+    assert digits("eval.dsm=False").matching == "sliced"
+
+
+def test_choose_names_the_nearest_and_the_rest():
+    with pytest.raises(
+        UserError, match=r"unknown x 'aple'; did you mean apple\? there are: apple, b"
+    ):
+        choose({"apple": 1, "b": 2}, "aple", "x")
+    assert choose({"apple": 1}, "Apple", "x") == 1
+
+
+def test_the_config_of_an_experiment_is_plain_json():
+    written = digits().config
+    assert written["model"]["ch_mult"] == [1]
+    assert written["training"]["smallest_time"] == 1e-5
+
+
+def test_states_and_their_template():
+    experiment = digits()
+    state, template = experiment.init_state(), experiment.template()
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, template))
+    assert shapes[0] == shapes[1]
+    jax.tree.map(np.testing.assert_array_equal, state.params, digits_params())
+    other = digits("seed=1").init_state().params
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other), strict=True)
+    )
+
+
+# The published loss
+
+OBJECTIVES = {
+    "plain": (False, False),
+    "likelihood": (True, False),
+    "likelihood and importance": (True, True),
+}
+
+
+@pytest.mark.parametrize("sde", ["vpsde", "subvpsde"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("reduce_mean", [True, False])
+def test_losses_are_the_published_formula(sde, objective, reduce_mean):
+    """Plain ||eps - z||^2, g^2 ||score + z / sigma||^2, and without g^2/sigma^2 where t bears it.
+
+    The mean over pixels, or half their sum.
+    """
+    likelihood, importance = OBJECTIVES[objective]
+    experiment = digits(
+        f"training.sde={sde}",
+        f"training.likelihood_weighting={likelihood}",
+        f"training.importance_weighting={importance}",
+        f"training.reduce_mean={reduce_mean}",
+        "training.stratified=False",
+        "data.uniform_dequantization=False",
+    )
+    params, x, key = digits_params(), jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
+    losses = experiment.losses(params, x, key, train=False)
+
+    key_t, key_z = jax.random.split(jax.random.split(key, 3)[1])
+    t, _ = experiment.times(key_t, len(x))
+    z = jax.random.normal(key_z, x.shape)
+    y = 2 * x / 16.0 - 1
+    wide = (..., None, None, None)
+    sde = experiment.sde
+    x_t = sde.alpha(t)[wide] * y + sde.sigma(t)[wide] * z
+    eps = experiment.noise(params)(x_t, t)
+    if likelihood and not importance:
+        score = -eps / sde.sigma(t)[wide]
+        square = sde.g2(t)[wide] * jnp.square(score + z / sde.sigma(t)[wide])
+    else:
+        square = jnp.square(eps - z)
+    mean = jnp.mean(square, axis=(1, 2, 3))
+    expected = mean if reduce_mean else 64 * mean / 2
+    np.testing.assert_allclose(losses, expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "scoremle.experiment.objective.denoising_loss",
+        lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
+    )
+    experiment = digits(f"data.uniform_dequantization={dequantize}")
+    x = jnp.full((4, 8, 8, 1), 12, jnp.uint8)
+    experiment.losses(None, x, jax.random.key(0), train=True)
+    (y,) = seen
+    if dequantize:
+        u = (y + 1) / 2 * 17 - 12
+        assert u.min() >= -1e-5 and u.max() <= 1 + 1e-5 and abs(u.mean() - 0.5) < 0.1
+    else:
+        np.testing.assert_allclose(y, 0.5)
+
+
+def test_dropout_acts_in_training_alone():
+    experiment, plain = digits("model.dropout=0.5"), digits()
+    x, key = jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
+    value, more = experiment.loss(digits_params(), x, key)
+    losses = experiment.losses(digits_params(), x, key, train=False)
+    np.testing.assert_array_equal(losses, plain.losses(digits_params(), x, key, train=True))
+    assert abs(value - losses.mean()) > 1e-4
+    assert more.keys() == {"loss_std"}
+
+
+# Samplers
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluations"),
+    [
+        (("method=ode", "steps=4"), 4 + 1 + 1),
+        (("method=ode", "steps=4", "noise_removal=False"), 4 + 1),
+        (("method=ddim", "steps=4"), 4 + 1),
+        (("method=dpm_solver", "steps=4", "noise_removal=False"), 4),
+        (("method=euler", "steps=4"), 4),
+        (("method=pc", "steps=4", "corrector=none"), 4),
+        (("method=pc", "steps=21", "corrector=ald", "n_steps_each=2"), 21 * 3),
+        (("method=pc", "steps=21", "predictor=None", "corrector=langevin"), 21),
+    ],
+)
+def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
+    sampler = digits(*(f"sampling.{field}" for field in fields)).sampler
+    calls = []
+
+    def noise(x, t):
+        if not isinstance(x, jax.core.Tracer):  # shapes are asked for once
+            calls.append(t)
+        return 0.1 * x
+
+    with jax.disable_jit():
+        x = sampler.draw(noise, jax.random.key(0), (2, 3))
+    assert x.shape == (2, 3) and jnp.isfinite(x).all()
+    assert len(calls) == sampler.evaluations == evaluations
+
+
+@pytest.mark.parametrize("method", ["ode", "ddim", "dpm_solver"])
+def test_noise_removal_ends_at_the_estimate_of_the_data(method):
+    """Of data that are all zero, whose noise is known, nothing but the noise was left."""
+    fields = (f"sampling.method={method}", "sampling.steps=30")
+    sde = digits(*fields).sde
+
+    def noise(x, t):
+        return x / sde.sigma(t)[:, None]
+
+    def spread(experiment):
+        draw = jax.jit(lambda key: experiment.sampler.draw(noise, key, (500, 2)))
+        return draw(jax.random.key(1)).std()
+
+    assert spread(digits(*fields)) < 1e-6
+    left = spread(digits(*fields, "sampling.noise_removal=False"))
+    assert left == pytest.approx(float(sde.sigma(jnp.float32(1e-3))), rel=0.1)

@@ -1,0 +1,169 @@
+"""A trained model from Python: scores of integer images, in batches, and clear refusals."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from helpers.tiny_runs import TINY
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.data.readers.digits import load_digits
+from scoremle.errors import UserError
+from scoremle.experiment import trained
+
+TEST = load_digits("")[1]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return scoremle.load(tiny.workdir)
+
+
+@pytest.fixture(autouse=True)
+def batches_of_100(monkeypatch):
+    monkeypatch.setattr(trained, "BATCH_SIZE", 100)
+
+
+def test_scores_agree_with_an_evaluation(tiny, model):
+    argv = [f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=trained"]
+    assert cli.main([*TINY, *argv, "--config.eval.num_repeats=2"]) == 0
+    with np.load(tiny.workdir / "trained/exact_test_ckpt_2.npz") as saved:
+        values = saved["bpd"]
+    scores = model.score(TEST)
+    assert scores.bpd.shape == (360,)
+    np.testing.assert_allclose(scores.log_prob, -scores.bpd * 64 * np.log(2))
+    # The same images under other noise: what differs is random, image by image.
+    difference = scores.bpd - values.mean(axis=0)
+    spread = (values[0] - values[1]).std() * np.sqrt(3 / 4)
+    assert abs(difference.mean()) < 4 * spread / np.sqrt(360)
+    assert 0.7 < difference.std() / spread < 1.3
+    assert np.corrcoef(scores.bpd, values[0])[0, 1] > 0.9
+
+
+def test_many_images_are_one_program(model):
+    images = TEST
+    scores = model.score(images)
+    assert model._measure._cache_size() == 1
+    np.testing.assert_array_equal(scores.bpd[:200], model.score(images[:200]).bpd)
+    assert not np.array_equal(scores.bpd, model.score(images, seed=1).bpd)
+
+
+def test_numbers_of_images_share_programs(model, monkeypatch):
+    monkeypatch.setattr(trained, "BATCH_SIZE", 16)
+    scores = model.score(TEST[:9])
+    before = model._measure._cache_size()
+    for n in (10, 13, 16, 30):
+        np.testing.assert_array_equal(model.score(TEST[:n]).bpd[:9], scores.bpd)
+    assert model._measure._cache_size() == before
+
+
+def test_grey_images_need_no_axis_for_their_channel(model):
+    np.testing.assert_array_equal(model.score(TEST[:5, ..., 0]).bpd, model.score(TEST[:5]).bpd)
+
+
+def test_the_error_over_passes_is_that_of_the_mean(model):
+    """It covers the dequantization noise, which the probes' error leaves out."""
+    images, passes = TEST[:100], 4
+    two_probes = replace(model.experiment, divergence=scoremle.Hutchinson(probes=2))
+    model = replace(model, experiment=two_probes)
+    means = [model.score(images, seed=s, repeats=passes) for s in range(6)]
+    spread = np.sqrt(np.mean(np.var([m.bpd for m in means], axis=0, ddof=1)))
+    stated = np.sqrt(np.mean([m.stderr**2 for m in means]))
+    assert 0.85 < stated / spread < 1.15
+    assert np.sqrt(np.mean([m.probe_stderr**2 for m in means])) < spread
+    one = model.score(images)
+    assert np.isnan(one.stderr).all()
+    ratio = np.sqrt(np.mean(one.probe_stderr**2) / np.mean(means[0].probe_stderr**2))
+    assert ratio == pytest.approx(np.sqrt(passes), rel=0.2)
+    np.testing.assert_allclose(means[0].log_prob, -means[0].bpd * 64 * np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": -1}, "seed must be from 0"), ({"seed": 2**32}, "not 4294967296"),
+        ({"repeats": 0}, "repeats must be at least 1, not 0"),
+    ],
+)  # fmt: skip
+def test_seeds_and_passes_that_are_none(model, settings, words):
+    with pytest.raises(UserError, match=words):
+        model.score(TEST[:1], **settings)
+
+
+def test_a_model_says_in_a_line_what_it_is(model):
+    assert len(repr(model)) < 200
+    for words in ("digits 8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
+        assert words in repr(model)
+
+
+def test_errors_come_with_the_scores(model):
+    scores = model.score(TEST[:100])
+    assert (scores.probe_stderr > 0).all() and np.isfinite(scores.probe_stderr).all()
+    assert (scores.solver_error >= 0).all() and scores.solver_error.shape == (100,)
+
+
+def test_no_images_have_no_scores(model):
+    assert model.score(np.zeros((0, 8, 8, 1), np.uint8)).log_prob.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 8, 8, 1)), "not float64"),
+        (np.zeros((8, 8, 1), np.uint8), "must be uint8 of shape (n, 8, 8, 1)"),
+        (np.zeros((8, 8, 1), np.uint8), "; try images[None]"),
+        (np.zeros((8, 8), np.uint8), "; try images[None]"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "; try images.transpose(0, 2, 3, 1)"),
+        (np.eye(8)[None, ..., None], "; try (16 * images).round().astype(np.uint8)"),
+        (16 * np.eye(8), "; try images[None]; try images.round().astype(np.uint8)"),
+        (np.full((2, 8, 8), "a"), "not <U1 of shape (2, 8, 8, 1)"),
+        (np.zeros((2, 28, 28, 1), np.uint8), "of shape (2, 28, 28, 1)"),
+        (np.full((2, 8, 8, 1), 17, np.uint8), "pixels must lie in 0..16, but one is 17"),
+        ([[0, 1], [2, 3]], "of shape (2, 2)"),
+    ],
+)
+def test_other_images_are_refused(model, images, words):
+    with pytest.raises(UserError) as error:
+        model.score(images)
+    assert words in str(error.value)
+
+
+def test_loading(tiny, model, tmp_path):
+    assert model.step == 20
+    first = scoremle.load(str(tiny.workdir), checkpoint=1)
+    assert first.step == 10
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(model.params), strict=True)
+    )
+    with pytest.raises(UserError, match="there is no folder missing"):
+        scoremle.load("missing")
+    with pytest.raises(UserError, match="no checkpoint 7"):
+        scoremle.load(tiny.workdir, checkpoint=7)
+    with pytest.raises(UserError, match="no working directory of a training"):
+        scoremle.load(tmp_path)
+    for name in ("config.json", "data.json"):
+        shutil.copy(tiny.workdir / name, tmp_path)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        scoremle.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        scoremle.load(tmp_path)
+
+
+def test_the_config_comes_back_as_it_was(tiny, model):
+    assert dict(model.experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
+    assert model.experiment.network.ch_mult == (1, 1)
+
+
+def test_a_model_works_where_its_data_set_is_not(tiny, model, monkeypatch):
+    def absent(*_, **__):
+        raise UserError("the data set is not here")
+
+    monkeypatch.setattr("scoremle.data.load", absent)
+    found = scoremle.load(tiny.workdir).score(TEST[:5]).bpd
+    np.testing.assert_array_equal(found, model.score(TEST[:5]).bpd)

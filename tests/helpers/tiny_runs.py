@@ -1,0 +1,117 @@
+"""A tiny model of the digits, trained in seconds by the program, and runs of the program on it."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from helpers.places import CACHE, ROOT
+from scoremle.cli import main as cli
+
+TINY = (
+    f"--config={ROOT / 'configs' / 'digits.py'}",
+    "--config.model.nf=4",
+    "--config.model.ch_mult=(1,1)",
+    "--config.model.attn_resolutions=(1,)",
+    "--config.training.n_iters=20",
+    "--config.training.batch_size=32",
+    "--config.training.log_freq=5",
+    "--config.training.eval_freq=10",
+    "--config.training.snapshot_freq=10",
+    "--config.training.snapshot_freq_for_preemption=10",
+    "--config.optim.lr=1e-3",
+    "--config.optim.warmup=5",
+    "--config.eval.batch_size=100",
+    "--config.eval.solver=multistep",
+    "--config.eval.nodes=6",
+    "--config.eval.probes=1",
+    "--config.eval.num_repeats=1",
+    "--config.eval.bound_draws=4",
+    "--config.eval.num_samples=10",
+)
+
+
+def start(*flags: str) -> subprocess.Popen[str]:
+    """The program in a process of its own, with the tests' compilation cache."""
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *TINY, *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+IMAGES = 360
+
+
+PROTOCOL = {
+    "dataset": "digits",
+    "levels": 17,
+    "split": "test",
+    "augmentation": "none",
+    "dequantizer": "uniform",
+    "importance_samples": 1,
+    "full_pass": True,
+    "images": IMAGES,
+    "passes": 2,
+    "precision": "float32",
+    "checkpoint": 2,
+    "step": 20,
+    "eps": 1e-5,
+    "sde": "VP(beta_min=0.1, beta_max=20.0)",
+    "unit": "bits/dim",
+}
+
+
+def flags(**values):
+    """``eval__bound=True`` as --config.eval.bound=True."""
+    return [f"--config.{name.replace('__', '.')}={value}" for name, value in values.items()]
+
+
+def run(mode, workdir, *more, **values):
+    return cli.main([*TINY, f"--workdir={workdir}", f"--mode={mode}", *more, *flags(**values)])
+
+
+def evaluate(tiny, folder, **values):
+    """Evaluates the tiny model, and gives the folder and its results."""
+    assert run("eval", tiny.workdir, f"--eval_folder={folder}", **values) == 0
+    path = tiny.workdir / folder
+    return path, json.loads((path / "results.json").read_text())
+
+
+def npz(path):
+    with np.load(path) as saved:
+        return dict(saved)
+
+
+def digest(folder):
+    """Every file of a folder, by name and content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def mistake(capfd, mode, workdir, *more, **values):
+    """The one line of a mistake, which leaves the working directory as it was."""
+    before = digest(workdir)
+    code = run(mode, workdir, *more, **values)
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert re.fullmatch(r"scoremle: error: [^\n]+\n", err), err
+    assert "step" not in out and "  image " not in out  # found before any work
+    assert digest(workdir) == before
+    return err
+

@@ -1,0 +1,209 @@
+"""The Gaussian's residual is what the oracle says; a control leaves the bound's mean as it is."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, log_snr64
+from scipy.integrate import quad
+
+from scoremle.core import times
+from scoremle.core.loss import denoising_residual
+from scoremle.likelihood import control_variate
+from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.control_variate_fit import fit_control
+
+DATA = Gaussian.random(11, 4, 0.6)
+MIXTURE = Mixture.in_plane()
+# The same as the library's.
+MODEL = control_variate.Gaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, DATA.w)))
+every_sde = pytest.mark.parametrize("name", SDES)
+
+
+def bound_of(noise, name, x, *, eps, sampler, draws=64, seed=0, **options) -> Bound:
+    run = jax.jit(
+        lambda x, key: likelihood_bound(
+            noise, SDES[name], x, key, eps=eps, times=sampler, draws=draws, **options
+        )
+    )
+    found = run(jnp.asarray(x, jnp.float32), jax.random.key(seed))
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), found)
+
+
+def uniform(name, eps):
+    return times.UniformLogSNR(SDES[name], eps, stratified=True)
+
+
+def learned(name, eps, fitted):
+    return times.BinnedLogSNR(SDES[name], eps, fitted.shares, stratified=True)
+
+
+@cache
+def fit(name, data=DATA, matching="denoising"):
+    """A control for the exact noise of the data, fitted on other draws of them."""
+    x = jnp.asarray(data.draw(20, 128), jnp.float32)
+    gaussian = control_variate.Gaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
+    return fit_control(
+        data.noise(SDES[name]), SDES[name], x, jax.random.key(3),
+        eps=1e-3, gaussian=gaussian, matching=matching,
+    )  # fmt: skip
+
+
+# The Gaussian
+
+
+def test_mean_and_covariance_of_all_batches():
+    x = DATA.draw(0, 700)
+    found = control_variate.Gaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
+    covariance = (found.axes * found.variances) @ found.axes.T
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=1e-4, atol=1e-6)
+
+
+@every_sde
+def test_residual_is_that_of_the_optimal_noise_prediction(name):
+    sde, rng = SDES[name], np.random.default_rng(1)
+    x = jnp.asarray(DATA.draw(1, 50), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(50, 4)), jnp.float32)
+    t = jnp.asarray(rng.uniform(EPS[name], 1, 50), jnp.float32)
+    lam, deviations = sde.log_snr(t), MODEL.deviations(x)
+    mean = MODEL.mean_residual(lam, deviations)
+    whole = mean + MODEL.residual_noise(lam, deviations, z)
+    expected = denoising_residual(DATA.noise(sde), sde, x, t, z)
+    np.testing.assert_allclose(whole, expected, rtol=2e-4, atol=2e-5)
+    exact = [DATA.residual(sde, np.asarray(x)[i : i + 1], float(t[i]))[0] / 2 for i in range(50)]
+    np.testing.assert_allclose(mean, exact, rtol=2e-4, atol=2e-5)
+
+
+@every_sde
+def test_integrals_over_the_bins(name):
+    sde, x = SDES[name], DATA.draw(2, 3)
+    edges = np.asarray(times.log_snr_edges(sde, EPS[name]))
+    found = MODEL.integrals(jnp.asarray(edges), MODEL.deviations(jnp.asarray(x, jnp.float32)))
+    np.testing.assert_allclose(found.sum(axis=1), DATA.diffusion(sde, x, EPS[name]), rtol=1e-4)
+
+    def mean(lam):
+        r, d = np.exp(lam), ((x - DATA.mu) @ DATA.V)
+        return ((r * d**2 + (r * DATA.w) ** 2) / (1 + r * DATA.w) ** 2).sum(axis=1)[0] / 2
+
+    for i in (0, 11, 23):
+        expected = quad(mean, edges[i], edges[i + 1])[0]
+        assert found[0, i] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+# The bound with it
+
+
+@pytest.mark.parametrize(
+    ("name", "matching"), [("vp", "denoising"), ("ve", "denoising"), ("vp", "sliced")]
+)
+def test_where_the_gaussian_is_right_little_is_left_to_chance(name, matching):
+    eps, x = 1e-3, DATA.draw(2, 100)
+    fitted, noise = fit(name, matching=matching), DATA.noise(SDES[name])
+    options = {"eps": eps, "draws": 256, "matching": matching}
+    plain = bound_of(noise, name, x, sampler=uniform(name, eps), **options)
+    found = bound_of(
+        noise, name, x, sampler=learned(name, eps, fitted), control=fitted, **options
+    )
+    expected = DATA.bound(SDES[name], x, eps)
+    # The covariance is estimated; in the sliced form, the probe's noise is no function of z.
+    factor = {"denoising": 0.25, "sliced": 0.9}[matching]
+    assert np.mean(found.stderr) < factor * np.mean(plain.stderr)
+    error = found.log_prob - expected["log_prob"]
+    stated = np.sqrt(np.mean(found.stderr**2))
+    assert abs(error.mean()) < 4 * stated / 10 + 1e-4
+    # What trend in time is left within a pair makes the stated error cautious.
+    assert 0.5 < np.sqrt(np.mean(error**2)) / stated < 1.25
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_wrong_coefficients_leave_the_mean_and_the_error_honest(name):
+    """With coefficients out of nowhere the error is larger, and it is known to be."""
+    eps, copies = 1e-2, 400
+    one = DATA.draw(3, 1)
+    rng = np.random.default_rng(4)
+    wrong = control_variate.Control(
+        gaussian=control_variate.Gaussian(MODEL.mean + 0.3, MODEL.axes, 2 * MODEL.variances),
+        edges=times.log_snr_edges(SDES[name], eps),
+        levels=jnp.asarray(rng.normal(size=(times.BINS, 2)), jnp.float32),
+        slopes=jnp.asarray(rng.normal(size=(times.BINS + 1, 4)), jnp.float32),
+        shares=jnp.full(times.BINS, 1 / times.BINS),
+    )
+    found = bound_of(
+        DATA.noise(SDES[name]), name, np.repeat(one, copies, axis=0), eps=eps,
+        sampler=learned(name, eps, wrong), control=wrong,
+    )  # fmt: skip
+    expected = DATA.bound(SDES[name], one, eps)
+    for part in ("log_prob", "diffusion", "reconstruction"):
+        values = getattr(found, part)
+        assert abs(values.mean() - expected[part]) < 4 * values.std() / np.sqrt(copies) + 1e-3
+    assert 0.8 < found.log_prob.std() / np.sqrt(np.mean(found.stderr**2)) < 1.25
+
+
+@pytest.mark.parametrize("draws", [16, 64])
+def test_stated_error_covers_on_data_that_are_no_gaussian(draws):
+    """A mixture's noise is half explained: unbiased, and 95 % lie within two stated errors."""
+    name, eps, images, copies = "vp", 1e-3, 40, 20
+    noise, fitted = MIXTURE.noise(SDES[name]), fit(name, MIXTURE)
+    x = np.repeat(MIXTURE.draw(5, images), copies, axis=0)
+    options = {"eps": eps, "draws": draws}
+    found = bound_of(noise, name, x, sampler=learned(name, eps, fitted), control=fitted, **options)
+    plain = bound_of(noise, name, x, sampler=uniform(name, eps), **options)
+    values = found.log_prob.reshape(images, copies)
+    others = plain.log_prob.reshape(images, copies)
+    spread, other = (np.sqrt(v.var(axis=1, ddof=1).mean()) for v in (values, others))
+    assert spread < 0.8 * other
+    assert abs((values - others).mean()) < 4 * np.hypot(spread, other) / np.sqrt(len(x))
+    assert 0.75 < spread / np.sqrt(np.mean(found.stderr**2)) < 1.15
+    mean = (values.mean(axis=1) / spread**2 + others.mean(axis=1) / other**2) / (
+        1 / spread**2 + 1 / other**2
+    )
+    inside = np.abs(values - mean[:, None]) < 2 * found.stderr.reshape(images, copies)
+    assert 0.9 < inside.mean() < 0.995
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_profile_splits_the_diffusion_term(controlled):
+    name, eps = "vp", 1e-3
+    noise, x = DATA.noise(SDES[name]), DATA.draw(6, 400)
+    fitted = fit(name) if controlled else None
+    sampler = learned(name, eps, fitted) if controlled else uniform(name, eps)
+    found = bound_of(noise, name, x, eps=eps, sampler=sampler, control=fitted)
+    np.testing.assert_allclose(found.profile.sum(axis=1), found.diffusion, rtol=1e-5)
+    expected = MODEL.integrals(
+        times.log_snr_edges(SDES[name], eps), MODEL.deviations(jnp.asarray(x, jnp.float32))
+    )
+    error = found.profile - np.asarray(expected)
+    assert (abs(error.mean(axis=0)) < 4 * error.std(axis=0) / np.sqrt(len(x)) + 1e-4).all()
+
+
+# The pilot
+
+
+def test_density_follows_the_spread_that_is_left():
+    """Noise that is wrong at one level alone: the draws go there, and the level is learned."""
+    name, eps = "vp", 1e-3
+    sde, exact = SDES[name], DATA.noise(SDES["vp"])
+    low, high = log_snr64(sde, 1.0), log_snr64(sde, eps)
+    edges = np.linspace(low, high, times.BINS + 1)
+
+    def noise(x, t):
+        there = (sde.log_snr(t) > edges[10]) & (sde.log_snr(t) < edges[11])
+        return exact(x, t) + jnp.where(there[:, None], 2 * jnp.sin(9 * x), 0.0)
+
+    fitted = fit_control(
+        noise, sde, jnp.asarray(DATA.draw(20, 256), jnp.float32), jax.random.key(3),
+        eps=eps, gaussian=MODEL,
+    )  # fmt: skip
+    shares = np.asarray(fitted.shares, np.float64)
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert np.argmax(shares) == 10 and shares[10] > 0.85
+    assert shares.min() > 0.09 / times.BINS
+    others = np.delete(np.asarray(fitted.slopes), 10, axis=0)[5:]  # where there is noise to tell
+    np.testing.assert_allclose(others @ [1, 0, 0, 0], 1, atol=0.05)
+
+
+def test_the_same_key_gives_the_same_control():
+    jax.tree.map(np.testing.assert_array_equal, fit("vp"), fit.__wrapped__("vp"))

@@ -1,0 +1,129 @@
+"""The loss of the flow dequantizer: the reference's numbers, and the bound in expectation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.flows import SMALL, golden_variables
+from helpers.golden_networks import golden_network
+from helpers.oracles import SDES, Gaussian, entropy, reconstruction
+from helpers.reference_kernels import REFERENCE
+from scipy.stats import norm
+
+from scoremle.core.dequantize import Flow, Uniform
+from scoremle.core.loss import denoising_residual
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.core.times import UniformLogSNR
+from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
+from scoremle.likelihood.reconstruction import Entropy
+from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
+
+KEY = jax.random.key(0)
+DATA = Gaussian.random(5, 4, 0.6)
+DIMS = 16 * 16 * 3
+EPS = {"vp": 1e-5, "subvp": 1e-2}
+
+
+# --- golden numbers ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dequantized(golden):
+    """y and log q(u | x) of the images of losses.npz, by the flow of dequantizer_cifar10."""
+    arrays = {k.removeprefix("deq/"): v for k, v in golden("losses").items() if "deq/" in k}
+    variables = golden_variables(golden("dequantizer_cifar10"), np.float32)
+    x = np.round(arrays["image"] * 255).astype(np.uint8)
+    u, log_q = jax.jit(SMALL["cifar10"].apply)(variables, arrays["u"], x / np.float32(255))
+    return arrays, Pixels().encode(x, u), np.asarray(log_q, np.float64)
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_golden_losses(name, dequantized):
+    """The published loss, which draws the parts that we have in closed form, from our pieces on
+    its draws; with the reference's kernel at small t."""
+    arrays, y, log_q = dequantized
+    sde, kernel = SDES[name], REFERENCE[name]
+    t, drift_t = arrays[f"{name}/t"], arrays[f"{name}/t_drift"]
+    eps = jnp.full(2, EPS[name], jnp.float32)
+    noise = noise_fn(golden_network("ddpmpp"), sde)
+
+    @jax.jit
+    def residual(t, z):
+        return denoising_residual(noise, kernel, y, t, z)
+
+    def squares(z):
+        return np.sum(np.square(z, dtype=np.float64), axis=(1, 2, 3))
+
+    prior = -sde.prior_log_prob(sde.perturb(y, jnp.ones(2), arrays["z_prior"]))
+    dsm = 2 * np.asarray(residual(t, arrays["z"]), np.float64) - squares(arrays["z"])
+    drift = DIMS * np.asarray(sde.f(jnp.asarray(drift_t)), np.float64)
+    span = float(sde.log_snr(eps)[0] - sde.log_snr(jnp.float32(1)))
+    common = np.asarray(prior, np.float64) - drift + log_q
+    last = np.asarray(residual(eps, arrays["z_offset"]), np.float64)
+    offset = reconstruction(sde, 2 * last, DIMS, EPS[name]) - entropy(sde, DIMS, EPS[name])
+
+    def check(key, losses, rtol):
+        bpd = bits_per_dim(-jnp.asarray(losses.mean()), Pixels(), DIMS)
+        np.testing.assert_allclose(losses.mean(), arrays[f"{name}/{key}/loss"], rtol=rtol)
+        np.testing.assert_allclose(bpd, arrays[f"{name}/{key}/bpd"], rtol=rtol)
+
+    weight = np.asarray(kernel.likelihood_weight(jnp.asarray(t)), np.float64)
+    check("iw_no_offset", common + span * dsm / 2, 5e-5)
+    check("iw", common + span * dsm / 2 + offset, 1e-4)
+    check("uniform", common + weight * dsm / 2 + offset, 1e-4)
+
+
+# --- in expectation ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_one_draw_is_the_bound_on_average(name, offset):
+    sde, eps, copies = SDES[name], 0.02, 20_000
+    one = DATA.draw(3, 1)
+    y = jnp.asarray(np.repeat(one, copies, axis=0), jnp.float32)
+    run = jax.jit(
+        lambda y, key: one_draw_bound(
+            DATA.noise(sde), sde, y, key, eps=eps, times=UniformLogSNR(sde, eps),
+            reconstruction=GaussianDecoder() if offset else Entropy(),
+        )
+    )
+    values = np.asarray(run(y, KEY), np.float64)
+    exact = -DATA.bound(sde, one, eps, offset=offset)["log_prob"][0]
+    error = values.std() / np.sqrt(copies)
+    assert abs(values.mean() - exact) < 4 * error
+    assert error < 0.05 * abs(exact) + 0.05
+
+
+def test_the_loss_is_log_q_and_the_bound_and_its_gradient_reaches_the_dequantizer():
+    """A dequantizer u = sigmoid(a + e), whose density is known: the loss falls with a towards
+    where the data density is greatest."""
+    sde, eps, pixels = SDES["vp"], 0.02, Pixels(4)
+    data = Gaussian.of([0.0], [0.2**2])  # bins meet at its middle, x = 1 lies below it
+    x = jnp.ones((20_000, 1), int)
+
+    def apply(a, e, _):
+        u = jax.nn.sigmoid(a + e)
+        log_det = jnp.log(u) + jnp.log1p(-u)
+        return u, jnp.sum(-(e**2) / 2 - jnp.log(2 * jnp.pi) / 2 - log_det, axis=1)
+
+    def mean_loss(dequantizer, offset=True):
+        return jnp.mean(
+            dequantization_loss(
+                data.noise(sde), sde, pixels, dequantizer, x, KEY,
+                eps=eps, times=UniformLogSNR(sde, eps, stratified=True),
+                reconstruction=GaussianDecoder() if offset else Entropy(),
+            )
+        )  # fmt: skip
+
+    loss = jax.jit(jax.value_and_grad(lambda a: mean_loss(Flow(apply, a, levels=4))))
+    (low, slope), (high, slope_there) = ([float(v) for v in loss(a)] for a in (0.0, 1.0))
+    # As the slope says between the two, to second order.
+    assert slope < -0.05
+    assert high - low == pytest.approx((slope + slope_there) / 2, abs=0.05)
+    # The least loss is -log P(x), but for the constant: every dequantizer lies above it.
+    edges = np.asarray(pixels.encode(np.array([1, 2]), np.zeros(2)))
+    mass = np.diff(norm.cdf(edges, loc=0.0, scale=0.2))[0]
+    for value in (low, high, mean_loss(Uniform())):
+        assert value - pixels.log_det_per_dim > -np.log(mass) - 0.02

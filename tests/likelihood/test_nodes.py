@@ -1,0 +1,78 @@
+"""The pilot takes the fewest nodes whose error is what it says and small beside the probes'."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import SDES, Gaussian
+
+from scoremle.core.divergence import Exact, Hutchinson
+from scoremle.likelihood.nodes import LIMIT, NODES, SHARE, Pilot, choose_nodes
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.multistep import Multistep
+
+DIMS = 8
+
+
+def setting(divergence):
+    data, sde = Gaussian.random(6, DIMS), SDES["vp"]
+    x = data.draw(7, 8).astype(np.float32)
+    noise = data.noise(sde)
+    pilot = Pilot(noise, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=divergence)
+    return data, sde, noise, x, pilot
+
+
+def test_the_measured_error_is_the_true_one():
+    data, sde, noise, x, pilot = setting(Exact())
+    choice = choose_nodes(pilot)
+    assert choice.met and choice.solver_error <= LIMIT and choice.probe_stderr == 0
+    result = ode_log_likelihood(
+        noise, sde, jnp.asarray(x), jax.random.key(0), eps=1e-5, divergence=Exact(),
+        solver=Multistep(choice.nodes),
+    )  # fmt: skip
+    exact = data.log_model(sde, x.astype(np.float64), 1e-5)
+    error = (result.log_prob - exact) / (DIMS * np.log(2))
+    size = np.sqrt(np.mean(error**2))
+    np.testing.assert_allclose(size, choice.solver_error, rtol=0.1, atol=1e-5)
+    np.testing.assert_allclose(error.mean(), choice.solver_bias, rtol=0.1, atol=1e-5)
+
+
+def test_the_solver_stays_below_a_share_of_the_probes():
+    choice = choose_nodes(setting(Hutchinson())[-1])
+    assert choice.nodes in NODES and choice.met
+    assert choice.solver_error <= min(LIMIT, SHARE * choice.probe_stderr)
+    more = choose_nodes(setting(Hutchinson(16))[-1])
+    assert more.probe_stderr < 0.5 * choice.probe_stderr
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=["exact", "probes"])
+@pytest.mark.parametrize("nodes", [12, 32])
+def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_need_be(
+    divergence, nodes
+):
+    data, sde, noise, _, pilot = setting(divergence)
+    choice = pilot.measure(nodes)
+    assert choice.solver == Multistep(nodes, choice.calibration)
+    x = data.draw(8, 200).astype(np.float32)
+    truth = data.log_model(sde, x.astype(np.float64), 1e-5)
+
+    def run(divergence, solver):
+        return jax.jit(
+            lambda x: ode_log_likelihood(
+                noise, sde, x, jax.random.key(0), eps=1e-5, divergence=divergence, solver=solver
+            )
+        )(jnp.asarray(x))
+
+    # The error is the exact trace's, whatever probes the image has.
+    error = np.abs(run(Exact(), Multistep(nodes)).log_prob - truth)
+    stated = np.asarray(run(divergence, choice.solver).solver_error)
+    raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
+    np.testing.assert_allclose(stated, choice.calibration * raw, rtol=1e-5)
+    assert np.mean(error <= stated) > 0.9
+    assert np.median(stated / error) < 10
+
+
+def test_too_few_images_calibrate_nothing():
+    _, sde, noise, x, _ = setting(Exact())
+    few = Pilot(noise, sde, jnp.asarray(x[:3]), jax.random.key(1), eps=1e-5, divergence=Exact())
+    assert few.measure(16).solver == Multistep(16)

@@ -1,0 +1,304 @@
+"""Likelihoods by the ODE against densities in closed form, and the honesty of their error bars."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.golden_networks import golden_network
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
+
+from scoremle.core.divergence import Exact, FixedProbe, Hutchinson
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.core.sde import VP
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.multistep import Doubling, Multistep, Planned
+
+every_sde = pytest.mark.parametrize("name", SDES)
+KEY = jax.random.key(0)
+
+
+def evaluator(noise, name, *, eps=None, divergence=Exact(), most=1024):  # noqa: B008
+    """``run(x, tolerance)`` by doubling, compiled once for all tolerances."""
+    eps = EPS[name] if eps is None else eps
+
+    @jax.jit
+    def run(x, tolerance):
+        solver = Doubling(tolerance, most=most)
+        options = {"eps": eps, "divergence": divergence, "solver": solver}
+        return ode_log_likelihood(noise, SDES[name], x, KEY, **options)
+
+    return lambda x, tolerance=1e-5: jax.tree.map(np.asarray, run(jnp.asarray(x), tolerance))
+
+
+# --- closed forms in float64 ------------------------------------------------------------------
+
+
+@every_sde
+def test_gaussian_pulls_the_prior_back(name, x64):
+    data, sde, eps = Gaussian.random(0, 3, 1.5), SDES[name], EPS[name]
+    x = data.draw(1, 5)
+    result = evaluator(data.noise(sde), name)(x, 1e-10)
+    assert result.log_prob.dtype == np.float64
+    np.testing.assert_allclose(result.log_prob, data.log_model(sde, x, eps), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(result.latent, data.flow(sde, x, eps)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(result.probe_stderr, 0)
+    assert result.ok.all() and (result.evaluations > 10).all()
+
+
+@every_sde
+def test_mixture_pulls_the_prior_back_and_the_solver_states_its_error(name, x64):
+    data, sde, eps = Mixture.on_line(), SDES[name], EPS[name]
+    x = np.concatenate([data.draw(1, 38), [[-1.2], [1.1]]])
+    exact, latent = data.log_model(sde, x, eps), data.flow(sde, x, eps)
+    run = evaluator(data.noise(sde), name)
+    result = run(x, 1e-10)
+    np.testing.assert_allclose(result.log_prob, exact, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result.latent, latent, rtol=1e-6, atol=1e-6)
+    assert result.ok.all()
+    means, costs = [], []
+    for tolerance in (1e-3, 1e-5, 1e-7):
+        result = run(x, tolerance)
+        error = np.abs(result.log_prob - exact)
+        if tolerance < 1e-3:  # at 1e-3 the steps are too long for any estimate
+            covered = error < 3 * result.solver_error + 1e-7
+            assert covered.mean() > 0.9, np.quantile(error / result.solver_error, [0.5, 0.9, 1])
+            assert np.median(result.solver_error) < 100 * tolerance  # and it says something
+        means.append(error.mean())
+        costs.append(result.evaluations.mean())
+    assert means[0] > 10 * means[1] > 100 * means[2]
+    assert costs[0] < costs[1] < costs[2]
+
+
+@every_sde
+def test_multistep_is_close_and_states_its_error(name):
+    data, sde = Gaussian.random(5, 4, 0.6), SDES[name]
+    x = data.draw(5, 20).astype(np.float32)
+    run = jax.jit(
+        lambda x: ode_log_likelihood(
+            data.noise(sde), sde, x, KEY, eps=EPS[name], divergence=Exact(), solver=Multistep()
+        )
+    )
+    result = run(jnp.asarray(x))
+    error = np.abs(result.log_prob - data.log_model(sde, x.astype(np.float64), EPS[name]))
+    assert error.max() < 0.02 * data.dims
+    assert (error < 3 * result.solver_error + 5e-4).mean() > 0.9
+    assert result.ok.all() and (result.evaluations == result.evaluations[0]).all()
+
+
+def test_images_are_vectors_with_more_axes():
+    data, sde = Gaussian.random(2, 8), SDES["subvp"]
+    x = data.draw(3, 2).astype(np.float32)
+    run = evaluator(data.noise(sde), "subvp")
+    flat, images = run(x), run(x.reshape(2, 2, 2, 2))
+    np.testing.assert_allclose(images.log_prob, flat.log_prob, rtol=1e-5)
+    np.testing.assert_allclose(images.latent.reshape(2, 8), flat.latent, rtol=1e-4, atol=1e-4)
+
+
+@every_sde
+def test_float32_keeps_the_digits(name):
+    data = Gaussian.random(4, 6, 0.5)
+    x = data.draw(5, 8).astype(np.float32)
+    result = evaluator(data.noise(SDES[name]), name)(x)
+    assert result.log_prob.dtype == np.float32
+    exact = data.log_model(SDES[name], x.astype(np.float64), EPS[name])
+    np.testing.assert_allclose(result.log_prob, exact, rtol=0, atol=2e-4 * data.dims)
+
+
+def test_noise_beyond_the_range_of_floats():
+    """At beta_max = 200 the signal is e^-50, and its ratio to the noise, squared, no number."""
+    sde = VP(0.1, 200.0)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    # Of normal data the noise prediction is sigma x, at every t.
+    result = ode_log_likelihood(
+        lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(1),
+        eps=1e-5, divergence=Exact(), solver=Multistep(64),
+    )  # fmt: skip
+    exact = -(x**2).sum(axis=1) / 2 - 1.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(result.log_prob, exact, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve_linear"])
+def test_density_integrates_to_one(name):
+    """Whatever the field: here a mixture's with a vortex and a wave that no density has."""
+    data, sde = Mixture.in_plane(), SDES[name]
+    exact = data.noise(sde)
+
+    def noise(x, t):
+        alpha, sigma = (c[:, None] for c in schedule(sde, t, jnp))
+        u = x / jnp.sqrt(alpha**2 / 2 + sigma**2)
+        fade = sigma * alpha / (alpha**2 + sigma**2)
+        return exact(x, t) + fade * (0.4 * u[:, ::-1] * jnp.array([1, -1]) + 0.3 * jnp.sin(2 * u))
+
+    axis = np.linspace(-4, 4, 61)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+    result = evaluator(noise, name)(grid)
+    assert result.ok.all()
+    total = np.exp(result.log_prob.astype(np.float64)).sum() * (axis[1] - axis[0]) ** 2
+    assert total == pytest.approx(1, abs=1e-3)
+
+
+# --- golden numbers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_golden_likelihood(name, golden):
+    arrays = golden("likelihood")
+    truth = f"{name}/f64_tol1e-10_dop853"
+    run = evaluator(
+        noise_fn(golden_network("ddpmpp"), SDES[name]),
+        name,
+        eps=float(arrays[f"{name}/t_eps"]),
+        divergence=FixedProbe(arrays["epsilon"][None]),
+    )
+    for tolerance, bpd_limit, latent_limit in [(1e-5, 2e-3, 5e-3), (1e-6, 1e-4, 5e-4)]:
+        result = run(arrays["data"], tolerance)
+        bpd = np.asarray(bits_per_dim(result.log_prob, Pixels(), 768))
+        error = np.abs(bpd - arrays[f"{truth}/bpd"])
+        assert error.max() < bpd_limit
+        assert np.abs(result.latent - arrays[f"{truth}/z"]).max() < latent_limit
+        # The network is no gradient of anything, and float32 keeps 1e-6 of 4500 nats.
+        assert (error * 768 * np.log(2) < 5 * result.solver_error + 0.02).all()
+        assert result.ok.all()
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_golden_likelihood_on_fixed_nodes(name, golden):
+    arrays = golden("likelihood")
+    truth = arrays[f"{name}/f64_tol1e-10_dop853/bpd"]
+    noise, eps = noise_fn(golden_network("ddpmpp"), SDES[name]), float(arrays[f"{name}/t_eps"])
+    divergence = FixedProbe(arrays["epsilon"][None])
+    bits = 768 * np.log(2)
+
+    # The plan is an argument, so that one compilation serves.
+    @jax.jit
+    def run(x, solver):
+        return ode_log_likelihood(
+            noise, SDES[name], x, KEY, eps=eps, divergence=divergence, solver=solver
+        )
+
+    for nodes, limit in [(32, None), (256, 1e-4)]:
+        result = run(jnp.asarray(arrays["data"]), Planned.of(nodes, 256))
+        error = np.abs(bits_per_dim(result.log_prob, Pixels(), 768) - truth)
+        stated = np.asarray(result.solver_error) / bits
+        assert (error < (stated if limit is None else limit)).all(), (error, stated)
+
+
+# --- error bars -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"), [("vp", "rademacher"), ("vp", "gaussian"), ("ve", "rademacher")]
+)
+def test_probe_error_is_honest(name, distribution):
+    """Many estimates of one image: their mean is the exact value, their spread what they say."""
+    data, copies = Gaussian.random(6, 5), 400
+    one = data.draw(7, 1).astype(np.float32)
+    noise, x = data.noise(SDES[name]), np.repeat(one, copies, axis=0)
+    divergence = Hutchinson(8, distribution=distribution)
+    result = evaluator(noise, name, divergence=divergence)(x)
+    exact = data.log_model(SDES[name], one.astype(np.float64), EPS[name])
+    spread = result.log_prob.std()
+    assert spread > 0.05  # there is something to estimate
+    assert abs(result.log_prob.mean() - exact[0]) < 4 * spread / np.sqrt(copies) + 2e-3
+    stated = np.sqrt(np.mean(result.probe_stderr**2))
+    assert 0.85 < spread / stated < 1.15
+    inside = np.abs(result.log_prob - exact) < 2 * result.probe_stderr
+    assert 0.85 < inside.mean() < 0.98  # Student's t with 7 degrees of freedom: 0.914
+
+
+def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
+    """One probe a node: unbiased, its error known, and a fraction of one probe's for all nodes."""
+    data, copies = Gaussian.random(6, 8), 300
+    one = data.draw(7, 1).astype(np.float32)
+    noise, sde = data.noise(SDES["vp"]), SDES["vp"]
+    x = jnp.asarray(np.repeat(one, copies, axis=0))
+
+    @jax.jit
+    def fresh(x):
+        return ode_log_likelihood(noise, sde, x, KEY, eps=1e-5, solver=Multistep(32))
+
+    @jax.jit
+    def held(x):
+        probes = Hutchinson().draw(KEY, x)
+        return ode_log_likelihood(
+            noise, sde, x, KEY, eps=1e-5, divergence=FixedProbe(probes), solver=Multistep(32)
+        )
+
+    a, b = fresh(x), held(x)
+    exact = data.log_model(sde, one.astype(np.float64), 1e-5)[0]
+    spread = np.std(a.log_prob)
+    assert abs(np.mean(a.log_prob) - exact) < 4 * spread / np.sqrt(copies) + 5e-3
+    assert 0.85 < np.sqrt(np.mean(a.probe_stderr**2)) / spread < 1.2
+    assert np.mean(np.abs(a.log_prob - exact) < 2 * a.probe_stderr) > 0.9
+    assert spread < 0.4 * np.std(b.log_prob)
+    assert np.isnan(b.probe_stderr).all()
+    # The probes' noise is not taken for the solver's error.
+    assert np.median(a.solver_error) < 0.5 * spread
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_doubling_meets_its_tolerance_for_each_example(name):
+    data, sde = Mixture.on_line(), SDES[name]
+    x = np.concatenate([data.draw(1, 30), [[-1.2], [1.1]]]).astype(np.float32)
+    exact = data.log_model(sde, x.astype(np.float64), EPS[name])
+    run = jax.jit(
+        lambda x: ode_log_likelihood(
+            data.noise(sde), sde, x, KEY, eps=EPS[name], divergence=Exact(), solver=Doubling(2e-3)
+        )
+    )
+    result = run(jnp.asarray(x))
+    assert result.ok.all() and (result.solver_error <= 2e-3).all()
+    error = np.abs(result.log_prob - exact)
+    assert np.mean(error < result.solver_error + 3e-4) > 0.9, (error, result.solver_error)
+    assert len(np.unique(result.evaluations)) > 1  # easy examples stop earlier
+    alone = run(jnp.asarray(x[:1]))
+    np.testing.assert_allclose(alone.log_prob[0], result.log_prob[0], atol=1e-4)
+
+
+def test_one_probe_cannot_tell():
+    data = Gaussian.random(6, 5)
+    run = evaluator(data.noise(SDES["vp"]), "vp", divergence=Hutchinson())
+    result = run(data.draw(7, 3).astype(np.float32))
+    assert np.isnan(result.probe_stderr).all()
+    assert np.isfinite(result.log_prob).all() and result.ok.all()
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    data = Mixture.in_plane()
+    x = data.draw(10, 4).astype(np.float32)
+    other = x.copy()
+    other[1:] = [[5.0, -4.0], [0.0, 0.0], [-9.0, 9.0]]
+    noise = data.noise(SDES["vp"])
+    run = evaluator(noise, "vp", divergence=Hutchinson(2))
+    a, b = run(x), run(other)
+    for field in ("log_prob", "latent", "evaluations", "solver_error", "probe_stderr"):
+        ours, theirs = getattr(a, field)[0], getattr(b, field)[0]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=field)
+    run = evaluator(noise, "vp")
+    alone, together = run(x[:1]), run(x)
+    np.testing.assert_allclose(alone.log_prob[0], together.log_prob[0], rtol=1e-4)
+    assert abs(alone.evaluations[0] - together.evaluations[0]) <= 6
+
+
+def test_a_network_that_gives_nan_is_told_and_spoils_no_other():
+    data = Gaussian.random(0, 2)
+    exact = data.noise(SDES["vp"])
+
+    def noise(x, t):
+        return jnp.where(x[:, :1] > 3, jnp.nan, exact(x, t))
+
+    x = np.array([[0.5, 0.2], [8.0, 0.1], [-0.3, 1.0]], np.float32)
+    result = evaluator(noise, "vp")(x)
+    np.testing.assert_array_equal(result.ok, [True, False, True])
+    np.testing.assert_array_equal(np.isnan(result.log_prob), [False, True, False])
+    good = [0, 2]
+    truth = data.log_model(SDES["vp"], x[good].astype(np.float64), EPS["vp"])
+    np.testing.assert_allclose(result.log_prob[good], truth, atol=1e-3)
+
+
+def test_too_few_steps_are_told():
+    data = Mixture.on_line()
+    x = data.draw(0, 2).astype(np.float32)
+    result = evaluator(data.noise(SDES["vp"]), "vp", most=16)(x, 1e-6)
+    assert (result.solver_error > 1e-6).all() and result.ok.all()

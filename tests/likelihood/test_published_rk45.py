@@ -1,0 +1,31 @@
+"""The published algorithm, against the numbers that the original gave with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.golden_networks import golden_network
+from helpers.oracles import SDES
+
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import noise_fn
+from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_it_gives_the_originals_numbers(name, golden):
+    arrays, sde = golden("likelihood"), SDES[name]
+    rates = jax.jit(published_rates(noise_fn(golden_network("ddpmpp"), sde), sde))
+    found = PublishedRK45().log_likelihood(
+        rates,
+        sde,
+        jnp.asarray(arrays["data"]),
+        jnp.asarray(arrays["epsilon"]),
+        eps=float(arrays[f"{name}/t_eps"]),
+    )
+    bpd = np.asarray(bits_per_dim(found.log_prob, Pixels(), 768))
+    published = f"{name}/tol1e-5"
+    np.testing.assert_allclose(bpd, arrays[f"{published}/bpd"], rtol=0, atol=5e-4)
+    np.testing.assert_allclose(found.latent, arrays[f"{published}/z"], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(found.evaluations, arrays[f"{published}/nfe"], rtol=0.15)
+    assert found.ok.all() and np.isnan(found.probe_stderr).all()

@@ -1,0 +1,148 @@
+"""Samplers: the flow run back inverts the likelihood's; samples have the right moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.golden_networks import golden_network
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule64
+from scipy import stats
+
+from scoremle.core.divergence import Exact
+from scoremle.core.prediction import noise_fn
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
+from scoremle.solvers.multistep import Multistep
+
+every_sde = pytest.mark.parametrize("name", SDES)
+DATA = Gaussian.random(20, 2)
+
+
+@every_sde
+def test_flow_from_the_prior_is_the_exact_map(name, x64):
+    sde, eps = SDES[name], EPS[name]
+    solver = Multistep(512)
+    z = np.random.default_rng(0).normal(size=(5, 1, 2, 1)) * sde.prior_std
+    run = jax.jit(lambda z: ode_sample(DATA.noise(sde), sde, z, eps=eps, solver=solver))
+    x = run(jnp.asarray(z))
+    assert x.shape == z.shape and x.dtype == jnp.float64
+    back, _ = DATA.flow(sde, np.asarray(x).reshape(5, 2), eps)
+    np.testing.assert_allclose(back, z.reshape(5, 2), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_round_trip_and_distribution(name):
+    """z -> x -> z with the default solver in float32, and x distributed as p_eps, on the line."""
+    data, sde, eps = Mixture.on_line(), SDES[name], EPS[name]
+    noise = data.noise(sde)
+    z = sde.prior_sample(jax.random.key(2), (2000, 1))
+    x = jax.jit(lambda z: ode_sample(noise, sde, z, eps=eps))(z)
+    back = jax.jit(
+        lambda x: (
+            ode_log_likelihood(
+                noise, sde, x, jax.random.key(0), eps=eps, divergence=Exact()
+            ).latent
+        )
+    )(x)
+    # Errors at the data's end grow with the stretch of the map: worst between the components.
+    assert np.quantile(np.abs(back - z), 0.9) < 1e-2 * sde.prior_std
+    assert np.median(np.abs(back - z)) < 1e-3 * sde.prior_std
+    alpha, sigma = schedule64(sde, eps)
+    widths = np.sqrt(alpha**2 * data.stds**2 + sigma**2)
+    centres = alpha * data.means.T
+    cdf = (data.weights * stats.norm.cdf((np.asarray(x, np.float64) - centres) / widths)).sum(1)
+    assert stats.kstest(cdf, "uniform").statistic < 0.04
+
+
+@every_sde
+def test_euler_samples_have_the_moments(name):
+    sde, n = SDES[name], 4000
+    x = jax.jit(
+        lambda key: euler_sample(DATA.noise(sde), sde, key, (n, 2), eps=EPS[name], steps=300)
+    )(jax.random.key(3))
+    assert x.shape == (n, 2) and x.dtype == jnp.float32
+    x = np.asarray(x, np.float64)
+    alpha, sigma = schedule64(sde, EPS[name])
+    np.testing.assert_allclose(x.mean(0), alpha * DATA.mu, atol=0.08)
+    expected = alpha**2 * DATA.covariance + sigma**2 * np.eye(2)
+    np.testing.assert_allclose(np.cov(x.T), expected, atol=0.12 * expected.max())
+
+
+def test_euler_samples_images_and_is_a_function_of_its_key():
+    sde, data = SDES["vp"], Gaussian.random(21, 8)
+
+    def draw(seed):
+        key = jax.random.key(seed)
+        return euler_sample(data.noise(sde), sde, key, (3, 2, 2, 2), eps=1e-3, steps=20)
+
+    a, b, c = draw(0), draw(0), draw(1)
+    assert a.shape == (3, 2, 2, 2) and jnp.isfinite(a).all()
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 0.1
+
+
+# The original's numbers
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+def test_flow_of_a_network_is_the_originals(name, golden):
+    numbers, sde = golden("samplers"), SDES[name]
+    noise, eps = noise_fn(golden_network("ddpmpp"), sde), float(numbers[f"{name}/ode_t_eps"])
+    run = jax.jit(lambda z: ode_sample(noise, sde, z, eps=eps, solver=Multistep(120)))
+    x = (run(jnp.asarray(numbers["z"])) + 1) / 2
+    for solver in ("f64_tol1e-10_dop853", "tol1e-8", "tol1e-5"):
+        expected = numbers[f"{name}/ode_{solver}/x"]
+        assert np.abs(x - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+# Latents
+
+
+@every_sde
+def test_encoding_is_the_likelihoods_latent_and_is_undone(name, x64):
+    sde, eps = SDES[name], EPS[name]
+    noise, solver = DATA.noise(sde), Multistep(512)
+    x = jnp.asarray(DATA.draw(4, 5))
+    z = ode_encode(noise, sde, x, eps=eps, solver=solver)
+    np.testing.assert_allclose(z, DATA.flow(sde, np.asarray(x), eps)[0], rtol=1e-6, atol=1e-6)
+    back = ode_sample(noise, sde, z, eps=eps, solver=solver)
+    np.testing.assert_allclose(back, x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_way_between_latents_is_an_arc():
+    rng = np.random.default_rng(5)
+    z0, z1 = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
+    weights = jnp.linspace(0, 1, 5)
+    path = interpolate(z0, z1, weights)
+    np.testing.assert_allclose(path[0], z0, atol=1e-6)
+    np.testing.assert_allclose(path[-1], z1, atol=1e-6)
+    # Of the same norm: even turns, at that norm.
+    norm0, norm1 = (jnp.linalg.norm(z.reshape(3, -1), axis=1) for z in (z0, z1))
+    z1 = z1 * (norm0 / norm1)[:, None, None, None]
+    path = np.asarray(interpolate(z0, z1, weights), np.float64).reshape(5, 3, -1)
+    norms = np.linalg.norm(path, axis=2)
+    np.testing.assert_allclose(norms, np.tile(norm0, (5, 1)), rtol=1e-5)
+    turns = (path[1:] * path[:-1]).sum(2)
+    np.testing.assert_allclose(turns, np.tile(turns[0], (4, 1)), rtol=1e-5)
+
+
+def test_the_way_between_like_latents_is_straight():
+    z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
+    near = z + 1e-5 * jnp.ones_like(z)
+    np.testing.assert_allclose(interpolate(z, z, jnp.asarray([0.3]))[0], z, rtol=1e-6)
+    halfway = interpolate(z, near, jnp.asarray([0.5]))[0]
+    np.testing.assert_allclose(halfway, (z + near) / 2, atol=1e-6)
+    np.testing.assert_allclose(interpolate(z, 3 * z, jnp.asarray([0.5]))[0], 2 * z, rtol=1e-5)
+
+
+@every_sde
+def test_without_the_noise_is_the_mean_of_the_data_given_the_sample(name, x64):
+    """For Gaussian data: mu + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mu)."""
+    sde, eps = SDES[name], 0.1
+    x = jnp.asarray(DATA.draw(7, 6))
+    alpha, sigma = schedule64(sde, eps)
+    gain = alpha * DATA.covariance @ np.linalg.inv(
+        alpha**2 * DATA.covariance + sigma**2 * np.eye(2)
+    )
+    expected = DATA.mu + (np.asarray(x) - alpha * DATA.mu) @ gain.T
+    np.testing.assert_allclose(denoise(DATA.noise(sde), sde, x, eps=eps), expected, atol=1e-9)

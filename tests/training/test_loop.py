@@ -1,0 +1,356 @@
+"""The training step is the published one; the loop survives everything, bit for bit."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import resume_worker as worker
+from helpers.places import ROOT
+
+from scoremle.errors import UserError
+from scoremle.training import writers
+from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.step import init_state, make_optimizer, make_step
+
+
+def test_optimizer_is_the_published_one(golden):
+    g = golden("optimizer")
+    optimizer = make_optimizer(
+        lr=float(g["lr"]),
+        beta1=float(g["beta1"]),
+        eps=float(g["eps"]),
+        warmup=int(g["warmup"]),
+        grad_clip=float(g["grad_clip"]),
+    )
+    grads = {name: jnp.asarray(g[f"grads/{name}"]) for name in "ab"}
+
+    def loss(params, images, key):
+        """Its gradient is the given one, whatever the parameters."""
+        i = images.ravel()[0]
+        return sum(jnp.vdot(grads[name][i], params[name]) for name in "ab"), {}
+
+    state = init_state({name: jnp.asarray(g[f"params/{name}"]) for name in "ab"}, optimizer)
+    step = make_step(loss, optimizer, float(g["ema_rate"]), seed=0)
+    for i in range(len(g["grads/a"])):
+        state, out = step(state, np.full((1, 1, 1, 1, 1), i, np.uint8))
+        adam = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
+        found = dict(
+            zip(["params", "ema", "grad_ema", "grad_sq_ema"], [*state[1:3], *adam], strict=True)
+        )
+        for what, tree in found.items():
+            for name in "ab":
+                expected = g[f"{what}_after/{name}"][i]
+                np.testing.assert_allclose(tree[name], expected, rtol=1e-6, atol=1e-7)
+        norm = np.sqrt(sum((g[f"grads/{name}"][i].astype(float) ** 2).sum() for name in "ab"))
+        np.testing.assert_allclose(out["grad_norm"], [norm], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "rates"), [(0, [1, 1, 1]), (2, [0, 0.5, 1, 1])])
+def test_warmup(warmup, rates):
+    optimizer = make_optimizer(lr=0.1, beta1=0.9, eps=1e-30, warmup=warmup, grad_clip=-1.0)
+    params = jnp.zeros(1)
+    state = optimizer.init(params)
+    for rate in rates:
+        updates, state = optimizer.update(jnp.full(1, 5.0), state, params)
+        np.testing.assert_allclose(updates, -0.1 * rate, rtol=1e-4)
+
+
+def test_weight_decay_is_decoupled():
+    optimizer = make_optimizer(
+        lr=0.1, beta1=0.9, eps=1e-8, warmup=0, grad_clip=1.0, weight_decay=0.01
+    )
+    params = jnp.full(1, 2.0)
+    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, -0.1 * 0.01 * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_fused_steps_are_single_steps(backend, monkeypatch):
+    # A CPU makes a call for each step; what other devices do, one scan, runs here as well.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    optimizer = worker.optimizer()
+    step = make_step(worker.loss, optimizer, 0.9, seed=5)
+    images = np.stack([worker.batch(i) for i in range(6)])
+    fused, together = step(init_state(worker.init_params(), optimizer), images)
+    state, apart = init_state(worker.init_params(), optimizer), []
+    for i in range(6):
+        state, out = step(state, images[i : i + 1])
+        apart.append(out)
+    assert int(fused.step) == int(state.step) == 6
+    for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    for name in ("loss", "grad_norm", "loss_std"):
+        assert together[name].shape == (6,)
+        np.testing.assert_allclose(together[name], [m[name][0] for m in apart], rtol=2e-5)
+
+
+def test_one_batch_is_one_step():
+    optimizer = worker.optimizer()
+    step = make_step(worker.loss, optimizer, 0.9, seed=5)
+    state, row = step(init_state(worker.init_params(), optimizer), worker.batch(0))
+    again, rows = step(init_state(worker.init_params(), optimizer), worker.batch(0)[None])
+    assert int(state.step) == 1 and tree_hash(state) == tree_hash(again)
+    assert {name: (value.shape, float(value)) for name, value in row.items()} == {
+        name: ((), float(value[0])) for name, value in rows.items()
+    }
+    for shape in [(2, 2, 1), (4, 4), (1, 1, 4, 2, 2, 1)]:
+        with pytest.raises(ValueError, match=r"must be \[b h w c\], for one step"):
+            step(state, np.zeros(shape, np.uint8))
+
+
+def test_a_loss_may_log_nothing():
+    optimizer = worker.optimizer()
+
+    def alone(*arguments):
+        return worker.loss(*arguments)[0]
+
+    ends = []
+    for loss in (alone, worker.loss):
+        step = make_step(loss, optimizer, 0.9, seed=5)
+        state, row = step(init_state(worker.init_params(), optimizer), worker.batch(0))
+        ends.append((tree_hash(state), float(row["loss"])))
+    assert ends[0][0] == ends[1][0]
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-6)
+    assert {"loss", "grad_norm"} == set(
+        make_step(alone, optimizer, 0.9)(state, worker.batch(1))[1]
+    )
+
+
+def test_schedule():
+    s = replace(worker.SCHEDULE, n_iters=11, n_jitted_steps=4, log_freq=6, eval_freq=100)
+    assert [s.group(i) for i in (0, 4, 8)] == [range(0, 4), range(4, 8), range(8, 11)]
+    assert s.group(5) == range(5, 8)  # from an end that was not a boundary, back to the boundaries
+    assert s.due(range(0, 4)) == set()
+    assert s.due(range(4, 8)) == {"log", "preemption"}
+    assert s.due(range(8, 11)) == {"log", "eval", "snapshot", "preemption"}
+    with pytest.raises(UserError, match=r"training\.log_freq must be at least 1, not 0"):
+        replace(s, log_freq=0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        state, finished = worker.train(folder)
+    assert finished
+    return folder, out.getvalue(), tree_hash(state)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def template():
+    return init_state(worker.init_params(), worker.optimizer())
+
+
+def test_a_whole_run(whole):
+    folder, out, digest = whole
+    snapshots = Checkpoints(folder / "checkpoints", keep=None)
+    assert snapshots.numbers() == [1, 2, 3, 4]
+    assert [snapshots.meta(n)["step"] for n in (1, 2, 3, 4)] == [21, 42, 60, 80]
+    assert snapshots.meta(4)["config"] == "worker"
+    assert tree_hash(snapshots.restore(template()).tree) == digest
+    assert Checkpoints(folder / "checkpoints-meta", keep=2).numbers() == [78, 80]
+    steps = [row["step"] for row in rows(folder)]
+    assert steps == sorted(set(steps)) and {12, 21, 30, 42, 51, 60, 72, 80} <= set(steps)
+    assert [row["step"] for row in rows(folder) if "eval_bpd" in row] == [27, 51, 75, 80]
+    assert {"loss", "grad_norm", "loss_std"} < set(rows(folder)[0])
+    last = out.splitlines()[-1]
+    assert last.startswith("step 80/80  loss ") and "  bpd 3.000 +- 0.010  " in last
+    assert last.endswith("ETA 0s") and "steps/s" in last
+
+
+def test_a_finished_run_stays_as_it_is(whole):
+    folder, _, digest = whole
+    before = (folder / "metrics.jsonl").read_text()
+    state, finished = worker.train(folder)
+    assert finished and tree_hash(state) == digest
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def start(folder: Path, pause: float) -> subprocess.Popen:
+    command = [sys.executable, worker.__file__, str(folder), str(pause)]
+    cache = jax.config.jax_compilation_cache_dir
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    """Until the process has saved this many steps."""
+    store = Checkpoints(folder / "checkpoints-meta", keep=2)
+    deadline = time.monotonic() + 120
+    while (store.latest() or 0) < steps:
+        assert time.monotonic() < deadline, "the worker does not get on"
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
+    folder, _, digest = whole
+    rng = np.random.default_rng()
+    for steps in (7, 28, 49):
+        process = start(tmp_path, pause=0.02)
+        wait_for_steps(tmp_path, steps)
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+    process = start(tmp_path, pause=0)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert f"finished=True hash={digest}" in out
+    assert "going on from step" in out
+    assert rows(tmp_path) == rows(folder)
+    for number in (1, 2, 3, 4):
+        a, b = (Checkpoints(f / "checkpoints", keep=None) for f in (folder, tmp_path))
+        assert tree_hash(a.restore(template(), number)) == tree_hash(b.restore(template(), number))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_so(whole, tmp_path):
+    process = start(tmp_path, pause=0.05)
+    wait_for_steps(tmp_path, 7)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
+    saved = f"saved step {store.latest()} to {store.path(store.latest())}; run the same command"
+    assert saved in out and "finished=False" in out
+    usual = signal.getsignal(signal.SIGTERM)
+    state, finished = worker.train(tmp_path)
+    assert finished and tree_hash(state) == whole[2]
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+def test_ctrl_c_within_a_callback_saves_what_was_checked(tmp_path):
+    def interrupt(state, step):
+        signal.raise_signal(signal.SIGINT)
+        return {"loss": 1.0}
+
+    before = signal.getsignal(signal.SIGINT)
+    _, finished = worker.train(tmp_path, on_eval=interrupt)
+    assert not finished
+    assert Checkpoints(tmp_path / "checkpoints-meta", keep=2).latest() == 30
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(whole, tmp_path, caplog):
+    worker.train(tmp_path, schedule=replace(worker.SCHEDULE, n_iters=45))
+    store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
+    assert store.numbers() == [42, 45]
+    (store.path(45) / "record" / "metadata").write_text("{")
+    state, _ = worker.train(tmp_path)
+    assert "checkpoint_45 is damaged" in caplog.text
+    assert tree_hash(state) == whole[2]
+
+
+def test_an_end_moved_back_still_gets_its_snapshot(tmp_path):
+    def interrupt(state, step):
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    worker.train(tmp_path, on_eval=interrupt)
+    _, finished = worker.train(tmp_path, schedule=replace(worker.SCHEDULE, n_iters=30))
+    assert finished
+    assert Checkpoints(tmp_path / "checkpoints", keep=None).meta(1)["step"] == 30
+
+
+def poisoned_loss(params, images, key, sound=worker.loss):
+    """Infinite at the step whose images are all 255."""
+    value, more = sound(params, images, key)
+    return jnp.where((images == 255).all(), jnp.inf, value), more
+
+
+@pytest.mark.parametrize("bad_step", [4, 38])
+def test_a_loss_that_is_not_finite(tmp_path, monkeypatch, bad_step):
+    monkeypatch.setattr(worker, "loss", poisoned_loss)
+    original = worker.batch
+
+    def batch(step):
+        return np.full_like(original(step), 255) if step == bad_step else original(step)
+
+    with pytest.raises(UserError, match=f"loss is inf at step {bad_step}: stopped") as error:
+        worker.train(tmp_path, batch=batch)
+    message = str(error.value)
+    for advice in ("optim.lr", "optim.warmup", "training.smallest_time"):
+        assert advice in message
+    store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
+    if bad_step == 4:
+        assert "there is no checkpoint yet" in message and store.numbers() == []
+    else:
+        assert f"the last good checkpoint is {store.path(36)}" in message
+        assert store.latest() == 36
+        assert max(row["step"] for row in rows(tmp_path)) == 36
+
+
+def test_rows_of_a_killed_run_are_not_repeated(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 1}\n{"step": 20, "loss": 2}\n{"step": 30, "lo')
+    writer = writers.JsonLines(path)
+    writer.rewind(15)
+    writer.write(18, {"loss": 3.0, "eval_bpd": float("nan")})
+    assert rows(tmp_path) == [{"step": 10, "loss": 1}, {"step": 18, "loss": 3.0, "eval_bpd": None}]
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    writer = writers.TensorBoard(tmp_path)
+    writer.rewind(0)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert list(tmp_path.glob("events.out.*"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[tensorboard\]'"):
+        writers.TensorBoard(tmp_path)
+
+
+def test_lines_say_when_bits_were_measured_and_what_the_pace_includes(capsys):
+    lines = writers.Console(10)
+    lines.rewind(0)
+    for step, row in ((2, {}), (4, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}), (6, {})):
+        lines.write(step, {"loss": 1.0, **row})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "bpd" not in first and first.endswith("(with compilation)")
+    assert "  bpd 2.500 +- 0.100  " in second and "compilation" not in second
+    assert "  bpd 2.500 +- 0.100 (step 4)  " in third
+
+
+@pytest.mark.slow
+def test_several_devices_share_the_batch(whole):
+    """Four devices: the numbers of one, and a batch that does not divide is refused."""
+    code = """
+import sys, tempfile, pathlib, numpy as np
+from helpers import resume_worker as worker
+from scoremle.errors import UserError
+state, _ = worker.train(pathlib.Path(tempfile.mkdtemp()))
+np.save(sys.argv[1], np.asarray(state.params["in"]))
+try:
+    worker.train(pathlib.Path(tempfile.mkdtemp()), batch=lambda step: worker.batch(step)[:3])
+except UserError as error:
+    print(error)
+"""
+    file = whole[0] / "in.npy"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+    )
+    assert "training.batch_size 3 does not divide over 4 devices" in done.stdout, done.stderr
+    store = Checkpoints(whole[0] / "checkpoints", keep=None)
+    one = store.restore(template()).tree.params["in"]
+    np.testing.assert_allclose(np.load(file), one, rtol=1e-3, atol=1e-4)
