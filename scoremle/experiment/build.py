@@ -47,7 +47,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import Loss, TrainState, init_state, make_optimizer
-from scoremle.types import Images, IntImages, NoiseFn, PRNGKey, Times
+from scoremle.types import Images, IntImages, Keys, NoiseFn, PRNGKey, Times
 
 __all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
@@ -273,7 +273,7 @@ class Experiment:
         model, choice = self.model(params).calibrated(x, divergence=self.divergence, seed=seed)
         return replace(self, solver=model.solver, pilot=False), choice
 
-    def draw(self, params: Params, key: PRNGKey, count: int) -> IntImages:
+    def draw(self, params: Params, key: Keys, count: int) -> IntImages:
         """Samples of the model."""
         shape = (count, *self.data.shape)
         return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))

@@ -20,7 +20,7 @@ from scoremle.sampling.predictor_corrector import (
     reverse_diffusion,
 )
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Images, NoiseFn, PRNGKey
+from scoremle.types import Images, Keys, NoiseFn
 
 __all__ = ["SAMPLERS", "Sampler"]
 
@@ -36,7 +36,7 @@ CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "no
 class Sampler(NamedTuple):
     """Draws samples of a shape, each by so many evaluations of the network."""
 
-    draw: Callable[[NoiseFn, PRNGKey, tuple[int, ...]], Images]
+    draw: Callable[[NoiseFn, Keys, tuple[int, ...]], Images]
     evaluations: int
 
 
@@ -44,7 +44,7 @@ def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes
     """Draws latents and takes them to samples."""
     eps, remove = config.sampling.smallest_time, config.sampling.noise_removal
 
-    def draw(noise: NoiseFn, key: PRNGKey, shape: tuple[int, ...]) -> Images:
+    def draw(noise: NoiseFn, key: Keys, shape: tuple[int, ...]) -> Images:
         x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
         return denoise(noise, sde, x, eps=eps) if remove else x
 

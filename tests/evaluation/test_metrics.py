@@ -206,7 +206,9 @@ def test_the_terms_of_the_bound_add_up():
         terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
         error, count = jnp.full(len(y), 0.3), jnp.full(len(y), 9)
         bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
-        return Bound(-sum(terms), *terms, stderr=error, evaluations=count, profile=bins)
+        return Bound(
+            -sum(terms), *terms, stderr=error, evaluations=count, profile=bins, bounds="density"
+        )
 
     found = bound_bpd(lambda _, x, key: (x, jnp.full(len(x), 2.5)), bound, PIXELS)(
         None, X, KEYS
