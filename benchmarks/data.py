@@ -23,7 +23,7 @@ from scoremle import data
 from scoremle.cli import main as cli
 from scoremle.evaluation import tables
 from scoremle.experiment.build import build
-from scoremle.training import loop
+from scoremle.training.step import make_step
 
 COUNT, BATCH = 50_000, 128
 STEPS = 400
@@ -75,7 +75,7 @@ def seconds_a_step(config_path: str, few: int) -> float:
     """Of the network at batch 128, from one step of ``few`` images."""
     flags = [f"--config={config_path}", "--workdir=w", "--mode=train"]
     experiment = build(cli.parse(flags).config, levels=256)
-    step = loop.make_step(experiment.loss, experiment.optimizer, experiment.ema_rate)
+    step = make_step(experiment.loss, experiment.optimizer, experiment.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
     state = experiment.init_state()
     for _ in range(2):  # the state comes back placed on the devices, which is another program

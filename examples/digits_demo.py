@@ -18,10 +18,8 @@ import numpy as np
 
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
-from scoremle.evaluation import baselines, tables
+from scoremle.evaluation import baselines, pictures, tables
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = Path(os.path.relpath(ROOT / "configs" / "digits.py"))
 SHOWN = 64
 
 
@@ -30,7 +28,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     workdir = parser.parse_args().workdir
 
-    common = [f"--config={CONFIG}", f"--workdir={workdir}"]
+    common = ["--config=digits", f"--workdir={workdir}"]
     for flags in (
         ["--mode=train"],
         ["--mode=eval", "--config.eval.enable_sampling=True"],
@@ -119,7 +117,7 @@ def draw_samples(figure: Any, workdir: Path, test: np.ndarray, levels: int) -> N
         samples = saved["samples"]
     titles = {"samples of the model": samples, "test digits": test}
     for axis, (title, images) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        grid = tables.image_grid(images[:SHOWN], levels, columns=8)
+        grid = pictures.image_grid(images[:SHOWN], levels, columns=8)
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()

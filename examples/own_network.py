@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import scoremle
-from scoremle.training.loop import init_state, make_step
+from scoremle.training.step import init_state, make_step
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=3000, help="training steps")

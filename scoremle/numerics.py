@@ -8,6 +8,7 @@ from scoremle.types import Data, NoiseFn, PerExample, Times
 
 __all__ = [
     "as_data",
+    "as_pytree",
     "check_eps",
     "compensated_add",
     "expand",
@@ -69,6 +70,15 @@ def check_eps(eps: float) -> None:
     """ValueError unless the smallest time is within (0, 1), as far as it is known yet."""
     if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
         raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+
+
+def as_pytree(noise: NoiseFn) -> NoiseFn:
+    """A noise prediction that may be an argument of a compiled function.
+
+    A bare callable belongs to the program, and so do the arrays that it closes over.
+    """
+    bare = jax.tree_util.all_leaves([noise])
+    return jax.tree_util.Partial(noise) if bare else noise
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:

@@ -1,40 +1,96 @@
-"""Long work in parts, each a small file: what was killed goes on after the last finished part."""
+"""Work on many images in parts, each a small file: what was killed goes on from what is finished.
 
-import time
-from collections.abc import Callable
+A part holds rows of arrays, one for each image of a range, and its own place: the pass and the
+first image. Whatever ranges the parts cover are taken from them, and the rest is worked on, so
+that a run may go on with batches of another size, and parts of several runs may lie together.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from scoremle.files import read_npz, write_npz
+from scoremle.progress import progress
 
-__all__ = ["in_parts"]
+__all__ = ["Arrays", "fingerprint", "in_parts"]
 
 Arrays = dict[str, np.ndarray]
+# The pass and the numbers of some images, to arrays with a row for each of them.
+Work = Callable[[int, Int[np.ndarray, " size"]], Arrays]
+# Rows so far, and which of them are there, in words.
+Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
 
-# Seconds between lines of progress.
-LINE_EVERY = 20.0
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """A short name for settings: the same for the same facts alone."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def in_parts(
-    work: Callable[[int], Arrays], count: int, *, folder: Path, label: str
+    work: Work,
+    n: int,
+    *,
+    size: int,
+    passes: int = 1,
+    folder: Path | None = None,
+    label: str = "",
+    unit: str = "image",
+    describe: Describe = lambda rows, done: "",
 ) -> Arrays:
-    """What ``work`` gives for part 0, 1, ..., joined along the first axis.
+    """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
 
-    Finished parts lie in ``folder``, whose name must stand for all that they depend on.
+    It is called with ``size`` numbers each time, so that it compiles once; where fewer are left,
+    the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
+    that a row depends on. Progress is told under ``label``.
     """
-    began = last = time.monotonic()
-    found, fresh = [], 0
-    for i in range(count):
-        path = folder / f"part{i}.npz"
-        arrays = read_npz(path)
-        if arrays is None:
-            arrays = work(i)
-            write_npz(path, arrays)
-            fresh += 1
-        found.append(arrays)
-        now = time.monotonic()
-        if now - last > LINE_EVERY or i + 1 == count:
-            last, left = now, (now - began) * (count - i - 1) / max(fresh, 1)
-            print(f"{label}  part {i + 1}/{count}  ETA {left:.0f}s", flush=True)
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    rows: Arrays = {}
+    done = np.zeros((passes, n), bool)
+
+    def put(part: Arrays) -> None:
+        repeat, first = part.pop("place")
+        if repeat >= passes or first >= n:
+            return
+        for name, values in part.items():
+            values = values[: n - first]
+            if name not in rows:
+                rows[name] = np.zeros((passes, n, *values.shape[1:]), values.dtype)
+            rows[name][repeat, first : first + len(values)] = values
+            done[repeat, first : first + len(values)] = True
+
+    for part in _finished(folder):
+        put(part)
+    with progress(label, done.size, unit, done=int(done.sum())) as tell:
+        if done.all():
+            tell(done.size, describe(rows, done))
+        for repeat, first, stop in _missing(done, min(size, n)):
+            numbers = np.minimum(first + np.arange(min(size, n)), stop - 1)
+            found = work(repeat, numbers)
+            part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
+            part["place"] = np.asarray([repeat, first])
+            if folder:
+                write_npz(folder / f"pass{repeat}_{unit}{first}.npz", part)
+            put(part)
+            tell(int(done.sum()), describe(rows, done))
+    return rows
+
+
+def _finished(folder: Path | None) -> Iterator[Arrays]:
+    """The parts that lie there and can be read."""
+    for path in folder.glob("pass*.npz") if folder else ():
+        part = read_npz(path)
+        if part is not None and "place" in part:
+            yield part
+
+
+def _missing(done: Bool[np.ndarray, "passes n"], size: int) -> Iterator[tuple[int, int, int]]:
+    """Pass, first and end of what is to be done, in order, at most ``size`` images each."""
+    for repeat, row in enumerate(done):
+        (edges,) = np.diff(row, prepend=True, append=True).nonzero()
+        for begin, end in edges.reshape(-1, 2).tolist():
+            for first in range(begin, end, size):
+                yield repeat, first, min(first + size, end)

@@ -11,12 +11,13 @@ from helpers.places import ROOT
 
 PACKAGE = ROOT / "scoremle"
 # Modules of the root that every room may import.
-BASE = {"errors", "types", "numerics", "files", "resumable"}
+BASE = {"errors", "types", "numerics", "files", "resumable", "progress", "devices"}
 ROWS = (
     ("base",),
     ("core",),
     ("solvers",),
     ("likelihood", "sampling", "nn"),
+    ("model",),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("data", "training"),
     ("quality", "evaluation", "published"),
@@ -24,7 +25,7 @@ ROWS = (
     ("cli",),
 )
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}
-MATHEMATICS = {room for row in ROWS[:4] for room in row} - {"base"}
+MATHEMATICS = {room for row in ROWS[:5] for room in row} - {"base"}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
 MOST_AT_THE_ROOT = 12
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,7 @@ Orders and flips are built from the raw 64-bit words of PCG64, whose stream nump
 it makes no such promise for ``Generator.permutation``, which would tie a resumed run to a version.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["ImageSet", "Rows", "pad_to", "padded_batches", "permutation"]
+__all__ = ["ImageSet", "Rows", "pad_to", "permutation"]
 
 # Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
 FLIP_STREAM = 1
@@ -93,18 +93,6 @@ class ImageSet:
         images = self.train[indices]
         images[flipped] = images[flipped, :, ::-1]
         return images
-
-
-def padded_batches(
-    images: np.ndarray, batch_size: int, *, start: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images ``start``, ``start + 1``, ... in order, as (batch, mask) of one constant size.
-
-    The last batch is filled up with its last image; the mask [batch_size] is False there.
-    """
-    for first in range(start, len(images), batch_size):
-        positions = first + np.arange(batch_size)
-        yield images[np.minimum(positions, len(images) - 1)], positions < len(images)
 
 
 def pad_to(images: np.ndarray, size: int) -> np.ndarray:

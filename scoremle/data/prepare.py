@@ -10,29 +10,25 @@ a power of two, the upper bits.
 """
 
 import hashlib
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
 from scoremle.files import write_json, writing
+from scoremle.progress import progress
 
 __all__ = ["prepare"]
 
 SHOWN = 5
-# Seconds between lines of progress where the output is no terminal.
-LINE_EVERY = 20.0
 SPLITS = ("train", "test", "val")
 # Images that are worked on at once: chunks may be large.
 BLOCK = 4096
@@ -55,7 +51,7 @@ def prepare(
         made_whole(folder) as temporary,
         closing(_Writer(temporary, reading.levels, options)) as writer,
     ):
-        with _progress(f"preparing {name}") as tell:
+        with progress(f"preparing {name}", 1.0) as tell:
             for chunk in reading.chunks:
                 writer.add(chunk)
                 tell(chunk.done)
@@ -279,29 +275,3 @@ def _check_counts(
             f"{where} has {found['train']} training and {found['test']} test images, not"
             f" {counts[0]} and {counts[1]}: it is not whole; fetch it again"
         )
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[float], None]]:
-    """A live bar on a terminal, a line now and then elsewhere; it is told the share done."""
-    if not sys.stdout.isatty():
-        yield _line(label)
-        return
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _line(label: str) -> Callable[[float], None]:
-    began = last = time.monotonic()
-
-    def line(done: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > LINE_EVERY:
-            last = now
-            left = (now - began) * (1 - done) / max(done, 1e-3)
-            print(f"{label}  {done:.0%}  ETA {left:.0f}s", flush=True)
-
-    return line

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from scoremle.core.dequantize import Uniform
+from scoremle.core.keys import split
 from scoremle.core.loss import denoising_loss
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import noise_fn
@@ -17,7 +18,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
-from scoremle.types import Images, IntImages, PerExample, PRNGKey, Times
+from scoremle.types import Images, IntImages, Keys, PerExample, Times
 
 __all__ = ["Losses", "published_scale", "training_losses", "training_times"]
 
@@ -28,7 +29,7 @@ class Losses(Protocol):
     """The loss of each example in the published scaling; with ``train``, under dropout."""
 
     def __call__(
-        self, params: Params, x: IntImages, key: PRNGKey, *, train: bool
+        self, params: Params, x: IntImages, key: Keys, *, train: bool
     ) -> PerExample: ...
 
 
@@ -69,8 +70,8 @@ def training_losses(
     scale = published_scale(config, sde, dims)
     dequantize = config.data.uniform_dequantization
 
-    def losses(params: Params, x: IntImages, key: PRNGKey, *, train: bool) -> PerExample:
-        key_u, key_loss, key_dropout = jax.random.split(key, 3)
+    def losses(params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
+        key_u, key_loss, key_dropout = split(key, 3) if key.shape else jax.random.split(key, 3)
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantize else pixels.encode_grid(x)
         rngs = {"dropout": key_dropout} if train else {}
 

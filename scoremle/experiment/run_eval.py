@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import scoremle
 from scoremle.errors import UserError
-from scoremle.evaluation import metrics, tables
+from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.experiment.consistency import suite_tasks, verdicts
 from scoremle.experiment.estimators import HASH_LENGTH, Facts, Task, tasks
 from scoremle.experiment.run_sampling import Sampling, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.likelihood.nodes import PILOT_IMAGES, Auto, Choice
+from scoremle.likelihood.nodes import PILOT_IMAGES, Choice
+from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -170,11 +170,11 @@ class Evaluation:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
         experiment, choice = self.experiment, None
         exact = self.options.suite or (self.options.enable_bpd and not self.options.bound)
-        if exact and isinstance(experiment.solver, Auto):
+        if exact and experiment.pilot:
             print("choosing the solver's nodes on a few images", flush=True)
             images = self.images[:PILOT_IMAGES]
-            experiment, choice = experiment.choose_nodes(restored.tree.ema, jnp.asarray(images))
-            print(_told(choice), flush=True)
+            experiment, choice = experiment.calibrated(restored.tree.ema, images)
+            print(choice, flush=True)
         return list(_tasks(experiment, self.options, self.flow is not None, choice))
 
     def judge(self, names: list[str]) -> None:
@@ -200,9 +200,11 @@ class Evaluation:
         flow = self.flow if _needs_flow(task) else None
         if flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(flow).items()}
+        if task.on_host:  # the published solver's norm mixes the images of a batch
+            facts["batch_size"] = self.options.batch_size
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
-        parts = self.folder / "parts" / f"{name}_{metrics.fingerprint(facts)}"
+        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
         values, seconds = metrics.evaluate(
             task.metric if task.on_host else jax.jit(task.metric),
             task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
@@ -218,15 +220,15 @@ class Evaluation:
         result = {
             "metric": task.column,
             "unit": "bits/dim" if task.column == "bpd" else "loss",
-            **metrics.summary(values, task.column),
-            **metrics.parts(values),
+            **statistics.summary(values, task.column),
+            **statistics.means(values),
             **facts,
             **task.notes,
             "seconds_per_image": seconds,
         }
         if task.log_snr_edges is not None:
-            result["profile"] = metrics.profile(values, task.log_snr_edges)
-            tables.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
+            result["profile"] = statistics.profile(values, task.log_snr_edges)
+            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
         if "probe_bias" in values:
             _warn_of_optimism(name, result)
@@ -248,14 +250,13 @@ class Evaluation:
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
             "seed": experiment.seed,
-            "batch_size": self.options.batch_size,
             "version": scoremle.__version__,
         }
 
-    def _check_finite(self, task: Task, values: metrics.Values, name: str) -> None:
+    def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
-            hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
+            hint = "; try --config.eval.solver=doubling" if task.name.startswith("exact") else ""
             raise UserError(
                 f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
                 f" their values are in {self.folder / name}.npz{hint}"
@@ -273,17 +274,7 @@ class Evaluation:
                 for end, chosen in ends.items()
             }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            tables.write_captioned(path, parts, self.experiment.pixels.levels, 8)
-
-
-def _told(choice: Choice) -> str:
-    missed = "" if choice.met else " (more than was aimed at)"
-    return (
-        f"{choice.nodes} nodes: on {choice.images} images the solver's error is "
-        f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} +- "
-        f"{choice.solver_bias_stderr:.4f} in the mean; the probes' {choice.probe_stderr:.4f} an "
-        "image"
-    )
+            pictures.write_captioned(path, parts, self.experiment.pixels.levels, 8)
 
 
 def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Mode eval with ``eval.enable_sampling``: samples of checkpoints, and their quality.
 
 Samples are drawn in rounds, each a file, and their features in batches, each a file: whatever a
-run had finished when it was killed is not done again. Quality is measured if ``eval.inception``
+run had finished when it was killed is not done again. Sample j has a key of its own, as an image
+of a split has. Quality is measured if ``eval.inception``
 names the weights of the Inception network and ``eval.stats`` the features of a data set; both are
 read before anything else begins.
 """
@@ -13,16 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 import scoremle
+from scoremle.core.keys import image_keys
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
-from scoremle.evaluation.metrics import fingerprint
+from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.files import write_npz
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
-from scoremle.resumable import in_parts
+from scoremle.resumable import Arrays, fingerprint, in_parts
 
 __all__ = ["Judge", "Sampling", "judge"]
 
@@ -118,20 +120,20 @@ class Sampling:
         return {f"quality_ckpt_{checkpoint['checkpoint']}": result}
 
     def _samples(self, params: Any, parts: Path, label: str) -> np.ndarray:
-        key = jax.random.key(self.experiment.seed)
+        key, size = jax.random.key(self.experiment.seed), self._size
 
-        def draw(i: int) -> dict[str, np.ndarray]:
-            drawn = self._draw(params, jax.random.fold_in(key, i), self._size)
-            return {"samples": np.asarray(drawn)}
+        def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
+            return {"samples": self._draw(params, image_keys(key, index), size)}
 
-        rounds = -(-self.options.num_samples // self._size)
-        drawn = in_parts(draw, rounds, folder=parts, label=label)
-        return drawn["samples"][: self.options.num_samples]
+        # Whole rounds, so that the last one is the same whatever number is asked for.
+        whole = -(-self.options.num_samples // size) * size
+        drawn = in_parts(draw, whole, size=size, folder=parts, label=label, unit="sample")
+        return drawn["samples"][0, : self.options.num_samples]
 
     def _write(self, path: Path, samples: np.ndarray) -> None:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
-        tables.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
+        pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
         print(f"{len(samples)} samples: {path}, some of them: {grid}", flush=True)
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
@@ -157,8 +159,13 @@ class Sampling:
 
     @property
     def _facts(self) -> Facts:
-        """All that a sample depends on but the checkpoint; their number is not among it."""
+        """All that a sample depends on but the checkpoint; their number is not among it.
+
+        The Langevin corrector takes norms over a round, which is then part of what a sample is.
+        """
         experiment, config = self.experiment, self.experiment.config
+        method, corrector = (config["sampling"][n].lower() for n in ("method", "corrector"))
+        of_round = {"round_size": self._size} if (method, corrector) == ("pc", "langevin") else {}
         return {
             "dataset": experiment.data.name,
             "levels": experiment.data.levels,
@@ -168,6 +175,6 @@ class Sampling:
             "num_scales": config["model"]["num_scales"],
             "precision": config["model"]["dtype"],
             "seed": experiment.seed,
-            "round_size": self._size,
+            **of_round,
             "version": scoremle.__version__,
         }

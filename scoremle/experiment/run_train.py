@@ -1,13 +1,13 @@
 """Modes train and train_deq: a score model, or a flow dequantizer for one, trained or trained on.
 
-Both are the loop of `loop.py` with a loss of their own.
+Both are the loop of `training/loop.py` with a loss of their own.
 """
 
 import functools
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,16 @@ import numpy as np
 
 from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Uniform
-from scoremle.core.pixels import bits_per_dim
+from scoremle.core.keys import example_keys
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
+from scoremle.likelihood.images import ByBound, ImageModel
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
+from scoremle.training.step import Loss, TrainState, make_step
 from scoremle.types import PRNGKey
 
 __all__ = ["run_train", "run_train_deq"]
@@ -76,7 +78,7 @@ def run_train_deq(
     )  # fmt: skip
 
 
-def _begun(experiment: Experiment, template: loop.TrainState) -> str:
+def _begun(experiment: Experiment, template: TrainState) -> str:
     """What is trained on what, before the first program is compiled."""
     images, devices = experiment.data, jax.devices()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
@@ -108,17 +110,17 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
 def _run(
     experiment: Experiment,
     place: Workdir,
-    state: loop.TrainState,
-    loss: loop.Loss,
+    state: TrainState,
+    loss: Loss,
     ema_rate: float,
     schedule: loop.Schedule,
     *,
     measure: Measure,
-    on_snapshot: Callable[[loop.TrainState, int], None],
+    on_snapshot: Callable[[TrainState, int], None],
     note: dict[str, Any],
 ) -> None:
     feed = data.feed(experiment.data, experiment.on_device)
-    step = loop.make_step(
+    step = make_step(
         loss, experiment.optimizer, ema_rate,
         seed=experiment.seed, resident=feed.resident, gather=feed.gather,
     )  # fmt: skip
@@ -142,7 +144,7 @@ def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
         targets.append(writers.TensorBoard(place.folder / "tensorboard"))
-    return writers.FanOut(*targets, writers.console(schedule.n_iters))
+    return writers.FanOut(*targets, writers.Console(schedule.n_iters))
 
 
 def _score_measure(experiment: Experiment) -> Measure:
@@ -150,9 +152,9 @@ def _score_measure(experiment: Experiment) -> Measure:
 
     @jax.jit
     def measure(params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
-        key_loss, key_u, key_bound = jax.random.split(key, 3)
+        key_loss, key_bound = jax.random.split(key)
         losses = experiment.losses(params, x, key_loss, train=False)
-        bound = _quick_bound(experiment, params, Uniform(), x, key_u, key_bound)
+        bound = _quick_bound(experiment, params, Uniform(), x, key_bound)
         return {"loss": jnp.mean(losses), **bound}
 
     return measure
@@ -164,7 +166,7 @@ def _flow_measure(experiment: Experiment) -> Measure:
     @jax.jit
     def measure(score: Any, params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
         dequantizer = experiment.dequantizer("variational", params)
-        return _quick_bound(experiment, score, dequantizer, x, *jax.random.split(key))
+        return _quick_bound(experiment, score, dequantizer, x, key)
 
     return measure
 
@@ -174,23 +176,21 @@ def _quick_bound(
     score: Any,
     dequantizer: Dequantizer,
     x: jax.Array,
-    key_u: PRNGKey,
-    key_bound: PRNGKey,
+    key: PRNGKey,
 ) -> dict[str, jax.Array]:
-    y, log_q = experiment.encode(x, key_u, dequantizer)
-    bound = experiment.bound(score, y, key_bound, draws=EVAL_DRAWS)
-    bpd = bits_per_dim(bound.log_prob - log_q, experiment.pixels, experiment.dims)
+    model = cast(ImageModel, experiment.model(score))  # it has pixels
+    bpd = ByBound(EVAL_DRAWS)(model, dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}
 
 
 def _on_eval(
     experiment: Experiment, measure: Measure
-) -> Callable[[loop.TrainState, int], dict[str, float]]:
+) -> Callable[[TrainState, int], dict[str, float]]:
     """What ``measure`` gives for test images and averaged parameters."""
     test = experiment.data.test
     size = min(experiment.data.batch_size, len(test))
 
-    def on_eval(state: loop.TrainState, step: int) -> dict[str, float]:
+    def on_eval(state: TrainState, step: int) -> dict[str, float]:
         # A key of its own stream, and a window that moves over the split: pure in the step.
         key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
@@ -201,7 +201,7 @@ def _on_eval(
 
 def _on_snapshot(
     experiment: Experiment, workdir: Workdir
-) -> Callable[[loop.TrainState, int], None]:
+) -> Callable[[TrainState, int], None]:
     if not experiment.snapshot_sampling:
         return lambda state, step: None
 
@@ -209,10 +209,10 @@ def _on_snapshot(
     def draw(params: Any, key: jax.Array) -> jax.Array:
         return experiment.draw(params, key, SNAPSHOT_SAMPLES)
 
-    def on_snapshot(state: loop.TrainState, step: int) -> None:
+    def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
         samples = np.asarray(draw(state.ema, jax.random.key(experiment.seed)))
         path = workdir.folder / "samples" / f"step_{step}.png"
-        tables.write_grid(path, samples, experiment.pixels.levels)
+        pictures.write_grid(path, samples, experiment.pixels.levels)
 
     return on_snapshot

@@ -26,7 +26,7 @@ from scoremle.experiment.build import FLOW_FIELDS, Experiment
 from scoremle.experiment.config import with_defaults
 from scoremle.files import read_json, write_json
 from scoremle.published import PublishedCheckpoints, origin
-from scoremle.training.loop import TrainState
+from scoremle.training.step import TrainState
 
 __all__ = ["Workdir"]
 

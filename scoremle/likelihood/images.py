@@ -3,14 +3,13 @@
     -log2 P(x) / D,       log P(x) >= log p(y) - log q(u | x) + D log dy/du,     y = encode(x, u)
 
 There are two ways to log p: the probability-flow ODE and the variational bound. Each is a record
-of how it is done, called with a model, a dequantizer, images and a key for each of them. Values are
-per image; all but the numbers of evaluations and of effective draws are in bits/dim.
+of how it is done, called with a model, a dequantizer, images and a key for each of them. Values
+are per image; all but the numbers of evaluations and of effective draws are in bits/dim.
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -23,7 +22,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR
 from scoremle.likelihood.bound import likelihood_bound
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.importance import importance_bound
+from scoremle.likelihood.importance import ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
@@ -96,24 +95,18 @@ class ByOde:
             y = model.pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        bits = x[0].size * jnp.log(2.0)
+        dims, bits = x[0].size, x[0].size * jnp.log(2.0)
         if self.samples == 1:
             found, log_q = draw(key_u)
-            log_prob, more = found.log_prob - log_q, {}
-        else:
-            found = importance_bound(draw, key_u, self.samples)
-            log_prob = found.log_prob
-            more = {
-                "draw_stderr": found.draw_stderr / bits,
-                "probe_bias": found.probe_bias / bits,
-                "effective_draws": found.effective_draws,
-            }
+            values = {"bpd": bits_per_dim(found.log_prob - log_q, model.pixels, dims)}
+            return values | _of_solution(found, bits)
+        bound = importance_bound(draw, key_u, self.samples)
         return {
-            "bpd": bits_per_dim(log_prob, model.pixels, x[0].size),
-            "probe_stderr": found.probe_stderr / bits,
-            "solver_error": found.solver_error / bits,
-            "nfe": found.evaluations.astype(jnp.float32),
-            **more,
+            "bpd": bits_per_dim(bound.log_prob, model.pixels, dims),
+            "draw_stderr": bound.draw_stderr / bits,
+            "probe_bias": bound.probe_bias / bits,
+            "effective_draws": bound.effective_draws,
+            **_of_solution(bound, bits),
         }
 
     def _log_likelihood(
@@ -126,6 +119,14 @@ class ByOde:
             eps=start or model.eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
+
+
+def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> Values:
+    return {
+        "probe_stderr": found.probe_stderr / bits,
+        "solver_error": found.solver_error / bits,
+        "nfe": found.evaluations.astype(jnp.float32),
+    }
 
 
 @pytree
@@ -143,8 +144,8 @@ class ByBound:
         start: the smallest time; None: the model's.
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
-    noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant of
-    the pixels; ``profile`` adds up to ``diffusion``.
+    noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
+    of the pixels; ``profile`` adds up to ``diffusion``.
     """
 
     on_host: ClassVar[bool] = False
@@ -162,19 +163,17 @@ class ByBound:
         key_u, key_bound = split(keys)
         pixels, dims, bits = model.pixels, x[0].size, x[0].size * jnp.log(2.0)
         eps = self.start or model.eps
-        of_integers = self.reconstruction.bounds == "probability"
-        if of_integers:
-            y, terms = self.reconstruction.encode(x), {}
-            # A probability is a density times the volume of a bin.
-            log_q = jnp.full(len(x), dims * pixels.log_det_per_dim)
-        else:
+        terms: Values = {}
+        if (y := self.reconstruction.encode(x)) is None:
             u, log_q = dequantizer(key_u, x)
-            y, terms = pixels.encode(x, u), {"dequantization": log_q / bits}
+            y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
+        else:  # a probability is a density times the volume of a bin
+            log_q = jnp.full(len(x), dims * pixels.log_det_per_dim)
         found = likelihood_bound(
             model.noise, model.sde, y, key_bound,
             eps=eps, times=self.times or UniformLogSNR(model.sde, eps, stratified=True),
             draws=self.draws, matching=self.matching, reconstruction=self.reconstruction,
-            integers=x if of_integers else None, control=self.control,
+            integers=x, control=self.control,
         )  # fmt: skip
         if found.profile is not None:
             terms["profile"] = found.profile / bits

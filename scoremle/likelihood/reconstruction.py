@@ -50,6 +50,10 @@ class Reconstruction(Protocol):
     @property
     def random(self) -> bool: ...
 
+    def encode(self, integers: IntImages) -> Data | None:
+        """Where integers stand, if they are decoded; None if they are to be dequantized."""
+        ...
+
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         """The part without random error; ``integers`` are what ``y`` encodes, if it does."""
         ...
@@ -70,6 +74,9 @@ class Gaussian:
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = True
 
+    def encode(self, integers: IntImages) -> None:
+        return None
+
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
 
@@ -84,6 +91,9 @@ class Entropy:
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = False
+
+    def encode(self, integers: IntImages) -> None:
+        return None
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
@@ -104,6 +114,9 @@ class Discrete:
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
+
+    def encode(self, integers: IntImages) -> Data:
+        return jnp.asarray(self.points, float)[integers]
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         if integers is None:

@@ -20,7 +20,7 @@ from scoremle.published import pytorch, state_dict
 from scoremle.published.mismatch import mismatch
 from scoremle.published.state_dict import Tree
 from scoremle.training.checkpoints import Damaged, difference, leaves
-from scoremle.training.loop import TrainState
+from scoremle.training.step import TrainState
 
 __all__ = ["Published", "decode", "published_tree", "read", "train_state"]
 

@@ -17,13 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from scoremle.data import padded_batches
 from scoremle.errors import UserError
 from scoremle.files import read_npz, write_npz
 from scoremle.quality import inception
-from scoremle.resumable import in_parts
+from scoremle.resumable import Arrays, in_parts
 
 __all__ = [
     "Extractor",
@@ -70,19 +69,18 @@ class Extractor:
 
 def extract(
     extractor: Extractor, images: UInt8Images, levels: int, *, folder: Path, label: str
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
 
-    Finished batches lie in ``folder``. The last one is padded, not compiled anew.
+    Finished parts lie in ``folder``.
     """
-    size = min(BATCH_SIZE, len(images))
 
-    def work(i: int) -> dict[str, np.ndarray]:
-        batch, mask = next(padded_batches(images, size, start=i * size))
-        found = jax.device_get(extractor.apply(_colour(batch, levels)))
-        return {"pool_3": found.pool[mask], "logits": found.logits[mask]}
+    def work(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
+        found = jax.device_get(extractor.apply(_colour(images[index], levels)))
+        return {"pool_3": found.pool, "logits": found.logits}
 
-    return in_parts(work, -(-len(images) // size), folder=folder, label=label)
+    found = in_parts(work, len(images), size=BATCH_SIZE, folder=folder, label=label)
+    return {name: rows[0] for name, rows in found.items()}
 
 
 def _colour(images: UInt8Images, levels: int) -> UInt8[np.ndarray, "b h w 3"]:

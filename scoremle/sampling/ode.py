@@ -21,7 +21,27 @@ from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn
 
-__all__ = ["denoise", "euler_sample", "interpolate", "ode_encode", "ode_sample"]
+__all__ = [
+    "denoise",
+    "euler_sample",
+    "interpolate",
+    "ode_draw",
+    "ode_encode",
+    "ode_sample",
+]
+
+
+def ode_draw(
+    noise: NoiseFn,
+    sde: SDE,
+    key: Keys,
+    shape: tuple[int, ...],
+    *,
+    eps: float,
+    solver: Solver = Multistep(),
+) -> Data:
+    """Samples at t = ``eps`` of latents from the prior, by one key or one for each."""
+    return ode_sample(noise, sde, sde.prior_sample(key, shape), eps=eps, solver=solver)
 
 
 def ode_sample(

@@ -6,17 +6,14 @@ one protocol, so that the training loop knows only one of them: a ``FanOut``.
 
 import json
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.progress import BarColumn, Progress, TextColumn
-
 from scoremle.errors import UserError
 from scoremle.files import write_atomically, writing
+from scoremle.progress import Progress
 
-__all__ = ["Bar", "FanOut", "JsonLines", "Lines", "Row", "TensorBoard", "Writer", "console"]
+__all__ = ["Console", "FanOut", "JsonLines", "Row", "TensorBoard", "Writer"]
 
 Row = dict[str, float]
 
@@ -108,86 +105,25 @@ class TensorBoard:
                 self._writer.close()
 
 
-class _Pace:
-    """Loss, bits/dim, speed and time to go, in words."""
+class Console:
+    """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row."""
 
     def __init__(self, n_iters: int) -> None:
-        self._n_iters = n_iters
+        self._progress = Progress("", n_iters, "step", every=0.0)
         self._bpd: tuple[int, str] | None = None
 
-    def start(self, step: int) -> None:
-        self._since, self._rows = (step, time.monotonic()), 0
+    def rewind(self, step: int) -> None:
+        self._progress.start(step)
 
-    def describe(self, step: int, row: Row) -> str:
+    def write(self, step: int, row: Row) -> None:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
             self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}"
-        now = time.monotonic()
-        rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
-        left = _duration((self._n_iters - step) / rate)
-        pace = f"{rate:.1f} steps/s  ETA {left}"
-        if self._rows == 0:
-            self._since = (step, now)  # what came before was mostly compilation
-            pace += " (with compilation)"
-        self._rows += 1
-        return "  ".join([f"loss {row['loss']:.4f}", *self._measured(step), pace])
-
-    def _measured(self, step: int) -> list[str]:
-        """The newest bits/dim, and when it was measured if that was earlier."""
-        if self._bpd is None:
-            return []
-        at, text = self._bpd
-        return [text if at == step else f"{text} (step {at})"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
-
-
-class Lines:
-    """A line of text a row, for logs and pipes."""
-
-    def __init__(self, n_iters: int) -> None:
-        self._n_iters = n_iters
-        self._pace = _Pace(n_iters)
-
-    def rewind(self, step: int) -> None:
-        self._pace.start(step)
-
-    def write(self, step: int, row: Row) -> None:
-        print(f"step {step}/{self._n_iters}  {self._pace.describe(step, row)}", flush=True)
+        words = [f"loss {row['loss']:.4f}"]
+        if self._bpd:
+            at, text = self._bpd
+            words.append(text if at == step else f"{text} (step {at})")
+        self._progress.tell(step, "  ".join(words))
 
     def close(self) -> None:
-        pass
-
-
-class Bar:
-    """A live progress bar, for terminals."""
-
-    def __init__(self, n_iters: int) -> None:
-        self._pace = _Pace(n_iters)
-        self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        self._task = self._progress.add_task("starting", total=n_iters)
-
-    def rewind(self, step: int) -> None:
-        self._pace.start(step)
-        self._progress.update(self._task, completed=step)
-        self._progress.start()
-
-    def write(self, step: int, row: Row) -> None:
-        text = self._pace.describe(step, row)
-        self._progress.update(self._task, completed=step, description=text)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-def console(n_iters: int) -> Writer:
-    """A live bar when standard output is a terminal, plain lines when it is not."""
-    return Bar(n_iters) if sys.stdout.isatty() else Lines(n_iters)
+        self._progress.close()

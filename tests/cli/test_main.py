@@ -242,7 +242,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     evaluate(tiny, "exact", eval__num_repeats=2)  # again: nothing is measured twice
     out, err = capfd.readouterr()
     mean = exact[1]["exact_test_ckpt_2"]["mean"]
-    assert out.startswith("exact_test_ckpt_2  batch 8/8  bpd")
+    assert out.startswith("exact_test_ckpt_2  image 720/720  bpd")
     assert f"{mean:.4f} bits/dim" in out
     assert out.endswith(f"written to {exact[0]}\n")
     assert err == ""
@@ -277,7 +277,6 @@ def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
         {"eval__probes": 2},
         {"seed": 43},
         {"eval__begin_ckpt": 1, "eval__end_ckpt": 1},
-        {"eval__batch_size": 90},
         {"eval__nodes": 7},
         {"eval__num_images": 350},
         {"eval__divergence": "gaussian"},
@@ -292,6 +291,13 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     monkeypatch.setattr("scoremle.evaluation.metrics._timed", measured)
     folder = f"--eval_folder={exact[0].name}"
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
+
+
+@pytest.mark.parametrize("batch_size", [90, 1000])
+def test_another_batch_size_measures_nothing_again(tiny, exact, batch_size, monkeypatch):
+    monkeypatch.setattr("scoremle.evaluation.metrics._timed", None)
+    other = {"eval__batch_size": batch_size, "eval__num_repeats": 2}
+    assert evaluate(tiny, exact[0].name, **other)[1] == exact[1]
 
 
 def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsys):

@@ -16,10 +16,11 @@ import pytest
 from helpers import resume_worker as worker
 
 from scoremle import data
-from scoremle.data.image_set import ImageSet, pad_to, padded_batches
+from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
-from scoremle.training.loop import Schedule, init_state, make_step, run
+from scoremle.training.loop import Schedule, run
+from scoremle.training.step import init_state, make_step
 
 feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
 
@@ -207,11 +208,11 @@ import sys, hashlib, jax, numpy as np
 number, count, port = map(int, sys.argv[1:])
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, number)
-from scoremle import data
+from scoremle import data, devices
 from scoremle.training import loop
 images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
 images = data.ImageSet(images, images, batch_size=4, seed=5, random_flip=True)
-everywhere = loop._placement()
+everywhere = devices.replicated()
 assert jax.device_count() == 2 and jax.process_count() == count
 for mode in ("true", "false"):
     feed = data.feed(images, mode)
@@ -245,20 +246,6 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes():
     for out, err in [process.communicate(timeout=300) for process in processes]:
         # Gloo writes there too.
         assert [line for line in out.splitlines() if len(line) == 64] == [digest] * 2, err
-
-
-@pytest.mark.parametrize(("count", "batch_size", "start"), [(10, 4, 0), (8, 4, 0), (10, 4, 6)])
-def test_padded_batches_give_each_image_once_in_order(count, batch_size, start):
-    images = numbered(count).train
-    batches = list(padded_batches(images, batch_size, start=start))
-    assert all(len(batch) == len(mask) == batch_size for batch, mask in batches)
-    seen = np.concatenate([batch[mask][:, 0, 0, 0] for batch, mask in batches])
-    np.testing.assert_array_equal(seen, np.arange(start, count))
-    np.testing.assert_array_equal(batches[-1][0][~batches[-1][1]][:, 0, 0, 0] + 1, count)
-
-
-def test_nothing_is_left_after_the_last_image():
-    assert list(padded_batches(numbered(8).train, 4, start=8)) == []
 
 
 def test_padding_is_centred_and_never_crops():

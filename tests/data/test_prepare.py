@@ -189,8 +189,7 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     def never(*_):
         raise AssertionError("read again")
 
-    broken = {**data.DATASETS, "mnist": data.Dataset("mnist", never)}
-    monkeypatch.setattr(data, "DATASETS", broken)
+    monkeypatch.setitem(data.DATASETS, "mnist", data.Dataset("mnist", never))
     # By its files, by the prepared folder, and by its name alone.
     for path in (str(folder), str(made), ""):
         np.testing.assert_array_equal(data.load("mnist", path=path).train, first.train)
@@ -279,19 +278,6 @@ def test_damaged_folders(tmp_path):
     (found.folder / "meta.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="not of a data set that this version prepared"):
         data.load("images", path=str(found.folder))
-
-
-def test_progress(capsys, monkeypatch):
-    clock = iter([0.0, 21.0, 22.0, 50.0])
-    monkeypatch.setattr(preparing.time, "monotonic", lambda: next(clock))
-    with preparing._progress("preparing x") as tell:
-        for done in (0.25, 0.3, 0.5):
-            tell(done)
-    assert capsys.readouterr().out == "preparing x  25%  ETA 63s\npreparing x  50%  ETA 50s\n"
-    monkeypatch.undo()
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with preparing._progress("preparing y") as tell:
-        tell(0.5)
 
 
 # The command

@@ -7,27 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle.core.keys import draw, example_keys, image_keys
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.evaluation import metrics as module
-from scoremle.evaluation.metrics import (
-    bound_bpd,
-    evaluate,
-    exact_bpd,
-    fingerprint,
-    parts,
-    profile,
-    summary,
-)
+from scoremle.evaluation.metrics import bound_bpd, evaluate, exact_bpd
+from scoremle.evaluation.statistics import means, profile, summary
 from scoremle.likelihood.bound import Bound
 from scoremle.likelihood.ode import Likelihood
+from scoremle.resumable import fingerprint
 
 IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
 
 
-def metric(params, x, key):
+def metric(params, x, keys):
     """The image itself, and noise that depends on all that it may depend on."""
     place = x[:, 0, 0, 0].astype(jnp.float32)
-    return {"bpd": params * place, "noise": jax.random.uniform(key, place.shape)}
+    return {"bpd": params * place, "noise": draw(jax.random.uniform, keys, ())}
 
 
 def run(folder, images=IMAGES, *, batch_size=5, repeats=2, metric=metric):
@@ -50,9 +45,9 @@ def measured(monkeypatch):
     calls = []
     timed = module._timed
 
-    def counting(measure, params, batch, mask, key):
-        calls.append(batch[mask, 0, 0, 0].tolist())
-        return timed(measure, params, batch, mask, key)
+    def counting(measure, params, batch, keys):
+        calls.append(np.unique(batch).tolist())  # the last batch is filled up with its last
+        return timed(measure, params, batch, keys)
 
     monkeypatch.setattr(module, "_timed", counting)
     return calls
@@ -69,15 +64,24 @@ def test_every_image_once_a_pass_in_order(tmp_path, batch_size, measured):
     values = run(tmp_path, batch_size=batch_size)
     np.testing.assert_array_equal(values["bpd"], [3.0 * np.arange(23)] * 2)
     assert [*chain(*measured)] == [*range(23)] * 2
-    assert len(np.unique(values["noise"])) == 46  # fresh in every batch of every pass
+    assert len(np.unique(values["noise"])) == 46  # fresh for every image of every pass
+
+
+def test_noise_belongs_to_an_image_and_a_pass(tmp_path):
+    values = run(tmp_path)
+    for repeat in (0, 1):
+        keys = image_keys(jax.random.fold_in(jax.random.key(1), repeat), np.arange(23))
+        np.testing.assert_array_equal(values["noise"][repeat], draw(jax.random.uniform, keys, ()))
+    for batch_size in (1, 7, 23):
+        same(run(tmp_path / str(batch_size), batch_size=batch_size), values)
 
 
 def test_one_program_for_all_batches(tmp_path):
     compiled = []
 
-    def counting(params, x, key):
+    def counting(params, x, keys):
         compiled.append(x.shape)
-        return metric(params, x, key)
+        return metric(params, x, keys)
 
     run(tmp_path, metric=jax.jit(counting))
     assert compiled == [(5, 1, 1, 1)]
@@ -113,6 +117,31 @@ def test_lost_and_unreadable_batches_alone_are_measured_again(tmp_path, measured
     assert measured == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [20, 21, 22]]
 
 
+@pytest.mark.parametrize("batch_size", [2, 8, 23])
+def test_a_run_goes_on_with_another_batch_size(tmp_path, batch_size, measured):
+    """And with parts of several sizes that lie in a folder, of which some were lost."""
+    whole = run(tmp_path)
+    for name in ("pass0_image5", "pass0_image10", "pass1_image0", "pass1_image20"):
+        (tmp_path / f"{name}.npz").unlink()
+    del measured[:]
+    same(run(tmp_path, batch_size=batch_size), whole)
+    assert [*chain(*measured)] == [*range(5, 15), *range(5), *range(20, 23)]
+    assert max(map(len, measured)) <= batch_size
+    del measured[:]
+    same(run(tmp_path, batch_size=3), whole)
+    assert not measured
+
+
+def test_a_part_carries_its_own_place(tmp_path, measured):
+    """Shares of a run that were measured apart are put together by laying them in one folder."""
+    whole = run(tmp_path / "a")
+    for i, part in enumerate(sorted((tmp_path / "a").iterdir())):
+        part.rename(part.with_name(f"pass_{i}.npz"))
+    del measured[:]
+    same(run(tmp_path / "a"), whole)
+    assert not measured
+
+
 def test_more_passes_are_added_to_those_there_are(tmp_path, measured):
     run(tmp_path, repeats=1)
     del measured[:]
@@ -125,8 +154,12 @@ def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
     for repeats in (1, 3):
         images = run(tmp_path / str(repeats), repeats=repeats)["bpd"].mean(axis=0)
         told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
-        batches = 5 * repeats
-        assert capsys.readouterr().out == f"l  batch {batches}/{batches}  {told}  ETA 0s\n"
+        total = 23 * repeats
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"l  image {total}/{total}  {told}  ") and line.endswith("  ETA 0s")
+        run(tmp_path / str(repeats), repeats=repeats)  # again: nothing is measured
+        again = capsys.readouterr().out
+        assert again == f"l  image {total}/{total}  {told}  ETA 0s\n"
 
 
 def test_fingerprints():
@@ -143,8 +176,11 @@ PIXELS = Pixels(17)
 X = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
 
 
-def encode(params, x, key):
-    return x + jax.random.uniform(key, x.shape), jnp.full(len(x), 0.5)
+KEYS = example_keys(jax.random.key(0), 3)
+
+
+def encode(params, x, keys):
+    return x + draw(jax.random.uniform, keys, x.shape[1:]), jnp.full(len(x), 0.5)
 
 
 def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
@@ -157,7 +193,7 @@ def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
             probe_deviations=jnp.full((1, n), 0.1), solver_error=full(0.2), ok=jnp.ones(n, bool),
         )  # fmt: skip
 
-    found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, jax.random.key(0))
+    found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, KEYS)
     log_prob = 1.0 - X.sum(axis=(1, 2, 3)) - 0.5
     np.testing.assert_allclose(found["bpd"], bits_per_dim(log_prob, PIXELS, 4), rtol=1e-6)
     np.testing.assert_allclose(found["probe_stderr"], 0.1 / (4 * np.log(2)), rtol=1e-6)
@@ -173,7 +209,7 @@ def test_the_terms_of_the_bound_add_up():
         return Bound(-sum(terms), *terms, stderr=error, evaluations=count, profile=bins)
 
     found = bound_bpd(lambda _, x, key: (x, jnp.full(len(x), 2.5)), bound, PIXELS)(
-        None, X, jax.random.key(0)
+        None, X, KEYS
     )
     terms = ("dequantization", "prior", "diffusion", "reconstruction")
     total = sum(found[term] for term in terms) + np.log2(17 / 2)
@@ -222,12 +258,12 @@ def test_summary_by_hand():
 def test_what_cannot_be_told_is_none():
     assert summary({"loss": np.array([[1.0, 3.0]])}, "loss")["noise_stderr"] is None
     assert summary({"loss": np.array([[1.0], [3.0]])}, "loss")["stderr"] is None
-    found = parts({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
+    found = means({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
     assert found == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
 
 
 def test_errors_of_the_mean_by_hand():
-    found = parts(
+    found = means(
         {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
     )
     assert found["mean_prior"] == 2.0

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.evaluation.tables import (
+from scoremle.evaluation.pictures import (
     image_grid,
-    results_table,
-    table,
     write_captioned,
     write_grid,
     write_profile,
 )
+from scoremle.evaluation.tables import results_table, table
 
 WHITE = 255
 

@@ -1,370 +1,130 @@
-"""Configs hold the published values; the command line sets fields and names every mistake."""
+"""Which config ``--config`` means: a name from anywhere, a path, a file of the published form."""
 
-import re
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.places import ROOT
 
-import scoremle
-from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.experiment import config
-from scoremle.experiment.build import build
+from scoremle.experiment import defaults
+from scoremle.experiment.config import NAMED, load_config, published_config, with_defaults
 
-# As the program finds it: the root need not be on the path.
-default, _ = config.load_configs(None)
-
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))
-OWN = ["configs/digits.py", "configs/fashion_mnist.py", "configs/own_images.py"]
+ROOT = Path(__file__).resolve().parents[2]
+VP = "vp/cifar10_ddpmpp_continuous"
 
 
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def parse(path: str, *flags: str) -> cli.Settings:
-    return cli.parse([f"--config={path}", "--workdir=w", "--mode=train", *flags])
-
-
-def failure(*argv: str) -> str:
+def failure(place: str) -> str:
     with pytest.raises(UserError) as error:
-        cli.parse(list(argv))
+        load_config(place)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def field_failure(flag: str) -> str:
-    return failure("--config=configs/default.py", "--workdir=w", "--mode=train", flag)
+def resolved(place: str, **fields) -> dict:
+    config, resolve = load_config(place)
+    config.update_from_flattened_dict(fields)
+    resolve(config)
+    return config.to_dict()
 
 
-# Values
+def test_a_clone_has_each_config_under_its_published_path():
+    """Fields and ``resolve``: both weightings are what ImageNet's asks for."""
+    paths = {str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / "configs").rglob("*.py")}
+    assert paths == {f"configs/{name}" for name in [*NAMED, "default", "__init__"]}
+    both = {"training.likelihood_weighting": True, "training.importance_weighting": True}
+    for name in NAMED:
+        path = str(ROOT / "configs" / f"{name}.py")
+        assert resolved(path, **both) == resolved(name, **both)
+    assert resolved(str(ROOT / "configs" / "default.py")) == resolved(VP)
 
 
-def test_there_are_eight_published_configs():
-    names = [
-        f"{d}_ddpmpp{v}_continuous.py" for d in ("cifar10", "imagenet32") for v in ("", "_deep")
-    ]
-    assert sorted(f"configs/{sde}/{n}" for sde in ("vp", "subvp") for n in names) == CONFIGS
+def test_a_name_means_no_file_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits.py"):
+        Path(name).write_text("raise ValueError('run')")
+    assert load_config("digits")[0].data.dataset == "digits"
+    assert failure("digits.py") == "config file digits.py, line 1: ValueError: run"
 
 
-@pytest.mark.parametrize("path", CONFIGS)
-def test_published_values(path):
-    config = parse(path).config
-    deep, imagenet, subvp = "_deep_" in path, "imagenet32" in path, "subvp" in path
-    facts = {
-        "training.sde": "subvpsde" if subvp else "vpsde",
-        "training.smallest_time": 1e-2 if subvp else 1e-5,
-        "training.n_iters": 950_001 if deep else 1_300_001,
-        "training.batch_size": 128,
-        "training.snapshot_freq": 50_000,
-        "training.snapshot_freq_for_preemption": 10_000,
-        "training.n_jitted_steps": 5,
-        "training.reduce_mean": True,
-        "training.continuous": True,
-        "training.likelihood_weighting": False,
-        "training.importance_weighting": False,
-        "training.stratified": False,
-        "sampling.method": "ode",
-        "sampling.steps": 32,
-        "sampling.n_steps_each": 1,
-        "sampling.noise_removal": True,
-        "sampling.probability_flow": False,
-        "sampling.snr": 0.16,
-        "sampling.smallest_time": 1e-2 if subvp else 1e-3,
-        "eval.batch_size": 1024,
-        "eval.num_repeats": 1 if imagenet else 5,
-        "eval.dataset": "test",
-        "deq.n_iters": 300_001,
-        "deq.ema_rate": 0.99,
-        "data.dataset": "ImageNet" if imagenet else "CIFAR10",
-        "data.random_flip": not imagenet,
-        "data.centered": True,
-        "data.uniform_dequantization": False,
-        "model.name": "ncsnpp",
-        "model.nf": 128,
-        "model.ch_mult": (1, 2, 2, 2),
-        "model.num_res_blocks": 8 if deep else 4,
-        "model.attn_resolutions": (16,),
-        "model.dropout": 0.0 if imagenet else 0.1,
-        "model.embedding_type": "positional",
-        "model.fir": False,
-        "model.resblock_type": "biggan",
-        "model.scale_by_sigma": False,
-        "model.ema_rate": 0.9999,
-        "model.init_scale": 0.0,
-        "optim.lr": 2e-4,
-        "optim.warmup": 5000,
-        "optim.grad_clip": 1.0,
-        "seed": 42,
-    }
-    values = {name: value for name, (_, value) in cli._fields(config).items()}
-    assert {name: values[name] for name in facts} == facts
-
-
-@pytest.mark.parametrize("path", OWN)
-def test_own_configs_train_by_maximum_likelihood_on_dequantized_data(path):
-    config = parse(path).config
-    training, data = config.training, config.data
-    assert training.likelihood_weighting and training.importance_weighting and training.stratified
-    assert data.uniform_dequantization and data.centered and not data.random_flip
-
-
-def test_every_field_has_a_type_and_a_meaning():
-    meanings = dict(cli.FIELD_LINE.findall(Path(default.__file__).read_text()))
-    fields = cli._fields(default.get_config())
-    assert meanings.keys() == fields.keys()
-    assert all(kind in (bool, int, float, str, tuple) for kind, _ in fields.values())
-
-
-# Fields that depend on others
-
-
-@pytest.mark.parametrize("path", [path for path in CONFIGS if "/vp/imagenet32" in path])
-def test_imagenet_starts_later_with_both_weightings_of_the_flags(path):
-    both = (
-        "--config.training.likelihood_weighting",
-        "--config.training.importance_weighting=true",
+def test_a_name_that_is_none():
+    assert failure("fashion_mnits") == (
+        "unknown config 'fashion_mnits'; did you mean fashion_mnist? "
+        f"there are: {', '.join(NAMED)}"
     )
-    assert parse(path, *both).config.training.smallest_time == 5e-5
-    assert parse(path, both[0]).config.training.smallest_time == 1e-5
-    stated = parse(path, *both, "--config.training.smallest_time=1e-4")
-    assert stated.config.training.smallest_time == 1e-4
 
 
-def test_smallest_times_follow_the_sde_of_the_flags():
-    config = parse("configs/digits.py", "--config.training.sde=subvpsde").config
-    assert (config.training.smallest_time, config.sampling.smallest_time) == (1e-2, 1e-2)
+def test_a_published_path_where_there_is_no_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = f"configs/{VP}.py"
+    assert failure(path) == (
+        f"no config file {path} (looked for {tmp_path / path}); did you mean --config={VP}?"
+    )
 
 
-@pytest.mark.parametrize(
-    ("flags", "steps"),
-    [
-        ("--config.sampling.method=pc", 1000),
-        ("--config.sampling.method=Euler --config.model.num_scales=7", 7),
-        ("--config.sampling.method=ode --config.eval.nodes=9", 9),
-        ("--config.sampling.method=ddim", 100),
-        ("--config.sampling.method=dpm_solver --config.model.num_scales=7", 20),
-        ("--config.sampling.method=pc --config.sampling.steps=50", 50),
-    ],
-)
-def test_the_steps_of_sampling_follow_the_method(flags, steps):
-    assert parse("configs/digits.py", *flags.split()).config.sampling.steps == steps
+# Files of the published form
+
+PUBLISHED = "from configs import default\ndef get_config(): return default.get_config()\n"
 
 
-def test_the_checkpoints_to_evaluate_stay_unset_until_the_workdir_is_seen():
-    config = parse("configs/digits.py", "--config.eval.end_ckpt=3").config
-    assert (config.eval.begin_ckpt, config.eval.end_ckpt, config.eval.ckpt_id) == (None, 3, None)
+def test_a_file_imports_from_the_checkout_it_lies_in(tmp_path):
+    """Though ``configs`` of another is importable; and the path is then as it was."""
+    checkout = tmp_path / "checkout"
+    (checkout / "configs" / "mine").mkdir(parents=True)
+    (checkout / "configs" / "__init__.py").touch()
+    (checkout / "configs" / "default.py").write_text(
+        "from scoremle.experiment import defaults\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.seed = 7\n"
+        "    return config\n"
+    )
+    for file in (checkout / "mine.py", checkout / "configs" / "mine" / "a.py"):
+        file.write_text(PUBLISHED)
+        code = (
+            "import sys\nfrom scoremle.experiment.config import load_config\n"
+            f"before = [*sys.path]\nprint(load_config({str(file)!r})[0].seed, sys.path == before)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout == "7 True\n", done.stderr
 
 
-def test_names_may_be_written_in_upper_case_as_published():
-    flags = ("--config.training.sde=SubVPSDE", "--config.eval.bpd_dataset=Train")
-    config = parse("configs/digits.py", *flags).config
-    assert (config.training.smallest_time, config.eval.dataset) == (1e-2, "train")
+def test_a_file_that_lies_in_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "configs", None)  # as where there is none
+    (tmp_path / "mine.py").write_text(PUBLISHED)
+    path = [*sys.path]
+    assert failure(str(tmp_path / "mine.py")).endswith(
+        "; write: from scoremle.experiment import defaults as default"
+    )
+    assert sys.path == path
 
 
-def test_a_name_in_upper_case_means_the_same_network():
-    values = (
-        "model.embedding=LOG_SNR", "model.embedding_type=Fourier", "data.on_device=FALSE",
-        "model.nf=4", "model.ch_mult=(1,1)",
-    )  # fmt: skip
-    flags = [f"--config.{value}" for value in values]
-    experiment = build(parse("configs/digits.py", *flags).config, levels=17)
-    assert (experiment.conditioning, experiment.on_device) == ("log_snr", "false")
-    assert experiment.config["model"]["embedding"] == "log_snr"
-    assert experiment.network.embedding_type == "fourier"
+# What a config becomes
 
 
-@pytest.mark.parametrize("flag", ["eval.dataset", "eval.bpd_dataset"])
-def test_both_names_of_the_split(flag):
-    config = parse("configs/digits.py", f"--config.{flag}=train").config
-    assert config.eval.dataset == config.eval.bpd_dataset == "train"
+def test_a_file_may_have_a_rule_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from scoremle.experiment import defaults\nget_config = defaults.get_config\n"
+        "def resolve(config):\n    config.training.smallest_time = config.seed / 4\n"
+        "    defaults.resolve(config)\n"
+    )
+    training = resolved(str(tmp_path / "mine.py"), seed=1)["training"]
+    assert training["smallest_time"] == 0.25
 
 
-# Flags
+def test_a_published_config_with_fields_set():
+    config = published_config("subvp/imagenet32_ddpmpp_deep_continuous", {"model.nf": 8})
+    assert (config.model.nf, config.model.num_res_blocks) == (8, 8)
+    assert (config.training.smallest_time, config.data.dataset) == (1e-2, "ImageNet")
 
 
-def test_flags_of_every_type():
-    line = """
-        --config.model.nf=16 --config configs/digits.py --config.model.ch_mult=(1,4)
-        --config.optim.lr 1e-3 --noconfig.training.likelihood_weighting --mode eval
-        --config.data.path=/a=b --workdir=runs/x --eval_folder=out
-        --config.model.attn_resolutions=4
-    """
-    settings = cli.parse(line.split())
-    config = settings.config
-    assert (settings.workdir, settings.mode, settings.eval_folder) == ("runs/x", "eval", "out")
-    assert (config.model.nf, config.model.ch_mult) == (16, (1, 4))
-    assert config.model.attn_resolutions == (4,)
-    assert config.optim.lr == 1e-3
-    assert config.training.likelihood_weighting is False
-    assert config.data.path == "/a=b"
-    assert parse("configs/digits.py").eval_folder == "eval"
-
-
-@pytest.mark.parametrize(
-    "again", [["--config.model.ch_mult=(1,3)"], ["--config.model.ch_mult", "1,3"]]
-)
-def test_the_last_of_repeated_flags_counts(again):
-    first = ("--config.model.ch_mult", "(2,2)", "--config.model.nf=4", "--config.model.nf=8")
-    config = parse("configs/digits.py", *first, *again, "--config.seed=1").config
-    assert (config.model.ch_mult, config.model.nf, config.seed) == ((1, 3), 8, 1)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        (
-            "--config.training.likelihod_weighting=True",
-            "unknown field training.likelihod_weighting;"
-            " did you mean training.likelihood_weighting?",
-        ),
-        ("--noconfig.training.likelihod=1", "unknown field training.likelihod; did you mean"),
-        ("--config.zzz=1", "unknown field zzz"),
-        (
-            "--config.training=1",
-            "training is a group of fields; set one of them, such as",
-        ),
-        ("--config.training.batch_size=abc", 'training.batch_size must be int, got "abc"'),
-        ("--config.training.batch_size=1.5", 'training.batch_size must be int, got "1.5"'),
-        ("--config.optim.lr=fast", 'optim.lr must be float, got "fast"'),
-        ("--config.training.smallest_time=x", 'training.smallest_time must be float, got "x"'),
-        ("--config.eval.bound=maybe", 'eval.bound must be bool, got "maybe"'),
-        ("--config.model.ch_mult=a,b", "model.ch_mult must be a tuple of int, got ('a,b',)"),
-        ("--config.model.ch_mult=1,,2", "model.ch_mult must be tuple, got"),
-        ("--config.model.ch_mult=(1,2.5)", "model.ch_mult must be a tuple of int, got (1, 2.5)"),
-        ("--config.model.ch_mult", "Missing value for flag --config.model.ch_mult"),
-        ("--config.eval.nodes", "Missing value for flag --config.eval.nodes"),
-        ("--training.n_iters=1", "--training.n_iters; did you mean --config.training.n_iters?"),
-        ("--probes=1", "unknown flag --probes; did you mean --config.eval.probes?"),
-        ("--wrkdir=x", "unknown flag --wrkdir; did you mean --workdir?"),
-        ("--mode=fly", "value should be one of <train|eval|train_deq>"),
-        ("digits", "unexpected argument 'digits'"),
-    ],
-)
-def test_mistakes_in_flags(flag, message):
-    assert message in field_failure(flag)
-
-
-def test_missing_flags():
-    assert failure("--workdir=w") == "missing --config=FILE, such as --config=configs/digits.py"
-    assert failure("--config=configs/digits.py", "--mode=train") == "missing --workdir"
-    assert failure("--config=configs/digits.py", "--workdir=w") == "missing --mode"
-
-
-BROKEN = {
-    "def get_config():\n    return (1,\n": "line 2: '(' was never closed",
-    "x = 1\ny = x / 0\n": "line 2: ZeroDivisionError: division by zero",
-    "import nowhere\n": "line 1: ModuleNotFoundError: No module named 'nowhere'",
-    "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.a.b = 1\n"
-    "    return c": "line 4: AttributeError",
-    "x = 1\n": "has no function get_config",
-    "def get_config():\n    return {}\n": "get_config must return a ConfigDict",
-    "import ml_collections\nget_config = ml_collections.ConfigDict\n": "lacks the field",
-}
-
-
-@pytest.mark.parametrize("source", BROKEN)
-def test_broken_config_file(source, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(source)
-    message = failure(f"--config={file}", "--workdir=w", "--mode=train")
-    assert BROKEN[source] in message
-    assert str(file) in message
-
-
-def test_missing_config_file(tmp_path):
-    file = tmp_path / "absent.py"
-    assert failure(f"--config={file}") == f"no config file {file} (looked for {file})"
-
-
-def test_a_config_file_anywhere_can_use_the_default(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("from configs.default import get_config\n")
-    assert parse(str(file)).config.training.smallest_time == 1e-5
-
-
-# The program
-
-
-def run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "main.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    result = run("--config=nowhere.py", "--workdir=w", "--mode=train", cwd=tmp_path)
-    assert result.returncode == 2
-    assert re.fullmatch(r"scoremle: error: no config file nowhere\.py .*\n", result.stderr)
-    assert result.stdout == ""
-
-
-def test_help_lists_every_field_without_importing_jax(tmp_path, capsys):
-    assert cli.main(["--help", "--config=configs/digits.py"]) == 0
-    table = capsys.readouterr().out
-    for name, (kind, _) in cli._fields(default.get_config()).items():
-        assert re.search(rf"^{re.escape(name)} +{kind.__name__} +\S.* \S", table, re.MULTILINE)
-    assert re.search(r"^data\.dataset +str +'digits' +name of the data set$", table, re.MULTILINE)
-    # From another folder, by a fresh interpreter that could not import jax.
-    (tmp_path / "jax.py").write_text("raise ImportError('jax')")
-    code = "import sys; from scoremle.cli.main import main; sys.exit(main(['--help']))"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdout=subprocess.PIPE)
-
-
-def ended(monkeypatch, error) -> int:
-    """The exit code of a run in which this error is raised."""
-
-    def failing(_):
-        raise error
-
-    monkeypatch.setattr(cli, "parse", failing)
-    return cli.main(["--workdir=w"])
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (KeyboardInterrupt("it goes on"), 130, "interrupted; it goes on"),
-        (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied"),
-        (OSError(28, "No space left on device"), 2, "error: No space left on device"),
-        (OSError("truncated"), 2, "error: truncated"),
-        (MemoryError(), 2, f"error: out of memory; {cli.LESS_MEMORY}"),
-        (MemoryError("9 GiB"), 2, f"error: out of memory: 9 GiB; {cli.LESS_MEMORY}"),
-        (
-            RuntimeError("RESOURCE_EXHAUSTED: 9 bytes.\n"), 2,
-            f"error: out of memory: RESOURCE_EXHAUSTED: 9 bytes.; {cli.LESS_MEMORY}",
-        ),
-    ],
-)  # fmt: skip
-def test_other_ways_to_end(error, code, words, monkeypatch, capsys):
-    assert ended(monkeypatch, error) == code
-    assert capsys.readouterr().err == f"scoremle: {words}\n"
-
-
-def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
-    with pytest.raises(RuntimeError, match="bug"):
-        ended(monkeypatch, RuntimeError("bug"))
-
-
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [
-        ("train", "did you mean --mode=train?"),
-        ("imprt", "did you mean import?"),
-        ("x", "there are: data, score, import, export, convert-inception, stats"),
-    ],
-)
-def test_words_that_are_no_command(word, hint, capsys):
-    assert cli.main([word]) == 2
-    assert capsys.readouterr().err == f"scoremle: error: unknown command {word!r}; {hint}\n"
-
-
-def test_usage_and_version(capsys):
-    assert cli.main([]) == 2
-    assert capsys.readouterr().err.startswith("usage: scoremle --config=FILE")
-    command = [sys.executable, "-m", "scoremle", "--version"]
-    assert subprocess.check_output(command, text=True) == f"scoremle {scoremle.__version__}\n"
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_newer_fields():
+    old = resolved("digits")
+    del old["eval"]["suite"], old["deq"]
+    config = with_defaults(old)
+    assert config.eval.suite is False and config.deq == defaults.get_config().deq
+    assert config.model.nf == 16

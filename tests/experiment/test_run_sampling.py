@@ -94,7 +94,6 @@ def test_results_state_what_they_were_measured_with(judged, stats):
         "step": 20,
         "dataset": "digits",
         "seed": 42,
-        "round_size": 16,
     }
     assert {name: result[name] for name in facts} == facts
     assert result["sampling"]["method"] == "ode"
@@ -156,7 +155,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
     times = {path: path.stat().st_mtime_ns for path in written}
     assert run(tiny.workdir, "--eval_folder=killed", *flags) == 0
     assert {path: path.stat().st_mtime_ns for path in written} == times
-    assert len(list(killed.rglob("part*.npz"))) == 4 + 3
+    assert len(list(killed.rglob("pass*.npz"))) == 4 + 3
     for name in ("samples_ckpt_2.npz", "samples_ckpt_2.png", "results.json"):
         assert (killed / name).read_bytes() == (folder / name).read_bytes()
 
@@ -165,7 +164,7 @@ def test_more_samples_keep_those_there_are(tiny, judged):
     folder, flags = judged
     few, more = tiny.workdir / "few", (*flags, "--eval_folder=few")
     assert run(tiny.workdir, *more, "--config.eval.num_samples=33") == 0
-    rounds = {path: path.stat().st_mtime_ns for path in few.glob("parts/*/part*.npz")}
+    rounds = {path: path.stat().st_mtime_ns for path in few.glob("parts/*/pass*.npz")}
     assert len(rounds) == 3 and len(npz(few / "samples_ckpt_2.npz")["samples"]) == 33
     assert run(tiny.workdir, *more) == 0
     assert {path: path.stat().st_mtime_ns for path in rounds} == rounds

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.training.checkpoints import Checkpoints, tree_hash
-from scoremle.training.loop import Schedule, init_state, make_optimizer, make_step, run
-from scoremle.training.writers import FanOut, JsonLines, Lines
+from scoremle.training.loop import Schedule, run
+from scoremle.training.step import init_state, make_optimizer, make_step
+from scoremle.training.writers import Console, FanOut, JsonLines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.
 SCHEDULE = Schedule(
@@ -59,7 +60,7 @@ def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_e
         schedule,
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
         preemption=Checkpoints(folder / "checkpoints-meta", keep=2),
-        writer=FanOut(JsonLines(folder / "metrics.jsonl"), Lines(schedule.n_iters)),
+        writer=FanOut(JsonLines(folder / "metrics.jsonl"), Console(schedule.n_iters)),
         on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
         on_snapshot=lambda state, step: None,
         note={"config": "worker"},

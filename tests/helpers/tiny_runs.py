@@ -112,7 +112,7 @@ def mistake(capfd, mode, workdir, *more, **values):
     out, err = capfd.readouterr()
     assert code == 2
     assert re.fullmatch(r"scoremle: error: [^\n]+\n", err), err
-    assert "step" not in out and "batch" not in out  # found before any work
+    assert "step" not in out and "  image " not in out  # found before any work
     assert digest(workdir) == before
     return err
 

@@ -26,8 +26,8 @@ from scoremle.published import (
     pytorch,
     state_dict,
 )
-from scoremle.training import loop
 from scoremle.training.checkpoints import Damaged, tree_hash
+from scoremle.training.step import init_state, make_optimizer
 
 
 def published_shapes(name):
@@ -111,9 +111,9 @@ def test_the_dequantizer_is_told_too(name, numbers):
 @pytest.mark.parametrize(
     ("folder", "advice"),
     [
-        ("cifar10_deep_vp_flip", "use --config=configs/vp/cifar10_ddpmpp_deep_continuous.py"),
-        ("imagenet32_deep_subvp", "use --config=configs/subvp/imagenet32_ddpmpp_deep_continuous"),
-        ("mine", "use a config such as configs/vp/cifar10_ddpmpp_deep_continuous.py"),
+        ("cifar10_deep_vp_flip", "use --config=vp/cifar10_ddpmpp_deep_continuous"),
+        ("imagenet32_deep_subvp", "use --config=subvp/imagenet32_ddpmpp_deep_continuous"),
+        ("mine", "use a config such as vp/cifar10_ddpmpp_deep_continuous"),
     ],
 )
 def test_a_deep_network_where_the_config_says_four_blocks(folder, advice):
@@ -162,8 +162,8 @@ def test_names_of_folders(name, known):
 
 def test_a_flax_checkpoint_of_ncsnpp(tmp_path):
     _, params, _ = golden("ncsnpp_ve")
-    optimizer = loop.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
-    state = loop.init_state(jax.tree.map(jnp.asarray, params), optimizer)
+    optimizer = make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
     tree = published.published_tree(state, lr=1e-3, ema_rate=0.999, rng=[1, 2])
     (tmp_path / "checkpoint_24").write_bytes(flax.serialization.msgpack_serialize(tree))
     found = published.read(tmp_path / "checkpoint_24")
@@ -212,8 +212,8 @@ def test_a_checkpoint_of_pytorch_is_one_like_any_other(tmp_path):
     torch = pytest.importorskip("torch")
     config, params, _ = golden("ncsnpp_ve")
     torch.save(as_tensors(as_checkpoint(config, params), torch), tmp_path / "checkpoint_24.pth")
-    optimizer = loop.make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
-    template = jax.eval_shape(lambda: loop.init_state(params, optimizer))
+    optimizer = make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
+    template = jax.eval_shape(lambda: init_state(params, optimizer))
     store = PublishedCheckpoints(tmp_path, keep=None)
     state, meta, number = store.restore(template)
     assert (number, int(state.step), meta["step"]) == (24, 7, 7)

@@ -13,8 +13,8 @@ import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
 from scoremle.published import pytorch
-from scoremle.training import loop
 from scoremle.training.checkpoints import tree_hash
+from scoremle.training.step import init_state, make_optimizer
 
 torch = pytest.importorskip("torch")
 from helpers.torch_networks import Network  # noqa: E402
@@ -126,8 +126,8 @@ def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
     assert tree_hash(found.ema) != tree_hash(found.params)
 
     # The next update, of the same gradient.
-    optimizer = loop.make_optimizer(lr=LR, beta1=0.9, eps=1e-8, warmup=4, grad_clip=1.0)
-    template = jax.eval_shape(lambda: loop.init_state(found.params, optimizer))
+    optimizer = make_optimizer(lr=LR, beta1=0.9, eps=1e-8, warmup=4, grad_clip=1.0)
+    template = jax.eval_shape(lambda: init_state(found.params, optimizer))
     state = published.train_state(found, template, path)
     next_gradients = gradients(training.module, 3)
     frozen = {n for n, p in training.module.named_parameters() if not p.requires_grad}

@@ -30,8 +30,8 @@ from scoremle.errors import UserError
 from scoremle.experiment import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import PublishedCheckpoints, state_dict
-from scoremle.training import loop
 from scoremle.training.checkpoints import Damaged, tree_hash
+from scoremle.training.step import init_state, make_optimizer, make_step
 
 OBJECTIVE = (
     "--config.training.likelihood_weighting",
@@ -105,7 +105,7 @@ def test_the_dequantizer_is_read_into_plain_trees():
     assert attention["block0_attn_proj1_W"].shape == (4, 12)
     assert attention["block0_ln1_g"].shape == (1, 1, 1, 4)  # no GroupNorm: left as it is
     optimizer = experiment().optimizer
-    template = jax.eval_shape(lambda: loop.init_state(found.params, optimizer))
+    template = jax.eval_shape(lambda: init_state(found.params, optimizer))
     state = PublishedCheckpoints(DEQUANTIZER.parent, keep=None).restore(template).tree
     assert tree_hash(state.ema) == tree_hash(found.ema)
 
@@ -150,20 +150,20 @@ def test_training_goes_on_with_the_published_parameters(golden, tmp_path, i):
     (tmp_path / "checkpoint_1").write_bytes(
         flax.serialization.msgpack_serialize(as_published(g, i))
     )
-    optimizer = loop.make_optimizer(
+    optimizer = make_optimizer(
         lr=float(g["lr"]),
         beta1=float(g["beta1"]),
         eps=float(g["eps"]),
         warmup=int(g["warmup"]),
         grad_clip=float(g["grad_clip"]),
     )
-    template = loop.init_state({n: jnp.asarray(g[f"params/{n}"]) for n in "ab"}, optimizer)
+    template = init_state({n: jnp.asarray(g[f"params/{n}"]) for n in "ab"}, optimizer)
     state = PublishedCheckpoints(tmp_path, keep=None).restore(template).tree
 
     def loss(params, images, key):
         return sum(jnp.vdot(jnp.asarray(g[f"grads/{n}"])[i + 1], params[n]) for n in "ab"), {}
 
-    step = loop.make_step(loss, optimizer, float(g["ema_rate"]))
+    step = make_step(loss, optimizer, float(g["ema_rate"]))
     state, _ = step(jax.device_put(state), np.zeros((1, 1, 1, 1, 1), np.uint8))
     for what, tree in (("params", state.params), ("ema", state.ema)):
         for n in "ab":

@@ -22,7 +22,7 @@ from helpers.places import ROOT
 from scoremle.errors import UserError
 from scoremle.training import writers
 from scoremle.training.checkpoints import Checkpoints, tree_hash
-from scoremle.training.loop import init_state, make_optimizer, make_step
+from scoremle.training.step import init_state, make_optimizer, make_step
 
 
 def test_optimizer_is_the_published_one(golden):
@@ -317,20 +317,8 @@ def test_tensorboard(tmp_path, monkeypatch):
         writers.TensorBoard(tmp_path)
 
 
-def test_console(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    bar = writers.console(10)
-    assert isinstance(bar, writers.Bar)
-    bar.rewind(2)
-    bar.write(10, {"loss": 1.0, "eval_bpd": 2.5})
-    bar.close()
-    assert "step 10/10" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert isinstance(writers.console(10), writers.Lines)
-
-
 def test_lines_say_when_bits_were_measured_and_what_the_pace_includes(capsys):
-    lines = writers.Lines(10)
+    lines = writers.Console(10)
     lines.rewind(0)
     for step, row in ((2, {}), (4, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}), (6, {})):
         lines.write(step, {"loss": 1.0, **row})

@@ -10,7 +10,7 @@ import numpy as np
 from scoremle import data
 from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation import pictures, tables
 
 __all__ = ["main"]
 
@@ -156,5 +156,5 @@ def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
     images = prepared.images(split)
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
     path = picture or Path(f"{prepared.meta['name']}.png")
-    tables.write_grid(path, images[chosen], prepared.meta["levels"])
+    pictures.write_grid(path, images[chosen], prepared.meta["levels"])
     print(f"\n{len(chosen)} of its {split} images: {path}")

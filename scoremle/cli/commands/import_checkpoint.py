@@ -26,8 +26,8 @@ from scoremle.published import (
     architecture,
     flow_architecture,
 )
-from scoremle.training import loop
 from scoremle.training.checkpoints import Damaged
+from scoremle.training.step import TrainState, init_state
 
 __all__ = ["main"]
 
@@ -138,7 +138,7 @@ def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
     found = published.read(file)
     _report(file, found, "dequantizer", _described(file, found, flow_architecture))
     experiment = build(place.config(), levels=LEVELS)
-    template = jax.eval_shape(lambda: loop.init_state(found.params, experiment.optimizer))
+    template = jax.eval_shape(lambda: init_state(found.params, experiment.optimizer))
     state = published.train_state(found, template, file)
     store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
     _save(store, number, state, found, experiment)
@@ -148,7 +148,7 @@ def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
 def _save(
     store: PublishedCheckpoints,
     number: int,
-    state: loop.TrainState,
+    state: TrainState,
     found: Published,
     experiment: Experiment,
 ) -> None:

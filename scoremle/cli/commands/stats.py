@@ -13,8 +13,8 @@ import scoremle
 from scoremle import data
 from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
-from scoremle.evaluation.metrics import fingerprint
 from scoremle.quality.features import extract, load_inception, write_reference
+from scoremle.resumable import fingerprint
 
 __all__ = ["main"]
 

@@ -1,0 +1,180 @@
+"""The data sets there are, by name, and :func:`load`, which opens one for an experiment.
+
+Any source is prepared once (``prepare.py``): read by its reader, checked, and written as arrays
+into a folder. ``load`` opens such a folder, which it makes in the cache on first use.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.data.archive import is_archive
+from scoremle.data.dataset import ANY_SIZE, Dataset
+from scoremle.data.image_set import ImageSet, pad_to
+from scoremle.data.prepared import Prepared
+from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.base import Options, Reading
+from scoremle.data.readers.celeba import read_celeba
+from scoremle.data.readers.cifar import read_cifar10, read_cifar100
+from scoremle.data.readers.digits import read_digits
+from scoremle.data.readers.idx import read_emnist, read_idx
+from scoremle.data.readers.imagenet import read_imagenet
+from scoremle.data.readers.parquet import read_parquet
+from scoremle.data.readers.photos import read_photos
+from scoremle.data.readers.pictures import read_pictures
+from scoremle.data.readers.svhn import read_svhn
+from scoremle.data.readers.synthetic import read_synthetic
+from scoremle.errors import UserError, choose
+
+__all__ = ["DATASETS", "load", "lookup"]
+
+
+def _read_images(path: Path, options: Options) -> Reading:
+    """Images of one's own, in whatever form they are."""
+    if path.suffix in (".npy", ".npz") or (path / "train.npy").is_file():
+        return read_arrays(path, options)
+    if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
+        return read_parquet(path, options)
+    if path.is_dir() or is_archive(path):
+        return read_pictures(path, options)
+    raise UserError(
+        f"{path} is none of: a folder of images, a .zip or .tar of them, a .npy, .npz or .parquet"
+    )
+
+
+IDX = "the folder with train-images-idx3-ubyte[.gz] and t10k-images-idx3-ubyte[.gz]"
+IMAGES = "a folder, .zip or .tar of images, a .npy or .npz of uint8, or .parquet files"
+CIFAR_COUNTS = {"": (50_000, 10_000)}
+OTHER_SIZE = frozenset({"size", "fit"})
+
+# Under the names of the published configs, in lower case.
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset("digits", read_digits, packaged="scikit-learn"),
+        Dataset("synthetic", read_synthetic, packaged="scoremle"),
+        Dataset("mnist", read_idx, IDX, options=OTHER_SIZE),
+        Dataset(
+            "fashion_mnist",
+            read_idx,
+            f"Debian's package dataset-fashion-mnist installed, or {IDX}",
+            place="/usr/share/datasets/fashion-mnist",
+            options=OTHER_SIZE,
+        ),
+        Dataset(
+            "emnist",
+            read_emnist,
+            "the folder with one set, such as emnist-balanced-train-images-idx3-ubyte.gz and"
+            " emnist-balanced-test-images-idx3-ubyte.gz",
+            options=OTHER_SIZE,
+        ),
+        Dataset(
+            "cifar10",
+            read_cifar10,
+            "cifar-10-binary.tar.gz or cifar-10-python.tar.gz, or the folder that it unpacks to",
+            counts=CIFAR_COUNTS,
+        ),
+        Dataset(
+            "cifar100",
+            read_cifar100,
+            "cifar-100-binary.tar.gz or cifar-100-python.tar.gz, or the folder that it unpacks to",
+            counts=CIFAR_COUNTS,
+        ),
+        Dataset(
+            "imagenet",
+            read_imagenet,
+            "a folder with the train and the valid part, as folders or archives: PNG files (old,"
+            " as published) or batches as .npz or pickles (new)",
+            counts={"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)},
+        ),
+        Dataset(
+            "svhn",
+            read_svhn,
+            "the folder with train_32x32.mat and test_32x32.mat",
+            counts={"": (73_257, 26_032)},
+        ),
+        Dataset(
+            "celeba",
+            read_celeba,
+            "the folder with list_eval_partition.txt and img_align_celeba[.zip]",
+            options=frozenset({"size"}),
+        ),
+        Dataset("celebahq", _read_images, IMAGES, options=ANY_SIZE),
+        Dataset("ffhq", _read_images, IMAGES, options=ANY_SIZE),
+        Dataset("lsun", _read_images, IMAGES, options=ANY_SIZE),
+        Dataset("images", _read_images, IMAGES, options=ANY_SIZE),
+        Dataset(
+            "photos",
+            read_photos,
+            "a folder, .zip or .tar of two or more photographs",
+            options=frozenset({"size", "channels"}),
+        ),
+    )
+}
+
+
+def load(
+    name: str,
+    *,
+    path: str = "",
+    image_size: int = 0,
+    num_channels: int = 0,
+    fit: str = "",
+    levels: int = 0,
+    batch_size: int = 128,
+    seed: int = 0,
+    random_flip: bool = False,
+) -> ImageSet:
+    """The named data set, padded with zeros to ``image_size`` if that is larger than its own.
+
+    Sizes, channels and levels of 0 are the data set's own; ``fit`` brings images of other sizes
+    to ``image_size`` (crop or resize).
+    """
+    if batch_size < 1:
+        raise UserError(f"training.batch_size must be at least 1, got {batch_size}")
+    if seed < 0:
+        raise UserError(f"seed must not be negative, got {seed}")
+    dataset = lookup(name)
+    if fit and "fit" not in dataset.options:
+        raise UserError(f"data.fit is {fit!r}, but {name} has no images of other sizes")
+    # Without fit, images of any size keep their own.
+    size = 0 if "fit" in dataset.options and not fit else image_size
+    options = Options(size, num_channels, fit, levels)
+    if dataset.packaged and not path:
+        with tempfile.TemporaryDirectory() as temporary:
+            prepared = Prepared(Path(temporary) / dataset.name)
+            dataset.prepare(None, options, prepared.folder)
+            train, test = (np.array(prepared.images(split)) for split in ("train", "test"))
+    else:
+        prepared = dataset.find(path, options)
+        train, test = (prepared.images(split) for split in ("train", "test"))
+    if num_channels and num_channels != train.shape[3]:
+        raise UserError(f"data.num_channels is {num_channels}, but {name} has {train.shape[3]}")
+    return ImageSet(
+        name=dataset.name,
+        train=pad_to(train, image_size) if image_size else train,
+        test=pad_to(test, image_size) if image_size else test,
+        levels=prepared.meta["levels"],
+        batch_size=batch_size,
+        seed=seed,
+        random_flip=random_flip,
+        facts=_facts(prepared.meta),
+    )
+
+
+def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What belongs beside every number that is measured on the images."""
+    version = {"data_version": meta["version"]} if meta["version"] else {}
+    return version | {
+        "source": Path(meta["source"]).name,
+        "source_sha256": meta["source_sha256"],
+        "train_sha256": meta["sha256"]["train"],
+    }
+
+
+def lookup(name: str) -> Dataset:
+    """The data set of this name, in upper or lower case."""
+    return choose(DATASETS, name, "data set")

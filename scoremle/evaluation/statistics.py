@@ -1,0 +1,65 @@
+"""Statistics of a metric's values: means over images and passes, with their errors."""
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["Values", "means", "profile", "summary"]
+
+# A column may have more axes; ``profile`` has one, over log-SNR.
+Values = dict[str, Float[np.ndarray, "repeats n *more"]]
+
+# Decimals of the profile in results.json.
+PROFILE_DIGITS = 6
+
+
+def summary(values: Values, name: str) -> dict[str, float | int | None]:
+    """The mean over images of ``values[name]`` and its errors.
+
+    ``stderr`` is over images, after the mean over passes. ``noise_stderr`` is the part of it that
+    comes from dequantization and estimation, from the spread over passes; None with a single pass.
+    """
+    v = values[name]
+    repeats, n = v.shape
+    return {
+        "mean": float(v.mean()),
+        "stderr": _error(v.mean(axis=0).var(ddof=1), n) if n > 1 else None,
+        "noise_stderr": _error(v.var(axis=0, ddof=1).mean(), v.size) if repeats > 1 else None,
+        "images": n,
+        "passes": repeats,
+    }
+
+
+def _error(variance: np.floating, count: int) -> float:
+    return float(np.sqrt(variance / count))
+
+
+def means(values: Values) -> dict[str, float | None]:
+    """What else is known, averaged over images: the terms of a bound, errors, evaluations.
+
+    Errors are also given of the mean: random ones shrink with the number of images, the solver's
+    may all have one sign and do not.
+    """
+    found: dict[str, float | None] = {}
+    for name, v in values.items():
+        if name not in ("bpd", "loss", "profile"):
+            found[f"mean_{name}"] = float(v.mean()) if np.isfinite(v).all() else None
+    for name in ("probe_stderr", "draw_stderr"):
+        if name in values:
+            v = values[name]
+            of_mean = np.sqrt(np.square(v).mean() / v.size)
+            found[f"{name}_of_mean"] = float(of_mean) if np.isfinite(of_mean) else None
+    return found
+
+
+def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
+    """Which noise levels cost the bits: bits/dim for each unit of log-SNR, over its bins.
+
+    Its integral is the diffusion term. The standard errors are over images.
+    """
+    density = values["profile"].mean(axis=0) / np.diff(edges)
+    columns = {
+        "log_snr_edges": edges,
+        "bits_per_dim": density.mean(axis=0),
+        "stderr": density.std(axis=0, ddof=1) / np.sqrt(len(density)) if len(density) > 1 else [],
+    }
+    return {name: [round(float(v), PROFILE_DIGITS) for v in c] for name, c in columns.items()}

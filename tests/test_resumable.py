@@ -1,0 +1,122 @@
+"""Work in parts: rows by image, whatever parts they came in, through kills and other sizes."""
+
+import numpy as np
+import pytest
+
+from scoremle.resumable import in_parts
+
+N = 11
+
+
+class Work:
+    """Rows that depend on pass and image; remembers what it was asked for."""
+
+    def __init__(self, until=None):
+        self.asked, self.until = [], until
+
+    def __call__(self, repeat, index):
+        if len(self.asked) == self.until:
+            raise KeyboardInterrupt
+        self.asked.append((repeat, index.tolist()))
+        return {"x": 100 * repeat + index, "more": np.stack([index, -index], axis=1)}
+
+
+def expected(passes=2, n=N):
+    i = np.tile(np.arange(n), (passes, 1))
+    return {"x": 100 * np.arange(passes)[:, None] + i, "more": np.stack([i, -i], axis=2)}
+
+
+def check(found, **sizes):
+    assert found.keys() == expected(**sizes).keys()
+    for name, rows in expected(**sizes).items():
+        np.testing.assert_array_equal(found[name], rows)
+
+
+def run(folder, work, size=4, passes=2, n=N, **more):
+    return in_parts(work, n, size=size, passes=passes, folder=folder, **more)
+
+
+@pytest.mark.parametrize("size", [1, 4, 11, 50])
+@pytest.mark.parametrize("kept", [True, False])
+def test_each_image_once_a_pass_in_calls_of_one_size(tmp_path, size, kept):
+    work = Work()
+    check(run(tmp_path if kept else None, work, size))
+    assert {len(index) for _, index in work.asked} == {min(size, N)}
+    for repeat in (0, 1):
+        seen = [i for r, index in work.asked if r == repeat for i in dict.fromkeys(index)]
+        assert seen == [*range(N)]
+    assert bool([*tmp_path.iterdir()]) == kept
+
+
+def test_the_last_call_is_filled_up_with_its_last_image():
+    work = Work()
+    run(None, work, passes=1)
+    assert work.asked[-1] == (0, [8, 9, 10, 10])
+
+
+@pytest.mark.parametrize("finished", range(6))
+@pytest.mark.parametrize("size", [4, 3, 11])
+def test_killed_work_goes_on_with_any_size(tmp_path, finished, size):
+    first, then = Work(until=finished), Work()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, first)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(times) == finished
+    check(run(tmp_path, then, size))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    asked = [*first.asked, *then.asked]
+    asked = [(repeat, i) for repeat, index in asked for i in dict.fromkeys(index)]
+    assert sorted(asked) == [(r, i) for r in (0, 1) for i in range(N)]  # none twice, none left out
+
+
+def test_damaged_lost_and_foreign_files_are_no_parts(tmp_path):
+    run(tmp_path, Work())
+    (tmp_path / "pass0_image4.npz").unlink()
+    (tmp_path / "pass1_image8.npz").write_bytes(b"PK\3\4damaged")
+    np.savez(tmp_path / "pass1_image0.npz", x=np.zeros(4))  # says nothing of its place
+    (tmp_path / ".pass0_image4.npz.12").write_bytes(b"half")
+    work = Work()
+    check(run(tmp_path, work))
+    assert work.asked == [(0, [4, 5, 6, 7]), (1, [0, 1, 2, 3]), (1, [8, 9, 10, 10])]
+
+
+def test_more_images_and_more_passes_are_added_and_fewer_are_taken(tmp_path):
+    run(tmp_path, Work(), passes=1, n=6)
+    work = Work()
+    check(run(tmp_path, work))
+    assert work.asked[0] == (0, [6, 7, 8, 9])
+    none = Work(until=0)
+    check(run(tmp_path, none, passes=1, n=5), passes=1, n=5)
+
+
+def test_parts_of_several_runs_lie_together(tmp_path):
+    """Two runs with other sizes that were stopped: each has what the other lacks."""
+    for folder, size, until in (("a", 5, 2), ("b", 3, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / folder, Work(until), size)
+    for part in (tmp_path / "a").iterdir():
+        part.rename(tmp_path / "b" / f"{part.stem}_of_a.npz")
+    work = Work()
+    check(run(tmp_path / "b", work))
+    assert work.asked == [(1, [3, 4, 5, 6]), (1, [7, 8, 9, 10])]
+
+
+def test_progress_counts_what_was_finished_before(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Work(until=4))
+    told = []
+
+    def describe(rows, done):
+        told.append(int(done.sum()))
+        return f"mean {rows['x'][done].mean():.1f}"
+
+    run(tmp_path, Work(), label="work", unit="image", describe=describe)
+    assert told == [19, 22]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("work  image 22/22  mean 55.0  ") and line.endswith("ETA 0s")
+    run(tmp_path, Work())
+    assert capsys.readouterr().out == ""
+
+
+def test_no_images():
+    assert in_parts(Work(until=0), 0, size=3) == {}
