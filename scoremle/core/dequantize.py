@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pixels import Pixels
@@ -103,13 +104,12 @@ class Flow:
         return self.apply(self.params, e, x / (self.levels - 1))
 
 
-def half_bin(sde: SDE, t: float, pixels: Pixels) -> jax.Array:
+def half_bin(sde: SDE, t: float, pixels: Pixels) -> Float[Array, ""]:
     """kappa: half a bin, in units of the noise at t."""
     return jnp.exp(pixels.log_det_per_dim + sde.log_snr(jnp.asarray(t)) / 2) / 2
 
 
-def truncation_start(sde: SDE, eps: float, pixels: Pixels) -> float:
+def truncation_start(sde: SDE, eps: float, pixels: Pixels) -> Float[Array, ""]:
     """The t at which half a bin is three standard deviations; ``eps`` if that is later."""
-    with jax.ensure_compile_time_eval():
-        log_snr = jnp.asarray(2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim))
-        return max(eps, float(sde.time_of_log_snr(log_snr)))
+    log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)
+    return jnp.maximum(eps, sde.time_of_log_snr(jnp.asarray(log_snr)))

@@ -229,7 +229,8 @@ class Experiment:
     @property
     def truncation_start(self) -> float:
         """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
-        return truncation_start(self.sde, self.eps, self.pixels)
+        with jax.ensure_compile_time_eval():
+            return float(truncation_start(self.sde, self.eps, self.pixels))
 
     def dequantizer(self, name: str, params: Params = None) -> Dequantizer:
         """A dequantizer by name, with the parameters of the flow if it is one."""

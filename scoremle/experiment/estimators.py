@@ -158,7 +158,7 @@ def _fit_facts(experiment: Experiment, params: Any) -> Facts:
     return {
         "params": tree_hash(params),
         "network": repr(experiment.network),
-        "sde": repr(experiment.sde),
+        "sde": experiment.sde.describe(),
         "eps": experiment.eps,
         "pixels": repr(experiment.pixels),
         "matching": experiment.matching,

@@ -7,6 +7,7 @@ log-SNR, likelihood).
 from typing import Any, Protocol
 
 import jax
+from jaxtyping import Array, Float
 
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import split
@@ -45,7 +46,7 @@ def training_times(config: Any, sde: SDE) -> TimeSampler:
     return UniformLogSNR(sde, training.smallest_time, training.stratified)
 
 
-def published_scale(config: Any, sde: SDE, dims: int) -> float:
+def published_scale(config: Any, sde: SDE, dims: int) -> Float[Array, ""] | float:
     """The constant between our loss in nats and the published one.
 
     The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
@@ -53,11 +54,10 @@ def published_scale(config: Any, sde: SDE, dims: int) -> float:
     clipping the gradient does, so they stay.
     """
     eps = config.training.smallest_time
+    normaliser: Float[Array, ""] | float = 1 - eps
     if config.training.importance_weighting:
         low, high = log_snr_range(sde, eps)
-        normaliser = float(high - low)
-    else:
-        normaliser = 1 - eps
+        normaliser = high - low
     return (2 / dims if config.training.reduce_mean else 1.0) / normaliser
 
 

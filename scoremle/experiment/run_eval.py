@@ -246,7 +246,7 @@ class Evaluation:
             "data_hash": hashlib.sha256(self._bytes).hexdigest()[:HASH_LENGTH],
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
-            "sde": repr(experiment.sde),
+            "sde": experiment.sde.describe(),
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
             "seed": experiment.seed,

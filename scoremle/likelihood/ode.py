@@ -20,7 +20,7 @@ from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.numerics import as_data
+from scoremle.numerics import as_data, expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -49,19 +49,20 @@ def ode_log_likelihood(
     if isinstance(solver, PublishedRK45):
         return solver.log_likelihood(noise, sde, x, divergence.draw(key, x)[0], eps=eps)
     flow = ProbabilityFlow(noise, sde)
-    keys, dims = example_keys(key, len(x)), x[0].size
-    ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))
+    keys = example_keys(key, len(x))
+    ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
         probes = divergence.draw(fold_in(keys, draw), x)
         return flow.velocity_and_divergence(clock, u, divergence, probes)
 
     problem = Problem(
-        field, *flow.span(eps), sensitivity=flow.log_density_gradient, fresh=divergence.random
-    )
-    solution = solver.solve(problem, x / jnp.exp(ends[0]))
-    latent = solution.state * jnp.exp(ends[1])
-    log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
+        field, *flow.span(eps, x.dtype),
+        sensitivity=flow.log_density_gradient, fresh=divergence.random,
+    )  # fmt: skip
+    solution = solver.solve(problem, x / expand(jnp.exp(ends[0]), x))
+    latent = solution.state * expand(jnp.exp(ends[1]), x)
+    log_prob = sde.prior_log_prob(latent) + sum_over(ends[1] - ends[0], x)
     log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
     deviations, scatter = divergence.deviations(solution.integrals), solution.scatter
     variance = jnp.sum(jnp.square(deviations), axis=0)

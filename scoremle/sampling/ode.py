@@ -15,7 +15,7 @@ from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
-from scoremle.numerics import as_data, predict
+from scoremle.numerics import as_data, expand, predict
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -76,12 +76,12 @@ def _transport(
 ) -> Data:
     x = as_data(x)
     flow = ProbabilityFlow(noise, sde)
-    clocks = flow.span(eps)
-    rho = jnp.exp(flow.log_rho(jnp.asarray([eps, 1.0], x.dtype)))
+    times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)
     if not encode:
-        clocks, rho = clocks[::-1], rho[::-1]
+        times, (start, stop) = times[::-1], (stop, start)
+    rho = [expand(jnp.exp(flow.log_rho(jnp.full(len(x), t, x.dtype))), x) for t in times]
     no_integrals = jnp.zeros((0, x.shape[0]), x.dtype)
-    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), *clocks)
+    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), start, stop)
     return solver.solve(problem, x / rho[0]).state * rho[1]
 
 
