@@ -24,7 +24,7 @@ from scoremle.numerics import as_data, expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, Keys, NoiseFn, Times
+from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
 
@@ -35,7 +35,7 @@ def ode_log_likelihood(
     x: Data,
     key: Keys,
     *,
-    eps: float,
+    eps: Scalar,
     divergence: DivergenceEstimator = Hutchinson(),
     solver: Solver | PublishedRK45 = Multistep(),
 ) -> Likelihood:
