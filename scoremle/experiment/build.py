@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import Conditioning, noise_fn
+from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.core.times import (
     BinnedLogSNR,
@@ -31,7 +32,7 @@ from scoremle.core.times import (
     log_snr_edges,
 )
 from scoremle.errors import UserError, choose
-from scoremle.experiment.objective import Losses, training_losses, training_times
+from scoremle.experiment.objective import Losses, reading, training_losses, training_times
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler
 from scoremle.likelihood.control_variate import Control, FittedGaussian
@@ -122,6 +123,16 @@ CONTROL_IMAGES, CONTROL_BATCH, PILOT_IMAGES = 20_000, 1000, 128
 
 
 @dataclass(frozen=True)
+class Applied:
+    """A network as a function of its parameters too; equal for equal networks."""
+
+    network: DDPMpp
+
+    def __call__(self, params: Params, x: Images, labels: Times) -> Any:
+        return self.network.apply({"params": params}, x, labels)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that training and evaluation need, live."""
 
@@ -131,7 +142,7 @@ class Experiment:
     sde: SDE
     eps: float
     network: DDPMpp
-    conditioning: Conditioning
+    reading: Mapping[str, Any]
     flow: FlowPP
     flow_ema_rate: float
     flow_schedule: Schedule
@@ -162,11 +173,7 @@ class Experiment:
 
     def noise(self, params: Params) -> NoiseFn:
         """The noise prediction of these parameters, as evaluated (no dropout)."""
-
-        def apply(x: Images, labels: Times) -> Any:
-            return self.network.apply({"params": params}, x, labels)
-
-        return noise_fn(apply, self.sde, self.conditioning)
+        return noise_fn(Partial(Applied(self.network), params), self.sde, **self.reading)
 
     def init_state(self) -> TrainState:
         """The state before the first step of training."""
@@ -330,7 +337,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         sde=sde,
         eps=config.training.smallest_time,
         network=network,
-        conditioning=config.model.embedding,
+        reading=reading(config),
         flow=FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS}),
         flow_ema_rate=config.deq.ema_rate,
         flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
@@ -391,7 +398,7 @@ def _network(config: Any) -> DDPMpp:
     return choose(NETWORKS, config.model.name, "network (model.name)")(
         **fields,
         centered=config.data.centered,
-        log_labels=config.training.sde.lower() == "vesde" and config.model.embedding == "time",
+        log_labels=reading(config)["conditioning"] == "sigma",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
     )
 

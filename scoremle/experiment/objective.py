@@ -20,7 +20,7 @@ from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
 from scoremle.types import Images, IntImages, Keys, PerExample, Times
 
-__all__ = ["Losses", "published_scale", "training_losses", "training_times"]
+__all__ = ["Losses", "published_scale", "reading", "training_losses", "training_times"]
 
 Params = Any
 
@@ -31,6 +31,23 @@ class Losses(Protocol):
     def __call__(
         self, params: Params, x: IntImages, key: Keys, *, train: bool
     ) -> PerExample: ...
+
+
+def reading(config: Any) -> dict[str, Any]:
+    """What the network predicts and is told about t, as arguments of ``noise_fn``.
+
+    Published networks predict the noise and are told 999 t; of the geometric VE, they predict the
+    score and are told sigma. Told the log-SNR, they predict the noise.
+    """
+    model, told = config.model, "time_999"
+    predicted = "eps"
+    if model.embedding == "log_snr":
+        told = "log_snr"
+    elif config.training.sde.lower() == "vesde":
+        predicted, told = "score", "sigma"
+    if model.parameterization != "published":
+        predicted = model.parameterization
+    return {"prediction": predicted, "conditioning": told}
 
 
 def training_times(config: Any, sde: SDE) -> TimeSampler:
@@ -65,7 +82,7 @@ def training_losses(
     config: Any, network: DDPMpp, sde: SDE, times: TimeSampler, pixels: Pixels, dims: int
 ) -> Losses:
     """The loss of each example in the published scaling."""
-    conditioning = config.model.embedding
+    how = reading(config)
     weighting = "likelihood" if config.training.likelihood_weighting else "plain"
     scale = published_scale(config, sde, dims)
     dequantize = config.data.uniform_dequantization
@@ -78,7 +95,7 @@ def training_losses(
         def apply(x: Images, labels: Times) -> Any:
             return network.apply({"params": params}, x, labels, train=train, rngs=rngs)
 
-        noise = noise_fn(apply, sde, conditioning)
+        noise = noise_fn(apply, sde, **how)
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses
