@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.oracles import SDES, Gaussian, log_snr64, schedule64
 from jax.tree_util import Partial
 
-from helpers.oracles import SDES, Gaussian, log_snr64, schedule64
 from scoremle.core.prediction import CONDITIONINGS, PREDICTIONS, noise_fn, noise_of, score_of
 from scoremle.core.schedules import Cosine, Discrete
 from scoremle.core.sde import SDE, VP
@@ -151,7 +151,7 @@ def test_two_models_of_one_architecture_are_one_program():
 
 
 def test_parameters_are_leaves():
-    params, noise = model(0)
+    _params, noise = model(0)
     assert len(jax.tree.leaves(noise)) == 5  # w, b, and the SDE's three numbers
     x, t = jnp.ones((2, 3)), jnp.asarray([0.2, 0.6])
     gradient = jax.grad(lambda noise: jnp.sum(noise(x, t)))(noise)
@@ -161,7 +161,7 @@ def test_parameters_are_leaves():
 
 
 def test_a_condition_is_passed_on():
-    params, noise = model(0)
+    _params, noise = model(0)
     x, t, c = jnp.ones((2, 3)), jnp.asarray([0.2, 0.6]), jnp.asarray([[1.0, 2, 3], [0, 0, 0]])
     np.testing.assert_allclose(noise(x, t, c) - noise(x, t), c, rtol=1e-4, atol=1e-5)
 
