@@ -149,7 +149,7 @@ class Subject:
             params = double(self.params)
             noise = noise_fn(
                 lambda x, labels: network.apply({"params": params}, x, labels),
-                self.sde, self.experiment.conditioning,
+                self.sde, **self.experiment.reading,
             )  # fmt: skip
             solver = Doubling(2e-6, fewest=256, most=4096)
             found = jax.jit(lambda y: ode_log_likelihood(

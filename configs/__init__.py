@@ -1,1 +1,1 @@
-"""Experiments: default.py lists every field, the others say what differs from it."""
+"""The package's own configs at their published paths: configs/digits.py is --config=digits."""

@@ -20,8 +20,6 @@ from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines, pictures, tables
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = Path(os.path.relpath(ROOT / "configs" / "digits.py"))
 SHOWN = 64
 
 
@@ -30,7 +28,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     workdir = parser.parse_args().workdir
 
-    common = [f"--config={CONFIG}", f"--workdir={workdir}"]
+    common = ["--config=digits", f"--workdir={workdir}"]
     for flags in (
         ["--mode=train"],
         ["--mode=eval", "--config.eval.enable_sampling=True"],

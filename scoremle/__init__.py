@@ -29,6 +29,7 @@ _HOME = {
     "ode_sample": "sampling.ode",
     "DDPMpp": "nn",
     "UserError": "errors",
+    "ScoreModel": "model",
     "load": "experiment.trained",
 }
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from scoremle.experiment.trained import load
     from scoremle.likelihood.bound import likelihood_bound
     from scoremle.likelihood.ode import ode_log_likelihood
+    from scoremle.model import ScoreModel
     from scoremle.nn import DDPMpp
     from scoremle.sampling.ode import ode_sample
     from scoremle.solvers.multistep import Doubling, Multistep

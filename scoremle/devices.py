@@ -1,5 +1,6 @@
 """Where arrays lie: whole on each device, or their rows split over all devices."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,22 +13,25 @@ __all__ = ["replicate", "replicated", "split_rows"]
 AXIS = "data"
 
 
-def replicated() -> NamedSharding:
+Devices = Sequence[jax.Device] | None  # all, if None
+
+
+def replicated(devices: Devices = None) -> NamedSharding:
     """Whole on each device."""
-    return _placement()
+    return _placement(devices)
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Any, devices: Devices = None) -> Any:
     """The arrays of a tree, whole on each device."""
-    return jax.device_put(tree, replicated())
+    return jax.device_put(tree, replicated(devices))
 
 
-def split_rows(tree: Any, axis: int = 0) -> Any:
-    """The arrays of a tree, the rows of this axis split over all devices.
+def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
+    """The arrays of a tree, the rows of this axis split over the devices.
 
     Every process knows the whole arrays, and sends its own devices their rows.
     """
-    placement = _placement(*[None] * axis, AXIS)
+    placement = _placement(devices, *[None] * axis, AXIS)
 
     def split(array: np.ndarray) -> Array:
         return jax.make_array_from_callback(array.shape, placement, lambda rows: array[rows])
@@ -35,5 +39,6 @@ def split_rows(tree: Any, axis: int = 0) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _placement(*axes: str | None) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec(*axes))
+def _placement(devices: Devices, *axes: str | None) -> NamedSharding:
+    mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(*axes))

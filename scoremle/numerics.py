@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.types import Data, NoiseFn, PerExample, Times
+from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
     "as_data",
+    "as_pytree",
     "check_eps",
     "compensated_add",
     "expand",
@@ -65,10 +66,20 @@ def as_data(x: Data) -> Data:
     return x
 
 
-def check_eps(eps: float) -> None:
+def check_eps(eps: Scalar) -> None:
     """ValueError unless the smallest time is within (0, 1), as far as it is known yet."""
-    if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
-        raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+    with jax.ensure_compile_time_eval():
+        if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
+            raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+
+
+def as_pytree(noise: NoiseFn) -> NoiseFn:
+    """A noise prediction that may be an argument of a compiled function.
+
+    A bare callable belongs to the program, and so do the arrays that it closes over.
+    """
+    bare = jax.tree_util.all_leaves([noise])
+    return jax.tree_util.Partial(noise) if bare else noise
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:

@@ -1,17 +1,23 @@
-"""The documents: links lead somewhere, and equations have numbers of their own."""
+"""The documents: links lead somewhere, commands parse, equations have numbers of their own."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from helpers.places import ROOT
 
+from scoremle.cli import main as cli
+from scoremle.experiment.config import load_config
+
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
 )
+QUICKSTART = ROOT / "docs" / "quickstart.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^ *scoremle (--config=(?:.*\\\n)*.*)$", re.MULTILINE)
 TAG = re.compile(r"\\qquad \((\d+)\)\n")
 
 
@@ -30,6 +36,20 @@ def test_links_lead_somewhere(path):
         target = path.parent / file if file else path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_are_understood(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in COMMAND.findall("\n".join(CODE.findall(path.read_text()))):
+        cli.parse(shlex.split(command.replace("\\\n", " "), comments=True))
+
+
+def test_the_config_in_the_quickstart_is_one(tmp_path):
+    (code,) = re.findall(r"```python\n([^`]*def get_config[^`]*)```", QUICKSTART.read_text())
+    (tmp_path / "mine.py").write_text(code)
+    config, _ = load_config(str(tmp_path / "mine.py"))
+    assert (config.data.dataset, config.model.nf) == ("fashion_mnist", 32)
 
 
 def test_equations_are_numbered_once_and_in_order():

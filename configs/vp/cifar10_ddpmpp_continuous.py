@@ -1,5 +1,1 @@
-"""CIFAR-10, VP SDE, DDPM++ with 4 residual blocks a level: the defaults, as published."""
-
-from configs import default
-
-get_config = default.get_config
+from scoremle.experiment.configs.vp.cifar10_ddpmpp_continuous import get_config

@@ -1,10 +1,1 @@
-"""CIFAR-10, VP SDE, the deep DDPM++ with 8 residual blocks a level."""
-
-from configs import default
-
-
-def get_config():
-    config = default.get_config()
-    config.training.n_iters = 950_001
-    config.model.num_res_blocks = 8
-    return config
+from scoremle.experiment.configs.vp.cifar10_ddpmpp_deep_continuous import get_config

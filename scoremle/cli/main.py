@@ -1,8 +1,9 @@
 """The command line: flags, ``--help``, one clear line for each mistake, modes and commands.
 
-``--config=FILE`` names a Python file with ``get_config()``; ``--config.<field>=VALUE`` sets one of
-its fields, by a typed flag that ml_collections defines for it. Everything
-heavy is imported after the flags are read: ``--help`` and messages about flags come at once.
+``--config`` names a config of the package or a Python file with ``get_config()``;
+``--config.<field>=VALUE`` sets one of its fields, by a typed flag that ml_collections defines for
+it. Everything heavy is imported after the flags are read: ``--help`` and messages about flags come
+at once.
 """
 
 import difflib
@@ -11,12 +12,12 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -26,23 +27,24 @@ from ml_collections.config_flags import config_flags
 import scoremle
 from scoremle.cli.commands import COMMANDS
 from scoremle.errors import UserError
-from scoremle.experiment.config import get_config, load_configs
+from scoremle.experiment import defaults
+from scoremle.experiment.config import NAMED, load_config
 
 __all__ = ["Settings", "main", "parse"]
 
 FLAGS = ("--config", "--workdir", "--mode", "--eval_folder", "--deq_folder", "--help", "--version")
 MODES = ("train", "eval", "train_deq")
 USAGE = """\
-usage: scoremle --config=FILE --workdir=DIR --mode=MODE [--config.FIELD=VALUE ...]
+usage: scoremle --config=CONFIG --workdir=DIR --mode=MODE [--config.FIELD=VALUE ...]
 
-  --config=FILE       a Python file with get_config(), such as configs/digits.py
+  --config=CONFIG     a config by its name, such as digits, or a Python file with get_config()
   --workdir=DIR       folder of the checkpoints and results
   --mode=MODE         train, eval or train_deq
   --eval_folder=NAME  folder in the workdir for what eval writes (default: eval)
   --deq_folder=NAME   folder in the workdir for the flow dequantizer that train_deq trains
                       (default: flowpp_dequantizer)
   --config.FIELD=VALUE sets a field of the config; booleans also as --config.F and --noconfig.F
-  --help              this text, with the values of FILE if --config is given
+  --help              this text, with the values of CONFIG if it is given
   --version           the version
 """
 
@@ -52,7 +54,7 @@ LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
 
-# One line of configs/default.py: config.<field> = <value>  # <meaning>
+# One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 ILLEGAL_FIELD = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
@@ -154,18 +156,17 @@ def _warnings() -> Iterator[None]:
 
 def parse(argv: list[str]) -> Settings:
     """Read the flags (without the program's name). Raises UserError for any mistake in them."""
-    path, rest = _split_config(argv)
-    if path is None:
-        raise UserError("missing --config=FILE, such as --config=configs/digits.py")
-    default, module = load_configs(path)
-    config = get_config(module, path)
-    _check_names(rest, config, default.get_config(), path)
+    place, rest = _split_config(argv)
+    if place is None:
+        raise UserError("missing --config, such as --config=digits")
+    config, resolve = load_config(place)
+    _check_names(rest, config, place)
     values = _parse_flags(_last_tuples(rest, config), config)
-    _check_tuples(config, default.get_config())
+    _check_tuples(config)
     for name in ("workdir", "mode"):
         if not values[name].value:
             raise UserError(f"missing --{name}")
-    getattr(module, "resolve", default.resolve)(config)
+    resolve(config)
     return Settings(
         config, values.workdir, values.mode, values.eval_folder, values.deq_folder
     )
@@ -173,17 +174,17 @@ def parse(argv: list[str]) -> Settings:
 
 def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The value of --config (of the last, if repeated) and the other arguments."""
-    path, rest = None, []
+    place, rest = None, []
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name not in ("--config", "-config"):
             rest.append(argument)
         elif equals:
-            path = value
+            place = value
         else:
-            path = next(arguments, None)
-    return path, rest
+            place = next(arguments, None)
+    return place, rest
 
 
 # Fields ------------------------------------------------------------------------------------------
@@ -200,13 +201,13 @@ def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]
     return found
 
 
-def _check_names(argv: list[str], config: ConfigDict, default: ConfigDict, path: str) -> None:
+def _check_names(argv: list[str], config: ConfigDict, place: str) -> None:
     known = _fields(config)
-    missing = [name for name in _fields(default) if name not in known]
+    missing = [name for name in _fields(defaults.get_config()) if name not in known]
     if missing:
         raise UserError(
-            f"config file {path} lacks the field {missing[0]};"
-            " start from configs.default.get_config()"
+            f"config file {place} lacks the field {missing[0]};"
+            " start from scoremle.experiment.defaults.get_config()"
         )
     for argument in argv:
         match = OVERRIDE.match(argument)
@@ -226,10 +227,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _check_tuples(config: ConfigDict, default: ConfigDict) -> None:
+def _check_tuples(config: ConfigDict) -> None:
     """Flags of tuples take elements of any type; here they get that of the default's."""
     fields = _fields(config)
-    for name, (kind, value) in _fields(default).items():
+    for name, (kind, value) in _fields(defaults.get_config()).items():
         if kind is tuple:
             element = type(value[0])
             given = fields[name][1]
@@ -294,12 +295,12 @@ def _flag_error(text: str, config: ConfigDict) -> str:
 
 
 def _help(argv: list[str]) -> str:
-    path, _ = _split_config(argv)
-    default, module = load_configs(path)
-    path = path or "configs/default.py"
-    config = get_config(module, path)
-    _check_names([], config, default.get_config(), path)
-    return f"{_usage()}\nfields of {path}:\n\n{_field_table(config, default)}"
+    place, _ = _split_config(argv)
+    config = load_config(place)[0] if place else defaults.get_config()
+    place = place or "experiment/defaults.py"
+    _check_names([], config, place)
+    names = textwrap.fill(f"configs: {', '.join(NAMED)}", 99, subsequent_indent="  ")
+    return f"{_usage()}\n{names}\n\nfields of {place}:\n\n{_field_table(config)}"
 
 
 def _usage() -> str:
@@ -307,12 +308,12 @@ def _usage() -> str:
     return USAGE + commands
 
 
-def _field_table(config: ConfigDict, default: ModuleType) -> str:
-    """Name, type, value and meaning of each field, the meaning from configs/default.py."""
-    meanings = dict(FIELD_LINE.findall(Path(str(default.__file__)).read_text(encoding="utf-8")))
+def _field_table(config: ConfigDict) -> str:
+    """Name, type, value and meaning of each field, the meaning from experiment/defaults.py."""
+    meanings = dict(FIELD_LINE.findall(Path(defaults.__file__).read_text(encoding="utf-8")))
     rows = [("field", "type", "default", "meaning")]
     fields = _fields(config)
-    # In the order of configs/default.py, which is by importance; a config iterates by name.
+    # In the order of experiment/defaults.py, which is by importance; a config iterates by name.
     for name in dict.fromkeys([*meanings, *fields]):
         kind, value = fields[name]
         shown = "unset" if value is None else repr(value)

@@ -81,6 +81,7 @@ class _Sampled:
         return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Hutchinson(_Sampled):
     """Independent random probes for each example."""
@@ -94,6 +95,7 @@ class Hutchinson(_Sampled):
         return jnp.moveaxis(draw(sampler[self.distribution], keys, shape, x.dtype), 1, 0)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Orthogonal(_Sampled):
     """A random frame of ``probes`` orthogonal vectors for each example, at most as many as D.
@@ -120,6 +122,7 @@ class Orthogonal(_Sampled):
         return value, mean + math.sqrt(1 - self.probes / x[0].size) * (estimates - mean)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
     """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
@@ -132,6 +135,7 @@ class FixedProbe(_Sampled):
         return jnp.asarray(self.vectors, x.dtype)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Exact:
     """The exact trace, one unit vector for each dimension: for data of few dimensions."""

@@ -11,10 +11,13 @@ import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Integer
 
+from scoremle.errors import UserError
 from scoremle.types import Images, IntImages, PerExample
 
-__all__ = ["Pixels", "bits_per_dim"]
+__all__ = ["Pixels", "as_uint8", "bits_per_dim"]
 
 # Rounding error of encode in float32, as a share of the range.
 ROUNDING = 2e-7
@@ -57,6 +60,27 @@ class Pixels:
         dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16
         return jnp.clip(k, 0, self.levels - 1).astype(dtype)
 
+    def checked(
+        self, images: np.ndarray, shape: tuple[int, ...]
+    ) -> Integer[np.ndarray, "n h w c"]:
+        """Images of this shape as [n h w c]; those of one channel may lack its axis.
+
+        Raises UserError that says how to make of other arrays what is wanted.
+        """
+        if images.ndim == 3 and images.shape[1:] == shape[:2] and shape[2] == 1:
+            images = images[..., None]
+        dtype = np.uint8 if self.levels <= 256 else np.uint16
+        if images.dtype != dtype or images.shape[1:] != shape:
+            raise UserError(
+                f"images must be {dtype.__name__} of shape (n, {', '.join(map(str, shape))}), "
+                f"not {images.dtype} of shape {images.shape}{_remedy(images, shape, self.levels)}"
+            )
+        if images.size and images.max() >= self.levels:
+            raise UserError(
+                f"pixels must lie in 0..{self.levels - 1}, but one is {images.max()}"
+            )
+        return images
+
     @property
     def log_det_per_dim(self) -> float:
         """log dy/du in nats: what each dimension adds to log p(y) to give log p(u)."""
@@ -66,3 +90,28 @@ class Pixels:
 def bits_per_dim(log_prob: PerExample, pixels: Pixels, dims: int) -> PerExample:
     """Bits per dimension of integer images from log p(y) in nats (less log q(u | x), if any)."""
     return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
+
+
+def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
+    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none."""
+    low, high = array.min(), array.max()
+    if low >= 0 and high <= 1 and array.dtype.kind == "f":
+        return f"({top} * {name}).round().astype(np.uint8)"
+    if low >= -1 and high <= 1 and array.dtype.kind == "f":
+        return f"({top / 2:g} * ({name} + 1)).round().astype(np.uint8)"
+    if low >= 0 and high <= top:
+        return f"{name}.round().astype(np.uint8)"
+    return ""
+
+
+def _remedy(images: np.ndarray, shape: tuple[int, ...], levels: int) -> str:
+    """What makes of these images what was asked for, as far as that can be told."""
+    height, width, channels = shape
+    steps = []
+    if images.shape == shape or (channels == 1 and images.shape == (height, width)):
+        steps.append("images[None]")
+    elif images.shape[1:] == (channels, height, width) != shape:
+        steps.append("images.transpose(0, 2, 3, 1)")
+    if images.dtype != np.uint8 and images.dtype.kind in "iuf" and images.size:
+        steps.append(as_uint8(images, "images", levels - 1))
+    return "".join(f"; try {step}" for step in steps if step)

@@ -5,76 +5,97 @@
     f(t) = d log alpha_t / dt
     g(t)^2 = -sigma_t^2 d lambda_t / dt
 
-So log alpha and the log-SNR say everything: a subclass states these two, the inverse of the
-second, and the scale of its prior; the rest is derived here, once. All forms are exact (expm1,
-log1p): in float32 they are accurate to 1e-5 relative down to t = 1e-6, where 1 - e^-B has lost
-every digit.
+The *schedule* is lambda(t), and the *kernel* gives alpha and sigma at a lambda: with the scale of
+the prior they are an SDE. The rest is derived here, once. All forms are exact (expm1, log1p): in
+float32 they are accurate to 1e-5 relative down to t = 1e-6, where 1 - e^-B has lost every digit.
 
 Sources: Song et al. 2021 (arXiv 2011.13456) for the SDEs; Kingma et al. 2021 (arXiv 2107.00630)
 for the log-SNR.
 """
 
-import abc
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import draw, example_keys
-from scoremle.numerics import expand, log1mexp, sum_data
+from scoremle.core.pytree import describe, pytree
+from scoremle.core.schedules import GeometricSigma, LinearBeta, LinearSigma, Schedule, rate
+from scoremle.numerics import expand, sum_data
 from scoremle.types import Data, Keys, PerExample, Times
 
 __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
 
 
-# In place of t = 0, where factors of g^2 are zero or infinite and only their product is finite.
+# In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
+# finite.
 SMALLEST = 1e-30
 
 
-def _derivative(function: Callable[[Times], Times], t: Times) -> Times:
-    t = jnp.asarray(t)
-    if not jnp.issubdtype(t.dtype, jnp.floating):
-        t = t.astype(float)
-    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
-
-
-class SDE(abc.ABC):
+@pytree
+@dataclass(frozen=True)
+class SDE:
     """dx = f(t) x dt + g(t) dw on [0, 1];  p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I).
 
-    Methods of ``t`` are elementwise and take numbers or arrays of any shape.
+    Methods of ``t`` are elementwise and take numbers or arrays of any shape. With a schedule that
+    is ``per_dimension`` they give arrays of that shape and behind it the data's.
+
+    Args:
+        kernel: "vp", "subvp", "ve" or "straight".
+        schedule: the log-SNR at each t.
+        prior_std: standard deviation of the prior N(0, prior_std^2 I) at t = 1.
+
+    Raises ValueError for another kernel.
     """
 
-    @property
-    @abc.abstractmethod
-    def prior_std(self) -> float:
-        """Standard deviation of the prior N(0, prior_std^2 I) at t = 1."""
+    kernel: str = field(metadata={"static": True})
+    schedule: Schedule
+    prior_std: float | Float[Array, ""]
 
-    @abc.abstractmethod
-    def log_alpha(self, t: Times) -> Times:
-        """Logarithm of the mean coefficient."""
+    # The chain of steps that this SDE was published with, whose rules samplers know.
+    chain: ClassVar[str | None] = None
 
-    @abc.abstractmethod
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {self.kernel!r}")
+
+    def describe(self) -> dict[str, Any]:
+        """What the SDE is, in values that JSON knows: the same for the same SDE."""
+        return describe(self)
+
+    def at(self, code: Any) -> Self:
+        """The SDE of the images that ``code`` describes. ValueError if all have the same."""
+        return dataclasses.replace(self, schedule=self.schedule.at(code))
+
     def log_snr(self, t: Times) -> Times:
         """lambda_t = log(alpha_t^2 / sigma_t^2)."""
+        return self.schedule.log_snr(t)
 
-    @abc.abstractmethod
     def time_of_log_snr(self, lam: Times) -> Times:
-        """The t at which the log-SNR is ``lam``, in closed form."""
+        """The t at which the log-SNR is ``lam``."""
+        return self.schedule.time_of_log_snr(lam)
+
+    def log_alpha(self, t: Times) -> Times:
+        """Logarithm of the mean coefficient."""
+        return KERNELS[self.kernel].log_alpha(self.log_snr(t))
 
     def alpha(self, t: Times) -> Times:
         return jnp.exp(self.log_alpha(t))
 
     def sigma(self, t: Times) -> Times:
-        return jnp.exp(self.log_alpha(t) - self.log_snr(t) / 2)
+        return KERNELS[self.kernel].sigma(self.log_snr(t))
 
     def f(self, t: Times) -> Times:
-        """Drift coefficient d log alpha / dt."""
-        return _derivative(self.log_alpha, t)
+        """Drift coefficient d log alpha / dt; at t = 0, its limit."""
+        return rate(self.log_alpha, jnp.maximum(t, SMALLEST))
 
     def likelihood_weight(self, t: Times) -> Times:
         """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss."""
-        return -_derivative(self.log_snr, t)
+        return -rate(self.log_snr, t)
 
     def g2(self, t: Times) -> Times:
         """Squared diffusion coefficient; at t = 0, its limit."""
@@ -91,105 +112,84 @@ class SDE(abc.ABC):
         return -sum_data(jnp.square(z / self.prior_std) / 2 + log_norm)
 
     def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
+        """``shape[0]`` draws of the prior, by one key or one for each."""
         return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
 
 
-@dataclass(frozen=True)
 class _LinearBeta(SDE):
-    """beta(t) = beta_min + t (beta_max - beta_min), and its integral B(t)."""
+    """beta(t) = beta_min + t (beta_max - beta_min), and alpha^2 = e^-B with its integral B."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    schedule: LinearBeta
+    _kernel: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        if not (self.beta_min >= 0 and self.beta_max > 0):
-            raise ValueError(f"{self}: beta_min must be at least 0, and beta_max above 0")
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        super().__init__(self._kernel, LinearBeta(beta_min, beta_max, self._kernel), 1.0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(beta_min={self.beta_min}, beta_max={self.beta_max})"
 
     @property
-    def prior_std(self) -> float:
-        return 1.0
+    def beta_min(self) -> float:
+        return self.schedule.beta_min
 
-    def integrated_beta(self, t: Times) -> Times:
-        return self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2
-
-    def time_of_integrated_beta(self, b: Times) -> Times:
-        # The root of the quadratic in the form that subtracts nothing.
-        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
-        return 2 * b / (self.beta_min + root)
+    @property
+    def beta_max(self) -> float:
+        return self.schedule.beta_max
 
     def log_alpha(self, t: Times) -> Times:
-        return -self.integrated_beta(t) / 2
+        # Known before lambda is: through lambda it would lose a digit.
+        return self.schedule.log_alpha(t)
 
 
-@dataclass(frozen=True)
+@pytree
 class VP(_LinearBeta):
     """Variance preserving: sigma^2 = 1 - alpha^2."""
 
-    def log_snr(self, t: Times) -> Times:
-        b = self.integrated_beta(t)
-        return -b - log1mexp(b)
-
-    def time_of_log_snr(self, lam: Times) -> Times:
-        return self.time_of_integrated_beta(jax.nn.softplus(-lam))
+    _kernel = "vp"
+    chain = "ddpm"
 
 
-@dataclass(frozen=True)
+@pytree
 class SubVP(_LinearBeta):
     """Sub-VP: sigma = 1 - alpha^2, a smaller variance than VP at every t < 1."""
 
-    def log_snr(self, t: Times) -> Times:
-        b = self.integrated_beta(t)
-        return -b - 2 * log1mexp(b)
-
-    def time_of_log_snr(self, lam: Times) -> Times:
-        return self.time_of_integrated_beta(2 * jnp.arcsinh(jnp.exp(-lam / 2) / 2))
+    _kernel = "subvp"
 
 
-@dataclass(frozen=True)
+@pytree
 class VE(SDE):
     """Variance exploding: sigma geometric from sigma_min to sigma_max."""
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    schedule: GeometricSigma
+    chain = "smld"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"{self}: sigma_min must be above 0 and below sigma_max")
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        super().__init__("ve", GeometricSigma(sigma_min, sigma_max), sigma_max)
+
+    def __repr__(self) -> str:
+        return f"VE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"
 
     @property
-    def prior_std(self) -> float:
-        return self.sigma_max
+    def sigma_min(self) -> float:
+        return self.schedule.sigma_min
 
-    def log_alpha(self, t: Times) -> Times:
-        return jnp.zeros_like(t)
-
-    def log_snr(self, t: Times) -> Times:
-        return -2 * (jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min))
-
-    def time_of_log_snr(self, lam: Times) -> Times:
-        log_ratio = jnp.log(self.sigma_max / self.sigma_min)
-        return (-lam / 2 - jnp.log(self.sigma_min)) / log_ratio
+    @property
+    def sigma_max(self) -> float:
+        return self.schedule.sigma_max
 
 
-@dataclass(frozen=True)
+@pytree
 class LinearVE(SDE):
     """Variance exploding with sigma = t sigma_max."""
 
-    sigma_max: float = 50.0
+    schedule: LinearSigma
 
-    def __post_init__(self) -> None:
-        if not self.sigma_max > 0:
-            raise ValueError(f"{self}: sigma_max must be above 0")
+    def __init__(self, sigma_max: float = 50.0) -> None:
+        super().__init__("ve", LinearSigma(sigma_max), sigma_max)
+
+    def __repr__(self) -> str:
+        return f"LinearVE(sigma_max={self.sigma_max})"
 
     @property
-    def prior_std(self) -> float:
-        return self.sigma_max
-
-    def log_alpha(self, t: Times) -> Times:
-        return jnp.zeros_like(t)
-
-    def log_snr(self, t: Times) -> Times:
-        return -2 * (jnp.log(t) + jnp.log(self.sigma_max))
-
-    def time_of_log_snr(self, lam: Times) -> Times:
-        return jnp.exp(-lam / 2) / self.sigma_max
+    def sigma_max(self) -> float:
+        return self.schedule.sigma_max

@@ -9,20 +9,20 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import Conditioning, noise_fn
+from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.core.times import (
     BinnedLogSNR,
@@ -32,23 +32,23 @@ from scoremle.core.times import (
     log_snr_edges,
 )
 from scoremle.errors import UserError, choose
-from scoremle.experiment.objective import Losses, training_losses, training_times
+from scoremle.experiment.objective import Losses, reading, training_losses, training_times
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler
-from scoremle.likelihood import reconstruction
-from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
-from scoremle.likelihood.nodes import Auto, Choice, Pilot, choose_nodes
-from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
-from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.nodes import Choice
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Reconstruction
+from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import Loss, TrainState, init_state, make_optimizer
-from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Images, IntImages, Keys, NoiseFn, PRNGKey, Times
 
 __all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "Weights", "build"]
 
@@ -78,9 +78,9 @@ DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
     "exact": lambda probes: Exact(),
 }
 SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
-    "auto": lambda evaluation: Auto(evaluation.nodes),
+    "auto": lambda evaluation: Multistep(evaluation.nodes),
     "multistep": lambda evaluation: Multistep(evaluation.nodes),
-    "adaptive": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
+    "doubling": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
     "rk45_reference": lambda evaluation: PublishedRK45(),
 }
 # From the SDE, eps, whether to stratify, and a control if it was fitted.
@@ -123,6 +123,16 @@ CONTROL_IMAGES, CONTROL_BATCH, PILOT_IMAGES = 20_000, 1000, 128
 
 
 @dataclass(frozen=True)
+class Applied:
+    """A network as a function of its parameters too; equal for equal networks."""
+
+    network: DDPMpp
+
+    def __call__(self, params: Params, x: Images, labels: Times) -> Any:
+        return self.network.apply({"params": params}, x, labels)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that training and evaluation need, live."""
 
@@ -132,7 +142,7 @@ class Experiment:
     sde: SDE
     eps: float
     network: DDPMpp
-    conditioning: Conditioning
+    reading: Mapping[str, Any]
     flow: FlowPP
     flow_ema_rate: float
     flow_schedule: Schedule
@@ -146,6 +156,7 @@ class Experiment:
     seed: int
     divergence: DivergenceEstimator
     solver: Solver | PublishedRK45
+    pilot: bool
     matching: str
     offset: bool
     bound_draws: int
@@ -162,11 +173,7 @@ class Experiment:
 
     def noise(self, params: Params) -> NoiseFn:
         """The noise prediction of these parameters, as evaluated (no dropout)."""
-
-        def apply(x: Images, labels: Times) -> Any:
-            return self.network.apply({"params": params}, x, labels)
-
-        return noise_fn(apply, self.sde, self.conditioning)
+        return noise_fn(Partial(Applied(self.network), params), self.sde, **self.reading)
 
     def init_state(self) -> TrainState:
         """The state before the first step of training."""
@@ -221,7 +228,7 @@ class Experiment:
             self.noise(score), self.sde, self.pixels, self.dequantizer("variational", params),
             x, key,
             eps=self.eps, times=UniformLogSNR(self.sde, self.eps, stratified),
-            reconstruction=self._reconstruction(self.flow_offset),
+            reconstruction=Gaussian() if self.flow_offset else Entropy(),
         )  # fmt: skip
         bpd = bits_per_dim(-losses, self.pixels, self.dims)
         return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
@@ -229,87 +236,55 @@ class Experiment:
     @property
     def truncation_start(self) -> float:
         """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
-        return truncation_start(self.sde, self.eps, self.pixels)
+        with jax.ensure_compile_time_eval():
+            return float(truncation_start(self.sde, self.eps, self.pixels))
 
     def dequantizer(self, name: str, params: Params = None) -> Dequantizer:
         """A dequantizer by name, with the parameters of the flow if it is one."""
         return DEQUANTIZERS[name](self, params)
 
-    def encode(
-        self, x: IntImages, key: Keys, dequantizer: Dequantizer = Uniform()
-    ) -> tuple[Images, PerExample]:
-        """Dequantized images as the model sees them, and log q(u | x) in nats."""
-        u, log_q = dequantizer(key, x)
-        return self.pixels.encode(x, u), log_q
+    def model(self, params: Params) -> ScoreModel:
+        """The model of these parameters, as evaluated (no dropout)."""
+        return ScoreModel(
+            self.noise(params), self.sde, self.eps, self.data.shape, self.pixels, self.solver
+        )
 
-    def log_likelihood(
-        self, params: Params, y: Images, key: Keys, *, start: float | None = None
-    ) -> Likelihood:
-        """log p_eps(y) of encoded images by the probability-flow ODE.
+    def by_ode(self, samples: int = 1) -> ByOde:
+        """How exact likelihoods are measured."""
+        return ByOde(self.divergence, self.solver, samples)
 
-        With ``start``, the log-density of y = z / alpha of a z at that time.
+    def by_bound(self, control: Control | None = None) -> ByBound:
+        """How bounds are measured; ``control`` where it was fitted."""
+        reconstruction: Reconstruction = Gaussian() if self.offset else Entropy()
+        times = BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
+        return ByBound(self.bound_draws, self.matching, times, reconstruction, control)
+
+    def by_discrete_bound(self) -> ByBound:
+        """How bounds on the probability of integers are measured.
+
+        Levels stand where training has them: on its grid, or in the middle of its noise.
         """
-        log_scale = 0.0 if start is None else self.sde.log_alpha(jnp.asarray(start))
-        found = self._log_likelihood(params, jnp.exp(log_scale) * y, key, start or self.eps)
-        return replace(found, log_prob=found.log_prob + self.dims * log_scale)
-
-    def _log_likelihood(self, params: Params, z: Images, key: Keys, eps: float) -> Likelihood:
-        if isinstance(self.solver, PublishedRK45):  # on the host: not to be traced
-            probe = self.divergence.draw(key, z)[0]
-            rates = partial(self._published_rates, params)
-            return self.solver.log_likelihood(rates, self.sde, z, probe, eps=eps)
-        return ode_log_likelihood(
-            self.noise(params), self.sde, z, key,
-            eps=eps, divergence=self.divergence, solver=self.solver,
+        with jax.ensure_compile_time_eval():
+            levels, pixels = jnp.arange(self.pixels.levels), self.pixels
+            if self.config["data"]["uniform_dequantization"]:
+                points = pixels.encode(levels, jnp.full(pixels.levels, 0.5))
+            else:
+                points = pixels.encode_grid(levels)
+        return ByBound(
+            self.bound_draws, self.matching,
+            reconstruction=Discrete(np.asarray(points)), start=self.truncation_start,
         )  # fmt: skip
 
-    @cached_property
-    def _published_rates(self) -> Callable[..., tuple[Images, PerExample]]:
-        def rates(params: Params, x: Images, t: Times, probe: Images) -> tuple[Images, PerExample]:
-            return published_rates(self.noise(params), self.sde)(x, t, probe)
-
-        return jax.jit(rates)
-
-    def choose_nodes(self, params: Params, x: IntImages) -> tuple["Experiment", Choice]:
+    def calibrated(self, params: Params, x: np.ndarray) -> tuple["Experiment", Choice]:
         """This experiment with as many nodes as the likelihoods of such images need."""
-        key_u, key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), PILOT))
-        choice = choose_nodes(Pilot(
-            self.noise(params), self.sde, self.encode(x, key_u)[0], key,
-            eps=self.eps, divergence=self.divergence,
-        ))  # fmt: skip
-        return replace(self, solver=choice.solver), choice
+        seed = self.seed ^ PILOT
+        model, choice = self.model(params).calibrated(x, divergence=self.divergence, seed=seed)
+        return replace(self, solver=model.solver, pilot=False), choice
 
     def draw(self, params: Params, key: Keys, count: int) -> IntImages:
         """Samples of the model."""
         shape = (count, *self.data.shape)
         return self.pixels.decode(self.sampler.draw(self.noise(params), key, shape))
-
-    def bound(
-        self,
-        params: Params,
-        y: Images,
-        key: Keys,
-        *,
-        draws: int,
-        matching: str = "denoising",
-        times: TimeSampler | None = None,
-        control: Control | None = None,
-    ) -> Bound:
-        """The variational bound on log p(y) of encoded images."""
-        return likelihood_bound(
-            self.noise(params), self.sde, y, key,
-            eps=self.eps, times=times or UniformLogSNR(self.sde, self.eps, stratified=True),
-            draws=draws, matching=matching, control=control,
-            reconstruction=self._reconstruction(self.offset),
-        )  # fmt: skip
-
-    @staticmethod
-    def _reconstruction(offset: bool) -> reconstruction.Reconstruction:
-        return reconstruction.Gaussian() if offset else reconstruction.Entropy()
-
-    def bound_sampler(self, control: Control | None) -> TimeSampler:
-        """How an evaluation of the bound draws its times."""
-        return BOUND_TIMES[self.bound_times](self.sde, self.eps, self.bound_stratified, control)
 
     def log_snr_edges(self, start: float | None = None) -> Float[np.ndarray, " n"]:
         """The bins of log-SNR over which the bound is split."""
@@ -322,46 +297,24 @@ class Experiment:
 
     def fit_control(self, params: Params) -> Control:
         """The bound's control variate for these parameters, and the density of its times."""
-        images, encode = self.control_images(), jax.jit(self.encode)
+        images = self.control_images()
+
+        @jax.jit
+        def encode(x: IntImages, key: PRNGKey) -> Images:
+            return self.pixels.encode(x, Uniform()(key, x)[0])
+
         key_gaussian, key_pilot = jax.random.split(
             jax.random.fold_in(jax.random.key(self.seed), CONTROL)
         )
         starts = range(0, len(images), CONTROL_BATCH)
         gaussian = FittedGaussian.fit(
-            encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))[0]
+            encode(images[i : i + CONTROL_BATCH], jax.random.fold_in(key_gaussian, i))
             for i in starts
         )
         key_u, key_fit = jax.random.split(key_pilot)
         return fit_control(
-            self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u)[0], key_fit,
+            self.noise(params), self.sde, encode(images[:PILOT_IMAGES], key_u), key_fit,
             eps=self.eps, gaussian=gaussian, matching=self.matching,
-        )  # fmt: skip
-
-    def discrete_bound(
-        self,
-        params: Params,
-        x: IntImages,
-        key: Keys,
-        *,
-        draws: int,
-        matching: str = "denoising",
-    ) -> Bound:
-        """The variational bound on log P(x) of integer images, by the discrete decoder.
-
-        Levels stand where training has them: on its grid, or in the middle of its noise.
-        """
-        start, pixels = self.truncation_start, self.pixels
-        with jax.ensure_compile_time_eval():
-            levels = jnp.arange(pixels.levels)
-            dequantized = self.config["data"]["uniform_dequantization"]
-            middle = jnp.full(pixels.levels, 0.5)
-            y = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
-            points = np.asarray(y)
-        return likelihood_bound(
-            self.noise(params), self.sde, jnp.asarray(points)[x], key,
-            eps=start, times=UniformLogSNR(self.sde, start, stratified=True),
-            draws=draws, matching=matching,
-            reconstruction=reconstruction.Discrete(points), integers=x,
         )  # fmt: skip
 
 
@@ -384,7 +337,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         sde=sde,
         eps=config.training.smallest_time,
         network=network,
-        conditioning=config.model.embedding,
+        reading=reading(config),
         flow=FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS}),
         flow_ema_rate=config.deq.ema_rate,
         flow_schedule=replace(_schedule(config.training), n_iters=config.deq.n_iters),
@@ -405,6 +358,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         seed=config.seed,
         divergence=_divergence(config.eval, math.prod(images.shape)),
         solver=choose(SOLVERS, config.eval.solver, "eval.solver")(config.eval),
+        pilot=config.eval.solver.lower() == "auto",
         matching="denoising" if config.eval.dsm else "sliced",
         offset=config.eval.offset,
         bound_draws=config.eval.bound_draws,
@@ -444,7 +398,7 @@ def _network(config: Any) -> DDPMpp:
     return choose(NETWORKS, config.model.name, "network (model.name)")(
         **fields,
         centered=config.data.centered,
-        log_labels=config.training.sde.lower() == "vesde" and config.model.embedding == "time",
+        log_labels=reading(config)["conditioning"] == "sigma",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
     )
 

@@ -1,86 +1,116 @@
-"""Config files: Python files with ``get_config()``, found and run; a mistake in one is one line.
+"""Configs: Python modules with ``get_config()``, named by ``--config`` and run here.
 
-ml_collections could load them, but a mistake would be a traceback.
+ml_collections could load them, but a mistake in one would be a traceback. Here it is one line.
 """
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, choose
+from scoremle.experiment import configs, defaults
 
-__all__ = ["get_config", "load_configs", "published_config", "with_defaults"]
+__all__ = ["NAMED", "load_config", "published_config", "with_defaults"]
 
-T = TypeVar("T")
+Resolve = Callable[[ConfigDict], None]
+
+# Modules of the package's own configs by the names that --config takes, such as digits or vp/...
+PREFIX = f"{configs.__name__}."
+NAMED = {
+    module.name.removeprefix(PREFIX).replace(".", "/"): module.name
+    for module in pkgutil.walk_packages(configs.__path__, PREFIX)
+    if not module.ispkg
+}
 
 
-def load_configs(path: str | None) -> tuple[ModuleType, ModuleType]:
-    """configs/default.py and the config file, the same module if ``path`` is None."""
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"no config file {path} (looked for {Path(path).absolute()})")
-    root = str(_configs_root(path))
-    # A console script does not put the working directory on the path, as python main.py does.
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    default = _guarded("configs/default.py", lambda: importlib.import_module("configs.default"))
-    if path is None:
-        return default, default
-    return default, _guarded(path, lambda: _load_file(path))
+def load_config(place: str) -> tuple[ConfigDict, Resolve]:
+    """The config that ``--config=place`` means, and what fills the fields that flags leave unset.
+
+    Args:
+        place: a Python file with ``get_config()``, whose name ends in .py, or one of ``NAMED``.
+            If it has a ``resolve()`` too, that stands for the one of ``defaults``.
+
+    Raises:
+        UserError: there is no such file or name, or the file has a mistake.
+    """
+    with _mistakes_of(place), _own_imports_of(place):
+        module = _module(place)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {place} has no function get_config")
+        config = module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config file {place}: get_config must return a ConfigDict")
+    return config, getattr(module, "resolve", defaults.resolve)
+
+
+def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
+    """One of the package's own configs, resolved, with fields set by their dotted names."""
+    config, resolve = load_config(name)
+    config.update_from_flattened_dict(fields)
+    resolve(config)
+    return config
 
 
 def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     """A resolved config of an earlier version, with defaults for the fields it does not have."""
-    try:
-        default = load_configs(None)[0]
-    except UserError:  # an installation without configs/ has none to add
-        return ConfigDict(content)
-    complete = default.get_config().to_dict()
+    complete = defaults.get_config().to_dict()
     for name, value in content.items():
         complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
     config = ConfigDict(complete)
-    default.resolve(config)
+    defaults.resolve(config)
     return config
 
 
-def _configs_root(path: str | None) -> Path:
-    """The folder that holds the package ``configs``: the file's own, this one, the checkout."""
-    above = Path(path).absolute().parents if path else ()
-    places = [*above, Path.cwd(), Path(__file__).absolute().parents[1]]
-    for place in places:
-        if (place / "configs" / "default.py").is_file():
-            return place
-    raise UserError(f"no configs/default.py in {places[-2]} or {places[-1]}, nor above {path}")
-
-
-def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scoremle_config_file", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {path}: its name must end in .py")
+def _module(place: str) -> ModuleType:
+    if not _is_file_name(place):
+        return importlib.import_module(choose(NAMED, place, "config"))
+    if not Path(place).is_file():
+        name = place.removeprefix("configs/").removesuffix(".py")
+        hint = f"; did you mean --config={name}?" if name in NAMED else ""
+        raise UserError(f"no config file {place} (looked for {Path(place).absolute()}){hint}")
+    spec = importlib.util.spec_from_file_location("scoremle_config_file", place)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def get_config(module: ModuleType, path: str) -> ConfigDict:
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path} has no function get_config")
-    config = _guarded(path, module.get_config)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config file {path}: get_config must return a ConfigDict")
-    return config
+def _is_file_name(place: str) -> bool:
+    """A name never means a file, so that none in the working folder is run by chance."""
+    return place.endswith(".py")
 
 
-def _guarded(path: str, action: Callable[[], T]) -> T:
-    """Run code of a config file; whatever goes wrong in it becomes one line that says where."""
+@contextmanager
+def _own_imports_of(place: str) -> Iterator[None]:
+    """While a file runs, the nearest folder above it that holds ``configs`` is on the path.
+
+    So the published form, ``from configs import default``, means the checkout that the file lies
+    in. It comes first on the path: ``configs`` is a common name, and another may be installed.
+    """
+    above = Path(place).absolute().parents if _is_file_name(place) else ()
+    roots = [str(folder) for folder in above if (folder / "configs").is_dir()][:1]
+    sys.path[:0] = roots
     try:
-        return action()
+        yield
+    finally:
+        for root in roots:
+            sys.path.remove(root)
+
+
+@contextmanager
+def _mistakes_of(path: str) -> Iterator[None]:
+    """Whatever goes wrong in the code of a config file becomes one line that says where."""
+    try:
+        yield
     except UserError:
         raise
     except SyntaxError as error:
@@ -91,14 +121,6 @@ def _guarded(path: str, action: Callable[[], T]) -> T:
         lines = [frame.lineno for frame in here if Path(frame.filename).name == Path(path).name]
         place = f", line {lines[-1]}" if lines else ""
         text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+            text += "; write: from scoremle.experiment import defaults as default"
         raise UserError(f"config file {path}{place}: {text}") from error
-
-
-def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
-    """A config of the project by its path in it, resolved, with fields set by dotted names."""
-    path = str(_configs_root(None) / name)
-    default, module = load_configs(path)
-    config = get_config(module, path)
-    config.update_from_flattened_dict(fields)
-    getattr(module, "resolve", default.resolve)(config)
-    return config

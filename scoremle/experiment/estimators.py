@@ -4,23 +4,23 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.core.dequantize import Uniform
 from scoremle.evaluation import metrics
 from scoremle.experiment.build import Experiment, Weights
 from scoremle.files import read_npz, write_npz
-from scoremle.likelihood.bound import Bound
 from scoremle.likelihood.control_variate import Control, FittedGaussian
+from scoremle.likelihood.images import ImageModel, Values
 from scoremle.likelihood.nodes import Choice
-from scoremle.likelihood.ode import Likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import tree_hash
-from scoremle.types import Images, IntImages, Keys, PerExample
+from scoremle.types import IntImages, Keys, PerExample
 
 __all__ = ["Task", "bound_metric", "bound_task", "exact_metric", "exact_task", "tasks"]
 
@@ -108,35 +108,29 @@ def exact_metric(
     experiment: Experiment, dequantization: str = "uniform", samples: int = 1
 ) -> metrics.Metric:
     """Bits/dim by the probability-flow ODE."""
-    start = experiment.dequantizer(dequantization).start
+    by_ode = experiment.by_ode(samples)
 
-    def log_likelihood(weights: Weights, y: Images, keys: Keys) -> Likelihood:
-        return experiment.log_likelihood(weights.score, y, keys, start=start)
+    def metric(weights: Weights, x: IntImages, keys: Keys) -> Values:
+        dequantizer = experiment.dequantizer(dequantization, weights.flow)
+        return by_ode(_model(experiment, weights), dequantizer, x, keys)
 
-    encode = _encode(experiment, dequantization)
-    if samples == 1:
-        return metrics.exact_bpd(encode, log_likelihood, experiment.pixels)
-    return metrics.importance_bpd(encode, log_likelihood, experiment.pixels, samples)
+    return metric
 
 
 def bound_metric(experiment: Experiment, dequantization: str = "uniform") -> metrics.Metric:
     """Bits/dim by the variational bound; takes the weights with ``fitted_control``."""
-    encode = _encode(experiment, dequantization)
 
-    def encode_prepared(
-        prepared: Prepared, x: IntImages, keys: Keys
-    ) -> tuple[Images, PerExample]:
-        return encode(prepared[0], x, keys)
-
-    def bound(prepared: Prepared, y: Images, keys: Keys) -> Bound:
+    def metric(prepared: Prepared, x: IntImages, keys: Keys) -> Values:
         weights, control = prepared
-        return experiment.bound(
-            weights.score, y, keys,
-            draws=experiment.bound_draws, matching=experiment.matching,
-            times=experiment.bound_sampler(control), control=control,
-        )  # fmt: skip
+        dequantizer = experiment.dequantizer(dequantization, weights.flow)
+        by_bound = experiment.by_bound(control)
+        return by_bound(_model(experiment, weights), dequantizer, x, keys)
 
-    return metrics.bound_bpd(encode_prepared, bound, experiment.pixels)
+    return metric
+
+
+def _model(experiment: Experiment, weights: Weights) -> ImageModel:
+    return cast(ImageModel, experiment.model(weights.score))  # it has pixels
 
 
 def fitted_control(experiment: Experiment, params: Any, folder: Path) -> Control | None:
@@ -164,7 +158,7 @@ def _fit_facts(experiment: Experiment, params: Any) -> Facts:
     return {
         "params": tree_hash(params),
         "network": repr(experiment.network),
-        "sde": repr(experiment.sde),
+        "sde": experiment.sde.describe(),
         "eps": experiment.eps,
         "pixels": repr(experiment.pixels),
         "matching": experiment.matching,
@@ -175,20 +169,8 @@ def _fit_facts(experiment: Experiment, params: Any) -> Facts:
 
 def discrete_metric(experiment: Experiment) -> metrics.Metric:
     """Bits/dim by the variational bound with the discrete decoder."""
-    return metrics.discrete_bpd(
-        lambda weights, x, keys: experiment.discrete_bound(
-            weights.score, x, keys, draws=experiment.bound_draws, matching=experiment.matching
-        ),
-        experiment.pixels,
-    )
-
-
-def _encode(experiment: Experiment, dequantization: str) -> metrics.Encode:
-    def encode(weights: Weights, x: IntImages, keys: Keys) -> tuple[Images, PerExample]:
-        dequantizer = experiment.dequantizer(dequantization, weights.flow)
-        return experiment.encode(x, keys, dequantizer)
-
-    return encode
+    by_bound = experiment.by_discrete_bound()
+    return lambda weights, x, keys: by_bound(_model(experiment, weights), Uniform(), x, keys)
 
 
 def loss_metric(experiment: Experiment) -> metrics.Metric:

@@ -7,6 +7,7 @@ log-SNR, likelihood).
 from typing import Any, Protocol
 
 import jax
+from jaxtyping import Array, Float
 
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import split
@@ -19,18 +20,34 @@ from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
 from scoremle.types import Images, IntImages, Keys, PerExample, Times
 
-__all__ = ["Losses", "published_scale", "training_losses", "training_times"]
+__all__ = ["Losses", "published_scale", "reading", "training_losses", "training_times"]
 
 Params = Any
 
 
 class Losses(Protocol):
-    """The loss of each example in the published scaling; with ``train``, under dropout.
+    """The loss of each example in the published scaling; with ``train``, under dropout."""
 
-    Training gives one key for the batch, whose times may be stratified; evaluation one an image.
+    def __call__(
+        self, params: Params, x: IntImages, key: Keys, *, train: bool
+    ) -> PerExample: ...
+
+
+def reading(config: Any) -> dict[str, Any]:
+    """What the network predicts and is told about t, as arguments of ``noise_fn``.
+
+    Published networks predict the noise and are told 999 t; of the geometric VE, they predict the
+    score and are told sigma. Told the log-SNR, they predict the noise.
     """
-
-    def __call__(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample: ...
+    model, told = config.model, "time_999"
+    predicted = "eps"
+    if model.embedding == "log_snr":
+        told = "log_snr"
+    elif config.training.sde.lower() == "vesde":
+        predicted, told = "score", "sigma"
+    if model.parameterization != "published":
+        predicted = model.parameterization
+    return {"prediction": predicted, "conditioning": told}
 
 
 def training_times(config: Any, sde: SDE) -> TimeSampler:
@@ -46,7 +63,7 @@ def training_times(config: Any, sde: SDE) -> TimeSampler:
     return UniformLogSNR(sde, training.smallest_time, training.stratified)
 
 
-def published_scale(config: Any, sde: SDE, dims: int) -> float:
+def published_scale(config: Any, sde: SDE, dims: int) -> Float[Array, ""] | float:
     """The constant between our loss in nats and the published one.
 
     The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
@@ -54,11 +71,10 @@ def published_scale(config: Any, sde: SDE, dims: int) -> float:
     clipping the gradient does, so they stay.
     """
     eps = config.training.smallest_time
+    normaliser: Float[Array, ""] | float = 1 - eps
     if config.training.importance_weighting:
         low, high = log_snr_range(sde, eps)
-        normaliser = float(high - low)
-    else:
-        normaliser = 1 - eps
+        normaliser = high - low
     return (2 / dims if config.training.reduce_mean else 1.0) / normaliser
 
 
@@ -66,20 +82,20 @@ def training_losses(
     config: Any, network: DDPMpp, sde: SDE, times: TimeSampler, pixels: Pixels, dims: int
 ) -> Losses:
     """The loss of each example in the published scaling."""
-    conditioning = config.model.embedding
+    how = reading(config)
     weighting = "likelihood" if config.training.likelihood_weighting else "plain"
     scale = published_scale(config, sde, dims)
     dequantize = config.data.uniform_dequantization
 
     def losses(params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
-        key_u, key_loss, key_dropout = (split if key.shape else jax.random.split)(key, 3)
+        key_u, key_loss, key_dropout = split(key, 3) if key.shape else jax.random.split(key, 3)
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantize else pixels.encode_grid(x)
         rngs = {"dropout": key_dropout} if train else {}
 
         def apply(x: Images, labels: Times) -> Any:
             return network.apply({"params": params}, x, labels, train=train, rngs=rngs)
 
-        noise = noise_fn(apply, sde, conditioning)
+        noise = noise_fn(apply, sde, **how)
         return scale * denoising_loss(noise, sde, y, key_loss, times=times, weighting=weighting)
 
     return losses

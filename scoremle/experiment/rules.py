@@ -6,6 +6,7 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
+from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 
 __all__ = ["check_values"]
@@ -26,6 +27,7 @@ CHOICES = {
     "data.fit": ("", "crop", "resize"),
     "data.on_device": ("auto", "true", "false"),
     "model.embedding": ("time", "log_snr"),
+    "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
 
 DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none")

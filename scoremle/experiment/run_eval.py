@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import scoremle
@@ -22,7 +21,7 @@ from scoremle.experiment.estimators import HASH_LENGTH, Facts, Task, tasks
 from scoremle.experiment.run_sampling import Sampling, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.likelihood.nodes import PILOT_IMAGES, Auto, Choice
+from scoremle.likelihood.nodes import PILOT_IMAGES, Choice
 from scoremle.resumable import fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
@@ -171,11 +170,11 @@ class Evaluation:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
         experiment, choice = self.experiment, None
         exact = self.options.suite or (self.options.enable_bpd and not self.options.bound)
-        if exact and isinstance(experiment.solver, Auto):
+        if exact and experiment.pilot:
             print("choosing the solver's nodes on a few images", flush=True)
             images = self.images[:PILOT_IMAGES]
-            experiment, choice = experiment.choose_nodes(restored.tree.ema, jnp.asarray(images))
-            print(_told(choice), flush=True)
+            experiment, choice = experiment.calibrated(restored.tree.ema, images)
+            print(choice, flush=True)
         return list(_tasks(experiment, self.options, self.flow is not None, choice))
 
     def judge(self, names: list[str]) -> None:
@@ -247,7 +246,7 @@ class Evaluation:
             "data_hash": hashlib.sha256(self._bytes).hexdigest()[:HASH_LENGTH],
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
-            "sde": repr(experiment.sde),
+            "sde": experiment.sde.describe(),
             "eps": experiment.eps,
             "precision": experiment.config["model"]["dtype"],
             "seed": experiment.seed,
@@ -257,7 +256,7 @@ class Evaluation:
     def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
-            hint = "; try --config.eval.solver=adaptive" if task.name.startswith("exact") else ""
+            hint = "; try --config.eval.solver=doubling" if task.name.startswith("exact") else ""
             raise UserError(
                 f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
                 f" their values are in {self.folder / name}.npz{hint}"
@@ -276,16 +275,6 @@ class Evaluation:
             }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
             pictures.write_captioned(path, parts, self.experiment.pixels.levels, 8)
-
-
-def _told(choice: Choice) -> str:
-    missed = "" if choice.met else " (more than was aimed at)"
-    return (
-        f"{choice.nodes} nodes: on {choice.images} images the solver's error is "
-        f"{choice.solver_error:.4f} bits/dim an image{missed}, {choice.solver_bias:+.4f} +- "
-        f"{choice.solver_bias_stderr:.4f} in the mean; the probes' {choice.probe_stderr:.4f} an "
-        "image"
-    )
 
 
 def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:

@@ -169,7 +169,7 @@ class Sampling:
         return {
             "dataset": experiment.data.name,
             "levels": experiment.data.levels,
-            "sde": repr(experiment.sde),
+            "sde": experiment.sde.describe(),
             "sampling": config["sampling"],
             "nodes": config["eval"]["nodes"],
             "num_scales": config["model"]["num_scales"],

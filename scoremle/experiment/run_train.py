@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ import numpy as np
 
 from scoremle import data
 from scoremle.core.dequantize import Dequantizer, Uniform
-from scoremle.core.pixels import bits_per_dim
+from scoremle.core.keys import example_keys
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
+from scoremle.likelihood.images import ByBound, ImageModel
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import Loss, TrainState, make_step
@@ -151,9 +152,9 @@ def _score_measure(experiment: Experiment) -> Measure:
 
     @jax.jit
     def measure(params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
-        key_loss, key_u, key_bound = jax.random.split(key, 3)
+        key_loss, key_bound = jax.random.split(key)
         losses = experiment.losses(params, x, key_loss, train=False)
-        bound = _quick_bound(experiment, params, Uniform(), x, key_u, key_bound)
+        bound = _quick_bound(experiment, params, Uniform(), x, key_bound)
         return {"loss": jnp.mean(losses), **bound}
 
     return measure
@@ -165,7 +166,7 @@ def _flow_measure(experiment: Experiment) -> Measure:
     @jax.jit
     def measure(score: Any, params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
         dequantizer = experiment.dequantizer("variational", params)
-        return _quick_bound(experiment, score, dequantizer, x, *jax.random.split(key))
+        return _quick_bound(experiment, score, dequantizer, x, key)
 
     return measure
 
@@ -175,12 +176,10 @@ def _quick_bound(
     score: Any,
     dequantizer: Dequantizer,
     x: jax.Array,
-    key_u: PRNGKey,
-    key_bound: PRNGKey,
+    key: PRNGKey,
 ) -> dict[str, jax.Array]:
-    y, log_q = experiment.encode(x, key_u, dequantizer)
-    bound = experiment.bound(score, y, key_bound, draws=EVAL_DRAWS)
-    bpd = bits_per_dim(bound.log_prob - log_q, experiment.pixels, experiment.dims)
+    model = cast(ImageModel, experiment.model(score))  # it has pixels
+    bpd = ByBound(EVAL_DRAWS)(model, dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}
 
 

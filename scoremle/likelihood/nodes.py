@@ -20,9 +20,9 @@ from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Data, NoiseFn, PRNGKey
+from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
-__all__ = ["PILOT_IMAGES", "Auto", "Choice", "Pilot", "choose_nodes"]
+__all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_nodes"]
 
 SCATTER_NODES = 32
 NODES = (12, 16, 24, 32, 48, 64, 96, 128)
@@ -38,11 +38,6 @@ COVERAGE = 0.98
 FEWEST = 4
 # In bits/dim: a stated error below this is none to calibrate.
 NEGLIGIBLE = 1e-9
-
-
-@dataclass(frozen=True)
-class Auto(Multistep):
-    """Nodes still to be chosen by ``choose_nodes``; until then as many as are given."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,15 @@ class Choice:
     images: int
     met: bool
 
+    def __str__(self) -> str:
+        missed = "" if self.met else " (more than was aimed at)"
+        return (
+            f"{self.nodes} nodes: on {self.images} images the solver's error is "
+            f"{self.solver_error:.4f} bits/dim an image{missed}, {self.solver_bias:+.4f} +- "
+            f"{self.solver_bias_stderr:.4f} in the mean; the probes' {self.probe_stderr:.4f} an "
+            "image"
+        )
+
     @property
     def solver(self) -> Multistep:
         """The solver with these nodes, whose stated error is calibrated."""
@@ -84,7 +88,7 @@ class Pilot:
         x: Data,
         key: PRNGKey,
         *,
-        eps: float,
+        eps: Scalar,
         divergence: DivergenceEstimator,
         finest: int = FINEST,
     ) -> None:

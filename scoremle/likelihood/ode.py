@@ -12,46 +12,21 @@ not act on the path, so its estimate stays unbiased, and the probes' error falls
 nodes (by about its root), at no cost.
 """
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
-from scoremle.numerics import as_data
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_data, expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
+from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Likelihood:
-    """Log-likelihood of each example, in nats, with the evidence beside it.
-
-    ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
-    where one probe, the same all along, can't tell. With new probes at each node, several
-    differ there by their errors alone; from one it is estimated by the scatter along the path,
-    which also holds what the divergence has of unresolved structure: with few nodes in many
-    dimensions that may be most of it. ``probe_deviations`` are what each of several probes adds to
-    it, with its sign. ``solver_error`` is to cover the error that the solver made, calibrated on a
-    few images or as it can tell by itself. ``evaluations`` counts network evaluations, each with
-    its derivatives. Where ``ok`` is false the solver gave up and ``log_prob`` is NaN.
-    """
-
-    log_prob: PerExample
-    latent: Data
-    evaluations: Int[Array, " b"]
-    probe_stderr: PerExample
-    probe_deviations: Float[Array, "m b"]
-    solver_error: PerExample
-    ok: Bool[Array, " b"]
 
 
 def ode_log_likelihood(
@@ -60,9 +35,9 @@ def ode_log_likelihood(
     x: Data,
     key: Keys,
     *,
-    eps: float,
+    eps: Scalar,
     divergence: DivergenceEstimator = Hutchinson(),
-    solver: Solver = Multistep(),
+    solver: Solver | PublishedRK45 = Multistep(),
 ) -> Likelihood:
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 
@@ -71,20 +46,23 @@ def ode_log_likelihood(
     ``x``, or a prediction of another shape.
     """
     x = as_data(x)
+    if isinstance(solver, PublishedRK45):
+        return solver.log_likelihood(noise, sde, x, divergence.draw(key, x)[0], eps=eps)
     flow = ProbabilityFlow(noise, sde)
-    keys, dims = example_keys(key, len(x)), x[0].size
-    ends = flow.log_rho(jnp.asarray([eps, 1.0], x.dtype))
+    keys = example_keys(key, len(x))
+    ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
         probes = divergence.draw(fold_in(keys, draw), x)
         return flow.velocity_and_divergence(clock, u, divergence, probes)
 
     problem = Problem(
-        field, *flow.span(eps), sensitivity=flow.log_density_gradient, fresh=divergence.random
-    )
-    solution = solver.solve(problem, x / jnp.exp(ends[0]))
-    latent = solution.state * jnp.exp(ends[1])
-    log_prob = sde.prior_log_prob(latent) + dims * (ends[1] - ends[0])
+        field, *flow.span(eps, x.dtype),
+        sensitivity=flow.log_density_gradient, fresh=divergence.random,
+    )  # fmt: skip
+    solution = solver.solve(problem, x / expand(jnp.exp(ends[0]), x))
+    latent = solution.state * expand(jnp.exp(ends[1]), x)
+    log_prob = sde.prior_log_prob(latent) + sum_over(ends[1] - ends[0], x)
     log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
     deviations, scatter = divergence.deviations(solution.integrals), solution.scatter
     variance = jnp.sum(jnp.square(deviations), axis=0)

@@ -6,7 +6,6 @@ probe held fixed (Song et al., arXiv 2011.13456, and the code of arXiv 2101.0925
 image's value depends on its neighbours, and its log-density is one entry among D + 1.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -16,30 +15,29 @@ import scipy.integrate
 from jaxtyping import Float
 
 from scoremle.core.sde import SDE
-from scoremle.likelihood.ode import Likelihood
-from scoremle.numerics import expand, predict, sum_data
-from scoremle.types import Data, NoiseFn, PerExample, Times
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_pytree, expand, predict, sum_data
+from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["PublishedRK45", "Rates", "published_rates"]
-
-# (x, t, probe) -> dx/dt and the estimate of its divergence
-Rates = Callable[[Data, Times, Data], tuple[Data, PerExample]]
+__all__ = ["PublishedRK45", "published_rates"]
 
 
-def published_rates(noise: NoiseFn, sde: SDE) -> Rates:
+
+@jax.jit
+def published_rates(
+    noise: NoiseFn, sde: SDE, x: Data, t: Times, probe: Data
+) -> tuple[Data, PerExample]:
     """The probability-flow drift and its divergence by one vector-Jacobian product."""
 
-    def drift(x: Data, t: Times) -> Data:
+    def drift(x: Data) -> Data:
         weight = sde.g2(t) / (2 * sde.sigma(t))
         return expand(sde.f(t), x) * x + expand(weight, x) * predict(noise, x, t)
 
-    def rates(x: Data, t: Times, probe: Data) -> tuple[Data, PerExample]:
-        value, pull = jax.vjp(lambda x: drift(x, t), x)
-        return value, sum_data(pull(probe)[0] * probe)
-
-    return rates
+    value, pull = jax.vjp(drift, x)
+    return value, sum_data(pull(probe)[0] * probe)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class PublishedRK45:
     """SciPy's RK45 at the published tolerances; state in float64, network as it is."""
@@ -48,17 +46,21 @@ class PublishedRK45:
     atol: float = 1e-5
 
     def log_likelihood(
-        self, rates: Rates, sde: SDE, x: Data, probe: Data, *, eps: float
+        self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: Scalar
     ) -> Likelihood:
-        """log p_eps(x) in nats, by ``rates`` (jitted) that the host calls; not to be traced.
+        """log p_eps(x) in nats. It knows neither its solver's error nor its probe's: both are NaN.
 
-        It knows neither its solver's error nor its probe's: both are NaN.
+        Raises ValueError where it is traced: it runs on the host.
         """
+        if isinstance(x, jax.core.Tracer):
+            raise ValueError("PublishedRK45 runs on the host: call it outside of jit and grad")
+        noise = as_pytree(noise)
         batch, shape, count = x.shape[0], x.shape, x.size
 
         def field(t: float, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
             at = jnp.asarray(y[:count].reshape(shape), x.dtype)
-            drift, divergence = rates(at, jnp.full(batch, t, x.dtype), probe)
+            times = jnp.full(batch, t, x.dtype)
+            drift, divergence = published_rates(noise, sde, at, times, probe)
             return np.concatenate([np.ravel(drift), np.ravel(divergence)]).astype(np.float64)
 
         start = np.concatenate([np.ravel(x).astype(np.float64), np.zeros(batch)])

@@ -50,6 +50,10 @@ class Reconstruction(Protocol):
     @property
     def random(self) -> bool: ...
 
+    def encode(self, integers: IntImages) -> Data | None:
+        """Where integers stand, if they are decoded; None if they are to be dequantized."""
+        ...
+
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         """The part without random error; ``integers`` are what ``y`` encodes, if it does."""
         ...
@@ -62,12 +66,16 @@ class Reconstruction(Protocol):
         ...
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Gaussian:
     """The Gaussian around the network's estimate of the data."""
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = True
+
+    def encode(self, integers: IntImages) -> None:
+        return None
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
@@ -76,12 +84,16 @@ class Gaussian:
         return sum_data(jnp.square(prediction - z)) / 2 - centred
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Entropy:
     """No step to the data: the bound is one on the density of the model at t = eps."""
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = False
+
+    def encode(self, integers: IntImages) -> None:
+        return None
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
@@ -90,6 +102,7 @@ class Entropy:
         return jnp.zeros_like(centred)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Discrete:
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
@@ -97,10 +110,13 @@ class Discrete:
     Of an SDE whose log-SNR is one number at each t.
     """
 
-    points: Float[np.ndarray, " levels"]
+    points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
+
+    def encode(self, integers: IntImages) -> Data:
+        return jnp.asarray(self.points, float)[integers]
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         if integers is None:

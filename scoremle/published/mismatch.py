@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
-from scoremle.published.origin import Origin, config_file, origin
+from scoremle.published.origin import Origin, config_name, origin
 from scoremle.training.checkpoints import Damaged
 
 __all__ = ["mismatch"]
@@ -33,11 +33,11 @@ def mismatch(params: dict[str, Any], needed: dict[str, Any], path: Path) -> str 
 
 
 def _advice(found: dict[str, Any], names: list[str], known: Origin | None) -> str:
-    file = config_file(known, found)
-    if file and known:
-        return f"use --config={file}"
-    if file:
-        return f"use a config such as {file}"
+    name = config_name(known, found)
+    if name and known:
+        return f"use --config={name}"
+    if name:
+        return f"use a config such as {name}"
     return _flags(found, names)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scoremle.published.architecture import ATTENTION
 
-__all__ = ["Origin", "config_file", "origin"]
+__all__ = ["Origin", "config_name", "origin"]
 
 SCORE_FLOW = re.compile(
     r"(cifar10|imagenet32)(_deep)?_(vp|subvp)(_likelihood)?(_iw)?(_flip)?", re.IGNORECASE
@@ -45,9 +45,9 @@ class Origin:
 
     @property
     def config(self) -> str:
-        """The published config that is nearest: the same where there is one."""
+        """Name of the published config that is nearest: the same where there is one."""
         folder = "subvp" if self.sde == "subvp" else "vp"
-        return f"configs/{folder}/{self.dataset}_ddpmpp{'_deep' * self.deep}_continuous.py"
+        return f"{folder}/{self.dataset}_ddpmpp{'_deep' * self.deep}_continuous"
 
     @property
     def fields(self) -> dict[str, object]:
@@ -73,8 +73,8 @@ def origin(place: Path) -> Origin | None:
     return None
 
 
-def config_file(known: Origin | None, architecture: dict[str, object]) -> str | None:
-    """The published config of a network, if there is one; of VP and CIFAR-10 if all is unknown."""
+def config_name(known: Origin | None, architecture: dict[str, object]) -> str | None:
+    """The published config of a network by name, if any; of VP and CIFAR-10 if all is unknown."""
     known = known or Origin("cifar10", "vp")
     blocks = architecture["num_res_blocks"]
     same = all(architecture[name] == value for name, value in DDPMPP.items())

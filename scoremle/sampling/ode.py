@@ -15,13 +15,33 @@ from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
-from scoremle.numerics import as_data, predict
+from scoremle.numerics import as_data, expand, predict
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn
 
-__all__ = ["denoise", "euler_sample", "interpolate", "ode_encode", "ode_sample"]
+__all__ = [
+    "denoise",
+    "euler_sample",
+    "interpolate",
+    "ode_draw",
+    "ode_encode",
+    "ode_sample",
+]
+
+
+def ode_draw(
+    noise: NoiseFn,
+    sde: SDE,
+    key: Keys,
+    shape: tuple[int, ...],
+    *,
+    eps: float,
+    solver: Solver = Multistep(),
+) -> Data:
+    """Samples at t = ``eps`` of latents from the prior, by one key or one for each."""
+    return ode_sample(noise, sde, sde.prior_sample(key, shape), eps=eps, solver=solver)
 
 
 def ode_sample(
@@ -56,12 +76,12 @@ def _transport(
 ) -> Data:
     x = as_data(x)
     flow = ProbabilityFlow(noise, sde)
-    clocks = flow.span(eps)
-    rho = jnp.exp(flow.log_rho(jnp.asarray([eps, 1.0], x.dtype)))
+    times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)
     if not encode:
-        clocks, rho = clocks[::-1], rho[::-1]
+        times, (start, stop) = times[::-1], (stop, start)
+    rho = [expand(jnp.exp(flow.log_rho(jnp.full(len(x), t, x.dtype))), x) for t in times]
     no_integrals = jnp.zeros((0, x.shape[0]), x.dtype)
-    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), *clocks)
+    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), start, stop)
     return solver.solve(problem, x / rho[0]).state * rho[1]
 
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
-from scoremle.core.sde import SDE, VE, VP
+from scoremle.core.pytree import known
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
 from scoremle.types import Data, Keys, NoiseFn, Times
@@ -59,7 +60,7 @@ def reverse_diffusion(
     sde: SDE, x: Data, score: Data, t: Times, steps: int
 ) -> tuple[Data, Times]:
     """The forward rule x -> scale x + spread z, reversed as the SDE is."""
-    scale, spread = _forward_rule(sde, t, steps)
+    scale, spread = FORWARD_RULES[sde.chain](sde, t, steps)
     return x - expand(scale - 1, x) * x + expand(jnp.square(spread), x) * score, spread
 
 
@@ -67,10 +68,10 @@ def ancestral_sampling(
     sde: SDE, x: Data, score: Data, t: Times, steps: int
 ) -> tuple[Data, Times]:
     """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone."""
-    scale, spread = _forward_rule(sde, t, steps)
+    scale, spread = FORWARD_RULES[sde.chain](sde, t, steps)
     variance = jnp.square(spread)
     mean = (x + expand(variance, x) * score) / expand(scale, x)
-    if isinstance(sde, VE):
+    if sde.chain == "smld":
         sigma2 = jnp.square(sde.sigma(_grid(t, steps)))
         spread = spread * jnp.sqrt(1 - variance / sigma2)
     return mean, spread
@@ -82,16 +83,29 @@ def _grid(t: Times, steps: int, back: int = 0) -> Times:
     return (jnp.floor(t * intervals) - back) / intervals
 
 
-def _forward_rule(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
-    """(scale, spread) of the forward step x -> scale x + spread z of length 1/steps."""
-    if isinstance(sde, VP):  # DDPM
-        beta = -2 * sde.f(_grid(t, steps)) / steps
-        return jnp.sqrt(1 - beta), jnp.sqrt(beta)
-    if isinstance(sde, VE):  # SMLD: between neighbouring sigmas, the first of which comes after 0
-        before = _grid(t, steps, back=1)
-        below = jnp.where(before < 0, 0, jnp.square(sde.sigma(before)))
-        return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(_grid(t, steps))) - below)
+def _ddpm(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
+    beta = -2 * sde.f(_grid(t, steps)) / steps
+    return jnp.sqrt(1 - beta), jnp.sqrt(beta)
+
+
+def _smld(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
+    # Between neighbouring sigmas, the first of which comes after 0.
+    before = _grid(t, steps, back=1)
+    below = jnp.where(before < 0, 0, jnp.square(sde.sigma(before)))
+    return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(_grid(t, steps))) - below)
+
+
+def _euler(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
     return 1 + sde.f(t) / steps, jnp.sqrt(sde.g2(t) / steps)
+
+
+# (scale, spread) of the forward step x -> scale x + spread z of length 1/steps, by the chain that
+# the SDE was published with.
+FORWARD_RULES: dict[str | None, Callable[[SDE, Times, int], tuple[Times, Times]]] = {
+    "ddpm": _ddpm,
+    "smld": _smld,
+    None: _euler,
+}
 
 
 def langevin(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
@@ -137,7 +151,7 @@ class PredictorCorrector:
     def check(self, sde: SDE) -> None:
         """Raises UserError where a step is not defined for ``sde``."""
         if self.predictor is ancestral_sampling:
-            if not isinstance(sde, VP | VE):
+            if sde.chain is None:
                 raise UserError(
                     f"ancestral_sampling is defined for VP and VE, not for {type(sde).__name__}:"
                     " choose euler_maruyama or reverse_diffusion"
@@ -146,8 +160,8 @@ class PredictorCorrector:
                 raise UserError("ancestral_sampling has no probability flow: choose another")
         if self.predictor is not euler_maruyama or self.corrector is not None:
             with jax.ensure_compile_time_eval():
-                beta_max = float(-2 * sde.f(jnp.ones(())))
-            if self.steps <= beta_max:
+                beta_max = jnp.max(-2 * sde.f(jnp.ones(())))
+            if known(sde) and self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
                 )
@@ -169,7 +183,7 @@ class PredictorCorrector:
         score = score_of(noise, sde)(x, t)
         # What a forward step keeps of the variance: 1 for VE.
         kept = 1 + 2 * sde.f(_grid(t, self.steps)) / self.steps
-        step = expand(kept * self.corrector(sde, score, z, t, self.snr), x)
+        step = expand(kept, x) * expand(self.corrector(sde, score, z, t, self.snr), x)
         return x + step * score + jnp.sqrt(2 * step) * z
 
 

@@ -224,7 +224,8 @@ class Planned:
             )
 
         # Its derivative in reverse keeps the carry of each node and computes the rest anew.
-        last = jax.lax.fori_loop(0, self.steps + 1, jax.checkpoint(advance), first)
+        once = jax.checkpoint(advance, prevent_cse=False)
+        last = jax.lax.fori_loop(0, self.steps + 1, once, first)
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
         steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
@@ -241,6 +242,7 @@ class Planned:
         )
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Multistep:
     """``nodes`` steps, the same for every example. Memory does not grow with their number.
@@ -249,8 +251,8 @@ class Multistep:
     it has to be (``choose_nodes``).
     """
 
-    nodes: int = 32
-    calibration: float = dataclasses.field(default=1.0, repr=False)
+    nodes: int = dataclasses.field(default=32, metadata={"static": True})
+    calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
@@ -264,6 +266,7 @@ class _Best(NamedTuple):
     running: Array
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Doubling:
     """Doubles the nodes until an example's result stands still: within ``tolerance``, in nats for

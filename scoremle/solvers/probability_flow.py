@@ -10,20 +10,24 @@ it becomes
     du/d lambda = -s / (2 r) (eps - eps_v),        eps_v = s u / r
 
 where eps_v is the optimal noise prediction for Gaussian data of variance v. What is left is of
-order one in the middle and fades at both ends: nothing is stiff, and all four SDEs are the same
+order one in the middle and fades at both ends: nothing is stiff, and all SDEs are the same
 problem. The density of x follows from that of u: log p(x) = log p(u) - D log rho.
+
+Where lambda is a number for each dimension, so are s, r and rho, the last term is a sum over them,
+and the clock is t.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Probes
 from scoremle.core.sde import SDE
 from scoremle.numerics import check_eps, expand, predict
-from scoremle.types import Data, NoiseFn, Times
+from scoremle.types import Data, NoiseFn, Scalar, Times
 
 __all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
 
@@ -36,7 +40,7 @@ WIDTH = 3.0
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """The field du/dc of a noise prediction, on the clock c."""
+    """The field du/dc of a noise prediction, on the clock c: asinh(lambda / 3), or t."""
 
     noise: NoiseFn
     sde: SDE
@@ -50,11 +54,16 @@ class ProbabilityFlow:
         # alpha r, whose factors may be beyond the range of floats.
         return jnp.sqrt(self.variance * self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
 
+    def _at(self, clock: Times) -> tuple[Times, Times, Times]:
+        """t, lambda, and d lambda/dc."""
+        if self.sde.schedule.per_dimension:
+            return clock, *jax.jvp(self.sde.log_snr, (clock,), (jnp.ones_like(clock),))
+        lam = WIDTH * jnp.sinh(clock)
+        return self.sde.time_of_log_snr(lam), lam, WIDTH * jnp.cosh(clock)
+
     def velocity(self, clock: Times, u: Data) -> Data:
         """du/dc."""
-        lam = WIDTH * jnp.sinh(clock)
-        speed = WIDTH * jnp.cosh(clock)
-        t = self.sde.time_of_log_snr(lam)
+        t, lam, speed = self._at(clock)
         # s / r; s itself may be beyond the range of floats.
         ratio = jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))
         x = expand(self._rho(t), u) * u
@@ -72,14 +81,15 @@ class ProbabilityFlow:
 
         As far as the noise prediction is the gradient of a density.
         """
-        lam = WIDTH * jnp.sinh(clock)
-        factor = 2 * (1 + self.variance * jnp.exp(lam)) / (WIDTH * jnp.cosh(clock))
+        _, lam, speed = self._at(clock)
+        # Where lambda stands still, the velocity is zero and tells nothing.
+        factor = 2 * (1 + self.variance * jnp.exp(lam)) / (speed + (speed == 0))
         return expand(factor, u) * velocity - u
 
-    def span(self, eps: float) -> tuple[float, float]:
-        """The clock at t = eps and at t = 1, as numbers that a solver can plan with."""
+    def span(self, eps: Scalar, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The clock at t = eps and at t = 1."""
         check_eps(eps)
-        with jax.ensure_compile_time_eval():
-            lam = self.sde.log_snr(jnp.asarray([eps, 1.0]))
-            data, prior = jnp.arcsinh(lam / WIDTH)
-            return float(data), float(prior)
+        ends = jnp.asarray([eps, 1.0], dtype)
+        if not self.sde.schedule.per_dimension:
+            ends = jnp.arcsinh(self.sde.log_snr(ends) / WIDTH)
+        return ends[0], ends[1]

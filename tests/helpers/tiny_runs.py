@@ -11,6 +11,7 @@ import numpy as np
 
 from helpers.places import CACHE, ROOT
 from scoremle.cli import main as cli
+from scoremle.core.sde import VP
 
 TINY = (
     f"--config={ROOT / 'configs' / 'digits.py'}",
@@ -69,7 +70,7 @@ PROTOCOL = {
     "checkpoint": 2,
     "step": 20,
     "eps": 1e-5,
-    "sde": "VP(beta_min=0.1, beta_max=20.0)",
+    "sde": VP().describe(),
     "unit": "bits/dim",
 }
 

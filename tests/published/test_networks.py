@@ -111,9 +111,9 @@ def test_the_dequantizer_is_told_too(name, numbers):
 @pytest.mark.parametrize(
     ("folder", "advice"),
     [
-        ("cifar10_deep_vp_flip", "use --config=configs/vp/cifar10_ddpmpp_deep_continuous.py"),
-        ("imagenet32_deep_subvp", "use --config=configs/subvp/imagenet32_ddpmpp_deep_continuous"),
-        ("mine", "use a config such as configs/vp/cifar10_ddpmpp_deep_continuous.py"),
+        ("cifar10_deep_vp_flip", "use --config=vp/cifar10_ddpmpp_deep_continuous"),
+        ("imagenet32_deep_subvp", "use --config=subvp/imagenet32_ddpmpp_deep_continuous"),
+        ("mine", "use a config such as vp/cifar10_ddpmpp_deep_continuous"),
     ],
 )
 def test_a_deep_network_where_the_config_says_four_blocks(folder, advice):

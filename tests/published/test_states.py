@@ -184,7 +184,7 @@ def test_evaluation_of_a_folder_as_published(workdir):
     assert run(workdir, "eval", *flags, "--config.eval.bound_draws=2") == 0
     results = json.loads((workdir / "eval" / "results.json").read_text())
     bound = results["bound_test_ckpt_1"]
-    assert (bound["step"], bound["sde"].split("(")[0]) == (3, "SubVP")
+    assert (bound["step"], bound["sde"]["type"]) == (3, "SubVP")
     assert bound["ema_hash"] == tree_hash(restore()[0].ema)[:16]
     assert 5 < bound["mean"] < 20  # integers at random have 8 bits/dim, and the model knows little
     assert FILE.read_bytes() == (workdir / "checkpoints" / "checkpoint_1").read_bytes()

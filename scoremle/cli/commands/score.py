@@ -7,12 +7,14 @@ CSV of one line an image, in their order.
 import argparse
 import csv
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
 
 from scoremle import data
 from scoremle.cli.commands import Parser
+from scoremle.core.pixels import Pixels
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import UnusableImage
@@ -21,6 +23,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment import trained
 from scoremle.files import write_atomically
+from scoremle.model import Scores
 
 __all__ = ["main"]
 
@@ -35,6 +38,8 @@ def main(arguments: list[str]) -> None:
     model = trained.load(options.workdir, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
+    model, choice = model.calibrated(images)
+    print(choice, flush=True)
     scores = model.score(
         images, seed=options.seed, repeats=options.repeats, label="scores"
     )
@@ -68,7 +73,7 @@ def _read(
     """Names and pixels of the images, as the model takes them."""
     if not path.exists():
         raise UserError(f"no file or folder {path}")
-    size, _, channels = model.experiment.data.shape
+    size, _, channels = model.shape
     if path.suffix in (".npy", ".npz"):
         chunks = [chunk.images for chunk in read_arrays(path, data.Options(fit=fit)).chunks]
         images = np.concatenate(chunks)
@@ -82,13 +87,13 @@ def _read(
             raise UserError(f"{path}: {name}: {error}") from None
     if not found:
         raise UserError(f"{path} holds no picture (.png, .jpg, .webp or .bmp)")
-    pixels, levels = np.stack(list(found.values())), model.experiment.pixels.levels
+    pixels, levels = np.stack(list(found.values())), cast(Pixels, model.pixels).levels
     if levels != 256:
         print(f"their 256 grey levels become the model's {levels}")
     return list(found), (pixels.astype(np.uint32) * levels // 256).astype(np.uint8)
 
 
-def _write(path: Path, names: list[str], scores: trained.Scores) -> None:
+def _write(path: Path, names: list[str], scores: Scores) -> None:
     columns = [getattr(scores, name) for name in COLUMNS]
     with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.core.pixels import as_uint8
 from scoremle.data.archive import Source, check_ratio, hash_files
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
 
-__all__ = ["as_uint8", "check_images", "load_npz", "read_arrays"]
+__all__ = ["check_images", "load_npz", "read_arrays"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")
@@ -103,18 +104,6 @@ def _advice(array: np.ndarray) -> str:
     made = as_uint8(array)
     remedy = f"save {made}" if made else "bring it to 0..255 and save it as uint8"
     return f" (from {array.min():g} to {array.max():g}): {remedy}"
-
-
-def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
-    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none."""
-    low, high = array.min(), array.max()
-    if low >= 0 and high <= 1 and array.dtype.kind == "f":
-        return f"({top} * {name}).round().astype(np.uint8)"
-    if low >= -1 and high <= 1 and array.dtype.kind == "f":
-        return f"({top / 2:g} * ({name} + 1)).round().astype(np.uint8)"
-    if low >= 0 and high <= top:
-        return f"{name}.round().astype(np.uint8)"
-    return ""
 
 
 def _load_npy(file: Path) -> np.ndarray:

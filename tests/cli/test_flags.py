@@ -11,11 +11,8 @@ from helpers.places import ROOT
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.experiment import config
+from scoremle.experiment import defaults
 from scoremle.experiment.build import build
-
-# As the program finds it: the root need not be on the path.
-default, _ = config.load_configs(None)
 
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))
 OWN = ["configs/digits.py", "configs/fashion_mnist.py", "configs/own_images.py"]
@@ -114,8 +111,8 @@ def test_own_configs_train_by_maximum_likelihood_on_dequantized_data(path):
 
 
 def test_every_field_has_a_type_and_a_meaning():
-    meanings = dict(cli.FIELD_LINE.findall(Path(default.__file__).read_text()))
-    fields = cli._fields(default.get_config())
+    meanings = dict(cli.FIELD_LINE.findall(Path(defaults.__file__).read_text()))
+    fields = cli._fields(defaults.get_config())
     assert meanings.keys() == fields.keys()
     assert all(kind in (bool, int, float, str, tuple) for kind, _ in fields.values())
 
@@ -250,7 +247,7 @@ def test_mistakes_in_flags(flag, message):
 
 
 def test_missing_flags():
-    assert failure("--workdir=w") == "missing --config=FILE, such as --config=configs/digits.py"
+    assert failure("--workdir=w") == "missing --config, such as --config=digits"
     assert failure("--config=configs/digits.py", "--mode=train") == "missing --workdir"
     assert failure("--config=configs/digits.py", "--workdir=w") == "missing --mode"
 
@@ -259,8 +256,8 @@ BROKEN = {
     "def get_config():\n    return (1,\n": "line 2: '(' was never closed",
     "x = 1\ny = x / 0\n": "line 2: ZeroDivisionError: division by zero",
     "import nowhere\n": "line 1: ModuleNotFoundError: No module named 'nowhere'",
-    "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.a.b = 1\n"
-    "    return c": "line 4: AttributeError",
+    "from scoremle.experiment import defaults\ndef get_config():\n    c = defaults.get_config()\n"
+    "    c.a.b = 1\n    return c": "line 4: AttributeError",
     "x = 1\n": "has no function get_config",
     "def get_config():\n    return {}\n": "get_config must return a ConfigDict",
     "import ml_collections\nget_config = ml_collections.ConfigDict\n": "lacks the field",
@@ -283,7 +280,7 @@ def test_missing_config_file(tmp_path):
 
 def test_a_config_file_anywhere_can_use_the_default(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from configs.default import get_config\n")
+    file.write_text("from scoremle.experiment.defaults import get_config\n")
     assert parse(str(file)).config.training.smallest_time == 1e-5
 
 
@@ -305,7 +302,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 def test_help_lists_every_field_without_importing_jax(tmp_path, capsys):
     assert cli.main(["--help", "--config=configs/digits.py"]) == 0
     table = capsys.readouterr().out
-    for name, (kind, _) in cli._fields(default.get_config()).items():
+    for name, (kind, _) in cli._fields(defaults.get_config()).items():
         assert re.search(rf"^{re.escape(name)} +{kind.__name__} +\S.* \S", table, re.MULTILINE)
     assert re.search(r"^data\.dataset +str +'digits' +name of the data set$", table, re.MULTILINE)
     # From another folder, by a fresh interpreter that could not import jax.
@@ -365,6 +362,6 @@ def test_words_that_are_no_command(word, hint, capsys):
 
 def test_usage_and_version(capsys):
     assert cli.main([]) == 2
-    assert capsys.readouterr().err.startswith("usage: scoremle --config=FILE")
+    assert capsys.readouterr().err.startswith("usage: scoremle --config=CONFIG")
     command = [sys.executable, "-m", "scoremle", "--version"]
     assert subprocess.check_output(command, text=True) == f"scoremle {scoremle.__version__}\n"

@@ -1,0 +1,75 @@
+"""Records whose numbers are leaves: to be trained, jitted over, and described.
+
+``jax.tree_util.register_dataclass`` calls the constructor for whatever has the structure of a
+record: tracers, shapes, and gradients, which are none of the values that a constructor may check.
+Here only what a user writes is constructed.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+__all__ = ["check", "describe", "known", "pytree", "static"]
+
+T = TypeVar("T")
+
+
+def static(**options: Any) -> Any:
+    """A field that belongs to the structure: hashable, and not differentiated."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """Registers a dataclass: its fields are the children, but for the ``static`` ones."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        names[field.metadata.get("static", False)].append(field.name)
+
+    def flatten(record: T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(n), getattr(record, n)) for n in names[False]]
+        return children, tuple(getattr(record, n) for n in names[True])
+
+    def unflatten(structure: tuple[Any, ...], children: Any) -> T:
+        record = object.__new__(cls)
+        for name, value in zip(names[True] + names[False], (*structure, *children), strict=True):
+            object.__setattr__(record, name, value)
+        return record
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def known(*values: Any) -> bool:
+    """Are these numbers, and not what stands for them while a program is traced?"""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check(record: Any, holds: Callable[[], Any], words: str) -> None:
+    """ValueError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
+    with jax.ensure_compile_time_eval():
+        if known(record) and not np.all(holds()):
+            raise ValueError(f"{record}: {words}")
+
+
+def describe(value: Any) -> Any:
+    """What makes a record what it is, in values that JSON knows: its type, and all its numbers.
+
+    A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
+    same before and after a record was on a device.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        inside = {name: describe(getattr(value, name)) for name in names}
+        return {"type": type(value).__name__, **inside}
+    if isinstance(value, dict):
+        return {name: describe(child) for name, child in value.items()}
+    if value is None or isinstance(value, str | bool):
+        return value
+    array = np.asarray(value, np.float32)
+    if array.ndim == 0:
+        return float(str(array))
+    return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}

@@ -1,0 +1,351 @@
+"""Schedules: the log signal-to-noise ratio lambda(t), which falls from t = 0 to t = 1.
+
+A schedule states lambda(t). Its inverse is found by bisection, unless a closed form is known. At
+t = 1 lambda is finite: where a formula ends at minus infinity, it is cut at a stated least value.
+At t = 0 it may be infinite: likelihoods begin at a smallest time.
+
+Numbers of a schedule are leaves, so a schedule is learned as any parameters are: write a dataclass
+with ``log_snr``, a subclass of ``Schedule``, under ``pytree``.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from scoremle.core.kernels import KERNELS
+from scoremle.core.pytree import check, describe, pytree, static
+from scoremle.types import Times
+
+__all__ = [
+    "Cosine",
+    "Discrete",
+    "GeometricSigma",
+    "KarrasSigma",
+    "LinearBeta",
+    "LinearLogSNR",
+    "LinearSigma",
+    "PerDimension",
+    "Schedule",
+    "rate",
+]
+
+
+def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:
+    """The derivative of ``function`` in t, elementwise."""
+    t = _floating(t)
+    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+def _floating(t: ArrayLike) -> Times:
+    t = jnp.asarray(t)
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+
+
+class Schedule(abc.ABC):
+    """lambda(t) on [0, 1], elementwise in t, strictly falling."""
+
+    # Is lambda one number at each t, or one for each dimension of the data?
+    per_dimension: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def log_snr(self, t: Times) -> Times:
+        """lambda at t."""
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        """The t at which lambda is ``lam``; 0 or 1 beyond its ends."""
+        return _inverse(self, _floating(lam))
+
+    def at(self, code: Any) -> Self:
+        """The schedule of the images that ``code`` describes. ValueError if all share one."""
+        raise ValueError(f"{type(self).__name__} is the same for all images: it takes no code")
+
+    def describe(self) -> dict[str, Any]:
+        """What the schedule is, in values that JSON knows."""
+        return describe(self)
+
+
+@jax.custom_jvp
+def _inverse(schedule: Schedule, lam: Times) -> Times:
+    # By the bits of t, whose order is that of the floats: all digits, near 0 too.
+    integer = jnp.int32 if lam.dtype.itemsize == 4 else jnp.int64
+    one = jax.lax.bitcast_convert_type(jnp.ones_like(lam), integer)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        before, behind = ends
+        middle = before + (behind - before) // 2
+        t = jax.lax.bitcast_convert_type(middle, lam.dtype)
+        early = schedule.log_snr(t) > lam
+        return jnp.where(early, middle, before), jnp.where(early, behind, middle)
+
+    # So many halvings leave neighbours of the numbers up to 1.0.
+    halvings = 30 if integer == jnp.int32 else 62
+    _, found = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(one), one))
+    return jax.lax.bitcast_convert_type(found, lam.dtype)
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Times, Times]:
+    """dt = (d lambda - (d lambda/d theta) d theta) / (d lambda/dt); a bisection's own is zero."""
+    schedule, lam = primals
+    t = _inverse(schedule, lam)
+    _, by_parameters = jax.jvp(lambda s: s.log_snr(t), (schedule,), tangents[:1])
+    change = (tangents[1] - by_parameters) / rate(schedule.log_snr, t)
+    return t, change.astype(t.dtype)
+
+
+class PerDimension(Schedule):
+    """lambda(t) for each dimension: of the shape of the data, behind that of t.
+
+    No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds take
+    ``UniformTime``, and what needs a single log-SNR refuses.
+    """
+
+    per_dimension = True
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        raise ValueError(
+            f"{type(self).__name__} has a log-SNR for each dimension, and no one time belongs to"
+            " them: use what goes by t, such as UniformTime"
+        )
+
+
+@pytree
+@dataclass(frozen=True)
+class LinearBeta(Schedule):
+    """beta(t) = beta_min + t (beta_max - beta_min), where alpha^2 = e^-B with its integral B.
+
+    The lambda that belongs to that alpha depends on the ``kernel``: "vp", "subvp" or "straight".
+    Raises ValueError for another, and for betas below 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    kernel: str = static(default="vp")
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS or self.kernel == "ve":
+            raise ValueError(f"{self}: kernel must be vp, subvp or straight")
+        check(
+            self,
+            lambda: self.beta_min >= 0 and self.beta_max > 0,
+            "beta_min must be at least 0, and beta_max above 0",
+        )
+
+    def log_alpha(self, t: Times) -> Times:
+        """Logarithm of the kernel's mean coefficient."""
+        b = self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2
+        return -b / 2
+
+    def log_snr(self, t: Times) -> Times:
+        return KERNELS[self.kernel].log_snr(self.log_alpha(t))
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        b = -2 * KERNELS[self.kernel].log_alpha(lam)
+        # The root of the quadratic in the form that subtracts nothing.
+        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
+        return 2 * b / (self.beta_min + root)
+
+
+@pytree
+@dataclass(frozen=True)
+class GeometricSigma(Schedule):
+    """sigma / alpha geometric from sigma_min to sigma_max."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check_sigmas(self)
+
+    def log_snr(self, t: Times) -> Times:
+        return -2 * (jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min))
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        log_ratio = jnp.log(self.sigma_max / self.sigma_min)
+        return (-lam / 2 - jnp.log(self.sigma_min)) / log_ratio
+
+
+@pytree
+@dataclass(frozen=True)
+class LinearSigma(Schedule):
+    """sigma / alpha = t sigma_max."""
+
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        check(self, lambda: self.sigma_max > 0, "sigma_max must be above 0")
+
+    def log_snr(self, t: Times) -> Times:
+        return -2 * (jnp.log(t) + jnp.log(self.sigma_max))
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        return jnp.exp(-lam / 2) / self.sigma_max
+
+
+@pytree
+@dataclass(frozen=True)
+class KarrasSigma(Schedule):
+    """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _check_sigmas(self)
+        check(self, lambda: self.rho > 0, "rho must be above 0")
+
+    @property
+    def _ends(self) -> tuple[Times, Times]:
+        low, high = (jnp.asarray(s) ** (1 / self.rho) for s in (self.sigma_min, self.sigma_max))
+        return low, high
+
+    def log_snr(self, t: Times) -> Times:
+        low, high = self._ends
+        return -2 * self.rho * jnp.log(low + t * (high - low))
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        low, high = self._ends
+        return (jnp.exp(-lam / (2 * self.rho)) - low) / (high - low)
+
+
+@pytree
+@dataclass(frozen=True)
+class LinearLogSNR(Schedule):
+    """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630)."""
+
+    log_snr_min: float = -5.0
+    log_snr_max: float = 13.3
+
+    def __post_init__(self) -> None:
+        _check_ends(self)
+
+    def log_snr(self, t: Times) -> Times:
+        return self.log_snr_max + t * (self.log_snr_min - self.log_snr_max)
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        return (lam - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)
+
+
+@pytree
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """lambda = -2 log tan(angle), the angle linear in t between the two ends of lambda.
+
+    So alpha of VP is a cosine (Nichol and Dhariwal, arXiv 2102.09672), here with ends that are
+    finite (Hoogeboom et al., arXiv 2301.11093).
+    """
+
+    log_snr_min: float = -15.0
+    log_snr_max: float = 15.0
+
+    def __post_init__(self) -> None:
+        _check_ends(self)
+
+    @property
+    def _angles(self) -> tuple[Times, Times, Times]:
+        """The angle at t = 0, what the one at t = 1 lacks of a right one, and what is between."""
+        first = jnp.arctan(jnp.exp(-jnp.asarray(self.log_snr_max) / 2))
+        lacking = jnp.arctan(jnp.exp(jnp.asarray(self.log_snr_min) / 2))
+        return first, lacking, jnp.pi / 2 - first - lacking
+
+    def log_snr(self, t: Times) -> Times:
+        first, lacking, between = self._angles
+        # The cosine as the sine of what the angle lacks: near a right one it keeps its digits.
+        cosine, sine = jnp.sin(lacking + (1 - t) * between), jnp.sin(first + t * between)
+        return 2 * (jnp.log(cosine) - jnp.log(sine))
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        first, _, between = self._angles
+        return (jnp.arctan(jnp.exp(-lam / 2)) - first) / between
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Discrete(Schedule):
+    """lambda at each of T steps, ``log_snrs``, and linear between them; t = (label + 1) / T.
+
+    Likelihoods begin at ``eps`` = 1/T, the first step, whose label is 0. Raises ValueError for
+    fewer than two steps, and for a lambda that is not finite or does not fall.
+    """
+
+    log_snrs: Float[np.ndarray | Array, " T"]
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.log_snrs) != 1 or self.steps < 2:
+            raise ValueError(f"{self}: log_snrs must be those of two steps or more")
+        check(self, lambda: np.diff(self.log_snrs) < 0, "log_snrs must fall from step to step")
+        check(
+            self,
+            lambda: np.isfinite(self.log_snrs),
+            "log_snrs must be finite: give log_snr_min to end there",
+        )
+
+    def __repr__(self) -> str:
+        return f"Discrete({self.steps} steps)"
+
+    @classmethod
+    def of_betas(
+        cls, betas: Float[np.ndarray, " T"], *, log_snr_min: float = -np.inf
+    ) -> "Discrete":
+        """Of DDPM's betas: alpha^2 at a step is the product of 1 - beta up to it (VP).
+
+        Where the last beta is 1, ``log_snr_min`` is where lambda ends.
+        """
+        betas = np.asarray(betas, np.float64)
+        if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
+            raise ValueError("betas must be numbers above 0, and at most 1")
+        with np.errstate(divide="ignore"):
+            log_alpha2 = np.cumsum(np.log1p(-betas))
+            log_snrs = log_alpha2 - np.log(-np.expm1(log_alpha2))
+        return cls(np.maximum(log_snrs, log_snr_min))
+
+    @property
+    def steps(self) -> int:
+        return np.size(self.log_snrs)
+
+    @property
+    def eps(self) -> float:
+        """The time of the first step."""
+        return 1 / self.steps
+
+    def label(self, t: Times) -> Times:
+        """The number of the step at t, counted from 0: between two steps, between two numbers."""
+        return self.steps * t - 1
+
+    def log_snr(self, t: Times) -> Times:
+        label = self.label(_floating(t))
+        table = jnp.asarray(self.log_snrs, label.dtype)
+        before = jnp.clip(jnp.floor(label), 0, self.steps - 2).astype(int)
+        share = label - before
+        return table[before] + share * (table[before + 1] - table[before])
+
+    def time_of_log_snr(self, lam: Times) -> Times:
+        lam = _floating(lam)
+        table = jnp.asarray(self.log_snrs, lam.dtype)
+        before = jnp.clip(jnp.searchsorted(-table, -lam, side="right") - 1, 0, self.steps - 2)
+        share = (lam - table[before]) / (table[before + 1] - table[before])
+        return (before + share + 1) / self.steps
+
+
+def _check_sigmas(schedule: GeometricSigma | KarrasSigma) -> None:
+    check(
+        schedule,
+        lambda: 0 < schedule.sigma_min < schedule.sigma_max,
+        "sigma_min must be above 0 and below sigma_max",
+    )
+
+
+def _check_ends(schedule: LinearLogSNR | Cosine) -> None:
+    check(
+        schedule,
+        lambda: -np.inf < schedule.log_snr_min < schedule.log_snr_max < np.inf,
+        "log_snr_min must be below log_snr_max, and both finite",
+    )

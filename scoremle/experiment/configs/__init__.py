@@ -1,0 +1,1 @@
+"""Experiments by name (``--config=digits``): each says what differs from the defaults."""

@@ -1,0 +1,1 @@
+"""The sub-VP SDE: four published configs."""

@@ -1,0 +1,1 @@
+"""The VP SDE: four published configs."""

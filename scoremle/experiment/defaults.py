@@ -1,0 +1,192 @@
+"""Every field that can be set, with the published values for CIFAR-10 and the VP SDE.
+
+A comment that ends a field's line is its meaning in ``--help``. A config file copies these fields
+and changes what differs. Values are tuples, never lists: lists cannot be set on a command line.
+
+A default that depends on other fields is a placeholder ("from ..." in its comment). ``resolve``
+fills it after the command line was read, so that it follows what was typed there and not what the
+file said before. A config file with a rule of its own defines its own ``resolve``, which ends by
+calling this one.
+"""
+
+import logging
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+logger = logging.getLogger(__name__)
+
+# Sub-VP is published with a later start: its noise at t is of order t, not of order sqrt(t).
+TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2}
+SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2}
+SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
+
+# Names that are compared as they stand, wherever they were typed in upper case.
+LOWERED = (
+    ("eval", "dequantization"), ("data", "fit"), ("data", "on_device"), ("model", "embedding"),
+)  # fmt: skip
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 42  # seed of everything random
+
+    config.training = ml_collections.ConfigDict()
+    config.training.sde = "vpsde"  # vpsde, subvpsde, vesde or linearvesde
+    config.training.continuous = True  # continuous time; False is refused
+    config.training.batch_size = 128  # images per optimisation step
+    config.training.n_iters = 1_300_001  # optimisation steps
+    config.training.snapshot_freq = 50_000  # steps between snapshots, numbered step/this
+    config.training.log_freq = 100  # steps between lines of the log
+    config.training.eval_freq = 100  # steps between evaluations of the loss on test images
+    config.training.snapshot_freq_for_preemption = 10_000  # steps between resume checkpoints
+    config.training.snapshot_sampling = True  # draw a grid of samples at each snapshot
+    config.training.likelihood_weighting = False  # weight g(t)^2: maximum likelihood
+    config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)
+    config.training.stratified = False  # draw t stratified in the batch, one random offset
+    config.training.n_jitted_steps = 5  # optimisation steps fused in one call
+    config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
+    config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
+
+    config.deq = ml_collections.ConfigDict()
+    config.deq.n_iters = 300_001  # optimisation steps of the flow dequantizer
+    config.deq.ema_rate = 0.99  # EMA decay of the flow dequantizer
+    config.deq.dropout = 0.0  # unused: only this value
+    config.deq.offset = True  # count the step from smallest_time to the data in its loss
+    config.deq.variant = "cifar10"  # published flow: cifar10 (shallow) or imagenet32 (deep)
+    config.deq.filters = 96  # channels of its couplings' networks
+    config.deq.components = 32  # logistics in each mixture
+    config.deq.blocks = 2  # blocks of a gated convolution and attention in each coupling
+    config.deq.couplings = 4  # couplings, which change the even and the odd columns in turn
+    config.deq.heads = 4  # attention heads of its couplings
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
+    config.sampling.steps = placeholder(int)  # steps of the method; from the method
+    config.sampling.predictor = "euler_maruyama"  # or reverse_diffusion, ancestral_sampling, none
+    config.sampling.corrector = "none"  # langevin, ald or none
+    config.sampling.n_steps_each = 1  # corrector steps before each predictor step
+    config.sampling.snr = 0.16  # size of corrector steps: signal-to-noise ratio
+    config.sampling.probability_flow = False  # the predictor solves the ODE; False: the SDE
+    config.sampling.noise_removal = True  # end without the noise of smallest_time
+    config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.begin_ckpt = placeholder(int)  # first checkpoint; unset: end_ckpt alone
+    config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
+    config.eval.wait = False  # wait for checkpoints up to end_ckpt that are not there yet
+    config.eval.ckpt_id = placeholder(int)  # checkpoint of mode train_deq; unset: the newest
+    config.eval.batch_size = 1024  # images per evaluation batch
+    config.eval.enable_sampling = False  # draw samples
+    config.eval.num_samples = 50_000  # how many samples
+    config.eval.inception = ""  # weights (convert-inception) to judge samples by; '': don't
+    config.eval.stats = ""  # features of the data set (scoremle stats) to compare samples with
+    config.eval.enable_loss = False  # evaluate the training loss
+    config.eval.enable_bpd = True  # evaluate bits/dim
+    config.eval.bpd_dataset = "test"  # split: train or test
+    config.eval.dataset = ""  # the same under another name; '' takes bpd_dataset
+    config.eval.num_images = 0  # only the first so many images; 0 takes the whole split
+    config.eval.num_repeats = 5  # passes over the split, each with fresh noise
+    config.eval.bound = False  # the variational bound instead of the exact likelihood
+    config.eval.dsm = True  # bound by denoising score matching; False: sliced
+    config.eval.bound_draws = 1000  # random times per image in the bound
+    # Learned times come with a control variate: published is log_snr, without strata.
+    config.eval.bound_times = "learned"  # their density: learned (in training data), log_snr, time
+    config.eval.bound_stratified = True  # spread them evenly within an image
+    # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder.
+    config.eval.dequantization = "uniform"  # uniform, truncated_normal, variational or none
+    config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
+    config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest
+    config.eval.importance_samples = 1  # draws of dequantization noise in one bound per image
+    config.eval.suite = False  # every estimator on one checkpoint, in one table, and checks
+    config.eval.offset = True  # count the step from smallest_time to the data in the bound
+    config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
+    config.eval.probes = 1  # probes per image; multistep draws new ones at each node
+    config.eval.solver = "auto"  # auto (nodes by a pilot), multistep, doubling or rk45_reference
+    config.eval.nodes = 32  # steps of the multistep solver
+    config.eval.tolerance = 1e-3  # bits/dim of each image's log p, of solver doubling
+
+    config.data = ml_collections.ConfigDict()
+    config.data.dataset = "CIFAR10"  # name of the data set
+    config.data.path = ""  # its files as they come, or a prepared folder; '': where installed
+    config.data.image_size = 32  # height and width; beyond the images' own: padded with zeros
+    config.data.num_channels = 3  # 1 or 3
+    config.data.fit = ""  # images of other sizes: crop (centre) or resize (square); '': refused
+    config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
+    config.data.on_device = "auto"  # all training images: true, false, or auto where they fit
+    config.data.random_flip = True  # mirror training images at random
+    config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
+    # Off as published: training sees the grid k/255, while likelihoods are of (k + u)/256.
+    config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "ncsnpp"  # network: ncsnpp, the family of DDPM++ and NCSN++
+    config.model.nf = 128  # channels of the first level
+    config.model.ch_mult = (1, 2, 2, 2)  # channels of each level, in units of nf
+    config.model.num_res_blocks = 4  # residual blocks per level
+    config.model.attn_resolutions = (16,)  # image sizes that have attention
+    config.model.dropout = 0.1  # dropout in residual blocks
+    config.model.resblock_type = "biggan"  # biggan (resamples inside) or ddpm
+    config.model.resamp_with_conv = True  # resample with a convolution (ddpm blocks)
+    config.model.conditional = True  # the network sees t
+    config.model.fir = False  # resample with an FIR filter; False: nearest and mean
+    config.model.fir_kernel = (1, 3, 3, 1)  # its taps
+    config.model.skip_rescale = True  # divide residual sums by sqrt(2)
+    config.model.progressive = "none"  # output pyramid: none, output_skip or residual
+    config.model.progressive_input = "none"  # input pyramid: none, input_skip or residual
+    config.model.progressive_combine = "sum"  # how pyramids join: sum or cat
+    config.model.parameterization = "published"  # or what is predicted: eps, score, x_0, v, u, edm
+    config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
+    config.model.embedding_type = "positional"  # embedding of t: positional or fourier
+    config.model.fourier_scale = 16.0  # scale of the Fourier features
+    config.model.trainable_embedding = False  # train the Fourier features' frequencies
+    config.model.nonlinearity = "swish"  # elu, relu, lrelu or swish
+    config.model.init_scale = 0.0  # scale of each residual block's last initial weights
+    config.model.scale_by_sigma = False  # divide the output by sigma
+    config.model.ema_rate = 0.9999  # EMA decay of the parameters
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.sigma_min = 0.01  # least noise of vesde and linearvesde
+    config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
+    config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde
+    config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde
+    # The last four are read by nothing. They are kept so that published command lines work, and
+    # any value but the published one is refused.
+    config.model.num_scales = 1000  # steps of the pc and euler samplers
+    config.model.normalization = "GroupNorm"  # unused: only this value
+    config.model.attention_type = "ddpm"  # unused: only this value
+    config.model.conv_size = 3  # unused: only this value
+    config.model.data_init = False  # unused: only this value
+
+    config.optim = ml_collections.ConfigDict()
+    config.optim.optimizer = "Adam"  # Adam
+    config.optim.lr = 2e-4  # learning rate after warm-up
+    config.optim.beta1 = 0.9  # Adam's decay of the first moment
+    config.optim.eps = 1e-8  # Adam's epsilon
+    config.optim.weight_decay = 0.0  # weight decay
+    config.optim.warmup = 5000  # steps of linear warm-up
+    config.optim.grad_clip = 1.0  # greatest global norm of the gradient; negative: none
+    return config
+
+
+def resolve(config: ml_collections.ConfigDict) -> None:
+    """Fill, in place, the fields that are still unset from those they depend on."""
+    sde = config.training.sde.lower()
+    _fill(config.training, "smallest_time", TRAINING_SMALLEST_TIME.get(sde, 1e-5))
+    _fill(config.sampling, "smallest_time", SAMPLING_SMALLEST_TIME.get(sde, 1e-3))
+    method = config.sampling.method.lower()
+    other = config.eval.nodes if method == "ode" else config.model.num_scales
+    _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
+    config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
+    config.eval.bpd_dataset = config.eval.dataset
+    for section, field in LOWERED:
+        config[section][field] = config[section][field].lower()
+    if config.eval.solver.lower() == "adaptive":
+        logger.warning("eval.solver=adaptive is called doubling now")
+        config.eval.solver = "doubling"
+    if config.eval.dequantizer and config.eval.dequantization == "uniform":
+        config.eval.dequantization = "variational"
+
+
+def _fill(section: ml_collections.ConfigDict, field: str, value: float | int) -> None:
+    if section[field] is None:
+        section[field] = value

@@ -1,0 +1,189 @@
+"""Bits/dim of integer images, and the errors of that number: dequantized, encoded, measured.
+
+    -log2 P(x) / D,       log P(x) >= log p(y) - log q(u | x) + D log dy/du,     y = encode(x, u)
+
+There are two ways to log p: the probability-flow ODE and the variational bound. Each is a record
+of how it is done, called with a model, a dequantizer, images and a key for each of them. Values
+are per image; all but the numbers of evaluations and of effective draws are in bits/dim.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from scoremle.core.dequantize import Dequantizer
+from scoremle.core.divergence import DivergenceEstimator, Hutchinson
+from scoremle.core.keys import split
+from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.pytree import pytree, static
+from scoremle.core.sde import SDE
+from scoremle.core.times import TimeSampler, UniformLogSNR
+from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.control_variate import Control
+from scoremle.likelihood.importance import ImportanceBound, importance_bound
+from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
+from scoremle.solvers.base import Solver
+from scoremle.solvers.multistep import Multistep
+from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
+
+__all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values"]
+
+# bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
+Values = dict[str, PerExample | Float[Array, "b bins"]]
+
+
+class ImageModel(Protocol):
+    """What a model of integer images is to an estimator."""
+
+    @property
+    def noise(self) -> NoiseFn: ...
+
+    @property
+    def sde(self) -> SDE: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+
+class Estimator(Protocol):
+    """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled."""
+
+    @property
+    def on_host(self) -> bool: ...
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values: ...
+
+
+@pytree
+@dataclass(frozen=True)
+class ByOde:
+    """By the probability-flow ODE; with several ``samples``, importance weighted over them.
+
+    Args:
+        divergence: how traces are estimated.
+        solver: how the ODE is solved.
+        samples: draws of the dequantization noise, all in one bound for each image.
+
+    Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of several samples also
+    ``draw_stderr``, ``probe_bias`` and ``effective_draws``.
+    """
+
+    divergence: DivergenceEstimator = Hutchinson()
+    solver: Solver | PublishedRK45 = Multistep()
+    samples: int = static(default=1)
+
+    @property
+    def on_host(self) -> bool:
+        return isinstance(self.solver, PublishedRK45)
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values:
+        key_u, key_probe = split(keys)
+
+        def draw(keys: Keys) -> tuple[Likelihood, PerExample]:
+            u, log_q = dequantizer(keys, x)
+            y = model.pixels.encode(x, u)
+            return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
+
+        dims, bits = x[0].size, x[0].size * jnp.log(2.0)
+        if self.samples == 1:
+            found, log_q = draw(key_u)
+            values = {"bpd": bits_per_dim(found.log_prob - log_q, model.pixels, dims)}
+            return values | _of_solution(found, bits)
+        bound = importance_bound(draw, key_u, self.samples)
+        return {
+            "bpd": bits_per_dim(bound.log_prob, model.pixels, dims),
+            "draw_stderr": bound.draw_stderr / bits,
+            "probe_bias": bound.probe_bias / bits,
+            "effective_draws": bound.effective_draws,
+            **_of_solution(bound, bits),
+        }
+
+    def _log_likelihood(
+        self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
+    ) -> Likelihood:
+        """log p(y); with ``start``, that of y = z / alpha for a z at that time."""
+        eps: Scalar = model.eps if start is None else start
+        log_scale = jnp.zeros(()) if start is None else model.sde.log_alpha(jnp.asarray(start))
+        found = ode_log_likelihood(
+            model.noise, model.sde, jnp.exp(log_scale) * y, keys,
+            eps=eps, divergence=self.divergence, solver=self.solver,
+        )  # fmt: skip
+        return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
+
+
+def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> Values:
+    return {
+        "probe_stderr": found.probe_stderr / bits,
+        "solver_error": found.solver_error / bits,
+        "nfe": found.evaluations.astype(jnp.float32),
+    }
+
+
+@pytree
+@dataclass(frozen=True)
+class ByBound:
+    """By the variational bound.
+
+    Args:
+        draws: times for each image.
+        matching: "denoising" or "sliced".
+        times: how they are drawn; None: evenly spaced in log-SNR within an image.
+        reconstruction: from the smallest time to the data. One that bounds the probability of
+            integers takes no dequantizer.
+        control: a control variate fitted on other images.
+        start: the smallest time; None: the model's.
+
+    Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
+    noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
+    of the pixels; ``profile`` adds up to ``diffusion``.
+    """
+
+    on_host: ClassVar[bool] = False
+
+    draws: int = static(default=1000)
+    matching: str = static(default="denoising")
+    times: TimeSampler | None = None
+    reconstruction: Reconstruction = Gaussian()
+    control: Control | None = None
+    start: Scalar | None = None
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values:
+        key_u, key_bound = split(keys)
+        pixels, dims, bits = model.pixels, x[0].size, x[0].size * jnp.log(2.0)
+        eps = model.eps if self.start is None else self.start
+        terms: Values = {}
+        if (y := self.reconstruction.encode(x)) is None:
+            u, log_q = dequantizer(key_u, x)
+            y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
+        else:  # a probability is a density times the volume of a bin
+            log_q = jnp.full(len(x), dims * pixels.log_det_per_dim)
+        found = likelihood_bound(
+            model.noise, model.sde, y, key_bound,
+            eps=eps, times=self.times or UniformLogSNR(model.sde, eps, stratified=True),
+            draws=self.draws, matching=self.matching, reconstruction=self.reconstruction,
+            integers=x, control=self.control,
+        )  # fmt: skip
+        if found.profile is not None:
+            terms["profile"] = found.profile / bits
+        return {
+            "bpd": bits_per_dim(found.log_prob - log_q, pixels, dims),
+            "draw_stderr": found.stderr / bits,
+            "prior": found.prior / bits,
+            "diffusion": found.diffusion / bits,
+            "reconstruction": found.reconstruction / bits,
+            "nfe": found.evaluations.astype(jnp.float32),
+            **terms,
+        }

@@ -1,0 +1,359 @@
+"""A model: what noise is added when, what predicts it, and what its images are.
+
+Whatever is asked of it goes through a function of arrays that is public too: the methods say with
+what. Nothing in a model changes when it is used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, Self, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer, Key
+
+from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.core.keys import image_keys
+from scoremle.core.pixels import Pixels
+from scoremle.core.pytree import pytree, static
+from scoremle.core.sde import SDE
+from scoremle.core.times import UniformLogSNR
+from scoremle.devices import replicate, split_rows
+from scoremle.errors import UserError
+from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
+from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_pytree
+from scoremle.resumable import Arrays, in_parts
+from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
+from scoremle.solvers.base import Solver
+from scoremle.solvers.multistep import Multistep
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey, Times
+
+__all__ = ["Sampler", "ScoreModel", "Scores"]
+
+BATCH_SIZE = 256
+# The exact trace is the default up to so many dimensions.
+FEW_DIMS = 64
+
+Condition = ArrayLike | None
+
+
+class Sampler(Protocol):
+    """Draws samples at t = ``eps`` by a key for each."""
+
+    def __call__(
+        self, noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
+    ) -> Data: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
+
+    ``log_prob`` and ``bpd`` are means over independent passes, each with its own dequantization
+    noise and probes. ``stderr`` is the standard error of such a mean by their spread, and so has
+    all that is random in it; NaN for one pass, which can't tell.
+
+    The other two are told by each pass, and are parts. ``probe_stderr`` is what the random probes,
+    or the random times of a bound, leave in the mean: the dequantization noise, often the larger
+    part, is not in it. From a single probe it is estimated along the path and may be far too large
+    where nodes are few, and NaN where that probe stays the same. ``solver_error`` is to cover the
+    ODE solver's error, the mean over passes: that is not random, not in ``stderr``, and does not
+    shrink with more passes; a bound has none.
+    """
+
+    log_prob: Float[np.ndarray, " n"]
+    bpd: Float[np.ndarray, " n"]
+    stderr: Float[np.ndarray, " n"]
+    probe_stderr: Float[np.ndarray, " n"]
+    solver_error: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.bpd)
+
+    @classmethod
+    def of_passes(cls, values: dict[str, Float[np.ndarray, "passes n"]], dims: int) -> "Scores":
+        """From each pass's ``bpd`` and its errors."""
+        bpd = values["bpd"]
+        passes, n = bpd.shape
+        nothing = np.zeros_like(bpd)
+        noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
+        return cls(
+            log_prob=-bpd.mean(axis=0) * dims * np.log(2),
+            bpd=bpd.mean(axis=0),
+            stderr=bpd.std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else np.full(n, np.nan),
+            probe_stderr=np.sqrt(np.square(noise).sum(axis=0)) / passes,
+            solver_error=values.get("solver_error", nothing).mean(axis=0),
+        )
+
+
+@pytree
+@dataclass(frozen=True, repr=False)
+class ScoreModel:
+    """A diffusion or flow model, by its noise prediction.
+
+    A pytree: parameters of the noise prediction and numbers of the SDE are leaves, and two models
+    of one architecture are arguments of one compiled program. A bare function is part of the
+    program, with the arrays that it closes over.
+
+    Args:
+        noise: eps(x, t), or eps(x, t, condition) of a conditional model.
+        sde: what noise is added when.
+        eps: the smallest time, where likelihoods start.
+        shape: of one example.
+        pixels: what its images are; None where the data are reals.
+        solver: of the probability-flow ODE, where a method is not given another.
+    """
+
+    noise: NoiseFn
+    sde: SDE
+    eps: float = static()
+    shape: tuple[int, ...] = static()
+    pixels: Pixels | None = static(default=None)
+    solver: Solver | PublishedRK45 = Multistep()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise", as_pytree(self.noise))
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def __repr__(self) -> str:
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.noise))
+        facts = ["x".join(map(str, self.shape)), repr(self.sde)]
+        facts += [f"{self.pixels.levels} levels"] if self.pixels else []
+        facts += [f"{count:,} parameters"] if count else []
+        return f"{type(self).__name__}({', '.join(facts)})"
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of one example."""
+        return int(np.prod(self.shape))
+
+    def given(self, condition: Condition) -> "ScoreModel":
+        """The model under a condition, which its noise prediction takes as a third argument.
+
+        ``condition`` has a row for each example that it will be used with, or one row for all.
+        """
+        if condition is None:
+            return self
+        return replace(self, noise=Partial(_conditioned, self.noise, condition))
+
+    def log_prob(
+        self,
+        x: Data,
+        key: Keys,
+        *,
+        condition: Condition = None,
+        divergence: DivergenceEstimator | None = None,
+        solver: Solver | PublishedRK45 | None = None,
+    ) -> Likelihood:
+        """log p(x) in nats of real data, by the probability-flow ODE; differentiable in x.
+
+        Args:
+            x: data of the model's shape.
+            key: draws the probes; one, or one for each example.
+            condition: what the noise prediction takes, a row for each example or one for all.
+            divergence: how traces are estimated; None: exactly up to 64 dimensions, beyond them
+                by one random probe at each node.
+            solver: None: the model's own.
+
+        Raises ValueError for data of another shape, or integers.
+        """
+        self._check(x)
+        exact = self.dims <= FEW_DIMS
+        return ode_log_likelihood(
+            self.given(condition).noise, self.sde, x, key, eps=self.eps,
+            divergence=divergence or (Exact() if exact else Hutchinson()),
+            solver=solver or self.solver,
+        )  # fmt: skip
+
+    def bound(
+        self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000
+    ) -> Bound:
+        """The variational bound on log p(x) in nats of real data, by ``draws`` random times."""
+        self._check(x)
+        times = UniformLogSNR(self.sde, self.eps, stratified=True)
+        noise = self.given(condition).noise
+        return likelihood_bound(
+            noise, self.sde, x, key, eps=self.eps, times=times, draws=draws
+        )
+
+    def score(
+        self,
+        images: Integer[np.ndarray, "n h w c"],
+        *,
+        condition: Condition = None,
+        index: Integer[np.ndarray, " n"] | None = None,
+        repeats: int = 1,
+        dequantizer: Dequantizer | None = None,
+        estimator: Estimator | None = None,
+        batch_size: int = BATCH_SIZE,
+        devices: Sequence[jax.Device] | None = None,
+        seed: int = 0,
+        label: str = "",
+    ) -> Scores:
+        """log P of integer images in nats, their bits/dim, and the errors of these.
+
+        Args:
+            images: [n h w c], or [n h w] where the model has one channel.
+            condition: what the noise prediction takes, a row for each image or one for all.
+            index: the number of each image, to which its randomness belongs; None: its place.
+            repeats: independent passes, whose spread tells the error.
+            dequantizer: None: uniform noise.
+            estimator: None: by the ODE, with the model's solver and one probe at each node.
+            batch_size: how many at once; no value depends on it.
+            devices: that share each batch; None: one.
+            seed: of everything random.
+            label: under which progress is told, if there is one.
+
+        Raises UserError for images of another shape, type or range than the model's, a seed
+        outside 0..2**32 - 1, and no passes.
+        """
+        pixels = self._of_integers()
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}")
+        if repeats < 1:
+            raise UserError(f"repeats must be at least 1, not {repeats}")
+        images = pixels.checked(np.asarray(images), self.shape)
+        n = len(images)
+        numbers = np.arange(n) if index is None else np.asarray(index)
+        if numbers.shape != (n,):
+            raise UserError(f"index must have a number for each of {n} images")
+        if n == 0:
+            return Scores(*np.zeros((5, 0)))
+        rows, devices = _rows(condition, n), devices or jax.devices()[:1]
+        estimator = estimator or ByOde(solver=self.solver)
+        measure = _measure if estimator.on_host else _compiled_measure
+        model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
+
+        def work(repeat: int, place: Integer[np.ndarray, " size"]) -> Arrays:
+            key = jax.random.fold_in(jax.random.key(seed), repeat)
+            batch = images[place], image_keys(key, numbers[place])
+            given = jax.tree.map(lambda row: row[place], rows)
+            return jax.device_get(
+                measure(estimator, model, dequantizer, *split_rows((*batch, given), devices))
+            )
+
+        # A power of two: not every number of images is another program.
+        size = min(batch_size, 1 << (n - 1).bit_length())
+        size = -(-size // len(devices)) * len(devices)
+        values = in_parts(work, n, size=size, passes=repeats, label=label)
+        return Scores.of_passes(
+            {name: column.astype(np.float64) for name, column in values.items()}, self.dims
+        )
+
+    def calibrated(
+        self,
+        images: Integer[np.ndarray, "n h w c"],
+        *,
+        divergence: DivergenceEstimator = Hutchinson(),
+        seed: int = 0,
+    ) -> tuple[Self, Choice]:
+        """The model with as many nodes as the likelihoods of such images need, and why so many.
+
+        The stated error of its solver is calibrated on them, too. A few images are used.
+        """
+        pixels = self._of_integers()
+        x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
+        key_u, key = jax.random.split(jax.random.key(seed))
+        y = pixels.encode(x, Uniform()(key_u, x)[0])
+        pilot = Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
+        choice = choose_nodes(pilot)
+        return replace(self, solver=choice.solver), choice
+
+    def sample(
+        self,
+        n: int,
+        key: PRNGKey,
+        *,
+        condition: Condition = None,
+        sampler: Sampler = ode_draw,
+        batch_size: int = BATCH_SIZE,
+    ) -> np.ndarray:
+        """``n`` samples, integers where the model is one of images; each has its own key.
+
+        ``sampler`` is any of ``scoremle.sampling``, with its options bound by functools.partial.
+        """
+        plain, rows = self._plain(), _rows(condition, n)
+
+        def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
+            given = jax.tree.map(lambda row: row[place], rows)
+            return {"x": np.asarray(_draw(plain, image_keys(key, place), given, sampler=sampler))}
+
+        return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
+
+    def encode(self, x: Data) -> Data:
+        """The latents of real data, at t = 1."""
+        return ode_encode(self.noise, self.sde, x, eps=self.eps)
+
+    def decode(self, z: Data) -> Data:
+        """The real data whose latents these are."""
+        return ode_sample(self.noise, self.sde, z, eps=self.eps)
+
+    def _plain(self) -> "ScoreModel":
+        """The model without what a subclass knows of it: programs do not depend on that."""
+        return ScoreModel(
+            self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver
+        )
+
+    def _check(self, x: Data) -> None:
+        if jnp.shape(x)[1:] != self.shape:
+            raise ValueError(f"x must have shape (n, {', '.join(map(str, self.shape))}), not"
+                             f" {jnp.shape(x)}")  # fmt: skip
+
+    def _of_integers(self) -> Pixels:
+        if self.pixels is None:
+            raise UserError(
+                "this model is one of reals: use log_prob, or give it pixels, such as"
+                " scoremle.Pixels(256)"
+            )
+        return self.pixels
+
+
+def _conditioned(noise: Callable[..., Data], condition: ArrayLike, x: Data, t: Times) -> Data:
+    whole = jax.tree.map(lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), condition)
+    return noise(x, t, whole)
+
+
+def _rows(condition: Condition, n: int) -> Any:
+    """A row of the condition for each of ``n`` examples."""
+
+    def spread(leaf: ArrayLike) -> np.ndarray:
+        array = np.atleast_1d(np.asarray(leaf))
+        if array.shape[0] not in (1, n):
+            raise UserError(f"condition must have 1 row or {n}, not {array.shape[0]}")
+        return np.broadcast_to(array, (n, *array.shape[1:]))
+
+    return jax.tree.map(spread, condition)
+
+
+def _measure(
+    estimator: Estimator,
+    model: ScoreModel,
+    dequantizer: Dequantizer,
+    x: IntImages,
+    keys: Key[Array, " b"],
+    condition: Condition,
+) -> Values:
+    given = cast(ImageModel, model.given(condition))  # its pixels are there
+    return estimator(given, dequantizer, x, keys)
+
+
+_compiled_measure = jax.jit(_measure)
+
+
+@partial(jax.jit, static_argnames="sampler")
+def _draw(
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
+) -> Array:
+    noise, shape = model.given(condition).noise, (len(keys), *model.shape)
+    x = sampler(noise, model.sde, keys, shape, eps=model.eps)
+    return x if model.pixels is None else model.pixels.decode(x)

@@ -1,0 +1,279 @@
+"""The U-Net of improved diffusion and of guided diffusion (ADM).
+
+Nichol and Dhariwal 2021, arXiv 2102.09672; Dhariwal and Nichol 2021, arXiv 2105.05233. The second
+has all of the first, and more: heads by their size, resampling in residual blocks, another order
+of queries, keys and values. Both are the U-Net of ``blocks.py``.
+
+The fields are the flags of their scripts, the layers have the names of their state dicts. Dropout,
+which acts in training only, is left out.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Integer
+
+from scoremle.errors import UserError
+from scoremle.nn import resample
+from scoremle.nn.blocks import (
+    Embedding,
+    Images,
+    ResnetBlock,
+    Times,
+    TimestepEmbedding,
+    attend,
+    check_images,
+    conv,
+    group_norm,
+    positional_embedding,
+)
+from scoremle.nn.from_torch import from_torch
+from scoremle.nn.layers import wide
+
+__all__ = ["ADM", "adm_params"]
+
+Labels = Integer[Array, " b"]
+
+CHANNELS = 3
+GROUPS, EPS = 32, 1e-5
+# The multiples of num_channels at each level, where channel_mult does not say them.
+DEFAULT_MULTIPLES: dict[int, tuple[float, ...]] = {
+    32: (1, 2, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+# Flags of training, and of the diffusion: the network is the same with all of them.
+OTHER_FLAGS = {
+    "diffusion_steps", "dropout", "noise_schedule", "predict_xstart", "rescale_learned_sigmas",
+    "rescale_timesteps", "sigma_small", "timestep_respacing", "use_checkpoint", "use_fp16",
+    "use_kl",
+}  # fmt: skip
+# How the parts of a residual block and of the time embedding are called there.
+THEIR_NAMES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "linear_1": "0",
+    "linear_2": "2",
+}
+
+
+class ADM(nn.Module):
+    """A network of images, times and class labels; the fields are their flags.
+
+    ``attention_resolutions``: sizes of the features at which there is attention, where the images
+    have the size ``image_size``. ``channel_mult``: empty for the multiples that belong to
+    ``image_size``. ``num_heads_upsample``: -1 for ``num_heads``. ``num_head_channels``: -1, or it
+    overrules the numbers of heads. ``learn_sigma``: three more channels, which tell the variance.
+    ``dtype``: what to compute in; parameters and output are float32 (the output float64 where
+    dtype is).
+    """
+
+    image_size: int = 64
+    num_channels: int = 128
+    num_res_blocks: int = 2
+    num_heads: int = 4
+    num_heads_upsample: int = -1
+    num_head_channels: int = -1
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    channel_mult: tuple[float, ...] = ()
+    conv_resample: bool = True
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    learn_sigma: bool = False
+    class_cond: bool = False
+    num_classes: int = 1000
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> "ADM":
+        """The network of their flags ("16,8" for numbers); one that is not given has its default.
+
+        Flags of training and of the diffusion have no effect. Raises UserError for others.
+        """
+        fields = {k: v for k, v in flags.items() if k not in OTHER_FLAGS}
+        for name in sorted(fields.keys() - set(cls.__annotations__)):
+            raise UserError(f"the flag {name} is not known here")
+        for name, number in (("attention_resolutions", int), ("channel_mult", float)):
+            if isinstance(fields.get(name), str):
+                fields[name] = _numbers(name, fields[name], number)
+        network = cls(**fields)
+        _check_fields(network)
+        return network
+
+    @nn.compact
+    def __call__(self, x: Images, t: Times, class_labels: Labels | None = None) -> Images:
+        """The raw output, of the size of ``x``; with ``learn_sigma`` twice the channels.
+
+        ``t``: the number of the step, which may lie between two. Raises UserError where fields,
+        images and labels do not go together.
+        """
+        _check_fields(self)
+        check_images(x.shape, CHANNELS, len(self._widths))
+        x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
+        embedding = self._embed(t, class_labels)
+        skips = self._down(x, embedding)
+        h = self._up(self._middle(skips[-1], embedding), skips, embedding)
+        h = nn.swish(group_norm("out.0", h.shape[-1], GROUPS, EPS, dtype=self.dtype)(h))
+        return conv("out.2", (1 + self.learn_sigma) * CHANNELS, dtype=wide(self.dtype))(h)
+
+    def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
+        features = 4 * self.num_channels
+        waves = positional_embedding(t, self.num_channels)
+        embedding = TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
+        if not self.class_cond:
+            if class_labels is not None:
+                raise UserError("the network takes no class labels: leave them out")
+            return embedding
+        if class_labels is None:
+            raise UserError("the network needs class labels, and none are given")
+        return embedding + nn.Embed(self.num_classes, features, name="label_emb")(class_labels)
+
+    # The three parts of the U-Net. Every block on the way down leaves its features behind, so that
+    # their number is that of the next block.
+
+    def _down(self, x: Images, embedding: Embedding) -> list[Images]:
+        """The features after every block, finest first."""
+        resnet = functools.partial(self._resnet, embedding=embedding)
+        skips = [conv("input_blocks.0.0", self._widths[0], dtype=self.dtype)(x)]
+        for level, features in enumerate(self._widths):
+            for _ in range(self.num_res_blocks):
+                block = f"input_blocks.{len(skips)}"
+                h = resnet(f"{block}.0", skips[-1], features=features)
+                if self._has_attention(level):
+                    h = self._attend(f"{block}.1", h, self.num_heads)
+                skips.append(h)
+            if level < len(self._widths) - 1:
+                skips.append(self._halve(f"input_blocks.{len(skips)}.0", skips[-1], resnet))
+        return skips
+
+    def _middle(self, h: Images, embedding: Embedding) -> Images:
+        h = self._resnet("middle_block.0", h, embedding)
+        h = self._attend("middle_block.1", h, self.num_heads)
+        return self._resnet("middle_block.2", h, embedding)
+
+    def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
+        """From the middle to the last features, taking back those of the way down."""
+        resnet = functools.partial(self._resnet, embedding=embedding)
+        heads = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
+        blocks = len(skips)
+        for level, features in reversed(list(enumerate(self._widths))):
+            for i in range(self.num_res_blocks + 1):
+                block = f"output_blocks.{blocks - len(skips)}"
+                attention = self._has_attention(level)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = resnet(f"{block}.0", h, features=features)
+                if attention:
+                    h = self._attend(f"{block}.1", h, heads)
+                if level > 0 and i == self.num_res_blocks:
+                    h = self._double(f"{block}.{1 + attention}", h, resnet)
+        return h
+
+    # The layers, with the fields of this network.
+
+    @property
+    def _widths(self) -> list[int]:
+        """The number of channels at each level."""
+        multiples = self.channel_mult or DEFAULT_MULTIPLES[self.image_size]
+        return [int(multiple * self.num_channels) for multiple in multiples]
+
+    def _has_attention(self, level: int) -> bool:
+        return 2**level in [self.image_size // size for size in self.attention_resolutions]
+
+    def _resnet(
+        self, name: str, h: Images, embedding: Embedding, features: int = 0, **options: Any
+    ) -> Images:
+        """A residual block; it keeps the number of channels unless ``features`` are given."""
+        fields = ((GROUPS, GROUPS), EPS, nn.swish, self.use_scale_shift_norm, self.dtype)
+        return ResnetBlock(features or h.shape[-1], *fields, name=name, **options)(h, embedding)
+
+    def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
+        if self.resblock_updown:
+            return resnet(name, h, resize=resample.naive_downsample_2d)
+        if not self.conv_resample:
+            return resample.naive_downsample_2d(h)
+        return conv(f"{name}.op", h.shape[-1], strides=2, dtype=self.dtype)(h)
+
+    def _double(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
+        if self.resblock_updown:
+            return resnet(name, h, resize=resample.naive_upsample_2d)
+        h = resample.naive_upsample_2d(h)
+        if not self.conv_resample:
+            return h
+        return conv(f"{name}.conv", h.shape[-1], dtype=self.dtype)(h)
+
+    def _attend(self, name: str, h: Images, heads: int) -> Images:
+        channels = h.shape[-1]
+        if self.num_head_channels != -1:
+            heads = channels // self.num_head_channels
+        if heads < 1 or channels % heads:
+            raise UserError(
+                f"{channels} channels do not split into {heads} equal heads of attention: change "
+                "num_heads or num_head_channels"
+            )
+        return Attention(heads, self.use_new_attention_order, self.dtype, name=name)(h)
+
+
+class Attention(nn.Module):
+    """x + self-attention between all pixels.
+
+    ``split_first``: queries, keys and values are split before the heads are, not within each head.
+    """
+
+    heads: int
+    split_first: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        b, height, width, c = x.shape
+        h = x.reshape(b, height * width, c)
+        h = group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
+        h = nn.Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
+        split = (3, self.heads) if self.split_first else (self.heads, 3)
+        parts = h.reshape(*h.shape[:2], *split, c // self.heads)
+        q, k, v = jnp.moveaxis(parts, 2 if self.split_first else 3, 0)
+        h = nn.Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
+        return x + h.reshape(x.shape)
+
+
+def adm_params(state: Mapping[str, np.ndarray], network: ADM) -> dict[str, Any]:
+    """The parameters of ``network`` from a state dict of either repository.
+
+    Raises UserError for a tensor that is missing, has no place here, or has another shape.
+    """
+    size = 2 ** len(network._widths)
+    labels = (jnp.zeros(1, int),) if network.class_cond else ()
+    inputs = (jnp.zeros((1, size, size, CHANNELS)), jnp.zeros(1), *labels)
+    return from_torch(state, network, inputs, _their_name)
+
+
+def _their_name(name: str) -> str:
+    return ".".join(THEIR_NAMES.get(part, part) for part in name.split("."))
+
+
+def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[float, ...]:
+    try:
+        return tuple(number(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError(f"{name} is {text!r}: give numbers with commas between them") from None
+
+
+def _check_fields(net: ADM) -> None:
+    if not net.channel_mult and net.image_size not in DEFAULT_MULTIPLES:
+        sizes = ", ".join(map(str, DEFAULT_MULTIPLES))
+        raise UserError(
+            f"image_size is {net.image_size}, for which there is no channel_mult ({sizes} have "
+            "one): give it"
+        )

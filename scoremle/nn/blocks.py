@@ -1,0 +1,152 @@
+"""What the U-Nets of diffusers and of guided diffusion have in common.
+
+Both are the U-Net of Ho et al. 2020 (DDPM), arXiv 2006.11239, with the changes of Dhariwal and
+Nichol 2021 (ADM), arXiv 2105.05233: residual blocks that resample, several heads of attention, a
+time embedding that scales and shifts the second normalisation.
+
+Parameters are float32. ``dtype`` is what convolutions compute in; normalisation, softmax and time
+embedding take at least float32.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
+
+from scoremle.errors import UserError
+from scoremle.nn.layers import Activation, wide
+
+__all__ = [
+    "Embedding",
+    "Images",
+    "ResnetBlock",
+    "Times",
+    "TimestepEmbedding",
+    "attend",
+    "check_images",
+    "conv",
+    "dense",
+    "group_norm",
+    "positional_embedding",
+]
+
+Images = Float[Array, "b h w c"]
+Times = Num[Array, " b"]
+Embedding = Float[Array, "b e"]
+Heads = Float[Array, "b pixels head c"]
+
+
+def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
+    """A convolution that keeps the size of the image, unless the options say otherwise."""
+    padding = options.pop("padding", size // 2)
+    return nn.Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
+
+
+def dense(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:
+    return nn.Dense(features, dtype=wide(dtype), name=name)
+
+
+def group_norm(
+    name: str | None, channels: int, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
+) -> nn.GroupNorm:
+    if groups < 1 or channels % groups:
+        raise UserError(
+            f"{channels} channels do not split into {groups} equal groups for normalisation: "
+            "change the number of channels or of groups"
+        )
+    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
+    options["use_fast_variance"] = False
+    return nn.GroupNorm(groups, epsilon=eps, dtype=wide(dtype), name=name, **options)
+
+
+def positional_embedding(
+    t: Times, size: int, *, cos_first: bool = True, freq_shift: float = 0
+) -> Embedding:
+    """sin and cos of t times frequencies that fall geometrically from 1 towards 1e-4."""
+    half = size // 2
+    # The published networks know these roundings to float32, whatever the rest is computed in.
+    exponents = -math.log(1e4) * np.arange(half, dtype=np.float32) / (half - freq_shift)
+    phases = t[:, None] * np.exp(exponents, dtype=np.float32)
+    waves = [jnp.sin(phases), jnp.cos(phases)]
+    joined = jnp.concatenate(waves[::-1] if cos_first else waves, axis=1)
+    return jnp.pad(joined, ((0, 0), (0, size % 2)))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two dense layers."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, waves: Embedding) -> Embedding:
+        hidden = nn.swish(dense("linear_1", self.features, dtype=self.dtype)(waves))
+        return dense("linear_2", self.features, dtype=self.dtype)(hidden)
+
+
+class ResnetBlock(nn.Module):
+    """(x + F(x, t)) / ``divisor``.
+
+    ``groups``: of the two normalisations. ``resize`` halves or doubles both x and what enters F.
+    ``shortcut``: x goes through a 1x1 convolution even where the number of channels stays.
+    """
+
+    features: int
+    groups: tuple[int, int]
+    eps: float
+    act: Activation
+    scale_shift: bool
+    dtype: DTypeLike
+    divisor: float = 1.0
+    resize: Callable[[Images], Images] | None = None
+    shortcut: bool = False
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Embedding) -> Images:
+        h = self.act(self._norm("norm1", x.shape[-1], self.groups[0])(x))
+        if self.resize:
+            h, x = self.resize(h), self.resize(x)
+        h = conv("conv1", self.features, dtype=self.dtype)(h)
+        width = (1 + self.scale_shift) * self.features
+        bias = dense("time_emb_proj", width, dtype=self.dtype)(self.act(embedding))[:, None, None]
+        norm = self._norm("norm2", self.features, self.groups[1])
+        if self.scale_shift:
+            scale, shift = jnp.split(bias, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + bias)
+        h = conv("conv2", self.features, dtype=self.dtype)(self.act(h))
+        if self.shortcut or x.shape[-1] != self.features:
+            x = conv("conv_shortcut", self.features, size=1, dtype=self.dtype)(x)
+        return (x + h) / self.divisor
+
+    def _norm(self, name: str, channels: int, groups: int) -> nn.GroupNorm:
+        return group_norm(name, channels, groups, self.eps, dtype=self.dtype)
+
+
+def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels c"]:
+    """Scaled dot-product attention between all pixels, head by head; the heads side by side."""
+    # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and the
+    # fused kernel behind it on a GPU has no forward-mode derivative.
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide(dtype))
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(*q.shape[:2], -1)
+
+
+def check_images(shape: tuple[int, ...], channels: int, levels: int) -> None:
+    """UserError unless images of a shape have so many channels and can be halved so often."""
+    _, height, width, found = shape
+    if found != channels:
+        raise UserError(f"images have {found} channels, and the network takes {channels}")
+    multiple = 2 ** (levels - 1)
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"images are {height}x{width}, and the network halves them {levels - 1} times: pad "
+            f"height and width to multiples of {multiple}"
+        )

@@ -1,0 +1,575 @@
+"""UNet2DModel: the U-Net of the library diffusers for images, with all its kinds of blocks.
+
+Most kinds are the U-Net of ``blocks.py``. Skip blocks are those of NCSN++ with its pyramid of
+images: Song et al. 2021, arXiv 2011.13456, appendix H. K blocks come from k-diffusion.
+
+The fields are those of ``config.json``, the layers have the names of the state dict, the output is
+that of diffusers 0.42 in evaluation. Dropout, which acts in training only, is left out.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Num
+
+from scoremle.errors import UserError
+from scoremle.nn import resample
+from scoremle.nn.blocks import (
+    Embedding,
+    Images,
+    ResnetBlock,
+    Times,
+    TimestepEmbedding,
+    attend,
+    check_images,
+    conv,
+    dense,
+    group_norm,
+    positional_embedding,
+)
+from scoremle.nn.from_torch import from_torch
+from scoremle.nn.layers import Activation, wide
+
+__all__ = ["UNet2D", "unet2d_params"]
+
+Labels = Num[Array, " b"] | Embedding
+Resnet = Callable[..., Images]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "swish": nn.swish,
+    "silu": nn.swish,
+    "mish": jax.nn.mish,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+}
+FIR_KERNEL = (1, 3, 3, 1)
+# What the parts of attention were called in 2022, and are called now.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class Kind(NamedTuple):
+    """What blocks of a name are made of.
+
+    ``family``: "plain"; "skip", with a pyramid of images; "k", normalised without weights.
+    ``in_a_resnet``: a plain block resamples in a residual block, not beside a convolution.
+    """
+
+    family: str = "plain"
+    attention: bool = False
+    in_a_resnet: bool = False
+
+
+DOWN_BLOCKS = {
+    "DownBlock2D": Kind(),
+    "AttnDownBlock2D": Kind(attention=True),
+    "ResnetDownsampleBlock2D": Kind(in_a_resnet=True),
+    "SkipDownBlock2D": Kind("skip"),
+    "AttnSkipDownBlock2D": Kind("skip", attention=True),
+    "KDownBlock2D": Kind("k"),
+}
+UP_BLOCKS = {
+    "UpBlock2D": Kind(),
+    "AttnUpBlock2D": Kind(attention=True),
+    "ResnetUpsampleBlock2D": Kind(in_a_resnet=True),
+    "SkipUpBlock2D": Kind("skip"),
+    "AttnSkipUpBlock2D": Kind("skip", attention=True),
+    "KUpBlock2D": Kind("k"),
+}
+CHOICES = {
+    "time_embedding_type": ("positional", "fourier", "learned"),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "act_fn": tuple(ACTIVATIONS),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None, "timestep", "identity"),
+}
+# The others tell how averaged parameters came about: diffusers writes them beside the fields.
+WITHOUT_EFFECT = (
+    "dropout", "decay", "inv_gamma", "min_decay", "optimization_step", "power",
+    "update_after_step", "use_ema_warmup",
+)  # fmt: skip
+
+
+class UNet2D(nn.Module):
+    """A network of images, times and class labels; the fields are those of ``config.json``.
+
+    ``dtype``: what to compute in; parameters and output are float32 (the output float64 where
+    dtype is).
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", *3 * ("AttnDownBlock2D",))
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = (*3 * ("AttnUpBlock2D",), "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int | None = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "UNet2D":
+        """The network of a ``config.json``; a field that an old one lacks has its default.
+
+        Raises UserError for a field, a value or a block that is not known here.
+        """
+        if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+            raise UserError(f"the config is of a {config['_class_name']}, not of a UNet2DModel")
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in config.items()
+            if k not in WITHOUT_EFFECT and not k.startswith("_")
+        }
+        known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
+        for name in sorted(given.keys() - known):
+            raise UserError(f"the config has the field {name}, which is not known here")
+        network = cls(**given)
+        _check_fields(network)
+        return network
+
+    @nn.compact
+    def __call__(self, x: Images, t: Times, class_labels: Labels | None = None) -> Images:
+        """The raw output, of the size of ``x``.
+
+        ``t``: the number of the step, which may lie between two; with "fourier", sigma.
+        ``class_labels``: integers; with "timestep" any numbers, with "identity" the embeddings.
+        Raises UserError where fields, images and labels do not go together.
+        """
+        _check_fields(self)
+        check_images(x.shape, self.in_channels, len(self.block_out_channels))
+        x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
+        x = 2 * x - 1 if self.center_input_sample else x
+        embedding = self._embed(t, class_labels)
+        h, skips = self._down(x, embedding)
+        out = self._up(self._middle(h, embedding), skips, embedding)
+        return out / t[:, None, None, None] if self.time_embedding_type == "fourier" else out
+
+    def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
+        features = self.time_embedding_dim or 4 * self.block_out_channels[0]
+        waves = self._waves()
+        embedding = TimestepEmbedding(features, self.dtype, name="time_embedding")(waves(t))
+        if self.class_embed_type is None and self.num_class_embeds is None:
+            if class_labels is not None:
+                raise UserError("the network takes no class labels: leave them out")
+            return embedding
+        if class_labels is None:
+            raise UserError("the network needs class labels, and none are given")
+        if self.class_embed_type == "identity":
+            return embedding + class_labels
+        if self.class_embed_type == "timestep":
+            second = TimestepEmbedding(features, self.dtype, name="class_embedding")
+            return embedding + second(waves(class_labels.astype(t.dtype)))
+        assert self.num_class_embeds is not None  # the one case that is left
+        rows = nn.Embed(self.num_class_embeds, features, name="class_embedding")
+        return embedding + rows(class_labels)
+
+    def _waves(self) -> Callable[[Times], Embedding]:
+        size = self.block_out_channels[0]
+        if self.time_embedding_type == "fourier":
+            return Fourier(size, name="time_proj")
+        if self.time_embedding_type == "learned":
+            assert self.num_train_timesteps is not None  # _check_fields
+            return Learned(self.num_train_timesteps, size, name="time_proj")
+        return functools.partial(
+            positional_embedding,
+            size=size,
+            cos_first=self.flip_sin_to_cos,
+            freq_shift=self.freq_shift,
+        )
+
+    # The three parts of the U-Net.
+
+    def _down(self, x: Images, embedding: Embedding) -> tuple[Images, list[Images]]:
+        """What enters the middle, and the features on the way there, finest first."""
+        h, pyramid = self._conv("conv_in", self.block_out_channels[0])(x), x
+        skips = [h]
+        for i, features in enumerate(self.block_out_channels):
+            kind, block = _kind(self.down_block_types[i], DOWN_BLOCKS), f"down_blocks.{i}"
+            resnet = functools.partial(self._resnet, kind, embedding, features=features)
+            for j in range(self.layers_per_block):
+                h = resnet(f"{block}.resnets.{j}", h)
+                h = self._attend(kind, f"{block}.attentions.{j}", h)
+                skips.append(h)
+            if not self._is_last(i):
+                h, pyramid = self._halve(kind, block, resnet, h, pyramid)
+                skips += [] if kind.family == "k" else [h]
+        return h, skips
+
+    def _middle(self, h: Images, embedding: Embedding) -> Images:
+        if self.mid_block_type is None:
+            return h
+        features, divisor = h.shape[-1], self.mid_block_scale_factor
+        groups = self.norm_num_groups or _groups(features)
+        block = self._block(features, (groups, groups), divisor)
+        h = block(name="mid_block.resnets.0")(h, embedding)
+        if self.add_attention:
+            of_resnets = None if self._scale_shift else groups
+            attention = self._attention(features, self.attn_norm_num_groups or of_resnets, divisor)
+            h = attention(name="mid_block.attentions.0")(h)
+        return block(name="mid_block.resnets.1")(h, embedding)
+
+    def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
+        """From the middle to the output, taking back the features of the way down."""
+        pyramid = None
+        for i, features in enumerate(reversed(self.block_out_channels)):
+            kind, block = _kind(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
+            resnet = functools.partial(self._resnet, kind, embedding, features=features)
+            if kind.family == "k":
+                h = self._take_back_one(block, resnet, h, skips, self._features_after(i))
+            else:
+                h = self._take_back(kind, block, resnet, h, skips)
+            if kind.family == "skip" and pyramid is not None:
+                pyramid = _fir_upsample(pyramid)
+            if not self._is_last(i):
+                h, pyramid = self._double(kind, block, resnet, h, pyramid)
+        groups = self.norm_num_groups
+        out = self._to_image("conv_norm_out", "conv_out", h, self.out_channels, groups)
+        return out if pyramid is None else out + pyramid
+
+    # The parts of a level.
+
+    def _halve(
+        self, kind: Kind, block: str, resnet: Resnet, h: Images, pyramid: Images
+    ) -> tuple[Images, Images]:
+        """Features and pyramid at the next level."""
+        if kind.family == "k":
+            return _k_downsample(h), pyramid
+        if kind.family == "skip":
+            h = resnet(f"{block}.resnet_down", h, resize=_fir_downsample, shortcut=True)
+            pyramid = _fir_downsample(pyramid)
+            to_features = self._conv(f"{block}.skip_conv", h.shape[-1], size=1)
+            return h + to_features(pyramid), pyramid
+        name = f"{block}.downsamplers.0"
+        if kind.in_a_resnet or (kind.attention and self.downsample_type == "resnet"):
+            return resnet(name, h, resize=resample.naive_downsample_2d), pyramid
+        # With padding 0 diffusers adds one row of zeros below and one column on the right.
+        padding = 2 * ((self.downsample_padding, 1),)
+        halve = self._conv(f"{name}.conv", h.shape[-1], padding=padding, strides=2)
+        return halve(h), pyramid
+
+    def _take_back(
+        self, kind: Kind, block: str, resnet: Resnet, h: Images, skips: list[Images]
+    ) -> Images:
+        """The residual blocks of a level on the way up, each with features of the way down."""
+        odd = kind.family == "skip" and kind.attention
+        for j in range(self.layers_per_block + 1):
+            skip = skips.pop()
+            # By a slip of diffusers only one of two terms is divided by four here.
+            groups = min(h.shape[-1] + skip.shape[-1] // 4, 32) if odd else None
+            h = jnp.concatenate([h, skip], axis=-1)
+            h = resnet(f"{block}.resnets.{j}", h, groups=groups)
+            if kind.family == "plain":
+                h = self._attend(kind, f"{block}.attentions.{j}", h)
+        return self._attend(kind, f"{block}.attentions.0", h) if odd else h
+
+    def _take_back_one(
+        self, block: str, resnet: Resnet, h: Images, skips: list[Images], features: int
+    ) -> Images:
+        """The same of a K block: it takes the last features, drops the others, has a layer less.
+
+        ``features``: the channels of its last layer, which are those of the next level.
+        """
+        groups = h.shape[-1] // 32
+        h = jnp.concatenate([h, skips[-1]], axis=-1)
+        del skips[-self.layers_per_block :]
+        for j in range(self.layers_per_block - 1):
+            h = resnet(f"{block}.resnets.{j}", h)
+        # Its second normalisation has the groups that the other layers have.
+        last = f"{block}.resnets.{self.layers_per_block - 1}"
+        return resnet(last, h, features=features, groups=groups)
+
+    def _double(
+        self, kind: Kind, block: str, resnet: Resnet, h: Images, pyramid: Images | None
+    ) -> tuple[Images, Images | None]:
+        """Features at the next level, and the pyramid with this level added."""
+        if kind.family == "k":
+            return _k_upsample(h), pyramid
+        if kind.family == "skip":
+            image = self._to_image(f"{block}.skip_norm", f"{block}.skip_conv", h, 3)
+            pyramid = image if pyramid is None else pyramid + image
+            return resnet(f"{block}.resnet_up", h, resize=_fir_upsample, shortcut=True), pyramid
+        name = f"{block}.upsamplers.0"
+        if kind.in_a_resnet or (kind.attention and self.upsample_type == "resnet"):
+            return resnet(name, h, resize=resample.naive_upsample_2d), pyramid
+        doubled = resample.naive_upsample_2d(h)
+        return self._conv(f"{name}.conv", h.shape[-1])(doubled), pyramid
+
+    # The layers, with the fields of this network.
+
+    @property
+    def _act(self) -> Activation:
+        return ACTIVATIONS[self.act_fn]
+
+    @property
+    def _scale_shift(self) -> bool:
+        return self.resnet_time_scale_shift == "scale_shift"
+
+    def _features_after(self, level: int) -> int:
+        """Of the next level on the way up."""
+        return self.block_out_channels[max(len(self.block_out_channels) - 2 - level, 0)]
+
+    def _is_last(self, level: int) -> bool:
+        return level == len(self.block_out_channels) - 1
+
+    def _conv(self, name: str, features: int, **options: Any) -> nn.Conv:
+        return conv(name, features, **{"dtype": self.dtype} | options)
+
+    def _to_image(
+        self, norm: str, name: str, h: Images, channels: int, groups: int | None = None
+    ) -> Images:
+        groups = groups or _groups(h.shape[-1])
+        normalize = group_norm(norm, h.shape[-1], groups, self.norm_eps, dtype=self.dtype)
+        to_image = self._conv(name, channels, dtype=wide(self.dtype))
+        return to_image(nn.swish(normalize(h)))
+
+    def _block(
+        self, features: int, groups: tuple[int, int], divisor: float, **options: Any
+    ) -> Callable[..., ResnetBlock]:
+        fields = (features, groups, self.norm_eps, self._act, self._scale_shift, self.dtype)
+        return functools.partial(ResnetBlock, *fields, divisor=divisor, **options)
+
+    def _resnet(
+        self,
+        kind: Kind,
+        embedding: Embedding,
+        name: str,
+        h: Images,
+        *,
+        features: int,
+        groups: int | None = None,
+        **options: Any,
+    ) -> Images:
+        """A residual block; ``groups``: of one normalisation, where they are not as usual."""
+        channels = h.shape[-1]
+        if kind.family == "k":
+            both = (channels // 32, groups or features // 32)
+            block = ResnetBlockK(features, both, self.norm_eps, self._act, self.dtype, name=name)
+            return block(h, embedding)
+        if kind.family == "skip":
+            both = (groups or _groups(channels), _groups(features))
+            make = self._block(features, both, math.sqrt(2), **options)
+        else:
+            assert self.norm_num_groups is not None  # _check_fields
+            make = self._block(features, 2 * (self.norm_num_groups,), 1.0, **options)
+        return make(name=name)(h, embedding)
+
+    def _attention(
+        self, features: int, groups: int | None, divisor: float
+    ) -> Callable[..., "Attention"]:
+        size = self.attention_head_dim or features
+        if size > features:
+            raise UserError(
+                f"attention_head_dim is {size}, and a layer with attention has {features} channels"
+            )
+        fields = (features // size, size, groups, self.norm_eps, divisor, self.dtype)
+        return functools.partial(Attention, *fields)
+
+    def _attend(self, kind: Kind, name: str, h: Images) -> Images:
+        if not kind.attention:
+            return h
+        skip = kind.family == "skip"
+        groups, divisor = (32, math.sqrt(2)) if skip else (self.norm_num_groups, 1.0)
+        return self._attention(h.shape[-1], groups, divisor)(name=name)(h)
+
+
+class Attention(nn.Module):
+    """(x + self-attention between all pixels) / ``divisor``."""
+
+    heads: int
+    head_dim: int
+    groups: int | None
+    eps: float
+    divisor: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        b, height, width, c = x.shape
+        h = x.reshape(b, height * width, c)
+        if self.groups:
+            h = group_norm("group_norm", c, self.groups, self.eps, dtype=self.dtype)(h)
+        q, k, v = (self._heads(name, h) for name in ("to_q", "to_k", "to_v"))
+        h = nn.Dense(c, dtype=self.dtype, name="to_out.0")(attend(q, k, v, dtype=self.dtype))
+        return (x + h.reshape(x.shape)) / self.divisor
+
+    def _heads(self, name: str, h: Array) -> Array:
+        project = nn.Dense(self.heads * self.head_dim, dtype=self.dtype, name=name)
+        return project(h).reshape(*h.shape[:2], self.heads, self.head_dim)
+
+
+class ResnetBlockK(nn.Module):
+    """x + F(x, t), where t scales and shifts both normalisations, whose ``groups`` are given."""
+
+    features: int
+    groups: tuple[int, int]
+    eps: float
+    act: Activation
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Embedding) -> Images:
+        h = self.act(self._normalized("norm1.linear", x, self.groups[0], embedding))
+        h = conv("conv1", self.features, dtype=self.dtype)(h)
+        h = self.act(self._normalized("norm2.linear", h, self.groups[1], embedding))
+        h = conv("conv2", self.features, dtype=self.dtype)(h)
+        if x.shape[-1] != self.features:
+            name, features = "conv_shortcut", self.features
+            x = conv(name, features, size=1, use_bias=False, dtype=self.dtype)(x)
+        return x + h
+
+    def _normalized(self, name: str, h: Images, groups: int, embedding: Embedding) -> Images:
+        channels = h.shape[-1]
+        bare = {"use_bias": False, "use_scale": False}
+        norm = group_norm(None, channels, groups, self.eps, dtype=self.dtype, **bare)
+        wave = dense(name, 2 * channels, dtype=self.dtype)(embedding)[:, None, None]
+        scale, shift = jnp.split(wave, 2, axis=-1)
+        return norm(h) * (1 + scale) + shift
+
+
+class Fourier(nn.Module):
+    """sin and cos of 2 pi w log sigma, with fixed random frequencies w."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, sigma: Times) -> Embedding:
+        w = self.param("weight", nn.initializers.normal(16.0), (self.size,))
+        phases = jnp.log(sigma)[:, None] * w * (2 * math.pi)
+        return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
+
+
+class Learned(nn.Module):
+    """A row of a table for each step; between two steps, linear in t."""
+
+    steps: int
+    size: int
+
+    @nn.compact
+    def __call__(self, t: Times) -> Embedding:
+        rows = self.param("weight", nn.initializers.normal(1.0), (self.steps, self.size))
+        below = jnp.floor(t)
+        share, i = (t - below)[:, None], below.astype(int)
+        return (1 - share) * rows[i] + share * rows[jnp.minimum(i + 1, self.steps - 1)]
+
+
+def unet2d_params(state: Mapping[str, np.ndarray], network: UNet2D) -> dict[str, Any]:
+    """The parameters of ``network`` from a state dict of UNet2DModel, of any age.
+
+    Raises UserError for a tensor that is missing, has no place here, or has another shape.
+    """
+    size = 2 ** len(network.block_out_channels)
+    inputs = [jnp.zeros((1, size, size, network.in_channels)), jnp.zeros(1)]
+    if network.class_embed_type == "identity":
+        inputs.append(jnp.zeros(1))
+    elif network.class_embed_type or network.num_class_embeds:
+        inputs.append(jnp.zeros(1, int))
+    return from_torch({_today(k): v for k, v in state.items()}, network, tuple(inputs))
+
+
+def _today(name: str) -> str:
+    return ".".join(OLD_NAMES.get(part, part) for part in name.split("."))
+
+
+def _kind(block: str, kinds: Mapping[str, Kind]) -> Kind:
+    return kinds[block.removeprefix("UNetRes")]
+
+
+def _groups(channels: int) -> int:
+    """Groups of four channels, or 32 groups where that would be more."""
+    return min(channels // 4, 32)
+
+
+def _fir_downsample(x: Images) -> Images:
+    return resample.downsample_2d(x, FIR_KERNEL)
+
+
+def _fir_upsample(x: Images) -> Images:
+    return resample.upsample_2d(x, FIR_KERNEL)
+
+
+def _k_downsample(x: Images) -> Images:
+    """FIR with the border reflected; the second border makes the filter meet the same pixels."""
+    return _fir_downsample(_border(_border(x, "reflect"), "constant"))[:, 1:-1, 1:-1]
+
+
+def _k_upsample(x: Images) -> Images:
+    return _fir_upsample(_border(x, "reflect"))[:, 2:-2, 2:-2]
+
+
+def _border(x: Images, mode: str) -> Images:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+
+
+def _check_fields(net: UNet2D) -> None:
+    for field, choices in CHOICES.items():
+        value = getattr(net, field)
+        if value not in choices:
+            raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
+    for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        blocks = getattr(net, field)
+        if len(blocks) != len(net.block_out_channels):
+            raise UserError(
+                f"{field} names {len(blocks)} blocks, and block_out_channels "
+                f"{len(net.block_out_channels)}: give one of each for a level"
+            )
+        for block in blocks:
+            if block.removeprefix("UNetRes") not in kinds:
+                raise UserError(f"{field} has {block!r}: known here are {_listed(tuple(kinds))}")
+    if net.time_embedding_type == "learned" and not net.num_train_timesteps:
+        raise UserError("time_embedding_type is 'learned': num_train_timesteps must be given")
+    down = [_kind(block, DOWN_BLOCKS).family for block in net.down_block_types]
+    up = [_kind(block, UP_BLOCKS).family for block in net.up_block_types]
+    families = {*down, *up}
+    if net.norm_num_groups is None and "plain" in families:
+        raise UserError("norm_num_groups is None: only Skip blocks can do without it")
+    if "k" in families and len(families) > 1:
+        raise UserError("K blocks are mixed with others: take K blocks down and up, or none")
+    _check_skip_blocks(net, down, up)
+
+
+def _check_skip_blocks(net: UNet2D, down: list[str], up: list[str]) -> None:
+    """The pyramid of images must be halved and doubled as often as the features are."""
+    halving, doubling = ([family == "skip" for family in side[:-1]] for side in (down, up))
+    up_to_the_end = [family == "skip" for family in up] if any(doubling) else []
+    if halving != sorted(halving, reverse=True) or up_to_the_end != sorted(up_to_the_end):
+        raise UserError(
+            "Skip blocks must be the first of down_block_types and the last of up_block_types"
+        )
+    if (any(halving) and net.in_channels != 3) or (any(doubling) and net.out_channels != 3):
+        raise UserError(
+            f"in_channels is {net.in_channels} and out_channels {net.out_channels}: "
+            "Skip blocks know images with 3 channels alone"
+        )
+
+
+def _listed(choices: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, choices))

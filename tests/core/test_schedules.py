@@ -1,0 +1,468 @@
+"""One battery for every pair of a kernel and a schedule, against formulas in extended precision.
+
+The formulas stand here a second time; their derivatives are differences of them.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.core.kernels import KERNELS
+from scoremle.core.pytree import pytree, static
+from scoremle.core.schedules import (
+    Cosine,
+    Discrete,
+    GeometricSigma,
+    KarrasSigma,
+    LinearBeta,
+    LinearLogSNR,
+    LinearSigma,
+    PerDimension,
+    Schedule,
+)
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.core.times import UniformLogSNR
+
+Number = np.longdouble
+# Of a difference, relative to its place.
+STEP = Number(1e-3)
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Monotone(Schedule):
+    """A small network whose weights enter by their absolute values (arXiv 2107.00630, H.1)."""
+
+    first: jax.Array
+    inner: jax.Array
+    shift: jax.Array
+    outer: jax.Array
+    top: float = static(default=10.0)
+
+    def log_snr(self, t):
+        hidden = jnp.tanh(jnp.abs(self.inner) * (2 * jnp.asarray(t)[..., None] - 1) + self.shift)
+        return self.top - jnp.abs(self.first) * t - hidden @ jnp.abs(self.outer)
+
+
+MONOTONE = Monotone(
+    np.float32(-12.0),
+    np.array([0.7, -1.5, 4.0], np.float32),
+    np.array([0.1, -0.4, 0.9], np.float32),
+    np.array([1.0, -0.8, 0.6], np.float32),
+)
+BETAS = np.linspace(0.01, 0.6, 20)
+SCHEDULES = {
+    "beta_vp": LinearBeta(),
+    "beta_subvp": LinearBeta(0.2, 15.0, "subvp"),
+    "beta_straight": LinearBeta(0.1, 10.0, "straight"),
+    "geometric": GeometricSigma(),
+    "linear_sigma": LinearSigma(30.0),
+    "karras": KarrasSigma(),
+    "log_snr": LinearLogSNR(-5.0, 13.3),
+    "cosine": Cosine(-12.0, 14.0),
+    "discrete": Discrete.of_betas(BETAS),
+    "learned": MONOTONE,
+}
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
+either_precision = pytest.mark.parametrize("bits", [32, 64])
+
+
+# --- the formulas, a second time --------------------------------------------------------------
+
+
+def beta_log_snr(kernel, p, t):
+    b = p["beta_min"] * t + (p["beta_max"] - p["beta_min"]) * t**2 / 2
+    alpha = np.exp(-b / 2)
+    sigma = {
+        "vp": np.sqrt(-np.expm1(-b)), "subvp": -np.expm1(-b), "straight": -np.expm1(-b / 2)
+    }[kernel]  # fmt: skip
+    return 2 * np.log(alpha / sigma)
+
+
+def karras_log_snr(p, t):
+    low, high = (p[name] ** (1 / p["rho"]) for name in ("sigma_min", "sigma_max"))
+    return -2 * np.log((low + t * (high - low)) ** p["rho"])
+
+
+def cosine_log_snr(p, t):
+    first, last = (np.arctan(np.exp(-p[f"log_snr_{end}"] / 2)) for end in ("max", "min"))
+    return -2 * np.log(np.tan(first + t * (last - first)))
+
+
+def table_log_snr(p, t):
+    table = p["log_snrs"]
+    label = len(table) * t - 1
+    before = np.clip(np.floor(label).astype(int), 0, len(table) - 2)
+    return table[before] + (label - before) * (table[before + 1] - table[before])
+
+
+def network_log_snr(p, t):
+    hidden = np.tanh(np.abs(p["inner"]) * (2 * t[..., None] - 1) + p["shift"])
+    return Number(10) - np.abs(p["first"]) * t - (hidden * np.abs(p["outer"])).sum(-1)
+
+
+FORMULAS = {
+    "beta_vp": partial(beta_log_snr, "vp"),
+    "beta_subvp": partial(beta_log_snr, "subvp"),
+    "beta_straight": partial(beta_log_snr, "straight"),
+    "geometric": lambda p, t: -2 * np.log(p["sigma_min"] * (p["sigma_max"] / p["sigma_min"]) ** t),
+    "linear_sigma": lambda p, t: -2 * np.log(p["sigma_max"] * t),
+    "karras": karras_log_snr,
+    "log_snr": lambda p, t: (1 - t) * p["log_snr_max"] + t * p["log_snr_min"],
+    "cosine": cosine_log_snr,
+    "discrete": table_log_snr,
+    "learned": network_log_snr,
+}
+# log alpha and sigma at s = sigma / alpha.
+KERNEL_FORMULAS = {
+    "vp": lambda s: (-np.log1p(s**2) / 2, s / np.sqrt(1 + s**2)),
+    "subvp": lambda s: (-np.arcsinh(s / 2), -np.expm1(-2 * np.arcsinh(s / 2))),
+    "ve": lambda s: (np.zeros_like(s), s),
+    "straight": lambda s: (-np.log1p(s), s / (1 + s)),
+}
+
+
+def parameters(schedule):
+    """The numbers of a schedule by name, in extended precision."""
+    fields = [f.name for f in dataclasses.fields(schedule) if not f.metadata.get("static")]
+    return {name: np.asarray(getattr(schedule, name), Number) for name in fields}
+
+
+def slope(function, x, h):
+    """The derivative by differences, of fourth order."""
+    near, far = function(x + h) - function(x - h), function(x + 2 * h) - function(x - 2 * h)
+    return (8 * near - far) / (12 * h)
+
+
+def times(name):
+    """From 1e-6 to 0.9, and off the knots of a table."""
+    if name == "discrete":
+        return (np.arange(len(BETAS) - 1) + 1.4) / len(BETAS)
+    return np.concatenate([10.0 ** np.linspace(-6, -1, 21), np.linspace(0.12, 0.9, 19)])
+
+
+def expected(kernel, name, p, t):
+    """What is known of a pair, each as a function of (parameters, t)."""
+    log_snr = FORMULAS[name]
+
+    def log_alpha(p, t):
+        return KERNEL_FORMULAS[kernel](np.exp(-log_snr(p, t) / 2))[0]
+
+    def in_t(function):
+        return lambda p, t: slope(lambda t: function(p, t), t, t * STEP)
+
+    return {
+        "log_snr": log_snr,
+        "log_alpha": log_alpha,
+        "sigma": lambda p, t: KERNEL_FORMULAS[kernel](np.exp(-log_snr(p, t) / 2))[1],
+        "likelihood_weight": lambda p, t: -in_t(log_snr)(p, t),
+        "f": in_t(log_alpha),
+    }
+
+
+# --- values and derivatives -------------------------------------------------------------------
+
+
+KINDS = ("value", "d/dt", "d/dtheta")
+
+
+@either_precision
+@every_kernel
+@every_schedule
+def test_pairs_and_their_derivatives(kernel, name, bits):
+    """Values, and how they change with t and with the numbers of the schedule."""
+    schedule, quantities = SCHEDULES[name], expected(kernel, name, None, None)
+    rng, p = np.random.default_rng(0), parameters(schedule)
+    # A direction among the parameters, in proportion to each.
+    direction = {k: np.asarray(v * rng.uniform(0.5, 1, v.shape), Number) for k, v in p.items()}
+    with jax.enable_x64(bits == 64):
+        t = jnp.asarray(times(name), f"float{bits}")
+        tangent = jax.tree.unflatten(
+            jax.tree.structure(schedule),
+            [jnp.asarray(direction[k], f"float{bits}") for k in p],
+        )
+        whole = jax.tree.map(lambda a: jnp.asarray(a, f"float{bits}"), schedule)
+
+        @jax.jit
+        def ours(schedule, t):
+            def values(schedule, t):
+                sde = SDE(kernel, schedule, 1.0)
+                return {key: getattr(sde, key)(t) for key in quantities}
+
+            by_t = jax.jvp(lambda t: values(schedule, t), (t,), (jnp.ones_like(t),))[1]
+            by_p = jax.jvp(lambda s: values(s, t), (schedule,), (tangent,))[1]
+            return values(schedule, t), by_t, by_p
+
+        found = jax.tree.map(lambda a: np.asarray(a), ours(whole, t))
+    at = np.asarray(t, Number)
+    for key, function in quantities.items():
+        assert found[0][key].dtype == t.dtype
+        moved = lambda h: function({k: v + h * direction[k] for k, v in p.items()}, at)  # noqa: B023, E731
+        wanted = (
+            function(p, at),
+            slope(lambda t: function(p, t), at, at * STEP),  # noqa: B023
+            slope(moved, Number(0), STEP),
+        )
+        # In t a derivative is measured by value / t, in parameters (moved in proportion) by the
+        # value; the log-SNR passes through zero, and changes by about one.
+        scale = np.abs(wanted[0]) + (key == "log_snr")
+        for kind, value, truth, unit in zip(KINDS, found, wanted, (1, at, 1), strict=True):
+            error = np.abs(value[key] - truth) / (np.abs(truth) + scale / unit + 1e-300)
+            assert error.max() < (2e-5 if bits == 32 else 1e-7), (key, kind, error.max())
+
+
+@every_schedule
+def test_both_ends(name):
+    """Finite at t = 1 in float32, and never NaN at t = 0."""
+    schedule = SCHEDULES[name]
+    truth = FORMULAS[name](parameters(schedule), np.ones(1, Number))
+    np.testing.assert_allclose(schedule.log_snr(jnp.ones(1)), truth, rtol=1e-6)
+    for kernel in KERNELS:
+        sde = SDE(kernel, schedule, 1.0)
+        alpha, sigma = (np.asarray(c(jnp.zeros(1))) for c in (sde.alpha, sde.sigma))
+        assert np.isfinite([alpha, sigma]).all() and alpha > 0.9
+        assert np.isfinite([sde.f(jnp.zeros(1)), sde.g2(jnp.zeros(1))]).all()
+
+
+# --- the inverse ------------------------------------------------------------------------------
+
+
+def bisected(schedule):
+    """The same schedule without its closed inverse."""
+    kind = type(schedule)
+    return pytree(type("Bisected", (kind,), {"time_of_log_snr": Schedule.time_of_log_snr}))(
+        *(getattr(schedule, f.name) for f in dataclasses.fields(schedule))
+    )
+
+
+@either_precision
+@pytest.mark.parametrize("closed", [True, False])
+@every_schedule
+def test_the_inverse(name, closed, bits):
+    """t at a log-SNR, and how it changes with the log-SNR and with the schedule's numbers."""
+    schedule = SCHEDULES[name] if closed else bisected(SCHEDULES[name])
+    if closed and "time_of_log_snr" not in type(schedule).__dict__:
+        pytest.skip("no closed inverse")
+    with jax.enable_x64(bits == 64):
+        t = jnp.asarray(times(name), f"float{bits}")
+        lam, rate = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+        whole = jax.tree.map(lambda a: jnp.asarray(a, t.dtype), schedule)
+        direction = jax.tree.map(lambda a: a * jnp.linspace(0.5, 1, a.size).reshape(a.shape),
+                                 whole)  # fmt: skip
+        moved = jax.jvp(lambda s: s.log_snr(t), (whole,), (direction,))[1]
+
+        @jax.jit
+        def ours(schedule, lam):
+            by_lam = jax.jvp(schedule.time_of_log_snr, (lam,), (jnp.ones_like(lam),))[1]
+            by_p = jax.jvp(lambda s: s.time_of_log_snr(lam), (schedule,), (direction,))[1]
+            return schedule.time_of_log_snr(lam), by_lam, by_p
+
+        found = [np.asarray(a, np.float64) for a in ours(whole, lam)]
+        assert ours(whole, lam)[0].dtype == t.dtype
+        digits = np.finfo(t.dtype).eps
+    # As near as the digits of lambda allow.
+    t, lam, rate, moved = (np.asarray(a, np.float64) for a in (t, lam, rate, moved))
+    allowed = 4 * digits * (t + np.maximum(np.abs(lam), 14) / np.abs(rate))
+    assert (np.abs(found[0] - t) <= allowed).all()
+    rtol = 2e-4 if bits == 32 else 1e-7
+    np.testing.assert_allclose(found[1], 1 / rate, rtol=rtol)
+    size = np.abs(moved / rate).max()
+    np.testing.assert_allclose(found[2], -moved / rate, rtol=rtol, atol=rtol * size)
+
+
+@either_precision
+def test_bisection_finds_every_digit(bits):
+    """Of a log-SNR that is t itself, turned round: near 0 too."""
+
+    @pytree
+    @dataclass(frozen=True)
+    class Identity(Schedule):
+        def log_snr(self, t):
+            return -t
+
+    with jax.enable_x64(bits == 64):
+        t = jnp.asarray(np.geomspace(1e-35, 1, 500), f"float{bits}")
+        np.testing.assert_array_equal(Identity().time_of_log_snr(-t), t)
+        ends = Identity().time_of_log_snr(jnp.asarray([-2.0, 1.0], t.dtype))
+    np.testing.assert_allclose(ends, [1, 0], atol=1e-40)
+
+
+def test_the_inverse_differentiates_in_reverse_under_vmap_and_twice(x64):
+    lam = jnp.asarray([4.0, 0.5, -3.0])
+    whole = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), MONOTONE)
+    rng = np.random.default_rng(1)
+    direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), whole)
+
+    def total(schedule):
+        return jnp.sum(jnp.sin(jax.vmap(schedule.time_of_log_snr)(lam)))
+
+    forward = jax.jvp(total, (whole,), (direction,))[1]
+    gradient = jax.jit(jax.grad(total))(whole)
+    dots = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, direction)
+    assert isinstance(gradient, Monotone)
+    np.testing.assert_allclose(sum(jax.tree.leaves(dots)), forward, rtol=1e-12)
+
+    moved = [jax.tree.map(lambda a, b, h=h: a + h * b, whole, direction) for h in (1e-4, -1e-4)]
+    np.testing.assert_allclose((total(moved[0]) - total(moved[1])) / 2e-4, forward, rtol=1e-6)
+    slopes = [jax.jvp(total, (s,), (direction,))[1] for s in moved]
+    second = jax.jvp(lambda s: jax.jvp(total, (s,), (direction,))[1], (whole,), (direction,))[1]
+    np.testing.assert_allclose((slopes[0] - slopes[1]) / 2e-4, second, rtol=1e-5)
+
+
+# --- steps ------------------------------------------------------------------------------------
+
+
+def test_a_table_of_betas_is_ddpms():
+    """alpha_bar at the steps, the labels, and where time begins."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    schedule = Discrete.of_betas(betas)
+    t = (np.arange(1000) + 1) / 1000
+    alpha_bar = np.cumprod(1 - betas)
+    sde = SDE("vp", schedule, 1.0)
+    np.testing.assert_allclose(np.square(sde.alpha(t)), alpha_bar, rtol=1e-5)
+    np.testing.assert_allclose(schedule.label(t), np.arange(1000), atol=1e-4)
+    assert schedule.eps == 1e-3
+    lam = np.log(alpha_bar / (1 - alpha_bar))
+    # Equal log-SNR: half way between two of them lies half a step.
+    half = schedule.time_of_log_snr(jnp.asarray((lam[:-1] + lam[1:]) / 2))
+    np.testing.assert_allclose(schedule.label(half), np.arange(999) + 0.5, atol=3e-3)
+    assert lam[0] == pytest.approx(9.21, abs=0.01)
+
+
+def test_zero_terminal_snr_ends_at_a_stated_log_snr():
+    betas = np.append(BETAS, 1.0)
+    schedule = Discrete.of_betas(betas, log_snr_min=-20.0)
+    np.testing.assert_allclose(schedule.log_snr(jnp.ones(1)), [-20.0])
+    np.testing.assert_array_equal(schedule.log_snrs[:-1], SCHEDULES["discrete"].log_snrs)
+    with pytest.raises(ValueError, match="log_snr_min"):
+        Discrete.of_betas(betas)
+
+
+# --- an SDE is a tree of numbers --------------------------------------------------------------
+
+
+def test_numbers_are_leaves_and_gradients_are_no_sdes():
+    """What is not an SDE may have the structure of one: no constructor checks it."""
+    gradient = jax.grad(lambda sde: -jnp.sum(sde.sigma(jnp.ones(3))))(VE())
+    assert isinstance(gradient, VE) and gradient.sigma_max < 0
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, SDE("vp", MONOTONE, 1.0)))
+    assert jax.tree.structure(shapes) == jax.tree.structure(SDE("vp", MONOTONE, 1.0))
+    assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [(), (3,), (3,), (3,), ()]
+    assert jax.tree.leaves(VP(0.3, 7.0)) == [0.3, 7.0, 1.0]
+    assert jax.tree.map(lambda leaf: False, VP()).beta_max is False
+
+
+def test_one_program_serves_sdes_of_other_numbers():
+    traced = []
+
+    @jax.jit
+    def end(sde):
+        traced.append(sde)
+        return sde.log_snr(jnp.ones(())), sde.time_of_log_snr(jnp.zeros(())), VP(sde.beta_min, 9.0)
+
+    for beta_max in (10.0, 20.0):
+        found, time, made = end(VP(0.1, beta_max))
+        np.testing.assert_allclose(found, VP(0.1, beta_max).log_snr(1.0), rtol=1e-6)
+        np.testing.assert_allclose(time, VP(0.1, beta_max).time_of_log_snr(0.0), rtol=1e-6)
+        assert isinstance(made, VP) and made.beta_max == 9
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [VP(), SubVP(), VE(), LinearVE(), *(SDE("straight", s, 1.0) for s in SCHEDULES.values())],
+)
+def test_a_description_is_the_same_on_any_device_and_in_json(sde):
+    record = sde.describe()
+    assert json.loads(json.dumps(record)) == record
+    assert jax.device_put(sde).describe() == record
+    # Another number makes another record, whichever it is.
+    leaves, structure = jax.tree.flatten(sde)
+    for i, leaf in enumerate(leaves):
+        other = [*leaves[:i], np.asarray(leaf) * np.float32(1.001), *leaves[i + 1 :]]
+        assert jax.tree.unflatten(structure, other).describe() != record
+    assert SDE("ve", sde.schedule, sde.prior_std).describe() != record
+
+
+def test_a_description_says_what_it_is():
+    assert VP().describe() == {
+        "type": "VP",
+        "kernel": "vp",
+        "schedule": {"type": "LinearBeta", "beta_min": 0.1, "beta_max": 20.0, "kernel": "vp"},
+        "prior_std": 1.0,
+    }
+    assert repr(VP()) == "VP(beta_min=0.1, beta_max=20.0)"
+    assert repr(SubVP(0.2)) == "SubVP(beta_min=0.2, beta_max=20.0)"
+    assert repr(VE()) == "VE(sigma_min=0.01, sigma_max=50.0)"
+    assert repr(LinearVE()) == "LinearVE(sigma_max=50.0)"
+    assert VP() == VP() != VP(0.2) and hash(VP()) == hash(VP())
+
+
+# --- one log-SNR for each dimension -----------------------------------------------------------
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Slopes(PerDimension):
+    """lambda = top - slope t in each dimension; a code changes the slopes."""
+
+    slopes: jax.Array
+    top: float = 8.0
+
+    def log_snr(self, t):
+        t = jnp.asarray(t)
+        return self.top - self.slopes * t.reshape(t.shape + (1,) * 2)
+
+    def at(self, code):
+        return dataclasses.replace(self, slopes=self.slopes * code[:, None, None])
+
+
+def test_dimensions_have_their_own_log_snr():
+    slopes = jnp.asarray([[3.0, 5.0], [8.0, 12.0]])
+    code, t = jnp.asarray([1.0, 2.0, 0.5]), jnp.asarray([0.1, 0.5, 0.9])
+    sde = SDE("vp", Slopes(slopes), 1.0).at(code)
+    lam = 8 - slopes * (code * t)[:, None, None]
+    np.testing.assert_allclose(sde.log_snr(t), lam, rtol=1e-6)
+    sigma2 = 1 / (1 + np.exp(lam))
+    x, z = np.random.default_rng(0).normal(size=(2, 3, 2, 2)).astype(np.float32)
+    noisy = np.sqrt(1 - sigma2) * x + np.sqrt(sigma2) * z
+    np.testing.assert_allclose(sde.perturb(x, t, z), noisy, rtol=1e-4)
+    weight = slopes * code[:, None, None]
+    np.testing.assert_allclose(sde.likelihood_weight(t), weight, rtol=1e-6)
+    np.testing.assert_allclose(sde.g2(t), sigma2 * weight, rtol=1e-5)
+    np.testing.assert_allclose(sde.f(t), -sigma2 * weight / 2, rtol=1e-4)
+
+
+# --- what can't be had ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SDE("vq", Cosine(), 1.0), "one of vp, subvp, ve, straight, not 'vq'"),
+        (lambda: LinearBeta(0.1, 20.0, "ve"), "vp, subvp or straight"),
+        (lambda: LinearLogSNR(5.0, -5.0), "log_snr_min must be below"),
+        (lambda: Cosine(-np.inf, 10.0), "both finite"),
+        (lambda: KarrasSigma(1.0, 0.5), "sigma_min must be above 0"),
+        (lambda: KarrasSigma(rho=0.0), "rho must be above 0"),
+        (lambda: Discrete(np.ones(1)), "two steps"),
+        (lambda: Discrete(np.array([1.0, 1.0])), "must fall"),
+        (lambda: Discrete.of_betas(np.array([0.1, 0.0])), "above 0, and at most 1"),
+        (lambda: VP().at(np.zeros(3)), "the same for all images"),
+        (lambda: SDE("vp", Slopes(np.ones(2)), 1.0).time_of_log_snr(0.0), "each dimension"),
+        (
+            lambda: UniformLogSNR(SDE("vp", Slopes(np.ones(2)), 1.0), 1e-3)(jax.random.key(0), 2),
+            "each dimension",
+        ),
+    ],
+)
+def test_what_is_no_schedule_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

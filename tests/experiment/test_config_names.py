@@ -1,0 +1,130 @@
+"""Which config ``--config`` means: a name from anywhere, a path, a file of the published form."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scoremle.errors import UserError
+from scoremle.experiment import defaults
+from scoremle.experiment.config import NAMED, load_config, published_config, with_defaults
+
+ROOT = Path(__file__).resolve().parents[2]
+VP = "vp/cifar10_ddpmpp_continuous"
+
+
+def failure(place: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(place)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def resolved(place: str, **fields) -> dict:
+    config, resolve = load_config(place)
+    config.update_from_flattened_dict(fields)
+    resolve(config)
+    return config.to_dict()
+
+
+def test_a_clone_has_each_config_under_its_published_path():
+    """Fields and ``resolve``: both weightings are what ImageNet's asks for."""
+    paths = {str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / "configs").rglob("*.py")}
+    assert paths == {f"configs/{name}" for name in [*NAMED, "default", "__init__"]}
+    both = {"training.likelihood_weighting": True, "training.importance_weighting": True}
+    for name in NAMED:
+        path = str(ROOT / "configs" / f"{name}.py")
+        assert resolved(path, **both) == resolved(name, **both)
+    assert resolved(str(ROOT / "configs" / "default.py")) == resolved(VP)
+
+
+def test_a_name_means_no_file_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits.py"):
+        Path(name).write_text("raise ValueError('run')")
+    assert load_config("digits")[0].data.dataset == "digits"
+    assert failure("digits.py") == "config file digits.py, line 1: ValueError: run"
+
+
+def test_a_name_that_is_none():
+    assert failure("fashion_mnits") == (
+        "unknown config 'fashion_mnits'; did you mean fashion_mnist? "
+        f"there are: {', '.join(NAMED)}"
+    )
+
+
+def test_a_published_path_where_there_is_no_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = f"configs/{VP}.py"
+    assert failure(path) == (
+        f"no config file {path} (looked for {tmp_path / path}); did you mean --config={VP}?"
+    )
+
+
+# Files of the published form
+
+PUBLISHED = "from configs import default\ndef get_config(): return default.get_config()\n"
+
+
+def test_a_file_imports_from_the_checkout_it_lies_in(tmp_path):
+    """Though ``configs`` of another is importable; and the path is then as it was."""
+    checkout = tmp_path / "checkout"
+    (checkout / "configs" / "mine").mkdir(parents=True)
+    (checkout / "configs" / "__init__.py").touch()
+    (checkout / "configs" / "default.py").write_text(
+        "from scoremle.experiment import defaults\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.seed = 7\n"
+        "    return config\n"
+    )
+    for file in (checkout / "mine.py", checkout / "configs" / "mine" / "a.py"):
+        file.write_text(PUBLISHED)
+        code = (
+            "import sys\nfrom scoremle.experiment.config import load_config\n"
+            f"before = [*sys.path]\nprint(load_config({str(file)!r})[0].seed, sys.path == before)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout == "7 True\n", done.stderr
+
+
+def test_a_file_that_lies_in_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "configs", None)  # as where there is none
+    (tmp_path / "mine.py").write_text(PUBLISHED)
+    path = [*sys.path]
+    assert failure(str(tmp_path / "mine.py")).endswith(
+        "; write: from scoremle.experiment import defaults as default"
+    )
+    assert sys.path == path
+
+
+# What a config becomes
+
+
+def test_a_file_may_have_a_rule_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from scoremle.experiment import defaults\nget_config = defaults.get_config\n"
+        "def resolve(config):\n    config.training.smallest_time = config.seed / 4\n"
+        "    defaults.resolve(config)\n"
+    )
+    training = resolved(str(tmp_path / "mine.py"), seed=1)["training"]
+    assert training["smallest_time"] == 0.25
+
+
+def test_a_published_config_with_fields_set():
+    config = published_config("subvp/imagenet32_ddpmpp_deep_continuous", {"model.nf": 8})
+    assert (config.model.nf, config.model.num_res_blocks) == (8, 8)
+    assert (config.training.smallest_time, config.data.dataset) == (1e-2, "ImageNet")
+
+
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_newer_fields():
+    old = resolved("digits")
+    del old["eval"]["suite"], old["deq"]
+    config = with_defaults(old)
+    assert config.eval.suite is False and config.deq == defaults.get_config().deq
+    assert config.model.nf == 16

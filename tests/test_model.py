@@ -1,0 +1,260 @@
+"""ScoreModel: known densities, gradients, values that belong to images, shared programs."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import EPS, SDES, Gaussian, Mixture
+from scipy.stats import norm
+
+from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError
+from scoremle.core.dequantize import TruncatedNormal, truncation_start
+from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Discrete
+from scoremle.sampling.ode import euler_sample
+
+KEY = jax.random.key(0)
+VP = SDES["vp"]
+
+
+def reals(data, name="vp", **options):
+    return ScoreModel(data.noise(SDES[name]), SDES[name], EPS[name], (data.dims,), **options)
+
+
+# Reals
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_log_prob_is_the_density_within_its_stated_error(name):
+    data = Mixture.in_plane()
+    x = data.draw(1, 40).astype(np.float32)
+    found = reals(data, name, solver=Multistep(64)).log_prob(jnp.asarray(x), KEY)
+    # Of a mixture in the plane p_eps is known up to the prior: at t = 1 nothing of it is left.
+    exact = data.log_density(SDES[name], x.astype(np.float64), EPS[name])
+    error = np.abs(found.log_prob - exact)
+    assert np.mean(error < found.solver_error + 5e-3) > 0.9, np.c_[error, found.solver_error]
+    np.testing.assert_array_equal(found.probe_stderr, 0)  # the exact trace, in few dimensions
+
+
+def test_log_prob_is_differentiable_in_x(x64):
+    """Against finite differences on a network, and against the score that a mixture has."""
+    data = Mixture.in_plane()
+    x = jnp.asarray(data.draw(1, 6))
+    model = reals(data, solver=Multistep(128))
+    gradient = jax.jit(jax.grad(lambda x: model.log_prob(x, KEY).log_prob.sum()))(x)
+    sigma = VP.sigma(jnp.asarray(EPS["vp"]))
+    score = -model.noise(x, jnp.full(len(x), EPS["vp"])) / sigma
+    np.testing.assert_allclose(gradient, score, rtol=2e-3, atol=2e-3)
+
+    weights = jax.random.normal(KEY, (3, 2, 2), jnp.float64)
+
+    def noise(x, t):
+        return jnp.tanh(jnp.tanh(x @ weights[0] + t[:, None]) @ weights[1]) @ weights[2] + x / 2
+
+    model = ScoreModel(noise, VP, 1e-3, (2,), solver=Multistep(16))
+    value = jax.jit(lambda x: model.log_prob(x, KEY, divergence=Hutchinson(2)).log_prob.sum())
+    gradient, h = jax.grad(value)(x), 1e-5
+    for i in range(2):
+        step = jnp.zeros_like(x).at[0, i].set(h)
+        slope = float(value(x + step) - value(x - step)) / (2 * h)
+        assert float(gradient[0, i]) == pytest.approx(slope, rel=1e-6)
+
+
+def test_doubling_refuses_a_gradient_in_reverse():
+    model = reals(Mixture.in_plane(), solver=Doubling(most=32))
+    x = jnp.zeros((1, 2))
+
+    def value(x):
+        return model.log_prob(x, KEY).log_prob.sum()
+
+    assert jnp.isfinite(jax.jvp(value, (x,), (x + 1,))[1])
+    with pytest.raises(ValueError, match=r"no derivative in reverse mode: use Multistep"):
+        jax.grad(value)(x)
+
+
+def test_a_condition_reaches_the_noise_prediction():
+    """A mean that is the condition: log p(x | c) = log p(x - c)."""
+    data = Gaussian.random(3, 2)
+    plain = data.noise(VP)
+
+    def noise(x, t, condition):
+        return plain(x - VP.alpha(t)[:, None] * condition, t)
+
+    fine = Multistep(128)
+    model = ScoreModel(noise, VP, 1e-5, (2,), solver=fine)
+    x = jnp.asarray(data.draw(1, 5), jnp.float32)
+    shifts = jax.random.normal(KEY, (5, 2))
+    there = reals(data, solver=fine).log_prob(x, KEY).log_prob
+    for condition in (shifts, shifts[:1]):
+        found = model.log_prob(x + condition, KEY, condition=condition)
+        np.testing.assert_allclose(found.log_prob, there, atol=1e-3)
+        bound = model.bound(x + condition, KEY, condition=condition, draws=64)
+        np.testing.assert_allclose(bound.log_prob, there, atol=0.5)
+
+
+def test_latents_and_back():
+    data = Gaussian.random(3, 2)
+    model, x = reals(data), jnp.asarray(data.draw(1, 5), jnp.float32)
+    z = model.encode(x)
+    np.testing.assert_allclose(z, data.flow(VP, np.asarray(x, np.float64), 1e-5)[0], atol=1e-2)
+    np.testing.assert_allclose(model.decode(z), x, atol=1e-2)
+
+
+def test_samples_have_the_moments_and_keys_of_their_own():
+    data = Gaussian.of([0.5, -1.0], [[0.3, 0.1], [0.1, 0.2]])
+    for sampler in (None, partial(euler_sample, steps=200)):
+        options = {} if sampler is None else {"sampler": sampler}
+        x = reals(data).sample(2000, KEY, batch_size=1000, **options)
+        np.testing.assert_allclose(x.mean(axis=0), data.mu, atol=0.05)
+        np.testing.assert_allclose(np.cov(x.T), data.covariance, atol=0.05)
+    few = reals(data).sample(7, KEY, batch_size=3)
+    np.testing.assert_allclose(few, reals(data).sample(2000, KEY)[:7], atol=1e-5)
+
+
+# Integer images
+
+# Pixels of 8 levels, each N(0.1, 0.3^2) on its own: the probability of a bin is known.
+PIXELS, SHAPE = Pixels(8), (2, 3, 1)
+PIXEL = Gaussian.of([0.1], [0.3**2])
+EDGES = np.linspace(-1, 1, 9)
+LOG_MASS = np.log(np.diff(norm.cdf(EDGES, 0.1, 0.3)))
+MASS = np.exp(LOG_MASS)
+IMAGES = np.random.default_rng(0).choice(8, (24, *SHAPE), p=MASS / MASS.sum()).astype(np.uint8)
+
+
+def pixel_noise(x, t):
+    return PIXEL.noise(VP)(x.reshape(-1, 1), jnp.repeat(t, x[0].size)).reshape(x.shape)
+
+
+def images(**options):
+    return ScoreModel(pixel_noise, VP, 1e-5, SHAPE, PIXELS, **options)
+
+
+def test_scores_are_the_dequantization_bound_and_close_on_the_probability():
+    """Uniform noise: -E log p(y), known. Many draws in one bound: nearly -log P(k)."""
+    model, bits = images(solver=Multistep(48)), np.log(2)
+    u = (np.arange(1000) + 0.5) / 1000
+    y = -1 + 2 * (np.arange(8)[:, None] + u) / 8
+    per_level = -(norm.logpdf(y, 0.1, 0.3).mean(axis=1) + np.log(2 / 8)) / bits
+    scores = model.score(IMAGES, repeats=16, estimator=ByOde(Exact(), Multistep(48)))
+    expected = per_level[IMAGES].mean(axis=(1, 2, 3))
+    gap = scores.bpd - expected
+    assert abs(gap.mean()) < 4 * np.sqrt(np.mean(scores.stderr**2) / len(gap)) + 2e-3
+    assert 0.7 < gap.std() / np.sqrt(np.mean(scores.stderr**2)) < 1.3
+    np.testing.assert_allclose(scores.log_prob, -scores.bpd * 6 * bits)
+    exact = -LOG_MASS[IMAGES].mean(axis=(1, 2, 3)) / bits
+    many = model.score(IMAGES, estimator=ByOde(Exact(), Multistep(48), samples=64))
+    assert np.mean(many.bpd - exact) < 0.2 * np.mean(expected - exact)
+    assert np.mean(many.bpd - exact) > -0.01
+
+
+def test_scores_by_a_bound_lie_above_and_say_their_error():
+    truth = -LOG_MASS[IMAGES].mean(axis=(1, 2, 3)) / np.log(2)
+    points = np.asarray(PIXELS.encode(jnp.arange(8), jnp.full(8, 0.5)))
+    start = truncation_start(VP, 1e-5, PIXELS)
+    decoder = ByBound(64, reconstruction=Discrete(points), start=start)
+    for estimator in (ByBound(64), decoder):
+        found = images().score(IMAGES, repeats=4, estimator=estimator)
+        assert np.mean(found.bpd - truth) > 0
+        assert (found.solver_error == 0).all() and (found.probe_stderr > 0).all()
+
+
+def test_other_dequantizers_and_solvers():
+    start = truncation_start(VP, 1e-5, PIXELS)
+    normal = images().score(IMAGES, dequantizer=TruncatedNormal(VP, start, PIXELS))
+    assert np.isfinite(normal.bpd).all()
+    held = ByOde(Exact(), PublishedRK45())
+    published = images().score(IMAGES[:4], estimator=held)
+    ours = images().score(IMAGES[:4], estimator=ByOde(Exact(), Multistep(64)))
+    np.testing.assert_allclose(published.bpd, ours.bpd, atol=2e-3)
+
+
+def test_a_value_belongs_to_its_image():
+    """Not to the batch size, its place, or the other images."""
+    whole = images().score(IMAGES, repeats=2)
+    for batch_size in (5, 64):
+        again = images().score(IMAGES, repeats=2, batch_size=batch_size)
+        np.testing.assert_allclose(again.bpd, whole.bpd, atol=1e-5)
+    some = np.array([17, 3, 11])
+    part = images().score(IMAGES[some], index=some, repeats=2)
+    np.testing.assert_allclose(part.bpd, whole.bpd[some], atol=1e-5)
+    elsewhere = images().score(IMAGES[some], repeats=2)
+    assert not np.allclose(elsewhere.bpd, part.bpd, atol=1e-4)
+    far = images().score(IMAGES[some], index=some + 2**40)
+    assert not np.allclose(far.bpd, images().score(IMAGES[some], index=some).bpd, atol=1e-4)
+
+
+DEVICES = """
+import sys; sys.path.insert(0, {tests!r})
+import jax, numpy as np, test_model as t
+assert len(jax.devices()) == 3
+one = t.images().score(t.IMAGES).bpd
+np.testing.assert_allclose(t.images().score(t.IMAGES, devices=jax.devices()).bpd, one, atol=1e-5)
+"""
+
+
+def test_devices_share_the_work(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    code = DEVICES.format(tests=str(__file__).rpartition("/")[0])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_models_of_one_architecture_are_one_program():
+    traced = []
+
+    def network(width, x, t):
+        traced.append(x.shape)
+        return width * x
+
+    first, second = (
+        ScoreModel(jax.tree_util.Partial(network, jnp.asarray(w)), sde, 1e-4, SHAPE, PIXELS)
+        for w, sde in ((0.3, VP), (0.5, type(VP)(0.2, 15.0)))
+    )
+    a = first.score(IMAGES)
+    count = len(traced)
+    assert count > 0
+    b = second.score(IMAGES)
+    assert len(traced) == count and not np.allclose(a.bpd, b.bpd)
+
+
+def test_calibration_gives_another_model_and_changes_none():
+    model = images()
+    before = model.score(IMAGES)
+    calibrated, choice = model.calibrated(IMAGES)
+    assert calibrated.solver.nodes == choice.nodes
+    np.testing.assert_array_equal(model.score(IMAGES).bpd, before.bpd)
+
+
+def test_samples_are_integers():
+    drawn = images().sample(400, KEY)
+    assert drawn.dtype == np.uint8 and drawn.shape == (400, *SHAPE)
+    share = np.bincount(drawn.ravel(), minlength=8) / drawn.size
+    np.testing.assert_allclose(share, MASS, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: reals(PIXEL).score(IMAGES), "this model is one of reals: use log_prob"),
+        (lambda: images().score(IMAGES / 7), r"try \(7 \* images\).round\(\)"),
+        (lambda: images().score(IMAGES + 8), "pixels must lie in 0..7, but one is"),
+        (lambda: images().score(IMAGES, seed=-1), "seed must be from 0"),
+        (lambda: images().score(IMAGES, repeats=0), "repeats must be at least 1"),
+        (lambda: images().score(IMAGES, index=[1, 2]), "a number for each of 24 images"),
+        (lambda: images().score(IMAGES, condition=np.zeros(3)), "condition must have 1 row or 24"),
+    ],
+)
+def test_mistakes_are_one_line(call, words):
+    with pytest.raises(UserError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_what_it_is_in_a_line():
+    assert repr(images()) == "ScoreModel(2x3x1, VP(beta_min=0.1, beta_max=20.0), 8 levels)"
