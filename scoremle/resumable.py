@@ -20,7 +20,7 @@ from scoremle.progress import progress
 __all__ = ["Arrays", "fingerprint", "in_parts"]
 
 Arrays = dict[str, np.ndarray]
-# The pass and the numbers of some images, to arrays with a row for each of them.
+# The pass and the indices of some images, to arrays with a row for each of them.
 Work = Callable[[int, Int[np.ndarray, " size"]], Arrays]
 # Rows so far, and which of them are there, in words.
 Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
@@ -44,7 +44,7 @@ def in_parts(
 ) -> Arrays:
     """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
 
-    It is called with ``size`` numbers each time, so that it compiles once; where fewer are left,
+    It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
     that a row depends on. Progress is told under ``label``.
     """
@@ -67,9 +67,9 @@ def in_parts(
     with progress(label, done.size, unit, done=int(done.sum())) as tell:
         if done.all():
             tell(done.size, describe(rows, done))
-        for repeat, first, stop in _missing(done, min(size, n)):
-            numbers = np.minimum(first + np.arange(min(size, n)), stop - 1)
-            found = work(repeat, numbers)
+        for repeat, first, stop in _missing(done, size):
+            index = np.minimum(first + np.arange(size), stop - 1)
+            found = work(repeat, index)
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
             part["place"] = np.asarray([repeat, first])
             if folder:

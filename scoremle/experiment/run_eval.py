@@ -209,7 +209,7 @@ class Evaluation:
             task.metric if task.on_host else jax.jit(task.metric),
             task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
             self.images,
-            batch_size=self.options.batch_size,
+            batch_size=min(self.options.batch_size, len(self.images)),
             repeats=self.options.num_repeats,
             seed=self.experiment.seed,
             parts=parts,
