@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.tree_util import Partial
 
 from scoremle.core.dequantize import Flow, truncation_start
@@ -17,21 +16,12 @@ from scoremle.core.pytree import describe
 from scoremle.core.sde import SDE
 from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
+from scoremle.nn.applied import Applied
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
 __all__ = ["FlowSpec", "ModelSpec", "Params"]
 
 Params = Any
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A network as a function of its parameters too; equal for equal networks."""
-
-    network: nn.Module
-
-    def __call__(self, params: Params, *inputs: Any) -> Any:
-        return self.network.apply({"params": params}, *inputs)
 
 
 @dataclass(frozen=True)
