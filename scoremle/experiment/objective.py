@@ -1,28 +1,38 @@
-"""The training objective of a score model: how t is drawn, the weighting, published constants.
+"""What trainings minimise, and what they log: of a score model, and of a flow dequantizer for one.
 
-The three published objectives are (uniform t, plain), (uniform t, likelihood) and (uniform
-log-SNR, likelihood).
+A score model's objective is how t is drawn, the weighting, and published constants. The three that
+are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-SNR, likelihood).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.dequantize import Uniform
-from scoremle.core.keys import split
+from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.keys import example_keys, split
 from scoremle.core.loss import denoising_loss
+from scoremle.core.pixels import bits_per_dim
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
-from scoremle.experiment.networks import ModelSpec, Params
-from scoremle.types import IntImages, Keys, PerExample
+from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
+from scoremle.likelihood.dequantizer_loss import dequantization_loss
+from scoremle.likelihood.images import ByBound, ImageModel
+from scoremle.likelihood.reconstruction import Reconstruction
+from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
-__all__ = ["Objective"]
+__all__ = ["FlowObjective", "Numbers", "Objective", "Scalar"]
+
+EVAL_DRAWS = 4
+
+Scalar = Float[Array, ""]
+Numbers = dict[str, Scalar]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a model's examples, by the config's fields of these names."""
+    """Of a score model, by the config's fields of these names."""
 
     model: ModelSpec
     likelihood_weighting: bool
@@ -39,14 +49,14 @@ class Objective:
         return UniformTime(self.model.eps, self.stratified)
 
     @property
-    def published_scale(self) -> Float[Array, ""] | float:
+    def published_scale(self) -> Scalar | float:
         """The constant between our loss in nats and the published one.
 
         The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
         1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set
         what clipping the gradient does, so they stay.
         """
-        normaliser: Float[Array, ""] | float = 1 - self.model.eps
+        normaliser: Scalar | float = 1 - self.model.eps
         if self.importance_weighting:
             with jax.ensure_compile_time_eval():
                 low, high = log_snr_range(self.model.sde, self.model.eps)
@@ -58,7 +68,7 @@ class Objective:
         names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
         return {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
 
-    def __call__(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
+    def losses(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
         """The loss of each example in the published scaling; with ``train``, under dropout."""
         pixels, model = self.model.pixels, self.model
         key_u, key_loss, key_dropout = split(key, 3) if key.shape else jax.random.split(key, 3)
@@ -68,3 +78,50 @@ class Objective:
             model.noise(params, key_dropout if train else None), model.sde, y, key_loss,
             times=self.times, weighting="likelihood" if self.likelihood_weighting else "plain",
         )  # fmt: skip
+
+    def loss(self, params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
+        """What training minimises, and the spread of the loss within the batch."""
+        losses = self.losses(params, x, key, train=True)
+        return jnp.mean(losses), {"loss_std": jnp.std(losses)}
+
+    def measure(self, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
+        """Loss, and a quick bound in bits/dim, of a batch of images."""
+        key_loss, key_bound = jax.random.split(key)
+        losses = self.losses(params, x, key_loss, train=False)
+        bound = _quick_bound(self.model, params, Uniform(), x, key_bound)
+        return {"loss": jnp.mean(losses), **bound}
+
+
+@dataclass(frozen=True)
+class FlowObjective:
+    """Of a flow dequantizer, for a score model: its parameters come first, and stay."""
+
+    model: ModelSpec
+    flow: FlowSpec
+    stratified: bool
+    reconstruction: Reconstruction
+
+    def loss(
+        self, score: Params, params: Params, x: IntImages, key: PRNGKey
+    ) -> tuple[Scalar, Numbers]:
+        """What training minimises, the same in bits/dim, and its spread within the batch."""
+        model, dequantizer = self.model, self.flow.dequantizer(params)
+        losses = dequantization_loss(
+            model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,
+            times=UniformLogSNR(model.sde, model.eps, self.stratified),
+            reconstruction=self.reconstruction,
+        )  # fmt: skip
+        bpd = bits_per_dim(-losses, model.pixels, model.dims)
+        return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
+
+    def measure(self, score: Params, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
+        """The quick bound of images dequantized by the flow."""
+        return _quick_bound(self.model, score, self.flow.dequantizer(params), x, key)
+
+
+def _quick_bound(
+    model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey
+) -> Numbers:
+    images = cast(ImageModel, model.model(score))  # it has pixels
+    bpd = ByBound(EVAL_DRAWS)(images, dequantizer, x, example_keys(key, len(x)))["bpd"]
+    return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}
