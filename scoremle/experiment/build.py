@@ -27,10 +27,9 @@ from scoremle.experiment.evaluation import (
     Evaluation,
 )
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
-from scoremle.experiment.objective import FlowObjective, Objective
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler, Sampling
-from scoremle.experiment.training import Training
+from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
 from scoremle.nn import DDPMpp, FlowPP

@@ -16,7 +16,7 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Dequantization, Estimators
 from scoremle.experiment.networks import ModelSpec, Params
-from scoremle.experiment.objective import Objective
+from scoremle.experiment.training import Objective
 from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel, Values
 from scoremle.likelihood.nodes import Choice
 from scoremle.types import IntImages, Keys
