@@ -138,12 +138,11 @@ class Sampling:
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
         extractor = judge.extractor
-        which = fingerprint({**extractor.facts, "samples": len(samples)})
         features = extract(
             extractor,
             samples,
             self.experiment.pixels.levels,
-            folder=parts / f"features_{which}",
+            folder=parts / f"features_{fingerprint(extractor.facts)}",
             label=f"features of {name}",
         )
         return {

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,7 +12,10 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
-from scoremle.experiment import trained
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
+from scoremle.likelihood.images import ByOde
+from scoremle.model import _compiled_measure
 
 TEST = load_digits("")[1]
 
@@ -21,11 +23,6 @@ TEST = load_digits("")[1]
 @pytest.fixture(scope="module")
 def model(tiny):
     return scoremle.load(tiny.workdir)
-
-
-@pytest.fixture(autouse=True)
-def batches_of_100(monkeypatch):
-    monkeypatch.setattr(trained, "BATCH_SIZE", 100)
 
 
 def test_scores_agree_with_an_evaluation(tiny, model):
@@ -45,20 +42,22 @@ def test_scores_agree_with_an_evaluation(tiny, model):
 
 
 def test_many_images_are_one_program(model):
-    images = TEST
-    scores = model.score(images)
-    assert model._measure._cache_size() == 1
-    np.testing.assert_array_equal(scores.bpd[:200], model.score(images[:200]).bpd)
-    assert not np.array_equal(scores.bpd, model.score(images, seed=1).bpd)
+    before = _compiled_measure._cache_size()
+    scores = model.score(TEST, batch_size=100)
+    assert _compiled_measure._cache_size() == before + 1
+    np.testing.assert_array_equal(
+        scores.bpd[:200], model.score(TEST[:200], batch_size=100).bpd
+    )
+    assert not np.array_equal(scores.bpd, model.score(TEST, seed=1, batch_size=100).bpd)
 
 
-def test_numbers_of_images_share_programs(model, monkeypatch):
-    monkeypatch.setattr(trained, "BATCH_SIZE", 16)
-    scores = model.score(TEST[:9])
-    before = model._measure._cache_size()
+def test_numbers_of_images_share_programs(model):
+    scores = model.score(TEST[:9], batch_size=16)
+    before = _compiled_measure._cache_size()
     for n in (10, 13, 16, 30):
-        np.testing.assert_array_equal(model.score(TEST[:n]).bpd[:9], scores.bpd)
-    assert model._measure._cache_size() == before
+        found = model.score(TEST[:n], batch_size=16)
+        np.testing.assert_array_equal(found.bpd[:9], scores.bpd)
+    assert _compiled_measure._cache_size() == before
 
 
 def test_grey_images_need_no_axis_for_their_channel(model):
@@ -68,14 +67,15 @@ def test_grey_images_need_no_axis_for_their_channel(model):
 def test_the_error_over_passes_is_that_of_the_mean(model):
     """It covers the dequantization noise, which the probes' error leaves out."""
     images, passes = TEST[:100], 4
-    two_probes = replace(model.experiment, divergence=scoremle.Hutchinson(probes=2))
-    model = replace(model, experiment=two_probes)
-    means = [model.score(images, seed=s, repeats=passes) for s in range(6)]
+    two_probes = ByOde(scoremle.Hutchinson(probes=2), model.solver)
+    means = [
+        model.score(images, seed=s, repeats=passes, estimator=two_probes) for s in range(6)
+    ]
     spread = np.sqrt(np.mean(np.var([m.bpd for m in means], axis=0, ddof=1)))
     stated = np.sqrt(np.mean([m.stderr**2 for m in means]))
     assert 0.85 < stated / spread < 1.15
     assert np.sqrt(np.mean([m.probe_stderr**2 for m in means])) < spread
-    one = model.score(images)
+    one = model.score(images, estimator=two_probes)
     assert np.isnan(one.stderr).all()
     ratio = np.sqrt(np.mean(one.probe_stderr**2) / np.mean(means[0].probe_stderr**2))
     assert ratio == pytest.approx(np.sqrt(passes), rel=0.2)
@@ -96,7 +96,7 @@ def test_seeds_and_passes_that_are_none(model, settings, words):
 
 def test_a_model_says_in_a_line_what_it_is(model):
     assert len(repr(model)) < 200
-    for words in ("digits 8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
+    for words in ("digits", "8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
         assert words in repr(model)
 
 
@@ -138,7 +138,7 @@ def test_loading(tiny, model, tmp_path):
     assert first.step == 10
     assert any(
         not np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(model.params), strict=True)
+        for a, b in zip(jax.tree.leaves(first.noise), jax.tree.leaves(model.noise), strict=True)
     )
     with pytest.raises(UserError, match="there is no folder missing"):
         scoremle.load("missing")
@@ -155,9 +155,10 @@ def test_loading(tiny, model, tmp_path):
         scoremle.load(tmp_path)
 
 
-def test_the_config_comes_back_as_it_was(tiny, model):
-    assert dict(model.experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
-    assert model.experiment.network.ch_mult == (1, 1)
+def test_the_config_comes_back_as_it_was(tiny):
+    experiment = build(Workdir(tiny.workdir).config(), levels=17)
+    assert dict(experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
+    assert experiment.network.ch_mult == (1, 1)
 
 
 def test_a_model_works_where_its_data_set_is_not(tiny, model, monkeypatch):
