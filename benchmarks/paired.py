@@ -4,7 +4,7 @@
 
 Prints the mean difference in bits/dim (second less first) over the images that both have. With
 ``--solver`` also how often the first's stated error of the solver covers the difference: for two
-numbers of nodes, with the same seed, eval.batch_size and so noise, and probes that make little.
+numbers of nodes, with the same seed, and so the same noise, and probes that make little.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.types import Data, NoiseFn, PerExample, Times
+from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
     "as_data",
@@ -66,10 +66,11 @@ def as_data(x: Data) -> Data:
     return x
 
 
-def check_eps(eps: float) -> None:
+def check_eps(eps: Scalar) -> None:
     """ValueError unless the smallest time is within (0, 1), as far as it is known yet."""
-    if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
-        raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+    with jax.ensure_compile_time_eval():
+        if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
+            raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
 
 
 def as_pytree(noise: NoiseFn) -> NoiseFn:

@@ -17,10 +17,13 @@ from jaxtyping import Bool, Int
 from scoremle.files import read_npz, write_npz
 from scoremle.progress import progress
 
-__all__ = ["Arrays", "fingerprint", "in_parts"]
+__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts"]
+
+# Digits of hashes in results: enough to tell any two apart.
+HASH_LENGTH = 16
 
 Arrays = dict[str, np.ndarray]
-# The pass and the numbers of some images, to arrays with a row for each of them.
+# The pass and the indices of some images, to arrays with a row for each of them.
 Work = Callable[[int, Int[np.ndarray, " size"]], Arrays]
 # Rows so far, and which of them are there, in words.
 Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
@@ -29,6 +32,11 @@ Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
 def fingerprint(facts: dict[str, Any]) -> str:
     """A short name for settings: the same for the same facts alone."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def content_hash(images: np.ndarray) -> str:
+    """A short name for the content of images."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH]
 
 
 def in_parts(
@@ -44,7 +52,7 @@ def in_parts(
 ) -> Arrays:
     """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
 
-    It is called with ``size`` numbers each time, so that it compiles once; where fewer are left,
+    It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
     that a row depends on. Progress is told under ``label``.
     """
@@ -67,9 +75,9 @@ def in_parts(
     with progress(label, done.size, unit, done=int(done.sum())) as tell:
         if done.all():
             tell(done.size, describe(rows, done))
-        for repeat, first, stop in _missing(done, min(size, n)):
-            numbers = np.minimum(first + np.arange(min(size, n)), stop - 1)
-            found = work(repeat, numbers)
+        for repeat, first, stop in _missing(done, size):
+            index = np.minimum(first + np.arange(size), stop - 1)
+            found = work(repeat, index)
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
             part["place"] = np.asarray([repeat, first])
             if folder:

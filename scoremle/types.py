@@ -16,6 +16,7 @@ __all__ = [
     "NoiseFn",
     "PRNGKey",
     "PerExample",
+    "Scalar",
     "ScoreFn",
     "Times",
 ]
@@ -25,6 +26,8 @@ Images = Float[Array, "b h w c"]
 IntImages = Integer[Array, "b h w c"]
 Times = Float[Array, "*b"]
 PerExample = Float[Array, " b"]
+# A number, or what stands for it in a compiled function.
+Scalar = float | Float[Array, ""]
 PRNGKey = Key[Array, ""]
 # One key, or one for each example.
 Keys = Key[Array, "*b"]

@@ -61,12 +61,12 @@ def test_log_prob_is_differentiable_in_x(x64):
     gradient, h = jax.grad(value)(x), 1e-5
     for i in range(2):
         step = jnp.zeros_like(x).at[0, i].set(h)
-        slope = (value(x + step) - value(x - step)) / (2 * h)
-        assert gradient[0, i] == pytest.approx(slope, rel=1e-6)
+        slope = float(value(x + step) - value(x - step)) / (2 * h)
+        assert float(gradient[0, i]) == pytest.approx(slope, rel=1e-6)
 
 
 def test_doubling_refuses_a_gradient_in_reverse():
-    model = reals(Mixture.in_plane(), solver=Doubling())
+    model = reals(Mixture.in_plane(), solver=Doubling(fewest=4, most=8))
     x = jnp.zeros((1, 2))
 
     def value(x):
@@ -85,14 +85,17 @@ def test_a_condition_reaches_the_noise_prediction():
     def noise(x, t, condition):
         return plain(x - VP.alpha(t)[:, None] * condition, t)
 
-    model, x = ScoreModel(noise, VP, 1e-5, (2,)), jnp.asarray(data.draw(1, 5), jnp.float32)
+    fine = Multistep(128)
+    model = ScoreModel(noise, VP, 1e-5, (2,), solver=fine)
+    x = jnp.asarray(data.draw(1, 5), jnp.float32)
     shifts = jax.random.normal(KEY, (5, 2))
-    there = reals(data).log_prob(x, KEY).log_prob
+    there = reals(data, solver=fine).log_prob(x, KEY).log_prob
     for condition in (shifts, shifts[:1]):
         found = model.log_prob(x + condition, KEY, condition=condition)
-        np.testing.assert_allclose(found.log_prob, there, atol=1e-3)
+        # The prior does not move with the condition: alpha is 0.0066 at t = 1.
+        np.testing.assert_allclose(found.log_prob, there, atol=0.02)
         bound = model.bound(x + condition, KEY, condition=condition, draws=64)
-        np.testing.assert_allclose(bound.log_prob, there, atol=0.5)
+        assert (np.abs(bound.log_prob - there) < 4 * bound.stderr + 0.02).all()
 
 
 def test_latents_and_back():
@@ -166,8 +169,8 @@ def test_other_dequantizers_and_solvers():
     start = truncation_start(VP, 1e-5, PIXELS)
     normal = images().score(IMAGES, dequantizer=TruncatedNormal(VP, start, PIXELS))
     assert np.isfinite(normal.bpd).all()
-    held = ByOde(Exact(), PublishedRK45())
-    published = images().score(IMAGES[:4], estimator=held)
+    # (Of independent pixels a probe of signs gives the exact trace.)
+    published = images().score(IMAGES[:4], estimator=ByOde(Hutchinson(), PublishedRK45()))
     ours = images().score(IMAGES[:4], estimator=ByOde(Exact(), Multistep(64)))
     np.testing.assert_allclose(published.bpd, ours.bpd, atol=2e-3)
 

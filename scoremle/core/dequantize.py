@@ -10,7 +10,7 @@ make the bound tight (Ho et al., arXiv 1902.00275).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pixels import Pixels
+from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.numerics import sum_data
-from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey
+from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey, Scalar
 
 __all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
 
@@ -40,7 +41,7 @@ class Dequantizer(Protocol):
     """
 
     @property
-    def start(self) -> float | None: ...
+    def start(self) -> Scalar | None: ...
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]: ...
 
@@ -57,7 +58,7 @@ class Uniform:
         return draw(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class TruncatedNormal:
     """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
@@ -68,8 +69,8 @@ class TruncatedNormal:
     """
 
     sde: SDE
-    start: float = field(metadata={"static": True})
-    pixels: Pixels = field(default=Pixels(), metadata={"static": True})
+    start: Scalar
+    pixels: Pixels = static(default=Pixels())
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)
@@ -84,7 +85,7 @@ class TruncatedNormal:
         return u, x[0].size * log_norm - sum_data(jnp.square(e)) / 2
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Flow:
     """u from a trained flow: ``apply(params, e, x)`` gives u and log q(u | x).
@@ -92,24 +93,22 @@ class Flow:
     e is standard normal, and x the image scaled to [0, 1].
     """
 
-    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]] = field(
-        metadata={"static": True}
-    )
-    params: Any
-    levels: int = field(default=256, metadata={"static": True})
-    start: None = field(default=None, metadata={"static": True})
+    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]] = static()
+    params: Any = None
+    levels: int = static(default=256)
+    start: None = static(default=None)
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
         e = draw(jax.random.normal, example_keys(key, len(x)), x.shape[1:])
         return self.apply(self.params, e, x / (self.levels - 1))
 
 
-def half_bin(sde: SDE, t: float, pixels: Pixels) -> Float[Array, ""]:
+def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """kappa: half a bin, in units of the noise at t."""
     return jnp.exp(pixels.log_det_per_dim + sde.log_snr(jnp.asarray(t)) / 2) / 2
 
 
-def truncation_start(sde: SDE, eps: float, pixels: Pixels) -> Float[Array, ""]:
+def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """The t at which half a bin is three standard deviations; ``eps`` if that is later."""
     log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)
     return jnp.maximum(eps, sde.time_of_log_snr(jnp.asarray(log_snr)))

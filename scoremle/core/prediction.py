@@ -1,26 +1,139 @@
 """From a network's raw output to the noise prediction, and between noise and score.
 
 The noise prediction eps(x, t) is what everything here takes: it is of order one at every t. The
-score is a view of it, score = -eps / sigma_t.
+score is a view of it, score = -eps / sigma_t. With the data x_0 in x = alpha x_0 + sigma eps, a
+network may predict instead
 
-The published networks predict the noise and are conditioned on 999 t for VP, sub-VP and linear VE;
-for the geometric VE they are conditioned on sigma_t, and their output is the score itself.
-The embedding of 999 t oscillates several times between the nodes of a solver; one of the log-SNR
-itself is smooth there, and every solver of the ODE is cheaper for it (docs/math.md).
+    score    -eps / sigma
+    x_0      (x - sigma eps) / alpha
+    v        alpha eps - sigma x_0              (Salimans and Ho, arXiv 2202.00512)
+    u        eps - x_0, the velocity of the straight path (arXiv 2209.03003)
+    edm      F = (x_0 - c_skip y) / c_out of y = x / alpha, where the network sees c_in y
+             (Karras et al., arXiv 2206.00364, table 1)
+
+All are exact, for any alpha and sigma, in a form whose large terms have cancelled. What the
+network is told about t is another choice: ``CONDITIONINGS``. The published networks are told
+999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between the
+nodes of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
+cheaper for it (docs/math.md).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-from scoremle.core.sde import SDE, VE
-from scoremle.numerics import expand
+import jax.numpy as jnp
+
+from scoremle.core.pytree import pytree
+from scoremle.core.sde import SDE
+from scoremle.numerics import as_pytree, expand
 from scoremle.types import Data, NoiseFn, ScoreFn, Times
 
-__all__ = ["Conditioning", "data_of", "noise_fn", "noise_of", "score_of"]
+__all__ = [
+    "CONDITIONINGS",
+    "PREDICTIONS",
+    "Conditioning",
+    "NetworkNoise",
+    "data_of",
+    "noise_fn",
+    "noise_of",
+    "score_of",
+]
 
 LABEL_SCALE = 999.0
 
-Conditioning = Literal["time", "log_snr"]
+# (sde, t) -> what the network is told about t
+Conditioning = Callable[[SDE, Times], Times]
+
+
+def _steps(sde: SDE, t: Times) -> Times:
+    if not hasattr(sde.schedule, "label"):
+        raise ValueError(
+            f"conditioning 'step' is of a Discrete schedule, not {type(sde.schedule).__name__}"
+        )
+    return sde.schedule.label(t)
+
+
+CONDITIONINGS: dict[str, Conditioning] = {
+    "time": lambda sde, t: t,
+    "time_999": lambda sde, t: LABEL_SCALE * t,
+    "step": _steps,
+    "sigma": lambda sde, t: sde.sigma(t),
+    "log_snr": lambda sde, t: sde.log_snr(t),
+    "c_noise": lambda sde, t: -sde.log_snr(t) / 8,  # log(sigma / alpha) / 4
+}
+
+# (output, x, alpha, sigma) -> the noise prediction
+PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
+    "eps": lambda output, x, alpha, sigma: output,
+    "score": lambda output, x, alpha, sigma: -sigma * output,
+    "x_0": lambda output, x, alpha, sigma: (x - alpha * output) / sigma,
+    "v": lambda output, x, alpha, sigma: (
+        (alpha * output + sigma * x) / (jnp.square(alpha) + jnp.square(sigma))
+    ),
+    "u": lambda output, x, alpha, sigma: (alpha * output + x) / (alpha + sigma),
+}
+
+
+@pytree
+@dataclass(frozen=True)
+class NetworkNoise:
+    """The noise prediction of a network: what ``noise_fn`` gives.
+
+    Parameters of the network and numbers of the SDE are leaves. What is static compares equal for
+    networks of one architecture, so that they are arguments of one compiled program.
+    """
+
+    network: Callable[..., Data]
+    sde: SDE
+    prediction: str = field(metadata={"static": True})
+    conditioning: str | Conditioning = field(metadata={"static": True})
+    sigma_data: float = field(metadata={"static": True})
+
+    def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
+        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
+        told = self.conditioning
+        label = (CONDITIONINGS[told] if isinstance(told, str) else told)(self.sde, t)
+        given = () if condition is None else (condition,)
+        if self.prediction != "edm":
+            output = self.network(x, label, *given)
+            return PREDICTIONS[self.prediction](output, x, alpha, sigma)
+        scale = jnp.sqrt(jnp.square(sigma) + jnp.square(self.sigma_data * alpha))
+        shown = x / scale
+        output = self.network(shown, label, *given)
+        return (sigma * shown - self.sigma_data * alpha * output) / scale
+
+
+def noise_fn(
+    network: Callable[..., Data],
+    sde: SDE,
+    *,
+    prediction: str = "eps",
+    conditioning: str | Conditioning = "log_snr",
+    sigma_data: float = 0.5,
+) -> NetworkNoise:
+    """The noise prediction of ``network(x, label)``, or of ``network(x, label, condition)``.
+
+    Args:
+        network: a function, which is part of a compiled program with the arrays that it closes
+            over; or a pytree whose leaves are its parameters, such as
+            ``jax.tree_util.Partial(apply, params)`` of ``apply(params, x, label)``.
+        sde: what noise is added when.
+        prediction: what its output means: "eps", "score", "x_0", "v", "u" or "edm".
+        conditioning: what its label is: "time", "time_999", "step" (the number of a discrete
+            schedule's step), "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a function
+            of (sde, t).
+        sigma_data: the standard deviation of data that the scales of "edm" are made for.
+
+    Raises ValueError for another prediction or conditioning.
+    """
+    if prediction not in (*PREDICTIONS, "edm"):
+        choices = ", ".join((*PREDICTIONS, "edm"))
+        raise ValueError(f"prediction must be one of {choices}, not {prediction!r}")
+    if isinstance(conditioning, str) and conditioning not in CONDITIONINGS:
+        choices = ", ".join(CONDITIONINGS)
+        raise ValueError(f"conditioning must be one of {choices}, not {conditioning!r}")
+    return NetworkNoise(as_pytree(network), sde, prediction, conditioning, sigma_data)
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
@@ -36,18 +149,3 @@ def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
 def data_of(noise: NoiseFn, sde: SDE) -> Callable[[Data, Times], Data]:
     """The estimate of the data, E[x_0 | x_t], that belongs to a noise prediction (Tweedie)."""
     return lambda x, t: (x - expand(sde.sigma(t), x) * noise(x, t)) / expand(sde.alpha(t), x)
-
-
-def noise_fn(
-    apply: Callable[[Data, Times], Data], sde: SDE, conditioning: Conditioning = "time"
-) -> NoiseFn:
-    """The noise prediction of a network ``apply(x, labels)``.
-
-    ``labels`` are the published ones, or the log-SNR of t; then the output is the noise for every
-    SDE.
-    """
-    if conditioning == "log_snr":
-        return lambda x, t: apply(x, sde.log_snr(t))
-    if isinstance(sde, VE):
-        return noise_of(lambda x, t: apply(x, sde.sigma(t)), sde)
-    return lambda x, t: apply(x, LABEL_SCALE * t)

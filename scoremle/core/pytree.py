@@ -7,12 +7,13 @@ Here only what a user writes is constructed.
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-__all__ = ["describe", "known", "pytree", "static"]
+__all__ = ["check", "describe", "known", "pytree", "static"]
 
 T = TypeVar("T")
 
@@ -45,6 +46,13 @@ def pytree(cls: type[T]) -> type[T]:
 def known(*values: Any) -> bool:
     """Are these numbers, and not what stands for them while a program is traced?"""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check(record: Any, holds: Callable[[], Any], words: str) -> None:
+    """ValueError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
+    with jax.ensure_compile_time_eval():
+        if known(record) and not np.all(holds()):
+            raise ValueError(f"{record}: {words}")
 
 
 def describe(value: Any) -> Any:

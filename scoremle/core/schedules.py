@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from scoremle.core.kernels import KERNELS
-from scoremle.core.pytree import describe, known, pytree, static
+from scoremle.core.pytree import check, describe, pytree, static
 from scoremle.types import Times
 
 __all__ = [
@@ -132,8 +132,11 @@ class LinearBeta(Schedule):
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS or self.kernel == "ve":
             raise ValueError(f"{self}: kernel must be vp, subvp or straight")
-        if known(self) and not (self.beta_min >= 0 and self.beta_max > 0):
-            raise ValueError(f"{self}: beta_min must be at least 0, and beta_max above 0")
+        check(
+            self,
+            lambda: self.beta_min >= 0 and self.beta_max > 0,
+            "beta_min must be at least 0, and beta_max above 0",
+        )
 
     def log_alpha(self, t: Times) -> Times:
         """Logarithm of the kernel's mean coefficient."""
@@ -177,8 +180,7 @@ class LinearSigma(Schedule):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if known(self) and not self.sigma_max > 0:
-            raise ValueError(f"{self}: sigma_max must be above 0")
+        check(self, lambda: self.sigma_max > 0, "sigma_max must be above 0")
 
     def log_snr(self, t: Times) -> Times:
         return -2 * (jnp.log(t) + jnp.log(self.sigma_max))
@@ -198,8 +200,7 @@ class KarrasSigma(Schedule):
 
     def __post_init__(self) -> None:
         _check_sigmas(self)
-        if known(self) and not self.rho > 0:
-            raise ValueError(f"{self}: rho must be above 0")
+        check(self, lambda: self.rho > 0, "rho must be above 0")
 
     @property
     def _ends(self) -> tuple[Times, Times]:
@@ -278,12 +279,17 @@ class Discrete(Schedule):
     log_snrs: Float[np.ndarray | Array, " T"]
 
     def __post_init__(self) -> None:
-        if np.ndim(self.log_snrs) != 1 or np.shape(self.log_snrs)[0] < 2:
-            raise ValueError("Discrete: log_snrs must be those of two steps or more")
-        if known(self) and not np.all(np.diff(self.log_snrs) < 0):
-            raise ValueError("Discrete: log_snrs must fall from step to step")
-        if known(self) and not np.all(np.isfinite(self.log_snrs)):
-            raise ValueError("Discrete: log_snrs must be finite: give log_snr_min to end there")
+        if np.ndim(self.log_snrs) != 1 or self.steps < 2:
+            raise ValueError(f"{self}: log_snrs must be those of two steps or more")
+        check(self, lambda: np.diff(self.log_snrs) < 0, "log_snrs must fall from step to step")
+        check(
+            self,
+            lambda: np.isfinite(self.log_snrs),
+            "log_snrs must be finite: give log_snr_min to end there",
+        )
+
+    def __repr__(self) -> str:
+        return f"Discrete({self.steps} steps)"
 
     @classmethod
     def of_betas(
@@ -303,7 +309,7 @@ class Discrete(Schedule):
 
     @property
     def steps(self) -> int:
-        return self.log_snrs.shape[0]
+        return np.size(self.log_snrs)
 
     @property
     def eps(self) -> float:
@@ -330,10 +336,16 @@ class Discrete(Schedule):
 
 
 def _check_sigmas(schedule: GeometricSigma | KarrasSigma) -> None:
-    if known(schedule) and not 0 < schedule.sigma_min < schedule.sigma_max:
-        raise ValueError(f"{schedule}: sigma_min must be above 0 and below sigma_max")
+    check(
+        schedule,
+        lambda: 0 < schedule.sigma_min < schedule.sigma_max,
+        "sigma_min must be above 0 and below sigma_max",
+    )
 
 
 def _check_ends(schedule: LinearLogSNR | Cosine) -> None:
-    if known(schedule) and not -np.inf < schedule.log_snr_min < schedule.log_snr_max < np.inf:
-        raise ValueError(f"{schedule}: log_snr_min must be below log_snr_max, and both finite")
+    check(
+        schedule,
+        lambda: -np.inf < schedule.log_snr_min < schedule.log_snr_max < np.inf,
+        "log_snr_min must be below log_snr_max, and both finite",
+    )

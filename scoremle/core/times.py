@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.numerics import check_eps
-from scoremle.types import PRNGKey, Times
+from scoremle.types import PRNGKey, Scalar, Times
 
 __all__ = [
     "BinnedLogSNR",
@@ -51,7 +52,7 @@ def _unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
 
 
-def log_snr_range(sde: SDE, eps: float) -> tuple[Times, Times]:
+def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Times, Times]:
     """lambda at t = 1 and at t = eps; their difference is the paper's constant Z.
 
     Raises ValueError for a schedule that has a log-SNR for each dimension.
@@ -65,17 +66,18 @@ def log_snr_range(sde: SDE, eps: float) -> tuple[Times, Times]:
     return ends[0], ends[1]
 
 
-def log_snr_edges(sde: SDE, eps: float) -> Float[Array, " n"]:
+def log_snr_edges(sde: SDE, eps: Scalar) -> Float[Array, " n"]:
     """Edges of bins of equal width from the log-SNR at t = 1 to that at t = eps."""
     return jnp.linspace(*log_snr_range(sde, eps), BINS + 1)
 
 
+@pytree
 @dataclass(frozen=True)
 class UniformTime:
     """t uniform on [eps, 1]."""
 
-    eps: float
-    stratified: bool = False
+    eps: Scalar
+    stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
@@ -86,13 +88,14 @@ class UniformTime:
         return t, jnp.full_like(t, 1 / (1 - self.eps))
 
 
+@pytree
 @dataclass(frozen=True)
 class UniformLogSNR:
     """Log-SNR uniform between its values at t = 1 and t = eps: the paper's importance sampling."""
 
     sde: SDE
-    eps: float
-    stratified: bool = False
+    eps: Scalar
+    stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
@@ -104,6 +107,7 @@ class UniformLogSNR:
         return t, self.sde.likelihood_weight(t) / (high - low)
 
 
+@pytree
 @dataclass(frozen=True, eq=False)
 class BinnedLogSNR:
     """Log-SNR with a density that is constant on each bin of ``log_snr_edges``.
@@ -112,9 +116,9 @@ class BinnedLogSNR:
     """
 
     sde: SDE
-    eps: float
+    eps: Scalar
     shares: Float[Array, " bins"]
-    stratified: bool = False
+    stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
         check_eps(self.eps)

@@ -135,6 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.progressive = "none"  # output pyramid: none, output_skip or residual
     config.model.progressive_input = "none"  # input pyramid: none, input_skip or residual
     config.model.progressive_combine = "sum"  # how pyramids join: sum or cat
+    config.model.parameterization = "published"  # or what is predicted: eps, score, x_0, v, u, edm
     config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
     config.model.embedding_type = "positional"  # embedding of t: positional or fourier
     config.model.fourier_scale = 16.0  # scale of the Fourier features

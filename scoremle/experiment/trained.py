@@ -31,6 +31,7 @@ def load(workdir: str | Path, checkpoint: int | None = None) -> Trained:
     place = Workdir(Path(workdir))
     # The number of levels stands for the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
-    state, meta, _ = place.snapshots.restore(experiment.template(), checkpoint)
-    model = experiment.model(state.ema)
-    return Trained(**vars(model), dataset=experiment.data.name, step=int(meta["step"]))
+    state, meta, _ = place.snapshots.restore(experiment.training.template(), checkpoint)
+    fields = vars(experiment.model.model(state.ema))
+    fields |= {"solver": experiment.evaluation.estimators.solver}
+    return Trained(**fields, dataset=experiment.data.name, step=int(meta["step"]))

@@ -30,7 +30,7 @@ from scoremle.core.times import TimeSampler, log_snr_edges
 from scoremle.likelihood.control_variate import Control, bin_of
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.numerics import as_data, check_eps, expand, predict, sum_data, sum_over
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["MATCHINGS", "Bound", "bound_at", "likelihood_bound", "reconstruction_draws"]
 
@@ -123,7 +123,7 @@ def likelihood_bound(
     x: Data,
     key: Keys,
     *,
-    eps: float,
+    eps: Scalar,
     times: TimeSampler,
     draws: int,
     matching: str = "denoising",
@@ -175,7 +175,7 @@ def bound_at(
     x: Data,
     key: Keys,
     *,
-    eps: float,
+    eps: Scalar,
     t: Float[Array, "k b"],
     density: Float[Array, "k b"],
     stratified: bool,

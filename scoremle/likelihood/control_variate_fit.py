@@ -23,7 +23,7 @@ from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.bound import MATCHINGS
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
 from scoremle.numerics import sum_data
-from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Times
+from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
 
 __all__ = ["fit_control"]
 
@@ -43,7 +43,7 @@ def fit_control(
     x: Data,
     key: PRNGKey,
     *,
-    eps: float,
+    eps: Scalar,
     gaussian: FittedGaussian,
     matching: str = "denoising",
 ) -> Control:

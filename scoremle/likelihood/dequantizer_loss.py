@@ -14,7 +14,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
 from scoremle.likelihood.bound import bound_at
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
-from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey
+from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey, Scalar
 
 __all__ = ["dequantization_loss", "one_draw_bound"]
 
@@ -27,7 +27,7 @@ def dequantization_loss(
     x: IntImages,
     key: PRNGKey,
     *,
-    eps: float,
+    eps: Scalar,
     times: TimeSampler,
     reconstruction: Reconstruction = Gaussian(),
 ) -> PerExample:
@@ -46,7 +46,7 @@ def one_draw_bound(
     y: Data,
     key: PRNGKey,
     *,
-    eps: float,
+    eps: Scalar,
     times: TimeSampler,
     reconstruction: Reconstruction = Gaussian(),
 ) -> PerExample:

@@ -28,7 +28,7 @@ from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample
+from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
 
 __all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values", "by_draws", "of_bound"]
 
@@ -99,13 +99,14 @@ class ByOde:
         return {"bpd": bits_per_dim(log_prob, model.pixels, x[0].size), **values}
 
     def _log_likelihood(
-        self, model: ImageModel, y: Images, keys: Keys, start: float | None
+        self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
     ) -> Likelihood:
         """log p(y); with ``start``, that of y = z / alpha for a z at that time."""
-        log_scale = 0.0 if start is None else model.sde.log_alpha(jnp.asarray(start))
+        eps: Scalar = model.eps if start is None else start
+        log_scale = jnp.zeros(()) if start is None else model.sde.log_alpha(jnp.asarray(start))
         found = ode_log_likelihood(
             model.noise, model.sde, jnp.exp(log_scale) * y, keys,
-            eps=start or model.eps, divergence=self.divergence, solver=self.solver,
+            eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
 
@@ -159,14 +160,14 @@ class ByBound:
     times: TimeSampler | None = None
     reconstruction: Reconstruction = Gaussian()
     control: Control | None = None
-    start: float | None = static(default=None)
+    start: Scalar | None = None
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         key_u, key_bound = split(keys)
         pixels, dims, bits = model.pixels, x[0].size, x[0].size * jnp.log(2.0)
-        eps = self.start or model.eps
+        eps = model.eps if self.start is None else self.start
         terms: Values = {}
         if (y := self.reconstruction.encode(x)) is None:
             u, log_q = dequantizer(key_u, x)

@@ -20,7 +20,7 @@ from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Data, NoiseFn, PRNGKey
+from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_nodes"]
 
@@ -88,7 +88,7 @@ class Pilot:
         x: Data,
         key: PRNGKey,
         *,
-        eps: float,
+        eps: Scalar,
         divergence: DivergenceEstimator,
         finest: int = FINEST,
     ) -> None:

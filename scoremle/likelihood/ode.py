@@ -24,7 +24,7 @@ from scoremle.numerics import as_data, expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, Keys, NoiseFn, Times
+from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
 
@@ -35,7 +35,7 @@ def ode_log_likelihood(
     x: Data,
     key: Keys,
     *,
-    eps: float,
+    eps: Scalar,
     divergence: DivergenceEstimator = Hutchinson(),
     solver: Solver | PublishedRK45 = Multistep(),
 ) -> Likelihood:
@@ -47,7 +47,10 @@ def ode_log_likelihood(
     """
     x = as_data(x)
     if isinstance(solver, PublishedRK45):
-        return solver.log_likelihood(noise, sde, x, divergence.draw(key, x)[0], eps=eps)
+        probes = divergence.draw(key, x)
+        if len(probes) != 1:
+            raise ValueError(f"PublishedRK45 takes one random probe, not {divergence}")
+        return solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(x))
     ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scoremle.core.sde import SDE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
-from scoremle.types import Data, NoiseFn, PerExample, Times
+from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["PublishedRK45", "published_rates"]
 
@@ -46,7 +46,7 @@ class PublishedRK45:
     atol: float = 1e-5
 
     def log_likelihood(
-        self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: float
+        self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: Scalar
     ) -> Likelihood:
         """log p_eps(x) in nats. It knows neither its solver's error nor its probe's: both are NaN.
 

@@ -5,18 +5,28 @@ end in what follows. Written by hand, since the format is shorter than a depende
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from scoremle.errors import UserError
 from scoremle.files import write_atomically
 
-__all__ = ["write"]
+__all__ = ["read", "write"]
 
-DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int32": "I32", "uint8": "U8"}
+DTYPES = {
+    "float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16",
+    "int32": "I32", "int64": "I64", "uint8": "U8",
+}  # fmt: skip
+KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
+# What the format allows for its header.
+LONGEST_HEADER = 100 << 20
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -33,3 +43,30 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).tobytes())
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The named arrays of a file, mapped from disk. Raises UserError if it is damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise UserError(f"{path} is no whole safetensors file: its header is cut off")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            return {name: _array(path, 8 + length, size, facts) for name, facts in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def _array(path: Path, start: int, size: int, facts: Mapping[str, Any]) -> np.ndarray:
+    dtype, shape = KINDS[facts["dtype"]], tuple(map(int, facts["shape"]))
+    begin, end = map(int, facts["data_offsets"])
+    if min(shape, default=1) < 0 or not 0 <= begin <= end <= size - start:
+        raise ValueError("a tensor lies outside of it")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError("a tensor has another size than its shape")
+    if begin == end:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", start + begin, shape)

@@ -79,7 +79,8 @@ def extract(
         found = jax.device_get(extractor.apply(_colour(images[index], levels)))
         return {"pool_3": found.pool, "logits": found.logits}
 
-    found = in_parts(work, len(images), size=BATCH_SIZE, folder=folder, label=label)
+    size = min(BATCH_SIZE, len(images))
+    found = in_parts(work, len(images), size=size, folder=folder, label=label)
     return {name: rows[0] for name, rows in found.items()}
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from scoremle.core.divergence import DivergenceEstimator, Probes
 from scoremle.core.sde import SDE
 from scoremle.numerics import check_eps, expand, predict
-from scoremle.types import Data, NoiseFn, Times
+from scoremle.types import Data, NoiseFn, Scalar, Times
 
 __all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
 
@@ -86,7 +86,7 @@ class ProbabilityFlow:
         factor = 2 * (1 + self.variance * jnp.exp(lam)) / (speed + (speed == 0))
         return expand(factor, u) * velocity - u
 
-    def span(self, eps: float, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def span(self, eps: Scalar, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The clock at t = eps and at t = 1."""
         check_eps(eps)
         ends = jnp.asarray([eps, 1.0], dtype)

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES, Gaussian, drift_and_diffusion64, schedule, schedule64
 from helpers.reference_kernels import REFERENCE
 
 from scoremle.core.loss import denoising_loss, denoising_residual
-from scoremle.core.prediction import noise_fn, noise_of, score_of
 from scoremle.core.times import UniformLogSNR, UniformTime
 
 # --- golden numbers ---------------------------------------------------------------------------
@@ -25,10 +24,10 @@ def network_losses():
         arrays = golden("losses")
         sde = SDES[name]
         kernel = REFERENCE[name] if reference else sde
-        apply = golden_network("ncsnpp_ve" if name == "ve" else "ddpmpp")
+        noise = golden_noise("ncsnpp_ve" if name == "ve" else "ddpmpp", sde)
         prefix = "ve/" if name == "ve" else ""
         x, z, t = arrays[prefix + "x"], arrays[prefix + "z"], arrays[f"{name}/t"]
-        run = jax.jit(lambda x, t, z: denoising_residual(noise_fn(apply, sde), kernel, x, t, z))
+        run = jax.jit(lambda x, t, z: denoising_residual(noise, kernel, x, t, z))
         r = np.asarray(run(x, t, z), np.float64)
         return r, np.asarray(kernel.likelihood_weight(jnp.asarray(t)), np.float64)
 
@@ -63,22 +62,6 @@ def test_the_exact_kernel_differs_from_the_reference_by_its_expansion_only(
     arrays = golden("losses")
     residual, _ = network_losses(name, golden, reference=False)
     np.testing.assert_allclose(residual.mean(), arrays[f"{name}/plain/sum"], rtol=1e-3)
-
-
-# --- parameterization -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SDES)
-def test_labels_and_scores(name):
-    sde = SDES[name]
-    t = jnp.asarray([0.1, 0.7])
-    x = jnp.asarray([[1.0, 2.0], [3.0, -1.0]])
-    noise = noise_fn(lambda x, labels: x * labels[:, None], sde)
-    sigma = schedule64(sde, t)[1][:, None]
-    score = x * sigma if name == "ve" else -x * 999 * t[:, None] / sigma
-    np.testing.assert_allclose(noise(x, t), -sigma * score, rtol=1e-5)
-    np.testing.assert_allclose(score_of(noise, sde)(x, t), score, rtol=1e-5)
-    np.testing.assert_allclose(noise_of(score_of(noise, sde), sde)(x, t), noise(x, t), rtol=1e-5)
 
 
 # --- expectations -----------------------------------------------------------------------------

@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.core.keys import draw, example_keys, image_keys
-from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.keys import draw, image_keys
 from scoremle.evaluation import metrics as module
-from scoremle.evaluation.metrics import bound_bpd, evaluate, exact_bpd
+from scoremle.evaluation.metrics import evaluate
 from scoremle.evaluation.statistics import means, profile, summary
-from scoremle.likelihood.bound import Bound
-from scoremle.likelihood.ode import Likelihood
 from scoremle.resumable import fingerprint
 
 IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
@@ -168,57 +165,6 @@ def test_fingerprints():
     assert (
         len({fingerprint(facts | more) for more in ({}, {"a": 2}, {"b": "y"}, {"c": None})}) == 4
     )
-
-
-# Metrics
-
-PIXELS = Pixels(17)
-X = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-
-
-KEYS = example_keys(jax.random.key(0), 3)
-
-
-def encode(params, x, keys):
-    return x + draw(jax.random.uniform, keys, x.shape[1:]), jnp.full(len(x), 0.5)
-
-
-def test_exact_bpd_is_in_bits_and_counts_the_dequantization():
-    def log_likelihood(params, y, key):
-        n = len(y)
-        full = lambda value: jnp.full(n, value)  # noqa: E731
-        return Likelihood(
-            log_prob=params - jnp.sum(jnp.floor(y), axis=(1, 2, 3)),
-            latent=y, evaluations=jnp.full(n, 7), probe_stderr=full(0.1),
-            probe_deviations=jnp.full((1, n), 0.1), solver_error=full(0.2), ok=jnp.ones(n, bool),
-        )  # fmt: skip
-
-    found = exact_bpd(encode, log_likelihood, PIXELS)(1.0, X, KEYS)
-    log_prob = 1.0 - X.sum(axis=(1, 2, 3)) - 0.5
-    np.testing.assert_allclose(found["bpd"], bits_per_dim(log_prob, PIXELS, 4), rtol=1e-6)
-    np.testing.assert_allclose(found["probe_stderr"], 0.1 / (4 * np.log(2)), rtol=1e-6)
-    np.testing.assert_allclose(found["solver_error"], 0.2 / (4 * np.log(2)), rtol=1e-6)
-    np.testing.assert_array_equal(found["nfe"], 7)
-
-
-def test_the_terms_of_the_bound_add_up():
-    def bound(params, y, key):
-        terms = [jnp.full(len(y), value) for value in (0.25, 30.0, 5.0)]
-        error, count = jnp.full(len(y), 0.3), jnp.full(len(y), 9)
-        bins = jnp.tile(jnp.asarray([10.0, 20.0]), (len(y), 1))
-        return Bound(
-            -sum(terms), *terms, stderr=error, evaluations=count, profile=bins, bounds="density"
-        )
-
-    found = bound_bpd(lambda _, x, key: (x, jnp.full(len(x), 2.5)), bound, PIXELS)(
-        None, X, KEYS
-    )
-    terms = ("dequantization", "prior", "diffusion", "reconstruction")
-    total = sum(found[term] for term in terms) + np.log2(17 / 2)
-    np.testing.assert_allclose(found["bpd"], total, rtol=1e-6)
-    np.testing.assert_allclose(found["draw_stderr"], 0.3 / (4 * np.log(2)), rtol=1e-6)
-    assert found["profile"].shape == (3, 2)
-    np.testing.assert_allclose(found["profile"].sum(axis=1), found["diffusion"], rtol=1e-6)
 
 
 def test_columns_with_more_axes_keep_their_order(tmp_path):

@@ -160,6 +160,29 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
         assert (killed / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged):
+    flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=9")
+    assert run(tiny.workdir, *flags) == 0
+    parts = tiny.workdir / "rounds_of_9/parts"
+    assert [p.name for p in parts.iterdir()] == [p.name for p in (judged[0] / "parts").iterdir()]
+    one, other = (
+        npz(folder / "samples_ckpt_2.npz")["samples"].astype(int)
+        for folder in (judged[0], tiny.workdir / "rounds_of_9")
+    )
+    assert (one != other).mean() < 1e-3  # where rounding takes it to the next integer
+    assert len(np.unique(one, axis=0)) == 50
+
+
+def test_the_langevin_corrector_mixes_a_round_and_says_so(tiny):
+    flags = (
+        "--eval_folder=langevin", "--config.sampling.method=PC", "--config.model.num_scales=25",
+        "--config.sampling.corrector=Langevin", "--config.eval.num_samples=5",
+    )  # fmt: skip
+    for size in (5, 4):
+        assert run(tiny.workdir, *flags, f"--config.eval.batch_size={size}") == 0
+    assert len([*(tiny.workdir / "langevin/parts").iterdir()]) == 2
+
+
 def test_more_samples_keep_those_there_are(tiny, judged):
     folder, flags = judged
     few, more = tiny.workdir / "few", (*flags, "--eval_folder=few")

@@ -7,6 +7,7 @@ import flax.traverse_util
 import numpy as np
 
 from helpers.places import GOLDEN
+from scoremle.core.prediction import noise_fn
 from scoremle.nn import DDPMpp
 
 NETWORKS = (
@@ -43,3 +44,12 @@ def golden_network(name):
     """``apply(x, labels)``: the raw output of the network."""
     config, params, _ = golden(name)
     return functools.partial(network(config).apply, {"params": params})
+
+
+def golden_noise(name, sde):
+    """Its noise prediction: of the geometric VE, the output is the score and the label sigma."""
+    if golden(name)[0]["training"]["sde"] == "vesde":
+        how = {"prediction": "score", "conditioning": "sigma"}
+    else:
+        how = {"prediction": "eps", "conditioning": "time_999"}
+    return noise_fn(golden_network(name), sde, **how)

@@ -13,7 +13,7 @@ def first_order(b, exact, limit):
 
 class ReferenceVP(VP):
     def sigma(self, t):
-        b = self.integrated_beta(t)
+        b = -2 * self.log_alpha(t)
         return jnp.sqrt(first_order(b, -jnp.expm1(-b), 2e-3))
 
     def likelihood_weight(self, t):
@@ -22,11 +22,11 @@ class ReferenceVP(VP):
 
 class ReferenceSubVP(SubVP):
     def sigma(self, t):
-        b = self.integrated_beta(t)
+        b = -2 * self.log_alpha(t)
         return first_order(b, -jnp.expm1(-b), 2e-3)
 
     def likelihood_weight(self, t):
-        b, beta = self.integrated_beta(t), self.beta_min + t * (self.beta_max - self.beta_min)
+        b, beta = -2 * self.log_alpha(t), self.beta_min + t * (self.beta_max - self.beta_min)
         return beta * first_order(2 * b, -jnp.expm1(-2 * b), 1e-3) / self.sigma(t) ** 2
 
 

@@ -91,6 +91,11 @@ def evaluate(tiny, folder, **values):
     return path, json.loads((path / "results.json").read_text())
 
 
+def params_of(model):
+    """The network's parameters of a model that was loaded."""
+    return model.noise.network.args[0]
+
+
 def npz(path):
     with np.load(path) as saved:
         return dict(saved)

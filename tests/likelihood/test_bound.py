@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import (
     EPS,
     SDES,
@@ -21,7 +21,6 @@ from scipy.integrate import quad
 from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import noise_fn
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.likelihood.bound import likelihood_bound
 from scoremle.likelihood.reconstruction import Entropy
@@ -210,7 +209,7 @@ def pieces(request, golden):
     """The terms of bound.npz from the library's parts, on the t, z and probes of the file."""
     name, arrays = request.param, golden("bound")
     sde, dims = SDES[name], 768
-    noise = noise_fn(golden_network("ddpmpp"), sde)
+    noise = golden_noise("ddpmpp", sde)
     x, z, t = arrays["x"], arrays["z"], arrays[f"{name}/t"]
     k, b = t.shape
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.flows import SMALL, golden_variables
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES, Gaussian, entropy, reconstruction
 from helpers.reference_kernels import REFERENCE
 from scipy.stats import norm
@@ -13,7 +13,6 @@ from scipy.stats import norm
 from scoremle.core.dequantize import Flow, Uniform
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import noise_fn
 from scoremle.core.times import UniformLogSNR
 from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
 from scoremle.likelihood.reconstruction import Entropy
@@ -46,7 +45,7 @@ def test_golden_losses(name, dequantized):
     sde, kernel = SDES[name], REFERENCE[name]
     t, drift_t = arrays[f"{name}/t"], arrays[f"{name}/t_drift"]
     eps = jnp.full(2, EPS[name], jnp.float32)
-    noise = noise_fn(golden_network("ddpmpp"), sde)
+    noise = golden_noise("ddpmpp", sde)
 
     @jax.jit
     def residual(t, z):

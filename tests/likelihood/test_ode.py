@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import VP
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.multistep import Doubling, Multistep, Planned
@@ -145,7 +144,7 @@ def test_density_integrates_to_one(name):
 def test_golden_likelihood(name, golden):
     arrays = golden("likelihood")
     truth = f"{name}/f64_tol1e-10_dop853"
-    noise, eps = noise_fn(golden_network("ddpmpp"), SDES[name]), float(arrays[f"{name}/t_eps"])
+    noise, eps = golden_noise("ddpmpp", SDES[name]), float(arrays[f"{name}/t_eps"])
     divergence = FixedProbe(arrays["epsilon"][None])
     bits = 768 * np.log(2)
 

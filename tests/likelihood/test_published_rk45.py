@@ -4,18 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES
 
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import noise_fn
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 
 
 @pytest.mark.parametrize("name", ["vp", "subvp"])
 def test_it_gives_the_originals_numbers(name, golden):
     arrays, sde = golden("likelihood"), SDES[name]
-    rates = jax.jit(published_rates(noise_fn(golden_network("ddpmpp"), sde), sde))
+    rates = jax.jit(published_rates(golden_noise("ddpmpp", sde), sde))
     found = PublishedRK45().log_likelihood(
         rates,
         sde,

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule64
 from scipy import stats
 
 from scoremle.core.divergence import Exact
-from scoremle.core.prediction import noise_fn
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
 from scoremle.solvers.multistep import Multistep
@@ -87,7 +86,7 @@ def test_euler_samples_images_and_is_a_function_of_its_key():
 @pytest.mark.parametrize("name", ["vp", "subvp"])
 def test_flow_of_a_network_is_the_originals(name, golden):
     numbers, sde = golden("samplers"), SDES[name]
-    noise, eps = noise_fn(golden_network("ddpmpp"), sde), float(numbers[f"{name}/ode_t_eps"])
+    noise, eps = golden_noise("ddpmpp", sde), float(numbers[f"{name}/ode_t_eps"])
     run = jax.jit(lambda z: ode_sample(noise, sde, z, eps=eps, solver=Multistep(120)))
     x = (run(jnp.asarray(numbers["z"])) + 1) / 2
     for solver in ("f64_tol1e-10_dop853", "tol1e-8", "tol1e-5"):

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden_networks import golden_network
+from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES, Gaussian, Mixture, prior_std, schedule64
 from scipy import stats
 
-from scoremle.core.prediction import noise_fn
 from scoremle.errors import UserError
 from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import (
@@ -38,7 +37,7 @@ CORRECTORS = {f.__name__: f for f in (langevin, ald)} | {"none": None}
 @cache
 def network(net):
     """The golden network's noise prediction, compiled once for two images."""
-    noise = noise_fn(golden_network(net), SDES["ve" if net == "ncsnpp_ve" else "vp"])
+    noise = golden_noise(net, SDES["ve" if net == "ncsnpp_ve" else "vp"])
     compiled = jax.jit(noise)
 
     def eps(x, t):

@@ -1,0 +1,60 @@
+"""The betas of discrete diffusion models, by the names that schedules have in the field.
+
+    linear               even from start to end (Ho et al., arXiv 2006.11239)
+    scaled_linear        even in their square roots
+    cosine               alpha^2 a squared cosine of t, beta at most 0.999
+                         (Nichol and Dhariwal, arXiv 2102.09672; squaredcos_cap_v2 in diffusers)
+    sigmoid              a logistic curve from start to end
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["NAMES", "betas", "with_no_signal_at_the_end"]
+
+NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
+ALIASES = {"squaredcos_cap_v2": "cosine"}
+MOST = 0.999
+OFFSET = 0.008  # of the cosine
+
+
+def betas(
+    name: str, steps: int = 1000, start: float | None = None, end: float | None = None
+) -> Float[np.ndarray, " steps"]:
+    """The betas of a named schedule, in float64.
+
+    Args:
+        name: one of ``NAMES``, or squaredcos_cap_v2, which is cosine.
+        steps: how many.
+        start: the first; None: 0.1 / steps.
+        end: the last; None: 20 / steps.
+
+    Raises ValueError for another name.
+    """
+    name = ALIASES.get(name, name)
+    start = 0.1 / steps if start is None else start
+    end = 20 / steps if end is None else end
+    if name == "linear":
+        return np.linspace(start, end, steps)
+    if name == "scaled_linear":
+        return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+    if name == "cosine":
+        angle = (np.arange(steps + 1) / steps + OFFSET) / (1 + OFFSET) * math.pi / 2
+        signal = np.cos(angle) ** 2
+        return np.minimum(1 - signal[1:] / signal[:-1], MOST)
+    if name == "sigmoid":
+        return (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
+    raise ValueError(f"betas are named {', '.join(NAMES)}, not {name!r}")
+
+
+def with_no_signal_at_the_end(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """The betas changed so that nothing of the data is left at the last step.
+
+    alpha is shifted and scaled (Lin et al., arXiv 2305.08891, algorithm 1): the last beta is 1.
+    """
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    signal = np.square(alpha)
+    return 1 - np.concatenate([signal[:1], signal[1:] / signal[:-1]])

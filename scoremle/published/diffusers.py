@@ -1,0 +1,147 @@
+"""Models of diffusers: a pipeline's folder, or that of a UNet2DModel, natively in JAX.
+
+    model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors (or .bin),
+    scheduler/scheduler_config.json; or all of these flat in one folder
+
+The scheduler's config says the betas, so the log-SNR at each step, and what the output means. The
+network is told the number of the step. Likelihoods start at the first step, the last log-SNR that
+it was trained at. Pixels k stand at 2k/255 - 1.
+
+Latent models (Stable Diffusion and its kin) are refused: theirs is a density of latents, and no
+number of it can be compared with another model's.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Float
+
+from scoremle.core.betas import betas, with_no_signal_at_the_end
+from scoremle.core.pixels import Pixels
+from scoremle.core.prediction import noise_fn
+from scoremle.core.schedules import Discrete
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.files import read_json
+from scoremle.model import ScoreModel
+from scoremle.nn.applied import Applied
+from scoremle.nn.unet2d import UNet2D, unet2d_params
+from scoremle.published import pytorch, safetensors
+
+__all__ = ["is_folder", "load", "schedule_of"]
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+# Of a scheduler's config, what sets the noise and the meaning of the output.
+DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "variance_type": "fixed_small",
+}
+# Where an SNR of zero is cut: as far as float32 can tell signal from none.
+LEAST_LOG_SNR = -20.0
+# Levels k of 256 in the middle of their bins, at 2k/255 - 1.
+PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def is_folder(path: Path) -> bool:
+    """Is this the folder of a pipeline, or of a network, of diffusers?"""
+    configs = (path / "model_index.json", path / "unet/config.json", path / "config.json")
+    return path.is_dir() and any(
+        config.is_file() and "_diffusers_version" in read_json(config) for config in configs
+    )
+
+
+def load(path: Path) -> ScoreModel:
+    """The model in a folder. Raises UserError for what is missing, or can't be served."""
+    network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
+    _refuse_latents(path)
+    config = read_json(_there(network_folder / "config.json"))
+    network = UNet2D.from_config(config)
+    scheduler = _scheduler(path)
+    schedule = schedule_of(scheduler)
+    sde = SDE("vp", schedule, 1.0)
+    prediction = scheduler["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise UserError(f"{path}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
+    channels = network.in_channels
+    if network.out_channels not in (channels, 2 * channels):
+        raise UserError(f"{path}: {network.out_channels} channels out of {channels} are no noise")
+    params = unet2d_params(_weights(network_folder), network)
+    apply = Applied(network, channels)
+    noise = noise_fn(
+        Partial(apply, jax.tree.map(jnp.asarray, params)), sde,
+        prediction=PREDICTIONS[prediction], conditioning="step",
+    )  # fmt: skip
+    size = network.sample_size
+    if size is None:
+        raise UserError(f"{network_folder / 'config.json'} has no sample_size")
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return ScoreModel(noise, sde, schedule.eps, (height, width, channels), PIXELS)
+
+
+def schedule_of(config: Mapping[str, Any]) -> Discrete:
+    """The log-SNR at each step of a scheduler's config. Raises UserError for another schedule."""
+    fields = {**DEFAULTS, **config}
+    if fields["trained_betas"] is not None:
+        found = np.asarray(fields["trained_betas"], np.float64)
+    else:
+        try:
+            found = _in_float32(betas(
+                fields["beta_schedule"], fields["num_train_timesteps"],
+                fields["beta_start"], fields["beta_end"],
+            ))  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"scheduler config, beta_schedule: {error}") from None
+    if fields["rescale_betas_zero_snr"]:
+        found = with_no_signal_at_the_end(found)
+    return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
+
+
+def _in_float32(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    # As diffusers holds them: what the network was trained with.
+    return betas.astype(np.float32).astype(np.float64)
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is not there: a diffusers folder needs it")
+    return path
+
+
+def _refuse_latents(path: Path) -> None:
+    index = path / "model_index.json"
+    parts = read_json(index) if index.is_file() else {}
+    if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
+        raise UserError(
+            f"{path} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
+            " density of latents is not one of images, so there is no likelihood to compare"
+        )
+
+
+def _scheduler(path: Path) -> dict[str, Any]:
+    places = (path / "scheduler", path, path.parent / "scheduler")
+    for place in places:
+        if (file := place / "scheduler_config.json").is_file():
+            return {**DEFAULTS, **read_json(file)}
+    raise UserError(
+        f"{path} has no scheduler_config.json, in it or in scheduler/: without it nothing says"
+        " what noise the network was trained with"
+    )
+
+
+def _weights(folder: Path) -> Mapping[str, np.ndarray]:
+    for name in WEIGHTS:
+        if (file := folder / name).is_file():
+            return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.load(file)
+    raise UserError(f"no {' or '.join(WEIGHTS)} in {folder}")

@@ -1,0 +1,88 @@
+"""Models of improved-diffusion and guided-diffusion: a ``.pt`` of tensors, beside it its flags.
+
+The flags that the authors' scripts take (``--num_channels 128 ...``) are in no checkpoint. They
+are a JSON object in a file of the same name: ``model.json`` beside ``model.pt``. Those of the
+diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma and
+rescale_timesteps. The network is told the number of the step, rescaled to 0..1000 if it says so.
+Reading a ``.pt`` needs the extra ``torch``; nothing in it is run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from scoremle.core.betas import betas
+from scoremle.core.pixels import Pixels
+from scoremle.core.prediction import noise_fn
+from scoremle.core.schedules import Discrete
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.files import read_json
+from scoremle.model import ScoreModel
+from scoremle.nn.adm import ADM, CHANNELS, adm_params
+from scoremle.nn.applied import Applied
+from scoremle.published import pytorch
+from scoremle.types import Times
+
+__all__ = ["flags_beside", "is_file", "load"]
+
+PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+RESCALED_TO = 1000.0
+
+
+@dataclass(frozen=True)
+class RescaledStep:
+    """What a network trained with rescale_timesteps is told: the step's number times 1000/T."""
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        schedule = cast(Discrete, sde.schedule)
+        return schedule.label(t) * (RESCALED_TO / schedule.steps)
+
+
+def flags_beside(path: Path) -> Path:
+    """Where the flags of a checkpoint are."""
+    return path.with_suffix(".json")
+
+
+def is_file(path: Path) -> bool:
+    """Is this a checkpoint with its flags beside it?"""
+    return path.suffix == ".pt" and path.is_file()
+
+
+def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
+    """The model of a checkpoint; without ``flags``, those of the file beside it.
+
+    Raises UserError if there are none, or if they do not fit the tensors.
+    """
+    if flags is None:
+        place = flags_beside(path)
+        if not place.is_file():
+            raise UserError(
+                f"{path}: a .pt does not say its architecture. Write the flags that it was trained"
+                f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
+            )
+        flags = read_json(place)
+    network = ADM.from_flags(flags)
+    schedule = _schedule(flags)
+    sde = SDE("vp", schedule, 1.0)
+    tensors = pytorch.load(path)
+    params = jax.tree.map(jnp.asarray, adm_params(tensors, network))
+    noise = noise_fn(
+        Partial(Applied(network, CHANNELS), params), sde,
+        prediction="x_0" if flags.get("predict_xstart") else "eps",
+        conditioning=RescaledStep() if flags.get("rescale_timesteps") else "step",
+    )  # fmt: skip
+    shape = (network.image_size, network.image_size, CHANNELS)
+    return ScoreModel(noise, sde, schedule.eps, shape, PIXELS)
+
+
+def _schedule(flags: Mapping[str, Any]) -> Discrete:
+    name, steps = flags.get("noise_schedule", "linear"), int(flags.get("diffusion_steps", 1000))
+    if name not in ("linear", "cosine"):
+        raise UserError(f"noise_schedule must be linear or cosine, not {name!r}")
+    return Discrete.of_betas(betas(name, steps))

@@ -1,0 +1,37 @@
+"""Betas by name, against diffusers' own schedulers; the log-SNR that belongs to them."""
+
+import numpy as np
+import pytest
+
+from scoremle.core.betas import NAMES, betas, with_no_signal_at_the_end
+from scoremle.core.schedules import Discrete
+
+
+@pytest.mark.parametrize("name", [*NAMES, "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_signal_is_that_of_diffusers(name, zero_snr):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = {"cosine": "squaredcos_cap_v2"}.get(name, name)
+    scheduler = diffusers.DDPMScheduler(
+        200, 1e-4, 0.02, beta_schedule=theirs, rescale_betas_zero_snr=zero_snr
+    )
+    ours = betas(name, 200, 1e-4, 0.02)
+    if zero_snr:
+        ours = with_no_signal_at_the_end(ours)
+        assert ours[-1] == 1
+    signal = np.cumprod(1 - ours)
+    np.testing.assert_allclose(signal, scheduler.alphas_cumprod, rtol=2e-4, atol=1e-7)
+    found = Discrete.of_betas(ours, log_snr_min=-20)
+    inner = signal[:-1] if zero_snr else signal
+    expected = np.log(inner) - np.log1p(-inner)
+    np.testing.assert_allclose(found.log_snrs[: len(inner)], np.maximum(expected, -20), rtol=1e-6)
+
+
+def test_the_defaults_are_ddpms_for_a_thousand_steps():
+    np.testing.assert_allclose(betas("linear")[[0, -1]], [1e-4, 0.02])
+    assert Discrete.of_betas(betas("linear")).log_snrs[0] == pytest.approx(9.21, abs=0.01)
+
+
+def test_another_name_is_told():
+    with pytest.raises(ValueError, match="betas are named linear, scaled_linear, cosine, sigmoid"):
+        betas("quadratic")

@@ -1,0 +1,41 @@
+"""An evaluation's values belong to images: the batch size is a matter of speed alone."""
+
+import numpy as np
+import pytest
+from helpers.tiny_runs import evaluate, npz
+
+import scoremle
+from scoremle.data.readers.digits import load_digits
+
+FEW = {"eval__num_images": 12, "eval__bound_draws": 2, "eval__num_repeats": 2}
+WHAT = {
+    "exact_truncated_normal_k2": {
+        "eval__dequantization": "truncated_normal", "eval__importance_samples": 2,
+    },
+    "bound": {"eval__bound": True},
+    "loss": {"eval__enable_bpd": False, "eval__enable_loss": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHAT)
+def test_values_do_not_depend_on_the_batch_size(tiny, name):
+    found = []
+    for size in (12, 5):
+        folder, results = evaluate(
+            tiny, f"by_{size}", eval__batch_size=size, **FEW, **WHAT[name]
+        )
+        assert "batch_size" not in results[f"{name}_test_ckpt_2"]
+        found.append(npz(folder / f"{name}_test_ckpt_2.npz"))
+    for column, values in found[0].items():
+        spread = values.std() or 1.0
+        np.testing.assert_allclose(found[1][column], values, rtol=1e-4, atol=1e-4 * spread)
+    values = found[0]["loss" if name == "loss" else "bpd"]
+    assert (values[0] != values[1]).all()  # each pass has noise of its own
+
+
+def test_a_score_is_the_value_of_an_evaluation_with_its_seed(tiny):
+    """Image by image, though the batches are of other sizes."""
+    folder, _ = evaluate(tiny, "exact_by_12", eval__batch_size=12, **FEW)
+    values = npz(folder / "exact_test_ckpt_2.npz")
+    scores = scoremle.load(tiny.workdir).score(load_digits("")[1][:9], seed=42, repeats=2)
+    np.testing.assert_allclose(scores.bpd, values["bpd"].mean(axis=0)[:9], rtol=1e-5)

@@ -1,0 +1,162 @@
+"""Folders of diffusers: the network's outputs, the schedule, log p against torch, refusals."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import scoremle
+from scoremle.core.divergence import Exact
+from scoremle.errors import UserError
+from scoremle.published import diffusers as family
+from scoremle.published import safetensors
+from scoremle.solvers.multistep import Multistep
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+FIELDS = {
+    "sample_size": 4, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
+    "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+def pipeline(**scheduler):
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel(**FIELDS).eval()
+    return diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**scheduler))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("diffusers")
+    pipeline().save_pretrained(path)
+    return path
+
+
+def theirs(network, x, label):
+    with torch.no_grad():
+        images = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+        output = network(images, torch.as_tensor(label)).sample
+    return np.moveaxis(output.numpy(), 1, -1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_the_noise_prediction_at_their_steps(tmp_path, kind):
+    """What add_noise adds is what the prediction is of, whatever the output means."""
+    pipe = pipeline(prediction_type=kind, beta_schedule="squaredcos_cap_v2")
+    pipe.save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
+    label = np.array([5, 400, 900])
+    t = jnp.asarray((label + 1) / 1000, jnp.float32)
+    signal = pipe.scheduler.alphas_cumprod.numpy()[label][:, None, None, None]
+    np.testing.assert_allclose(model.sde.alpha(t), np.sqrt(signal.ravel()), rtol=2e-4)
+    output, alpha, sigma = theirs(pipe.unet, x, label), np.sqrt(signal), np.sqrt(1 - signal)
+    expected = {
+        "epsilon": output,
+        "sample": (x - alpha * output) / sigma,
+        "v_prediction": alpha * output + sigma * x,
+    }[kind]
+    found = jax.jit(model.noise)(jnp.asarray(x), t)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def test_log_p_is_that_of_the_torch_module_in_float64(folder):
+    """An independent road: torch's own jacobian, SciPy's DOP853 in s = sigma/alpha."""
+    model = scoremle.load(folder)
+    network = diffusers.UNet2DModel.from_pretrained(folder / "unet").double().eval()
+    y = np.random.default_rng(1).normal(size=(1, 4, 4, 1)) * 0.5
+    low, high = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
+    table = np.asarray(model.sde.schedule.log_snrs, np.float64)
+
+    def rates(log_s, state):
+        s, d = np.exp(log_s), state[:-1]
+        label = np.interp(2 * log_s, -table, np.arange(1000.0))
+        alpha = 1 / np.sqrt(1 + s**2)
+
+        def eps(flat):
+            image = (alpha * flat).reshape(1, 1, 4, 4)
+            return network(image, torch.as_tensor([label])).sample.reshape(-1)
+
+        point = torch.from_numpy(d.copy())
+        trace = torch.autograd.functional.jacobian(eps, point).trace().item()
+        with torch.no_grad():
+            value = eps(point).numpy()
+        return np.append(s * value, s * trace)
+
+    alpha0 = 1 / np.sqrt(1 + low**2)
+    start = np.append(y.ravel() / alpha0, 0.0)
+    end = solve_ivp(rates, np.log([low, high]), start, method="DOP853", rtol=1e-7, atol=1e-7).y
+    z, trace = end[:-1, -1] / np.sqrt(1 + high**2), end[-1, -1]
+    change = 16 * (np.log(1 / np.sqrt(1 + high**2)) - np.log(alpha0))
+    expected = -0.5 * (z**2).sum() - 8 * np.log(2 * np.pi) + change + trace
+    found = model.log_prob(
+        jnp.asarray(y, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(128)
+    )
+    bits = 16 * np.log(2)
+    error = abs(float(found.log_prob[0]) - expected) / bits
+    assert error < 1e-4 + float(found.solver_error[0]) / bits, (found.log_prob, expected)
+
+
+def test_scores_of_images_and_their_grid(folder):
+    model = scoremle.load(folder)
+    assert model.shape == (4, 4, 1) and model.eps == pytest.approx(1e-3)
+    centre = model.pixels.encode(np.arange(256), 0.5)
+    np.testing.assert_allclose(centre, 2 * np.arange(256) / 255 - 1, atol=1e-6)
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    assert np.isfinite(model.score(images).bpd).all()
+
+
+def test_a_flat_folder_and_the_older_file(folder, tmp_path):
+    whole = scoremle.load(folder)
+    for file in (folder / "unet/config.json", folder / "scheduler/scheduler_config.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = safetensors.read(folder / "unet" / family.WEIGHTS[0])
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    torch.save(state, tmp_path / family.WEIGHTS[1])
+    flat = scoremle.load(tmp_path)
+    for ours, other in zip(*map(jax.tree.leaves, (whole, flat)), strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+def edited(folder, tmp_path, name, **fields):
+    for file in folder.rglob("*.*"):
+        place = tmp_path / file.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    path = tmp_path / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "with a vae: a density of"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "is none of"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "odd"}, "betas are named linear"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not of a UNet2DModel"),
+    ],
+)
+def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, words):
+    with pytest.raises(UserError, match=words) as error:
+        scoremle.load(edited(folder, tmp_path, name, **fields))
+    assert "\n" not in str(error.value)
+
+
+CUT = (lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:])
+
+
+@pytest.mark.parametrize("damage", CUT)
+def test_damaged_weights_are_one_line(folder, tmp_path, damage):
+    place = edited(folder, tmp_path, "unet/config.json") / "unet" / family.WEIGHTS[0]
+    place.write_bytes(damage(place.read_bytes()))
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        scoremle.load(tmp_path)
