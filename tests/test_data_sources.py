@@ -18,7 +18,6 @@ from scoremle import data
 from scoremle.data import source as sources
 from scoremle.data.pictures import split_of
 from scoremle.data.reading import Options
-from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -176,39 +175,6 @@ def test_bad_cifar(message, tmp_path, prepare, monkeypatch):
         prepare("cifar10", packed(".tar.gz", tmp_path, BAD_CIFAR[message]))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
     assert not Path("pwned").exists()
-
-
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_of_every_protocol_can_be_unpickled(protocol):
-    batch = {"data": ROWS, b"labels": [1, np.int64(2)], "name": "é", "none": (None, 1.5, b"\xff")}
-    found = unpickle(pickle.dumps(batch, protocol), "here")
-    np.testing.assert_array_equal(found["data"], ROWS)
-    assert [found[k] for k in (b"labels", "name", "none")] == [[1, 2], "é", (None, 1.5, b"\xff")]
-
-
-def test_pickles_of_old_numpy_name_another_module():
-    content = pickle.dumps({"data": ROWS}, 2)
-    assert b"numpy._core" in content
-    old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    np.testing.assert_array_equal(unpickle(old, "here")["data"], ROWS)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"cbuiltins\nexec\n(S'raise SystemExit'\ntR.",
-        b"cnumpy.testing\n_private.utils.runstring\n(S'1'\n}tR.",
-        b"c_codecs\ndecode\n(S'x'\nS'unicode_escape'\ntR.",
-        b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.",
-        b"\x80\x02cnumpy\nndarray\n(K\x01tR.",
-        b"Pbomb\n.",
-        b"(",
-        b"",
-    ],
-)
-def test_hostile_pickles(content):
-    with pytest.raises(UserError, match=r"^here: (refused: it names|not a pickle)"):
-        unpickle(content, "here")
 
 
 # ImageNet
