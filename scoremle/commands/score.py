@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from scoremle import data, trained
 from scoremle.commands import Parser
 from scoremle.data.arrays import read_arrays
-from scoremle.data.pictures import Decoder, is_picture
+from scoremle.data.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.data.reading import UnusableImage
 from scoremle.data.source import Source
 from scoremle.errors import UserError
@@ -72,7 +72,7 @@ def _read(
         return [str(i) for i in range(len(images))], images
     decoder = Decoder(data.Options(size=size, channels=channels, fit=fit))
     found = {}
-    for name, content in Source(path).files(is_picture):
+    for name, content in Source(path).files(is_picture, MAX_PICTURE):
         try:
             found[name] = decoder(name, content)
         except UnusableImage as error:

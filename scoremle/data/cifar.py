@@ -18,6 +18,8 @@ from scoremle.errors import UserError
 __all__ = ["from_rows", "read_cifar10", "read_cifar100", "unpickle_rows"]
 
 PIXELS = 3 * 32 * 32
+# All batches are held at once. The largest, CIFAR-100's for training, has 155 MB.
+MAX_BATCH = 256 << 20
 
 
 def read_cifar10(path: Path, options: Options) -> Reading:
@@ -39,7 +41,9 @@ def _chunks(source: Source, names: Mapping[str, str], label_bytes: int) -> Itera
     binary, python = [f"{name}.bin" for name in names], list(names)
     found = {
         name.rsplit("/", 1)[-1]: content
-        for name, content in source.files(lambda n: n.rsplit("/", 1)[-1] in {*binary, *python})
+        for name, content in source.files(
+            lambda n: n.rsplit("/", 1)[-1] in {*binary, *python}, MAX_BATCH
+        )
     }
     files = next((kind for kind in (binary, python) if found.keys() >= set(kind)), None)
     if files is None:
