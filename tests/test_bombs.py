@@ -6,6 +6,7 @@ Almost every bomb is of 512 MiB or more, and tests/hostile_worker.py gives its p
 import gzip
 import io
 import itertools
+import json
 import lzma
 import pickle
 import struct
@@ -23,7 +24,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from scoremle.data.folder import FORMAT, META, Prepared
 from scoremle.data.source import Source
+from scoremle.errors import UserError
 
 WORKER = Path(__file__).with_name("hostile_worker.py")
 GIB = 1 << 30
@@ -370,3 +373,11 @@ def test_attributes_of_all_members_are_not_kept(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(names) == count and peak < count * size / 4
+
+
+def test_headers_of_prepared_arrays(tmp_path):
+    meta = {"format": FORMAT, "counts": {"train": 1}, "labels": False}
+    (tmp_path / META).write_text(json.dumps(meta))
+    sparse(tmp_path / "train.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 100_000), 200_000)
+    with pytest.raises(UserError, match=r"train\.npy is damaged \(its header has more than 65536"):
+        Prepared(tmp_path).images("train")
