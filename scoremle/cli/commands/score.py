@@ -18,7 +18,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.pictures import Decoder, is_picture
+from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.models import load
@@ -86,7 +86,7 @@ def _read(
         return [str(i) for i in range(len(images))], images
     decoder = Decoder(data.Options(size=size, channels=channels, fit=fit))
     found = {}
-    for name, content in Source(path).files(is_picture):
+    for name, content in Source(path).files(is_picture, MAX_PICTURE):
         try:
             found[name] = decoder(name, content)
         except UnusableImage as error:
