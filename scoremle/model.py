@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
-from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
@@ -27,9 +27,11 @@ from scoremle.devices import replicate, split_rows
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
+from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree
 from scoremle.resumable import Arrays, in_parts
@@ -137,6 +139,20 @@ class ScoreModel:
         """Dimensions of one example."""
         return int(np.prod(self.shape))
 
+    @property
+    def default_estimator(self) -> Estimator:
+        """By the ODE, with the model's solver and one probe at each node.
+
+        Where the noise at t = ``eps`` hides the levels from each other, what the network says of
+        the data there decodes them (``ByInformedOde``), with the standard deviation of that noise
+        as scale, as in DDPM. Raises UserError for a model of reals.
+        """
+        pixels = self._of_integers()
+        if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
+            return ByOde(solver=self.solver)
+        noise = jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2)
+        return ByInformedOde(Informed(pixels.points, noise), solver=self.solver)
+
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
 
@@ -208,7 +224,7 @@ class ScoreModel:
             index: the number of each image, to which its randomness belongs; None: its place.
             repeats: independent passes, whose spread tells the error.
             dequantizer: None: uniform noise.
-            estimator: None: by the ODE, with the model's solver and one probe at each node.
+            estimator: None: ``default_estimator``.
             batch_size: how many at once; no value depends on it.
             devices: that share each batch; None: one.
             seed: of everything random.
@@ -230,7 +246,7 @@ class ScoreModel:
         if n == 0:
             return Scores(*np.zeros((5, 0)))
         rows, devices = _rows(condition, n), devices or jax.devices()[:1]
-        estimator = estimator or ByOde(solver=self.solver)
+        estimator = estimator or self.default_estimator
         measure = _measure if estimator.on_host else _compiled_measure
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
 

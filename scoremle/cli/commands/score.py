@@ -24,6 +24,7 @@ from scoremle.evaluation.tables import table
 from scoremle.experiment.models import load
 from scoremle.experiment.trained import Trained
 from scoremle.files import write_atomically
+from scoremle.likelihood.images import ByOde
 from scoremle.model import ScoreModel, Scores
 
 __all__ = ["main"]
@@ -53,7 +54,9 @@ def main(arguments: list[str]) -> None:
     ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
     rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
     print(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
-    print(f"mean {mean:.4f}{error} bits/dim; exact by the ODE, uniform dequantization")
+    estimator = model.default_estimator
+    noise = ", uniform dequantization" if isinstance(estimator, ByOde) else ""
+    print(f"mean {mean:.4f}{error} bits/dim; {estimator.words}{noise}")
     print(f"written to {options.out}")
 
 
