@@ -306,13 +306,13 @@ class ScoreModel:
 
         return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
 
-    def encode(self, x: Data) -> Data:
+    def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1."""
-        return ode_encode(self.noise, self.sde, x, eps=self.eps)
+        return ode_encode(self.given(condition).noise, self.sde, x, eps=self.eps)
 
-    def decode(self, z: Data) -> Data:
+    def decode(self, z: Data, *, condition: Condition = None) -> Data:
         """The real data whose latents these are."""
-        return ode_sample(self.noise, self.sde, z, eps=self.eps)
+        return ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
 
     def _plain(self) -> "ScoreModel":
         """The model without what a subclass knows of it: programs do not depend on that."""
