@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from scoremle.errors import UserError
 from scoremle.experiment.own_model import is_own, own_model
+from scoremle.experiment.shipped import NAMES, load_shipped
 from scoremle.experiment.trained import Trained, load_workdir
 from scoremle.model import ScoreModel
 from scoremle.published import diffusers, hub, openai
@@ -34,8 +35,9 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
     Args:
         place: a working directory, or a folder of checkpoints as score_flow published it; a
             folder of diffusers; a ``.pt`` of improved- or guided-diffusion with its flags beside
-            it; ``hf:OWNER/NAME[@REVISION]``; or ``FILE.py:function``, a function that returns a
-            ScoreModel. A path that exists is that path.
+            it; ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that returns a
+            ScoreModel; or the name of a model that the package ships. A path that exists is that
+            path.
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, and for what can't be read.
@@ -46,7 +48,12 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
             return own_model(str(place))
         if str(place).startswith(hub.PREFIX):
             return load(hub.download(str(place)))
-        raise UserError(f"there is no folder or file {place}")
+        if str(place) in NAMES:
+            return load_shipped(str(place))
+        raise UserError(
+            f"there is no folder or file {place}, and no model of that name; there are:"
+            f" {', '.join(NAMES)}"
+        )
     for family in FAMILIES:
         if family.is_one(path):
             return family.load(path)

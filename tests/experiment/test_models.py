@@ -54,6 +54,15 @@ def test_a_path_that_exists_wins(tmp_path):
         scoremle.load(place)
 
 
+def test_the_model_that_ships_knows_digits():
+    """Their likelihood is far above that of a histogram (2.42 bits/dim, docs/results.md)."""
+    pytest.importorskip("sklearn")
+    images = scoremle.data.load("digits").test[:32]
+    model = scoremle.load("digits")
+    assert model.score(images).bpd.mean() < 2.2
+    assert repr(model).endswith("188,769 parameters, digits, step 2,400)")
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
@@ -62,7 +71,7 @@ def test_a_path_that_exists_wins(tmp_path):
         ("{file}:number", "must return a ScoreModel, not a int"),
         ("{file}x.py:model", "no file"),
         ("{file}", "is no model of a known family: a folder of diffusers, a .pt"),
-        ("nowhere", "there is no folder or file nowhere"),
+        ("nowhere", "no folder or file nowhere, and no model of that name; there are: digits"),
     ],
 )
 def test_mistakes_are_one_line(file, place, words):
