@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
@@ -158,10 +159,10 @@ class PredictorCorrector:
                 )
             if self.probability_flow:
                 raise UserError("ancestral_sampling has no probability flow: choose another")
-        if self.predictor is not euler_maruyama or self.corrector is not None:
+        if known(sde) and (self.predictor is not euler_maruyama or self.corrector is not None):
             with jax.ensure_compile_time_eval():
-                beta_max = jnp.max(-2 * sde.f(jnp.ones(())))
-            if known(sde) and self.steps <= beta_max:
+                beta_max = np.asarray(-2 * sde.f(jnp.ones(()))).max()
+            if self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
                 )
