@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from scoremle import load
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
-from scoremle.experiment.trained import Trained, load
+from scoremle.experiment.trained import Trained
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (

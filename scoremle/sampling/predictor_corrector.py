@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
@@ -159,9 +158,10 @@ class PredictorCorrector:
                 )
             if self.probability_flow:
                 raise UserError("ancestral_sampling has no probability flow: choose another")
-        if known(sde) and (self.predictor is not euler_maruyama or self.corrector is not None):
+        of_chain = self.predictor is not euler_maruyama or self.corrector is not None
+        if of_chain and known(sde):
             with jax.ensure_compile_time_eval():
-                beta_max = np.asarray(-2 * sde.f(jnp.ones(()))).max()
+                beta_max = float(jnp.max(-2 * sde.f(jnp.ones(()))))
             if self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"

@@ -313,12 +313,15 @@ def test_bad_svhn(files, message, tmp_path, prepare):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_celeba_is_cropped_as_published(zipped, tmp_path, prepare):
     # The crop, columns 19 to 158 and rows 39 to 178, has one colour in each quarter.
-    picture = np.zeros((218, 178, 3), np.uint8)
-    colours = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]]], np.uint8)
-    picture[39:179, 19:159] = colours.repeat(70, 0).repeat(70, 1)
+    quarters = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]]], np.uint8)
+    colours = np.stack([quarters - np.minimum(quarters, 60 * i) for i in range(4)])
+    faces = np.zeros((4, 218, 178, 3), np.uint8)
+    faces[:, 39:179, 19:159] = colours.repeat(70, 1).repeat(70, 2)
     names = [f"{i:06}.jpg" for i in range(1, 5)]
     # JPEG would blur colours: the format is told by the content, not by the name.
-    files = {f"img_align_celeba/{name}": encoded(picture) for name in names}
+    files = {
+        f"img_align_celeba/{name}": encoded(face) for name, face in zip(names, faces, strict=True)
+    }
     partition = "".join(f"{name} {part}\n" for name, part in zip(names, "0012", strict=True))
     folder = tmp_path / "celeba"
     folder.mkdir()
@@ -330,8 +333,9 @@ def test_celeba_is_cropped_as_published(zipped, tmp_path, prepare):
     found = prepare("celeba", folder, size=2)
     # Triangles of 70 pixels to each side, cut off at the border, are 6/7 and 1/7 on the quarters.
     weights = np.array([[6, 1], [1, 6]]) / 7
-    expected = np.einsum("ij,jkc,lk->ilc", weights, colours, weights)
-    np.testing.assert_allclose(found.images("train"), [expected] * 2, rtol=0, atol=1)
+    expected = np.einsum("ij,njkc,lk->nilc", weights, colours, weights)
+    np.testing.assert_allclose(found.images("train"), expected[:2], rtol=0, atol=1)
+    np.testing.assert_allclose(found.images("test"), expected[2:3], rtol=0, atol=1)  # partition 1
     assert found.meta["counts"] == {"train": 2, "test": 1}
     assert "140x140" in found.meta["crop"]
 
