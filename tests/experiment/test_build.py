@@ -104,6 +104,32 @@ def test_the_geometric_ve_conditions_on_sigma():
     assert experiment.model.network.log_labels
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((), ("eps", "time_999")),
+        (("training.sde=subvpsde",), ("eps", "time_999")),
+        (("training.sde=vesde", "model.embedding_type=fourier"), ("score", "sigma")),
+        (("training.sde=vesde", "model.embedding=log_snr"), ("eps", "log_snr")),
+        (("model.parameterization=v",), ("v", "time_999")),
+        (("model.parameterization=edm", "model.embedding=log_snr"), ("edm", "log_snr")),
+    ],
+)
+def test_what_networks_predict_and_are_told(fields, expected):
+    model = digits(*fields).model
+    assert (model.prediction, model.conditioning) == expected
+
+
+def test_a_network_that_predicts_v_gives_the_noise():
+    plain, model = digits().model, digits("model.parameterization=v").model
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
+    t = jnp.asarray([0.1, 0.8])
+    output = plain.noise(digits_params())(x, t)
+    alpha, sigma = (c[:, None, None, None] for c in (plain.sde.alpha(t), plain.sde.sigma(t)))
+    found = model.noise(digits_params())(x, t)
+    np.testing.assert_allclose(found, alpha * output + sigma * x, rtol=1e-4, atol=1e-5)
+
+
 def test_names_of_choices_in_upper_case():
     network = digits(
         "model.resblock_type=DDPM", "model.progressive=Output_Skip", "model.nonlinearity=ReLU",
