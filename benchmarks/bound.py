@@ -26,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.cli import main as cli
+from scoremle.core.dequantize import Uniform
 from scoremle.core.loss import denoising_residual
 from scoremle.core.sde import SDE
 from scoremle.core.times import BinnedLogSNR, UniformLogSNR, log_snr_range
 from scoremle.evaluation import tables
 from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.bound import LAST_SHARE, MIN_LAST_DRAWS, likelihood_bound
 from scoremle.numerics import sum_data
@@ -105,13 +107,14 @@ def estimators(
     experiment: Experiment, params: Any, evaluations: int
 ) -> Iterator[tuple[str, Estimator]]:
     """The published one, then ours with one technique after another."""
-    noise, sde, eps = experiment.noise(params), experiment.sde, experiment.eps
+    model = experiment.model
+    noise, sde, eps = model.noise(params), model.sde, model.eps
     yield (
         "published",
         lambda x, key: published(noise, sde, x, key, eps=eps, evaluations=evaluations),
     )
     last = max(MIN_LAST_DRAWS, (evaluations - MIN_LAST_DRAWS) // (LAST_SHARE + 1))
-    control = experiment.fit_control(params)
+    control = ControlRun(model, "denoising", experiment.data, experiment.seed).fit(params)
     learned = BinnedLogSNR(sde, eps, control.shares, stratified=True)
     for name, times, its_control in (
         ("closed form", UniformLogSNR(sde, eps), None),
@@ -141,10 +144,11 @@ def main() -> None:
     if not workdir.snapshots.numbers() and (code := cli.main([*flags, "--mode=train"])):
         raise SystemExit(code)
     experiment = build(cli.parse([*flags, "--mode=eval"]).config)
-    params = workdir.snapshots.restore(experiment.template(), None)[0].ema
+    params = workdir.snapshots.restore(experiment.training.template(), None)[0].ema
     x = jnp.asarray(experiment.data.test[: options.images])
-    y = experiment.encode(x, jax.random.key(7))[0]
-    bits, scale = experiment.dims * np.log(2), experiment.pixels.log_det_per_dim / np.log(2)
+    model = experiment.model
+    y = model.pixels.encode(x, Uniform()(jax.random.key(7), x)[0])
+    bits, scale = model.dims * np.log(2), model.pixels.log_det_per_dim / np.log(2)
 
     rows, sd, sd_integral, found = [], {}, {}, {}
     for name, estimate in estimators(experiment, params, options.evaluations):

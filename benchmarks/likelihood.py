@@ -19,6 +19,7 @@ the published algorithm with the cheapest of ours that is at least as good.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.cli import main as cli
+from scoremle.core.dequantize import Uniform
 from scoremle.core.divergence import FixedProbe, Hutchinson
-from scoremle.core.prediction import noise_fn
 from scoremle.evaluation import tables
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
@@ -116,27 +117,28 @@ class Subject:
 
     def __init__(self, workdir: Path, images: int) -> None:
         place = Workdir(workdir)
-        self.experiment = experiment = build(place.config())
-        self.params = place.snapshots.restore(experiment.template())[0].ema
-        self.noise, self.sde = experiment.noise(self.params), experiment.sde
+        experiment = build(place.config())
+        self.spec = spec = experiment.model
+        self.params = place.snapshots.restore(experiment.training.template())[0].ema
+        self.noise, self.sde = spec.noise(self.params), spec.sde
         x = jnp.asarray(experiment.data.test[: images + PILOT_IMAGES])
-        both = experiment.encode(x, KEY)[0]
+        both = spec.pixels.encode(x, Uniform()(KEY, x)[0])
         self.y, others = both[:images], both[images:]
-        self.bits = experiment.dims * np.log(2)
+        self.bits = spec.dims * np.log(2)
         self.probe = Hutchinson().draw(jax.random.key(1), self.y)
         self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
         self.rates = jax.jit(published_rates(self.noise, self.sde))
         self.truth = self._truth()
-        self.auto = experiment.choose_nodes(self.params, x[:PILOT_IMAGES])[1]
+        self.auto = spec.model(self.params).calibrated(np.asarray(x[:PILOT_IMAGES]))[1]
         self.pilot = Pilot(
             self.noise, self.sde, others, KEY,
-            eps=experiment.eps, divergence=Hutchinson(), finest=2 * NODES[-1],
+            eps=spec.eps, divergence=Hutchinson(), finest=2 * NODES[-1],
         )  # fmt: skip
 
     def _likelihood(self, y, divergence, solver) -> Likelihood:
         return ode_log_likelihood(
             self.noise, self.sde, y, KEY,
-            eps=self.experiment.eps, divergence=divergence, solver=solver,
+            eps=self.spec.eps, divergence=divergence, solver=solver,
         )  # fmt: skip
 
     def _solving(self, divergence):
@@ -145,15 +147,11 @@ class Subject:
 
     def _truth(self) -> np.ndarray:
         with jax.enable_x64(True):
-            network = self.experiment.network.clone(dtype=jnp.float64)
-            params = double(self.params)
-            noise = noise_fn(
-                lambda x, labels: network.apply({"params": params}, x, labels),
-                self.sde, **self.experiment.reading,
-            )  # fmt: skip
+            precise = replace(self.spec, network=self.spec.network.clone(dtype=jnp.float64))
+            noise = precise.noise(double(self.params))
             solver = Doubling(2e-6, fewest=256, most=4096)
             found = jax.jit(lambda y: ode_log_likelihood(
-                noise, self.sde, y, KEY, eps=self.experiment.eps,
+                noise, self.sde, y, KEY, eps=self.spec.eps,
                 divergence=FixedProbe(double(self.probe)), solver=solver,
             ))(double(self.y))  # fmt: skip
             print(f"truth: solver error {float(jnp.max(found.solver_error)) / self.bits:.1e}")
@@ -210,7 +208,7 @@ class Subject:
 
     def published(self, tolerance: float, probe: float) -> Row:
         """``probe`` is the standard error of one probe that is held fixed."""
-        solver, eps = PublishedRK45(tolerance, tolerance), self.experiment.eps
+        solver, eps = PublishedRK45(tolerance, tolerance), self.spec.eps
         began = time.perf_counter()
         found = solver.log_likelihood(self.rates, self.sde, self.y, self.probe[0], eps=eps)
         seconds = time.perf_counter() - began

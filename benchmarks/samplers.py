@@ -20,11 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from scoremle import load
 from scoremle.cli import main as cli
 from scoremle.core.sde import VE, VP
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
-from scoremle.experiment.trained import Trained, load
+from scoremle.experiment.trained import Trained
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (
@@ -97,11 +98,11 @@ def timed(function: Callable[..., jax.Array], *arguments: Any) -> tuple[np.ndarr
 
 def flow_table(model: Trained, count: int) -> str:
     """Evaluations and milliseconds a sample that each sampler of the flow needs."""
-    experiment, sde = model.experiment, model.experiment.sde
-    z = sde.prior_sample(jax.random.key(1), (count, *experiment.data.shape))
+    sde = model.sde
+    z = sde.prior_sample(jax.random.key(1), (count, *model.shape))
 
     def run(transport: Callable[..., jax.Array], steps: int) -> tuple[np.ndarray, float]:
-        return timed(lambda p, z: transport(experiment.noise(p), sde, z, steps), model.params, z)
+        return timed(lambda noise, z: transport(noise, sde, z, steps), model.noise, z)
 
     fine, _ = run(FLOWS["`ode` (multistep)"], FINE)
     rows = []
@@ -139,18 +140,15 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def distribution_table(model: Trained, images: np.ndarray, count: int) -> str:
     """Distance from the data and milliseconds a sample, by the number of steps."""
-    experiment = model.experiment
-    shape = (count, *experiment.data.shape)
+    shape = (count, *model.shape)
     rows = []
-    for name, at in samplers(experiment.sde).items():
+    for name, at in samplers(model.sde).items():
         cells = []
         for steps in LONG_LADDER:
             draw, evaluations = at(steps)
             x, seconds = timed(
-                lambda p, key, draw=draw: experiment.pixels.decode(
-                    draw(experiment.noise(p), key, shape)
-                ),
-                model.params, jax.random.key(2),
+                lambda noise, key, draw=draw: model.pixels.decode(draw(noise, key, shape)),
+                model.noise, jax.random.key(2),
             )  # fmt: skip
             value, error = energy_distance(x, images)
             cells.append(f"{value:.2f} ± {error:.2f} ({1e3 * seconds / count:.2g} ms)")

@@ -17,7 +17,10 @@ from jaxtyping import Bool, Int
 from scoremle.files import read_npz, write_npz
 from scoremle.progress import progress
 
-__all__ = ["Arrays", "fingerprint", "in_parts"]
+__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts"]
+
+# Digits of hashes in results: enough to tell any two apart.
+HASH_LENGTH = 16
 
 Arrays = dict[str, np.ndarray]
 # The pass and the indices of some images, to arrays with a row for each of them.
@@ -29,6 +32,11 @@ Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
 def fingerprint(facts: dict[str, Any]) -> str:
     """A short name for settings: the same for the same facts alone."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def content_hash(images: np.ndarray) -> str:
+    """A short name for the content of images."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH]
 
 
 def in_parts(

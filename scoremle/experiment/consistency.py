@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scoremle.core.divergence import Exact
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.estimators import Task, bound_task, exact_task
+from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
 from scoremle.likelihood.nodes import Choice
 
 __all__ = ["RELATIONS", "Verdict", "suite_tasks", "verdicts"]
@@ -38,22 +39,30 @@ RELATIONS = (
 
 
 def suite_tasks(
-    experiment: Experiment, *, variational: bool, choice: Choice | None = None
+    experiment: Experiment,
+    how: Estimators,
+    *,
+    variational: bool,
+    choice: Choice | None = None,
 ) -> Iterator[Task]:
     """All that can be measured; ``variational``: a flow dequantizer was trained."""
-    kinds = ("uniform", "truncated_normal", *(["variational"] if variational else []))
-    for kind in kinds:
-        yield exact_task(experiment, kind, 1, choice)
-    for kind in ("uniform", *kinds[2:]):
-        yield exact_task(experiment, kind, SAMPLES, choice)
-    if experiment.dims <= MOST_DIMS:
-        exact = replace(experiment, divergence=Exact())
-        yield replace(exact_task(exact, "uniform", 1, choice), name="exact_trace")
-    denoising = replace(experiment, matching="denoising")
-    for kind in ("uniform", *kinds[2:], "none"):
-        yield bound_task(denoising, kind)
-    sliced = replace(experiment, matching="sliced")
-    yield replace(bound_task(sliced, "uniform"), name="bound_sliced")
+    model = experiment.model
+    by_name = {name: make(model, experiment.flow) for name, make in DEQUANTIZATIONS.items()}
+    flow = [by_name["variational"]] if variational else []
+    uniform = by_name["uniform"]
+    for dequantization in (uniform, by_name["truncated_normal"], *flow):
+        yield exact_task(model, how, dequantization, 1, choice)
+    for dequantization in (uniform, *flow):
+        yield exact_task(model, how, dequantization, SAMPLES, choice)
+    if model.dims <= MOST_DIMS:
+        exact = exact_task(model, replace(how, divergence=Exact()), uniform, 1, choice)
+        yield replace(exact, name="exact_trace")
+    images, seed = experiment.data, experiment.seed
+    denoising = replace(how, matching="denoising")
+    for dequantization in (uniform, *flow, by_name["none"]):
+        yield bound_task(model, denoising, dequantization, images, seed)
+    sliced = replace(how, matching="sliced")
+    yield replace(bound_task(model, sliced, uniform, images, seed), name="bound_sliced")
 
 
 @dataclass(frozen=True)

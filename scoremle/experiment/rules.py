@@ -71,6 +71,11 @@ def check_values(config: Any) -> None:
         raise UserError("model.sigma_min must be below model.sigma_max")
     if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
         raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
+    if config.training.importance_weighting and not config.training.likelihood_weighting:
+        raise UserError(
+            "training.importance_weighting draws t for the likelihood weighting: "
+            "set training.likelihood_weighting too"
+        )
     for name, choices in CHOICES.items():
         if (value := _field(config, name)) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)

@@ -17,6 +17,6 @@ def run(mode: str, config: Any, workdir: str, eval_folder: str, deq_folder: str)
     if mode == "train":
         run_train(experiment, place)
     elif mode == "train_deq":
-        run_train_deq(experiment, place, deq_folder, config.eval.ckpt_id)
+        run_train_deq(experiment, place, deq_folder)
     else:
-        run_eval(experiment, config.eval, place, eval_folder, deq_folder)
+        run_eval(experiment, place, eval_folder, deq_folder)

@@ -1,13 +1,12 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,14 +14,15 @@ import numpy as np
 import scoremle
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
-from scoremle.experiment.build import Experiment, Weights
+from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import suite_tasks, verdicts
-from scoremle.experiment.estimators import HASH_LENGTH, Facts, Task, tasks
-from scoremle.experiment.run_sampling import Sampling, judge
+from scoremle.experiment.estimators import Facts, Task, Weights, tasks
+from scoremle.experiment.evaluation import Estimators, Evaluation
+from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.likelihood.nodes import PILOT_IMAGES, Choice
-from scoremle.resumable import fingerprint
+from scoremle.likelihood.nodes import Choice
+from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -30,6 +30,8 @@ __all__ = ["restore_flow", "run_eval"]
 logger = logging.getLogger(__name__)
 
 EXTREMES = 32
+# The pilot's seed differs from that of the evaluation in this.
+PILOT = 2**32 - 3
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
@@ -38,67 +40,67 @@ MAX_BIAS_SHARE = 0.2
 
 
 def run_eval(
-    experiment: Experiment, options: Any, workdir: Workdir, eval_folder: str, deq_folder: str
+    experiment: Experiment, workdir: Workdir, eval_folder: str, deq_folder: str
 ) -> None:
     """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
+    evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
     trained = bool(Workdir(workdir.folder / deq_folder).snapshots.numbers())
-    todo = list(_tasks(experiment, options, trained))
-    if not todo and not options.enable_sampling:
+    todo = list(_tasks(experiment, evaluation.estimators, trained))
+    if not todo and not evaluation.samples:
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
-    judged_by = judge(experiment, options) if options.enable_sampling else None
+    judged_by = judge(experiment.sampling, experiment.data) if evaluation.samples else None
     workdir.check_evaluation(experiment)
-    numbers = chosen_checkpoints(
-        workdir.snapshots, options.begin_ckpt, options.end_ckpt, wait=options.wait
-    )
+    numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
     flow = None
-    if any(_needs_flow(task) for task in todo):
-        flow = restore_flow(experiment, workdir.folder / deq_folder, options.deq_ckpt)
-    evaluation = Evaluation(experiment, options, workdir.folder / eval_folder, flow)
-    sampling = Sampling(experiment, options, evaluation.folder, judged_by)
-    evaluation.results()  # of an earlier run: better unreadable now than after hours
+    if any(task.flow for task in todo):
+        flow = restore_flow(experiment, workdir.folder / deq_folder)
+    run = EvaluationRun(experiment, workdir.folder / eval_folder, flow)
+    sampling = SamplingRun(experiment, run.folder, judged_by)
+    run.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
     quality: dict[str, Facts] = {}
     for number in numbers:
-        restored = workdir.snapshots.restore(experiment.template(), number)
-        measured = [evaluation.measure(task, restored) for task in evaluation.tasks(restored)]
-        names += measured
-        if options.suite:
-            evaluation.judge(measured)
-        if options.enable_sampling:
+        restored = workdir.snapshots.restore(experiment.training.template(), number)
+        measured = [run.measure(task, restored) for task in run.tasks(restored)]
+        names += [found.name for found in measured]
+        if evaluation.suite:
+            run.judge(measured, restored.number)
+        if evaluation.samples:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
-            evaluation.write(found)
+            run.write(found)
             quality |= found
+    _report(run, names, quality)
+
+
+def _report(run: "EvaluationRun", names: list[str], quality: dict[str, Facts]) -> None:
     if names:
-        results = evaluation.results()
+        results = run.results()
         print(tables.results_table({name: results[name] for name in names}))
     if quality:
         print(tables.quality_table(quality))
     if names or quality:
-        print(f"written to {evaluation.folder}", flush=True)
+        print(f"written to {run.folder}", flush=True)
 
 
 def _tasks(
-    experiment: Experiment, options: Any, variational: bool, choice: Choice | None = None
+    experiment: Experiment, how: Estimators, variational: bool, choice: Choice | None = None
 ) -> Iterable[Task]:
-    if options.suite:
-        return suite_tasks(experiment, variational=variational, choice=choice)
-    return tasks(experiment, options, choice)
+    if experiment.evaluation.suite:
+        return suite_tasks(experiment, how, variational=variational, choice=choice)
+    return tasks(experiment, how, choice)
 
 
-def restore_flow(experiment: Experiment, folder: Path, number: int | None) -> Restored:
-    """The flow dequantizer that was trained in this folder: this checkpoint, or the newest."""
+def restore_flow(experiment: Experiment, folder: Path) -> Restored:
+    """The flow dequantizer that was trained in this folder."""
     place = Workdir(folder)
     store = place.snapshots
     if not store.numbers():
         raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
     place.check_flow_evaluation(experiment)
-    return store.restore(experiment.flow_template(), number)
-
-
-def _needs_flow(task: Task) -> bool:
-    return task.facts.get("dequantizer") == "variational"
+    template = experiment.flow_training.template()
+    return store.restore(template, experiment.evaluation.checkpoints.flow)
 
 
 def chosen_checkpoints(
@@ -136,85 +138,68 @@ def _await(store: Checkpoints, number: int) -> int:
     return number
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is the same for all checkpoints; ``options`` are the fields ``eval.*``.
+class Measured(NamedTuple):
+    """A result by its name, of which kind it is, and its values averaged over the passes."""
 
-    ``flow`` is the flow dequantizer, if a task needs it.
-    """
+    name: str
+    kind: str
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What is the same for all checkpoints; the ``flow`` dequantizer, if a task needs it."""
 
     experiment: Experiment
-    options: Any
     folder: Path
     flow: Restored | None = None
 
+    @property
+    def _evaluation(self) -> Evaluation:
+        return self.experiment.evaluation
+
     @cached_property
     def images(self) -> np.ndarray:
-        return self._split[: self.options.num_images or None]
+        return self._split[: self._evaluation.num_images or None]
 
     @property
     def _split(self) -> np.ndarray:
         data = self.experiment.data
-        return data.train if self.options.dataset == "train" else data.test
-
-    @property
-    def _bytes(self) -> memoryview:
-        return np.ascontiguousarray(self.images).data
+        return data.train if self._evaluation.split == "train" else data.test
 
     def results(self) -> dict[str, Any]:
         """What lies in results.json."""
         path = self.folder / "results.json"
         return read_json(path) if path.exists() else {}
 
-    def tasks(self, restored: Restored) -> list[Task]:
-        """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
-        experiment, choice = self.experiment, None
-        exact = self.options.suite or (self.options.enable_bpd and not self.options.bound)
-        if exact and experiment.pilot:
-            print("choosing the solver's nodes on a few images", flush=True)
-            images = self.images[:PILOT_IMAGES]
-            experiment, choice = experiment.calibrated(restored.tree.ema, images)
-            print(choice, flush=True)
-        return list(_tasks(experiment, self.options, self.flow is not None, choice))
-
-    def judge(self, names: list[str]) -> None:
-        """Says whether what must hold between the estimators of one checkpoint does."""
-        bpd, end = {}, f"_{self.options.dataset}_ckpt_"
-        for name in names:
-            with np.load(self.folder / f"{name}.npz") as saved:
-                bpd[name.partition(end)[0]] = saved["bpd"].mean(axis=0)
-        found = verdicts(bpd)
-        print("\n".join(map(str, found)), flush=True)
-        checkpoint = names[0].partition(end)[2]
-        self.write({f"checks{end}{checkpoint}": [asdict(verdict) for verdict in found]})
-
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""
         if results:
             write_json(self.folder / "results.json", {**self.results(), **results})
 
-    def measure(self, task: Task, restored: Restored) -> str:
-        """Evaluates one task on one checkpoint, writes all about it, and gives its name."""
-        name = f"{task.name}_{self.options.dataset}_ckpt_{restored.number}"
-        facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}
-        flow = self.flow if _needs_flow(task) else None
-        if flow:
-            facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(flow).items()}
-        if task.on_host:  # the published solver's norm mixes the images of a batch
-            facts["batch_size"] = self.options.batch_size
-        # Each fact may change a value. The number of passes is not among them, and so another pass
-        # is added to those there are.
-        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
-        values, seconds = metrics.evaluate(
-            task.metric if task.on_host else jax.jit(task.metric),
-            task.prepare(Weights(restored.tree.ema, flow and flow.tree.ema), parts),
-            self.images,
-            batch_size=min(self.options.batch_size, len(self.images)),
-            repeats=self.options.num_repeats,
-            seed=self.experiment.seed,
-            parts=parts,
-            label=name,
-        )
+    def tasks(self, restored: Restored) -> list[Task]:
+        """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
+        experiment, how, choice = self.experiment, self._evaluation.estimators, None
+        if self._evaluation.exact and how.pilot:
+            print("choosing the solver's nodes on a few images", flush=True)
+            model, choice = experiment.model.model(restored.tree.ema).calibrated(
+                self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
+            )
+            how = replace(how, solver=model.solver)
+            print(choice, flush=True)
+        return list(_tasks(experiment, how, self.flow is not None, choice))
+
+    def judge(self, measured: list[Measured], checkpoint: int) -> None:
+        """Says whether what must hold between the estimators of one checkpoint does."""
+        found = verdicts({each.kind: each.values for each in measured})
+        print("\n".join(map(str, found)), flush=True)
+        name = self._name("checks", checkpoint)
+        self.write({name: [asdict(verdict) for verdict in found]})
+
+    def measure(self, task: Task, restored: Restored) -> Measured:
+        """Evaluates one task on one checkpoint, and writes all about it."""
+        name, facts = self._name(task.name, restored.number), self._facts_of(task, restored)
+        values, seconds = self._evaluate(task, restored, name, facts)
         write_npz(self.folder / f"{name}.npz", values)
         self._check_finite(task, values, name)
         result = {
@@ -232,34 +217,63 @@ class Evaluation:
         self.write({name: result})
         if "probe_bias" in values:
             _warn_of_optimism(name, result)
-        self._write_extremes(name, result["unit"], values[task.column].mean(axis=0))
-        return name
+        means = values[task.column].mean(axis=0)
+        self._write_extremes(name, result["unit"], means)
+        return Measured(name, task.name, means)
+
+    def _name(self, kind: str, checkpoint: int) -> str:
+        return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"
+
+    def _evaluate(
+        self, task: Task, restored: Restored, name: str, facts: Facts
+    ) -> tuple[statistics.Values, float]:
+        # Each fact may change a value. The number of passes is not among them, and so another pass
+        # is added to those there are.
+        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
+        flow = self.flow.tree.ema if self.flow and task.flow else None
+        return metrics.evaluate(
+            task.metric if task.on_host else jax.jit(task.metric),
+            task.prepare(Weights(restored.tree.ema, flow), parts),
+            self.images,
+            batch_size=min(self._evaluation.batch_size, len(self.images)),
+            repeats=self._evaluation.repeats,
+            seed=self.experiment.seed,
+            parts=parts,
+            label=name,
+        )
+
+    def _facts_of(self, task: Task, restored: Restored) -> Facts:
+        facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}
+        if self.flow and task.flow:
+            facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(self.flow).items()}
+        if task.on_host:  # the published solver's norm mixes the images of a batch
+            facts["batch_size"] = self._evaluation.batch_size
+        return facts
 
     @cached_property
     def _facts(self) -> Facts:
-        experiment, data = self.experiment, self.experiment.data
+        data, model = self.experiment.data, self.experiment.model
         return {
             "dataset": data.name,
             "levels": data.levels,
             **data.facts,
-            "split": self.options.dataset,
-            "data_hash": hashlib.sha256(self._bytes).hexdigest()[:HASH_LENGTH],
+            "split": self._evaluation.split,
+            "data_hash": content_hash(self.images),
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
-            "sde": experiment.sde.describe(),
-            "eps": experiment.eps,
-            "precision": experiment.config["model"]["dtype"],
-            "seed": experiment.seed,
+            "sde": model.sde.describe(),
+            "eps": model.eps,
+            "precision": model.precision,
+            "seed": self.experiment.seed,
             "version": scoremle.__version__,
         }
 
     def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
         bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
         if len(bad):
-            hint = "; try --config.eval.solver=doubling" if task.name.startswith("exact") else ""
             raise UserError(
                 f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
-                f" their values are in {self.folder / name}.npz{hint}"
+                f" their values are in {self.folder / name}.npz{task.hint}"
             )
 
     def _write_extremes(self, name: str, unit: str, scores: np.ndarray) -> None:
@@ -274,7 +288,7 @@ class Evaluation:
                 for end, chosen in ends.items()
             }  # fmt: skip
             path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            pictures.write_captioned(path, parts, self.experiment.pixels.levels, 8)
+            pictures.write_captioned(path, parts, self.experiment.data.levels, 8)
 
 
 def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:

@@ -18,15 +18,19 @@ from jaxtyping import Int
 
 import scoremle
 from scoremle.core.keys import image_keys
+from scoremle.data import ImageSet
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
+from scoremle.experiment.networks import Params
+from scoremle.experiment.samplers import Sampling
 from scoremle.files import write_npz
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
 from scoremle.resumable import Arrays, fingerprint, in_parts
+from scoremle.types import IntImages, Keys
 
-__all__ = ["Judge", "Sampling", "judge"]
+__all__ = ["Judge", "SamplingRun", "judge"]
 
 Facts = dict[str, Any]
 
@@ -66,49 +70,55 @@ def _measure(value: float, stderr: float | None, samples: int, reference: int) -
     return {"value": value, "stderr": stderr, "samples": samples, "reference_images": reference}
 
 
-def judge(experiment: Experiment, options: Any) -> Judge | None:
+def judge(sampling: Sampling, data: ImageSet) -> Judge | None:
     """What the fields name; None if samples alone are wanted. Raises UserError early."""
-    if not options.inception:
-        if options.stats:
+    if not sampling.inception:
+        if sampling.stats:
             raise UserError(
                 "eval.stats needs eval.inception: weights that scoremle convert-inception wrote"
             )
         return None
-    if not options.stats:
+    if not sampling.stats:
         raise UserError(
             "eval.inception needs eval.stats, features of a data set; make them with: "
-            f"scoremle stats {experiment.data.name} --weights={options.inception} --out=STATS.npz"
+            f"scoremle stats {data.name} --weights={sampling.inception} --out=STATS.npz"
         )
-    if options.num_samples < FEWEST_IMAGES:
+    if sampling.number < FEWEST_IMAGES:
         raise UserError(f"quality needs eval.num_samples of at least {FEWEST_IMAGES}")
-    extractor = load_inception(Path(options.inception))
-    reference = read_reference(Path(options.stats), extractor)
+    extractor = load_inception(Path(sampling.inception))
+    reference = read_reference(Path(sampling.stats), extractor)
     if len(reference.pool) < FEWEST_IMAGES:
-        raise UserError(f"{options.stats} has fewer than {FEWEST_IMAGES} images")
-    ours = list(experiment.data.shape)
+        raise UserError(f"{sampling.stats} has fewer than {FEWEST_IMAGES} images")
+    ours = list(data.shape)
     if reference.facts.get("shape", ours) != ours:
         raise UserError(
-            f"{options.stats} has features of images of shape {reference.facts['shape']}, but the "
-            f"samples have {ours}: make it anew with --image_size={ours[0]}"
+            f"{sampling.stats} has features of images of shape {reference.facts['shape']}, but the"
+            f" samples have {ours}: make it anew with --image_size={ours[0]}"
         )
     return Judge(extractor, reference)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What is the same for all checkpoints; ``options`` are the fields ``eval.*``."""
+class SamplingRun:
+    """What is the same for all checkpoints."""
 
     experiment: Experiment
-    options: Any
     folder: Path
     judge: Judge | None
 
+    @property
+    def _sampling(self) -> Sampling:
+        return self.experiment.sampling
+
     @cached_property
     def _draw(self) -> Any:
-        return jax.jit(self.experiment.draw, static_argnums=2)
+        def draw(params: Params, keys: Keys, count: int) -> IntImages:
+            return self._sampling.sampler.images(self.experiment.model.model(params), keys, count)
 
-    def run(self, params: Any, checkpoint: Facts) -> dict[str, Facts]:
-        """Draws and writes ``eval.num_samples`` samples; the result by its name, if any."""
+        return jax.jit(draw, static_argnums=2)
+
+    def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
+        """Draws and writes the samples of a checkpoint; the result by its name, if any."""
         facts = {**self._facts, **checkpoint}
         name = f"samples_ckpt_{checkpoint['checkpoint']}"
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
@@ -119,21 +129,21 @@ class Sampling:
         result = {"kind": "quality", **self._quality(self.judge, samples, parts, name), **facts}
         return {f"quality_ckpt_{checkpoint['checkpoint']}": result}
 
-    def _samples(self, params: Any, parts: Path, label: str) -> np.ndarray:
-        key, size = jax.random.key(self.experiment.seed), self._size
+    def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
+        key, size, number = jax.random.key(self.experiment.seed), self._size, self._sampling.number
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
             return {"samples": self._draw(params, image_keys(key, index), size)}
 
         # Whole rounds, so that the last one is the same whatever number is asked for.
-        whole = -(-self.options.num_samples // size) * size
+        whole = -(-number // size) * size
         drawn = in_parts(draw, whole, size=size, folder=parts, label=label, unit="sample")
-        return drawn["samples"][0, : self.options.num_samples]
+        return drawn["samples"][0, :number]
 
     def _write(self, path: Path, samples: np.ndarray) -> None:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
-        pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.pixels.levels)
+        pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.data.levels)
         print(f"{len(samples)} samples: {path}, some of them: {grid}", flush=True)
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
@@ -141,7 +151,7 @@ class Sampling:
         features = extract(
             extractor,
             samples,
-            self.experiment.pixels.levels,
+            self.experiment.data.levels,
             folder=parts / f"features_{fingerprint(extractor.facts)}",
             label=f"features of {name}",
         )
@@ -154,26 +164,21 @@ class Sampling:
     @property
     def _size(self) -> int:
         """Samples of a round."""
-        return min(self.options.batch_size, self.options.num_samples)
+        return min(self._sampling.batch_size, self._sampling.number)
 
     @property
     def _facts(self) -> Facts:
-        """All that a sample depends on but the checkpoint; their number is not among it.
-
-        The Langevin corrector takes norms over a round, which is then part of what a sample is.
-        """
-        experiment, config = self.experiment, self.experiment.config
-        method, corrector = (config["sampling"][n].lower() for n in ("method", "corrector"))
-        of_round = {"round_size": self._size} if (method, corrector) == ("pc", "langevin") else {}
+        """All that a sample depends on but the checkpoint; their number is not among it."""
+        data, model = self.experiment.data, self.experiment.model
+        # What mixes the samples of a round makes its size a part of what a sample is.
+        of_round = {"round_size": self._size} if self._sampling.sampler.mixes else {}
         return {
-            "dataset": experiment.data.name,
-            "levels": experiment.data.levels,
-            "sde": experiment.sde.describe(),
-            "sampling": config["sampling"],
-            "nodes": config["eval"]["nodes"],
-            "num_scales": config["model"]["num_scales"],
-            "precision": config["model"]["dtype"],
-            "seed": experiment.seed,
+            "dataset": data.name,
+            "levels": data.levels,
+            "sde": model.sde.describe(),
+            **self._sampling.facts,
+            "precision": model.precision,
+            "seed": self.experiment.seed,
             **of_round,
             "version": scoremle.__version__,
         }

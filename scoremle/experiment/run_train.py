@@ -3,60 +3,46 @@
 Both are the loop of `training/loop.py` with a loss of their own.
 """
 
-import functools
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from scoremle import data
-from scoremle.core.dequantize import Dequantizer, Uniform
-from scoremle.core.keys import example_keys
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
+from scoremle.experiment.networks import Params
+from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
-from scoremle.likelihood.images import ByBound, ImageModel
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
-from scoremle.training.step import Loss, TrainState, make_step
-from scoremle.types import PRNGKey
+from scoremle.training.step import TrainState, make_step
 
 __all__ = ["run_train", "run_train_deq"]
-
-SNAPSHOT_SAMPLES = 64
-EVAL_DRAWS = 4
-
-# Averaged parameters, images and a key to numbers to be logged.
-Measure = Callable[..., dict[str, jax.Array]]
 
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     workdir.check_training(experiment)
-    print(_begun(experiment, experiment.template()), flush=True)
-    state = workdir.snapshot_state(experiment.template()) or experiment.init_state()
+    state = _first_state(experiment, experiment.training, workdir)
     workdir.describe(experiment)
-    _run(
-        experiment, workdir, state, experiment.loss, experiment.ema_rate, experiment.schedule,
-        measure=_score_measure(experiment),
-        on_snapshot=_on_snapshot(experiment, workdir),
-        note={},
-    )  # fmt: skip
+    _run(experiment.training, workdir, state)
 
 
-def run_train_deq(
-    experiment: Experiment, workdir: Workdir, deq_folder: str, ckpt_id: int | None
-) -> None:
+def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
     """Trains, or goes on training, a flow dequantizer for a checkpoint of the score model."""
-    experiment.flow_template()  # the flow checks its fields and the size of the images
+    training = experiment.flow_training
+    training.template()  # the flow checks its fields and the size of the images
     workdir.check_evaluation(experiment)
-    restored = workdir.snapshots.restore(experiment.template(), ckpt_id)
+    restored = workdir.snapshots.restore(
+        experiment.training.template(), experiment.evaluation.checkpoints.for_flow
+    )
     score, place = restored.tree.ema, Workdir(workdir.folder / deq_folder)
     note = {
         "score_checkpoint": restored.number,
@@ -65,28 +51,23 @@ def run_train_deq(
     }
     place.check_flow(experiment)
     _check_score_model(place, note)
-    print(_begun(experiment, experiment.flow_template()), flush=True)
-    state = place.snapshot_state(experiment.flow_template()) or experiment.init_flow_state()
+    state = _first_state(experiment, training, place)
     place.describe(experiment)
     write_json(_score_model_path(place), note)
-    _run(
-        experiment, place, state, experiment.flow_loss(score), experiment.flow_ema_rate,
-        experiment.flow_schedule,
-        measure=functools.partial(_flow_measure(experiment), score),
-        on_snapshot=lambda state, step: None,
-        note=note,
-    )  # fmt: skip
+    _run(training, place, state, (score,), note)
 
 
-def _begun(experiment: Experiment, template: TrainState) -> str:
-    """What is trained on what, before the first program is compiled."""
-    images, devices = experiment.data, jax.devices()
+def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
+    """The state to begin with; says what is trained on what, before a program is compiled."""
+    images, devices, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
-    return (
+    print(
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.sde}; {len(devices)} {devices[0].device_kind}; compiling"
+        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}; compiling",
+        flush=True,
     )
+    return place.snapshot_state(template) or training.init_state()
 
 
 def _score_model_path(place: Workdir) -> Any:
@@ -108,33 +89,29 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
 
 
 def _run(
-    experiment: Experiment,
+    training: Training,
     place: Workdir,
     state: TrainState,
-    loss: Loss,
-    ema_rate: float,
-    schedule: loop.Schedule,
-    *,
-    measure: Measure,
-    on_snapshot: Callable[[TrainState, int], None],
-    note: dict[str, Any],
+    held: tuple[Params, ...] = (),
+    note: dict[str, Any] | None = None,
 ) -> None:
-    feed = data.feed(experiment.data, experiment.on_device)
+    """The loop; ``held``: parameters that are not trained."""
+    feed = data.feed(training.data, training.on_device)
     step = make_step(
-        loss, experiment.optimizer, ema_rate,
-        seed=experiment.seed, resident=feed.resident, gather=feed.gather,
+        Partial(training.loss, *held), training.optimizer, training.ema_rate,
+        seed=training.seed, resident=feed.resident, gather=feed.gather,
     )  # fmt: skip
     outcome = loop.run(
         state,
         step,
         feed.batch,
-        schedule,
+        training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
-        writer=_writer(schedule, place),
-        on_eval=_on_eval(experiment, measure),
-        on_snapshot=on_snapshot,
-        note={"dataset": experiment.data.name, "seed": experiment.seed, **note},
+        writer=_writer(training.schedule, place),
+        on_eval=_on_eval(training, held),
+        on_snapshot=_on_snapshot(training, place),
+        note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
     )
     if outcome.finished:
         print(f"trained {int(outcome.state.step)} steps: {place.folder}", flush=True)
@@ -147,72 +124,32 @@ def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
     return writers.FanOut(*targets, writers.Console(schedule.n_iters))
 
 
-def _score_measure(experiment: Experiment) -> Measure:
-    """Loss, and a quick bound in bits/dim, of a batch of images."""
-
-    @jax.jit
-    def measure(params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
-        key_loss, key_bound = jax.random.split(key)
-        losses = experiment.losses(params, x, key_loss, train=False)
-        bound = _quick_bound(experiment, params, Uniform(), x, key_bound)
-        return {"loss": jnp.mean(losses), **bound}
-
-    return measure
-
-
-def _flow_measure(experiment: Experiment) -> Measure:
-    """The same bound of images dequantized by the flow; the score model comes first."""
-
-    @jax.jit
-    def measure(score: Any, params: Any, x: jax.Array, key: PRNGKey) -> dict[str, jax.Array]:
-        dequantizer = experiment.dequantizer("variational", params)
-        return _quick_bound(experiment, score, dequantizer, x, key)
-
-    return measure
-
-
-def _quick_bound(
-    experiment: Experiment,
-    score: Any,
-    dequantizer: Dequantizer,
-    x: jax.Array,
-    key: PRNGKey,
-) -> dict[str, jax.Array]:
-    model = cast(ImageModel, experiment.model(score))  # it has pixels
-    bpd = ByBound(EVAL_DRAWS)(model, dequantizer, x, example_keys(key, len(x)))["bpd"]
-    return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}
-
-
 def _on_eval(
-    experiment: Experiment, measure: Measure
+    training: Training, held: tuple[Params, ...]
 ) -> Callable[[TrainState, int], dict[str, float]]:
-    """What ``measure`` gives for test images and averaged parameters."""
-    test = experiment.data.test
-    size = min(experiment.data.batch_size, len(test))
+    """What is measured of test images and averaged parameters."""
+    test, measure = training.data.test, jax.jit(training.measure)
+    size = min(training.data.batch_size, len(test))
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
         # A key of its own stream, and a window that moves over the split: pure in the step.
-        key = jax.random.fold_in(jax.random.key(experiment.seed + 1), step)
+        key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
-        return {k: float(v) for k, v in jax.device_get(measure(state.ema, x, key)).items()}
+        found = jax.device_get(measure(*held, state.ema, x, key))
+        return {name: float(value) for name, value in found.items()}
 
     return on_eval
 
 
-def _on_snapshot(
-    experiment: Experiment, workdir: Workdir
-) -> Callable[[TrainState, int], None]:
-    if not experiment.snapshot_sampling:
+def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, int], None]:
+    if training.grid is None:
         return lambda state, step: None
-
-    @jax.jit
-    def draw(params: Any, key: jax.Array) -> jax.Array:
-        return experiment.draw(params, key, SNAPSHOT_SAMPLES)
+    draw = jax.jit(training.grid)
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        samples = np.asarray(draw(state.ema, jax.random.key(experiment.seed)))
-        path = workdir.folder / "samples" / f"step_{step}.png"
-        pictures.write_grid(path, samples, experiment.pixels.levels)
+        samples = np.asarray(draw(state.ema, jax.random.key(training.seed)))
+        path = place.folder / "samples" / f"step_{step}.png"
+        pictures.write_grid(path, samples, training.data.levels)
 
     return on_snapshot

@@ -1,11 +1,14 @@
 """Samplers by their names in a config, each as one function that draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import choose
+from scoremle.model import ScoreModel
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import denoise, euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (
@@ -20,9 +23,9 @@ from scoremle.sampling.predictor_corrector import (
     reverse_diffusion,
 )
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Images, Keys, NoiseFn
+from scoremle.types import Images, IntImages, Keys, NoiseFn
 
-__all__ = ["SAMPLERS", "Sampler"]
+__all__ = ["SAMPLERS", "Sampler", "Sampling"]
 
 PREDICTORS: dict[str, Predictor | None] = {
     "euler_maruyama": euler_maruyama,
@@ -34,10 +37,35 @@ CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "no
 
 
 class Sampler(NamedTuple):
-    """Draws samples of a shape, each by so many evaluations of the network."""
+    """Draws samples of a shape, each by so many evaluations of the network.
+
+    ``mixes``: it takes norms over the samples that are drawn at once, which depend on one another.
+    """
 
     draw: Callable[[NoiseFn, Keys, tuple[int, ...]], Images]
     evaluations: int
+    mixes: bool = False
+
+    def images(self, model: ScoreModel, key: Keys, count: int) -> IntImages:
+        """Samples of a model of integer images."""
+        pixels = cast(Pixels, model.pixels)
+        return pixels.decode(self.draw(model.noise, key, (count, *model.shape)))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many samples are drawn in which rounds, and the files that they are judged by.
+
+    ``inception`` and ``stats`` are empty where there is none. ``facts`` are what a sample depends
+    on, in values that JSON knows.
+    """
+
+    sampler: Sampler
+    number: int
+    batch_size: int
+    inception: str
+    stats: str
+    facts: Mapping[str, Any]
 
 
 def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes: int) -> Sampler:
@@ -68,6 +96,7 @@ def _pc_sampler(config: Any, sde: SDE) -> Sampler:
             noise, sde, key, shape, eps=sampling.smallest_time, method=method
         ),
         method.evaluations,
+        mixes=method.corrector is langevin,
     )
 
 

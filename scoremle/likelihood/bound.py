@@ -199,6 +199,7 @@ def bound_at(
     keys = example_keys(key, batch)
     ends = jnp.full(batch, eps, x.dtype)
     known = None if control is None else control.at(x)
+    rest = reconstruction.known(sde, x, integers, ends)
 
     def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
         number, t, density = inputs
@@ -214,7 +215,7 @@ def bound_at(
         else:
             sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
             centred = known.draw_at_data(z)
-        return sample, reconstruction.drawn(prediction, z, centred)
+        return sample, reconstruction.drawn(prediction - z, centred, sde, integers, t)
 
     rows = (
         jnp.arange(draws + last_draws),
@@ -226,7 +227,6 @@ def bound_at(
     samples, last = samples[:draws], last[draws:]
 
     variance = variance_of_mean(samples, stratified)
-    rest = reconstruction.known(sde, x, integers, ends)
     if last_draws:
         rest = rest + jnp.mean(last, axis=0)
         variance = variance + variance_of_mean(last, stratified=False)

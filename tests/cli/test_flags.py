@@ -170,9 +170,9 @@ def test_a_name_in_upper_case_means_the_same_network():
     )  # fmt: skip
     flags = [f"--config.{value}" for value in values]
     experiment = build(parse("configs/digits.py", *flags).config, levels=17)
-    assert (experiment.reading["conditioning"], experiment.on_device) == ("log_snr", "false")
+    assert (experiment.model.conditioning, experiment.training.on_device) == ("log_snr", "false")
     assert experiment.config["model"]["embedding"] == "log_snr"
-    assert experiment.network.embedding_type == "fourier"
+    assert experiment.model.network.embedding_type == "fourier"
 
 
 @pytest.mark.parametrize("flag", ["eval.dataset", "eval.bpd_dataset"])

@@ -12,13 +12,20 @@ import pytest
 from helpers.golden_networks import golden
 from helpers.published_folder import DEQUANTIZER, FILE, FOLDER, NAME, expected, restore
 from helpers.pytorch_checkpoints import as_checkpoint, as_tensors
+from helpers.tiny_runs import params_of
 
 import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
+from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import PublishedCheckpoints
 from scoremle.training.checkpoints import tree_hash
+
+
+def built(workdir):
+    place = Workdir(workdir)
+    return build(place.config(), levels=place.levels())
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +54,16 @@ def test_import_prints_what_it_found(tmp_path, capsys):
 
 def test_an_imported_model_is_a_trained_one(imported):
     model = scoremle.load(imported)
-    network = model.experiment.network
+    experiment = built(imported)
+    network = experiment.model.network
     assert (model.step, network.nf, network.ch_mult) == (3, 4, (1, 2))
     assert network.attn_resolutions == (16,)  # of images that the name says are 32x32
-    config = model.experiment.config
+    config = experiment.config
     assert (config["optim"]["lr"], config["model"]["ema_rate"]) == (0.002, 0.9)
     assert config["training"]["sde"] == "subvpsde" and config["training"]["smallest_time"] == 1e-2
     assert config["training"]["likelihood_weighting"] and config["data"]["random_flip"]
-    assert tree_hash(model.params) == tree_hash(restore()[0].ema)
-    assert tree_hash(Workdir(imported).snapshot_state(model.experiment.template()).params)
+    assert tree_hash(params_of(model)) == tree_hash(restore()[0].ema)
+    assert tree_hash(Workdir(imported).snapshot_state(experiment.training.template()).params)
 
 
 def test_an_imported_dequantizer_is_the_published_one(imported):
@@ -73,8 +81,7 @@ def test_export_gives_the_same_file(imported, tmp_path, capsys):
 def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
     path = tmp_path / "checkpoint_2"
     assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
-    model = scoremle.load(tiny.workdir)
-    template = model.experiment.template()
+    template = built(tiny.workdir).training.template()
     ours = Workdir(tiny.workdir).snapshots.restore(template).tree
     again = PublishedCheckpoints(tmp_path, keep=None).restore(template).tree
     assert tree_hash(again) == tree_hash(ours)
@@ -128,8 +135,8 @@ def test_a_checkpoint_of_pytorch_is_imported(tmp_path, capsys):
     assert model.step == 7
     want = jax.tree.map(lambda a: 2 * a, params)
     want["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
-    assert tree_hash(model.params) == tree_hash(want)
-    network = model.experiment.network
+    assert tree_hash(params_of(model)) == tree_hash(want)
+    network = built(out).model.network
     assert network.fir and network.scale_by_sigma and not network.centered and network.log_labels
     assert network.progressive_input == "residual" and network.embedding_type == "fourier"
 

@@ -1,29 +1,34 @@
 """One battery for every pair of a kernel and a schedule, against formulas in extended precision.
 
-The formulas stand here a second time; their derivatives are differences of them.
+Derivatives of the formulas are differences.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.schedules import (
+    BETAS,
+    SCHEDULES,
+    Curved,
+    Monotone,
+    log_alpha_and_sigma,
+    log_snr,
+    parameters,
+)
 
 from scoremle.core.kernels import KERNELS
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import pytree
 from scoremle.core.schedules import (
     Cosine,
     Discrete,
-    GeometricSigma,
     KarrasSigma,
     LinearBeta,
     LinearLogSNR,
-    LinearSigma,
-    PerDimension,
     Schedule,
 )
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
@@ -32,107 +37,10 @@ from scoremle.core.times import UniformLogSNR
 Number = np.longdouble
 # Of a difference, relative to its place.
 STEP = Number(1e-3)
-
-
-@pytree
-@dataclass(frozen=True, eq=False)
-class Monotone(Schedule):
-    """A small network whose weights enter by their absolute values (arXiv 2107.00630, H.1)."""
-
-    first: jax.Array
-    inner: jax.Array
-    shift: jax.Array
-    outer: jax.Array
-    top: float = static(default=10.0)
-
-    def log_snr(self, t):
-        hidden = jnp.tanh(jnp.abs(self.inner) * (2 * jnp.asarray(t)[..., None] - 1) + self.shift)
-        return self.top - jnp.abs(self.first) * t - hidden @ jnp.abs(self.outer)
-
-
-MONOTONE = Monotone(
-    np.float32(-12.0),
-    np.array([0.7, -1.5, 4.0], np.float32),
-    np.array([0.1, -0.4, 0.9], np.float32),
-    np.array([1.0, -0.8, 0.6], np.float32),
-)
-BETAS = np.linspace(0.01, 0.6, 20)
-SCHEDULES = {
-    "beta_vp": LinearBeta(),
-    "beta_subvp": LinearBeta(0.2, 15.0, "subvp"),
-    "beta_straight": LinearBeta(0.1, 10.0, "straight"),
-    "geometric": GeometricSigma(),
-    "linear_sigma": LinearSigma(30.0),
-    "karras": KarrasSigma(),
-    "log_snr": LinearLogSNR(-5.0, 13.3),
-    "cosine": Cosine(-12.0, 14.0),
-    "discrete": Discrete.of_betas(BETAS),
-    "learned": MONOTONE,
-}
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+MONOTONE = SCHEDULES["learned"]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 either_precision = pytest.mark.parametrize("bits", [32, 64])
-
-
-# --- the formulas, a second time --------------------------------------------------------------
-
-
-def beta_log_snr(kernel, p, t):
-    b = p["beta_min"] * t + (p["beta_max"] - p["beta_min"]) * t**2 / 2
-    alpha = np.exp(-b / 2)
-    sigma = {
-        "vp": np.sqrt(-np.expm1(-b)), "subvp": -np.expm1(-b), "straight": -np.expm1(-b / 2)
-    }[kernel]  # fmt: skip
-    return 2 * np.log(alpha / sigma)
-
-
-def karras_log_snr(p, t):
-    low, high = (p[name] ** (1 / p["rho"]) for name in ("sigma_min", "sigma_max"))
-    return -2 * np.log((low + t * (high - low)) ** p["rho"])
-
-
-def cosine_log_snr(p, t):
-    first, last = (np.arctan(np.exp(-p[f"log_snr_{end}"] / 2)) for end in ("max", "min"))
-    return -2 * np.log(np.tan(first + t * (last - first)))
-
-
-def table_log_snr(p, t):
-    table = p["log_snrs"]
-    label = len(table) * t - 1
-    before = np.clip(np.floor(label).astype(int), 0, len(table) - 2)
-    return table[before] + (label - before) * (table[before + 1] - table[before])
-
-
-def network_log_snr(p, t):
-    hidden = np.tanh(np.abs(p["inner"]) * (2 * t[..., None] - 1) + p["shift"])
-    return Number(10) - np.abs(p["first"]) * t - (hidden * np.abs(p["outer"])).sum(-1)
-
-
-FORMULAS = {
-    "beta_vp": partial(beta_log_snr, "vp"),
-    "beta_subvp": partial(beta_log_snr, "subvp"),
-    "beta_straight": partial(beta_log_snr, "straight"),
-    "geometric": lambda p, t: -2 * np.log(p["sigma_min"] * (p["sigma_max"] / p["sigma_min"]) ** t),
-    "linear_sigma": lambda p, t: -2 * np.log(p["sigma_max"] * t),
-    "karras": karras_log_snr,
-    "log_snr": lambda p, t: (1 - t) * p["log_snr_max"] + t * p["log_snr_min"],
-    "cosine": cosine_log_snr,
-    "discrete": table_log_snr,
-    "learned": network_log_snr,
-}
-# log alpha and sigma at s = sigma / alpha.
-KERNEL_FORMULAS = {
-    "vp": lambda s: (-np.log1p(s**2) / 2, s / np.sqrt(1 + s**2)),
-    "subvp": lambda s: (-np.arcsinh(s / 2), -np.expm1(-2 * np.arcsinh(s / 2))),
-    "ve": lambda s: (np.zeros_like(s), s),
-    "straight": lambda s: (-np.log1p(s), s / (1 + s)),
-}
-
-
-def parameters(schedule):
-    """The numbers of a schedule by name, in extended precision."""
-    fields = [f.name for f in dataclasses.fields(schedule) if not f.metadata.get("static")]
-    return {name: np.asarray(getattr(schedule, name), Number) for name in fields}
 
 
 def slope(function, x, h):
@@ -148,21 +56,23 @@ def times(name):
     return np.concatenate([10.0 ** np.linspace(-6, -1, 21), np.linspace(0.12, 0.9, 19)])
 
 
-def expected(kernel, name, p, t):
+def expected(kernel, schedule):
     """What is known of a pair, each as a function of (parameters, t)."""
-    log_snr = FORMULAS[name]
+
+    def lam(p, t):
+        return log_snr(schedule, p, t)
 
     def log_alpha(p, t):
-        return KERNEL_FORMULAS[kernel](np.exp(-log_snr(p, t) / 2))[0]
+        return log_alpha_and_sigma(kernel, lam(p, t))[0]
 
     def in_t(function):
         return lambda p, t: slope(lambda t: function(p, t), t, t * STEP)
 
     return {
-        "log_snr": log_snr,
+        "log_snr": lam,
         "log_alpha": log_alpha,
-        "sigma": lambda p, t: KERNEL_FORMULAS[kernel](np.exp(-log_snr(p, t) / 2))[1],
-        "likelihood_weight": lambda p, t: -in_t(log_snr)(p, t),
+        "sigma": lambda p, t: log_alpha_and_sigma(kernel, lam(p, t))[1],
+        "likelihood_weight": lambda p, t: -in_t(lam)(p, t),
         "f": in_t(log_alpha),
     }
 
@@ -178,8 +88,8 @@ KINDS = ("value", "d/dt", "d/dtheta")
 @every_schedule
 def test_pairs_and_their_derivatives(kernel, name, bits):
     """Values, and how they change with t and with the numbers of the schedule."""
-    schedule, quantities = SCHEDULES[name], expected(kernel, name, None, None)
-    rng, p = np.random.default_rng(0), parameters(schedule)
+    schedule, quantities = SCHEDULES[name], expected(kernel, SCHEDULES[name])
+    rng, p = np.random.default_rng(0), parameters(schedule, Number)
     # A direction among the parameters, in proportion to each.
     direction = {k: np.asarray(v * rng.uniform(0.5, 1, v.shape), Number) for k, v in p.items()}
     with jax.enable_x64(bits == 64):
@@ -222,7 +132,7 @@ def test_pairs_and_their_derivatives(kernel, name, bits):
 def test_both_ends(name):
     """Finite at t = 1 in float32, and never NaN at t = 0."""
     schedule = SCHEDULES[name]
-    truth = FORMULAS[name](parameters(schedule), np.ones(1, Number))
+    truth = log_snr(schedule, parameters(schedule, Number), np.ones(1, Number))
     np.testing.assert_allclose(schedule.log_snr(jnp.ones(1)), truth, rtol=1e-6)
     for kernel in KERNELS:
         sde = SDE(kernel, schedule, 1.0)
@@ -408,39 +318,27 @@ def test_a_description_says_what_it_is():
 # --- one log-SNR for each dimension -----------------------------------------------------------
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
-class Slopes(PerDimension):
-    """lambda = top - slope t in each dimension; a code changes the slopes."""
-
-    slopes: jax.Array
-    top: float = 8.0
-
-    def log_snr(self, t):
-        t = jnp.asarray(t)
-        return self.top - self.slopes * t.reshape(t.shape + (1,) * 2)
-
-    def at(self, code):
-        return dataclasses.replace(self, slopes=self.slopes * code[:, None, None])
-
-
 def test_dimensions_have_their_own_log_snr():
-    slopes = jnp.asarray([[3.0, 5.0], [8.0, 12.0]])
+    fall = jnp.asarray([[3.0, 5.0], [8.0, 12.0]])
+    curvature = jnp.asarray([[0.5, 0.0], [-0.3, 0.8]])
     code, t = jnp.asarray([1.0, 2.0, 0.5]), jnp.asarray([0.1, 0.5, 0.9])
-    sde = SDE("vp", Slopes(slopes), 1.0).at(code)
-    lam = 8 - slopes * (code * t)[:, None, None]
+    sde = SDE("vp", Curved(8.0, fall, curvature), 1.0).at(code)
+    bend, time = curvature * code[:, None, None], t[:, None, None]
+    lam = 8 - fall * (time + bend * time * (1 - time))
     np.testing.assert_allclose(sde.log_snr(t), lam, rtol=1e-6)
     sigma2 = 1 / (1 + np.exp(lam))
     x, z = np.random.default_rng(0).normal(size=(2, 3, 2, 2)).astype(np.float32)
     noisy = np.sqrt(1 - sigma2) * x + np.sqrt(sigma2) * z
     np.testing.assert_allclose(sde.perturb(x, t, z), noisy, rtol=1e-4)
-    weight = slopes * code[:, None, None]
-    np.testing.assert_allclose(sde.likelihood_weight(t), weight, rtol=1e-6)
+    weight = fall * (1 + bend * (1 - 2 * time))
+    np.testing.assert_allclose(sde.likelihood_weight(t), weight, rtol=1e-5)
     np.testing.assert_allclose(sde.g2(t), sigma2 * weight, rtol=1e-5)
     np.testing.assert_allclose(sde.f(t), -sigma2 * weight / 2, rtol=1e-4)
 
 
 # --- what can't be had ------------------------------------------------------------------------
+
+CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -456,11 +354,8 @@ def test_dimensions_have_their_own_log_snr():
         (lambda: Discrete(np.array([1.0, 1.0])), "must fall"),
         (lambda: Discrete.of_betas(np.array([0.1, 0.0])), "above 0, and at most 1"),
         (lambda: VP().at(np.zeros(3)), "the same for all images"),
-        (lambda: SDE("vp", Slopes(np.ones(2)), 1.0).time_of_log_snr(0.0), "each dimension"),
-        (
-            lambda: UniformLogSNR(SDE("vp", Slopes(np.ones(2)), 1.0), 1e-3)(jax.random.key(0), 2),
-            "each dimension",
-        ),
+        (lambda: CURVED.time_of_log_snr(0.0), "each dimension"),
+        (lambda: UniformLogSNR(CURVED, 1e-3)(jax.random.key(0), 2), "each dimension"),
     ],
 )
 def test_what_is_no_schedule_is_refused(make, words):

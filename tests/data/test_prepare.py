@@ -26,7 +26,7 @@ from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.experiment.build import build
-from scoremle.experiment.run_eval import Evaluation
+from scoremle.experiment.run_eval import EvaluationRun
 from scoremle.experiment.workdir import Workdir
 
 # Which of twenty images of one colour are for testing.
@@ -156,12 +156,12 @@ def test_one_bit_digits_from_the_config_to_the_network(cache):
     images = experiment.data
     whole = data.load("digits")
     np.testing.assert_array_equal(images.train, whole.train > 8)
-    assert experiment.pixels == Pixels(levels=2)
-    y = experiment.pixels.encode_grid(jnp.asarray(images.train[:9]))
+    assert experiment.model.pixels == Pixels(levels=2)
+    y = experiment.model.pixels.encode_grid(jnp.asarray(images.train[:9]))
     assert set(np.unique(y)) == {-1.0, 1.0}
     # 0 and 1 with their noise fill the halves of [-1, 1).
     u = jnp.full((9, 8, 8, 1), 0.5)
-    assert set(np.unique(experiment.pixels.encode(images.train[:9], u))) == {-0.5, 0.5}
+    assert set(np.unique(experiment.model.pixels.encode(images.train[:9], u))) == {-0.5, 0.5}
 
 
 # Folders
@@ -374,9 +374,7 @@ def test_results_and_workdirs_know_their_images(tiny, tmp_path):
             with pytest.raises(UserError, match="another experiment"):
                 place.check_evaluation(experiment)
     # The same facts are in results.json.
-    options = cli.parse([*TINY, "--workdir=w", "--mode=eval"]).config.eval
-    evaluation = Evaluation(experiment, options, tmp_path)
-    assert digits.facts.items() <= evaluation._facts.items()
+    assert digits.facts.items() <= EvaluationRun(experiment, tmp_path)._facts.items()
 
 
 def test_two_versions_of_imagenet_say_which_they_are_in_every_result(tmp_path):

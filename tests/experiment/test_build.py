@@ -10,12 +10,12 @@ from helpers.places import ROOT
 
 from scoremle.cli import main as cli
 from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.core.keys import normal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment.build import build
-from scoremle.likelihood.nodes import Auto
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
 from scoremle.solvers.multistep import Doubling, Multistep
@@ -44,7 +44,7 @@ def digits(*fields):
 @cache
 def digits_params():
     """Initial parameters of that network; what the other fields say does not change them."""
-    return digits().init_state().params
+    return digits().training.init_state().params
 
 
 # Published configs
@@ -60,18 +60,18 @@ def test_published_configs_say_where_their_data_must_be(path):
 def test_published_configs_build_but_for_their_data(path):
     experiment = build(config(path, *DIGITS))
     deep, imagenet, subvp = "_deep_" in path, "imagenet32" in path, "subvp" in path
-    assert experiment.sde == (SubVP() if subvp else VP(0.1, 20.0))
-    assert experiment.eps == (1e-2 if subvp else 1e-5)
-    assert experiment.network == DDPMpp(
+    assert experiment.model.sde == (SubVP() if subvp else VP(0.1, 20.0))
+    assert experiment.model.eps == (1e-2 if subvp else 1e-5)
+    assert experiment.model.network == DDPMpp(
         nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=8 if deep else 4, attn_resolutions=(16,),
         dropout=0.0 if imagenet else 0.1, resblock_type="biggan", init_scale=0.0,
     )  # fmt: skip
-    assert experiment.times == UniformTime(experiment.eps)
-    assert experiment.pixels == Pixels(17)
-    schedule = experiment.schedule
+    assert experiment.objective.times == UniformTime(experiment.model.eps)
+    assert experiment.model.pixels == Pixels(17)
+    schedule = experiment.training.schedule
     assert (schedule.n_iters, schedule.n_jitted_steps) == (950_001 if deep else 1_300_001, 5)
     assert schedule.snapshot_number(schedule.n_iters) == (19 if deep else 26)
-    assert experiment.ema_rate == 0.9999
+    assert experiment.training.ema_rate == 0.9999
     assert experiment.data.random_flip is not imagenet
 
 
@@ -80,7 +80,7 @@ def test_published_experiments_with_both_weightings(path):
     flags = ("training.likelihood_weighting=True", "training.importance_weighting=True")
     experiment = build(config(path, *DIGITS, *SMALL, *flags))
     eps = 1e-2 if "subvp" in path else 5e-5 if "imagenet32" in path else 1e-5
-    assert experiment.times == UniformLogSNR(experiment.sde, eps)
+    assert experiment.objective.times == UniformLogSNR(experiment.model.sde, eps)
 
 
 # Names and values
@@ -95,13 +95,13 @@ def test_published_experiments_with_both_weightings(path):
     ],
 )
 def test_sdes_by_name(name, sde):
-    assert digits(f"training.sde={name}").sde == sde
+    assert digits(f"training.sde={name}").model.sde == sde
 
 
 def test_the_geometric_ve_conditions_on_sigma():
     experiment = digits("training.sde=VESDE", "model.embedding_type=fourier")
-    assert experiment.sde == VE(0.01, 50.0)
-    assert experiment.network.log_labels
+    assert experiment.model.sde == VE(0.01, 50.0)
+    assert experiment.model.network.log_labels
 
 
 def test_names_of_choices_in_upper_case():
@@ -109,7 +109,7 @@ def test_names_of_choices_in_upper_case():
         "model.resblock_type=DDPM", "model.progressive=Output_Skip", "model.nonlinearity=ReLU",
         "model.embedding_type=Fourier", "model.progressive_input=Residual",
         "model.progressive_combine=CAT", "model.name=NCSNpp", "data.dataset=Digits",
-    ).network  # fmt: skip
+    ).model.network  # fmt: skip
     assert (network.resblock_type, network.progressive, network.nonlinearity) == (
         "ddpm", "output_skip", "relu",
     )  # fmt: skip
@@ -118,17 +118,22 @@ def test_names_of_choices_in_upper_case():
 
 
 def test_estimators_and_solvers():
-    default = digits("eval.nodes=9", "eval.probes=3")
-    assert (default.divergence, default.solver) == (Hutchinson(3), Auto(9))
-    assert digits("eval.solver=multistep").solver == Multistep(32)
-    assert digits("eval.divergence=orthogonal").divergence == Orthogonal(2)
-    published = digits("eval.solver=rk45_reference", "eval.probes=1")
+    def estimators(*fields):
+        return digits(*fields).evaluation.estimators
+
+    default = estimators("eval.nodes=9", "eval.probes=3")
+    assert (default.divergence, default.solver) == (Hutchinson(3), Multistep(9))
+    assert default.pilot
+    fixed = estimators("eval.solver=multistep")
+    assert fixed.solver == Multistep(32) and not fixed.pilot
+    assert estimators("eval.divergence=orthogonal").divergence == Orthogonal(2)
+    published = estimators("eval.solver=rk45_reference", "eval.probes=1")
     assert published.solver == PublishedRK45(1e-5, 1e-5)
-    other = digits("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")
+    other = estimators("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")
     assert other.divergence == Hutchinson(other.divergence.probes, "gaussian")
     assert other.solver == Doubling(1e-3 * np.log(2))  # in nats
-    assert digits("eval.divergence=exact").divergence == Exact()
-    assert digits("eval.dsm=False").matching == "sliced"
+    assert estimators("eval.divergence=exact").divergence == Exact()
+    assert estimators("eval.dsm=False").matching == "sliced"
 
 
 def test_choose_names_the_nearest_and_the_rest():
@@ -146,12 +151,12 @@ def test_the_config_of_an_experiment_is_plain_json():
 
 
 def test_states_and_their_template():
-    experiment = digits()
-    state, template = experiment.init_state(), experiment.template()
+    training = digits().training
+    state, template = training.init_state(), training.template()
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, template))
     assert shapes[0] == shapes[1]
     jax.tree.map(np.testing.assert_array_equal, state.params, digits_params())
-    other = digits("seed=1").init_state().params
+    other = digits("seed=1").training.init_state().params
     assert any(
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other), strict=True)
@@ -185,16 +190,16 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
         "data.uniform_dequantization=False",
     )
     params, x, key = digits_params(), jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
-    losses = experiment.losses(params, x, key, train=False)
+    losses = experiment.objective.losses(params, x, key, train=False)
 
     key_t, key_z = jax.random.split(jax.random.split(key, 3)[1])
-    t, _ = experiment.times(key_t, len(x))
-    z = jax.random.normal(key_z, x.shape)
+    t, _ = experiment.objective.times(key_t, len(x))
     y = 2 * x / 16.0 - 1
+    z = normal(key_z, y)
     wide = (..., None, None, None)
-    sde = experiment.sde
+    sde = experiment.model.sde
     x_t = sde.alpha(t)[wide] * y + sde.sigma(t)[wide] * z
-    eps = experiment.noise(params)(x_t, t)
+    eps = experiment.model.noise(params)(x_t, t)
     if likelihood and not importance:
         score = -eps / sde.sigma(t)[wide]
         square = sde.g2(t)[wide] * jnp.square(score + z / sde.sigma(t)[wide])
@@ -209,12 +214,12 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.experiment.objective.denoising_loss",
+        "scoremle.experiment.training.denoising_loss",
         lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")
     x = jnp.full((4, 8, 8, 1), 12, jnp.uint8)
-    experiment.losses(None, x, jax.random.key(0), train=True)
+    experiment.objective.losses(None, x, jax.random.key(0), train=True)
     (y,) = seen
     if dequantize:
         u = (y + 1) / 2 * 17 - 12
@@ -226,9 +231,10 @@ def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
 def test_dropout_acts_in_training_alone():
     experiment, plain = digits("model.dropout=0.5"), digits()
     x, key = jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
-    value, more = experiment.loss(digits_params(), x, key)
-    losses = experiment.losses(digits_params(), x, key, train=False)
-    np.testing.assert_array_equal(losses, plain.losses(digits_params(), x, key, train=True))
+    value, more = experiment.training.loss(digits_params(), x, key)
+    losses = experiment.objective.losses(digits_params(), x, key, train=False)
+    undropped = plain.objective.losses(digits_params(), x, key, train=True)
+    np.testing.assert_array_equal(losses, undropped)
     assert abs(value - losses.mean()) > 1e-4
     assert more.keys() == {"loss_std"}
 
@@ -250,16 +256,15 @@ def test_dropout_acts_in_training_alone():
     ],
 )
 def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
-    sampler = digits(*(f"sampling.{field}" for field in fields)).sampler
+    sampler = digits(*(f"sampling.{field}" for field in fields)).sampling.sampler
     calls = []
 
     def noise(x, t):
-        if not isinstance(x, jax.core.Tracer):  # shapes are asked for once
-            calls.append(t)
+        jax.debug.callback(lambda: calls.append(t))  # when it runs, not when it is traced
         return 0.1 * x
 
-    with jax.disable_jit():
-        x = sampler.draw(noise, jax.random.key(0), (2, 3))
+    x = jax.jit(lambda key: sampler.draw(noise, key, (2, 3)))(jax.random.key(0))
+    jax.effects_barrier()
     assert x.shape == (2, 3) and jnp.isfinite(x).all()
     assert len(calls) == sampler.evaluations == evaluations
 
@@ -268,13 +273,13 @@ def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
 def test_noise_removal_ends_at_the_estimate_of_the_data(method):
     """Of data that are all zero, whose noise is known, nothing but the noise was left."""
     fields = (f"sampling.method={method}", "sampling.steps=30")
-    sde = digits(*fields).sde
+    sde = digits(*fields).model.sde
 
     def noise(x, t):
         return x / sde.sigma(t)[:, None]
 
     def spread(experiment):
-        draw = jax.jit(lambda key: experiment.sampler.draw(noise, key, (500, 2)))
+        draw = jax.jit(lambda key: experiment.sampling.sampler.draw(noise, key, (500, 2)))
         return draw(jax.random.key(1)).std()
 
     assert spread(digits(*fields)) < 1e-6

@@ -15,6 +15,7 @@ from helpers.tiny_runs import PROTOCOL, evaluate, mistake, npz, run
 import scoremle
 from scoremle.experiment import run_eval
 from scoremle.experiment.run_eval import chosen_checkpoints
+from scoremle.likelihood.images import ByOde
 from scoremle.training.checkpoints import Checkpoints
 
 FLOW = {
@@ -147,11 +148,11 @@ def test_the_density_of_scaled_data(tiny, monkeypatch):
         return Found(-jnp.sum(jnp.square(x), axis=(1, 2, 3)) / 2)
 
     asked = []
-    monkeypatch.setattr("scoremle.experiment.build.ode_log_likelihood", standard_normal)
+    monkeypatch.setattr("scoremle.likelihood.images.ode_log_likelihood", standard_normal)
     model, start, y = scoremle.load(tiny.workdir), 0.3, jnp.full((2, 8, 8, 1), 0.5)
     key = jax.random.key(0)
     plain, scaled = (
-        model.experiment.log_likelihood(model.params, y, key, start=t).log_prob
+        ByOde()._log_likelihood(model, y, key, t).log_prob
         for t in (None, start)
     )
     alpha, _ = schedule64(SDES["vp"], start)

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, logsumexp
 
+from helpers.schedules import log_alpha_and_sigma, log_snr, parameters
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 
 SDES: dict[str, SDE] = {
@@ -46,7 +47,9 @@ def schedule(sde: SDE, t, xp=np):
         return xp.ones_like(t), sde.sigma_min * xp.exp(t * np.log(sde.sigma_max / sde.sigma_min))
     if isinstance(sde, LinearVE):
         return xp.ones_like(t), t * sde.sigma_max
-    raise TypeError(f"no formulas for {sde}")
+    lam = log_snr(sde.schedule, parameters(sde.schedule), t, xp)
+    log_alpha, sigma = log_alpha_and_sigma(sde.kernel, lam, xp)
+    return xp.exp(log_alpha), sigma
 
 
 def schedule64(sde: SDE, t) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +75,7 @@ def log_snr64(sde: SDE, t) -> np.ndarray:
 
 
 def prior_std(sde: SDE) -> float:
-    return 1.0 if isinstance(sde, VP | SubVP) else sde.sigma_max
+    return 1.0 if isinstance(sde, VP | SubVP) else float(sde.prior_std)
 
 
 def log_normal(x: np.ndarray, variance) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 
 import numpy as np
 
-from helpers.places import CACHE, ROOT
+from helpers.places import ROOT
 from scoremle.cli import main as cli
 from scoremle.core.sde import VP
 
@@ -37,16 +36,9 @@ TINY = (
 
 
 def start(*flags: str) -> subprocess.Popen[str]:
-    """The program in a process of its own, with the tests' compilation cache."""
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    """The program in a process of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *TINY, *flags],
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,6 +81,11 @@ def evaluate(tiny, folder, **values):
     assert run("eval", tiny.workdir, f"--eval_folder={folder}", **values) == 0
     path = tiny.workdir / folder
     return path, json.loads((path / "results.json").read_text())
+
+
+def params_of(model):
+    """The network's parameters of a model that was loaded."""
+    return model.noise.network.args[0]
 
 
 def npz(path):

@@ -151,7 +151,10 @@ def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, word
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:]])
+CUT = (lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:])
+
+
+@pytest.mark.parametrize("damage", CUT)
 def test_damaged_weights_are_one_line(folder, tmp_path, damage):
     place = edited(folder, tmp_path, "unet/config.json") / "unet" / family.WEIGHTS[0]
     place.write_bytes(damage(place.read_bytes()))

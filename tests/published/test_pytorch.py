@@ -8,10 +8,13 @@ import optax
 import pytest
 from helpers.golden_networks import golden
 from helpers.pytorch_checkpoints import as_pytorch
+from helpers.tiny_runs import params_of
 
 import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
 from scoremle.published import pytorch
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import init_state, make_optimizer
@@ -111,15 +114,17 @@ def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
     training.save(path)
     assert cli.main(["import", str(path), f"--name={NAMES[name]}", f"--out={out}"]) == 0
     model = scoremle.load(out)
-    assert model.step == 3 and model.experiment.config["model"]["ema_rate"] == DECAY
+    place = Workdir(out)
+    experiment = build(place.config(), levels=place.levels())
+    assert model.step == 3 and experiment.training.ema_rate == DECAY
 
     # Outputs of the parameters and of their average.
-    found, apply = published.read(path), jax.jit(model.experiment.network.apply)
+    found, apply = published.read(path), jax.jit(experiment.model.network.apply)
     x = np.random.default_rng(4).normal(size=(2, 32, 32, 3)).astype(np.float32)
     labels = golden(name)[2]["labels"][:2]
     for params, module in (
         (found.params, training.module),
-        (model.params, training.averaged),
+        (params_of(model), training.averaged),
     ):
         ours = np.asarray(apply({"params": params}, x, labels))
         assert_near(ours, output(module, x, labels), 1e-4)

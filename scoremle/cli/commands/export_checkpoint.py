@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     place = Workdir(options.workdir)
     config = place.config()
-    template = build(config, levels=place.levels()).template()
+    template = build(config, levels=place.levels()).training.template()
     state, meta, number = place.snapshots.restore(template, options.checkpoint)
     if options.path.suffix == ".safetensors":
         arrays = {

@@ -3,7 +3,6 @@
 A run that was killed goes on where it was.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from scoremle import data
 from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.quality.features import extract, load_inception, write_reference
-from scoremle.resumable import fingerprint
+from scoremle.resumable import content_hash, fingerprint
 
 __all__ = ["main"]
-
-HASH_LENGTH = 16
 
 
 def main(arguments: list[str]) -> None:
@@ -39,7 +36,7 @@ def main(arguments: list[str]) -> None:
         "split": options.split,
         "levels": levels,
         "shape": list(images.shape[1:]),
-        "data_hash": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH],
+        "data_hash": content_hash(images),
         "version": scoremle.__version__,
     }
     parts = options.out.with_suffix(f".parts_{fingerprint({**extractor.facts, **facts})}")

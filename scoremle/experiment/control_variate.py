@@ -1,0 +1,95 @@
+"""The bound's control variate, as an experiment fits it: on which images, and where it is kept."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from scoremle.core.dequantize import Uniform
+from scoremle.data import ImageSet, permutation
+from scoremle.experiment.networks import ModelSpec, Params
+from scoremle.files import read_npz, write_npz
+from scoremle.likelihood.control_variate import Control, FittedGaussian
+from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.resumable import content_hash, fingerprint
+from scoremle.training.checkpoints import tree_hash
+from scoremle.types import Images, IntImages, PRNGKey
+
+__all__ = ["ControlRun"]
+
+# Folded into the seed's key in place of a step: what no step can be.
+CONTROL = 2**32 - 2
+# Training images: at most so many for the Gaussian, in batches; and so many for the pilot.
+IMAGES, BATCH, PILOT_IMAGES = 20_000, 1000, 128
+# The arrays of a control's Gaussian, among all that are kept of a control.
+GAUSSIAN = ("mean", "axes", "variances")
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """A fit of the control variate, and of the density of the bound's times, on training images.
+
+    ``matching`` is that of the bound, and the seed says which images.
+    """
+
+    model: ModelSpec
+    matching: str
+    data: ImageSet
+    seed: int
+
+    @cached_property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        order = permutation(len(self.data.train), self.seed, CONTROL)
+        return self.data.train[order[:IMAGES]]
+
+    def describe(self) -> dict[str, Any]:
+        """What stands beside a bound that was measured with it."""
+        return {
+            "control": "Gaussian and powers of pixels, coefficients by log-SNR",
+            "control_images": len(self.images),
+            "control_hash": content_hash(self.images),
+        }
+
+    def fit(self, params: Params) -> Control:
+        """The control variate for these parameters of the model."""
+        key = jax.random.fold_in(jax.random.key(self.seed), CONTROL)
+        key_gaussian, key_pilot = jax.random.split(key)
+        key_u, key_fit = jax.random.split(key_pilot)
+
+        @jax.jit
+        def encode(x: IntImages, key: PRNGKey) -> Images:
+            return self.model.pixels.encode(x, Uniform()(key, x)[0])
+
+        gaussian = FittedGaussian.fit(
+            encode(self.images[i : i + BATCH], jax.random.fold_in(key_gaussian, i))
+            for i in range(0, len(self.images), BATCH)
+        )
+        return fit_control(
+            self.model.noise(params), self.model.sde, encode(self.images[:PILOT_IMAGES], key_u),
+            key_fit, eps=self.model.eps, gaussian=gaussian, matching=self.matching,
+        )  # fmt: skip
+
+    def kept(self, params: Params, folder: Path) -> Control:
+        """The same, kept in a folder.
+
+        A run that goes on reads it there, so that all batches are measured with the same; and so
+        does another bound of the same network.
+        """
+        own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(params)}
+        facts = {**self.describe(), **own, "model": self.model.describe()}
+        path = folder / f"control_{fingerprint(facts)}.npz"
+        if (found := read_npz(path)) is not None:
+            arrays = {name: jnp.asarray(array) for name, array in found.items()}
+            gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
+            return Control(gaussian, **arrays)
+        print("fitting the bound's control variate on training images", flush=True)
+        control = self.fit(params)
+        fitted = {**vars(control.gaussian), **vars(control)}
+        del fitted["gaussian"]
+        write_npz(path, fitted)
+        return control
