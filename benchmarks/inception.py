@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scoremle.nn import inception
+from scoremle.quality import inception
 from scoremle.quality import features
 
 
