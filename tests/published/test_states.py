@@ -112,7 +112,7 @@ def test_the_dequantizer_is_read_into_plain_trees():
 
 def test_the_dequantizer_gives_the_published_outputs():
     found, facts = published.read(DEQUANTIZER), expected()
-    apply = jax.jit(experiment(*FLOW).apply_flow)
+    apply = jax.jit(experiment(*FLOW).flow.dequantizer(None).apply)
     for tree, name in ((found.ema, "params_ema"), (found.params, "optimizer_target")):
         u, log_q = apply(tree, facts["dequantizer/eps"], facts["dequantizer/x"])
         np.testing.assert_allclose(u, facts[f"dequantizer/{name}/u"], atol=2e-5)
