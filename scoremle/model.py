@@ -128,7 +128,8 @@ class ScoreModel:
         object.__setattr__(self, "shape", tuple(self.shape))
 
     def __repr__(self) -> str:
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.noise))
+        network = getattr(self.noise, "network", self.noise)
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = ["x".join(map(str, self.shape)), repr(self.sde)]
         facts += [f"{self.pixels.levels} levels"] if self.pixels else []
         facts += [f"{count:,} parameters"] if count else []
