@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
@@ -128,7 +127,8 @@ class ScoreModel:
         object.__setattr__(self, "shape", tuple(self.shape))
 
     def __repr__(self) -> str:
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.noise))
+        network = getattr(self.noise, "network", self.noise)
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = ["x".join(map(str, self.shape)), repr(self.sde)]
         facts += [f"{self.pixels.levels} levels"] if self.pixels else []
         facts += [f"{count:,} parameters"] if count else []
@@ -160,7 +160,7 @@ class ScoreModel:
         """
         if condition is None:
             return self
-        return replace(self, noise=Partial(_conditioned, self.noise, condition))
+        return replace(self, noise=Conditioned(self.noise, condition))
 
     def log_prob(
         self,
@@ -334,9 +334,26 @@ class ScoreModel:
         return self.pixels
 
 
-def _conditioned(noise: Callable[..., Data], condition: ArrayLike, x: Data, t: Times) -> Data:
-    whole = jax.tree.map(lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), condition)
-    return noise(x, t, whole)
+@pytree
+@dataclass(frozen=True)
+class Conditioned:
+    """A noise prediction under a condition; with ``both``, if it tells a variance too."""
+
+    noise: Callable[..., Data]
+    condition: ArrayLike
+
+    def __call__(self, x: Data, t: Times) -> Data:
+        return self.noise(x, t, self._whole(x))
+
+    @property
+    def both(self) -> Callable[[Data, Times], tuple[Data, Data]]:
+        both = self.noise.both  # type: ignore[attr-defined]
+        return lambda x, t: both(x, t, self._whole(x))
+
+    def _whole(self, x: Data) -> Any:
+        return jax.tree.map(
+            lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), self.condition
+        )
 
 
 def _rows(condition: Condition, n: int) -> Any:

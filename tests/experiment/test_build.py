@@ -1,5 +1,6 @@
 """Live objects from configs: what the published ones build, and their loss by its own formula."""
 
+import json
 from functools import cache
 
 import jax
@@ -174,6 +175,21 @@ def test_the_config_of_an_experiment_is_plain_json():
     written = digits().config
     assert written["model"]["ch_mult"] == [1]
     assert written["training"]["smallest_time"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.nf=8", "model.ch_mult=(2,)", "model.dtype=bfloat16", "model.fir=True",
+        "model.beta_max=10.0", "model.embedding=log_snr", "model.parameterization=v",
+        "training.smallest_time=1e-3", "data.centered=False",
+    ],
+)  # fmt: skip
+def test_the_description_of_a_model_tells_it_from_others(field):
+    plain = digits().model.describe()
+    assert json.loads(json.dumps(plain)) == plain
+    assert digits("optim.lr=1.0", "eval.nodes=9").model.describe() == plain
+    assert digits(field).model.describe() != plain
 
 
 def test_states_and_their_template():
