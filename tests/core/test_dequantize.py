@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform, half_bin, truncation_start
 from scoremle.core.divergence import Exact
+from scoremle.core.keys import example_keys
 from scoremle.core.pixels import Pixels
 from scoremle.likelihood.importance import importance_bound
 from scoremle.likelihood.ode import ode_log_likelihood
@@ -34,7 +35,7 @@ DEQUANTIZERS = {
 @pytest.mark.parametrize("name", DEQUANTIZERS)
 def test_u_lies_inside_and_q_is_its_density(name):
     """E[1 / q] over a part of the bin is the volume of that part."""
-    n = 10_000
+    n = 40_000
     x = jnp.tile(jnp.asarray([3, 5]).reshape(1, 1, 2, 1), (n, 1, 1, 1))
     u, log_q = (np.asarray(a, np.float64) for a in DEQUANTIZERS[name](KEY, x))
     assert u.shape == x.shape and log_q.shape == (n,)
@@ -146,7 +147,7 @@ CASES = {
 def test_bounds_lie_above_and_converge(case, name, samples):
     """-log P(x) of the model, which the ODE with the exact noise defines, from above."""
     data, levels, probability = CASES[case]
-    x, copies = np.array(levels), 300
+    x, copies = np.array(levels), 4000 if samples == 1 else 300
     dequantizer = DEQUANTIZERS[name]
     t = dequantizer.start
     truth = -np.log(probability(data, x, t))
@@ -163,12 +164,12 @@ def test_bounds_lie_above_and_converge(case, name, samples):
         volume = x.shape[1] * (log_alpha + PIXELS.log_det_per_dim)
         return found, log_q - volume
 
-    bound = jax.jit(lambda key: importance_bound(draw, key, samples))(KEY)
+    bound = jax.jit(lambda key: importance_bound(draw, key, samples))(example_keys(KEY, len(many)))
     values = -np.asarray(bound.log_prob, np.float64).reshape(len(x), copies)
     gap, error = values.mean(axis=1) - truth, values.std(axis=1) / np.sqrt(copies)
     assert (gap > -4 * error - 2e-3).all()
     if samples == 1:
-        assert (gap > 2 * error).all() and gap.max() > 0.1  # which more draws close
+        assert (gap > 2 * error).all() and gap.max() > 0.05  # which more draws close
         return
     # To second order the gap that is left is half the variance of the bound.
     assert (np.abs(gap - values.var(axis=1) / 2) < 4 * error + 5e-3).all()

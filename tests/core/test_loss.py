@@ -8,6 +8,7 @@ from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES, Gaussian, drift_and_diffusion64, schedule, schedule64
 from helpers.reference_kernels import REFERENCE
 
+from scoremle.core.keys import normal
 from scoremle.core.loss import denoising_loss, denoising_residual
 from scoremle.core.times import UniformLogSNR, UniformTime
 
@@ -126,7 +127,7 @@ def test_loss_draws_as_documented():
     times = UniformLogSNR(sde, 1e-3)
     key_t, key_z = jax.random.split(key)
     t, p = times(key_t, 6)
-    z = jax.random.normal(key_z, x.shape)
+    z = normal(key_z, x)
     noise = DATA.noise(sde)
     alpha, sigma = (c[:, None] for c in schedule(sde, t, jnp))
     residual = ((noise(alpha * x + sigma * z, t) - z) ** 2).sum(1) / 2
