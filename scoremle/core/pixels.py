@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 
 from scoremle.errors import UserError
 from scoremle.types import Images, IntImages, PerExample
@@ -48,6 +48,11 @@ class Pixels:
     def encode_grid(self, x: IntImages) -> Images:
         """Integers without noise, the end levels on ``low`` and ``high``: published training."""
         return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
+
+    @property
+    def points(self) -> Float[np.ndarray, " levels"]:
+        """Where integers stand without noise: in the middle of their bins."""
+        return self.low + (self.high - self.low) * (np.arange(self.levels) + 0.5) / self.levels
 
     def decode(self, y: Images) -> IntImages:
         """Reals to the integers of their bins; what lies outside goes to the end bins.

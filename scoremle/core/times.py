@@ -27,6 +27,7 @@ __all__ = [
     "UniformTime",
     "log_snr_edges",
     "log_snr_range",
+    "unit_draws",
 ]
 
 # Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
@@ -46,7 +47,8 @@ class TimeSampler(Protocol):
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]: ...
 
 
-def _unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
+def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
+    """``n`` numbers, each uniform in [0, 1)."""
     if not stratified:
         return jax.random.uniform(key, (n,))
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
@@ -83,7 +85,7 @@ class UniformTime:
         check_eps(self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
-        u = _unit_draws(key, n, self.stratified)
+        u = unit_draws(key, n, self.stratified)
         t = self.eps + (1 - self.eps) * u
         return t, jnp.full_like(t, 1 / (1 - self.eps))
 
@@ -102,7 +104,7 @@ class UniformLogSNR:
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         low, high = log_snr_range(self.sde, self.eps)
-        u = _unit_draws(key, n, self.stratified)
+        u = unit_draws(key, n, self.stratified)
         t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
         return t, self.sde.likelihood_weight(t) / (high - low)
 
@@ -127,7 +129,7 @@ class BinnedLogSNR:
         edges = log_snr_edges(self.sde, self.eps)
         shares = jnp.asarray(self.shares)
         below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
-        u = _unit_draws(key, n, self.stratified)
+        u = unit_draws(key, n, self.stratified)
         index = jnp.clip(jnp.searchsorted(below, u, side="right") - 1, 0, len(shares) - 1)
         width, share = jnp.diff(edges)[index], shares[index]
         lam = edges[index] + width * (u - below[index]) / share

@@ -32,7 +32,16 @@ from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.numerics import as_data, check_eps, expand, predict, sum_data, sum_over
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["MATCHINGS", "Bound", "bound_at", "likelihood_bound", "reconstruction_draws"]
+__all__ = [
+    "MATCHINGS",
+    "Bound",
+    "bound_at",
+    "by_bin",
+    "likelihood_bound",
+    "prior_divergence",
+    "reconstruction_draws",
+    "variance_of_mean",
+]
 
 # Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
 # much the larger; and the fewest that can give a standard error of their own.
@@ -62,11 +71,11 @@ class Bound:
     bounds: Literal["density", "probability"] = field(metadata={"static": True})
 
 
-def prior_divergence(sde: SDE, x: Data) -> PerExample:
-    """KL( p(x_1 | x) || N(0, prior_std^2 I) ) in nats."""
-    one = jnp.ones(x.shape[0], x.dtype)
-    ratio = jnp.square(sde.sigma(one) / sde.prior_std)
-    mean = expand(sde.alpha(one) / sde.prior_std, x) * x
+def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
+    """KL( p(x_t | x) || N(0, prior_std^2 I) ) in nats."""
+    last = jnp.full(x.shape[0], t, x.dtype)
+    ratio = jnp.square(sde.sigma(last) / sde.prior_std)
+    mean = expand(sde.alpha(last) / sde.prior_std, x) * x
     return (sum_data(jnp.square(mean)) + sum_over(ratio - 1 - jnp.log(ratio), x)) / 2
 
 
@@ -199,6 +208,7 @@ def bound_at(
     keys = example_keys(key, batch)
     ends = jnp.full(batch, eps, x.dtype)
     known = None if control is None else control.at(x)
+    rest = reconstruction.known(sde, x, integers, ends)
 
     def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
         number, t, density = inputs
@@ -214,7 +224,7 @@ def bound_at(
         else:
             sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
             centred = known.draw_at_data(z)
-        return sample, reconstruction.drawn(prediction, z, centred)
+        return sample, reconstruction.drawn(prediction - z, centred, sde, integers, t)
 
     rows = (
         jnp.arange(draws + last_draws),
@@ -226,13 +236,12 @@ def bound_at(
     samples, last = samples[:draws], last[draws:]
 
     variance = variance_of_mean(samples, stratified)
-    rest = reconstruction.known(sde, x, integers, ends)
     if last_draws:
         rest = rest + jnp.mean(last, axis=0)
         variance = variance + variance_of_mean(last, stratified=False)
     diffusion, profile = jnp.mean(samples, axis=0), None
     if (log_snr := sde.log_snr(t)).ndim == 2:
-        profile = _by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
+        profile = by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
         if known is not None:
             profile = profile + known.integrals()
         diffusion = jnp.sum(profile, axis=1)
@@ -249,7 +258,7 @@ def bound_at(
     )
 
 
-def _by_bin(
+def by_bin(
     samples: Float[Array, "k b"], log_snr: Float[Array, "k b"], edges: Float[Array, " n"]
 ) -> Float[Array, "b bins"]:
     """The sum of each example's samples in each bin."""

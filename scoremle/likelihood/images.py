@@ -20,9 +20,9 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR
-from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.importance import ImportanceBound, importance_bound
+from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
@@ -30,7 +30,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
 
-__all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values"]
+__all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values", "by_draws", "of_bound"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 Values = dict[str, PerExample | Float[Array, "b bins"]]
@@ -53,10 +53,16 @@ class ImageModel(Protocol):
 
 
 class Estimator(Protocol):
-    """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled."""
+    """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
+
+    ``words`` say what its number is.
+    """
 
     @property
     def on_host(self) -> bool: ...
+
+    @property
+    def words(self) -> str: ...
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -85,6 +91,12 @@ class ByOde:
     def on_host(self) -> bool:
         return isinstance(self.solver, PublishedRK45)
 
+    @property
+    def words(self) -> str:
+        if self.samples == 1:
+            return "exact by the ODE"
+        return f"importance-weighted bound by the ODE, {self.samples} draws"
+
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
@@ -95,19 +107,8 @@ class ByOde:
             y = model.pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        dims, bits = x[0].size, x[0].size * jnp.log(2.0)
-        if self.samples == 1:
-            found, log_q = draw(key_u)
-            values = {"bpd": bits_per_dim(found.log_prob - log_q, model.pixels, dims)}
-            return values | _of_solution(found, bits)
-        bound = importance_bound(draw, key_u, self.samples)
-        return {
-            "bpd": bits_per_dim(bound.log_prob, model.pixels, dims),
-            "draw_stderr": bound.draw_stderr / bits,
-            "probe_bias": bound.probe_bias / bits,
-            "effective_draws": bound.effective_draws,
-            **_of_solution(bound, bits),
-        }
+        log_prob, values = by_draws(draw, key_u, self.samples, x[0].size)
+        return {"bpd": bits_per_dim(log_prob, model.pixels, x[0].size), **values}
 
     def _log_likelihood(
         self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
@@ -120,6 +121,21 @@ class ByOde:
             eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
+
+
+def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:
+    """log p less log q in nats, importance weighted over several draws; and its columns."""
+    bits = dims * jnp.log(2.0)
+    if samples == 1:
+        found, log_q = draw(keys)
+        return found.log_prob - log_q, _of_solution(found, bits)
+    bound = importance_bound(draw, keys, samples)
+    values: Values = {
+        "draw_stderr": bound.draw_stderr / bits,
+        "probe_bias": bound.probe_bias / bits,
+        "effective_draws": bound.effective_draws,
+    }
+    return bound.log_prob, values | _of_solution(bound, bits)
 
 
 def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> Values:
@@ -150,6 +166,7 @@ class ByBound:
     """
 
     on_host: ClassVar[bool] = False
+    words: ClassVar[str] = "variational bound"
 
     draws: int = static(default=1000)
     matching: str = static(default="denoising")
@@ -176,14 +193,21 @@ class ByBound:
             draws=self.draws, matching=self.matching, reconstruction=self.reconstruction,
             integers=x, control=self.control,
         )  # fmt: skip
-        if found.profile is not None:
-            terms["profile"] = found.profile / bits
         return {
             "bpd": bits_per_dim(found.log_prob - log_q, pixels, dims),
-            "draw_stderr": found.stderr / bits,
-            "prior": found.prior / bits,
-            "diffusion": found.diffusion / bits,
-            "reconstruction": found.reconstruction / bits,
-            "nfe": found.evaluations.astype(jnp.float32),
+            **of_bound(found, bits),
             **terms,
         }
+
+
+def of_bound(found: Bound, bits: Float[Array, ""]) -> Values:
+    """The columns of a bound, but for its value."""
+    profile = {} if found.profile is None else {"profile": found.profile / bits}
+    return {
+        "draw_stderr": found.stderr / bits,
+        "prior": found.prior / bits,
+        "diffusion": found.diffusion / bits,
+        "reconstruction": found.reconstruction / bits,
+        "nfe": found.evaluations.astype(jnp.float32),
+        **profile,
+    }

@@ -27,7 +27,7 @@ from scoremle.core.keys import split
 from scoremle.likelihood.ode import Likelihood
 from scoremle.types import Keys, PerExample
 
-__all__ = ["ImportanceBound", "importance_bound"]
+__all__ = ["Draw", "ImportanceBound", "importance_bound"]
 
 # A key for each image to the likelihood of dequantized images and log q(u | x).
 Draw = Callable[[Keys], tuple[Likelihood, PerExample]]

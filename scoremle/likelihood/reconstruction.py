@@ -14,7 +14,13 @@ Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation 8),
     p(k | x_eps) = softmax_k( -(x_eps / alpha - y_k)^2 / (2 s^2) ),       s = sigma / alpha,
 
 whose expectation is an integral over one normal variable for each k: a table, without random
-error.
+error. That asks no network, and costs 2.4 bits/dim where a model of 256 levels ends at lambda =
+9.2. *Informed*: a Gaussian around the network's estimate of the data, integrated over the bin of k
+(Ho et al., arXiv 2006.11239, equation 13),
+
+    p(k | x_eps) = int_{bin k} N(y; (x_eps - sigma eps) / alpha, scale^2) dy
+
+where bins meet halfway between the points, and those of the two end levels are open.
 """
 
 import math
@@ -27,14 +33,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.sde import SDE
-from scoremle.numerics import sum_data, sum_over
+from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
 
-__all__ = ["LOG_2PI", "Discrete", "Entropy", "Gaussian", "Reconstruction", "decoding_cost"]
+__all__ = [
+    "LOG_2PI",
+    "Discrete",
+    "Entropy",
+    "Gaussian",
+    "Informed",
+    "Reconstruction",
+    "decoding_cost",
+]
 
 LOG_2PI = math.log(2 * math.pi)
 # The trapezoidal rule over the normal variable. It converges as fast as for the normal density.
 REACH, NODES = 10.0, 401
+# Where the open bins end: infinity, but with gradients.
+FAR = 1e6
 
 
 class Reconstruction(Protocol):
@@ -58,10 +74,13 @@ class Reconstruction(Protocol):
         """The part without random error; ``integers`` are what ``y`` encodes, if it does."""
         ...
 
-    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
-        """A draw of the rest, by the noise z and the network's prediction of it.
+    def drawn(
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+    ) -> PerExample:
+        """A draw of the rest, by the ``error`` of the network's prediction of the noise at t.
 
-        ``centred`` is a function of z, of mean zero, near half its squared norm: to be subtracted.
+        ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
+        be subtracted.
         """
         ...
 
@@ -80,8 +99,10 @@ class Gaussian:
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
 
-    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
-        return sum_data(jnp.square(prediction - z)) / 2 - centred
+    def drawn(
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+    ) -> PerExample:
+        return sum_data(jnp.square(error)) / 2 - centred
 
 
 @jax.tree_util.register_static
@@ -98,7 +119,9 @@ class Entropy:
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
 
-    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+    def drawn(
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+    ) -> PerExample:
         return jnp.zeros_like(centred)
 
 
@@ -124,8 +147,58 @@ class Discrete:
         points = jnp.asarray(self.points, y.dtype)
         return sum_data(decoding_cost(points, sde.log_snr(t[0]))[integers])
 
-    def drawn(self, prediction: Data, z: Data, centred: PerExample) -> PerExample:
+    def drawn(
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+    ) -> PerExample:
         return jnp.zeros_like(centred)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Informed:
+    """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
+
+    ``scale`` is the standard deviation in units of the data: a number, or one for each pixel or
+    channel.
+    """
+
+    points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
+    scale: float | Float[Array, "*d"]
+
+    bounds: ClassVar[Literal["density", "probability"]] = "probability"
+    random: ClassVar[bool] = True
+
+    def encode(self, integers: IntImages) -> Data:
+        return jnp.asarray(self.points, float)[integers]
+
+    def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        if integers is None:
+            raise ValueError("the informed decoder is of integers: pass them as integers=")
+        return jnp.zeros(len(y), y.dtype)
+
+    def drawn(
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+    ) -> PerExample:
+        assert integers is not None  # `known` asks for them
+        return -self.log_prob(error, sde, integers, t)
+
+    def log_prob(self, error: Data, sde: SDE, integers: IntImages, t: Times) -> PerExample:
+        """log p(k | x_t) in nats, by the ``error`` of the prediction of the noise in x_t."""
+        points = jnp.asarray(self.points, error.dtype)
+        halves, far = jnp.diff(points) / 2, jnp.full(1, FAR, error.dtype)
+        below, above = jnp.concatenate([-far, -halves]), jnp.concatenate([halves, far])
+        # From the point of k to the estimate: nothing large is subtracted.
+        shift = -expand(jnp.exp(-sde.log_snr(t) / 2), error) * error
+        edges = ((edge[integers] - shift) / self.scale for edge in (below, above))
+        return sum_data(_log_normal_mass(*edges))
+
+
+def _log_normal_mass(below: Data, above: Data) -> Data:
+    """log of the standard normal probability between two numbers."""
+    right = below + above > 0  # mirrored, so that the logarithm of a tail keeps its digits
+    low, high = jnp.where(right, -above, below), jnp.where(right, -below, above)
+    log_low, log_high = jax.scipy.special.log_ndtr(low), jax.scipy.special.log_ndtr(high)
+    return log_high + log1mexp(log_high - log_low)
 
 
 def decoding_cost(

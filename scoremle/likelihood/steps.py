@@ -1,0 +1,286 @@
+"""The bound of a chain of steps: what DDPM, improved diffusion and VDM report of their models.
+
+A chain has noise at the times t_0 < ... < t_T and goes back by Gaussians. With s the time before
+t, integers k that stand at y, and the posterior q(x_s | x_t, y), which is Gaussian too,
+
+    -log P(k) <= L_T + sum_t L_t + L_0,      L_T = KL( q(x_T | y) || prior )
+
+    L_t = KL( q(x_s | x_t, y) || p(x_s | x_t) )
+        = sum_i 1/2 [ rho (e^(lambda_s - lambda_t) - 1) (eps - z)^2 + rho - 1 - log rho ]
+
+(Ho et al., arXiv 2006.11239, equation 5; for any alpha and sigma.) The mean of p is that of q with
+the network's estimate of the data in place of y; rho is the variance of q over that of p. The
+variance of q, sigma_s^2 (1 - e^(lambda_t - lambda_s)), is the least that p may have, and the same
+with sigma_t the greatest (DDPM's beta):
+
+    small     rho = 1: at VDM's times its loss of T steps (Kingma et al., arXiv 2107.00630)
+    large     rho = sigma_s^2 / sigma_t^2
+    learned   rho = (sigma_s^2 / sigma_t^2)^((v + 1) / 2), v from the network for each pixel
+              (Nichol and Dhariwal, arXiv 2102.09672, equation 15)
+
+L_0 is -log p(k | x_0) by the decoder `Informed` at t_0. There q has no variance, and p has the
+least one of the step that follows, or where it is learned one from that to sigma_0^2. VDM has the
+decoder `Discrete`. Normal probabilities are exact here; the published code approximates them by a
+tanh, and cuts them at 1e-12.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from scoremle.core.dequantize import Dequantizer
+from scoremle.core.keys import example_keys, fold_in, normal, split
+from scoremle.core.prediction import NetworkNoise
+from scoremle.core.pytree import pytree, static
+from scoremle.core.schedules import Discrete, Schedule
+from scoremle.core.sde import SDE
+from scoremle.core.times import log_snr_edges, unit_draws
+from scoremle.errors import UserError
+from scoremle.likelihood.bound import (
+    Bound,
+    by_bin,
+    prior_divergence,
+    reconstruction_draws,
+    variance_of_mean,
+)
+from scoremle.likelihood.images import ImageModel, Values, of_bound
+from scoremle.likelihood.reconstruction import Informed, Reconstruction
+from scoremle.numerics import expand, predict, sum_data
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
+
+__all__ = ["BySteps", "RangedNoise", "step_bound"]
+
+# Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
+FIXED = {"small": 0.0, "large": 1.0}
+
+
+@pytree
+@dataclass(frozen=True)
+class RangedNoise:
+    """The noise prediction of a network that tells the variance of its steps, too.
+
+    ``noise`` is that of the network with all its channels: the second half are v.
+    """
+
+    noise: NetworkNoise
+
+    def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
+        return self.both(x, t, condition)[0]
+
+    def both(self, x: Data, t: Times, condition: Any = None) -> tuple[Data, Data]:
+        """eps, and v: -1 for the least variance, 1 for the greatest."""
+        channels, behind = x.shape[-1], []
+
+        def first_half(*inputs: Any) -> Data:
+            output = self.noise.network(*inputs)
+            behind.append(output[..., channels:])
+            return output[..., :channels]
+
+        prediction = replace(self.noise, network=first_half)(x, t, condition)
+        return prediction, behind[0]
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The steps back, as far as they depend on the model."""
+
+    noise: NoiseFn
+    sde: SDE
+    points: Float[Array, " levels"]
+    times: Float[Array, " n"]
+    variance: str
+    clip: bool
+
+    def outputs(self, x: Data, t: Times) -> tuple[Data, Data | float]:
+        """eps, and the place of the variance from the least, 0, to the greatest, 1."""
+        if self.variance == "learned":
+            prediction, v = cast(RangedNoise, self.noise).both(x, t)
+            place: Data | float = (v + 1) / 2
+        else:
+            prediction, place = predict(self.noise, x, t), FIXED[self.variance]
+        if self.clip:
+            alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
+            estimate = (x - sigma * prediction) / alpha
+            within = jnp.clip(estimate, self.points[0], self.points[-1])
+            clipped = (x - alpha * within) / sigma
+            prediction = jnp.where(estimate == within, prediction, clipped)
+        return prediction, place
+
+    def step(self, s: Times, t: Times, error: Data, place: Data | float) -> PerExample:
+        """L_t, by a draw of the ``error`` of the predicted noise; from t to itself it is zero."""
+        log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
+        log_rho = place * expand(log_ratio, error)
+        gain = expand(jnp.expm1(self.sde.log_snr(s) - self.sde.log_snr(t)), error)
+        cost = jnp.exp(log_rho) * gain * jnp.square(error) + jnp.expm1(log_rho) - log_rho
+        return sum_data(cost) / 2
+
+    def decoder(self, place: Data | float) -> Informed:
+        """DDPM's, at the first time; a fixed variance is the least of the step that follows."""
+        place = place if self.variance == "learned" else 0.0
+        log_most = 2 * jnp.log(self.sde.sigma(self.times[0]))
+        gap = jnp.diff(self.sde.log_snr(self.times[:2]))[0]
+        log_least = log_most + jnp.log(-jnp.expm1(gap))
+        return Informed(self.points, jnp.exp((log_least + place * (log_most - log_least)) / 2))
+
+
+def step_bound(
+    noise: NoiseFn,
+    sde: SDE,
+    integers: IntImages,
+    key: Keys,
+    *,
+    points: Float[np.ndarray, " levels"] | Float[Array, " levels"],
+    times: Float[np.ndarray, " n"] | Float[Array, " n"],
+    variance: str = "small",
+    clip: bool = True,
+    draws: int | None = None,
+    reconstruction: Reconstruction | None = None,
+) -> Bound:
+    """The bound of a chain on the log-probability of integers, in nats.
+
+    Its stated error is told by the differences of neighbouring steps, and is too large where
+    there are so few that the terms themselves change from one to the next.
+
+    Args:
+        noise: the noise prediction; for "learned" variance one with ``both``, as `RangedNoise`.
+        sde: the SDE that it belongs to.
+        integers: images.
+        key: one, or one for each image.
+        points: where integers stand.
+        times: those of the chain, rising: all of a model's steps, or any of them.
+        variance: "small", "large" or "learned".
+        clip: keep the estimate of the data within the points, as published.
+        draws: how many steps are drawn, evenly in log-SNR; None: each is taken once.
+        reconstruction: from the first time to the integers; None: by the variance there.
+
+    Raises ValueError for another variance, fewer than two times, no draws, and a schedule that
+    has a log-SNR for each dimension.
+    """
+    _check(noise, variance, np.shape(times)[0], draws)
+    points = jnp.asarray(points, float)
+    y, times = points[integers], jnp.asarray(times, points.dtype)
+    edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
+    shares = shares / jnp.sum(shares)
+    chain = _Chain(noise, sde, points, times, variance, clip)
+    known = reconstruction or chain.decoder(0.0)
+    key_index, key_rows = split(example_keys(key, len(y)))
+    index = _steps(key_index, shares, draws)
+    # What is drawn for the reconstruction is a step from the first time to itself, at no cost.
+    count, last_draws = len(index), reconstruction_draws(known, len(index))
+    first = jnp.broadcast_to(times[0], (last_draws, len(y)))
+    before, after = (jnp.concatenate([ends[index], first]) for ends in (times[:-1], times[1:]))
+
+    def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
+        number, s, t = inputs
+        z = normal(fold_in(key_rows, number), y)
+        prediction, place = chain.outputs(sde.perturb(y, t, z), t)
+        error, nothing = prediction - z, jnp.zeros(len(y), y.dtype)
+        decoder = reconstruction or chain.decoder(place)
+        return chain.step(s, t, error, place), decoder.drawn(error, nothing, sde, integers, t)
+
+    terms, last = jax.lax.map(row, (jnp.arange(len(after)), before, after))
+    terms, last = terms[:count], last[count:]
+    samples = terms / shares[index]
+    if draws is None:
+        error = _variance_of_sum(samples, shares)
+    else:
+        terms, error = samples / draws, variance_of_mean(samples, stratified=True)
+    rest = known.known(sde, y, integers, jnp.broadcast_to(times[0], len(y)))
+    if last_draws:
+        rest = rest + jnp.mean(last, axis=0)
+        error = error + variance_of_mean(last, stratified=False)
+    prior = prior_divergence(sde, y, times[-1])
+    profile = by_bin(terms, sde.log_snr(after[:count]), edges)
+    diffusion = jnp.sum(profile, axis=1)
+    return Bound(
+        log_prob=-(prior + diffusion + rest),
+        prior=prior,
+        diffusion=diffusion,
+        reconstruction=rest,
+        stderr=jnp.sqrt(error),
+        evaluations=jnp.full(len(y), len(after)),
+        profile=profile,
+        bounds="probability",
+    )
+
+
+def _steps(
+    keys: Key[Array, " b"], shares: Float[Array, " T"], draws: int | None
+) -> Int[Array, "k b"]:
+    """The numbers of the steps to take for each image: all, or drawn by their shares, in order."""
+    if draws is None:
+        return jnp.broadcast_to(jnp.arange(len(shares))[:, None], (len(shares), len(keys)))
+    u = jax.vmap(lambda key: jnp.sort(unit_draws(key, draws, True)), out_axes=1)(keys)
+    ends = jnp.cumsum(shares)
+    return jnp.minimum(jnp.searchsorted(ends, u, side="right"), len(shares) - 1)
+
+
+def _variance_of_sum(samples: Float[Array, "T b"], shares: Float[Array, " T"]) -> PerExample:
+    """Variance of the sum of shares times samples, by the gaps between neighbours; NaN for one."""
+    if len(samples) < 2:
+        return jnp.full(samples.shape[1], jnp.nan, samples.dtype)
+    gaps = jnp.square(jnp.diff(samples, axis=0)) / 2
+    around = jnp.concatenate([gaps[:1], gaps]) + jnp.concatenate([gaps, gaps[-1:]])
+    return jnp.square(shares) @ around / 2
+
+
+def _check(noise: NoiseFn, variance: str, times: int, draws: int | None) -> None:
+    if variance not in (*FIXED, "learned"):
+        raise ValueError(f"variance must be small, large or learned, not {variance!r}")
+    if variance == "learned" and not hasattr(noise, "both"):
+        raise ValueError("this network tells no variance: take variance='small' or 'large'")
+    if times < 2:
+        raise ValueError(f"a chain has two times or more, not {times}")
+    if draws is not None and draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class BySteps:
+    """By the bound of a chain, as the authors of a model report it.
+
+    Args:
+        times: those of the chain; None: the steps of the model's discrete schedule. Of a sequence
+            of labels, (labels + 1) / T; of VDM with T steps, numpy.arange(T + 1) / T.
+        variance: "small", "large" or "learned".
+        clip: keep the estimate of the data within the range of the pixels.
+        draws: how many steps are drawn for each image; None: each is taken once.
+        reconstruction: from the first time to the integers; None: DDPM's L_0.
+
+    Values: those of ``ByBound``. Raises UserError for a model whose schedule has no steps.
+    """
+
+    on_host: ClassVar[bool] = False
+
+    times: Float[np.ndarray, " n"] | Float[Array, " n"] | None = None
+    variance: str = static(default="small")
+    clip: bool = static(default=True)
+    draws: int | None = static(default=None)
+    reconstruction: Reconstruction | None = None
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values:
+        found = step_bound(
+            model.noise, model.sde, x, keys,
+            points=model.pixels.points, times=self._times(model.sde.schedule),
+            variance=self.variance, clip=self.clip, draws=self.draws,
+            reconstruction=self.reconstruction,
+        )  # fmt: skip
+        bits = x[0].size * jnp.log(2.0)
+        return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
+
+    def _times(self, schedule: Schedule) -> Float[np.ndarray, " n"] | Float[Array, " n"]:
+        if self.times is not None:
+            return self.times
+        if not isinstance(schedule, Discrete):
+            raise UserError(
+                f"{type(schedule).__name__} has no steps of its own: give BySteps the times of"
+                " the chain"
+            )
+        return np.arange(1, schedule.steps + 1) / schedule.steps

@@ -1,0 +1,274 @@
+"""The informed decoder: its probabilities, its bounds by quadrature and enumeration, its worth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import SDES, Gaussian, Mixture, prior_kl
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from scoremle import Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError
+from scoremle.core import schedules
+from scoremle.core.dequantize import TruncatedNormal, Uniform
+from scoremle.core.keys import image_keys
+from scoremle.core.sde import SDE
+from scoremle.core.times import UniformTime
+from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.informed import ByInformedOde, fitted_scale
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
+
+KEY, BITS = jax.random.key(0), np.log(2)
+VP = SDES["vp"]
+# A model of four levels that ends where noise hides neighbours from each other: s is 0.6 bins.
+LEVELS, NOISE, SCALE = 4, 0.3, 0.2
+PIXELS = Pixels(LEVELS)
+POINTS = PIXELS.points
+EPS = float(VP.time_of_log_snr(jnp.asarray(-2 * np.log(NOISE))))
+DECODER = Informed(POINTS, SCALE)
+MASS = np.array([0.1, 0.5, 0.15, 0.25])
+PAIRS = np.outer(MASS, MASS)
+PAIRS[np.diag_indices(LEVELS)] += 0.3
+PAIRS /= PAIRS.sum()
+
+
+def one_pixel():
+    return Mixture.of(MASS, POINTS[:, None], np.zeros(LEVELS))
+
+
+def two_pixels():
+    """Levels that are more often the same than not."""
+    both = np.stack(np.meshgrid(POINTS, POINTS, indexing="ij"), axis=-1).reshape(-1, 2)
+    return Mixture.of(PAIRS.ravel(), both, np.zeros(LEVELS**2))
+
+
+def model_of(data):
+    inner = data.noise(VP)
+
+    def noise(x, t):
+        return inner(x.reshape(len(x), -1), t).reshape(x.shape)
+
+    return ScoreModel(noise, VP, EPS, (1, data.dims, 1), PIXELS, Multistep(40))
+
+
+def decoded(data, z, scale):
+    """p(k | z) for each pixel and level, [n D levels], in float64."""
+    alpha, sigma = (float(c) for c in (VP.alpha(jnp.asarray(EPS)), VP.sigma(jnp.asarray(EPS))))
+    with jax.enable_x64(True):
+        eps = np.asarray(data.noise(VP)(jnp.asarray(z), jnp.full(len(z), EPS, jnp.float64)))
+    estimate = (z - sigma * eps) / alpha
+    edges = np.concatenate([[-np.inf], (POINTS[1:] + POINTS[:-1]) / 2, [np.inf]])
+    return np.diff(norm.cdf(edges, estimate[..., None], scale), axis=-1)
+
+
+# --- the decoder ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixels", [Pixels(), Pixels(256, -1 - 1 / 255, 1 + 1 / 255), PIXELS])
+@pytest.mark.parametrize("scale", [1e-3, 0.1, np.array([0.02, 0.5])])
+def test_it_is_the_normal_probability_of_a_bin(pixels, scale):
+    """Of both grids: bins as the pixels have them, open at the ends; also far in the tails."""
+    rng = np.random.default_rng(0)
+    k = np.concatenate([[0, pixels.levels - 1], rng.integers(0, pixels.levels, 30)])
+    integers = np.broadcast_to(k[:, None, None, None], (32, 1, 1, 2))
+    s = np.exp(-float(VP.log_snr(jnp.asarray(EPS))) / 2)
+    error = (scale * rng.normal(size=integers.shape) * 3 / s).astype(np.float32)
+    decoder = Informed(pixels.points, jnp.asarray(scale))
+    found = decoder.log_prob(jnp.asarray(error), VP, jnp.asarray(integers), jnp.full(32, EPS))
+    u = np.stack([integers, integers + 1]).astype(np.float64)
+    low, high = pixels.low + (pixels.high - pixels.low) * u / pixels.levels
+    low[integers == 0], high[integers == pixels.levels - 1] = -np.inf, np.inf
+    estimate = pixels.points[integers] - s * error
+    a, b = (low - estimate) / scale, (high - estimate) / scale
+    mass = np.where(a > 0, norm.sf(a) - norm.sf(b), norm.cdf(b) - norm.cdf(a))
+    np.testing.assert_allclose(found, np.log(mass).sum(axis=(1, 2, 3)), rtol=2e-4, atol=1e-4)
+
+
+def test_its_probabilities_add_up_and_have_gradients():
+    pixels, decoder = Pixels(), Informed(Pixels().points, 0.02)
+    levels = jnp.arange(256)[:, None]
+
+    @jax.jit
+    def log_prob(estimate):  # an error such that each level is asked of the same estimate
+        error = (decoder.encode(levels) - estimate) / NOISE
+        return decoder.log_prob(error, VP, levels, jnp.full(256, EPS))
+
+    for estimate in (-1.1, 0.0, 0.3, 0.999):
+        assert jax.nn.logsumexp(log_prob(estimate)) == pytest.approx(0, abs=1e-4)
+    slope = jax.grad(lambda estimate: log_prob(estimate)[::51].sum())(0.3)
+    change = (log_prob(0.31) - log_prob(0.29))[::51].sum() / 0.02
+    assert slope == pytest.approx(float(change), rel=1e-2)
+    np.testing.assert_allclose(pixels.points, pixels.encode(jnp.arange(256), 0.5), atol=1e-7)
+
+
+# --- in the bound -----------------------------------------------------------------------------
+
+
+def test_the_bound_with_it_is_the_one_by_quadrature():
+    """Of one pixel all terms are sums over a grid: each level's bound is unbiased, its error
+    honest, and it takes no more evaluations than with the Gaussian."""
+    data, copies, draws = one_pixel(), 200, 64
+    integers = np.repeat(np.arange(LEVELS), copies)[:, None, None, None].astype(np.uint8)
+    estimator = ByBound(draws, reconstruction=DECODER)
+    keys = image_keys(KEY, np.arange(len(integers)))
+    found = jax.jit(lambda x, keys: estimator(model_of(data), Uniform(), x, keys))(integers, keys)
+    found = {name: np.asarray(value, np.float64) for name, value in found.items()}
+
+    e = np.linspace(-8, 8, 801)
+    weights = norm.pdf(e) / norm.pdf(e).sum()
+    low, high = (float(VP.log_snr(jnp.asarray(t))) for t in (1.0, EPS))
+    lam = np.linspace(low, high, 401)
+    gaps = np.concatenate([[0.5], np.ones(399), [0.5]]) * (lam[1] - lam[0])
+    s, mix = np.exp(-lam / 2)[:, None, None], np.log(MASS)
+    expected = np.zeros((LEVELS, 2))
+    for k, point in enumerate(POINTS):
+        x = point + s * e[:, None]  # over alpha: [lam e levels]
+        logits = mix - (x - POINTS) ** 2 / s**2 / 2
+        shares = np.exp(logits - logsumexp(logits, axis=-1, keepdims=True))
+        eps = (x[..., 0] - shares @ POINTS) / s[..., 0]
+        expected[k, 0] = gaps @ (np.square(eps - e) @ weights) / 2
+        z = np.exp(VP.log_alpha(jnp.asarray(EPS))) * (point + NOISE * e[:, None])
+        expected[k, 1] = -np.log(decoded(data, np.float64(z), SCALE)[:, 0, k]) @ weights
+    expected /= BITS
+    prior = prior_kl(VP, POINTS[:, None]) / BITS
+    for name, column in (("diffusion", 0), ("reconstruction", 1)):
+        values = found[name].reshape(LEVELS, copies)
+        error = values.std(axis=1, ddof=1) / np.sqrt(copies)
+        assert (np.abs(values.mean(axis=1) - expected[:, column]) < 4 * error + 1e-3).all(), name
+    bpd = found["bpd"].reshape(LEVELS, copies)
+    assert abs(MASS @ (bpd.mean(axis=1) - expected.sum(axis=1) - prior)) < 0.03
+    stated = np.sqrt(np.mean(found["draw_stderr"] ** 2))
+    assert 0.8 < np.sqrt(bpd.var(axis=1, ddof=1).mean()) / stated < 1.25
+    assert (found["nfe"] == draws + 4).all()
+
+
+def test_integers_are_asked_for():
+    with pytest.raises(ValueError, match="pass them as integers="):
+        likelihood_bound(
+            one_pixel().noise(VP), VP, jnp.zeros((1, 1)), KEY, eps=EPS, draws=4,
+            times=UniformTime(EPS), reconstruction=DECODER,
+        )  # fmt: skip
+
+
+# --- with the ODE -----------------------------------------------------------------------------
+
+
+def log_probabilities(data, log_density, scale, nodes):
+    """log P(k) = log int p_eps(z) p(k | z) dz for all k, by the trapezoidal rule."""
+    axis = np.linspace(-4, 4, nodes)
+    z = np.stack(np.meshgrid(*[axis] * data.dims, indexing="ij"), axis=-1).reshape(-1, data.dims)
+    density = np.exp(log_density(z)) * (axis[1] - axis[0]) ** data.dims
+    each = np.moveaxis(decoded(data, z, scale), 1, 0)
+    return np.log(np.einsum(("na,n->a", "na,nb,n->ab")[data.dims - 1], *each, density)).ravel()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims):
+    """With a decoder too sure of itself, so that there is a gap to close."""
+    data, scale, copies = (one_pixel(), two_pixels())[dims - 1], 0.12, 128 // dims
+    density = (data.log_model, data.log_density)[dims - 1]  # of the ODE; the same, nearly
+    exact = log_probabilities(data, lambda z: density(VP, z, EPS), scale, (401, 201)[dims - 1])
+    assert np.exp(exact).sum() == pytest.approx(1, abs=1e-3)
+    levels = np.stack(np.unravel_index(np.arange(LEVELS**dims), (LEVELS,) * dims), axis=1)
+    integers = np.repeat(levels, copies, axis=0)[:, None, :, None].astype(np.uint8)
+    gaps, model = {}, model_of(data)
+    for samples in (1, 8, 128):
+        estimator = ByInformedOde(
+            Informed(POINTS, scale), Exact(), Multistep(40), samples=samples
+        )
+        found = model.score(integers, estimator=estimator).log_prob.reshape(-1, copies)
+        gap = exact - found.mean(axis=1)
+        error = found.std(axis=1, ddof=1) / np.sqrt(copies)
+        assert (gap > -4 * error - 5e-3).all(), (samples, gap, error)  # it is a bound
+        gaps[samples] = np.exp(exact) @ gap
+    assert gaps[1] > 0.1 and gaps[1] > 5 * gaps[8] > 10 * gaps[128], gaps
+    assert abs(gaps[128]) < 0.006, gaps
+
+
+def test_the_ode_bound_has_the_columns_of_the_ode():
+    x, keys = np.zeros((3, 1, 2, 1), np.uint8), image_keys(KEY, np.arange(3))
+
+    @jax.jit
+    def measure(estimator, x):
+        return estimator(model_of(two_pixels()), Uniform(), x, keys)
+
+    one = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16)), x)
+    assert set(one) == {"bpd", "probe_stderr", "solver_error", "nfe"}
+    assert (one["nfe"] == 18).all()  # 17 of the solver
+    many = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16), samples=4), x)
+    assert set(many) - set(one) == {"draw_stderr", "probe_bias", "effective_draws"}
+    assert (many["nfe"] == 4 * 18).all()
+
+
+def test_the_ode_bound_by_the_published_solver():
+    model, x = model_of(one_pixel()), np.zeros((3, 1, 1, 1), np.uint8)
+    held = ByInformedOde(DECODER, Exact(), PublishedRK45())
+    ours = model.score(x, estimator=ByInformedOde(DECODER, Exact(), Multistep(64)))
+    np.testing.assert_allclose(model.score(x, estimator=held).bpd, ours.bpd, atol=5e-3)
+
+
+# --- its scale, and what it is worth ----------------------------------------------------------
+
+
+def test_the_fitted_scale_is_the_spread_of_the_estimate():
+    """Of Gaussian pixels on fine levels: the posterior's standard deviation."""
+    w, pixels = 0.1, Pixels(256)
+    data = Gaussian.of([0.05], [w])
+    noise_of_pixel = data.noise(VP)
+    model = ScoreModel(
+        lambda x, t: noise_of_pixel(x.reshape(-1, 1), jnp.repeat(t, 16)).reshape(x.shape),
+        VP, EPS, (4, 4, 1), pixels,
+    )  # fmt: skip
+    x = np.asarray(pixels.decode(jnp.asarray(data.draw(0, 16 * 150)).reshape(-1, 4, 4, 1)))
+    expected = np.sqrt(w * NOISE**2 / (w + NOISE**2))
+    assert fitted_scale(model, x, KEY) == pytest.approx(expected, rel=0.05)
+    with pytest.raises(UserError, match="images must be uint8"):
+        fitted_scale(model, x / 255, KEY)
+
+
+def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
+    """Images of one grey level in 64 pixels, 8 / 64 bits/dim, and the model that knows it, on
+    DDPM's thousand steps. At their end a pixel alone tells its level no better than to 2.4 bits,
+    all together tell it."""
+    sde = SDE("vp", schedules.Discrete.of_betas(np.linspace(1e-4, 0.02, 1000)), 1.0)
+    eps, size, images = 1 / 1000, 64, 24
+    assert sde.log_snr(jnp.asarray(eps)) == pytest.approx(9.21, abs=1e-3)
+    pixels = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+    points = pixels.points
+
+    def noise(x, t):
+        alpha, sigma = (c[:, None] for c in (sde.alpha(t), sde.sigma(t)))
+        mean = x.reshape(len(x), -1).mean(axis=1)[:, None]
+        distance = mean - alpha * jnp.asarray(points, x.dtype)
+        share = jax.nn.softmax(-size * jnp.square(distance / sigma) / 2, axis=1)
+        estimate = share @ jnp.asarray(points, x.dtype)
+        return (x - (alpha[:, 0] * estimate)[:, None, None, None]) / sigma[..., None, None]
+
+    levels = np.random.default_rng(0).integers(0, 256, 2 * images)
+    x = np.broadcast_to(levels[:, None, None, None], (2 * images, 8, 8, 1)).astype(np.uint8)
+    model, others = ScoreModel(noise, sde, eps, (8, 8, 1), pixels, Multistep(32)), x[images:]
+    informed = Informed(points, fitted_scale(model, others, KEY))
+    trace = Hutchinson(4), Multistep(32)
+    ways = {
+        "flat": (ByBound(128, reconstruction=Discrete(points)), None),
+        "uniform": (ByOde(*trace), None),
+        "truncated": (ByOde(*trace), TruncatedNormal(sde, eps, pixels)),
+        "informed bound": (ByBound(128, reconstruction=informed), None),
+        "informed ODE bound": (ByInformedOde(informed, *trace), None),
+    }
+    found = {}
+    for name, (estimator, dequantizer) in ways.items():
+        scores = model.score(x[:images], estimator=estimator, dequantizer=dequantizer)
+        found[name] = scores.bpd.mean() - 8 / size
+    flat = np.asarray(decoding_cost(jnp.asarray(points), sde.log_snr(jnp.asarray(eps))))
+    s = np.exp(-9.21024 / 2) / (2 / 255)  # in bins
+    uniform = np.log2(s * np.sqrt(2 * np.pi)) + 1 / 24 / s**2 / BITS
+    assert uniform == pytest.approx(1.72, abs=0.01)
+    assert found["flat"] == pytest.approx(flat[levels[:images]].mean() / BITS, abs=0.05)
+    assert found["flat"] == pytest.approx(2.38, abs=0.07)
+    assert found["uniform"] == pytest.approx(uniform, abs=0.03)
+    assert found["truncated"] == pytest.approx(uniform, abs=0.03)
+    for name in ("informed bound", "informed ODE bound"):
+        assert found[name] == pytest.approx(0, abs=0.05), found

@@ -1,0 +1,276 @@
+"""Bounds of chains of steps: against DDPM's formulas in a plain loop, and in closed form."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import Gaussian
+from scipy.stats import norm
+
+from scoremle import Pixels, ScoreModel, UserError
+from scoremle.core import schedules
+from scoremle.core.betas import betas
+from scoremle.core.keys import example_keys, fold_in, normal, split
+from scoremle.core.prediction import noise_fn
+from scoremle.core.sde import SDE, VP
+from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
+from scoremle.likelihood.steps import BySteps, RangedNoise, step_bound
+
+KEY, BITS = jax.random.key(0), np.log(2)
+PIXELS = Pixels(8, -1 - 1 / 7, 1 + 1 / 7)  # levels at 2k/7 - 1, as DDPM's are at 2k/255 - 1
+SHAPE, IMAGES = (2, 2, 3), 4
+STEPS = 20
+INTEGERS = np.random.default_rng(0).integers(0, 8, (IMAGES, *SHAPE)).astype(np.uint8)
+RNG = np.random.default_rng(1)
+WEIGHTS = [RNG.normal(size=(12, 16)) / 3, RNG.normal(size=(16, 24)) / 3]
+
+
+def network(x, label, xp=jnp):
+    """A random network of x and the step's number: eps, and v in as many channels behind."""
+    hidden = xp.tanh(x.reshape(len(x), -1) @ WEIGHTS[0] + label[:, None] / STEPS)
+    eps, v = xp.split((hidden @ WEIGHTS[1]).reshape(len(x), *SHAPE[:2], 6), 2, axis=-1)
+    return xp.concatenate([0.7 * x + 0.3 * eps, v], axis=-1)
+
+
+def sde_of(name="cosine"):
+    return SDE("vp", schedules.Discrete.of_betas(betas(name, STEPS)), 1.0)
+
+
+def noise_of(variance, sde):
+    if variance == "learned":
+        return RangedNoise(noise_fn(network, sde, conditioning="step"))
+    return noise_fn(lambda x, label: network(x, label)[..., :3], sde, conditioning="step")
+
+
+# --- DDPM's formulas, in float64 --------------------------------------------------------------
+
+
+def published_terms(labels, noises, variance, clip, all_betas):
+    """L_T, every L_t and every draw of L_0 in nats, by betas of the steps with these labels."""
+    kept = np.cumprod(1 - all_betas)[labels]
+    before = np.append(1.0, kept[:-1])
+    beta = 1 - kept / before
+    posterior = beta * (1 - before) / (1 - kept)
+    log_posterior = np.log(np.append(posterior[1], posterior[1:]))
+    log_beta = np.log(beta)
+    y = 2 * INTEGERS.astype(np.float64) / 7 - 1
+    total = (1, 2, 3)
+
+    def outputs(i, z):
+        x = np.sqrt(kept[i]) * y + np.sqrt(1 - kept[i]) * z
+        out = network(x, np.full(IMAGES, float(labels[i])), np)
+        estimate = (x - np.sqrt(1 - kept[i]) * out[..., :3]) / np.sqrt(kept[i])
+        estimate = np.clip(estimate, -1, 1) if clip else estimate
+        share = (out[..., 3:] + 1) / 2
+        log_variance = {
+            "small": log_posterior[i] + 0 * x,
+            "large": (log_beta if i else log_posterior)[i] + 0 * x,
+            "learned": share * log_beta[i] + (1 - share) * log_posterior[i],
+        }[variance]
+        of_data = np.sqrt(before[i]) * beta[i] / (1 - kept[i])
+        of_x = np.sqrt(1 - beta[i]) * (1 - before[i]) / (1 - kept[i]) * x
+        return of_data * y + of_x, of_data * estimate + of_x, log_variance
+
+    terms = []
+    for number, i in enumerate(range(1, len(labels))):
+        true, mean, log_variance = outputs(i, noises[number])
+        gap = log_posterior[i] - log_variance
+        kl = (-1 - gap + np.exp(gap) + (true - mean) ** 2 * np.exp(-log_variance)) / 2
+        terms.append(kl.sum(axis=total))
+    last = []
+    for z in noises[len(labels) - 1 :]:
+        _, mean, log_variance = outputs(0, z)
+        below = np.where(INTEGERS == 0, -np.inf, y - 1 / 7 - mean)
+        above = np.where(INTEGERS == 7, np.inf, y + 1 / 7 - mean)
+        low, high = (norm.cdf(edge / np.exp(log_variance / 2)) for edge in (below, above))
+        last.append(-np.log(high - low).sum(axis=total))
+    prior = (kept[-1] * y**2 + (1 - kept[-1]) - 1 - np.log(1 - kept[-1])).sum(axis=total) / 2
+    return prior, np.array(terms), np.array(last)
+
+
+@pytest.mark.parametrize(
+    ("variance", "clip", "labels"),
+    [
+        ("small", True, range(STEPS)),
+        ("small", False, range(STEPS)),
+        ("large", True, range(STEPS)),
+        ("large", False, [0, 3, 4, 9, 19]),
+        ("learned", True, range(STEPS)),
+        ("learned", False, [2, 11, 15]),
+    ],
+)
+def test_it_is_the_published_bound_term_by_term(x64, variance, clip, labels):
+    sde, labels = sde_of(), np.array(labels)
+    noise, times = noise_of(variance, sde), (labels + 1) / STEPS
+
+    @jax.jit
+    def run(times):
+        return step_bound(
+            noise, sde, jnp.asarray(INTEGERS), KEY,
+            points=PIXELS.points, times=times, variance=variance, clip=clip,
+        )  # fmt: skip
+
+    count = len(labels) - 1 + 4
+    _, keys = split(example_keys(KEY, IMAGES))
+    like = jnp.zeros((IMAGES, *SHAPE))
+    noises = [np.asarray(normal(fold_in(keys, n), like)) for n in range(count)]
+    prior, terms, last = published_terms(labels, noises, variance, clip, betas("cosine", STEPS))
+    found = run(times)
+    np.testing.assert_allclose(found.prior, prior, rtol=1e-9)
+    np.testing.assert_allclose(found.diffusion, terms.sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.reconstruction, last.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.profile.sum(axis=1), found.diffusion, rtol=1e-12)
+    assert (found.evaluations == count).all() and found.bounds == "probability"
+    if len(labels) == STEPS:  # each by itself, with the noise of its place
+        for i in range(1, STEPS, 6):
+            pair = labels[i - 1 : i + 1]
+            expected = published_terms(pair, noises[:1], variance, clip, betas("cosine", STEPS))
+            found = run((pair + 1) / STEPS)
+            np.testing.assert_allclose(found.diffusion, expected[1][0], rtol=1e-9)
+
+
+# --- closed forms -----------------------------------------------------------------------------
+
+# Many images of a Gaussian's pixels, each alone.
+WIDTH, MANY = 0.4, 400
+DATA = Gaussian.of([0.1], [WIDTH**2])
+GAUSSIAN_INTEGERS = np.asarray(
+    Pixels(32).decode(jnp.asarray(DATA.draw(0, MANY * 8)).reshape(MANY, 4, 2, 1))
+)
+
+
+def gaussian_noise(sde):
+    def noise(x, t):
+        alpha, sigma = (c[:, None, None, None] for c in (sde.alpha(t), sde.sigma(t)))
+        return sigma * (x - alpha * 0.1) / (alpha**2 * WIDTH**2 + sigma**2)
+
+    return noise
+
+
+def expected_diffusion(sde, times, variance):
+    """sum of 1/2 [rho gain E (eps - z)^2 + rho - 1 - log rho], in nats."""
+    lam = np.asarray(sde.log_snr(jnp.asarray(times)), np.float64)
+    log_sigma2 = -np.logaddexp(0, lam)
+    gain, ratio = np.expm1(lam[:-1] - lam[1:]), np.exp(log_sigma2[:-1] - log_sigma2[1:])
+    rho = ratio if variance == "large" else np.ones_like(ratio)
+    y, r = Pixels(32).points[GAUSSIAN_INTEGERS][..., None], np.exp(lam[1:])
+    u = 1 + r * WIDTH**2
+    residual = r * (y - 0.1) ** 2 / u**2 + (r * WIDTH**2 / u) ** 2
+    return (rho * gain * residual + rho - 1 - np.log(rho)).sum(axis=-1).sum(axis=(1, 2, 3)) / 2
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("draws", [None, 16])
+def test_a_gaussian_has_its_analytic_terms_and_an_honest_error(variance, draws):
+    sde = SDE("vp", schedules.Discrete.of_betas(betas("linear", 200)), 1.0)
+    decoder = Discrete(Pixels(32).points)  # without random error: the error is the steps'
+    times = np.arange(1, 201) / 200
+    run = jax.jit(
+        lambda x: step_bound(
+            gaussian_noise(sde), sde, x, KEY,
+            points=Pixels(32).points, times=times, variance=variance, clip=False, draws=draws,
+            reconstruction=decoder,
+        )
+    )  # fmt: skip
+    found = run(GAUSSIAN_INTEGERS)
+    expected = expected_diffusion(sde, times, variance)
+    error, stated = np.asarray(found.diffusion - expected), np.sqrt(np.mean(found.stderr**2))
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(MANY) + 1e-3
+    assert 0.8 < error.std() / stated < 1.25
+    costs = decoding_cost(jnp.asarray(Pixels(32).points), sde.log_snr(jnp.asarray(1 / 200)))
+    np.testing.assert_allclose(
+        found.reconstruction, costs[GAUSSIAN_INTEGERS].sum(axis=(1, 2, 3)), rtol=1e-4
+    )
+    assert (found.evaluations == (draws or 199)).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_few_steps_have_an_error_that_is_no_smaller_than_it_is(steps):
+    sde, times = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0), np.arange(steps + 1) / steps
+    decoder = Discrete(Pixels(32).points)
+    found = jax.jit(
+        lambda x: step_bound(
+            gaussian_noise(sde), sde, x, KEY,
+            points=decoder.points, times=times, reconstruction=decoder,
+        )
+    )(GAUSSIAN_INTEGERS)  # fmt: skip
+    error = np.asarray(found.diffusion) - expected_diffusion(sde, times, "small")
+    stated = np.sqrt(np.mean(found.stderr**2))
+    assert np.isnan(stated) if steps == 1 else stated > 0.9 * error.std()
+
+
+def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
+    """Its published loss is T/2 expm1(gamma_t - gamma_s) ||eps - z||^2 at a random step t."""
+    sde, points = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0), Pixels(32).points
+    model = ScoreModel(gaussian_noise(sde), sde, 1e-6, (4, 2, 1), Pixels(32))
+    times, y = np.arange(51) / 50, points[GAUSSIAN_INTEGERS]
+    estimator = BySteps(times, clip=False, draws=10, reconstruction=Discrete(points))
+    scores = model.score(GAUSSIAN_INTEGERS, estimator=estimator)
+    variance = 1 / (1 + np.exp(-8.0))
+    prior = ((1 - variance) * y**2 + variance - 1 - np.log(variance)).sum(axis=(1, 2, 3)) / 2
+    cost = np.asarray(decoding_cost(jnp.asarray(points), jnp.asarray(6.0)))[GAUSSIAN_INTEGERS]
+    expected = expected_diffusion(sde, times, "small") + prior + cost.sum(axis=(1, 2, 3))
+    error = scores.bpd - expected / 8 / BITS
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(MANY) + 1e-3
+    assert 0.8 < error.std() / np.sqrt(np.mean(scores.probe_stderr**2)) < 1.25
+    limit = model.bound(jnp.asarray(y, jnp.float32), KEY, draws=64).diffusion
+    gap = expected_diffusion(sde, np.arange(3001) / 3000, "small") - np.asarray(limit)
+    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(MANY) + 0.05
+
+
+# --- as an estimator --------------------------------------------------------------------------
+
+
+def model_of(variance="small", noise=None):
+    sde = sde_of()
+    return ScoreModel(noise or noise_of(variance, sde), sde, 1 / STEPS, SHAPE, PIXELS)
+
+
+def test_the_estimator_takes_the_steps_of_the_model():
+    all_steps = BySteps(np.arange(1, STEPS + 1) / STEPS, variance="learned")
+    found, same = (
+        model_of("learned").score(INTEGERS, estimator=estimator)
+        for estimator in (BySteps(variance="learned"), all_steps)
+    )
+    np.testing.assert_allclose(found.bpd, same.bpd, rtol=1e-6)
+    np.testing.assert_allclose(found.log_prob, -found.bpd * 12 * BITS)
+    of_noise_alone = model_of("learned").score(INTEGERS, estimator=BySteps())
+    small = model_of().score(INTEGERS, estimator=BySteps())
+    np.testing.assert_allclose(of_noise_alone.bpd, small.bpd, rtol=1e-6)
+    informed = BySteps(reconstruction=Informed(PIXELS.points, 1e-3))
+    assert (model_of().score(INTEGERS, estimator=informed).bpd > small.bpd + 1).all()
+
+
+def test_a_condition_reaches_the_variance():
+    def shifted(x, label, condition):
+        return network(x - condition[:, None, None, None], label)
+
+    ranged = RangedNoise(noise_fn(shifted, sde_of(), conditioning="step"))
+    conditions, by_steps = np.float32([0, 0.3, 0, -0.2]), BySteps(variance="learned")
+    found = model_of(noise=ranged).score(INTEGERS, condition=conditions, estimator=by_steps)
+    plain = model_of("learned").score(INTEGERS, estimator=by_steps)
+    same = conditions == 0
+    np.testing.assert_allclose(found.bpd[same], plain.bpd[same], rtol=1e-5)
+    assert (np.abs(found.bpd - plain.bpd)[~same] > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: BySteps(variance="learned"), ValueError, "tells no variance"),
+        (lambda: BySteps(variance="middle"), ValueError, "small, large or learned"),
+        (lambda: BySteps(np.array([0.5])), ValueError, "two times or more, not 1"),
+        (lambda: BySteps(draws=0), ValueError, "draws must be at least 1"),
+    ],
+)
+def test_mistakes(call, error, words):
+    with pytest.raises(error, match=words):
+        model_of().score(INTEGERS, estimator=call())
+
+
+def test_a_schedule_without_steps_is_a_line():
+    continuous = replace(model_of(), sde=VP())
+    with pytest.raises(UserError, match="LinearBeta has no steps of its own: give BySteps"):
+        continuous.score(INTEGERS, estimator=BySteps())
