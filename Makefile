@@ -13,6 +13,8 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 DEMO := runs/digits
+# What tests need; DEV=dev,parity brings the libraries that some of them compare with.
+DEV := dev
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
@@ -55,7 +57,7 @@ clean:
 
 .venv/.dev: pyproject.toml | .venv/.made
 	@echo "installing scoremle and what its tests need into .venv (once; about a minute on a fast line)"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[$(DEV)]'
 	@touch $@ .venv/.demo
 
 # A .venv that is there already is kept, made by hand or cut short, if its Python is new enough.

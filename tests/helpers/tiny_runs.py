@@ -15,7 +15,7 @@ from scoremle.core.sde import VP
 TINY = (
     f"--config={ROOT / 'configs' / 'digits.py'}",
     "--config.model.nf=4",
-    "--config.model.ch_mult=(1,1)",
+    "--config.model.ch_mult=(1,)",
     "--config.model.attn_resolutions=(1,)",
     "--config.training.n_iters=20",
     "--config.training.batch_size=32",
