@@ -3,6 +3,7 @@
 #   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
 #   make test     the tests
 #   make check    lint, types and tests
+#   make model    the small model that the package ships, trained anew
 #   make bench    what a likelihood and a bound cost beside the published ones: some minutes
 #
 # make PYTHON=/usr/bin/python3.12 ... picks an interpreter; the default is the first on the path that
@@ -15,7 +16,7 @@ DEMO := runs/digits
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench model clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -35,6 +36,13 @@ check: .venv/.dev
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick
 	@$(BIN)/python benchmarks/bound.py --quick
+
+# The model that the package ships.
+MODEL := scoremle/experiment/shipped/digits
+model: .venv/.demo
+	$(BIN)/scoremle --config=digits --workdir=runs/model --mode=train
+	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors
+	cp runs/model/config.json runs/model/data.json $(MODEL)
 
 clean:
 	rm -rf .venv

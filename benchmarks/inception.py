@@ -15,8 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scoremle.nn import inception
-from scoremle.quality import features
+from scoremle.quality import features, inception
 
 
 def extractor() -> features.Extractor:

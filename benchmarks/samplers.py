@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from scoremle import load
 from scoremle.cli import main as cli
-from scoremle.core.sde import VE, VP
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
-from scoremle.experiment.trained import Trained, load
+from scoremle.experiment.trained import Trained
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (
@@ -82,7 +82,7 @@ def samplers(sde: Any) -> dict[str, Callable[..., tuple[Callable[..., jax.Array]
         lambda noise, key, shape: euler_sample(noise, sde, key, shape, eps=EPS, steps=n), n
     )  # fmt: skip
     for name, (predictor, corrector) in PREDICTORS.items():
-        if predictor is not ancestral_sampling or isinstance(sde, VP | VE):
+        if predictor is not ancestral_sampling or sde.chain is not None:
             found[name] = predictor_corrector(predictor, corrector)
     return found
 

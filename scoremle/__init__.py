@@ -56,7 +56,7 @@ _HOME = {
     "pc_sample": "sampling.predictor_corrector",
     "ScoreModel": "model",
     "Scores": "model",
-    "load": "experiment.trained",
+    "load": "experiment.models",
     "DDPMpp": "nn",
     "UserError": "errors",
 }
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
     from scoremle.core.times import BinnedLogSNR, UniformLogSNR, UniformTime
     from scoremle.errors import UserError
-    from scoremle.experiment.trained import load
+    from scoremle.experiment.models import load
     from scoremle.likelihood.bound import likelihood_bound
     from scoremle.likelihood.images import ByBound, ByOde
     from scoremle.likelihood.importance import importance_bound

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key
 
-from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
@@ -26,9 +26,11 @@ from scoremle.devices import replicate, split_rows
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
+from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree
 from scoremle.resumable import Arrays, in_parts
@@ -125,7 +127,8 @@ class ScoreModel:
         object.__setattr__(self, "shape", tuple(self.shape))
 
     def __repr__(self) -> str:
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.noise))
+        network = getattr(self.noise, "network", self.noise)
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = ["x".join(map(str, self.shape)), repr(self.sde)]
         facts += [f"{self.pixels.levels} levels"] if self.pixels else []
         facts += [f"{count:,} parameters"] if count else []
@@ -135,6 +138,20 @@ class ScoreModel:
     def dims(self) -> int:
         """Dimensions of one example."""
         return int(np.prod(self.shape))
+
+    @property
+    def default_estimator(self) -> Estimator:
+        """By the ODE, with the model's solver and one probe at each node.
+
+        Where the noise at t = ``eps`` hides the levels from each other, what the network says of
+        the data there decodes them (``ByInformedOde``), with the standard deviation of that noise
+        as scale, as in DDPM. Raises UserError for a model of reals.
+        """
+        pixels = self._of_integers()
+        if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
+            return ByOde(solver=self.solver)
+        noise = jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2)
+        return ByInformedOde(Informed(pixels.points, noise), solver=self.solver)
 
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
@@ -207,7 +224,7 @@ class ScoreModel:
             index: the number of each image, to which its randomness belongs; None: its place.
             repeats: independent passes, whose spread tells the error.
             dequantizer: None: uniform noise.
-            estimator: None: by the ODE, with the model's solver and one probe at each node.
+            estimator: None: ``default_estimator``.
             batch_size: how many at once; no value depends on it.
             devices: that share each batch; None: one.
             seed: of everything random.
@@ -229,7 +246,7 @@ class ScoreModel:
         if n == 0:
             return Scores(*np.zeros((5, 0)))
         rows, devices = _rows(condition, n), devices or jax.devices()[:1]
-        estimator = estimator or ByOde(solver=self.solver)
+        estimator = estimator or self.default_estimator
         measure = _measure if estimator.on_host else _compiled_measure
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
 
@@ -289,13 +306,13 @@ class ScoreModel:
 
         return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
 
-    def encode(self, x: Data) -> Data:
+    def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1."""
-        return ode_encode(self.noise, self.sde, x, eps=self.eps)
+        return ode_encode(self.given(condition).noise, self.sde, x, eps=self.eps)
 
-    def decode(self, z: Data) -> Data:
+    def decode(self, z: Data, *, condition: Condition = None) -> Data:
         """The real data whose latents these are."""
-        return ode_sample(self.noise, self.sde, z, eps=self.eps)
+        return ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
 
     def _plain(self) -> "ScoreModel":
         """The model without what a subclass knows of it: programs do not depend on that."""

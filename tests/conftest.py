@@ -1,25 +1,32 @@
-"""What every test may ask for: golden numbers, float64, a quiet CPU with a compilation cache."""
+"""What every test may ask for: golden numbers, float64, a quiet CPU that compiles fast."""
 
 import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
-import numpy as np
+import jaxlib
 import pytest
 
 pytest.register_assert_rewrite("helpers")
 
 from helpers.places import CACHE, GOLDEN  # noqa: E402
-from helpers.tiny_runs import start  # noqa: E402
 
-# Compiled programs are kept between runs (.jax_cache is git-ignored), all of them.
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# For JAX, which is imported below, here and in every process that a test starts. Most of the time
+# goes into compiling: the compiler optimises nothing, which takes it a quarter of the time, and
+# compiled programs are kept, all of them, for the other worker and the next run.
+FLAGS = "--xla_backend_optimization_level=0"
+if jaxlib.version.__version_info__ < (0, 11):  # an unknown flag ends the process
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from helpers.tiny_runs import start  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,5 +1,6 @@
 """ScoreModel: known densities, gradients, values that belong to images, shared programs."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -200,7 +201,8 @@ np.testing.assert_allclose(t.images().score(t.IMAGES, devices=jax.devices()).bpd
 
 
 def test_devices_share_the_work(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     code = DEVICES.format(tests=str(__file__).rpartition("/")[0])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scoremle.progress import progress
 from scoremle.resumable import in_parts
 
 N = 11
@@ -76,8 +77,10 @@ def test_damaged_lost_and_foreign_files_are_no_parts(tmp_path):
     np.savez(tmp_path / "pass1_image0.npz", x=np.zeros(4))  # says nothing of its place
     (tmp_path / ".pass0_image4.npz.12").write_bytes(b"half")
     work = Work()
-    check(run(tmp_path, work))
-    assert work.asked == [(0, [4, 5, 6, 7]), (1, [0, 1, 2, 3]), (1, [8, 9, 10, 10])]
+    check(run(tmp_path, work, size=3))
+    assert work.asked == [
+        (0, [4, 5, 6]), (0, [7, 7, 7]), (1, [0, 1, 2]), (1, [3, 3, 3]), (1, [8, 9, 10])
+    ]  # fmt: skip
 
 
 def test_more_images_and_more_passes_are_added_and_fewer_are_taken(tmp_path):
@@ -101,17 +104,23 @@ def test_parts_of_several_runs_lie_together(tmp_path):
     assert work.asked == [(1, [3, 4, 5, 6]), (1, [7, 8, 9, 10])]
 
 
-def test_progress_counts_what_was_finished_before(tmp_path, capsys):
+def test_progress_counts_what_was_finished_before(tmp_path, capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Work(until=4))
-    told = []
+    told, begun = [], []
+
+    def noted(*arguments, done):
+        begun.append(done)
+        return progress(*arguments, done=done)
+
+    monkeypatch.setattr("scoremle.resumable.progress", noted)
 
     def describe(rows, done):
         told.append(int(done.sum()))
         return f"mean {rows['x'][done].mean():.1f}"
 
     run(tmp_path, Work(), label="work", unit="image", describe=describe)
-    assert told == [19, 22]
+    assert begun == [15] and told == [19, 22]
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("work  image 22/22  mean 55.0  ") and line.endswith("ETA 0s")
     run(tmp_path, Work())

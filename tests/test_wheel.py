@@ -12,16 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.places import ROOT
 
 pytest.importorskip("hatchling")
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
 SMALL = [
     f"--config.{field}"
     for field in (
@@ -56,8 +51,7 @@ def done(*command: str | Path, cwd: Path) -> str:
     """What a command printed, run where no setting points to this clone."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment | CACHE, capture_output=True,
-        text=True,
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -105,7 +105,7 @@ class Flow:
 
 def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """kappa: half a bin, in units of the noise at t."""
-    return jnp.exp(pixels.log_det_per_dim + sde.log_snr(jnp.asarray(t)) / 2) / 2
+    return jnp.exp(pixels.log_det_per_dim + sde.common_log_snr(jnp.asarray(t)) / 2) / 2
 
 
 def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:

@@ -75,6 +75,15 @@ class SDE:
         """lambda_t = log(alpha_t^2 / sigma_t^2)."""
         return self.schedule.log_snr(t)
 
+    def common_log_snr(self, t: Times) -> Times:
+        """``log_snr``, which all dimensions share. ValueError where each has its own."""
+        if self.schedule.per_dimension:
+            raise ValueError(
+                f"{type(self.schedule).__name__} has a log-SNR for each dimension, where one for"
+                " all is needed: use what goes by t, such as UniformTime"
+            )
+        return self.log_snr(t)
+
     def time_of_log_snr(self, lam: Times) -> Times:
         """The t at which the log-SNR is ``lam``."""
         return self.schedule.time_of_log_snr(lam)

@@ -59,12 +59,7 @@ def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Times, Times]:
 
     Raises ValueError for a schedule that has a log-SNR for each dimension.
     """
-    if sde.schedule.per_dimension:
-        raise ValueError(
-            f"{type(sde.schedule).__name__} has a log-SNR for each dimension, and no one range:"
-            " draw times by UniformTime"
-        )
-    ends = sde.log_snr(jnp.asarray([1.0, eps]))
+    ends = sde.common_log_snr(jnp.asarray([1.0, eps]))
     return ends[0], ends[1]
 
 

@@ -3,10 +3,15 @@
 Hostile archives are refused: names that point out of the archive, members that unpack to far more
 than any image or batch has, archives that unpack to far more than they hold. Links are not
 followed, in an archive never, in a folder not out of it.
+
+What a file claims about sizes is not believed: every read has a limit that is checked before it,
+and what must be unpacked comes in chunks, no further than it goes.
 """
 
+import bz2
 import gzip
 import hashlib
+import io
 import logging
 import lzma
 import os
@@ -17,24 +22,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from scoremle.errors import UserError
 
-__all__ = ["Source", "check_ratio", "hash_files", "is_archive", "read_bytes", "read_gzip", "stamp"]
+__all__ = [
+    "MAX_FILE", "MAX_HEADER", "Source", "check_ratio", "check_size", "hash_files", "is_archive",
+    "open_zip", "read_bytes", "read_member", "read_start", "stamp",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# The largest real member is a batch of ImageNet 64x64, 1.6 GB.
-MAX_MEMBER = 4 << 30
+# The largest real file is a batch of ImageNet 64x64, 1.6 GB.
+MAX_FILE = 4 << 30
+# Names and attributes of a member, in a tar. Longer ones also take old Pythons minutes to read.
+MAX_HEADER = 64 << 10
+# The list of members of a zip: 150 MB for the PNG files of ImageNet.
+MAX_LISTING = 256 << 20
+# What a .xz may ask for: xz -9 makes files that need 65 MiB.
+MAX_XZ = 256 << 20
 # Images hardly compress; even black ones as BMP stay below this, and bombs are at 1000 and more.
 MAX_RATIO = 200
 SMALL = 64 << 20
-DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError,
-    gzip.BadGzipFile, NotImplementedError, RuntimeError,
-)  # fmt: skip
+CHUNK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
@@ -70,30 +81,36 @@ class Source:
             return _digest(self.path).hexdigest()
         return self._hash.hexdigest()
 
-    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-        """Name and content of the files whose name is wanted; others are counted."""
+    def files(
+        self, wanted: Callable[[str], bool], limit: int = MAX_FILE
+    ) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files whose name is wanted; others are counted.
+
+        One that is wanted and has more than ``limit`` bytes is a UserError.
+        """
         self._passed = 0.0
         for file in self._files:
             name = self._name(file)
             if self._wanted(name, wanted):
-                content = read_bytes(file)
+                content = read_bytes(file, limit)
                 self._note(name, hashlib.sha256(content).digest())
                 self._passed += len(content)
                 yield name, content
         for archive in self._archives:
-            yield from self._members(archive, wanted)
+            yield from self._members(archive, wanted, limit)
 
     def _members(
-        self, archive: Path, wanted: Callable[[str], bool]
+        self, archive: Path, wanted: Callable[[str], bool], limit: int
     ) -> Iterator[tuple[str, bytes]]:
         prefix, size, before = "", archive.stat().st_size, self._passed
         if self.path.is_dir():
             prefix = f"{self._name(archive)}/"
             self._note(prefix, _digest(archive).digest())
         members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
-        for name, share, read in members(archive):
+        for name, share, length, read in members(archive):
             self._passed = before + share * size
             if self._wanted(prefix + name, wanted):
+                check_size(f"{archive}: {name!r}", length, limit)
                 with _damage(archive):
                     content = read()
                 yield prefix + name, content
@@ -146,8 +163,9 @@ def _digest(file: Path) -> Any:
 def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
     """``sha256`` of a folder whose files are read by other means."""
     source = Source(folder)
-    for _ in source.files(wanted):
-        pass
+    for file in source._files:
+        if source._wanted(name := source._name(file), wanted):
+            source._note(name, _digest(file).digest())
     return source.sha256()
 
 
@@ -160,57 +178,141 @@ def stamp(path: Path) -> str:
     return digest.hexdigest()
 
 
-# One archive: name, share of the archive passed so far, and a function that gives the content.
-Member = tuple[str, float, Callable[[], bytes]]
+# One archive: name, share of the archive passed so far, size, and what gives the content.
+Member = tuple[str, float, int, Callable[[], bytes]]
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
-    with _damage(path), zipfile.ZipFile(path) as archive:
+    with _damage(path), open_zip(path, path) as archive:
         infos = sorted((i for i in archive.infolist() if not i.is_dir()), key=_name_of)
-        unpacked = sum(info.file_size for info in infos)
-        check_ratio(path, unpacked, path.stat().st_size)
-        passed = 0
+        unpacked, passed = sum(info.file_size for info in infos), 0
         for info in infos:
-            _check_member(path, info.filename, info.file_size)
+            _check_name(path, info.filename)
             passed += info.file_size
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             if not is_link:
-                yield info.filename, passed / max(unpacked, 1), partial(archive.read, info)
+                share = passed / max(unpacked, 1)
+                yield info.filename, share, info.file_size, partial(read_member, archive, info)
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
     return info.filename
 
 
+@contextmanager
+def open_zip(file: Path | bytes, where: str | Path) -> Iterator[zipfile.ZipFile]:
+    """A zip, or its content, whose members may be read one by one: their sizes are checked."""
+    raw = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb", buffering=0)
+    with _Listed(raw) as stream, zipfile.ZipFile(stream) as archive:
+        infos = archive.infolist()
+        check_ratio(where, sum(info.file_size for info in infos), stream.seek(0, os.SEEK_END))
+        for info in infos:
+            # Python unpacks the others without any bound.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(
+                    f"{where}: its member {info.filename!r} is neither stored nor deflated; pack"
+                    " it as zip does unless told otherwise"
+                )
+        yield archive
+
+
+class _Listed(io.BufferedReader):
+    """A file for zipfile, which reads the list of members in one piece, as long as it claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_LISTING:
+            raise zipfile.BadZipFile(f"its list of members has {size} bytes")
+        return super().read(size)
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as stream:
+        return _read(stream, info.file_size)
+
+
 def _tar_members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
-    with _damage(path), path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
-        while member := archive.next():
-            _check_member(path, member.name, member.size)
-            check_ratio(path, archive.offset, raw.tell())
-            # A sparse file is small in the archive and may be of any size outside.
-            if member.isfile() and not member.issparse():
-                yield member.name, raw.tell() / size, partial(_content, archive, member)
-            # Else the list of members would grow with a million images.
-            archive.members.clear()  # type: ignore[attr-defined]
+    with _damage(path), path.open("rb") as raw:
+        stream: Any = _Unpacked(path, raw)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            while member := archive.next():
+                _check_name(path, member.name)
+                # Of all members, since it tells how far there is to go to the next.
+                check_size(f"{path}: {member.name!r}", member.size, MAX_FILE)
+                stream.next_header = archive.offset
+                # A sparse file is small in the archive and may be of any size outside.
+                if member.isfile() and not member.issparse():
+                    content = partial(_content, archive, member)
+                    yield member.name, raw.tell() / size, member.size, content
+                # Else what is kept of members would grow with a million images.
+                archive.members.clear()  # type: ignore[attr-defined]
+                archive.pax_headers.clear()  # type: ignore[attr-defined]
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    content = file.read() if file else b""
+    content = _read(file, member.size) if file else b""
     if len(content) < member.size:
         raise EOFError(f"{member.name} is cut off")
     return content
 
 
-def _check_member(path: Path, name: str, size: int) -> None:
+class _Unpacked:
+    """A tar as it is unpacked, for tarfile, which reads headers of any length that they claim.
+
+    It may be read up to ``next_header``, and as much further as headers may be long.
+    """
+
+    def __init__(self, path: Path, raw: IO[bytes]) -> None:
+        self._path, self._raw, self._place = path, raw, 0
+        self.next_header = 0
+        start = raw.read(6)
+        raw.seek(0)
+        self._stream: Any = raw
+        for magic, unpack in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", _Xz)):
+            if start.startswith(magic):
+                self._stream = unpack(raw)
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._place += len(content)
+        check_ratio(self._path, self._place, self._raw.tell())
+        if self._place > self.next_header + MAX_HEADER:
+            raise UserError(
+                f"{self._path}: refused: the header of a member, {self.next_header} bytes from the"
+                f" start of what it unpacks to, has more than {MAX_HEADER} bytes"
+            )
+        return content
+
+
+class _Xz:
+    """lzma.open, but for files that ask for gigabytes of memory."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ)
+
+    def read(self, size: int) -> bytes:
+        content = b""
+        while not content and not self._unpack.eof:
+            packed = self._raw.read(io.DEFAULT_BUFFER_SIZE) if self._unpack.needs_input else b""
+            if not packed and self._unpack.needs_input:
+                raise EOFError("it is cut off")
+            content = self._unpack.decompress(packed, size)
+        return content
+
+
+def _check_name(path: Path, name: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in name.split("/")[0]:
         raise UserError(f"{path}: refused: its member {name!r} points out of the archive")
-    if size > MAX_MEMBER:
+
+
+def check_size(where: str | Path, size: int, limit: int) -> None:
+    """Refuses what is longer than any real file of its kind, before it is read."""
+    if not 0 <= size <= limit:
         raise UserError(
-            f"{path}: refused: its member {name!r} unpacks to {size} bytes, which no file of"
-            " images has"
+            f"{where}: refused: of {size} bytes; files of its kind have {limit} at most"
         )
 
 
@@ -227,28 +329,45 @@ def check_ratio(where: str | Path, unpacked: int, packed: int) -> None:
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except DAMAGE as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive may raise anything
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path}: truncated or damaged archive ({_line(error)}); fetch the file again"
+            f"{path}: truncated or damaged archive ({text}); fetch the file again"
         ) from error
 
 
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _read(stream: Any, limit: int) -> bytes:
+    """Up to ``limit`` bytes, for which no room is made before they are there."""
+    chunks = []
+    while limit and (chunk := stream.read(min(limit, CHUNK))):
+        chunks.append(chunk)
+        limit -= len(chunk)
+    return b"".join(chunks)
 
 
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path, limit: int = MAX_FILE) -> bytes:
+    """A whole file; one of more than ``limit`` bytes is a UserError."""
     try:
-        return file.read_bytes()
+        size = file.stat().st_size
+        check_size(file, size, limit)
+        with file.open("rb") as stream:
+            return stream.read(size)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def read_gzip(file: Path, limit: int) -> bytes:
-    """The content of a gzip file, but no more than ``limit`` bytes of it."""
+def read_start(file: Path, limit: int) -> bytes:
+    """The first ``limit`` bytes of a file, or all; of what it unpacks to, if it ends in .gz."""
+    packed = file.suffix == ".gz"
     try:
-        with gzip.open(file) as stream:
-            return stream.read(limit)
+        if packed:
+            check_ratio(file, limit, file.stat().st_size)
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            return _read(stream, limit)
     except gzip.BadGzipFile as error:
         raise UserError(f"{file}: not a gzip file ({error}); fetch the file again") from error
     except (EOFError, zlib.error) as error:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
 from scoremle.files import read_json
 
@@ -60,9 +61,9 @@ class Prepared:
     def _array(self, name: str, count: int) -> np.ndarray:
         path = self.folder / name
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
-            text = str(error).splitlines()[0]
+            array = map_npy(path)
+        except Exception as error:  # a damaged header may raise anything
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{path} is damaged ({text}); remove {self.folder} and prepare it again"
             ) from error

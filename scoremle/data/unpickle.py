@@ -1,12 +1,15 @@
-"""Pickles of CIFAR and ImageNet batches, without what makes pickles dangerous.
+"""Pickles of CIFAR and ImageNet batches, read without what makes pickles dangerous.
 
-A pickle is a program that calls what it names. Here the names stand for the five functions below,
-which can make an array of numbers and nothing else; any other name is refused before it is called.
+A pickle is a program: it calls what it names, and gives objects a state that they trust. It is not
+run here. Its commands are taken one by one, and those that batches are made of are carried out:
+they make numbers, text, lists, tuples, dicts and arrays of numbers. An array is a view of bytes
+that the file holds, of one of the types below, made when their count is right. Any other command
+or name is refused, and so is a pickle whose commands would make far more than a batch has.
 """
 
-import io
-import pickle
-from collections.abc import Callable
+import math
+import pickletools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,54 +18,52 @@ from scoremle.errors import UserError
 
 __all__ = ["unpickle"]
 
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """What numpy pickles first: an empty array, whose state follows."""
-    return np.ndarray((0,), np.uint8)
-
-
-def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """What numpy pickles by protocol 5."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _scalar(dtype: Any, content: bytes) -> Any:
-    return np.frombuffer(content, dtype, count=1)[0]
+# Numbers alone: an array of them can't point anywhere.
+TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
+# What a type's state says beside the byte order, if it has no fields.
+PLAIN = (None, None, None, -1, -1, 0)
+NDIM = 4
+# Real batches have up to 300,000. Each makes 100 bytes at most, beside what the file holds.
+MAX_COMMANDS = 1 << 21
+SHOWN = 80
 
 
-def _dtype(code: Any, *_: Any) -> np.dtype:
-    return np.dtype(code)
+@dataclass
+class _Type:
+    """Stands for a dtype."""
+
+    code: str
+    order: str = "="
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes by protocol 2."""
-    if encoding != "latin1":
-        raise ValueError(f"encoding {encoding!r}")
-    return text.encode("latin1")
+@dataclass(frozen=True)
+class _Name:
+    """Stands for a function or class; as ``numpy.ndarray`` it is named and never called."""
+
+    name: str
 
 
-_NUMPY: dict[str, Any] = {
-    "multiarray._reconstruct": _reconstruct,
-    "multiarray.scalar": _scalar,
-    "numeric._frombuffer": _frombuffer,
+# Stands for the empty array that numpy pickles first, and whose state follows.
+_EMPTY = _Name("array")
+
+NAMES = {
+    **{
+        f"numpy.{core}.{name}": _Name(name.split(".")[1])
+        for core in ("core", "_core")
+        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+    },
+    "numpy.ndarray": _Name("ndarray"),
+    "numpy.dtype": _Name("dtype"),
+    "_codecs.encode": _Name("encode"),
 }
-ALLOWED: dict[str, Callable[..., Any]] = {
-    **{f"numpy.{core}.{name}": f for core in ("core", "_core") for name, f in _NUMPY.items()},
-    # Named as the kind that _reconstruct should make, and never called.
-    "numpy.ndarray": _reconstruct,
-    "numpy.dtype": _dtype,
-    "_codecs.encode": _latin1,
-}
 
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ALLOWED[f"{module}.{name}"]
-        except KeyError:
-            raise UserError(
-                f"it names {module}.{name}, which could run code; only arrays are read"
-            ) from None
+# Commands that put their own argument on the stack.
+VALUES = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def unpickle(content: bytes, where: str) -> Any:
@@ -71,11 +72,150 @@ def unpickle(content: bytes, where: str) -> Any:
     Raises UserError, which begins with ``where``, for anything else.
     """
     try:
-        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return _Reader(len(content)).read(content)
     except UserError as error:
         raise UserError(f"{where}: refused: {error}") from None
     except Exception as error:  # a damaged pickle may raise anything
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = str(error).splitlines()[0][:SHOWN] if str(error) else type(error).__name__
         raise UserError(
             f"{where}: not a pickle, or a damaged one ({text}); fetch it again"
         ) from error
+
+
+class _Reader:
+    """Carries out the commands of one pickle of ``size`` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        # A text may be named again and again: what is made of texts is no more than the file.
+        self._to_encode = size
+
+    def read(self, content: bytes) -> Any:
+        for count, (command, value, _) in enumerate(pickletools.genops(content)):
+            if count == MAX_COMMANDS:
+                raise UserError(f"it has more than {MAX_COMMANDS} commands, which no batch has")
+            self._do(command.name, value)
+        return self._stack.pop()
+
+    def _do(self, command: str, value: Any) -> None:
+        stack = self._stack
+        if command in VALUES:
+            stack.append(value)
+        elif command in CONSTANTS:
+            stack.append(CONSTANTS[command])
+        elif command in ("BINSTRING", "SHORT_BINSTRING"):
+            stack.append(value.encode("latin1"))
+        elif command == "BYTEARRAY8":
+            stack.append(bytes(value))
+        elif command == "EMPTY_LIST":
+            stack.append([])
+        elif command == "EMPTY_DICT":
+            stack.append({})
+        elif command in TUPLES:
+            stack.append(tuple(self._last(TUPLES[command])))
+        elif command == "MARK":
+            self._marks.append(len(stack))
+        elif command == "TUPLE":
+            stack.append(tuple(self._marked()))
+        elif command in ("APPEND", "APPENDS"):
+            items = self._marked() if command == "APPENDS" else self._last(1)
+            _of(list, stack[-1]).extend(items)
+        elif command in ("SETITEM", "SETITEMS"):
+            items = self._marked() if command == "SETITEMS" else self._last(2)
+            # Text alone: a tuple of tuples may take for ever to hash.
+            keys = [_of((str, bytes), key) for key in items[::2]]
+            _of(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
+        elif command in ("BINPUT", "LONG_BINPUT"):
+            self._memo[value] = stack[-1]
+        elif command == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif command in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[value])
+        elif command == "GLOBAL":
+            stack.append(_named(*value.split(" ", 1)))
+        elif command == "STACK_GLOBAL":
+            stack.append(_named(*self._last(2)))
+        elif command == "REDUCE":
+            name, arguments = self._last(2)
+            stack.append(self._called(_of(_Name, name).name, *_of(tuple, arguments)))
+        elif command == "BUILD":
+            stack.append(_with_state(*self._last(2)))
+        elif command not in ("PROTO", "FRAME", "STOP"):
+            raise UserError(f"it uses the command {command}, which no batch of arrays needs")
+
+    def _last(self, count: int) -> list[Any]:
+        items = self._stack[-count:]
+        if len(items) < count:
+            raise ValueError("a command lacks what it works on")
+        del self._stack[-count:]
+        return items
+
+    def _marked(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _called(self, name: str, *arguments: Any) -> Any:
+        match name, *arguments:
+            case "_reconstruct", _, _, _:
+                return _EMPTY
+            case "dtype", code, _, _:
+                return _Type(_one_of(TYPES, code))
+            case "_frombuffer", content, of_type, shape, ("C" | "F" as order):
+                return _array(content, of_type, shape, order)
+            case "scalar", of_type, content:
+                return _array(content, of_type, (), "C").item()
+            case "encode", str(text), ("latin1" | b"latin1"):
+                # How Python 3 writes bytes by protocol 2.
+                self._to_encode -= len(text)
+                if self._to_encode < 0:
+                    raise UserError("it makes more text than it holds")
+                return text.encode("latin1")
+        raise ValueError(f"no batch of arrays calls {name} so")
+
+
+def _named(module: Any, name: Any) -> _Name:
+    full = f"{_of(str, module)}.{_of(str, name)}"
+    if full not in NAMES:
+        shown = ascii(full[:SHOWN])[1:-1]
+        raise UserError(f"it names {shown}, which could run code; only arrays are read")
+    return NAMES[full]
+
+
+def _with_state(target: Any, state: Any) -> Any:
+    """An empty array filled, or a type with its byte order."""
+    if target is _EMPTY:
+        _, shape, of_type, fortran, content = _of(tuple, state)
+        return _array(content, of_type, shape, "F" if fortran else "C")
+    _, order, *rest = _of(tuple, state)
+    if tuple(rest) != PLAIN:
+        raise UserError("it has an array of something else than numbers")
+    # In place: the next array names the same type again.
+    _of(_Type, target).order = _one_of("|<>=", order)
+    return target
+
+
+def _array(content: Any, of_type: Any, shape: Any, order: str) -> np.ndarray:
+    kind = np.dtype(_of(_Type, of_type).order + of_type.code)
+    if len(_of(tuple, shape)) > NDIM or any(_of(int, n) < 0 for n in shape):
+        raise ValueError("an array has no such shape")
+    if math.prod(shape) * kind.itemsize != len(_of(bytes, content)):
+        raise ValueError(f"an array has {len(content)} bytes, which its shape contradicts")
+    return np.ndarray(shape, kind, content, order="F" if order == "F" else "C")
+
+
+def _of(kind: type | tuple[type, ...], value: Any) -> Any:
+    """The value, which must be of this kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"a {type(value).__name__} where a batch has something else")
+    return value
+
+
+def _one_of(allowed: Any, value: Any) -> str:
+    text = value.decode("ascii") if isinstance(value, bytes) else _of(str, value)
+    if text not in tuple(allowed):
+        raise UserError("it has an array of something else than numbers")
+    return text

@@ -8,7 +8,7 @@ dict of it, to be written beside results.
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
-from scoremle.core.times import UniformLogSNR
 from scoremle.errors import UserError, choose
 from scoremle.experiment.evaluation import (
     BOUND_TIMES,
@@ -28,16 +27,9 @@ from scoremle.experiment.evaluation import (
     Evaluation,
 )
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
-from scoremle.experiment.objective import Objective
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler, Sampling
-from scoremle.experiment.training import (
-    Training,
-    flow_loss,
-    flow_measure,
-    score_loss,
-    score_measure,
-)
+from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
 from scoremle.nn import DDPMpp, FlowPP
@@ -79,6 +71,10 @@ NETWORK_FIELDS = (
     "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
 )  # fmt: skip
 
+OBJECTIVE_FIELDS = (
+    "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean",
+)  # fmt: skip
+OPTIMIZER_FIELDS = ("lr", "beta1", "eps", "warmup", "grad_clip", "weight_decay")
 FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
 
 SNAPSHOT_SAMPLES = 64
@@ -111,7 +107,11 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     model = _model(config, images)
     network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     flow = FlowSpec(network, images.levels)
-    objective = _objective(config, model)
+    objective = Objective(
+        model=model,
+        **{name: config.training[name] for name in OBJECTIVE_FIELDS},
+        uniform_dequantization=config.data.uniform_dequantization,
+    )
     sampler = choose(SAMPLERS, config.sampling.method, "sampling.method")(config, model.sde)
     training = _training(config, images, objective, sampler)
     training.template()  # the network checks its fields and the size of the images
@@ -151,9 +151,8 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
 
 def _model(config: Any, images: data.ImageSet) -> ModelSpec:
     prediction, conditioning = _reading(config)
-    fields = {name: _lowered(config.model[name]) for name in NETWORK_FIELDS}
     network = choose(NETWORKS, config.model.name, "network (model.name)")(
-        **fields,
+        **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
         centered=config.data.centered,
         log_labels=conditioning == "sigma",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
@@ -189,18 +188,6 @@ def _lowered(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _objective(config: Any, model: ModelSpec) -> Objective:
-    training = config.training
-    return Objective(
-        model=model,
-        likelihood_weighting=training.likelihood_weighting,
-        importance_weighting=training.importance_weighting,
-        stratified=training.stratified,
-        reduce_mean=training.reduce_mean,
-        uniform_dequantization=config.data.uniform_dequantization,
-    )
-
-
 def _training(
     config: Any, images: data.ImageSet, objective: Objective, sampler: Sampler
 ) -> Training:
@@ -213,43 +200,25 @@ def _training(
         data=images,
         on_device=config.data.on_device,
         init=model.init,
-        loss=score_loss(objective),
-        measure=score_measure(objective),
-        optimizer=make_optimizer(
-            lr=config.optim.lr,
-            beta1=config.optim.beta1,
-            eps=config.optim.eps,
-            warmup=config.optim.warmup,
-            grad_clip=config.optim.grad_clip,
-            weight_decay=config.optim.weight_decay,
-        ),
+        loss=objective.loss,
+        measure=objective.measure,
+        optimizer=make_optimizer(**{name: config.optim[name] for name in OPTIMIZER_FIELDS}),
         ema_rate=config.model.ema_rate,
-        schedule=_schedule(config.training),
+        schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
         seed=config.seed,
         grid=grid if config.training.snapshot_sampling else None,
     )
 
 
-def _schedule(training: Any) -> Schedule:
-    return Schedule(
-        n_iters=training.n_iters,
-        n_jitted_steps=training.n_jitted_steps,
-        log_freq=training.log_freq,
-        eval_freq=training.eval_freq,
-        snapshot_freq=training.snapshot_freq,
-        snapshot_freq_for_preemption=training.snapshot_freq_for_preemption,
-    )
-
-
 def _flow_training(config: Any, training: Training, model: ModelSpec, flow: FlowSpec) -> Training:
     """As the score model's, but for the network and what it learns."""
-    times = UniformLogSNR(model.sde, model.eps, config.training.stratified)
     reconstruction = Gaussian() if config.deq.offset else Entropy()
+    objective = FlowObjective(model, flow, config.training.stratified, reconstruction)
     return replace(
         training,
         init=flow.init,
-        loss=flow_loss(model, flow, times, reconstruction),
-        measure=flow_measure(model, flow),
+        loss=objective.loss,
+        measure=objective.measure,
         ema_rate=config.deq.ema_rate,
         schedule=replace(training.schedule, n_iters=config.deq.n_iters),
         grid=None,

@@ -16,8 +16,8 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Dequantization, Estimators
 from scoremle.experiment.networks import ModelSpec, Params
-from scoremle.experiment.objective import Objective
-from scoremle.likelihood.images import Estimator, ImageModel, Values
+from scoremle.experiment.training import Objective
+from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel, Values
 from scoremle.likelihood.nodes import Choice
 from scoremle.types import IntImages, Keys
 
@@ -78,7 +78,7 @@ def exact_task(
     choice: Choice | None = None,
 ) -> Task:
     """Bits/dim by the probability-flow ODE; with several samples, importance weighted."""
-    by_ode = how.by_ode(samples)
+    by_ode = ByOde(how.divergence, how.solver, samples)
     one = "exact for p_eps (probability-flow ODE)"
     many = f"importance-weighted bound, {samples} draws (probability-flow ODE)"
     facts = {
@@ -149,16 +149,18 @@ def _discrete_bound_task(
         "offset": None,
     }
     start = model.truncation_start
-    metric = _metric(how.by_discrete_bound(start), model, dequantization)
-    name = _named("bound", dequantization)
-    return Task(name, "bpd", metric, facts, log_snr_edges=_edges(model, start))
+    by_bound = ByBound(how.draws, how.matching, reconstruction=how.discrete, start=start)
+    metric = _metric(by_bound, model, dequantization)
+    return Task(
+        _named("bound", dequantization), "bpd", metric, facts, log_snr_edges=_edges(model, start)
+    )
 
 
 def _loss_task(objective: Objective) -> Task:
     """The training loss, without dropout; each image draws its own t."""
 
     def metric(weights: Weights, x: IntImages, keys: Keys) -> Values:
-        return {"loss": objective(weights.score, x, keys, train=False)}
+        return {"loss": objective.losses(weights.score, x, keys, train=False)}
 
     facts = {"estimator": "training loss, published scaling", **objective.describe()}
     return Task("loss", "loss", metric, facts)

@@ -1,10 +1,8 @@
 """What an evaluation is: how bits/dim are estimated, and what is measured of which checkpoints."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from scoremle.core.dequantize import Dequantizer, TruncatedNormal, Uniform
 from scoremle.core.divergence import DivergenceEstimator
@@ -12,11 +10,9 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import BinnedLogSNR, TimeSampler, UniformLogSNR, UniformTime
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.images import ByBound, ByOde
-from scoremle.likelihood.nodes import Choice
+from scoremle.likelihood.images import ByBound
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
-from scoremle.model import ScoreModel
 from scoremle.solvers.base import Solver
 
 __all__ = [
@@ -27,9 +23,6 @@ __all__ = [
     "Estimators",
     "Evaluation",
 ]
-
-# The pilot's seed differs from that of the evaluation in this.
-PILOT = 2**32 - 3
 
 # From the SDE, eps, whether to stratify, and a control if it was fitted.
 BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
@@ -68,7 +61,7 @@ DEQUANTIZATIONS: dict[str, Callable[[ModelSpec, FlowSpec], Dequantization]] = {
 
 @dataclass(frozen=True)
 class Estimators:
-    """How bits/dim are estimated: by the ODE, and by bounds.
+    """How bits/dim are estimated: by the ODE (the first three fields), and by bounds.
 
     ``pilot``: the solver's nodes are chosen by a pilot. ``offset``: bounds count the step from the
     smallest time to the data. ``discrete`` has the points where integers stand.
@@ -84,26 +77,11 @@ class Estimators:
     offset: bool
     discrete: Discrete
 
-    def by_ode(self, samples: int = 1) -> ByOde:
-        """Of exact likelihoods, or importance weighted by several ``samples``."""
-        return ByOde(self.divergence, self.solver, samples)
-
     def by_bound(self, model: ModelSpec, control: Control | None = None) -> ByBound:
         """Of bounds; ``control`` where it was fitted."""
         times = BOUND_TIMES[self.times](model.sde, model.eps, self.stratified, control)
         reconstruction = Gaussian() if self.offset else Entropy()
         return ByBound(self.draws, self.matching, times, reconstruction, control)
-
-    def by_discrete_bound(self, start: float) -> ByBound:
-        """Of bounds on the probability of integers."""
-        return ByBound(self.draws, self.matching, reconstruction=self.discrete, start=start)
-
-    def calibrated(
-        self, model: ScoreModel, images: np.ndarray, seed: int
-    ) -> tuple["Estimators", Choice]:
-        """With as many nodes as the likelihoods of such images need."""
-        found, choice = model.calibrated(images, divergence=self.divergence, seed=seed ^ PILOT)
-        return replace(self, solver=found.solver, pilot=False), choice
 
 
 class CheckpointNumbers(NamedTuple):

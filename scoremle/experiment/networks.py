@@ -81,8 +81,7 @@ class ModelSpec:
             if field.name not in ("parent", "name", "dtype")
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return describe(own | {"network": network})
+        return describe(vars(self) | {"network": network})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from scoremle.experiment.evaluation import Estimators, Evaluation
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.likelihood.nodes import PILOT_IMAGES, Choice
+from scoremle.likelihood.nodes import Choice
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
@@ -30,6 +30,8 @@ __all__ = ["restore_flow", "run_eval"]
 logger = logging.getLogger(__name__)
 
 EXTREMES = 32
+# The pilot's seed differs from that of the evaluation in this.
+PILOT = 2**32 - 3
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
@@ -180,8 +182,10 @@ class EvaluationRun:
         experiment, how, choice = self.experiment, self._evaluation.estimators, None
         if self._evaluation.exact and how.pilot:
             print("choosing the solver's nodes on a few images", flush=True)
-            model, images = experiment.model.model(restored.tree.ema), self.images[:PILOT_IMAGES]
-            how, choice = how.calibrated(model, images, experiment.seed)
+            model, choice = experiment.model.model(restored.tree.ema).calibrated(
+                self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
+            )
+            how = replace(how, solver=model.solver)
             print(choice, flush=True)
         return list(_tasks(experiment, how, self.flow is not None, choice))
 

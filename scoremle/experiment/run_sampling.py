@@ -148,12 +148,11 @@ class SamplingRun:
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
         extractor = judge.extractor
-        which = fingerprint({**extractor.facts, "samples": len(samples)})
         features = extract(
             extractor,
             samples,
             self.experiment.data.levels,
-            folder=parts / f"features_{which}",
+            folder=parts / f"features_{fingerprint(extractor.facts)}",
             label=f"features of {name}",
         )
         return {

@@ -1,8 +1,12 @@
-"""What a training is, of the score model and of a flow dequantizer for one alike."""
+"""What a training is, and what it minimises: a score model's, and a flow dequantizer's for one.
+
+A score model's objective is how t is drawn, the weighting, and published constants. The three that
+are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-SNR, likelihood).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +14,20 @@ import optax
 from jaxtyping import Array, Float
 
 from scoremle.core.dequantize import Dequantizer, Uniform
-from scoremle.core.keys import example_keys
+from scoremle.core.keys import example_keys, split
+from scoremle.core.loss import denoising_loss
 from scoremle.core.pixels import bits_per_dim
-from scoremle.core.times import TimeSampler
+from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
-from scoremle.experiment.objective import Objective
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.images import ByBound, ImageModel
 from scoremle.likelihood.reconstruction import Reconstruction
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, init_state
-from scoremle.types import IntImages, PRNGKey
+from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
-__all__ = ["Measure", "Training", "flow_loss", "flow_measure", "score_loss", "score_measure"]
+__all__ = ["FlowObjective", "Objective", "Training"]
 
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
@@ -31,24 +35,22 @@ EVAL_DRAWS = 4
 
 Scalar = Float[Array, ""]
 Numbers = dict[str, Scalar]
-# Parameters, images and a key to what is minimised, and to numbers to be logged.
-Loss = Callable[..., tuple[Scalar, Numbers]]
-Measure = Callable[..., Numbers]
 
 
 @dataclass(frozen=True)
 class Training:
     """All that the training of a network needs but the folder.
 
-    ``loss`` and ``measure`` take parameters that are not trained, if there are any, first.
-    ``grid`` draws the samples that are shown at each snapshot; None: none are.
+    ``loss`` and ``measure`` take parameters (first those that are not trained, if there are any),
+    images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws
+    the samples that are shown at each snapshot; None: none are.
     """
 
     data: ImageSet
     on_device: str
     init: Callable[[PRNGKey, IntImages], Params]
-    loss: Loss
-    measure: Measure
+    loss: Callable[..., tuple[Scalar, Numbers]]
+    measure: Callable[..., Numbers]
     optimizer: optax.GradientTransformation
     ema_rate: float
     schedule: Schedule
@@ -70,53 +72,93 @@ class Training:
         return init_state(jax.jit(self.init)(key, images), self.optimizer)
 
 
-def score_loss(objective: Objective) -> Loss:
-    """What the training of a score model minimises, and the spread within the batch."""
+@dataclass(frozen=True)
+class Objective:
+    """Of a score model, by the config's fields of these names."""
 
-    def loss(params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
-        losses = objective(params, x, key, train=True)
+    model: ModelSpec
+    likelihood_weighting: bool
+    importance_weighting: bool
+    stratified: bool
+    reduce_mean: bool
+    uniform_dequantization: bool
+
+    @property
+    def times(self) -> TimeSampler:
+        """How the training draws t."""
+        if self.importance_weighting:
+            return UniformLogSNR(self.model.sde, self.model.eps, self.stratified)
+        return UniformTime(self.model.eps, self.stratified)
+
+    @property
+    def published_scale(self) -> Scalar | float:
+        """The constant between our loss in nats and the published one.
+
+        The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
+        1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set
+        what clipping the gradient does, so they stay.
+        """
+        normaliser: Scalar | float = 1 - self.model.eps
+        if self.importance_weighting:
+            with jax.ensure_compile_time_eval():
+                low, high = log_snr_range(self.model.sde, self.model.eps)
+                normaliser = high - low
+        return (2 / self.model.dims if self.reduce_mean else 1.0) / normaliser
+
+    def describe(self) -> dict[str, Any]:
+        """What stands beside a loss."""
+        names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
+        return {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
+
+    def losses(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
+        """The loss of each example in the published scaling; with ``train``, under dropout."""
+        pixels, model = self.model.pixels, self.model
+        key_u, key_loss, key_dropout = split(key, 3) if key.shape else jax.random.split(key, 3)
+        dequantized = self.uniform_dequantization
+        y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantized else pixels.encode_grid(x)
+        return self.published_scale * denoising_loss(
+            model.noise(params, key_dropout if train else None), model.sde, y, key_loss,
+            times=self.times, weighting="likelihood" if self.likelihood_weighting else "plain",
+        )  # fmt: skip
+
+    def loss(self, params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
+        """What training minimises, and the spread of the loss within the batch."""
+        losses = self.losses(params, x, key, train=True)
         return jnp.mean(losses), {"loss_std": jnp.std(losses)}
 
-    return loss
-
-
-def score_measure(objective: Objective) -> Measure:
-    """Loss, and a quick bound in bits/dim, of a batch of images."""
-
-    def measure(params: Params, x: IntImages, key: PRNGKey) -> Numbers:
+    def measure(self, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
+        """Loss, and a quick bound in bits/dim, of a batch of images."""
         key_loss, key_bound = jax.random.split(key)
-        losses = objective(params, x, key_loss, train=False)
-        bound = _quick_bound(objective.model, params, Uniform(), x, key_bound)
+        losses = self.losses(params, x, key_loss, train=False)
+        bound = _quick_bound(self.model, params, Uniform(), x, key_bound)
         return {"loss": jnp.mean(losses), **bound}
 
-    return measure
 
+@dataclass(frozen=True)
+class FlowObjective:
+    """Of a flow dequantizer, for a score model: its parameters come first, and stay."""
 
-def flow_loss(
-    model: ModelSpec, flow: FlowSpec, times: TimeSampler, reconstruction: Reconstruction
-) -> Loss:
-    """The same of a flow dequantizer, for a score model's parameters, which come first."""
+    model: ModelSpec
+    flow: FlowSpec
+    stratified: bool
+    reconstruction: Reconstruction
 
     def loss(
-        score: Params, params: Params, x: IntImages, key: PRNGKey
+        self, score: Params, params: Params, x: IntImages, key: PRNGKey
     ) -> tuple[Scalar, Numbers]:
+        """What training minimises, the same in bits/dim, and its spread within the batch."""
+        model, dequantizer = self.model, self.flow.dequantizer(params)
         losses = dequantization_loss(
-            model.noise(score), model.sde, model.pixels, flow.dequantizer(params), x, key,
-            eps=model.eps, times=times, reconstruction=reconstruction,
+            model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,
+            times=UniformLogSNR(model.sde, model.eps, self.stratified),
+            reconstruction=self.reconstruction,
         )  # fmt: skip
         bpd = bits_per_dim(-losses, model.pixels, model.dims)
         return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
 
-    return loss
-
-
-def flow_measure(model: ModelSpec, flow: FlowSpec) -> Measure:
-    """The quick bound of images dequantized by the flow; the score model comes first."""
-
-    def measure(score: Params, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
-        return _quick_bound(model, score, flow.dequantizer(params), x, key)
-
-    return measure
+    def measure(self, score: Params, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
+        """The quick bound of images dequantized by the flow."""
+        return _quick_bound(self.model, score, self.flow.dequantizer(params), x, key)
 
 
 def _quick_bound(

@@ -14,7 +14,7 @@ with coefficients for each of a number of bins of lambda, takes most of the nois
 network's residual when it is subtracted; its mean is given back in closed form. The last sums,
 j = 0, 1, 2, are for what no Gaussian knows: near the ends of their range pixels behave in another
 way. Any coefficients leave the bound unbiased, as long as they come from other draws of the noise
-than the bound's own; `pilot.py` fits them.
+than the bound's own; `control_variate_fit.py` fits them.
 """
 
 from collections.abc import Iterable

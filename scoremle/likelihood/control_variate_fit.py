@@ -2,8 +2,9 @@
 
 At each of a number of log-SNRs, pairs of draws of the noise for the same images give
 
-* the coefficients of the control variate (`control.py`), by regression: of the differences within
-  pairs for the noise, of their means for the level, since these are apart in what they explain;
+* the coefficients of the control variate (`control_variate.py`), by regression: of the differences
+  within pairs for the noise, of their means for the level, since these are apart in what they
+  explain;
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 

@@ -53,10 +53,16 @@ class ImageModel(Protocol):
 
 
 class Estimator(Protocol):
-    """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled."""
+    """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
+
+    ``words`` say what its number is.
+    """
 
     @property
     def on_host(self) -> bool: ...
+
+    @property
+    def words(self) -> str: ...
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -84,6 +90,12 @@ class ByOde:
     @property
     def on_host(self) -> bool:
         return isinstance(self.solver, PublishedRK45)
+
+    @property
+    def words(self) -> str:
+        if self.samples == 1:
+            return "exact by the ODE"
+        return f"importance-weighted bound by the ODE, {self.samples} draws"
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -154,6 +166,7 @@ class ByBound:
     """
 
     on_host: ClassVar[bool] = False
+    words: ClassVar[str] = "variational bound"
 
     draws: int = static(default=1000)
     matching: str = static(default="denoising")

@@ -68,6 +68,10 @@ class ByInformedOde:
     def on_host(self) -> bool:
         return isinstance(self.solver, PublishedRK45)
 
+    @property
+    def words(self) -> str:
+        return f"ODE bound, informed decoder, {self.samples} draw{'s' * (self.samples > 1)}"
+
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:

@@ -2,7 +2,7 @@
 
     log p_eps(x) = log p_1(z) + int_eps^1 div dt,       z the end of the ODE that starts from x
 
-(Song et al., arXiv 2011.13456, section 4.3). In the coordinates of `flow.py`,
+(Song et al., arXiv 2011.13456, section 4.3). In the coordinates of `probability_flow.py`,
 
     log p_eps(x) = log prior(x_1) + D (log rho_1 - log rho_eps) + int div_u (du/dc) dc
 

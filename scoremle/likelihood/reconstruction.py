@@ -161,7 +161,7 @@ class Discrete:
         if integers is None:
             raise ValueError("the discrete decoder is of integers: pass them as integers=")
         points = jnp.asarray(self.points, y.dtype)
-        return sum_data(decoding_cost(points, sde.log_snr(t[0]))[integers])
+        return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 
     def drawn(
         self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times

@@ -158,10 +158,11 @@ class PredictorCorrector:
                 )
             if self.probability_flow:
                 raise UserError("ancestral_sampling has no probability flow: choose another")
-        if self.predictor is not euler_maruyama or self.corrector is not None:
+        of_chain = self.predictor is not euler_maruyama or self.corrector is not None
+        if of_chain and known(sde):
             with jax.ensure_compile_time_eval():
-                beta_max = jnp.max(-2 * sde.f(jnp.ones(())))
-            if known(sde) and self.steps <= beta_max:
+                beta_max = float(jnp.max(-2 * sde.f(jnp.ones(()))))
+            if self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
                 )

@@ -327,6 +327,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("data__image_size", 0, ["data.image_size must be at least 1, not 0"]),
         ("data__num_channels", 0, ["data.num_channels must be at least 1, not 0"]),
         ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
+        ("model__parameterization", "V", ["model.parameterization must be published or eps or"]),
         ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
         ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
         ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),

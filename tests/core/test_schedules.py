@@ -21,7 +21,9 @@ from helpers.schedules import (
     parameters,
 )
 
+from scoremle.core.dequantize import half_bin
 from scoremle.core.kernels import KERNELS
+from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree
 from scoremle.core.schedules import (
     Cosine,
@@ -356,6 +358,7 @@ CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
         (lambda: VP().at(np.zeros(3)), "the same for all images"),
         (lambda: CURVED.time_of_log_snr(0.0), "each dimension"),
         (lambda: UniformLogSNR(CURVED, 1e-3)(jax.random.key(0), 2), "each dimension"),
+        (lambda: half_bin(CURVED, 1e-3, Pixels()), "each dimension"),
     ],
 )
 def test_what_is_no_schedule_is_refused(make, words):

@@ -235,7 +235,8 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes():
     environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
 
     def start(number, count):
-        flags = f"--xla_force_host_platform_device_count={2 // count}"
+        devices = f"--xla_force_host_platform_device_count={2 // count}"
+        flags = f"{os.environ['XLA_FLAGS']} {devices}"
         return subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(number), str(count), port],
             env={**environment, "XLA_FLAGS": flags},

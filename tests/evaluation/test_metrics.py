@@ -159,6 +159,25 @@ def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
         assert again == f"l  image {total}/{total}  {told}  ETA 0s\n"
 
 
+def test_the_mean_so_far_takes_each_image_once():
+    rows = {"bpd": np.array([[1.0, 2.0, 6.0, 0.0], [3.0, 0.0, 0.0, 0.0]], np.float32)}
+    done = np.array([[True, True, True, False], [True, False, False, False]])
+    error = np.std([2, 2, 6], ddof=1) / np.sqrt(3)
+    assert module._mean_so_far(rows, done) == f"bpd {10 / 3:.4f} +- {error:.4f}"
+
+
+def test_seconds_an_image_leave_compilation_out(tmp_path, monkeypatch):
+    seconds = iter([60.0, 0.5])
+
+    def timed(metric, params, batch, keys):
+        return {"bpd": np.zeros(len(batch)), "seconds": np.full(len(batch), next(seconds))}
+
+    monkeypatch.setattr(module, "_timed", timed)
+    settings = {"batch_size": 12, "repeats": 1, "seed": 1}
+    values, pace = evaluate(metric, 3.0, IMAGES, **settings)
+    assert pace == 0.5 and values.keys() == {"bpd"}
+
+
 def test_fingerprints():
     facts = {"a": 1, "b": "x"}
     assert fingerprint(facts) == fingerprint({"b": "x", "a": 1})

@@ -1,5 +1,6 @@
 """Live objects from configs: what the published ones build, and their loss by its own formula."""
 
+import json
 from functools import cache
 
 import jax
@@ -10,6 +11,7 @@ from helpers.places import ROOT
 
 from scoremle.cli import main as cli
 from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.core.keys import normal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
@@ -103,6 +105,32 @@ def test_the_geometric_ve_conditions_on_sigma():
     assert experiment.model.network.log_labels
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((), ("eps", "time_999")),
+        (("training.sde=subvpsde",), ("eps", "time_999")),
+        (("training.sde=vesde", "model.embedding_type=fourier"), ("score", "sigma")),
+        (("training.sde=vesde", "model.embedding=log_snr"), ("eps", "log_snr")),
+        (("model.parameterization=v",), ("v", "time_999")),
+        (("model.parameterization=edm", "model.embedding=log_snr"), ("edm", "log_snr")),
+    ],
+)
+def test_what_networks_predict_and_are_told(fields, expected):
+    model = digits(*fields).model
+    assert (model.prediction, model.conditioning) == expected
+
+
+def test_a_network_that_predicts_v_gives_the_noise():
+    plain, model = digits().model, digits("model.parameterization=v").model
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
+    t = jnp.asarray([0.1, 0.8])
+    output = plain.noise(digits_params())(x, t)
+    alpha, sigma = (c[:, None, None, None] for c in (plain.sde.alpha(t), plain.sde.sigma(t)))
+    found = model.noise(digits_params())(x, t)
+    np.testing.assert_allclose(found, alpha * output + sigma * x, rtol=1e-4, atol=1e-5)
+
+
 def test_names_of_choices_in_upper_case():
     network = digits(
         "model.resblock_type=DDPM", "model.progressive=Output_Skip", "model.nonlinearity=ReLU",
@@ -149,6 +177,21 @@ def test_the_config_of_an_experiment_is_plain_json():
     assert written["training"]["smallest_time"] == 1e-5
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.nf=8", "model.ch_mult=(2,)", "model.dtype=bfloat16", "model.fir=True",
+        "model.beta_max=10.0", "model.embedding=log_snr", "model.parameterization=v",
+        "training.smallest_time=1e-3", "data.centered=False",
+    ],
+)  # fmt: skip
+def test_the_description_of_a_model_tells_it_from_others(field):
+    plain = digits().model.describe()
+    assert json.loads(json.dumps(plain)) == plain
+    assert digits("optim.lr=1.0", "eval.nodes=9").model.describe() == plain
+    assert digits(field).model.describe() != plain
+
+
 def test_states_and_their_template():
     training = digits().training
     state, template = training.init_state(), training.template()
@@ -189,12 +232,12 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
         "data.uniform_dequantization=False",
     )
     params, x, key = digits_params(), jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
-    losses = experiment.objective(params, x, key, train=False)
+    losses = experiment.objective.losses(params, x, key, train=False)
 
     key_t, key_z = jax.random.split(jax.random.split(key, 3)[1])
     t, _ = experiment.objective.times(key_t, len(x))
-    z = jax.random.normal(key_z, x.shape)
     y = 2 * x / 16.0 - 1
+    z = normal(key_z, y)
     wide = (..., None, None, None)
     sde = experiment.model.sde
     x_t = sde.alpha(t)[wide] * y + sde.sigma(t)[wide] * z
@@ -213,12 +256,12 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.experiment.objective.denoising_loss",
+        "scoremle.experiment.training.denoising_loss",
         lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")
     x = jnp.full((4, 8, 8, 1), 12, jnp.uint8)
-    experiment.objective(None, x, jax.random.key(0), train=True)
+    experiment.objective.losses(None, x, jax.random.key(0), train=True)
     (y,) = seen
     if dequantize:
         u = (y + 1) / 2 * 17 - 12
@@ -231,8 +274,9 @@ def test_dropout_acts_in_training_alone():
     experiment, plain = digits("model.dropout=0.5"), digits()
     x, key = jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
     value, more = experiment.training.loss(digits_params(), x, key)
-    losses = experiment.objective(digits_params(), x, key, train=False)
-    np.testing.assert_array_equal(losses, plain.objective(digits_params(), x, key, train=True))
+    losses = experiment.objective.losses(digits_params(), x, key, train=False)
+    undropped = plain.objective.losses(digits_params(), x, key, train=True)
+    np.testing.assert_array_equal(losses, undropped)
     assert abs(value - losses.mean()) > 1e-4
     assert more.keys() == {"loss_std"}
 
@@ -258,12 +302,11 @@ def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
     calls = []
 
     def noise(x, t):
-        if not isinstance(x, jax.core.Tracer):  # shapes are asked for once
-            calls.append(t)
+        jax.debug.callback(lambda: calls.append(t))  # when it runs, not when it is traced
         return 0.1 * x
 
-    with jax.disable_jit():
-        x = sampler.draw(noise, jax.random.key(0), (2, 3))
+    x = jax.jit(lambda key: sampler.draw(noise, key, (2, 3)))(jax.random.key(0))
+    jax.effects_barrier()
     assert x.shape == (2, 3) and jnp.isfinite(x).all()
     assert len(calls) == sampler.evaluations == evaluations
 

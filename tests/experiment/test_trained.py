@@ -11,6 +11,8 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.images import ByOde
 from scoremle.model import _compiled_measure
 
@@ -92,7 +94,7 @@ def test_seeds_and_passes_that_are_none(model, settings, words):
 
 def test_a_model_says_in_a_line_what_it_is(model):
     assert len(repr(model)) < 200
-    for words in ("digits 8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
+    for words in ("digits", "8x8x1", "17 levels", "VP(beta_min=0.1", "parameters", "step 20"):
         assert words in repr(model)
 
 
@@ -149,6 +151,12 @@ def test_loading(tiny, model, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="can't be read"):
         scoremle.load(tmp_path)
+
+
+def test_the_config_comes_back_as_it_was(tiny):
+    experiment = build(Workdir(tiny.workdir).config(), levels=17)
+    assert dict(experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
+    assert experiment.model.network.ch_mult == (1, 1)
 
 
 def test_a_model_works_where_its_data_set_is_not(tiny, model, monkeypatch):

@@ -22,7 +22,7 @@ from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR, UniformTime
-from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.bound import likelihood_bound, variance_of_mean
 from scoremle.likelihood.reconstruction import Entropy
 from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
@@ -199,6 +199,16 @@ def test_mixture_bound_is_above_the_exact_value(name):
     assert -4 * error < gap.mean() < 4 * error + 0.01
     excess = gaps(lambda x, t: 1.15 * exact(x, t)) - gap
     assert excess.mean() > 5 * excess.std() / np.sqrt(images)
+
+
+def test_the_variance_of_the_mean_of_four_draws_by_hand():
+    draws = jnp.array([[1.0], [2.0], [4.0], [9.0]])
+    # Squares about the mean of 4 add up to 38.
+    np.testing.assert_allclose(variance_of_mean(draws, stratified=False), 38 / 3 / 4, rtol=1e-6)
+    # Gaps within pairs are 1 and 5, and from the first to the last it is 8.
+    by_pairs = (1 + 25) / 2 / (2 * 4) + (8 / 4) ** 2 / 12
+    np.testing.assert_allclose(variance_of_mean(draws, stratified=True), by_pairs, rtol=1e-6)
+    assert np.isnan(variance_of_mean(draws[:1], stratified=False)).all()
 
 
 # --- golden numbers ---------------------------------------------------------------------------

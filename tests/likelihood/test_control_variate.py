@@ -11,14 +11,14 @@ from scipy.integrate import quad
 
 from scoremle.core import times
 from scoremle.core.loss import denoising_residual
-from scoremle.likelihood import control_variate
 from scoremle.likelihood.bound import Bound, likelihood_bound
-from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.likelihood.control_variate import Control, FittedGaussian
+from scoremle.likelihood.control_variate_fit import EVEN, fit_control
 
 DATA = Gaussian.random(11, 4, 0.6)
 MIXTURE = Mixture.in_plane()
 # The same as the library's.
-MODEL = control_variate.Gaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, DATA.w)))
+MODEL = FittedGaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, DATA.w)))
 every_sde = pytest.mark.parametrize("name", SDES)
 
 
@@ -44,7 +44,7 @@ def learned(name, eps, fitted):
 def fit(name, data=DATA, matching="denoising"):
     """A control for the exact noise of the data, fitted on other draws of them."""
     x = jnp.asarray(data.draw(20, 128), jnp.float32)
-    gaussian = control_variate.Gaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
+    gaussian = FittedGaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
     return fit_control(
         data.noise(SDES[name]), SDES[name], x, jax.random.key(3),
         eps=1e-3, gaussian=gaussian, matching=matching,
@@ -56,7 +56,7 @@ def fit(name, data=DATA, matching="denoising"):
 
 def test_mean_and_covariance_of_all_batches():
     x = DATA.draw(0, 700)
-    found = control_variate.Gaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
+    found = FittedGaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
     covariance = (found.axes * found.variances) @ found.axes.T
     np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=1e-4, atol=1e-6)
@@ -124,8 +124,8 @@ def test_wrong_coefficients_leave_the_mean_and_the_error_honest(name):
     eps, copies = 1e-2, 400
     one = DATA.draw(3, 1)
     rng = np.random.default_rng(4)
-    wrong = control_variate.Control(
-        gaussian=control_variate.Gaussian(MODEL.mean + 0.3, MODEL.axes, 2 * MODEL.variances),
+    wrong = Control(
+        gaussian=FittedGaussian(MODEL.mean + 0.3, MODEL.axes, 2 * MODEL.variances),
         edges=times.log_snr_edges(SDES[name], eps),
         levels=jnp.asarray(rng.normal(size=(times.BINS, 2)), jnp.float32),
         slopes=jnp.asarray(rng.normal(size=(times.BINS + 1, 4)), jnp.float32),
@@ -207,3 +207,26 @@ def test_density_follows_the_spread_that_is_left():
 
 def test_the_same_key_gives_the_same_control():
     jax.tree.map(np.testing.assert_array_equal, fit("vp"), fit.__wrapped__("vp"))
+
+
+def test_draws_go_to_each_bin_by_the_standard_deviation_that_is_left():
+    """Of images that are zero the noise z is known, and a network whose error is r sin(5 z), which
+    no control explains, leaves a spread of r^2: three times as much in the upper bins."""
+    sde, n = SDES["vp"], 2000
+
+    def noise(x, t):
+        z = x / sde.sigma(t)[:, None]
+        r2 = jnp.where(sde.log_snr(t) > 0, 3.0, 1.0)[:, None]
+        return z + jnp.sqrt(r2) * jnp.sin(5 * z)
+
+    gaussian = FittedGaussian(jnp.zeros(2), jnp.eye(2), jnp.ones(2))
+    control = fit_control(
+        noise, sde, jnp.zeros((n, 2)), jax.random.key(0), eps=1e-3, gaussian=gaussian
+    )
+    shares = np.asarray(control.shares)
+    assert shares.sum() == pytest.approx(1, rel=1e-5)
+    learned = shares - EVEN / len(shares)
+    upper, lower = learned[control.edges[:-1] >= 0], learned[control.edges[1:] <= 0]
+    assert min(len(upper), len(lower)) > 3
+    np.testing.assert_allclose(upper / lower.mean(), 3, rtol=0.15)
+    np.testing.assert_allclose(lower / lower.mean(), 1, rtol=0.15)

@@ -7,15 +7,15 @@ import pytest
 from helpers.oracles import SDES, Gaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
-from scoremle.likelihood.nodes import LIMIT, NODES, SHARE, Pilot, choose_nodes
+from scoremle.likelihood.nodes import LIMIT, NODES, SHARE, Pilot, _calibration, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.multistep import Multistep
 
 DIMS = 8
 
 
-def setting(divergence):
-    data, sde = Gaussian.random(6, DIMS), SDES["vp"]
+def setting(divergence, data=Gaussian.random(6, DIMS)):  # noqa: B008
+    sde = SDES["vp"]
     x = data.draw(7, 8).astype(np.float32)
     noise = data.noise(sde)
     pilot = Pilot(noise, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=divergence)
@@ -43,6 +43,31 @@ def test_the_solver_stays_below_a_share_of_the_probes():
     assert choice.solver_error <= min(LIMIT, SHARE * choice.probe_stderr)
     more = choose_nodes(setting(Hutchinson(16))[-1])
     assert more.probe_stderr < 0.5 * choice.probe_stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "data", "probes"),
+    [("share", Gaussian.random(6, DIMS, 0.2), 1), ("limit", Gaussian.random(6, DIMS), 144)],
+)
+def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
+    pilot = setting(Hutchinson(probes), data)[-1]
+    choice = choose_nodes(pilot)
+    tried = [pilot.measure(nodes) for nodes in NODES[: NODES.index(choice.nodes) + 1]]
+    met = {
+        "share": [c.solver_error <= SHARE * c.probe_stderr for c in tried],
+        "limit": [c.solver_error <= LIMIT for c in tried],
+    }
+    assert met[first][0]  # by this aim alone, the very first would do
+    both = np.logical_and(met["share"], met["limit"])
+    assert both[-1] and not both[:-1].any() and len(both) > 1
+
+
+def test_calibration_by_hand():
+    """Student's t with a degree of freedom for each image, from a table: 0.99 lie below it."""
+    for images, deviations in ((4, 3.747), (8, 2.896)):
+        ratios = np.array([1.0, -7.0] * (images // 2))  # of root mean square 5
+        assert _calibration(ratios) == pytest.approx(5 * deviations, rel=1e-3)
+    assert _calibration(np.full(3, 9.0)) == 1
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=["exact", "probes"])

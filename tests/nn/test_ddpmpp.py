@@ -100,6 +100,35 @@ def test_naive_resampling(case):
             assert relative_error(out, arrays[f"{case}/{name}"]) < 2e-6
 
 
+def rows_of(taps, shape, offset, stride):
+    """The matrix M[n, m] = taps[offset + down n - up m], zero beyond the taps."""
+    down, up = stride
+    n, m = np.indices(shape)
+    i = offset + down * n - up * m
+    return np.where((i >= 0) & (i < len(taps)), np.take(taps, i, mode="clip"), 0)
+
+
+def test_an_odd_filter_lies_where_stylegan2_puts_it():
+    """Three taps: half a pixel has to be put on one side. By matrices, one for each axis."""
+    n, taps, w = 6, np.array([1.0, 2.0, 5.0]), np.array([3.0, -1.0, 2.0])
+    k = taps / taps.sum()
+    double = 2 * rows_of(k, (2 * n, n), 0, (1, 2))
+    halve = rows_of(k, (n // 2, n), 1, (2, 1))
+    # The convolution, which is a correlation, before the one and behind the other.
+    spread = rows_of(w[::-1], (2 * n + 1, n), 0, (1, 2))
+    double_w = 2 * rows_of(k, (2 * n, 2 * n + 1), 1, (1, 1)) @ spread
+    halve_w = rows_of(w[::-1], (n // 2, n + 1), 2, (2, 1)) @ rows_of(k, (n + 1, n), 0, (1, 1))
+    x = np.random.default_rng(0).normal(size=(n, n))
+    image, weight = jnp.asarray(x)[None, :, :, None], jnp.asarray(np.outer(w, w))[..., None, None]
+    for out, matrix in (
+        (resample.upsample_2d(image, taps), double),
+        (resample.downsample_2d(image, taps), halve),
+        (resample.upsample_conv_2d(image, weight, taps), double_w),
+        (resample.conv_downsample_2d(image, weight, taps), halve_w),
+    ):
+        np.testing.assert_allclose(out[0, :, :, 0], matrix @ x @ matrix.T, atol=1e-5)
+
+
 def test_bfloat16_computes_but_parameters_and_output_stay_float32():
     config, _, arrays = golden("output_skip")
     net = network(config, dtype=jnp.bfloat16)

@@ -71,7 +71,7 @@ def test_the_network_gives_the_published_outputs():
     facts = expected()
     assert (number, meta["step"], int(state.step)) == (1, 3, int(facts["score_model/step"]))
     assert meta["rng"] == facts["score_model/rng"].tolist()
-    apply = jax.jit(experiment().network.apply)
+    apply = jax.jit(experiment().model.network.apply)
     for tree, name in ((state.ema, "params_ema"), (state.params, "optimizer_target")):
         out = apply({"params": tree}, facts["x"], facts["labels"])
         want = facts[f"score_model/out_{name}"]
@@ -104,7 +104,7 @@ def test_the_dequantizer_is_read_into_plain_trees():
     attention = found.ema["MixLogisticAttnCoupling_0"]
     assert attention["block0_attn_proj1_W"].shape == (4, 12)
     assert attention["block0_ln1_g"].shape == (1, 1, 1, 4)  # no GroupNorm: left as it is
-    optimizer = experiment().optimizer
+    optimizer = experiment().training.optimizer
     template = jax.eval_shape(lambda: init_state(found.params, optimizer))
     state = PublishedCheckpoints(DEQUANTIZER.parent, keep=None).restore(template).tree
     assert tree_hash(state.ema) == tree_hash(found.ema)
@@ -112,7 +112,7 @@ def test_the_dequantizer_is_read_into_plain_trees():
 
 def test_the_dequantizer_gives_the_published_outputs():
     found, facts = published.read(DEQUANTIZER), expected()
-    apply = jax.jit(experiment(*FLOW).apply_flow)
+    apply = jax.jit(experiment(*FLOW).flow.dequantizer(None).apply)
     for tree, name in ((found.ema, "params_ema"), (found.params, "optimizer_target")):
         u, log_q = apply(tree, facts["dequantizer/eps"], facts["dequantizer/x"])
         np.testing.assert_allclose(u, facts[f"dequantizer/{name}/u"], atol=2e-5)
@@ -237,7 +237,7 @@ def fake_step(*_, **__):
 
 
 def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(run_train.loop, "make_step", fake_step)
+    monkeypatch.setattr(run_train, "make_step", fake_step)
     monkeypatch.setattr(run_train, "_on_eval", lambda *_: lambda state, step: {})
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
@@ -255,16 +255,16 @@ def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch)
     assert tree_hash(begun.ema) == tree_hash(ended.ema)
     assert tree_hash(begun.opt_state) == tree_hash(ended.opt_state)
     # From here on it is a training like any other.
-    assert place.snapshot_state(experiment().template()) is None
+    assert place.snapshot_state(experiment().training.template()) is None
     assert place.config().training.likelihood_weighting is True
 
 
 def flow_state(folder):
-    return Workdir(folder).snapshots.restore(experiment(*FLOW).flow_template()).tree
+    return Workdir(folder).snapshots.restore(experiment(*FLOW).flow_training.template()).tree
 
 
 def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(run_train.loop, "make_step", fake_step)
+    monkeypatch.setattr(run_train, "make_step", fake_step)
     monkeypatch.setattr(run_train, "_on_eval", lambda *_: lambda state, step: {})
     folder = workdir / "flowpp_dequantizer"
     begun = flow_state(folder)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
-from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule64
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, drift_and_diffusion64, schedule64
 from scipy import stats
 
 from scoremle.core.divergence import Exact
+from scoremle.core.keys import example_keys, split
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
 from scoremle.solvers.multistep import Multistep
@@ -78,6 +79,23 @@ def test_euler_samples_images_and_is_a_function_of_its_key():
     assert a.shape == (3, 2, 2, 2) and jnp.isfinite(a).all()
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.1
+
+
+def test_the_last_euler_step_adds_noise_only_where_none_is_taken_out(x64):
+    """A single step: known from the draw of the prior, or that and the noise of the step."""
+    sde, eps, n = SDES["vp"], 0.3, 5000
+    key = jax.random.key(1)
+    ends = [
+        euler_sample(DATA.noise(sde), sde, key, (n, 2), eps=eps, steps=1, denoise=denoise)
+        for denoise in (True, False)
+    ]
+    z = sde.prior_sample(split(example_keys(key, n))[0], (n, 2))
+    f, g2 = drift_and_diffusion64(sde, 1.0)
+    prediction = DATA.noise(sde)(z, jnp.ones(n))
+    known = z - (f * z + g2 / schedule64(sde, 1.0)[1] * prediction) * (1 - eps)
+    np.testing.assert_allclose(ends[0], known, rtol=1e-6)
+    noise = (np.asarray(ends[1]) - known) / np.sqrt(g2 * (1 - eps))
+    assert stats.kstest(noise.ravel(), "norm").statistic < 0.02
 
 
 # The original's numbers

@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
-from helpers.oracles import SDES, Gaussian, Mixture, prior_std, schedule64
+from helpers.oracles import (
+    SDES,
+    Gaussian,
+    Mixture,
+    drift_and_diffusion64,
+    prior_std,
+    schedule64,
+)
 from scipy import stats
 
+from scoremle.core.schedules import LinearBeta
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import (
@@ -124,7 +133,8 @@ def test_chains_are_those_of_the_original(chain, golden, monkeypatch):
         30, PREDICTORS[predictor], CORRECTORS[corrector], denoise=denoise
     )
     z = jnp.asarray(numbers["ve/z" if name == "ve" else "z"])
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=None: z)
+    for place in ("scoremle.core.keys.draw", "scoremle.core.sde.draw"):
+        monkeypatch.setattr(place, lambda *_: z)
     eps = 1e-2 if name == "subvp" else 1e-3
     with jax.disable_jit():  # the network is compiled once, for all chains
         x = pc_sample(
@@ -305,6 +315,20 @@ def test_evaluations_are_counted(predictor, corrector):
         x = pc_sample(noise, sde, jax.random.key(0), (3, 2), eps=1e-3, method=method)
     assert x.shape == (3, 2)
     assert len(calls) == method.evaluations
+
+
+def test_other_sdes_take_eulers_forward_step():
+    """A chain belongs to the SDE that it was published with, not to its kernel."""
+    sde = SDE("vp", LinearBeta(), 1.0)
+    t, x, score = jnp.asarray([0.4]), jnp.ones((1, 2)), jnp.full((1, 2), 0.3)
+    mean, std = reverse_diffusion(sde, x, score, t, 100)
+    f, g2 = drift_and_diffusion64(SDES["vp"], 0.4)
+    np.testing.assert_allclose(mean, x - (f * x - g2 * score) / 100, rtol=1e-5)
+    np.testing.assert_allclose(std, np.sqrt(g2 / 100), rtol=1e-5)
+    ddpm = reverse_diffusion(SDES["vp"], x, score, t, 100)
+    assert np.abs(ddpm[1] - std) > 1e-4
+    with pytest.raises(UserError, match="for VP and VE, not for SDE"):
+        PredictorCorrector(100, ancestral_sampling).check(sde)
 
 
 @pytest.mark.parametrize(

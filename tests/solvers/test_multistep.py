@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scoremle.solvers.base import Problem
-from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, plan
+from scoremle.solvers.multistep import DIFFERENCE, ORDER, Doubling, Multistep, Planned, plan
 
 
 def no_integrals(rate):
@@ -52,13 +52,9 @@ def test_the_order_of_convergence(x64):
     assert state_errors[-1] < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("slowest", "fastest", "least"),
-    [(0.2, 2, 0.95), (1, 8, 0.95), (20, 80, 0.75), (100, 400, 0.75)],
-)
-def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(slowest, fastest, least):
-    """Sums of waves, of so many cycles on the way, of which 24 nodes resolve those below 12: the
-    others are noise to it, of whose error it states one and a half standard deviations."""
+def covered_and_wide(solver, slowest, fastest):
+    """How often a solver's stated error covers the true one, and how many times it is larger, of
+    sums of waves of so many cycles on the way."""
     batch, waves = 400, 20
     rng = np.random.default_rng(0)
     frequency = 2 * np.pi * rng.uniform(slowest, fastest, (waves, batch))
@@ -69,10 +65,27 @@ def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(slowest, 
 
     exact = ((np.sin(frequency + phase) - np.sin(phase)) / frequency).sum(axis=0)
     problem = Problem(no_integrals(rate), 0.0, 1.0, sensitivity=lambda c, u, v: jnp.ones_like(u))
-    solution = Multistep(24).solve(problem, jnp.zeros((batch, 1)))
+    solution = solver.solve(problem, jnp.zeros((batch, 1)))
     error = np.abs(solution.state[:, 0] - exact)
-    covered, width = np.mean(error <= solution.error), np.median(solution.error / error)
+    return np.mean(error <= solution.error), np.median(solution.error / error)
+
+
+@pytest.mark.parametrize(
+    ("slowest", "fastest", "least"),
+    [(0.2, 2, 0.95), (1, 8, 0.95), (20, 80, 0.75), (100, 400, 0.75)],
+)
+def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(slowest, fastest, least):
+    """24 nodes resolve waves of fewer than 12 cycles: the others are noise to them, of whose error
+    they state one and a half standard deviations."""
+    covered, width = covered_and_wide(Multistep(24), slowest, fastest)
     assert covered > least and width < 30, (covered, width)
+
+
+def test_two_doublings_state_the_error_that_is_left_of_a_rough_field():
+    """64 nodes don't resolve waves of more than 32 cycles: a third of the error would not do."""
+    solver = Doubling(tolerance=0.0, fewest=16, most=64)
+    covered, width = covered_and_wide(solver, slowest=20, fastest=80)
+    assert covered > 0.75 and width < 5, (covered, width)
 
 
 def test_backwards_undoes_forwards(x64):

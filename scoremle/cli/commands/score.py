@@ -1,4 +1,4 @@
-"""``scoremle score WORKDIR IMAGES``: the likelihood of each of one's own images, as a table.
+"""``scoremle score MODEL IMAGES``: the likelihood of each of one's own images, as a table.
 
 IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8. The table is a
 CSV of one line an image, in their order.
@@ -18,12 +18,14 @@ from scoremle.core.pixels import Pixels
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.pictures import Decoder, is_picture
+from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
-from scoremle.experiment import trained
+from scoremle.experiment.models import load
+from scoremle.experiment.trained import Trained
 from scoremle.files import write_atomically
-from scoremle.model import Scores
+from scoremle.likelihood.images import ByOde
+from scoremle.model import ScoreModel, Scores
 
 __all__ = ["main"]
 
@@ -35,11 +37,12 @@ COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 def main(arguments: list[str]) -> None:
     """Scores the images, writes the table, and prints its mean and its ends."""
     options = _parser().parse_args(arguments)
-    model = trained.load(options.workdir, options.checkpoint)
+    model = load(options.model, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
-    model, choice = model.calibrated(images)
-    print(choice, flush=True)
+    if not isinstance(model, Trained) or model.pilot:
+        model, choice = model.calibrated(images)
+        print(choice, flush=True)
     scores = model.score(
         images, seed=options.seed, repeats=options.repeats, label="scores"
     )
@@ -51,13 +54,19 @@ def main(arguments: list[str]) -> None:
     ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
     rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
     print(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
-    print(f"mean {mean:.4f}{error} bits/dim; exact by the ODE, uniform dequantization")
+    estimator = model.default_estimator
+    noise = ", uniform dequantization" if isinstance(estimator, ByOde) else ""
+    print(f"mean {mean:.4f}{error} bits/dim; {estimator.words}{noise}")
     print(f"written to {options.out}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="scoremle score", description=__doc__)
-    parser.add_argument("workdir", type=Path, help="of a trained or imported model")
+    parser.add_argument(
+        "model",
+        help="digits (it ships with the package), a working directory, a folder of diffusers,"
+        " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function",
+    )
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
     parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
@@ -68,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(
-    path: Path, model: trained.Trained, fit: str
+    path: Path, model: ScoreModel, fit: str
 ) -> tuple[list[str], UInt8[np.ndarray, "n h w c"]]:
     """Names and pixels of the images, as the model takes them."""
     if not path.exists():
@@ -80,7 +89,7 @@ def _read(
         return [str(i) for i in range(len(images))], images
     decoder = Decoder(data.Options(size=size, channels=channels, fit=fit))
     found = {}
-    for name, content in Source(path).files(is_picture):
+    for name, content in Source(path).files(is_picture, MAX_PICTURE):
         try:
             found[name] = decoder(name, content)
         except UnusableImage as error:

@@ -6,20 +6,27 @@ or one array to be divided; ``train_labels``, ``test_labels`` or ``labels`` may 
 """
 
 import io
-import zipfile
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scoremle.core.pixels import as_uint8
-from scoremle.data.archive import Source, check_ratio, hash_files
+from scoremle.data.archive import (
+    MAX_FILE,
+    MAX_HEADER,
+    Source,
+    check_size,
+    hash_files,
+    open_zip,
+    read_member,
+)
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
 
-__all__ = ["check_images", "load_npz", "read_arrays"]
+__all__ = ["check_images", "load_npz", "map_npy", "read_arrays"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")
@@ -108,26 +115,46 @@ def _advice(array: np.ndarray) -> str:
 
 def _load_npy(file: Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        return map_npy(file)
+    except Exception as error:  # a damaged header may raise anything
         raise UserError(_damaged(str(file), error)) from error
 
 
-def load_npz(file: Path | bytes, where: str = "") -> dict[str, Any]:
+def map_npy(file: Path) -> np.ndarray:
+    """A .npy, mapped and not read; what is wrong with it may raise any exception."""
+    with file.open("rb") as stream:
+        start = stream.read(12)
+    # By version 1 its length is of 2 bytes. numpy reads the header before it looks at its length.
+    if start[6:7] != b"\x01" and int.from_bytes(start[8:], "little") > MAX_HEADER:
+        raise ValueError(f"its header has more than {MAX_HEADER} bytes")
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def load_npz(file: Path | bytes, where: str = "") -> dict[str, np.ndarray]:
     """All arrays of a .npz, or of its content. Pickled objects and bombs are refused."""
     where = where or str(file)
-    stream: Any = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        with zipfile.ZipFile(stream) as archive:
+        with open_zip(file, where) as archive:
             infos = archive.infolist()
-        packed = len(file) if isinstance(file, bytes) else file.stat().st_size
-        check_ratio(where, sum(info.file_size for info in infos), packed)
-        if isinstance(file, bytes):
-            stream.seek(0)
-        with np.load(stream, allow_pickle=False) as saved:
-            return dict(saved)
-    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+            check_size(where, sum(info.file_size for info in infos), MAX_FILE)
+            members = ((info.filename, read_member(archive, info)) for info in infos)
+            return {name.removesuffix(".npy"): _array(content) for name, content in members}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged zip or header may raise anything
         raise UserError(_damaged(where, error)) from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    """A .npy, without a copy. numpy makes room for the shape that is claimed; here it must fit."""
+    stream, form = io.BytesIO(content), np.lib.format
+    headers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
+    shape, fortran, kind = headers[form.read_magic(stream)](stream)
+    if kind.hasobject:
+        raise ValueError("Python objects")
+    if math.prod(shape) * kind.itemsize != len(content) - stream.tell():
+        raise ValueError("its shape contradicts its size")
+    return np.ndarray(shape, kind, content, stream.tell(), order="F" if fortran else "C")
 
 
 def _damaged(where: str, error: Exception) -> str:

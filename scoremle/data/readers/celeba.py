@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scoremle.data.archive import Source
+from scoremle.data.archive import Source, read_bytes
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import FITS, Decoder, chunked, is_picture
+from scoremle.data.readers.pictures import FITS, MAX_PICTURE, Decoder, chunked, is_picture
 from scoremle.errors import UserError
 
 __all__ = ["read_celeba"]
 
 PARTITION = "list_eval_partition.txt"
+MAX_PARTITION = 64 << 20
 SPLITS = {"0": "train", "1": "test"}
 CROP = 140
 
@@ -40,7 +41,7 @@ def read_celeba(path: Path, options: Options) -> Reading:
     decoder = _Face(Options(size=options.size, channels=3, fit="resize"))
 
     def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
-        for name, content in source.files(is_picture):
+        for name, content in source.files(is_picture, MAX_PICTURE):
             file = name.rsplit("/", 1)[-1]
             if file not in partition:
                 raise UserError(f"{path}: {name} is not in {PARTITION}")
@@ -61,7 +62,8 @@ def _partition(path: Path) -> dict[str, str]:
     file = next(iter(sorted(path.rglob(PARTITION))), None)
     if file is None:
         raise UserError(f"{path}: no {PARTITION} in it, which says what is for training")
-    lines = [line.split() for line in file.read_text(errors="replace").splitlines() if line]
+    text = read_bytes(file, MAX_PARTITION).decode(errors="replace")
+    lines = [line.split() for line in text.splitlines() if line]
     if not lines or any(len(line) != 2 or line[1] not in "012" for line in lines):
         raise UserError(f"{file}: not lines of a file's name and 0, 1 or 2; fetch it again")
     return dict((line[0], line[1]) for line in lines)

@@ -18,6 +18,8 @@ from scoremle.errors import UserError
 __all__ = ["from_rows", "read_cifar10", "read_cifar100", "unpickle_rows"]
 
 PIXELS = 3 * 32 * 32
+# All batches are held at once. The largest, CIFAR-100's for training, has 155 MB.
+MAX_BATCH = 256 << 20
 
 
 def read_cifar10(path: Path, options: Options) -> Reading:
@@ -39,7 +41,9 @@ def _chunks(source: Source, names: Mapping[str, str], label_bytes: int) -> Itera
     binary, python = [f"{name}.bin" for name in names], list(names)
     found = {
         name.rsplit("/", 1)[-1]: content
-        for name, content in source.files(lambda n: n.rsplit("/", 1)[-1] in {*binary, *python})
+        for name, content in source.files(
+            lambda n: n.rsplit("/", 1)[-1] in {*binary, *python}, MAX_BATCH
+        )
     }
     files = next((kind for kind in (binary, python) if found.keys() >= set(kind)), None)
     if files is None:
@@ -75,7 +79,7 @@ def unpickle_rows(content: bytes, where: str) -> tuple[np.ndarray, Any]:
     batch = unpickle(content, where)
     if not isinstance(batch, dict):
         raise UserError(f"{where}: a pickle of {type(batch).__name__}, not of a batch")
-    named = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in batch.items()}
     return rows_and_labels(named, where)
 
 
@@ -90,11 +94,16 @@ def rows_and_labels(batch: Mapping[str, Any], where: str) -> tuple[np.ndarray, A
         raise UserError(
             f"{where}: data is {rows.dtype} of shape {rows.shape}, not uint8 (n, 3 x size x size)"
         )
+    # One by one: a list of lists of lists may stand for more numbers than fit anywhere.
+    if isinstance(labels, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in labels):
+        labels = np.array(labels, int)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: its labels are no list of whole numbers")
     if len(labels) != len(rows):
         raise UserError(
             f"{where}: {len(rows)} images but {len(labels)} labels; fetch it again"
         )
-    return from_rows(rows, size), np.asarray(labels, int)
+    return from_rows(rows, size), labels.astype(int)
 
 
 def from_rows(rows: np.ndarray, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scoremle.data.archive import hash_files, read_gzip
+from scoremle.data.archive import MAX_FILE, check_size, hash_files, read_start
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.pictures import fitted
 from scoremle.errors import UserError
@@ -107,7 +107,7 @@ def _content(file: Path, magic: int) -> np.ndarray:
     """The array in an idx file with this magic number, whose last byte counts its axes."""
     what = "images" if magic == IMAGES else "labels"
     header = struct.Struct(f">{1 + (magic & 0xFF)}I")
-    start = _read_file(file, header.size)
+    start = read_start(file, header.size)
     if len(start) < header.size:
         raise UserError(f"{file}: truncated within its header; fetch the file again")
     found, *shape = header.unpack(start)
@@ -118,7 +118,8 @@ def _content(file: Path, magic: int) -> np.ndarray:
         )
     expected = header.size + int(np.prod(shape, dtype=object))
     # One byte more than it should hold: enough to see that it is too long, however long it is.
-    content = _read_file(file, expected + 1)
+    check_size(file, expected, MAX_FILE)
+    content = read_start(file, expected + 1)
     if len(content) != expected or not shape[0]:
         state = "truncated" if len(content) < expected else "inconsistent"
         holds = f"{len(content)}" if len(content) <= expected else "more"
@@ -128,13 +129,3 @@ def _content(file: Path, magic: int) -> np.ndarray:
             f" but it holds {holds}; fetch the file again"
         )
     return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
-
-
-def _read_file(file: Path, limit: int) -> bytes:
-    if file.suffix == ".gz":
-        return read_gzip(file, limit)
-    try:
-        with file.open("rb") as stream:
-            return stream.read(limit)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error

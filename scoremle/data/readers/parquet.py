@@ -18,7 +18,8 @@ from scoremle.errors import UserError
 __all__ = ["read_parquet"]
 
 LABELS = ("label", "labels", "fine_label")
-ROWS = 512
+# All rows may hold the same large picture, which the file has once.
+ROWS = 16
 
 
 def is_parquet(name: str) -> bool:
@@ -69,9 +70,10 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
             raise UserError(f"{where}: no column of encoded pictures among: {names}")
         columns = [pictures[0], *labels[:1]]
         for batch in file.iter_batches(ROWS, columns=columns):
-            cells = batch.column(pictures[0]).to_pylist()
+            cells = batch.column(pictures[0])
             of_cells = batch.column(labels[0]).to_pylist() if labels else [""] * len(cells)
-            for cell, label in zip(cells, of_cells, strict=True):
+            for scalar, label in zip(cells, of_cells, strict=True):
+                cell = scalar.as_py()
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
                 yield picture, -1 if label is None else label
     except (pa.ArrowException, OSError) as error:

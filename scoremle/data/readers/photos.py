@@ -14,7 +14,7 @@ from PIL import Image
 
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import LEFT_OUT, TURNED, Decoder, is_picture
+from scoremle.data.readers.pictures import LEFT_OUT, MAX_PICTURE, TURNED, Decoder, is_picture
 from scoremle.errors import UserError
 
 __all__ = ["patches", "read_photos"]
@@ -30,7 +30,8 @@ def read_photos(path: Path, options: Options) -> Reading:
 
 def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     # The split must be known before the first patch: the photographs are read twice.
-    hashes = {_hash(content) for _, content in Source(source.path).files(is_picture)}
+    first = Source(source.path).files(is_picture, MAX_PICTURE)
+    hashes = {_hash(content) for _, content in first}
     if len(hashes) < 2:
         raise UserError(
             f"{source.path}: {len(hashes)} different photographs; it takes two or more, since"
@@ -42,7 +43,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     decoder = Decoder(Options(channels=options.channels))
     channels = 0
     photographs = {"train": 0, "test": 0}
-    for name, content in source.files(is_picture):
+    for name, content in source.files(is_picture, MAX_PICTURE):
         split = "test" if _hash(content) in test else "train"
         try:
             found = patches(decoder.image(content), size)

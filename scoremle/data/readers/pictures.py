@@ -20,12 +20,17 @@ from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
 from scoremle.errors import UserError
 
-__all__ = ["FITS", "Decoder", "chunked", "fitted", "is_picture", "read_pictures", "split_of"]
+__all__ = [
+    "FITS", "MAX_PICTURE", "Decoder", "chunked", "fitted", "is_picture", "read_pictures",
+    "split_of",
+]  # fmt: skip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Above this Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 80_000_000
+# No file of so many pixels is longer, even as a BMP with 4 bytes for each.
+MAX_PICTURE = 4 * MAX_PIXELS + (1 << 20)
 # What is held in memory at once: so many pictures, or so many bytes of large ones.
 CHUNK, CHUNK_BYTES = 512, 64 << 20
 # A folder "valley" is no split, but "val", "train_32x32" and "test-00000-of-00001" are.
@@ -180,7 +185,7 @@ def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
     decoder = Decoder(options)
 
     def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
-        for name, content in source.files(is_picture):
+        for name, content in source.files(is_picture, MAX_PICTURE):
             split = split_of(str(PurePosixPath(name).parent))
             try:
                 yield split, _label(name), decoder(name, content)

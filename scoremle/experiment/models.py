@@ -1,0 +1,63 @@
+"""A model by what a user has: a folder, a file, or a function. Told by content, not by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from scoremle.errors import UserError
+from scoremle.experiment.own_model import is_own, own_model
+from scoremle.experiment.shipped import NAMES, load_shipped
+from scoremle.experiment.trained import Trained, load_workdir
+from scoremle.model import ScoreModel
+from scoremle.published import diffusers, hub, openai
+
+__all__ = ["load"]
+
+
+class Family(NamedTuple):
+    """Models of one kind: what they are in words, how they are told, how they are loaded."""
+
+    words: str
+    is_one: Callable[[Path], bool]
+    load: Callable[[Path], ScoreModel]
+
+
+FAMILIES = (
+    Family("a folder of diffusers", diffusers.is_folder, diffusers.load),
+    Family("a .pt of improved- or guided-diffusion", openai.is_file, openai.load),
+)
+OTHERS = "use scoremle.interop.torch.from_module in a FILE.py:function for any other"
+
+
+def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
+    """The model at a place.
+
+    Args:
+        place: a working directory, or a folder of checkpoints as score_flow published it; a
+            folder of diffusers; a ``.pt`` of improved- or guided-diffusion with its flags beside
+            it; ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that returns a
+            ScoreModel; or the name of a model that the package ships. A path that exists is that
+            path.
+        checkpoint: its number in a working directory; None: the newest.
+
+    Raises UserError for what is none of these, and for what can't be read.
+    """
+    path = Path(place)
+    if not path.exists():
+        if is_own(str(place)):
+            return own_model(str(place))
+        if str(place).startswith(hub.PREFIX):
+            return load(hub.download(str(place)))
+        if str(place) in NAMES:
+            return load_shipped(str(place))
+        raise UserError(
+            f"there is no folder or file {place}, and no model of that name; there are:"
+            f" {', '.join(NAMES)}"
+        )
+    for family in FAMILIES:
+        if family.is_one(path):
+            return family.load(path)
+    if path.is_file():
+        kinds = ", ".join(family.words for family in FAMILIES)
+        raise UserError(f"{path} is no model of a known family: {kinds}; {OTHERS}")
+    return load_workdir(path, checkpoint)

@@ -1,0 +1,45 @@
+"""A model by ``FILE.py:function``: a user's own function, which returns a ScoreModel."""
+
+import importlib.util
+import traceback
+from pathlib import Path
+
+from scoremle.errors import UserError
+from scoremle.model import ScoreModel
+
+__all__ = ["is_own", "own_model"]
+
+
+def is_own(place: str) -> bool:
+    """Does this name a function of a file?"""
+    return ".py:" in place
+
+
+def own_model(place: str) -> ScoreModel:
+    """What the function returns. The file is Python, and is run.
+
+    Raises UserError if there is no such file or function, for a mistake in it, and if it returns
+    something else.
+    """
+    name, _, function = place.rpartition(":")
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"no file {path} (looked for {path.absolute()})")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise UserError(f"{path} has no function {function}")
+        model = getattr(module, function)()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+        where = f", line {lines[-1]}" if lines else ""
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path}{where}: {text}") from error
+    if not isinstance(model, ScoreModel):
+        raise UserError(f"{place} must return a ScoreModel, not a {type(model).__name__}")
+    return model

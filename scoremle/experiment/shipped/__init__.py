@@ -1,0 +1,31 @@
+"""Models that the package ships, by name: small ones, for a first look and for tests.
+
+``make model`` trains and writes them. Each folder has a card that says what it is.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from scoremle.experiment.build import build
+from scoremle.experiment.trained import Trained
+from scoremle.experiment.workdir import Workdir
+from scoremle.published import safetensors
+
+__all__ = ["NAMES", "load_shipped"]
+
+FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.parent.name for path in FOLDER.glob("*/config.json")))
+
+
+def load_shipped(name: str) -> Trained:
+    """The model of this name, one of ``NAMES``."""
+    place = Workdir(FOLDER / name)
+    experiment = build(place.config(), levels=place.levels())
+    tensors = safetensors.read(place.folder / "weights.safetensors")
+    params = jax.tree.map(jnp.asarray, unflatten_dict(tensors, sep="."))
+    estimators, steps = experiment.evaluation.estimators, experiment.training.schedule.n_iters
+    fields = vars(experiment.model.model(params)) | {"solver": estimators.solver}
+    return Trained(**fields, dataset=experiment.data.name, step=steps, pilot=estimators.pilot)

@@ -1,0 +1,26 @@
+"""Models on the Hugging Face hub, by ``hf:OWNER/NAME[@REVISION]``; needs the extra ``hub``."""
+
+from pathlib import Path
+
+from scoremle.errors import UserError
+
+__all__ = ["PREFIX", "download"]
+
+PREFIX = "hf:"
+# What a folder of diffusers is read from; weights as pickles are not asked for.
+FILES = ("*.json", "*/*.json", "*diffusion_pytorch_model.safetensors")
+
+
+def download(place: str) -> Path:
+    """The folder of the files in the hub's cache. Raises UserError if they can't be had."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{place} needs the extra hub: pip install 'scoremle[hub]'") from None
+    name, _, revision = place.removeprefix(PREFIX).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*FILES]))
+    except Exception as error:
+        # No network, no such model, a name that is none: every kind of exception.
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{place} can't be had from the hub: {text}") from error

@@ -1,0 +1,103 @@
+"""A model by what a user has: functions of files, the hub's cache, and what is no model."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.errors import UserError
+
+OWN = """
+import jax.numpy as jnp
+import scoremle
+
+def model():
+    sde = scoremle.VP()
+    return scoremle.ScoreModel(
+        lambda x, t: sde.sigma(t)[:, None, None, None] * x, sde, 1e-4, (2, 2, 1),
+        scoremle.Pixels(4), scoremle.Multistep(16),
+    )
+
+def broken():
+    return 1 / 0
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_function_of_a_file_is_scored_from_the_command_line(file, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 4, (5, 2, 2, 1), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    out = tmp_path / "scores.csv"
+    code = cli.main(["score", f"{file}:model", str(tmp_path / "images.npy"), f"--out={out}"])
+    assert code == 0, capsys.readouterr().err
+    model = scoremle.load(f"{file}:model")
+    bpd = [float(line.split(",")[2]) for line in out.read_text().splitlines()[1:]]
+    expected = model.score(images, repeats=4)
+    np.testing.assert_allclose(bpd, expected.bpd, atol=5 * expected.solver_error.max() + 1e-3)
+
+
+def test_a_path_that_exists_wins(tmp_path):
+    place = tmp_path / "folder.py:model"
+    place.mkdir()
+    with pytest.raises(UserError, match="is no working directory"):
+        scoremle.load(place)
+
+
+def test_the_model_that_ships_knows_digits():
+    """Their likelihood is far above that of a histogram (2.42 bits/dim, docs/results.md)."""
+    pytest.importorskip("sklearn")
+    images = scoremle.data.load("digits").test[:32]
+    model = scoremle.load("digits")
+    assert model.score(images).bpd.mean() < 2.2
+    assert repr(model).endswith("188,769 parameters, digits, step 2,400)")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("{file}:other", "has no function other"),
+        ("{file}:broken", r"mine.py, line 13: ZeroDivisionError: division by zero"),
+        ("{file}:number", "must return a ScoreModel, not a int"),
+        ("{file}x.py:model", "no file"),
+        ("{file}", "is no model of a known family: a folder of diffusers, a .pt"),
+        ("nowhere", "no folder or file nowhere, and no model of that name; there are: digits"),
+    ],
+)
+def test_mistakes_are_one_line(file, place, words):
+    with pytest.raises(UserError, match=words) as error:
+        scoremle.load(place.format(file=file))
+    assert "\n" not in str(error.value)
+
+
+def test_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
+    """A cache as the hub's library leaves it, offline: the snapshot's folder is what is loaded."""
+    pytest.importorskip("huggingface_hub")
+    snapshot = tmp_path / "hub/models--someone--digits/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text('{"_diffusers_version": "0.1", "vae": []}')
+    refs = tmp_path / "hub/models--someone--digits/refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"snapshots/abc is a pipeline with a vae"):
+        scoremle.load("hf:someone/digits")
+    with pytest.raises(UserError, match="hf:someone/other can't be had from the hub"):
+        scoremle.load("hf:someone/other")
+
+
+def test_the_hub_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[hub\]'"):
+        scoremle.load("hf:someone/digits")
