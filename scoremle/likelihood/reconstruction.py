@@ -24,7 +24,8 @@ where bins meet halfway between the points, and those of the two end levels are 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import jax
@@ -44,6 +45,8 @@ __all__ = [
     "Informed",
     "Reconstruction",
     "decoding_cost",
+    "log_mass",
+    "log_normal_mass",
 ]
 
 LOG_2PI = math.log(2 * math.pi)
@@ -51,6 +54,19 @@ LOG_2PI = math.log(2 * math.pi)
 REACH, NODES = 10.0, 401
 # Where the open bins end: infinity, but with gradients.
 FAR = 1e6
+
+
+def log_mass(log_cdf: Callable[[Data], Data], below: Data, above: Data) -> Data:
+    """log of the probability between two numbers, of a distribution that is even around zero."""
+    right = below + above > 0  # mirrored, so that the logarithm of a tail keeps its digits
+    log_low = log_cdf(jnp.where(right, -above, below))
+    log_high = log_cdf(jnp.where(right, -below, above))
+    return log_high + log1mexp(log_high - log_low)
+
+
+def log_normal_mass(below: Data, above: Data) -> Data:
+    """log of the standard normal probability between two numbers."""
+    return log_mass(jax.scipy.special.log_ndtr, below, above)
 
 
 class Reconstruction(Protocol):
@@ -158,12 +174,19 @@ class Discrete:
 class Informed:
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
 
-    ``scale`` is the standard deviation in units of the data: a number, or one for each pixel or
-    channel.
+    Args:
+        points: where the integers stand.
+        scale: the standard deviation in units of the data: a number, or one for each pixel or
+            channel.
+        log_mass: the log-probability between two numbers, in units of the scale; by default of
+            the normal distribution.
     """
 
     points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
     scale: float | Float[Array, "*d"]
+    log_mass: Callable[[Data, Data], Data] = field(
+        default=log_normal_mass, metadata={"static": True}
+    )
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = True
@@ -190,15 +213,7 @@ class Informed:
         # From the point of k to the estimate: nothing large is subtracted.
         shift = -expand(jnp.exp(-sde.log_snr(t) / 2), error) * error
         edges = ((edge[integers] - shift) / self.scale for edge in (below, above))
-        return sum_data(_log_normal_mass(*edges))
-
-
-def _log_normal_mass(below: Data, above: Data) -> Data:
-    """log of the standard normal probability between two numbers."""
-    right = below + above > 0  # mirrored, so that the logarithm of a tail keeps its digits
-    low, high = jnp.where(right, -above, below), jnp.where(right, -below, above)
-    log_low, log_high = jax.scipy.special.log_ndtr(low), jax.scipy.special.log_ndtr(high)
-    return log_high + log1mexp(log_high - log_low)
+        return sum_data(self.log_mass(*edges))
 
 
 def decoding_cost(

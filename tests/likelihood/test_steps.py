@@ -15,8 +15,13 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE, VP
-from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
-from scoremle.likelihood.steps import BySteps, RangedNoise, step_bound
+from scoremle.likelihood.reconstruction import (
+    Discrete,
+    Informed,
+    decoding_cost,
+    log_normal_mass,
+)
+from scoremle.likelihood.steps import BySteps, RangedNoise, published_log_mass, step_bound
 
 KEY, BITS = jax.random.key(0), np.log(2)
 PIXELS = Pixels(8, -1 - 1 / 7, 1 + 1 / 7)  # levels at 2k/7 - 1, as DDPM's are at 2k/255 - 1
@@ -45,6 +50,11 @@ def noise_of(variance, sde):
 
 
 # --- DDPM's formulas, in float64 --------------------------------------------------------------
+
+
+def normal_cdf(x):
+    """As published; it is nearly the normal one."""
+    return 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def published_terms(labels, noises, variance, clip, all_betas):
@@ -84,8 +94,8 @@ def published_terms(labels, noises, variance, clip, all_betas):
         _, mean, log_variance = outputs(0, z)
         below = np.where(INTEGERS == 0, -np.inf, y - 1 / 7 - mean)
         above = np.where(INTEGERS == 7, np.inf, y + 1 / 7 - mean)
-        low, high = (norm.cdf(edge / np.exp(log_variance / 2)) for edge in (below, above))
-        last.append(-np.log(high - low).sum(axis=total))
+        low, high = (normal_cdf(edge / np.exp(log_variance / 2)) for edge in (below, above))
+        last.append(-np.log(np.maximum(high - low, 1e-12)).sum(axis=total))
     prior = (kept[-1] * y**2 + (1 - kept[-1]) - 1 - np.log(1 - kept[-1])).sum(axis=total) / 2
     return prior, np.array(terms), np.array(last)
 
@@ -129,6 +139,16 @@ def test_it_is_the_published_bound_term_by_term(x64, variance, clip, labels):
             expected = published_terms(pair, noises[:1], variance, clip, betas("cosine", STEPS))
             found = run((pair + 1) / STEPS)
             np.testing.assert_allclose(found.diffusion, expected[1][0], rtol=1e-9)
+
+
+def test_the_published_probabilities_are_nearly_normal():
+    x = np.linspace(-4, 4, 33)
+    np.testing.assert_allclose(normal_cdf(x), norm.cdf(x), atol=2e-4)
+    published, exact = published_log_mass(x, x + 0.5), log_normal_mass(x, x + 0.5)
+    np.testing.assert_allclose(published, np.log(normal_cdf(x + 0.5) - normal_cdf(x)), rtol=2e-3)
+    assert (np.abs(published - exact) < 0.02)[np.abs(x) < 2].all()
+    far = jnp.asarray([30.0, -30.0])
+    np.testing.assert_allclose(published_log_mass(far, far + 1), np.log(1e-12), rtol=1e-6)
 
 
 # --- closed forms -----------------------------------------------------------------------------
