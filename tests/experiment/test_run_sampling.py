@@ -217,7 +217,7 @@ def test_bits_per_dim_alone_never_touch_inception(tiny, monkeypatch, capfd):
     def touched(*_):
         raise AssertionError
 
-    for name in ("judge", "Sampling.run"):
+    for name in ("judge", "SamplingRun.run"):
         monkeypatch.setattr(f"scoremle.experiment.run_eval.{name}", touched)
     flags = ("--config.eval.inception=absent.npz", "--config.eval.stats=absent.npz")
     loss = ("--config.eval.enable_loss", "--noconfig.eval.enable_sampling")
