@@ -58,6 +58,10 @@ def test_own_network_comes_near_a_density_that_is_known(tmp_path):
         # A Gaussian with the images' mean and covariance adds 1.82 nats.
         assert -3 * error < excess < 1, name
         assert error < 0.2
+    # Of the integers: the model's part, and what uniform noise in bins of 0.4 sigma costs.
+    found = re.search(r"integers: (\S+) bits/dim, (\S+) \+- (\S+) more than the truth", text)
+    bits, excess, error = map(float, found.groups())
+    assert -3 * error < excess < 0.1 and bits < 5
 
 
 RESULT = {
