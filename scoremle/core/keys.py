@@ -53,8 +53,10 @@ def fold_in(keys: Key[Array, " b"], data: ArrayLike) -> Keys:
     return jax.vmap(jax.random.fold_in, (0, 0 if np.ndim(data) else None))(keys, data)
 
 
-def split(keys: Key[Array, " b"], n: int = 2) -> Key[Array, "{n} b"]:
-    """``n`` keys of each key."""
+def split(keys: Keys, n: int = 2) -> Key[Array, "{n} *b"]:
+    """``n`` keys of one key, or of each."""
+    if keys.shape == ():
+        return jax.random.split(keys, n)
     return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)
 
 

@@ -113,7 +113,7 @@ class Objective:
     def losses(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
         """The loss of each example in the published scaling; with ``train``, under dropout."""
         pixels, model = self.model.pixels, self.model
-        key_u, key_loss, key_dropout = split(key, 3) if key.shape else jax.random.split(key, 3)
+        key_u, key_loss, key_dropout = split(key, 3)
         dequantized = self.uniform_dequantization
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantized else pixels.encode_grid(x)
         return self.published_scale * denoising_loss(

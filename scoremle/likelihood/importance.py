@@ -57,7 +57,7 @@ class ImportanceBound:
 def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
     """The bound from ``samples`` draws; ``draw`` uses the same probes each time.
 
-    ``keys`` are one for each image.
+    ``keys`` are one for each image, or one that ``draw`` makes its own of.
     """
 
     def one(keys: Keys) -> tuple[Array, ...]:

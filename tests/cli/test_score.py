@@ -21,9 +21,9 @@ def score(capfd, *arguments):
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny):
-    """The model with as many nodes as the command chooses for these images."""
-    return scoremle.load(tiny.workdir).calibrated(IMAGES)[0]
+def model(tiny):
+    """The model, whose config says how many nodes to take: no pilot chooses."""
+    return scoremle.load(tiny.workdir)
 
 
 def rows(path):
@@ -31,14 +31,14 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_an_array(tiny, calibrated, tmp_path, capfd):
+def test_an_array(tiny, model, tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES)
     out = tmp_path / "mine.csv"
     code, told, _ = score(
         capfd, tiny.workdir, tmp_path / "x.npy", f"--out={out}", "--repeats=2", "--seed=3"
     )
     assert code == 0 and f"written to {out}" in told
-    expected = calibrated.score(IMAGES, seed=3, repeats=2)
+    expected = model.score(IMAGES, seed=3, repeats=2)
     found = rows(out)
     assert [row["image"] for row in found] == ["0", "1", "2", "3", "4"]
     for column in ("log_prob", "bpd", "stderr", "solver_error"):
@@ -48,7 +48,7 @@ def test_an_array(tiny, calibrated, tmp_path, capfd):
     assert f"mean {expected.bpd.mean():.4f} +- {error:.4f} (over images) bits/dim" in told
 
 
-def test_pictures(tiny, calibrated, tmp_path, capfd):
+def test_pictures(tiny, model, tmp_path, capfd):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, image in enumerate(IMAGES):  # 17 levels, spread to 256
@@ -59,7 +59,7 @@ def test_pictures(tiny, calibrated, tmp_path, capfd):
     out = tmp_path / "s.csv"
     code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--repeats=1")
     assert code == 0 and "their 256 grey levels become the model's 17" in told
-    expected = calibrated.score(IMAGES)
+    expected = model.score(IMAGES)
     found = rows(out)
     assert [row["image"] for row in found] == [f"digit{i}.png" for i in range(5)]
     values = [float(row["bpd"]) for row in found]

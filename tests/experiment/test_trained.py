@@ -1,5 +1,6 @@
 """A trained model from Python: scores of integer images, in batches, and clear refusals."""
 
+import json
 import shutil
 
 import jax
@@ -138,7 +139,7 @@ def test_loading(tiny, model, tmp_path):
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(first.noise), jax.tree.leaves(model.noise), strict=True)
     )
-    with pytest.raises(UserError, match="there is no folder missing"):
+    with pytest.raises(UserError, match="there is no folder or file missing"):
         scoremle.load("missing")
     with pytest.raises(UserError, match="no checkpoint 7"):
         scoremle.load(tiny.workdir, checkpoint=7)
@@ -156,7 +157,7 @@ def test_loading(tiny, model, tmp_path):
 def test_the_config_comes_back_as_it_was(tiny):
     experiment = build(Workdir(tiny.workdir).config(), levels=17)
     assert dict(experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
-    assert experiment.model.network.ch_mult == (1, 1)
+    assert experiment.model.network.ch_mult == (1,)
 
 
 def test_a_model_works_where_its_data_set_is_not(tiny, model, monkeypatch):

@@ -50,7 +50,7 @@ def test_mixture_pulls_the_prior_back_and_the_solver_states_its_error(name, x64)
     data, sde, eps = Mixture.on_line(), SDES[name], EPS[name]
     x = np.concatenate([data.draw(1, 38), [[-1.2], [1.1]]])
     exact, latent = data.log_model(sde, x, eps), data.flow(sde, x, eps)
-    run = evaluator(data.noise(sde), name)
+    run = evaluator(data.noise(sde), name, most=2048)
     result = run(x, 1e-10)
     np.testing.assert_allclose(result.log_prob, exact, rtol=0, atol=1e-6)
     np.testing.assert_allclose(result.latent, latent, rtol=1e-6, atol=1e-6)
