@@ -14,8 +14,6 @@ from scoremle.published import diffusers as family
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Multistep
 
-STEPS = 60
-
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
@@ -69,17 +67,21 @@ def test_the_noise_prediction_at_their_steps(tmp_path, kind):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
 
 
-def test_log_p_is_that_of_the_torch_module_in_float64(folder):
-    """An independent road: torch's own jacobian, Runge-Kutta steps in log(sigma/alpha)."""
-    model = scoremle.load(folder)
-    network = diffusers.UNet2DModel.from_pretrained(folder / "unet").double().eval()
+def test_log_p_is_that_of_the_torch_module_in_float64(tmp_path):
+    """An independent road: torch's own jacobian, Runge-Kutta steps in log(sigma/alpha).
+
+    Between two entries of the table the field is smooth: there its steps begin and end.
+    """
+    pipeline(num_train_timesteps=50, beta_end=0.3).save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").double().eval()
     y = np.random.default_rng(1).normal(size=(1, 4, 4, 1)) * 0.5
     low, high = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
     table = np.asarray(model.sde.schedule.log_snrs, np.float64)
 
     def rates(log_s, state):
         s, d = np.exp(log_s), state[:-1]
-        label = np.interp(2 * log_s, -table, np.arange(1000.0))
+        label = np.interp(2 * log_s, -table, np.arange(50.0))
         alpha = 1 / np.sqrt(1 + s**2)
 
         def eps(flat):
@@ -94,7 +96,7 @@ def test_log_p_is_that_of_the_torch_module_in_float64(folder):
 
     alpha0 = 1 / np.sqrt(1 + low**2)
     start = np.append(y.ravel() / alpha0, 0.0)
-    grid = np.linspace(np.log(low), np.log(high), STEPS + 1)
+    grid = -table / 2
     for at, h in zip(grid[:-1], np.diff(grid), strict=True):
         k1 = rates(at, start)
         k2 = rates(at + h / 2, start + h / 2 * k1)
@@ -104,7 +106,7 @@ def test_log_p_is_that_of_the_torch_module_in_float64(folder):
     change = 16 * (np.log(1 / np.sqrt(1 + high**2)) - np.log(alpha0))
     expected = -0.5 * (z**2).sum() - 8 * np.log(2 * np.pi) + change + trace
     found = model.log_prob(
-        jnp.asarray(y, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(128)
+        jnp.asarray(y, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(256)
     )
     bits = 16 * np.log(2)
     error = abs(float(found.log_prob[0]) - expected) / bits
