@@ -25,6 +25,15 @@ FIELDS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Torch's threads wait for one another by spinning: beside another worker, for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pipeline(**scheduler):
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(**FIELDS).eval()
