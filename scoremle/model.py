@@ -4,7 +4,7 @@ Whatever is asked of it goes through a function of arrays that is public too: th
 what. Nothing in a model changes when it is used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, Self, cast
@@ -19,12 +19,14 @@ from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
+from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
 from scoremle.devices import replicate, split_rows
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.check import check
 from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
 from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
@@ -37,7 +39,7 @@ from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey, Times
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey
 
 __all__ = ["Sampler", "ScoreModel", "Scores"]
 
@@ -285,6 +287,17 @@ class ScoreModel:
         choice = choose_nodes(pilot)
         return replace(self, solver=choice.solver), choice
 
+    def check(
+        self, images: Integer[np.ndarray, "n h w c"], *, condition: Condition = None
+    ) -> list[str]:
+        """What is likely wrong with the declaration: a line each, and none if all is well.
+
+        ``images`` of the kind that the model was trained on; a few are used (``check.py``).
+        """
+        images = self._of_integers().checked(np.asarray(images), self.shape)
+        rows = _rows(condition, len(images))
+        return check(cast(ImageModel, self), jnp.asarray(images), condition=rows)
+
     def sample(
         self,
         n: int,
@@ -332,28 +345,6 @@ class ScoreModel:
                 " scoremle.Pixels(256)"
             )
         return self.pixels
-
-
-@pytree
-@dataclass(frozen=True)
-class Conditioned:
-    """A noise prediction under a condition; with ``both``, if it tells a variance too."""
-
-    noise: Callable[..., Data]
-    condition: ArrayLike
-
-    def __call__(self, x: Data, t: Times) -> Data:
-        return self.noise(x, t, self._whole(x))
-
-    @property
-    def both(self) -> Callable[[Data, Times], tuple[Data, Data]]:
-        both = self.noise.both  # type: ignore[attr-defined]
-        return lambda x, t: both(x, t, self._whole(x))
-
-    def _whole(self, x: Data) -> Any:
-        return jax.tree.map(
-            lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), self.condition
-        )
 
 
 def _rows(condition: Condition, n: int) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from scoremle.core.pytree import pytree
@@ -32,6 +33,7 @@ from scoremle.types import Data, NoiseFn, ScoreFn, Times
 __all__ = [
     "CONDITIONINGS",
     "PREDICTIONS",
+    "Conditioned",
     "Conditioning",
     "NetworkNoise",
     "data_of",
@@ -134,6 +136,28 @@ def noise_fn(
         choices = ", ".join(CONDITIONINGS)
         raise ValueError(f"conditioning must be one of {choices}, not {conditioning!r}")
     return NetworkNoise(as_pytree(network), sde, prediction, conditioning, sigma_data)
+
+
+@pytree
+@dataclass(frozen=True)
+class Conditioned:
+    """A noise prediction under a condition; with ``both``, if it tells a variance too."""
+
+    noise: Callable[..., Data]
+    condition: Any
+
+    def __call__(self, x: Data, t: Times) -> Data:
+        return self.noise(x, t, self._whole(x))
+
+    @property
+    def both(self) -> Callable[[Data, Times], tuple[Data, Data]]:
+        both = self.noise.both  # type: ignore[attr-defined]
+        return lambda x, t: both(x, t, self._whole(x))
+
+    def _whole(self, x: Data) -> Any:
+        return jax.tree.map(
+            lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), self.condition
+        )
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:

@@ -271,6 +271,7 @@ class BySteps:
     """
 
     on_host: ClassVar[bool] = False
+    words: ClassVar[str] = "variational bound of a chain of steps"
 
     times: Float[np.ndarray, " n"] | Float[Array, " n"] | None = None
     variance: str = static(default="small")
