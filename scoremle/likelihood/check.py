@@ -50,7 +50,7 @@ NODES, MEASURED_IMAGES, OTHER_IMAGES = 12, 8, 256
 FEWEST_IMAGES = 4
 # By how much an error must exceed another to count, at a node and in the mean over all, and by how
 # many standard errors.
-WORSE, BETTER, CERTAIN = 0.02, 0.01, 2.0
+WORSE, BETTER, CERTAIN = 0.02, 0.005, 2.0
 # A reading that is worse than the Gaussian at more of the nodes than this explains nothing.
 FEW = 0.2
 # What pixels are scaled to; ranges whose ends differ by less than this share are the same.
