@@ -22,6 +22,7 @@ ROWS = (
     ("data", "training"),
     ("quality", "evaluation", "published"),
     ("experiment",),
+    ("report",),
     ("cli",),
 )
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.score",
         "the likelihood of each of your own images, as a CSV",
     ),
+    "report": ("scoremle.cli.commands.report", "a page about a working directory, to look at"),
     "import": (
         "scoremle.cli.commands.import_checkpoint",
         "a published checkpoint: what it is, and a workdir of it",

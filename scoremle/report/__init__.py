@@ -1,0 +1,1 @@
+"""A page about one or more working directories, for a person to read."""

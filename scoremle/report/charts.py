@@ -1,0 +1,310 @@
+"""The charts of a report: each a figure with its title, its caption and its words for the blind.
+
+Drawn by matplotlib (extra ``plots``) in one style. On a page a chart is SVG whose ink and colours
+follow the page's own, light or dark. The colours are those of Okabe and Ito, which people who
+don't see red or green can tell apart; what a colour tells is told by a mark or a word, too.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from scoremle.errors import UserError
+from scoremle.files import write_atomically
+from scoremle.training.writers import Row
+
+__all__ = [
+    "Chart",
+    "differences",
+    "estimators",
+    "histogram",
+    "learning_rate",
+    "losses",
+    "profile",
+    "training_bpd",
+    "training_column",
+]
+
+SIZE = (6.4, 3.6)  # inches
+INK, LINES = "#1f2328", "#d0d7de"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# In the page's style sheet: --ink, --lines, --c0, --c1, ...
+VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
+STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "scoremle", "font.family": "sans-serif",
+    "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "grid.color": LINES, "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",
+    "axes.facecolor": "none", "legend.frameon": False, "legend.labelcolor": INK,
+}  # fmt: skip
+# Rows of the log on each side that are averaged for a line; one more for so many rows.
+MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
+# Where a legend covers nothing.
+ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+BINS = 40
+Z95 = 1.96
+
+Draw = Callable[[Any], None]  # on axes of matplotlib
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure that is drawn when it is written.
+
+    Args:
+        name: of its files.
+        title: what it shows, above it.
+        caption: how to read it, below it.
+        words: what it shows, for those who can't see it.
+        draw: draws on the axes.
+    """
+
+    name: str
+    title: str
+    caption: str
+    words: str
+    draw: Draw
+
+    def svg(self) -> str:
+        """An ``svg`` element for a page: colours by the page, identifiers of its own."""
+        body = self._drawn("svg", title=False, background="none").decode()
+        body = body[body.index("<svg") :]
+        for colour, variable in VARIABLES.items():
+            body = body.replace(colour, f"var(--{variable})")
+        body = re.sub(r'\bid="', f'id="{self.name}-', body)
+        return re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", body)
+
+    def write(self, folder: Path) -> None:
+        """Writes NAME.svg and NAME.png, with the title, on white."""
+        for kind in ("svg", "png"):
+            content = self._drawn(kind, title=True, background="white")
+            with write_atomically(folder / f"{self.name}.{kind}") as temporary:
+                temporary.write_bytes(content)
+
+    def _drawn(self, kind: str, *, title: bool, background: str) -> bytes:
+        try:
+            from matplotlib import rc_context
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise UserError(
+                "the charts of a report need the extra: pip install 'scoremle[plots]'"
+            ) from None
+        content = io.BytesIO()
+        with rc_context(STYLE):
+            figure = Figure(figsize=SIZE, layout="constrained")
+            axes = figure.subplots()
+            self.draw(axes)
+            if title:
+                axes.set_title(self.title)
+            dated = {"Date": None} if kind == "svg" else {}
+            figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
+        return content.getvalue()
+
+
+def _columns(rows: Sequence[Row], *names: str) -> list[Float[np.ndarray, " n"]]:
+    """Steps and columns of the rows that have finite numbers in all of them."""
+    table = [[row.get(name) for name in ("step", *names)] for row in rows]
+    complete = [values for values in table if None not in values]
+    return list(np.array(complete, float).reshape(-1, 1 + len(names)).T)
+
+
+def _smooth(values: Float[np.ndarray, " n"], half: int) -> Float[np.ndarray, " n"]:
+    """The mean of each value and of ``half`` neighbours on each side; fewer at the ends."""
+    window = np.ones(2 * half + 1)
+    return _same(values, window) / _same(np.ones(len(values)), window)
+
+
+def _same(values: Float[np.ndarray, " n"], window: np.ndarray) -> Float[np.ndarray, " n"]:
+    return np.convolve(values, window, "full")[len(window) // 2 :][: len(values)]
+
+
+def _half(count: int) -> int:
+    return min(MOST_NEIGHBOURS, count // ROWS_FOR_A_NEIGHBOUR)
+
+
+def losses(rows: Sequence[Row]) -> Chart:
+    """The loss of training, and that of test images, over the steps."""
+
+    def draw(axes: Any) -> None:
+        for name, label, colour in (("loss", "training", 0), ("eval_loss", "test images", 1)):
+            steps, values = _columns(rows, name)
+            if not len(steps):
+                continue
+            axes.plot(steps, values, ".", color=COLOURS[colour], alpha=0.25, markersize=3)
+            axes.plot(
+                steps, _smooth(values, _half(len(values))), "-" if colour == 0 else "--",
+                color=COLOURS[colour], label=label,
+            )  # fmt: skip
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend(**ABOVE)
+
+    last = _columns(rows, "loss")[1]
+    return Chart(
+        "loss", "Loss",
+        "Points: one logged row each. Lines: the mean over neighbouring rows.",
+        f"The training loss over the steps; {last[0]:.3g} at first, {last[-1]:.3g} at last."
+        if len(last) else "No loss was logged.",
+        draw,
+    )  # fmt: skip
+
+
+def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
+    """bits/dim of test images while training, with its error; from where it beats ``uniform``.
+
+    Before, the average of the parameters is still young, and its bits/dim mean nothing.
+    """
+    steps, values, errors = _columns(rows, "eval_bpd", "eval_bpd_stderr")
+    known = np.flatnonzero(values < uniform)
+    first = known[0] if len(known) else len(values)
+    steps, values, errors = (column[first:] for column in (steps, values, errors))
+    half = _half(len(values))
+    mean, window = _smooth(values, half), np.ones(2 * half + 1)
+    averaged = _same(np.ones(len(values)), window)
+    band = Z95 * np.sqrt(_same(np.square(errors), window)) / averaged
+
+    def draw(axes: Any) -> None:
+        axes.fill_between(steps, mean - band, mean + band, color=COLOURS[0], alpha=0.25, lw=0)
+        axes.plot(steps, mean, color=COLOURS[0])
+        axes.plot(steps, values, ".", color=COLOURS[0], alpha=0.25, markersize=3)
+        axes.set(xlabel="step", ylabel="bits/dim")
+
+    final = f"{mean[-1]:.3f} ± {band[-1]:.3f} at last" if len(mean) else "nothing was logged"
+    return Chart(
+        "training_bpd", "Bits/dim while training",
+        "The variational bound on a window of test images that moves, few draws each. Points: one"
+        f" logged row each. Line: the mean of {2 * half + 1} neighbouring rows. Band: its 95 %"
+        " interval. Rows before the averaged parameters beat a uniform distribution are left out.",
+        f"bits/dim of test images over the steps: {final}.",
+        draw,
+    )  # fmt: skip
+
+
+def training_column(rows: Sequence[Row], name: str, title: str) -> Chart:
+    """Any other column of the log over the steps, on a logarithmic scale."""
+    steps, values = _columns(rows, name)
+
+    def draw(axes: Any) -> None:
+        axes.semilogy(steps, values, ".", color=COLOURS[0], alpha=0.3, markersize=3)
+        axes.semilogy(steps, _smooth(values, _half(len(values))), color=COLOURS[0])
+        axes.set(xlabel="step", ylabel=title.lower())
+
+    told = f"from {values.min():.2g} to {values.max():.2g}" if len(values) else "not logged"
+    caption = "Points: one logged row each. Line: the mean over neighbouring rows."
+    return Chart(name, title, caption, f"{title} over the steps, {told}.", draw)
+
+
+def learning_rate(
+    rate: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]], steps: int
+) -> Chart:
+    """The learning rate over the steps."""
+    place = np.linspace(0, steps, 200)
+
+    def draw(axes: Any) -> None:
+        axes.plot(place, rate(place), color=COLOURS[0])
+        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+
+    words = f"The learning rate over {steps:,} steps, {rate(place)[-1]:.2g} at last."
+    caption = "What Adam multiplies its step with."
+    return Chart("learning_rate", "Learning rate", caption, words, draw)
+
+
+def histogram(
+    name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, float]
+) -> Chart:
+    """bits/dim of the images of a split; lines where simple densities lie in the mean."""
+
+    def draw(axes: Any) -> None:
+        axes.hist(bpd, bins=min(BINS, max(5, len(bpd) // 5)), color=COLOURS[0], alpha=0.5)
+        axes.axvline(bpd.mean(), color=COLOURS[0], label=f"model, mean {bpd.mean():.3f}")
+        for (label, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
+            axes.axvline(value, color=INK, linestyle=style, label=f"{label}, mean {value:.3f}")
+        axes.set(xlabel="bits/dim", ylabel="images")
+        axes.legend(**ABOVE)
+
+    beside = "".join(f"; {label} {value:.3f}" for label, value in baselines.items())
+    return Chart(
+        f"{name}_histogram", f"Bits/dim of each image: {name}",
+        "Lower is likelier. Dashed lines: the means of simple densities fitted to the training"
+        " images; a model that learned anything is left of them.",
+        f"Histogram of bits/dim of {len(bpd)} images: mean {bpd.mean():.3f}, from"
+        f" {bpd.min():.3f} to {bpd.max():.3f}{beside}.",
+        draw,
+    )  # fmt: skip
+
+
+def profile(name: str, found: Mapping[str, Sequence[float]]) -> Chart:
+    """Which noise levels cost the bits of a bound."""
+    edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
+    centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
+
+    def draw(axes: Any) -> None:
+        axes.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.35)
+        if len(found["stderr"]):
+            axes.errorbar(
+                centres, density, Z95 * np.asarray(found["stderr"]), fmt="none",
+                color=COLOURS[0], capsize=2,
+            )  # fmt: skip
+        nothing = 0.5 / np.log(2)
+        axes.axhline(nothing, color=INK, linestyle="--", label="nothing known of the noise")
+        axes.set(
+            xlabel="log signal-to-noise ratio: noise on the left, data on the right",
+            ylabel="bits/dim for each unit of log-SNR", xlim=(edges[0], edges[-1]),
+        )  # fmt: skip
+        axes.legend(**ABOVE)
+
+    return Chart(
+        f"{name}_profile", f"Which noise levels cost the bits: {name}",
+        f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. Bars: 95 % intervals"
+        " over the images. Dashed: a network that predicts no noise at all.",
+        f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
+        draw,
+    )  # fmt: skip
+
+
+def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
+    """Means of several estimators with 95 % intervals; (mean, stderr, is it a bound?) by name."""
+
+    def draw(axes: Any) -> None:
+        for i, (mean, stderr, bound) in enumerate(results.values()):
+            axes.errorbar(
+                mean, i, xerr=Z95 * stderr, fmt="<" if bound else "o",
+                color=COLOURS[1 if bound else 0], capsize=3,
+            )  # fmt: skip
+        axes.set_yticks(range(len(results)), list(results))
+        axes.set(xlabel="bits/dim", ylim=(len(results) - 0.5, -0.5))
+
+    parts = (f"{name} {mean:.4f} ± {Z95 * e:.4f}" for name, (mean, e, _) in results.items())
+    return Chart(
+        "estimators", "Estimators of the same number",
+        "Bars: 95 % intervals over the images. All measure the same images, so that two of them"
+        " differ by less than their bars say. Round: a likelihood. Triangle: a bound, which the"
+        " likelihood lies left of.",
+        f"bits/dim by estimator: {'; '.join(parts)}.",
+        draw,
+    )  # fmt: skip
+
+
+def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
+    """Means and standard errors of paired differences of bits/dim, by the name of the second."""
+
+    def draw(axes: Any) -> None:
+        for i, (mean, stderr) in enumerate(found.values()):
+            axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o", color=COLOURS[0], capsize=3)
+        axes.axvline(0, color=INK, linestyle="--")
+        axes.set_yticks(range(len(found)), list(found))
+        axes.set(xlabel="difference, bits/dim", ylim=(len(found) - 0.5, -0.5))
+
+    told = "; ".join(f"{name} {mean:+.4f} ± {Z95 * e:.4f}" for name, (mean, e) in found.items())
+    return Chart(
+        "differences", "Difference from the first, image by image",
+        "Left of zero is better than the first. Bars: 95 % intervals of the mean difference over"
+        " the same images.",
+        f"Paired differences of bits/dim: {told}.",
+        draw,
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""The sections of a report: which question each answers, and from what."""
+
+import io
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+import scoremle
+from scoremle.evaluation import baselines
+from scoremle.report import charts
+from scoremle.report.charts import Chart
+from scoremle.report.page import Page, Picture
+from scoremle.report.subject import Result, Subject, paired
+
+__all__ = ["compare", "tell"]
+
+# Images of either end; grids of samples over the training.
+ENDS, GRIDS = 12, 6
+# A Gaussian of more dimensions takes minutes to fit.
+MOST_DIMS = 1024
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+# Facts of a result by which another can be compared with it.
+IDENTITY = (
+    "dataset", "data_hash", "ema_hash", "checkpoint", "step", "precision", "seed", "version",
+)  # fmt: skip
+CITATION = """@inproceedings{song2021maximum,
+  title     = {Maximum Likelihood Training of Score-Based Diffusion Models},
+  author    = {Song, Yang and Durkan, Conor and Murray, Iain and Ermon, Stefano},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {34},
+  year      = {2021}
+}"""
+
+
+def tell(page: Page, subject: Subject) -> list[Chart]:
+    """All that is known of one working directory; the charts that were drawn."""
+    drawn: list[Chart] = []
+    for section in (_results, _images, _samples, _training, _protocol, _config):
+        drawn += section(page, subject) or []
+    return drawn
+
+
+def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
+    """Several working directories beside each other, the later ones against the first."""
+    page.section("Side by side")
+    found = [(subject, subject.main_result) for subject in subjects]
+    rows = [
+        (s.name, "not evaluated", "", "", "") if r is None else (s.name, *_row(r)[1:4], _what(r))
+        for s, r in found
+    ]
+    page.table(("working directory", "bits/dim", "std. error", "NFE", "what it is"), rows,
+               "The first likelihood of each one's newest evaluated checkpoint.")  # fmt: skip
+    first, gaps = found[0][1], {}
+    for subject, result in found[1:]:
+        gap = paired(first, result) if first and result else None
+        if gap:
+            gaps[subject.name] = (gap.mean, gap.stderr)
+        else:
+            page.text(
+                f"{subject.name} was not measured on the same images with the same noise as"
+                f" {found[0][0].name}: no comparison image by image."
+            )
+    chart = [charts.differences(gaps)] if gaps else []
+    page.charts(chart)
+    page.text("Each of them has a report of its own:")
+    page.code("\n".join(f"scoremle report {subject.folder}" for subject in subjects))
+    return chart
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    facts = result.facts
+    nfe, solver = facts.get("mean_nfe"), facts.get("mean_solver_error")
+    return (
+        result.kind,
+        f"{facts['mean']:.4f}",
+        "" if np.isnan(result.stderr) else f"{result.stderr:.4f}",
+        "" if nfe is None else f"{nfe:.0f}",
+        "" if solver is None else f"{solver:.4f}",
+        facts["unit"],
+    )
+
+
+def _what(result: Result) -> str:
+    facts = result.facts
+    words = [facts.get("estimator", result.name)]
+    if "dequantizer" in facts:
+        words.append(f"{facts['dequantizer']} dequantization")
+    return ", ".join(words)
+
+
+def _results(page: Page, subject: Subject) -> list[Chart]:
+    page.section("Results")
+    if not subject.results:
+        page.text(
+            f"Nothing was evaluated yet: scoremle eval --workdir={subject.folder}"
+            f" (looked for {subject.folder / subject.eval_folder / 'results.json'})."
+        )
+        return []
+    page.table(
+        ("result", "value", "std. error", "NFE", "solver's error", "unit"),
+        map(_row, subject.results),
+        f"Checkpoint {subject.results[0].facts['checkpoint']}, step"
+        f" {subject.results[0].facts['step']:,}. The standard error is over images. The solver's"
+        " error is that of one image in the mean, and does not shrink with their number.",
+    )
+    if subject.checks:
+        page.table(
+            ("what must hold", "does it?", "difference, bits/dim"),
+            ((check["words"], "holds" if check["holds"] else f"FAILS: {check['meaning']}",
+              f"{check['difference']:+.4f} ± {check['stderr']:.4f}") for check in subject.checks),
+            "Relations between the estimators, image by image.",
+        )  # fmt: skip
+    in_bits = [result for result in subject.results if result.is_bpd]
+    drawn = []
+    if len(in_bits) > 1:
+        drawn.append(charts.estimators(
+            {r.kind: (r.facts["mean"], r.stderr, r.is_bound) for r in in_bits}
+        ))  # fmt: skip
+    drawn += [charts.profile(r.kind, r.facts["profile"]) for r in in_bits if "profile" in r.facts]
+    page.charts(drawn)
+    return drawn
+
+
+def _images(page: Page, subject: Subject) -> list[Chart]:
+    result = subject.main_result
+    if result is None or result.values is None:
+        return []
+    page.section(
+        "Images",
+        f"By the result {result.kind}. A likely image is not always a typical one: simple and"
+        " smooth pictures are likely whatever they show. So both ends are worth a look.",
+    )
+    images = subject.images(result)
+    if isinstance(images, str):
+        page.text(f"The images can't be shown here: {images}")
+        chart = charts.histogram(result.kind, result.values, {})
+    else:
+        chart = charts.histogram(result.kind, result.values, _baselines(subject, images))
+    page.charts([chart])
+    if not isinstance(images, str):
+        order, count = np.argsort(result.values), min(ENDS, len(images) // 2)
+        for title, chosen in (
+            ("Likeliest", order[:count]), ("Unlikeliest", order[len(order) - count :][::-1])
+        ):  # fmt: skip
+            page.text(f"{title}, bits/dim below each:")
+            page.pictures(_pictures(images, result.values, chosen, subject.levels), "small")
+    return [chart]
+
+
+def _baselines(subject: Subject, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, float]:
+    """Means of simple densities on these images."""
+    found = {"uniform": float(np.log2(subject.levels))}
+    if images[0].size <= MOST_DIMS and not isinstance(subject.data, str):
+        train = subject.data.train
+        histogram = baselines.histogram_bpd(train, images, subject.levels)
+        found["independent pixels"] = float(histogram.mean())
+        found["Gaussian"] = float(baselines.gaussian_bpd(train, images).mean())
+    return found
+
+
+def _pictures(
+    images: UInt8[np.ndarray, "n h w c"], values: np.ndarray, chosen: np.ndarray, levels: int
+) -> Iterable[Picture]:
+    for i in chosen:
+        content, pixels = io.BytesIO(), np.round(images[i] * (255 / (levels - 1)))
+        Image.fromarray(pixels.astype(np.uint8).squeeze()).save(content, format="PNG")
+        told = f"{values[i]:.3f}"
+        yield Picture(content.getvalue(), told, f"image {i}: {told} bits/dim")
+
+
+def _samples(page: Page, subject: Subject) -> None:
+    over_time = subject.sample_pictures()
+    places = np.unique(np.linspace(0, len(over_time) - 1, min(GRIDS, len(over_time))).astype(int))
+    pictures = [
+        Picture(path.read_bytes(), f"step {step:,}", f"a grid of samples at step {step:,}")
+        for step, path in (over_time[i] for i in places)
+    ]
+    if final := subject.final_samples():
+        pictures.append(Picture(final.read_bytes(), f"evaluated: {final.name}",
+                                "a grid of samples of the evaluated checkpoint"))  # fmt: skip
+    if pictures:
+        page.section("Samples", "Those of the training start from the same noise at each step.")
+        page.pictures(pictures, "large")
+
+
+def _training(page: Page, subject: Subject) -> list[Chart]:
+    if not subject.log:
+        return []
+    page.section("Training", f"{len(subject.log):,} rows of metrics.jsonl.")
+    optim, steps = subject.config.optim, int(subject.log[-1]["step"])
+    drawn = [
+        charts.losses(subject.log),
+        charts.training_bpd(subject.log, float(np.log2(subject.levels))),
+        charts.training_column(subject.log, "grad_norm", "Norm of the gradient"),
+        charts.learning_rate(
+            lambda i: optim.lr * np.minimum(i / max(optim.warmup, 1), 1.0), steps
+        ),
+    ]
+    page.charts(drawn)
+    return drawn
+
+
+def _protocol(page: Page, subject: Subject) -> None:
+    page.section("What these numbers are")
+    if result := subject.main_result:
+        facts = result.facts
+        whole = "the whole split" if facts["full_pass"] else "not the whole split"
+        page.text(
+            f"{result.kind}: {facts['estimator']}; {facts.get('dequantizer', 'no')}"
+            f" dequantization; importance samples K = {facts.get('importance_samples', 1)};"
+            f" {facts['images']:,} {facts['split']} images ({whole}); passes: {facts['passes']};"
+            f" augmentation: {facts['augmentation']}; smallest time {facts['eps']:g}."
+        )
+        page.table(("what", "value"), (
+            (name, str(facts[name])) for name in IDENTITY
+        ), "What a comparison needs.")  # fmt: skip
+    device = jax.devices()[0]
+    page.table(("what", "version"), (
+        ("scoremle", scoremle.__version__), ("Python", platform.python_version()),
+        *((name, version(name)) for name in LIBRARIES), ("device", device.device_kind),
+        ("system", platform.platform()),
+    ), "Where this page was made.")  # fmt: skip
+    page.text("To measure it again:")
+    page.code(f"scoremle eval --workdir={subject.folder}\nscoremle report {subject.folder}")
+    page.text("The method's paper:")
+    page.code(CITATION)
+
+
+def _config(page: Page, subject: Subject) -> None:
+    name, different = subject.nearest_config()
+    page.section("Config", f"The nearest of the package's configs is {name}.")
+    if different:
+        page.table(("field", f"in {name}", "here"),
+                   ((field, repr(theirs), repr(ours)) for field, (theirs, ours) in
+                    sorted(different.items())), "All fields that differ from it.")  # fmt: skip
+    else:
+        page.text("No field differs from it.")

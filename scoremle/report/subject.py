@@ -1,0 +1,181 @@
+"""What a report knows of a working directory, read from its files."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from scoremle import data
+from scoremle.errors import UserError
+from scoremle.experiment import build, config
+from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_json, read_npz
+from scoremle.training.writers import Row
+
+__all__ = ["Difference", "Result", "Subject", "paired"]
+
+CHECKS = "checks_"
+# What two evaluations must have in common for a comparison image by image.
+ALIKE = ("kind", "data_hash", "seed")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result of an evaluation: its name, and what results.json says of it."""
+
+    name: str
+    facts: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def kind(self) -> str:
+        """Which estimator, dequantizer and number of draws it is of, in a word."""
+        return self.facts["kind"]
+
+    @property
+    def is_bpd(self) -> bool:
+        """Is it bits/dim?"""
+        return self.facts.get("unit") == "bits/dim"
+
+    @property
+    def is_bound(self) -> bool:
+        """Is it an upper bound on bits/dim by design?"""
+        return "bound" in self.kind or self.facts.get("importance_samples", 1) > 1
+
+    @property
+    def stderr(self) -> float:
+        """The standard error over images; NaN of one image."""
+        return float(self.facts["stderr"] or np.nan)
+
+    @cached_property
+    def values(self) -> Float[np.ndarray, " n"] | None:
+        """Of each image, averaged over the passes; None where there is no such file."""
+        found = read_npz(self.folder / f"{self.name}.npz")
+        return found[self.facts["metric"]].mean(axis=0) if found else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much the second result is above the first: the mean over images and its error."""
+
+    mean: float
+    stderr: float
+    images: int
+
+
+def paired(first: Result, second: Result) -> Difference | None:
+    """A comparison image by image; None where the images or their noise are not the same."""
+    a, b = first.values, second.values
+    alike = all(first.facts.get(name) == second.facts.get(name) for name in ALIKE)
+    if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
+        return None
+    gap = b - a
+    return Difference(float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))), len(gap))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A working directory, of which ``eval_folder`` holds the results."""
+
+    folder: Path
+    eval_folder: str
+
+    @property
+    def name(self) -> str:
+        """By which a reader knows it."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> ConfigDict:
+        """The resolved config; raises UserError where there is none."""
+        return Workdir(self.folder).config()
+
+    @cached_property
+    def levels(self) -> int:
+        """Grey levels of its images."""
+        return Workdir(self.folder).levels()
+
+    @cached_property
+    def log(self) -> list[Row]:
+        """The rows of the training's log; none where there was no training."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @cached_property
+    def _results(self) -> dict[str, Any]:
+        path = self.folder / self.eval_folder / "results.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """Of the newest checkpoint that was evaluated, in the order in which they were made."""
+        measured = {n: r for n, r in self._results.items() if isinstance(r, dict) and "mean" in r}
+        newest = max((r["checkpoint"] for r in measured.values()), default=None)
+        folder = self.folder / self.eval_folder
+        return [Result(n, r, folder) for n, r in measured.items() if r["checkpoint"] == newest]
+
+    @property
+    def main_result(self) -> Result | None:
+        """The result that a reader asks for: the first likelihood, or else the first bits/dim."""
+        found = [result for result in self.results if result.is_bpd]
+        return next((r for r in found if not r.is_bound), found[0] if found else None)
+
+    @property
+    def checks(self) -> list[Mapping[str, Any]]:
+        """Verdicts on what must hold between the estimators."""
+        found = (checks for name, checks in self._results.items() if name.startswith(CHECKS))
+        return [verdict for checks in found for verdict in checks]
+
+    @cached_property
+    def data(self) -> data.ImageSet | str:
+        """The images, or in a line why they can't be had here."""
+        try:
+            return build.build(self.config).data
+        except UserError as error:
+            return str(error)
+
+    def images(self, result: Result) -> UInt8[np.ndarray, "n h w c"] | str:
+        """Those that a result is about, or in a line why they can't be had here."""
+        if isinstance(self.data, str):
+            return self.data
+        split = self.data.train if result.facts["split"] == "train" else self.data.test
+        return split[: result.facts["images"]]
+
+    def sample_pictures(self) -> list[tuple[int, Path]]:
+        """Steps and grids of samples that the training left, in order."""
+        found = self.folder.glob("samples/step_*.png")
+        return sorted((int(path.stem.removeprefix("step_")), path) for path in found)
+
+    def final_samples(self) -> Path | None:
+        """The newest grid of samples of an evaluation."""
+        found = sorted(
+            (self.folder / self.eval_folder).glob("samples*.png"),
+            key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)],
+        )
+        return found[-1] if found else None
+
+    def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
+        """The package's config that differs least, and the fields that differ: its value, ours."""
+        def differences(name: str) -> dict[str, tuple[Any, Any]]:
+            theirs = dict(_flat(config.published_config(name, {})))
+            return {n: (theirs.get(n), v) for n, v in _flat(self.config) if theirs.get(n) != v}
+
+        found = {name: differences(name) for name in config.NAMED}
+        nearest = min(found, key=lambda name: len(found[name]))
+        return nearest, found[nearest]
+
+
+def _flat(fields: ConfigDict) -> Iterator[tuple[str, Any]]:
+    for section, value in fields.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{section}.{name}", inner) for name, inner in value.items())
+        else:
+            yield section, value

@@ -1,0 +1,220 @@
+"""A report of a working directory that is made by hand, so that all it must say is known."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoremle.cli.commands import report
+from scoremle.errors import UserError
+from scoremle.experiment.config import published_config
+from scoremle.files import write_json, write_npz
+from scoremle.report import charts
+from scoremle.report.subject import Difference, Result, Subject, paired
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+IMAGES, STEP = 40, 1200
+VOID = {"meta", "img", "use", "path", "br"}
+
+
+def result(name, values, checkpoint=1, **facts):
+    return {
+        "metric": "bpd", "unit": "bits/dim", "kind": name, "mean": float(values.mean()),
+        "stderr": float(values.std(ddof=1) / np.sqrt(values.size)), "images": IMAGES, "passes": 1,
+        "estimator": "exact <for p_eps>", "split": "test", "data_hash": "0123", "seed": 42,
+        "full_pass": False, "augmentation": "none", "eps": 1e-5, "checkpoint": checkpoint,
+        "step": STEP * checkpoint, "ema_hash": "4567", "dataset": "digits",
+        "precision": "float32", "version": "0", **facts,
+    }  # fmt: skip
+
+
+def make(folder, *, shift=0.0, field=None):
+    """A working directory; returns the values of its images."""
+    config = published_config("digits", {"training.n_iters": 777} if field is None else field)
+    write_json(folder / "config.json", config.to_dict())
+    write_json(folder / "data.json", {"name": "digits", "levels": 17})
+    rng = np.random.default_rng(0)
+    values = 2 + 0.2 * rng.normal(size=(1, IMAGES)) + shift
+    bound = values + 0.01
+    steps = np.arange(1, 41)
+    rows = [
+        {"step": int(s), "loss": 1 / s, "eval_loss": 1.1 / s, "grad_norm": 1.0, "eval_bpd": 2.5,
+         "eval_bpd_stderr": 0.1}
+        for s in steps
+    ]  # fmt: skip
+    rows[0]["eval_bpd"] = 30.0  # the average of the parameters is young
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
+    write_json(folder / "eval" / "results.json", {
+        "exact_test_ckpt_1": result("exact", values - 9),
+        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0),
+        "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
+        "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
+                                "stderr": 0.1, "meaning": "a fault"}],
+    })  # fmt: skip
+    write_npz(folder / "eval" / "exact_test_ckpt_2.npz", {"bpd": values})
+    (folder / "samples").mkdir()
+    for step in (9, 10, 200):
+        Image.new("L", (8, 8)).save(folder / "samples" / f"step_{step}.png")
+    return values[0]
+
+
+class Reader(HTMLParser):
+    """What a page holds: its texts, its attributes by name, and whether its tags are balanced."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.attributes, self.words = [], {}, []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.handle_startendtag(tag, attributes)
+
+    def handle_startendtag(self, tag, attributes):
+        for name, value in attributes:
+            self.attributes.setdefault(name, []).append(value)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "<b>run</b>"
+    values = make(folder)
+    report.main([str(folder)])
+    return folder, values, (folder / "report" / "index.html").read_text()
+
+
+def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
+    _, _, text = reported
+    page = Reader(text)
+    links = [link for name in ("src", "href", "xlink:href") for link in page.attributes[name]]
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert "<b>run" not in text and "&lt;b&gt;run&lt;/b&gt;" in text
+    assert "exact &lt;for p_eps&gt;" in text
+    assert not re.findall(r"url\(\s*[\"']?(?!#)", text) and "@import" not in text
+    names = page.attributes["id"]
+    assert len(names) == len(set(names))
+    for reference in (link[1:] for link in links if link.startswith("#")):
+        assert reference in names
+
+
+def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
+    _, values, text = reported
+    told = Reader(text).text
+    assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
+    assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
+    assert "training.n_iters 2400 777" in told  # the digits config, and this one
+    assert "training.snapshot_freq" not in told
+    assert "not the whole split" in told and "step 9" in told and "step 200" in told
+
+
+def test_images_are_in_their_order(reported):
+    _, values, text = reported
+    alternatives = [a for a in Reader(text).attributes["alt"] if a.startswith("image ")]
+    order = np.argsort(values)
+    ends = [*order[:12], *order[-12:][::-1]]
+    assert alternatives == [f"image {i}: {values[i]:.3f} bits/dim" for i in ends]
+
+
+def test_charts_are_written_and_hold_their_data(reported):
+    folder, values, text = reported
+    names = {path.name for path in (folder / "report" / "charts").iterdir()}
+    drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "exact_histogram",
+             "bound_profile", "estimators"}  # fmt: skip
+    assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
+    labels = Reader(text).attributes["aria-label"]
+    assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
+    assert any("2.500 ± " in label for label in labels)  # the row of 30 bits is left out
+    assert "#1f2328" not in text.split("</style>")[1]  # ink is the page's
+
+
+def test_the_band_is_the_error_of_the_mean_of_the_rows():
+    rows = [{"step": i, "eval_bpd": 2.0, "eval_bpd_stderr": 0.1} for i in range(80)]
+    words = charts.training_bpd(rows, uniform=4.0).words
+    # At the end of the line ten rows before the last are averaged with it.
+    assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
+
+
+def test_paired_differences(tmp_path):
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 4.7])
+    found = []
+    for name, values in (("a", first), ("b", second)):
+        write_npz(tmp_path / f"{name}.npz", {"bpd": values[None]})
+        found.append(Result(name, result("exact", values), tmp_path))
+    gap = second - first
+    expected = Difference(gap.mean(), gap.std(ddof=1) / np.sqrt(3), 3)
+    assert paired(*found) == expected
+    other = Result("b", result("exact", second, seed=43), tmp_path)
+    assert paired(found[0], other) is None
+
+
+def test_several_are_compared_with_the_first(tmp_path, capsys):
+    for name, shift in (("one", 0.0), ("two", 0.25)):
+        make(tmp_path / name, shift=shift)
+    out = tmp_path / "page.html"
+    report.main([str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)])
+    assert str(out) in capsys.readouterr().out
+    labels = Reader(out.read_text()).attributes["aria-label"]
+    assert labels == ["Paired differences of bits/dim: two +0.2500 ± 0.0000."]
+
+
+def test_a_folder_without_results_and_one_without_anything(tmp_path):
+    make(tmp_path / "run", field={})
+    shutil.rmtree(tmp_path / "run" / "eval")
+    report.main([str(tmp_path / "run")])
+    told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
+    assert "Nothing was evaluated yet" in told and "No field differs from it" in told
+    with pytest.raises(UserError, match="no working directory"):
+        report.main([str(tmp_path)])
+
+
+def test_images_that_are_not_here_are_no_end(tmp_path):
+    make(tmp_path / "run", field={"data.dataset": "cifar10", "data.path": str(tmp_path / "no")})
+    assert isinstance(Subject(tmp_path / "run", "eval").data, str)
+    report.main([str(tmp_path / "run")])
+    told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
+    assert "The images can't be shown here: " in told and "exact" in told
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs the browser chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_it(reported, tmp_path, width):
+    """Charts are drawn in their colours, and nothing is wider than the page."""
+    folder, _, _ = reported
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},6000",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", "--hide-scrollbars",
+         (folder / "report" / "index.html").as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    shown = np.asarray(Image.open(picture).convert("RGB"))
+    assert shown.shape == (6000, width, 3)
+    for colour in charts.COLOURS[:2]:
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(shown.astype(int) - rgb).max(axis=2) < 8).sum() > 100
+    margin = shown[:, -4:].reshape(-1, 3)
+    assert (margin == margin[0]).all()
