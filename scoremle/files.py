@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, after a kill and after a lost power."""
 
+import errno
 import json
 import os
 import zipfile
@@ -12,20 +13,53 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["read_json", "read_npz", "write_atomically", "write_json", "write_npz", "writing"]
+__all__ = [
+    "make_folder", "read_json", "read_npz", "sync", "sync_all", "write_atomically", "write_json",
+    "write_npz", "writing",
+]  # fmt: skip
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of ``path`` when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path):
+    """A temporary path to write to, which takes the place of ``path`` when all is on disk."""
+    with writing(path):
+        make_folder(path.parent)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
             yield temporary
+            # In this order: a name must not be on disk before its content.
+            sync(temporary)
             os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, on disk when this returns."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        sync(place.parent)
+
+
+def sync(place: Path) -> None:
+    """Returns when a file, or the list of names in a folder, is on disk."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems can't do it with a folder, and need not.
+        if error.errno != errno.EINVAL or not place.is_dir():
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """The same for all that is in a folder, and the folder."""
+    for place in (*folder.rglob("*"), folder):
+        sync(place)
 
 
 @contextmanager

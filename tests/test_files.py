@@ -1,8 +1,17 @@
 """Files are there whole or not at all."""
 
+import errno
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from scoremle.files import write_atomically
+from scoremle.data.prepared import made_whole
+from scoremle.errors import UserError
+from scoremle.files import read_json, write_atomically, write_json
+from scoremle.training.checkpoints import Checkpoints
 
 
 def test_a_new_file_takes_the_place_of_the_old_one_whose_content_stays_what_it_was(tmp_path):
@@ -25,3 +34,76 @@ def test_what_fails_on_the_way_leaves_the_old_file_alone(tmp_path):
         temporary.write_text("half of the")
         raise RuntimeError
     assert path.read_text() == "the old one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_can_not_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"can't write \S*file/below/x: Not a directory"):
+        write_json(tmp_path / "file" / "below" / "x", {})
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """What was asked of the system, in order: each file or folder that was put on disk, by its
+    name, and each renaming as (from, to)."""
+    done = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle):
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(by):
+        def call(old, new):
+            done.append((Path(old).name, Path(new).name))
+            by(old, new)
+
+        return call
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", renamed(replace))
+    monkeypatch.setattr("os.rename", renamed(rename))
+    return done
+
+
+def test_content_is_on_disk_before_its_name_and_the_name_before_it_returns(tmp_path, order):
+    write_json(tmp_path / "new" / "folder" / "x.json", {})
+    (temporary,) = {step[0] for step in order if isinstance(step, tuple)}
+    # Both new folders lie in a folder that knows their names.
+    assert sorted(order[:2]) == sorted([tmp_path.name, "new"])
+    assert order[2:] == [temporary, (temporary, "x.json"), "folder"]
+
+
+def test_a_checkpoint_is_on_disk_before_its_name(tmp_path, order):
+    store = Checkpoints(tmp_path / "store", keep=1)
+    store.save(1, {"a": np.arange(3.0)}, {})
+    del order[:]
+    store.save(2, {"a": np.arange(3.0)}, {})
+    files = [path.name for path in store.path(2).rglob("*")]
+    here = order.index(("checkpoint_2.new", "checkpoint_2"))
+    # Orbax renames on the way; what counts is what comes between its end and our renaming.
+    assert sorted(order[here - len(files) - 1 : here]) == sorted([*files, "checkpoint_2.new"])
+    assert order[here + 1 :] == ["store", ("checkpoint_1", "checkpoint_1.old")]
+
+
+def test_a_prepared_folder_is_on_disk_before_its_name(tmp_path, order):
+    with made_whole(tmp_path / "a") as folder:
+        (folder / "meta.json").write_text("{}")
+    assert order == ["meta.json", folder.name, (folder.name, "a"), tmp_path.name]
+
+
+def test_folders_that_can_not_be_put_on_disk_are_let_be(tmp_path, monkeypatch):
+    """A network file system may refuse it for a folder; what it refuses for a file counts."""
+    fsync, refused = os.fsync, errno.EINVAL
+
+    def fails(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(refused, os.strerror(refused))
+        fsync(handle)
+
+    monkeypatch.setattr("os.fsync", fails)
+    write_json(tmp_path / "x", {})
+    assert read_json(tmp_path / "x") == {}
+    refused = errno.EIO
+    with pytest.raises(UserError, match=r"can't write \S*x: Input/output error"):
+        write_json(tmp_path / "x", {})

@@ -77,9 +77,10 @@ class _Rows:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.count = path, shape, 0
         self.hash = hashlib.sha256()
-        self._file = path.open("wb+")
-        self._header()
-        self._start = self._file.tell()
+        with writing(path):
+            self._file = path.open("wb+")
+            self._header()
+            self._start = self._file.tell()
 
     def _header(self) -> None:
         # numpy pads it so that the first axis can grow in place.
@@ -94,14 +95,16 @@ class _Rows:
         self.count += len(images)
 
     def finish(self) -> None:
-        self._file.seek(0)
-        self._header()
+        with writing(self.path):
+            self._file.seek(0)
+            self._header()
         if self._file.tell() != self._start:
             raise RuntimeError(f"the header of {self.path} has outgrown its place")
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):  # what is buffered
+            self._file.close()
 
 
 class _Writer:
@@ -178,9 +181,10 @@ class _Writer:
         for rows in self._rows.values():
             rows.finish()
         self._check_usable(source)
-        self._choose_test(source)
+        with writing(self._folder):
+            self._choose_test(source)
+            labels, classes = self._write_labels()
         train, test = (self._rows[split] for split in ("train", "test"))
-        labels, classes = self._write_labels()
         given = self._ways == {False}
         fraction = f"by content: a fraction of {self._options.test_fraction:g} is for testing"
         words = [np.concatenate(self._words[split]) for split in ("train", "test")]

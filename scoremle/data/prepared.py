@@ -23,7 +23,7 @@ import numpy as np
 
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
-from scoremle.files import read_json
+from scoremle.files import make_folder, read_json, sync, sync_all, writing
 
 __all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
 
@@ -93,18 +93,22 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
     If another process was first, its folder stays and this one is removed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{folder.name}."
-    _remove_abandoned(folder.parent, prefix)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    with writing(folder):
+        make_folder(folder.parent)
+        _remove_abandoned(folder.parent, prefix)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not is_prepared(folder):
-                raise
+        with writing(folder):
+            temporary.chmod(0o777 & ~_umask())
+            sync_all(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not is_prepared(folder):
+                    raise
+            sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
