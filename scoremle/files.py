@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all, after a kill and after a lost power."""
+"""Files that are there whole or not at all, after a kill and after a lost power.
+
+What a number depends on is sealed: a file says the SHA-256 of what it says, so that a change is
+seen when it is read. Files of earlier versions have no seal, and are read as they are.
+"""
 
 import errno
+import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +18,12 @@ import numpy as np
 from scoremle.errors import UserError
 
 __all__ = [
-    "make_folder", "read_json", "read_npz", "sync", "sync_all", "write_atomically", "write_json",
-    "write_npz", "writing",
+    "SEAL", "make_folder", "read_json", "read_npz", "read_sealed", "seal", "sync", "sync_all",
+    "write_atomically", "write_json", "write_npz", "write_sealed", "writing",
 ]  # fmt: skip
+
+# The name that a seal has beside what it seals.
+SEAL = "seal"
 
 
 @contextmanager
@@ -80,10 +87,33 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if there is none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
+    return content
+
+
+def seal(content: Any) -> str:
+    """SHA-256 in hexadecimal of what JSON says of a content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON object, and in it the seal of all else."""
+    as_read = json.loads(json.dumps(content))
+    write_json(path, {**as_read, SEAL: seal(as_read)})
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file, without its seal, if it has one.
+
+    Raises UserError if there is none, or with the ``remedy`` if the seal is not that of the rest.
+    """
+    content = read_json(path)
+    stated = content.pop(SEAL, None)
+    if stated not in (None, seal(content)):
+        raise UserError(f"{path} is not as it was written: {remedy}")
     return content
 
 
@@ -99,5 +129,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
         # Opened here, since numpy leaves open what it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return dict(saved)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+    except Exception:
+        # Damaged files come out of zipfile, zlib and numpy as every kind of exception.
         return None

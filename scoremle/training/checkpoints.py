@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.errors import UserError
-from scoremle.files import make_folder, sync, sync_all, writing
+from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
@@ -203,10 +203,6 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
     return extra and f"has {extra}, which the network lacks"
 
 
-def _seal(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
 
@@ -214,7 +210,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
-        record=ocp.args.JsonSave({**record, "seal": _seal(record)}),
+        record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
     )
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -241,7 +237,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     record = _read(path, record=ocp.args.JsonRestore()).record
-    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
+    if not isinstance(record, dict) or record.pop(SEAL, None) != seal(record):
         raise Damaged("its record has been altered")
     return record
 
