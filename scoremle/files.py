@@ -1,5 +1,8 @@
 """Files that are there whole or not at all, after a kill and after a lost power.
 
+While a file or folder is written, its name says which process of which machine writes it: no two
+write to the same, and what a process left that is gone can be told and removed.
+
 What a number depends on is sealed: a file says the SHA-256 of what it says, so that a change is
 seen when it is read. Files of earlier versions have no seal, and are read as they are.
 """
@@ -8,8 +11,13 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +26,17 @@ import numpy as np
 from scoremle.errors import UserError
 
 __all__ = [
-    "SEAL", "make_folder", "read_json", "read_npz", "read_sealed", "seal", "sync", "sync_all",
-    "write_atomically", "write_json", "write_npz", "write_sealed", "writing",
+    "SEAL", "is_abandoned", "is_gone", "machine", "make_folder", "read_json", "read_npz",
+    "read_sealed", "seal", "sync", "sync_all", "temporary_beside", "write_atomically",
+    "write_json", "write_npz", "write_sealed", "writing",
 ]  # fmt: skip
 
 # The name that a seal has beside what it seals.
 SEAL = "seal"
+# What temporary_beside makes: the machine and the process are its groups.
+TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
+# Seconds without a write, after which nobody writes any more.
+ABANDONED = 24 * 3600.0
 
 
 @contextmanager
@@ -31,7 +44,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of ``path`` when all is on disk."""
     with writing(path):
         make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        _sweep(path.parent)
+        temporary = temporary_beside(path)
         try:
             yield temporary
             # In this order: a name must not be on disk before its content.
@@ -40,6 +54,51 @@ def write_atomically(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name beside ``path``, for what is to take its place."""
+    owner = f"{machine()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:80]}.{owner}.tmp")
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Is the process gone that wrote this, or was nothing written to it for a day?"""
+    owner = TEMPORARY.fullmatch(temporary.name)
+    if owner and is_gone(owner[1], int(owner[2])):
+        return True
+    times = [place.stat().st_mtime for place in (temporary, *temporary.glob("*"))]
+    return time.time() - max(times) > ABANDONED
+
+
+@cache
+def machine() -> str:
+    """This machine, or the container on it, within which processes have their numbers."""
+    namespace = Path("/proc/self/ns/pid")
+    number = namespace.stat().st_ino if namespace.exists() else 0
+    return f"{re.sub('[^A-Za-z0-9-]', '-', socket.gethostname())}-{number}"
+
+
+def is_gone(of_machine: str, process: int) -> bool:
+    """Is this a process that is certain to have ended? Of other machines nothing is certain."""
+    if of_machine != machine():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Removes, once a process, the files that others had begun to write in a folder."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process removes it too
+            if TEMPORARY.fullmatch(path.name) and is_abandoned(path):
+                path.unlink()
 
 
 def make_folder(folder: Path) -> None:

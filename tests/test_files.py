@@ -3,11 +3,14 @@
 import errno
 import os
 import stat
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scoremle import files
 from scoremle.data.prepared import made_whole
 from scoremle.errors import UserError
 from scoremle.files import read_json, write_atomically, write_json
@@ -34,6 +37,53 @@ def test_what_fails_on_the_way_leaves_the_old_file_alone(tmp_path):
         temporary.write_text("half of the")
         raise RuntimeError
     assert path.read_text() == "the old one" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_process_left_that_is_gone_is_swept(tmp_path, ended):
+    now, earlier = time.time(), time.time() - 1e5
+    names = {
+        f".x.json.{files.machine()}.{ended}.0123abcd.tmp": (now, False),
+        f".x.json.{files.machine()}.{os.getpid()}.0123abcd.tmp": (now, True),
+        ".x.json.another-1.7.0123abcd.tmp": (now, True),
+        ".y.json.another-1.7.0123abcd.tmp": (earlier, False),
+        ".somebody.elses.tmp": (earlier, True),
+    }
+    for name, (written, _) in names.items():
+        (tmp_path / name).write_text("half of the")
+        os.utime(tmp_path / name, (written, written))
+    write_json(tmp_path / "x.json", {})
+    kept = {name for name, (_, kept) in names.items() if kept}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", *kept}
+
+
+def test_two_that_write_at_once_do_not_meet(tmp_path, monkeypatch):
+    """Not even where machines number their processes alike, and a machine has one name."""
+    path = tmp_path / "file"
+    with write_atomically(path) as one, write_atomically(path) as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+    here = files.temporary_beside(path).name
+    monkeypatch.setattr("socket.gethostname", lambda: "node1.cluster.org")
+    files.machine.cache_clear()
+    there = files.temporary_beside(path).name
+    files.machine.cache_clear()
+    assert there.startswith(".file.node1-cluster-org-")
+    assert all(files.TEMPORARY.fullmatch(name) for name in (here, there))
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / ("x" * 255)
+    write_json(path, {})
+    assert read_json(path) == {}
 
 
 def test_what_can_not_be_made_is_one_line(tmp_path):
@@ -79,10 +129,10 @@ def test_a_checkpoint_is_on_disk_before_its_name(tmp_path, order):
     store.save(1, {"a": np.arange(3.0)}, {})
     del order[:]
     store.save(2, {"a": np.arange(3.0)}, {})
-    files = [path.name for path in store.path(2).rglob("*")]
+    names = [path.name for path in store.path(2).rglob("*")]
     here = order.index(("checkpoint_2.new", "checkpoint_2"))
     # Orbax renames on the way; what counts is what comes between its end and our renaming.
-    assert sorted(order[here - len(files) - 1 : here]) == sorted([*files, "checkpoint_2.new"])
+    assert sorted(order[here - len(names) - 1 : here]) == sorted([*names, "checkpoint_2.new"])
     assert order[here + 1 :] == ["store", ("checkpoint_1", "checkpoint_1.old")]
 
 

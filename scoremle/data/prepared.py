@@ -16,8 +16,6 @@ whole. The cache is $SCOREMLE_DATA, or scoremle/data in the user's cache folder.
 import hashlib
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,11 +28,13 @@ import numpy as np
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
 from scoremle.files import (
+    is_abandoned,
     make_folder,
     read_json,
     read_sealed,
     sync,
     sync_all,
+    temporary_beside,
     write_json,
     writing,
 )
@@ -45,7 +45,6 @@ META = "meta.json"
 VERIFIED = ".verified.json"
 VERIFY = "SCOREMLE_VERIFY"
 FORMAT = 1
-ABANDONED = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,14 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
     If another process was first, its folder stays and this one is removed.
     """
-    prefix = f".{folder.name}."
+    temporary = temporary_beside(folder)
     with writing(folder):
         make_folder(folder.parent)
-        _remove_abandoned(folder.parent, prefix)
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        _remove_abandoned(folder)
+        temporary.mkdir()
     try:
         yield temporary
         with writing(folder):
-            temporary.chmod(0o777 & ~_umask())
             sync_all(temporary)
             try:
                 temporary.rename(folder)
@@ -155,15 +153,8 @@ def made_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """What a killed process left, once nothing was written to it for a day."""
-    for folder in parent.glob(f"{prefix}*"):
-        times = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
-        if time.time() - max(times) > ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove_abandoned(folder: Path) -> None:
+    """What killed processes left that were to make this folder."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError
+from scoremle.experiment.lock import alone
 from scoremle.files import SEAL, read_json, seal, write_json
 
 __all__ = ["add_results", "read_results"]
+
+# Seconds for others to write theirs.
+LONGEST_WAIT = 60.0
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -29,12 +33,16 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def add_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Adds results, each a record or a list of records, in place of those of the same names."""
+    """Adds results, each a record or a list of records, in place of those of the same names.
+
+    Another process that adds its own at the same time loses none of them.
+    """
     new = json.loads(json.dumps(results))
     for name, result in new.items():
         for label, facts in _facts(name, result):
             facts[SEAL] = _seal(label, facts)
-    write_json(path, {**read_results(path), **new})
+    with alone(path.with_name(f".{path.name}.lock"), "writing results", wait=LONGEST_WAIT):
+        write_json(path, {**read_results(path), **new})
 
 
 def _facts(name: str, result: Any) -> list[tuple[str, dict[str, Any]]]:

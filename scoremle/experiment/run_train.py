@@ -30,10 +30,11 @@ __all__ = ["run_train", "run_train_deq"]
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
-    workdir.check_training(experiment)
-    state = _first_state(experiment, experiment.training, workdir)
-    workdir.describe(experiment)
-    _run(experiment.training, workdir, state, note=training_record(experiment))
+    with workdir.alone():
+        workdir.check_training(experiment)
+        state = _first_state(experiment, experiment.training, workdir)
+        workdir.describe(experiment)
+        _run(experiment.training, workdir, state, note=training_record(experiment))
 
 
 def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
@@ -50,12 +51,13 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         "score_step": int(restored.meta["step"]),
         "score_hash": tree_hash(score),
     }
-    place.check_flow(experiment)
-    _check_score_model(place, note)
-    state = _first_state(experiment, training, place)
-    place.describe(experiment)
-    write_sealed(_score_model_path(place), note)
-    _run(training, place, state, (score,), {**note, **flow_record(experiment)})
+    with place.alone():
+        place.check_flow(experiment)
+        _check_score_model(place, note)
+        state = _first_state(experiment, training, place)
+        place.describe(experiment)
+        write_sealed(_score_model_path(place), note)
+        _run(training, place, state, (score,), {**note, **flow_record(experiment)})
 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:

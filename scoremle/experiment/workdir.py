@@ -18,16 +18,19 @@ working directory like any other.
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.config import with_defaults
+from scoremle.experiment.lock import alone
 from scoremle.experiment.record import (
     CONFIG,
     DATA,
@@ -72,6 +75,13 @@ class Workdir:
     @property
     def preemption(self) -> PublishedCheckpoints:
         return PublishedCheckpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """For one training at a time. Raises UserError if another process trains here."""
+        # Of the processes of one training, the first writes.
+        if jax.process_index():
+            return nullcontext()
+        return alone(self.folder / ".training.lock", "training there")
 
     @property
     def begun(self) -> bool:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -257,11 +258,16 @@ def test_killed_on_the_way_it_leaves_nothing_that_is_taken_for_whole(tmp_path):
     process.communicate()
     (left,) = (tmp_path / "cache").iterdir()
     assert not folders.is_prepared(target) and not folders.is_prepared(left)
-    # The next one makes it, and clears away what has lain there for a day.
+    # Of a process on another machine, that may still be at work.
+    elsewhere = left.with_name(".x-1.other-1.7.0123abcd.tmp")
+    shutil.copytree(left, elsewhere)
+    # The next one makes it, and clears away what is of a process that is gone.
     chunk = Chunk(pictures(3), "train", 1.0)
     found = prepared(target, chunk, chunk._replace(split="test"))
-    assert left.exists() and len(found.images("train")) == 3
-    for file in (*left.iterdir(), left):
+    assert len(found.images("train")) == 3
+    assert sorted((tmp_path / "cache").iterdir()) == [elsewhere, target]
+    # And what has lain there for a day.
+    for file in (*elsewhere.iterdir(), elsewhere):
         os.utime(file, (time.time() - 1e5,) * 2)
     with pytest.raises(RuntimeError), folders.made_whole(target):
         raise RuntimeError
