@@ -1,12 +1,16 @@
 """Work on many images in parts, each a small file: what was killed goes on from what is finished.
 
-A part holds rows of arrays, one for each image of a range, and its own place: the pass and the
-first image. Whatever ranges the parts cover are taken from them, and the rest is worked on, so
-that a run may go on with batches of another size, and parts of several runs may lie together.
+A part holds rows of arrays, one for each image of a range, its own place (the pass and the first
+image), and a seal of all that and of the folder's name. Whatever ranges the parts cover are taken
+from them, and the rest is worked on, so that a run may go on with batches of another size, and
+parts of several runs may lie together. A part that is damaged, or that was made for another
+folder or place, is named and worked on again.
 """
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from scoremle.files import read_npz, write_npz
+from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.progress import progress
 
-__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts"]
+__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "read_part"]
+
+logger = logging.getLogger(__name__)
 
 # Digits of hashes in results: enough to tell any two apart.
 HASH_LENGTH = 16
@@ -81,18 +87,46 @@ def in_parts(
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
             part["place"] = np.asarray([repeat, first])
             if folder:
-                write_npz(folder / f"pass{repeat}_{unit}{first}.npz", part)
+                sealed = {**part, SEAL: np.asarray(_seal(folder, part))}
+                write_npz(folder / f"pass{repeat}_{unit}{first}.npz", sealed)
             put(part)
             tell(int(done.sum()), describe(rows, done))
     return rows
 
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:
-    """The parts that lie there and can be read."""
-    for path in folder.glob("pass*.npz") if folder else ():
-        part = read_npz(path)
-        if part is not None and "place" in part:
+    """The parts that lie there and are whole."""
+    for path in sorted(folder.glob("pass*.npz")) if folder else ():
+        if (part := read_part(path)) is not None:
             yield part
+        else:
+            logger.warning(
+                "%s is damaged or was made for another place: its images are worked on again", path
+            )
+
+
+def read_part(path: Path) -> Arrays | None:
+    """The arrays of a finished part; None if it is damaged, or was made for another place.
+
+    Parts of earlier versions have no seal: of these, the checksums of the file are all there is.
+    """
+    part = read_npz(path)
+    if part is None or "place" not in part or part["place"].shape != (2,):
+        return None
+    stated = part.pop(SEAL, None)
+    repeat, first = part["place"].tolist()
+    at_its_place = re.fullmatch(rf"pass{repeat}_[a-z]+{first}(\D.*)?", path.stem)
+    sealed = stated is None or str(stated) == _seal(path.parent, part)
+    return part if at_its_place and sealed else None
+
+
+def _seal(folder: Path, part: Arrays) -> str:
+    """SHA-256 of a part and of the names of its folder and of the one above."""
+    digest = hashlib.sha256("/".join(folder.absolute().parts[-2:]).encode())
+    for name, array in sorted(part.items()):
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _missing(done: Bool[np.ndarray, "passes n"], size: int) -> Iterator[tuple[int, int, int]]:

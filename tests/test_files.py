@@ -1,8 +1,20 @@
 """Files are there whole or not at all."""
 
+import errno
+import os
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from scoremle.files import write_atomically
+from scoremle import files
+from scoremle.data.prepared import made_whole
+from scoremle.errors import UserError
+from scoremle.files import read_json, write_atomically, write_json
+from scoremle.training.checkpoints import Checkpoints
 
 
 def test_a_new_file_takes_the_place_of_the_old_one_whose_content_stays_what_it_was(tmp_path):
@@ -25,3 +37,123 @@ def test_what_fails_on_the_way_leaves_the_old_file_alone(tmp_path):
         temporary.write_text("half of the")
         raise RuntimeError
     assert path.read_text() == "the old one" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_process_left_that_is_gone_is_swept(tmp_path, ended):
+    now, earlier = time.time(), time.time() - 1e5
+    names = {
+        f".x.json.{files.machine()}.{ended}.0123abcd.tmp": (now, False),
+        f".x.json.{files.machine()}.{os.getpid()}.0123abcd.tmp": (now, True),
+        ".x.json.another-1.7.0123abcd.tmp": (now, True),
+        ".y.json.another-1.7.0123abcd.tmp": (earlier, False),
+        ".somebody.elses.tmp": (earlier, True),
+    }
+    for name, (written, _) in names.items():
+        (tmp_path / name).write_text("half of the")
+        os.utime(tmp_path / name, (written, written))
+    write_json(tmp_path / "x.json", {})
+    kept = {name for name, (_, kept) in names.items() if kept}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", *kept}
+
+
+def test_two_that_write_at_once_do_not_meet(tmp_path, monkeypatch):
+    """Not even where machines number their processes alike, and a machine has one name."""
+    path = tmp_path / "file"
+    with write_atomically(path) as one, write_atomically(path) as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+    here = files.temporary_beside(path).name
+    monkeypatch.setattr("socket.gethostname", lambda: "node1.cluster.org")
+    files.machine.cache_clear()
+    there = files.temporary_beside(path).name
+    files.machine.cache_clear()
+    assert there.startswith(".file.node1-cluster-org-")
+    assert all(files.TEMPORARY.fullmatch(name) for name in (here, there))
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / ("x" * 255)
+    write_json(path, {})
+    assert read_json(path) == {}
+
+
+def test_what_can_not_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"can't write \S*file/below/x: Not a directory"):
+        write_json(tmp_path / "file" / "below" / "x", {})
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """What was asked of the system, in order: each file or folder that was put on disk, by its
+    name, and each renaming as (from, to)."""
+    done = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle):
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(by):
+        def call(old, new):
+            done.append((Path(old).name, Path(new).name))
+            by(old, new)
+
+        return call
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", renamed(replace))
+    monkeypatch.setattr("os.rename", renamed(rename))
+    return done
+
+
+def test_content_is_on_disk_before_its_name_and_the_name_before_it_returns(tmp_path, order):
+    write_json(tmp_path / "new" / "folder" / "x.json", {})
+    (temporary,) = {step[0] for step in order if isinstance(step, tuple)}
+    # Both new folders lie in a folder that knows their names.
+    assert sorted(order[:2]) == sorted([tmp_path.name, "new"])
+    assert order[2:] == [temporary, (temporary, "x.json"), "folder"]
+
+
+def test_a_checkpoint_is_on_disk_before_its_name(tmp_path, order):
+    store = Checkpoints(tmp_path / "store", keep=1)
+    store.save(1, {"a": np.arange(3.0)}, {})
+    del order[:]
+    store.save(2, {"a": np.arange(3.0)}, {})
+    names = [path.name for path in store.path(2).rglob("*")]
+    here = order.index(("checkpoint_2.new", "checkpoint_2"))
+    # Orbax renames on the way; what counts is what comes between its end and our renaming.
+    assert sorted(order[here - len(names) - 1 : here]) == sorted([*names, "checkpoint_2.new"])
+    assert order[here + 1 :] == ["store", ("checkpoint_1", "checkpoint_1.old")]
+
+
+def test_a_prepared_folder_is_on_disk_before_its_name(tmp_path, order):
+    with made_whole(tmp_path / "a") as folder:
+        (folder / "meta.json").write_text("{}")
+    assert order == ["meta.json", folder.name, (folder.name, "a"), tmp_path.name]
+
+
+def test_folders_that_can_not_be_put_on_disk_are_let_be(tmp_path, monkeypatch):
+    """A network file system may refuse it for a folder; what it refuses for a file counts."""
+    fsync, refused = os.fsync, errno.EINVAL
+
+    def fails(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(refused, os.strerror(refused))
+        fsync(handle)
+
+    monkeypatch.setattr("os.fsync", fails)
+    write_json(tmp_path / "x", {})
+    assert read_json(tmp_path / "x") == {}
+    refused = errno.EIO
+    with pytest.raises(UserError, match=r"can't write \S*x: Input/output error"):
+        write_json(tmp_path / "x", {})

@@ -1,7 +1,12 @@
 """Work in parts: rows by image, whatever parts they came in, through kills and other sizes."""
 
+import logging
+import re
+import shutil
+
 import numpy as np
 import pytest
+from helpers.tiny_runs import npz
 
 from scoremle.progress import progress
 from scoremle.resumable import in_parts
@@ -83,6 +88,33 @@ def test_damaged_lost_and_foreign_files_are_no_parts(tmp_path):
     ]  # fmt: skip
 
 
+def test_parts_of_other_work_or_another_place_are_named_and_left_out(tmp_path, caplog):
+    ours, other = tmp_path / "parts" / "exact_0123", tmp_path / "parts" / "exact_4567"
+    run(ours, Work())
+    run(other, lambda repeat, index: {"x": -index, "more": np.stack([index, index], axis=1)})
+    shutil.copy(other / "pass0_image4.npz", ours)  # of other settings
+    shutil.copy(ours / "pass0_image8.npz", ours / "pass1_image8.npz")  # of another place
+    part = npz(ours / "pass1_image4.npz")
+    np.savez(ours / "pass1_image4.npz", **part | {"x": part["x"] + 1})  # sound, but altered
+    work = Work()
+    with caplog.at_level(logging.WARNING, "scoremle"):
+        check(run(ours, work))
+    assert work.asked == [(0, [4, 5, 6, 7]), (1, [4, 5, 6, 7]), (1, [8, 9, 10, 10])]
+    lines = "\n".join(record.getMessage() for record in caplog.records)
+    named = re.findall(r"(\w+)\.npz is damaged or was made for another place", lines)
+    assert named == ["pass0_image4", "pass1_image4", "pass1_image8"]
+
+
+def test_parts_of_an_earlier_version_are_taken(tmp_path):
+    """They have no seal."""
+    run(tmp_path, Work())
+    for path in tmp_path.iterdir():
+        part = npz(path)
+        del part["seal"]
+        np.savez(path, **part)
+    check(run(tmp_path, Work(until=0)))
+
+
 def test_more_images_and_more_passes_are_added_and_fewer_are_taken(tmp_path):
     run(tmp_path, Work(), passes=1, n=6)
     work = Work()
@@ -94,13 +126,14 @@ def test_more_images_and_more_passes_are_added_and_fewer_are_taken(tmp_path):
 
 def test_parts_of_several_runs_lie_together(tmp_path):
     """Two runs with other sizes that were stopped: each has what the other lacks."""
-    for folder, size, until in (("a", 5, 2), ("b", 3, 5)):
+    a, b = (tmp_path / run / "parts" / "exact_0123" for run in ("a", "b"))
+    for folder, size, until in ((a, 5, 2), (b, 3, 5)):
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / folder, Work(until), size)
-    for part in (tmp_path / "a").iterdir():
-        part.rename(tmp_path / "b" / f"{part.stem}_of_a.npz")
+            run(folder, Work(until), size)
+    for part in a.iterdir():
+        part.rename(b / f"{part.stem}_of_a.npz")
     work = Work()
-    check(run(tmp_path / "b", work))
+    check(run(b, work))
     assert work.asked == [(1, [3, 4, 5, 6]), (1, [7, 8, 9, 10])]
 
 

@@ -23,7 +23,7 @@ import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
-from scoremle.files import write_json, writing
+from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
 
 __all__ = ["prepare"]
@@ -68,7 +68,7 @@ def prepare(
             "options": asdict(options),
             "scoremle": scoremle.__version__,
         }
-        write_json(temporary / META, meta)
+        write_sealed(temporary / META, meta)
 
 
 class _Rows:
@@ -77,9 +77,10 @@ class _Rows:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.count = path, shape, 0
         self.hash = hashlib.sha256()
-        self._file = path.open("wb+")
-        self._header()
-        self._start = self._file.tell()
+        with writing(path):
+            self._file = path.open("wb+")
+            self._header()
+            self._start = self._file.tell()
 
     def _header(self) -> None:
         # numpy pads it so that the first axis can grow in place.
@@ -94,14 +95,16 @@ class _Rows:
         self.count += len(images)
 
     def finish(self) -> None:
-        self._file.seek(0)
-        self._header()
+        with writing(self.path):
+            self._file.seek(0)
+            self._header()
         if self._file.tell() != self._start:
             raise RuntimeError(f"the header of {self.path} has outgrown its place")
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):  # what is buffered
+            self._file.close()
 
 
 class _Writer:
@@ -178,9 +181,10 @@ class _Writer:
         for rows in self._rows.values():
             rows.finish()
         self._check_usable(source)
-        self._choose_test(source)
+        with writing(self._folder):
+            self._choose_test(source)
+            label_hashes, classes = self._write_labels()
         train, test = (self._rows[split] for split in ("train", "test"))
-        labels, classes = self._write_labels()
         given = self._ways == {False}
         fraction = f"by content: a fraction of {self._options.test_fraction:g} is for testing"
         words = [np.concatenate(self._words[split]) for split in ("train", "test")]
@@ -190,9 +194,11 @@ class _Writer:
             "levels": self._levels,
             "source_levels": self._own_levels,
             "split": "given" if given else fraction,
-            "labels": labels,
+            "labels": bool(label_hashes),
             "classes": classes,
-            "sha256": {"train": train.hash.hexdigest(), "test": test.hash.hexdigest()},
+            "sha256": {
+                "train": train.hash.hexdigest(), "test": test.hash.hexdigest(), **label_hashes
+            },
             "duplicates": {
                 "within train": len(words[0]) - len(np.unique(words[0])),
                 "within test": len(words[1]) - len(np.unique(words[1])),
@@ -243,22 +249,25 @@ class _Writer:
                     " --test-fraction, or folders named train and test"
                 )
 
-    def _write_labels(self) -> tuple[bool, list[str]]:
-        """Writes them if each image has one; whether it did, and the names behind the numbers."""
+    def _write_labels(self) -> tuple[dict[str, str], list[str]]:
+        """Writes them if each image has one; the files' hashes, and the names of the numbers."""
         both = [self._labels[split] for split in ("train", "test")]
         if [len(labels) for labels in both] != [self._rows[s].count for s in ("train", "test")]:
-            return False, []
+            return {}, []
         everything = both[0] + both[1]
         names: list[str] = []
         if isinstance(everything[0], str):
             names = sorted(set(everything))
             if len(names) < 2:
-                return False, []
+                return {}, []
             places = {name: place for place, name in enumerate(names)}
             both = [[places[label] for label in labels] for labels in both]
+        hashes = {}
         for split, labels in zip(("train", "test"), both, strict=True):
-            np.save(self._folder / f"{split}_labels.npy", np.asarray(labels, np.int32))
-        return True, names
+            array, name = np.asarray(labels, np.int32), f"{split}_labels"
+            np.save(self._folder / f"{name}.npy", array)
+            hashes[name] = hashlib.sha256(array.data).hexdigest()
+        return hashes, names
 
 
 def _hashes(images: np.ndarray) -> np.ndarray:

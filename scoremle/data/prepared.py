@@ -2,18 +2,22 @@
 
     train.npy, test.npy                  uint8 [n h w c], values in range(levels)
     train_labels.npy, test_labels.npy    integers, where the source has labels
-    meta.json                            what it is, and how it was made
+    meta.json                            what it is, how it was made, SHA-256 of the arrays
+    .verified.json                       which files had it when they were last read
+
+An array is compared with its SHA-256 when it is opened. That is remembered by the size, time and
+inode of the file, so that the next time costs nothing; with $SCOREMLE_VERIFY=always it is compared
+each time, which also finds what a disk has lost by itself.
 
 A folder is made under another name and renamed, with meta.json written last: one that has it is
 whole. The cache is $SCOREMLE_DATA, or scoremle/data in the user's cache folder.
 """
 
+import hashlib
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +27,24 @@ import numpy as np
 
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
-from scoremle.files import read_json
+from scoremle.files import (
+    is_abandoned,
+    make_folder,
+    read_json,
+    read_sealed,
+    sync,
+    sync_all,
+    temporary_beside,
+    write_json,
+    writing,
+)
 
 __all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
 
 META = "meta.json"
+VERIFIED = ".verified.json"
+VERIFY = "SCOREMLE_VERIFY"
 FORMAT = 1
-ABANDONED = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Prepared:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        meta = read_json(self.folder / META)
+        meta = read_sealed(self.folder / META, self._remedy)
         if meta.get("format") != FORMAT:
             raise UserError(
                 f"{self.folder / META} is not of a data set that this version prepared;"
@@ -58,21 +73,47 @@ class Prepared:
             return None
         return self._array(f"{split}_labels.npy", self.meta["counts"][split])
 
-    def _array(self, name: str, count: int) -> np.ndarray:
+    def verify(self) -> None:
+        """Compares all arrays with their SHA-256. Raises UserError if one is damaged."""
+        for split in ("train", "test"):
+            self._array(f"{split}.npy", self.meta["counts"][split], always=True)
+            if self.meta["labels"]:
+                self._array(f"{split}_labels.npy", self.meta["counts"][split], always=True)
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder} and prepare it again"
+
+    def _array(self, name: str, count: int, *, always: bool = False) -> np.ndarray:
         path = self.folder / name
         try:
             array = map_npy(path)
         except Exception as error:  # a damaged header may raise anything
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} is damaged ({text}); remove {self.folder} and prepare it again"
-            ) from error
+            raise UserError(f"{path} is damaged ({text}); {self._remedy}") from error
         if len(array) != count:
-            raise UserError(
-                f"{path} holds {len(array)} rows, not {count}; remove {self.folder} and prepare"
-                " it again"
-            )
+            raise UserError(f"{path} holds {len(array)} rows, not {count}; {self._remedy}")
+        # Of labels earlier versions have none.
+        if sha256 := self.meta.get("sha256", {}).get(path.stem):
+            self._compare(path, array, sha256, always or os.environ.get(VERIFY) == "always")
         return array
+
+    def _compare(self, path: Path, array: np.ndarray, sha256: str, always: bool) -> None:
+        state = path.stat()
+        version = [state.st_size, state.st_mtime_ns, state.st_ino, sha256]
+        verified = self._verified()
+        if verified.get(path.name) == version and not always:
+            return
+        if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != sha256:
+            raise UserError(f"{path} is damaged (its checksum differs); {self._remedy}")
+        with suppress(UserError):  # where nothing can be written, it is compared each time
+            write_json(self.folder / VERIFIED, {**verified, path.name: version})
+
+    def _verified(self) -> dict[str, Any]:
+        try:
+            return read_json(self.folder / VERIFIED)
+        except UserError:
+            return {}
 
 
 def is_prepared(folder: Path) -> bool:
@@ -93,31 +134,27 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
     If another process was first, its folder stays and this one is removed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}."
-    _remove_abandoned(folder.parent, prefix)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    temporary = temporary_beside(folder)
+    with writing(folder):
+        make_folder(folder.parent)
+        _remove_abandoned(folder)
+        temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not is_prepared(folder):
-                raise
+        with writing(folder):
+            sync_all(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not is_prepared(folder):
+                    raise
+            sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """What a killed process left, once nothing was written to it for a day."""
-    for folder in parent.glob(f"{prefix}*"):
-        times = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
-        if time.time() - max(times) > ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove_abandoned(folder: Path) -> None:
+    """What killed processes left that were to make this folder."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)

@@ -18,9 +18,10 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import suite_tasks, verdicts
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
+from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_json, write_json, write_npz
+from scoremle.files import write_npz
 from scoremle.likelihood.nodes import Choice
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
@@ -62,7 +63,7 @@ def run_eval(
     names: list[str] = []
     quality: dict[str, Facts] = {}
     for number in numbers:
-        restored = workdir.snapshots.restore(experiment.training.template(), number)
+        restored = workdir.restore(experiment.training.template(), number)
         measured = [run.measure(task, restored) for task in run.tasks(restored)]
         names += [found.name for found in measured]
         if evaluation.suite:
@@ -100,7 +101,7 @@ def restore_flow(experiment: Experiment, folder: Path) -> Restored:
         raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
     place.check_flow_evaluation(experiment)
     template = experiment.flow_training.template()
-    return store.restore(template, experiment.evaluation.checkpoints.flow)
+    return place.restore(template, experiment.evaluation.checkpoints.flow)
 
 
 def chosen_checkpoints(
@@ -169,13 +170,12 @@ class EvaluationRun:
 
     def results(self) -> dict[str, Any]:
         """What lies in results.json."""
-        path = self.folder / "results.json"
-        return read_json(path) if path.exists() else {}
+        return read_results(self.folder / "results.json")
 
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""
         if results:
-            write_json(self.folder / "results.json", {**self.results(), **results})
+            add_results(self.folder / "results.json", results)
 
     def tasks(self, restored: Restored) -> list[Task]:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""

@@ -17,9 +17,10 @@ from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
+from scoremle.experiment.record import flow_record, training_record
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_json, write_json
+from scoremle.files import read_sealed, write_sealed
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import TrainState, make_step
@@ -29,10 +30,11 @@ __all__ = ["run_train", "run_train_deq"]
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
-    workdir.check_training(experiment)
-    state = _first_state(experiment, experiment.training, workdir)
-    workdir.describe(experiment)
-    _run(experiment.training, workdir, state)
+    with workdir.alone():
+        workdir.check_training(experiment)
+        state = _first_state(experiment, experiment.training, workdir)
+        workdir.describe(experiment)
+        _run(experiment.training, workdir, state, note=training_record(experiment))
 
 
 def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
@@ -40,7 +42,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     training = experiment.flow_training
     training.template()  # the flow checks its fields and the size of the images
     workdir.check_evaluation(experiment)
-    restored = workdir.snapshots.restore(
+    restored = workdir.restore(
         experiment.training.template(), experiment.evaluation.checkpoints.for_flow
     )
     score, place = restored.tree.ema, Workdir(workdir.folder / deq_folder)
@@ -49,12 +51,13 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         "score_step": int(restored.meta["step"]),
         "score_hash": tree_hash(score),
     }
-    place.check_flow(experiment)
-    _check_score_model(place, note)
-    state = _first_state(experiment, training, place)
-    place.describe(experiment)
-    write_json(_score_model_path(place), note)
-    _run(training, place, state, (score,), note)
+    with place.alone():
+        place.check_flow(experiment)
+        _check_score_model(place, note)
+        state = _first_state(experiment, training, place)
+        place.describe(experiment)
+        write_sealed(_score_model_path(place), note)
+        _run(training, place, state, (score,), {**note, **flow_record(experiment)})
 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
@@ -79,7 +82,7 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
     path = _score_model_path(place)
     if not place.begun or not path.exists():
         return
-    old = read_json(path)
+    old = read_sealed(path, "put its copy back, or move it away")
     if old != note:
         raise UserError(
             f"{place.folder} is for checkpoint {old['score_checkpoint']} of the score model (step "

@@ -32,7 +32,7 @@ def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained:
     place = Workdir(workdir)
     # The number of levels stands for the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
-    state, meta, _ = place.snapshots.restore(experiment.training.template(), checkpoint)
+    state, meta, _ = place.restore(experiment.training.template(), checkpoint)
     estimators = experiment.evaluation.estimators
     fields = vars(experiment.model.model(state.ema)) | {"solver": estimators.solver}
     return Trained(

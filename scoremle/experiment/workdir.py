@@ -9,48 +9,52 @@ checkpoints-meta/  where training goes on after pre-emption
 <deq_folder>/      all of this of a flow dequantizer; score_model.json says for which checkpoint
 <eval_folder>/     results.json, per-image values, pictures
 
+config.json, data.json and score_model.json are sealed, and each checkpoint has in its own sealed
+notes the fields that it was trained with: what disagrees with them is named and not used.
+
 A folder as published has nothing but published files in the folders of checkpoints, and is a
 working directory like any other.
 """
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
-from scoremle.experiment.build import FLOW_FIELDS, Experiment
+from scoremle.experiment.build import Experiment
 from scoremle.experiment.config import with_defaults
-from scoremle.files import read_json, write_json
+from scoremle.experiment.lock import alone
+from scoremle.experiment.record import (
+    CONFIG,
+    DATA,
+    OF_DATA,
+    OF_THE_LEVELS,
+    THE_FLOW,
+    data_facts,
+    flat,
+    of_the_flow,
+    of_the_network,
+    of_training,
+)
+from scoremle.files import read_sealed, write_sealed
 from scoremle.published import PublishedCheckpoints, origin
+from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
 __all__ = ["Workdir"]
 
 logger = logging.getLogger(__name__)
 
-# Fields in which a run may differ from the one that it goes on with. Everything else would make it
-# another experiment, or (below) another network.
-FREE = {
-    "training.n_iters", "training.log_freq", "training.eval_freq", "training.snapshot_freq",
-    "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
-    "data.on_device",
-}  # fmt: skip
-FREE_SECTIONS = {"eval", "sampling", "deq"}
-THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
-# What the training of a flow dequantizer depends on besides the network, and its own sections.
-OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
-FLOW_SECTIONS = {"deq", "optim"}
-OF_THE_NETWORK = {
-    "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
-}  # fmt: skip
-NOT_OF_THE_NETWORK = {"model.dropout", "model.ema_rate", "model.dtype", "model.num_scales"}
-
 PREEMPTION_KEEP = 2
 DIFFERENCES_SHOWN = 4
+REMEDY = "put its copy back, or move it away and run the training's command, which writes it anew"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ class Workdir:
     def preemption(self) -> PublishedCheckpoints:
         return PublishedCheckpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """For one training at a time. Raises UserError if another process trains here."""
+        # Of the processes of one training, the first writes.
+        if jax.process_index():
+            return nullcontext()
+        return alone(self.folder / ".training.lock", "training there")
+
     @property
     def begun(self) -> bool:
         """Is there a checkpoint?"""
@@ -92,14 +103,29 @@ class Workdir:
                 f"{self.folder} is no working directory of a training: it has no config.json"
                 f"{self._hint()}"
             )
-        return with_defaults(_with_tuples(read_json(self.config_path)))
+        return with_defaults(_with_tuples(self._read_config()))
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
-        levels = read_json(self.data_path).get("levels")
+        levels = self._read_data().get("levels")
         if not isinstance(levels, int):
             raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
         return levels
+
+    def restore(self, template: TrainState, number: int | None = None) -> Restored:
+        """A snapshot, this one or the newest that is whole.
+
+        Raises UserError as ``Checkpoints.restore``, and if config.json or data.json says other
+        than the checkpoint.
+        """
+        restored = self.snapshots.restore(template, number)
+        self._compare(restored.meta, self.snapshots.path(restored.number))
+        return restored
+
+    def check_records(self) -> None:
+        """Raises UserError if config.json or data.json is altered, or not of the checkpoints."""
+        for path, meta in self._notes():
+            self._compare(meta, path)
 
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
@@ -119,16 +145,12 @@ class Workdir:
 
     def describe(self, experiment: Experiment) -> None:
         """Writes what the experiment is."""
-        write_json(self.config_path, dict(experiment.config))
-        write_json(self.data_path, _data_facts(experiment))
+        write_sealed(self.config_path, experiment.config)
+        write_sealed(self.data_path, data_facts(experiment))
 
     def check_training(self, experiment: Experiment) -> None:
         """Raises UserError if training would go on from another experiment."""
-        self._check(
-            experiment,
-            lambda name: name not in FREE and name.split(".")[0] not in FREE_SECTIONS,
-            ("levels", "data_version", "train_sha256"),
-        )
+        self._check(experiment, of_training, OF_DATA)
         for name, value in self._stated().items():
             if (given := _field(experiment, name)) != value:
                 logger.warning(
@@ -138,13 +160,11 @@ class Workdir:
 
     def check_evaluation(self, experiment: Experiment) -> None:
         """Raises UserError if the checkpoints are not of the experiment's network and data."""
-        self._check(experiment, _of_the_network, ("levels", "data_version"))
+        self._check(experiment, of_the_network, ("levels", "data_version"))
 
     def check_flow(self, experiment: Experiment) -> None:
         """Raises UserError if training would go on from another flow dequantizer."""
-        self._check(
-            experiment, lambda name: _of_the_flow(name) or _of_the_network(name), ("levels",)
-        )
+        self._check(experiment, of_the_flow, OF_THE_LEVELS)
 
     def check_flow_evaluation(self, experiment: Experiment) -> None:
         """Raises UserError if the checkpoints are not of the experiment's flow."""
@@ -163,26 +183,67 @@ class Workdir:
     def _check(
         self, experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
     ) -> None:
-        stated = {n: value for n, value in self._stated().items() if _of_the_network(n)}
+        stated = {n: value for n, value in self._stated().items() if of_the_network(n)}
         if flags := [f"{n}={v}" for n, v in stated.items() if _field(experiment, n) != v]:
             raise UserError(
                 f"{self.folder} holds a model of {', '.join(flags)}, as its name says, and the "
                 f"config says otherwise: set --config.{' --config.'.join(flags)}"
             )
         # What was begun without a checkpoint left nothing that could be mixed up.
-        if not self.begun or not self.config_path.exists():
+        if not self.begun:
             return
-        old, new = dict(_flat(read_json(self.config_path))), dict(_flat(experiment.config))
+        old, old_data = self._begun_with()
+        new = flat(experiment.config)
         # A field that is not in the record is newer than the record.
         different = sorted(n for n in new if matters(n) and n in old and old[n] != new[n])
-        if not different and self.data_path.exists():
-            old, new = read_json(self.data_path), _data_facts(experiment)
+        if not different:
+            old, new = old_data, data_facts(experiment)
             different = [name for name in of_data if name in old and old[name] != new.get(name)]
         if different:
             raise UserError(
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
                 "use another --workdir, or the config it was begun with"
             )
+
+    def _begun_with(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Config and facts of the data, by the files and by the newest checkpoint's notes."""
+        config: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
+        for path, meta in islice(self._notes(), 1):
+            self._compare(meta, path)
+            config, facts = meta.get(CONFIG, {}), meta.get(DATA, {})
+        return config | flat(self._read_config()), facts | self._read_data()
+
+    def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The notes of our own checkpoints, the newest first, for going on and then snapshots."""
+        for store in (self.preemption, self.snapshots):
+            for number in reversed(store.own()):
+                try:
+                    meta = store.meta(number)
+                except UserError:  # damaged: named when it is restored
+                    continue
+                yield store.path(number), meta
+
+    def _compare(self, meta: dict[str, Any], path: Path) -> None:
+        """Raises UserError if config.json or data.json says other than a checkpoint's notes."""
+        files = (
+            (self.config_path, flat(self._read_config()), meta.get(CONFIG, {})),
+            (self.data_path, self._read_data(), meta.get(DATA, {})),
+        )
+        for file, stated, known in files:
+            different = [name for name in known if stated.get(name, known[name]) != known[name]]
+            if different:
+                name = different[0]
+                raise UserError(
+                    f"{file} says {name}={stated[name]!r}, but {path} was trained with"
+                    f" {known[name]!r}: {REMEDY}"
+                )
+
+    def _read_config(self) -> dict[str, Any]:
+        return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
+
+    def _read_data(self) -> dict[str, Any]:
+        return read_sealed(self.data_path, REMEDY) if self.data_path.exists() else {}
 
 
 def _field(experiment: Experiment, name: str) -> Any:
@@ -191,35 +252,12 @@ def _field(experiment: Experiment, name: str) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _data_facts(experiment: Experiment) -> dict[str, Any]:
-    data = experiment.data
-    return {"name": data.name, "levels": data.levels, **data.facts}
-
-
-def _of_the_network(name: str) -> bool:
-    of_model = name.startswith("model.") and name not in NOT_OF_THE_NETWORK
-    return name in OF_THE_NETWORK or of_model
-
-
-def _of_the_flow(name: str) -> bool:
-    own = name.split(".")[0] in FLOW_SECTIONS and name != "deq.n_iters"
-    return own or name in OF_THE_FLOW
-
-
 def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
     shown = names[:DIFFERENCES_SHOWN]
     changes = [(name, old.get(name), new.get(name)) for name in shown]
     text = ", ".join(f"{name} was {was!r} and is now {now!r}" for name, was, now in changes)
     more = len(names) - len(shown)
     return f"{text} and {more} more" if more else text
-
-
-def _flat(config: Any) -> Iterator[tuple[str, Any]]:
-    for section, fields in config.items():
-        if isinstance(fields, dict):
-            yield from ((f"{section}.{name}", value) for name, value in fields.items())
-        else:
-            yield section, fields
 
 
 def _with_tuples(content: Any) -> Any:

@@ -8,12 +8,17 @@ from scoremle.training.checkpoints import Checkpoints, Restored
 
 __all__ = ["PublishedCheckpoints", "files"]
 
+ASIDE = ".published"
+
 
 def files(folder: Path) -> dict[int, Path]:
     """The published checkpoints in a folder, ``checkpoint_N`` or ``checkpoint_N.pth``, by N."""
     found = {}
     for path in sorted(folder.glob("checkpoint_*")):
-        number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
+        # One that was put aside is there no more, unless what replaces it has not come yet.
+        replaced = path.suffix == ASIDE and path.with_suffix(".new").is_dir()
+        name = path.name.removesuffix(".pth").removesuffix(ASIDE if replaced else "")
+        number = name.removeprefix("checkpoint_")
         if number.isdecimal() and path.is_file():
             found[int(number)] = path
     return found
@@ -36,11 +41,6 @@ class PublishedCheckpoints(Checkpoints):
     def path(self, number: int) -> Path:
         return self._files().get(number, super().path(number))
 
-    def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
-        if file := self._files().get(number):
-            file.rename(file.with_suffix(".published"))
-        super().save(number, tree, meta)
-
     def restore(self, template: Any, number: int | None = None) -> Restored:
         numbers = self.numbers()
         if number is None and len(numbers) == 1 and self.published():
@@ -58,6 +58,17 @@ class PublishedCheckpoints(Checkpoints):
             return super()._restore(template, number)
         published = decode(file)
         return Restored(train_state(published, template, file), _meta(published), number)
+
+    def _make_way(self, place: Path) -> None:
+        super()._make_way(place)
+        if place.is_file():
+            place.rename(place.with_suffix(ASIDE))
+
+    def _sweep(self) -> None:
+        for number, file in self._files().items():
+            if file.suffix == ASIDE:
+                file.rename(self._place(number))
+        super()._sweep()
 
     def _files(self) -> dict[int, Path]:
         """By number, but for those of which there is a checkpoint of our own."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.errors import UserError
+from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
@@ -52,7 +53,8 @@ class Checkpoints:
         self.keep = keep
 
     def path(self, number: int) -> Path:
-        return self.folder / f"checkpoint_{number}"
+        """Where a checkpoint is, or will be."""
+        return self._own_path(number)
 
     def numbers(self) -> list[int]:
         """Numbers of the complete checkpoints, ascending."""
@@ -60,10 +62,14 @@ class Checkpoints:
 
     def own(self) -> list[int]:
         """Numbers of those that were saved here."""
-        names = (
-            re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.folder.glob("*") if p.is_dir()
+        found = (
+            (path, re.fullmatch(r"checkpoint_(\d+)(\.old)?", path.name))
+            for path in self.folder.glob("checkpoint_*")
+            if path.is_dir()
         )
-        return sorted(int(name[1]) for name in names if name)
+        return sorted(
+            int(name[1]) for path, name in found if name and path == self._own_path(int(name[1]))
+        )
 
     def latest(self) -> int | None:
         """The highest number, or None if there is no checkpoint."""
@@ -72,21 +78,23 @@ class Checkpoints:
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
 
-        Returns when everything is on disk. Killed at any moment it leaves the other checkpoints,
-        and until the last instant also the one that it replaces.
+        Returns when everything is on disk. Killed at any moment, or without power, it leaves the
+        other checkpoints, and of this number the old one or the new one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        path = self.path(number)
-        new, old = path.with_suffix(".new"), path.with_suffix(".old")
-        _write(new, jax.tree.map(jnp.asarray, tree), meta)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        for number in self.own()[: -self.keep] if self.keep else []:
-            # Renamed first: a deletion cut short must not look like a damaged checkpoint.
-            self.path(number).rename(self.path(number).with_suffix(".old"))
-        self._sweep()
+        place = self._place(number)
+        new = place.with_suffix(".new")
+        with writing(place):
+            make_folder(self.folder)
+            self._sweep()
+            _write(new, jax.tree.map(jnp.asarray, tree), meta)
+            sync_all(new)
+            self._make_way(place)
+            new.rename(place)
+            sync(self.folder)
+            for number in self.own()[: -self.keep] if self.keep else []:
+                # Renamed first: a deletion cut short must not look like a damaged checkpoint.
+                self._make_way(self._place(number))
+            self._sweep()
 
     def restore(self, template: Any, number: int | None = None) -> Restored:
         """Read a checkpoint: this number, or the newest that is whole.
@@ -136,8 +144,26 @@ class Checkpoints:
             raise Damaged("checksum differs")
         return Restored(tree, record["meta"], number)
 
+    def _place(self, number: int) -> Path:
+        return self.folder / f"checkpoint_{number}"
+
+    def _own_path(self, number: int) -> Path:
+        """Its place, or where it is while it is replaced."""
+        place = self._place(number)
+        old, new = place.with_suffix(".old"), place.with_suffix(".new")
+        replaced = not place.is_dir() and old.is_dir() and new.is_dir()
+        return old if replaced else place
+
+    def _make_way(self, place: Path) -> None:
+        """Put aside what is at this place."""
+        if place.is_dir():
+            place.rename(place.with_suffix(".old"))
+
     def _sweep(self) -> None:
-        """Remove what is half written, or on its way out."""
+        """Remove what is half written, or on its way out; put back what was to be replaced."""
+        for number in self.own():
+            if (path := self._own_path(number)) != self._place(number):
+                path.rename(self._place(number))
         for path in self.folder.glob("checkpoint_*.*"):
             if path.is_dir():  # files are somebody else's
                 shutil.rmtree(path)
@@ -177,10 +203,6 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
     return extra and f"has {extra}, which the network lacks"
 
 
-def _seal(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
 
@@ -188,18 +210,16 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
-        record=ocp.args.JsonSave({**record, "seal": _seal(record)}),
+        record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
     )
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(path, args=items)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         # TensorStore tells what the system said in the text of a ValueError.
-        code = OS_ERROR.search(str(error))
-        if not (code or isinstance(error, OSError)):
-            raise
-        said = os.strerror(int(code[1])) if code else error
-        raise UserError(f"can't write {path}: {said}") from error
+        if code := OS_ERROR.search(str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        raise
 
 
 def _read(path: Path, **items: Any) -> Any:
@@ -217,7 +237,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     record = _read(path, record=ocp.args.JsonRestore()).record
-    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
+    if not isinstance(record, dict) or record.pop(SEAL, None) != seal(record):
         raise Damaged("its record has been altered")
     return record
 

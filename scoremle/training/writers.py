@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scoremle.errors import UserError
-from scoremle.files import write_atomically, writing
+from scoremle.files import sync, write_atomically, writing
 from scoremle.progress import Progress
 
 __all__ = ["Console", "FanOut", "JsonLines", "Row", "TensorBoard", "Writer"]
@@ -55,15 +55,17 @@ class JsonLines:
         self._path = path
 
     def rewind(self, step: int) -> None:
-        old = self._path.read_text() if self._path.exists() else ""
+        old = self._path.read_text(errors="replace") if self._path.exists() else ""
         kept = [line + "\n" for line in old.splitlines() if _step_of(line) <= step]
         with write_atomically(self._path) as new:
             new.write_text("".join(kept))
 
     def write(self, step: int, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
-        with writing(self._path), self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        with writing(self._path):
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+            sync(self._path)  # a checkpoint that comes later leaves no gap behind it
 
     def close(self) -> None:
         pass

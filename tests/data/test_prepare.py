@@ -1,9 +1,11 @@
 """Prepared folders: whole or absent, true to their source, and what the command says of them."""
 
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from scoremle.evaluation import baselines
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import EvaluationRun
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_sealed
 
 # Which of twenty images of one colour are for testing.
 GOLDEN_TEST = [0, 1, 4, 11, 15, 17, 19]
@@ -255,15 +258,91 @@ def test_killed_on_the_way_it_leaves_nothing_that_is_taken_for_whole(tmp_path):
     process.communicate()
     (left,) = (tmp_path / "cache").iterdir()
     assert not folders.is_prepared(target) and not folders.is_prepared(left)
-    # The next one makes it, and clears away what has lain there for a day.
+    # Of a process on another machine, that may still be at work.
+    elsewhere = left.with_name(".x-1.other-1.7.0123abcd.tmp")
+    shutil.copytree(left, elsewhere)
+    # The next one makes it, and clears away what is of a process that is gone.
     chunk = Chunk(pictures(3), "train", 1.0)
     found = prepared(target, chunk, chunk._replace(split="test"))
-    assert left.exists() and len(found.images("train")) == 3
-    for file in (*left.iterdir(), left):
+    assert len(found.images("train")) == 3
+    assert sorted((tmp_path / "cache").iterdir()) == [elsewhere, target]
+    # And what has lain there for a day.
+    for file in (*elsewhere.iterdir(), elsewhere):
         os.utime(file, (time.time() - 1e5,) * 2)
     with pytest.raises(RuntimeError), folders.made_whole(target):
         raise RuntimeError
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["x-1"]
+
+
+def labelled(folder: Path) -> data.Prepared:
+    chunk = Chunk(pictures(30), "train", 1.0, np.arange(30))
+    return prepared(folder, chunk, chunk._replace(split="test"))
+
+
+@pytest.mark.parametrize("name", ["train.npy", "test.npy", "train_labels.npy", "test_labels.npy"])
+def test_an_array_that_was_altered_is_refused(tmp_path, name):
+    """Wherever a bit is flipped: in the header, in the first image, in the last."""
+    found = labelled(tmp_path / "a")
+    read = found.labels if "labels" in name else found.images
+    split = name.split("_")[0].removesuffix(".npy")
+    file = found.folder / name
+    whole = file.read_bytes()
+    for place in (20, 130, len(whole) // 2, len(whole) - 1):
+        assert len(read(split)) == 30
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=rf"{name} is damaged .*; remove \S*a and prepare it"):
+            read(split)
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
+            found.verify()
+        file.write_bytes(whole)
+    found.verify()
+
+
+def test_an_array_is_read_once_a_version_or_always(tmp_path, monkeypatch):
+    found, hashed, sha256 = labelled(tmp_path / "a"), [], hashlib.sha256
+
+    def counted(content):
+        if isinstance(content, memoryview):  # of an array, not of meta.json
+            hashed.append(len(content))
+        return sha256(content)
+
+    monkeypatch.setattr("scoremle.data.prepared.hashlib.sha256", counted)
+    for _ in range(3):
+        data.Prepared(found.folder).images("train")
+    assert len(hashed) == 1
+    monkeypatch.setenv("SCOREMLE_VERIFY", "always")
+    found.images("train")
+    assert len(hashed) == 2
+    monkeypatch.delenv("SCOREMLE_VERIFY")
+    os.utime(found.folder / "train.npy", (1, 1))
+    found.images("train")
+    assert len(hashed) == 3
+    (found.folder / folders.VERIFIED).write_text("damaged")
+    found.images("train")
+    assert len(hashed) == 4
+
+
+def test_a_folder_that_can_not_be_written_to_is_read_each_time(tmp_path, monkeypatch):
+    found = labelled(tmp_path / "a")
+
+    def refused(*_):
+        raise UserError("can't write: Read-only file system")
+
+    monkeypatch.setattr("scoremle.data.prepared.write_json", refused)
+    assert len(found.images("train")) == 30 and not (found.folder / folders.VERIFIED).exists()
+
+
+def test_a_folder_of_an_earlier_version_is_opened(tmp_path):
+    """Its meta.json has no seal, and no hashes of labels."""
+    found = labelled(tmp_path / "a")
+    meta = json.loads((found.folder / folders.META).read_text())
+    del meta["seal"], meta["sha256"]["train_labels"], meta["sha256"]["test_labels"]
+    (found.folder / folders.META).write_text(json.dumps(meta))
+    again = data.Prepared(found.folder)
+    assert len(again.images("train")) == len(again.labels("test")) == 30
+    (found.folder / folders.META).write_text(json.dumps(meta | {"seal": "0"}))
+    with pytest.raises(UserError, match=r"meta\.json is not as it was written: remove \S*a and"):
+        data.Prepared(found.folder).images("train")
 
 
 def test_damaged_folders(tmp_path):
@@ -357,14 +436,15 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 def test_results_and_workdirs_know_their_images(tiny, tmp_path):
-    facts = json.loads((tiny.workdir / "data.json").read_text())
+    facts = read_sealed(tiny.workdir / "data.json", "")
     digits = data.load("digits")
     assert facts == {"name": "digits", "levels": 17, **digits.facts}
     assert facts["source"] == "scikit-learn" and len(facts["source_sha256"]) == 64
     for name, other in (("levels", 2), ("train_sha256", "0"), ("data_version", "new")):
         (tmp_path / name).mkdir()
-        for part in ("checkpoints", "config.json"):
-            (tmp_path / name / part).symlink_to(tiny.workdir / part)
+        store = Workdir(tmp_path / name).snapshots
+        store.save(1, {"a": np.zeros(1)}, {})  # of a version that says nothing of the data
+        (tmp_path / name / "config.json").symlink_to(tiny.workdir / "config.json")
         (tmp_path / name / "data.json").write_text(json.dumps(facts | {name: other}))
         place = Workdir(tmp_path / name)
         experiment = build(place.config())

@@ -1,6 +1,5 @@
 """A trained model from Python: scores of integer images, in batches, and clear refusals."""
 
-import json
 import shutil
 
 import jax
@@ -14,6 +13,7 @@ from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import SEAL, read_json, read_sealed, write_sealed
 from scoremle.likelihood.images import ByOde
 from scoremle.model import _compiled_measure
 
@@ -154,9 +154,33 @@ def test_loading(tiny, model, tmp_path):
         scoremle.load(tmp_path)
 
 
+def test_a_model_is_not_loaded_with_another_sde_than_it_was_trained_with(tiny, tmp_path):
+    """One digit of beta_max makes other bits/dim; as sealed, and with a seal that fits again."""
+    for name in ("config.json", "data.json"):
+        shutil.copy(tiny.workdir / name, tmp_path)
+    (tmp_path / "checkpoints").symlink_to(tiny.workdir / "checkpoints")
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert text.count('"beta_max": 20.0') == 1
+    path.write_text(text.replace('"beta_max": 20.0', '"beta_max": 30.0'))
+    with pytest.raises(UserError, match=r"config\.json is not as it was written: put its copy"):
+        scoremle.load(tmp_path)
+    content = read_json(path)
+    del content[SEAL]
+    write_sealed(path, content)
+    line = r"config\.json says model\.beta_max=30\.0, but \S*checkpoint_2 was trained with 20\.0"
+    with pytest.raises(UserError, match=line):
+        scoremle.load(tmp_path)
+    path.write_text(text)
+    write_sealed(tmp_path / "data.json", {"levels": 256})
+    line = r"data\.json says levels=256, but \S*checkpoint_2 was trained with 17"
+    with pytest.raises(UserError, match=line):
+        scoremle.load(tmp_path)
+
+
 def test_the_config_comes_back_as_it_was(tiny):
     experiment = build(Workdir(tiny.workdir).config(), levels=17)
-    assert dict(experiment.config) == json.loads((tiny.workdir / "config.json").read_text())
+    assert dict(experiment.config) == read_sealed(tiny.workdir / "config.json", "")
     assert experiment.model.network.ch_mult == (1,)
 
 

@@ -9,8 +9,10 @@ from helpers.tiny_runs import TINY
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
+from scoremle.experiment.record import flow_record, training_record
 from scoremle.experiment.run_eval import chosen_checkpoints
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints
 
 
@@ -73,6 +75,69 @@ def test_what_makes_another_experiment(begun, experiment, fields, training, eval
             (name,) = fields
             with pytest.raises(UserError, match=name.replace("__", ".") + " was .* and is now"):
                 check(changed)
+
+
+@pytest.fixture
+def recorded(experiment, tmp_path):
+    """Begun by this version: its checkpoint says of which experiment it is."""
+    workdir = Workdir(tmp_path)
+    workdir.describe(experiment)
+    for store in (workdir.preemption, workdir.snapshots):
+        store.save(1, {"a": jnp.zeros(1)}, training_record(experiment))
+    return workdir
+
+
+@pytest.mark.parametrize("name", ["model.beta_max", "training.sde", "seed", "levels"])
+def test_files_that_say_other_than_the_checkpoint(recorded, experiment, name):
+    """With seals that fit: another config.json was put there, or edited with care."""
+    path = recorded.data_path if name == "levels" else recorded.config_path
+    content = read_sealed(path, "")
+    section, _, field = name.rpartition(".")
+    (content[section] if section else content)[field] = 5
+    write_sealed(path, content)
+    line = rf"{path.name} says {name}=5, but \S*checkpoint_1 was trained with .*: put its copy"
+    template = {"a": jnp.zeros(1)}
+    for use in (
+        lambda: recorded.check_training(experiment), lambda: recorded.check_evaluation(experiment),
+        recorded.check_records, lambda: recorded.restore(template),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=line):
+            use()
+    path.unlink()  # what the line advises
+    recorded.check_training(experiment)
+    recorded.describe(experiment)
+    assert recorded.restore(template).number == 1
+
+
+def test_fields_that_may_change_are_not_compared(recorded, experiment):
+    recorded.describe(with_fields(experiment, training__n_iters=7, eval__probes=9))
+    recorded.check_records()
+
+
+def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
+    recorded.config_path.unlink()
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.001 and is now 0\.5"):
+        recorded.check_training(with_fields(experiment, optim__lr=0.5))
+    with pytest.raises(UserError, match=r"model\.beta_max was 20\.0 and is now 10\.0"):
+        recorded.check_evaluation(with_fields(experiment, model__beta_max=10.0))
+
+
+def test_a_damaged_checkpoint_says_nothing_and_the_one_before_does(recorded, experiment):
+    recorded.preemption.save(2, {"a": jnp.zeros(1)}, {})
+    (recorded.preemption.path(2) / "record" / "metadata").write_text("{}")
+    recorded.config_path.unlink()
+    with pytest.raises(UserError, match=r"seed was 42 and is now 1"):
+        recorded.check_training(with_fields(experiment, seed=1))
+
+
+def test_a_flow_says_of_which_flow_it_is(experiment, tmp_path):
+    place = Workdir(tmp_path)
+    place.describe(experiment)
+    place.snapshots.save(1, {"a": jnp.zeros(1)}, flow_record(experiment))
+    place.check_flow(with_fields(experiment, training__reduce_mean=False))
+    place.config_path.unlink()
+    with pytest.raises(UserError, match=r"deq\.filters was .* and is now 3"):
+        place.check_flow_evaluation(with_fields(experiment, deq__filters=3))
 
 
 def test_without_a_checkpoint_a_config_may_be_corrected(experiment, tmp_path):

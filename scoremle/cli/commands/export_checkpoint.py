@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     place = Workdir(options.workdir)
     config = place.config()
     template = build(config, levels=place.levels()).training.template()
-    state, meta, number = place.snapshots.restore(template, options.checkpoint)
+    state, meta, number = place.restore(template, options.checkpoint)
     if options.path.suffix == ".safetensors":
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)

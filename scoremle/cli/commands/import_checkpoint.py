@@ -5,7 +5,7 @@ from the name of the folder. What nothing says (dropout, activations, the size o
 that of the published config.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
+from scoremle.experiment.record import training_record
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import (
     ATTENTION,
@@ -129,7 +130,7 @@ def _convert(
     print(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
     print(f"  SDE         {training.sde}, {words} (by the folder's name)")
     state = published.train_state(found, experiment.training.template(), file)
-    _save(place.snapshots, number, state, found, experiment)
+    _save(place.snapshots, number, state, found, experiment, training_record(experiment))
     place.describe(experiment)
     print(f"  written to  {place.snapshots.path(number)}", flush=True)
 
@@ -151,8 +152,9 @@ def _save(
     state: TrainState,
     found: Published,
     experiment: Experiment,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     if number in store.numbers():
         raise UserError(f"{store.path(number)} is there already: choose another --out")
-    note = {"dataset": experiment.data.name, "seed": experiment.seed}
+    note = {"dataset": experiment.data.name, "seed": experiment.seed, **(record or {})}
     store.save(number, state, {**note, "step": found.step, "rng": found.rng})

@@ -1,0 +1,145 @@
+"""One process at a time: a file that says who is at work, for as long as it is.
+
+The system lets go of a lock (flock) when its process ends, however it ends. Network file systems
+may have no such locks, or keep them within one machine. So the owner also writes into the file
+who it is, and touches it every few seconds. Whoever finds the file of a process on another machine
+watches it for a while, and takes it over if nobody touches it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scoremle.errors import UserError
+from scoremle.files import is_gone, machine, make_folder, writing
+
+__all__ = ["alone"]
+
+# Seconds between signs of life; without one for so long, the owner is taken for dead.
+BEAT, WATCH = 10.0, 35.0
+# Seconds between two tries.
+AGAIN = 0.02
+
+
+@contextlib.contextmanager
+def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
+    """For the length of a block, this process alone has the file ``path``.
+
+    Args:
+        path: the file; it is there only for that time, unless its process is killed.
+        doing: what the process does there, in words.
+        wait: seconds to wait for another that has it.
+
+    Raises:
+        UserError: another process has it.
+    """
+    with writing(path):
+        make_folder(path.parent)
+        handle = _acquire(path, time.monotonic() + wait)
+    ended = threading.Event()
+    try:
+        owner = {"doing": doing, "machine": machine(), "process": os.getpid(), "since": _now()}
+        with writing(path):
+            os.truncate(handle, 0)
+            os.pwrite(handle, json.dumps(owner).encode(), 0)
+        threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path, until: float) -> int:
+    """An open file that is this process's. Raises UserError if it is another's until then."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            held = _is_held(handle, path)
+            if not held and _is_at(path, handle):
+                return handle
+            if held and time.monotonic() >= until:
+                raise UserError(_busy(path, _owner(handle)))
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        time.sleep(AGAIN)
+
+
+def _is_held(handle: int, path: Path) -> bool:
+    """Does a living process have the file?"""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system that has no locks
+        locked = False
+    owner = _owner(handle)
+    if not owner or is_gone(owner["machine"], owner["process"]):
+        return False
+    # On the same machine the lock would not have been given while the owner lives.
+    return not (locked and owner["machine"] == machine()) and _is_touched(path)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Is the open file the one at the path? Its last owner has removed it otherwise."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(handle: int) -> dict[str, Any]:
+    """Who has written into the file; empty if nobody, or if it can't be read."""
+    try:
+        owner = json.loads(os.pread(handle, 10_000, 0))
+        return owner if {"doing", "machine", "process", "since"} <= set(owner) else {}
+    except (ValueError, TypeError):
+        return {}
+
+
+def _is_touched(path: Path) -> bool:
+    """Does anybody give a sign of life?"""
+    until, first = time.monotonic() + WATCH, _touched_at(path)
+    print(f"{path} is of another machine: is its owner alive? ({WATCH:.0f} s)", flush=True)
+    while time.monotonic() < until:
+        time.sleep(BEAT / 4)
+        if _touched_at(path) != first:
+            return True
+    return False
+
+
+def _touched_at(path: Path) -> int | None:
+    # Opened anew: a network file system asks its server then, and not before.
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _busy(path: Path, owner: dict[str, Any]) -> str:
+    if not owner:
+        return f"{path.parent} is in use by another process: wait for it, or end it"
+    return (
+        f"{path.parent} is in use: process {owner['process']} on {owner['machine']} is"
+        f" {owner['doing']} since {owner['since']}; wait for it, or end it"
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")

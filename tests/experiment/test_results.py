@@ -1,0 +1,48 @@
+"""results.json: every result by its name, sealed, added to what is there."""
+
+import json
+
+import pytest
+
+from scoremle.errors import UserError
+from scoremle.experiment.results import add_results, read_results
+
+RESULTS = {
+    "exact_test_ckpt_2": {"mean": 1.25, "stderr": None, "solver": {"nodes": 6}, "edges": (1, 2)},
+    "checks_test_ckpt_2": [{"words": "a <= b", "holds": True}, {"words": "c", "holds": False}],
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    add_results(tmp_path / "results.json", RESULTS)
+    return tmp_path / "results.json"
+
+
+def test_results_are_added_and_replaced(path):
+    add_results(path, {"exact_test_ckpt_2": {"mean": 2.5}, "other": {"mean": 3.5}})
+    found = read_results(path)
+    assert list(found) == [*RESULTS, "other"]
+    assert (found["exact_test_ckpt_2"]["mean"], found["other"]["mean"]) == (2.5, 3.5)
+    assert "seal" not in RESULTS["exact_test_ckpt_2"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("1.25", "1.26"), ("null", "0.01"), ('"nodes": 6', '"nodes": 7'), ("a <= b", "a >= b"),
+     ("false", "true"), ("exact_test_ckpt_2", "exact_test_ckpt_3")],
+)  # fmt: skip
+def test_a_result_that_was_altered_is_named(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"\w+_test_ckpt_\d is not as it was written: move the"):
+        read_results(path)
+    with pytest.raises(UserError, match="not as it was written"):
+        add_results(path, {})
+    assert path.read_text() == text.replace(old, new)
+
+
+def test_results_of_an_earlier_version_are_read(path):
+    path.write_text(json.dumps(RESULTS))
+    assert read_results(path) == json.loads(json.dumps(RESULTS))
