@@ -4,6 +4,8 @@ The flags that the authors' scripts take (``--num_channels 128 ...``) are in no 
 are a JSON object in a file of the same name: ``model.json`` beside ``model.pt``. Those of the
 diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma and
 rescale_timesteps. The network is told the number of the step, rescaled to 0..1000 if it says so.
+With learn_sigma it tells the variance of its steps, too.
+
 Reading a ``.pt`` needs the extra ``torch``; nothing in it is run.
 """
 
@@ -23,6 +25,7 @@ from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.files import read_json
+from scoremle.likelihood.steps import RangedNoise
 from scoremle.model import ScoreModel
 from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
@@ -72,11 +75,12 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
     sde = SDE("vp", schedule, 1.0)
     tensors = pytorch.load(path)
     params = jax.tree.map(jnp.asarray, adm_params(tensors, network))
-    noise = noise_fn(
-        Partial(Applied(network, CHANNELS), params), sde,
+    prediction = noise_fn(
+        Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
         conditioning=RescaledStep() if flags.get("rescale_timesteps") else "step",
     )  # fmt: skip
+    noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)
     return ScoreModel(noise, sde, schedule.eps, shape, PIXELS)
 
