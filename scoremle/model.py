@@ -142,18 +142,25 @@ class ScoreModel:
         return int(np.prod(self.shape))
 
     @property
-    def default_estimator(self) -> Estimator:
-        """By the ODE, with the model's solver and one probe at each node.
+    def decoder(self) -> Informed | None:
+        """What decodes integers, where the noise at t = ``eps`` hides levels from each other.
 
-        Where the noise at t = ``eps`` hides the levels from each other, what the network says of
-        the data there decodes them (``ByInformedOde``), with the standard deviation of that noise
-        as scale, as in DDPM. Raises UserError for a model of reals.
+        It is what the network says of the data there, with the standard deviation of that noise
+        as scale. None where the levels can be told apart. Raises UserError for a model of reals.
         """
         pixels = self._of_integers()
         if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
-            return ByOde(solver=self.solver)
+            return None
         noise = jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2)
-        return ByInformedOde(Informed(pixels.points, noise), solver=self.solver)
+        return Informed(pixels.points, noise)
+
+    @property
+    def default_estimator(self) -> Estimator:
+        """By the ODE, with the model's solver, one probe at each node, and ``decoder`` if any."""
+        decoder = self.decoder
+        if decoder is None:
+            return ByOde(solver=self.solver)
+        return ByInformedOde(decoder, solver=self.solver)
 
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.

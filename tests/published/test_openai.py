@@ -74,3 +74,17 @@ def test_a_learned_range_is_their_bound_term_by_term(load, x64):
     edges, lam = log_snr_edges(model.sde, times[0]), model.sde.log_snr(times[1:])
     expected = [np.histogram(lam, edges, weights=row)[0] for row in terms.T]
     np.testing.assert_allclose(found.profile, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "fixed large"),
+        ({"sigma_small": True}, "fixed small"),
+        ({"learn_sigma": True, "sigma_small": True}, "learned"),
+    ],
+)
+def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
+    model = load(**flags)
+    assert model.steps.words.endswith(f"chain of steps, {words} variance, estimates clipped")
+    assert model.classes == 1000

@@ -1,0 +1,101 @@
+"""Scores by the words of the command line: each estimator by its name, on its own model."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.steps import BySteps
+
+# A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
+OWN = """
+import dataclasses
+import numpy as np
+import scoremle
+from scoremle.core.betas import betas
+from scoremle.likelihood.steps import BySteps
+from scoremle.published.family import PIXELS, Published
+
+SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
+SDE = scoremle.SDE("vp", SCHEDULE, 1.0)
+
+def noise(x, t):
+    alpha, sigma = (c[:, None, None, None] for c in (SDE.alpha(t), SDE.sigma(t)))
+    return sigma * x / (0.3 * alpha**2 + sigma**2)
+
+def chain():
+    steps = BySteps(variance="large", clip=False)
+    return Published(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps)
+
+def plain():
+    return scoremle.ScoreModel(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS)
+
+def levels():
+    return dataclasses.replace(plain(), pixels=scoremle.Pixels(16))
+"""
+IMAGES = np.random.default_rng(0).integers(40, 216, (5, 4, 4, 1), np.uint8)
+
+
+@pytest.fixture
+def score(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+
+    def score(function, *flags, images=IMAGES):
+        """Exit code, what is printed on either side, and the column of bits/dim."""
+        np.save(tmp_path / "x.npy", images)
+        out = tmp_path / "s.csv"
+        places = (f"{tmp_path / 'mine.py'}:{function}", str(tmp_path / "x.npy"), f"--out={out}")
+        code = cli.main(["score", *places, *flags])
+        told = capsys.readouterr()
+        if code:
+            return code, told.err, None
+        with out.open(newline="") as file:
+            return code, told.out, np.array([float(row["bpd"]) for row in csv.DictReader(file)])
+
+    return score
+
+
+def model_of(tmp_path, function):
+    return scoremle.load(f"{tmp_path / 'mine.py'}:{function}")
+
+
+def test_the_steps_of_the_model_are_taken_as_its_family_says(score, tmp_path):
+    code, told, bpd = score("chain", "--estimator=steps", "--repeats=2")
+    assert code == 0
+    by_steps = BySteps(variance="large", clip=False)
+    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
+    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    words = "bits/dim; variational bound of a chain of steps, fixed large variance\n"
+    assert words in told and "nodes:" not in told
+
+
+def test_the_bound_ends_as_the_ode_does(score, tmp_path):
+    """By the informed decoder where levels are hidden, by uniform noise where they are not."""
+    plain = model_of(tmp_path, "plain")
+    _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
+    informed = ByBound(reconstruction=plain.decoder)
+    np.testing.assert_allclose(bpd, plain.score(IMAGES, estimator=informed).bpd, rtol=1e-5)
+    assert "; variational bound, 1000 times, informed decoder\n" in told
+    _, told, ode = score("chain", "--repeats=1")
+    assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 5 images" in told
+    assert abs(ode - bpd).max() < 0.5
+    few = IMAGES // 16
+    _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
+    expected = model_of(tmp_path, "levels").score(few, estimator=ByBound())
+    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    assert "; variational bound, 1000 times, uniform dequantization\n" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["plain", "--estimator=steps"], "no chain of steps is known of this model: take"),
+        (["plain", "--estimator=odd"], "invalid choice: 'odd' (choose from"),
+    ],
+)
+def test_mistakes_are_one_line(score, flags, words):
+    code, told, _ = score(*flags)
+    assert code == 2 and words in told and told.count("\n") == 1
