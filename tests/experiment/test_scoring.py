@@ -7,7 +7,9 @@ import pytest
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
 
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
@@ -16,6 +18,7 @@ import dataclasses
 import numpy as np
 import scoremle
 from scoremle.core.betas import betas
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
 from scoremle.published.family import PIXELS, Published
 
@@ -35,8 +38,21 @@ def plain():
 
 def levels():
     return dataclasses.replace(plain(), pixels=scoremle.Pixels(16))
+
+def misread():
+    network = lambda x, label: noise(x, (label + 1) / 40)
+    wrong = scoremle.noise_fn(network, SDE, prediction="v", conditioning="step")
+    return dataclasses.replace(plain(), noise=wrong)
+
+def labelled():
+    def given(x, t, label):  # of images that are lighter by the label
+        return noise(x - (SDE.alpha(t) * label / 4)[:, None, None, None], t)
+
+    steps = BySteps(variance="small", clip=False)
+    return Published(given, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps, classes=3)
 """
-IMAGES = np.random.default_rng(0).integers(40, 216, (5, 4, 4, 1), np.uint8)
+normal = np.random.default_rng(0).normal(size=(10, 4, 4, 1))
+IMAGES = np.clip(127.5 * (1 + normal * np.sqrt(0.3)), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
@@ -80,7 +96,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     np.testing.assert_allclose(bpd, plain.score(IMAGES, estimator=informed).bpd, rtol=1e-5)
     assert "; variational bound, 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
-    assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 5 images" in told
+    assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
     assert abs(ode - bpd).max() < 0.5
     few = IMAGES // 16
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
@@ -89,9 +105,44 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     assert "; variational bound, 1000 times, uniform dequantization\n" in told
 
 
+def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
+    _, told, _ = score("misread", "--repeats=1")
+    assert (
+        "\ncheck, if these images are of the kind that it was trained on: declared v; behaves like"
+        " eps\n"
+    ) in told
+    for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
+        assert prepared(model_of(tmp_path, function), images, "bound")[2] == []
+
+
+def test_a_label_or_the_mean_over_all(score, tmp_path):
+    flags = "--estimator=steps", "--repeats=2"
+    model, by_steps = model_of(tmp_path, "labelled"), BySteps(clip=False)
+    code, told, bpd = score("labelled", "--label=2", *flags)
+    assert code == 0 and "labels" not in told
+    one = model.score(IMAGES, condition=np.array([2]), estimator=by_steps, repeats=2)
+    np.testing.assert_allclose(bpd, one.bpd, rtol=1e-5)
+    _, told, every = score("labelled", "--label=all", *flags)
+    assert "mean over 3 labels\n" in told
+    expected = model.score(IMAGES, estimator=ByLabels(by_steps, 3), repeats=2)
+    np.testing.assert_allclose(every, expected.bpd, rtol=1e-5)
+
+
+def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
+    model, choice = model_of(tmp_path, "labelled").given(np.array([0])).calibrated(IMAGES)
+    found, estimator, notes = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
+    assert notes == [str(choice)] and found.solver == model.solver
+    assert estimator.of_one.solver == model.solver
+    assert np.isfinite(found.score(IMAGES, estimator=estimator).bpd).all()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["labelled"], "is one of 3 classes of images: say --label=N, N from 0 to 2, or --label="),
+        (["labelled", "--label=3"], "--label=3 is none of the model's: say --label=N"),
+        (["labelled", "--label=-1"], "--label=-1 is none of the model's"),
+        (["plain", "--label=all"], "this model takes no class labels: leave --label out"),
         (["plain", "--estimator=steps"], "no chain of steps is known of this model: take"),
         (["plain", "--estimator=odd"], "invalid choice: 'odd' (choose from"),
     ],

@@ -22,7 +22,7 @@ from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.models import load
-from scoremle.experiment.scoring import ESTIMATORS, in_words, prepared
+from scoremle.experiment.scoring import ALL, ESTIMATORS, in_words, prepared
 from scoremle.files import write_atomically
 from scoremle.model import ScoreModel, Scores
 
@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
     model = load(options.model, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
-    model, estimator, notes = prepared(model, images, options.estimator)
+    model, estimator, notes = prepared(
+        model, images, options.estimator, options.label
+    )
     for note in notes:
         print(note, flush=True)
     scores = model.score(
@@ -71,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         "--estimator", choices=ESTIMATORS, default="ode",
         help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
         " report it (ode)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label", default="",
+        help=f"of a class-conditional model: a number, or {ALL} for the mean over its labels",
     )  # fmt: skip
     parser.add_argument("--fit", choices=tuple(data.FITS), default="", help="of other sizes")
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
