@@ -34,9 +34,9 @@ def prepared(
 ) -> tuple[ScoreModel, Estimator, list[str]]:
     """The model as these images need it, the estimator of this name, and what there is to say.
 
-    A few images tell whether the model is what it is declared to be, and how many nodes the ODE's
-    solver needs. Under all labels there is no one condition to check, and the nodes go by the
-    first. Raises UserError for what does not fit.
+    A few images tell whether the model is what it is declared to be, how many nodes the ODE's
+    solver needs, and the scale of a decoder. Under all labels there is no one condition to check,
+    and these go by the first. Raises UserError for what does not fit.
     """
     classes = model.classes if isinstance(model, Published) else 0
     _check_label(label, classes)
@@ -45,6 +45,8 @@ def prepared(
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
         one, choice = one.calibrated(images)
         notes.append(str(choice))
+    if estimator == "bound":
+        one = one.fitted(images)
     found = _estimator_of(one, estimator)
     if label == ALL:
         return replace(one, noise=model.noise), ByLabels(found, classes), notes

@@ -92,7 +92,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     """By the informed decoder where levels are hidden, by uniform noise where they are not."""
     plain = model_of(tmp_path, "plain")
     _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
-    informed = ByBound(reconstruction=plain.decoder)
+    informed = ByBound(reconstruction=plain.fitted(IMAGES).decoder)
     np.testing.assert_allclose(bpd, plain.score(IMAGES, estimator=informed).bpd, rtol=1e-5)
     assert "; variational bound, 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
