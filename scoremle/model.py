@@ -28,7 +28,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
 from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
-from scoremle.likelihood.informed import ByInformedOde
+from scoremle.likelihood.informed import ByInformedOde, fitted_scale
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -39,7 +39,7 @@ from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["Sampler", "ScoreModel", "Scores"]
 
@@ -115,6 +115,8 @@ class ScoreModel:
         shape: of one example.
         pixels: what its images are; None where the data are reals.
         solver: of the probability-flow ODE, where a method is not given another.
+        decoder_scale: of ``decoder``, in units of the data; None: the noise at t = ``eps``, over
+            alpha.
     """
 
     noise: NoiseFn
@@ -123,6 +125,7 @@ class ScoreModel:
     shape: tuple[int, ...] = static()
     pixels: Pixels | None = static(default=None)
     solver: Solver | PublishedRK45 = Multistep()
+    decoder_scale: Scalar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise", as_pytree(self.noise))
@@ -142,18 +145,26 @@ class ScoreModel:
         return int(np.prod(self.shape))
 
     @property
-    def default_estimator(self) -> Estimator:
-        """By the ODE, with the model's solver and one probe at each node.
+    def decoder(self) -> Informed | None:
+        """What decodes integers, where the noise at t = ``eps`` hides levels from each other.
 
-        Where the noise at t = ``eps`` hides the levels from each other, what the network says of
-        the data there decodes them (``ByInformedOde``), with the standard deviation of that noise
-        as scale, as in DDPM. Raises UserError for a model of reals.
+        It is what the network says of the data there, spread by ``decoder_scale``. None where the
+        levels can be told apart. Raises UserError for a model of reals.
         """
         pixels = self._of_integers()
         if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
+            return None
+        if self.decoder_scale is not None:
+            return Informed(pixels.points, self.decoder_scale)
+        return Informed(pixels.points, jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2))
+
+    @property
+    def default_estimator(self) -> Estimator:
+        """By the ODE, with the model's solver, one probe at each node, and ``decoder`` if any."""
+        decoder = self.decoder
+        if decoder is None:
             return ByOde(solver=self.solver)
-        noise = jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2)
-        return ByInformedOde(Informed(pixels.points, noise), solver=self.solver)
+        return ByInformedOde(decoder, solver=self.solver)
 
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
@@ -277,7 +288,8 @@ class ScoreModel:
     ) -> tuple[Self, Choice]:
         """The model with as many nodes as the likelihoods of such images need, and why so many.
 
-        The stated error of its solver is calibrated on them, too. A few images are used.
+        The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
+        A few images are used.
         """
         pixels = self._of_integers()
         x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
@@ -285,7 +297,19 @@ class ScoreModel:
         y = pixels.encode(x, Uniform()(key_u, x)[0])
         pilot = Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
         choice = choose_nodes(pilot)
-        return replace(self, solver=choice.solver), choice
+        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
+
+    def fitted(self, images: Integer[np.ndarray, "n h w c"], *, seed: int = 0) -> Self:
+        """The model with the ``decoder_scale`` under which such integers are likeliest, if any.
+
+        A few images are used, at one network evaluation each. A single number is fitted: scores
+        of the same images gain about half a nat by it, all of them together.
+        """
+        if self.decoder is None:
+            return self
+        few = np.asarray(images)[:PILOT_IMAGES]
+        scale = fitted_scale(cast(ImageModel, self), few, jax.random.key(seed))
+        return replace(self, decoder_scale=scale)
 
     def check(
         self, images: Integer[np.ndarray, "n h w c"], *, condition: Condition = None

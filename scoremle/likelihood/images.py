@@ -25,7 +25,7 @@ from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
+from scoremle.likelihood.reconstruction import Gaussian, Informed, Reconstruction
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
@@ -166,7 +166,6 @@ class ByBound:
     """
 
     on_host: ClassVar[bool] = False
-    words: ClassVar[str] = "variational bound"
 
     draws: int = static(default=1000)
     matching: str = static(default="denoising")
@@ -174,6 +173,11 @@ class ByBound:
     reconstruction: Reconstruction = Gaussian()
     control: Control | None = None
     start: Scalar | None = None
+
+    @property
+    def words(self) -> str:
+        informed = ", informed decoder" if isinstance(self.reconstruction, Informed) else ""
+        return f"variational bound, {self.draws} times{informed}"
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

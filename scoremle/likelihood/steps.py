@@ -26,6 +26,7 @@ the decoder `Discrete`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -71,6 +72,10 @@ class RangedNoise:
     """
 
     noise: NetworkNoise
+
+    @property
+    def network(self) -> Callable[..., Data]:
+        return self.noise.network
 
     def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
         return self.both(x, t, condition)[0]
@@ -271,13 +276,17 @@ class BySteps:
     """
 
     on_host: ClassVar[bool] = False
-    words: ClassVar[str] = "variational bound of a chain of steps"
-
     times: Float[np.ndarray, " n"] | Float[Array, " n"] | None = None
     variance: str = static(default="small")
     clip: bool = static(default=True)
     draws: int | None = static(default=None)
     reconstruction: Reconstruction | None = None
+
+    @property
+    def words(self) -> str:
+        kind = "learned" if self.variance == "learned" else f"fixed {self.variance}"
+        clipped = ", estimates clipped" if self.clip else ""
+        return f"variational bound of a chain of steps, {kind} variance{clipped}"
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

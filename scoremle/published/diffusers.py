@@ -22,16 +22,16 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from scoremle.core.betas import betas, with_no_signal_at_the_end
-from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.files import read_json
-from scoremle.model import ScoreModel
+from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
+from scoremle.published.family import PIXELS, Published
 
 __all__ = ["is_folder", "load", "schedule_of"]
 
@@ -46,11 +46,20 @@ DEFAULTS: dict[str, Any] = {
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
     "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+}
+# The variances of a chain that are known here; "learned" is of no chain with a bound.
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+    "learned_range": "learned",
 }
 # Where an SNR of zero is cut: as far as float32 can tell signal from none.
 LEAST_LOG_SNR = -20.0
-# Levels k of 256 in the middle of their bins, at 2k/255 - 1.
-PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -62,7 +71,7 @@ def is_folder(path: Path) -> bool:
     )
 
 
-def load(path: Path) -> ScoreModel:
+def load(path: Path) -> Published:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
     _refuse_latents(path)
@@ -77,17 +86,30 @@ def load(path: Path) -> ScoreModel:
     channels = network.in_channels
     if network.out_channels not in (channels, 2 * channels):
         raise UserError(f"{path}: {network.out_channels} channels out of {channels} are no noise")
-    params = unet2d_params(_weights(network_folder), network)
-    apply = Applied(network, channels)
+    ranged = scheduler["variance_type"] == "learned_range"
+    if ranged and network.out_channels == channels:
+        raise UserError(f"{path}: variance_type is learned_range, and the network tells none")
+    params = jax.tree.map(jnp.asarray, unet2d_params(_weights(network_folder), network))
     noise = noise_fn(
-        Partial(apply, jax.tree.map(jnp.asarray, params)), sde,
+        Partial(Applied(network, None if ranged else channels), params), sde,
         prediction=PREDICTIONS[prediction], conditioning="step",
     )  # fmt: skip
     size = network.sample_size
     if size is None:
         raise UserError(f"{network_folder / 'config.json'} has no sample_size")
     height, width = size if isinstance(size, tuple) else (size, size)
-    return ScoreModel(noise, sde, schedule.eps, (height, width, channels), PIXELS)
+    return Published(
+        RangedNoise(noise) if ranged else noise, sde, schedule.eps, (height, width, channels),
+        PIXELS, steps=_steps(scheduler),
+        classes=0 if network.class_embed_type else network.num_class_embeds or 0,
+    )  # fmt: skip
+
+
+def _steps(scheduler: Mapping[str, Any]) -> BySteps | None:
+    """The bound of the scheduler's chain; None of one that clips in a way of its own."""
+    variance, clip = VARIANCES.get(scheduler["variance_type"]), scheduler["clip_sample"]
+    other = scheduler["thresholding"] or (clip and scheduler["clip_sample_range"] != 1)
+    return None if variance is None or other else BySteps(variance=variance, clip=clip)
 
 
 def schedule_of(config: Mapping[str, Any]) -> Discrete:

@@ -2,8 +2,10 @@
 
 The flags that the authors' scripts take (``--num_channels 128 ...``) are in no checkpoint. They
 are a JSON object in a file of the same name: ``model.json`` beside ``model.pt``. Those of the
-diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma and
-rescale_timesteps. The network is told the number of the step, rescaled to 0..1000 if it says so.
+diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma,
+sigma_small and rescale_timesteps. The network is told the number of the step, rescaled to 0..1000
+if that says so. With learn_sigma it tells the variance of its steps, too.
+
 Reading a ``.pt`` needs the extra ``torch``; nothing in it is run.
 """
 
@@ -17,21 +19,20 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
-from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.files import read_json
-from scoremle.model import ScoreModel
+from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch
+from scoremle.published.family import PIXELS, Published
 from scoremle.types import Times
 
 __all__ = ["flags_beside", "is_file", "load"]
 
-PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
 RESCALED_TO = 1000.0
 
 
@@ -54,7 +55,7 @@ def is_file(path: Path) -> bool:
     return path.suffix == ".pt" and path.is_file()
 
 
-def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
+def load(path: Path, flags: Mapping[str, Any] | None = None) -> Published:
     """The model of a checkpoint; without ``flags``, those of the file beside it.
 
     Raises UserError if there are none, or if they do not fit the tensors.
@@ -72,13 +73,25 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
     sde = SDE("vp", schedule, 1.0)
     tensors = pytorch.load(path)
     params = jax.tree.map(jnp.asarray, adm_params(tensors, network))
-    noise = noise_fn(
-        Partial(Applied(network, CHANNELS), params), sde,
+    prediction = noise_fn(
+        Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
         conditioning=RescaledStep() if flags.get("rescale_timesteps") else "step",
     )  # fmt: skip
+    noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)
-    return ScoreModel(noise, sde, schedule.eps, shape, PIXELS)
+    return Published(
+        noise, sde, schedule.eps, shape, PIXELS,
+        steps=BySteps(variance=_variance(flags)),
+        classes=network.num_classes if network.class_cond else 0,
+    )  # fmt: skip
+
+
+def _variance(flags: Mapping[str, Any]) -> str:
+    """That of the authors' chain, whose estimates are clipped."""
+    if flags.get("learn_sigma"):
+        return "learned"
+    return "small" if flags.get("sigma_small") else "large"
 
 
 def _schedule(flags: Mapping[str, Any]) -> Discrete:

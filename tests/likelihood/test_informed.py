@@ -212,20 +212,40 @@ def test_the_ode_bound_by_the_published_solver():
 # --- its scale, and what it is worth ----------------------------------------------------------
 
 
-def test_the_fitted_scale_is_the_spread_of_the_estimate():
-    """Of Gaussian pixels on fine levels: the posterior's standard deviation."""
-    w, pixels = 0.1, Pixels(256)
-    data = Gaussian.of([0.05], [w])
+def gaussian_pixels(images):
+    """Independent ones on fine levels, of a variance of 0.1; and the model that knows them."""
+    data, pixels = Gaussian.of([0.05], [0.1]), Pixels(256)
     noise_of_pixel = data.noise(VP)
-    model = ScoreModel(
-        lambda x, t: noise_of_pixel(x.reshape(-1, 1), jnp.repeat(t, 16)).reshape(x.shape),
-        VP, EPS, (4, 4, 1), pixels,
-    )  # fmt: skip
-    x = np.asarray(pixels.decode(jnp.asarray(data.draw(0, 16 * 150)).reshape(-1, 4, 4, 1)))
-    expected = np.sqrt(w * NOISE**2 / (w + NOISE**2))
-    assert fitted_scale(model, x, KEY) == pytest.approx(expected, rel=0.05)
+
+    def noise(x, t):
+        return noise_of_pixel(x.reshape(-1, 1), jnp.repeat(t, 16)).reshape(x.shape)
+
+    x = pixels.decode(jnp.asarray(data.draw(0, 16 * images)).reshape(-1, 4, 4, 1))
+    return ScoreModel(noise, VP, EPS, (4, 4, 1), pixels, Multistep(40)), np.asarray(x)
+
+
+# The posterior's standard deviation.
+SPREAD = np.sqrt(0.1 * NOISE**2 / (0.1 + NOISE**2))
+
+
+def test_the_fitted_scale_is_the_spread_of_the_estimate():
+    model, x = gaussian_pixels(150)
+    assert fitted_scale(model, x, KEY) == pytest.approx(SPREAD, rel=0.05)
     with pytest.raises(UserError, match="images must be uint8"):
         fitted_scale(model, x / 255, KEY)
+
+
+def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
+    """By eight images, on others: log(noise / spread) less what the wider normal forgives."""
+    model, x = gaussian_pixels(300)
+    fitted = model.fitted(x)
+    assert fitted.decoder.scale == pytest.approx(SPREAD, rel=0.15)
+    assert model.decoder.scale == pytest.approx(NOISE, rel=1e-5)
+    before, after = (m.score(x[8:]).bpd.mean() for m in (model, fitted))
+    expected = (np.log(NOISE / SPREAD) + (SPREAD**2 / NOISE**2 - 1) / 2) / BITS
+    assert before - after == pytest.approx(expected, abs=0.02)
+    far = ScoreModel(model.noise, VP, EPS, (4, 4, 1), Pixels(2))
+    assert far.decoder is None and far.fitted(x // 128) is far
 
 
 def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():

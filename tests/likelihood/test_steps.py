@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.ddpm_chain import normal_cdf, published_terms
 from helpers.oracles import Gaussian
 from scipy.stats import norm
 
@@ -49,55 +50,16 @@ def noise_of(variance, sde):
     return noise_fn(lambda x, label: network(x, label)[..., :3], sde, conditioning="step")
 
 
-# --- DDPM's formulas, in float64 --------------------------------------------------------------
+# --- against DDPM's formulas, in float64 -------------------------------------------------------
 
 
-def normal_cdf(x):
-    """As published; it is nearly the normal one."""
-    return 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+def expected_terms(labels, noises, variance, clip):
+    def outputs(x, label):
+        return network(x, label, np)
 
-
-def published_terms(labels, noises, variance, clip, all_betas):
-    """L_T, every L_t and every draw of L_0 in nats, by betas of the steps with these labels."""
-    kept = np.cumprod(1 - all_betas)[labels]
-    before = np.append(1.0, kept[:-1])
-    beta = 1 - kept / before
-    posterior = beta * (1 - before) / (1 - kept)
-    log_posterior = np.log(np.append(posterior[1], posterior[1:]))
-    log_beta = np.log(beta)
-    y = 2 * INTEGERS.astype(np.float64) / 7 - 1
-    total = (1, 2, 3)
-
-    def outputs(i, z):
-        x = np.sqrt(kept[i]) * y + np.sqrt(1 - kept[i]) * z
-        out = network(x, np.full(IMAGES, float(labels[i])), np)
-        estimate = (x - np.sqrt(1 - kept[i]) * out[..., :3]) / np.sqrt(kept[i])
-        estimate = np.clip(estimate, -1, 1) if clip else estimate
-        share = (out[..., 3:] + 1) / 2
-        log_variance = {
-            "small": log_posterior[i] + 0 * x,
-            "large": (log_beta if i else log_posterior)[i] + 0 * x,
-            "learned": share * log_beta[i] + (1 - share) * log_posterior[i],
-        }[variance]
-        of_data = np.sqrt(before[i]) * beta[i] / (1 - kept[i])
-        of_x = np.sqrt(1 - beta[i]) * (1 - before[i]) / (1 - kept[i]) * x
-        return of_data * y + of_x, of_data * estimate + of_x, log_variance
-
-    terms = []
-    for number, i in enumerate(range(1, len(labels))):
-        true, mean, log_variance = outputs(i, noises[number])
-        gap = log_posterior[i] - log_variance
-        kl = (-1 - gap + np.exp(gap) + (true - mean) ** 2 * np.exp(-log_variance)) / 2
-        terms.append(kl.sum(axis=total))
-    last = []
-    for z in noises[len(labels) - 1 :]:
-        _, mean, log_variance = outputs(0, z)
-        below = np.where(INTEGERS == 0, -np.inf, y - 1 / 7 - mean)
-        above = np.where(INTEGERS == 7, np.inf, y + 1 / 7 - mean)
-        low, high = (normal_cdf(edge / np.exp(log_variance / 2)) for edge in (below, above))
-        last.append(-np.log(np.maximum(high - low, 1e-12)).sum(axis=total))
-    prior = (kept[-1] * y**2 + (1 - kept[-1]) - 1 - np.log(1 - kept[-1])).sum(axis=total) / 2
-    return prior, np.array(terms), np.array(last)
+    return published_terms(
+        outputs, INTEGERS, 8, labels, noises, variance, clip, betas("cosine", STEPS)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +88,7 @@ def test_it_is_the_published_bound_term_by_term(x64, variance, clip, labels):
     _, keys = split(example_keys(KEY, IMAGES))
     like = jnp.zeros((IMAGES, *SHAPE))
     noises = [np.asarray(normal(fold_in(keys, n), like)) for n in range(count)]
-    prior, terms, last = published_terms(labels, noises, variance, clip, betas("cosine", STEPS))
+    prior, terms, last = expected_terms(labels, noises, variance, clip)
     found = run(times)
     np.testing.assert_allclose(found.prior, prior, rtol=1e-9)
     np.testing.assert_allclose(found.diffusion, terms.sum(axis=0), rtol=1e-9)
@@ -136,7 +98,7 @@ def test_it_is_the_published_bound_term_by_term(x64, variance, clip, labels):
     if len(labels) == STEPS:  # each by itself, with the noise of its place
         for i in range(1, STEPS, 6):
             pair = labels[i - 1 : i + 1]
-            expected = published_terms(pair, noises[:1], variance, clip, betas("cosine", STEPS))
+            expected = expected_terms(pair, noises[:1], variance, clip)
             found = run((pair + 1) / STEPS)
             np.testing.assert_allclose(found.diffusion, expected[1][0], rtol=1e-9)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.weights import drawn
 
 from scoremle.errors import UserError
 from scoremle.nn.adm import ADM, adm_params
@@ -63,22 +64,10 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def state(shapes):
-    """The weights behind the golden numbers: random, drawn in the order of the names."""
-    rng = np.random.RandomState(0)
-    tensors = {}
-    for name in sorted(shapes):
-        z = rng.standard_normal(shapes[name])
-        is_scale = z.ndim == 1 and name.endswith("weight")
-        spread = np.prod(z.shape[1:]) ** -0.5 if z.ndim > 1 else 0.3
-        tensors[name] = (is_scale + spread * z).astype(np.float32)
-    return tensors
-
-
 @functools.cache
 def published(name, golden):
     arrays = golden(f"adm_{name}")
-    return json.loads(str(arrays["flags"])), state(json.loads(str(arrays["shapes"]))), arrays
+    return json.loads(str(arrays["flags"])), drawn(json.loads(str(arrays["shapes"]))), arrays
 
 
 def relative_error(a, b):

@@ -23,6 +23,7 @@ FIELDS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,35 @@ def test_the_noise_prediction_at_their_steps(tmp_path, kind):
     }[kind]
     found = jax.jit(model.noise)(jnp.asarray(x), t)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def test_a_learned_range_is_told_too(tmp_path):
+    torch.manual_seed(1)
+    network = diffusers.UNet2DModel(**FIELDS | {"out_channels": 2}).eval()
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    label = np.array([3, 700])
+    found = jax.jit(model.noise.both)(jnp.asarray(x), jnp.asarray((label + 1) / 1000, jnp.float32))
+    expected = theirs(network, x, label)
+    np.testing.assert_allclose(jnp.concatenate(found, -1), expected, rtol=1e-3, atol=1e-4)
+    assert model.steps.words.endswith("chain of steps, learned variance")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "fixed small variance, estimates clipped"),
+        ({"variance_type": "fixed_large", "clip_sample": False}, "fixed large variance"),
+        ({"variance_type": "learned"}, None),
+        ({"thresholding": True}, None),
+        ({"clip_sample_range": 2.0}, None),
+    ],
+)
+def test_the_bound_of_a_scheduler(folder, tmp_path, fields, words):
+    steps = scoremle.load(edited(folder, tmp_path, SCHEDULER, **fields)).steps
+    assert words is None if steps is None else steps.words.endswith(f"chain of steps, {words}")
 
 
 def test_log_p_is_that_of_the_torch_module_in_float64(tmp_path):
@@ -159,8 +189,9 @@ def edited(folder, tmp_path, name, **fields):
     ("name", "fields", "words"),
     [
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "with a vae: a density of"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "is none of"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "odd"}, "betas are named linear"),
+        (SCHEDULER, {"prediction_type": "flow"}, "is none of"),
+        (SCHEDULER, {"beta_schedule": "odd"}, "betas are named linear"),
+        (SCHEDULER, {"variance_type": "learned_range"}, "and the network tells none"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not of a UNet2DModel"),
     ],
 )

@@ -22,9 +22,8 @@ from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.models import load
-from scoremle.experiment.trained import Trained
+from scoremle.experiment.scoring import ALL, ESTIMATORS, in_words, prepared
 from scoremle.files import write_atomically
-from scoremle.likelihood.images import ByOde
 from scoremle.model import ScoreModel, Scores
 
 __all__ = ["main"]
@@ -40,11 +39,13 @@ def main(arguments: list[str]) -> None:
     model = load(options.model, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
-    if not isinstance(model, Trained) or model.pilot:
-        model, choice = model.calibrated(images)
-        print(choice, flush=True)
+    model, estimator, notes = prepared(
+        model, images, options.estimator, options.label
+    )
+    for note in notes:
+        print(note, flush=True)
     scores = model.score(
-        images, seed=options.seed, repeats=options.repeats, label="scores"
+        images, estimator=estimator, seed=options.seed, repeats=options.repeats, label="scores"
     )
     _write(options.out, names, scores)
     order = np.argsort(scores.bpd)
@@ -54,9 +55,7 @@ def main(arguments: list[str]) -> None:
     ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
     rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
     print(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
-    estimator = model.default_estimator
-    noise = ", uniform dequantization" if isinstance(estimator, ByOde) else ""
-    print(f"mean {mean:.4f}{error} bits/dim; {estimator.words}{noise}")
+    print(f"mean {mean:.4f}{error} bits/dim; {in_words(estimator)}")
     print(f"written to {options.out}")
 
 
@@ -70,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
     parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
+    parser.add_argument(
+        "--estimator", choices=ESTIMATORS, default="ode",
+        help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
+        " report it (ode)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label", default="",
+        help=f"of a class-conditional model: a number, or {ALL} for the mean over its labels",
+    )  # fmt: skip
     parser.add_argument("--fit", choices=tuple(data.FITS), default="", help="of other sizes")
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")

@@ -1,0 +1,74 @@
+"""The likelihood of images whose class is not known: the mean over a model's labels.
+
+    log P(x) = log 1/C sum_c P(x | c)
+
+Every label is asked with the same dequantization noise, times and probes, so that the mean is the
+model's own for each draw of these. Errors are those of the labels, weighted by their shares
+P(c | x). The noise that probes leave in log P(x | c) goes through a logarithm of a sum, which
+makes the mean too large by less than half its variance, in nats: by the part in which labels of
+like shares differ, and by nothing where one label has it all.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from scoremle.core.dequantize import Dequantizer
+from scoremle.core.prediction import Conditioned
+from scoremle.core.pytree import pytree, static
+from scoremle.likelihood.images import Estimator, ImageModel, Values
+from scoremle.types import IntImages, PerExample
+
+__all__ = ["ByLabels", "mean_over_labels"]
+
+ERRORS = ("probe_stderr", "solver_error", "draw_stderr")
+
+
+def mean_over_labels(log_prob: Float[Array, "labels b"]) -> PerExample:
+    """The logarithm of the mean over labels of the probabilities, in nats."""
+    return jax.nn.logsumexp(log_prob, axis=0) - np.log(len(log_prob))
+
+
+@pytree
+@dataclass(frozen=True)
+class ByLabels:
+    """By the mean over the labels of a class-conditional model; each costs what one costs.
+
+    Args:
+        of_one: how images are measured under a label: one that can be compiled.
+        labels: how many there are, from 0.
+
+    Values: ``bpd``, its errors and ``nfe``. Raises ValueError for an estimator on the host.
+    """
+
+    on_host: ClassVar[bool] = False
+
+    of_one: Estimator
+    labels: int = static()
+
+    def __post_init__(self) -> None:
+        if self.of_one.on_host:
+            raise ValueError("ByLabels is compiled, and this estimator can't be")
+
+    @property
+    def words(self) -> str:
+        return f"{self.of_one.words}, mean over {self.labels} labels"
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values:
+        def under(label: Array) -> Values:
+            given = replace(cast(Any, model), noise=Conditioned(model.noise, label[None]))
+            return self.of_one(given, dequantizer, x, keys)
+
+        found = jax.lax.map(under, jnp.arange(self.labels))
+        bits = x[0].size * jnp.log(2.0)
+        log_prob = -found["bpd"] * bits
+        shares = jax.nn.softmax(log_prob, axis=0)
+        errors = {name: jnp.sum(shares * found[name], 0) for name in ERRORS if name in found}
+        mean = mean_over_labels(log_prob)
+        return {"bpd": -mean / bits, **errors, "nfe": jnp.sum(found["nfe"], axis=0)}

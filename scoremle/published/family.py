@@ -1,0 +1,28 @@
+"""What is known of a model of a published family, beyond what a ScoreModel is."""
+
+from dataclasses import dataclass
+
+from scoremle.core.pixels import Pixels
+from scoremle.core.pytree import pytree, static
+from scoremle.likelihood.steps import BySteps
+from scoremle.model import ScoreModel
+
+__all__ = ["PIXELS", "Published"]
+
+# Levels k of 256 in the middle of their bins, at 2k/255 - 1.
+PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+
+
+@pytree
+@dataclass(frozen=True, repr=False)
+class Published(ScoreModel):
+    """A model that others trained.
+
+    Args:
+        steps: the bound that its authors report, by the variance and the clipping of its own
+            chain of steps; None if it has none that is known here.
+        classes: how many labels its noise prediction takes one of as condition; 0: none.
+    """
+
+    steps: BySteps | None = None
+    classes: int = static(default=0)

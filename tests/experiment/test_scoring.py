@@ -1,0 +1,152 @@
+"""Scores by the words of the command line: each estimator by its name, on its own model."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.experiment.scoring import prepared
+from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.steps import BySteps
+
+# A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
+OWN = """
+import dataclasses
+import numpy as np
+import scoremle
+from scoremle.core.betas import betas
+from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.steps import BySteps
+from scoremle.published.family import PIXELS, Published
+
+SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
+SDE = scoremle.SDE("vp", SCHEDULE, 1.0)
+
+def noise(x, t):
+    alpha, sigma = (c[:, None, None, None] for c in (SDE.alpha(t), SDE.sigma(t)))
+    return sigma * x / (0.3 * alpha**2 + sigma**2)
+
+def chain():
+    steps = BySteps(variance="large", clip=False)
+    return Published(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps)
+
+def plain():
+    return scoremle.ScoreModel(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS)
+
+def levels():
+    return dataclasses.replace(plain(), pixels=scoremle.Pixels(16))
+
+def misread():
+    network = lambda x, label: noise(x, (label + 1) / 40)
+    wrong = scoremle.noise_fn(network, SDE, prediction="v", conditioning="step")
+    return dataclasses.replace(plain(), noise=wrong)
+
+def labelled():
+    def given(x, t, label):  # of images that are lighter by the label
+        return noise(x - (SDE.alpha(t) * label / 4)[:, None, None, None], t)
+
+    steps = BySteps(variance="small", clip=False)
+    return Published(given, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps, classes=3)
+"""
+normal = np.random.default_rng(0).normal(size=(10, 4, 4, 1))
+IMAGES = np.clip(127.5 * (1 + normal * np.sqrt(0.3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def score(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+
+    def score(function, *flags, images=IMAGES):
+        """Exit code, what is printed on either side, and the column of bits/dim."""
+        np.save(tmp_path / "x.npy", images)
+        out = tmp_path / "s.csv"
+        places = (f"{tmp_path / 'mine.py'}:{function}", str(tmp_path / "x.npy"), f"--out={out}")
+        code = cli.main(["score", *places, *flags])
+        told = capsys.readouterr()
+        if code:
+            return code, told.err, None
+        with out.open(newline="") as file:
+            return code, told.out, np.array([float(row["bpd"]) for row in csv.DictReader(file)])
+
+    return score
+
+
+def model_of(tmp_path, function):
+    return scoremle.load(f"{tmp_path / 'mine.py'}:{function}")
+
+
+def test_the_steps_of_the_model_are_taken_as_its_family_says(score, tmp_path):
+    code, told, bpd = score("chain", "--estimator=steps", "--repeats=2")
+    assert code == 0
+    by_steps = BySteps(variance="large", clip=False)
+    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
+    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    words = "bits/dim; variational bound of a chain of steps, fixed large variance\n"
+    assert words in told and "nodes:" not in told
+
+
+def test_the_bound_ends_as_the_ode_does(score, tmp_path):
+    """By the informed decoder where levels are hidden, by uniform noise where they are not."""
+    plain = model_of(tmp_path, "plain")
+    _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
+    informed = ByBound(reconstruction=plain.fitted(IMAGES).decoder)
+    np.testing.assert_allclose(bpd, plain.score(IMAGES, estimator=informed).bpd, rtol=1e-5)
+    assert "; variational bound, 1000 times, informed decoder\n" in told
+    _, told, ode = score("chain", "--repeats=1")
+    assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
+    assert abs(ode - bpd).max() < 0.5
+    few = IMAGES // 16
+    _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
+    expected = model_of(tmp_path, "levels").score(few, estimator=ByBound())
+    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    assert "; variational bound, 1000 times, uniform dequantization\n" in told
+
+
+def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
+    _, told, _ = score("misread", "--repeats=1")
+    assert (
+        "\ncheck, if these images are of the kind that it was trained on: declared v; behaves like"
+        " eps\n"
+    ) in told
+    for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
+        assert prepared(model_of(tmp_path, function), images, "bound")[2] == []
+
+
+def test_a_label_or_the_mean_over_all(score, tmp_path):
+    flags = "--estimator=steps", "--repeats=2"
+    model, by_steps = model_of(tmp_path, "labelled"), BySteps(clip=False)
+    code, told, bpd = score("labelled", "--label=2", *flags)
+    assert code == 0 and "labels" not in told
+    one = model.score(IMAGES, condition=np.array([2]), estimator=by_steps, repeats=2)
+    np.testing.assert_allclose(bpd, one.bpd, rtol=1e-5)
+    _, told, every = score("labelled", "--label=all", *flags)
+    assert "mean over 3 labels\n" in told
+    expected = model.score(IMAGES, estimator=ByLabels(by_steps, 3), repeats=2)
+    np.testing.assert_allclose(every, expected.bpd, rtol=1e-5)
+
+
+def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
+    model, choice = model_of(tmp_path, "labelled").given(np.array([0])).calibrated(IMAGES)
+    found, estimator, notes = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
+    assert notes == [str(choice)] and found.solver == model.solver
+    assert estimator.of_one.solver == model.solver
+    assert np.isfinite(found.score(IMAGES, estimator=estimator).bpd).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["labelled"], "is one of 3 classes of images: say --label=N, N from 0 to 2, or --label="),
+        (["labelled", "--label=3"], "--label=3 is none of the model's: say --label=N"),
+        (["labelled", "--label=-1"], "--label=-1 is none of the model's"),
+        (["plain", "--label=all"], "this model takes no class labels: leave --label out"),
+        (["plain", "--estimator=steps"], "no chain of steps is known of this model: take"),
+        (["plain", "--estimator=odd"], "invalid choice: 'odd' (choose from"),
+    ],
+)
+def test_mistakes_are_one_line(score, flags, words):
+    code, told, _ = score(*flags)
+    assert code == 2 and words in told and told.count("\n") == 1

@@ -1,0 +1,90 @@
+"""Models of improved- and guided-diffusion: from flags and tensors to the authors' own bound."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.ddpm_chain import published_terms
+from helpers.weights import drawn
+
+from scoremle.core.betas import betas
+from scoremle.core.keys import example_keys, fold_in, normal, split
+from scoremle.core.times import log_snr_edges
+from scoremle.likelihood.steps import step_bound
+from scoremle.published import openai
+
+STEPS, CLASSES = 8, jnp.asarray([4, 0])
+IMAGES = len(CLASSES)
+DIFFUSION = {"noise_schedule": "cosine", "diffusion_steps": STEPS, "rescale_timesteps": True}
+
+
+@pytest.fixture
+def load(golden, monkeypatch, tmp_path):
+    """A small model, class-conditional; its tensors in place of a .pt, which needs PyTorch."""
+    arrays = golden("adm_guided")
+
+    def load(**flags):
+        shapes = json.loads(str(arrays["shapes"]))
+        if flags.get("learn_sigma"):
+            shapes |= {name: (6, *shapes[name][1:]) for name in ("out.2.weight", "out.2.bias")}
+        monkeypatch.setattr(openai.pytorch, "load", lambda path: drawn(shapes))
+        flags = {**json.loads(str(arrays["flags"])), **DIFFUSION, **flags}
+        openai.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
+        return openai.load(tmp_path / "model.pt")
+
+    return load
+
+
+def network_of(model):
+    """What the authors' loop calls: x in NHWC and the number of the step, to all channels."""
+    run = jax.jit(model.noise.noise.network)
+
+    def network(x, label):
+        told = jnp.asarray(label * 1000 / STEPS)
+        return np.asarray(run(jnp.asarray(x), told, CLASSES), np.float64)
+
+    return network
+
+
+def test_a_learned_range_is_their_bound_term_by_term(load, x64):
+    model, key = load(learn_sigma=True), jax.random.key(0)
+    integers = np.random.default_rng(0).integers(0, 256, (IMAGES, *model.shape), np.uint8)
+    times = np.arange(1, STEPS + 1) / STEPS
+
+    @jax.jit
+    def run(times):
+        return step_bound(
+            model.given(CLASSES).noise, model.sde, jnp.asarray(integers), key,
+            points=model.pixels.points, times=times, variance="learned",
+        )  # fmt: skip
+
+    _, keys = split(example_keys(key, IMAGES))
+    like = jnp.zeros(integers.shape)
+    noises = [np.asarray(normal(fold_in(keys, n), like)) for n in range(STEPS + 3)]
+    prior, terms, last = published_terms(
+        network_of(model), integers, 256, np.arange(STEPS), noises, "learned", True,
+        betas("cosine", STEPS),
+    )  # fmt: skip
+    found = run(times)
+    np.testing.assert_allclose(found.prior, prior, rtol=1e-9)
+    np.testing.assert_allclose(found.reconstruction, last.mean(axis=0), rtol=1e-5)
+    # The profile has a step or two in a bin.
+    edges, lam = log_snr_edges(model.sde, times[0]), model.sde.log_snr(times[1:])
+    expected = [np.histogram(lam, edges, weights=row)[0] for row in terms.T]
+    np.testing.assert_allclose(found.profile, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "fixed large"),
+        ({"sigma_small": True}, "fixed small"),
+        ({"learn_sigma": True, "sigma_small": True}, "learned"),
+    ],
+)
+def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
+    model = load(**flags)
+    assert model.steps.words.endswith(f"chain of steps, {words} variance, estimates clipped")
+    assert model.classes == 1000
