@@ -26,6 +26,7 @@ from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bou
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
+from scoremle.numerics import dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
@@ -107,8 +108,8 @@ class ByOde:
             y = model.pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        log_prob, values = by_draws(draw, key_u, self.samples, x[0].size)
-        return {"bpd": bits_per_dim(log_prob, model.pixels, x[0].size), **values}
+        log_prob, values = by_draws(draw, key_u, self.samples, dims_of(x))
+        return {"bpd": bits_per_dim(log_prob, model.pixels, dims_of(x)), **values}
 
     def _log_likelihood(
         self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
@@ -120,7 +121,7 @@ class ByOde:
             model.noise, model.sde, jnp.exp(log_scale) * y, keys,
             eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
-        return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
+        return replace(found, log_prob=found.log_prob + dims_of(y) * log_scale)
 
 
 def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:
@@ -179,7 +180,7 @@ class ByBound:
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         key_u, key_bound = split(keys)
-        pixels, dims, bits = model.pixels, x[0].size, x[0].size * jnp.log(2.0)
+        pixels, dims, bits = model.pixels, dims_of(x), dims_of(x) * jnp.log(2.0)
         eps = model.eps if self.start is None else self.start
         terms: Values = {}
         if (y := self.reconstruction.encode(x)) is None:

@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.numerics import dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
@@ -93,7 +94,7 @@ class Pilot:
         finest: int = FINEST,
     ) -> None:
         key_probe, key_fresh = jax.random.split(key)
-        self.images, self._bits = len(x), x[0].size * math.log(2)
+        self.images, self._bits = len(x), dims_of(x) * math.log(2)
 
         # The plan is an argument: one compilation serves all numbers of nodes.
         def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
