@@ -4,7 +4,8 @@
 
 There are two ways to log p: the probability-flow ODE and the variational bound. Each is a record
 of how it is done, called with a model, a dequantizer, images and a key for each of them. Values
-are per image; all but the numbers of evaluations and of effective draws are in bits/dim.
+are per image; all but the numbers of evaluations and of effective draws are in bits/dim. A bias is
+estimate minus truth: to be subtracted.
 """
 
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExampl
     bound = importance_bound(draw, keys, samples)
     values: Values = {
         "draw_stderr": bound.draw_stderr / bits,
-        "probe_bias": bound.probe_bias / bits,
+        "probe_bias": -bound.probe_bias / bits,
         "effective_draws": bound.effective_draws,
     }
     return bound.log_prob, values | _of_solution(bound, bits)
