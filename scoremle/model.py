@@ -88,7 +88,7 @@ class Scores:
         """From each pass's ``bpd`` and its errors."""
         bpd = values["bpd"]
         passes, n = bpd.shape
-        nothing = np.zeros_like(bpd)
+        nothing = 0 * bpd  # NaN where a pass failed
         noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
         return cls(
             log_prob=-bpd.mean(axis=0) * dims * np.log(2),
@@ -289,10 +289,12 @@ class ScoreModel:
         """The model with as many nodes as the likelihoods of such images need, and why so many.
 
         The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
-        A few images are used.
+        A few images are used. Raises UserError for none.
         """
         pixels = self._of_integers()
         x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
+        if not len(x):
+            raise UserError("there are no images to choose the solver's nodes on")
         key_u, key = jax.random.split(jax.random.key(seed))
         y = pixels.encode(x, Uniform()(key_u, x)[0])
         pilot = Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
@@ -341,6 +343,8 @@ class ScoreModel:
             given = jax.tree.map(lambda row: row[place], rows)
             return {"x": np.asarray(_draw(plain, image_keys(key, place), given, sampler=sampler))}
 
+        if n == 0:
+            return work(0, np.arange(0))["x"]
         return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:

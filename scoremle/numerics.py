@@ -1,5 +1,7 @@
 """Small numerical helpers: stable logarithms, sums and broadcasts over the data axes, checks."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +13,7 @@ __all__ = [
     "as_pytree",
     "check_eps",
     "compensated_add",
+    "dims_of",
     "expand",
     "log1mexp",
     "mean_square",
@@ -30,6 +33,11 @@ def expand(s: PerExample, like: Data) -> Data:
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 
 
+def dims_of(x: Data) -> int:
+    """Dimensions of one example; there may be none."""
+    return math.prod(x.shape[1:])
+
+
 def sum_data(x: Data) -> PerExample:
     """Sum over every axis but the batch's."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
@@ -37,7 +45,7 @@ def sum_data(x: Data) -> PerExample:
 
 def sum_over(s: PerExample | Data, x: Data) -> PerExample:
     """Sum over the data axes of ``x`` of ``s``, of each example or of each of its entries."""
-    return x[0].size * s if s.ndim == 1 else sum_data(s)
+    return dims_of(x) * s if s.ndim == 1 else sum_data(s)
 
 
 def mean_square(x: Data) -> PerExample:
@@ -56,14 +64,17 @@ def compensated_add(total: Array, lost: Array, term: Array) -> tuple[Array, Arra
 
 
 def as_data(x: Data) -> Data:
-    """``x`` as a JAX array, in its precision there. ValueError for integers."""
+    """``x`` as a JAX array, in its precision there or in float32. ValueError for integers.
+
+    A density needs more digits than 16 bits have, whatever the precision of the network.
+    """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x is {x.dtype}, and a density is of reals: encode integers first, by"
             " scoremle.Pixels(levels).encode(x, u) with noise u in [0, 1)"
         )
-    return x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_eps(eps: Scalar) -> None:
@@ -83,11 +94,16 @@ def as_pytree(noise: NoiseFn) -> NoiseFn:
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
-    """eps(x, t). ValueError for another shape than that of ``x``, which would be broadcast."""
+    """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not asked.
+
+    Raises ValueError for another shape than that of ``x``, which would be broadcast.
+    """
+    if len(x) == 0:
+        return jnp.zeros_like(x)
     found = noise(x, t)
     if jnp.shape(found) != x.shape:
         raise ValueError(
             f"the noise prediction has shape {jnp.shape(found)} where x has {x.shape}:"
             " eps(x, t) must have the shape of x"
         )
-    return found
+    return found.astype(jnp.promote_types(found.dtype, x.dtype))

@@ -1,5 +1,7 @@
 """What is wrong for the functions of arrays is refused; what is right keeps its precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from helpers.oracles import SDES, Gaussian
 
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Discrete
 from scoremle.sampling.ode import euler_sample
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
@@ -47,6 +51,89 @@ def test_an_array_of_numpy_is_one_of_jax(name):
 def test_the_precision_is_that_of_the_data(name, x64):
     assert FUNCTIONS[name](DATA.noise(SDE), X.astype(np.float32)).dtype == jnp.float32
     assert FUNCTIONS[name](DATA.noise(SDE), X).dtype == jnp.float64
+
+
+@every_function
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_data_of_16_bits_are_computed_in_float32(name, dtype):
+    """The values are those of the same numbers in float32, whatever the network computes in."""
+    noise, x = DATA.noise(SDE), jnp.asarray(X, dtype)
+    found = FUNCTIONS[name](noise, x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, FUNCTIONS[name](noise, x.astype(jnp.float32)))
+    assert FUNCTIONS[name](lambda x, t: noise(x, t).astype(dtype), x).dtype == jnp.float32
+
+
+@every_function
+def test_no_examples_give_no_values(name):
+    shape = (0, 2) if name == "latents" else (0,)
+    assert FUNCTIONS[name](DATA.noise(SDE), X[:0]).shape == shape
+
+
+SAMPLERS = {
+    "ode": scoremle.ode_sample,
+    "ddim": partial(scoremle.ddim_sample, steps=4),
+    "dpm": partial(scoremle.dpm_solver_sample, steps=4),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_latents_of_16_bits_and_none(name):
+    sample, noise, z = SAMPLERS[name], DATA.noise(SDE), jnp.asarray(X, jnp.bfloat16)
+    found = sample(noise, SDE, z, eps=EPS)
+    np.testing.assert_array_equal(found, sample(noise, SDE, z.astype(jnp.float32), eps=EPS))
+    assert sample(noise, SDE, z[:0], eps=EPS).shape == (0, 2)
+
+
+@pytest.mark.parametrize("divergence", [scoremle.Exact(), scoremle.Hutchinson(2)])
+@pytest.mark.parametrize("solver", [scoremle.Multistep(8), scoremle.Doubling(most=32)])
+def test_an_example_that_failed_knows_no_error(divergence, solver):
+    """Its neighbours know theirs."""
+    right = DATA.noise(SDE)
+
+    def noise(x, t):
+        return jnp.where(x > 50, jnp.nan, right(x, t))
+
+    found = scoremle.ode_log_likelihood(
+        noise, SDE, X + 100 * (np.arange(8) == 3)[:, None], KEY, eps=EPS,
+        divergence=divergence, solver=solver,
+    )  # fmt: skip
+    others = np.arange(8) != 3
+    assert (found.ok == others).all()
+    for values in (found.log_prob, found.solver_error, found.probe_stderr):
+        np.testing.assert_array_equal(np.isfinite(values), others)
+    np.testing.assert_array_equal(np.isfinite(found.probe_deviations).all(axis=0), others)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        scoremle.ByOde(),
+        scoremle.ByOde(solver=PublishedRK45()),
+        scoremle.ByBound(draws=4),
+        scoremle.ByBound(draws=4, reconstruction=Discrete(scoremle.Pixels(16).points)),
+    ],
+    ids=["ode", "published", "bound", "discrete"],
+)
+def test_estimators_of_no_images(estimator):
+    model = scoremle.ScoreModel(lambda x, t: x, SDE, EPS, (2, 2, 1), scoremle.Pixels(16))
+    nothing = jnp.zeros((0, 2, 2, 1), jnp.uint8)
+    found = estimator(model, scoremle.Uniform(), nothing, jax.random.split(KEY, 0))
+    assert {len(values) for values in found.values()} == {0}
+
+
+def test_a_model_of_no_examples():
+    shape, pixels = (2, 2, 1), scoremle.Pixels(16)
+    model = scoremle.ScoreModel(lambda x, t: x, SDE, EPS, shape, pixels)
+    nothing = jnp.zeros((0, *shape))
+    assert model.log_prob(nothing, KEY).log_prob.shape == (0,)
+    assert model.bound(nothing, KEY, draws=4).log_prob.shape == (0,)
+    assert model.encode(nothing).shape == model.decode(nothing).shape == (0, *shape)
+    assert len(model.score(np.zeros((0, *shape), np.uint8))) == 0
+    samples = model.sample(0, KEY)
+    assert samples.shape == (0, *shape) and samples.dtype == np.uint8
+    with pytest.raises(scoremle.UserError, match="no images to choose the solver's nodes on"):
+        model.calibrated(np.zeros((0, *shape), np.uint8))
 
 
 @every_function

@@ -22,7 +22,7 @@ from scoremle.core.keys import draw, example_keys
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
-from scoremle.numerics import sum_data
+from scoremle.numerics import dims_of, sum_data
 from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey, Scalar
 
 __all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
@@ -82,7 +82,7 @@ class TruncatedNormal:
         u = jnp.clip((1 + e / kappa) / 2, 0, BELOW_ONE)
         log_mass = jnp.log(jax.lax.erf(kappa / math.sqrt(2)))
         log_norm = jnp.log(2 * kappa) - math.log(2 * math.pi) / 2 - log_mass
-        return u, x[0].size * log_norm - sum_data(jnp.square(e)) / 2
+        return u, dims_of(x) * log_norm - sum_data(jnp.square(e)) / 2
 
 
 @pytree

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.keys import draw, example_keys
+from scoremle.numerics import dims_of
 from scoremle.types import Data, Keys
 
 __all__ = [
@@ -106,7 +107,7 @@ class Orthogonal(_Sampled):
     probes: int = 2
 
     def draw(self, key: Keys, x: Data) -> Probes:
-        dims = x[0].size
+        dims = dims_of(x)
         if self.probes > dims:
             raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
         keys = example_keys(key, len(x))
@@ -119,7 +120,7 @@ class Orthogonal(_Sampled):
         # Drawn without replacement, they tell more than their spread: the correction of a finite
         # population. The mean stays.
         mean = jnp.mean(estimates, axis=0)
-        return value, mean + math.sqrt(1 - self.probes / x[0].size) * (estimates - mean)
+        return value, mean + math.sqrt(1 - self.probes / dims_of(x)) * (estimates - mean)
 
 
 @jax.tree_util.register_dataclass
@@ -143,7 +144,7 @@ class Exact:
     random = False
 
     def draw(self, key: Keys, x: Data) -> Probes:
-        dims = x[0].size
+        dims = dims_of(x)
         basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
         return jnp.broadcast_to(basis, (dims, *x.shape))
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
-from scoremle.numerics import as_pytree, expand
+from scoremle.numerics import as_pytree, expand, predict
 from scoremle.types import Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
@@ -162,7 +162,7 @@ class Conditioned:
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
     """The score that belongs to a noise prediction."""
-    return lambda x, t: -noise(x, t) / expand(sde.sigma(t), x)
+    return lambda x, t: -predict(noise, x, t) / expand(sde.sigma(t), x)
 
 
 def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
@@ -172,4 +172,6 @@ def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
 
 def data_of(noise: NoiseFn, sde: SDE) -> Callable[[Data, Times], Data]:
     """The estimate of the data, E[x_0 | x_t], that belongs to a noise prediction (Tweedie)."""
-    return lambda x, t: (x - expand(sde.sigma(t), x) * noise(x, t)) / expand(sde.alpha(t), x)
+    return lambda x, t: (
+        (x - expand(sde.sigma(t), x) * predict(noise, x, t)) / expand(sde.alpha(t), x)
+    )

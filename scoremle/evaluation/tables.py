@@ -33,7 +33,8 @@ def _what(r: Mapping[str, Any]) -> str:
         facts.append("exact trace" if probes is None else _counted(probes, "probe"))
     if choice := r.get("solver_choice"):
         bias = f"{choice['solver_bias']:+.4f} +- {choice['solver_bias_stderr']:.4f}"
-        facts.append(f"solver off by {bias} in the mean of {choice['images']} images")
+        where = f"in the mean of {choice['images']} images"
+        facts.append(f"solver: estimate minus truth {bias} {where}")
     if "dequantizer" in r:  # a loss has a dequantization of its own, that of training
         kind = r["dequantizer"]
         facts.append(f"{'no' if kind == 'none' else kind} dequantization")

@@ -292,18 +292,18 @@ class EvaluationRun:
 
 
 def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:
-    bias, stderr = result["mean_probe_bias"], result["stderr"] or 0.0
+    bias, stderr = result["mean_probe_bias"], result["stderr"] or 0.0  # bias: below zero
     if bias is None:
         logger.warning(
             "%s: one random probe can't tell by how much its noise makes the bound too low; "
             "set --config.eval.probes=2 or more",
             name,
         )
-    elif bias > min(MAX_BIAS, MAX_BIAS_SHARE * stderr):
+    elif -bias > min(MAX_BIAS, MAX_BIAS_SHARE * stderr):
         logger.warning(
             "%s: the noise of the probes makes the bound too low by about %.4f bits/dim "
             "(standard error %.4f); raise --config.eval.probes",
-            name, bias, stderr,
+            name, -bias, stderr,
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, log_snr_edges
 from scoremle.likelihood.control_variate import Control, bin_of
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
-from scoremle.numerics import as_data, check_eps, expand, predict, sum_data, sum_over
+from scoremle.numerics import as_data, check_eps, dims_of, expand, predict, sum_data, sum_over
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
@@ -220,7 +220,7 @@ def bound_at(
         weight = expand(sde.likelihood_weight(t), x) / expand(density, x)
         sample = sum_data(weight * integrand)
         if known is None:
-            centred = (sum_data(jnp.square(z)) - x[0].size) / 2
+            centred = (sum_data(jnp.square(z)) - dims_of(x)) / 2
         else:
             sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
             centred = known.draw_at_data(z)

@@ -4,7 +4,8 @@
 
 There are two ways to log p: the probability-flow ODE and the variational bound. Each is a record
 of how it is done, called with a model, a dequantizer, images and a key for each of them. Values
-are per image; all but the numbers of evaluations and of effective draws are in bits/dim.
+are per image; all but the numbers of evaluations and of effective draws are in bits/dim. A bias is
+estimate minus truth: to be subtracted.
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bou
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Gaussian, Informed, Reconstruction
+from scoremle.numerics import dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
@@ -107,8 +109,8 @@ class ByOde:
             y = model.pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        log_prob, values = by_draws(draw, key_u, self.samples, x[0].size)
-        return {"bpd": bits_per_dim(log_prob, model.pixels, x[0].size), **values}
+        log_prob, values = by_draws(draw, key_u, self.samples, dims_of(x))
+        return {"bpd": bits_per_dim(log_prob, model.pixels, dims_of(x)), **values}
 
     def _log_likelihood(
         self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
@@ -120,7 +122,7 @@ class ByOde:
             model.noise, model.sde, jnp.exp(log_scale) * y, keys,
             eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
-        return replace(found, log_prob=found.log_prob + y[0].size * log_scale)
+        return replace(found, log_prob=found.log_prob + dims_of(y) * log_scale)
 
 
 def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:
@@ -132,7 +134,7 @@ def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExampl
     bound = importance_bound(draw, keys, samples)
     values: Values = {
         "draw_stderr": bound.draw_stderr / bits,
-        "probe_bias": bound.probe_bias / bits,
+        "probe_bias": -bound.probe_bias / bits,
         "effective_draws": bound.effective_draws,
     }
     return bound.log_prob, values | _of_solution(bound, bits)
@@ -183,7 +185,7 @@ class ByBound:
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         key_u, key_bound = split(keys)
-        pixels, dims, bits = model.pixels, x[0].size, x[0].size * jnp.log(2.0)
+        pixels, dims, bits = model.pixels, dims_of(x), dims_of(x) * jnp.log(2.0)
         eps = model.eps if self.start is None else self.start
         terms: Values = {}
         if (y := self.reconstruction.encode(x)) is None:

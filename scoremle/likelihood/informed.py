@@ -32,7 +32,7 @@ from scoremle.likelihood.images import ImageModel, Values, by_draws
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import LOG_2PI, Informed
-from scoremle.numerics import predict, sum_data, sum_over
+from scoremle.numerics import dims_of, predict, sum_data, sum_over
 from scoremle.resumable import Arrays, in_parts
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
@@ -91,8 +91,8 @@ class ByInformedOde:
             log_q = -sum_data(jnp.square(noise)) / 2 - sum_over(LOG_2PI / 2 + log_sigma, y)
             return replace(found, evaluations=found.evaluations + 1), log_q - decoded
 
-        log_prob, values = by_draws(draw, key_z, self.samples, y[0].size)
-        return {"bpd": -log_prob / (y[0].size * jnp.log(2.0)), **values}
+        log_prob, values = by_draws(draw, key_z, self.samples, dims_of(y))
+        return {"bpd": -log_prob / (dims_of(y) * jnp.log(2.0)), **values}
 
 
 def fitted_scale(

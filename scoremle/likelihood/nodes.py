@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.numerics import dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
@@ -45,8 +46,9 @@ class Choice:
     """The nodes chosen, and what was measured there, all in bits/dim over the pilot's images.
 
     ``solver_error`` is a root mean square, with what is uncertain of the solution that it was
-    measured against; ``solver_bias`` is the mean error with its sign, and its standard error;
-    ``probe_stderr`` is what the probes of one image leave. ``calibration`` is the factor by which
+    measured against; ``solver_bias`` is the mean of estimate minus truth, to be subtracted from a
+    mean in bits/dim, and its standard error; ``probe_stderr`` is what the probes of one image
+    leave. ``calibration`` is the factor by which
     the error that the solver states of an image covers the true one; 1 if the images are too few
     to tell. ``met`` is false if even the most nodes missed the aim.
     """
@@ -64,9 +66,9 @@ class Choice:
         missed = "" if self.met else " (more than was aimed at)"
         return (
             f"{self.nodes} nodes: on {self.images} images the solver's error is "
-            f"{self.solver_error:.4f} bits/dim an image{missed}, {self.solver_bias:+.4f} +- "
-            f"{self.solver_bias_stderr:.4f} in the mean; the probes' {self.probe_stderr:.4f} an "
-            "image"
+            f"{self.solver_error:.4f} bits/dim an image{missed}; estimate minus truth is "
+            f"{self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean; the probes' "
+            f"error is {self.probe_stderr:.4f} an image"
         )
 
     @property
@@ -93,7 +95,7 @@ class Pilot:
         finest: int = FINEST,
     ) -> None:
         key_probe, key_fresh = jax.random.split(key)
-        self.images, self._bits = len(x), x[0].size * math.log(2)
+        self.images, self._bits = len(x), dims_of(x) * math.log(2)
 
         # The plan is an argument: one compilation serves all numbers of nodes.
         def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
@@ -112,18 +114,19 @@ class Pilot:
             self._held = solving(FixedProbe(divergence.draw(key_probe, x)), key_probe)
             found = self._in_bits(self._used(SCATTER_NODES).probe_stderr)
             self._scatter = _size(found) * math.sqrt(SCATTER_NODES)
-        self._truth = self._log_prob(finest)
-        self._doubt = self._log_prob(finest // 2) - self._truth
+        self._truth = self._bpd(finest)
+        self._doubt = self._bpd(finest // 2) - self._truth
 
     def _in_bits(self, values: jax.Array) -> np.ndarray:
         return np.asarray(values, np.float64) / self._bits
 
-    def _log_prob(self, steps: int) -> np.ndarray:
-        return self._in_bits(self._held(steps).log_prob)
+    def _bpd(self, steps: int) -> np.ndarray:
+        """Up to a constant, in which all numbers of nodes agree."""
+        return -self._in_bits(self._held(steps).log_prob)
 
     def measure(self, steps: int) -> Choice:
         """What ``steps`` nodes leave."""
-        error = self._log_prob(steps) - self._truth
+        error = self._bpd(steps) - self._truth
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
         error_or_doubt = np.hypot(error, self._doubt)
         stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)

@@ -70,12 +70,16 @@ def ode_log_likelihood(
     deviations, scatter = divergence.deviations(solution.integrals), solution.scatter
     variance = jnp.sum(jnp.square(deviations), axis=0)
     ok = solution.ok & jnp.isfinite(log_prob)
+
+    def known(values: Float[Array, "*m b"]) -> Float[Array, "*m b"]:
+        return jnp.where(ok, values, jnp.nan)
+
     return Likelihood(
-        log_prob=jnp.where(ok, log_prob, jnp.nan),
+        log_prob=known(log_prob),
         latent=latent,
         evaluations=solution.evaluations,
-        probe_stderr=jnp.sqrt(jnp.where(jnp.isnan(scatter), variance, scatter)),
-        probe_deviations=deviations,
-        solver_error=solution.error,
+        probe_stderr=known(jnp.sqrt(jnp.where(jnp.isnan(scatter), variance, scatter))),
+        probe_deviations=known(deviations),
+        solver_error=known(solution.error),
         ok=ok,
     )

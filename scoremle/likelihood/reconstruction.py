@@ -160,6 +160,8 @@ class Discrete:
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         if integers is None:
             raise ValueError("the discrete decoder is of integers: pass them as integers=")
+        if len(y) == 0:
+            return jnp.zeros(0, y.dtype)
         points = jnp.asarray(self.points, y.dtype)
         return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 

@@ -22,7 +22,8 @@ class Likelihood:
     dimensions that may be most of it. ``probe_deviations`` are what each of several probes adds to
     it, with its sign. ``solver_error`` is to cover the error that the solver made, calibrated on a
     few images or as it can tell by itself. ``evaluations`` counts network evaluations, each with
-    its derivatives. Where ``ok`` is false the solver gave up and ``log_prob`` is NaN.
+    its derivatives. Where ``ok`` is false the solver gave up, and
+    ``log_prob`` and its errors are NaN.
     """
 
     log_prob: PerExample

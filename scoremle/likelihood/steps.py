@@ -52,7 +52,7 @@ from scoremle.likelihood.bound import (
 )
 from scoremle.likelihood.images import ImageModel, Values, of_bound
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
-from scoremle.numerics import expand, predict, sum_data
+from scoremle.numerics import dims_of, expand, predict, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["BySteps", "RangedNoise", "step_bound"]
@@ -297,7 +297,7 @@ class BySteps:
             variance=self.variance, clip=self.clip, draws=self.draws,
             reconstruction=self.reconstruction,
         )  # fmt: skip
-        bits = x[0].size * jnp.log(2.0)
+        bits = dims_of(x) * jnp.log(2.0)
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
 
     def _times(self, schedule: Schedule) -> Float[np.ndarray, " n"] | Float[Array, " n"]:

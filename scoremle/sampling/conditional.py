@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
-from scoremle.numerics import expand
+from scoremle.numerics import as_data, expand
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
@@ -70,6 +70,7 @@ def _complete(
     method: PredictorCorrector,
 ) -> Data:
     """Samples with the coordinates of ``x`` on the ``known`` of the rows of ``basis``."""
+    x = as_data(x)
     rows = jnp.asarray(basis, x.dtype)
 
     def replace(new: Data, old: Data) -> Data:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.numerics import compensated_add, sum_data
+from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
 from scoremle.types import Data, Times
 
@@ -293,7 +293,7 @@ class Doubling:
             sizes.append(2 * sizes[-1])
         plans = [plan(steps, sizes[-1]) for steps in sizes]
         levels = Plan(*(jnp.asarray(np.stack(a), state.dtype) for a in zip(*plans, strict=True)))
-        limit = self.tolerance * state[0].size
+        limit = self.tolerance * dims_of(state)
         end = jnp.full(state.shape[0], problem.stop, state.dtype)
 
         def run(level: Array) -> Solution:

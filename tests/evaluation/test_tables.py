@@ -118,7 +118,8 @@ def test_results_say_the_value_its_errors_and_what_it_is(exact):
 def test_results_say_what_a_pilot_measured_of_the_solver(exact):
     choice = {"solver_bias": -0.00221, "solver_bias_stderr": 0.00087, "images": 8}
     what = results_table({"exact": exact | {"solver_choice": choice}}).splitlines()[-1]
-    assert "; 2 probes; solver off by -0.0022 +- 0.0009 in the mean of 8 images; uniform" in what
+    told = "solver: estimate minus truth -0.0022 +- 0.0009 in the mean of 8 images"
+    assert f"; 2 probes; {told}; uniform" in what
 
 
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):
