@@ -34,7 +34,7 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
-from scoremle.numerics import as_pytree
+from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
@@ -244,7 +244,7 @@ class ScoreModel:
             label: under which progress is told, if there is one.
 
         Raises UserError for images of another shape, type or range than the model's, a seed
-        outside 0..2**32 - 1, and no passes.
+        outside 0..2**32 - 1, no passes, and values that are not finite.
         """
         pixels = self._of_integers()
         if not 0 <= seed < 2**32:
@@ -267,9 +267,11 @@ class ScoreModel:
             key = jax.random.fold_in(jax.random.key(seed), repeat)
             batch = images[place], image_keys(key, numbers[place])
             given = jax.tree.map(lambda row: row[place], rows)
-            return jax.device_get(
+            found = jax.device_get(
                 measure(estimator, model, dequantizer, *split_rows((*batch, given), devices))
             )
+            check_values(np.isfinite(found["bpd"]), numbers[place], "bits/dim of image")
+            return found
 
         # A power of two: not every number of images is another program.
         size = min(batch_size, 1 << (n - 1).bit_length())
@@ -336,12 +338,16 @@ class ScoreModel:
         """``n`` samples, integers where the model is one of images; each has its own key.
 
         ``sampler`` is any of ``scoremle.sampling``, with its options bound by functools.partial.
+
+        Raises UserError for samples that are not finite.
         """
         plain, rows = self._plain(), _rows(condition, n)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            return {"x": np.asarray(_draw(plain, image_keys(key, place), given, sampler=sampler))}
+            x, finite = _draw(plain, image_keys(key, place), given, sampler=sampler)
+            check_values(finite, place, "sample")
+            return {"x": np.asarray(x)}
 
         if n == 0:
             return work(0, np.arange(0))["x"]
@@ -405,7 +411,7 @@ _compiled_measure = jax.jit(_measure)
 @partial(jax.jit, static_argnames="sampler")
 def _draw(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
-) -> Array:
+) -> tuple[Array, Array]:
     noise, shape = model.given(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
-    return x if model.pixels is None else model.pixels.decode(x)
+    return (x if model.pixels is None else model.pixels.decode(x)), all_finite(x)

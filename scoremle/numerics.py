@@ -1,17 +1,23 @@
 """Small numerical helpers: stable logarithms, sums and broadcasts over the data axes, checks."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from scoremle.errors import UserError
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
+    "all_finite",
     "as_data",
     "as_pytree",
     "check_eps",
+    "check_finite",
+    "check_values",
     "compensated_add",
     "dims_of",
     "expand",
@@ -82,6 +88,35 @@ def check_eps(eps: Scalar) -> None:
     with jax.ensure_compile_time_eval():
         if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
             raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
+
+
+def check_finite(params: Any, where: object) -> None:
+    """UserError that names the first array of a tree with a number that is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        real = jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
+        if real and not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{where}: its parameters are not all finite numbers (the first that are not:"
+                f" {name}); take another checkpoint, or train anew"
+            )
+
+
+def all_finite(x: Data) -> Bool[Array, " b"]:
+    """Whether each example has finite numbers alone."""
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+
+
+def check_values(
+    finite: Bool[Array, " b"], numbers: Int[np.ndarray, " b"], what: str
+) -> None:
+    """UserError that names the first of some examples, by number, whose values are not finite."""
+    bad = ~np.asarray(finite)
+    if bad.any():
+        raise UserError(
+            f"{what} {numbers[bad.argmax()]} is not a finite number: what the model predicts is"
+            " not, or leads to none; look at its parameters, and at what was declared of it"
+        )
 
 
 def as_pytree(noise: NoiseFn) -> NoiseFn:

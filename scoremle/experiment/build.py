@@ -194,7 +194,7 @@ def _training(
     model = objective.model
 
     def grid(params: Params, key: PRNGKey) -> IntImages:
-        return sampler.images(model.model(params), key, SNAPSHOT_SAMPLES)
+        return sampler.images(model.model(params), key, SNAPSHOT_SAMPLES)[0]
 
     return Training(
         data=images,

@@ -9,6 +9,7 @@ from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
 from scoremle.experiment.trained import Trained, load_workdir
 from scoremle.model import ScoreModel
+from scoremle.numerics import check_finite
 from scoremle.published import diffusers, hub, openai
 
 __all__ = ["load"]
@@ -40,8 +41,15 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
             path.
         checkpoint: its number in a working directory; None: the newest.
 
-    Raises UserError for what is none of these, and for what can't be read.
+    Raises UserError for what is none of these, for what can't be read, and for parameters that are
+    not finite.
     """
+    model = _loaded(place, checkpoint)
+    check_finite(model.noise, place)
+    return model
+
+
+def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
     path = Path(place)
     if not path.exists():
         if is_own(str(place)):

@@ -23,6 +23,7 @@ from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.nodes import Choice
+from scoremle.numerics import check_finite
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
@@ -64,6 +65,7 @@ def run_eval(
     quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.restore(experiment.training.template(), number)
+        check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
         measured = [run.measure(task, restored) for task in run.tasks(restored)]
         names += [found.name for found in measured]
         if evaluation.suite:
@@ -101,7 +103,9 @@ def restore_flow(experiment: Experiment, folder: Path) -> Restored:
         raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
     place.check_flow_evaluation(experiment)
     template = experiment.flow_training.template()
-    return place.restore(template, experiment.evaluation.checkpoints.flow)
+    restored = place.restore(template, experiment.evaluation.checkpoints.flow)
+    check_finite(restored.tree.ema, store.path(restored.number))
+    return restored
 
 
 def chosen_checkpoints(

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Int
 
 import scoremle
 from scoremle.core.keys import image_keys
@@ -25,6 +25,7 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.experiment.samplers import Sampling
 from scoremle.files import write_npz
+from scoremle.numerics import check_values
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
 from scoremle.resumable import Arrays, fingerprint, in_parts
@@ -112,8 +113,10 @@ class SamplingRun:
 
     @cached_property
     def _draw(self) -> Any:
-        def draw(params: Params, keys: Keys, count: int) -> IntImages:
-            return self._sampling.sampler.images(self.experiment.model.model(params), keys, count)
+        sampler, model = self._sampling.sampler, self.experiment.model
+
+        def draw(params: Params, keys: Keys, count: int) -> tuple[IntImages, Bool[Array, " n"]]:
+            return sampler.images(model.model(params), keys, count)
 
         return jax.jit(draw, static_argnums=2)
 
@@ -133,7 +136,9 @@ class SamplingRun:
         key, size, number = jax.random.key(self.experiment.seed), self._size, self._sampling.number
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
-            return {"samples": self._draw(params, image_keys(key, index), size)}
+            images, finite = self._draw(params, image_keys(key, index), size)
+            check_values(finite, index, "sample")
+            return {"samples": images}
 
         # Whole rounds, so that the last one is the same whatever number is asked for.
         whole = -(-number // size) * size

@@ -21,6 +21,7 @@ from scoremle.experiment.record import flow_record, training_record
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
+from scoremle.numerics import check_finite
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import TrainState, make_step
@@ -45,6 +46,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     restored = workdir.restore(
         experiment.training.template(), experiment.evaluation.checkpoints.for_flow
     )
+    check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
     score, place = restored.tree.ema, Workdir(workdir.folder / deq_folder)
     note = {
         "score_checkpoint": restored.number,

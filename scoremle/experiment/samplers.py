@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+from jaxtyping import Array, Bool
+
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import choose
 from scoremle.model import ScoreModel
+from scoremle.numerics import all_finite
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import denoise, euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (
@@ -46,10 +49,12 @@ class Sampler(NamedTuple):
     evaluations: int
     mixes: bool = False
 
-    def images(self, model: ScoreModel, key: Keys, count: int) -> IntImages:
-        """Samples of a model of integer images."""
-        pixels = cast(Pixels, model.pixels)
-        return pixels.decode(self.draw(model.noise, key, (count, *model.shape)))
+    def images(
+        self, model: ScoreModel, key: Keys, count: int
+    ) -> tuple[IntImages, Bool[Array, " n"]]:
+        """Samples of a model of integer images, and whether each was of finite numbers."""
+        x = self.draw(model.noise, key, (count, *model.shape))
+        return cast(Pixels, model.pixels).decode(x), all_finite(x)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scoremle import published
 from scoremle.cli.commands import Parser
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
+from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
     config = place.config()
     template = build(config, levels=place.levels()).training.template()
     state, meta, number = place.restore(template, options.checkpoint)
+    check_finite({"params": state.params, "ema": state.ema}, place.snapshots.path(number))
     if options.path.suffix == ".safetensors":
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)

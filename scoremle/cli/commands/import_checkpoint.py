@@ -19,6 +19,7 @@ from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.record import training_record
 from scoremle.experiment.workdir import Workdir
+from scoremle.numerics import check_finite
 from scoremle.published import (
     ATTENTION,
     Origin,
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--name", help=f"name that the folder had, such as {EXAMPLE}")
     options = parser.parse_args(arguments)
     number, file = _newest(options.path)
-    found = published.read(file)
+    found = _read(file)
     network = _described(file, found, architecture)
     _report(file, found, "network", network)
     known = published.origin(Path(options.name) if options.name else file.resolve())
@@ -61,6 +62,12 @@ def main(arguments: list[str]) -> None:
     _convert(number, file, found, _config(known, found, network), place)
     for number, file in _dequantizers(options.path):
         _convert_dequantizer(number, file, place)
+
+
+def _read(file: Path) -> Published:
+    found = published.read(file)
+    check_finite({"params": found.params, "ema": found.ema}, file)
+    return found
 
 
 def _newest(path: Path) -> tuple[int, Path]:
@@ -136,7 +143,7 @@ def _convert(
 
 
 def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
-    found = published.read(file)
+    found = _read(file)
     _report(file, found, "dequantizer", _described(file, found, flow_architecture))
     experiment = build(place.config(), levels=LEVELS)
     template = jax.eval_shape(lambda: init_state(found.params, experiment.training.optimizer))
