@@ -41,8 +41,11 @@ MAX_BIAS_SHARE = 0.2
 
 def run_eval(
     experiment: Experiment, workdir: Workdir, eval_folder: str, deq_folder: str
-) -> None:
-    """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
+) -> dict[str, Facts]:
+    """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name.
+
+    Gives the results by their names, as they are in results.json.
+    """
     evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
     trained = bool(Workdir(workdir.folder / deq_folder).snapshots.numbers())
     todo = list(_tasks(experiment, evaluation.estimators, trained))
@@ -71,17 +74,19 @@ def run_eval(
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
             run.write(found)
             quality |= found
-    _report(run, names, quality)
+    there = run.results()
+    results = {name: there[name] for name in names}
+    _report(run.folder, results, quality)
+    return results | quality
 
 
-def _report(run: "EvaluationRun", names: list[str], quality: dict[str, Facts]) -> None:
-    if names:
-        results = run.results()
-        print(tables.results_table({name: results[name] for name in names}))
+def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) -> None:
+    if results:
+        print(tables.results_table(results))
     if quality:
         print(tables.quality_table(quality))
-    if names or quality:
-        print(f"written to {run.folder}", flush=True)
+    if results or quality:
+        print(f"written to {folder}", flush=True)
 
 
 def _tasks(

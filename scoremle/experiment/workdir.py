@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
 from scoremle.experiment.build import FLOW_FIELDS, Experiment
-from scoremle.experiment.config import with_defaults
+from scoremle.experiment.config import RECORD, recorded_config
 from scoremle.files import read_json, write_json
 from scoremle.published import PublishedCheckpoints, origin
 from scoremle.training.step import TrainState
@@ -79,7 +79,7 @@ class Workdir:
 
     @property
     def config_path(self) -> Path:
-        return self.folder / "config.json"
+        return self.folder / RECORD
 
     @property
     def data_path(self) -> Path:
@@ -92,7 +92,7 @@ class Workdir:
                 f"{self.folder} is no working directory of a training: it has no config.json"
                 f"{self._hint()}"
             )
-        return with_defaults(_with_tuples(read_json(self.config_path)))
+        return recorded_config(self.folder)
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
@@ -220,10 +220,3 @@ def _flat(config: Any) -> Iterator[tuple[str, Any]]:
             yield from ((f"{section}.{name}", value) for name, value in fields.items())
         else:
             yield section, fields
-
-
-def _with_tuples(content: Any) -> Any:
-    """JSON knows no tuples, and configs no lists."""
-    if isinstance(content, dict):
-        return {name: _with_tuples(value) for name, value in content.items()}
-    return tuple(content) if isinstance(content, list) else content
