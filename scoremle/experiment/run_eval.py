@@ -59,19 +59,24 @@ def run_eval(
     flow = None
     if any(task.flow for task in todo):
         flow = restore_flow(experiment, workdir.folder / deq_folder)
-    run = EvaluationRun(experiment, workdir.folder / eval_folder, flow)
+    run = EvaluationRun(
+        experiment, workdir.folder / eval_folder, flow, workdir.training(),
+        Workdir(workdir.folder / deq_folder).training(flow=True),
+    )  # fmt: skip
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
     quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.snapshots.restore(experiment.training.template(), number)
+        _say_if_older(workdir, restored)
         measured = [run.measure(task, restored) for task in run.tasks(restored)]
         names += [found.name for found in measured]
         if evaluation.suite:
             run.judge(measured, restored.number)
         if evaluation.samples:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
+            found = {name: {**facts, **run.trainings(flow=False)} for name, facts in found.items()}
             run.write(found)
             quality |= found
     there = run.results()
@@ -87,6 +92,18 @@ def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) 
         print(tables.quality_table(quality))
     if results or quality:
         print(f"written to {folder}", flush=True)
+
+
+def _say_if_older(workdir: Workdir, restored: Restored) -> None:
+    """Where the newest snapshot is behind the training."""
+    training, step = workdir.training(), restored.meta["step"]
+    newest = restored.number == workdir.snapshots.latest()
+    if training and newest and step < training["newest_step"]:
+        print(
+            f"{workdir.snapshots.path(restored.number)} is of step {step}: the newest snapshot;"
+            f" training is at step {training['newest_step']} of {training['steps']}",
+            flush=True,
+        )
 
 
 def _tasks(
@@ -158,6 +175,8 @@ class EvaluationRun:
     experiment: Experiment
     folder: Path
     flow: Restored | None = None
+    training: Facts | None = None
+    flow_training: Facts | None = None
 
     @property
     def _evaluation(self) -> Evaluation:
@@ -176,6 +195,11 @@ class EvaluationRun:
         """What lies in results.json."""
         path = self.folder / "results.json"
         return read_json(path) if path.exists() else {}
+
+    def trainings(self, *, flow: bool) -> Facts:
+        """How far they are: the model's and, if it counts, the flow's. None ran: not there."""
+        found = {"training": self.training, "dequantizer_training": flow and self.flow_training}
+        return {name: facts for name, facts in found.items() if facts}
 
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""
@@ -213,6 +237,7 @@ class EvaluationRun:
             **statistics.summary(values, task.column),
             **statistics.means(values),
             **facts,
+            **self.trainings(flow=task.flow),
             **task.notes,
             "seconds_per_image": seconds,
         }

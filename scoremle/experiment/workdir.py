@@ -94,6 +94,15 @@ class Workdir:
             )
         return recorded_config(self.folder)
 
+    def training(self, *, flow: bool = False) -> dict[str, Any] | None:
+        """How far the training that runs here is, of how many steps; None where none ran."""
+        newest = max(self.preemption.own(), default=None)  # their numbers are steps
+        if newest is None:
+            return None
+        config = self.config()
+        steps = config.deq.n_iters if flow else config.training.n_iters
+        return {"steps": steps, "newest_step": newest, "finished": newest >= steps}
+
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
         levels = read_json(self.data_path).get("levels")

@@ -1,6 +1,7 @@
 """Configs hold the published values; the command line sets fields and names every mistake."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import scoremle
 from scoremle.cli import flags, help
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.build import build
 
@@ -329,6 +330,8 @@ def ended(monkeypatch, error) -> int:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
+        (Stopped(signal.SIGTERM), 143, None),
+        (Stopped(signal.SIGINT), 130, None),
         (KeyboardInterrupt(), 130, "interrupted"),
         (KeyboardInterrupt("it goes on"), 130, "interrupted; it goes on"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied"),
@@ -344,7 +347,7 @@ def ended(monkeypatch, error) -> int:
 )  # fmt: skip
 def test_other_ways_to_end(error, code, words, monkeypatch, capsys):
     assert ended(monkeypatch, error) == code
-    assert capsys.readouterr().err == f"scoremle: {words}\n"
+    assert capsys.readouterr().err == (f"scoremle: {words}\n" if words else "")
 
 
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
