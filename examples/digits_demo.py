@@ -4,7 +4,8 @@
 
 It runs three commands of scoremle, printed as you would type them: train; evaluate the exact
 likelihood and draw samples; evaluate the bound. Then it sets the model beside simple densities.
-Run again, it goes on from where it stopped; once all is done, it shows the results again.
+Run again, it goes on from where it stopped; once all is done, it shows the results again. It
+ends with the first of them that was stopped, and with its exit code.
 """
 
 import argparse
@@ -78,7 +79,8 @@ In {workdir}:
   eval/results.json, and every image's values beside it
   checkpoints/, for scoremle.load("{workdir}")
 To begin anew: rm -r {workdir}"""
-    print(f"\nHandwritten digits: bits/dim of all {len(test)} test images, less is better\n")
+    print(f"\nHandwritten digits: bits/dim of all {len(test)} test images, less is better;")
+    print(f"the model is that of training step {exact['step']}\n")
     print(tables.table(("density", "bits/dim", "std. error"), cells))
     print(notes)
 

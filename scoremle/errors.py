@@ -1,10 +1,10 @@
-"""The one exception that a user's mistake raises, and the commonest such mistake: a name."""
+"""What ends work before its end: a user's mistake, the commonest of which is a name; a signal."""
 
 import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
-__all__ = ["UserError", "choose"]
+__all__ = ["Stopped", "UserError", "choose"]
 
 T = TypeVar("T")
 
@@ -14,6 +14,17 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Stopped(Exception):
+    """A signal ended the work; what was done is saved, and the user was told.
+
+    The command line exits with 128 plus the signal's number, as shells count.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

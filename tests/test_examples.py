@@ -65,8 +65,9 @@ def test_own_network_comes_near_a_density_that_is_known(tmp_path):
 
 
 RESULT = {
-    "checkpoint": 3, "mean": 1.9, "stderr": 0.01, "draws": 64, "draw_stderr_of_mean": 0.002,
-    "eps": 1e-5, "solver": "Multistep(nodes=32)", "mean_nfe": 33.0, "mean_solver_error": 0.0004,
+    "checkpoint": 3, "step": 2400, "mean": 1.9, "stderr": 0.01, "eps": 1e-5,
+    "draws": 64, "draw_stderr_of_mean": 0.002,
+    "solver": "Multistep(nodes=32)", "mean_nfe": 33.0, "mean_solver_error": 0.0004,
     "divergence": "Hutchinson(probes=2)", "probe_stderr_of_mean": 0.001,
 }  # fmt: skip
 
@@ -106,12 +107,26 @@ def test_demo_sets_the_newest_model_beside_simple_densities(finished, capsys):
         "score model (SDE), bound [1]",
         "score model (ODE), exact [2]",
     ]
+    assert "the model is that of training step 2400" in text
     assert values["uniform, log2 17"] == pytest.approx(np.log2(17), abs=1e-3)
     assert values["score model (SDE), bound [1]"] == 2.0
     assert values["score model (ODE), exact [2]"] == 1.9
     gain = float(re.search(r"exact value is (\S+) \+-", text)[1])
     best = min(list(values.values())[:3])
     assert gain == pytest.approx(best - 1.9, abs=2e-3)
+
+
+def test_demo_ends_with_the_command_that_was_stopped(monkeypatch, tmp_path, capsys):
+    demo, codes, ran = load("digits_demo"), [0, 130, 0], []
+
+    def command(line):
+        ran.append(line)
+        return codes[len(ran) - 1]
+
+    monkeypatch.setattr(demo.cli, "main", command)
+    monkeypatch.setattr(sys, "argv", ["digits_demo.py", f"--workdir={tmp_path}"])
+    assert demo.main() == 130 and len(ran) == 2
+    assert "bits/dim of all" not in capsys.readouterr().out
 
 
 def test_demo_draws_its_pictures(finished):

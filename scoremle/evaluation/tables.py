@@ -40,7 +40,23 @@ def _what(r: Mapping[str, Any]) -> str:
         facts.append(f"{'no' if kind == 'none' else kind} dequantization")
     part = "" if r["full_pass"] else " (not the whole split)"
     facts.append(f"{r['images']} {r['split']} images{part}, {_counted(r['passes'], 'pass')}")
+    facts.append(_steps(r))
     return "; ".join(facts)
+
+
+def _steps(r: Mapping[str, Any]) -> str:
+    """Which step of the trainings it is of, and which of them isn't finished."""
+    words = [_step(r["step"], r.get("training"))]
+    if "dequantizer_step" in r:
+        words.append("flow at " + _step(r["dequantizer_step"], r.get("dequantizer_training")))
+    return ", ".join(words)
+
+
+def _step(step: int, training: Mapping[str, Any] | None) -> str:
+    if not training or step >= training["steps"]:
+        return f"step {step}"
+    unfinished = "" if training["finished"] else ": training is not finished"
+    return f"step {step} of {training['steps']}{unfinished}"
 
 
 def _counted(count: int, word: str) -> str:
@@ -110,4 +126,4 @@ def _measured_with(r: Mapping[str, Any]) -> str:
     what = f"origin {reference['origin']}"
     if "dataset" in reference:
         what = f"{reference['split']} images of {reference['dataset']}"
-    return f"features: {r['features']}; reference: {reference['path']}, {what}"
+    return f"features: {r['features']}; reference: {reference['path']}, {what}; {_steps(r)}"

@@ -5,7 +5,6 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,19 +16,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError, choose
-from scoremle.experiment import configs, defaults
+from scoremle.experiment import defaults
+from scoremle.experiment.configs import NAMED
 
-__all__ = ["NAMED", "load_config", "published_config", "with_defaults"]
+__all__ = [
+    "RECORD", "REMEDY", "Resolve", "load_config", "published_config", "recorded_config",
+    "with_defaults",
+]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
 
-# Modules of the package's own configs by the names that --config takes, such as digits or vp/...
-PREFIX = f"{configs.__name__}."
-NAMED = {
-    module.name.removeprefix(PREFIX).replace(".", "/"): module.name
-    for module in pkgutil.walk_packages(configs.__path__, PREFIX)
-    if not module.ispkg
-}
+# The file of a working directory that says what its experiment is.
+RECORD = "config.json"
+# Where what it says was changed.
+REMEDY = "put its copy back, or move it away and run the training's command, which writes it anew"
 
 
 def load_config(place: str) -> tuple[ConfigDict, Resolve]:
@@ -60,14 +60,30 @@ def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def recorded_config(folder: Path) -> ConfigDict:
+    """The resolved config in a working directory. Raises UserError if it can't be read."""
+    from scoremle.files import read_sealed  # imports numpy, which --help has no need of
+
+    path = folder / RECORD
+    try:
+        return with_defaults(_with_tuples(read_sealed(path, REMEDY)))
+    except TypeError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     """A resolved config of an earlier version, with defaults for the fields it does not have."""
-    complete = defaults.get_config().to_dict()
-    for name, value in content.items():
-        complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
-    config = ConfigDict(complete)
+    config = defaults.get_config()
+    config.update(content)
     defaults.resolve(config)
     return config
+
+
+def _with_tuples(content: Any) -> Any:
+    """JSON knows no tuples, and configs no lists."""
+    if isinstance(content, dict):
+        return {name: _with_tuples(value) for name, value in content.items()}
+    return tuple(content) if isinstance(content, list) else content
 
 
 def _module(place: str) -> ModuleType:

@@ -170,12 +170,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 def resolve(config: ml_collections.ConfigDict) -> None:
     """Fill, in place, the fields that are still unset from those they depend on."""
-    sde = config.training.sde.lower()
-    _fill(config.training, "smallest_time", TRAINING_SMALLEST_TIME.get(sde, 1e-5))
-    _fill(config.sampling, "smallest_time", SAMPLING_SMALLEST_TIME.get(sde, 1e-3))
-    method = config.sampling.method.lower()
-    other = config.eval.nodes if method == "ode" else config.model.num_scales
-    _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
+    for (section, field), value in _derived(config).items():
+        if config[section][field] is None:
+            config[section][field] = value
     config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
     for section, field in LOWERED:
@@ -187,6 +184,26 @@ def resolve(config: ml_collections.ConfigDict) -> None:
         config.eval.dequantization = "variational"
 
 
-def _fill(section: ml_collections.ConfigDict, field: str, value: float | int) -> None:
-    if section[field] is None:
-        section[field] = value
+def unresolve(config: ml_collections.ConfigDict) -> None:
+    """Empty, in place, the fields that hold what ``resolve`` would put there.
+
+    So they follow the others again, when these are changed.
+    """
+    for (section, field), value in _derived(config).items():
+        if config[section][field] == value:
+            config[section][field] = None
+    if config.eval.dataset == config.eval.bpd_dataset:
+        config.eval.dataset = ""
+    if config.eval.dequantizer and config.eval.dequantization == "variational":
+        config.eval.dequantization = "uniform"
+
+
+def _derived(config: ml_collections.ConfigDict) -> dict[tuple[str, str], float | int]:
+    """What the placeholders become, by section and field."""
+    sde, method = config.training.sde.lower(), config.sampling.method.lower()
+    other = config.eval.nodes if method == "ode" else config.model.num_scales
+    return {
+        ("training", "smallest_time"): TRAINING_SMALLEST_TIME.get(sde, 1e-5),
+        ("sampling", "smallest_time"): SAMPLING_SMALLEST_TIME.get(sde, 1e-3),
+        ("sampling", "steps"): SAMPLING_STEPS.get(method, other),
+    }

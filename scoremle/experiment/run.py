@@ -11,12 +11,15 @@ from scoremle.experiment.workdir import Workdir
 __all__ = ["run"]
 
 
-def run(mode: str, config: Any, workdir: str, eval_folder: str, deq_folder: str) -> None:
-    """Runs a mode. Raises UserError for what can't be done."""
+def run(
+    mode: str, config: Any, workdir: str, eval_folder: str, deq_folder: str
+) -> dict[str, Any]:
+    """Runs a mode; gives the results of an evaluation. Raises UserError for what can't be done."""
     experiment, place = build(config), Workdir(Path(workdir))
+    if mode == "eval":
+        return run_eval(experiment, place, eval_folder, deq_folder)
     if mode == "train":
         run_train(experiment, place)
-    elif mode == "train_deq":
-        run_train_deq(experiment, place, deq_folder)
     else:
-        run_eval(experiment, place, eval_folder, deq_folder)
+        run_train_deq(experiment, place, deq_folder)
+    return {}

@@ -43,8 +43,11 @@ MAX_BIAS_SHARE = 0.2
 
 def run_eval(
     experiment: Experiment, workdir: Workdir, eval_folder: str, deq_folder: str
-) -> None:
-    """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name."""
+) -> dict[str, Facts]:
+    """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name.
+
+    Gives the results by their names, as they are in results.json.
+    """
     evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
     trained = bool(Workdir(workdir.folder / deq_folder).snapshots.numbers())
     todo = list(_tasks(experiment, evaluation.estimators, trained))
@@ -58,7 +61,10 @@ def run_eval(
     flow = None
     if any(task.flow for task in todo):
         flow = restore_flow(experiment, workdir.folder / deq_folder)
-    run = EvaluationRun(experiment, workdir.folder / eval_folder, flow)
+    run = EvaluationRun(
+        experiment, workdir.folder / eval_folder, flow, workdir.training(),
+        Workdir(workdir.folder / deq_folder).training(flow=True),
+    )  # fmt: skip
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
@@ -66,25 +72,41 @@ def run_eval(
     for number in numbers:
         restored = workdir.restore(experiment.training.template(), number)
         check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
+        _say_if_older(workdir, restored)
         measured = [run.measure(task, restored) for task in run.tasks(restored)]
         names += [found.name for found in measured]
         if evaluation.suite:
             run.judge(measured, restored.number)
         if evaluation.samples:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
+            found = {name: {**facts, **run.trainings(flow=False)} for name, facts in found.items()}
             run.write(found)
             quality |= found
-    _report(run, names, quality)
+    there = run.results()
+    results = {name: there[name] for name in names}
+    _report(run.folder, results, quality)
+    return results | quality
 
 
-def _report(run: "EvaluationRun", names: list[str], quality: dict[str, Facts]) -> None:
-    if names:
-        results = run.results()
-        print(tables.results_table({name: results[name] for name in names}))
+def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) -> None:
+    if results:
+        print(tables.results_table(results))
     if quality:
         print(tables.quality_table(quality))
-    if names or quality:
-        print(f"written to {run.folder}", flush=True)
+    if results or quality:
+        print(f"written to {folder}", flush=True)
+
+
+def _say_if_older(workdir: Workdir, restored: Restored) -> None:
+    """Where the newest snapshot is behind the training."""
+    training, step = workdir.training(), restored.meta["step"]
+    newest = restored.number == workdir.snapshots.latest()
+    if training and newest and step < training["newest_step"]:
+        print(
+            f"{workdir.snapshots.path(restored.number)} is of step {step}: the newest snapshot;"
+            f" training is at step {training['newest_step']} of {training['steps']}",
+            flush=True,
+        )
 
 
 def _tasks(
@@ -158,6 +180,8 @@ class EvaluationRun:
     experiment: Experiment
     folder: Path
     flow: Restored | None = None
+    training: Facts | None = None
+    flow_training: Facts | None = None
 
     @property
     def _evaluation(self) -> Evaluation:
@@ -175,6 +199,11 @@ class EvaluationRun:
     def results(self) -> dict[str, Any]:
         """What lies in results.json."""
         return read_results(self.folder / "results.json")
+
+    def trainings(self, *, flow: bool) -> Facts:
+        """How far they are: the model's and, if it counts, the flow's. None ran: not there."""
+        found = {"training": self.training, "dequantizer_training": flow and self.flow_training}
+        return {name: facts for name, facts in found.items() if facts}
 
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""
@@ -212,6 +241,7 @@ class EvaluationRun:
             **statistics.summary(values, task.column),
             **statistics.means(values),
             **facts,
+            **self.trainings(flow=task.flow),
             **task.notes,
             "seconds_per_image": seconds,
         }

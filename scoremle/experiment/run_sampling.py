@@ -126,7 +126,7 @@ class SamplingRun:
         name = f"samples_ckpt_{checkpoint['checkpoint']}"
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
         samples = self._samples(params, parts, name)
-        self._write(self.folder / f"{name}.npz", samples)
+        self._write(self.folder / f"{name}.npz", samples, checkpoint["step"])
         if not self.judge:
             return {}
         result = {"kind": "quality", **self._quality(self.judge, samples, parts, name), **facts}
@@ -145,11 +145,11 @@ class SamplingRun:
         drawn = in_parts(draw, whole, size=size, folder=parts, label=label, unit="sample")
         return drawn["samples"][0, :number]
 
-    def _write(self, path: Path, samples: np.ndarray) -> None:
+    def _write(self, path: Path, samples: np.ndarray, step: int) -> None:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
         pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.data.levels)
-        print(f"{len(samples)} samples: {path}, some of them: {grid}", flush=True)
+        print(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}", flush=True)
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
         extractor = judge.extractor

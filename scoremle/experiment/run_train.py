@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle import data
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
@@ -118,8 +118,9 @@ def _run(
         on_snapshot=_on_snapshot(training, place),
         note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
     )
-    if outcome.finished:
-        print(f"trained {int(outcome.state.step)} steps: {place.folder}", flush=True)
+    if outcome.signal is not None:
+        raise Stopped(outcome.signal)
+    print(f"trained {int(outcome.state.step)} steps: {place.folder}", flush=True)
 
 
 def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:

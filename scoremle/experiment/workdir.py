@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
-from scoremle.experiment.config import with_defaults
+from scoremle.experiment.config import RECORD, REMEDY, recorded_config
 from scoremle.experiment.lock import alone
 from scoremle.experiment.record import (
     CONFIG,
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 PREEMPTION_KEEP = 2
 DIFFERENCES_SHOWN = 4
-REMEDY = "put its copy back, or move it away and run the training's command, which writes it anew"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Workdir:
 
     @property
     def config_path(self) -> Path:
-        return self.folder / "config.json"
+        return self.folder / RECORD
 
     @property
     def data_path(self) -> Path:
@@ -103,7 +102,16 @@ class Workdir:
                 f"{self.folder} is no working directory of a training: it has no config.json"
                 f"{self._hint()}"
             )
-        return with_defaults(_with_tuples(self._read_config()))
+        return recorded_config(self.folder)
+
+    def training(self, *, flow: bool = False) -> dict[str, Any] | None:
+        """How far the training that runs here is, of how many steps; None where none ran."""
+        newest = max(self.preemption.own(), default=None)  # their numbers are steps
+        if newest is None:
+            return None
+        config = self.config()
+        steps = config.deq.n_iters if flow else config.training.n_iters
+        return {"steps": steps, "newest_step": newest, "finished": newest >= steps}
 
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
@@ -260,8 +268,3 @@ def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> 
     return f"{text} and {more} more" if more else text
 
 
-def _with_tuples(content: Any) -> Any:
-    """JSON knows no tuples, and configs no lists."""
-    if isinstance(content, dict):
-        return {name: _with_tuples(value) for name, value in content.items()}
-    return tuple(content) if isinstance(content, list) else content

@@ -26,10 +26,10 @@ __all__ = ["Outcome", "Schedule", "run"]
 
 
 class Outcome(NamedTuple):
-    """The state at the end, and whether training is complete (else a signal stopped it)."""
+    """The state at the end, and the signal that stopped training; None if it is complete."""
 
     state: TrainState
-    finished: bool
+    signal: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +122,10 @@ def run(
         if finished and not _holds(snapshots, schedule.snapshot_number(at), at):
             # Resumed at or beyond an end that was moved to here.
             _snapshot(state, at, schedule, snapshots, on_snapshot, note)
-    if not finished:
-        print(f"saved step {at} to {saved}; run the same command to go on", flush=True)
-    return Outcome(state, finished)
+    if finished:
+        return Outcome(state, None)
+    print(f"saved step {at} to {saved}; run the same command to go on", flush=True)
+    return Outcome(state, signals[0])
 
 
 def _resume(state: TrainState, preemption: Checkpoints) -> tuple[TrainState, Path | None]:

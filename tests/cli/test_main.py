@@ -1,17 +1,22 @@
 """The program from end to end: train, evaluate, resume, and one clear line for each mistake."""
 
+import contextlib
 import gzip
+import io
 import json
 import re
 import shutil
+import signal
 import struct
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.tiny_runs import (
     IMAGES,
     PROTOCOL,
+    digest,
     evaluate,
     flags,
     mistake,
@@ -21,6 +26,7 @@ from helpers.tiny_runs import (
 )
 from PIL import Image
 
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.files import write_atomically
 from scoremle.training.checkpoints import Checkpoints
@@ -69,8 +75,52 @@ def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, caps
     assert rows[0] == rows[1]
 
 
+def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path):
+    """By its exit code; and what is measured of the snapshot before says that there is more."""
+    process = start(
+        f"--workdir={tmp_path}", "--mode=train", "--config.training.n_iters=1000000",
+        "--config.training.snapshot_sampling=False",
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 15/"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (130, "")
+    step = int(re.search(r"^saved step (\d+) to .*; run the same command to go on$", out, re.M)[1])
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    place = SimpleNamespace(workdir=tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        _, results = evaluate(place, "eval", training__n_iters=7, **loss)
+    (result,) = results.values()
+    snapshot = result["step"]
+    of_training = {"steps": 1_000_000, "newest_step": step, "finished": False}
+    assert result["training"] == of_training and snapshot <= step
+    assert f"; step {snapshot} of 1000000: training is not finished\n" in told.getvalue()
+    older = f"checkpoint_{result['checkpoint']} is of step {snapshot}: the newest snapshot;"
+    assert (older in told.getvalue()) == (snapshot < step)
+
+
 # Evaluation
 
+
+def test_a_workdir_knows_its_config(tiny, capfd):
+    """The same results by the short command, as JSON, and in the file."""
+    loss = flags(eval__enable_bpd=False, eval__enable_loss=True, eval__num_images=30)
+    line = ["eval", str(tiny.workdir), "--eval-folder=short", "--json", *loss]
+    assert cli.main(line) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told == json.loads((tiny.workdir / "short/results.json").read_text())
+    assert evaluate(tiny, "long", **{"eval__enable_bpd": False, "eval__enable_loss": True,
+        "eval__num_images": 30})[1].keys() == told.keys()  # fmt: skip
+    (result,) = told.values()
+    assert result["training"] == {"steps": 20, "newest_step": 20, "finished": True}
+    capfd.readouterr()
+    before = digest(tiny.workdir)
+    assert cli.main([*line, "--config.model.nf=8"]) == 2
+    err = capfd.readouterr().err
+    assert "model.nf was 4 and is now 8" in err and err.count("\n") == 1
+    assert digest(tiny.workdir) == before
 
 
 @pytest.fixture(scope="module")

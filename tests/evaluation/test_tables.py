@@ -92,7 +92,7 @@ def exact():
         "dequantizer": "uniform", "divergence": "Hutchinson()", "probes": 2,
         "images": 360, "split": "test", "full_pass": True, "passes": 1,
         "probe_stderr_of_mean": 0.00123, "mean_solver_error": 0.00045, "mean_nfe": 33.0,
-        "noise_stderr": None, "seconds_per_image": 0.012,
+        "noise_stderr": None, "seconds_per_image": 0.012, "step": 800,
     }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_results_say_the_value_its_errors_and_what_it_is(exact):
     assert (random, solver, nfe, pace) == ("0.00123", "0.00045", "33", "0.012")
     assert what == (
         "exact_test_ckpt_3: exact for p_eps; 2 probes; uniform dequantization; 360 test images,"
-        " 1 pass"
+        " 1 pass; step 800"
     )
     assert "not the whole split" not in text
 
@@ -120,6 +120,22 @@ def test_results_say_what_a_pilot_measured_of_the_solver(exact):
     what = results_table({"exact": exact | {"solver_choice": choice}}).splitlines()[-1]
     told = "solver: estimate minus truth -0.0022 +- 0.0009 in the mean of 8 images"
     assert f"; 2 probes; {told}; uniform" in what
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"steps": 2400, "finished": False}, "step 800 of 2400: training is not finished"),
+        ({"steps": 2400, "finished": True}, "step 800 of 2400"),
+        ({"steps": 800, "finished": True}, "step 800"),
+    ],
+)
+def test_results_say_where_training_stood(training, words, exact):
+    what = results_table({"exact": exact | {"training": training}}).splitlines()[-1]
+    assert what.endswith(f"; {words}")
+    flow = {"dequantizer_step": 10, "dequantizer_training": training}
+    what = results_table({"exact": exact | flow}).splitlines()[-1]
+    assert ("flow at step 10 of 2400" in what) == (training["steps"] == 2400)
 
 
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):

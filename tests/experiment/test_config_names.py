@@ -9,7 +9,13 @@ import pytest
 
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
-from scoremle.experiment.config import NAMED, load_config, published_config, with_defaults
+from scoremle.experiment.config import (
+    NAMED,
+    load_config,
+    published_config,
+    recorded_config,
+    with_defaults,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VP = "vp/cifar10_ddpmpp_continuous"
@@ -128,3 +134,36 @@ def test_a_config_of_an_earlier_version_gets_the_defaults_of_newer_fields():
     config = with_defaults(old)
     assert config.eval.suite is False and config.deq == defaults.get_config().deq
     assert config.model.nf == 16
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_recorded_config_is_the_one_that_was_written(name, tmp_path):
+    """Types too; and what was derived follows the fields that are changed afterwards."""
+    changes = {"sampling.method": "ddim", "eval.bpd_dataset": "train", "eval.dequantizer": True}
+    for before in ({}, {"sampling.steps": 7}, changes):
+        config, resolve = load_config(name)
+        config.update_from_flattened_dict(before)
+        resolve(config)
+        (tmp_path / "config.json").write_text(config.to_json())
+        recorded = recorded_config(tmp_path)
+        assert recorded == config
+        assert recorded.eval.get_type("end_ckpt") is int and recorded.eval.end_ckpt is None
+        defaults.unresolve(recorded)
+        assert recorded.sampling.steps == before.get("sampling.steps")
+        resolve(recorded)
+        assert recorded == config
+        defaults.unresolve(recorded)
+        recorded.update_from_flattened_dict(changes)
+        resolve(recorded)
+        config, _ = load_config(name)
+        config.update_from_flattened_dict({**before, **changes})
+        resolve(config)
+        assert recorded == config
+
+
+@pytest.mark.parametrize("content", ['{"seed": "x"}', "{", "[]"])
+def test_a_recorded_config_that_cannot_be_read(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json") as error:
+        recorded_config(tmp_path)
+    assert "\n" not in str(error.value)

@@ -53,7 +53,7 @@ def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_e
         time.sleep(pause)
         return batch(step)
 
-    return run(
+    state, stopped_by = run(
         init_state(init_params(), optimizer()),
         make_step(loss, optimizer(), 0.9, seed=5),
         slow_batch,
@@ -65,6 +65,7 @@ def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_e
         on_snapshot=lambda state, step: None,
         note={"config": "worker"},
     )
+    return state, stopped_by is None
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
-"""Commands that need no config: ``scoremle NAME ...``, one module each, with a function ``main``.
+"""Commands: ``scoremle NAME ...``. ``COMMANDS`` is the whole list.
 
-``COMMANDS`` is the whole list. A module is imported only when its command runs.
+A command whose arguments stand in ``cli/parsers.py`` is a module with ``run(options)``; any other
+is one with ``main(arguments)``. It is imported once its arguments are known to be good.
 """
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from scoremle.errors import UserError
 
 __all__ = ["COMMANDS", "Parser"]
 
-# Name on the command line -> module with main(arguments), and one line of help.
+# Name on the command line -> module, and one line of help. In the order of a first use.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "data": ("scoremle.cli.commands.data", "prepare a data set, or look at one"),
+    "train": ("scoremle.cli.commands.experiment", "train a model, or go on training it"),
+    "eval": ("scoremle.cli.commands.experiment", "bits/dim of a whole test set, with errors"),
     "score": (
         "scoremle.cli.commands.score",
         "the likelihood of each of your own images, as a CSV",
     ),
     "report": ("scoremle.cli.commands.report", "a page about a working directory, to look at"),
+    "data": ("scoremle.cli.commands.data", "prepare a data set, or look at one"),
+    "train-deq": ("scoremle.cli.commands.experiment", "train a flow dequantizer for a model"),
+    "stats": ("scoremle.cli.commands.stats", "features of a data set, to compare samples with"),
     "import": (
         "scoremle.cli.commands.import_checkpoint",
         "a published checkpoint: what it is, and a workdir of it",
@@ -28,14 +33,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "convert-inception": (
         "scoremle.cli.commands.convert_inception",
-        "weights of the Inception network, from PyTorch's file to ours",
+        "PyTorch's weights of the Inception network, as ours",
     ),
-    "stats": ("scoremle.cli.commands.stats", "features of a data set, to compare samples with"),
+    "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are lines like all others."""
+    """argparse, but complaints are lines like all others, and help begins with examples."""
+
+    def __init__(self, *, examples: tuple[str, ...] = (), **settings: Any) -> None:
+        super().__init__(**settings)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        examples = "".join(f"  {example}\n" for example in self.examples)
+        return "\n".join(filter(None, [examples, super().format_help()]))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.quality.features import PUBLISHED_SHA256, write_inception
 from scoremle.quality.inception import from_torch
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 ORIGINS = {
     True: "the published weights",
@@ -23,11 +22,8 @@ ORIGINS = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="scoremle convert-inception", description=__doc__)
-    parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
-    parser.add_argument("out", type=Path, help="the npz to write")
-    options = parser.parse_args(arguments)
+def run(options: Any) -> None:
+    """Converts and writes them."""
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out}: the name to write must end in .npz")
     state = _load(options.weights)

@@ -1,6 +1,5 @@
 """``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,16 @@ from typing import Any
 import numpy as np
 
 from scoremle import data
-from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 SHOWN = 64
 
 
-def main(arguments: list[str]) -> None:
+def run(options: Any) -> None:
     """Runs one of the two."""
-    options = _parser().parse_args(arguments)
     picture = getattr(options, "picture", None)
     if picture and picture.suffix.lower() != ".png":
         raise UserError(f"--picture={picture}: the name to draw to must end in .png")
@@ -29,42 +26,6 @@ def main(arguments: list[str]) -> None:
         _draw(prepared, options.split, options.picture)
     else:
         print(f"\nto train on it:\n  {_flags(prepared)}")
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="scoremle data", description="Prepare data sets, and look at them.")
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
-    for what, help_text in (
-        ("prepare", "turn any source into arrays, checked, once"),
-        ("show", "print the facts of a data set and draw some images"),
-    ):
-        command = commands.add_parser(what, help=help_text, description=help_text)
-        command.add_argument("name", metavar="NAME|PATH", help=", ".join(data.DATASETS))
-        command.add_argument("--path", default="", help="its files; an own PATH needs none")
-        command.add_argument("--size", type=int, default=0, help="height and width; 0: as it is")
-        command.add_argument("--channels", type=int, default=0, choices=(0, 1, 3))
-        command.add_argument("--fit", default="", choices=tuple(data.FITS), help=_FIT)
-        command.add_argument("--levels", type=int, default=0, help="grey levels: 2**bits")
-        command.add_argument("--test-fraction", type=_fraction, default=0.1, help=_FRACTION)
-        command.add_argument("--skip-corrupt", action="store_true", help=_SKIP)
-        if what == "prepare":
-            command.add_argument("--into", type=Path, help="a new folder; else in the cache")
-        else:
-            command.add_argument("--split", default="train", choices=("train", "test"))
-            command.add_argument("--picture", type=Path, help="file to draw to: NAME.png")
-    return parser
-
-
-_FIT = "bring images of other sizes to --size: crop the centre, or resize the centred square"
-_FRACTION = "share of the images to test on, where the source does not say (default: 0.1)"
-_SKIP = "leave out images that can't be used, and count them"
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _prepared(options: Any) -> data.Prepared:

@@ -4,29 +4,22 @@ A name that ends in .safetensors gets the averaged parameters alone, those that 
 Any other gets the whole training state as score_flow saved it, which Flax 0.3.3 reads.
 """
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from scoremle import published
-from scoremle.cli.commands import Parser
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
 
-__all__ = ["main"]
-
-ABOUT = "Writes a checkpoint in the published format, or as safetensors."
+__all__ = ["run"]
 
 
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="scoremle export", description=ABOUT)
-    parser.add_argument("workdir", type=Path, help="where the checkpoint is")
-    parser.add_argument("path", type=Path, help="file to write")
-    parser.add_argument("--checkpoint", type=int, help="its number; the newest if left out")
-    options = parser.parse_args(arguments)
+def run(options: Any) -> None:
+    """Reads the checkpoint and writes the file."""
     place = Workdir(options.workdir)
     config = place.config()
     template = build(config, levels=place.levels()).training.template()

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from scoremle import published
-from scoremle.cli.commands import Parser
+from scoremle.cli.parsers import PUBLISHED
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
@@ -31,22 +31,15 @@ from scoremle.published import (
 from scoremle.training.checkpoints import Damaged
 from scoremle.training.step import TrainState, init_state
 
-__all__ = ["main"]
-
-ABOUT = "Says what a published checkpoint is, and makes a workdir of it."
+__all__ = ["run"]
 
 DEQUANTIZER = "flowpp_dequantizer"
 IMAGE_SIZE = 32
 LEVELS = 256
-EXAMPLE = "cifar10_deep_vp_likelihood_iw_flip"
 
 
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="scoremle import", description=ABOUT)
-    parser.add_argument("path", type=Path, help="a folder as published, or a checkpoint file")
-    parser.add_argument("--out", type=Path, help="workdir to write; runs/NAME if left out")
-    parser.add_argument("--name", help=f"name that the folder had, such as {EXAMPLE}")
-    options = parser.parse_args(arguments)
+def run(options: Any) -> None:
+    """Reports what the file is, and converts it and its flow dequantizers."""
     number, file = _newest(options.path)
     found = _read(file)
     network = _described(file, found, architecture)
@@ -55,7 +48,7 @@ def main(arguments: list[str]) -> None:
     if known is None:
         raise UserError(
             f"the name of {options.path} does not say its SDE and data set: pass the name that "
-            f"the folder had when it was published, such as --name={EXAMPLE}"
+            f"the folder had when it was published, such as --name={PUBLISHED}"
         )
     _check_channels(file, known, network["num_channels"])
     place = Workdir(options.out or Path("runs") / (options.name or options.path.name))

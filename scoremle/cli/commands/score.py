@@ -4,16 +4,14 @@ IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8
 CSV of one line an image, in their order.
 """
 
-import argparse
 import csv
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
 
 from scoremle import data
-from scoremle.cli.commands import Parser
 from scoremle.core.pixels import Pixels
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import read_arrays
@@ -22,20 +20,19 @@ from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.models import load
-from scoremle.experiment.scoring import ALL, ESTIMATORS, in_words, prepared
+from scoremle.experiment.scoring import in_words, prepared
 from scoremle.files import write_atomically
 from scoremle.model import ScoreModel, Scores
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 # Images that are shown of either end of the list.
 SHOWN = 3
 COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 
 
-def main(arguments: list[str]) -> None:
+def run(options: Any) -> None:
     """Scores the images, writes the table, and prints its mean and its ends."""
-    options = _parser().parse_args(arguments)
     model = load(options.model, options.checkpoint)
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
@@ -57,31 +54,6 @@ def main(arguments: list[str]) -> None:
     print(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
     print(f"mean {mean:.4f}{error} bits/dim; {in_words(estimator)}")
     print(f"written to {options.out}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="scoremle score", description=__doc__)
-    parser.add_argument(
-        "model",
-        help="digits (it ships with the package), a working directory, a folder of diffusers,"
-        " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function",
-    )
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
-    parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
-    parser.add_argument(
-        "--estimator", choices=ESTIMATORS, default="ode",
-        help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
-        " report it (ode)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--label", default="",
-        help=f"of a class-conditional model: a number, or {ALL} for the mean over its labels",
-    )  # fmt: skip
-    parser.add_argument("--fit", choices=tuple(data.FITS), default="", help="of other sizes")
-    parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
-    parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
-    return parser
 
 
 def _read(

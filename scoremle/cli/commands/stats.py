@@ -4,29 +4,21 @@ A run that was killed goes on where it was.
 """
 
 import shutil
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import scoremle
 from scoremle import data
-from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.quality.features import extract, load_inception, write_reference
 from scoremle.resumable import content_hash, fingerprint
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="scoremle stats", description=__doc__)
-    parser.add_argument("dataset", help=f"one of {', '.join(data.DATASETS)}")
-    parser.add_argument("--weights", type=Path, required=True, help="from convert-inception")
-    parser.add_argument("--out", type=Path, required=True, help="the npz to write, for eval.stats")
-    parser.add_argument("--path", default="", help="folder of the data set, as data.path")
-    parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--image_size", type=int, help="pad with zeros, as data.image_size")
-    options = parser.parse_args(arguments)
+def run(options: Any) -> None:
+    """Extracts and writes them."""
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out}: the name to write must end in .npz")
     extractor = load_inception(options.weights)

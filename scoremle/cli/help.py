@@ -1,0 +1,88 @@
+"""``scoremle --help``, on one screen, and ``scoremle help TOPIC``."""
+
+import importlib
+import re
+import textwrap
+from pathlib import Path
+
+from scoremle.cli.commands import COMMANDS
+from scoremle.cli.parsers import DATASETS, PARSERS
+from scoremle.errors import choose
+from scoremle.experiment.configs import NAMED
+
+__all__ = ["FIELD_LINE", "config_table", "main", "screen"]
+
+START = """\
+How likely is an image under a diffusion model, and how sure are you?
+
+  scoremle train digits runs/digits     # handwritten digits: minutes on a CPU
+  scoremle eval runs/digits             # bits/dim of test images, with errors
+  scoremle score digits my_pictures     # your own images; digits ships with it
+
+usage: scoremle COMMAND [ARGUMENTS]     # COMMAND --help explains it
+       scoremle --config=CONFIG --workdir=DIR --mode=MODE      # as published
+"""
+EXIT_CODES = """\
+  0    done
+  1    a fault of the program, with a traceback: please report it, with what
+       scoremle env prints
+  2    a mistake that you can mend: one line says what was wrong, and what to do;
+       nothing is lost
+  130  stopped by Ctrl-C, and
+  143  stopped by SIGTERM: a training has saved the step that it was at, an
+       evaluation its finished batches, and the same command goes on from there
+
+What runs several commands, such as make demo, stops with the first that was
+stopped.
+"""
+# One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
+FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
+
+
+def screen() -> str:
+    """What fits one screen: first steps, commands, configs and data sets."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    named = {"configs:": ", ".join(NAMED), "data sets:": ", ".join(DATASETS)}
+    lists = [
+        textwrap.fill(words, 80, initial_indent=f"{what:11}", subsequent_indent=" " * 11)
+        for what, words in named.items()
+    ]
+    return "\n".join([START, "commands:", *rows, "", *lists])
+
+
+def main(arguments: list[str]) -> None:
+    """Prints what there is about a topic: a command, ``config [NAME]``, ``exit-codes``."""
+    topic, *rest = arguments or ["--help"]
+    if topic in ("-h", "--help"):
+        print(screen())
+    elif topic == "config":
+        print(config_table(*rest[:1]))
+    elif topic == "exit-codes":
+        print(EXIT_CODES, end="")
+    elif topic in PARSERS:
+        PARSERS[topic]().print_help()
+    else:
+        module, _ = choose(COMMANDS, topic, "topic (config, exit-codes, or a command)")
+        importlib.import_module(module).main(["--help"])
+
+
+def config_table(place: str = "") -> str:
+    """Name, type, value and meaning of each field of a config, or of the defaults."""
+    from scoremle.cli.flags import fields_of, named_config
+    from scoremle.experiment import defaults
+
+    config = named_config(place)[0] if place else defaults.get_config()
+    meanings = dict(FIELD_LINE.findall(Path(defaults.__file__).read_text(encoding="utf-8")))
+    rows = [("field", "type", "default", "meaning")]
+    fields = fields_of(config)
+    # In the order of experiment/defaults.py, which is by importance; a config iterates by name.
+    for name in dict.fromkeys([*meanings, *fields]):
+        kind, value = fields[name]
+        shown = "unset" if value is None else repr(value)
+        rows.append((name, kind.__name__, shown, meanings.get(name, "")))
+    names, kinds, values = (max(len(row[column]) for row in rows) for column in range(3))
+    table = "\n".join(f"{a:{names}}  {b:{kinds}}  {c:{values}}  {d}" for a, b, c, d in rows)
+    return f"fields of {place or 'experiment/defaults.py'}, each set by --config.FIELD=VALUE" + (
+        f" (booleans also by --config.F and --noconfig.F):\n\n{table}"
+    )

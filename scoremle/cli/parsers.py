@@ -1,0 +1,314 @@
+"""The arguments of each command: all that a person can type, in one place.
+
+Nothing of JAX is imported: help, and what is wrong with arguments, come at once.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scoremle.cli.commands import Parser
+
+__all__ = ["DATASETS", "FITS", "PARSERS"]
+
+# The names in scoremle.data, whose import brings JAX.
+FITS = ("crop", "resize")
+# Those of scoremle.experiment.scoring, likewise.
+ESTIMATORS = ("ode", "bound", "steps")
+DATASETS = (
+    "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
+    "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
+)  # fmt: skip
+NAMES = ", ".join(DATASETS)
+
+
+# Of experiments ----------------------------------------------------------------------------------
+
+
+class ModeParser(Parser):
+    """Help by argparse; the flags are read by ``flags.py``, which knows the config's fields."""
+
+    def __init__(self, command: str, words: str, **settings: Any) -> None:
+        prog = f"scoremle {command}"
+        usage = f"{prog} {words} [--config.FIELD=VALUE ...] [FLAGS]"
+        super().__init__(prog=prog, usage=usage, **settings)
+        self._mode = command.replace("-", "_")
+        self.add_argument(
+            "--config.FIELD", metavar="VALUE",
+            help="set a field of the config; scoremle help config lists them",
+        )  # fmt: skip
+        self.add_argument(
+            "--print-config", action="store_true",
+            help="print the config, flags included, and do nothing else (--json: as JSON)",
+        )  # fmt: skip
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if {"-h", "-help", "--help"} & set(args):
+            return super().parse_args(["--help"])
+        from scoremle.cli import flags  # absl and ml_collections, which help has no need of
+
+        return flags.parse(args, self._mode)
+
+
+WORKDIR = "the folder of its checkpoints and results"
+OWN_CONFIG = "another config than that of the workdir, by name or as a file"
+
+
+def _train() -> Parser:
+    parser = ModeParser(
+        "train", "CONFIG WORKDIR",
+        examples=(
+            "scoremle train digits runs/digits",
+            "scoremle train fashion_mnist runs/fashion --config.training.batch_size=64",
+        ),
+        description="Trains a model. Ctrl-C saves and stops; the same command goes on.",
+    )  # fmt: skip
+    parser.add_argument(
+        "CONFIG", nargs="?",
+        help="what to train on what: a name that scoremle --help lists, or a Python file with"
+        " get_config(). Not needed to go on: the workdir knows it",
+    )  # fmt: skip
+    parser.add_argument("WORKDIR", help=WORKDIR)
+    return parser
+
+
+def _eval() -> Parser:
+    parser = ModeParser(
+        "eval", "WORKDIR",
+        examples=(
+            "scoremle eval runs/digits",
+            "scoremle eval runs/digits --config.eval.bound --config.eval.num_images=100",
+        ),
+        description="Measures bits/dim of a whole test set: the exact likelihood, or the bound.",
+    )  # fmt: skip
+    parser.add_argument("WORKDIR", help=f"{WORKDIR}; it knows the config")
+    parser.add_argument("--config", help=OWN_CONFIG)
+    parser.add_argument("--eval-folder", metavar="NAME", help="folder in WORKDIR to write (eval)")
+    parser.add_argument("--deq-folder", metavar="NAME", help=FLOW_FOLDER)
+    parser.add_argument("--json", action="store_true", help="the results as JSON, on stdout")
+    return parser
+
+
+FLOW_FOLDER = "folder in WORKDIR of the flow dequantizer (flowpp_dequantizer)"
+
+
+def _train_deq() -> Parser:
+    parser = ModeParser(
+        "train-deq", "WORKDIR",
+        examples=(
+            "scoremle train-deq runs/digits",
+            "scoremle train-deq runs/digits --config.deq.n_iters=2000 --deq-folder=long",
+        ),
+        description="Trains a flow dequantizer for the newest checkpoint of a model. Then"
+        " scoremle eval WORKDIR --config.eval.dequantizer measures with it.",
+    )  # fmt: skip
+    parser.add_argument("WORKDIR", help=f"{WORKDIR}; it knows the config")
+    parser.add_argument("--config", help=OWN_CONFIG)
+    parser.add_argument("--deq-folder", metavar="NAME", help=FLOW_FOLDER)
+    return parser
+
+
+# Of models ---------------------------------------------------------------------------------------
+
+MODEL = (
+    "digits (it ships with the package), a working directory, a folder of diffusers,"
+    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function"
+)
+
+
+def _score() -> Parser:
+    parser = Parser(
+        prog="scoremle score",
+        examples=(
+            "scoremle score digits my_pictures --fit=crop",
+            "scoremle score runs/digits images.npy --repeats=8 --out=scores.csv",
+        ),
+        description="The likelihood of each of your own images, as a CSV of one line an image, in"
+        " their order.",
+    )
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument(
+        "images", type=Path,
+        help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
+    parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
+    parser.add_argument(
+        "--estimator", choices=ESTIMATORS, default="ode",
+        help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
+        " report it (ode)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label", default="",
+        help="of a class-conditional model: a number, or all for the mean over its labels",
+    )  # fmt: skip
+    parser.add_argument("--fit", choices=FITS, default="", help="of other sizes")
+    parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
+    parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
+    return parser
+
+
+def _report() -> Parser:
+    parser = Parser(
+        prog="scoremle report",
+        examples=(
+            "scoremle report runs/digits",
+            "scoremle report runs/digits runs/other --out=comparison.html",
+        ),
+        description="A page about a training and its evaluation, to look at: one file of HTML that"
+        " needs no network. Its charts are also written beside it, as SVG and PNG.",
+    )
+    parser.add_argument(
+        "workdirs", metavar="WORKDIR", nargs="+", type=Path,
+        help="the folder of a training and its results; several are compared with the first",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="the page to write (WORKDIR/report/index.html)")
+    parser.add_argument(
+        "--eval-folder", metavar="NAME", default="eval", help="folder in WORKDIR to read (eval)"
+    )
+    return parser
+
+
+# Of data -----------------------------------------------------------------------------------------
+
+
+def _data() -> Parser:
+    parser = Parser(
+        prog="scoremle data",
+        examples=(
+            "scoremle data prepare photos/ --size=32 --fit=crop",
+            "scoremle data show digits --picture=digits.png",
+        ),
+        description="Prepare data sets, and look at them.",
+    )
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    for what, help_text, examples in (
+        (
+            "prepare", "turn any source into arrays, checked, once",
+            ("photos/ --size=32 --fit=crop", "cifar10 --path=cifar-10-binary.tar.gz"),
+        ),
+        (
+            "show", "print the facts of a data set and draw some images",
+            ("digits --picture=digits.png", "photos/ --size=32 --fit=crop"),
+        ),
+    ):  # fmt: skip
+        command = commands.add_parser(
+            what, help=help_text, description=help_text,
+            examples=tuple(f"scoremle data {what} {words}" for words in examples),
+        )  # fmt: skip
+        command.add_argument(
+            "name", metavar="NAME|PATH", help=f"your own images by their path, or one of {NAMES}"
+        )
+        command.add_argument("--path", default="", help="files of NAME; an own PATH needs none")
+        command.add_argument("--size", type=int, default=0, help="height and width; 0: as it is")
+        command.add_argument("--channels", type=int, default=0, choices=(0, 1, 3))
+        command.add_argument("--fit", default="", choices=FITS, help=FIT)
+        command.add_argument("--levels", type=int, default=0, help="grey levels: 2**bits")
+        command.add_argument("--test-fraction", type=_fraction, default=0.1, help=FRACTION)
+        command.add_argument("--skip-corrupt", action="store_true", help=SKIP)
+        if what == "prepare":
+            command.add_argument("--into", type=Path, help="a new folder; else in the cache")
+        else:
+            command.add_argument("--split", default="train", choices=("train", "test"))
+            command.add_argument("--picture", type=Path, help="file to draw to: NAME.png")
+    return parser
+
+
+FIT = "bring images of other sizes to --size: crop the centre, or resize the centred square"
+FRACTION = "share of the images to test on, where the source does not say (default: 0.1)"
+SKIP = "leave out images that can't be used, and count them"
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _stats() -> Parser:
+    parser = Parser(
+        prog="scoremle stats",
+        examples=(
+            "scoremle stats cifar10 --weights=inception.npz --out=cifar10.npz",
+            "scoremle stats digits --weights=inception.npz --out=digits.npz --image_size=32",
+        ),
+        description="Inception features of a data set's images, to compare samples with. A run"
+        " that was killed goes on where it was.",
+    )
+    parser.add_argument("dataset", help=f"one of {NAMES}")
+    parser.add_argument("--weights", type=Path, required=True, help="from convert-inception")
+    parser.add_argument("--out", type=Path, required=True, help="the npz to write, for eval.stats")
+    parser.add_argument("--path", default="", help="folder of the data set, as data.path")
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--image_size", type=int, help="pad with zeros, as data.image_size")
+    return parser
+
+
+# Of files of others ------------------------------------------------------------------------------
+
+PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
+
+
+def _import() -> Parser:
+    parser = Parser(
+        prog="scoremle import",
+        examples=(
+            f"scoremle import {PUBLISHED}",
+            f"scoremle import checkpoint_21 --name={PUBLISHED} --out=runs/published",
+        ),
+        description="Says what a published checkpoint is, and makes a workdir of it.",
+    )
+    parser.add_argument("path", type=Path, help="a folder as published, or a checkpoint file")
+    parser.add_argument("--out", type=Path, help="workdir to write; runs/NAME if left out")
+    parser.add_argument("--name", help=f"name that the folder had, such as {PUBLISHED}")
+    return parser
+
+
+def _export() -> Parser:
+    parser = Parser(
+        prog="scoremle export",
+        examples=(
+            "scoremle export runs/digits digits.safetensors",
+            "scoremle export runs/digits published/checkpoint_1 --checkpoint=1",
+        ),
+        description="Writes a checkpoint in the published format, or as safetensors.",
+    )
+    parser.add_argument("workdir", type=Path, help="where the checkpoint is")
+    parser.add_argument(
+        "path", type=Path,
+        help="file to write: NAME.safetensors gets the averaged parameters, any other name the"
+        " whole training state",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", type=int, help="its number; the newest if left out")
+    return parser
+
+
+def _convert_inception() -> Parser:
+    parser = Parser(
+        prog="scoremle convert-inception",
+        examples=(
+            "scoremle convert-inception pt_inception-2015-12-05-6726825d.pth inception.npz",
+            "scoremle convert-inception weights-inception-2015-12-05-6726825d.pth inception.npz",
+        ),
+        description="The Inception weights of PyTorch's FID packages, as the npz that eval and"
+        " stats take. Needs the extra torch.",
+    )
+    parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
+    parser.add_argument("out", type=Path, help="the npz to write")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "train": _train,
+    "eval": _eval,
+    "train-deq": _train_deq,
+    "score": _score,
+    "report": _report,
+    "data": _data,
+    "stats": _stats,
+    "import": _import,
+    "export": _export,
+    "convert-inception": _convert_inception,
+}

@@ -1,0 +1,139 @@
+"""What a person meets first: help that fits, examples that work, answers before JAX loads."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from scoremle import data
+from scoremle.cli import flags
+from scoremle.cli import main as cli
+from scoremle.cli.commands import COMMANDS
+from scoremle.cli.parsers import DATASETS, ESTIMATORS, FITS, PARSERS, ModeParser
+from scoremle.experiment import scoring
+from scoremle.errors import UserError
+from scoremle.experiment.configs import NAMED
+
+
+def printed(capsys, *arguments: str) -> str:
+    assert cli.main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def test_help_fits_one_screen_and_names_all_there_is(capsys):
+    screen = printed(capsys, "--help")
+    lines = screen.splitlines()
+    assert 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    words = set(re.split(r"[\s,]+", screen))
+    assert words >= {*COMMANDS, *NAMED, *data.DATASETS}
+    assert printed(capsys, "help") == printed(capsys, "-h") == screen
+
+
+def test_names_that_stand_in_two_places():
+    assert tuple(data.DATASETS) == DATASETS
+    assert tuple(data.FITS) == FITS
+    assert scoring.ESTIMATORS == ESTIMATORS
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_opens_with_two_examples_and_explains_each_word(command, capsys):
+    text = printed(capsys, command, "--help")
+    assert text == printed(capsys, "help", command)
+    first, second, empty, usage = text.splitlines()[:4]
+    assert empty == "" and usage.startswith(f"usage: scoremle {command}")
+    for example in (first, second):
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("scoremle", command)
+        if command in ("eval", "train-deq"):
+            arguments.append("--config=digits")  # there is no working directory to know it
+        PARSERS[command]().parse_args(arguments)
+    for action in PARSERS[command]()._actions:
+        assert action.option_strings or action.help or command == "data"
+
+
+@pytest.mark.parametrize("command", [c for c in PARSERS if c in ("train", "eval", "train-deq")])
+def test_flags_of_an_experiment_that_help_names_are_understood(command):
+    parser = PARSERS[command]()
+    assert isinstance(parser, ModeParser)
+    line = ["--config=digits", "--workdir=w", "--config.seed=3"]
+    for action in parser._actions:
+        for name in {*action.option_strings} - {"-h", "--help", "--config", "--config.FIELD"}:
+            line.append(name if action.nargs == 0 else f"{name}=x")
+    assert parser.parse_args(line).config.seed == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--help"], ["--version"], ["help", "config"], ["x"], ["train", "digits", "--y"],
+        ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
+        *([command, "--help"] for command in PARSERS),
+    ],
+)  # fmt: skip
+def test_jax_is_not_loaded_for_help_and_mistakes(line):
+    code = (
+        "import sys\nfrom scoremle.cli.main import main\n"
+        f"code = main({line!r})\n"
+        "loaded = {'jax', 'flax', 'numpy', 'orbax'} & set(sys.modules)\n"
+        "assert code in (0, 2) and not loaded, (code, loaded)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# The short form and the published one
+
+
+def test_a_command_is_its_mode():
+    published = ["--config=digits", "--workdir=w", "--config.training.sde=subvpsde"]
+    for command, mode in (("train", "train"), ("eval", "eval"), ("train-deq", "train_deq")):
+        words = ["digits", "w"] if command == "train" else ["w", "--config=digits"]
+        short = PARSERS[command]().parse_args([*words, "--config.training.sde", "subvpsde"])
+        assert short == flags.parse([*published, f"--mode={mode}"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["w --config digits --config.eval.bound --eval-folder=out",
+     "--config.eval.bound w --config=digits --eval_folder out",
+     "--eval-folder out --config.eval.bound=true --config digits w",
+     "--workdir=w --config=digits --eval_folder=out --config.eval.bound"],
+)  # fmt: skip
+def test_words_stand_anywhere_among_the_flags(line):
+    settings = flags.parse(line.split(), "eval")
+    found = (settings.workdir, settings.eval_folder, settings.config.eval.bound)
+    assert found == ("w", "out", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train", "missing CONFIG, such as in: scoremle train digits runs/digits"),
+        ("train digits", "missing WORKDIR, such as in: scoremle train digits runs/digits"),
+        ("train digits w x", "unexpected argument 'x'"),
+        ("train digits w --mode=eval", "unknown flag --mode"),
+        ("train digits w --json", "--json is for eval, and for --print-config"),
+        ("eval", "missing WORKDIR, such as in: scoremle eval runs/digits"),
+        ("eval w x --config=digits", "unexpected argument 'x'"),
+        ("eval w", "w has no config.json"),
+        ("train digits w --print-confg", "did you mean --print_config?"),
+        ("data show digits --splot=test", "unrecognized arguments: --splot=test"),
+    ],
+)
+def test_mistakes_in_commands(line, words):
+    command, *arguments = line.split()
+    with pytest.raises(UserError) as error:
+        PARSERS[command]().parse_args(arguments)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_config_is_printed_with_the_flags(capsys):
+    flag = "--config.sampling.method=ddim"
+    lines = printed(capsys, "--config=digits", "--print-config", flag).splitlines()
+    assert {"model.nf = 16", "sampling.steps = 100", "eval.end_ckpt = unset"} < set(lines)
+    assert len(lines) == len(flags.fields_of(flags.named_config("digits")[0]))
+    text = printed(capsys, "train", "digits", "--print-config", "--json", flag)
+    assert json.loads(text)["sampling"]["steps"] == 100
