@@ -13,8 +13,8 @@ from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
 from scoremle.cli.parsers import DATASETS, ESTIMATORS, FITS, PARSERS, ModeParser
-from scoremle.experiment import scoring
 from scoremle.errors import UserError
+from scoremle.experiment import scoring
 from scoremle.experiment.configs import NAMED
 
 
