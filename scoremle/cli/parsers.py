@@ -268,6 +268,19 @@ def _convert_inception() -> Parser:
     return parser
 
 
+# Of the program ----------------------------------------------------------------------------------
+
+
+def _env() -> Parser:
+    parser = Parser(
+        prog="scoremle env",
+        examples=("scoremle env", "scoremle env --json"),
+        description="Versions, devices, memory and cache folders: what a report of a fault needs.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "train": _train,
     "eval": _eval,
@@ -278,4 +291,5 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "import": _import,
     "export": _export,
     "convert-inception": _convert_inception,
+    "env": _env,
 }

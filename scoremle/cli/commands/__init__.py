@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.convert_inception",
         "PyTorch's weights of the Inception network, as ours",
     ),
+    "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
     "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
 
