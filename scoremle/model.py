@@ -306,10 +306,12 @@ class ScoreModel:
         condition: Condition = None,
         sampler: Sampler = ode_draw,
         batch_size: int = BATCH_SIZE,
+        label: str = "",
     ) -> np.ndarray:
         """``n`` samples, integers where the model is one of images; each has its own key.
 
         ``sampler`` is any of ``scoremle.sampling``, with its options bound by functools.partial.
+        Progress is told under ``label``, if there is one.
         """
         plain, rows = self._plain(), _rows(condition, n)
 
@@ -317,7 +319,8 @@ class ScoreModel:
             given = jax.tree.map(lambda row: row[place], rows)
             return {"x": np.asarray(_draw(plain, image_keys(key, place), given, sampler=sampler))}
 
-        return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
+        size = min(batch_size, n)
+        return in_parts(work, n, size=size, label=label, unit="sample")["x"][0]
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1."""

@@ -12,8 +12,9 @@ from scoremle import data
 from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
-from scoremle.cli.parsers import DATASETS, FITS, PARSERS, ModeParser
+from scoremle.cli.parsers import DATASETS, FITS, PARSERS, SAMPLERS, ModeParser
 from scoremle.errors import UserError
+from scoremle.experiment import samplers
 from scoremle.experiment.configs import NAMED
 
 
@@ -34,6 +35,7 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
 def test_names_that_stand_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(data.FITS) == FITS
+    assert {*samplers.SAMPLERS} == {*SAMPLERS}
 
 
 @pytest.mark.parametrize("command", PARSERS)
