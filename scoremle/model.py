@@ -334,12 +334,13 @@ class ScoreModel:
         condition: Condition = None,
         sampler: Sampler = ode_draw,
         batch_size: int = BATCH_SIZE,
+        label: str = "",
     ) -> np.ndarray:
         """``n`` samples, integers where the model is one of images; each has its own key.
 
         ``sampler`` is any of ``scoremle.sampling``, with its options bound by functools.partial.
-
-        Raises UserError for samples that are not finite.
+        Progress is told under ``label``, if there is one. Raises UserError for samples that are
+        not finite.
         """
         plain, rows = self._plain(), _rows(condition, n)
 
@@ -351,7 +352,8 @@ class ScoreModel:
 
         if n == 0:
             return work(0, np.arange(0))["x"]
-        return in_parts(work, n, size=min(batch_size, n), unit="sample")["x"][0]
+        size = min(batch_size, n)
+        return in_parts(work, n, size=size, label=label, unit="sample")["x"][0]
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1."""

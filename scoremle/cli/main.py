@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import scoremle
 from scoremle.cli import help as topics
+from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, experiment
 from scoremle.cli.parsers import PARSERS
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -32,7 +33,10 @@ LESS_MEMORY = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line (without the program's name); gives the exit code."""
+    """Run the command line (without the program's name); gives the exit code.
+
+    0: done; 2: a user's mistake; 130 and 143: stopped by Ctrl-C and by SIGTERM.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         with _warnings():
@@ -42,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
+    except Stopped as stop:
+        return 128 + stop.signal
     except UserError as error:
         return _mistake(str(error))
     except OSError as error:  # no permission, no space, no folder
@@ -74,7 +80,9 @@ def _run(arguments: list[str]) -> int:
     elif "--version" in arguments:
         print(f"scoremle {scoremle.__version__}")
     elif name.startswith("-"):
-        experiment.run(parse(arguments))
+        settings = parse(arguments)
+        keep_programs()
+        experiment.run(settings)
     else:
         raise UserError(_unknown_command(name))
     return 0
@@ -82,11 +90,10 @@ def _run(arguments: list[str]) -> int:
 
 def _command(name: str, arguments: list[str]) -> None:
     module, _ = COMMANDS[name]
-    if name in PARSERS:
-        options = PARSERS[name]().parse_args(arguments)
-        importlib.import_module(module).run(options)
-    else:
-        importlib.import_module(module).main(arguments)
+    options = PARSERS[name]().parse_args(arguments) if name in PARSERS else None
+    keep_programs()
+    command = importlib.import_module(module)
+    command.run(options) if options else command.main(arguments)
 
 
 def _help(arguments: list[str]) -> None:

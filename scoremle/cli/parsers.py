@@ -10,9 +10,10 @@ from typing import Any
 
 from scoremle.cli.commands import Parser
 
-__all__ = ["DATASETS", "FITS", "PARSERS"]
+__all__ = ["DATASETS", "FITS", "PARSERS", "SAMPLERS"]
 
-# The names in scoremle.data, whose import brings JAX.
+# The names in scoremle.data and in experiment/samplers.py, whose import brings JAX.
+SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
 FITS = ("crop", "resize")
 # Those of scoremle.experiment.scoring, likewise.
 ESTIMATORS = ("ode", "bound", "steps")
@@ -115,6 +116,42 @@ MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
     " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function"
 )
+
+
+def _sample() -> Parser:
+    parser = Parser(
+        prog="scoremle sample",
+        examples=(
+            "scoremle sample digits -n 64 -o grid.png",
+            "scoremle sample runs/digits -n 1000 -o samples.npy --sampler=dpm_solver --steps=30",
+        ),
+        description="Draws samples of a model.",
+    )
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("-n", type=_at_least(1), default=64, help="how many (64)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("samples.png"), metavar="FILE",
+        help="a picture of all (.png), or an array (.npy, .npz) (samples.png)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="of everything random (0)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ode", help=SAMPLER)
+    parser.add_argument("--steps", type=_at_least(1), help="of the sampler; unset: its own number")
+    parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
+    return parser
+
+
+SAMPLER = "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler (ode)"
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """The type of an integer that is not below ``least``."""
+
+    def integer(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
+        return int(text)
+
+    return integer
 
 
 def _score() -> Parser:
@@ -300,10 +337,24 @@ def _convert_inception() -> Parser:
     return parser
 
 
+# Of the program ----------------------------------------------------------------------------------
+
+
+def _env() -> Parser:
+    parser = Parser(
+        prog="scoremle env",
+        examples=("scoremle env", "scoremle env --json"),
+        description="Versions, devices, memory and cache folders: what a report of a fault needs.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "train": _train,
     "eval": _eval,
     "train-deq": _train_deq,
+    "sample": _sample,
     "score": _score,
     "report": _report,
     "data": _data,
@@ -311,4 +362,5 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "import": _import,
     "export": _export,
     "convert-inception": _convert_inception,
+    "env": _env,
 }

@@ -12,9 +12,9 @@ from scoremle import data
 from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
-from scoremle.cli.parsers import DATASETS, ESTIMATORS, FITS, PARSERS, ModeParser
+from scoremle.cli.parsers import DATASETS, ESTIMATORS, FITS, PARSERS, SAMPLERS, ModeParser
 from scoremle.errors import UserError
-from scoremle.experiment import scoring
+from scoremle.experiment import samplers, scoring
 from scoremle.experiment.configs import NAMED
 
 
@@ -36,6 +36,7 @@ def test_names_that_stand_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(data.FITS) == FITS
     assert scoring.ESTIMATORS == ESTIMATORS
+    assert {*samplers.SAMPLERS} == {*SAMPLERS}
 
 
 @pytest.mark.parametrize("command", PARSERS)

@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "Parser"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("scoremle.cli.commands.experiment", "train a model, or go on training it"),
     "eval": ("scoremle.cli.commands.experiment", "bits/dim of a whole test set, with errors"),
+    "sample": ("scoremle.cli.commands.sample", "samples of a model, as a picture or an array"),
     "score": (
         "scoremle.cli.commands.score",
         "the likelihood of each of your own images, as a CSV",
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.convert_inception",
         "PyTorch's weights of the Inception network, as ours",
     ),
+    "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
     "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
 

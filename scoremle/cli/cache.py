@@ -1,0 +1,54 @@
+"""Compiled programs are kept: a command compiles once, and not each time.
+
+This is JAX's persistent cache. The command line switches it on; ``import scoremle`` does not.
+JAX's own variables have the last word: ``JAX_COMPILATION_CACHE_DIR`` names another folder, and
+``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+__all__ = ["FOLDER", "keep_programs", "programs_folder"]
+
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+# Seconds of compilation from which a program is kept. Most take less than JAX's own 1, and add up.
+LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1
+
+
+def keep_programs() -> None:
+    """Switches it on, before anything compiles, unless the user has named a folder."""
+    if FOLDER in os.environ:
+        return
+    folder = programs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that can't be written to; `scoremle env` says that nothing is kept
+        return
+    for name, value in ((FOLDER, str(folder)), LEAST):
+        if name in os.environ:
+            continue
+        os.environ[name] = str(value)
+        if "jax" in sys.modules:  # which has read its variables already
+            sys.modules["jax"].config.update(name.lower(), value)
+
+
+def programs_folder() -> Path:
+    """Where programs of this machine are kept: another processor could not run them."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    above = Path(caches) if caches else Path.home() / ".cache"
+    return above / "scoremle" / "programs" / _machine()
+
+
+def _machine() -> str:
+    """A short name for the processor and the compiler."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    facts = [platform.machine(), processor, importlib.metadata.version("jaxlib")]
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:12]

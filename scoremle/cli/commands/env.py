@@ -1,0 +1,90 @@
+"""``scoremle env``: what a report of a fault needs: versions, devices, memory, folders."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import scoremle
+from scoremle.cli.cache import FOLDER
+from scoremle.data.prepared import cache_folder
+from scoremle.evaluation.tables import table
+
+__all__ = ["run"]
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
+    "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",
+)  # fmt: skip
+# Settings that change what a command does.
+PREFIXES = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
+GIB = 2**30
+
+
+def run(options: Any) -> None:
+    """Prints them, a line each, or as JSON."""
+    facts = _facts()
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    print(table(("what", "value"), [(name, str(value)) for name, value in facts.items()]))
+
+
+def _facts() -> dict[str, str | int]:
+    return {
+        "scoremle": scoremle.__version__,
+        "installed at": str(Path(scoremle.__file__).parent),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: _version(name) for name in PACKAGES},
+        **_devices(),
+        "cores": os.cpu_count() or 0,
+        "memory": _memory(),
+        "compiled programs": _programs(),
+        "prepared data sets": str(cache_folder()),
+        **{name: v for name, v in sorted(os.environ.items()) if name.startswith(PREFIXES)},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> dict[str, str]:
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # a driver that does not answer is what the report is about
+        return {"devices": f"none: {' '.join(str(error).split())}"}
+    return {f"device {i}": _device(device) for i, device in enumerate(devices)}
+
+
+def _device(device: jax.Device) -> str:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
+    return f"{device.platform}, {device.device_kind}{memory}"
+
+
+def _memory() -> str:
+    try:
+        pages = (os.sysconf(f"SC_{name}_PAGES") for name in ("PHYS", "AVPHYS"))
+        whole, free = (count * os.sysconf("SC_PAGE_SIZE") / GIB for count in pages)
+    except (AttributeError, ValueError):  # the system does not tell
+        return "unknown"
+    return f"{whole:.1f} GiB, {free:.1f} GiB free"
+
+
+def _programs() -> str:
+    config: Any = jax.config  # whose fields no type checker knows
+    folder = config.jax_compilation_cache_dir
+    if not (folder and config.jax_enable_compilation_cache):
+        return f"not kept: switched off, or the folder can't be written ({FOLDER} names another)"
+    files = [path for path in Path(folder).glob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    return f"{folder} ({len(files)} files, {size:.1f} MiB)"

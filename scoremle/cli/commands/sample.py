@@ -1,0 +1,72 @@
+"""``scoremle sample MODEL``: samples of any model, as a picture or an array.
+
+Sample j of a seed is the same whatever number is drawn.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from scoremle.core.pixels import Pixels
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError, choose
+from scoremle.evaluation import pictures
+from scoremle.experiment import defaults
+from scoremle.experiment.models import load
+from scoremle.experiment.samplers import SAMPLERS
+from scoremle.files import write_atomically, write_npz
+from scoremle.model import Sampler, ScoreModel
+from scoremle.types import Data, Keys, NoiseFn
+
+__all__ = ["run"]
+
+# Where sampling ends, unless the model begins later: as published for the VP SDE.
+SMALLEST_TIME = 1e-3
+
+
+def run(options: Any) -> None:
+    """Draws the samples and writes the file."""
+    model = load(options.model, options.checkpoint)
+    _check(options.out, model)
+    sampler, steps = _sampler(options.sampler, options.steps, model)
+    print(f"{model}\nby {options.sampler} in {steps} steps", flush=True)
+    key = jax.random.key(options.seed)
+    samples = model.sample(options.n, key, sampler=sampler, label="samples")
+    _write(options.out, samples, model)
+    print(f"{options.n} samples of seed {options.seed}: {options.out}")
+
+
+def _check(path: Path, model: ScoreModel) -> None:
+    """Raises UserError, before anything is drawn, if the file can't hold the samples."""
+    if path.suffix not in (".png", ".npy", ".npz"):
+        raise UserError(f"-o {path}: the name to write must end in .png, .npy or .npz")
+    if path.suffix == ".png" and (model.pixels is None or model.shape[-1] not in (1, 3)):
+        raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
+
+
+def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, int]:
+    """The sampler that a config would name so, and its steps."""
+    config = defaults.get_config()
+    config.sampling.method, config.sampling.steps = name, steps
+    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
+    defaults.resolve(config)
+    found = choose(SAMPLERS, name, "sampler")(config, model.sde)
+
+    def draw(
+        noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
+    ) -> Data:
+        return found.draw(noise, key, shape)
+
+    return draw, config.sampling.steps
+
+
+def _write(path: Path, samples: np.ndarray, model: ScoreModel) -> None:
+    if path.suffix == ".png":
+        pictures.write_grid(path, samples, cast(Pixels, model.pixels).levels)
+    elif path.suffix == ".npz":
+        write_npz(path, {"samples": samples})
+    else:
+        with write_atomically(path) as temporary, temporary.open("wb") as file:
+            np.save(file, samples)

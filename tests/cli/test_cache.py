@@ -1,0 +1,73 @@
+"""Compiled programs are kept by the command line, where the user says, and not by the library."""
+
+import json
+import os
+import subprocess
+import sys
+
+from scoremle.cli import cache
+from scoremle.cli import main as cli
+
+
+def process(code: str, **variables: str) -> str:
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")} | variables
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+
+
+def test_the_command_line_keeps_what_it_compiled(tmp_path):
+    """And finds it again; the library alone keeps nothing."""
+    code = (
+        "import scoremle, jax, jax.numpy as jnp\n"
+        "assert jax.config.jax_compilation_cache_dir is None\n"
+        "from scoremle.cli.cache import keep_programs\n"
+        "keep_programs()\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))\n"
+        "jax.jit(lambda x: jnp.linalg.svd(x @ x)[0])(jnp.ones((3, 3)))\n"
+        "print('/jax/compilation_cache/cache_hits' in hits)"
+    )
+    least = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    home = {"XDG_CACHE_HOME": str(tmp_path), **least}
+    assert process(code, **home) == "False\n"
+    (folder,) = (tmp_path / "scoremle" / "programs").iterdir()
+    kept = sorted(path.name for path in folder.glob("*-cache"))
+    assert kept
+    assert process(code, **home) == "True\n"
+    assert sorted(path.name for path in folder.glob("*-cache")) == kept
+    off = {"XDG_CACHE_HOME": str(tmp_path / "off"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    process(code, **off, **least)
+    assert not list((tmp_path / "off").rglob("*-cache"))
+
+
+def before_jax(monkeypatch, **variables: str) -> None:
+    """As in a process that has not loaded JAX, with no variables of its cache but these."""
+    monkeypatch.delitem(sys.modules, "jax")
+    for name in (cache.FOLDER, cache.LEAST[0]):
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_what_the_user_set_stays(monkeypatch, tmp_path):
+    before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="mine")
+    cache.keep_programs()
+    assert os.environ[cache.FOLDER] == "mine" and not list(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "scoremle").write_text("a file")
+    before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+    cache.keep_programs()
+    assert cache.FOLDER not in os.environ
+
+
+def test_env_says_what_a_report_needs(capsys):
+    assert cli.main(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    for name in ("scoremle", "python", "jax", "device 0", "memory", "prepared data sets"):
+        assert facts[name]
+    assert facts["compiled programs"].startswith(os.environ[cache.FOLDER])
+    assert facts[cache.FOLDER] == os.environ[cache.FOLDER]
+    assert cli.main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(facts) + 2 and any(line.startswith("device 0 ") for line in lines)

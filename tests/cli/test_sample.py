@@ -1,0 +1,76 @@
+"""The command that draws samples: those of the library, in a picture or an array."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.evaluation.pictures import image_grid
+from scoremle.sampling.ode import denoise, ode_sample
+
+
+def sample(capfd, *arguments):
+    code = cli.main(["sample", *map(str, arguments)])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_samples_are_those_of_the_sampler(tmp_path, capfd):
+    """The multistep solver to t = 1e-3 and the mean there, of the latents of each image's key."""
+    out = tmp_path / "x.npy"
+    code, told, err = sample(capfd, "digits", "-n", 5, "-o", out, "--seed=3", "--steps=7")
+    assert code == 0 and err == "" and told.endswith(f"5 samples of seed 3: {out}\n")
+    assert "digits, step 2,400)\nby ode in 7 steps\n" in told
+    model = scoremle.load("digits")
+
+    def draw(noise, sde, key, shape, *, eps):
+        z = sde.prior_sample(key, shape)
+        x = ode_sample(noise, sde, z, eps=1e-3, solver=scoremle.Multistep(7))
+        return denoise(noise, sde, x, eps=1e-3)
+
+    expected = model.sample(8, jax.random.key(3), sampler=draw)[:5]
+    found = np.load(out)
+    assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1)
+    assert (found != expected).mean() < 0.01  # another batch: a rounding may fall the other way
+
+
+def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
+    fast = ("--sampler=dpm_solver", "--steps=3")
+    assert sample(capfd, tiny.workdir, "-n", 6, "-o", tmp_path / "x.npz", *fast)[0] == 0
+    assert sample(capfd, tiny.workdir, "-n", 6, "-o", tmp_path / "x.png", *fast)[0] == 0
+    with np.load(tmp_path / "x.npz") as saved:
+        grid = image_grid(saved["samples"], 17, columns=3).squeeze()
+    with Image.open(tmp_path / "x.png") as picture:
+        found = np.asarray(picture)
+    factor = found.shape[0] // grid.shape[0]
+    np.testing.assert_array_equal(found[::factor, ::factor], grid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits", "-o", "x.jpg"), "-o x.jpg: the name to write must end in .png, .npy or .npz"),
+        (("digits", "-n", "0"), "argument -n: 0 is no integer from 1"),
+        (("digits", "--seed=-1"), "argument --seed: -1 is no integer from 0"),
+        (("digits", "--sampler=rk45"), "invalid choice: 'rk45'"),
+        (("nowhere",), "there is no folder or file nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, capfd):
+    code, out, err = sample(capfd, *arguments)
+    assert code == 2 and out == "" and words in err and err.count("\n") == 1
+
+
+def test_samples_of_reals_are_no_picture(tmp_path, capfd):
+    (tmp_path / "m.py").write_text(
+        "import scoremle\n"
+        "def model():\n"
+        "    return scoremle.ScoreModel(lambda x, t: x, scoremle.VP(), 1e-3, (2,))\n"
+    )
+    place = f"{tmp_path / 'm.py'}:model"
+    code, _, err = sample(capfd, place, "-o", tmp_path / "x.png")
+    assert code == 2 and "samples of shape (2,) are no pictures: name a .npy or .npz" in err
+    assert sample(capfd, place, "-n", 3, "-o", tmp_path / "x.npy")[0] == 0
+    assert np.load(tmp_path / "x.npy").shape == (3, 2)
