@@ -14,7 +14,7 @@ from scoremle.core.dequantize import Uniform
 from scoremle.data import ImageSet, permutation
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.files import read_npz, write_npz
-from scoremle.likelihood.control_variate import Control, FittedGaussian
+from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checkpoints import tree_hash
@@ -24,10 +24,10 @@ __all__ = ["ControlRun"]
 
 # Folded into the seed's key in place of a step: what no step can be.
 CONTROL = 2**32 - 2
-# Training images: at most so many for the Gaussian, in batches; and so many for the pilot.
-IMAGES, BATCH, PILOT_IMAGES = 20_000, 1000, 128
+# Images that are encoded at once.
+BATCH = 1000
 # The arrays of a control's Gaussian, among all that are kept of a control.
-GAUSSIAN = ("mean", "axes", "variances")
+GAUSSIAN = ("mean", "axes", "variances", "rest")
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class ControlRun:
     @cached_property
     def images(self) -> UInt8[np.ndarray, "n h w c"]:
         order = permutation(len(self.data.train), self.seed, CONTROL)
-        return self.data.train[order[:IMAGES]]
+        return self.data.train[order[: most_examples(self.model.dims)]]
 
     def describe(self) -> dict[str, Any]:
         """What stands beside a bound that was measured with it."""
         return {
-            "control": "Gaussian and powers of pixels, coefficients by log-SNR",
+            "control": "shrunk Gaussian and powers of pixels, checked coefficients by log-SNR",
             "control_images": len(self.images),
             "control_hash": content_hash(self.images),
         }
@@ -58,20 +58,19 @@ class ControlRun:
     def fit(self, params: Params) -> Control:
         """The control variate for these parameters of the model."""
         key = jax.random.fold_in(jax.random.key(self.seed), CONTROL)
-        key_gaussian, key_pilot = jax.random.split(key)
-        key_u, key_fit = jax.random.split(key_pilot)
+        key_u, key_fit = jax.random.split(key)
 
         @jax.jit
         def encode(x: IntImages, key: PRNGKey) -> Images:
             return self.model.pixels.encode(x, Uniform()(key, x)[0])
 
-        gaussian = FittedGaussian.fit(
-            encode(self.images[i : i + BATCH], jax.random.fold_in(key_gaussian, i))
+        x = np.concatenate([
+            encode(self.images[i : i + BATCH], jax.random.fold_in(key_u, i))
             for i in range(0, len(self.images), BATCH)
-        )
+        ])  # fmt: skip
         return fit_control(
-            self.model.noise(params), self.model.sde, encode(self.images[:PILOT_IMAGES], key_u),
-            key_fit, eps=self.model.eps, gaussian=gaussian, matching=self.matching,
+            self.model.noise(params), self.model.sde, jnp.asarray(x), key_fit,
+            eps=self.model.eps, matching=self.matching,
         )  # fmt: skip
 
     def kept(self, params: Params, folder: Path) -> Control:

@@ -13,85 +13,170 @@ rest has mean zero. A network that learned images resembles this Gaussian, so
 with coefficients for each of a number of bins of lambda, takes most of the noise out of the
 network's residual when it is subtracted; its mean is given back in closed form. The last sums,
 j = 0, 1, 2, are for what no Gaussian knows: near the ends of their range pixels behave in another
-way. Any coefficients leave the bound unbiased, as long as they come from other draws of the noise
-than the bound's own; `control_variate_fit.py` fits them.
+way. Directions that share one w need no axes: sums over them are enough. Any coefficients leave
+the bound unbiased, as long as they come from other draws of the noise than the bound's own;
+`control_variate_fit.py` fits them.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.optimize import isotonic_regression
 
 from scoremle.numerics import sum_data
 from scoremle.types import Data, PerExample, Times
 
-__all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "noise_features"]
+__all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "most_examples", "noise_features"]
 
 # The powers x^j that weigh z^2 - 1, pixel by pixel.
 POWERS = (0, 1, 2)
+# The variances along the axes are measured on as many parts of the examples in turn.
+FOLDS = 4
+# Of data with more dimensions than the first, so many examples are taken, whose products are few;
+# never so many that all their numbers exceed the last.
+MOST_DIMS, FEW_EXAMPLES, MOST_EXAMPLES, MOST_NUMBERS = 4096, 2048, 20_000, 2**26
+# An axis of less than this share of the greatest variance is rounding.
+FLAT = 1e-10
+
+Matrix = Float[np.ndarray, "n D"]
+
+
+def most_examples(dims: int) -> int:
+    """How many examples of so many dimensions a Gaussian is fitted on."""
+    most = MOST_EXAMPLES if dims <= MOST_DIMS else FEW_EXAMPLES
+    return max(2, min(most, MOST_NUMBERS // max(dims, 1)))
+
+
+class Deviations(NamedTuple):
+    """Data less the mean of a Gaussian: along its axes, and what is orthogonal to them."""
+
+    along: Float[Array, "b k"]
+    rest: Float[Array, "b D"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FittedGaussian:
-    """N(mean, axes diag(variances) axes^T), of data as vectors."""
+    """A Gaussian of data as vectors: its ``variances`` along the ``axes``, and one for all the
+    ``rest``, the directions that are orthogonal to these."""
 
     mean: Float[Array, " D"]
-    axes: Float[Array, "D D"]
-    variances: Float[Array, " D"]
+    axes: Float[Array, "D k"]
+    variances: Float[Array, " k"]
+    rest: float | Float[Array, ""] = 0.0
 
     @classmethod
     def fit(cls, batches: Iterable[Data]) -> "FittedGaussian":
-        """With the mean and the covariance of all examples of the batches."""
-        count, total, squares = 0, np.zeros(()), np.zeros(())
-        for batch in batches:
-            x = np.asarray(batch, np.float64).reshape(len(batch), -1)
-            count, total, squares = count + len(x), total + x.sum(axis=0), squares + x.T @ x
-        mean = total / count
-        variances, axes = np.linalg.eigh(squares / count - np.outer(mean, mean))
-        found = mean, axes, np.maximum(variances, 0)  # rounding may put a zero below it
+        """With the mean and the principal axes of the examples, ``most_examples`` of them.
+
+        The variances along the axes are those of examples that the axes were not made of: made of
+        all examples but a part, and measured on that part. Those of their own examples would be
+        far too small along the last axes, and zero along all that fewer examples than dimensions
+        leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
+        arXiv 1611.00798.) Raises ValueError for fewer than two examples.
+        """
+        x = np.concatenate([np.asarray(b, np.float32).reshape(len(b), -1) for b in batches])
+        x = x[: most_examples(x.shape[1])]
+        if len(x) < 2:
+            raise ValueError(f"a Gaussian is fitted on two examples or more, not {len(x)}")
+        mean, axes = _principal(x)
+        along, total = _variances(x)
+        axes, behind = axes[:, : len(along)], x.shape[1] - len(along)
+        rest = max(total - along.sum(), 0) / behind if behind else 0.0
+        found = mean, axes, isotonic_regression(along, increasing=False).x, rest
         return cls(*(jnp.asarray(a, jnp.float32) for a in found))
 
-    def deviations(self, x: Data) -> Float[Array, "b D"]:
-        """x less the mean, along the axes."""
-        return (x.reshape(len(x), -1) - self.mean) @ self.axes
+    @property
+    def _all_variances(self) -> Float[Array, " k+1"]:
+        return jnp.append(self.variances, self.rest)
 
-    def _factors(
-        self, lam: Times, deviations: Float[Array, "b D"]
-    ) -> tuple[Float[Array, "b D"], Float[Array, "b D"]]:
-        """a and b of the residual."""
+    @property
+    def _counts(self) -> Float[np.ndarray, " k+1"]:
+        """Of how many directions each variance is."""
+        dims, axes = self.axes.shape
+        return np.append(np.ones(axes, np.float32), np.float32(dims - axes))
+
+    def deviations(self, x: Data) -> Deviations:
+        """x less the mean."""
+        whole = x.reshape(len(x), len(self.mean)) - self.mean
+        along = whole @ self.axes
+        return Deviations(along, whole - along @ self.axes.T)
+
+    def _factors(self, lam: Times) -> tuple[Float[Array, "b k+1"], Float[Array, "b k+1"]]:
+        """a, and b for a deviation of one."""
         r = jnp.exp(lam)[:, None]
-        scale = 1 + r * self.variances
-        return r * self.variances / scale, jnp.sqrt(r) * deviations / scale
+        scale = 1 + r * self._all_variances
+        return r * self._all_variances / scale, jnp.sqrt(r) / scale
 
-    def mean_residual(self, lam: Times, deviations: Float[Array, "b D"]) -> PerExample:
+    def mean_residual(self, lam: Times, deviations: Deviations) -> PerExample:
         """m, the mean of the residual over z."""
-        a, b = self._factors(lam, deviations)
-        return jnp.sum(jnp.square(a) + jnp.square(b), axis=1) / 2
+        a, b = self._factors(lam)
+        each = self._counts * jnp.square(a) + _products(deviations, deviations) * jnp.square(b)
+        return jnp.sum(each, axis=1) / 2
 
-    def residual_noise(self, lam: Times, deviations: Float[Array, "b D"], z: Data) -> PerExample:
+    def residual_noise(self, lam: Times, deviations: Deviations, z: Data) -> PerExample:
         """The residual less its mean."""
-        a, b = self._factors(lam, deviations)
-        zeta = z.reshape(len(z), -1) @ self.axes
-        return jnp.sum(jnp.square(a) * (jnp.square(zeta) - 1) / 2 - a * b * zeta, axis=1)
+        a, b = self._factors(lam)
+        z = z.reshape(len(z), len(self.mean))
+        noise = Deviations(z @ self.axes, z)
+        squares = jnp.square(noise.along)
+        left = jnp.sum(jnp.square(z), axis=1) - jnp.sum(squares, axis=1)
+        excess = jnp.append(squares, left[:, None], axis=1) - self._counts
+        each = jnp.square(a) * excess / 2 - a * b * _products(deviations, noise)
+        return jnp.sum(each, axis=1)
 
     def integrals(
-        self, edges: Float[Array, " n"], deviations: Float[Array, "b D"]
+        self, edges: Float[Array, " n"], deviations: Deviations
     ) -> Float[Array, "b bins"]:
         """The integral of m over lambda from each edge to the next."""
+        variances, counts = self._all_variances, self._counts
+        squares = _products(deviations, deviations)
 
         def between(low: Float[Array, ""], high: Float[Array, ""]) -> PerExample:
             rise = jnp.exp(high) - jnp.exp(low)
-            u_low, u_high = (1 + jnp.exp(lam) * self.variances for lam in (low, high))
+            u_low, u_high = (1 + jnp.exp(lam) * variances for lam in (low, high))
             share = rise / (u_low * u_high)
-            grown = jnp.log1p(rise * self.variances / u_low)
-            per_axis = (jnp.square(deviations) - self.variances) * share + grown
-            return jnp.sum(per_axis, axis=1) / 2
+            grown = counts * jnp.log1p(rise * variances / u_low)
+            return jnp.sum((squares - counts * variances) * share + grown, axis=1) / 2
 
         return jax.lax.map(lambda ends: between(*ends), (edges[:-1], edges[1:])).T
+
+
+def _products(a: Deviations, b: Deviations) -> Float[Array, "b k+1"]:
+    """Of the two along each axis, and their inner product in the rest; that of ``a`` is orthogonal
+    to the axes."""
+    rest = jnp.sum(a.rest * b.rest, axis=1, keepdims=True)
+    return jnp.concatenate([a.along * b.along, rest], axis=1)
+
+
+def _principal(x: Matrix) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D k"]]:
+    """The mean, and the axes of the covariance, that of the greatest variance first."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    x = x - mean
+    if len(x) > x.shape[1]:
+        return mean, np.linalg.eigh(x.T @ x)[1][:, ::-1]
+    squares, places = np.linalg.eigh(x @ x.T)
+    seen = squares > FLAT * squares[-1]
+    return mean, (x.T @ places[:, seen] / np.sqrt(squares[seen]))[:, ::-1]
+
+
+def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
+    """Along the axes of the other parts of the examples, and the total, means over the parts."""
+    folds = min(FOLDS, len(x))
+    found, total = [], 0.0
+    for fold in range(folds):
+        held = np.arange(len(x)) % folds == fold
+        mean, axes = _principal(x[~held])
+        away = x[held] - mean
+        found.append(np.square(away @ axes).mean(axis=0))
+        total += np.square(away).sum(axis=1).mean() / folds
+    count = min(map(len, found))
+    return np.mean([along[:count] for along in found], axis=0), total
 
 
 def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
@@ -125,7 +210,7 @@ class Controlled:
 
     control: Control
     x: Data
-    deviations: Float[Array, "b D"]
+    deviations: Deviations
 
     def draw(self, lam: Times, z: Data) -> PerExample:
         """k at the given log-SNR and noise."""
@@ -151,7 +236,7 @@ class Controlled:
 
 
 def noise_features(
-    gaussian: FittedGaussian, lam: Times, x: Data, deviations: Float[Array, "b D"], z: Data
+    gaussian: FittedGaussian, lam: Times, x: Data, deviations: Deviations, z: Data
 ) -> Float[Array, "b features"]:
     """The functions of the noise in k, each of mean zero."""
     excess = (jnp.square(z) - 1) / 2

@@ -8,10 +8,14 @@ At each of a number of log-SNRs, pairs of draws of the noise for the same images
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 
-The draws are not those of the bound, so that it is as unbiased as without.
+The images are none of those that the Gaussian was fitted on: it knows its own too well. And what
+coefficients from one half of them leave is measured on the other half; where that is no less than
+without, the bound does without. The draws are not those of the bound, so that it is as unbiased as
+without.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +27,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.bound import MATCHINGS
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
-from scoremle.numerics import sum_data
+from scoremle.numerics import as_data, as_pytree, dims_of, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
 
 __all__ = ["fit_control"]
@@ -31,6 +35,11 @@ __all__ = ["fit_control"]
 # Of each example: a residual, features of its noise, and the Gaussian's mean residual.
 Drawn = tuple[PerExample, Float[Array, "b features"], PerExample]
 
+# Of examples that are also for the Gaussian, every fourth is for the coefficients, so many at
+# most. Fewer than two can't tell whether coefficients serve others.
+PILOT_SHARE, PILOT_EXAMPLES, FEWEST = 4, 128, 2
+# Pairs of draws in each bin, or one for each example where these are more.
+PAIRS = 128
 # Of the density, this share is even over log-SNR: no weight exceeds its inverse.
 EVEN = 0.1
 # Directions of the features whose spread is less than this share of the greatest can't be told
@@ -45,21 +54,96 @@ def fit_control(
     key: PRNGKey,
     *,
     eps: Scalar,
-    gaussian: FittedGaussian,
+    gaussian: FittedGaussian | None = None,
     matching: str = "denoising",
 ) -> Control:
-    """The control variate for bounds with this network, by a pilot on the examples ``x``.
+    """The control variate for bounds with this network, fitted on the examples ``x``.
 
-    Takes two network evaluations for each example and bin. A hundred examples are enough.
+    Takes two network evaluations for each of 128 pairs in each bin, or for each example of a
+    given Gaussian, where these are more.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the SDE that it belongs to.
+        x: data of the kind that will be measured, but others.
+        key: draws the noise.
+        eps: the smallest time.
+        gaussian: one fitted on others than ``x``; None: fitted on three quarters of ``x`` or
+            more, which should be as many as there are (up to ``most_examples``).
+        matching: that of the bound.
+
+    From fewer than eight examples, or two beside a given Gaussian, nothing can be told: the
+    control changes nothing then.
     """
+    if gaussian is None:
+        count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)
+        if count < FEWEST:
+            return _none(sde, as_data(x), eps)
+        gaussian, x = FittedGaussian.fit([x[count:]]), x[:count]
+    x = as_data(x)
+    if len(x) < FEWEST:
+        return _none(sde, x, eps)
     edges = log_snr_edges(sde, eps)
-    deviations = gaussian.deviations(x)
+    groups = np.arange(max(PAIRS, len(x))) % len(x) % 2
+    x = x[jnp.arange(len(groups)) % len(x)]
     key_place, key_bins, key_last = jax.random.split(key, 3)
     # Each bin is covered evenly, one place for each example.
     place = (jnp.arange(len(x)) + jax.random.uniform(key_place, (len(edges) - 1, 1))) / len(x)
     lam = edges[:-1, None] + jnp.diff(edges)[:, None] * place
+    model = as_pytree(noise), sde, gaussian, x, eps
+    residual, features, means = _numbers(_pairs(*model, lam, key_bins, matching))
+    ends = jnp.full((1, len(x)), edges[-1])
+    last = _numbers(_pairs(*model, ends, key_last, "denoising"))
+    slopes = [_noise_fit(*row, groups, WITHOUT) for row in zip(residual, features, strict=True)]
+    at_data = _noise_fit(last[0][0], last[1][0], groups, WITHOUT_AT_DATA)
+    levels = [_level_fit(*row, groups) for row in zip(residual, means, strict=True)]
+    spread = np.sqrt([fit.left for fit in slopes])
+    shares = spread / spread.sum()
+    return Control(
+        gaussian=gaussian,
+        edges=edges,
+        levels=jnp.asarray([fit.coefficients for fit in levels], x.dtype),
+        slopes=jnp.asarray([fit.coefficients for fit in (*slopes, at_data)], x.dtype),
+        shares=jnp.asarray((1 - EVEN) * shares + EVEN / len(shares), x.dtype),
+    )
 
-    def draw(matching: str, lam: Times, key: PRNGKey) -> Drawn:
+
+# Coefficients of the features with which a bound is one without a control: at t = eps it has
+# (||z||^2 - D) / 2 in its place (`bound.py`).
+WITHOUT, WITHOUT_AT_DATA = np.zeros(4), np.array([0.0, 1.0, 0.0, 0.0])
+
+
+def _none(sde: SDE, x: Data, eps: Scalar) -> Control:
+    """The control that changes nothing."""
+    edges, dims = log_snr_edges(sde, eps), dims_of(x)
+    bins = len(edges) - 1
+    nothing = FittedGaussian(jnp.zeros(dims), jnp.zeros((dims, 0)), jnp.zeros(0))
+    slopes = np.stack([*[WITHOUT] * bins, WITHOUT_AT_DATA])
+    return Control(
+        gaussian=nothing,
+        edges=edges,
+        levels=jnp.zeros((bins, 2)),
+        slopes=jnp.asarray(slopes, x.dtype),
+        shares=jnp.full(bins, 1 / bins),
+    )
+
+
+@partial(jax.jit, static_argnames="matching")
+def _pairs(
+    noise: NoiseFn,
+    sde: SDE,
+    gaussian: FittedGaussian,
+    x: Data,
+    eps: Scalar,
+    lam: Float[Array, "rows n"],
+    key: PRNGKey,
+    matching: str,
+) -> Drawn:
+    """Two draws, [rows 2 n], at each log-SNR of each example."""
+    deviations = gaussian.deviations(x)
+
+    def draw(inputs: tuple[Times, PRNGKey]) -> Drawn:
+        lam, key = inputs
         key_z, key_v = split(example_keys(key, len(x)))
         z = normal(key_z, x)
         t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
@@ -68,47 +152,67 @@ def fit_control(
         features = noise_features(gaussian, lam, x, deviations, z)
         return residual, features, gaussian.mean_residual(lam, deviations)
 
-    @partial(jax.jit, static_argnums=0)
-    def pairs(matching: str, lam: Float[Array, "rows n"], key: PRNGKey) -> Drawn:
-        keys = jax.random.split(key, 2 * len(lam))
-        drawn = jax.lax.map(lambda row: draw(matching, *row), (jnp.repeat(lam, 2, axis=0), keys))
-        return jax.tree.map(lambda a: a.reshape(len(lam), 2, *a.shape[1:]), drawn)
-
-    within = _numbers(pairs(matching, lam, key_bins))
-    at_data = _numbers(pairs("denoising", jnp.full((1, len(x)), edges[-1]), key_last))
-    slopes, spread = _noise_fit(*within[:2])
-    last_slopes, _ = _noise_fit(*at_data[:2])
-    shares = spread / spread.sum()
-    return Control(
-        gaussian=gaussian,
-        edges=edges,
-        levels=jnp.asarray(_level_fit(within[0], within[2]), x.dtype),
-        slopes=jnp.asarray(np.concatenate([slopes, last_slopes]), x.dtype),
-        shares=jnp.asarray((1 - EVEN) * shares + EVEN / len(shares), x.dtype),
-    )
+    keys = jax.random.split(key, 2 * len(lam))
+    drawn = jax.lax.map(draw, (jnp.repeat(lam, 2, axis=0), keys))
+    return jax.tree.map(lambda a: a.reshape(len(lam), 2, *a.shape[1:]), drawn)
 
 
 def _numbers(drawn: Drawn) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in jax.device_get(drawn)]
 
 
-def _noise_fit(residual: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of the features of the noise, and the standard deviation that they leave.
+class Fit(NamedTuple):
+    """Coefficients, and the mean square that they leave of examples that they do not know."""
 
-    For each row, by differences within pairs, to which the level of an image adds nothing.
+    coefficients: Float[np.ndarray, " p"]
+    left: float
+
+
+def _noise_fit(
+    residual: Float[np.ndarray, "2 n"],
+    features: Float[np.ndarray, "2 n p"],
+    groups: Float[np.ndarray, " n"],
+    without: Float[np.ndarray, " p"],
+) -> Fit:
+    """Coefficients of the features of the noise, and the variance that they leave.
+
+    By differences within pairs, to which the level of an image adds nothing.
     """
-    gaps, causes = residual[:, 0] - residual[:, 1], features[:, 0] - features[:, 1]
-    slopes = np.stack([_regression(x, y) for x, y in zip(causes, gaps, strict=True)])
-    left = gaps - np.einsum("rnf,rf->rn", causes, slopes)
-    return slopes, np.sqrt(np.square(left).mean(axis=1) / 2)
+    causes, gaps = features[0] - features[1], residual[0] - residual[1]
+    fit = _better(causes, gaps, groups, without)
+    return fit._replace(left=fit.left / 2)
 
 
-def _level_fit(residual: np.ndarray, mean_residual: np.ndarray) -> np.ndarray:
-    """Constant and coefficient of the Gaussian's mean residual in the level, [rows 2]."""
-    rows = zip(mean_residual[:, 0], residual.mean(axis=1), strict=True)
-    return np.stack([_regression(np.stack([np.ones_like(m), m], axis=1), y) for m, y in rows])
+def _level_fit(
+    residual: Float[np.ndarray, "2 n"],
+    mean_residual: Float[np.ndarray, "2 n"],
+    groups: Float[np.ndarray, " n"],
+) -> Fit:
+    """Constant and coefficient of the Gaussian's mean residual in the level."""
+    m, level = mean_residual[0], residual.mean(axis=0)
+    return _better(
+        np.stack([np.ones_like(m), m], axis=1), level, groups, np.array([level.mean(), 0.0])
+    )
 
 
-def _regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _better(
+    x: Float[np.ndarray, "n p"],
+    y: Float[np.ndarray, " n"],
+    groups: Float[np.ndarray, " n"],
+    without: Float[np.ndarray, " p"],
+) -> Fit:
+    """The regression of y on x, if those of one half of the examples leave less of the other than
+    the coefficients ``without``; else these."""
+    left = 0.0
+    for group in (0, 1):
+        there = groups == group
+        others = _regression(x[~there], y[~there])
+        left += np.square(y[there] - x[there] @ others).sum() / len(y)
+    if left < (bare := np.square(y - x @ without).mean()):
+        return Fit(_regression(x, y), left)
+    return Fit(without, bare)
+
+
+def _regression(x: Float[np.ndarray, "n p"], y: Float[np.ndarray, " n"]) -> np.ndarray:
     scale = np.sqrt(np.square(x).mean(axis=0)) + np.finfo(np.float64).tiny
     return np.linalg.lstsq(x / scale, y, rcond=RCOND)[0] / scale
