@@ -64,6 +64,22 @@ def test_own_network_comes_near_a_density_that_is_known(tmp_path):
     assert -3 * error < excess < 0.1 and bits < 5
 
 
+@pytest.mark.slow
+def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path, monkeypatch):
+    for library in ("torch", "diffusers", "sklearn"):
+        pytest.importorskip(library)
+    # Threads of torch wait for one another by spinning: beside another worker, for minutes.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = printed("any_model", tmp_path, "--quick", f"--folder={tmp_path}")
+    assert "bits/dim; variational bound of a chain of steps, fixed small variance" in text
+    assert "bits/dim; ODE bound, informed decoder, 1 draw" in text
+    rows = re.findall(r"^(\S.*?)  +(\d\.\d{3})  +(\d\.\d{3})$", text, re.MULTILINE)
+    uniform, bound, ode, shipped = (float(mean) for _, mean, _ in rows)
+    # Hardly trained it knows little more than nothing; the model that ships has 2.1 of 17 levels.
+    assert uniform == 8 and 6 < ode < 9.5 and 6 < bound < 9.5
+    assert 5.7 < shipped < 6.3
+
+
 RESULT = {
     "checkpoint": 3, "step": 2400, "mean": 1.9, "stderr": 0.01, "eps": 1e-5,
     "draws": 64, "draw_stderr_of_mean": 0.002,
