@@ -33,7 +33,7 @@ from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
 
-__all__ = ["is_folder", "load", "schedule_of"]
+__all__ = ["assembled", "is_folder", "load", "refuse_latents", "schedule_of"]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.
@@ -65,19 +65,34 @@ def is_folder(path: Path) -> bool:
 def load(path: Path) -> ScoreModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
-    _refuse_latents(path)
+    index = path / "model_index.json"
+    refuse_latents(str(path), read_json(index) if index.is_file() else {})
     config = read_json(_there(network_folder / "config.json"))
+    return assembled(config, _scheduler(path), _weights(network_folder), str(path))
+
+
+def assembled(
+    config: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    place: str,
+) -> ScoreModel:
+    """The model of a network's and a scheduler's config and the network's state dict.
+
+    Raises UserError for what can't be served, with ``place``, where it is from.
+    """
     network = UNet2D.from_config(config)
-    scheduler = _scheduler(path)
     schedule = schedule_of(scheduler)
     sde = SDE("vp", schedule, 1.0)
-    prediction = scheduler["prediction_type"]
+    prediction = {**DEFAULTS, **scheduler}["prediction_type"]
     if prediction not in PREDICTIONS:
-        raise UserError(f"{path}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
+        raise UserError(f"{place}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
     channels = network.in_channels
     if network.out_channels not in (channels, 2 * channels):
-        raise UserError(f"{path}: {network.out_channels} channels out of {channels} are no noise")
-    params = unet2d_params(_weights(network_folder), network)
+        raise UserError(
+            f"{place}: {network.out_channels} channels out of {channels} are no noise"
+        )
+    params = unet2d_params(weights, network)
     apply = Applied(network, channels)
     noise = noise_fn(
         Partial(apply, jax.tree.map(jnp.asarray, params)), sde,
@@ -85,7 +100,7 @@ def load(path: Path) -> ScoreModel:
     )  # fmt: skip
     size = network.sample_size
     if size is None:
-        raise UserError(f"{network_folder / 'config.json'} has no sample_size")
+        raise UserError(f"{place}: the network's config has no sample_size")
     height, width = size if isinstance(size, tuple) else (size, size)
     return ScoreModel(noise, sde, schedule.eps, (height, width, channels), PIXELS)
 
@@ -119,12 +134,11 @@ def _there(path: Path) -> Path:
     return path
 
 
-def _refuse_latents(path: Path) -> None:
-    index = path / "model_index.json"
-    parts = read_json(index) if index.is_file() else {}
+def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
+    """Raises UserError for the parts of a latent model, as ``model_index.json`` lists them."""
     if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
         raise UserError(
-            f"{path} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
+            f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
             " density of latents is not one of images, so there is no likelihood to compare"
         )
 
