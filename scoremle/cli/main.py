@@ -57,6 +57,8 @@ LESS_MEMORY = (
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+# What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
+MISTAKE = f"\n{UserError.__name__}: "
 ILLEGAL_FIELD = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
@@ -88,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         what = error.strerror or str(error)
         return _mistake(what if error.filename is None else f"{error.filename}: {what}")
     except (MemoryError, RuntimeError) as error:
+        if MISTAKE in str(error):
+            return _mistake(str(error).rpartition(MISTAKE)[2])
         if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
             raise
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
