@@ -26,6 +26,7 @@ __all__ = [
     "predict",
     "sum_data",
     "sum_over",
+    "within_forms",
 ]
 
 
@@ -142,3 +143,17 @@ def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
             " eps(x, t) must have the shape of x"
         )
     return found.astype(jnp.promote_types(found.dtype, x.dtype))
+
+
+def within_forms(noise: NoiseFn) -> NoiseFn:
+    """A noise prediction to take forms v'Jv of, where J is its derivative in x.
+
+    A part of it that has no derivative in forward mode (a network of another library) offers
+    ``transposed``: the same values, and J'v for Jv. The form is the same number, as long as all
+    around such a part multiplies examples by scalars.
+    """
+
+    def has(node: object) -> bool:
+        return hasattr(node, "transposed")
+
+    return jax.tree.map(lambda node: node.transposed if has(node) else node, noise, is_leaf=has)

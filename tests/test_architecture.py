@@ -21,6 +21,7 @@ ROWS = (
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("data", "training"),
     ("quality", "evaluation", "published"),
+    ("interop",),
     ("experiment",),
     ("report",),
     ("cli",),

@@ -31,6 +31,9 @@ LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
 
+# What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
+MISTAKE = f"\n{UserError.__name__}: "
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code.
@@ -54,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         what = error.strerror or str(error)
         return _mistake(what if error.filename is None else f"{error.filename}: {what}")
     except (MemoryError, RuntimeError) as error:
+        if MISTAKE in str(error):
+            return _mistake(str(error).rpartition(MISTAKE)[2])
         if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
             raise
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))

@@ -1,7 +1,10 @@
 """A model by ``FILE.py:function``: a user's own function, which returns a ScoreModel."""
 
 import importlib.util
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scoremle.errors import UserError
@@ -28,10 +31,11 @@ def own_model(place: str) -> ScoreModel:
         raise UserError(f"no file {path} (looked for {path.absolute()})")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, function):
-            raise UserError(f"{path} has no function {function}")
-        model = getattr(module, function)()
+        with _own_imports_of(path):
+            spec.loader.exec_module(module)
+            if not hasattr(module, function):
+                raise UserError(f"{path} has no function {function}")
+            model = getattr(module, function)()
     except UserError:
         raise
     except Exception as error:
@@ -43,3 +47,24 @@ def own_model(place: str) -> ScoreModel:
     if not isinstance(model, ScoreModel):
         raise UserError(f"{place} must return a ScoreModel, not a {type(model).__name__}")
     return model
+
+
+@contextmanager
+def _own_imports_of(path: Path) -> Iterator[None]:
+    """While a file runs, its folder is on the path.
+
+    What it imports from there is forgotten afterwards: beside another file a module of the same
+    name may be another one.
+    """
+    folder, before = path.absolute().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            top = name.partition(".")[0]
+            file = Path(getattr(sys.modules[name], "__file__", None) or "")
+            own = file == folder / f"{top}.py" or file.is_relative_to(folder / top)
+            if own and top not in before:
+                del sys.modules[name]

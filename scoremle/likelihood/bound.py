@@ -29,7 +29,16 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, log_snr_edges
 from scoremle.likelihood.control_variate import Control, bin_of
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
-from scoremle.numerics import as_data, check_eps, dims_of, expand, predict, sum_data, sum_over
+from scoremle.numerics import (
+    as_data,
+    check_eps,
+    dims_of,
+    expand,
+    predict,
+    sum_data,
+    sum_over,
+    within_forms,
+)
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
@@ -96,6 +105,7 @@ def sliced(
 ) -> tuple[Data, Data]:
     """1/2 (eps^2 + 1) - sigma v Jv with random signs v: in expectation the denoising one."""
     v = draw(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
+    noise = within_forms(noise)
     prediction, jv = jax.jvp(lambda y: predict(noise, y, t), (x_t,), (v,))
     return prediction, (jnp.square(prediction) + 1) / 2 - expand(sde.sigma(t), v) * v * jv
 

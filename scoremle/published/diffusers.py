@@ -33,7 +33,7 @@ from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
 from scoremle.published.family import PIXELS, Published
 
-__all__ = ["is_folder", "load", "schedule_of"]
+__all__ = ["assembled", "is_folder", "load", "refuse_latents", "schedule_of"]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.
@@ -74,33 +74,46 @@ def is_folder(path: Path) -> bool:
 def load(path: Path) -> Published:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
-    _refuse_latents(path)
+    index = path / "model_index.json"
+    refuse_latents(str(path), read_json(index) if index.is_file() else {})
     config = read_json(_there(network_folder / "config.json"))
-    network = UNet2D.from_config(config)
-    scheduler = _scheduler(path)
-    schedule = schedule_of(scheduler)
+    return assembled(config, _scheduler(path), _weights(network_folder), str(path))
+
+
+def assembled(
+    config: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    place: str,
+) -> Published:
+    """The model of a network's and a scheduler's config and the network's state dict.
+
+    Raises UserError for what can't be served, with ``place``, where it is from.
+    """
+    network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
+    schedule = schedule_of(fields)
     sde = SDE("vp", schedule, 1.0)
-    prediction = scheduler["prediction_type"]
+    prediction = fields["prediction_type"]
     if prediction not in PREDICTIONS:
-        raise UserError(f"{path}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
+        raise UserError(f"{place}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
     channels = network.in_channels
     if network.out_channels not in (channels, 2 * channels):
-        raise UserError(f"{path}: {network.out_channels} channels out of {channels} are no noise")
-    ranged = scheduler["variance_type"] == "learned_range"
+        raise UserError(f"{place}: {network.out_channels} channels out of {channels} are no noise")
+    ranged = fields["variance_type"] == "learned_range"
     if ranged and network.out_channels == channels:
-        raise UserError(f"{path}: variance_type is learned_range, and the network tells none")
-    params = jax.tree.map(jnp.asarray, unet2d_params(_weights(network_folder), network))
+        raise UserError(f"{place}: variance_type is learned_range, and the network tells none")
+    params = jax.tree.map(jnp.asarray, unet2d_params(weights, network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
         prediction=PREDICTIONS[prediction], conditioning="step",
     )  # fmt: skip
     size = network.sample_size
     if size is None:
-        raise UserError(f"{network_folder / 'config.json'} has no sample_size")
+        raise UserError(f"{place}: the network's config has no sample_size")
     height, width = size if isinstance(size, tuple) else (size, size)
     return Published(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps, (height, width, channels),
-        PIXELS, steps=_steps(scheduler),
+        PIXELS, steps=_steps(fields),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
 
@@ -141,12 +154,11 @@ def _there(path: Path) -> Path:
     return path
 
 
-def _refuse_latents(path: Path) -> None:
-    index = path / "model_index.json"
-    parts = read_json(index) if index.is_file() else {}
+def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
+    """Raises UserError for the parts of a latent model, as ``model_index.json`` lists them."""
     if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
         raise UserError(
-            f"{path} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
+            f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
             " density of latents is not one of images, so there is no likelihood to compare"
         )
 
@@ -155,7 +167,7 @@ def _scheduler(path: Path) -> dict[str, Any]:
     places = (path / "scheduler", path, path.parent / "scheduler")
     for place in places:
         if (file := place / "scheduler_config.json").is_file():
-            return {**DEFAULTS, **read_json(file)}
+            return read_json(file)
     raise UserError(
         f"{path} has no scheduler_config.json, in it or in scheduler/: without it nothing says"
         " what noise the network was trained with"

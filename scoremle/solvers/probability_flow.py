@@ -17,7 +17,7 @@ Where lambda is a number for each dimension, so are s, r and rho, the last term 
 and the clock is t.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Probes
 from scoremle.core.sde import SDE
-from scoremle.numerics import check_eps, expand, predict
+from scoremle.numerics import check_eps, expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
 
 __all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
@@ -74,7 +74,10 @@ class ProbabilityFlow:
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
     ) -> tuple[Data, Float[Array, "m b"]]:
         """du/dc and the estimates of its divergence."""
-        return estimator(lambda v: self.velocity(clock, v), u, probes)
+        # Only numbers stand round the network where all dimensions share their log-SNR.
+        shared = not self.sde.schedule.per_dimension
+        flow = replace(self, noise=within_forms(self.noise)) if shared else self
+        return estimator(lambda v: flow.velocity(clock, v), u, probes)
 
     def log_density_gradient(self, clock: Times, u: Data, velocity: Data) -> Data:
         """grad log p(u), from the velocity there: what an error in u does to the likelihood.

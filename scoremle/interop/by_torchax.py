@@ -1,0 +1,113 @@
+"""A PyTorch module translated to JAX by torchax: its parameters are leaves, as of any network.
+
+Convolutions are translated here: with channels behind. XLA for CPUs turns those with channels
+first into such ones, but not within a loop, where they are two hundred times slower.
+
+torchax changes settings of PyTorch and of JAX when it is imported; they are put back. It gives
+PyTorch's private backend the name "jax", which can't be undone.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from jax.tree_util import Partial
+from jaxtyping import Array
+from torch import nn
+
+__all__ = ["translated"]
+
+# A module holds the arrays that it is traced with, and torchax has modes that it turns on and off.
+_TRACING = threading.RLock()
+# An environment variable and a field of jax.config.
+TELEMETRY, OPTIONS = "ENABLE_RUNTIME_UPTIME_TELEMETRY", "jax_pjrt_client_create_options"
+
+
+@dataclass(frozen=True, eq=False)
+class _Translated:
+    function: Callable[..., Any]
+
+    def __call__(self, weights: dict[str, Array], *inputs: Array) -> Array:
+        with _settings_kept():
+            return self.function(weights, inputs)
+
+
+def translated(module: nn.Module) -> Partial:
+    """``network(x, label, *condition)`` of a module, which from now on belongs to it.
+
+    Raises ImportError where torchax is not installed, or does not fit this PyTorch.
+    """
+    with _settings_kept():
+        import torchax
+        from torchax.tensor import Environment
+
+        environment = Environment()
+
+        def convolve(*arguments: Any) -> Any:
+            return environment.j2t_iso(_convolve(*environment.t2j_iso(arguments)))
+
+        environment.override_op_definition(torch.ops.aten.convolution.default, convolve)
+        weights, function = torchax.extract_jax(module, environment)
+    return Partial(_Translated(function), weights)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Whatever torchax sets is as it was, when this is left."""
+    fast, told = torch.backends.mha, os.environ.get(TELEMETRY)
+    with _TRACING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fastpath, options = fast.get_fastpath_enabled(), getattr(jax.config, OPTIONS)
+        # Attention as one operation of its own, which torchax does not know.
+        fast.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            fast.set_fastpath_enabled(fastpath)
+            jax.config.update(OPTIONS, options)
+            if told is None:
+                os.environ.pop(TELEMETRY, None)
+
+
+def _convolve(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Array:
+    """torch.convolution of [b c *d], transposed or not."""
+    axes = range(2, weight.ndim)
+    if transposed:
+        # [in, out / groups, *k] to [out, in / groups, *k], and the kernel backwards
+        split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        weight = jnp.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
+        weight = jnp.flip(weight, axes)
+        reach = [d * (weight.shape[a] - 1) for d, a in zip(dilation, axes, strict=True)]
+        pads = [
+            (r - p, r - p + more)
+            for r, p, more in zip(reach, padding, output_padding, strict=True)
+        ]
+    else:
+        pads = [(p, p) for p in padding]
+    ones = [1] * len(axes)
+    letters = "DHW"[-len(axes) :]
+    y = jax.lax.conv_general_dilated(
+        jnp.moveaxis(x, 1, -1), jnp.transpose(weight, (*axes, 1, 0)),
+        ones if transposed else stride, pads,
+        lhs_dilation=stride if transposed else ones, rhs_dilation=dilation,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        feature_group_count=groups,
+    )  # fmt: skip
+    return jnp.moveaxis(y if bias is None else y + bias, -1, 1)

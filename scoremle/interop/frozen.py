@@ -1,0 +1,127 @@
+"""A PyTorch module as it is when asked: a frozen copy, and products with its Jacobian.
+
+    y = f(x, label, condition),      J'v for each of several probes v
+
+All probes share one forward pass, and each has a backward pass. The copy is in float32 and in
+evaluation mode, without gradients of parameters, on the device of the original, which stays as it
+is. Whatever the module does wrong is one line.
+"""
+
+import contextlib
+import copy
+import io
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scoremle.errors import UserError
+
+__all__ = ["Frozen"]
+
+# The choice of an attention kernel is one for the whole process.
+_CHOICE = threading.Lock()
+
+
+class Frozen:
+    """A copy of ``module``, which is called as ``module(x, label, *condition)``.
+
+    Raises UserError if it can't be copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.name = type(module).__name__
+        try:
+            # What torch.compile gives is traced anew in every thread: its origin is taken.
+            self.module = copy.deepcopy(getattr(module, "_orig_mod", module))
+        except Exception as error:
+            raise UserError(f"{self.name} can't be copied: {_line(error)}") from error
+        self.module.eval().float().requires_grad_(False)
+        state = [*self.module.parameters(), *self.module.buffers()]
+        self.device = state[0].device if state else torch.device("cpu")
+
+    def __call__(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
+        """The output. Raises UserError if the module fails or gives no float32 like ``x``."""
+        try:
+            y = self.module(x, label, *condition)
+        except Exception as error:
+            shapes = ", ".join(f"{_dtype(a)} {list(a.shape)}" for a in (x, label, *condition))
+            raise UserError(f"{self.name} failed on inputs {shapes}: {_line(error)}") from error
+        if not isinstance(y, Tensor):
+            raise UserError(
+                f"{self.name} gives a {type(y).__name__}, not a tensor: wrap it in a module whose"
+                " forward returns the tensor"
+            )
+        if y.shape != x.shape or y.dtype != x.dtype:
+            raise UserError(
+                f"{self.name} gives {_dtype(y)} {list(y.shape)}, where its input is {_dtype(x)}"
+                f" {list(x.shape)}: wrap it in a module whose output is like its input"
+            )
+        return y
+
+    def quietly(self, *inputs: Tensor) -> Tensor:
+        """The output without gradients. Raises UserError if the module prints, or for NaN."""
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()) as printed:
+            y = self(*inputs)
+        if text := printed.getvalue().strip():
+            raise UserError(f"{self.name} prints when it is called: {text.splitlines()[0]!r}")
+        if not torch.isfinite(y).all():
+            raise UserError(f"{self.name} gives NaN or infinity for normal random inputs")
+        return y
+
+    def products(self, inputs: Sequence[Tensor], probes: Tensor) -> tuple[Tensor, Tensor]:
+        """f at ``inputs``, and J'v in x for each of the probes [k b ...]."""
+        with torch.set_grad_enabled(len(probes) > 0):
+            x = inputs[0].detach().requires_grad_(len(probes) > 0)
+            y = self(x, *inputs[1:])
+            found = [self._derivatives(y, [x], v)[0] for v in probes]
+        return y.detach(), torch.stack(found) if found else probes
+
+    def pull_back(
+        self, inputs: Sequence[Tensor], probes: Tensor, dy: Tensor, dproducts: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """The derivatives of <dy, y> + <dproducts, products> in the inputs, and in the probes.
+
+        Those in integers are zero.
+        """
+        places = [a.detach().requires_grad_(a.is_floating_point()) for a in (*inputs, probes)]
+        real = [a for a in places if a.requires_grad]
+        with torch.enable_grad(), _differentiable_twice(len(probes) > 0):
+            y = self(*places[:-1])
+            total = (dy * y).sum()
+            for v, dproduct in zip(places[-1], dproducts, strict=True):
+                (product,) = self._derivatives(y, places[:1], v, create_graph=True)
+                total = total + (dproduct * product).sum()
+            found = dict(zip(map(id, real), self._derivatives(total, real), strict=True))
+        *of_inputs, of_probes = (found.get(id(a), torch.zeros_like(a)) for a in places)
+        return of_inputs, of_probes
+
+    def _derivatives(
+        self, y: Tensor, places: Sequence[Tensor], v: Tensor | None = None, **options: bool
+    ) -> Sequence[Tensor]:
+        try:
+            return torch.autograd.grad(
+                y, places, v, retain_graph=True, materialize_grads=True, **options
+            )
+        except Exception as error:
+            raise UserError(f"{self.name} can't be differentiated: {_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _differentiable_twice(wanted: bool) -> Iterator[None]:
+    """Attention by plain products: the fused kernels have no second derivative."""
+    if not wanted:
+        yield
+        return
+    with _CHOICE, sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _dtype(a: Tensor) -> str:
+    return str(a.dtype).removeprefix("torch.")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

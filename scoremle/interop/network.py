@@ -1,0 +1,157 @@
+"""A PyTorch module as a network of JAX: which way it goes there, and the proof that it arrived.
+
+Translated by torchax it is compiled with all around it, and has every derivative. It stays in
+PyTorch where torchax is not installed or can't translate it, and where it lies on a GPU that JAX
+does not have. Which of the two, and why, is logged.
+
+Either way its value and a form v'Jv are compared with PyTorch's own before it is used.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import Array
+from torch import Tensor, nn
+
+from scoremle.core.pytree import pytree
+from scoremle.errors import UserError
+from scoremle.interop.by_torch import InTorch
+from scoremle.interop.by_torchax import translated
+from scoremle.interop.frozen import Frozen
+from scoremle.numerics import within_forms
+from scoremle.types import Data, Times
+
+__all__ = ["By", "network_of"]
+
+logger = logging.getLogger(__name__)
+
+By = Literal["torchax", "torch"]
+# How far values and forms may be off, as a share of their size.
+TOLERANCE = 1e-4
+
+
+@pytree
+@dataclass(frozen=True)
+class _AsThere:
+    """A network of images [b c h w] in float32 as one of images [b h w c]; vectors stay."""
+
+    network: Callable[..., Data]
+
+    def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
+        image = x.ndim == 4
+        shown = jnp.moveaxis(x, -1, 1) if image else x
+        y = self.network(*map(_in_float32, (shown, label, *condition))).astype(x.dtype)
+        return jnp.moveaxis(y, 1, -1) if image else y
+
+
+def network_of(
+    module: nn.Module, x: np.ndarray, label: np.ndarray, *condition: np.ndarray, by: By | None
+) -> Callable[..., Data]:
+    """``network(x, label, *condition)`` of a module, which is checked at a few such examples.
+
+    Args:
+        module: called as ``module(x, label, *condition)``, with images [b c h w].
+        x: examples, images as [b h w c].
+        label: what the module is told about t of each.
+        condition: a third argument, if it takes one.
+        by: the way; None: torchax, or torch where that can't be.
+
+    Raises UserError if the module can't be used, and for what ``by`` names and can't be done.
+    """
+    frozen = Frozen(module)
+    shown = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
+    inputs = [np.ascontiguousarray(_in_float32(a)) for a in (shown, label, *condition)]
+    truth = _Truth(frozen, inputs)
+    why = _not_torchax(frozen) if by is None else ""
+    if by != "torch" and not why:
+        try:
+            network = translated(frozen.module)
+            truth.compare(network, inputs)
+        except Exception as error:
+            if by is not None:
+                raise UserError(f"{frozen.name} can't be translated: {_line(error)}") from error
+            why = _line(error)
+        else:
+            logger.info("%s is translated to JAX by torchax", frozen.name)
+            return _AsThere(network)
+    say = logger.warning if why else logger.info
+    say("%s stays in PyTorch, on %s: %s", frozen.name, frozen.device, why or "as asked")
+    truth.compare(InTorch(frozen), inputs)
+    return _AsThere(InTorch(frozen))
+
+
+class _Truth:
+    """What PyTorch itself says: the value, and v'J'v for random signs v.
+
+    Raises UserError if the output is not a function of each example alone.
+    """
+
+    def __init__(self, frozen: Frozen, inputs: Sequence[np.ndarray]) -> None:
+        self.name = frozen.name
+        tensors = [_tensor(a, frozen.device) for a in inputs]
+        value = frozen.quietly(*tensors)
+        alone = frozen.quietly(*(a[:1] for a in tensors))
+        if not _close(alone.cpu().numpy(), value[:1].cpu().numpy()):
+            raise UserError(
+                f"{self.name} gives another output in another batch, or at every call: a density"
+                " needs a function of each example alone"
+            )
+        self.v = np.random.default_rng(0).choice([-1.0, 1.0], inputs[0].shape).astype(np.float32)
+        probes = _tensor(self.v[None], frozen.device)
+        self.value, (product,) = (a.cpu().numpy() for a in frozen.products(tensors, probes))
+        self.terms = _by_example(self.v * product)
+
+    def compare(self, network: Callable[..., Data], inputs: Sequence[np.ndarray]) -> None:
+        """Raises UserError unless the network is what the module is."""
+        x, *told = map(jnp.asarray, inputs)
+        value, jv = _push(within_forms(network), x, self.v, told)
+        if not _close(np.asarray(value), self.value):
+            off = np.abs(value - self.value).max()
+            raise UserError(f"{self.name}: its value differs from PyTorch's by {off:.1e}")
+        terms = _by_example(self.v * np.asarray(jv))
+        off = np.abs(terms.sum(axis=1) - self.terms.sum(axis=1))
+        if not np.all(off <= TOLERANCE * np.maximum(np.abs(self.terms).sum(axis=1), 1e-6)):
+            raise UserError(f"{self.name}: its v'Jv differs from PyTorch's by {off.max():.1e}")
+
+
+def _not_torchax(frozen: Frozen) -> str:
+    """Why a module is better left in PyTorch; nothing if it isn't."""
+    if frozen.device.type != "cpu" and jax.default_backend() == "cpu":
+        return "JAX has no GPU here"
+    return ""
+
+
+@jax.jit
+def _push(network: Callable[..., Data], x: Data, v: Data, told: Sequence[Array]) -> Any:
+    return jax.jvp(lambda x: network(x, *told), (x,), (v,))
+
+
+def _close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max()))
+
+
+def _by_example(a: np.ndarray) -> np.ndarray:
+    return a.reshape(len(a), -1).astype(np.float64)
+
+
+def _in_float32(a: Any) -> Any:
+    """Reals in float32; integers as they are."""
+    return a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def _tensor(a: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(a).to(device, copy=True)
+    return tensor if tensor.is_floating_point() else tensor.long()
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "torchax is not installed: pip install 'scoremle[torchax]'"
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return text.strip().splitlines()[0]

@@ -1,0 +1,324 @@
+"""A PyTorch module as a ScoreModel; and denoisers, velocities and pipelines, by what they mean.
+
+    model = from_module(net, schedule="linear", shape=(32, 32, 3), pixels=Pixels(256))
+
+How a module comes to JAX, and how that is checked, is in ``network.py``.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from scoremle.core.betas import betas
+from scoremle.core.pixels import Pixels
+from scoremle.core.prediction import CONDITIONINGS, Conditioning, noise_fn
+from scoremle.core.schedules import (
+    Discrete,
+    GeometricSigma,
+    KarrasSigma,
+    LinearBeta,
+    LinearLogSNR,
+    LinearSigma,
+    Schedule,
+)
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.model import ScoreModel
+from scoremle.numerics import expand
+from scoremle.published import diffusers
+from scoremle.types import Times
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scoremle.interop.network import By
+
+__all__ = ["from_azula", "from_diffusers", "from_edm", "from_module", "from_velocity"]
+
+# The smallest time of schedules that are not a table of steps.
+EPS = 1e-5
+# Where the open ends of a straight path are cut: a signal of e^-9, and a noise of e^-6.65. Nearer
+# to the data the solver states too large an error of a network that is not quite right there.
+OPEN_ENDS = (-18.0, 13.3)
+# So many log-SNRs of a schedule of azula have their times, each by so many halvings.
+TIMES, HALVINGS = 4096, 60
+
+
+def from_module(
+    module: "nn.Module",
+    *,
+    schedule: str | Schedule | SDE,
+    shape: tuple[int, ...],
+    prediction: str = "eps",
+    conditioning: str | Conditioning | None = None,
+    pixels: Pixels | None = None,
+    eps: float | None = None,
+    condition: ArrayLike | None = None,
+    by: "By | None" = None,
+) -> ScoreModel:
+    """The model of a PyTorch module, ``module(x, label)`` or ``module(x, label, condition)``.
+
+    The module gets images [b c h w] or vectors [b d], in float32, and a label for each. It is
+    copied, and the copy is in evaluation mode: what happens to the module later changes nothing.
+
+    Args:
+        module: gives an output of the shape of x.
+        schedule: what noise is added when: the name of DDPM's betas of 1000 steps ("linear",
+            "cosine", "scaled_linear", "sigmoid"), an SDE, or a schedule. One of sigmas is VE,
+            others are VP.
+        shape: of one example, (h, w, c) or (d,).
+        prediction: what its output means: "eps", "score", "x_0", "v", "u" or "edm".
+        conditioning: what its label is: "step", "time", "time_999", "sigma", "log_snr",
+            "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
+        pixels: what its images are, such as Pixels(256); None where the data are reals.
+        eps: the smallest time; None: the first step, or 1e-5.
+        condition: an example of a third argument, as ``ScoreModel.given`` takes it, for the
+            check; None if the module takes none.
+        by: "torchax" or "torch", the way to JAX; None: torchax if it can.
+
+    Raises UserError for a module that can't be used, whatever is wrong with it; for a schedule,
+    prediction, conditioning or shape that there is not; and where PyTorch is not installed.
+    """
+    network_of = _with_torch(module)
+    sde = _sde(schedule)
+    if conditioning is None and not isinstance(sde.schedule, Discrete):
+        raise UserError(
+            "say what the module is told about t: conditioning is a function of (sde, t), or one"
+            f" of {', '.join(CONDITIONINGS)}"
+        )
+    told = conditioning or "step"
+    as_noise = partial(noise_fn, sde=sde, prediction=prediction, conditioning=told)
+    try:
+        as_noise(module)
+        x, label = _examples(sde, told, shape)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    given = () if condition is None else (_rows(condition, len(x)),)
+    noise = as_noise(network_of(module, x, label, *given, by=by))
+    first = sde.schedule.eps if isinstance(sde.schedule, Discrete) else EPS
+    return ScoreModel(noise, sde, first if eps is None else eps, shape, pixels)
+
+
+def from_edm(
+    denoiser: "nn.Module",
+    *,
+    shape: tuple[int, ...],
+    pixels: Pixels | None = None,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    condition: ArrayLike | None = None,
+    by: "By | None" = None,
+) -> ScoreModel:
+    """The model of a denoiser D(x, sigma) of EDM: the mean of x_0, where x = x_0 + sigma z.
+
+    The noise is (x - D) / sigma: near sigma_min it has an error of about 1e-7 / sigma_min.
+
+    Args:
+        denoiser: gets x and a sigma for each example.
+        shape: of one example, (h, w, c) or (d,).
+        pixels: what its images are; None where the data are reals.
+        sigma_min: the least noise that it was trained with, where likelihoods start.
+        sigma_max: the most, the standard deviation of the prior.
+        condition: an example of a third argument; None if there is none.
+        by: the way to JAX, as of ``from_module``.
+
+    Raises UserError as ``from_module`` does. Source: Karras et al., arXiv 2206.00364.
+    """
+    return from_module(
+        denoiser, schedule=_between(KarrasSigma, sigma_min, sigma_max), shape=shape,
+        prediction="x_0", conditioning="sigma", pixels=pixels, condition=condition, by=by,
+    )  # fmt: skip
+
+
+def from_velocity(
+    velocity: "nn.Module",
+    *,
+    data_at: int,
+    shape: tuple[int, ...],
+    pixels: Pixels | None = None,
+    log_snr: tuple[float, float] = OPEN_ENDS,
+    condition: ArrayLike | None = None,
+    by: "By | None" = None,
+) -> ScoreModel:
+    """The model of the velocity u(x, t) of a straight path: flow matching, rectified flow.
+
+    The path has all noise at one end and none at the other, where no log-SNR is finite: it is cut
+    at both. The density is that of the data with the noise at the upper cut.
+
+    Args:
+        velocity: gets x and a t from 0 to 1 for each example, and gives dx/dt.
+        data_at: the t of the data: 1 where x = (1 - t) z + t x_0, 0 where x = (1 - t) x_0 + t z.
+        shape: of one example, (h, w, c) or (d,).
+        pixels: what its images are; None where the data are reals.
+        log_snr: the least and the greatest log-SNR, log((1 - t)^2 / t^2) where data are at 0.
+        condition: an example of a third argument; None if there is none.
+        by: the way to JAX, as of ``from_module``.
+
+    Raises UserError as ``from_module`` does, and for another ``data_at``.
+    Sources: Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003.
+    """
+    _with_torch(velocity)
+    if data_at not in (0, 1):
+        raise UserError(f"data_at is the t of the data, 0 or 1, not {data_at}")
+    from scoremle.interop.wrappers import Backwards
+
+    schedule = _between(LinearLogSNR, *log_snr)
+    prior_std = 1 / (1 + math.exp(log_snr[0] / 2))  # of the noise where the path is cut
+    return from_module(
+        Backwards(velocity) if data_at else velocity,
+        schedule=SDE("straight", schedule, prior_std), shape=shape, prediction="u",
+        conditioning=_signal if data_at else "sigma", pixels=pixels, condition=condition, by=by,
+    )  # fmt: skip
+
+
+def from_azula(
+    denoiser: Any,
+    *,
+    shape: tuple[int, ...],
+    pixels: Pixels | None = None,
+    by: "By | None" = None,
+) -> ScoreModel:
+    """The model of a ``Denoiser`` of azula, from t = 0 to t = 1 of its schedule.
+
+    It gives the mean of x_0, and the noise has an error of about 1e-7 / sigma as in ``from_edm``.
+
+    Args:
+        denoiser: ``denoiser(x_t, t).mean`` and ``denoiser.schedule(t)``, which gives alpha, sigma.
+        shape: of one example, (h, w, c) or (d,).
+        pixels: what its images are; None where the data are reals.
+        by: the way to JAX, as of ``from_module``.
+
+    Raises UserError as ``from_module`` does, and for a module without such a schedule.
+    """
+    _with_torch(denoiser)
+    from scoremle.interop.wrappers import Mean
+
+    if not hasattr(denoiser, "schedule"):
+        raise UserError(f"{type(denoiser).__name__} has no schedule, as azula's denoisers have")
+    times = _times_of(denoiser.schedule)
+    ends = (float(times.log_snr[0]), float(times.log_snr[-1]))
+    return from_module(
+        Mean(denoiser), schedule=_between(LinearLogSNR, *ends), shape=shape, prediction="x_0",
+        conditioning=times, pixels=pixels, by=by,
+    )  # fmt: skip
+
+
+def from_diffusers(pipeline: Any) -> ScoreModel:
+    """The model of a live ``DDPMPipeline``, or any with a UNet2DModel, natively in JAX.
+
+    Its parameters are copied, and nothing of it runs in PyTorch. Raises UserError for a pipeline
+    that ``scoremle.load`` would refuse as a folder.
+    """
+    name = type(pipeline).__name__
+    for part in ("unet", "scheduler"):
+        if not hasattr(pipeline, part):
+            raise UserError(f"{name} has no {part}: a pipeline of diffusers is wanted")
+    diffusers.refuse_latents(name, getattr(pipeline, "config", {}))
+    weights = {name: a.float().cpu().numpy() for name, a in pipeline.unet.state_dict().items()}
+    return diffusers.assembled(
+        dict(pipeline.unet.config), dict(pipeline.scheduler.config), weights, name
+    )
+
+
+def _with_torch(module: "nn.Module") -> Any:
+    """``network_of``, where PyTorch is installed and this is one of its modules."""
+    try:
+        from torch import nn
+    except ImportError:
+        raise UserError("this needs PyTorch: pip install 'scoremle[torch]'") from None
+    from scoremle.interop.network import network_of
+
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"module must be a torch.nn.Module, not a {type(module).__name__}: for a function,"
+            " write a module whose forward calls it"
+        )
+    return network_of
+
+
+def _sde(schedule: str | Schedule | SDE) -> SDE:
+    if isinstance(schedule, SDE):
+        sde = schedule
+    elif isinstance(schedule, str):
+        try:
+            sde = SDE("vp", Discrete.of_betas(betas(schedule)), 1.0)
+        except ValueError as error:
+            raise UserError(f"schedule: {error}") from None
+    elif isinstance(schedule, LinearBeta):
+        sde = SDE(schedule.kernel, schedule, 1.0)
+    elif isinstance(schedule, GeometricSigma | KarrasSigma | LinearSigma):
+        sde = SDE("ve", schedule, schedule.sigma_max)
+    elif isinstance(schedule, Schedule):
+        sde = SDE("vp", schedule, 1.0)
+    else:
+        raise UserError(
+            f"schedule must be a name, a schedule or an SDE, not a {type(schedule).__name__}"
+        )
+    if sde.schedule.per_dimension:
+        raise UserError("a PyTorch module needs a schedule that all dimensions share")
+    return sde
+
+
+def _between(kind: type[Schedule], *ends: float) -> Schedule:
+    try:
+        return kind(*ends)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Times:
+    """The times of a schedule of azula at rising log-SNRs: straight between any two."""
+
+    log_snr: Float[np.ndarray, " n"]
+    t: Float[np.ndarray, " n"]
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        return jnp.interp(sde.log_snr(t), jnp.asarray(self.log_snr), jnp.asarray(self.t))
+
+
+def _times_of(schedule: Callable[..., Any]) -> _Times:
+    import torch
+
+    def log_snr(t: np.ndarray) -> np.ndarray:
+        alpha, sigma = schedule(torch.from_numpy(t))
+        return 2 * torch.log(alpha / sigma).numpy()
+
+    greatest, least = log_snr(np.array([0.0, 1.0]))
+    wanted = np.linspace(least, greatest, TIMES)
+    t, late = np.zeros(TIMES), np.ones(TIMES)
+    for _ in range(HALVINGS):
+        middle = (t + late) / 2
+        early = log_snr(middle) > wanted
+        t, late = np.where(early, middle, t), np.where(early, late, middle)
+    return _Times(wanted, t)
+
+
+def _signal(sde: SDE, t: Times) -> Times:
+    """The t of a straight path that ends at the data."""
+    return sde.alpha(t)
+
+
+def _examples(
+    sde: SDE, conditioning: str | Conditioning, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two examples of what the module will see, and what it is told about t."""
+    if len(shape) not in (1, 3):
+        raise UserError(f"shape must be (h, w, c) of images or (d,) of vectors, not {shape}")
+    tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning
+    t = jnp.asarray([0.3, 0.7])
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(len(t), *shape)), jnp.float32)
+    x = expand(jnp.hypot(sde.alpha(t) / 2, sde.sigma(t)), z) * z
+    return np.asarray(x), np.asarray(tell(sde, t))
+
+
+def _rows(condition: ArrayLike, n: int) -> np.ndarray:
+    rows = np.atleast_1d(np.asarray(condition))
+    return np.broadcast_to(rows[:1], (n, *rows.shape[1:]))

@@ -1,0 +1,209 @@
+"""Denoisers, velocities and pipelines: against closed forms, and the libraries they are of."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.errors import UserError
+from scoremle.interop.torch import (
+    from_azula,
+    from_diffusers,
+    from_edm,
+    from_module,
+    from_velocity,
+)
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+KEY, WIDTHS = jax.random.key(0), (0.2, 0.5, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Torch's threads wait for one another by spinning: beside another worker, for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    def __init__(self, dims=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.out = nn.Linear(dims + 1, 16), nn.Linear(16, dims)
+
+    def forward(self, x, t):
+        told = t.expand(len(x))[:, None]
+        return self.out(torch.tanh(self.inside(torch.cat([x, told], 1))))
+
+
+def data(n=4, dims=3):
+    return np.random.default_rng(0).normal(size=(n, dims)) * 0.6
+
+
+def log_normal(x, variance):
+    return -0.5 * (x**2 / variance + np.log(2 * math.pi * variance)).sum(1)
+
+
+class Velocity(nn.Module):
+    """That of N(0, diag(w)), in closed form: E[dx/dt | x]."""
+
+    def __init__(self, data_at):
+        super().__init__()
+        self.data_at, self.w = data_at, torch.tensor(WIDTHS) ** 2
+
+    def forward(self, x, t):
+        t = t[:, None]
+        a, s = (t, 1 - t) if self.data_at else (1 - t, t)
+        u = (s - a * self.w) / (a**2 * self.w + s**2) * x
+        return -u if self.data_at else u
+
+
+@pytest.mark.parametrize("data_at", [0, 1])
+@pytest.mark.parametrize("ends", [(-18.0, 13.3), (-18.0, 18.0)])
+def test_a_velocity_either_way_has_the_density_of_its_gaussian(data_at, ends):
+    x, w = data(), np.square(WIDTHS)
+    model = from_velocity(Velocity(data_at), data_at=data_at, shape=(3,), log_snr=ends)
+    found = model.log_prob(jnp.asarray(x, float), KEY, solver=scoremle.Multistep(64))
+    t = float(model.sde.sigma(jnp.asarray(model.eps)))
+    assert t == pytest.approx(1 / (1 + math.exp(ends[1] / 2)), rel=1e-3)
+    expected = log_normal(x, (1 - t) ** 2 * w + t**2)
+    bits = 3 * math.log(2)
+    assert (np.abs(found.log_prob - expected) < 1e-4 * bits + found.solver_error).all()
+    assert (found.solver_error < 2e-3 * bits).all(), found.solver_error
+
+
+def test_flow_matchings_own_likelihood():
+    """Its solver, from the one end of the path to the other, in float64."""
+    solver = pytest.importorskip("flow_matching.solver")
+    pytest.importorskip("torchdiffeq")
+    x = data()
+    model = from_velocity(Net(), data_at=1, shape=(3,), log_snr=(-18.0, 18.0))
+    found = model.log_prob(jnp.asarray(x, float), KEY, solver=scoremle.Multistep(64))
+    normal = torch.distributions.Independent(
+        torch.distributions.Normal(torch.zeros(3).double(), 1.0), 1
+    )
+    _, expected = solver.ODESolver(Net().double()).compute_likelihood(
+        torch.from_numpy(x), normal.log_prob, None, method="dopri5", atol=1e-8, rtol=1e-8,
+        time_grid=torch.tensor([1.0, 0.0]), exact_divergence=True,
+    )  # fmt: skip
+    # The one is a density of data with noise of 1e-4.
+    error = np.abs(found.log_prob - expected.detach().numpy())
+    assert (error < 1e-3 + found.solver_error).all(), (error, found.solver_error)
+
+
+class Preconditioned(nn.Module):
+    """EDM's D of its F (arXiv 2206.00364, table 1); images, of one value each."""
+
+    def __init__(self):
+        super().__init__()
+        self.F = Net()
+
+    def forward(self, x, sigma):
+        both = torch.sqrt(sigma**2 + 0.25)[:, None]
+        F = self.F(x / both, torch.log(sigma) / 4)
+        sigma = sigma[:, None]
+        return 0.25 / both**2 * x + sigma * 0.5 / both * F
+
+
+def test_a_denoiser_of_edm():
+    """Against itself in float64; and F, whose large terms have cancelled before."""
+    model = from_edm(Preconditioned(), shape=(3,))
+    t = jnp.asarray([0.02, 0.3, 0.6, 0.95])
+    sigma = np.asarray(model.sde.sigma(t), np.float64)
+    assert sigma[0] > 0.002 and model.sde.prior_std == 80
+    x = data() * np.hypot(0.5, sigma)[:, None]
+    with torch.no_grad():
+        D = Preconditioned().double()(torch.from_numpy(x), torch.from_numpy(sigma)).numpy()
+    eps = (x - D) / sigma[:, None]
+    np.testing.assert_allclose(model.noise(jnp.asarray(x, float), t), eps, atol=1e-4)
+    other = from_module(
+        Net(), schedule=model.sde, shape=(3,), prediction="edm", conditioning="c_noise"
+    )
+    np.testing.assert_allclose(other.noise(jnp.asarray(x, float), t), eps, atol=2e-5)
+    y = jnp.asarray(data(), float)
+    found, same = (m.log_prob(y, KEY).log_prob for m in (model, other))
+    np.testing.assert_allclose(found, same, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["VP", "VE", "Cosine", "Rectified", "Decay"])
+def test_denoisers_of_azula(kind):
+    """At its own times and scales, in float64."""
+    pytest.importorskip("azula")
+    from azula.denoise import KarrasDenoiser
+    from azula.noise import (
+        CosineSchedule,
+        DecaySchedule,
+        RectifiedSchedule,
+        VESchedule,
+        VPSchedule,
+    )
+
+    schedules = {
+        "VP": VPSchedule, "VE": VESchedule, "Cosine": CosineSchedule,
+        "Rectified": RectifiedSchedule, "Decay": DecaySchedule,
+    }  # fmt: skip
+    denoiser = KarrasDenoiser(Net(), schedules[kind]())
+    model = from_azula(denoiser, shape=(3,))
+    own = KarrasDenoiser(Net(), schedules[kind]()).double()
+    t = torch.tensor([0.1, 0.4, 0.7, 0.95], dtype=torch.float64)
+    alpha, sigma = own.schedule(t)
+    x = torch.from_numpy(data()) * torch.hypot(alpha, sigma)[:, None]
+    with torch.no_grad():
+        mean = own(x, t).mean
+    eps = ((x - alpha[:, None] * mean) / sigma[:, None]).numpy()
+    at = model.sde.time_of_log_snr(jnp.asarray(2 * torch.log(alpha / sigma).numpy(), float))
+    found = model.noise(jnp.asarray(data(), float), at)
+    limit = 1e-5 + 3e-7 * (torch.hypot(alpha, sigma) / sigma).numpy()[:, None]
+    assert (np.abs(found - eps) < limit).all(), np.abs(found - eps) / limit
+    ends = own.schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    expected = 2 * torch.log(ends[0] / ends[1]).numpy()
+    np.testing.assert_allclose(model.sde.log_snr(jnp.array([0.0, 1.0])), expected, rtol=1e-4)
+    assert np.isfinite(model.log_prob(jnp.asarray(data(), float), KEY).log_prob).all()
+
+
+def test_a_live_pipeline_is_its_folder(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    pipeline = diffusers.DDPMPipeline(
+        unet, diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    )
+    pipeline.save_pretrained(tmp_path)
+    live, stored = from_diffusers(pipeline), scoremle.load(tmp_path)
+    for ours, other in zip(*map(jax.tree.leaves, (live, stored)), strict=True):
+        np.testing.assert_array_equal(ours, other)
+    assert (live.shape, live.pixels, live.eps) == (stored.shape, stored.pixels, stored.eps)
+    assert live.noise.prediction == "x_0"
+
+
+class Latent:
+    unet = scheduler = None
+    config = {"vae": ("diffusers", "AutoencoderKL"), "_class_name": "LDMPipeline"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: from_velocity(Net(), data_at=2, shape=(3,)), "the t of the data, 0 or 1, not 2"),
+        (lambda: from_velocity(Net(), data_at=1, shape=(3,), log_snr=(5, -5)), "must be below"),
+        (lambda: from_velocity(lambda x, t: x, data_at=1, shape=(3,)), "not a function"),
+        (lambda: from_azula(Net(), shape=(3,)), "Net has no schedule"),
+        (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must be above 0"),
+        (lambda: from_diffusers(Net()), "Net has no unet: a pipeline of diffusers is wanted"),
+        (lambda: from_diffusers(Latent()), "Latent is a LDMPipeline with a vae"),
+    ],
+)
+def test_mistakes_are_one_line(call, words):
+    with pytest.raises(UserError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,490 @@
+"""Modules of PyTorch as models, on both ways to JAX: against the module itself, in float64."""
+
+import logging
+import math
+import os
+import sys
+import threading
+from functools import cache
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.core.schedules import PerDimension
+from scoremle.errors import UserError
+from scoremle.interop.torch import from_module
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+WAYS = (
+    "torch",
+    pytest.param(
+        "torchax", marks=pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+    ),
+)
+KEY = jax.random.key(0)
+ENDS = (-8.0, 7.0)
+SDE = scoremle.SDE("vp", scoremle.LinearLogSNR(*ENDS), 1.0)
+SIGMA_DATA = 0.5
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Torch's threads wait for one another by spinning: beside another worker, for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class MLP(nn.Module):
+    def __init__(self, dims=6, classes=0):
+        super().__init__()
+        self.inside, self.told = nn.Linear(dims, 24), nn.Linear(1, 24)
+        self.classes = nn.Embedding(classes, 24) if classes else None
+        self.norm, self.out = nn.LayerNorm(24), nn.Linear(24, dims)
+
+    def forward(self, x, label, condition=None):
+        h = self.inside(x) + self.told(torch.tanh(label / 5)[:, None])
+        if condition is not None:
+            h = h + (self.classes(condition) if self.classes else condition)
+        return self.out(nn.functional.silu(self.norm(h)))
+
+
+class Denoiser(MLP):
+    """About x where there is little noise, as a mean of x_0 has to be; it is told sigma."""
+
+    def forward(self, x, label):
+        return x + label[:, None] * super().forward(x, label)
+
+
+class Convolutions(nn.Module):
+    """Strides, groups, a transposed convolution, GroupNorm, attention, and dropout at rest."""
+
+    def __init__(self, channels=2, width=8):
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding="same")
+        self.norm, self.told = nn.GroupNorm(4, width), nn.Linear(1, width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, dilation=1, groups=2)
+        self.up = nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, groups=2)
+        self.last, self.dropout = nn.Conv2d(width, channels, 3, padding=1), nn.Dropout(0.5)
+
+    def forward(self, x, label):
+        told = self.told(torch.tanh(label / 5)[:, None])[:, :, None, None]
+        h = nn.functional.silu(self.norm(self.first(x)) + told)
+        row = h.flatten(2).transpose(1, 2)
+        mixed = self.attention(row, row, row, need_weights=False)[0]
+        h = h + mixed.transpose(1, 2).reshape(h.shape)
+        return self.last(self.dropout(h + self.up(self.down(h))))
+
+
+def made(kind, *arguments, **options):
+    torch.manual_seed(0)
+    return kind(*arguments, **options)
+
+
+def data(shape, n=2, seed=1):
+    return np.random.default_rng(seed).normal(size=(n, *shape)) * 0.6
+
+
+# --- the same in float64, with nothing of this library ---------------------------------------
+
+# (output, x, alpha, sigma) -> eps
+READ = {
+    "eps": lambda o, x, a, s: o,
+    "score": lambda o, x, a, s: -s * o,
+    "x_0": lambda o, x, a, s: (x - a * o) / s,
+    "v": lambda o, x, a, s: a * o + s * x,
+    "u": lambda o, x, a, s: (a * o + x) / (a + s),
+}
+# log(sigma / alpha) -> label
+TELL = {
+    "log_snr": lambda r: -2 * r,
+    "time": lambda r: (ENDS[1] + 2 * r) / (ENDS[1] - ENDS[0]),
+    "sigma": lambda r: math.exp(r) / math.hypot(1, math.exp(r)),
+    "c_noise": lambda r: r / 4,
+}
+
+
+def noise64(module, prediction, conditioning):
+    """eps(x, log(sigma / alpha)) of one example, as the papers have it; images [c h w]."""
+
+    def eps(x, r):
+        s = math.exp(r)
+        alpha, sigma = 1 / math.hypot(1, s), s / math.hypot(1, s)
+        label = torch.tensor([TELL[conditioning](r)], dtype=torch.float64)
+        if prediction != "edm":
+            return READ[prediction](module(x[None], label)[0], x, alpha, sigma)
+        both = s**2 + SIGMA_DATA**2
+        y = x / alpha
+        F = module(y[None] / math.sqrt(both), label)[0]
+        D = SIGMA_DATA**2 / both * y + s * SIGMA_DATA / math.sqrt(both) * F
+        return (y - D) / s
+
+    return eps
+
+
+def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=150):
+    """log p by Runge-Kutta steps of d(x / alpha) / ds = eps, and the trace of all of torch's J."""
+    eps, shape, D = noise64(module.double().eval(), prediction, conditioning), x.shape, x.size
+    low, high = -ENDS[1] / 2, -ENDS[0] / 2
+
+    def log_alpha(r):
+        return -math.log(math.hypot(1, math.exp(r)))
+
+    def rates(r, state):
+        s = math.exp(r)
+        point = torch.from_numpy(math.exp(log_alpha(r)) * state[:-1])
+
+        def flat(p):
+            return eps(p.reshape(shape), r).reshape(-1)
+
+        trace = torch.autograd.functional.jacobian(flat, point).trace().item()
+        with torch.no_grad():
+            value = flat(point).numpy()
+        return np.append(s * value, s * math.exp(log_alpha(r)) * trace)
+
+    state, h = np.append(x.ravel() / math.exp(log_alpha(low)), 0.0), (high - low) / steps
+    for r in low + h * np.arange(steps):
+        k1 = rates(r, state)
+        k2 = rates(r + h / 2, state + h / 2 * k1)
+        k3 = rates(r + h / 2, state + h / 2 * k2)
+        k4 = rates(r + h, state + h * k3)
+        state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    z = state[:-1] * math.exp(log_alpha(high))
+    change = D * (log_alpha(high) - log_alpha(low))
+    return -0.5 * (z**2).sum() - D / 2 * math.log(2 * math.pi) + change + state[-1]
+
+
+SUBJECTS = {
+    "eps": ("log_snr", MLP, (6,)),
+    "score": ("time", MLP, (6,)),
+    "x_0": ("sigma", Denoiser, (6,)),
+    "v": ("c_noise", MLP, (6,)),
+    "u": ("log_snr", MLP, (6,)),
+    "edm": ("c_noise", MLP, (6,)),
+    "image": ("log_snr", Convolutions, (4, 4, 2)),
+}
+
+
+@cache
+def expected(name):
+    """Of one example, as the module sees it, and its density."""
+    conditioning, kind, shape = SUBJECTS[name]
+    x = data(shape, n=1)[0]
+    seen = np.moveaxis(x, -1, 0) if x.ndim == 3 else x
+    prediction = "eps" if name == "image" else name
+    steps = 40 if name == "image" else 150
+    return log_prob64(made(kind), seen, prediction, conditioning, steps=steps)
+
+
+@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_values_and_densities_are_the_modules_own(name, by):
+    conditioning, kind, shape = SUBJECTS[name]
+    prediction = "eps" if name == "image" else name
+    model = from_module(
+        made(kind), schedule=SDE, shape=shape, prediction=prediction, conditioning=conditioning,
+        by=by,
+    )  # fmt: skip
+    x, t = data(shape, n=3), np.array([0.2, 0.5, 0.9])
+    eps = noise64(made(kind).double().eval(), prediction, conditioning)
+    seen = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
+    with torch.no_grad():
+        own = np.stack([
+            eps(torch.from_numpy(one), (15 * at - 7) / 2).numpy()
+            for one, at in zip(seen, t, strict=True)
+        ])  # fmt: skip
+    own = np.moveaxis(own, 1, -1) if x.ndim == 4 else own
+    found = jax.jit(lambda m, x, t: m.noise(x, t))(model, jnp.asarray(x, float), jnp.asarray(t))
+    # x_0 loses digits near the data, where it is divided by sigma.
+    limit = 1e-5 / (0.07 if prediction == "x_0" else 1) * max(1, np.abs(own).max())
+    np.testing.assert_allclose(found, own, rtol=0, atol=limit)
+
+    one = jnp.asarray(data(shape, n=1), float)
+    likelihood = model.log_prob(one, KEY, solver=scoremle.Multistep(64))
+    bits = math.prod(shape) * math.log(2)
+    error = abs(float(likelihood.log_prob[0]) - expected(name)) / bits
+    stated = float(likelihood.solver_error[0]) / bits
+    assert error < 1e-4 + stated, (error, stated)
+    assert stated < 5e-3
+
+
+# --- derivatives, conditions, compiled programs, threads --------------------------------------
+
+
+@pytest.fixture(params=WAYS)
+def by(request):
+    return request.param
+
+
+def mlp_model(by, module=None, **options):
+    module = made(MLP) if module is None else module
+    told = {"schedule": SDE, "shape": (6,), "conditioning": "log_snr", "by": by}
+    return from_module(module, **(told | options))
+
+
+def test_log_p_has_a_gradient(by):
+    """Against differences of the densities in float64."""
+    model, h = mlp_model(by), 1e-3
+    x, way = data((6,), n=1), data((6,), n=1, seed=2)
+
+    def log_prob(x):
+        return model.log_prob(x, KEY, solver=scoremle.Multistep(32)).log_prob.sum()
+
+    gradient = jax.grad(log_prob)(jnp.asarray(x, float))
+    both = [log_prob64(made(MLP), (x + sign * h * way)[0], steps=60) for sign in (1, -1)]
+    expected = (both[0] - both[1]) / (2 * h)
+    np.testing.assert_allclose(np.vdot(gradient, way), expected, rtol=2e-3)
+
+
+def test_attention_has_a_second_derivative(by):
+    model = from_module(
+        made(Convolutions), schedule=SDE, shape=(4, 4, 2), conditioning="log_snr", by=by
+    )
+    x = jnp.asarray(data((4, 4, 2), n=1), float)
+    way, h = jnp.asarray(data((4, 4, 2), n=1, seed=2), float), 0.01
+
+    @jax.jit
+    def log_prob(x):
+        found = model.log_prob(
+            x, KEY, divergence=scoremle.Hutchinson(2), solver=scoremle.Multistep(4)
+        )
+        return found.log_prob.sum()
+
+    change = (log_prob(x + h * way) - log_prob(x - h * way)) / (2 * h)
+    np.testing.assert_allclose(jnp.vdot(jax.grad(log_prob)(x), way), change, rtol=5e-3)
+
+
+def test_in_pytorch_a_module_has_a_derivative_in_reverse_alone():
+    model, module = mlp_model("torch"), made(MLP)
+    x, v = (jnp.asarray(data((6,), seed=i), float) for i in (1, 2))
+    t = jnp.full(2, 0.4)
+    inside = torch.from_numpy(np.asarray(x).copy()).requires_grad_()
+    label = torch.full((2,), float(SDE.log_snr(jnp.asarray(0.4))))
+    (own,) = torch.autograd.grad(module(inside, label), inside, torch.from_numpy(np.array(v)))
+    found = jax.vjp(lambda x: model.noise(x, t), x)[1](v)[0]
+    np.testing.assert_allclose(found, own.numpy(), atol=1e-5)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: model.noise(x, t), (x,), (v,))
+
+
+def test_classes_and_contexts(by):
+    """A label in integers, and a context whose gradient is that of differences."""
+    few, model = scoremle.Multistep(8), mlp_model(by, made(MLP, classes=3), condition=[0])
+
+    class OfClass(nn.Module):
+        def __init__(self, number):
+            super().__init__()
+            self.of_all, self.number = made(MLP, classes=3), number
+
+        def forward(self, x, label):
+            return self.of_all(x, label, torch.full(x.shape[:1], self.number).to(x.device))
+
+    x = jnp.asarray(data((6,)), float)
+    found = model.log_prob(x, KEY, condition=np.array([2, 1]), solver=few)
+    for place, number in enumerate((2, 1)):
+        alone = mlp_model("torch", OfClass(number)).log_prob(x, KEY, solver=few)
+        np.testing.assert_allclose(found.log_prob[place], alone.log_prob[place], atol=1e-4)
+
+    model = mlp_model(by, condition=np.zeros((1, 24)))
+
+    def log_prob(context):
+        return model.log_prob(x, KEY, condition=context, solver=few).log_prob.sum()
+
+    context, way = (jnp.asarray(data((24,), n=1, seed=i), float) for i in (3, 4))
+    change = (log_prob(context + 0.01 * way) - log_prob(context - 0.01 * way)) / 0.02
+    np.testing.assert_allclose(jnp.vdot(jax.grad(log_prob)(context), way), change, rtol=5e-3)
+
+
+def test_two_models_in_one_program_and_in_two_threads(by):
+    models = [mlp_model(by, made(MLP)), mlp_model(by, made(MLP, classes=1), condition=[0])]
+    conditions, x = (None, np.array([0])), jnp.asarray(data((6,), n=4), float)
+
+    def log_prob(model, condition, x):
+        return model.log_prob(x, KEY, condition=condition, solver=scoremle.Multistep(8)).log_prob
+
+    alone = [np.asarray(log_prob(*pair, x)) for pair in zip(models, conditions, strict=True)]
+    assert np.abs(alone[0] - alone[1]).min() > 1e-3
+    together = jax.jit(lambda a, b, x: log_prob(a, None, x) - log_prob(b, conditions[1], x))
+    np.testing.assert_allclose(together(*models, x), alone[0] - alone[1], atol=1e-3)
+
+    found = [[], []]
+    compiled = jax.jit(log_prob)
+
+    def work(i):
+        for _ in range(3):
+            found[i].append(np.asarray(compiled(models[i], conditions[i], x)))
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "the two wait for each other"
+    for own, several in zip(alone, found, strict=True):
+        np.testing.assert_allclose(np.stack(several), np.stack([own] * 3), atol=1e-3)
+
+
+def test_under_vmap_and_by_the_sliced_bound(by):
+    """Draws under vmap, and the bound whose integrand is a product of forward mode."""
+    model, x = mlp_model(by), jnp.asarray(data((6,), n=4), float)
+
+    def log_prob(x):
+        return model.log_prob(x, KEY, solver=scoremle.Multistep(8)).log_prob
+
+    several = jax.vmap(log_prob)(x.reshape(2, 2, 6))
+    np.testing.assert_allclose(several.ravel(), log_prob(x), atol=1e-3)
+    times = scoremle.UniformLogSNR(SDE, model.eps, stratified=True)
+    bounds = [
+        scoremle.likelihood_bound(
+            model.noise, SDE, x, KEY, eps=model.eps, times=times, draws=100, matching=matching
+        )
+        for matching in ("sliced", "denoising")
+    ]
+    gaps = np.abs(bounds[0].log_prob - bounds[1].log_prob)
+    assert (gaps < 5 * np.hypot(bounds[0].stderr, bounds[1].stderr)).all()
+
+
+def test_images_of_integers_are_scored_by_a_name_of_betas(by):
+    """The pixels of a pipeline, its steps and its labels: all by schedule="linear"."""
+    pixels = scoremle.Pixels(8)
+    model = from_module(
+        made(Convolutions), schedule="linear", shape=(4, 4, 2), pixels=pixels, by=by
+    )
+    assert model.eps == 1e-3
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha = torch.cumprod(1 - betas, 0).sqrt().numpy()[[0, 300, 999]]
+    np.testing.assert_allclose(model.sde.alpha(jnp.array([1, 301, 1000]) / 1000), alpha, rtol=1e-3)
+    np.testing.assert_allclose(
+        model.sde.schedule.label(jnp.array([1, 301, 1000]) / 1000), [0, 300, 999], atol=1e-3
+    )
+    images = np.random.default_rng(0).integers(0, 8, (3, 4, 4, 2), np.uint8)
+    one, other = (model.score(images, batch_size=size) for size in (2, 3))
+    np.testing.assert_allclose(one.bpd, other.bpd, atol=1e-4)
+
+
+# --- what stays as it is, and what is refused -------------------------------------------------
+
+
+def settings():
+    return (
+        torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
+        torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled(),
+        os.environ.get("ENABLE_RUNTIME_UPTIME_TELEMETRY"),
+        jax.config.jax_pjrt_client_create_options, jax.config.jax_default_matmul_precision,
+    )  # fmt: skip
+
+
+def test_the_module_and_all_settings_stay_as_they_were(by):
+    module, before = made(MLP).half(), settings()
+    model = mlp_model(by, module)
+    x = jnp.asarray(data((6,)), float)
+    first = model.log_prob(x, KEY).log_prob
+    jax.grad(lambda x: model.log_prob(x, KEY).log_prob.sum())(x)
+    assert settings() == before
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    assert {p.dtype for p in module.parameters()} == {torch.float16}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(model.log_prob(x, KEY).log_prob, first)
+
+
+class Odd(MLP):
+    """Does one thing that torchax has no name for: it asks for numbers."""
+
+    def forward(self, x, label):
+        return super().forward(x, label) * (1.0 if x.detach().numpy().size else 0.0)
+
+
+def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
+    with caplog.at_level(logging.WARNING, "scoremle"):
+        model = mlp_model(None, made(Odd))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Odd stays in PyTorch, on cpu: ")
+    x = jnp.asarray(data((6,)), float)
+    plain = mlp_model("torch").log_prob(x, KEY)
+    np.testing.assert_allclose(model.log_prob(x, KEY).log_prob, plain.log_prob, atol=1e-5)
+
+
+class Bad(MLP):
+    def __init__(self, what, **options):
+        super().__init__(**options)
+        self.what = what
+
+    def forward(self, x, label):
+        y = super().forward(x, label)
+        if self.what == "prints":
+            print("step", 3)
+        if self.what == "fails":
+            raise RuntimeError("sizes of tensors must match\nin dimension 1")
+        bad = {
+            "tuple": lambda: (y,), "twice": lambda: torch.cat([y, y], 1),
+            "half": lambda: y.half(), "nan": lambda: y / 0 * 0,
+            "dropout": lambda: nn.functional.dropout(y), "mixes": lambda: y - y.mean(0),
+            "cut": lambda: y.detach(), "many": lambda: y if len(x) < 3 else None,
+        }  # fmt: skip
+        return bad.get(self.what, lambda: y)()
+
+
+class Uncopied(MLP):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle a socket")
+
+
+class ForEach(PerDimension):
+    def log_snr(self, t):
+        return t
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "words"),
+    [
+        (lambda x, t: x, {}, "must be a torch.nn.Module, not a function"),
+        (Bad("fails"), {}, r"Bad failed on inputs float32 \[2, 6\], float32 \[2\]: RuntimeError:"
+         " sizes of tensors must match$"),
+        (Bad("prints"), {}, "Bad prints when it is called: 'step 3'"),
+        (Bad("tuple"), {}, "Bad gives a tuple, not a tensor"),
+        (Bad("twice"), {}, r"Bad gives float32 \[2, 12\], where its input is float32 \[2, 6\]"),
+        (Bad("half"), {}, r"Bad gives float16 \[2, 6\]"),
+        (Bad("nan"), {}, "Bad gives NaN or infinity"),
+        (Bad("dropout"), {}, "another output in another batch, or at every call"),
+        (Bad("mixes"), {}, "another output in another batch"),
+        (Bad("cut"), {"by": "torch"}, "Bad can't be differentiated: RuntimeError"),
+        (made(Uncopied), {}, "Uncopied can't be copied: TypeError: cannot pickle a socket"),
+        (made(MLP, 5), {}, "MLP failed on inputs"),
+        (made(MLP), {"prediction": "noise"}, "prediction must be one of eps, score"),
+        (made(MLP), {"conditioning": "t"}, "conditioning must be one of time"),
+        (made(MLP), {"conditioning": "step"}, "'step' is of a Discrete schedule"),
+        (made(MLP), {"conditioning": None}, "say what the module is told about t"),
+        (made(MLP), {"schedule": "linaer"}, "betas are named linear, scaled_linear"),
+        (made(MLP), {"schedule": 3}, "must be a name, a schedule or an SDE, not a int"),
+        (made(MLP), {"schedule": ForEach()}, "a schedule that all dimensions share"),
+        (made(MLP), {"shape": (2, 3)}, r"shape must be \(h, w, c\) of images or \(d,\)"),
+        (made(Odd), {"by": "torchax"}, "Odd can't be translated"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(module, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        mlp_model(options.pop("by", None), module, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_what_fails_later_says_so_too():
+    """Within a compiled program: JAX wraps the line into its own error."""
+    model = mlp_model("torch", Bad("many"))
+    with pytest.raises(RuntimeError, match="UserError: Bad gives a NoneType, not a tensor"):
+        model.log_prob(jnp.zeros((3, 6)), KEY).log_prob.block_until_ready()
+
+
+def test_pytorch_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[torch\]'"):
+        mlp_model(None, object())
