@@ -69,12 +69,17 @@ class DDPMpp(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, labels: Times, *, train: bool = False) -> Images:
-        """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key."""
+    def __call__(
+        self, x: Images, labels: Times, shift: Embedding = None, *, train: bool = False
+    ) -> Images:
+        """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
+
+        ``shift`` is added to the waves of the noise labels, as EDM adds what it knows of a class.
+        """
         _check_fields(self)
         _check_images(x.shape, len(self.ch_mult))
         x, labels = x.astype(self._wide), labels.astype(self._wide)
-        embedding = self._embed(labels)
+        embedding = self._embed(labels, shift)
         block = functools.partial(self._block, embedding=embedding, train=train)
         skips = self._down(x if self.centered else 2 * x - 1, block)
         h = self._middle(skips[-1], block)
@@ -157,7 +162,7 @@ class DDPMpp(nn.Module):
     def _fir_kernel(self) -> layers.FirKernel:
         return tuple(self.fir_kernel) if self.fir else None
 
-    def _embed(self, labels: Times) -> Embedding:
+    def _embed(self, labels: Times, shift: Embedding) -> Embedding:
         if self.embedding_type == "positional":
             waves = layers.positional_embedding(labels, self.nf)
         else:
@@ -166,6 +171,7 @@ class DDPMpp(nn.Module):
             waves = project(jnp.log(labels) if self.log_labels else labels)
         if not self.conditional:
             return None
+        waves = waves if shift is None else waves + shift
         hidden = layers.dense(4 * self.nf, dtype=self.dtype)(waves)
         return layers.dense(4 * self.nf, dtype=self.dtype)(self._act(hidden))
 

@@ -1,0 +1,150 @@
+"""Models of EDM: tensors in a ``.safetensors``, beside it the network's fields in a ``.json``.
+
+Karras et al., arXiv 2206.00364. Their ``.pkl`` brings Python with it, which runs when the file is
+opened; so it is refused, and docs/howto/any-model.md has the lines that write both files from it.
+With y = x / alpha, s = sigma / alpha and the network F, a denoiser there is
+
+    EDMPrecond   c_skip y + c_out F(c_in y; log(s) / 4)       s from 0.002 to 80, as it is sampled
+    VPPrecond    y - s F(x; 999 t), so that F is eps          the VP SDE
+    VEPrecond    y + s F(y; log(s / 2)), so that F is -eps    s from 0.02 to 100
+
+Classes are a condition: a number, where the authors have a row with a single 1.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from scoremle.core.prediction import Conditioning, noise_fn
+from scoremle.core.schedules import KarrasSigma
+from scoremle.core.sde import SDE, VE, VP
+from scoremle.errors import UserError
+from scoremle.files import read_json
+from scoremle.published import safetensors
+from scoremle.published.edm_dhariwal import dhariwal
+from scoremle.published.edm_song import song
+from scoremle.published.family import PIXELS, Published
+from scoremle.types import Times
+
+__all__ = ["is_file", "load"]
+
+# Where sampling begins and ends.
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+SIGMA_DATA = 0.5
+# The smallest time. Of VE, sigma there is sigma_min but for a few parts in ten thousand.
+EPS = 1e-5
+STEPS = 1000
+# Of training, and of what else has no effect here.
+WITHOUT_EFFECT = {"dropout", "label_dropout", "use_fp16", "augment_dim"}
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """What noise is added when, and how the network is fed and read."""
+
+    sde: SDE
+    eps: float
+    prediction: str
+    conditioning: str | Conditioning
+    sigma_data: float = SIGMA_DATA
+    sign: float = 1.0
+
+
+def log_half_sigma(sde: SDE, t: Times) -> Times:
+    """What VEPrecond tells the network."""
+    return jnp.log(sde.sigma(t) / 2)
+
+
+def _edm(fields: dict[str, Any]) -> Preconditioning:
+    for limit in ("sigma_min", "sigma_max"):  # of what may be asked: there is more
+        fields.pop(limit, None)
+    sde = SDE("ve", KarrasSigma(SIGMA_MIN, SIGMA_MAX), SIGMA_MAX)
+    return Preconditioning(sde, EPS, "edm", "c_noise", fields.pop("sigma_data", SIGMA_DATA))
+
+
+def _vp(fields: dict[str, Any]) -> Preconditioning:
+    low, width = fields.pop("beta_min", 0.1), fields.pop("beta_d", 19.9)
+    if (steps := fields.pop("M", STEPS)) != STEPS:
+        raise UserError(f"M is {steps}: known here is {STEPS}")
+    return Preconditioning(VP(low, low + width), fields.pop("epsilon_t", EPS), "eps", "time_999")
+
+
+def _ve(fields: dict[str, Any]) -> Preconditioning:
+    sde = VE(fields.pop("sigma_min", 0.02), fields.pop("sigma_max", 100.0))
+    return Preconditioning(sde, EPS, "eps", log_half_sigma, sign=-1.0)
+
+
+PRECONDITIONINGS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve}
+NETWORKS = {"SongUNet": song, "DhariwalUNet": dhariwal}
+# Layers whose output is the network's.
+OUTPUT = re.compile(r".*(aux_conv|out_conv)\.(weight|bias)")
+# Buffers of filters, and what augmentation adds in training.
+NOT_NEEDED = re.compile(r".*\.resample_filter|map_augment\.weight")
+PREFIX = "model."
+
+
+def is_file(path: Path) -> bool:
+    """Is this a file of tensors, or a pickle of EDM, which is refused by name?"""
+    return path.suffix in (".safetensors", ".pkl") and path.is_file()
+
+
+def load(path: Path) -> Published:
+    """The model of a file of tensors and the fields beside it.
+
+    Raises UserError for a pickle, for fields that are missing or not known, and for tensors that
+    do not fit them.
+    """
+    if path.suffix == ".pkl":
+        raise UserError(
+            f"{path}: a pickle of EDM runs code when it is opened, so it is not opened; write its"
+            " tensors and fields to two files as docs/howto/any-model.md shows"
+        )
+    place = path.with_suffix(".json")
+    if not place.is_file():
+        raise UserError(
+            f"{path}: tensors alone do not say their network. Write its fields to {place} as"
+            " docs/howto/any-model.md shows for EDM"
+        )
+    fields, tensors = read_json(place), safetensors.read(path)
+    try:
+        return _model(fields, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Fields and tensors may be anything at all.
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path}: its tensors do not fit {place.name}: {text}") from None
+
+
+def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Published:
+    fields = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
+    how = _choice(PRECONDITIONINGS, "class", fields.pop("class", None))(fields)
+    make = _choice(NETWORKS, "model_type", fields.pop("model_type", None))
+    named = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    state = {
+        name: np.float32(how.sign if OUTPUT.fullmatch(name) else 1) * array
+        for name, array in named.items() if not NOT_NEEDED.fullmatch(name)
+    }  # fmt: skip
+    made = make(fields, state)
+    noise = noise_fn(
+        Partial(made.apply, jax.tree.map(jnp.asarray, made.params)), how.sde,
+        prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
+    )  # fmt: skip
+    size, channels = fields["img_resolution"], fields["img_channels"]
+    return Published(
+        noise, how.sde, how.eps, (size, size, channels), PIXELS,
+        classes=fields.get("label_dim", 0),
+    )  # fmt: skip
+
+
+def _choice(choices: Mapping[str, Any], field: str, name: Any) -> Any:
+    if name not in choices:
+        raise UserError(f"{field} is {name!r}: known here are {', '.join(choices)}")
+    return choices[name]

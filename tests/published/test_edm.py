@@ -1,0 +1,106 @@
+"""Models of EDM: denoisers as their own code gives them, from tensors and fields in two files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.weights import drawn
+
+import scoremle
+from scoremle.errors import UserError
+from scoremle.published import safetensors
+
+CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm")
+
+
+def written(folder, arrays, change=None, **fields):
+    """The two files of a model."""
+    tensors = drawn(json.loads(str(arrays["shapes"])))
+    tensors["model.enc.8x8_down.conv0.resample_filter"] = np.ones((1, 1, 2, 2), np.float32)
+    if change:
+        change(tensors)
+    safetensors.write(folder / "model.safetensors", tensors, {})
+    fields = json.loads(str(arrays["fields"])) | fields
+    (folder / "model.json").write_text(json.dumps(fields))
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_denoiser_is_theirs(name, golden, tmp_path):
+    arrays = golden(f"edm_{name}")
+    model = scoremle.load(written(tmp_path, arrays))
+    y, sigma = arrays["x"], arrays["sigma"]
+    t = model.sde.time_of_log_snr(jnp.asarray(-2 * np.log(sigma)))
+    alpha = np.asarray(model.sde.alpha(t))[:, None, None, None]
+    labels = arrays.get("labels")
+    noise = model.given(labels).noise
+    eps = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(alpha * y), t)
+    expected = (y - arrays["denoised"]) / sigma[:, None, None, None]
+    error = np.abs(eps - expected).max(axis=(1, 2, 3)) / np.abs(expected).max(axis=(1, 2, 3))
+    # Their own number has lost digits where little noise is: it is the data less its noise.
+    assert (error < 1e-5 + 1e-6 / sigma).all(), error
+    assert model.classes == json.loads(str(arrays["fields"])).get("label_dim", 0)
+    assert model.shape == y.shape[1:]
+
+
+def test_where_they_begin_and_end(golden, tmp_path):
+    model = scoremle.load(written(tmp_path, golden("edm_ncsnpp_edm")))
+    ends = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
+    np.testing.assert_allclose(ends, [0.002, 80], rtol=1e-3)
+    assert model.sde.prior_std == 80 and model.default_estimator.words == "exact by the ODE"
+    model = scoremle.load(written(tmp_path, golden("edm_ncsnpp_ve"), sigma_max=60.0))
+    ends = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
+    np.testing.assert_allclose(ends, [0.02, 60], rtol=1e-3)
+    assert model.default_estimator.words.startswith("ODE bound, informed decoder")
+
+
+def test_a_pickle_is_refused_by_name_and_never_opened(tmp_path):
+    path = tmp_path / "edm-cifar10-32x32-cond-vp.pkl"
+    path.write_bytes(b"no pickle at all")
+    with pytest.raises(UserError, match=r"cond-vp\.pkl: a pickle of EDM runs code when it is"):
+        scoremle.load(path)
+
+
+QKV = "model.dec.4x4_in0.qkv.weight"
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "words"),
+    [
+        ({"class": "iDDPMPrecond"}, None, "class is 'iDDPMPrecond': known here are EDMPrecond,"),
+        ({"model_type": "SwinUNet"}, None, "model_type is 'SwinUNet': known here are SongUNet"),
+        ({"encoder_type": "odd"}, None, "encoder_type is 'odd': known here is standard, skip"),
+        ({"channel_mult_noise": 2}, None, "channel_mult_noise is 2: known here is 1"),
+        ({"depth": 3}, None, "the field depth is not known here"),
+        ({"img_resolution": None}, None, "the field img_resolution is missing"),
+        ({"channel_mult": 3}, None, "its tensors do not fit model.json: TypeError"),
+        ({"model_channels": 32}, None, "do not fit the fields: map_label.weight has the shape"),
+        ({"num_blocks": 1}, None, "the tensors do not fit the fields: AttnBlockpp"),
+        ({"model_type": "DhariwalUNet"}, None, "a DhariwalUNet of under 128 channels is not"),
+        ({}, lambda t: t.pop(QKV), "the tensors do not fit the fields: AttnBlockpp"),
+        ({}, lambda t: t.update({QKV: t[QKV][1:]}), "do not fit model.json: ValueError"),
+        ({}, lambda t: t.update(bias=t[QKV]), "the tensor bias has no place in a network of EDM"),
+        ({}, lambda t: t.pop("model.map_label.bias"), "the tensor map_label.bias is missing"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
+    path = written(tmp_path, golden("edm_ddpmpp_edm"), change, **fields)
+    with pytest.raises(UserError) as error:
+        scoremle.load(path)
+    assert words in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fields_and_labels_are_asked_for(golden, tmp_path):
+    path = written(tmp_path, golden("edm_ddpmpp_edm"))
+    model, x = scoremle.load(path), jnp.zeros((1, 8, 8, 3))
+    with pytest.raises(UserError, match="the network needs class labels"):
+        model.noise(x, jnp.ones(1))
+    other = written(tmp_path, golden("edm_ddpmpp_vp"))
+    with pytest.raises(UserError, match="the network takes no class labels"):
+        scoremle.load(other).noise(x, jnp.ones(1), jnp.zeros(1, int))
+    path.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="tensors alone do not say their network"):
+        scoremle.load(path)
