@@ -91,7 +91,7 @@ def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) 
     if quality:
         print(tables.quality_table(quality))
     if results or quality:
-        print(f"written to {folder}", flush=True)
+        print(f"written to {folder}: results.json, arrays and pictures beside it", flush=True)
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:

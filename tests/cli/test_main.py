@@ -49,13 +49,21 @@ def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
 
 
 def test_training_prints_its_progress_and_nothing_else(tiny):
+    phases = ("compiling", "measuring test images", "writing a snapshot")
     first, *lines = tiny.stdout.splitlines()
+    named = [line for line in lines if line.startswith(phases)]
+    assert [line.partition(" (")[0] for line in named] == list(phases)
+    lines = [line for line in lines if line not in named]
     assert re.match(r"digits: 1,437 training images of 8x8x1; [\d,]+ parameters; VP\(", first)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for step, line in zip((5, 10, 15, 20), lines, strict=False):
-        pattern = rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+( \(.*\))?"
+        pace = "" if step == 5 else r"  .*steps/s  ETA \S+"  # the first tells when compiling ended
+        pattern = rf"step {step}/20  loss [\d.]+{pace}"
         assert re.fullmatch(pattern, line), line
-    assert lines[-1] == f"trained 20 steps: {tiny.workdir}"
+    assert lines[-2:] == [
+        f"trained 20 steps: {tiny.workdir}, numbers in metrics.jsonl, pictures in samples/",
+        f"next: scoremle eval {tiny.workdir}",
+    ]
     assert tiny.stderr == ""
 
 
@@ -295,7 +303,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     mean = exact[1]["exact_test_ckpt_2"]["mean"]
     assert out.startswith("exact_test_ckpt_2  image 720/720  bpd")
     assert f"{mean:.4f} bits/dim" in out
-    assert out.endswith(f"written to {exact[0]}\n")
+    assert out.endswith(f"written to {exact[0]}: results.json, arrays and pictures beside it\n")
     assert err == ""
 
 
