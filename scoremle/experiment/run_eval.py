@@ -119,7 +119,7 @@ def restore_flow(experiment: Experiment, folder: Path) -> Restored:
     place = Workdir(folder)
     store = place.snapshots
     if not store.numbers():
-        raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
+        raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
     place.check_flow_evaluation(experiment)
     template = experiment.flow_training.template()
     return store.restore(template, experiment.evaluation.checkpoints.flow)

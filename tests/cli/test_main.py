@@ -422,7 +422,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
         ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
         ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
-        ("eval__dequantizer", True, ["no dequantizer in", "train it with --mode=train_deq"]),
+        ("eval__dequantizer", True, ["no dequantizer in", "train it with scoremle train-deq"]),
         ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
         ("eval__wait", True, ["eval.wait", "eval.end_ckpt"]),
         ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),
