@@ -42,7 +42,7 @@ bench: .venv/.demo
 # The model that the package ships.
 MODEL := scoremle/experiment/shipped/digits
 model: .venv/.demo
-	$(BIN)/scoremle --config=digits --workdir=runs/model --mode=train
+	$(BIN)/scoremle train digits runs/model
 	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors
 	cp runs/model/config.json runs/model/data.json $(MODEL)
 

@@ -11,6 +11,7 @@ ends with the first of them that was stopped, and with its exit code.
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,13 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     workdir = parser.parse_args().workdir
 
-    common = ["--config=digits", f"--workdir={workdir}"]
-    for flags in (
-        ["--mode=train"],
-        ["--mode=eval", "--config.eval.enable_sampling=True"],
-        ["--mode=eval", "--config.eval.bound=True"],
+    for command in (
+        ["train", "digits", str(workdir)],
+        ["eval", str(workdir), "--config.eval.enable_sampling"],
+        ["eval", str(workdir), "--config.eval.bound"],
     ):
-        print("\n$ scoremle " + " ".join(common + flags), flush=True)
-        code = cli.main(common + flags)
+        print(f"\n$ scoremle {shlex.join(command)}", flush=True)
+        code = cli.main(command)
         if code:
             return code
     show(workdir)

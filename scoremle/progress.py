@@ -1,8 +1,10 @@
 """How far long work is and when it ends: a live bar on a terminal, lines of text elsewhere."""
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, TextColumn
@@ -10,8 +12,12 @@ from rich.progress import Progress as Bar
 
 __all__ = ["Progress", "progress"]
 
-# Seconds between lines, where the output is no terminal.
-LINE_EVERY = 20.0
+# Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
+LINE_EVERY, BAR_EVERY = 20.0, 0.1
+# Seconds over which the speed is measured.
+WINDOW = 60.0
+# Cells of a bar.
+SHORTEST, LONGEST = 10, 40
 # How much is done now, and what else there is to say.
 Tell = Callable[..., None]
 
@@ -19,63 +25,121 @@ Tell = Callable[..., None]
 class Progress:
     """Progress of work of ``total`` units; without a unit, of a share of one.
 
-    The speed and the time to go leave out what came before the first that is told, which is mostly
-    compilation. A line is printed ``every`` so many seconds, and one at the end. A share is work
-    that others follow: it has no line at the end, and its bar goes away.
+    Work in units begins with a compilation. Its speed and time to go count from the first that is
+    told, and so leave that out. A line is printed ``every`` so many seconds, and one at the end. A
+    share is work that others follow: it has no line at the end, and its bar goes away.
     """
 
     def __init__(
         self, label: str, total: float, unit: str = "", *, every: float = LINE_EVERY
     ) -> None:
         self._label, self._total, self._unit, self._every = label, total, unit, every
-        self._bar: Bar | None = None
-        if sys.stdout.isatty():
-            label_text, words = (
-                TextColumn(f"{{task.{field}}}", markup=False)
-                for field in ("fields[label]", "description")
-            )
-            self._bar = Bar(label_text, BarColumn(), words, transient=not unit)
+        self._moments: deque[tuple[float, float]] = deque()
+        self._facts: list[str] = []
+        self._named: set[str] = set()
+        live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._bar = _LiveBar(label, total, transient=not unit) if live else None
 
     def start(self, done: float = 0) -> None:
         """Begin, with so much that is done already."""
-        self._since, self._compiling = (done, time.monotonic()), True
-        self._last = self._since[1]
+        self._printed = self._shown = time.monotonic()
         if self._bar:
-            task = self._bar.add_task("starting", label=self._label, total=self._total)
-            self._bar.update(task, completed=done)
             self._bar.start()
+        if not self._unit:
+            self._moments.append((done, self._printed))
+        elif done < self._total:
+            kept = " (once: kept for the next time)" * ("JAX_COMPILATION_CACHE_DIR" in os.environ)
+            self.doing(done, f"compiling{kept}")
 
     def tell(self, done: float, text: str = "") -> None:
-        """So much is done now."""
+        """So much is done now. Facts in the text stand two spaces apart, the dearest first."""
+        self._facts = text.split("  ")
         now = time.monotonic()
-        words = "  ".join(filter(None, [self._place(done), text, self._pace(done, now)]))
+        pace = self._pace(done, now)
         ended = done >= self._total and bool(self._unit)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=done, description=words)
-        elif ended or now - self._last >= self._every:
-            self._last = now
-            print("  ".join(filter(None, [self._label, words])), flush=True)
+            self._show(self._bar, done, pace)
+        elif ended or now - self._printed >= self._every:
+            self._printed = now
+            self._print(self._place(done), *self._facts, *reversed(pace))
+
+    def move(self, done: float) -> None:
+        """So much is done now, and the rest is as it was: a bar moves, and no line is printed."""
+        now = time.monotonic()
+        pace = self._pace(done, now)
+        if self._bar and now - self._shown >= BAR_EVERY:
+            self._shown = now
+            self._show(self._bar, done, pace)
+
+    def doing(self, done: float, what: str) -> None:
+        """What is done now. It is a line the first time: then it compiles, and takes long."""
+        if self._bar:
+            self._bar.show(done, [what, self._place(done)])
+        elif what not in self._named:
+            self._print(what)
+        self._named.add(what)
 
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
 
+    def _show(self, bar: "_LiveBar", done: float, pace: list[str]) -> None:
+        bar.show(done, [self._place(done), *pace[:1], *self._facts, *pace[1:]])
+
+    def _print(self, *words: str) -> None:
+        print("  ".join(filter(None, [self._label, *words])), flush=True)
+
     def _place(self, done: float) -> str:
         return f"{self._unit} {done}/{self._total}" if self._unit else f"{done / self._total:.0%}"
 
-    def _pace(self, done: float, now: float) -> str:
-        before, since = self._since
-        if done == before:
-            return "ETA 0s" if done >= self._total else ""
-        rate = (done - before) / max(now - since, 1e-9)
-        eta = f"ETA {_duration((self._total - done) / rate)}"
-        first, self._compiling = self._compiling, False
-        if first:
-            self._since = (done, now)
-        if not self._unit:
-            return eta
+    def _pace(self, done: float, now: float) -> list[str]:
+        """The time to go, and the speed; nothing where there is none yet."""
+        moments = self._moments
+        if not moments or now - moments[-1][1] >= BAR_EVERY:
+            moments.append((done, now))
+        while len(moments) > 1 and moments[1][1] <= now - WINDOW:
+            moments.popleft()
+        before, since = moments[0]
+        if done == before or now == since:
+            return ["ETA 0s"] * (done >= self._total)
+        rate = (done - before) / (now - since)
         speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
-        return f"{speed} {self._unit}s/s  {eta}" + " (with compilation)" * first
+        eta = f"ETA {_duration((self._total - done) / rate)}"
+        return [eta, f"{speed} {self._unit}s/s"] if self._unit else [eta]
+
+
+class _LiveBar:
+    """A bar between a label and words, of which the last give way where the screen is narrow."""
+
+    def __init__(self, label: str, total: float, *, transient: bool) -> None:
+        self._label, self._total, self._cells = label, total, BarColumn(SHORTEST)
+        before, after = (
+            TextColumn(f"{{task.{field}}}", markup=False)
+            for field in ("fields[label]", "description")
+        )
+        columns = (before, self._cells, after) if label else (self._cells, after)
+        self._bar = Bar(*columns, transient=transient)
+
+    def start(self) -> None:
+        self._task = self._bar.add_task("", label=self._label, total=self._total)
+        self._bar.start()
+
+    def show(self, done: float, words: Sequence[str]) -> None:
+        room = self._bar.console.width - len(f"{self._label} ".lstrip()) - len(" ")
+        text = _fitting([word for word in words if word], room - SHORTEST)
+        self._cells.bar_width = min(LONGEST, room - len(text))
+        self._bar.update(self._task, completed=done, description=text)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def _fitting(words: list[str], room: int) -> str:
+    """As many of the first words as there is room for."""
+    for count in range(len(words), 1, -1):
+        if len(text := "  ".join(words[:count])) <= room:
+            return text
+    return words[0][: max(room, 0)]
 
 
 @contextmanager

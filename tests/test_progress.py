@@ -1,11 +1,26 @@
 """Progress: what is told, when, and a time to go that leaves compilation out."""
 
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
+from fcntl import ioctl
 
 import pytest
 
 from scoremle import progress as module
 from scoremle.progress import Progress, progress
+
+COMPILING = "compiling (once: kept for the next time)"
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """As where compiled programs are kept."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "folder")
 
 
 @pytest.fixture
@@ -28,6 +43,7 @@ def test_lines_now_and_then_and_one_at_the_end(clock, capsys):
             clock[0] = seconds
             tell(done, f"mean {done}")
     assert capsys.readouterr().out.splitlines() == [
+        f"label  {COMPILING}",
         "label  image 40/100  mean 40  1.8 images/s  ETA 33s",
         "label  image 100/100  mean 100  2.6 images/s  ETA 0s",
     ]
@@ -38,17 +54,29 @@ def test_the_time_to_go_leaves_compilation_out(clock, capsys):
     shown = Progress("", 100, "step", every=0)
     shown.start()
     told(clock, shown, (60, 1), (60.5, 2), (64.5, 10))
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first == "step 1/100  0.017 steps/s  ETA 1h39m (with compilation)"
+    compiling, first, second, third = capsys.readouterr().out.splitlines()
+    assert (compiling, first) == (COMPILING, "step 1/100")
     assert second == "step 2/100  2.0 steps/s  ETA 49s"
     assert third == "step 10/100  2.0 steps/s  ETA 45s"
+
+
+def test_the_speed_is_that_of_the_last_minute(clock, capsys):
+    """Another compilation, half a minute at step 10, is forgotten; steps that move count."""
+    shown = Progress("", 1000, "step", every=0)
+    shown.start()
+    told(clock, shown, (0, 0), (10, 10), (40, 11))
+    for second in range(41, 130):
+        clock[0] = second
+        shown.move(second - 29)
+    told(clock, shown, (130, 101))
+    assert capsys.readouterr().out.splitlines()[-1] == "step 101/1000  1.0 steps/s  ETA 14m59s"
 
 
 def test_what_was_done_before_does_not_count_as_speed(clock, capsys):
     shown = Progress("", 100, "step", every=0)
     shown.start(90)
     told(clock, shown, (1, 91), (3, 92))
-    assert capsys.readouterr().out.splitlines()[1] == "step 92/100  0.5 steps/s  ETA 16s"
+    assert capsys.readouterr().out.splitlines()[-1] == "step 92/100  0.5 steps/s  ETA 16s"
 
 
 def test_nothing_left_to_do(capsys):
@@ -64,8 +92,20 @@ def test_a_share_is_told_only_while_it_lasts(clock, capsys):
             tell(done)
     assert capsys.readouterr().out.splitlines() == [
         "preparing x  25%  ETA 1m03s",
-        "preparing x  50%  ETA 58s",
+        "preparing x  50%  ETA 50s",
     ]
+
+
+def test_what_is_done_is_a_line_once(capsys):
+    shown = Progress("", 10, "step", every=0)
+    shown.start()
+    for step in (2, 4):
+        shown.tell(step)
+        shown.doing(step, "drawing")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        COMPILING, "step 2/10", "drawing", "step 4/10",
+    ]  # fmt: skip
 
 
 def test_without_a_label_nothing_is_said(capsys):
@@ -77,9 +117,86 @@ def test_without_a_label_nothing_is_said(capsys):
 @pytest.mark.parametrize("unit", ["step", ""])
 def test_a_bar_on_a_terminal(unit, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     total = 10 if unit else 1.0
     with progress("[label] {x}", total, unit) as tell:
         tell(total, "bpd [2.5]")
     out = capsys.readouterr().out
-    assert "[label] {x}" in out and f"{'step 10/10' if unit else '100%'}  bpd [2.5]" in out
+    place = "step 10/10" if unit else "100%"
+    assert "[label] {x}" in out and f"{place}  ETA 0s  bpd [2.5]" in out
     assert out.endswith("\x1b[2K") == (not unit)  # a share is wiped out when it is done
+
+
+# On a terminal of its own
+
+TRAINING = """
+import time
+from scoremle.training.writers import Console
+bar = Console(1500)
+bar.rewind(0)
+time.sleep(0.3)
+bar.at(5)
+bar.write(100, {"loss": 0.1234, "eval_bpd": 1.961, "eval_bpd_stderr": 0.011})
+time.sleep(0.3)
+bar.write(964, {"loss": 0.1234})
+time.sleep(0.3)
+bar.at(965)
+time.sleep(0.3)
+bar.close()
+"""
+
+
+def on_terminal(code: str, columns: int, **variables: str) -> str:
+    """What a program writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    hidden = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+    environment = {n: v for n, v in os.environ.items() if n not in hidden} | {"TERM": "xterm"}
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=theirs, env=environment | variables)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 4096):
+            text += part
+    except OSError:  # Linux's way to say that nobody writes any more
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    return text.decode()
+
+
+def screens(text: str) -> list[str]:
+    """Each state of the last line."""
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text)
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"),
+    [
+        (60, "  loss 0.1234"),
+        (70, "  loss 0.1234  bpd 1.961 +- 0.011"),
+        (80, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
+        (120, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
+    ],
+)
+def test_a_bar_is_whole_at_any_width(columns, last):
+    """A line, no fact cut in two, at least ten cells, and it moves from step to step."""
+    lines = screens(on_terminal(TRAINING, columns))
+    assert max(map(len, lines)) <= columns
+    assert any(COMPILING in line for line in lines[:3])
+    assert any("step 964/1500" in line for line in lines)
+    pattern = rf"[━╸╺ ]{{10,}} step 965/1500  ETA \S+{re.escape(last)}(  [\d.]+ steps/s)?"
+    assert re.fullmatch(pattern, lines[-1].rstrip()), lines[-1]
+    assert lines[-1].rstrip().endswith("steps/s") == (columns == 120)
+
+
+def test_no_color_where_none_is_wanted():
+    assert re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80))
+    assert not re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80, NO_COLOR="1"))
+
+
+def test_a_terminal_that_can_not_move_its_cursor_gets_lines():
+    text = on_terminal(TRAINING, 80, TERM="dumb")
+    assert "\x1b" not in text and text.startswith(COMPILING)

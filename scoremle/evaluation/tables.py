@@ -1,22 +1,57 @@
-"""Tables of results, as text."""
+"""Tables of results, as text, no wider than the screen where there is one."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["quality_table", "results_table", "table"]
+__all__ = ["quality_table", "results_table", "table", "wrapped"]
 
+# What is left out first where there is no room; it stands in results.json.
+SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, aligned."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()
+) -> str:
+    """Columns of text, aligned.
+
+    On a screen that is too narrow, columns of ``spare`` are left out, the first of them first, and
+    a line says which.
+    """
     lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
-    ]
-    rule = "  ".join("-" * w for w in widths)
-    return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:]])
+    widths = {name: max(len(line[i]) for line in lines) for i, name in enumerate(header)}
+    left_out = _too_much(widths, spare)
+    kept = [i for i, name in enumerate(header) if name not in left_out]
+    text = ["  ".join(line[i].ljust(widths[header[i]]) for i in kept) for line in lines]
+    rule = "  ".join("-" * widths[header[i]] for i in kept)
+    note = [f"no room for: {', '.join(left_out)}"] if left_out else []
+    return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], *note])
+
+
+def _too_much(widths: Mapping[str, int], spare: Sequence[str]) -> list[str]:
+    """The columns that there is no room for."""
+    left_out: list[str] = []
+    room = _screen_width()
+    for name in spare:
+        kept = [width + len("  ") for other, width in widths.items() if other not in left_out]
+        if room is None or sum(kept) - len("  ") <= room:
+            break
+        left_out.append(name)
+    return left_out
+
+
+def _screen_width() -> int | None:
+    """Columns of the terminal; None where the output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str) -> str:
+    """Text in lines that fit the screen, cut between words, the later ones set in."""
+    width = _screen_width()
+    return text if width is None else textwrap.fill(text, width, subsequent_indent="  ")
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -99,8 +134,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     footnotes = [UPPER] if any(map(_is_upper, results.values())) else []
-    what = (f"{name}: {_what(r)}" for name, r in results.items())
-    return "\n".join([table(header, rows), *footnotes, *what])
+    what = (wrapped(f"{name}: {_what(r)}") for name, r in results.items())
+    return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
 
 
 def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -118,7 +153,8 @@ def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name, r in results.items()
         for measure, m in r["measures"].items()
     ]
-    return "\n".join([table(header, rows), *dict.fromkeys(map(_measured_with, results.values()))])
+    what = dict.fromkeys(map(_measured_with, results.values()))
+    return "\n".join([table(header, rows, spare=SPARE), *map(wrapped, what)])
 
 
 def _measured_with(r: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) 
     if quality:
         print(tables.quality_table(quality))
     if results or quality:
-        print(f"written to {folder}", flush=True)
+        print(f"written to {folder}: results.json, arrays and pictures beside it", flush=True)
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:
@@ -122,7 +122,7 @@ def restore_flow(experiment: Experiment, folder: Path) -> Restored:
     place = Workdir(folder)
     store = place.snapshots
     if not store.numbers():
-        raise UserError(f"no dequantizer in {store.folder}: train it with --mode=train_deq")
+        raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
     place.check_flow_evaluation(experiment)
     template = experiment.flow_training.template()
     restored = place.restore(template, experiment.evaluation.checkpoints.flow)

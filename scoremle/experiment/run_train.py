@@ -5,6 +5,7 @@ Both are the loop of `training/loop.py` with a loss of their own.
 
 import importlib.util
 import math
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.tree_util import Partial
 
 from scoremle import data
 from scoremle.errors import Stopped, UserError
-from scoremle.evaluation import pictures
+from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.experiment.record import flow_record, training_record
@@ -36,6 +37,7 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
         _run(experiment.training, workdir, state, note=training_record(experiment))
+    print(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}", flush=True)
 
 
 def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
@@ -60,6 +62,8 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         place.describe(experiment)
         write_sealed(_score_model_path(place), note)
         _run(training, place, state, (score,), {**note, **flow_record(experiment)})
+    words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
+    print(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer", flush=True)
 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
@@ -67,11 +71,11 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
     images, devices, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
-    print(
+    words = (
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}; compiling",
-        flush=True,
+        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}"
     )
+    print(tables.wrapped(words), flush=True)
     return place.snapshot_state(template) or training.init_state()
 
 
@@ -120,7 +124,11 @@ def _run(
     )
     if outcome.signal is not None:
         raise Stopped(outcome.signal)
-    print(f"trained {int(outcome.state.step)} steps: {place.folder}", flush=True)
+    pictures_too = ", pictures in samples/" * (training.grid is not None)
+    print(
+        f"trained {int(outcome.state.step)} steps: {place.folder}, numbers in metrics.jsonl"
+        f"{pictures_too}"
+    )
 
 
 def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:

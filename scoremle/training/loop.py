@@ -103,6 +103,8 @@ def run(
             state, metrics = step(state, _stack(batch, group))
             # One call computes while the next is prepared: no further ahead, nothing fetched yet.
             jax.block_until_ready(pending[-1:])
+            if pending:
+                writer.at(group.start)
             pending.append(metrics)
             at = group.stop
             # Settled once: what is saved below is what is checked below, whatever signals come.
@@ -111,9 +113,11 @@ def run(
             if due:
                 row = _fetch(pending, at, saved)
                 if "eval" in due:
+                    writer.at(at, "measuring test images")
                     row |= {f"eval_{name}": value for name, value in on_eval(state, at).items()}
                 writer.write(at, row)
             if "snapshot" in due:
+                writer.at(at, "writing a snapshot")
                 _snapshot(state, at, schedule, snapshots, on_snapshot, note)
             if "preemption" in due:
                 preemption.save(at, state, {**note, "step": at})

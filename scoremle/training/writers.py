@@ -19,12 +19,15 @@ Row = dict[str, float]
 
 
 class Writer(Protocol):
-    """``rewind`` once at the start, ``write`` in order of steps, ``close`` at the end."""
+    """``rewind`` at the start, ``write`` and ``at`` in order of steps, ``close`` at the end."""
 
     def rewind(self, step: int) -> None:
         """Begin after ``step``, and forget what an earlier run wrote beyond it."""
 
     def write(self, step: int, row: Row) -> None: ...
+
+    def at(self, step: int, doing: str = "") -> None:
+        """The steps before this one are done, and now something else is, if it is named."""
 
     def close(self) -> None: ...
 
@@ -42,6 +45,10 @@ class FanOut:
     def write(self, step: int, row: Row) -> None:
         for writer in self._writers:
             writer.write(step, row)
+
+    def at(self, step: int, doing: str = "") -> None:
+        for writer in self._writers:
+            writer.at(step, doing)
 
     def close(self) -> None:
         for writer in self._writers:
@@ -66,6 +73,9 @@ class JsonLines:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
             sync(self._path)  # a checkpoint that comes later leaves no gap behind it
+
+    def at(self, step: int, doing: str = "") -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -101,6 +111,9 @@ class TensorBoard:
             for name, value in row.items():
                 self._writer.add_scalar(name, value, step)
 
+    def at(self, step: int, doing: str = "") -> None:
+        pass
+
     def close(self) -> None:
         if self._writer:
             with writing(self._folder):
@@ -124,8 +137,14 @@ class Console:
         words = [f"loss {row['loss']:.4f}"]
         if self._bpd:
             at, text = self._bpd
-            words.append(text if at == step else f"{text} (step {at})")
+            words.append(text if at == step else f"{text}  (step {at})")
         self._progress.tell(step, "  ".join(words))
+
+    def at(self, step: int, doing: str = "") -> None:
+        if doing:
+            self._progress.doing(step, doing)
+        else:
+            self._progress.move(step)
 
     def close(self) -> None:
         self._progress.close()

@@ -49,13 +49,21 @@ def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
 
 
 def test_training_prints_its_progress_and_nothing_else(tiny):
+    phases = ("compiling", "measuring test images", "writing a snapshot")
     first, *lines = tiny.stdout.splitlines()
+    named = [line for line in lines if line.startswith(phases)]
+    assert [line.partition(" (")[0] for line in named] == list(phases)
+    lines = [line for line in lines if line not in named]
     assert re.match(r"digits: 1,437 training images of 8x8x1; [\d,]+ parameters; VP\(", first)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for step, line in zip((5, 10, 15, 20), lines, strict=False):
-        pattern = rf"step {step}/20  loss [\d.]+  .*steps/s  ETA \S+( \(.*\))?"
+        pace = "" if step == 5 else r"  .*steps/s  ETA \S+"  # the first tells when compiling ended
+        pattern = rf"step {step}/20  loss [\d.]+{pace}"
         assert re.fullmatch(pattern, line), line
-    assert lines[-1] == f"trained 20 steps: {tiny.workdir}"
+    assert lines[-2:] == [
+        f"trained 20 steps: {tiny.workdir}, numbers in metrics.jsonl, pictures in samples/",
+        f"next: scoremle eval {tiny.workdir}",
+    ]
     assert tiny.stderr == ""
 
 
@@ -295,7 +303,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     mean = exact[1]["exact_test_ckpt_2"]["mean"]
     assert out.startswith("exact_test_ckpt_2  image 720/720  bpd")
     assert f"{mean:.4f} bits/dim" in out
-    assert out.endswith(f"written to {exact[0]}\n")
+    assert out.endswith(f"written to {exact[0]}: results.json, arrays and pictures beside it\n")
     assert err == ""
 
 
@@ -414,7 +422,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
         ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
         ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
-        ("eval__dequantizer", True, ["no dequantizer in", "train it with --mode=train_deq"]),
+        ("eval__dequantizer", True, ["no dequantizer in", "train it with scoremle train-deq"]),
         ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
         ("eval__wait", True, ["eval.wait", "eval.end_ckpt"]),
         ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),

@@ -140,6 +140,7 @@ def trained(images: ImageSet, on_device: str, folder: Path):
     class Writer:
         rewind = staticmethod(lambda step: None)
         write = staticmethod(lambda step, row: rows.append(row))
+        at = staticmethod(lambda step, doing="": None)
         close = staticmethod(lambda: None)
 
     outcome = run(

@@ -86,6 +86,45 @@ def test_table_aligns_its_columns():
 
 
 @pytest.fixture
+def screen(monkeypatch):
+    """Sets the width of the terminal that output goes to."""
+
+    def of(columns):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+
+    return of
+
+
+def test_what_is_dropped_on_a_narrow_screen_is_said(screen):
+    header, rows = ("name", "value", "spare", "other"), [("abc", "12345", "x" * 9, "y" * 9)]
+    wide = table(header, rows)
+    for columns, kept, note in (
+        (33, header, []), (32, ("name", "value", "other"), ["no room for: spare"]),
+        (21, ("name", "value"), ["no room for: spare, other"]),
+        (3, ("name", "value"), ["no room for: spare, other"]),
+    ):  # fmt: skip
+        screen(columns)
+        text = table(header, rows, spare=("spare", "other")).splitlines()
+        assert tuple(text[0].split()) == kept and text[3:] == note
+        assert len(text[0]) <= max(columns, 11)
+        assert table(header, rows) == wide
+
+
+def test_results_fit_the_screen_and_words_are_whole(exact, screen):
+    results = {"exact_test_ckpt_3": exact}
+    words = results_table(results).split()
+    for columns, left_out in ((90, None), (80, "s/image"), (72, "s/image, NFE")):
+        screen(columns)
+        lines = results_table(results).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert (f"no room for: {left_out}" in lines) == bool(left_out)
+        described = " ".join(lines).split()
+        start = "exact_test_ckpt_3:"
+        assert described[described.index(start) :] == words[words.index(start) :]
+
+
+@pytest.fixture
 def exact():
     return {
         "mean": 2.34567, "stderr": 0.01234, "unit": "bits/dim", "estimator": "exact for p_eps",

@@ -111,7 +111,7 @@ def test_a_second_run_prints_the_table_and_draws_nothing(tiny, judged, capfd, mo
     assert re.search(r"^quality_ckpt_2  Fréchet distance  [\d.]+ +50 +1437$", out, re.MULTILINE)
     assert re.search(r"^quality_ckpt_2  class score  .* 50$", out, re.MULTILINE)
     assert "features: stand-in of three moments; reference: " in out
-    assert out.endswith(f"written to {folder}\n")
+    assert out.endswith(f"written to {folder}: results.json, arrays and pictures beside it\n")
 
 
 def test_numbers_of_other_features_are_never_called_by_the_published_names(judged, tiny, capfd):

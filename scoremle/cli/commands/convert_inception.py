@@ -35,6 +35,7 @@ def run(options: Any) -> None:
     write_inception(options.out, params, sha256)
     print(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
     print(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+    print(f"next: scoremle stats DATASET --weights={options.out} --out=STATS.npz")
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

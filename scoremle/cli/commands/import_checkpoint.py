@@ -5,6 +5,7 @@ from the name of the folder. What nothing says (dropout, activations, the size o
 that of the published config.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def run(options: Any) -> None:
     _convert(number, file, found, _config(known, found, network), place)
     for number, file in _dequantizers(options.path):
         _convert_dequantizer(number, file, place)
+    print(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
 
 
 def _read(file: Path) -> Published:

@@ -3,6 +3,7 @@
 A run that was killed goes on where it was.
 """
 
+import shlex
 import shutil
 from typing import Any
 
@@ -37,6 +38,8 @@ def run(options: Any) -> None:
     write_reference(options.out, found["pool_3"], extractor, facts)
     shutil.rmtree(parts)
     print(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
+    flags = [f"--config.eval.inception={options.weights}", f"--config.eval.stats={options.out}"]
+    print(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {shlex.join(flags)}")
 
 
 def _images(dataset: str, path: str, split: str, size: int | None) -> tuple[np.ndarray, int]:
