@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if there is none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
@@ -65,5 +64,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
         # Opened here, since numpy leaves open what it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return dict(saved)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+    except Exception:
+        # Damaged files come out of zipfile, zlib and numpy as every kind of exception.
         return None

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from scoremle.terminal import printable, say
+
 __all__ = ["Progress", "progress"]
 
 # Seconds between lines, where the output is no terminal.
@@ -27,7 +29,8 @@ class Progress:
     def __init__(
         self, label: str, total: float, unit: str = "", *, every: float = LINE_EVERY
     ) -> None:
-        self._label, self._total, self._unit, self._every = label, total, unit, every
+        self._label, self._total = printable(label), total
+        self._unit, self._every = unit, every
         self._bar: Bar | None = None
         if sys.stdout.isatty():
             label_text, words = (
@@ -37,12 +40,13 @@ class Progress:
             self._bar = Bar(label_text, BarColumn(), words, transient=not unit)
 
     def start(self, done: float = 0) -> None:
-        """Begin, with so much that is done already."""
+        """Begin, or begin again, with so much that is done already."""
         self._since, self._compiling = (done, time.monotonic()), True
         self._last = self._since[1]
         if self._bar:
-            task = self._bar.add_task("starting", label=self._label, total=self._total)
-            self._bar.update(task, completed=done)
+            if not self._bar.tasks:
+                self._bar.add_task("starting", label=self._label, total=self._total)
+            self._bar.update(self._bar.task_ids[0], completed=done)
             self._bar.start()
 
     def tell(self, done: float, text: str = "") -> None:
@@ -54,7 +58,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done, description=words)
         elif ended or now - self._last >= self._every:
             self._last = now
-            print("  ".join(filter(None, [self._label, words])), flush=True)
+            say("  ".join(filter(None, [self._label, words])))
 
     def close(self) -> None:
         if self._bar:

@@ -29,6 +29,7 @@ from scoremle.cli.commands import COMMANDS
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import NAMED, load_config
+from scoremle.terminal import Formatter, printable
 
 __all__ = ["Settings", "main", "parse"]
 
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _mistake(text: str) -> int:
-    print(f"scoremle: error: {' '.join(text.splitlines())}", file=sys.stderr)
+    print(f"scoremle: error: {' '.join(printable(text).splitlines())}", file=sys.stderr)
     return 2
 
 
@@ -144,7 +145,7 @@ def _unknown_command(word: str) -> str:
 def _warnings() -> Iterator[None]:
     """Warnings of this package on stderr as lines like those of errors."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("scoremle: warning: %(message)s"))
+    handler.setFormatter(Formatter("scoremle: warning: %(message)s"))
     logger.addHandler(handler)
     logger.propagate = False
     try:

@@ -17,19 +17,58 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
 from scoremle.files import read_json
+from scoremle.records import check_record
 
 __all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
 
 META = "meta.json"
 FORMAT = 1
 ABANDONED = 24 * 3600.0
+
+
+class _Splits(TypedDict):
+    train: int
+    test: int
+
+
+class _Hashes(TypedDict):
+    train: str
+    test: str
+
+
+class _Options(TypedDict):
+    size: int
+    channels: int
+    fit: str
+    levels: int
+
+
+class _Meta(TypedDict):
+    """What of meta.json is read anywhere."""
+
+    name: str
+    version: str
+    source: str
+    source_sha256: str
+    counts: _Splits
+    shape: tuple[int, int, int]
+    levels: int
+    source_levels: int
+    split: str
+    labels: bool
+    sha256: _Hashes
+    duplicates: dict[str, int]
+    constant_images: int
+    skipped: list[str]
+    notes: dict[str, int]
+    options: _Options
 
 
 @dataclass(frozen=True)
@@ -46,6 +85,9 @@ class Prepared:
                 f"{self.folder / META} is not of a data set that this version prepared;"
                 " prepare it again"
             )
+        check_record(meta, _Meta, self.folder / META)
+        if not 2 <= meta["levels"] <= 256:
+            raise UserError(f"{self.folder / META}: levels must be from 2 to 256")
         return meta
 
     def images(self, split: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scoremle.terminal import printable
+
 __all__ = ["quality_table", "results_table", "table"]
 
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
@@ -10,7 +12,7 @@ UPPER = "* an upper estimate, from few draws: it is a part of the standard error
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of text, aligned."""
-    lines = [header, *rows]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = [
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.errors import UserError
+from scoremle.training.quiet import quiet
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
@@ -190,6 +191,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
         state=ocp.args.StandardSave(tree),
         record=ocp.args.JsonSave({**record, "seal": _seal(record)}),
     )
+    quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(path, args=items)
@@ -205,6 +207,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _read(path: Path, **items: Any) -> Any:
     import orbax.checkpoint as ocp
 
+    quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**items))

@@ -14,6 +14,7 @@ from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.quality.features import PUBLISHED_SHA256, write_inception
 from scoremle.quality.inception import from_torch
+from scoremle.terminal import say
 
 __all__ = ["main"]
 
@@ -37,8 +38,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{options.weights} {error}: it is not the Inception of FID") from None
     sha256 = hashlib.sha256(options.weights.read_bytes()).hexdigest()
     write_inception(options.out, params, sha256)
-    print(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
-    print(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+    say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
+    say(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

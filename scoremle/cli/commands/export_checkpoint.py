@@ -15,6 +15,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
+from scoremle.terminal import say
 
 __all__ = ["main"]
 
@@ -44,4 +45,4 @@ def main(arguments: list[str]) -> None:
             state, lr=config.optim.lr, ema_rate=config.model.ema_rate, rng=rng
         )
         state_dict.write(options.path, tree)
-    print(f"checkpoint {number}, step {meta['step']}: written to {options.path}", flush=True)
+    say(f"checkpoint {number}, step {meta['step']}: written to {options.path}")

@@ -14,6 +14,7 @@ from scoremle.cli.commands import Parser
 from scoremle.errors import UserError
 from scoremle.quality.features import extract, load_inception, write_reference
 from scoremle.resumable import content_hash, fingerprint
+from scoremle.terminal import say
 
 __all__ = ["main"]
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     found = extract(extractor, images, levels, folder=parts, label=label)
     write_reference(options.out, found["pool_3"], extractor, facts)
     shutil.rmtree(parts)
-    print(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
+    say(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
 
 
 def _images(dataset: str, path: str, split: str, size: int | None) -> tuple[np.ndarray, int]:
