@@ -6,7 +6,7 @@ Both are the loop of `training/loop.py` with a loss of their own.
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
 from scoremle.numerics import check_finite
+from scoremle.records import check_record
+from scoremle.terminal import say
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import TrainState, make_step
@@ -64,12 +66,17 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
     images, devices, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
-    print(
+    say(
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}; compiling",
-        flush=True,
+        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}; compiling"
     )
     return place.snapshot_state(template) or training.init_state()
+
+
+class _ScoreModel(TypedDict):
+    score_checkpoint: int
+    score_step: int
+    score_hash: str
 
 
 def _score_model_path(place: Workdir) -> Any:
@@ -82,6 +89,7 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
     if not place.begun or not path.exists():
         return
     old = read_json(path)
+    check_record(old, _ScoreModel, path)
     if old != note:
         raise UserError(
             f"{place.folder} is for checkpoint {old['score_checkpoint']} of the score model (step "
@@ -114,9 +122,12 @@ def _run(
         on_eval=_on_eval(training, held),
         on_snapshot=_on_snapshot(training, place),
         note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
+        rollback=loop.Rollback(
+            training.rollbacks, lambda k: feed.batch_of(training.data.reordered(k))
+        ),
     )
     if outcome.finished:
-        print(f"trained {int(outcome.state.step)} steps: {place.folder}", flush=True)
+        say(f"trained {int(outcome.state.step)} steps: {place.folder}")
 
 
 def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:

@@ -26,6 +26,7 @@ from scoremle.experiment.build import FLOW_FIELDS, Experiment
 from scoremle.experiment.config import with_defaults
 from scoremle.files import read_json, write_json
 from scoremle.published import PublishedCheckpoints, origin
+from scoremle.terminal import say
 from scoremle.training.step import TrainState
 
 __all__ = ["Workdir"]
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 FREE = {
     "training.n_iters", "training.log_freq", "training.eval_freq", "training.snapshot_freq",
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
-    "data.on_device",
+    "data.on_device", "training.on_nan", "training.rollbacks",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
@@ -114,7 +115,7 @@ class Workdir:
         if not self.snapshots.numbers():
             return None
         state, meta, number = self.snapshots.restore(template)
-        print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
+        say(f"going on from step {meta['step']}, {self.snapshots.path(number)}")
         return state
 
     def describe(self, experiment: Experiment) -> None:
