@@ -8,12 +8,27 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-__all__ = ["replicate", "replicated", "split_rows"]
+from scoremle.errors import UserError
+
+__all__ = ["check_devices", "replicate", "replicated", "split_rows"]
 
 AXIS = "data"
 
 
 Devices = Sequence[jax.Device] | None  # all, if None
+
+
+def check_devices() -> None:
+    """Raises UserError if JAX finds nothing to compute on, before it is asked to compute."""
+    try:
+        jax.devices()
+    except Exception as error:  # an assertion, where the plugin of an asked platform is missing
+        text = next(iter(str(error).splitlines()), type(error).__name__).partition(" (set ")[0]
+        asked = jax.config.values["jax_platforms"]
+        raise UserError(
+            f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"
+            " install JAX for that platform"
+        ) from None
 
 
 def replicated(devices: Devices = None) -> NamedSharding:

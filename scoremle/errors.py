@@ -1,10 +1,12 @@
 """What ends work before its end: a user's mistake, the commonest of which is a name; a signal."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["Stopped", "UserError", "choose"]
+from scoremle.terminal import printable
+
+__all__ = ["Stopped", "UserError", "choose", "nearest"]
 
 T = TypeVar("T")
 
@@ -12,8 +14,12 @@ T = TypeVar("T")
 class UserError(Exception):
     """A mistake that the user can mend: what was wrong, where, what to do, in one line.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Control characters, as
+    names of files may have them, become escapes.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(printable(str(text)))
 
 
 class Stopped(Exception):
@@ -32,6 +38,11 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     key = name.lower()
     if key in table:
         return table[key]
-    near = difflib.get_close_matches(key, table, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = nearest(key, table)
+    hint = f"did you mean {near}? " if near else ""
     raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like this one; "" if none is."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")

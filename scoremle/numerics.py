@@ -23,6 +23,7 @@ __all__ = [
     "expand",
     "log1mexp",
     "mean_square",
+    "not_finite",
     "predict",
     "sum_data",
     "sum_over",
@@ -91,16 +92,22 @@ def check_eps(eps: Scalar) -> None:
             raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
 
 
-def check_finite(params: Any, where: object) -> None:
-    """UserError that names the first array of a tree with a number that is not finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+def not_finite(tree: Any) -> str:
+    """The name of the first array in a tree with a number that is not finite; "" if none has."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         real = jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
         if real and not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(
-                f"{where}: its parameters are not all finite numbers (the first that are not:"
-                f" {name}); take another checkpoint, or train anew"
-            )
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""
+
+
+def check_finite(params: Any, where: object) -> None:
+    """UserError that names the first array of parameters with a number that is not finite."""
+    if name := not_finite(params):
+        raise UserError(
+            f"{where}: its parameters are not all finite numbers (the first that are not: {name});"
+            " take another checkpoint, or train anew"
+        )
 
 
 def all_finite(x: Data) -> Bool[Array, " b"]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from scoremle.terminal import printable, say
+
 __all__ = ["Progress", "progress"]
 
 # Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
@@ -33,15 +35,17 @@ class Progress:
     def __init__(
         self, label: str, total: float, unit: str = "", *, every: float = LINE_EVERY
     ) -> None:
-        self._label, self._total, self._unit, self._every = label, total, unit, every
+        self._label, self._total = printable(label), total
+        self._unit, self._every = unit, every
         self._moments: deque[tuple[float, float]] = deque()
         self._facts: list[str] = []
         self._named: set[str] = set()
         live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._bar = _LiveBar(label, total, transient=not unit) if live else None
+        self._bar = _LiveBar(self._label, total, transient=not unit) if live else None
 
     def start(self, done: float = 0) -> None:
-        """Begin, with so much that is done already."""
+        """Begin, or begin again, with so much that is done already."""
+        self._moments.clear()
         self._printed = self._shown = time.monotonic()
         if self._bar:
             self._bar.start()
@@ -87,7 +91,7 @@ class Progress:
         bar.show(done, [self._place(done), *pace[:1], *self._facts, *pace[1:]])
 
     def _print(self, *words: str) -> None:
-        print("  ".join(filter(None, [self._label, *words])), flush=True)
+        say("  ".join(filter(None, [self._label, *words])))
 
     def _place(self, done: float) -> str:
         return f"{self._unit} {done}/{self._total}" if self._unit else f"{done / self._total:.0%}"
@@ -121,7 +125,8 @@ class _LiveBar:
         self._bar = Bar(*columns, transient=transient)
 
     def start(self) -> None:
-        self._task = self._bar.add_task("", label=self._label, total=self._total)
+        if not self._bar.tasks:
+            self._task = self._bar.add_task("", label=self._label, total=self._total)
         self._bar.start()
 
     def show(self, done: float, words: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.errors import Stopped, UserError
+from scoremle.terminal import Formatter, printable
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _mistake(text: str) -> int:
-    print(f"scoremle: error: {' '.join(text.splitlines())}", file=sys.stderr)
+    print(f"scoremle: error: {' '.join(printable(text).splitlines())}", file=sys.stderr)
     return 2
 
 
@@ -125,7 +126,7 @@ def _unknown_command(word: str) -> str:
 def _warnings() -> Iterator[None]:
     """Warnings of this package on stderr as lines like those of errors."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("scoremle: warning: %(message)s"))
+    handler.setFormatter(Formatter("scoremle: warning: %(message)s"))
     logger.addHandler(handler)
     logger.propagate = False
     try:

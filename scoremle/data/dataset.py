@@ -15,6 +15,7 @@ from scoremle.data.prepare import prepare
 from scoremle.data.prepared import FORMAT, Prepared, cache_folder, is_prepared
 from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
+from scoremle.terminal import say
 
 __all__ = ["ANY_SIZE", "Dataset"]
 
@@ -53,7 +54,7 @@ class Dataset:
         folder = self._cached(place, options)
         if not is_prepared(folder):
             self.prepare(place, options, folder)
-            print(f"prepared {self.name}, once and for all: {folder}", flush=True)
+            say(f"prepared {self.name}, once and for all: {folder}")
         return Prepared(folder)
 
     def place_of(self, path: str) -> Path | None:

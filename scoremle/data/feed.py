@@ -26,19 +26,25 @@ AHEAD = 8
 
 
 class Feed(NamedTuple):
-    """``gather(resident, batch(step))`` are the images of a step; ``gather`` runs within it."""
+    """``gather(resident, batch(step))`` are the images of a step; ``gather`` runs within it.
+
+    ``batch_of(images)`` is the ``batch`` of the same images in another order.
+    """
 
     batch: Callable[[int], Any]
     resident: Any
     gather: Callable[[Any, Any], Array]
+    batch_of: Callable[[ImageSet], Callable[[int], Any]]
 
 
 def feed(images: ImageSet, on_device: str = "auto") -> Feed:
     """On the device if ``on_device`` is "true", or if it is "auto" and they fit there."""
     fits = images.train.nbytes <= SHARE * _memory()
     if on_device == "true" or (on_device == "auto" and fits):
-        return Feed(images.rows, images.train, _gather)
-    return Feed(Prefetch(images.batch), (), lambda _, batch: batch)
+        return Feed(images.rows, images.train, _gather, lambda other: other.rows)
+    return Feed(
+        Prefetch(images.batch), (), lambda _, batch: batch, lambda other: Prefetch(other.batch)
+    )
 
 
 def _memory() -> int:

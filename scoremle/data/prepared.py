@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from scoremle.files import (
     write_json,
     writing,
 )
+from scoremle.records import check_record
 
 __all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
 
@@ -45,6 +46,44 @@ META = "meta.json"
 VERIFIED = ".verified.json"
 VERIFY = "SCOREMLE_VERIFY"
 FORMAT = 1
+
+
+class _Splits(TypedDict):
+    train: int
+    test: int
+
+
+class _Hashes(TypedDict):
+    train: str
+    test: str
+
+
+class _Options(TypedDict):
+    size: int
+    channels: int
+    fit: str
+    levels: int
+
+
+class _Meta(TypedDict):
+    """What of meta.json is read anywhere."""
+
+    name: str
+    version: str
+    source: str
+    source_sha256: str
+    counts: _Splits
+    shape: tuple[int, int, int]
+    levels: int
+    source_levels: int
+    split: str
+    labels: bool
+    sha256: _Hashes
+    duplicates: dict[str, int]
+    constant_images: int
+    skipped: list[str]
+    notes: dict[str, int]
+    options: _Options
 
 
 @dataclass(frozen=True)
@@ -61,6 +100,9 @@ class Prepared:
                 f"{self.folder / META} is not of a data set that this version prepared;"
                 " prepare it again"
             )
+        check_record(meta, _Meta, self.folder / META)
+        if not 2 <= meta["levels"] <= 256:
+            raise UserError(f"{self.folder / META}: levels must be from 2 to 256")
         return meta
 
     def images(self, split: str) -> np.ndarray:

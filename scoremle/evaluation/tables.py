@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scoremle.terminal import printable
+
 __all__ = ["quality_table", "results_table", "table", "wrapped"]
 
 # What is left out first where there is no room; it stands in results.json.
@@ -21,7 +23,7 @@ def table(
     On a screen that is too narrow, columns of ``spare`` are left out, the first of them first, and
     a line says which.
     """
-    lines = [header, *rows]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = {name: max(len(line[i]) for line in lines) for i, name in enumerate(header)}
     left_out = _too_much(widths, spare)
     kept = [i for i, name in enumerate(header) if name not in left_out]

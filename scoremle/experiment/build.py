@@ -19,6 +19,7 @@ from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.devices import check_devices
 from scoremle.errors import UserError, choose
 from scoremle.experiment.evaluation import (
     BOUND_TIMES,
@@ -102,6 +103,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
     number of levels are enough.
     """
+    check_devices()
     check_values(config)
     images = _load(config) if levels is None else _no_images(config, levels)
     model = _model(config, images)
@@ -144,6 +146,8 @@ def _load(config: Any) -> data.ImageSet:
 
 
 def _no_images(config: Any, levels: int) -> data.ImageSet:
+    if not 2 <= levels <= 256:
+        raise UserError(f"the number of grey levels (data.json) is {levels}, not from 2 to 256")
     size, channels = config.data.image_size, config.data.num_channels
     none = np.zeros((0, size, size, channels), np.uint8)
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
@@ -206,6 +210,7 @@ def _training(
         ema_rate=config.model.ema_rate,
         schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
         seed=config.seed,
+        rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
         grid=grid if config.training.snapshot_sampling else None,
     )
 

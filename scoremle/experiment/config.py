@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.errors import UserError, choose
+from scoremle.errors import UserError, choose, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 
@@ -49,7 +49,28 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
         config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file {place}: get_config must return a ConfigDict")
+    _check_fields(config, place)
     return config, getattr(module, "resolve", defaults.resolve)
+
+
+def _check_fields(config: ConfigDict, place: str) -> None:
+    """Raises UserError for a field that nothing reads, which may be one that was misspelt."""
+    known = _names(defaults.get_config())
+    for name in _names(config):
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else ""
+            raise UserError(f"config file {place}: unknown field {name}{hint}")
+
+
+def _names(fields: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all fields."""
+    names: list[str] = []
+    for name in fields:
+        inside = fields.get(name)
+        deeper = isinstance(inside, ConfigDict) and len(inside)
+        names += _names(inside, f"{prefix}{name}.") if deeper else [prefix + name]
+    return names
 
 
 def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:

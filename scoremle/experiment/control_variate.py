@@ -17,6 +17,7 @@ from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.resumable import content_hash, fingerprint
+from scoremle.terminal import say
 from scoremle.training.checkpoints import tree_hash
 from scoremle.types import Images, IntImages, PRNGKey
 
@@ -86,7 +87,7 @@ class ControlRun:
             arrays = {name: jnp.asarray(array) for name, array in found.items()}
             gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
             return Control(gaussian, **arrays)
-        print("fitting the bound's control variate on training images", flush=True)
+        say("fitting the bound's control variate on training images")
         control = self.fit(params)
         fitted = {**vars(control.gaussian), **vars(control)}
         del fitted["gaussian"]

@@ -24,6 +24,7 @@ SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 # Names that are compared as they stand, wherever they were typed in upper case.
 LOWERED = (
     ("eval", "dequantization"), ("data", "fit"), ("data", "on_device"), ("model", "embedding"),
+    ("training", "on_nan"),
 )  # fmt: skip
 
 
@@ -40,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.log_freq = 100  # steps between lines of the log
     config.training.eval_freq = 100  # steps between evaluations of the loss on test images
     config.training.snapshot_freq_for_preemption = 10_000  # steps between resume checkpoints
+    config.training.on_nan = "stop"  # stop, or rollback to the last checkpoint, images reordered
+    config.training.rollbacks = 3  # how often, at most, training.on_nan=rollback goes back
     config.training.snapshot_sampling = True  # draw a grid of samples at each snapshot
     config.training.likelihood_weighting = False  # weight g(t)^2: maximum likelihood
     config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)

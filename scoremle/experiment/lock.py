@@ -18,6 +18,7 @@ from typing import Any
 
 from scoremle.errors import UserError
 from scoremle.files import is_gone, machine, make_folder, writing
+from scoremle.terminal import say
 
 __all__ = ["alone"]
 
@@ -109,7 +110,7 @@ def _owner(handle: int) -> dict[str, Any]:
 def _is_touched(path: Path) -> bool:
     """Does anybody give a sign of life?"""
     until, first = time.monotonic() + WATCH, _touched_at(path)
-    print(f"{path} is of another machine: is its owner alive? ({WATCH:.0f} s)", flush=True)
+    say(f"{path} is of another machine: is its owner alive? ({WATCH:.0f} s)")
     while time.monotonic() < until:
         time.sleep(BEAT / 4)
         if _touched_at(path) != first:

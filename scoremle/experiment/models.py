@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from scoremle.devices import check_devices
 from scoremle.errors import UserError
 from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
@@ -45,6 +46,7 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
     Raises UserError for what is none of these, for what can't be read, and for parameters that are
     not finite.
     """
+    check_devices()
     model = _loaded(place, checkpoint)
     check_finite(model.noise, place)
     return model

@@ -26,6 +26,7 @@ CHOICES = {
     "eval.dataset": ("train", "test"),
     "data.fit": ("", "crop", "resize"),
     "data.on_device": ("auto", "true", "false"),
+    "training.on_nan": ("stop", "rollback"),
     "model.embedding": ("time", "log_snr"),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
@@ -41,7 +42,9 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
-    ("at least 0", lambda v: v >= 0, ("eval.num_images", "optim.warmup", "optim.weight_decay")),
+    ("at least 0", lambda v: v >= 0, (
+        "eval.num_images", "optim.warmup", "optim.weight_decay", "training.rollbacks",
+    )),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
         "model.sigma_min", "model.sigma_max", "sampling.snr",

@@ -25,6 +25,7 @@ from scoremle.files import write_npz
 from scoremle.likelihood.nodes import Choice
 from scoremle.numerics import check_finite
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
+from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -90,11 +91,11 @@ def run_eval(
 
 def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) -> None:
     if results:
-        print(tables.results_table(results))
+        say(tables.results_table(results))
     if quality:
-        print(tables.quality_table(quality))
+        say(tables.quality_table(quality))
     if results or quality:
-        print(f"written to {folder}: results.json, arrays and pictures beside it", flush=True)
+        say(f"written to {folder}: results.json, arrays and pictures beside it")
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:
@@ -102,10 +103,9 @@ def _say_if_older(workdir: Workdir, restored: Restored) -> None:
     training, step = workdir.training(), restored.meta["step"]
     newest = restored.number == workdir.snapshots.latest()
     if training and newest and step < training["newest_step"]:
-        print(
+        say(
             f"{workdir.snapshots.path(restored.number)} is of step {step}: the newest snapshot;"
-            f" training is at step {training['newest_step']} of {training['steps']}",
-            flush=True,
+            f" training is at step {training['newest_step']} of {training['steps']}"
         )
 
 
@@ -159,7 +159,7 @@ def chosen_checkpoints(
 
 def _await(store: Checkpoints, number: int) -> int:
     if number not in store.numbers():
-        print(f"waiting for {store.path(number)}", flush=True)
+        say(f"waiting for {store.path(number)}")
     while number not in store.numbers():
         time.sleep(WAIT_SECONDS)
     return number
@@ -214,18 +214,18 @@ class EvaluationRun:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
         experiment, how, choice = self.experiment, self._evaluation.estimators, None
         if self._evaluation.exact and how.pilot:
-            print("choosing the solver's nodes on a few images", flush=True)
+            say("choosing the solver's nodes on a few images")
             model, choice = experiment.model.model(restored.tree.ema).calibrated(
                 self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
             )
             how = replace(how, solver=model.solver)
-            print(choice, flush=True)
+            say(choice)
         return list(_tasks(experiment, how, self.flow is not None, choice))
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:
         """Says whether what must hold between the estimators of one checkpoint does."""
         found = verdicts({each.kind: each.values for each in measured})
-        print("\n".join(map(str, found)), flush=True)
+        say("\n".join(map(str, found)))
         name = self._name("checks", checkpoint)
         self.write({name: [asdict(verdict) for verdict in found]})
 

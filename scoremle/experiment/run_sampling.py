@@ -29,6 +29,7 @@ from scoremle.numerics import check_values
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
 from scoremle.resumable import Arrays, fingerprint, in_parts
+from scoremle.terminal import say
 from scoremle.types import IntImages, Keys
 
 __all__ = ["Judge", "SamplingRun", "judge"]
@@ -149,7 +150,7 @@ class SamplingRun:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
         pictures.write_grid(grid, samples[:GRID_SAMPLES], self.experiment.data.levels)
-        print(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}", flush=True)
+        say(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}")
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
         extractor = judge.extractor

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.numerics import check_finite
+from scoremle.records import check_record
+from scoremle.terminal import say
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.step import TrainState, make_step
@@ -37,7 +39,7 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
         _run(experiment.training, workdir, state, note=training_record(experiment))
-    print(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}", flush=True)
+    say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
 def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
@@ -63,7 +65,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         write_sealed(_score_model_path(place), note)
         _run(training, place, state, (score,), {**note, **flow_record(experiment)})
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
-    print(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer", flush=True)
+    say(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer")
 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
@@ -75,8 +77,14 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
         f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}"
     )
-    print(tables.wrapped(words), flush=True)
+    say(tables.wrapped(words))
     return place.snapshot_state(template) or training.init_state()
+
+
+class _ScoreModel(TypedDict):
+    score_checkpoint: int
+    score_step: int
+    score_hash: str
 
 
 def _score_model_path(place: Workdir) -> Any:
@@ -89,6 +97,7 @@ def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
     if not place.begun or not path.exists():
         return
     old = read_sealed(path, "put its copy back, or move it away")
+    check_record(old, _ScoreModel, path)
     if old != note:
         raise UserError(
             f"{place.folder} is for checkpoint {old['score_checkpoint']} of the score model (step "
@@ -121,11 +130,14 @@ def _run(
         on_eval=_on_eval(training, held),
         on_snapshot=_on_snapshot(training, place),
         note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
+        rollback=loop.Rollback(
+            training.rollbacks, lambda k: feed.batch_of(training.data.reordered(k))
+        ),
     )
     if outcome.signal is not None:
         raise Stopped(outcome.signal)
     pictures_too = ", pictures in samples/" * (training.grid is not None)
-    print(
+    say(
         f"trained {int(outcome.state.step)} steps: {place.folder}, numbers in metrics.jsonl"
         f"{pictures_too}"
     )

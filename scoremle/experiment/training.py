@@ -43,7 +43,8 @@ class Training:
 
     ``loss`` and ``measure`` take parameters (first those that are not trained, if there are any),
     images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws
-    the samples that are shown at each snapshot; None: none are.
+    the samples that are shown at each snapshot; None: none are. ``rollbacks``: how often it goes
+    back to the last good checkpoint when numbers are not finite.
     """
 
     data: ImageSet
@@ -55,6 +56,7 @@ class Training:
     ema_rate: float
     schedule: Schedule
     seed: int
+    rollbacks: int = 0
     grid: Callable[[Params, PRNGKey], IntImages] | None = None
 
     def init_state(self) -> TrainState:

@@ -45,6 +45,7 @@ from scoremle.experiment.record import (
 )
 from scoremle.files import read_sealed, write_sealed
 from scoremle.published import PublishedCheckpoints, origin
+from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
@@ -148,7 +149,7 @@ class Workdir:
         if not self.snapshots.numbers():
             return None
         state, meta, number = self.snapshots.restore(template)
-        print(f"going on from step {meta['step']}, {self.snapshots.path(number)}", flush=True)
+        say(f"going on from step {meta['step']}, {self.snapshots.path(number)}")
         return state
 
     def describe(self, experiment: Experiment) -> None:

@@ -34,6 +34,7 @@ from scoremle.nn.blocks import (
 )
 from scoremle.nn.from_torch import from_torch
 from scoremle.nn.layers import wide
+from scoremle.records import check_record
 
 __all__ = ["ADM", "adm_params"]
 
@@ -108,6 +109,7 @@ class ADM(nn.Module):
         for name, number in (("attention_resolutions", int), ("channel_mult", float)):
             if isinstance(fields.get(name), str):
                 fields[name] = _numbers(name, fields[name], number)
+        check_record(fields, cls, "the flags")
         network = cls(**fields)
         _check_fields(network)
         return network

@@ -37,6 +37,7 @@ from scoremle.nn.blocks import (
 )
 from scoremle.nn.from_torch import from_torch
 from scoremle.nn.layers import Activation, wide
+from scoremle.records import check_record
 
 __all__ = ["UNet2D", "unet2d_params"]
 
@@ -152,6 +153,7 @@ class UNet2D(nn.Module):
         known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
         for name in sorted(given.keys() - known):
             raise UserError(f"the config has the field {name}, which is not known here")
+        check_record(given, cls, "the config")
         network = cls(**given)
         _check_fields(network)
         return network

@@ -13,7 +13,7 @@ number of it can be compared with another model's.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
 from scoremle.published.family import PIXELS, Published
+from scoremle.records import check_record
 
 __all__ = ["assembled", "is_folder", "load", "refuse_latents", "schedule_of"]
 
@@ -58,6 +59,22 @@ VARIANCES = {
     "fixed_large_log": "large",
     "learned_range": "learned",
 }
+
+
+class _Scheduler(TypedDict, total=False):
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    trained_betas: list[float] | None
+    prediction_type: str
+    rescale_betas_zero_snr: bool
+    variance_type: str
+    clip_sample: bool
+    clip_sample_range: float
+    thresholding: bool
+
+
 # Where an SNR of zero is cut: as far as float32 can tell signal from none.
 LEAST_LOG_SNR = -20.0
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -128,19 +145,19 @@ def _steps(scheduler: Mapping[str, Any]) -> BySteps | None:
 def schedule_of(config: Mapping[str, Any]) -> Discrete:
     """The log-SNR at each step of a scheduler's config. Raises UserError for another schedule."""
     fields = {**DEFAULTS, **config}
-    if fields["trained_betas"] is not None:
-        found = np.asarray(fields["trained_betas"], np.float64)
-    else:
-        try:
+    try:
+        if fields["trained_betas"] is not None:
+            found = np.asarray(fields["trained_betas"], np.float64)
+        else:
             found = _in_float32(betas(
                 fields["beta_schedule"], fields["num_train_timesteps"],
                 fields["beta_start"], fields["beta_end"],
             ))  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"scheduler config, beta_schedule: {error}") from None
-    if fields["rescale_betas_zero_snr"]:
-        found = with_no_signal_at_the_end(found)
-    return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
+        if fields["rescale_betas_zero_snr"]:
+            found = with_no_signal_at_the_end(found)
+        return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
+    except ValueError as error:
+        raise UserError(f"scheduler config: {error}") from None
 
 
 def _in_float32(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
@@ -167,7 +184,9 @@ def _scheduler(path: Path) -> dict[str, Any]:
     places = (path / "scheduler", path, path.parent / "scheduler")
     for place in places:
         if (file := place / "scheduler_config.json").is_file():
-            return read_json(file)
+            config = read_json(file)
+            check_record(config, _Scheduler, file)
+            return config
     raise UserError(
         f"{path} has no scheduler_config.json, in it or in scheduler/: without it nothing says"
         " what noise the network was trained with"
@@ -177,5 +196,6 @@ def _scheduler(path: Path) -> dict[str, Any]:
 def _weights(folder: Path) -> Mapping[str, np.ndarray]:
     for name in WEIGHTS:
         if (file := folder / name).is_file():
-            return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.load(file)
+            read = safetensors.read if file.suffix == ".safetensors" else pytorch.tensors
+            return read(file)
     raise UserError(f"no {' or '.join(WEIGHTS)} in {folder}")

@@ -12,7 +12,7 @@ Reading a ``.pt`` needs the extra ``torch``; nothing in it is run.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,19 @@ from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch
 from scoremle.published.family import PIXELS, Published
+from scoremle.records import check_record
 from scoremle.types import Times
 
 __all__ = ["flags_beside", "is_file", "load"]
 
 RESCALED_TO = 1000.0
+
+
+class _Diffusion(TypedDict, total=False):
+    diffusion_steps: int
+    noise_schedule: str
+    predict_xstart: bool
+    rescale_timesteps: bool
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,11 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> Published:
                 f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
             )
         flags = read_json(place)
+    check_record(flags, _Diffusion, "the flags")
     network = ADM.from_flags(flags)
     schedule = _schedule(flags)
     sde = SDE("vp", schedule, 1.0)
-    tensors = pytorch.load(path)
-    params = jax.tree.map(jnp.asarray, adm_params(tensors, network))
+    params = jax.tree.map(jnp.asarray, adm_params(pytorch.tensors(path), network))
     prediction = noise_fn(
         Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
@@ -95,7 +103,9 @@ def _variance(flags: Mapping[str, Any]) -> str:
 
 
 def _schedule(flags: Mapping[str, Any]) -> Discrete:
-    name, steps = flags.get("noise_schedule", "linear"), int(flags.get("diffusion_steps", 1000))
+    name, steps = flags.get("noise_schedule", "linear"), flags.get("diffusion_steps", 1000)
     if name not in ("linear", "cosine"):
         raise UserError(f"noise_schedule must be linear or cosine, not {name!r}")
+    if steps < 2:
+        raise UserError(f"diffusion_steps must be at least 2, not {steps}")
     return Discrete.of_betas(betas(name, steps))

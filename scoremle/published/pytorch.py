@@ -21,7 +21,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["load", "network_parameters", "trees"]
+__all__ = ["load", "network_parameters", "tensors", "trees"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
@@ -40,11 +40,23 @@ def load(path: Path) -> dict[str, Any]:
     except ImportError:
         raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return _arrays(torch.load(path, map_location="cpu", weights_only=True), torch.Tensor)
     except Exception as error:
         # Damaged files come out of pickle, zipfile and torch as every kind of exception.
         raise Damaged(f"not a PyTorch checkpoint: {type(error).__name__}") from None
-    return _arrays(content, torch.Tensor)
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, by name. Raises UserError for a file of another kind."""
+    try:
+        content = load(path)
+    except Damaged as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
+    ):
+        raise UserError(f"{path} is no state dict: names, and a tensor for each")
+    return content
 
 
 def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

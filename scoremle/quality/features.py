@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
 
+from scoremle.devices import check_devices
 from scoremle.errors import UserError
 from scoremle.files import read_npz, write_npz
 from scoremle.quality import inception
@@ -100,6 +101,7 @@ def write_inception(path: Path, params: Mapping[str, np.ndarray], source_sha256:
 
 def load_inception(path: Path) -> Extractor:
     """The extractor whose weights ``scoremle convert-inception`` wrote."""
+    check_devices()
     how = "make it with: scoremle convert-inception WEIGHTS.pth " + str(path.with_suffix(".npz"))
     if not path.is_file():
         raise UserError(f"no Inception weights at {path}; {how}")
@@ -165,7 +167,7 @@ def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) 
         return {"origin": UNRECORDED}
     try:
         record = dict(json.loads(str(arrays["record"])))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
     if record.get("origin") != extractor.facts:
         raise UserError(

@@ -21,6 +21,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
+from scoremle.training.quiet import quiet
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
 
@@ -212,6 +213,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
         state=ocp.args.StandardSave(tree),
         record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
     )
+    quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(path, args=items)
@@ -225,6 +227,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _read(path: Path, **items: Any) -> Any:
     import orbax.checkpoint as ocp
 
+    quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**items))

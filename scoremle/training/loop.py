@@ -7,9 +7,11 @@ same numbers as an uninterrupted one, and ends with the same bits.
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,26 @@ import numpy as np
 
 from scoremle import devices
 from scoremle.errors import UserError
+from scoremle.numerics import not_finite
+from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.step import Batches, Metrics, Step, TrainState
-from scoremle.training.writers import Row, Writer
+from scoremle.training.step import Batches, Step, TrainState
+from scoremle.training.writers import Writer
 
-__all__ = ["Outcome", "Schedule", "run"]
+__all__ = ["Diverged", "Outcome", "Rollback", "Schedule", "run"]
+
+logger = logging.getLogger(__name__)
+
+# What must be finite at every step; its largest value stands in each row beside its mean.
+CHECKED = ("loss", "grad_norm")
+# In the record of a checkpoint: numbers of the steps since the last row that was written.
+UNWRITTEN = "since_the_last_row"
+# A loss so many times its median over the rows before gets a warning.
+SPIKE, REMEMBERED = 10, 10
+# What gives the images of a step, or what they are made from.
+Batch = Callable[[int], Any]
+# Of some steps, by name: arrays on the device or fetched from it.
+Numbers = Mapping[str, Any]
 
 
 class Outcome(NamedTuple):
@@ -72,10 +89,26 @@ class Schedule:
         return step // self.snapshot_freq
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollback:
+    """What is done when numbers are not finite: training goes back to the last good checkpoint.
+
+    So ``limit`` times at most, then it stops. ``batch(k)`` gives the batches after the k-th time:
+    the same images in another order.
+    """
+
+    limit: int
+    batch: Callable[[int], Batch]
+
+
+class Diverged(UserError):
+    """A loss, a gradient or a parameter is not a finite number."""
+
+
 def run(
     state: TrainState,
     step: Step,
-    batch: Callable[[int], Any],
+    batch: Batch,
     schedule: Schedule,
     *,
     snapshots: Checkpoints,
@@ -84,65 +117,179 @@ def run(
     on_eval: Callable[[TrainState, int], dict[str, float]],
     on_snapshot: Callable[[TrainState, int], None],
     note: dict[str, Any],
+    rollback: Rollback | None = None,
 ) -> Outcome:
     """Train to ``n_iters`` steps, from the newest whole pre-emption checkpoint if there is one.
 
     ``state`` is the beginning otherwise, and is used up. Callbacks get the state and its step and
     must not keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into
     each checkpoint beside the step. At SIGTERM or Ctrl-C the call at work is finished and saved.
-    Raises UserError, and saves nothing, when the loss or its gradient is not finite.
+    Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
+    and ``rollback`` is None or used up.
     """
-    state, saved = _resume(state, preemption)
-    at = int(state.step)
-    pending: list[Metrics] = []
-    stopping = False
-    with _signals() as signals, contextlib.closing(writer):
-        writer.rewind(at)
-        while at < schedule.n_iters and not stopping:
-            group = schedule.group(at)
-            state, metrics = step(state, _stack(batch, group))
-            # One call computes while the next is prepared: no further ahead, nothing fetched yet.
-            jax.block_until_ready(pending[-1:])
-            if pending:
-                writer.at(group.start)
-            pending.append(metrics)
-            at = group.stop
-            # Settled once: what is saved below is what is checked below, whatever signals come.
-            stopping = bool(signals)
-            due = schedule.due(group) | ({"preemption"} if stopping else set())
-            if due:
-                row = _fetch(pending, at, saved)
-                if "eval" in due:
-                    writer.at(at, "measuring test images")
-                    row |= {f"eval_{name}": value for name, value in on_eval(state, at).items()}
-                writer.write(at, row)
-            if "snapshot" in due:
-                writer.at(at, "writing a snapshot")
-                _snapshot(state, at, schedule, snapshots, on_snapshot, note)
-            if "preemption" in due:
-                preemption.save(at, state, {**note, "step": at})
-                saved = preemption.path(at)
-        finished = at >= schedule.n_iters
-        if finished and not _holds(snapshots, schedule.snapshot_number(at), at):
-            # Resumed at or beyond an end that was moved to here.
-            _snapshot(state, at, schedule, snapshots, on_snapshot, note)
-    if finished:
-        return Outcome(state, None)
-    print(f"saved step {at} to {saved}; run the same command to go on", flush=True)
-    return Outcome(state, signals[0])
-
-
-def _resume(state: TrainState, preemption: Checkpoints) -> tuple[TrainState, Path | None]:
-    """The state to go on from, on all devices, and the checkpoint it came from if it did."""
-    saved = None
+    template = jax.eval_shape(lambda: state)
+    training = _Run(
+        state, step, batch, schedule, snapshots, preemption, writer, on_eval, on_snapshot, note,
+        rollback or Rollback(0, lambda k: batch),
+    )  # fmt: skip
     if preemption.latest() is not None:
-        state, _, number = preemption.restore(state)
-        saved = preemption.path(number)
-        print(f"going on from step {int(state.step)}, {saved}", flush=True)
-    return devices.replicate(state), saved
+        training.restore(template)
+        say(f"going on from step {training.at}, {training.saved}")
+    training.state = devices.replicate(training.state)
+    with _signals() as signals, contextlib.closing(writer):
+        while not training.ended:
+            try:
+                training.go_on(signals)
+            except Diverged as error:
+                training.go_back(error, template)
+    if training.finished:
+        return Outcome(training.state, None)
+    say(f"saved step {training.at} to {training.saved}; run the same command to go on")
+    return Outcome(training.state, signals[0])
 
 
-def _stack(batch: Callable[[int], Any], steps: range) -> Batches:
+@dataclasses.dataclass
+class _Run:
+    """A training under way: ``at`` so many steps, the last of them since a row not fetched yet."""
+
+    state: TrainState
+    step: Step
+    batch: Batch
+    schedule: Schedule
+    snapshots: Checkpoints
+    preemption: Checkpoints
+    writer: Writer
+    on_eval: Callable[[TrainState, int], dict[str, float]]
+    on_snapshot: Callable[[TrainState, int], None]
+    note: dict[str, Any]
+    rollback: Rollback
+    at: int = 0
+    saved: Path | None = None
+    rollbacks: int = 0
+    ended: bool = False
+    pending: list[Numbers] = dataclasses.field(default_factory=list)
+    watch: "_Watch" = dataclasses.field(default_factory=lambda: _Watch())
+
+    def __post_init__(self) -> None:
+        self.at = int(self.state.step)
+
+    @property
+    def finished(self) -> bool:
+        return self.at >= self.schedule.n_iters
+
+    def restore(self, template: TrainState) -> None:
+        """Goes to the newest pre-emption checkpoint that is whole and has finite numbers alone."""
+        self.state, meta, number = self.preemption.restore(template)
+        while where := not_finite(self.state):
+            earlier = [n for n in self.preemption.numbers() if n < number]
+            path = self.preemption.path(number)
+            if not earlier:
+                raise UserError(f"{path} has numbers that are not finite ({where}): move it away")
+            logger.warning(
+                "%s has numbers that are not finite (%s): trying the one before", path, where
+            )
+            self.state, meta, number = self.preemption.restore(template, earlier[-1])
+        self.at, self.saved = int(self.state.step), self.preemption.path(number)
+        unwritten = {k: np.asarray(v, np.float32) for k, v in meta.get(UNWRITTEN, {}).items()}
+        self.pending = [unwritten] if unwritten else []
+        if rollbacks := max(self.rollbacks, meta.get("rollbacks", 0)):
+            self.rollbacks, self.batch = rollbacks, self.rollback.batch(rollbacks)
+
+    def go_back(self, error: Diverged, template: TrainState) -> None:
+        """To the last good checkpoint; raises the error if there is none, or too often."""
+        if self.saved is None or self.rollbacks >= self.rollback.limit:
+            raise error
+        self.rollbacks += 1
+        self.restore(template)
+        self.state = devices.replicate(self.state)
+        say(
+            f"{str(error).partition(':')[0]}: back to step {self.at}, {self.saved}, with another"
+            f" order of the images ({self.rollbacks} of at most {self.rollback.limit} times)"
+        )
+
+    def go_on(self, signals: list[int]) -> None:
+        """To the end, or to the first boundary after a signal."""
+        self.writer.rewind(self.at)
+        while not self.finished and not self.ended:
+            group = self.schedule.group(self.at)
+            self.state, metrics = self.step(self.state, _stack(self.batch, group))
+            # One call computes while the next is prepared: no further ahead, nothing fetched yet.
+            jax.block_until_ready(self.pending[-1:])
+            if self.pending:
+                self.writer.at(group.start)
+            self.pending.append(metrics)
+            self.at = group.stop
+            # Settled once: what is saved below is what is checked below, whatever signals come.
+            self.ended = bool(signals)
+            self._act(self.schedule.due(group))
+        if self.finished and not _holds(
+            self.snapshots, self.schedule.snapshot_number(self.at), self.at
+        ):
+            # Resumed at or beyond an end that was moved to here.
+            self._act({"snapshot"})
+        self.ended = True
+
+    def _act(self, due: set[str]) -> None:
+        """Does what is due; a run that stops leaves its row to the one that goes on."""
+        if self.pending and (due or self.ended):
+            self.pending = _fetch(self.pending, self.at, self.saved)
+        if {"snapshot", "preemption"} & due or self.ended:
+            self._check_parameters()
+        if due and self.pending:
+            self._write_row(due)
+        if "snapshot" in due:
+            self.writer.at(self.at, "writing a snapshot")
+            number = self.schedule.snapshot_number(self.at)
+            self.snapshots.save(number, self.state, {**self.note, "step": self.at})
+            self.on_snapshot(self.state, self.at)
+        if "preemption" in due or self.ended:
+            self._save()
+
+    def _write_row(self, due: set[str]) -> None:
+        (columns,) = self.pending
+        row = {name: float(column.mean(dtype=np.float64)) for name, column in columns.items()}
+        row |= {f"{name}_max": float(columns[name].max()) for name in CHECKED}
+        self.watch(self.at, row["loss"])
+        if "eval" in due:
+            self.writer.at(self.at, "measuring test images")
+            row |= {f"eval_{k}": value for k, value in self.on_eval(self.state, self.at).items()}
+        self.writer.write(self.at, row)
+        self.pending = []
+
+    def _save(self) -> None:
+        note = {**self.note, "step": self.at, "rollbacks": self.rollbacks}
+        if self.pending:
+            (columns,) = self.pending
+            note[UNWRITTEN] = {name: column.tolist() for name, column in columns.items()}
+        self.preemption.save(self.at, self.state, note)
+        self.saved = self.preemption.path(self.at)
+
+    def _check_parameters(self) -> None:
+        if where := not_finite(self.state):
+            raise _diverged(f"{where} of the state", "not finite", self.at - 1, self.saved)
+
+
+class _Watch:
+    """Warns of a loss that is finite, and many times what it was in the rows before."""
+
+    def __init__(self) -> None:
+        self._before: deque[float] = deque(maxlen=REMEMBERED)
+        self._high = False
+
+    def __call__(self, step: int, loss: float) -> None:
+        usual = float(np.median(self._before)) if self._before else loss
+        # A log-density may be of either sign: times as much means something above zero alone.
+        high = loss > SPIKE * usual > 0
+        if high and not self._high:
+            logger.warning(
+                "loss %.4g up to step %d is more than %d times what it was (%.4g): a lower"
+                " optim.lr or a longer optim.warmup may help", loss, step, SPIKE, usual,
+            )  # fmt: skip
+        self._high = high
+        self._before.append(loss)
+
+
+def _stack(batch: Batch, steps: range) -> Batches:
     """Batches of some steps, each split over all devices of all processes."""
     batches = jax.tree.map(lambda *each: np.stack(each), *[batch(i) for i in steps])
     size = jax.tree.leaves(batches)[0].shape[1]
@@ -153,37 +300,27 @@ def _stack(batch: Callable[[int], Any], steps: range) -> Batches:
     return devices.split_rows(batches, axis=1)
 
 
-def _fetch(pending: list[Metrics], end: int, saved: Path | None) -> Row:
-    """Means over the steps since the last fetch, the last of them ``end - 1``; checks each."""
+def _fetch(pending: list[Numbers], end: int, saved: Path | None) -> list[Numbers]:
+    """The numbers of the steps since the last row, the last of them ``end - 1``, as one; checked.
+
+    The first that is not finite is named: those after it follow from it.
+    """
     calls = jax.device_get(pending)
-    pending.clear()
     columns = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-    for name in ("loss", "grad_norm"):
-        bad = ~np.isfinite(columns[name])
-        if bad.any():
-            first = int(bad.argmax())
-            raise UserError(_diverged(name, columns[name][first], end - len(bad) + first, saved))
-    return {name: float(column.mean(dtype=np.float64)) for name, column in columns.items()}
+    bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}
+    wrong = [(int(places.argmax()), name) for name, places in bad.items() if places.any()]
+    if wrong:
+        first, name = min(wrong, key=lambda place: place[0])
+        raise _diverged(name, columns[name][first], end - len(bad[name]) + first, saved)
+    return [columns]
 
 
-def _diverged(name: str, value: float, step: int, saved: Path | None) -> str:
+def _diverged(name: str, value: object, step: int, saved: Path | None) -> Diverged:
     kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-    return (
+    return Diverged(
         f"{name} is {value} at step {step}: stopped, nothing saved; {kept}. "
         "Try a lower optim.lr, a longer optim.warmup or a larger training.smallest_time"
     )
-
-
-def _snapshot(
-    state: TrainState,
-    at: int,
-    schedule: Schedule,
-    snapshots: Checkpoints,
-    on_snapshot: Callable[[TrainState, int], None],
-    note: dict[str, Any],
-) -> None:
-    snapshots.save(schedule.snapshot_number(at), state, {**note, "step": at})
-    on_snapshot(state, at)
 
 
 def _holds(store: Checkpoints, number: int, step: int) -> bool:

@@ -104,6 +104,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def rewind(self, step: int) -> None:
+        self.close()
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, row: Row) -> None:

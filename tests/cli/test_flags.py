@@ -280,6 +280,20 @@ def test_broken_config_file(source, tmp_path):
     assert str(file) in message
 
 
+def test_a_misspelt_field_of_a_config_file(tmp_path):
+    """Refused as on the command line: it would be written to config.json and read by nothing."""
+    file = tmp_path / "mine.py"
+    start = "from scoremle.experiment.defaults import get_config as base\ndef get_config():\n"
+    for line, words in [
+        ("c.training.niters = 5", "unknown field training.niters; did you mean training.n_iters?"),
+        ("c.sed = 5", "unknown field sed; did you mean seed?"),
+        ("c.mine = {'own': 1}", "unknown field mine.own"),
+    ]:
+        file.write_text(f"{start}  c = base()\n  {line}\n  return c\n")
+        words = f"config file {file}: {words}"
+        assert failure(f"--config={file}", "--workdir=w", "--mode=train") == words
+
+
 def test_missing_config_file(tmp_path):
     file = tmp_path / "absent.py"
     assert failure(f"--config={file}") == f"no config file {file} (looked for {file})"

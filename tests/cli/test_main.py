@@ -407,6 +407,8 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("training__likelihood_weighting", False, ["set training.likelihood_weighting too"]),
         ("training__batch_size", 0, ["training.batch_size must be at least 1, not 0"]),
         ("training__n_iters", 0, ["training.n_iters must be at least 1"]),
+        ("training__on_nan", "ignore", ["training.on_nan must be stop or rollback, not 'ignore'"]),
+        ("training__rollbacks", -1, ["training.rollbacks must be at least 0, not -1"]),
         ("training__log_freq", 0, ["training.log_freq must be at least 1"]),
         ("training__continuous", False, ["training.continuous can only be True"]),
         ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),

@@ -1,6 +1,7 @@
 """The command that scores one's own images: the values of the library, in a table."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_pictures(tiny, model, tmp_path, capfd):
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64, not uint8"),
         ("missing", None, "no file or folder"),
         ("a/x.txt", b"text", "holds no picture"),
+        ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many, but must be one whole number"),
         ("a/x.png", b"text", "x.png: can't be decoded"),
     ],
 )
@@ -86,8 +88,55 @@ def test_mistakes_are_one_line(name, content, words, tiny, tmp_path, capfd):
     if isinstance(content, bytes):
         path.write_bytes(content)
         path = path.parent
+    elif isinstance(content, dict):
+        np.savez(path, **content)
     elif content is not None:
         np.save(path, content)
     code, _, told = score(capfd, tiny.workdir, path, f"--out={tmp_path / 'scores.csv'}")
     assert code == 2 and words in told and told.count("\n") == 1
     assert not (tmp_path / "scores.csv").exists()
+
+
+def test_names_of_any_kind(tiny, tmp_path, capfd):
+    """No name is lost or does harm, and none fails when all the work is done."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [b"=1+1.png", b"a\xff.png", b"b\x1b[2J.png"]
+    for name in names:
+        picture = Image.fromarray(np.zeros((8, 8), np.uint8))
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            picture.save(file, "PNG")
+    out = tmp_path / "s.csv"
+    code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--repeats=1")
+    assert code == 0 and "\x1b" not in told and r"b\x1b[2J.png" in told
+    found = [row["image"] for row in rows(out)]
+    assert found == ["'=1+1.png", r"a\udcff.png", r"b\x1b[2J.png"]
+
+
+def test_places_are_looked_at_first(tmp_path, capfd):
+    """Before the model, which is not there."""
+    np.save(tmp_path / "x.npy", IMAGES)
+    (tmp_path / "file").write_text("kept")
+    for images, out, words in [
+        ("absent", "s.csv", "no file or folder"),
+        ("x.npy", ".", "it is a folder; name a file to write"),
+        ("x.npy", "file/s.csv", "file is none that can be written to"),
+    ]:
+        code, _, told = score(capfd, "no-model", tmp_path / images, f"--out={tmp_path / out}")
+        assert code == 2 and words in told and told.count("\n") == 1, told
+
+
+def test_what_is_changed_is_said(tiny, tmp_path, capfd):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "colour.png")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "grey.png")
+    out = f"--out={tmp_path / 's.csv'}"
+    code, told, _ = score(capfd, tiny.workdir, folder, out, "--repeats=1")
+    assert code == 0 and "1 of 2 pictures were made grey, though they had colours\n" in told
+
+    np.savez(tmp_path / "x.npz", train=IMAGES[:3], test=IMAGES[3:])
+    code, told, _ = score(capfd, tiny.workdir, tmp_path / "x.npz", out, "--repeats=1")
+    assert code == 0 and "one after the other: 3 of train, 2 of test\n" in told
+    names = [row["image"] for row in rows(tmp_path / "s.csv")]
+    assert names == ["train 0", "train 1", "train 2", "test 0", "test 1"]

@@ -6,7 +6,6 @@ Almost every bomb is of 512 MiB or more; helpers/hostile_worker.py gives its pro
 import gzip
 import io
 import itertools
-import json
 import lzma
 import pickle
 import struct
@@ -25,8 +24,9 @@ import pytest
 from helpers.places import ROOT
 from PIL import Image
 
+from scoremle.cli import main as cli
 from scoremle.data.archive import Source
-from scoremle.data.prepared import FORMAT, META, Prepared
+from scoremle.data.prepared import Prepared
 from scoremle.errors import UserError
 
 WORKER = ROOT / "tests/helpers/hostile_worker.py"
@@ -377,8 +377,9 @@ def test_attributes_of_all_members_are_not_kept(tmp_path):
 
 
 def test_headers_of_prepared_arrays(tmp_path):
-    meta = {"format": FORMAT, "counts": {"train": 1}, "labels": False}
-    (tmp_path / META).write_text(json.dumps(meta))
-    sparse(tmp_path / "train.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 100_000), 200_000)
+    np.save(tmp_path / "x.npy", np.arange(256, dtype=np.uint8).reshape(64, 2, 2, 1))
+    folder = tmp_path / "made"
+    assert cli.main(["data", "prepare", str(tmp_path / "x.npy"), f"--into={folder}"]) == 0
+    sparse(folder / "train.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 100_000), 200_000)
     with pytest.raises(UserError, match=r"train\.npy is damaged \(its header has more than 65536"):
-        Prepared(tmp_path).images("train")
+        Prepared(folder).images("train")

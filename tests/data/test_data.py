@@ -182,6 +182,17 @@ def test_images_lie_on_the_device_if_they_fit_and_are_asked_for(monkeypatch):
         for step in (0, 7):
             found = feed.gather(feed.resident, feed.batch(step))
             np.testing.assert_array_equal(found, images.batch(step))
+            other = images.reordered(1)
+            found = feed.gather(feed.resident, feed.batch_of(other)(step))
+            np.testing.assert_array_equal(found, other.batch(step))
+
+
+def test_another_order_of_the_same_images():
+    images = numbered(10, **SETTINGS)
+    orders = [images.reordered(times).indices(0).tolist() for times in range(4)]
+    assert orders[0] == images.indices(0).tolist()
+    assert len({tuple(order) for order in orders}) == 4
+    assert images.reordered(1).train is images.train
 
 
 def test_batches_are_read_ahead_and_come_as_asked():

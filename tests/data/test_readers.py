@@ -684,8 +684,8 @@ def test_more_bad_arrays(tmp_path, prepare):
     np.savez(path, a=images, b=images)
     with pytest.raises(UserError, match="holds the arrays a, b: name them train and test"):
         prepare("images", path)
-    np.savez(path, train=images, train_labels=np.zeros(3), test=images)
-    with pytest.raises(UserError, match="3 labels for 4 images"):
+    np.savez(path, train=images, train_labels=np.zeros(3, int), test=images)
+    with pytest.raises(UserError, match="4 images but 3 labels"):
         prepare("images", path)
     np.savez(path, train=images, test=images)
     with pytest.raises(UserError, match="arrays are taken as they are; fit=crop"):

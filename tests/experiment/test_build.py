@@ -17,9 +17,12 @@ from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment.build import build
+from scoremle.experiment.run_train import run_train
+from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
 from scoremle.solvers.multistep import Doubling, Multistep
+from scoremle.training import loop
 
 PUBLISHED = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*_continuous.py")
@@ -85,6 +88,26 @@ def test_published_experiments_with_both_weightings(path):
 
 
 # Names and values
+
+
+def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
+    """The loop gets as many times as the fields say, and batches in another order."""
+    assert digits().training.rollbacks == 0
+    experiment = digits("training.on_nan=Rollback", "training.rollbacks=2")
+    assert experiment.training.rollbacks == 2
+    given = {}
+
+    def run(state, *_, **options):
+        given.update(options)
+        return loop.Outcome(state, False)
+
+    monkeypatch.setattr(loop, "run", run)
+    run_train(experiment, Workdir(tmp_path / "w"))
+    images, rollback = experiment.training.data, given["rollback"]
+    assert rollback.limit == 2
+    found = rollback.batch(1)(3)
+    np.testing.assert_array_equal(found.indices, images.reordered(1).indices(3))
+    assert (found.indices != images.indices(3)).any()
 
 
 @pytest.mark.parametrize(

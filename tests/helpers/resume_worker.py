@@ -48,7 +48,7 @@ def optimizer():
     return make_optimizer(lr=1e-2, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
 
 
-def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_eval=None):
+def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **more):
     def slow_batch(step: int) -> np.ndarray:
         time.sleep(pause)
         return batch(step)
@@ -64,6 +64,7 @@ def train(folder: Path, pause: float = 0.0, schedule=SCHEDULE, batch=batch, on_e
         on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
         on_snapshot=lambda state, step: None,
         note={"config": "worker"},
+        **more,
     )
     return state, stopped_by is None
 

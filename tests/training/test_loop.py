@@ -20,8 +20,9 @@ from helpers import resume_worker as worker
 from helpers.places import ROOT
 
 from scoremle.errors import UserError
-from scoremle.training import writers
+from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.loop import Rollback
 from scoremle.training.step import init_state, make_optimizer, make_step
 
 
@@ -269,6 +270,48 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(whole, tm
     assert tree_hash(state) == whole[2]
 
 
+# Within a call, at its first step, and where something is due at the boundary anyway.
+@pytest.mark.parametrize("stops", [(16,), (0, 31, 38, 65), (20,), (6, 41)])
+def test_the_log_of_a_stopped_run_is_that_of_an_uninterrupted_one(whole, stops, tmp_path, capsys):
+    left = set(stops)
+
+    def batch(step):
+        if step in left:
+            left.remove(step)
+            signal.raise_signal(signal.SIGTERM)
+        return worker.batch(step)
+
+    finished = False
+    for _ in range(len(stops) + 1):
+        state, finished = worker.train(tmp_path, batch=batch)
+    assert finished and not left and tree_hash(state) == whole[2]
+    assert capsys.readouterr().out.count("; run the same command to go on") == len(stops)
+    assert rows(tmp_path) == rows(whole[0])
+
+
+def test_what_a_stopped_run_had_not_written_is_written_at_an_end_moved_back(tmp_path):
+    def batch(step):
+        if step == 16:
+            signal.raise_signal(signal.SIGTERM)
+        return worker.batch(step)
+
+    worker.train(tmp_path, batch=batch)
+    before = rows(tmp_path)[-1]["step"]
+    worker.train(tmp_path, schedule=replace(worker.SCHEDULE, n_iters=18))
+    assert (before, rows(tmp_path)[-1]["step"]) == (15, 18)
+
+
+def test_a_row_has_the_means_and_the_largest(tmp_path):
+    worker.train(tmp_path, schedule=replace(worker.SCHEDULE, n_iters=6, log_freq=6))
+    step = make_step(worker.loss, worker.optimizer(), 0.9, seed=5)
+    _, out = step(template(), np.stack([worker.batch(i) for i in range(6)]))
+    (row,) = rows(tmp_path)
+    for name in ("loss", "grad_norm", "loss_std"):
+        assert row[name] == pytest.approx(float(np.mean(out[name])), rel=1e-6)
+    for name in ("loss", "grad_norm"):
+        assert row[f"{name}_max"] == pytest.approx(float(np.max(out[name])), rel=1e-6)
+
+
 def test_an_end_moved_back_still_gets_its_snapshot(tmp_path):
     def interrupt(state, step):
         signal.raise_signal(signal.SIGINT)
@@ -300,10 +343,13 @@ def loss_with_a_cliff(params, images, key, sound=worker.loss):
 POISONED = {"loss": poisoned_loss, "grad_norm": loss_with_a_cliff}
 
 
-# A gradient at the last step before it is looked at: the next loss would not be finite either.
+# A gradient at the last step before it is looked at, and before that: then the next loss is not
+# finite either, and the gradient is what is named.
 @pytest.mark.parametrize(
-    ("bad_step", "what"), [(4, "loss"), (38, "loss"), (8, "grad_norm"), (41, "grad_norm")]
-)
+    ("bad_step", "what"),
+    [(4, "loss"), (38, "loss"), (8, "grad_norm"), (41, "grad_norm"), (4, "grad_norm"),
+     (38, "grad_norm")],
+)  # fmt: skip
 def test_a_loss_or_a_gradient_that_is_not_finite(tmp_path, monkeypatch, bad_step, what):
     monkeypatch.setattr(worker, "loss", POISONED[what])
     original = worker.batch
@@ -323,6 +369,120 @@ def test_a_loss_or_a_gradient_that_is_not_finite(tmp_path, monkeypatch, bad_step
         assert f"the last good checkpoint is {store.path(36)}" in message
         assert store.latest() == 36
         assert max(row["step"] for row in rows(tmp_path)) == 36
+
+
+def save_with_nan(store, number, state):
+    """A checkpoint of another program, say: its sum is right and a number in it is not."""
+    params = {**state.params, "out": state.params["out"].at[0, 0].set(jnp.nan)}
+    store.save(number, state._replace(params=params, step=jnp.int32(number)), {"step": number})
+
+
+def test_a_checkpoint_with_nan_is_never_gone_on_from(whole, tmp_path, caplog):
+    worker.train(tmp_path, schedule=replace(worker.SCHEDULE, n_iters=45))
+    store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
+    save_with_nan(store, 48, store.restore(template()).tree)
+    state, _ = worker.train(tmp_path)
+    assert "checkpoint_48 has numbers that are not finite (params/out)" in caplog.text
+    assert tree_hash(state) == whole[2]
+
+    other = Checkpoints(tmp_path / "other" / "checkpoints-meta", keep=2)
+    save_with_nan(other, 9, template())
+    with pytest.raises(UserError, match=r"checkpoint_9 has numbers .* move it away"):
+        worker.train(tmp_path / "other")
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """Where losses and gradients are: an update that overflows, in the last step before it."""
+    make = worker.make_step
+
+    def broken(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def wrapped(state, batches):
+            state, metrics = step(state, batches)
+            if int(state.step) == 42:
+                state = state._replace(ema=jax.tree.map(lambda e: e * jnp.inf, state.ema))
+            return state, metrics
+
+        return wrapped
+
+    monkeypatch.setattr(worker, "make_step", broken)
+    with pytest.raises(UserError, match="ema/in of the state is not finite at step 41: stopped"):
+        worker.train(tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints-meta", keep=2).latest() == 36
+    assert Checkpoints(tmp_path / "checkpoints", keep=None).latest() == 1
+
+
+class Reordered:
+    """Batches whose step 38 is poisoned in the first so many orders."""
+
+    def __init__(self, poisoned):
+        self.poisoned = poisoned
+
+    def __call__(self, times):
+        def batch(step):
+            images = worker.batch(step + 1000 * times)
+            bad = step == 38 and times < self.poisoned
+            return np.full_like(images, 255) if bad else images
+
+        return batch
+
+
+def test_rolling_back_to_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worker, "loss", poisoned_loss)
+    order = Reordered(2)
+    state, finished = worker.train(tmp_path, batch=order(0), rollback=Rollback(3, order))
+    assert finished
+    told = [line for line in capsys.readouterr().out.splitlines() if "back to step" in line]
+    place = tmp_path / "checkpoints-meta" / "checkpoint_36"
+    assert told == [
+        f"loss is inf at step 38: back to step 36, {place}, with another order of the images"
+        f" ({k} of at most 3 times)" for k in (1, 2)
+    ]  # fmt: skip
+    steps = [row["step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps)) and steps[-1] == 80
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+    # Images of the first order up to 36, then those of the third; also by a run that is stopped.
+    second = tmp_path / "second"
+
+    def stopping(times):
+        def batch(step):
+            if (times, step) == (2, 50):
+                signal.raise_signal(signal.SIGTERM)
+            return order(times)(step)
+
+        return batch
+
+    _, finished = worker.train(second, batch=order(0), rollback=Rollback(3, stopping))
+    assert not finished
+    again, finished = worker.train(second, batch=order(0), rollback=Rollback(0, order))
+    assert finished and tree_hash(again) == tree_hash(state)
+    assert rows(second) == rows(tmp_path)
+
+
+def test_rolling_back_ends(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worker, "loss", poisoned_loss)
+    order = Reordered(9)
+    with pytest.raises(UserError, match="loss is inf at step 38: stopped, nothing saved"):
+        worker.train(tmp_path, batch=order(0), rollback=Rollback(2, order))
+    assert capsys.readouterr().out.count("back to step 36") == 2
+
+
+def test_a_loss_that_leaps_gets_a_warning(caplog):
+    watch = loop._Watch()
+    for step, loss in enumerate([1.0, 0.9, 1.1, 8.0, 0.9, 11.0, 12.0, 1.0, -5.0, 30.0]):
+        watch(step, loss)
+    told = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert told == [
+        "loss 11 up to step 5 is more than 10 times what it was (1)",
+        "loss 30 up to step 9 is more than 10 times what it was (1)",
+    ]
+    caplog.clear()
+    watch = loop._Watch()
+    for step, loss in enumerate([-3.0, -2.9, 5.0, -40.0]):  # a log-density below zero
+        watch(step, loss)
+    assert not caplog.records
 
 
 def test_rows_of_a_killed_run_are_not_repeated(tmp_path):

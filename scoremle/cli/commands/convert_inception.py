@@ -13,6 +13,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.quality.features import PUBLISHED_SHA256, write_inception
 from scoremle.quality.inception import from_torch
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -33,9 +34,9 @@ def run(options: Any) -> None:
         raise UserError(f"{options.weights} {error}: it is not the Inception of FID") from None
     sha256 = hashlib.sha256(options.weights.read_bytes()).hexdigest()
     write_inception(options.out, params, sha256)
-    print(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
-    print(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
-    print(f"next: scoremle stats DATASET --weights={options.out} --out=STATS.npz")
+    say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
+    say(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+    say(f"next: scoremle stats DATASET --weights={options.out} --out=STATS.npz")
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 from scoremle import data
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -21,11 +22,11 @@ def run(options: Any) -> None:
     if picture and picture.suffix.lower() != ".png":
         raise UserError(f"--picture={picture}: the name to draw to must end in .png")
     prepared = _prepared(options)
-    print(tables.table(("data set", prepared.meta["name"]), _facts(prepared)))
+    say(tables.table(("data set", prepared.meta["name"]), _facts(prepared)))
     if options.what == "show":
         _draw(prepared, options.split, options.picture)
     else:
-        print(f"\nto train on it:\n  {_flags(prepared)}")
+        say(f"\nto train on it:\n  {_flags(prepared)}")
 
 
 def _prepared(options: Any) -> data.Prepared:
@@ -118,4 +119,4 @@ def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
     path = picture or Path(f"{prepared.meta['name']}.png")
     pictures.write_grid(path, images[chosen], prepared.meta["levels"])
-    print(f"\n{len(chosen)} of its {split} images: {path}")
+    say(f"\n{len(chosen)} of its {split} images: {path}")

@@ -14,6 +14,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -37,4 +38,4 @@ def run(options: Any) -> None:
             state, lr=config.optim.lr, ema_rate=config.model.ema_rate, rng=rng
         )
         state_dict.write(options.path, tree)
-    print(f"checkpoint {number}, step {meta['step']}: written to {options.path}", flush=True)
+    say(f"checkpoint {number}, step {meta['step']}: written to {options.path}")

@@ -29,6 +29,7 @@ from scoremle.published import (
     architecture,
     flow_architecture,
 )
+from scoremle.terminal import say
 from scoremle.training.checkpoints import Damaged
 from scoremle.training.step import TrainState, init_state
 
@@ -56,7 +57,7 @@ def run(options: Any) -> None:
     _convert(number, file, found, _config(known, found, network), place)
     for number, file in _dequantizers(options.path):
         _convert_dequantizer(number, file, place)
-    print(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
+    say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
 
 
 def _read(file: Path) -> Published:
@@ -112,10 +113,10 @@ def _config(known: Origin, found: Published, network: dict[str, Any]) -> ConfigD
 
 def _report(file: Path, found: Published, what: str, fields: dict[str, Any]) -> None:
     arrays = jax.tree.leaves(found.params)
-    print(f"{file}")
-    print(f"  step        {found.step:,}")
-    print(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
-    print(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+    say(f"{file}")
+    say(f"  step        {found.step:,}")
+    say(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
+    say(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
 
 
 def _convert(
@@ -129,12 +130,12 @@ def _convert(
         "flips": config.data.random_flip,
     }
     words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
-    print(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
-    print(f"  SDE         {training.sde}, {words} (by the folder's name)")
+    say(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
+    say(f"  SDE         {training.sde}, {words} (by the folder's name)")
     state = published.train_state(found, experiment.training.template(), file)
     _save(place.snapshots, number, state, found, experiment, training_record(experiment))
     place.describe(experiment)
-    print(f"  written to  {place.snapshots.path(number)}", flush=True)
+    say(f"  written to  {place.snapshots.path(number)}")
 
 
 def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
@@ -145,7 +146,7 @@ def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
     state = published.train_state(found, template, file)
     store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
     _save(store, number, state, found, experiment)
-    print(f"  written to  {store.path(number)}", flush=True)
+    say(f"  written to  {store.path(number)}")
 
 
 def _save(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from scoremle.report.write import CHARTS, write_report
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -11,4 +12,4 @@ def run(options: Any) -> None:
     """Writes the page, and says where it is."""
     out = options.out or options.workdirs[0] / "report" / "index.html"
     write_report(options.workdirs, out, eval_folder=options.eval_folder)
-    print(f"report: {out}; its charts as SVG and PNG: {out.parent / CHARTS}")
+    say(f"report: {out}; its charts as SVG and PNG: {out.parent / CHARTS}")

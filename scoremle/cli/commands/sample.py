@@ -18,6 +18,7 @@ from scoremle.experiment.models import load
 from scoremle.experiment.samplers import SAMPLERS
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
+from scoremle.terminal import say
 from scoremle.types import Data, Keys, NoiseFn
 
 __all__ = ["run"]
@@ -31,11 +32,11 @@ def run(options: Any) -> None:
     model = load(options.model, options.checkpoint)
     _check(options.out, model)
     sampler, steps = _sampler(options.sampler, options.steps, model)
-    print(f"{model}\nby {options.sampler} in {steps} steps", flush=True)
+    say(f"{model}\nby {options.sampler} in {steps} steps")
     key = jax.random.key(options.seed)
     samples = model.sample(options.n, key, sampler=sampler, label="samples")
     _write(options.out, samples, model)
-    print(f"{options.n} samples of seed {options.seed}: {options.out}")
+    say(f"{options.n} samples of seed {options.seed}: {options.out}")
 
 
 def _check(path: Path, model: ScoreModel) -> None:

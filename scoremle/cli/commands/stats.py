@@ -14,6 +14,7 @@ from scoremle import data
 from scoremle.errors import UserError
 from scoremle.quality.features import extract, load_inception, write_reference
 from scoremle.resumable import content_hash, fingerprint
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -37,9 +38,9 @@ def run(options: Any) -> None:
     found = extract(extractor, images, levels, folder=parts, label=label)
     write_reference(options.out, found["pool_3"], extractor, facts)
     shutil.rmtree(parts)
-    print(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
+    say(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
     flags = [f"--config.eval.inception={options.weights}", f"--config.eval.stats={options.out}"]
-    print(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {shlex.join(flags)}")
+    say(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {shlex.join(flags)}")
 
 
 def _images(dataset: str, path: str, split: str, size: int | None) -> tuple[np.ndarray, int]:

@@ -23,7 +23,7 @@ from scoremle.data.archive import (
     open_zip,
     read_member,
 )
-from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError
 
 __all__ = ["check_images", "load_npz", "map_npy", "read_arrays"]
@@ -41,13 +41,18 @@ def read_arrays(path: Path, options: Options) -> Reading:
     else:
         files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
         arrays = {file.stem: _load_npy(file) for file in files}
-    levels = int(arrays.pop("levels", 256))
-    if not 2 <= levels <= 256:
-        raise UserError(f"{path}: levels is {levels}, but must be from 2 to 256")
+    levels = _levels(arrays.pop("levels", np.asarray(256)), path)
     if path.is_dir():
         sha256 = partial(hash_files, path, lambda name: name.endswith(".npy"))
         return Reading(_chunks(path, arrays, options), sha256, levels)
     return Reading(_chunks(path, arrays, options), Source(path).sha256, levels)
+
+
+def _levels(stated: np.ndarray, path: Path) -> int:
+    if stated.ndim or stated.dtype.kind not in "iu" or not 2 <= stated <= 256:
+        shown = " ".join(str(stated).split())[:40]
+        raise UserError(f"{path}: levels is {shown}, but must be one whole number from 2 to 256")
+    return int(stated)
 
 
 def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> Iterator[Chunk]:
@@ -66,8 +71,8 @@ def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> I
         checked = check_images(part, f"{path}: {split or 'the array'}")
         _check_asked(checked, options, path)
         of_part = labels.get(f"{split}_labels" if split else "labels")
-        if of_part is not None and len(of_part) != len(checked):
-            raise UserError(f"{path}: {len(of_part)} labels for {len(checked)} images")
+        if of_part is not None:
+            of_part = as_labels(of_part, len(checked), str(path))
         for start in range(0, len(checked), CHUNK):
             rows = slice(start, start + CHUNK)
             done += len(checked[rows])

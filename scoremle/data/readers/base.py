@@ -8,12 +8,19 @@ for every format (the split, grey levels, checks, files) is in ``prepare.py``.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-__all__ = ["Chunk", "Options", "Reader", "Reading", "Unusable", "UnusableImage"]
+from scoremle.errors import UserError
+
+__all__ = [
+    "Chunk", "Options", "Reader", "Reading", "Unusable", "UnusableImage", "as_labels",
+]  # fmt: skip
+
+# As they are kept.
+LABELS = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True)
@@ -68,3 +75,19 @@ class Reading:
 
 
 Reader = Callable[[Path, Options], Reading]
+
+
+def as_labels(labels: Any, count: int, where: str) -> np.ndarray:
+    """Labels of so many images: names, or whole numbers of 32 bits. UserError for all else."""
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iubU":
+        raise UserError(
+            f"{where}: labels of {found.dtype}, shape {found.shape}, are neither whole numbers nor"
+            " names, one for each image; save them as int32"
+        )
+    if len(found) != count:
+        raise UserError(f"{where}: {count} images but {len(found)} labels; fetch or save it again")
+    whole = found.dtype.kind in "iub"
+    if whole and count and not LABELS.min <= int(found.min()) <= int(found.max()) <= LABELS.max:
+        raise UserError(f"{where}: a label is beyond {LABELS.max} or below {LABELS.min}")
+    return found.astype(int) if whole else found

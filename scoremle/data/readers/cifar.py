@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 
@@ -97,13 +97,9 @@ def rows_and_labels(batch: Mapping[str, Any], where: str) -> tuple[np.ndarray, A
     # One by one: a list of lists of lists may stand for more numbers than fit anywhere.
     if isinstance(labels, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in labels):
         labels = np.array(labels, int)
-    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         raise UserError(f"{where}: its labels are no list of whole numbers")
-    if len(labels) != len(rows):
-        raise UserError(
-            f"{where}: {len(rows)} images but {len(labels)} labels; fetch it again"
-        )
-    return from_rows(rows, size), labels.astype(int)
+    return from_rows(rows, size), as_labels(labels, len(rows), where)
 
 
 def from_rows(rows: np.ndarray, size: int) -> np.ndarray:

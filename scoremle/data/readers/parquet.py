@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from scoremle.data.archive import Source, check_ratio
-from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.data.readers.base import (
+    Chunk,
+    Options,
+    Reading,
+    Unusable,
+    UnusableImage,
+    as_labels,
+)
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError
 
@@ -72,10 +79,12 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
         for batch in file.iter_batches(ROWS, columns=columns):
             cells = batch.column(pictures[0])
             of_cells = batch.column(labels[0]).to_pylist() if labels else [""] * len(cells)
-            for scalar, label in zip(cells, of_cells, strict=True):
+            known = [-1 if label is None else label for label in of_cells]
+            as_labels(known, len(cells), where)
+            for scalar, label in zip(cells, known, strict=True):
                 cell = scalar.as_py()
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield picture, -1 if label is None else label
+                yield picture, label
     except (pa.ArrowException, OSError) as error:
         text = str(error).splitlines()[0]
         raise UserError(f"{where}: truncated or no parquet file ({text})") from error

@@ -14,7 +14,7 @@ from PIL import Image
 
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import LEFT_OUT, MAX_PICTURE, TURNED, Decoder, is_picture
+from scoremle.data.readers.pictures import LEFT_OUT, MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 
 __all__ = ["patches", "read_photos"]
@@ -60,7 +60,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
         photographs[split] += 1
         yield Chunk(found, split, source.done, [name] * len(found))
     notes = {f"photographs for {split}ing": n for split, n in photographs.items()}
-    notes |= {k: v for k, v in {TURNED: decoder.turned, LEFT_OUT: source.left_out}.items() if v}
+    notes |= {k: v for k, v in {**decoder.notes, LEFT_OUT: source.left_out}.items() if v}
     yield Chunk(np.zeros((0, 1, 1, 1), np.uint8), None, source.done, notes=notes)
 
 

@@ -9,6 +9,7 @@ first picture's channels are those of all, unless 1 or 3 are asked for.
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -38,6 +39,7 @@ SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[^a-z].
 EXIF_ORIENTATION = 0x0112
 TURNED = "turned upright by their EXIF orientation"
 LEFT_OUT = "files that are no pictures, left out"
+RECOLOURED = {"L": "made grey, though they had colours", "RGB": "made RGB, though they were grey"}
 
 
 def is_picture(name: str) -> bool:
@@ -84,7 +86,7 @@ class Decoder:
         self._options = options
         self._shape: tuple[int, ...] | None = None
         self._first = ""
-        self.turned = 0
+        self.notes: Counter[str] = Counter()
 
     def __call__(self, name: str, content: bytes) -> UInt8[np.ndarray, "h w c"]:
         """Raises UnusableImage for one that is damaged or of a kind that can't be kept."""
@@ -118,11 +120,11 @@ class Decoder:
             if isinstance(error, Image.UnidentifiedImageError):
                 text = "it is no PNG, JPEG, WebP or BMP"
             raise UnusableImage(f"can't be decoded: {text}") from error
-        self.turned += turned
         opaque = _without_alpha(upright)
-        if self._options.channels:
-            return opaque.convert("L" if self._options.channels == 1 else "RGB")
-        return opaque
+        mode = {0: opaque.mode, 1: "L"}.get(self._options.channels, "RGB")
+        self.notes[TURNED] += turned
+        self.notes[RECOLOURED[mode]] += opaque.mode != mode
+        return opaque.convert(mode)
 
     def _fitted(self, name: str, image: Image.Image) -> Image.Image:
         size, fit = self._options.size, self._options.fit
@@ -194,7 +196,7 @@ def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
 
     yield from chunked(decoded(), lambda: source.done)
     none = np.zeros((0, 1, 1, 1), np.uint8)
-    notes = {TURNED: decoder.turned, LEFT_OUT: source.left_out}
+    notes = {**decoder.notes, LEFT_OUT: source.left_out}
     yield Chunk(none, None, source.done, notes={k: v for k, v in notes.items() if v})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scoremle.data.archive import Source, check_ratio, check_size
-from scoremle.data.readers.base import Chunk, Options, Reading
+from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError
 
 __all__ = ["read_svhn"]
@@ -60,9 +60,7 @@ def _read(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = found.get("X"), found.get("y")
     if x is None or y is None or x.dtype != np.uint8 or x.shape[:3] != (32, 32, 3) or x.ndim != 4:
         raise UserError(f"{where}: lacks X, uint8 of shape (32, 32, 3, n), or y")
-    if y.size != x.shape[3]:
-        raise UserError(f"{where}: {x.shape[3]} images but {y.size} labels; fetch it again")
-    return x.transpose(3, 0, 1, 2), y.ravel().astype(int) % 10
+    return x.transpose(3, 0, 1, 2), as_labels(y.ravel(), x.shape[3], where) % 10
 
 
 def _unpacked(content: bytes, where: str) -> bytes:

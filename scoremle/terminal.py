@@ -1,0 +1,38 @@
+"""What reaches a terminal or a spreadsheet: names that others chose, but nothing that steers it.
+
+A file may be called anything. Control characters in its name could clear a terminal or write over
+what it shows, and a cell that begins like a formula is one for a spreadsheet.
+"""
+
+import logging
+
+__all__ = ["Formatter", "cell", "printable", "say"]
+
+# How a formula begins, in some spreadsheet.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def printable(text: str) -> str:
+    """The text with what is no visible character, but for ends of lines, as an escape."""
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def say(text: object) -> None:
+    """Prints a line, or lines, at once."""
+    print(printable(str(text)), flush=True)
+
+
+class Formatter(logging.Formatter):
+    """Of warnings on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a CSV, which a spreadsheet takes for text."""
+    return printable(f"'{text}" if text.startswith(FORMULA) else text)

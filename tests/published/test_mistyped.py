@@ -1,0 +1,116 @@
+"""Configs of others with a value of another kind: one line that names the field."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.errors import UserError
+
+UNET = {
+    "_class_name": "UNet2DModel", "_diffusers_version": "0.30", "sample_size": 8, "in_channels": 1,
+    "out_channels": 1, "block_out_channels": [32, 32], "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+}  # fmt: skip
+FLAGS = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def unet(folder, config=UNET, scheduler=None):
+    """A folder of diffusers with weights that are none."""
+    for name, content in (("config", config), ("scheduler_config", scheduler or {})):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{name}.json").write_text(text)
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"none")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_out_channels", 3), ("block_out_channels", ["a"]), ("block_out_channels", [[1]]),
+        ("down_block_types", "DownBlock2D"), ("down_block_types", [{}]), ("sample_size", "8"),
+        ("sample_size", [8]), ("in_channels", "1"), ("layers_per_block", None),
+        ("layers_per_block", 2.0), ("act_fn", []), ("norm_eps", "x"), ("mid_block_type", {}),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_network(field, value, tmp_path):
+    with pytest.raises(UserError, match=f"the config: {field} must be "):
+        scoremle.load(unet(tmp_path, {**UNET, field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_train_timesteps", "x", "num_train_timesteps must be a whole number, not 'x'"),
+        ("num_train_timesteps", 1.5, "num_train_timesteps must be a whole number"),
+        ("num_train_timesteps", 0, "two steps or more"),
+        ("beta_start", [], "beta_start must be a number"),
+        ("beta_start", float("nan"), "betas must be numbers above 0"),
+        ("beta_end", 2, "betas must be numbers above 0, and at most 1"),
+        ("beta_schedule", {}, "beta_schedule must be text"),
+        ("trained_betas", ["a"], "trained_betas must be a list or null"),
+        ("trained_betas", [], "two steps or more"),
+        ("prediction_type", [], "prediction_type must be text"),
+    ],
+)
+def test_a_field_of_a_scheduler(field, value, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        scoremle.load(unet(tmp_path, scheduler={field: value}))
+
+
+@pytest.mark.parametrize("where", ["config", "scheduler"])
+def test_json_that_is_nested_too_deep(where, tmp_path):
+    with pytest.raises(UserError, match=r"can't be read as JSON"):
+        scoremle.load(unet(tmp_path, **{where: DEEP}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
+        ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
+        ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
+        ({"diffusion_steps": "x"}, "diffusion_steps must be a whole number"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be at least 2, not 0"),
+        ({"noise_schedule": []}, "noise_schedule must be text"),
+        ({"predict_xstart": "False"}, "predict_xstart must be true or false"),
+    ],
+)
+def test_a_flag(flags, words, tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps({**FLAGS, **flags}))
+    (tmp_path / "m.pt").write_bytes(b"none")
+    with pytest.raises(UserError, match=words):
+        scoremle.load(tmp_path / "m.pt")
+
+
+def test_a_pt_of_another_kind(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "m.json").write_text(json.dumps(FLAGS))
+    for content in ([1, 2], {"a": 3}, {"a": {"b": torch.zeros(2)}}):
+        torch.save(content, tmp_path / "m.pt")
+        with pytest.raises(UserError, match=r"m\.pt is no state dict"):
+            scoremle.load(tmp_path / "m.pt")
+    (tmp_path / "m.pt").write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"m\.pt: not a PyTorch checkpoint"):
+        scoremle.load(tmp_path / "m.pt")
+
+
+def test_a_platform_that_is_not_there(tmp_path, monkeypatch, capfd):
+    """As where JAX_PLATFORMS=cuda, and no GPU: an assertion within JAX, or a RuntimeError."""
+    np.save(tmp_path / "x.npy", np.zeros((1, 8, 8, 1), np.uint8))
+    for error, words in [
+        (AssertionError(), "AssertionError"),
+        (RuntimeError("No backend 'x' (set JAX_PLATFORMS='' to"), "No backend 'x'; unset"),
+    ]:
+        def devices(error=error):
+            raise error
+
+        monkeypatch.setattr(jax, "devices", devices)
+        assert cli.main(["score", "digits", str(tmp_path / "x.npy")]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("scoremle: error: JAX finds no device (JAX_PLATFORMS is 'cpu'): ")
+        assert words in err and err.count("\n") == 1

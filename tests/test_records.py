@@ -1,0 +1,89 @@
+"""JSON that others wrote: what is missing or of another kind is one line with the field."""
+
+import json
+import zipfile
+from typing import TypedDict
+
+import pytest
+
+from scoremle.errors import UserError
+from scoremle.files import read_json, read_npz
+from scoremle.records import check_record
+
+
+class Inner(TypedDict):
+    train: int
+
+
+class Form(TypedDict):
+    name: str
+    counts: Inner
+    rate: float
+    flag: bool
+    size: int | tuple[int, int] | None
+    shape: tuple[int, ...]
+    notes: dict[str, int]
+    items: list[str]
+
+
+GOOD = {
+    "name": "x", "counts": {"train": 3}, "rate": 1, "flag": False, "size": [2, 3], "shape": [],
+    "notes": {"a": 1}, "items": ["b"], "more": object(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [None, 5, [2, 3], (2, 3)])
+def test_what_fits(size):
+    check_record({**GOOD, "size": size}, Form, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("name", 3, "name must be text, not 3"),
+        ("counts", [1], r"counts must be an object, not \[1\]"),
+        ("counts", {}, "counts: it lacks train"),
+        ("counts", {"train": "x"}, "counts: train must be a whole number, not 'x'"),
+        ("rate", "1", "rate must be a number"),
+        ("rate", True, "rate must be a number, not True"),
+        ("flag", 1, "flag must be true or false, not 1"),
+        ("size", [2], "size must be a whole number or a list of whole numbers or null"),
+        ("size", True, "size must be"),
+        ("shape", [1, "x"], "shape must be a list of whole numbers"),
+        ("shape", 2, "shape must be a list of whole numbers, not 2"),
+        ("notes", {"a": []}, "notes must be an object"),
+        ("items", "abc", "items must be a list, not 'abc'"),
+        ("items", list(range(99)), "items must be a list, not a list"),
+    ],
+)
+def test_what_does_not(name, value, words):
+    with pytest.raises(UserError, match=f"^here: {words}"):
+        check_record({**GOOD, name: value}, Form, "here")
+
+
+def test_what_is_missing():
+    with pytest.raises(UserError, match="here: it lacks rate"):
+        check_record({k: v for k, v in GOOD.items() if k != "rate"}, Form, "here")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000, "[]"])
+def test_json_without_an_object(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json (can't be read as JSON|holds no JSON object)"):
+        read_json(tmp_path / "x.json")
+
+
+def test_npz_whose_zip_is_odd(tmp_path):
+    """Flags of encryption, of patches, and packed bytes that are damaged: no array, no error."""
+    path = tmp_path / "x.npz"
+    for patch in (1, 0x20, None):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", json.dumps(list(range(100))))
+        content = bytearray(path.read_bytes())
+        if patch:
+            content[content.find(b"PK\x01\x02") + 8] |= patch
+            content[content.find(b"PK\x03\x04") + 6] |= patch
+        else:
+            content[40:50] = b"\xff" * 10
+        path.write_bytes(content)
+        assert read_npz(path) is None

@@ -1,0 +1,47 @@
+"""What reaches a terminal is visible characters alone, and a CSV's text is no formula."""
+
+import logging
+
+import pytest
+
+from scoremle.cli import main as cli
+from scoremle.errors import UserError
+from scoremle.evaluation.tables import table
+from scoremle.progress import progress
+from scoremle.terminal import cell, printable, say
+
+# Clears the screen, names the window, goes back, turns what follows around; a byte of no UTF-8.
+NAME = "a\x1b[2J\x1b]0;me\x07\r\x9b1m‮\udce9é±图"
+SHOWN = r"a\x1b[2J\x1b]0;me\x07\r\x9b1m\u202e\udce9é±图"
+
+
+def test_what_is_visible_stays():
+    assert printable(NAME) == SHOWN
+    assert printable("two lines\nof text, 2.5 ± 0.1") == "two lines\nof text, 2.5 ± 0.1"
+
+
+def test_every_way_to_a_terminal(capsys, monkeypatch):
+    say(NAME)
+    print(table(("name", NAME), [(NAME, "1")]))
+    with progress(NAME, 1.0, "image") as tell:
+        tell(1.0)
+    assert str(UserError(NAME)) == SHOWN
+
+    def wrong(arguments):
+        logging.getLogger("scoremle.here").warning("%s is odd", NAME)
+        raise OSError(28, "No space left", NAME)
+
+    monkeypatch.setattr(cli, "_run", wrong)
+    assert cli.main(["x"]) == 2
+    captured = capsys.readouterr()
+    for text in captured:
+        assert SHOWN in text
+        assert all(c.isprintable() or c == "\n" for c in text)
+    assert captured.out.count(SHOWN) == 4 and captured.err.count(SHOWN) == 2
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_cell_is_no_formula(start):
+    name = f"{start}cmd|' /C calc'!A1"
+    assert cell(name) == printable(f"'{name}")
+    assert cell(f"a{name}") == printable(f"a{name}")
