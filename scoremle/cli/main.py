@@ -28,7 +28,7 @@ import scoremle
 from scoremle.cli.commands import COMMANDS
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
-from scoremle.experiment.config import NAMED, load_config
+from scoremle.experiment.config import NAMED, check_tuple, load_config
 from scoremle.terminal import Formatter, printable
 
 __all__ = ["Settings", "main", "parse"]
@@ -214,6 +214,8 @@ def _check_names(argv: list[str], config: ConfigDict, place: str) -> None:
         match = OVERRIDE.match(argument)
         if match and match[1] not in known:
             raise UserError(_unknown_field(match[1], known))
+        if match and known[match[1]][0] is tuple:
+            check_tuple(match[1], argument.partition("=")[2])
 
 
 def _unknown_field(name: str, known: Iterable[str]) -> str:

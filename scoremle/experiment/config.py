@@ -3,13 +3,14 @@
 ml_collections could load them, but a mistake in one would be a traceback. Here it is one line.
 """
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, choose, nearest
 from scoremle.experiment import configs, defaults
 
-__all__ = ["NAMED", "load_config", "published_config", "with_defaults"]
+__all__ = ["NAMED", "check_tuple", "load_config", "published_config", "with_defaults"]
 
 Resolve = Callable[[ConfigDict], None]
 
@@ -89,6 +90,15 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     config = ConfigDict(complete)
     defaults.resolve(config)
     return config
+
+
+def check_tuple(name: str, text: str) -> None:
+    """Raises UserError for a scalar where a tuple is due, which would be taken for one of one."""
+    with suppress(ValueError, SyntaxError):
+        if isinstance(ast.literal_eval(text), int | float):
+            raise UserError(
+                f"{name} is a tuple: write \"({text},)\" for one element, or \"({text},{text})\""
+            )
 
 
 def _module(place: str) -> ModuleType:
