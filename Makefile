@@ -4,6 +4,7 @@
 #   make test     the tests
 #   make check    lint, types and tests
 #   make model    the small model that the package ships, trained anew
+#   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on
 #   make bench    what a likelihood and a bound cost beside the published ones: some minutes
 #
 # make PYTHON=/usr/bin/python3.12 ... picks an interpreter; the default is the first on the path that
@@ -18,7 +19,7 @@ DEV := dev
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench model clean
+.PHONY: help demo test check bench mutants model clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -38,6 +39,9 @@ check: .venv/.dev
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick
 	@$(BIN)/python benchmarks/bound.py --quick
+
+mutants: .venv/.dev
+	@$(BIN)/python benchmarks/mutants.py
 
 # The model that the package ships.
 MODEL := scoremle/experiment/shipped/digits

@@ -19,7 +19,13 @@ from ml_collections.config_flags import config_flags
 
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
-from scoremle.experiment.config import RECORD, Resolve, load_config, recorded_config
+from scoremle.experiment.config import (
+    RECORD,
+    Resolve,
+    check_tuple,
+    load_config,
+    recorded_config,
+)
 
 __all__ = ["MODES", "Settings", "fields_of", "named_config", "parse", "split"]
 
@@ -188,6 +194,8 @@ def _check_overrides(argv: list[str], config: ConfigDict) -> None:
         match = OVERRIDE.match(argument)
         if match and match[1] not in known:
             raise UserError(_unknown_field(match[1], known))
+        if match and known[match[1]][0] is tuple:
+            check_tuple(match[1], argument.partition("=")[2])
 
 
 def _unknown_field(name: str, known: Iterable[str]) -> str:

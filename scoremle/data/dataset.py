@@ -55,6 +55,8 @@ class Dataset:
         if not is_prepared(folder):
             self.prepare(place, options, folder)
             say(f"prepared {self.name}, once and for all: {folder}")
+            for what, count in Prepared(folder).meta["notes"].items():
+                say(f"  {what}: {count}")
         return Prepared(folder)
 
     def place_of(self, path: str) -> Path | None:

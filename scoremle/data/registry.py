@@ -28,6 +28,7 @@ from scoremle.data.readers.pictures import read_pictures
 from scoremle.data.readers.svhn import read_svhn
 from scoremle.data.readers.synthetic import read_synthetic
 from scoremle.errors import UserError, choose
+from scoremle.terminal import say
 
 __all__ = ["DATASETS", "load", "lookup"]
 
@@ -153,6 +154,9 @@ def load(
         train, test = (prepared.images(split) for split in ("train", "test"))
     if num_channels and num_channels != train.shape[3]:
         raise UserError(f"data.num_channels is {num_channels}, but {name} has {train.shape[3]}")
+    if image_size and train.shape[1:3] != (image_size, image_size):
+        say(f"{name}: images of {'x'.join(map(str, train.shape[1:3]))} are padded with zeros to"
+            f" {image_size}x{image_size} (data.image_size)")  # fmt: skip
     return ImageSet(
         name=dataset.name,
         train=pad_to(train, image_size) if image_size else train,

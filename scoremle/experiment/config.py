@@ -3,12 +3,13 @@
 ml_collections could load them, but a mistake in one would be a traceback. Here it is one line.
 """
 
+import ast
 import importlib
 import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,8 @@ from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "load_config", "published_config", "recorded_config",
-    "with_defaults",
+    "RECORD", "REMEDY", "Resolve", "check_tuple", "load_config", "published_config",
+    "recorded_config", "with_defaults",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -105,6 +106,15 @@ def _with_tuples(content: Any) -> Any:
     if isinstance(content, dict):
         return {name: _with_tuples(value) for name, value in content.items()}
     return tuple(content) if isinstance(content, list) else content
+
+
+def check_tuple(name: str, text: str) -> None:
+    """Raises UserError for a scalar where a tuple is due, which would be taken for one of one."""
+    with suppress(ValueError, SyntaxError):
+        if isinstance(ast.literal_eval(text), int | float):
+            raise UserError(
+                f"{name} is a tuple: write \"({text},)\" for one element, or \"({text},{text})\""
+            )
 
 
 def _module(place: str) -> ModuleType:

@@ -192,7 +192,7 @@ def test_flags_of_every_type():
         --config.model.nf=16 --config configs/digits.py --config.model.ch_mult=(1,4)
         --config.optim.lr 1e-3 --noconfig.training.likelihood_weighting --mode eval
         --config.data.path=/a=b --workdir=runs/x --eval_folder=out
-        --config.model.attn_resolutions=4
+        --config.model.attn_resolutions=(4,)
     """
     settings = flags.parse(line.split())
     config = settings.config

@@ -390,6 +390,8 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
         ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
         ("model__ch_mult", "()", ["model.ch_mult must be at least 1"]),
+        ("model__ch_mult", 2, ['model.ch_mult is a tuple: write "(2,)" for one element']),
+        ("model__attn_resolutions", 1.5, ["model.attn_resolutions is a tuple"]),
         ("model__ch_mult", "(1,0)", ["model.ch_mult must be at least 1"]),
         ("model__nf", 2, ["model.nf is 2"]),
         ("model__nf", -8, ["model.nf is -8"]),

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.places import ROOT
+from ml_collections import ConfigDict
 
+from scoremle import data
 from scoremle.cli import main as cli
 from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
 from scoremle.core.keys import normal
@@ -17,6 +19,7 @@ from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment.build import build
+from scoremle.experiment.rules import check_values
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -88,6 +91,44 @@ def test_published_experiments_with_both_weightings(path):
 
 
 # Names and values
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model.ch_mult", 2, r"model.ch_mult must be tuple of int, such as \(1, 2, 2, 2\), not 2"),
+        ("model.ch_mult", (1, "2"), "model.ch_mult must be tuple of int"),
+        ("model.nf", "4", "model.nf must be int, not '4'"),
+        ("model.nf", True, "model.nf must be int, not True"),
+        ("model.dropout", "0", "model.dropout must be float, not '0'"),
+        ("model.conditional", 1, "model.conditional must be bool, not 1"),
+        ("training.sde", 3, "training.sde must be str, not 3"),
+        ("seed", None, "seed must be int, not None"),
+        ("model", 3, "model is a group of fields, not 3"),
+    ],
+)
+def test_a_value_of_another_type(field, value, words):
+    """As from Python, or from JSON: the command line has typed flags."""
+    changed = config("configs/digits.py", *SMALL).to_dict()
+    *section, name = field.split(".")
+    (changed[section[0]] if section else changed)[name] = value
+    with pytest.raises(UserError, match=words):
+        check_values(ConfigDict(changed))
+
+
+def test_a_whole_number_is_a_number():
+    changed = config("configs/digits.py", *SMALL).to_dict()
+    changed["model"]["dropout"] = 0
+    check_values(ConfigDict(changed))
+
+
+def test_images_that_are_padded_are_said(capsys):
+    digits_of_another_size = data.load("digits", image_size=10)
+    assert digits_of_another_size.shape == (10, 10, 1)
+    told = "digits: images of 8x8 are padded with zeros to 10x10 (data.image_size)"
+    assert told in capsys.readouterr().out.splitlines()
+    data.load("digits", image_size=8)
+    assert "padded" not in capsys.readouterr().out
 
 
 def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
