@@ -3,6 +3,7 @@
 import importlib
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from scoremle.cli.commands import COMMANDS
@@ -10,7 +11,7 @@ from scoremle.cli.parsers import DATASETS, PARSERS
 from scoremle.errors import choose
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["FIELD_LINE", "config_table", "main", "screen"]
+__all__ = ["FIELD_LINE", "TOPICS", "config_table", "main", "screen"]
 
 START = """\
 How likely is an image under a diffusion model, and how sure are you?
@@ -56,14 +57,12 @@ def main(arguments: list[str]) -> None:
     topic, *rest = arguments or ["--help"]
     if topic in ("-h", "--help"):
         print(screen())
-    elif topic == "config":
-        print(config_table(*rest[:1]))
-    elif topic == "exit-codes":
-        print(EXIT_CODES, end="")
+    elif topic in TOPICS:
+        print(TOPICS[topic](*rest[:1]))
     elif topic in PARSERS:
         PARSERS[topic]().print_help()
     else:
-        module, _ = choose(COMMANDS, topic, "topic (config, exit-codes, or a command)")
+        module, _ = choose({**COMMANDS, **dict.fromkeys(TOPICS, ("", ""))}, topic, "topic")
         importlib.import_module(module).main(["--help"])
 
 
@@ -86,3 +85,9 @@ def config_table(place: str = "") -> str:
     return f"fields of {place or 'experiment/defaults.py'}, each set by --config.FIELD=VALUE" + (
         f" (booleans also by --config.F and --noconfig.F):\n\n{table}"
     )
+
+
+TOPICS: dict[str, Callable[..., str]] = {
+    "config": config_table,
+    "exit-codes": lambda *_: EXIT_CODES.rstrip(),
+}

@@ -207,6 +207,26 @@ def _report() -> Parser:
     return parser
 
 
+def _compare() -> Parser:
+    parser = Parser(
+        prog="scoremle compare",
+        examples=(
+            "scoremle compare runs/vp runs/subvp",
+            "scoremle compare before.csv after.csv --json",
+        ),
+        description="The difference of bits/dim between two models, image by image, with its"
+        " error: B less A.",
+    )
+    for name, metavar in (("first", "A"), ("second", "B")):
+        parser.add_argument(
+            name, metavar=metavar, type=Path,
+            help="a working directory that was evaluated, its folder of an evaluation, a .npz in"
+            " that, or a .csv of scoremle score",
+        )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
 # Of data -----------------------------------------------------------------------------------------
 
 
@@ -350,6 +370,17 @@ def _env() -> Parser:
     return parser
 
 
+def _completion() -> Parser:
+    parser = Parser(
+        prog="scoremle completion",
+        examples=("scoremle completion bash", "scoremle completion fish"),
+        description="Prints a script that completes commands, flags and fields of the config. For"
+        " bash, into this shell: source <(scoremle completion bash)",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that it is for")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "train": _train,
     "eval": _eval,
@@ -357,10 +388,12 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "sample": _sample,
     "score": _score,
     "report": _report,
+    "compare": _compare,
     "data": _data,
     "stats": _stats,
     "import": _import,
     "export": _export,
     "convert-inception": _convert_inception,
     "env": _env,
+    "completion": _completion,
 }

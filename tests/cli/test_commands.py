@@ -71,7 +71,7 @@ def test_flags_of_an_experiment_that_help_names_are_understood(command):
     [
         ["--help"], ["--version"], ["help", "config"], ["x"], ["train", "digits", "--y"],
         ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
-        *([command, "--help"] for command in PARSERS),
+        ["completion", "bash"], *([command, "--help"] for command in PARSERS),
     ],
 )  # fmt: skip
 def test_jax_is_not_loaded_for_help_and_mistakes(line):
@@ -138,3 +138,35 @@ def test_the_config_is_printed_with_the_flags(capsys):
     assert len(lines) == len(flags.fields_of(flags.named_config("digits")[0]))
     text = printed(capsys, "train", "digits", "--print-config", "--json", flag)
     assert json.loads(text)["sampling"]["steps"] == 100
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("ev", "eval"),
+        ("train fashion_mnist1", "fashion_mnist14"),
+        ("eval w --config.eval.bound_t", "--config.eval.bound_times"),
+        ("eval w --js", "--json"),
+        ("data show digits --pi", "--picture"),
+        ("data pre", "prepare"),
+        ("help exit", "exit-codes"),
+        ("score digits --rep", "--repeats"),
+        ("train digits w --zzz", ""),
+    ],
+)
+def test_bash_completes(line, found, capsys, tmp_path):
+    (tmp_path / "script").write_text(printed(capsys, "completion", "bash"))
+    words = ["scoremle", *line.split()]
+    code = (
+        f"source {tmp_path / 'script'}; COMP_WORDS=({shlex.join(words)});"
+        f" COMP_CWORD={len(words) - 1}; _scoremle; echo ${{COMPREPLY[@]}}"
+    )
+    assert subprocess.check_output(["bash", "-c", code], text=True).strip() == found
+
+
+def test_other_shells_get_the_same_words(capsys):
+    bash, zsh, fish = (printed(capsys, "completion", shell) for shell in ("bash", "zsh", "fish"))
+    assert zsh.endswith(bash) and "bashcompinit" in zsh
+    for name in COMMANDS:
+        assert f"__fish_use_subcommand -f -a {name} -d '" in fish
+    assert "--config.eval.bound_times" in fish

@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "the likelihood of each of your own images, as a CSV",
     ),
     "report": ("scoremle.cli.commands.report", "a page about a working directory, to look at"),
+    "compare": (
+        "scoremle.cli.commands.compare",
+        "two models on the same images: the difference and its error",
+    ),
     "data": ("scoremle.cli.commands.data", "prepare a data set, or look at one"),
     "train-deq": ("scoremle.cli.commands.experiment", "train a flow dequantizer for a model"),
     "stats": ("scoremle.cli.commands.stats", "features of a data set, to compare samples with"),
@@ -37,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "PyTorch's weights of the Inception network, as ours",
     ),
     "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
+    "completion": (
+        "scoremle.cli.commands.completion",
+        "a script that completes words, for bash, zsh or fish",
+    ),
     "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
 

@@ -1,0 +1,138 @@
+"""``scoremle compare A B``: which of two models finds the same images likelier, and how surely.
+
+Image by image, so that what makes an image likely or unlikely under both cancels: the standard
+error is that of the mean difference, and has all that is random in it. Errors of the ODE's solver
+are not random: they stand beside it.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from scoremle.errors import UserError
+from scoremle.evaluation.tables import table
+from scoremle.files import read_json, read_npz
+
+__all__ = ["run"]
+
+RESULTS = "results.json"
+NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
+
+
+class Measured(NamedTuple):
+    """Bits/dim of images, and what tells whether others are the same images, where it is known."""
+
+    bpd: Float[np.ndarray, " n"]
+    images: Any
+    solver_error: float | None
+
+
+def run(options: Any) -> None:
+    """Prints the differences of all that was measured of both."""
+    first, second = _read(options.first), _read(options.second)
+    if not (kinds := [kind for kind in first if kind in second]):
+        has = (f"{place} has {', '.join(found)}" for place, found in
+               ((options.first, first), (options.second, second)))  # fmt: skip
+        raise UserError(f"nothing was measured of both: {'; '.join(has)}")
+    found = {kind: _compared(kind, first[kind], second[kind]) for kind in kinds}
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"A: {options.first}\nB: {options.second}")
+    print(table(HEADER, [(kind, *_in_words(facts)) for kind, facts in found.items()]))
+    print("bits/dim; below zero, B finds the images likelier; the standard error is over images")
+
+
+HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
+
+
+def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
+    """Raises UserError if they are not of the same images."""
+    known = None not in (a.images, b.images)
+    if len(a.bpd) != len(b.bpd) or (known and a.images != b.images):
+        raise UserError(
+            f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)})"
+        )
+    difference = b.bpd - a.bpd
+    n = len(difference)
+    return {
+        "a": float(a.bpd.mean()),
+        "b": float(b.bpd.mean()),
+        "difference": float(difference.mean()),
+        "stderr": float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "images": n,
+        "a_solver_error": a.solver_error,
+        "b_solver_error": b.solver_error,
+    }
+
+
+def _in_words(facts: dict[str, Any]) -> list[str]:
+    *numbers, images, a_solver, b_solver = facts.values()
+    return [
+        *("not measured" if number is None else f"{number:.4f}" for number in numbers),
+        str(images),
+        *("" if error is None else f"{error:.5f}" for error in (a_solver, b_solver)),
+    ]
+
+
+# What was measured -------------------------------------------------------------------------------
+
+
+def _read(place: Path) -> dict[str, Measured]:
+    """By what was measured: of a folder the newest checkpoint, of a file what is in it."""
+    if place.suffix == ".csv" and place.is_file():
+        return {"scores": _of_scores(place)}
+    if place.suffix == ".npz" and place.is_file():
+        beside = place.with_name(RESULTS)
+        facts = read_json(beside).get(place.stem, {}) if beside.exists() else {}
+        return {_kind(place.stem): _of_arrays(place, facts)}
+    for folder in (place, place / "eval"):
+        if (folder / RESULTS).is_file():
+            return _of_results(folder)
+    raise UserError(
+        f"{place} holds no results: name a working directory that was evaluated, its folder of an"
+        " evaluation, a .npz in that, or a .csv of scoremle score"
+    )
+
+
+def _kind(name: str) -> str:
+    match = NAME.fullmatch(name)
+    return match["kind"] if match else name
+
+
+def _of_results(folder: Path) -> dict[str, Measured]:
+    results = read_json(folder / RESULTS)
+    named = [name for name, facts in results.items() if "metric" in facts]
+    newest = sorted(
+        (name for name in named if results[name]["metric"] == "bpd"),
+        key=lambda name: results[name]["checkpoint"],
+    )
+    return {_kind(name): _of_arrays(folder / f"{name}.npz", results[name]) for name in newest}
+
+
+def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
+    arrays = read_npz(path)
+    if arrays is None or "bpd" not in arrays:
+        raise UserError(f"{path} has no bits/dim of images")
+    return Measured(
+        arrays["bpd"].astype(np.float64).mean(axis=0),
+        facts.get("data_hash"),
+        facts.get("mean_solver_error"),
+    )
+
+
+def _of_scores(path: Path) -> Measured:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        bpd, errors = (
+            np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
+        )
+        return Measured(bpd, [row["image"] for row in rows], float(errors.mean()))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is no table of scoremle score") from None

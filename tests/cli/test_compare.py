@@ -1,0 +1,93 @@
+"""The command that compares two models on the same images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from scoremle.cli import main as cli
+
+RNG = np.random.default_rng(0)
+# Images differ by far more than models do.
+A = 3 + RNG.normal(size=(2, 50))
+B = A - 0.1 + 0.02 * RNG.normal(size=(2, 50))
+DIFFERENCE = (B - A).mean(axis=0)
+
+
+def facts(checkpoint: int, data_hash: str = "same", metric: str = "bpd") -> dict:
+    return {"metric": metric, "checkpoint": checkpoint, "data_hash": data_hash,
+            "mean_solver_error": 0.001}  # fmt: skip
+
+
+def evaluated(folder, values, checkpoint=1, kind="exact", **changes):
+    """An evaluation of one checkpoint, beside what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name, path = f"{kind}_test_ckpt_{checkpoint}", folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"checks_test_ckpt_1": []}
+    results[name] = facts(checkpoint, **changes)
+    path.write_text(json.dumps(results))
+    np.savez(folder / f"{name}.npz", bpd=values)
+
+
+def compare(capsys, *arguments):
+    code = cli.main(["compare", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def both(tmp_path):
+    evaluated(tmp_path / "a" / "eval", A)
+    evaluated(tmp_path / "b" / "eval", B + 5, checkpoint=2)
+    evaluated(tmp_path / "b" / "eval", B, checkpoint=10)  # the newest counts
+    return tmp_path
+
+
+def test_the_difference_is_that_of_each_image(both, capsys):
+    code, out, _ = compare(capsys, both / "a", both / "b" / "eval", "--json")
+    assert code == 0
+    (found,) = json.loads(out).values()
+    error = DIFFERENCE.std(ddof=1) / np.sqrt(50)
+    assert found["difference"] == pytest.approx(DIFFERENCE.mean())
+    assert found["stderr"] == pytest.approx(error)
+    assert error < 0.01 < A.std() / np.sqrt(50)  # unpaired, nothing could be told
+    assert (found["a"], found["b"]) == (pytest.approx(A.mean()), pytest.approx(B.mean()))
+    code, out, _ = compare(capsys, both / "a", both / "b")
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("exact_test")).split()
+    assert row[1:6] == [f"{A.mean():.4f}", f"{B.mean():.4f}", f"{DIFFERENCE.mean():.4f}",
+                        f"{error:.4f}", "50"]  # fmt: skip
+
+
+def test_single_files(both, capsys, tmp_path):
+    files = both / "a/eval/exact_test_ckpt_1.npz", both / "b/eval/exact_test_ckpt_2.npz"
+    code, out, _ = compare(capsys, *files, "--json")
+    assert code == 0
+    assert json.loads(out)["exact_test"]["difference"] == pytest.approx(DIFFERENCE.mean() + 5)
+    for name, values in (("a.csv", A[0]), ("b.csv", B[0])):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("image", "log_prob", "bpd", "stderr", "probe_stderr", "solver_error"))
+            writer.writerows((f"{i}.png", -9, x, 0.1, 0.1, 0.2) for i, x in enumerate(values))
+    code, out, _ = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv", "--json")
+    found = json.loads(out)["scores"]
+    assert found["difference"] == pytest.approx((B[0] - A[0]).mean())
+    assert found["a_solver_error"] == pytest.approx(0.2)
+
+
+def test_what_cannot_be_compared(both, capsys, tmp_path):
+    evaluated(tmp_path / "other", B, data_hash="other")
+    evaluated(tmp_path / "few", B[:, :40])
+    evaluated(tmp_path / "bound", B, kind="bound")
+    evaluated(tmp_path / "loss", B, metric="loss")
+    (tmp_path / "x.csv").write_text("image,bpd\n1.png,x\n")
+    for place, words in (
+        ("other", "exact_test: A and B are not of the same images (50 and 50)"),
+        ("few", "exact_test: A and B are not of the same images (50 and 40)"),
+        ("bound", f"nothing was measured of both: {both / 'a'} has exact_test; "),
+        ("loss", "nothing was measured of both: "),
+        ("x.csv", "x.csv is no table of scoremle score"),
+        ("nowhere", "nowhere holds no results: "),
+    ):
+        code, out, err = compare(capsys, both / "a", tmp_path / place)
+        assert code == 2 and out == "" and words in err and err.count("\n") == 1
