@@ -31,7 +31,7 @@ from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
-from scoremle.published.family import PIXELS, Published
+from scoremle.published.family import PIXELS, PublishedModel
 
 __all__ = ["is_folder", "load", "schedule_of"]
 
@@ -71,7 +71,7 @@ def is_folder(path: Path) -> bool:
     )
 
 
-def load(path: Path) -> Published:
+def load(path: Path) -> PublishedModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
     _refuse_latents(path)
@@ -98,7 +98,7 @@ def load(path: Path) -> Published:
     if size is None:
         raise UserError(f"{network_folder / 'config.json'} has no sample_size")
     height, width = size if isinstance(size, tuple) else (size, size)
-    return Published(
+    return PublishedModel(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps, (height, width, channels),
         PIXELS, steps=_steps(scheduler),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,

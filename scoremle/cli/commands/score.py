@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         help="digits (it ships with the package), a working directory, a folder of diffusers,"
-        " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function",
+        " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of EDM, or"
+        " FILE.py:function",
     )
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
