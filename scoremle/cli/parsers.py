@@ -114,7 +114,8 @@ def _train_deq() -> Parser:
 
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
-    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, or FILE.py:function"
+    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of EDM, or"
+    " FILE.py:function"
 )
 
 

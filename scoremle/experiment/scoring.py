@@ -19,7 +19,7 @@ from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Gaussian
 from scoremle.model import ScoreModel
-from scoremle.published.family import Published
+from scoremle.published.family import PublishedModel
 
 __all__ = ["ALL", "ESTIMATORS", "in_words", "prepared"]
 
@@ -38,7 +38,7 @@ def prepared(
     solver needs, and the scale of a decoder. Under all labels there is no one condition to check,
     and these go by the first. Raises UserError for what does not fit.
     """
-    classes = model.classes if isinstance(model, Published) else 0
+    classes = model.classes if isinstance(model, PublishedModel) else 0
     _check_label(label, classes)
     one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
     notes = [] if label == ALL else _doubts(one, images)
@@ -84,7 +84,7 @@ def _estimator_of(model: ScoreModel, name: str) -> Estimator:
         return model.default_estimator
     if name == "bound":
         return ByBound(reconstruction=model.decoder or Gaussian())
-    steps = model.steps if isinstance(model, Published) else None
+    steps = model.steps if isinstance(model, PublishedModel) else None
     if steps is None:
         raise UserError(
             "no chain of steps is known of this model: take --estimator=ode or bound, or from"

@@ -31,7 +31,7 @@ from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
-from scoremle.published.family import PIXELS, Published
+from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.records import check_record
 
 __all__ = ["assembled", "is_folder", "load", "refuse_latents", "schedule_of"]
@@ -88,7 +88,7 @@ def is_folder(path: Path) -> bool:
     )
 
 
-def load(path: Path) -> Published:
+def load(path: Path) -> PublishedModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
     index = path / "model_index.json"
@@ -102,7 +102,7 @@ def assembled(
     scheduler: Mapping[str, Any],
     weights: Mapping[str, np.ndarray],
     place: str,
-) -> Published:
+) -> PublishedModel:
     """The model of a network's and a scheduler's config and the network's state dict.
 
     Raises UserError for what can't be served, with ``place``, where it is from.
@@ -128,7 +128,7 @@ def assembled(
     if size is None:
         raise UserError(f"{place}: the network's config has no sample_size")
     height, width = size if isinstance(size, tuple) else (size, size)
-    return Published(
+    return PublishedModel(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps, (height, width, channels),
         PIXELS, steps=_steps(fields),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,

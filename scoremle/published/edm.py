@@ -30,7 +30,7 @@ from scoremle.files import read_json
 from scoremle.published import safetensors
 from scoremle.published.edm_dhariwal import dhariwal
 from scoremle.published.edm_song import song
-from scoremle.published.family import PIXELS, Published
+from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.types import Times
 
 __all__ = ["is_file", "load"]
@@ -95,7 +95,7 @@ def is_file(path: Path) -> bool:
     return path.suffix in (".safetensors", ".pkl") and path.is_file()
 
 
-def load(path: Path) -> Published:
+def load(path: Path) -> PublishedModel:
     """The model of a file of tensors and the fields beside it.
 
     Raises UserError for a pickle, for fields that are missing or not known, and for tensors that
@@ -123,7 +123,7 @@ def load(path: Path) -> Published:
         raise UserError(f"{path}: its tensors do not fit {place.name}: {text}") from None
 
 
-def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Published:
+def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PublishedModel:
     fields = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
     how = _choice(PRECONDITIONINGS, "class", fields.pop("class", None))(fields)
     make = _choice(NETWORKS, "model_type", fields.pop("model_type", None))
@@ -138,7 +138,7 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Publi
         prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]
-    return Published(
+    return PublishedModel(
         noise, how.sde, how.eps, (size, size, channels), PIXELS,
         classes=fields.get("label_dim", 0),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from scoremle.core.pytree import pytree, static
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 
-__all__ = ["PIXELS", "Published"]
+__all__ = ["PIXELS", "PublishedModel"]
 
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
 PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
@@ -15,7 +15,7 @@ PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
 
 @pytree
 @dataclass(frozen=True, repr=False)
-class Published(ScoreModel):
+class PublishedModel(ScoreModel):
     """A model that others trained.
 
     Args:

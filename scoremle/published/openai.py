@@ -28,7 +28,7 @@ from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch
-from scoremle.published.family import PIXELS, Published
+from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.records import check_record
 from scoremle.types import Times
 
@@ -63,7 +63,7 @@ def is_file(path: Path) -> bool:
     return path.suffix == ".pt" and path.is_file()
 
 
-def load(path: Path, flags: Mapping[str, Any] | None = None) -> Published:
+def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:
     """The model of a checkpoint; without ``flags``, those of the file beside it.
 
     Raises UserError if there are none, or if they do not fit the tensors.
@@ -88,7 +88,7 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> Published:
     )  # fmt: skip
     noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)
-    return Published(
+    return PublishedModel(
         noise, sde, schedule.eps, shape, PIXELS,
         steps=BySteps(variance=_variance(flags)),
         classes=network.num_classes if network.class_cond else 0,
