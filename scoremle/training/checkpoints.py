@@ -12,7 +12,14 @@ import logging
 import os
 import re
 import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +133,20 @@ class Checkpoints:
         except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
+    def verify(self, number: int) -> None:
+        """Reads a checkpoint, of whatever network. Raises UserError if it is damaged."""
+        path = self.path(number)
+        try:
+            record = _read_record(path)
+            found = dict(_named(_read_tree(path, _read_shapes(path))))
+            if found.keys() != record["leaves"].keys():
+                raise Damaged("its arrays are not those of its record")
+            # Without its template a tree has another order of leaves.
+            if _hash((name, found[name]) for name in record["leaves"]) != record["tree_hash"]:
+                raise Damaged("checksum differs")
+        except Damaged as error:
+            raise UserError(f"{path} is damaged ({error})") from None
+
     def _restore_asked(self, template: Any, number: int) -> Restored:
         if number not in (numbers := self.numbers()):
             raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
@@ -171,22 +192,29 @@ class Checkpoints:
 
 def tree_hash(tree: Any) -> str:
     """SHA-256 in hexadecimal of the names, dtypes, shapes and values of all leaves."""
+    return _hash(_named(tree))
+
+
+def _hash(named: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named:
         value = np.asarray(leaf)
-        digest.update(f"{_name(path)} {value.dtype} {value.shape}\n".encode())
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree, by name and in order."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named
+    ]
 
 
 def leaves(tree: Any) -> dict[str, list[Any]]:
     """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in named}
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named(tree)}
 
 
 def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
@@ -225,12 +253,41 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _read(path: Path, **items: Any) -> Any:
     import orbax.checkpoint as ocp
 
+    with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.Composite(**items))
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Damaged files come out of Orbax, TensorStore and json as every kind of exception."""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.Composite(**items))
+        yield
     except Exception as error:
-        # Damaged files come out of Orbax, TensorStore and json as every kind of exception.
+        _hush_readers()
         raise Damaged(f"unreadable: {type(error).__name__}") from error
+
+
+@cache
+def _hush_readers() -> None:
+    """Orbax reads many arrays at once. When one can't be read, it leaves the readers of the others
+    to themselves, and what they say as they end would be printed, at any time, as tracebacks.
+    """
+    hook = sys.unraisablehook
+
+    def hushed(unraisable: Any) -> None:
+        if not _is_of_reader(unraisable.exc_value, unraisable.exc_traceback):
+            hook(unraisable)
+
+    sys.unraisablehook = hushed
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not (record.exc_info and _is_of_reader(*record.exc_info[1:]))
+    )
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _is_of_reader(error: BaseException | None, trace: TracebackType | None) -> bool:
+    files = " ".join(frame.filename for frame in traceback.extract_tb(trace))
+    return any(name in f"{files} {error}".lower() for name in ("orbax", "asyncio", "tensorstore"))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -251,3 +308,15 @@ def _read_tree(path: Path, template: Any) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template
     )
     return _read(path, state=ocp.args.StandardRestore(shapes)).state
+
+
+def _read_shapes(path: Path) -> Any:
+    """The tree as Orbax knows it, with shapes and dtypes in place of arrays."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
+    )
+    with _damage(), ocp.Checkpointer(handler) as checkpointer:
+        known = checkpointer.metadata(path).item_metadata["state"].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known)

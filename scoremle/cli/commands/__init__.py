@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.convert_inception",
         "weights of the Inception network, from PyTorch's file to ours",
     ),
+    "verify": ("scoremle.cli.commands.verify", "whether what lies there is as it was written"),
     "stats": ("scoremle.cli.commands.stats", "features of a data set, to compare samples with"),
 }
 
