@@ -187,7 +187,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
     try:
         # Opened here, since numpy leaves open what it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            return dict(saved)
+            arrays = dict(saved)
     except Exception:
         # Damaged files come out of zipfile, zlib and numpy as every kind of exception.
         return None
+    # What does not begin like an array comes as bytes.
+    return arrays if all(isinstance(each, np.ndarray) for each in arrays.values()) else None

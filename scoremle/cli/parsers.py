@@ -382,6 +382,18 @@ def _completion() -> Parser:
     return parser
 
 
+def _verify() -> Parser:
+    parser = Parser(
+        prog="scoremle verify",
+        examples=("scoremle verify runs/digits", "scoremle verify ~/.cache/scoremle"),
+        description="Reads all that lies in a place (a workdir, a prepared data set, checkpoints,"
+        " results, a model) and compares it with the checksums that it has. What is damaged is a"
+        " line: what, where, what to do. The exit code is then 2, else 0.",
+    )
+    parser.add_argument("path", type=Path, help="a folder, with all below it, or a file")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "train": _train,
     "eval": _eval,
@@ -395,6 +407,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "import": _import,
     "export": _export,
     "convert-inception": _convert_inception,
+    "verify": _verify,
     "env": _env,
     "completion": _completion,
 }

@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +129,20 @@ class Checkpoints:
         except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
+    def verify(self, number: int) -> None:
+        """Reads a checkpoint, of whatever network. Raises UserError if it is damaged."""
+        path = self.path(number)
+        try:
+            record = _read_record(path)
+            found = dict(_named(_read_tree(path, _read_shapes(path))))
+            if found.keys() != record["leaves"].keys():
+                raise Damaged("its arrays are not those of its record")
+            # Without its template a tree has another order of leaves.
+            if _hash((name, found[name]) for name in record["leaves"]) != record["tree_hash"]:
+                raise Damaged("checksum differs")
+        except Damaged as error:
+            raise UserError(f"{path} is damaged ({error})") from None
+
     def _restore_asked(self, template: Any, number: int) -> Restored:
         if number not in (numbers := self.numbers()):
             raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
@@ -172,22 +188,29 @@ class Checkpoints:
 
 def tree_hash(tree: Any) -> str:
     """SHA-256 in hexadecimal of the names, dtypes, shapes and values of all leaves."""
+    return _hash(_named(tree))
+
+
+def _hash(named: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named:
         value = np.asarray(leaf)
-        digest.update(f"{_name(path)} {value.dtype} {value.shape}\n".encode())
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree, by name and in order."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named
+    ]
 
 
 def leaves(tree: Any) -> dict[str, list[Any]]:
     """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in named}
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named(tree)}
 
 
 def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
@@ -228,11 +251,17 @@ def _read(path: Path, **items: Any) -> Any:
     import orbax.checkpoint as ocp
 
     quiet()
+    with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.Composite(**items))
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Damaged files come out of Orbax, TensorStore and json as every kind of exception."""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.Composite(**items))
+        yield
     except Exception as error:
-        # Damaged files come out of Orbax, TensorStore and json as every kind of exception.
+        quiet()
         raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 
@@ -254,3 +283,15 @@ def _read_tree(path: Path, template: Any) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template
     )
     return _read(path, state=ocp.args.StandardRestore(shapes)).state
+
+
+def _read_shapes(path: Path) -> Any:
+    """The tree as Orbax knows it, with shapes and dtypes in place of arrays."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
+    )
+    with _damage(), ocp.Checkpointer(handler) as checkpointer:
+        known = checkpointer.metadata(path).item_metadata["state"].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), known)

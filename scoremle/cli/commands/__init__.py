@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.convert_inception",
         "PyTorch's weights of the Inception network, as ours",
     ),
+    "verify": ("scoremle.cli.commands.verify", "whether what lies there is as it was written"),
     "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
     "completion": (
         "scoremle.cli.commands.completion",
