@@ -96,3 +96,10 @@ def test_more_levels_than_a_byte_holds():
 def test_scales_that_are_none(fields, words):
     with pytest.raises(ValueError, match=words):
         Pixels(*fields)
+
+
+def test_the_grid_of_published_training_has_its_ends_on_the_ends():
+    pixels = Pixels(17, -1.0, 1.0)
+    np.testing.assert_allclose(
+        pixels.encode_grid(np.array([0, 8, 16], np.uint8)), [-1.0, 0.0, 1.0], atol=1e-6
+    )
