@@ -44,6 +44,11 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     _check_places(options.images, options.out)
     model = load(options.model, options.checkpoint)
+    if model.pixels is None or len(model.shape) != 3:
+        raise UserError(
+            f"{options.model} is no model of integer images: give it a shape (h, w, c) and"
+            " pixels, such as scoremle.Pixels(256)"
+        )
     names, images = _read(options.images, model, options.fit)
     say(f"scoring {len(images)} images of {options.images}")
     if not isinstance(model, Trained) or model.pilot:
