@@ -21,8 +21,8 @@ from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "check_tuple", "load_config", "published_config",
-    "recorded_config", "with_defaults",
+    "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "load_config",
+    "published_config", "recorded_config", "with_defaults",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -87,16 +87,20 @@ def recorded_config(folder: Path) -> ConfigDict:
     from scoremle.files import read_sealed  # imports numpy, which --help has no need of
 
     path = folder / RECORD
+    content = read_sealed(path, REMEDY)
     try:
-        return with_defaults(_with_tuples(read_sealed(path, REMEDY)))
-    except TypeError as error:
+        return with_defaults(_with_tuples(content))
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     """A resolved config of an earlier version, with defaults for the fields it does not have."""
-    config = defaults.get_config()
-    config.update(content)
+    complete = defaults.get_config().to_dict()
+    for name, value in content.items():
+        complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
+    config = ConfigDict(complete)
+    check_types(config)
     defaults.resolve(config)
     return config
 
@@ -106,6 +110,37 @@ def _with_tuples(content: Any) -> Any:
     if isinstance(content, dict):
         return {name: _with_tuples(value) for name, value in content.items()}
     return tuple(content) if isinstance(content, list) else content
+
+
+def check_types(config: ConfigDict) -> None:
+    """Raises UserError for a value of another type than the default's.
+
+    A scalar is no tuple of one, nor text a number: only a whole number is a number too.
+    """
+    _check_types(config, defaults.get_config(), "")
+
+
+def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for name in known:
+        value, default, where = config[name], known[name], prefix + name
+        if isinstance(default, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise UserError(f"{where} is a group of fields, not {value!r}")
+            _check_types(value, default, f"{where}.")
+            continue
+        kind = known.get_type(name)
+        inside = value if isinstance(value, tuple) else ()
+        if default is None and value is None:  # unset
+            continue
+        if not _is(value, kind) or not all(_is(item, type(default[0])) for item in inside):
+            of = f" of {type(default[0]).__name__}, such as {default}" if kind is tuple else ""
+            raise UserError(f"{where} must be {kind.__name__}{of}, not {value!r}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def check_tuple(name: str, text: str) -> None:

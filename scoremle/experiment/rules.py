@@ -6,11 +6,9 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
-from scoremle.experiment import defaults
+from scoremle.experiment.config import check_types
 
 __all__ = ["check_values"]
 
@@ -64,7 +62,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 def check_values(config: Any) -> None:
     """Raises UserError for a value of a resolved config that can't be had."""
-    _check_types(config, defaults.get_config())
+    check_types(config)
     for name, value in ONLY.items():
         if _field(config, name) != value:
             raise UserError(f"{name} can only be {value!r} here, not {_field(config, name)!r}")
@@ -90,30 +88,6 @@ def check_values(config: Any) -> None:
     _check_dequantization(config.eval)
     if config.eval.solver.lower() == "rk45_reference":
         _check_published_solver(config.eval)
-
-
-def _check_types(config: Any, known: Any, prefix: str = "") -> None:
-    """A scalar is no tuple of one, nor text a number: only a whole number is a number too."""
-    for name in known:
-        value, default, where = config[name], known[name], prefix + name
-        if isinstance(default, ConfigDict):
-            if not isinstance(value, ConfigDict):
-                raise UserError(f"{where} is a group of fields, not {value!r}")
-            _check_types(value, default, f"{where}.")
-            continue
-        kind = known.get_type(name)
-        inside = value if isinstance(value, tuple) else ()
-        if default is None and value is None:  # unset
-            continue
-        if not _is(value, kind) or not all(_is(item, type(default[0])) for item in inside):
-            of = f" of {type(default[0]).__name__}, such as {default}" if kind is tuple else ""
-            raise UserError(f"{where} must be {kind.__name__}{of}, not {value!r}")
-
-
-def _is(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _check_published_solver(evaluation: Any) -> None:

@@ -175,3 +175,16 @@ def test_bounds_lie_above_and_converge(case, name, samples):
     assert (np.abs(gap - values.var(axis=1) / 2) < 4 * error + 5e-3).all()
     stated = np.sqrt(np.mean(np.square(bound.draw_stderr).reshape(len(x), copies), axis=1))
     np.testing.assert_allclose(stated, values.std(axis=1), rtol=0.35)
+
+
+def test_noise_at_the_edge_of_a_bin_stays_in_it(monkeypatch):
+    """The largest e below kappa rounds to u = 1, which is the next level."""
+
+    def largest(key, low, high, shape):
+        return jnp.full(shape, jnp.nextafter(high, low))
+
+    monkeypatch.setattr(jax.random, "truncated_normal", largest)
+    x = np.zeros((1, 1, 1, 1), np.uint8)
+    for levels in (2, 3, 8, 17):
+        u, _ = TruncatedNormal(VP, 1e-3, Pixels(levels))(jax.random.key(0), x)
+        assert 0.999 < float(u[0, 0, 0, 0]) < 1

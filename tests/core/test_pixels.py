@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.errors import UserError
 
 SCALES = [Pixels(), Pixels(256, 0.0, 1.0), Pixels(17), Pixels(2, -0.5, 0.5), Pixels(17, 0.0, 16.0)]
 every_scale = pytest.mark.parametrize("pixels", SCALES, ids=str)
@@ -96,3 +97,17 @@ def test_more_levels_than_a_byte_holds():
 def test_scales_that_are_none(fields, words):
     with pytest.raises(ValueError, match=words):
         Pixels(*fields)
+
+
+def test_the_grid_of_published_training_has_its_ends_on_the_ends():
+    pixels = Pixels(17, -1.0, 1.0)
+    np.testing.assert_allclose(
+        pixels.encode_grid(np.array([0, 8, 16], np.uint8)), [-1.0, 0.0, 1.0], atol=1e-6
+    )
+
+
+def test_the_first_value_beyond_the_levels_is_refused():
+    images = np.full((1, 2, 2, 1), 16, np.uint8)
+    assert Pixels(17).checked(images, (2, 2, 1)) is images
+    with pytest.raises(UserError, match=r"pixels must lie in 0\.\.16, but one is 17"):
+        Pixels(17).checked(images + np.uint8(1), (2, 2, 1))

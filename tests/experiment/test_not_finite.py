@@ -97,3 +97,37 @@ def test_samples_that_are_not_finite(pixels):
     model = scoremle.ScoreModel(lambda x, t: x * jnp.nan, scoremle.VP(), 1e-3, (2, 2, 1), pixels)
     with pytest.raises(UserError, match="sample 0 is not a finite number"):
         model.sample(2, jax.random.key(0))
+
+
+OWN = """
+import jax.numpy as jnp
+import scoremle
+
+def nan():
+    return make(lambda x, t: x * jnp.nan, (2, 2, 1), scoremle.Pixels(16))
+
+def reals():
+    return make(lambda x, t: x, (2,), None)
+
+def flat():
+    return make(lambda x, t: x, (4,), scoremle.Pixels(16))
+
+def make(noise, shape, pixels):
+    return scoremle.ScoreModel(noise, scoremle.VP(), 1e-3, shape, pixels)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nan", "bits/dim of image 0 is not a finite number"),
+     ("reals", "is no model of integer images"), ("flat", "is no model of integer images")],
+)  # fmt: skip
+def test_an_own_model_that_has_no_value(name, words, tmp_path, capfd):
+    """Which is seen where it is used: what a function closes over can't be looked at."""
+    (tmp_path / "own.py").write_text(OWN)
+    np.save(tmp_path / "x.npy", np.zeros((1, 2, 2, 1), np.uint8))
+    out = tmp_path / "scores.csv"
+    place = f"{tmp_path / 'own.py'}:{name}"
+    assert cli.main(["score", place, str(tmp_path / "x.npy"), f"--out={out}"]) == 2
+    err = capfd.readouterr().err
+    assert words in err and err.count("\n") == 1 and not out.exists(), err

@@ -149,6 +149,15 @@ def test_loading(tiny, model, tmp_path):
         shutil.copy(tiny.workdir / name, tmp_path)
     with pytest.raises(UserError, match="no checkpoint in"):
         scoremle.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for changed, words in [
+        ({"training": []}, r"training is a group of fields, not \(\)"),
+        ({"model": {**config["model"], "nf": "4"}}, "model.nf must be int, not '4'"),
+        ({"seed": None}, "seed must be int, not None"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+        with pytest.raises(UserError, match=words):
+            scoremle.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="can't be read"):
         scoremle.load(tmp_path)

@@ -40,6 +40,11 @@ def run(options: Any) -> None:
     """Scores the images, writes the table, and prints its mean and its ends."""
     _check_places(options.images, options.out)
     model = load(options.model, options.checkpoint)
+    if model.pixels is None or len(model.shape) != 3:
+        raise UserError(
+            f"{options.model} is no model of integer images: give it a shape (h, w, c) and"
+            " pixels, such as scoremle.Pixels(256)"
+        )
     names, images = _read(options.images, model, options.fit)
     say(f"scoring {len(images)} images of {options.images}")
     model, estimator, notes = prepared(
