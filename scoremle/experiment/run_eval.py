@@ -215,7 +215,7 @@ class EvaluationRun:
                 self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
             )
             how = replace(how, solver=model.solver)
-            print(choice, flush=True)
+            print(tables.wrapped(str(choice)), flush=True)
         return list(_tasks(experiment, how, self.flow is not None, choice))
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:
