@@ -38,7 +38,8 @@ EXAMPLES = {
     "eval": "scoremle eval runs/digits",
     "train_deq": "scoremle train-deq runs/digits",
 }
-TEXTS = {"workdir": None, "eval_folder": "eval", "deq_folder": "flowpp_dequantizer"}
+FLOW_FOLDER = "flowpp_dequantizer"
+TEXTS = {"workdir": None, "eval_folder": "eval", "deq_folder": FLOW_FOLDER}
 SWITCHES = ("print_config", "json")
 NAMES = [f"--{name}" for name in ("config", "mode", *TEXTS, *SWITCHES, "help", "version")]
 
@@ -67,7 +68,7 @@ def parse(argv: Sequence[str], mode: str = "") -> Settings:
     """
     arguments = _as_flags([_underscored(argument) for argument in argv], mode)
     place, rest = split("config", arguments)
-    config, resolve = _config(place, split("workdir", rest)[0], mode)
+    config, resolve = named_config(place) if place is not None else _recorded(rest, mode)
     _check_overrides(rest, config)
     values = _parse_flags(_last_tuples(rest, config), config, mode)
     _check_tuples(config)
@@ -171,10 +172,9 @@ def named_config(place: str) -> tuple[ConfigDict, Resolve]:
     return config, resolve
 
 
-def _config(place: str | None, workdir: str | None, mode: str) -> tuple[ConfigDict, Resolve]:
-    """The config that is named, else the one that the working directory was begun with."""
-    if place is not None:
-        return named_config(place)
+def _recorded(argv: list[str], mode: str) -> tuple[ConfigDict, Resolve]:
+    """The config that the working directory was begun with; its flow dequantizer knows its own."""
+    (workdir, _), (folder, _) = split("workdir", argv), split("deq_folder", argv)
     if not workdir:
         raise _missing(WORDS[mode][0] if mode else "config", mode)
     if not (Path(workdir) / RECORD).is_file():
@@ -182,7 +182,12 @@ def _config(place: str | None, workdir: str | None, mode: str) -> tuple[ConfigDi
             f"{workdir} has no {RECORD}, which a training writes: name the config, such as"
             " --config=digits"
         )
-    config = recorded_config(Path(workdir))
+    config, flow = recorded_config(Path(workdir)), Path(workdir) / (folder or FLOW_FOLDER)
+    if (flow / RECORD).is_file():
+        of_flow = recorded_config(flow)
+        if "train_deq" in (mode, split("mode", argv)[0]):
+            config = of_flow
+        config.deq.update(of_flow.deq)
     # What follows other fields follows them again, so that flags mean what they always mean.
     defaults.unresolve(config)
     return config, defaults.resolve

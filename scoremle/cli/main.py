@@ -8,7 +8,9 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        with _warnings():
+        with _warnings(), _sigterm():
             return _run(arguments)
     except SystemExit as end:  # argparse, after it printed a command's help
         return int(end.code or 0)
@@ -120,6 +122,23 @@ def _unknown_command(word: str) -> str:
     near = difflib.get_close_matches(word.replace("_", "-"), COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
     return f"unknown command {word!r}; {hint}"
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """SIGTERM ends what is at work as an error does: files whole, the terminal as it was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread handle signals
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 @contextmanager

@@ -219,7 +219,7 @@ class EvaluationRun:
                 self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
             )
             how = replace(how, solver=model.solver)
-            say(choice)
+            say(tables.wrapped(str(choice)))
         return list(_tasks(experiment, how, self.flow is not None, choice))
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:

@@ -96,6 +96,24 @@ def test_a_command_is_its_mode():
         assert short == flags.parse([*published, f"--mode={mode}"])
 
 
+def test_a_flow_dequantizer_knows_its_config(tmp_path):
+    """To evaluate with it, and to go on training it; the model's own is that of the workdir."""
+    for place, line in (
+        (tmp_path, "--config.optim.lr=3e-3"),
+        (tmp_path / "flow", "--config.optim.lr=1e-3 --config.deq.filters=8"),
+    ):
+        config = flags.parse(["digits", str(place), *line.split()], "train").config
+        place.mkdir(exist_ok=True)
+        (place / "config.json").write_text(config.to_json())
+    flow = [str(tmp_path), "--deq-folder=flow"]
+    for mode, lr in (("eval", 3e-3), ("train_deq", 1e-3)):
+        config = flags.parse(flow, mode).config
+        assert (config.deq.filters, config.optim.lr) == (8, lr)
+    assert flags.parse([str(tmp_path)], "eval").config.deq.filters == 32
+    published = [f"--workdir={tmp_path}", "--deq_folder=flow", "--mode=train_deq"]
+    assert flags.parse(published).config == flags.parse(flow, "train_deq").config
+
+
 @pytest.mark.parametrize(
     "line",
     ["w --config digits --config.eval.bound --eval-folder=out",

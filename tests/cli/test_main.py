@@ -307,6 +307,26 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "scoremle: interrupted; the same command goes on where it was\n"),
+        (signal.SIGTERM, 143, ""),
+    ],
+)
+def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys, monkeypatch):
+    """As it would in a process of its own, whose signals are those of this one."""
+    monkeypatch.setattr(
+        "scoremle.experiment.run_eval.metrics.evaluate",
+        lambda *_, **__: signal.raise_signal(number),
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("eval", tiny.workdir, "--eval_folder=stopped") == code
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == said
+    assert not (tiny.workdir / "stopped" / "results.json").exists()
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
     process = start(
         f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=killed",

@@ -152,7 +152,8 @@ def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
         images = run(tmp_path / str(repeats), repeats=repeats)["bpd"].mean(axis=0)
         told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
         total = 23 * repeats
-        (line,) = capsys.readouterr().out.splitlines()
+        compiling, line = capsys.readouterr().out.splitlines()
+        assert compiling.startswith("l  compiling")
         assert line.startswith(f"l  image {total}/{total}  {told}  ") and line.endswith("  ETA 0s")
         run(tmp_path / str(repeats), repeats=repeats)  # again: nothing is measured
         again = capsys.readouterr().out
