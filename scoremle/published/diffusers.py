@@ -113,12 +113,7 @@ def assembled(
     prediction = fields["prediction_type"]
     if prediction not in PREDICTIONS:
         raise UserError(f"{place}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
-    channels = network.in_channels
-    if network.out_channels not in (channels, 2 * channels):
-        raise UserError(f"{place}: {network.out_channels} channels out of {channels} are no noise")
-    ranged = fields["variance_type"] == "learned_range"
-    if ranged and network.out_channels == channels:
-        raise UserError(f"{place}: variance_type is learned_range, and the network tells none")
+    channels, ranged = network.in_channels, _tells_variance(place, network, fields)
     params = jax.tree.map(jnp.asarray, unet2d_params(weights, network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
@@ -133,6 +128,17 @@ def assembled(
         PIXELS, steps=_steps(fields),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
+
+
+def _tells_variance(place: str, network: UNet2D, scheduler: Mapping[str, Any]) -> bool:
+    """Is the second half of the output a learned range? UserError for other channels."""
+    channels, out = network.in_channels, network.out_channels
+    ranged = scheduler["variance_type"] == "learned_range"
+    if out not in (channels, 2 * channels):
+        raise UserError(f"{place}: {out} channels out of {channels} are no noise")
+    if ranged and out == channels:
+        raise UserError(f"{place}: variance_type is learned_range, and the network tells none")
+    return ranged
 
 
 def _steps(scheduler: Mapping[str, Any]) -> BySteps | None:

@@ -48,10 +48,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def theirs(network, x, label):
+def theirs(network, x, label, classes=None):
     with torch.no_grad():
         images = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
-        output = network(images, torch.as_tensor(label)).sample
+        output = network(images, torch.as_tensor(label), classes).sample
     return np.moveaxis(output.numpy(), 1, -1)
 
 
@@ -89,6 +89,20 @@ def test_a_learned_range_is_told_too(tmp_path):
     expected = theirs(network, x, label)
     np.testing.assert_allclose(jnp.concatenate(found, -1), expected, rtol=1e-3, atol=1e-4)
     assert model.steps.words.endswith("chain of steps, learned variance")
+
+
+def test_classes_are_a_condition(tmp_path):
+    torch.manual_seed(2)
+    network = diffusers.UNet2DModel(**FIELDS, num_class_embeds=3).eval()
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    label, classes = np.array([3, 700]), np.array([2, 0])
+    noise, t = model.given(classes).noise, jnp.asarray((label + 1) / 1000, jnp.float32)
+    found = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(x), t)
+    expected = theirs(network, x, label, torch.as_tensor(classes))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert model.classes == 3
 
 
 @pytest.mark.parametrize(
