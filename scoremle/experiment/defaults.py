@@ -104,7 +104,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.probes = 1  # probes per image; multistep draws new ones at each node
     config.eval.solver = "auto"  # auto (nodes by a pilot), multistep, doubling or rk45_reference
     config.eval.nodes = 32  # steps of the multistep solver
-    config.eval.tolerance = 1e-3  # bits/dim of each image's log p, of solver doubling
+    # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
+    config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver
 
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "CIFAR10"  # name of the data set
@@ -176,6 +177,8 @@ def resolve(config: ml_collections.ConfigDict) -> None:
     method = config.sampling.method.lower()
     other = config.eval.nodes if method == "ode" else config.model.num_scales
     _fill(config.sampling, "steps", SAMPLING_STEPS.get(method, other))
+    doubling = config.eval.solver.lower() in ("doubling", "adaptive")
+    _fill(config.eval, "tolerance", 1e-3 if doubling else 5e-4)
     config.eval.dataset = (config.eval.dataset or config.eval.bpd_dataset).lower()
     config.eval.bpd_dataset = config.eval.dataset
     for section, field in LOWERED:
