@@ -293,15 +293,24 @@ class ScoreModel:
         The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
         A few images are used. Raises UserError for none.
         """
+        choice = choose_nodes(self.pilot_on(images, divergence=divergence, seed=seed))
+        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
+
+    def pilot_on(
+        self,
+        images: Integer[np.ndarray, "n h w c"],
+        *,
+        divergence: DivergenceEstimator = Hutchinson(),
+        seed: int = 0,
+    ) -> Pilot:
+        """The first few of these images, on which the solver is measured. UserError for none."""
         pixels = self._of_integers()
         x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
         if not len(x):
             raise UserError("there are no images to choose the solver's nodes on")
         key_u, key = jax.random.split(jax.random.key(seed))
         y = pixels.encode(x, Uniform()(key_u, x)[0])
-        pilot = Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
-        choice = choose_nodes(pilot)
-        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
+        return Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
 
     def fitted(self, images: Integer[np.ndarray, "n h w c"], *, seed: int = 0) -> Self:
         """The model with the ``decoder_scale`` under which such integers are likeliest, if any.

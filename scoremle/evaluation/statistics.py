@@ -1,9 +1,14 @@
 """Statistics of a metric's values: means over images and passes, with their errors."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Values", "means", "profile", "summary"]
+from scoremle.likelihood.levels import Corrected, Levels
+
+__all__ = ["Values", "means", "profile", "summary", "with_correction"]
 
 # A column may have more axes; ``profile`` has one, over log-SNR.
 Values = dict[str, Float[np.ndarray, "repeats n *more"]]
@@ -49,6 +54,47 @@ def means(values: Values) -> dict[str, float | None]:
             of_mean = np.sqrt(np.square(v).mean() / v.size)
             found[f"{name}_of_mean"] = float(of_mean) if np.isfinite(of_mean) else None
     return found
+
+
+def with_correction(
+    result: Mapping[str, Any],
+    found: Corrected,
+    levels: Levels,
+    differences: Sequence[Float[np.ndarray, " m"]],
+) -> dict[str, Any]:
+    """What a correction of the mean changes in a result: the value, and its errors part by part.
+
+    ``errors`` are standard errors: of the ``images``, the ``probes``, the ``draws`` (of the
+    dequantization noise), the ``solver`` (the correction's), ``all`` together, and of the mean as
+    one of ``this_set`` of images, without their part. None where it takes a second pass to tell.
+    ``finest_bias`` bounds what none of them has: the error of the finest level.
+    """
+    noise, probes = result["noise_stderr"], result.get("probe_stderr_of_mean")
+    this_set = None if noise is None else float(np.hypot(noise, found.correction_stderr))
+    return {
+        "mean": found.mean,
+        "stderr": found.stderr,
+        "uncorrected_mean": result["mean"],
+        "correction": found.correction,
+        "errors": {
+            "images": _without(result["stderr"], noise),
+            "probes": probes,
+            "draws": _without(noise, probes),
+            "solver": found.correction_stderr,
+            "all": found.stderr,
+            "this_set": this_set,
+            "finest_bias": levels.bias,
+        },
+        "level_nodes": list(levels.nodes),
+        "level_images": [result["images"], *map(len, differences)],
+    }
+
+
+def _without(whole: float | None, part: float | None) -> float | None:
+    """The standard error that is left without a part; zero where the part seems larger."""
+    if whole is None or part is None:
+        return None
+    return float(np.sqrt(max(whole**2 - part**2, 0)))
 
 
 def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from scoremle.terminal import printable
@@ -12,6 +13,8 @@ __all__ = ["quality_table", "results_table", "table", "wrapped"]
 
 # What is left out first where there is no room; it stands in results.json.
 SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
+# Of the error of a corrected mean, as they are printed.
+PARTS = ("images", "probes", "draws", "solver")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 
 
@@ -111,12 +114,39 @@ def _is_upper(r: Mapping[str, Any]) -> bool:
     return random is not None and whole is not None and random > whole
 
 
+def _solver(r: Mapping[str, Any]) -> float | None:
+    """What covers the solver's error of the mean, or as far as known of an image."""
+    if errors := r.get("errors"):
+        return 2 * errors["solver"] + errors["finest_bias"]
+    return r["mean_solver_error"]
+
+
+def _parts(r: Mapping[str, Any]) -> list[str]:
+    """How a corrected mean is made, and the parts of its error."""
+    if not (errors := r.get("errors")):
+        return []
+    nodes, images = r["level_nodes"], r["level_images"]
+    steps = (
+        f"; {coarse} to {fine} nodes on {m} images"
+        for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
+    )
+    parts = (f"{name} {_number(errors[name], 5)}" for name in PARTS)
+    return [
+        f"{r['mean']:.5f} = {r['uncorrected_mean']:.5f} at {nodes[0]} nodes"
+        f" {r['correction']:+.5f} of correction{''.join(steps)}",
+        f"standard errors: {', '.join(parts)}; all together {_number(errors['all'], 5)};"
+        f" of the mean of this set of images {_number(errors['this_set'], 5)}",
+        f"no standard error has that of {nodes[-1]} nodes: at most {errors['finest_bias']:.5f}",
+    ]
+
+
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for each result: its value and errors; and under them, what each of them is.
 
     The standard error is over images; "from draws" is the part of it that comes from probes or
     Monte-Carlo draws. The solver's error is the mean over images of what covers it: it has a sign
-    of its own and does not shrink with their number.
+    of its own and does not shrink with their number. Of a corrected mean it is twice its standard
+    error and what the finest level may be off.
     """
     header = (
         "result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image",
@@ -130,13 +160,14 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(r["mean"]) + (" bits/dim" if r["unit"] == "bits/dim" else ""),
                 _number(r["stderr"]),
                 _number(_from_draws(r), 5) + "*" * _is_upper(r),
-                "" if "mean_solver_error" not in r else _number(r["mean_solver_error"], 5),
+                "" if "mean_solver_error" not in r else _number(_solver(r), 5),
                 "" if nfe is None else f"{nfe:.0f}",
                 f"{seconds:.2g}" if (seconds := r.get("seconds_per_image")) else "",
             )
         )
     footnotes = [UPPER] if any(map(_is_upper, results.values())) else []
-    what = (wrapped(f"{name}: {_what(r)}") for name, r in results.items())
+    told = ((name, text) for name, r in results.items() for text in (_what(r), *_parts(r)))
+    what = (wrapped(f"{name}: {text}") for name, text in told)
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
 
 

@@ -245,6 +245,7 @@ def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
         num_images=evaluation.num_images,
         batch_size=evaluation.batch_size,
         repeats=evaluation.num_repeats,
+        tolerance=evaluation.tolerance,
         checkpoints=CheckpointNumbers(
             begin=evaluation.begin_ckpt,
             end=evaluation.end_ckpt,

@@ -107,7 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.probes = 1  # probes per image; multistep draws new ones at each node
     config.eval.solver = "auto"  # auto (nodes by a pilot), multistep, doubling or rk45_reference
     config.eval.nodes = 32  # steps of the multistep solver
-    config.eval.tolerance = 1e-3  # bits/dim of each image's log p, of solver doubling
+    # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
+    config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver
 
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "CIFAR10"  # name of the data set
@@ -205,8 +206,10 @@ def _derived(config: ml_collections.ConfigDict) -> dict[tuple[str, str], float |
     """What the placeholders become, by section and field."""
     sde, method = config.training.sde.lower(), config.sampling.method.lower()
     other = config.eval.nodes if method == "ode" else config.model.num_scales
+    doubling = config.eval.solver.lower() in ("doubling", "adaptive")
     return {
         ("training", "smallest_time"): TRAINING_SMALLEST_TIME.get(sde, 1e-5),
         ("sampling", "smallest_time"): SAMPLING_SMALLEST_TIME.get(sde, 1e-3),
         ("sampling", "steps"): SAMPLING_STEPS.get(method, other),
+        ("eval", "tolerance"): 1e-3 if doubling else 5e-4,
     }

@@ -17,7 +17,15 @@ from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Dequantization, Estimators
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.experiment.training import Objective
-from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel, Values
+from scoremle.likelihood.images import (
+    ByBound,
+    ByOde,
+    Estimator,
+    ImageModel,
+    OdeDifference,
+    Values,
+)
+from scoremle.likelihood.levels import Levels
 from scoremle.likelihood.nodes import Choice
 from scoremle.types import IntImages, Keys
 
@@ -41,7 +49,8 @@ class Task:
     for an interrupted run in the folder that it is given. ``notes`` are said with the number, and
     do not make it another one. A metric ``on_host`` is not to be compiled as a whole. A
     ``profile`` among the values is over the bins of ``log_snr_edges``. With ``flow``, it takes the
-    parameters of the flow dequantizer. ``hint`` helps where a value is not finite.
+    parameters of the flow dequantizer. With ``levels``, the mean is corrected by what the metric
+    ``difference`` of two numbers of nodes says. ``hint`` helps where a value is not finite.
     """
 
     name: str
@@ -53,6 +62,8 @@ class Task:
     on_host: bool = False
     log_snr_edges: Float[np.ndarray, " n"] | None = None
     flow: bool = False
+    levels: Levels | None = None
+    difference: Callable[[int, int], metrics.Metric] | None = None
     hint: str = ""
 
 
@@ -89,6 +100,10 @@ def exact_task(
         "divergence": describe(how.divergence),
         "probes": getattr(how.divergence, "probes", None),
     }
+
+    def difference(coarse: int, fine: int) -> metrics.Metric:
+        return _metric(OdeDifference(how.divergence, coarse, fine), model, dequantization)
+
     return Task(
         _named("exact", dequantization) + (f"_k{samples}" if samples > 1 else ""),
         "bpd",
@@ -97,6 +112,10 @@ def exact_task(
         notes={"solver_choice": asdict(choice)} if choice else {},
         on_host=by_ode.on_host,
         flow=dequantization.name == "variational",
+        # The noise of the probes enters the logarithm of several draws in another way where they
+        # are held, and differences would not be those of the values.
+        levels=choice.levels if choice and samples == 1 else None,
+        difference=difference,
         hint="; try --config.eval.solver=doubling",
     )
 

@@ -100,7 +100,10 @@ class CheckpointNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured, and of which images and checkpoints."""
+    """What is measured, and of which images and checkpoints.
+
+    ``tolerance``: what the solver may add to the error of a mean, in bits/dim.
+    """
 
     estimators: Estimators
     dequantization: str
@@ -114,6 +117,7 @@ class Evaluation:
     num_images: int
     batch_size: int
     repeats: int
+    tolerance: float
     checkpoints: CheckpointNumbers
 
     @property

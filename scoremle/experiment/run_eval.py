@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import scoremle
+from scoremle.data import permutation
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment
@@ -22,7 +24,9 @@ from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
-from scoremle.likelihood.nodes import Choice
+from scoremle.likelihood.levels import corrected
+from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
+from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
@@ -35,6 +39,10 @@ logger = logging.getLogger(__name__)
 EXTREMES = 32
 # The pilot's seed differs from that of the evaluation in this.
 PILOT = 2**32 - 3
+# The same for the order of the images of differences, and for their noise.
+DIFFERENCES = 2**32 - 4
+# The solver may add this share of the noise's standard error, where that is more than its limit.
+NOISE_SHARE = 0.25
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
@@ -215,12 +223,24 @@ class EvaluationRun:
         experiment, how, choice = self.experiment, self._evaluation.estimators, None
         if self._evaluation.exact and how.pilot:
             say("choosing the solver's nodes on a few images")
-            model, choice = experiment.model.model(restored.tree.ema).calibrated(
-                self.images, divergence=how.divergence, seed=experiment.seed ^ PILOT
-            )
-            how = replace(how, solver=model.solver)
+            choice = self._choose(experiment.model.model(restored.tree.ema))
+            how = replace(how, solver=choice.solver)
             say(tables.wrapped(str(choice)))
         return list(_tasks(experiment, how, self.flow is not None, choice))
+
+    def _choose(self, model: ScoreModel) -> Choice:
+        """The solver's nodes, and levels for the mean, by a few images of the other split."""
+        evaluation, seed = self._evaluation, self.experiment.seed
+        data = self.experiment.data
+        others = data.test if evaluation.split == "train" else data.train
+        chosen = permutation(len(others), seed, PILOT)[:PILOT_IMAGES]
+        pilot = model.pilot_on(
+            others[chosen], divergence=evaluation.estimators.divergence, seed=seed ^ PILOT
+        )
+        return choose_for_mean(
+            pilot, images=len(self.images), passes=evaluation.repeats,
+            tolerance=evaluation.tolerance,
+        )  # fmt: skip
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:
         """Says whether what must hold between the estimators of one checkpoint does."""
@@ -232,7 +252,8 @@ class EvaluationRun:
     def measure(self, task: Task, restored: Restored) -> Measured:
         """Evaluates one task on one checkpoint, and writes all about it."""
         name, facts = self._name(task.name, restored.number), self._facts_of(task, restored)
-        values, seconds = self._evaluate(task, restored, name, facts)
+        measuring = self._measuring(task, restored, name, facts)
+        values, seconds = measuring(task.metric, self.images, self._evaluation.repeats)
         write_npz(self.folder / f"{name}.npz", values)
         self._check_finite(task, values, name)
         result = {
@@ -245,6 +266,8 @@ class EvaluationRun:
             **task.notes,
             "seconds_per_image": seconds,
         }
+        if task.levels is not None:
+            result |= self._corrected(task, values, result, measuring)
         if task.log_snr_edges is not None:
             result["profile"] = statistics.profile(values, task.log_snr_edges)
             pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
@@ -258,23 +281,53 @@ class EvaluationRun:
     def _name(self, kind: str, checkpoint: int) -> str:
         return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"
 
-    def _evaluate(
+    def _measuring(
         self, task: Task, restored: Restored, name: str, facts: Facts
-    ) -> tuple[statistics.Values, float]:
+    ) -> Callable[..., tuple[statistics.Values, float]]:
+        """To measure images in so many passes by a metric that takes what the task prepares."""
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
         flow = self.flow.tree.ema if self.flow and task.flow else None
-        return metrics.evaluate(
-            task.metric if task.on_host else jax.jit(task.metric),
-            task.prepare(Weights(restored.tree.ema, flow), parts),
-            self.images,
-            batch_size=min(self._evaluation.batch_size, len(self.images)),
-            repeats=self._evaluation.repeats,
-            seed=self.experiment.seed,
-            parts=parts,
-            label=name,
-        )
+        prepared = task.prepare(Weights(restored.tree.ema, flow), parts)
+
+        def measure(
+            metric: metrics.Metric, images: np.ndarray, repeats: int, apart: str = ""
+        ) -> tuple[statistics.Values, float]:
+            return metrics.evaluate(
+                metric if task.on_host else jax.jit(metric),
+                prepared,
+                images,
+                batch_size=min(self._evaluation.batch_size, len(images)),
+                repeats=repeats,
+                seed=self.experiment.seed ^ (DIFFERENCES if apart else 0),
+                parts=parts / apart,
+                label=f"{name} {apart}".strip(),
+            )
+
+        return measure
+
+    def _corrected(
+        self,
+        task: Task,
+        values: statistics.Values,
+        result: Facts,
+        measuring: Callable[..., tuple[statistics.Values, float]],
+    ) -> Facts:
+        """The mean at the finest level, by differences on some of the images, in random order."""
+        assert task.levels is not None and task.difference is not None
+        nodes, n = task.levels.nodes, len(self.images)
+        noise = result["noise_stderr"] or result.get("probe_stderr_of_mean") or 0.0
+        tolerance = max(self._evaluation.tolerance, NOISE_SHARE * noise)
+        order = permutation(n, self.experiment.seed, DIFFERENCES)
+        differences = []
+        sizes = task.levels.sizes(n, tolerance)
+        for size, (coarse, fine) in zip(sizes, pairwise(nodes), strict=True):
+            metric, apart = task.difference(coarse, fine), f"nodes {coarse} to {fine}"
+            changes, _ = measuring(metric, self.images[order[:size]], 1, apart)
+            differences.append(changes[task.column][0])
+        found = corrected(values[task.column].mean(axis=0), order, differences)
+        return statistics.with_correction(result, found, task.levels, differences)
 
     def _facts_of(self, task: Task, restored: Restored) -> Facts:
         facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}

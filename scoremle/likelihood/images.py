@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from scoremle.core.dequantize import Dequantizer
-from scoremle.core.divergence import DivergenceEstimator, Hutchinson
+from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import pytree, static
@@ -32,7 +32,16 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
 
-__all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values", "by_draws", "of_bound"]
+__all__ = [
+    "ByBound",
+    "ByOde",
+    "Estimator",
+    "ImageModel",
+    "OdeDifference",
+    "Values",
+    "by_draws",
+    "of_bound",
+]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 Values = dict[str, PerExample | Float[Array, "b bins"]]
@@ -123,6 +132,35 @@ class ByOde:
             eps=eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + dims_of(y) * log_scale)
+
+
+@pytree
+@dataclass(frozen=True)
+class OdeDifference:
+    """What more nodes change: the value at ``fine`` of them less that at ``coarse``.
+
+    Both have the same dequantization noise and the same probes, held along the path: new ones at
+    other nodes would not cancel. Values: ``bpd``, the difference.
+    """
+
+    on_host: ClassVar[bool] = False
+    words: ClassVar[str] = "difference of two numbers of nodes"
+
+    divergence: DivergenceEstimator
+    coarse: int = static()
+    fine: int = static()
+
+    def __call__(
+        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+    ) -> Values:
+        held = self.divergence
+        if held.random:
+            held = FixedProbe(held.draw(split(keys)[1], jnp.asarray(x, float)))
+        fine, coarse = (
+            ByOde(held, Multistep(nodes))(model, dequantizer, x, keys)["bpd"]
+            for nodes in (self.fine, self.coarse)
+        )
+        return {"bpd": fine - coarse}
 
 
 def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:

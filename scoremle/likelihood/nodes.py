@@ -10,7 +10,8 @@ calibrated by what was measured.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -18,12 +19,13 @@ from scipy.special import stdtrit
 
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
+from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.numerics import dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
-__all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_nodes"]
+__all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_for_mean", "choose_nodes"]
 
 SCATTER_NODES = 32
 NODES = (12, 16, 24, 32, 48, 64, 96, 128)
@@ -50,7 +52,8 @@ class Choice:
     mean in bits/dim, and its standard error; ``probe_stderr`` is what the probes of one image
     leave. ``calibration`` is the factor by which
     the error that the solver states of an image covers the true one; 1 if the images are too few
-    to tell. ``met`` is false if even the most nodes missed the aim.
+    to tell. ``met`` is false if even the most nodes missed the aim. ``levels`` are those of a
+    mean, where one is corrected.
     """
 
     nodes: int
@@ -61,6 +64,7 @@ class Choice:
     calibration: float
     images: int
     met: bool
+    levels: Levels | None = None
 
     def __str__(self) -> str:
         missed = "" if self.met else " (more than was aimed at)"
@@ -114,8 +118,9 @@ class Pilot:
             self._held = solving(FixedProbe(divergence.draw(key_probe, x)), key_probe)
             found = self._in_bits(self._used(SCATTER_NODES).probe_stderr)
             self._scatter = _size(found) * math.sqrt(SCATTER_NODES)
-        self._truth = self._bpd(finest)
-        self._doubt = self._bpd(finest // 2) - self._truth
+        self.bpd = cache(self._bpd)
+        self._truth = self.bpd(finest)
+        self._doubt = self.bpd(finest // 2) - self._truth
 
     def _in_bits(self, values: jax.Array) -> np.ndarray:
         return np.asarray(values, np.float64) / self._bits
@@ -126,7 +131,7 @@ class Pilot:
 
     def measure(self, steps: int) -> Choice:
         """What ``steps`` nodes leave."""
-        error = self._bpd(steps) - self._truth
+        error = self.bpd(steps) - self._truth
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
         error_or_doubt = np.hypot(error, self._doubt)
         stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)
@@ -166,3 +171,19 @@ def choose_nodes(pilot: Pilot) -> Choice:
         if choice.met:
             break
     return choice
+
+
+def choose_for_mean(pilot: Pilot, *, images: int, passes: int, tolerance: float) -> Choice:
+    """As many nodes for each image as it needs, or more, and the levels that correct the mean.
+
+    ``tolerance`` is in bits/dim, of a mean over so many ``images``, each in so many ``passes``.
+    From fewer than four images of the pilot, or for fewer than two, there are no levels.
+    """
+    choice = choose_nodes(pilot)
+    if pilot.images < FEWEST or images < 2:
+        return choice
+    values = {steps: pilot.bpd(steps) for steps in (*NODES, FINEST)}
+    levels = choose_levels(
+        values, coarsest=choice.nodes, images=images, passes=passes, tolerance=tolerance
+    )
+    return replace(pilot.measure(levels.nodes[0]), levels=levels)

@@ -27,8 +27,11 @@ from helpers.tiny_runs import (
 from PIL import Image
 
 from scoremle.cli import main as cli
+from scoremle.data import permutation
 from scoremle.errors import UserError
+from scoremle.experiment.run_eval import DIFFERENCES
 from scoremle.files import write_atomically
+from scoremle.likelihood.levels import corrected
 from scoremle.training.checkpoints import Checkpoints
 
 # Training
@@ -272,6 +275,38 @@ def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
     assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
     assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
     assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
+
+
+def test_auto_corrects_the_mean_and_states_its_errors_part_by_part(tiny, capfd):
+    few = {"eval__solver": "auto", "eval__num_images": 90, "eval__num_repeats": 2}
+    folder, results = evaluate(tiny, "levels", **few)
+    result = results["exact_test_ckpt_2"]
+    nodes, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
+    assert images == [90, 64] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
+    values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
+    order = permutation(90, 42, DIFFERENCES)
+    apart = f"nodes {nodes[0]} to {nodes[1]}"
+    (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
+    difference = npz(part)["bpd"].astype(np.float64)
+    found = corrected(values, order, [difference])
+    assert result["mean"] == pytest.approx(found.mean, abs=1e-9)
+    assert result["uncorrected_mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert result["stderr"] == errors["all"] == pytest.approx(found.stderr)
+    assert errors["solver"] == pytest.approx(difference.std(ddof=1) / 8)
+    assert errors["probes"] < errors["this_set"] == pytest.approx(
+        np.hypot(result["noise_stderr"], errors["solver"])
+    )
+    # The pilot, of other images with other noise, saw the same.
+    choice = result["solver_choice"]
+    gap = result["correction"] + choice["solver_bias"]
+    assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
+    told = capfd.readouterr().out
+    assert f"of correction; {nodes[0]} to {nodes[1]} nodes on 64 images" in told
+    part.unlink()
+    evaluate(tiny, "levels", **few)
+    assert f"{apart}  image 64/64" in capfd.readouterr().out
+    again = npz(part)["bpd"]
+    np.testing.assert_array_equal(again, difference)
 
 
 def test_the_published_solver_is_there_to_compare_with(tiny):

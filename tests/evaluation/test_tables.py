@@ -177,6 +177,27 @@ def test_results_say_where_training_stood(training, words, exact):
     assert ("flow at step 10 of 2400" in what) == (training["steps"] == 2400)
 
 
+def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
+    errors = {
+        "images": 0.012, "probes": 0.00123, "draws": None, "solver": 0.0002, "all": 0.01234,
+        "this_set": None, "finest_bias": 0.0001,
+    }  # fmt: skip
+    levels = {"level_nodes": [16, 48, 128], "level_images": [360, 200, 64]}
+    more = {"uncorrected_mean": 2.347, "correction": -0.00133, "errors": errors}
+    row, what, made, parts, bias = results_table({"e": exact | levels | more}).splitlines()[2:]
+    assert cells(row)[4].strip() == "0.00050"  # 2 * 0.0002 + 0.0001
+    assert what.startswith("e: exact for p_eps")
+    assert made == (
+        "e: 2.34567 = 2.34700 at 16 nodes -0.00133 of correction; 16 to 48 nodes on 200 images;"
+        " 48 to 128 nodes on 64 images"
+    )
+    assert parts == (
+        "e: standard errors: images 0.01200, probes 0.00123, draws not measured, solver 0.00020;"
+        " all together 0.01234; of the mean of this set of images not measured"
+    )
+    assert bias == "e: no standard error has that of 128 nodes: at most 0.00010"
+
+
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):
     text = results_table({"exact": exact | {"full_pass": False, "images": 10}})
     assert "10 test images (not the whole split)" in text

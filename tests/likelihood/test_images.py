@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import VP, Hutchinson, Multistep, Pixels, ScoreModel
+from scoremle import VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByBound, ByOde, OdeDifference
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
 X = np.arange(12, dtype=np.uint8).reshape(3, *SHAPE)
@@ -47,6 +47,23 @@ def test_nats_become_bits_and_errors_too():
     np.testing.assert_allclose(found["probe_stderr"], nats.probe_stderr / BITS, rtol=1e-4)
     np.testing.assert_allclose(found["solver_error"], nats.solver_error / BITS, rtol=1e-3)
     np.testing.assert_array_equal(found["nfe"], nats.evaluations)
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), Orthogonal(2)])
+def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergence):
+    x, keys = np.repeat(X[:1], 400, axis=0), example_keys(jax.random.key(1), 400)
+
+    def run(estimator):
+        return np.asarray(jax.jit(lambda x: estimator(MODEL, Uniform(), x, keys)["bpd"])(x))
+
+    found = run(OdeDifference(divergence, 8, 24))
+    exact, fresh = (run(ByOde(d, Multistep(24))) - run(ByOde(d, Multistep(8)))
+                    for d in (Exact(), Hutchinson()))  # fmt: skip
+    if divergence == Exact():
+        np.testing.assert_array_equal(found, exact)
+    gap = found - exact
+    assert abs(gap.mean()) < 4 * gap.std() / 20 + 1e-7
+    assert found.std() < 0.5 * fresh.std()
 
 
 def test_the_terms_of_the_bound_add_up():

@@ -1,0 +1,159 @@
+"""A mean as exact as many nodes give it, at the cost of few: several levels of the solver.
+
+    mean at n_k nodes = mean over all N images of c + sum_l mean over m_l of them of d_l,
+
+    d_l = value at n_l nodes - value at n_(l-1),      c = value at n_0
+
+(Giles, *Multilevel Monte Carlo path simulation*, 2008.) Both values of a difference have the same
+dequantization noise and the same held probes: what is left of it is the solver's, and little. The
+images of all differences are the first of one random order, so that
+
+    Var = V(c)/N + sum_l V(d_l)/m_l + 2 sum_l Cov(c, d_l)/N + 2 sum_(k<l) Cov(d_k, d_l)/m_k,
+
+N >= m_1 >= m_2 ... The least cost at which sum V(d_l)/m_l is tolerance^2 has m_l proportional to
+sqrt(V(d_l) / cost of d_l). What is left is the error of the finest level itself, which no spread
+tells: it is bounded by what the last halving of its nodes changed.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+__all__ = ["FEWEST_DIFFERENCES", "Corrected", "Levels", "choose_levels", "corrected"]
+
+# Fewer can't tell the spread of differences whose tails are heavy.
+FEWEST_DIFFERENCES = 64
+# Standard errors of a pilot's mean within which the error of the finest level is looked for, and
+# the share of the tolerance that it may have.
+CERTAIN, BIAS_SHARE = 2.0, 0.5
+# Levels between the coarsest and the finest.
+MOST_BETWEEN = 2
+
+Values = Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Numbers of nodes that rise, and what a pilot measured of their differences, in bits/dim.
+
+    ``variances`` are those of the difference at each but the first. ``bias`` bounds the error of a
+    mean at the last: what half its nodes change, in the mean over the pilot's images, and twice
+    the standard error of that.
+    """
+
+    nodes: tuple[int, ...]
+    variances: tuple[float, ...]
+    bias: float
+
+    def sizes(self, images: int, tolerance: float) -> tuple[int, ...]:
+        """How many images the differences take, for a standard error of ``tolerance`` together.
+
+        At the least cost; never fewer than 64, nor more than there are.
+        """
+        v, c = np.array(self.variances), np.array(self._costs)
+        wanted = np.sqrt(v / c) * np.sqrt(v * c).sum() / tolerance**2
+        taken = np.clip(np.ceil(wanted), FEWEST_DIFFERENCES, None).clip(max=images)
+        # None more than a coarser one: the images of a difference are among those before.
+        return tuple(np.maximum.accumulate(taken[::-1])[::-1].astype(int).tolist())
+
+    def cost(self, images: int, passes: int, tolerance: float) -> int:
+        """Network evaluations, of all images in each pass and of the differences."""
+        sizes = self.sizes(images, tolerance)
+        differences = sum(m * c for m, c in zip(sizes, self._costs, strict=True))
+        return images * passes * (self.nodes[0] + 1) + differences
+
+    @property
+    def _costs(self) -> list[int]:
+        """Network evaluations of each difference for one image."""
+        return [coarse + fine + 2 for coarse, fine in pairwise(self.nodes)]
+
+
+def choose_levels(
+    pilot: Mapping[int, Values], *, coarsest: int, images: int, passes: int, tolerance: float
+) -> Levels:
+    """The levels of least cost for a mean over so many ``images``, by a few of others.
+
+    Args:
+        pilot: bits/dim of the same few images by numbers of nodes, all with the same noise.
+        coarsest: as many nodes as a single image needs.
+        images: of which the mean is wanted.
+        passes: over them, at the coarsest level.
+        tolerance: bits/dim, what the solver may add to the standard error of the mean. The finest
+            level is the first at or above ``coarsest`` whose own error is at most half of it, if
+            there is one.
+    """
+    halved = [n for n in sorted(pilot) if n // 2 in pilot and n % 2 == 0 and n >= coarsest]
+    finest = next((n for n in halved if _bias(pilot, n) <= BIAS_SHARE * tolerance), halved[-1])
+    return min(
+        (_levels(pilot, nodes) for nodes in _chains(sorted(pilot), coarsest, finest)),
+        key=lambda levels: levels.cost(images, passes, tolerance),
+    )
+
+
+def _chains(nodes: Sequence[int], coarsest: int, finest: int) -> Iterator[tuple[int, ...]]:
+    """All rising numbers of nodes from some that is enough for an image to the finest."""
+    below = [n for n in nodes if coarsest <= n < finest]
+    yield (finest,)
+    for count in range(1, MOST_BETWEEN + 2):
+        yield from ((*chosen, finest) for chosen in combinations(below, count))
+
+
+def _levels(pilot: Mapping[int, Values], nodes: tuple[int, ...]) -> Levels:
+    variances = tuple(
+        float(np.var(pilot[fine] - pilot[coarse], ddof=1)) for coarse, fine in pairwise(nodes)
+    )
+    return Levels(nodes, variances, _bias(pilot, nodes[-1]))
+
+
+def _bias(pilot: Mapping[int, Values], nodes: int) -> float:
+    change = pilot[nodes] - pilot[nodes // 2]
+    stderr = float(np.std(change, ddof=1)) / math.sqrt(len(change))
+    return abs(float(change.mean())) + CERTAIN * stderr
+
+
+class Corrected(NamedTuple):
+    """A mean at the finest level; its part that the differences are; and standard errors.
+
+    ``stderr`` has all that is random: the images, the noise of the values, and the differences.
+    ``correction_stderr`` is that of the differences alone. Neither has the finest level's error.
+    """
+
+    mean: float
+    correction: float
+    stderr: float
+    correction_stderr: float
+
+
+def corrected(
+    values: Values, order: Integer[np.ndarray, " n"], differences: Sequence[Values]
+) -> Corrected:
+    """The mean of the ``values`` of all images, corrected by the mean of each of the differences.
+
+    Args:
+        values: of each image, at the coarsest level.
+        order: a random order of the images.
+        differences: from each level to the next, of as many of the first images of that order;
+            two or more, and of no later one more.
+    """
+    correction = float(sum(d.mean() for d in differences))
+    return Corrected(
+        mean=float(values.mean()) + correction,
+        correction=correction,
+        stderr=_stderr([values[order], *differences]),
+        correction_stderr=_stderr(differences),
+    )
+
+
+def _stderr(columns: Sequence[Values]) -> float:
+    """Standard error of the sum of their means; each is of the first images of the one before."""
+    variance = 0.0
+    for i, a in enumerate(columns):
+        variance += a.var(ddof=1) / len(a)
+        for b in columns[i + 1 :]:
+            variance += 2 * np.cov(a[: len(b)], b)[0, 1] / len(a)
+    return math.sqrt(max(variance, 0.0))
