@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--checkpoint", type=int, help="its number; the newest if left out")
     options = parser.parse_args(arguments)
     place = Workdir(options.workdir)
-    config = place.config()
-    template = build(config, levels=place.levels()).training.template()
+    experiment = build(place.config(), levels=place.levels())
+    template = experiment.training.template()
     state, meta, number = place.snapshots.restore(template, options.checkpoint)
     if options.path.suffix == ".safetensors":
         arrays = {
@@ -37,9 +37,8 @@ def main(arguments: list[str]) -> None:
         }
         safetensors.write(options.path, arrays, {"step": str(meta["step"])})
     else:
-        rng = meta.get("rng") or [0, config.seed]
-        tree = published.published_tree(
-            state, lr=config.optim.lr, ema_rate=config.model.ema_rate, rng=rng
-        )
+        rng = meta.get("rng") or [0, experiment.seed]
+        lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
+        tree = published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
         state_dict.write(options.path, tree)
     print(f"checkpoint {number}, step {meta['step']}: written to {options.path}", flush=True)
