@@ -38,7 +38,6 @@ __all__ = [
     "NetworkNoise",
     "data_of",
     "noise_fn",
-    "noise_of",
     "score_of",
 ]
 
@@ -163,11 +162,6 @@ class Conditioned:
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
     """The score that belongs to a noise prediction."""
     return lambda x, t: -predict(noise, x, t) / expand(sde.sigma(t), x)
-
-
-def noise_of(score: ScoreFn, sde: SDE) -> NoiseFn:
-    """The noise prediction that belongs to a score."""
-    return lambda x, t: -score(x, t) * expand(sde.sigma(t), x)
 
 
 def data_of(noise: NoiseFn, sde: SDE) -> Callable[[Data, Times], Data]:

@@ -1,4 +1,4 @@
-"""From a config to records of live objects: with ``samplers``, all that reads a config.
+"""From a config to records of live objects: the one reader of configs.
 
 Names become objects in dict literals; network fields are passed as keywords, so that an
 unknown one is an error at the start. Nothing that is returned holds the config, but for a plain
@@ -29,7 +29,7 @@ from scoremle.experiment.evaluation import (
 )
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.experiment.rules import check_values
-from scoremle.experiment.samplers import SAMPLERS, Sampler, Sampling
+from scoremle.experiment.samplers import SAMPLERS, Sampler, SamplerFields, Sampling
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
@@ -114,7 +114,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
         uniform_dequantization=config.data.uniform_dequantization,
     )
-    sampler = choose(SAMPLERS, config.sampling.method, "sampling.method")(config, model.sde)
+    how = SamplerFields(**{name: config.sampling[name] for name in SamplerFields._fields})
+    sampler = choose(SAMPLERS, config.sampling.method, "sampling.method")(how, model.sde)
     training = _training(config, images, objective, sampler)
     training.template()  # the network checks its fields and the size of the images
     return Experiment(

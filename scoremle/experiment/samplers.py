@@ -1,4 +1,4 @@
-"""Samplers by their names in a config, each as one function that draws."""
+"""Samplers by their names, each as one function that draws."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from scoremle.sampling.predictor_corrector import (
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys, NoiseFn
 
-__all__ = ["SAMPLERS", "Sampler", "Sampling"]
+__all__ = ["SAMPLERS", "Sampler", "SamplerFields", "Sampling"]
 
 PREDICTORS: dict[str, Predictor | None] = {
     "euler_maruyama": euler_maruyama,
@@ -73,9 +73,24 @@ class Sampling:
     facts: Mapping[str, Any]
 
 
-def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes: int) -> Sampler:
+class SamplerFields(NamedTuple):
+    """What samplers are made of: fields of ``config.sampling``, by their names there."""
+
+    smallest_time: float
+    noise_removal: bool
+    steps: int
+    predictor: str
+    corrector: str
+    snr: float
+    n_steps_each: int
+    probability_flow: bool
+
+
+def _flow_sampler(
+    how: SamplerFields, sde: SDE, transport: Callable[..., Images], nodes: int
+) -> Sampler:
     """Draws latents and takes them to samples."""
-    eps, remove = config.sampling.smallest_time, config.sampling.noise_removal
+    eps, remove = how.smallest_time, how.noise_removal
 
     def draw(noise: NoiseFn, key: Keys, shape: tuple[int, ...]) -> Images:
         x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
@@ -84,49 +99,46 @@ def _flow_sampler(config: Any, sde: SDE, transport: Callable[..., Images], nodes
     return Sampler(draw, nodes + remove)
 
 
-def _pc_sampler(config: Any, sde: SDE) -> Sampler:
-    sampling = config.sampling
+def _pc_sampler(how: SamplerFields, sde: SDE) -> Sampler:
     method = PredictorCorrector(
-        steps=sampling.steps,
-        predictor=choose(PREDICTORS, sampling.predictor, "sampling.predictor"),
-        corrector=choose(CORRECTORS, sampling.corrector, "sampling.corrector"),
-        snr=sampling.snr,
-        corrector_steps=sampling.n_steps_each,
-        probability_flow=sampling.probability_flow,
-        denoise=sampling.noise_removal,
+        steps=how.steps,
+        predictor=choose(PREDICTORS, how.predictor, "sampling.predictor"),
+        corrector=choose(CORRECTORS, how.corrector, "sampling.corrector"),
+        snr=how.snr,
+        corrector_steps=how.n_steps_each,
+        probability_flow=how.probability_flow,
+        denoise=how.noise_removal,
     )
     method.check(sde)
     return Sampler(
         lambda noise, key, shape: pc_sample(
-            noise, sde, key, shape, eps=sampling.smallest_time, method=method
+            noise, sde, key, shape, eps=how.smallest_time, method=method
         ),
         method.evaluations,
         mixes=method.corrector is langevin,
     )
 
 
-def _euler_sampler(config: Any, sde: SDE) -> Sampler:
-    sampling = config.sampling
+def _euler_sampler(how: SamplerFields, sde: SDE) -> Sampler:
     return Sampler(
         lambda noise, key, shape: euler_sample(
             noise, sde, key, shape,
-            eps=sampling.smallest_time, steps=sampling.steps, denoise=sampling.noise_removal,
+            eps=how.smallest_time, steps=how.steps, denoise=how.noise_removal,
         ),
-        sampling.steps,
+        how.steps,
     )  # fmt: skip
 
 
-SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
-    "ode": lambda config, sde: _flow_sampler(
-        config, sde, partial(ode_sample, solver=Multistep(config.sampling.steps)),
-        nodes=config.sampling.steps + 1,
+SAMPLERS: dict[str, Callable[[SamplerFields, SDE], Sampler]] = {
+    "ode": lambda how, sde: _flow_sampler(
+        how, sde, partial(ode_sample, solver=Multistep(how.steps)), nodes=how.steps + 1
     ),
     "pc": _pc_sampler,
     "euler": _euler_sampler,
-    "ddim": lambda config, sde: _flow_sampler(
-        config, sde, partial(ddim_sample, steps=config.sampling.steps), config.sampling.steps
+    "ddim": lambda how, sde: _flow_sampler(
+        how, sde, partial(ddim_sample, steps=how.steps), how.steps
     ),
-    "dpm_solver": lambda config, sde: _flow_sampler(
-        config, sde, partial(dpm_solver_sample, steps=config.sampling.steps), config.sampling.steps
+    "dpm_solver": lambda how, sde: _flow_sampler(
+        how, sde, partial(dpm_solver_sample, steps=how.steps), how.steps
     ),
 }  # fmt: skip

@@ -22,9 +22,8 @@ __all__ = ["run"]
 def run(options: Any) -> None:
     """Reads the checkpoint and writes the file."""
     place = Workdir(options.workdir)
-    config = place.config()
-    template = build(config, levels=place.levels()).training.template()
-    state, meta, number = place.restore(template, options.checkpoint)
+    experiment = build(place.config(), levels=place.levels())
+    state, meta, number = place.restore(experiment.training.template(), options.checkpoint)
     check_finite({"params": state.params, "ema": state.ema}, place.snapshots.path(number))
     if options.path.suffix == ".safetensors":
         arrays = {
@@ -33,9 +32,8 @@ def run(options: Any) -> None:
         }
         safetensors.write(options.path, arrays, {"step": str(meta["step"])})
     else:
-        rng = meta.get("rng") or [0, config.seed]
-        tree = published.published_tree(
-            state, lr=config.optim.lr, ema_rate=config.model.ema_rate, rng=rng
-        )
+        rng = meta.get("rng") or [0, experiment.seed]
+        lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
+        tree = published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
         state_dict.write(options.path, tree)
     say(f"checkpoint {number}, step {meta['step']}: written to {options.path}")

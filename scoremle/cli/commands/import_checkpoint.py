@@ -123,15 +123,15 @@ def _convert(
     number: int, file: Path, found: Published, config: ConfigDict, place: Workdir
 ) -> None:
     experiment = build(config, levels=LEVELS)
-    training = config.training
+    stated, training = experiment.config["data"], experiment.config["training"]
     objective = {
-        "likelihood weighting": training.likelihood_weighting,
-        "importance sampling": training.importance_weighting,
-        "flips": config.data.random_flip,
+        "likelihood weighting": training["likelihood_weighting"],
+        "importance sampling": training["importance_weighting"],
+        "flips": stated["random_flip"],
     }
     words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
-    say(f"  data set    {config.data.dataset}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
-    say(f"  SDE         {training.sde}, {words} (by the folder's name)")
+    say(f"  data set    {stated['dataset']}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
+    say(f"  SDE         {training['sde']}, {words} (by the folder's name)")
     state = published.train_state(found, experiment.training.template(), file)
     _save(place.snapshots, number, state, found, experiment, training_record(experiment))
     place.describe(experiment)
