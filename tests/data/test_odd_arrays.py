@@ -10,6 +10,7 @@ import pytest
 
 from scoremle.cli import main as cli
 from scoremle.data.prepared import Prepared
+from scoremle.data.readers.arrays import load_npz
 from scoremle.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
@@ -85,6 +86,14 @@ def test_labels_that_are_kept(labels, numbers, tmp_path):
     prepared = Prepared(tmp_path / "made")
     found = np.concatenate([prepared.labels("train"), prepared.labels("test")])
     assert np.unique(found).tolist() == numbers and len(found) == 40
+
+
+def test_an_array_in_the_order_of_fortran(tmp_path):
+    np.savez(tmp_path / "x.npz", train=np.asfortranarray(IMAGES), test=IMAGES)
+    found = load_npz(tmp_path / "x.npz")
+    np.testing.assert_array_equal(found["train"], IMAGES)
+    assert prepare(tmp_path, train=np.asfortranarray(IMAGES), test=IMAGES) == 0
+    np.testing.assert_array_equal(Prepared(tmp_path / "made").images("train"), IMAGES)
 
 
 @pytest.fixture(scope="module")

@@ -187,3 +187,13 @@ def test_torch_fidelity_gives_the_same(features):
     prc = metric_prc.prc_features_to_metric(*tensors, verbose=False)
     found = metrics.precision_recall(a, b)
     assert (found.precision, found.recall) == pytest.approx((prc["precision"], prc["recall"]))
+
+
+def test_the_error_of_a_mean_over_subsets():
+    """Of logits in two parts, the scores 1 and 2: their spread has one degree of freedom."""
+    sure = 200.0 * np.eye(2)
+    logits = np.concatenate([np.zeros((2, 2)), sure])
+    found = metrics.class_score(logits, splits=2)
+    # The first part is the same for all: 1. The second tells two classes apart: 2.
+    assert found.value == pytest.approx(1.5)
+    assert found.stderr == pytest.approx(0.5)  # sqrt(((1 - 1.5)^2 + (2 - 1.5)^2) / 1 / 2)
