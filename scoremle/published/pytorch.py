@@ -59,6 +59,18 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that holds a state dict and nothing else. UserError for another."""
+    try:
+        content = load(path)
+    except Damaged as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    values = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(value, np.ndarray) for value in values):
+        raise UserError(f"{path} holds other things than named tensors: save the state dict alone")
+    return content
+
+
 def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """Parameters, their average and Adam's two moments, as trees of this library's names."""
     model: Arrays = {n: a for n, a in content["model"].items() if not BUFFERS.fullmatch(n)}
