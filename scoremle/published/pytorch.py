@@ -47,19 +47,6 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, by name. Raises UserError for a file of another kind."""
-    try:
-        content = load(path)
-    except Damaged as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
-    ):
-        raise UserError(f"{path} is no state dict: names, and a tensor for each")
-    return content
-
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file that holds a state dict and nothing else. UserError for another."""
     try:
         content = load(path)
