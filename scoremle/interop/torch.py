@@ -223,7 +223,7 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
     diffusers.refuse_latents(name, getattr(pipeline, "config", {}))
     weights = {name: a.float().cpu().numpy() for name, a in pipeline.unet.state_dict().items()}
     return diffusers.assembled(
-        dict(pipeline.unet.config), dict(pipeline.scheduler.config), weights, name
+        dict(pipeline.unet.config), dict(pipeline.scheduler.config), lambda: weights, name
     )
 
 

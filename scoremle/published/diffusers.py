@@ -11,7 +11,7 @@ Latent models (Stable Diffusion and its kin) are refused: theirs is a density of
 number of it can be compared with another model's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -94,18 +94,18 @@ def load(path: Path) -> PublishedModel:
     index = path / "model_index.json"
     refuse_latents(str(path), read_json(index) if index.is_file() else {})
     config = read_json(_there(network_folder / "config.json"))
-    return assembled(config, _scheduler(path), _weights(network_folder), str(path))
+    return assembled(config, _scheduler(path), lambda: _weights(network_folder), str(path))
 
 
 def assembled(
     config: Mapping[str, Any],
     scheduler: Mapping[str, Any],
-    weights: Mapping[str, np.ndarray],
+    weights: Callable[[], Mapping[str, np.ndarray]],
     place: str,
 ) -> PublishedModel:
     """The model of a network's and a scheduler's config and the network's state dict.
 
-    Raises UserError for what can't be served, with ``place``, where it is from.
+    ``weights`` gives that once the configs are known to be good. Raises UserError for what can't be served, with ``place``, where it is from.
     """
     network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
     schedule = schedule_of(fields)
@@ -114,7 +114,7 @@ def assembled(
     if prediction not in PREDICTIONS:
         raise UserError(f"{place}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
     channels, ranged = network.in_channels, _tells_variance(place, network, fields)
-    params = jax.tree.map(jnp.asarray, unet2d_params(weights, network))
+    params = jax.tree.map(jnp.asarray, unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
         prediction=PREDICTIONS[prediction], conditioning="step",
