@@ -105,7 +105,8 @@ def assembled(
 ) -> PublishedModel:
     """The model of a network's and a scheduler's config and the network's state dict.
 
-    ``weights`` gives that once the configs are known to be good. Raises UserError for what can't be served, with ``place``, where it is from.
+    ``weights`` gives that once the configs are known to be good. Raises UserError for what can't
+    be served, with ``place``, where it is from.
     """
     network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
     schedule = schedule_of(fields)
