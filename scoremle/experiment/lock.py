@@ -53,8 +53,11 @@ def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            with writing(path):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def _acquire(path: Path, until: float) -> int:

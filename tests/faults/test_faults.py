@@ -1,0 +1,232 @@
+"""At every operation on files, one after the other: an error, a full disk, a kill.
+
+Whatever fails, what is there is the old state or the new one, whole; an error is one line; and the
+same work done again ends as if nothing had been. The numbers of these tests stand in
+docs/reliability.md.
+"""
+
+import errno
+import gc
+import itertools
+import logging
+import shutil
+import subprocess
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from helpers import small_places
+from helpers.faults import Faults, Killed
+
+from scoremle import data
+from scoremle.data import prepared
+from scoremle.errors import UserError
+from scoremle.experiment.results import add_results, read_results
+from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_npz, read_sealed, write_npz
+from scoremle.published import PublishedCheckpoints
+from scoremle.resumable import in_parts
+from scoremle.training import checkpoints
+from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.writers import JsonLines
+
+# A killed process leaves files open, and Orbax the readers of what can't be read.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_left_behind():
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def the_disk_is_not_waited_for(monkeypatch):
+    """That it is asked, and when, tests/test_files.py tests."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture(autouse=True)
+def orbax_writes_each_tree_once(tmp_path, monkeypatch):
+    """What Orbax has written is then copied, by another program: it takes a tenth of the time."""
+    write = checkpoints._write
+
+    def copied(path, tree, meta):
+        made = tmp_path / "made" / f"{tree_hash(tree)}_{len(meta)}"
+        if not made.exists():
+            write(made, tree, meta)
+        subprocess.run(["cp", "-r", made, path], check=True)
+
+    monkeypatch.setattr(checkpoints, "_write", copied)
+
+
+OLD, NEW = ({"a": np.full(3, fill, np.float32)} for fill in (1.0, 2.0))
+TEMPLATE = jax.eval_shape(lambda: OLD)
+
+
+class Save:
+    """A checkpoint more, of which one too many is removed."""
+
+    number, keep = 3, 2
+
+    def begin(self, folder):
+        for number in (1, 2):
+            Checkpoints(folder, keep=None).save(number, OLD, {})
+
+    def work(self, folder):
+        Checkpoints(folder, keep=self.keep).save(self.number, NEW, {"new": True})
+
+    def state(self, folder):
+        store = Checkpoints(folder, keep=None)
+        there = [store.restore(TEMPLATE, number) for number in store.numbers()]
+        assert len(there) >= 2  # none is lost that was there
+        return there[-1].number, there[-1].meta, tree_hash(there[-1].tree)
+
+
+class Replace(Save):
+    """A checkpoint in place of another of its number."""
+
+    number, keep = 2, None
+
+
+class ReplacePublished:
+    """The same in place of a published file."""
+
+    def begin(self, folder):
+        shutil.copytree(self.theirs, folder)
+
+    def work(self, folder):
+        PublishedCheckpoints(folder, keep=None).save(1, small_places.state(20), {"step": 20})
+
+    def state(self, folder):
+        restored = PublishedCheckpoints(folder, keep=None).restore(small_places.TEMPLATE, 1)
+        return restored.meta["step"], tree_hash(restored.tree)
+
+
+class Evaluate:
+    """Parts, values of images, and a result beside those there are."""
+
+    def begin(self, folder):
+        add_results(folder / "results.json", {"old": {"mean": 1.0}})
+
+    def work(self, folder):
+        rows = in_parts(small_places.work, 4, size=2, folder=folder / small_places.PARTS)
+        np.testing.assert_array_equal(rows["bpd"][0], 3.0 + np.arange(4) / 8)
+        write_npz(folder / "new.npz", rows)
+        add_results(folder / "results.json", {"new": {"mean": float(rows["bpd"].mean())}})
+
+    def state(self, folder):
+        results = read_results(folder / "results.json")
+        if "new" in results:
+            assert read_npz(folder / "new.npz") is not None
+        return {name: facts["mean"] for name, facts in results.items()}
+
+
+class Prepare:
+    """Data prepared, and opened."""
+
+    def begin(self, folder):
+        folder.mkdir()
+
+    def work(self, folder):
+        if not data.is_prepared(folder / "set"):
+            small_places.prepare(folder / "set", 5)
+        data.Prepared(folder / "set").images("train")
+
+    def state(self, folder):
+        if not prepared.is_prepared(folder / "set"):
+            return None
+        found = data.Prepared(folder / "set")
+        found.verify()
+        return found.images("test").tobytes()
+
+
+class Begin:
+    """What a training writes beside its checkpoints, under its lock."""
+
+    def begin(self, folder):
+        Workdir(folder).describe(small_places.EXPERIMENT)
+        self._rows(folder).write(10, {"loss": 1.0})
+
+    def work(self, folder):
+        place = Workdir(folder)
+        with place.alone():
+            place.describe(small_places.EXPERIMENT)
+            rows = self._rows(folder)
+            rows.rewind(10)
+            rows.write(20, {"loss": 0.5})
+
+    def state(self, folder):
+        place = Workdir(folder)
+        assert read_sealed(place.config_path, "") == small_places.EXPERIMENT.config
+        assert place.levels() == 17
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return lines[0], lines[1:] == ['{"step": 20, "loss": 0.5}']
+
+    def _rows(self, folder):
+        return JsonLines(folder / "metrics.jsonl")
+
+
+def run(work, folder, n, fault):
+    """Works with a fault; which operation failed, or None if there were fewer than n."""
+    with Faults(folder, n, fault) as faults:
+        try:
+            work(folder)
+        except UserError as error:
+            assert fault is not None and "\n" not in str(error), error
+        except Killed:
+            assert fault is None
+    return faults.kind
+
+
+@pytest.mark.parametrize("job", [Save, Replace, ReplacePublished, Evaluate, Prepare, Begin])
+def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
+    job = job()
+    if isinstance(job, ReplacePublished):
+        job.theirs = small_places.make(tmp_path / "places") / "theirs"
+    begun, folder, counts = tmp_path / "begun", tmp_path / "work", Counter()
+    job.begin(begun)
+    old = job.state(begun)
+    shutil.copytree(begun, tmp_path / "ended")
+    job.work(tmp_path / "ended")
+    new = job.state(tmp_path / "ended")
+    assert old != new
+    for n in itertools.count(1):
+        # A kill at every operation; errors in turn.
+        for fault in (None, errno.ENOSPC if n % 2 else errno.EIO):
+            shutil.copytree(begun, folder)
+            kind = run(job.work, folder, n, fault)
+            assert job.state(folder) in (old, new), (n, kind, fault)
+            job.work(folder)
+            assert job.state(folder) == new, (n, kind, fault)
+            shutil.rmtree(folder)
+            counts[kind] += 1
+        if kind is None:
+            break
+    print(type(job).__name__, dict(counts))
+
+
+def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp_path, caplog):
+    Save().begin(tmp_path)
+    counts = Counter()
+    for n in itertools.count(1):
+        caplog.clear()
+        with (
+            Faults(tmp_path, n, errno.EIO, reads=True) as faults,
+            caplog.at_level(logging.WARNING, "scoremle"),
+        ):
+            try:
+                number = Checkpoints(tmp_path, keep=None).restore(TEMPLATE).number
+            except UserError as error:
+                number = None
+                assert "is damaged" in str(error)
+        if faults.kind is None:
+            break
+        assert number != 1 or "checkpoint_2 is damaged" in caplog.text
+        counts[number] += 1
+    print("reads", dict(counts))
+    assert counts[1]

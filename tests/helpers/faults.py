@@ -1,0 +1,123 @@
+"""A file system that fails, or a process that is killed, at the n-th operation below a folder.
+
+Operations are those that change something: a file opened for writing, a write, an fsync, a
+renaming, a removal, a new folder; with ``reads``, files opened for reading instead. A process that
+was killed does nothing any more: every later operation is refused too, until the block ends. What
+Orbax does within its own temporary folders, in threads, is left alone.
+"""
+
+import builtins
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+
+class Killed(BaseException):
+    """Stands for a kill -9: no code of the program can catch it."""
+
+
+class Faults:
+    """Within the block the n-th operation fails: with this errno, or (None) as the last one.
+
+    ``done`` counts the operations; ``kind`` is the one that failed, None if none did.
+    """
+
+    def __init__(self, folder: Path, n: int, errno: int | None, *, reads: bool = False) -> None:
+        self.folder, self.n, self.errno, self.reads = str(folder), n, errno, reads
+        self.done, self.kind, self.dead = 0, None, False
+        self._patch = pytest.MonkeyPatch()
+
+    def step(self, kind: str, path: str) -> None:
+        ours = path.startswith(self.folder) and "orbax-checkpoint-tmp" not in path
+        if not ours or (kind == "read") != self.reads:
+            return
+        if self.dead:
+            raise Killed
+        self.done += 1
+        if self.done == self.n:
+            self.kind = kind
+            if self.errno is None:
+                self.dead = True
+                raise Killed
+            raise OSError(self.errno, os.strerror(self.errno), path)
+
+    def __enter__(self) -> "Faults":
+        for module in (io, builtins):
+            self._patch.setattr(module, "open", self._open(io.open))
+        self._patch.setattr(os, "open", self._os_open(os.open))
+        self._patch.setattr(os, "fsync", self._by_handle("fsync", os.fsync))
+        self._patch.setattr(os, "pwrite", self._by_handle("write", os.pwrite))
+        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
+            self._patch.setattr(os, name, self._by_path(name, getattr(os, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _open(self, real):
+        def call(file, mode="r", *arguments, **more):
+            if isinstance(file, int) or not set(mode) & set("wax+"):
+                if not isinstance(file, int):
+                    self.step("read", os.fspath(file))
+                return real(file, mode, *arguments, **more)
+            self.step("open", os.fspath(file))
+            return Written(real(file, mode, *arguments, **more), self, os.fspath(file))
+
+        return call
+
+    def _os_open(self, real):
+        def call(path, flags, *arguments, dir_fd=None, **more):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.step("open", _place(path, dir_fd))
+            return real(path, flags, *arguments, dir_fd=dir_fd, **more)
+
+        return call
+
+    def _by_handle(self, kind, real):
+        def call(handle, *arguments):
+            self.step(kind, os.readlink(f"/proc/self/fd/{handle}"))
+            return real(handle, *arguments)
+
+        return call
+
+    def _by_path(self, kind, real):
+        def call(path, *arguments, dir_fd=None, **more):
+            self.step(kind, _place(path, dir_fd))
+            return real(path, *arguments, **more | ({} if dir_fd is None else {"dir_fd": dir_fd}))
+
+        return call
+
+
+class Written:
+    """A file whose writes are operations. One that fails has written half."""
+
+    def __init__(self, file, faults, path) -> None:
+        self._file, self._faults, self._path = file, faults, path
+
+    def write(self, content):
+        try:
+            self._faults.step("write", self._path)
+        except BaseException:
+            self._file.write(content[: len(content) // 2])
+            raise
+        return self._file.write(content)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def __iter__(self):
+        return iter(self._file)
+
+
+def _place(path, folder: int | None) -> str:
+    name = os.fspath(path)
+    name = name.decode() if isinstance(name, bytes) else name
+    return name if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{name}"
