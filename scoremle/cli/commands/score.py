@@ -38,6 +38,7 @@ def run(options: Any) -> None:
     names, images = _read(options.images, model, options.fit)
     print(f"scoring {len(images)} images of {options.images}", flush=True)
     if not isinstance(model, Trained) or model.pilot:
+        print("choosing the solver's nodes on a few images", flush=True)
         model, choice = model.calibrated(images)
         print(choice, flush=True)
     scores = model.score(
