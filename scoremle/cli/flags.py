@@ -114,7 +114,8 @@ def _as_flags(argv: list[str], mode: str) -> list[str]:
         return argv
     words, rest = _split_words(argv)
     names = WORDS[mode]
-    if mode == "train" and len(words) == 1 and (Path(words[0]) / RECORD).is_file():
+    alone = len(words) == 1 and split("workdir", rest)[0] is None
+    if mode == "train" and alone and (Path(words[0]) / RECORD).is_file():
         names = ("workdir",)  # it knows its config
     if len(words) > len(names):
         raise _unexpected(words[len(names)])

@@ -82,9 +82,8 @@ def config_table(place: str = "") -> str:
         rows.append((name, kind.__name__, shown, meanings.get(name, "")))
     names, kinds, values = (max(len(row[column]) for row in rows) for column in range(3))
     table = "\n".join(f"{a:{names}}  {b:{kinds}}  {c:{values}}  {d}" for a, b, c, d in rows)
-    return f"fields of {place or 'experiment/defaults.py'}, each set by --config.FIELD=VALUE" + (
-        f" (booleans also by --config.F and --noconfig.F):\n\n{table}"
-    )
+    how = "each set by --config.FIELD=VALUE (booleans also by --config.FIELD and --noconfig.FIELD)"
+    return f"fields of {place or 'experiment/defaults.py'}, {how}:\n\n{table}"
 
 
 TOPICS: dict[str, Callable[..., str]] = {

@@ -58,7 +58,8 @@ def run_eval(
     Gives the results by their names, as they are in results.json.
     """
     evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
-    trained = bool(Workdir(workdir.folder / deq_folder).snapshots.numbers())
+    flow_workdir, flow = Workdir(workdir.folder / deq_folder), None
+    trained = bool(flow_workdir.snapshots.numbers())
     todo = list(_tasks(experiment, evaluation.estimators, trained))
     if not todo and not evaluation.samples:
         raise UserError(
@@ -67,13 +68,9 @@ def run_eval(
     judged_by = judge(experiment.sampling, experiment.data) if evaluation.samples else None
     workdir.check_evaluation(experiment)
     numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
-    flow = None
     if any(task.flow for task in todo):
-        flow = restore_flow(experiment, workdir.folder / deq_folder)
-    run = EvaluationRun(
-        experiment, workdir.folder / eval_folder, flow, workdir.training(),
-        Workdir(workdir.folder / deq_folder).training(flow=True),
-    )  # fmt: skip
+        flow = restore_flow(experiment, flow_workdir.folder)
+    run = EvaluationRun(experiment, workdir.folder / eval_folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
@@ -187,9 +184,9 @@ class EvaluationRun:
 
     experiment: Experiment
     folder: Path
+    workdir: Workdir
+    flow_workdir: Workdir
     flow: Restored | None = None
-    training: Facts | None = None
-    flow_training: Facts | None = None
 
     @property
     def _evaluation(self) -> Evaluation:
@@ -209,8 +206,10 @@ class EvaluationRun:
         return read_results(self.folder / "results.json")
 
     def trainings(self, *, flow: bool) -> Facts:
-        """How far they are: the model's and, if it counts, the flow's. None ran: not there."""
-        found = {"training": self.training, "dequantizer_training": flow and self.flow_training}
+        """How far they are now: the model's and, if it counts, the flow's. None ran: not there."""
+        found = {"training": self.workdir.training()}
+        if flow and self.flow:
+            found["dequantizer_training"] = self.flow_workdir.training(flow=True)
         return {name: facts for name, facts in found.items() if facts}
 
     def write(self, results: dict[str, Any]) -> None:

@@ -96,6 +96,18 @@ def test_a_command_is_its_mode():
         assert short == flags.parse([*published, f"--mode={mode}"])
 
 
+def test_a_training_goes_on_by_its_workdir_alone(tmp_path, monkeypatch):
+    config = flags.parse(["digits", "w", "--config.model.nf=8"], "train").config
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "config.json").write_text(config.to_json())
+    monkeypatch.chdir(tmp_path)
+    settings = flags.parse(["digits"], "train")  # a workdir whose name is that of a config
+    assert (settings.workdir, settings.config) == ("digits", config)
+    settings = flags.parse(["digits", "--workdir=w"], "train")
+    assert (settings.workdir, settings.config.model.nf) == ("w", 16)
+    assert flags.parse(["digits", "w"], "train").config.model.nf == 16
+
+
 def test_a_flow_dequantizer_knows_its_config(tmp_path):
     """To evaluate with it, and to go on training it; the model's own is that of the workdir."""
     for place, line in (

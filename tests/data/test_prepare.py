@@ -20,6 +20,7 @@ from helpers.tiny_runs import TINY
 from PIL import Image
 
 from scoremle import data
+from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import prepare as preparing
@@ -387,8 +388,8 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
         r"source sha256 +[0-9a-f]{64}",
     ):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
-    flags = re.search(r"^  (--config\.data\.dataset=images .*)$", out, re.MULTILINE)[1].split()
-    config = cli.parse([*TINY, "--workdir=w", "--mode=train", *flags]).config
+    words = re.search(r"^next: scoremle train (own_images runs/images .*)$", out, re.MULTILINE)[1]
+    config = flags.parse([*words.split(), *TINY[1:]], "train").config
     assert build(config).data.shape == (4, 4, 3)
     assert scoremle_data("show", "mine", "--split=test", "--picture=grid.png") == 0
     with Image.open("grid.png") as picture:
@@ -454,7 +455,8 @@ def test_results_and_workdirs_know_their_images(tiny, tmp_path):
             with pytest.raises(UserError, match="another experiment"):
                 place.check_evaluation(experiment)
     # The same facts are in results.json.
-    assert digits.facts.items() <= EvaluationRun(experiment, tmp_path)._facts.items()
+    run = EvaluationRun(experiment, tmp_path, Workdir(tmp_path), Workdir(tmp_path))
+    assert digits.facts.items() <= run._facts.items()
 
 
 def test_two_versions_of_imagenet_say_which_they_are_in_every_result(tmp_path):

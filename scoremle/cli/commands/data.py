@@ -1,6 +1,7 @@
 """``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def run(options: Any) -> None:
     if options.what == "show":
         _draw(prepared, options.split, options.picture)
     else:
-        say(f"\nto train on it:\n  {_flags(prepared)}")
+        say(f"\nnext: {_training(prepared)}")
 
 
 def _prepared(options: Any) -> data.Prepared:
@@ -102,7 +103,8 @@ def _made_with(options: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in options.items() if v != default[k])
 
 
-def _flags(prepared: data.Prepared) -> str:
+def _training(prepared: data.Prepared) -> str:
+    """The command that trains on it."""
     meta = prepared.meta
     fields = {
         "dataset": meta["name"],
@@ -110,7 +112,8 @@ def _flags(prepared: data.Prepared) -> str:
         "image_size": max(meta["shape"][:2]),
         "num_channels": meta["shape"][2],
     }
-    return " ".join(f"--config.data.{name}={value}" for name, value in fields.items())
+    flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
+    return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
 
 
 def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:

@@ -47,6 +47,7 @@ def run(options: Any) -> None:
         )
     names, images = _read(options.images, model, options.fit)
     say(f"scoring {len(images)} images of {options.images}")
+    say("looking at a few of them first: is the model what it says, and which nodes do they need")
     model, estimator, notes = prepared(
         model, images, options.estimator, options.label
     )
