@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
@@ -12,6 +13,7 @@ __all__ = [
     "check_eps",
     "compensated_add",
     "expand",
+    "floating",
     "log1mexp",
     "mean_square",
     "predict",
@@ -20,12 +22,18 @@ __all__ = [
 ]
 
 
+def floating(t: ArrayLike) -> Times:
+    """Numbers as an array of floats, in its precision there."""
+    t = jnp.asarray(t)
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+
+
 def log1mexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """log(1 - e^-x) for x > 0, without the loss of digits of 1 - e^-x near x = 0."""
     return jnp.log(-jnp.expm1(-x))
 
 
-def expand(s: PerExample, like: Data) -> Data:
+def expand(s: Float[Array, "..."], like: Data) -> Float[Array, "..."]:
     """Appends axes of length one to ``s``, so that it multiplies ``like`` example by example."""
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 

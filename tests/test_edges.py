@@ -50,7 +50,7 @@ def test_the_precision_is_that_of_the_data(name, x64):
 
 
 @every_function
-def test_integers_are_no_data(name):
+def test_integers_are_no_data(name, unchecked):
     with pytest.raises(ValueError, match=r"x is uint8.*encode integers first.*Pixels"):
         FUNCTIONS[name](DATA.noise(SDE), np.zeros((8, 2), np.uint8))
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.pytree import pytree
 from scoremle.numerics import sum_data
 from scoremle.types import Data, PerExample, Times
 
@@ -34,7 +35,7 @@ __all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "noise_features"
 POWERS = (0, 1, 2)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class FittedGaussian:
     """N(mean, axes diag(variances) axes^T), of data as vectors."""
@@ -99,7 +100,7 @@ def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
     return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Control:
     """k(lambda, x, z), and the density over the bins that suits what it leaves.

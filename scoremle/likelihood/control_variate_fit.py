@@ -88,7 +88,7 @@ def fit_control(
     )
 
 
-def _numbers(drawn: Drawn) -> list[np.ndarray]:
+def _numbers(drawn: tuple[Array, ...]) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in jax.device_get(drawn)]
 
 

@@ -8,7 +8,7 @@ are per image; all but the numbers of evaluations and of effective draws are in 
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -36,6 +36,7 @@ __all__ = ["ByBound", "ByOde", "Estimator", "ImageModel", "Values", "by_draws", 
 Values = dict[str, PerExample | Float[Array, "b bins"]]
 
 
+@runtime_checkable
 class ImageModel(Protocol):
     """What a model of integer images is to an estimator."""
 
@@ -52,6 +53,7 @@ class ImageModel(Protocol):
     def pixels(self) -> Pixels: ...
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 

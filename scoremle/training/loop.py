@@ -156,8 +156,8 @@ def _fetch(pending: list[Metrics], end: int, saved: Path | None) -> Row:
     for name in ("loss", "grad_norm"):
         bad = ~np.isfinite(columns[name])
         if bad.any():
-            first = int(bad.argmax())
-            raise UserError(_diverged(name, columns[name][first], end - len(bad) + first, saved))
+            first, value = int(bad.argmax()), float(columns[name][bad][0])
+            raise UserError(_diverged(name, value, end - len(bad) + first, saved))
     return {name: float(column.mean(dtype=np.float64)) for name, column in columns.items()}
 
 
