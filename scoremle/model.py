@@ -7,7 +7,7 @@ what. Nothing in a model changes when it is used.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ FEW_DIMS = 64
 Condition = ArrayLike | None
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws samples at t = ``eps`` by a key for each."""
 
@@ -217,10 +218,10 @@ class ScoreModel:
 
     def score(
         self,
-        images: Integer[np.ndarray, "n h w c"],
+        images: Integer[Array | np.ndarray, "n h w *c"],
         *,
         condition: Condition = None,
-        index: Integer[np.ndarray, " n"] | None = None,
+        index: Sequence[int] | Integer[Array | np.ndarray, " n"] | None = None,
         repeats: int = 1,
         dequantizer: Dequantizer | None = None,
         estimator: Estimator | None = None,
@@ -283,11 +284,11 @@ class ScoreModel:
 
     def calibrated(
         self,
-        images: Integer[np.ndarray, "n h w c"],
+        images: Integer[Array | np.ndarray, "n h w *c"],
         *,
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
-    ) -> tuple[Self, Choice]:
+    ) -> tuple["ScoreModel", Choice]:
         """The model with as many nodes as the likelihoods of such images need, and why so many.
 
         The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
@@ -298,7 +299,7 @@ class ScoreModel:
 
     def pilot_on(
         self,
-        images: Integer[np.ndarray, "n h w c"],
+        images: Integer[Array | np.ndarray, "n h w *c"],
         *,
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
@@ -312,7 +313,9 @@ class ScoreModel:
         y = pixels.encode(x, Uniform()(key_u, x)[0])
         return Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
 
-    def fitted(self, images: Integer[np.ndarray, "n h w c"], *, seed: int = 0) -> Self:
+    def fitted(
+        self, images: Integer[Array | np.ndarray, "n h w *c"], *, seed: int = 0
+    ) -> "ScoreModel":
         """The model with the ``decoder_scale`` under which such integers are likeliest, if any.
 
         A few images are used, at one network evaluation each. A single number is fitted: scores
@@ -325,7 +328,7 @@ class ScoreModel:
         return replace(self, decoder_scale=scale)
 
     def check(
-        self, images: Integer[np.ndarray, "n h w c"], *, condition: Condition = None
+        self, images: Integer[Array | np.ndarray, "n h w *c"], *, condition: Condition = None
     ) -> list[str]:
         """What is likely wrong with the declaration: a line each, and none if all is well.
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.errors import UserError
@@ -21,6 +22,7 @@ __all__ = [
     "compensated_add",
     "dims_of",
     "expand",
+    "floating",
     "log1mexp",
     "mean_square",
     "not_finite",
@@ -31,12 +33,18 @@ __all__ = [
 ]
 
 
+def floating(t: ArrayLike) -> Times:
+    """Numbers as an array of floats, in its precision there."""
+    t = jnp.asarray(t)
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+
+
 def log1mexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """log(1 - e^-x) for x > 0, without the loss of digits of 1 - e^-x near x = 0."""
     return jnp.log(-jnp.expm1(-x))
 
 
-def expand(s: PerExample, like: Data) -> Data:
+def expand(s: Float[Array, "..."], like: Data) -> Float[Array, "..."]:
     """Appends axes of length one to ``s``, so that it multiplies ``like`` example by example."""
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 

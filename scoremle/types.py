@@ -5,10 +5,13 @@ vectors and images alike; ``b`` is the batch. Per-example values are in nats unt
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 __all__ = [
+    "AnyArray",
     "Data",
     "Images",
     "IntImages",
@@ -21,10 +24,18 @@ __all__ = [
     "Times",
 ]
 
-Data = Float[Array, "b *d"]
-Images = Float[Array, "b h w c"]
-IntImages = Integer[Array, "b h w c"]
-Times = Float[Array, "*b"]
+# Where an array of JAX is taken, one of numpy may be given. Type checkers know of JAX's alone.
+if TYPE_CHECKING:
+    AnyArray = Array
+else:
+    AnyArray = Array | np.ndarray
+
+Data = Float[AnyArray, "b *d"]
+Images = Float[AnyArray, "b _h _w _c"]
+# Integers of images or of vectors.
+IntImages = Integer[AnyArray, "b *d"]
+# Times, or what an SDE has at times; where each dimension has its own, the data's axes follow.
+Times = Float[AnyArray, "..."]
 PerExample = Float[Array, " b"]
 # A number, or what stands for it in a compiled function.
 Scalar = float | Float[Array, ""]

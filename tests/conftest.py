@@ -24,6 +24,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import helpers.contracts  # noqa: E402, F401
+import jaxtyping  # noqa: E402
+
+# Before anything of the package is imported.
+jaxtyping.install_import_hook("scoremle", "helpers.contracts.checked")
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from helpers.tiny_runs import start  # noqa: E402
@@ -55,6 +61,14 @@ def x64():
     """JAX computes in float64 for the length of the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked for the length of the test: it is about what a user is told."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

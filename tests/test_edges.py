@@ -137,7 +137,7 @@ def test_a_model_of_no_examples():
 
 
 @every_function
-def test_integers_are_no_data(name):
+def test_integers_are_no_data(name, unchecked):
     with pytest.raises(ValueError, match=r"x is uint8.*encode integers first.*Pixels"):
         FUNCTIONS[name](DATA.noise(SDE), np.zeros((8, 2), np.uint8))
 

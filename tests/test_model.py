@@ -253,7 +253,7 @@ def test_samples_are_integers():
         (lambda: images().score(IMAGES, condition=np.zeros(3)), "condition must have 1 row or 24"),
     ],
 )
-def test_mistakes_are_one_line(call, words):
+def test_mistakes_are_one_line(call, words, unchecked):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)

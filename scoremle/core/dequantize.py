@@ -11,7 +11,7 @@ make the bound tight (Ho et al., arXiv 1902.00275).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.numerics import dims_of, sum_data
-from scoremle.types import Images, IntImages, Keys, PerExample, PRNGKey, Scalar
+from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar
 
 __all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
 
@@ -33,6 +33,7 @@ BELOW_ONE = float(1 - np.finfo(np.float32).epsneg)
 HALF_BIN = 3.0
 
 
+@runtime_checkable
 class Dequantizer(Protocol):
     """Draws u in [0, 1) for integer images by one key or one for each, with log q(u | x) in nats.
 
@@ -43,7 +44,7 @@ class Dequantizer(Protocol):
     @property
     def start(self) -> Scalar | None: ...
 
-    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]: ...
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]: ...
 
 
 @jax.tree_util.register_static
@@ -53,7 +54,7 @@ class Uniform:
 
     start: None = None
 
-    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         keys = example_keys(key, len(x))
         return draw(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
@@ -72,10 +73,10 @@ class TruncatedNormal:
     start: Scalar
     pixels: Pixels = static(default=Pixels())
 
-    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)
 
-        def noise(key: PRNGKey, shape: tuple[int, ...]) -> Images:
+        def noise(key: PRNGKey, shape: tuple[int, ...]) -> Data:
             return jax.random.truncated_normal(key, -kappa, kappa, shape)
 
         e = draw(noise, example_keys(key, len(x)), x.shape[1:])
@@ -93,12 +94,12 @@ class Flow:
     e is standard normal, and x the image scaled to [0, 1].
     """
 
-    apply: Callable[[Any, Images, Images], tuple[Images, PerExample]] = static()
+    apply: Callable[[Any, Data, Data], tuple[Data, PerExample]] = static()
     params: Any = None
     levels: int = static(default=256)
     start: None = static(default=None)
 
-    def __call__(self, key: Keys, x: IntImages) -> tuple[Images, PerExample]:
+    def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         e = draw(jax.random.normal, example_keys(key, len(x)), x.shape[1:])
         return self.apply(self.params, e, x / (self.levels - 1))
 

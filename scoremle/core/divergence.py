@@ -11,15 +11,16 @@ ones (A symmetrised). Of orthogonal ones, k of D cover a share k/D of the trace,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.keys import draw, example_keys
+from scoremle.core.pytree import pytree
 from scoremle.numerics import dims_of
-from scoremle.types import Data, Keys
+from scoremle.types import AnyArray, Data, Keys
 
 __all__ = [
     "DivergenceEstimator",
@@ -33,6 +34,7 @@ Probes = Float[Array, "k b *d"]
 Field = Callable[[Data], Data]
 
 
+@runtime_checkable
 class DivergenceEstimator(Protocol):
     """Draws probes for a batch; then estimates divergences with them.
 
@@ -123,12 +125,12 @@ class Orthogonal(_Sampled):
         return value, mean + math.sqrt(1 - self.probes / dims_of(x)) * (estimates - mean)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
     """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
 
-    vectors: Probes
+    vectors: Float[AnyArray, "k b *d"]
 
     random = False
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from scoremle.errors import UserError
-from scoremle.types import Images, IntImages, PerExample
+from scoremle.types import AnyArray, Data, IntImages
 
 __all__ = ["Pixels", "as_uint8", "bits_per_dim"]
 
@@ -41,11 +41,11 @@ class Pixels:
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
 
-    def encode(self, x: IntImages, u: Images) -> Images:
+    def encode(self, x: IntImages, u: Data | float) -> Data:
         """Integers and their dequantization noise in [0, 1) to reals in [low, high)."""
         return self.low + (self.high - self.low) * (x + u) / self.levels
 
-    def encode_grid(self, x: IntImages) -> Images:
+    def encode_grid(self, x: IntImages) -> Data:
         """Integers without noise, the end levels on ``low`` and ``high``: published training."""
         return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
 
@@ -54,7 +54,7 @@ class Pixels:
         """Where integers stand without noise: in the middle of their bins."""
         return self.low + (self.high - self.low) * (np.arange(self.levels) + 0.5) / self.levels
 
-    def decode(self, y: Images) -> IntImages:
+    def decode(self, y: Data) -> IntImages:
         """Reals to the integers of their bins; what lies outside goes to the end bins.
 
         uint8 for up to 256 levels, and uint16 for more.
@@ -92,7 +92,9 @@ class Pixels:
         return math.log((self.high - self.low) / self.levels)
 
 
-def bits_per_dim(log_prob: PerExample, pixels: Pixels, dims: int) -> PerExample:
+def bits_per_dim(
+    log_prob: Float[AnyArray, "*b"], pixels: Pixels, dims: int
+) -> Float[AnyArray, "*b"]:
     """Bits per dimension of integer images from log p(y) in nats (less log q(u | x), if any)."""
     return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
 

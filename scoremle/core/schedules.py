@@ -11,7 +11,7 @@ with ``log_snr``, a subclass of ``Schedule``, under ``pytree``.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 
 from scoremle.core.kernels import KERNELS
 from scoremle.core.pytree import check, describe, pytree, static
-from scoremle.types import Times
+from scoremle.numerics import floating
+from scoremle.types import Scalar, Times
 
 __all__ = [
     "Cosine",
@@ -39,13 +40,8 @@ __all__ = [
 
 def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:
     """The derivative of ``function`` in t, elementwise."""
-    t = _floating(t)
+    t = floating(t)
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
-
-
-def _floating(t: ArrayLike) -> Times:
-    t = jnp.asarray(t)
-    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
 
 class Schedule(abc.ABC):
@@ -60,9 +56,9 @@ class Schedule(abc.ABC):
 
     def time_of_log_snr(self, lam: Times) -> Times:
         """The t at which lambda is ``lam``; 0 or 1 beyond its ends."""
-        return _inverse(self, _floating(lam))
+        return _inverse(self, floating(lam))
 
-    def at(self, code: Any) -> Self:
+    def at(self, code: Any) -> "Schedule":
         """The schedule of the images that ``code`` describes. ValueError if all share one."""
         raise ValueError(f"{type(self).__name__} is the same for all images: it takes no code")
 
@@ -125,8 +121,8 @@ class LinearBeta(Schedule):
     Raises ValueError for another, and for betas below 0.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Scalar = 0.1
+    beta_max: Scalar = 20.0
     kernel: str = static(default="vp")
 
     def __post_init__(self) -> None:
@@ -158,8 +154,8 @@ class LinearBeta(Schedule):
 class GeometricSigma(Schedule):
     """sigma / alpha geometric from sigma_min to sigma_max."""
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: Scalar = 0.01
+    sigma_max: Scalar = 50.0
 
     def __post_init__(self) -> None:
         _check_sigmas(self)
@@ -177,7 +173,7 @@ class GeometricSigma(Schedule):
 class LinearSigma(Schedule):
     """sigma / alpha = t sigma_max."""
 
-    sigma_max: float = 50.0
+    sigma_max: Scalar = 50.0
 
     def __post_init__(self) -> None:
         check(self, lambda: self.sigma_max > 0, "sigma_max must be above 0")
@@ -194,9 +190,9 @@ class LinearSigma(Schedule):
 class KarrasSigma(Schedule):
     """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5)."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Scalar = 0.002
+    sigma_max: Scalar = 80.0
+    rho: Scalar = 7.0
 
     def __post_init__(self) -> None:
         _check_sigmas(self)
@@ -221,8 +217,8 @@ class KarrasSigma(Schedule):
 class LinearLogSNR(Schedule):
     """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630)."""
 
-    log_snr_min: float = -5.0
-    log_snr_max: float = 13.3
+    log_snr_min: Scalar = -5.0
+    log_snr_max: Scalar = 13.3
 
     def __post_init__(self) -> None:
         _check_ends(self)
@@ -243,8 +239,8 @@ class Cosine(Schedule):
     finite (Hoogeboom et al., arXiv 2301.11093).
     """
 
-    log_snr_min: float = -15.0
-    log_snr_max: float = 15.0
+    log_snr_min: Scalar = -15.0
+    log_snr_max: Scalar = 15.0
 
     def __post_init__(self) -> None:
         _check_ends(self)
@@ -258,7 +254,7 @@ class Cosine(Schedule):
 
     def log_snr(self, t: Times) -> Times:
         first, lacking, between = self._angles
-        # The cosine as the sine of what the angle lacks: near a right one it keeps its digits.
+        # The cosine is the sine of the complement, which keeps its digits near a right angle.
         cosine, sine = jnp.sin(lacking + (1 - t) * between), jnp.sin(first + t * between)
         return 2 * (jnp.log(cosine) - jnp.log(sine))
 
@@ -276,7 +272,7 @@ class Discrete(Schedule):
     fewer than two steps, and for a lambda that is not finite or does not fall.
     """
 
-    log_snrs: Float[np.ndarray | Array, " T"]
+    log_snrs: Float[Array | np.ndarray, " T"]
 
     def __post_init__(self) -> None:
         if np.ndim(self.log_snrs) != 1 or self.steps < 2:
@@ -321,14 +317,14 @@ class Discrete(Schedule):
         return self.steps * t - 1
 
     def log_snr(self, t: Times) -> Times:
-        label = self.label(_floating(t))
+        label = self.label(floating(t))
         table = jnp.asarray(self.log_snrs, label.dtype)
         before = jnp.clip(jnp.floor(label), 0, self.steps - 2).astype(int)
         share = label - before
         return table[before] + share * (table[before + 1] - table[before])
 
     def time_of_log_snr(self, lam: Times) -> Times:
-        lam = _floating(lam)
+        lam = floating(lam)
         table = jnp.asarray(self.log_snrs, lam.dtype)
         before = jnp.clip(jnp.searchsorted(-table, -lam, side="right") - 1, 0, self.steps - 2)
         share = (lam - table[before]) / (table[before + 1] - table[before])

@@ -15,18 +15,18 @@ for the log-SNR.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
 
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pytree import describe, pytree
 from scoremle.core.schedules import GeometricSigma, LinearBeta, LinearSigma, Schedule, rate
-from scoremle.numerics import expand, sum_data
-from scoremle.types import Data, Keys, PerExample, Times
+from scoremle.numerics import expand, floating, sum_data
+from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
 __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
 
@@ -54,7 +54,7 @@ class SDE:
 
     kernel: str = field(metadata={"static": True})
     schedule: Schedule
-    prior_std: float | Float[Array, ""]
+    prior_std: Scalar
 
     # The chain of steps that this SDE was published with, whose rules samplers know.
     chain: ClassVar[str | None] = None
@@ -67,15 +67,15 @@ class SDE:
         """What the SDE is, in values that JSON knows: the same for the same SDE."""
         return describe(self)
 
-    def at(self, code: Any) -> Self:
+    def at(self, code: Any) -> "SDE":
         """The SDE of the images that ``code`` describes. ValueError if all have the same."""
         return dataclasses.replace(self, schedule=self.schedule.at(code))
 
-    def log_snr(self, t: Times) -> Times:
+    def log_snr(self, t: ArrayLike) -> Times:
         """lambda_t = log(alpha_t^2 / sigma_t^2)."""
-        return self.schedule.log_snr(t)
+        return self.schedule.log_snr(floating(t))
 
-    def common_log_snr(self, t: Times) -> Times:
+    def common_log_snr(self, t: ArrayLike) -> Times:
         """``log_snr``, which all dimensions share. ValueError where each has its own."""
         if self.schedule.per_dimension:
             raise ValueError(
@@ -84,34 +84,34 @@ class SDE:
             )
         return self.log_snr(t)
 
-    def time_of_log_snr(self, lam: Times) -> Times:
+    def time_of_log_snr(self, lam: ArrayLike) -> Times:
         """The t at which the log-SNR is ``lam``."""
-        return self.schedule.time_of_log_snr(lam)
+        return self.schedule.time_of_log_snr(floating(lam))
 
-    def log_alpha(self, t: Times) -> Times:
+    def log_alpha(self, t: ArrayLike) -> Times:
         """Logarithm of the mean coefficient."""
         return KERNELS[self.kernel].log_alpha(self.log_snr(t))
 
-    def alpha(self, t: Times) -> Times:
+    def alpha(self, t: ArrayLike) -> Times:
         return jnp.exp(self.log_alpha(t))
 
-    def sigma(self, t: Times) -> Times:
+    def sigma(self, t: ArrayLike) -> Times:
         return KERNELS[self.kernel].sigma(self.log_snr(t))
 
-    def f(self, t: Times) -> Times:
+    def f(self, t: ArrayLike) -> Times:
         """Drift coefficient d log alpha / dt; at t = 0, its limit."""
         return rate(self.log_alpha, jnp.maximum(t, SMALLEST))
 
-    def likelihood_weight(self, t: Times) -> Times:
+    def likelihood_weight(self, t: ArrayLike) -> Times:
         """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss."""
         return -rate(self.log_snr, t)
 
-    def g2(self, t: Times) -> Times:
+    def g2(self, t: ArrayLike) -> Times:
         """Squared diffusion coefficient; at t = 0, its limit."""
         t = jnp.maximum(t, SMALLEST)
         return jnp.square(self.sigma(t)) * self.likelihood_weight(t)
 
-    def perturb(self, x: Data, t: Times, noise: Data) -> Data:
+    def perturb(self, x: Data, t: ArrayLike, noise: Data) -> Data:
         """A sample of p(x_t | x_0 = x), given standard normal ``noise``."""
         return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * noise
 
@@ -131,23 +131,23 @@ class _LinearBeta(SDE):
     schedule: LinearBeta
     _kernel: ClassVar[str]
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+    def __init__(self, beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> None:
         super().__init__(self._kernel, LinearBeta(beta_min, beta_max, self._kernel), 1.0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(beta_min={self.beta_min}, beta_max={self.beta_max})"
 
     @property
-    def beta_min(self) -> float:
+    def beta_min(self) -> Scalar:
         return self.schedule.beta_min
 
     @property
-    def beta_max(self) -> float:
+    def beta_max(self) -> Scalar:
         return self.schedule.beta_max
 
-    def log_alpha(self, t: Times) -> Times:
+    def log_alpha(self, t: ArrayLike) -> Times:
         # Known before lambda is: through lambda it would lose a digit.
-        return self.schedule.log_alpha(t)
+        return self.schedule.log_alpha(floating(t))
 
 
 @pytree
@@ -172,18 +172,18 @@ class VE(SDE):
     schedule: GeometricSigma
     chain = "smld"
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+    def __init__(self, sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> None:
         super().__init__("ve", GeometricSigma(sigma_min, sigma_max), sigma_max)
 
     def __repr__(self) -> str:
         return f"VE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"
 
     @property
-    def sigma_min(self) -> float:
+    def sigma_min(self) -> Scalar:
         return self.schedule.sigma_min
 
     @property
-    def sigma_max(self) -> float:
+    def sigma_max(self) -> Scalar:
         return self.schedule.sigma_max
 
 
@@ -193,12 +193,12 @@ class LinearVE(SDE):
 
     schedule: LinearSigma
 
-    def __init__(self, sigma_max: float = 50.0) -> None:
+    def __init__(self, sigma_max: Scalar = 50.0) -> None:
         super().__init__("ve", LinearSigma(sigma_max), sigma_max)
 
     def __repr__(self) -> str:
         return f"LinearVE(sigma_max={self.sigma_max})"
 
     @property
-    def sigma_max(self) -> float:
+    def sigma_max(self) -> Scalar:
         return self.schedule.sigma_max

@@ -9,7 +9,7 @@ its distribution.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.numerics import check_eps
-from scoremle.types import PRNGKey, Scalar, Times
+from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
 __all__ = [
     "BinnedLogSNR",
@@ -35,6 +35,7 @@ __all__ = [
 BINS = 24
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """Draws ``n`` times in [eps, 1] and gives their density.
 
@@ -54,7 +55,7 @@ def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
 
 
-def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Times, Times]:
+def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """lambda at t = 1 and at t = eps; their difference is the paper's constant Z.
 
     Raises ValueError for a schedule that has a log-SNR for each dimension.
@@ -114,7 +115,7 @@ class BinnedLogSNR:
 
     sde: SDE
     eps: Scalar
-    shares: Float[Array, " bins"]
+    shares: Float[AnyArray, " bins"]
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from scoremle.data.image_set import ImageSet, Rows
+from scoremle.types import AnyArray
 
 __all__ = ["Feed", "Prefetch", "feed"]
 
@@ -52,7 +53,7 @@ def _memory() -> int:
     return stats.get("bytes_limit", MEMORY)
 
 
-def _gather(images: Array, rows: Rows) -> Array:
+def _gather(images: AnyArray, rows: Rows) -> Array:
     batch = jnp.asarray(images)[rows.indices]
     return jnp.where(rows.flipped[:, None, None, None], batch[:, :, ::-1], batch)
 

@@ -91,5 +91,5 @@ class ControlRun:
         control = self.fit(params)
         fitted = {**vars(control.gaussian), **vars(control)}
         del fitted["gaussian"]
-        write_npz(path, fitted)
+        write_npz(path, jax.device_get(fitted))
         return control

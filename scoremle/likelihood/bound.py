@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scoremle.core.keys import draw, example_keys, fold_in, normal, split
+from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, log_snr_edges
 from scoremle.likelihood.control_variate import Control, bin_of
@@ -58,7 +59,7 @@ LAST_SHARE = 32
 MIN_LAST_DRAWS = 4
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Bound:
     """A lower bound on each example's log-likelihood, in nats, and the terms it is made of.

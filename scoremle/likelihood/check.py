@@ -41,7 +41,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.images import ImageModel
 from scoremle.likelihood.steps import RangedNoise
 from scoremle.numerics import mean_square
-from scoremle.types import Images, IntImages, NoiseFn, PerExample
+from scoremle.types import IntImages, NoiseFn, PerExample
 
 __all__ = ["check"]
 
@@ -210,8 +210,8 @@ def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
 @jax.jit
 def _excesses(
     network: NoiseFn,
-    measured: Images,
-    others: Images,
+    measured: Float[Array, "b h w c"],
+    others: Float[Array, "n h w c"],
     nodes: tuple[Float[Array, " k"], ...],
     sigma_data: float,
 ) -> dict[str, Float[Array, "k b"]]:

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import isotonic_regression
 
+from scoremle.core.pytree import pytree
 from scoremle.numerics import sum_data
 from scoremle.types import Data, PerExample, Times
 
@@ -59,7 +60,7 @@ class Deviations(NamedTuple):
     rest: Float[Array, "b D"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class FittedGaussian:
     """A Gaussian of data as vectors: its ``variances`` along the ``axes``, and one for all the
@@ -184,7 +185,7 @@ def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
     return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Control:
     """k(lambda, x, z), and the density over the bins that suits what it leaves.

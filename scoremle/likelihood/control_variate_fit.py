@@ -157,7 +157,7 @@ def _pairs(
     return jax.tree.map(lambda a: a.reshape(len(lam), 2, *a.shape[1:]), drawn)
 
 
-def _numbers(drawn: Drawn) -> list[np.ndarray]:
+def _numbers(drawn: tuple[Array, ...]) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in jax.device_get(drawn)]
 
 

@@ -9,7 +9,7 @@ estimate minus truth: to be subtracted.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -47,6 +47,7 @@ __all__ = [
 Values = dict[str, PerExample | Float[Array, "b bins"]]
 
 
+@runtime_checkable
 class ImageModel(Protocol):
     """What a model of integer images is to an estimator."""
 
@@ -63,6 +64,7 @@ class ImageModel(Protocol):
     def pixels(self) -> Pixels: ...
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scoremle.core.keys import split
+from scoremle.core.pytree import pytree
 from scoremle.likelihood.ode import Likelihood
 from scoremle.types import Keys, PerExample
 
@@ -33,7 +34,7 @@ __all__ = ["Draw", "ImportanceBound", "importance_bound"]
 Draw = Callable[[Keys], tuple[Likelihood, PerExample]]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class ImportanceBound:
     """log 1/K sum w of each example in nats, with what makes it uncertain.

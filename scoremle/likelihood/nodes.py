@@ -35,7 +35,7 @@ PILOT_IMAGES = 8
 # bits/dim: an error of the mean counts where that of an image no longer does.
 SHARE = 0.25
 LIMIT = 0.005
-# What a calibrated error covers if the errors are normal; their tails are heavier than that.
+# The share of errors that a calibrated one covers if they are normal; their tails are heavier.
 COVERAGE = 0.98
 # Fewer images can't tell the spread of their errors.
 FEWEST = 4

@@ -26,13 +26,14 @@ where bins meet halfway between the points, and those of the two end levels are 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
@@ -69,6 +70,7 @@ def log_normal_mass(below: Data, above: Data) -> Data:
     return log_mass(jax.scipy.special.log_ndtr, below, above)
 
 
+@runtime_checkable
 class Reconstruction(Protocol):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
@@ -141,7 +143,7 @@ class Entropy:
         return jnp.zeros_like(centred)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, eq=False)
 class Discrete:
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
@@ -149,7 +151,7 @@ class Discrete:
     Of an SDE whose log-SNR is one number at each t.
     """
 
-    points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
+    points: Float[Array | np.ndarray, " levels"]
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
@@ -171,7 +173,7 @@ class Discrete:
         return jnp.zeros_like(centred)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True, eq=False)
 class Informed:
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
@@ -184,7 +186,7 @@ class Informed:
             the normal distribution.
     """
 
-    points: Float[np.ndarray, " levels"] | Float[Array, " levels"]
+    points: Float[Array | np.ndarray, " levels"]
     scale: float | Float[Array, "*d"]
     log_mass: Callable[[Data, Data], Data] = field(
         default=log_normal_mass, metadata={"static": True}

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from scoremle.core.pytree import pytree
 from scoremle.types import Data, PerExample
 
 __all__ = ["Likelihood"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.

@@ -153,8 +153,8 @@ def step_bound(
     integers: IntImages,
     key: Keys,
     *,
-    points: Float[np.ndarray, " levels"] | Float[Array, " levels"],
-    times: Float[np.ndarray, " n"] | Float[Array, " n"],
+    points: Float[Array | np.ndarray, " levels"],
+    times: Float[Array | np.ndarray, " n"],
     variance: str = "small",
     clip: bool = True,
     draws: int | None = None,
@@ -276,7 +276,8 @@ class BySteps:
     """
 
     on_host: ClassVar[bool] = False
-    times: Float[np.ndarray, " n"] | Float[Array, " n"] | None = None
+
+    times: Float[Array | np.ndarray, " n"] | None = None
     variance: str = static(default="small")
     clip: bool = static(default=True)
     draws: int | None = static(default=None)
@@ -300,7 +301,7 @@ class BySteps:
         bits = dims_of(x) * jnp.log(2.0)
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
 
-    def _times(self, schedule: Schedule) -> Float[np.ndarray, " n"] | Float[Array, " n"]:
+    def _times(self, schedule: Schedule) -> Float[Array | np.ndarray, " n"]:
         if self.times is not None:
             return self.times
         if not isinstance(schedule, Discrete):

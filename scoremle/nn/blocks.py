@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
 from scoremle.nn.layers import Activation, wide
+from scoremle.types import AnyArray, Images
 
 __all__ = [
     "Embedding",
@@ -36,9 +37,8 @@ __all__ = [
     "positional_embedding",
 ]
 
-Images = Float[Array, "b h w c"]
-Times = Num[Array, " b"]
-Embedding = Float[Array, "b e"]
+Times = Num[AnyArray, " b"]
+Embedding = Float[Array, "b _e"]
 Heads = Float[Array, "b pixels head c"]
 
 
@@ -130,7 +130,7 @@ class ResnetBlock(nn.Module):
         return group_norm(name, channels, groups, self.eps, dtype=self.dtype)
 
 
-def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels c"]:
+def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels _c"]:
     """Scaled dot-product attention between all pixels, head by head; the heads side by side."""
     # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and the
     # fused kernel behind it on a GPU has no forward-mode derivative.

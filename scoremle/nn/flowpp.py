@@ -31,12 +31,14 @@ from jaxtyping import Array, Float
 
 from scoremle.errors import UserError
 from scoremle.numerics import sum_data
-from scoremle.types import Images, PerExample
+from scoremle.types import AnyArray, Images, PerExample
 
 __all__ = ["VARIANTS", "FlowPP"]
 
 Pair = tuple[Images, Images]
-Mixture = Float[Array, "b h w c k"]
+Mixture = Float[AnyArray, "b h w c k"]
+Kernel = Float[AnyArray, "3 3 c k"]
+Positions = Float[AnyArray, "h w c"]
 
 # Of each published flow: does it use weight normalisation (and a deep processor), or matrices that
 # mix channels (and a shallow one)?
@@ -207,18 +209,18 @@ class Pointwise(nn.Module):
 # Networks ----------------------------------------------------------------------------------------
 
 
-def gain(y: Array, scale: float = 1.0, axis: int | tuple[int, ...] = (0, 1, 2)) -> Array:
+def gain(y: AnyArray, scale: float = 1.0, axis: int | tuple[int, ...] = (0, 1, 2)) -> Array:
     """What gives ``y`` the standard deviation ``scale``."""
     return scale * jax.lax.rsqrt(jnp.var(y, axis=axis) + 1e-6)
 
 
-def convolve(x: Images, kernel: Float[Array, "3 3 c k"]) -> Images:
+def convolve(x: Images, kernel: Kernel) -> Images:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def unit_kernel(v: Float[Array, "3 3 c k"]) -> Float[Array, "3 3 c k"]:
+def unit_kernel(v: Kernel) -> Float[Array, "3 3 c k"]:
     """The kernel whose length is one for each output channel."""
     return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(v), axis=(0, 1, 2)), 1e-12))
 
@@ -288,7 +290,7 @@ class Layers(nn.Module):
         last = self.dense if pointwise else self.conv
         return x + gate(last(f"{name}_c2", concat_elu(h), 2 * features, 0.1))
 
-    def attend(self, name: str, x: Images, positions: Array, heads: int) -> Images:
+    def attend(self, name: str, x: Images, positions: Positions, heads: int) -> Images:
         """x + a gated function of what its pixels find in all others."""
         b, height, width, c = x.shape
         qkv = self.dense(f"{name}_proj1", x + positions, 3 * c)
@@ -297,7 +299,7 @@ class Layers(nn.Module):
         h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits), v).reshape(x.shape)
         return x + gate(self.dense(f"{name}_proj2", h, 2 * c, 0.1))
 
-    def positions(self, name: str, x: Images) -> Float[Array, "h w c"]:
+    def positions(self, name: str, x: Images) -> Positions:
         return self.param(name, nn.initializers.normal(0.01), x.shape[1:])
 
 

@@ -126,7 +126,7 @@ class NIN(nn.Module):
     init_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b *pixels features"]:
         w = self.param("W", initializer(self.init_scale), (x.shape[-1], self.features))
         b = self.param("b", nn.initializers.zeros, (self.features,))
         return x.astype(self.dtype) @ w.astype(self.dtype) + b.astype(self.dtype)

@@ -14,10 +14,11 @@ import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from scoremle.types import Images
+from scoremle.types import AnyArray, Images
 
 __all__ = [
     "conv_downsample_2d",
@@ -28,8 +29,8 @@ __all__ = [
     "upsample_conv_2d",
 ]
 
-Kernel = Sequence[float]
-Weight = Float[Array, "kh kw c features"]
+Kernel = Sequence[float] | np.ndarray
+Weight = Float[AnyArray, "kh kw c features"]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -33,7 +33,7 @@ __all__ = [
     "squared_mmd",
 ]
 
-Features = Float[np.ndarray, "n d"]
+Features = Float[np.ndarray, "_n d"]
 
 # The subsets and splits of the field.
 SUBSET = 1000

@@ -41,7 +41,8 @@ __all__ = [
 
 # (sde, x, score, t, steps) -> mean of the next state, and the standard deviation around it
 Predictor = Callable[[SDE, Data, Data, Times, int], tuple[Data, Times]]
-# (sde, score, z, t, snr) -> size of the Langevin step, but for what a forward step keeps of x
+# (sde, score, z, t, snr) -> size of the Langevin step, in units of the variance that a forward
+# step keeps
 Corrector = Callable[[SDE, Data, Data, Times, float], Times]
 # (keys, x, t) -> x at time t, with what is known about it put in
 Constraint = Callable[[Keys, Data, Times], Data]
@@ -182,7 +183,7 @@ class PredictorCorrector:
         if self.corrector is None:
             return x
         score = score_of(noise, sde)(x, t)
-        # What a forward step keeps of the variance: 1 for VE.
+        # The share of the variance that a forward step keeps: 1 for VE.
         kept = 1 + 2 * sde.f(_grid(t, self.steps)) / self.steps
         step = expand(kept, x) * expand(self.corrector(sde, score, z, t, self.snr), x)
         return x + step * score + jnp.sqrt(2 * step) * z

@@ -7,7 +7,7 @@ example has its own clock, step and error: its answer does not depend on its nei
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +73,7 @@ class Problem:
     fresh: bool = False
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Solves a problem for the states at its start."""
 
@@ -82,6 +83,6 @@ class Solver(Protocol):
 ONE_DRAW = np.int32(0)
 
 
-def mean_integral(integrals: Integrals) -> PerExample:
+def mean_integral(integrals: Float[Array, "m *b"]) -> Float[Array, "*b"]:
     """Mean over the integrals, zero if there are none."""
     return jnp.sum(integrals, axis=0) / max(integrals.shape[0], 1)

@@ -25,14 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.pytree import pytree
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
-from scoremle.types import Data, Times
+from scoremle.types import Data, Scalar, Times
 
 __all__ = ["Doubling", "Multistep", "Planned"]
 
 ORDER = 3
-# What is rough in a history is told by the difference of this order, which takes cubics out.
+# Roughness is measured by the difference of this order, which is zero for cubics.
 DIFFERENCE = ORDER + 1
 # The history begins with one value: short first steps cost least there.
 FIRST_STEP = 1 / 3
@@ -43,12 +44,12 @@ BLEND = 0.2
 # The error of a step, as a share of what the corrector changed (Milne's device): the predictor is
 # off by 3/8, the corrector by -1/24 of h^4 times the fourth derivative.
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
-# What the steps tell of their errors, times this, covers the true one of most examples on trained
+# The steps' estimate of their error, times this, covers the true error of most examples on trained
 # networks (benchmarks/README.md).
 COVERAGE = 1.5
-# The same for a result that changed so much when the nodes were doubled.
+# The change of a result when the nodes are doubled, times this, covers its error.
 MARGIN = 1.5
-# So many standard deviations of its noise a quadrature's difference is not taken for an error.
+# A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 
 
@@ -150,7 +151,7 @@ class _Carry(NamedTuple):
     scatter: Float[Array, " b"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Planned:
     """The solver itself, with its plan as data: programs that differ in nodes are one program."""
@@ -242,7 +243,7 @@ class Planned:
         )
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Multistep:
     """``nodes`` steps, the same for every example. Memory does not grow with their number.
@@ -280,7 +281,7 @@ class Doubling:
     data, so that it has no derivative in reverse mode: asked for one, it raises ValueError.
     """
 
-    tolerance: float = 1e-3
+    tolerance: Scalar = 1e-3
     fewest: int = 16
     most: int = 1024
 

@@ -21,12 +21,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from scoremle import devices
-from scoremle.types import IntImages, PRNGKey
+from scoremle.types import AnyArray, IntImages, PRNGKey
 
 __all__ = ["Loss", "Metrics", "Step", "TrainState", "init_state", "make_optimizer", "make_step"]
 
 Params = Any
-Metrics = dict[str, Float[Array, "*k"]]
+Metrics = dict[str, Float[AnyArray, "*k"]]
 # Parameters, images and a key give the scalar to be minimised, alone or with further scalars to be
 # logged.
 Scalar = Float[Array, ""]

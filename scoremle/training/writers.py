@@ -7,7 +7,7 @@ one protocol, so that the training loop knows only one of them: a ``FanOut``.
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scoremle.errors import UserError
 from scoremle.files import sync, write_atomically, writing
@@ -18,6 +18,7 @@ __all__ = ["Console", "FanOut", "JsonLines", "Row", "TensorBoard", "Writer"]
 Row = dict[str, float]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """``rewind`` at the start, ``write`` and ``at`` in order of steps, ``close`` at the end."""
 

@@ -239,7 +239,7 @@ def test_a_table_of_betas_is_ddpms():
     alpha_bar = np.cumprod(1 - betas)
     sde = SDE("vp", schedule, 1.0)
     np.testing.assert_allclose(np.square(sde.alpha(t)), alpha_bar, rtol=1e-5)
-    np.testing.assert_allclose(schedule.label(t), np.arange(1000), atol=1e-4)
+    np.testing.assert_allclose(schedule.label(jnp.asarray(t)), np.arange(1000), atol=1e-4)
     assert schedule.eps == 1e-3
     lam = np.log(alpha_bar / (1 - alpha_bar))
     # Equal log-SNR: half way between two of them lies half a step.
@@ -268,7 +268,7 @@ def test_numbers_are_leaves_and_gradients_are_no_sdes():
     assert jax.tree.structure(shapes) == jax.tree.structure(SDE("vp", MONOTONE, 1.0))
     assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [(), (3,), (3,), (3,), ()]
     assert jax.tree.leaves(VP(0.3, 7.0)) == [0.3, 7.0, 1.0]
-    assert jax.tree.map(lambda leaf: False, VP()).beta_max is False
+    assert jax.tree.map(lambda leaf: False, VP()).schedule.beta_max is False
 
 
 def test_one_program_serves_sdes_of_other_numbers():

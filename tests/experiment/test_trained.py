@@ -125,7 +125,7 @@ def test_no_images_have_no_scores(model):
         ([[0, 1], [2, 3]], "of shape (2, 2)"),
     ],
 )
-def test_other_images_are_refused(model, images, words):
+def test_other_images_are_refused(model, images, words, unchecked):
     with pytest.raises(UserError) as error:
         model.score(images)
     assert words in str(error.value)

@@ -13,7 +13,7 @@ every_sampler = pytest.mark.parametrize(
     ("sample", "order"), [(ddim_sample, 1), (dpm_solver_sample, 2)]
 )
 GAUSSIAN, MIXTURE = Gaussian.random(20, 2), Mixture.on_line()
-STEPS = np.array([40, 80, 160])
+STEPS = (40, 80, 160)
 
 
 def orders(errors):
