@@ -171,9 +171,11 @@ class Subject:
             "seconds": seconds / len(self.y),
         }
 
-    def _stated(self, found: Likelihood, error: np.ndarray, calibration: float = 1.0) -> Row:
+    def _stated(
+        self, found: Likelihood, error: np.ndarray, calibration: float = 1.0, typical: float = 0.0
+    ) -> Row:
         """How often the stated error covers the true one, and its ratio to that in the median."""
-        stated = calibration * np.asarray(found.solver_error) / self.bits
+        stated = calibration * np.hypot(found.solver_error, typical) / self.bits
         return {
             "covered": float(np.mean(error <= stated)),
             "width": float(np.median(stated / error)),
@@ -185,10 +187,10 @@ class Subject:
         held, (fresh, seconds) = self.held(self.y, plan), timed(self.fresh, self.y, plan)
         error = self._error(held.log_prob)
         probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
-        bare = self._stated(fresh, error)
+        bare, choice = self._stated(fresh, error), self.pilot.measure(nodes)
         return {
             **self._row(f"ours, {nodes} nodes", error, probe, seconds),
-            **self._stated(fresh, error, self.pilot.measure(nodes).calibration),
+            **self._stated(fresh, error, choice.calibration, choice.typical),
             "bare_covered": bare["covered"],
             "bare_width": bare["width"],
             "evaluations": nodes + 1,

@@ -35,8 +35,8 @@ PILOT_IMAGES = 8
 # bits/dim: an error of the mean counts where that of an image no longer does.
 SHARE = 0.25
 LIMIT = 0.005
-# The share of errors that a calibrated one covers if they are normal; their tails are heavier.
-COVERAGE = 0.98
+# The share of errors that a calibrated one covers.
+COVERAGE = 0.95
 # Fewer images can't tell the spread of their errors.
 FEWEST = 4
 # In bits/dim: a stated error below this is none to calibrate.
@@ -50,10 +50,10 @@ class Choice:
     ``solver_error`` is a root mean square, with what is uncertain of the solution that it was
     measured against; ``solver_bias`` is the mean of estimate minus truth, to be subtracted from a
     mean in bits/dim, and its standard error; ``probe_stderr`` is what the probes of one image
-    leave. ``calibration`` is the factor by which
-    the error that the solver states of an image covers the true one; 1 if the images are too few
-    to tell. ``met`` is false if even the most nodes missed the aim. ``levels`` are those of a
-    mean, where one is corrected.
+    leave. ``calibration`` is the factor by which the error that the solver states of an image
+    covers the true one, if what it states of the pilot's images, ``typical``, in nats, is added as
+    a square; 1 and nothing if the images are too few to tell. ``met`` is false if even the most
+    nodes missed the aim. ``levels`` are those of a mean, where one is corrected.
     """
 
     nodes: int
@@ -62,6 +62,7 @@ class Choice:
     solver_bias_stderr: float
     probe_stderr: float
     calibration: float
+    typical: float
     images: int
     met: bool
     levels: Levels | None = None
@@ -78,7 +79,7 @@ class Choice:
     @property
     def solver(self) -> Multistep:
         """The solver with these nodes, whose stated error is calibrated."""
-        return Multistep(self.nodes, self.calibration)
+        return Multistep(self.nodes, self.calibration, self.typical)
 
 
 class Pilot:
@@ -135,6 +136,7 @@ class Pilot:
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
         error_or_doubt = np.hypot(error, self._doubt)
         stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)
+        calibration, typical = _calibration(error_or_doubt, stated)
         probe, aim = 0.0, LIMIT
         if self._scatter is not None:
             probe = self._scatter / math.sqrt(steps)
@@ -145,7 +147,8 @@ class Pilot:
             solver_bias=float(error.mean()),
             solver_bias_stderr=bias_stderr,
             probe_stderr=probe,
-            calibration=_calibration(error_or_doubt / stated),
+            calibration=calibration,
+            typical=typical * self._bits,
             images=self.images,
             met=_size(error_or_doubt) <= aim,
         )
@@ -156,12 +159,13 @@ def _size(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _calibration(ratios: np.ndarray) -> float:
-    """What to multiply stated errors by, from those of a few images over the stated."""
-    if len(ratios) < FEWEST:
-        return 1.0
-    deviations = stdtrit(len(ratios), (1 + COVERAGE) / 2)  # of Student's t
-    return float(deviations) * _size(ratios)
+def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
+    """The factor of the stated errors and the typical one together, and the typical one."""
+    if len(error) < FEWEST:
+        return 1.0, 0.0
+    typical = _size(stated)
+    deviations = stdtrit(len(error), (1 + COVERAGE) / 2)  # of Student's t
+    return float(deviations) * _size(error / np.hypot(stated, typical)), typical
 
 
 def choose_nodes(pilot: Pilot) -> Choice:

@@ -248,17 +248,20 @@ class Planned:
 class Multistep:
     """``nodes`` steps, the same for every example. Memory does not grow with their number.
 
-    The error that it states is multiplied by ``calibration``, if a pilot measured how much larger
-    it has to be (``choose_nodes``).
+    Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
+    times the root of two squares: of what it can tell of an example, and of what it tells of
+    ``typical`` ones, in the unit of the integrals. By itself it may tell next to nothing of one.
     """
 
     nodes: int = dataclasses.field(default=32, metadata={"static": True})
     calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
+    typical: float | Float[Array, ""] = dataclasses.field(default=0.0, repr=False)
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
         solution = Planned(plan(self.nodes), self.nodes).solve(problem, state)
-        return solution._replace(error=self.calibration * solution.error)
+        error = self.calibration * jnp.hypot(solution.error, self.typical)
+        return solution._replace(error=error)
 
 
 class _Best(NamedTuple):

@@ -283,3 +283,35 @@ class Mixture:
         """The log-likelihood that the ODE must give, on the line; dx(1)/dx = p_eps / p_1."""
         z = self.flow(sde, x, eps)
         return log_prior(sde, z) + self.log_density(sde, x, eps) - self.log_density(sde, z, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class RoughGaussian(Gaussian):
+    """A Gaussian of mean zero whose noise prediction is off by a factor that oscillates with t, as
+    networks do that are told 999 t. It is linear: the ODE's density is an integral over time."""
+
+    size: float = 0.1
+
+    def _factor(self, t, xp):
+        return 1 + self.size * xp.sin(999 * t)
+
+    def noise(self, sde: SDE):
+        exact = super().noise(sde)
+        return lambda x, t: self._factor(t, jnp)[:, None] * exact(x, t)
+
+    def log_model(self, sde: SDE, x: np.ndarray, eps: float) -> np.ndarray:
+        """d log y_i / ds = alpha sigma / (alpha^2 w_i + sigma^2), times the factor, with y =
+        x / alpha and s = sigma / alpha: by Gauss's rule on short steps of t^(1/4)."""
+        points, weights = np.polynomial.legendre.leggauss(6)
+        edges = np.linspace(eps**0.25, 1.0, 6001)
+        middle, half = (edges[1:] + edges[:-1])[:, None] / 2, np.diff(edges)[:, None] / 2
+        root = (middle + half * points).ravel()
+        t, weight = root**4, 4 * root**3 * (half * weights).ravel()
+        alpha, sigma = schedule64(sde, t)
+        ds = drift_and_diffusion64(sde, t)[1] / (2 * sigma * alpha)  # ds/dt
+        rate = (alpha * sigma)[:, None] / (alpha[:, None] ** 2 * self.w + sigma[:, None] ** 2)
+        grown = (weight * ds * self._factor(t, np)) @ rate
+        (a0, _), (a1, _) = schedule64(sde, eps), schedule64(sde, 1.0)
+        log_scale = grown + np.log(a1 / a0)
+        z = (x @ self.V) * np.exp(log_scale)
+        return log_prior(sde, z) + log_scale.sum()

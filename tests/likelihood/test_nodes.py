@@ -64,11 +64,21 @@ def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
 
 
 def test_calibration_by_hand():
-    """Student's t with a degree of freedom for each image, from a table: 0.99 lie below it."""
-    for images, deviations in ((4, 3.747), (8, 2.896)):
-        ratios = np.array([1.0, -7.0] * (images // 2))  # of root mean square 5
-        assert _calibration(ratios) == pytest.approx(5 * deviations, rel=1e-3)
-    assert _calibration(np.full(3, 9.0)) == 1
+    """Student's t with a degree of freedom for each image, from a table: 0.975 lie below it."""
+    for images, deviations in ((4, 2.776), (8, 2.306)):
+        stated = np.array([3.0, 5.0] * (images // 2))  # of root mean square sqrt(17)
+        error = np.hypot(stated, np.sqrt(17)) * np.array([1.0, -7.0] * (images // 2))
+        factor, typical = _calibration(error, stated)
+        assert typical == pytest.approx(np.sqrt(17))
+        assert factor == pytest.approx(5 * deviations, rel=1e-3)
+    assert _calibration(np.full(3, 9.0), np.ones(3)) == (1, 0)
+
+
+def test_an_image_of_which_the_solver_tells_nothing_has_the_typical_error():
+    """Its neighbours' ratios are not what it is multiplied by."""
+    error, stated = np.full(8, 2.0), np.array([1.0] * 7 + [1e-6])
+    factor, typical = _calibration(error, stated)
+    assert 1.5 * 2 < factor * np.hypot(1e-6, typical) < 4 * 2
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=["exact", "probes"])
@@ -78,7 +88,7 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
 ):
     data, sde, noise, _, pilot = setting(divergence)
     choice = pilot.measure(nodes)
-    assert choice.solver == Multistep(nodes, choice.calibration)
+    assert choice.solver == Multistep(nodes, choice.calibration, choice.typical)
     x = data.draw(8, 200).astype(np.float32)
     truth = data.log_model(sde, x.astype(np.float64), 1e-5)
 
@@ -93,9 +103,10 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     error = np.abs(run(Exact(), Multistep(nodes)).log_prob - truth)
     stated = np.asarray(run(divergence, choice.solver).solver_error)
     raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
-    np.testing.assert_allclose(stated, choice.calibration * raw, rtol=1e-5)
+    together = choice.calibration * np.hypot(raw, choice.typical)
+    np.testing.assert_allclose(stated, together, rtol=1e-5)
     assert np.mean(error <= stated) > 0.9
-    assert np.median(stated / error) < 10
+    assert np.median(stated / error) < 4
 
 
 def test_too_few_images_calibrate_nothing():
