@@ -13,6 +13,13 @@ class UserError(Exception):
     """A mistake that the user can mend: what was wrong, where, what to do, in one line.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     scoremle.load("nowhere")
+        ... except scoremle.UserError as error:
+        ...     print(error)
+        there is no folder or file nowhere, and no model of that name; there are: digits
     """
 
 

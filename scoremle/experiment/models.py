@@ -41,6 +41,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, and for what can't be read.
+
+    Example:
+        >>> model = scoremle.load("digits")
+        >>> model.shape, model.pixels.levels
+        ((8, 8, 1), 17)
     """
     path = Path(place)
     if not path.exists():

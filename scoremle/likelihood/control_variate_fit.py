@@ -2,9 +2,8 @@
 
 At each of a number of log-SNRs, pairs of draws of the noise for the same images give
 
-* the coefficients of the control variate (`control_variate.py`), by regression: of the differences
-  within pairs for the noise, of their means for the level, since these are apart in what they
-  explain;
+* the coefficients of the control variate (`control_variate.py`), by regression: differences within
+  pairs give those of the noise, means of pairs those of the level;
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 
@@ -51,6 +50,17 @@ def fit_control(
     """The control variate for bounds with this network, by a pilot on the examples ``x``.
 
     Takes two network evaluations for each example and bin. A hundred examples are enough.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        x: training examples, not those whose bound is wanted.
+        key: draws times and noise.
+        eps: the smallest time.
+        gaussian: fitted to training examples.
+        matching: "denoising" or "sliced", as of the bound.
+
+    Raises ValueError for a log-SNR that each dimension has of its own.
     """
     edges = log_snr_edges(sde, eps)
     deviations = gaussian.deviations(x)
