@@ -9,9 +9,9 @@ probes at each. As `eval.solver=auto` does, a pilot on images of its own chooses
 the stated error and chooses levels; then means over a set are corrected by differences.
 
 Columns: how often the interval of 95 % covers: of the mean over all images (``mean``, where that
-is known), of the mean of the set (``of set``), of that without the correction, of an image with its
-probes (``image``), and the stated error of an image's solver (``solver``), which is given beside
-the true one in the median (``stated / true``). From 90 to 99 % is well, and at most 4.
+is known), of the mean of the set (``of set``), of that without the correction, of an image with
+its probes (``image``), and the stated error of an image's solver (``solver``), which is given
+beside the true one in the median (``stated / true``). From 90 to 99 % is well, and at most 4.
 """
 
 import argparse

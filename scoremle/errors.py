@@ -16,6 +16,13 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2. Control characters, as
     names of files may have them, become escapes.
+
+    Example:
+        >>> try:
+        ...     scoremle.load("nowhere")
+        ... except scoremle.UserError as error:
+        ...     print(error)
+        there is no folder or file nowhere, and no model of that name; there are: digits
     """
 
     def __init__(self, text: str = "") -> None:

@@ -1,7 +1,7 @@
 """A model: what noise is added when, what predicts it, and what its images are.
 
-Whatever is asked of it goes through a function of arrays that is public too: the methods say with
-what. Nothing in a model changes when it is used.
+Each method calls a public function of arrays with the model's own settings. Nothing in a model
+changes when it is used.
 """
 
 from collections.abc import Sequence
@@ -64,15 +64,21 @@ class Scores:
     """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
 
     ``log_prob`` and ``bpd`` are means over independent passes, each with its own dequantization
-    noise and probes. ``stderr`` is the standard error of such a mean by their spread, and so has
-    all that is random in it; NaN for one pass, which can't tell.
+    noise and probes. ``stderr`` is the standard error of that mean, by the spread of the passes.
+    It contains all that is random; it is NaN for one pass.
 
-    The other two are told by each pass, and are parts. ``probe_stderr`` is what the random probes,
-    or the random times of a bound, leave in the mean: the dequantization noise, often the larger
-    part, is not in it. From a single probe it is estimated along the path and may be far too large
-    where nodes are few, and NaN where that probe stays the same. ``solver_error`` is to cover the
-    ODE solver's error, the mean over passes: that is not random, not in ``stderr``, and does not
-    shrink with more passes; a bound has none.
+    The other two are estimated within each pass. ``probe_stderr`` is the error of the mean by the
+    random probes, or by the random times of a bound. The dequantization noise, often the larger
+    part, is not in it. From a single probe it is estimated along the path: it may be far too large
+    where nodes are few, and it is NaN where the probe stays the same. ``solver_error`` should
+    cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
+    not in ``stderr``, and does not shrink with more passes. A bound has none.
+
+    Example:
+        >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
+        >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
+        >>> print(len(scores), scores.bpd, scores.stderr, scores.log_prob / np.log(2))
+        1 [4.] [1.] [-40.]
     """
 
     log_prob: Float[np.ndarray, " n"]
@@ -86,7 +92,18 @@ class Scores:
 
     @classmethod
     def of_passes(cls, values: dict[str, Float[np.ndarray, "passes n"]], dims: int) -> "Scores":
-        """From each pass's ``bpd`` and its errors."""
+        """From what each pass measured.
+
+        Args:
+            values: ``bpd`` of each pass and image, and its errors, in bits/dim.
+            dims: dimensions of one image.
+
+        Example:
+            >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
+            >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
+            >>> print(scores.bpd, scores.stderr)
+            [4.] [1.]
+        """
         bpd = values["bpd"]
         passes, n = bpd.shape
         nothing = 0 * bpd  # NaN where a pass failed
@@ -118,6 +135,14 @@ class ScoreModel:
         solver: of the probability-flow ODE, where a method is not given another.
         decoder_scale: of ``decoder``, in units of the data; None: the noise at t = ``eps``, over
             alpha.
+
+    Example:
+        >>> sde = scoremle.VP()
+        >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+        >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+        >>> found = model.log_prob(jnp.asarray([[1.0, 0.0]]), jax.random.key(0))
+        >>> print(f"{found.log_prob[0]:.2f}")  # -1/2 - log 2 pi
+        -2.34
     """
 
     noise: NoiseFn
@@ -142,7 +167,12 @@ class ScoreModel:
 
     @property
     def dims(self) -> int:
-        """Dimensions of one example."""
+        """Dimensions of one example.
+
+        Example:
+            >>> scoremle.load("digits").dims
+            64
+        """
         return int(np.prod(self.shape))
 
     @property
@@ -151,6 +181,10 @@ class ScoreModel:
 
         It is what the network says of the data there, spread by ``decoder_scale``. None where the
         levels can be told apart. Raises UserError for a model of reals.
+
+        Example:
+            >>> print(scoremle.load("digits").decoder)
+            None
         """
         pixels = self._of_integers()
         if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
@@ -161,7 +195,12 @@ class ScoreModel:
 
     @property
     def default_estimator(self) -> Estimator:
-        """By the ODE, with the model's solver, one probe at each node, and ``decoder`` if any."""
+        """By the ODE, with the model's solver, one probe at each node, and ``decoder`` if any.
+
+        Example:
+            >>> print(scoremle.load("digits").default_estimator.words)
+            exact by the ODE
+        """
         decoder = self.decoder
         if decoder is None:
             return ByOde(solver=self.solver)
@@ -170,7 +209,18 @@ class ScoreModel:
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
 
-        ``condition`` has a row for each example that it will be used with, or one row for all.
+        Args:
+            condition: a row for each example that the model will be used with, or one for all.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> def noise(x, t, mean):  # of data N(mean, I)
+            ...     return sde.sigma(t)[:, None] * (x - sde.alpha(t)[:, None] * mean)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> under = model.given(jnp.asarray([[1.0, 0.0]]))
+            >>> found = under.log_prob(jnp.asarray([[1.0, 0.0]]), jax.random.key(0))
+            >>> print(f"{found.log_prob[0]:.1f}")  # -log 2 pi
+            -1.8
         """
         if condition is None:
             return self
@@ -196,6 +246,14 @@ class ScoreModel:
             solver: None: the model's own.
 
         Raises ValueError for data of another shape, or integers.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> found = model.log_prob(jnp.asarray([[0.0, 0.0]]), jax.random.key(0))
+            >>> print(f"{found.log_prob[0]:.2f}")  # -log 2 pi
+            -1.84
         """
         self._check(x)
         exact = self.dims <= FEW_DIMS
@@ -208,7 +266,24 @@ class ScoreModel:
     def bound(
         self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000
     ) -> Bound:
-        """The variational bound on log p(x) in nats of real data, by ``draws`` random times."""
+        """The variational bound on log p(x) in nats of real data, by random times.
+
+        Args:
+            x: data of the model's shape.
+            key: draws times and noise; one, or one for each example.
+            condition: what the noise prediction takes, a row for each example or one for all.
+            draws: how many times.
+
+        Raises ValueError for data of another shape, integers, and no draws.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> found = model.bound(jnp.asarray([[0.0, 0.0]]), jax.random.key(0))
+            >>> print(bool(found.log_prob[0] < -np.log(2 * np.pi) + 3 * found.stderr[0]))
+            True
+        """
         self._check(x)
         times = UniformLogSNR(self.sde, self.eps, stratified=True)
         noise = self.given(condition).noise
@@ -246,6 +321,17 @@ class ScoreModel:
 
         Raises UserError for images of another shape, type or range than the model's, a seed
         outside 0..2**32 - 1, no passes, and values that are not finite.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> model = scoremle.ScoreModel(  # of data N(0, I)
+            ...     lambda x, t: sde.sigma(t)[:, None, None, None] * x, sde,
+            ...     eps=1e-3, shape=(1, 2, 1), pixels=scoremle.Pixels(8),
+            ... )
+            >>> images = np.asarray([1, 6], np.uint8).reshape(1, 1, 2, 1)
+            >>> scores = model.score(images, repeats=20)
+            >>> print(bool(abs(scores.bpd[0] - 3.61) < 4 * scores.stderr[0] + 0.01))
+            True
         """
         pixels = self._of_integers()
         if not 0 <= seed < 2**32:
@@ -289,10 +375,28 @@ class ScoreModel:
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
     ) -> tuple["ScoreModel", Choice]:
-        """The model with as many nodes as the likelihoods of such images need, and why so many.
+        """The model with as many nodes as likelihoods of such images need, and why so many.
 
         The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
-        A few images are used. Raises UserError for none.
+
+        Args:
+            images: [n h w c] integers, of which a few are used.
+            divergence: how traces are estimated.
+            seed: of probes and dequantization noise.
+
+        Raises UserError for no images, and for those of another shape, type or range than the
+        model's.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> model = scoremle.ScoreModel(  # of data N(0, I)
+            ...     lambda x, t: sde.sigma(t)[:, None, None, None] * x, sde,
+            ...     eps=1e-3, shape=(1, 2, 1), pixels=scoremle.Pixels(8),
+            ... )
+            >>> images = np.arange(8, dtype=np.uint8).reshape(4, 1, 2, 1)
+            >>> model, choice = model.calibrated(images, divergence=scoremle.Exact())
+            >>> print(choice.met, model.solver.nodes == choice.nodes)
+            True True
         """
         choice = choose_nodes(self.pilot_on(images, divergence=divergence, seed=seed))
         return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
@@ -304,7 +408,22 @@ class ScoreModel:
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
     ) -> Pilot:
-        """The first few of these images, on which the solver is measured. UserError for none."""
+        """The first few of these images, on which the solver is measured.
+
+        Args:
+            images: [n h w c] integers.
+            divergence: how traces are estimated.
+            seed: of probes and dequantization noise.
+
+        Raises UserError for no images, and for those of another shape, type or range than the
+        model's.
+
+        Example:
+            >>> images = np.full((4, 8, 8, 1), 8, np.uint8)
+            >>> pilot = scoremle.load("digits").pilot_on(images)
+            >>> print(pilot.images)
+            4
+        """
         pixels = self._of_integers()
         x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
         if not len(x):
@@ -318,8 +437,17 @@ class ScoreModel:
     ) -> "ScoreModel":
         """The model with the ``decoder_scale`` under which such integers are likeliest, if any.
 
-        A few images are used, at one network evaluation each. A single number is fitted: scores
-        of the same images gain about half a nat by it, all of them together.
+        A single number is fitted: scores of the same images gain about half a nat by it, all of
+        them together.
+
+        Args:
+            images: [n h w c] integers, of which a few are used, at one network evaluation each.
+            seed: of the noise.
+
+        Example:
+            >>> model = scoremle.load("digits")
+            >>> print(model.fitted(np.zeros((1, 8, 8, 1), np.uint8)) is model)  # it has no decoder
+            True
         """
         if self.decoder is None:
             return self
@@ -332,7 +460,21 @@ class ScoreModel:
     ) -> list[str]:
         """What is likely wrong with the declaration: a line each, and none if all is well.
 
-        ``images`` of the kind that the model was trained on; a few are used (``check.py``).
+        Args:
+            images: [n h w c] of the kind that the model was trained on; a few are used.
+            condition: what the noise prediction takes, a row for each image or one for all.
+
+        Raises UserError for fewer than four images, and for images of another shape, type or range
+        than the model's.
+
+        Example:
+            >>> sde, pixels = scoremle.VP(), scoremle.Pixels(256)
+            >>> def noise(x, t):  # of data N(0, 0.09 I)
+            ...     alpha, sigma = (a[:, None, None, None] for a in (sde.alpha(t), sde.sigma(t)))
+            ...     return sigma * x / (0.09 * alpha**2 + sigma**2)
+            >>> images = pixels.decode(0.3 * jax.random.normal(jax.random.key(0), (40, 8, 8, 1)))
+            >>> scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1), pixels).check(images)
+            []
         """
         images = self._of_integers().checked(np.asarray(images), self.shape)
         rows = _rows(condition, len(images))
@@ -348,11 +490,26 @@ class ScoreModel:
         batch_size: int = BATCH_SIZE,
         label: str = "",
     ) -> np.ndarray:
-        """``n`` samples, integers where the model is one of images; each has its own key.
+        """Samples, integers where the model is one of images; each has its own key.
 
-        ``sampler`` is any of ``scoremle.sampling``, with its options bound by functools.partial.
-        Progress is told under ``label``, if there is one. Raises UserError for samples that are
-        not finite.
+        Args:
+            n: how many.
+            key: of all of them.
+            condition: what the noise prediction takes, a row for each sample or one for all.
+            sampler: any of ``scoremle.sampling`` that takes a key, with its options bound by
+                functools.partial.
+            batch_size: how many at once; no sample depends on it.
+            label: under which progress is told, if there is one.
+
+        Raises UserError for samples that are not finite.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> x = model.sample(1000, jax.random.key(0))
+            >>> print(x.shape, f"{x.std():.1f}")
+            (1000, 2) 1.0
         """
         plain, rows = self._plain(), _rows(condition, n)
 
@@ -368,11 +525,37 @@ class ScoreModel:
         return in_parts(work, n, size=size, label=label, unit="sample")["x"][0]
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:
-        """The latents of real data, at t = 1."""
+        """The latents of real data, at t = 1, by the probability-flow ODE.
+
+        Args:
+            x: data of the model's shape.
+            condition: what the noise prediction takes, a row for each example or one for all.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x / (1 + 3 * sde.alpha(t)[:, None]**2)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> z = model.encode(jnp.full((1, 2), 2.0))
+            >>> print(f"{z[0, 0]:.2f}")  # N(0, 4 I) to N(0, I)
+            1.00
+        """
         return ode_encode(self.given(condition).noise, self.sde, x, eps=self.eps)
 
     def decode(self, z: Data, *, condition: Condition = None) -> Data:
-        """The real data whose latents these are."""
+        """The real data of latents at t = 1, by the probability-flow ODE.
+
+        Args:
+            z: latents of the model's shape.
+            condition: what the noise prediction takes, a row for each example or one for all.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x / (1 + 3 * sde.alpha(t)[:, None]**2)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> x = model.decode(jnp.full((1, 2), 1.0))
+            >>> print(f"{x[0, 0]:.2f}")  # N(0, I) to N(0, 4 I)
+            2.00
+        """
         return ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
 
     def _plain(self) -> "ScoreModel":

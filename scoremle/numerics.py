@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from scoremle.errors import UserError
-from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
+from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar, Times
 
 __all__ = [
     "all_finite",
@@ -49,7 +49,7 @@ def expand(s: Float[Array, "..."], like: Data) -> Float[Array, "..."]:
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 
 
-def dims_of(x: Data) -> int:
+def dims_of(x: Shaped[AnyArray, "b *d"]) -> int:
     """Dimensions of one example; there may be none."""
     return math.prod(x.shape[1:])
 

@@ -2,6 +2,7 @@
 
 Images are NHWC. ``*d`` is any number of data axes, so that every likelihood here works for
 vectors and images alike; ``b`` is the batch. Per-example values are in nats until the last line.
+Within a signature a name is one size; not so ``_h``, ``_w`` and ``_c``, which a network changes.
 """
 
 from collections.abc import Callable

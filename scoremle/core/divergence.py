@@ -5,7 +5,7 @@
 An estimator draws its probes and then, at a point, gives the field's value and its estimates of
 the divergence from forward-mode derivatives: all probes share one evaluation of the field.
 Rademacher probes have the smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A||_F^2 for Gaussian
-ones (A symmetrised). Of orthogonal ones, k of D cover a share k/D of the trace, and D all of it.
+ones (A symmetrised). k orthogonal probes in D dimensions cover a share k/D of the trace.
 """
 
 import math
@@ -87,7 +87,19 @@ class _Sampled:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Hutchinson(_Sampled):
-    """Independent random probes for each example."""
+    """Independent random probes for each example.
+
+    Args:
+        probes: how many. The work grows with their number.
+        distribution: "rademacher" or "gaussian".
+
+    Example:
+        >>> x, hutchinson = jnp.ones((1, 2)), scoremle.Hutchinson(probes=2)
+        >>> probes = hutchinson.draw(jax.random.key(0), x)
+        >>> print(hutchinson(lambda x: 3 * x, x, probes)[1])  # of each probe
+        [[6.]
+         [6.]]
+    """
 
     probes: int = 1
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
@@ -101,9 +113,20 @@ class Hutchinson(_Sampled):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Orthogonal(_Sampled):
-    """A random frame of ``probes`` orthogonal vectors for each example, at most as many as D.
+    """A random frame of orthogonal vectors for each example.
+
+    Args:
+        probes: how many vectors, at most as many as dimensions.
 
     Raises ValueError for more probes than dimensions.
+
+    Example:
+        >>> x, orthogonal = jnp.ones((1, 2)), scoremle.Orthogonal(2)
+        >>> probes = orthogonal.draw(jax.random.key(0), x)
+        >>> matrix = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+        >>> estimates = orthogonal(lambda x: x @ matrix, x, probes)[1]
+        >>> print(f"{estimates.mean():.3f}")  # the trace: as many probes as dimensions
+        5.000
     """
 
     probes: int = 2
@@ -128,7 +151,17 @@ class Orthogonal(_Sampled):
 @pytree
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
-    """Probes that are given: to repeat an estimate, or to compare solvers on the same one."""
+    """Probes that are given: to repeat an estimate, or to compare solvers on the same one.
+
+    Args:
+        vectors: the probes of each example.
+
+    Example:
+        >>> x, fixed = jnp.ones((1, 2)), scoremle.FixedProbe(jnp.ones((1, 1, 2)))
+        >>> probes = fixed.draw(jax.random.key(0), x)
+        >>> print(fixed(lambda x: 3 * x, x, probes)[1])
+        [[6.]]
+    """
 
     vectors: Float[AnyArray, "k b *d"]
 
@@ -141,7 +174,14 @@ class FixedProbe(_Sampled):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Exact:
-    """The exact trace, one unit vector for each dimension: for data of few dimensions."""
+    """The exact trace, one unit vector for each dimension: for data of few dimensions.
+
+    Example:
+        >>> x, exact = jnp.ones((1, 2)), scoremle.Exact()
+        >>> probes = exact.draw(jax.random.key(0), x)
+        >>> print(exact(lambda x: 3 * x, x, probes)[1])
+        [[6.]]
+    """
 
     random = False
 

@@ -36,11 +36,27 @@ def denoising_residual(noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> 
 def denoising_loss(
     noise: NoiseFn, sde: SDE, x: Data, key: Keys, *, times: TimeSampler, weighting: str
 ) -> PerExample:
-    """Denoising loss of each example in nats; ``weighting`` is "likelihood" or "plain".
+    """Denoising loss of each example in nats.
 
-    By one key the times of a batch are drawn together, so that a stratified sampler stratifies
-    over it; by one for each example they are drawn apart.
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        x: data.
+        key: one, by which the times of the batch are drawn together, so that a stratified sampler
+            stratifies over it; or one for each example, whose time is drawn apart.
+        times: how t is drawn.
+        weighting: "likelihood" or "plain".
+
     Raises ValueError for another weighting, integer ``x``, or a prediction of another shape.
+
+    Example:
+        >>> sde, times = scoremle.VP(), scoremle.UniformTime(1e-3)
+        >>> loss = scoremle.denoising_loss(
+        ...     lambda x, t: 0 * x, sde, jnp.zeros((4000, 2)), jax.random.key(0),
+        ...     times=times, weighting="plain",
+        ... )
+        >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
+        1.0
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")

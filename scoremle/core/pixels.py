@@ -26,9 +26,20 @@ MOST_LEVELS = 2**16
 
 @dataclass(frozen=True)
 class Pixels:
-    """``levels`` grey values a channel, spread over [low, high).
+    """Grey values of images, spread over [low, high).
 
-    Raises ValueError for fewer than 2 or more than 65,536 levels.
+    Args:
+        levels: the number of grey values a channel.
+        low: the real that the lowest value begins at.
+        high: the real that the highest value ends at.
+
+    Raises ValueError for fewer than 2 or more than 65,536 levels, and unless low < high.
+
+    Example:
+        >>> pixels, x = scoremle.Pixels(256), jnp.asarray([[0, 17, 255]])
+        >>> y = pixels.encode(x, jnp.full((1, 3), 0.5))
+        >>> print(y[0, 0] == -1 + 1 / 256, pixels.decode(y))
+        True [[  0  17 255]]
     """
 
     levels: int = 256
@@ -95,7 +106,18 @@ class Pixels:
 def bits_per_dim(
     log_prob: Float[AnyArray, "*b"], pixels: Pixels, dims: int
 ) -> Float[AnyArray, "*b"]:
-    """Bits per dimension of integer images from log p(y) in nats (less log q(u | x), if any)."""
+    """Bits/dim of integer images.
+
+    Args:
+        log_prob: log p(y) in nats of each image, less log q(u | x) if there is such.
+        pixels: what y = pixels.encode(x, u) is.
+        dims: dimensions of one image.
+
+    Example:
+        >>> uniform = jnp.full(1, 3 * np.log(1 / 2))  # in nats, the density 1/2 on [-1, 1)^3
+        >>> print(f"{scoremle.bits_per_dim(uniform, scoremle.Pixels(256), 3)[0]:.4f}")
+        8.0000
+    """
     return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
 
 

@@ -127,6 +127,14 @@ def noise_fn(
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
 
     Raises ValueError for another prediction or conditioning.
+
+    Example:
+        >>> def network(x, log_snr):  # E[x_0 | x] of data N(0, I)
+        ...     return jnp.sqrt(jax.nn.sigmoid(log_snr))[:, None] * x
+        >>> sde, x, t = scoremle.VP(), jnp.ones((1, 2)), jnp.full(1, 0.3)
+        >>> noise = scoremle.noise_fn(network, sde, prediction="x_0")
+        >>> print(f"{noise(x, t)[0, 0] / sde.sigma(0.3):.4f}")
+        1.0000
     """
     if prediction not in (*PREDICTIONS, "edm"):
         choices = ", ".join((*PREDICTIONS, "edm"))

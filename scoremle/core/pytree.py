@@ -1,8 +1,8 @@
 """Records whose numbers are leaves: to be trained, jitted over, and described.
 
-``jax.tree_util.register_dataclass`` calls the constructor for whatever has the structure of a
-record: tracers, shapes, and gradients, which are none of the values that a constructor may check.
-Here only what a user writes is constructed.
+``jax.tree_util.register_dataclass`` calls the constructor with whatever has the structure of a
+record: tracers, shapes or gradients, which no constructor should check. Here the constructor is
+called only where it is written.
 """
 
 import dataclasses

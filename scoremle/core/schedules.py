@@ -45,7 +45,18 @@ def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:
 
 
 class Schedule(abc.ABC):
-    """lambda(t) on [0, 1], elementwise in t, strictly falling."""
+    """lambda(t) on [0, 1], elementwise in t, strictly falling.
+
+    Example:
+        >>> @scoremle.core.pytree.pytree
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Straight(scoremle.Schedule):
+        ...     slope: float
+        ...     def log_snr(self, t):
+        ...         return self.slope * (0.5 - t)
+        >>> print(f"{Straight(10.0).time_of_log_snr(jnp.asarray(0.0)):.3f}")
+        0.500
+    """
 
     # Is lambda one number at each t, or one for each dimension of the data?
     per_dimension: ClassVar[bool] = False
@@ -101,6 +112,17 @@ class PerDimension(Schedule):
 
     No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds take
     ``UniformTime``, and what needs a single log-SNR refuses.
+
+    Example:
+        >>> @scoremle.core.pytree.pytree
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Slopes(scoremle.PerDimension):
+        ...     slopes: jax.Array
+        ...     def log_snr(self, t):
+        ...         return self.slopes * (0.5 - t[..., None])
+        >>> sde = scoremle.SDE("vp", Slopes(jnp.asarray([8.0, 9.0, 10.0])), 1.0)
+        >>> sde.sigma(jnp.asarray([0.1, 0.9])).shape
+        (2, 3)
     """
 
     per_dimension = True
@@ -117,8 +139,17 @@ class PerDimension(Schedule):
 class LinearBeta(Schedule):
     """beta(t) = beta_min + t (beta_max - beta_min), where alpha^2 = e^-B with its integral B.
 
-    The lambda that belongs to that alpha depends on the ``kernel``: "vp", "subvp" or "straight".
-    Raises ValueError for another, and for betas below 0.
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+        kernel: "vp", "subvp" or "straight": on it depends the lambda that belongs to an alpha.
+
+    Raises ValueError for another kernel, and for betas below 0.
+
+    Example:
+        >>> schedule = scoremle.LinearBeta(0.1, 20.0)
+        >>> print(f"{schedule.log_alpha(jnp.ones(())):.4f}")  # -(0.1 + 20) / 4
+        -5.0250
     """
 
     beta_min: Scalar = 0.1
@@ -152,7 +183,19 @@ class LinearBeta(Schedule):
 @pytree
 @dataclass(frozen=True)
 class GeometricSigma(Schedule):
-    """sigma / alpha geometric from sigma_min to sigma_max."""
+    """sigma / alpha geometric from sigma_min to sigma_max.
+
+    Args:
+        sigma_min: sigma / alpha at t = 0.
+        sigma_max: sigma / alpha at t = 1.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> schedule = scoremle.GeometricSigma(0.01, 100.0)
+        >>> print(f"{schedule.time_of_log_snr(jnp.asarray(0.0)):.3f}")  # sigma / alpha = 1
+        0.500
+    """
 
     sigma_min: Scalar = 0.01
     sigma_max: Scalar = 50.0
@@ -171,7 +214,18 @@ class GeometricSigma(Schedule):
 @pytree
 @dataclass(frozen=True)
 class LinearSigma(Schedule):
-    """sigma / alpha = t sigma_max."""
+    """sigma / alpha = t sigma_max.
+
+    Args:
+        sigma_max: sigma / alpha at t = 1.
+
+    Raises ValueError for a sigma_max that is not above 0.
+
+    Example:
+        >>> schedule = scoremle.LinearSigma(50.0)
+        >>> print(f"{schedule.time_of_log_snr(jnp.asarray(0.0)):.3f}")  # 1 / 50
+        0.020
+    """
 
     sigma_max: Scalar = 50.0
 
@@ -188,7 +242,20 @@ class LinearSigma(Schedule):
 @pytree
 @dataclass(frozen=True)
 class KarrasSigma(Schedule):
-    """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5)."""
+    """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5).
+
+    Args:
+        sigma_min: sigma / alpha at t = 0.
+        sigma_max: sigma / alpha at t = 1.
+        rho: the exponent: the larger, the more of the times have little noise.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max, and for a rho that is not above 0.
+
+    Example:
+        >>> sde = scoremle.SDE("ve", scoremle.KarrasSigma(), prior_std=80.0)
+        >>> print(f"{sde.sigma(0.0):.3f} {sde.sigma(1.0):.1f}")
+        0.002 80.0
+    """
 
     sigma_min: Scalar = 0.002
     sigma_max: Scalar = 80.0
@@ -215,7 +282,19 @@ class KarrasSigma(Schedule):
 @pytree
 @dataclass(frozen=True)
 class LinearLogSNR(Schedule):
-    """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630)."""
+    """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630).
+
+    Args:
+        log_snr_min: lambda at t = 1.
+        log_snr_max: lambda at t = 0.
+
+    Raises ValueError unless log_snr_min < log_snr_max, both finite.
+
+    Example:
+        >>> schedule = scoremle.LinearLogSNR(-5.0, 13.0)
+        >>> print(f"{schedule.time_of_log_snr(jnp.asarray(4.0)):.3f}")
+        0.500
+    """
 
     log_snr_min: Scalar = -5.0
     log_snr_max: Scalar = 13.3
@@ -237,6 +316,17 @@ class Cosine(Schedule):
 
     So alpha of VP is a cosine (Nichol and Dhariwal, arXiv 2102.09672), here with ends that are
     finite (Hoogeboom et al., arXiv 2301.11093).
+
+    Args:
+        log_snr_min: lambda at t = 1.
+        log_snr_max: lambda at t = 0.
+
+    Raises ValueError unless log_snr_min < log_snr_max, both finite.
+
+    Example:
+        >>> schedule = scoremle.Cosine(-12.0, 12.0)
+        >>> print(f"{schedule.time_of_log_snr(jnp.asarray(0.0)):.3f}")
+        0.500
     """
 
     log_snr_min: Scalar = -15.0
@@ -247,7 +337,7 @@ class Cosine(Schedule):
 
     @property
     def _angles(self) -> tuple[Times, Times, Times]:
-        """The angle at t = 0, what the one at t = 1 lacks of a right one, and what is between."""
+        """The angle at t = 0, the right angle less the angle at t = 1, and their distance."""
         first = jnp.arctan(jnp.exp(-jnp.asarray(self.log_snr_max) / 2))
         lacking = jnp.arctan(jnp.exp(jnp.asarray(self.log_snr_min) / 2))
         return first, lacking, jnp.pi / 2 - first - lacking
@@ -266,10 +356,20 @@ class Cosine(Schedule):
 @pytree
 @dataclass(frozen=True, eq=False)
 class Discrete(Schedule):
-    """lambda at each of T steps, ``log_snrs``, and linear between them; t = (label + 1) / T.
+    """lambda at each of T steps, and linear between them; t = (label + 1) / T.
 
-    Likelihoods begin at ``eps`` = 1/T, the first step, whose label is 0. Raises ValueError for
-    fewer than two steps, and for a lambda that is not finite or does not fall.
+    Likelihoods begin at ``eps`` = 1/T, the first step, whose label is 0.
+
+    Args:
+        log_snrs: lambda at each step.
+
+    Raises ValueError for fewer than two steps, and for a lambda that is not finite or does not
+    fall.
+
+    Example:
+        >>> schedule = scoremle.Discrete.of_betas(np.linspace(1e-4, 0.02, 1000))
+        >>> schedule.steps, schedule.eps
+        (1000, 0.001)
     """
 
     log_snrs: Float[Array | np.ndarray, " T"]
@@ -293,7 +393,11 @@ class Discrete(Schedule):
     ) -> "Discrete":
         """Of DDPM's betas: alpha^2 at a step is the product of 1 - beta up to it (VP).
 
-        Where the last beta is 1, ``log_snr_min`` is where lambda ends.
+        Args:
+            betas: one for each step, above 0 and at most 1.
+            log_snr_min: the least lambda. It must be given where the last beta is 1.
+
+        Raises ValueError for other betas.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):

@@ -14,6 +14,9 @@ for the log-SNR.
 """
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,6 +53,11 @@ class SDE:
         prior_std: standard deviation of the prior N(0, prior_std^2 I) at t = 1.
 
     Raises ValueError for another kernel.
+
+    Example:
+        >>> sde = scoremle.SDE("straight", scoremle.Cosine(), prior_std=1.0)
+        >>> print(f"{sde.alpha(0.3) + sde.sigma(0.3):.4f}")
+        1.0000
     """
 
     kernel: str = field(metadata={"static": True})
@@ -125,12 +133,30 @@ class SDE:
         return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
 
 
+def _of_numbers(init: Callable[..., None]) -> Any:
+    """A constructor that refuses the fields of SDE, which ``dataclasses.replace`` gives it."""
+    numbers = ", ".join([*inspect.signature(init).parameters][1:])
+
+    @functools.wraps(init)
+    def constructor(self: SDE, *args: Any, **named: Any) -> None:
+        if "kernel" in named:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} is made of {numbers} alone: call {name}({numbers}) in place of replace,"
+                " or replace fields of SDE(kernel, schedule, prior_std)"
+            )
+        init(self, *args, **named)
+
+    return constructor
+
+
 class _LinearBeta(SDE):
     """beta(t) = beta_min + t (beta_max - beta_min), and alpha^2 = e^-B with its integral B."""
 
     schedule: LinearBeta
     _kernel: ClassVar[str]
 
+    @_of_numbers
     def __init__(self, beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> None:
         super().__init__(self._kernel, LinearBeta(beta_min, beta_max, self._kernel), 1.0)
 
@@ -152,7 +178,19 @@ class _LinearBeta(SDE):
 
 @pytree
 class VP(_LinearBeta):
-    """Variance preserving: sigma^2 = 1 - alpha^2."""
+    """Variance preserving: sigma^2 = 1 - alpha^2 (DDPM).
+
+    Args:
+        beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
+        beta_max: beta at t = 1.
+
+    Raises ValueError for betas below 0.
+
+    Example:
+        >>> sde = scoremle.VP()
+        >>> print(f"{sde.alpha(0.3) ** 2 + sde.sigma(0.3) ** 2:.4f}")
+        1.0000
+    """
 
     _kernel = "vp"
     chain = "ddpm"
@@ -160,18 +198,43 @@ class VP(_LinearBeta):
 
 @pytree
 class SubVP(_LinearBeta):
-    """Sub-VP: sigma = 1 - alpha^2, a smaller variance than VP at every t < 1."""
+    """Sub-VP: sigma = 1 - alpha^2, a smaller variance than VP at every t < 1.
+
+    Args:
+        beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
+        beta_max: beta at t = 1.
+
+    Raises ValueError for betas below 0.
+
+    Example:
+        >>> sde = scoremle.SubVP()
+        >>> print(f"{sde.alpha(0.3) ** 2 + sde.sigma(0.3):.4f}")
+        1.0000
+    """
 
     _kernel = "subvp"
 
 
 @pytree
 class VE(SDE):
-    """Variance exploding: sigma geometric from sigma_min to sigma_max."""
+    """Variance exploding: alpha = 1, sigma geometric from sigma_min to sigma_max (SMLD).
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1, and the standard deviation of the prior.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> sde = scoremle.VE(0.01, 100.0)
+        >>> print(f"{sde.sigma(0.5):.4f}")
+        1.0000
+    """
 
     schedule: GeometricSigma
     chain = "smld"
 
+    @_of_numbers
     def __init__(self, sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> None:
         super().__init__("ve", GeometricSigma(sigma_min, sigma_max), sigma_max)
 
@@ -189,10 +252,21 @@ class VE(SDE):
 
 @pytree
 class LinearVE(SDE):
-    """Variance exploding with sigma = t sigma_max."""
+    """Variance exploding: alpha = 1, sigma = t sigma_max.
+
+    Args:
+        sigma_max: sigma at t = 1, and the standard deviation of the prior.
+
+    Raises ValueError for a sigma_max that is not above 0.
+
+    Example:
+        >>> print(f"{scoremle.LinearVE(50.0).sigma(0.1):.4f}")
+        5.0000
+    """
 
     schedule: LinearSigma
 
+    @_of_numbers
     def __init__(self, sigma_max: Scalar = 50.0) -> None:
         super().__init__("ve", LinearSigma(sigma_max), sigma_max)
 

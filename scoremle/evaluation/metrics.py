@@ -1,4 +1,4 @@
-"""What is measured of images under a model, and a measurement of a whole split.
+"""Metrics of images under a model, measured over a whole split.
 
 A metric is a function of parameters, a batch of integer images and a key for each of them, which
 gives values per image. The keys of a split are those of its images (``core/keys.py``), by seed,

@@ -45,6 +45,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
 
     Raises UserError for what is none of these, for what can't be read, and for parameters that are
     not finite.
+
+    Example:
+        >>> model = scoremle.load("digits")
+        >>> model.shape, model.pixels.levels
+        ((8, 8, 1), 17)
     """
     check_devices()
     model = _loaded(place, checkpoint)

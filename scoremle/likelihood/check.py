@@ -7,8 +7,8 @@ the power spectrum w of other images (F is the Fourier transform),
 
     eps = sigma F^-1[ F(x - alpha mean) / (alpha^2 w + sigma^2) ]
 
-That is a weak model of images: who is worse was not trained there, or is misread. An error that is
-larger by d costs the bound d/2 nats per dimension and unit of log-SNR.
+That is a weak model of images: a network that is worse was not trained there, or is misread. An
+error that is larger by d costs the bound d/2 nats per dimension and unit of log-SNR.
 
 Where the network is worse, its output is read in all other ways; it is told of t in other ways,
 and shown pixels of another range. What then leaves little of the error is what it was trained for.
@@ -41,7 +41,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.images import ImageModel
 from scoremle.likelihood.steps import RangedNoise
 from scoremle.numerics import mean_square
-from scoremle.types import IntImages, NoiseFn, PerExample
+from scoremle.types import IntImages, NoiseFn, PerExample, Scalar
 
 __all__ = ["check"]
 
@@ -213,7 +213,7 @@ def _excesses(
     measured: Float[Array, "b h w c"],
     others: Float[Array, "n h w c"],
     nodes: tuple[Float[Array, " k"], ...],
-    sigma_data: float,
+    sigma_data: Scalar,
 ) -> dict[str, Float[Array, "k b"]]:
     """Of each prediction: how much the error of the noise exceeds the Gaussian's at each node.
 
@@ -265,5 +265,5 @@ def _mean(excess: Excess) -> float:
     return math.inf if math.isnan(mean) else mean
 
 
-def _stderr(values: Float[np.ndarray, "*k b"]) -> Float[np.ndarray, "*k"]:
+def _stderr(values: Float[np.ndarray, "*k b"]) -> Float[np.ndarray, "*k"] | np.floating:
     return values.std(axis=-1, ddof=1) / math.sqrt(values.shape[-1])

@@ -12,7 +12,7 @@ rest has mean zero. A network that learned images resembles this Gaussian, so
 
 with coefficients for each of a number of bins of lambda, takes most of the noise out of the
 network's residual when it is subtracted; its mean is given back in closed form. The last sums,
-j = 0, 1, 2, are for what no Gaussian knows: near the ends of their range pixels behave in another
+j = 0, 1, 2, are for what a Gaussian misses: near the ends of their range pixels behave in another
 way. Directions that share one w need no axes: sums over them are enough. Any coefficients leave
 the bound unbiased, as long as they come from other draws of the noise than the bound's own;
 `control_variate_fit.py` fits them.
@@ -207,7 +207,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Controlled:
-    """A control, with what of it depends on the examples alone."""
+    """A control, and the examples it is used for with their deviations along its axes."""
 
     control: Control
     x: Data

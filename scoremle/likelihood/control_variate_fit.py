@@ -2,9 +2,8 @@
 
 At each of a number of log-SNRs, pairs of draws of the noise for the same images give
 
-* the coefficients of the control variate (`control_variate.py`), by regression: of the differences
-  within pairs for the noise, of their means for the level, since these are apart in what they
-  explain;
+* the coefficients of the control variate (`control_variate.py`), by regression: differences within
+  pairs give those of the noise, means of pairs those of the level;
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 
@@ -74,6 +73,8 @@ def fit_control(
 
     From fewer than eight examples, or two beside a given Gaussian, nothing can be told: the
     control changes nothing then.
+
+    Raises ValueError for a log-SNR that each dimension has of its own.
     """
     if gaussian is None:
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)

@@ -56,9 +56,25 @@ class ImportanceBound:
 
 
 def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
-    """The bound from ``samples`` draws; ``draw`` uses the same probes each time.
+    """The importance-weighted bound on log P of images, in nats but for a constant of the pixels.
 
-    ``keys`` are one for each image, or one that ``draw`` makes its own of.
+    Args:
+        draw: from keys to the likelihood of dequantized images and log q(u | x); it uses the same
+            probes each time.
+        keys: one for each image, or one of which ``draw`` makes its own.
+        samples: how many draws.
+
+    Example:
+        >>> sde, pixels, x = scoremle.VP(), scoremle.Pixels(8), jnp.asarray([[1, 6]])
+        >>> def draw(keys):
+        ...     u, log_q = scoremle.Uniform()(keys, x)
+        ...     return scoremle.ode_log_likelihood(  # of data N(0, I)
+        ...         lambda x, t: sde.sigma(t)[:, None] * x, sde, pixels.encode(x, u), keys,
+        ...         eps=1e-3, divergence=scoremle.Exact(),
+        ...     ), log_q
+        >>> bound = scoremle.importance_bound(draw, jax.random.key(0), samples=64)
+        >>> print(f"{scoremle.bits_per_dim(bound.log_prob, pixels, 2)[0]:.1f}")  # of exactly 3.61
+        3.6
     """
 
     def one(keys: Keys) -> tuple[Array, ...]:

@@ -1,11 +1,10 @@
 """How many nodes a likelihood needs: measured on a few images, for a solver error that is known.
 
-A solver's error should not show beside the probes' own: it costs the same network evaluations,
-and unlike theirs its sign may be the same for all images. On a few images and with the same probes
-the fixed-node solver is compared with itself at many nodes, and these with half as many, whose
-difference tells how far to trust them. The fewest nodes whose error is below a share of the
-probes' standard error, and below a limit, are taken, and what the solver states of its error is
-calibrated by what was measured.
+A solver's error should be small beside the probes' error: unlike that, it may have the same sign
+for all images. On a few images, with the same probes, the fixed-node solver is compared with
+itself at many nodes. These are compared with half as many, which tells how far to trust them. The
+fewest nodes are taken whose error is below a share of the probes' standard error, and below a
+limit. The error that the solver states is calibrated by the measured one.
 """
 
 import math
@@ -83,9 +82,16 @@ class Choice:
 
 
 class Pilot:
-    """A few images ``x`` on which the solver is measured at any number of nodes.
+    """A few images on which the solver is measured at any number of nodes.
 
-    ``finest`` nodes are taken for the truth, as far as half of them agree.
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        x: the images, as reals.
+        key: draws the probes.
+        eps: the smallest time.
+        divergence: how traces are estimated.
+        finest: so many nodes are taken for the truth, as far as half of them agree.
     """
 
     def __init__(
@@ -169,7 +175,21 @@ def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
 
 
 def choose_nodes(pilot: Pilot) -> Choice:
-    """The fewest of ``NODES`` that are enough for images such as the pilot's."""
+    """The fewest of ``NODES`` that are enough for images such as the pilot's.
+
+    Args:
+        pilot: a few images, on which the solver is measured.
+
+    Example:
+        >>> sde, key = scoremle.VP(), jax.random.key(0)
+        >>> pilot = scoremle.likelihood.nodes.Pilot(  # of data N(0, I)
+        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, jax.random.normal(key, (4, 2)), key,
+        ...     eps=1e-3, divergence=scoremle.Exact(), finest=64,
+        ... )
+        >>> choice = scoremle.choose_nodes(pilot)
+        >>> print(choice.met, choice.solver_error < 0.005)
+        True True
+    """
     for steps in NODES:
         choice = pilot.measure(steps)
         if choice.met:

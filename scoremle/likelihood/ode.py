@@ -41,9 +41,27 @@ def ode_log_likelihood(
 ) -> Likelihood:
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 
-    Unbiased over the draw of the probes, up to the solver's error. ``key``, one or one for each
-    example, draws the probes and nothing else. Raises ValueError for eps outside (0, 1), integer
-    ``x``, or a prediction of another shape.
+    Unbiased over the draw of the probes, up to the solver's error.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        x: data.
+        key: draws the probes and nothing else; one, or one for each example.
+        eps: the smallest time, where the density is taken.
+        divergence: how traces are estimated.
+        solver: how the ODE is solved.
+
+    Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of another shape.
+
+    Example:
+        >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
+        >>> found = scoremle.ode_log_likelihood(  # of data N(0, I)
+        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
+        ...     eps=1e-3, divergence=scoremle.Exact(),
+        ... )
+        >>> print(f"{found.log_prob[0]:.2f}")  # -1/2 - log 2 pi
+        -2.34
     """
     x = as_data(x)
     if isinstance(solver, PublishedRK45):

@@ -7,14 +7,15 @@ density (Song, Durkan et al., arXiv 2101.09258, theorem 3):
 
     E[ 1/2 ||eps - z||^2 ] + D/2 (log 2 pi - lambda_eps)
 
-*Entropy*: none, so that the bound is one on the density of x_eps itself; its entropy given y
-stands in the place. *Discrete*: integers k that stand at points y_k, each dimension decoded by
-Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation 8),
+*Entropy*: no step to the data. The bound is one on the density of x_eps itself, whose entropy
+given y takes the place of this term. *Discrete*: integers k that stand at points y_k, each
+dimension decoded by Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation
+8),
 
     p(k | x_eps) = softmax_k( -(x_eps / alpha - y_k)^2 / (2 s^2) ),       s = sigma / alpha,
 
 whose expectation is an integral over one normal variable for each k: a table, without random
-error. That asks no network, and costs 2.4 bits/dim where a model of 256 levels ends at lambda =
+error. It needs no network, and costs 2.4 bits/dim where a model of 256 levels ends at lambda =
 9.2. *Informed*: a Gaussian around the network's estimate of the data, integrated over the bin of k
 (Ho et al., arXiv 2006.11239, equation 13),
 

@@ -16,13 +16,13 @@ class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
-    where one probe, the same all along, can't tell. With new probes at each node, several
-    differ there by their errors alone; from one it is estimated by the scatter along the path,
-    which also holds what the divergence has of unresolved structure: with few nodes in many
-    dimensions that may be most of it. ``probe_deviations`` are what each of several probes adds to
-    it, with its sign. ``solver_error`` is to cover the error that the solver made, calibrated on a
-    few images or as it can tell by itself. ``evaluations`` counts network evaluations, each with
-    its derivatives. Where ``ok`` is false the solver gave up, and
+    for one probe that stays the same along the path. With new probes at each node, the spread of
+    several of them tells it. For a single one the scatter along the path tells it, but the nodes
+    also leave structure of the divergence in that scatter: with few nodes in many dimensions this
+    may be most of it. ``probe_deviations`` are the parts of that error, with their signs, that
+    belong to each of several probes. ``solver_error`` should cover the solver's error: its own
+    estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
+    evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
     ``log_prob`` and its errors are NaN.
     """
 

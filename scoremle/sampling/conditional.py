@@ -41,7 +41,17 @@ def inpaint(
     eps: float,
     method: PredictorCorrector = PredictorCorrector(),
 ) -> Data:
-    """Samples that are ``x`` where ``known``: booleans that broadcast against it."""
+    """Samples that are ``x`` where it is known.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        key: one, or one for each sample.
+        x: the known values; what else it holds does not matter.
+        known: where they are: booleans that broadcast against ``x``.
+        eps: the time of the last step.
+        method: which steps to take; a corrector improves the approximation.
+    """
     return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
 
 
@@ -54,7 +64,16 @@ def colourise(
     eps: float,
     method: PredictorCorrector = PredictorCorrector(),
 ) -> Images:
-    """Colour images whose means over the three channels are ``grey``."""
+    """Colour images whose means over the three channels are given.
+
+    Args:
+        noise: the noise prediction eps(x, t) of colour images.
+        sde: what noise is added when.
+        key: one, or one for each image.
+        grey: the means.
+        eps: the time of the last step.
+        method: which steps to take; a corrector improves the approximation.
+    """
     x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
     return _complete(noise, sde, key, x, np.array([True, False, False]), COLOURS, eps, method)
 

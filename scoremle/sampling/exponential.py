@@ -29,12 +29,42 @@ __all__ = ["ddim_sample", "dpm_solver_sample"]
 
 
 def ddim_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) -> Data:
-    """Takes latents ``z`` at t = 1 to samples at t = ``eps`` by ``steps`` steps of DDIM."""
+    """Takes latents at t = 1 to samples by DDIM without noise (arXiv 2010.02502).
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        z: latents, draws of the prior.
+        eps: the smallest time, where the samples are.
+        steps: how many; each is one network evaluation.
+
+    Example:
+        >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
+        >>> noise = lambda x, t: sde.sigma(t)[:, None] * x
+        >>> x = scoremle.ddim_sample(noise, sde, z, eps=1e-3, steps=200)
+        >>> print(bool(jnp.allclose(x, z, atol=0.1)))  # N(0, I) to N(0, I)
+        True
+    """
     return _integrate(noise, sde, z, eps, steps, order=1)
 
 
 def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) -> Data:
-    """Takes latents ``z`` at t = 1 to samples at t = ``eps`` by ``steps`` second-order steps."""
+    """Takes latents at t = 1 to samples by DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2).
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        z: latents, draws of the prior.
+        eps: the smallest time, where the samples are.
+        steps: how many; each is one network evaluation.
+
+    Example:
+        >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
+        >>> noise = lambda x, t: sde.sigma(t)[:, None] * x
+        >>> x = scoremle.dpm_solver_sample(noise, sde, z, eps=1e-3, steps=50)
+        >>> print(bool(jnp.allclose(x, z, atol=0.05)))  # N(0, I) to N(0, I)
+        True
+    """
     return _integrate(noise, sde, z, eps, steps, order=2)
 
 

@@ -129,10 +129,22 @@ def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Which steps to take: ``steps`` times a predictor's, after ``corrector_steps`` corrector's.
+    """Which steps to take (Song et al., arXiv 2011.13456).
 
-    With ``probability_flow`` the predictor solves the ODE in place of the SDE. With ``denoise``
-    the last step adds no noise.
+    Args:
+        steps: how many of the predictor's.
+        predictor: ``euler_maruyama``, ``reverse_diffusion`` or ``ancestral_sampling``; None:
+            corrector steps alone.
+        corrector: ``langevin`` or ``ald``; None: predictor steps alone.
+        snr: sets the size of the corrector's steps, as published.
+        corrector_steps: how many of the corrector's before each of the predictor's.
+        probability_flow: the predictor solves the ODE in place of the SDE.
+        denoise: the last step adds no noise.
+
+    Example:
+        >>> corrector = scoremle.sampling.predictor_corrector.ald
+        >>> scoremle.PredictorCorrector(steps=500, corrector=corrector).evaluations
+        1000
     """
 
     steps: int = 1000
@@ -206,7 +218,25 @@ def pc_sample(
 ) -> Data:
     """Samples by ``method.evaluations`` network evaluations, in constant memory.
 
-    ``constraint`` is applied to the state before each of them.
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        key: one, or one for each sample.
+        shape: of all samples.
+        eps: the time of the last step.
+        method: which steps to take.
+        constraint: what is known of the samples; it is applied before each evaluation.
+
+    Raises UserError where a step of ``method`` is not defined for ``sde``.
+
+    Example:
+        >>> sde, key = scoremle.VP(), jax.random.key(0)
+        >>> x = scoremle.pc_sample(  # of data N(0, I)
+        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, key, (4000, 1),
+        ...     eps=1e-3, method=scoremle.PredictorCorrector(steps=200),
+        ... )
+        >>> print(f"{jnp.std(x):.1f}")
+        1.0
     """
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps

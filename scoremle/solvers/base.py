@@ -44,10 +44,9 @@ def insensitive(clock: Times, state: Data, rate: Data) -> Data:
 class Solution(NamedTuple):
     """State and integrals at ``stop``, and an estimate of the error that the solver made.
 
-    ``error`` is of the mean of the integrals plus whatever function of the final state has, along
-    the solution, the gradient that ``sensitivity`` gives. ``scatter``
-    estimates the variance of the mean of the integrals that comes from ``fresh`` draws; NaN where
-    there were none.
+    ``error`` is that of a result: the mean of the integrals plus a function of the final state,
+    whose gradient along the solution is given by ``sensitivity``. ``scatter`` estimates the
+    variance of the mean of the integrals by ``fresh`` draws; NaN where there were none.
     """
 
     state: Data

@@ -8,12 +8,12 @@ value serves the history), the integrals by the cubic that interpolates their ra
 with weights for uneven nodes (Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations*,
 III.5). The integrals don't act on the state, so their rates may be random: a ``fresh`` draw at
 each node leaves the integral's expectation as it is, and its error falls with the number of nodes,
-where that of one draw for all does not. How large it is tells the spread of several integrals'
-rates at each node, or the scatter of a single one's along the nodes.
+where that of one draw for all does not. That error is estimated from the spread of several
+integrals' rates at each node, or from the scatter of a single one's along the nodes.
 
-The stated error has three parts that add like independent ones: the steps' by Milne's device, what
-is rough in the field from node to node, which that device takes for smooth, and how far the
-integrals lie from their quadrature of one order less.
+The stated error has three parts, which add like independent ones: the error of the steps by
+Milne's device; the roughness of the field from node to node, which that device does not see; and
+the distance of the integrals from their quadrature of one order less.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def plan(steps: int, room: int | None = None) -> Plan:
 
 
 def _shares(weights: Weights) -> Float[Array, " n"]:
-    """What the squared contrast at each node stands for: the first one also for those before."""
+    """Weights of the squared contrast at each node; the first counts for the nodes before, too."""
     squares = jnp.square(weights)
     before = jnp.sum(squares[:DIFFERENCE])
     return squares.at[:DIFFERENCE].set(0).at[DIFFERENCE].add(before)
@@ -246,11 +246,26 @@ class Planned:
 @pytree
 @dataclass(frozen=True)
 class Multistep:
-    """``nodes`` steps, the same for every example. Memory does not grow with their number.
+    """So many steps, the same for every example. Memory does not grow with their number.
 
     Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
     times the root of two squares: of what it can tell of an example, and of what it tells of
     ``typical`` ones, in the unit of the integrals. By itself it may tell next to nothing of one.
+
+    Args:
+        nodes: the number of steps; the network is evaluated once more than that.
+        calibration: the factor by which a pilot found the stated error too small
+            (``choose_nodes``).
+        typical: the error that it told of the pilot's examples, in nats.
+
+    Example:
+        >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
+        >>> found = scoremle.ode_log_likelihood(
+        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
+        ...     eps=1e-3, divergence=scoremle.Exact(), solver=scoremle.Multistep(48),
+        ... )
+        >>> print(f"{found.log_prob[0]:.2f}, {found.evaluations[0]} evaluations")  # -log 2 pi
+        -1.84, 49 evaluations
     """
 
     nodes: int = dataclasses.field(default=32, metadata={"static": True})
@@ -273,15 +288,28 @@ class _Best(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Doubling:
-    """Doubles the nodes until an example's result stands still: within ``tolerance``, in nats for
-    each dimension of the state.
+    """Doubles the nodes until an example's result stands still.
 
-    The error that it states is half as much again as the last change of the result, or as half the
-    change before, unless the solution itself states less: where a field is smooth in time, a
-    change is many times the error that is left. After the first doubling, whose change nothing
-    checks yet, it is what the solution states. An example that still moves after ``most`` steps
-    keeps its last value, and an ``error`` above the tolerance. How often it doubles depends on the
-    data, so that it has no derivative in reverse mode: asked for one, it raises ValueError.
+    The stated error is 1.5 times the last change of the result, or 1.5 times half the change
+    before if that is more. Where the solution's own estimate is less, it is that: in a field that
+    is smooth in time, a change is many times the error that is left. After the first doubling it
+    always is the solution's own. An example that still moves after ``most`` steps keeps its last
+    value, and an ``error`` above the tolerance. The number of doublings depends on the data, so
+    that there is no derivative in reverse mode: ValueError.
+
+    Args:
+        tolerance: how far a result may still move, in nats for each dimension of the state.
+        fewest: the nodes to begin with.
+        most: the nodes not to exceed.
+
+    Example:
+        >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
+        >>> found = scoremle.ode_log_likelihood(
+        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
+        ...     eps=1e-3, divergence=scoremle.Exact(), solver=scoremle.Doubling(1e-3),
+        ... )
+        >>> print(bool(abs(found.log_prob[0] + np.log(2 * np.pi)) < 2 * 1e-3))
+        True
     """
 
     tolerance: Scalar = 1e-3

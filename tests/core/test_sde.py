@@ -1,5 +1,7 @@
 """One battery for every SDE: formulas in float64, float32 near t = 0, and the golden numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ from helpers.oracles import (
     schedule64,
 )
 
-from scoremle.core.sde import VE, VP, LinearVE, SubVP
+from scoremle.core.schedules import Cosine
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 
 every_sde = pytest.mark.parametrize("name", SDES)
 linear_beta = pytest.mark.parametrize("name", ["vp", "subvp"])
@@ -162,3 +165,15 @@ def test_numbers_are_times_too(name, t):
 def test_what_is_no_sde_is_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+def test_a_published_sde_says_what_it_is_made_of():
+    """dataclasses.replace works for an SDE of a schedule, and points to the constructor else."""
+    sde = SDE("vp", Cosine(), 1.0)
+    assert dataclasses.replace(sde, schedule=Cosine(-9.0)) == SDE("vp", Cosine(-9.0), 1.0)
+    for sde, words in (
+        (VP(), r"VP is made of beta_min, beta_max alone: call VP\(beta_min, beta_max\)"),
+        (LinearVE(), r"LinearVE is made of sigma_max alone: call LinearVE\(sigma_max\)"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            dataclasses.replace(sde, prior_std=2.0)
