@@ -71,7 +71,7 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:
     network = ADM.from_flags(flags)
     schedule = _schedule(flags)
     sde = SDE("vp", schedule, 1.0)
-    tensors = pytorch.tensors(path)
+    tensors = pytorch.load(path)
     params = jax.tree.map(jnp.asarray, adm_params(tensors, network))
     prediction = noise_fn(
         Partial(Applied(network), params), sde,

@@ -21,7 +21,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["load", "network_parameters", "tensors", "trees"]
+__all__ = ["load", "network_parameters", "trees"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
@@ -45,18 +45,6 @@ def load(path: Path) -> dict[str, Any]:
         # Damaged files come out of pickle, zipfile and torch as every kind of exception.
         raise Damaged(f"not a PyTorch checkpoint: {type(error).__name__}") from None
     return _arrays(content, torch.Tensor)
-
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that holds a state dict and nothing else. UserError for another."""
-    try:
-        content = load(path)
-    except Damaged as error:
-        raise UserError(f"{path} can't be read: {error}") from None
-    values = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(value, np.ndarray) for value in values):
-        raise UserError(f"{path} holds other things than named tensors: save the state dict alone")
-    return content
 
 
 def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
