@@ -18,6 +18,7 @@ from scoremle.likelihood.check import FEWEST_IMAGES
 from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Gaussian
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
@@ -40,14 +41,17 @@ def prepared(
     """
     classes = model.classes if isinstance(model, PublishedModel) else 0
     _check_label(label, classes)
+    steps = _steps_of(model) if estimator == "steps" else None  # a mistake before any work
     one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
     notes = [] if label == ALL else _doubts(one, images)
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
         one, choice = one.calibrated(images)
         notes.append(str(choice))
-    if estimator == "bound":
+    elif not steps:
         one = one.fitted(images)
-    found = _estimator_of(one, estimator)
+    found = steps or one.default_estimator
+    if estimator == "bound":
+        found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
         return replace(one, noise=model.noise), ByLabels(found, classes), notes
     return one, found, notes
@@ -79,11 +83,7 @@ def _doubts(model: ScoreModel, images: Images) -> list[str]:
     return [f"{of_kind}: {line}" for line in model.check(images)]
 
 
-def _estimator_of(model: ScoreModel, name: str) -> Estimator:
-    if name == "ode":
-        return model.default_estimator
-    if name == "bound":
-        return ByBound(reconstruction=model.decoder or Gaussian())
+def _steps_of(model: ScoreModel) -> BySteps:
     steps = model.steps if isinstance(model, PublishedModel) else None
     if steps is None:
         raise UserError(

@@ -203,6 +203,5 @@ def _scheduler(path: Path) -> dict[str, Any]:
 def _weights(folder: Path) -> Mapping[str, np.ndarray]:
     for name in WEIGHTS:
         if (file := folder / name).is_file():
-            read = safetensors.read if file.suffix == ".safetensors" else pytorch.tensors
-            return read(file)
+            return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.load(file)
     raise UserError(f"no {' or '.join(WEIGHTS)} in {folder}")

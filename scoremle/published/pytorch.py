@@ -47,14 +47,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that holds a state dict and nothing else. UserError for another."""
+    """The tensors of a state dict, by name. Raises UserError for a file of another kind."""
     try:
         content = load(path)
     except Damaged as error:
-        raise UserError(f"{path} can't be read: {error}") from None
-    values = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(value, np.ndarray) for value in values):
-        raise UserError(f"{path} holds other things than named tensors: save the state dict alone")
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
+    ):
+        raise UserError(f"{path} is no state dict: names, and a tensor for each")
     return content
 
 

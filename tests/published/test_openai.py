@@ -12,7 +12,6 @@ from helpers.weights import drawn
 from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.times import log_snr_edges
-from scoremle.errors import UserError
 from scoremle.likelihood.steps import step_bound
 from scoremle.published import openai
 
@@ -30,7 +29,7 @@ def load(golden, monkeypatch, tmp_path):
         shapes = json.loads(str(arrays["shapes"]))
         if flags.get("learn_sigma"):
             shapes |= {name: (6, *shapes[name][1:]) for name in ("out.2.weight", "out.2.bias")}
-        monkeypatch.setattr(openai.pytorch, "tensors", lambda path: drawn(shapes))
+        monkeypatch.setattr(openai.pytorch, "load", lambda path: drawn(shapes))
         flags = {**json.loads(str(arrays["flags"])), **DIFFUSION, **flags}
         openai.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
         return openai.load(tmp_path / "model.pt")
@@ -89,24 +88,3 @@ def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
     model = load(**flags)
     assert model.steps.words.endswith(f"chain of steps, {words} variance, estimates clipped")
     assert model.classes == 1000
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"no such file at all", "model.pt can't be read: not a PyTorch checkpoint"),
-        ([1.0], "model.pt holds other things than named tensors: save the state dict alone"),
-        ({"state": {"a": 1.0}}, "model.pt holds other things than named tensors"),
-    ],
-)
-def test_a_file_of_other_things_is_one_line(golden, tmp_path, content, words):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "model.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    openai.flags_beside(path).write_text(str(golden("adm_guided")["flags"]))
-    with pytest.raises(UserError, match=words) as error:
-        openai.load(path)
-    assert "\n" not in str(error.value)
