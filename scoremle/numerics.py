@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar, Times
@@ -124,7 +124,7 @@ def all_finite(x: Data) -> Bool[Array, " b"]:
 
 
 def check_values(
-    finite: Bool[Array, " b"], numbers: Int[np.ndarray, " b"], what: str
+    finite: Bool[Array | np.ndarray, " b"], numbers: Integer[np.ndarray, " b"], what: str
 ) -> None:
     """UserError that names the first of some examples, by number, whose values are not finite."""
     bad = ~np.asarray(finite)
