@@ -81,6 +81,8 @@ def assembled(
 
     Raises UserError for what can't be served, with ``place``, where it is from.
     """
+    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+        raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
     network = UNet2D.from_config(config)
     schedule = schedule_of(scheduler)
     sde = SDE("vp", schedule, 1.0)
@@ -147,7 +149,7 @@ def _scheduler(path: Path) -> dict[str, Any]:
     places = (path / "scheduler", path, path.parent / "scheduler")
     for place in places:
         if (file := place / "scheduler_config.json").is_file():
-            return {**DEFAULTS, **read_json(file)}
+            return read_json(file)
     raise UserError(
         f"{path} has no scheduler_config.json, in it or in scheduler/: without it nothing says"
         " what noise the network was trained with"
