@@ -17,6 +17,7 @@ import scoremle
 from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
 from scoremle.interop.torch import from_module
+from scoremle.likelihood.published_rk45 import PublishedRK45
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -273,6 +274,12 @@ def test_in_pytorch_a_module_has_a_derivative_in_reverse_alone():
     np.testing.assert_allclose(found, own.numpy(), atol=1e-5)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x: model.noise(x, t), (x,), (v,))
+    signs = scoremle.FixedProbe(jnp.sign(v)[None])
+    ours, published = (
+        model.log_prob(x, KEY, divergence=signs, solver=solver).log_prob
+        for solver in (scoremle.Multistep(64), PublishedRK45())
+    )
+    np.testing.assert_allclose(ours, published, atol=5e-3)
 
 
 def test_classes_and_contexts(by):
