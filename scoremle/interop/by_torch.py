@@ -40,7 +40,8 @@ class InTorch:
     frozen: Frozen
 
     def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
-        return _products(self.frozen, (x, label, *condition), jnp.zeros((0, *x.shape)))[0]
+        none = jnp.zeros((0, *x.shape), x.dtype)
+        return _products(self.frozen, (x, label, *condition), none)[0]
 
     @property
     def transposed(self) -> "_Transposed":

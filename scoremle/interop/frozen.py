@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoremle.errors import UserError
+from scoremle.interop.wrappers import Around
 
 __all__ = ["Frozen"]
 
@@ -32,7 +33,7 @@ class Frozen:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.name = type(module).__name__
+        self.name = type(module.inside if isinstance(module, Around) else module).__name__
         try:
             # What torch.compile gives is traced anew in every thread: its origin is taken.
             self.module = copy.deepcopy(getattr(module, "_orig_mod", module))

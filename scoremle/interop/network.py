@@ -151,7 +151,7 @@ def _tensor(a: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, ImportError):
+    if isinstance(error, ModuleNotFoundError) and error.name == "torchax":
         return "torchax is not installed: pip install 'scoremle[torchax]'"
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[0]

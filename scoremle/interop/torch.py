@@ -6,15 +6,12 @@ How a module comes to JAX, and how that is checked, is in ``network.py``.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
 
 from scoremle.core.betas import betas
 from scoremle.core.pixels import Pixels
@@ -47,8 +44,6 @@ EPS = 1e-5
 # Where the open ends of a straight path are cut: a signal of e^-9, and a noise of e^-6.65. Nearer
 # to the data the solver states too large an error of a network that is not quite right there.
 OPEN_ENDS = (-18.0, 13.3)
-# So many log-SNRs of a schedule of azula have their times, each by so many halvings.
-TIMES, HALVINGS = 4096, 60
 
 
 def from_module(
@@ -198,11 +193,11 @@ def from_azula(
     Raises UserError as ``from_module`` does, and for a module without such a schedule.
     """
     _with_torch(denoiser)
-    from scoremle.interop.wrappers import Mean
+    from scoremle.interop.wrappers import Mean, times_of
 
     if not hasattr(denoiser, "schedule"):
         raise UserError(f"{type(denoiser).__name__} has no schedule, as azula's denoisers have")
-    times = _times_of(denoiser.schedule)
+    times = times_of(denoiser.schedule)
     ends = (float(times.log_snr[0]), float(times.log_snr[-1]))
     return from_module(
         Mean(denoiser), schedule=_between(LinearLogSNR, *ends), shape=shape, prediction="x_0",
@@ -271,34 +266,6 @@ def _between(kind: type[Schedule], *ends: float) -> Schedule:
         return kind(*ends)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-@dataclass(frozen=True, eq=False)
-class _Times:
-    """The times of a schedule of azula at rising log-SNRs: straight between any two."""
-
-    log_snr: Float[np.ndarray, " n"]
-    t: Float[np.ndarray, " n"]
-
-    def __call__(self, sde: SDE, t: Times) -> Times:
-        return jnp.interp(sde.log_snr(t), jnp.asarray(self.log_snr), jnp.asarray(self.t))
-
-
-def _times_of(schedule: Callable[..., Any]) -> _Times:
-    import torch
-
-    def log_snr(t: np.ndarray) -> np.ndarray:
-        alpha, sigma = schedule(torch.from_numpy(t))
-        return 2 * torch.log(alpha / sigma).numpy()
-
-    greatest, least = log_snr(np.array([0.0, 1.0]))
-    wanted = np.linspace(least, greatest, TIMES)
-    t, late = np.zeros(TIMES), np.ones(TIMES)
-    for _ in range(HALVINGS):
-        middle = (t + late) / 2
-        early = log_snr(middle) > wanted
-        t, late = np.where(early, middle, t), np.where(early, late, middle)
-    return _Times(wanted, t)
 
 
 def _signal(sde: SDE, t: Times) -> Times:

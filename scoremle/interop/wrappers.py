@@ -1,35 +1,76 @@
-"""Modules round a module: what others call a denoiser or a velocity, as ``module(x, label)``."""
+"""Modules round a module: what others call a denoiser or a velocity, as ``module(x, label)``.
+
+And when a schedule of azula has a log-SNR, which is what such a denoiser is told.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Backwards", "Mean"]
+from scoremle.core.sde import SDE
+from scoremle.types import Times
+
+__all__ = ["Around", "Backwards", "Mean", "TimesOf", "times_of"]
+
+# So many log-SNRs of a schedule have their times, each by so many halvings.
+TIMES, HALVINGS = 4096, 60
 
 
-class Backwards(nn.Module):
+class Around(nn.Module):
+    """What users call by the name of the module ``inside``."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+
+class Backwards(Around):
     """The negative of a velocity: that from the data to the noise, if it goes the other way."""
 
-    def __init__(self, velocity: nn.Module) -> None:
-        super().__init__()
-        self.velocity = velocity
-
     def forward(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
-        return -self.velocity(x, label, *condition)
+        return -self.inside(x, label, *condition)
 
 
-class Mean(nn.Module):
+class Mean(Around):
     """The mean of a denoiser of azula, for x = alpha x_0 + sigma z of VP at its log-SNR."""
 
-    schedule: Callable[[Tensor], tuple[Tensor, Tensor]]
-
-    def __init__(self, denoiser: Any) -> None:
-        super().__init__()
-        self.denoiser, self.schedule = denoiser, denoiser.schedule
+    inside: Any
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.schedule(t)
+        alpha, sigma = self.inside.schedule(t)
         scale = torch.hypot(alpha, sigma).reshape(-1, *[1] * (x.ndim - 1))
-        return self.denoiser(scale * x, t).mean
+        return self.inside(scale * x, t).mean
+
+
+@dataclass(frozen=True, eq=False)
+class TimesOf:
+    """The times of a schedule of azula at rising log-SNRs: straight between any two."""
+
+    log_snr: Float[np.ndarray, " n"]
+    t: Float[np.ndarray, " n"]
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        return jnp.interp(sde.log_snr(t), jnp.asarray(self.log_snr), jnp.asarray(self.t))
+
+
+def times_of(schedule: Callable[..., Any]) -> TimesOf:
+    """The times, in float64, by bisection at load."""
+
+    def log_snr(t: np.ndarray) -> np.ndarray:
+        alpha, sigma = schedule(torch.from_numpy(t))
+        return 2 * torch.log(alpha / sigma).numpy()
+
+    greatest, least = log_snr(np.array([0.0, 1.0]))
+    wanted = np.linspace(least, greatest, TIMES)
+    t, late = np.zeros(TIMES), np.ones(TIMES)
+    for _ in range(HALVINGS):
+        middle = (t + late) / 2
+        early = log_snr(middle) > wanted
+        t, late = np.where(early, middle, t), np.where(early, late, middle)
+    return TimesOf(wanted, t)

@@ -108,6 +108,8 @@ def assembled(
     ``weights`` gives that once the configs are known to be good. Raises UserError for what can't
     be served, with ``place``, where it is from.
     """
+    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+        raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
     network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
     schedule = schedule_of(fields)
     sde = SDE("vp", schedule, 1.0)

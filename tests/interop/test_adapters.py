@@ -1,6 +1,7 @@
 """Denoisers, velocities and pipelines: against closed forms, and the libraries they are of."""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -131,26 +132,35 @@ def test_a_denoiser_of_edm():
     np.testing.assert_allclose(found, same, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["VP", "VE", "Cosine", "Rectified", "Decay"])
+class Typed(nn.Module):
+    """A denoiser as azula has them, where azula is not."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.net, self.schedule = Net(), schedule
+
+    def forward(self, x, t):
+        return SimpleNamespace(mean=x + self.schedule(t)[1][:, None] * self.net(x, t))
+
+
+def straight(t):
+    return 1 - 0.999 * t, 0.001 + 0.999 * t
+
+
+def denoiser_of(kind):
+    if kind == "typed":
+        return Typed(straight)
+    pytest.importorskip("azula")
+    from azula import denoise, noise
+
+    return denoise.KarrasDenoiser(Net(), getattr(noise, f"{kind}Schedule")())
+
+
+@pytest.mark.parametrize("kind", ["typed", "VP", "VE", "Cosine", "Rectified", "Decay"])
 def test_denoisers_of_azula(kind):
     """At its own times and scales, in float64."""
-    pytest.importorskip("azula")
-    from azula.denoise import KarrasDenoiser
-    from azula.noise import (
-        CosineSchedule,
-        DecaySchedule,
-        RectifiedSchedule,
-        VESchedule,
-        VPSchedule,
-    )
-
-    schedules = {
-        "VP": VPSchedule, "VE": VESchedule, "Cosine": CosineSchedule,
-        "Rectified": RectifiedSchedule, "Decay": DecaySchedule,
-    }  # fmt: skip
-    denoiser = KarrasDenoiser(Net(), schedules[kind]())
-    model = from_azula(denoiser, shape=(3,))
-    own = KarrasDenoiser(Net(), schedules[kind]()).double()
+    model = from_azula(denoiser_of(kind), shape=(3,))
+    own = denoiser_of(kind).double()
     t = torch.tensor([0.1, 0.4, 0.7, 0.95], dtype=torch.float64)
     alpha, sigma = own.schedule(t)
     x = torch.from_numpy(data()) * torch.hypot(alpha, sigma)[:, None]
@@ -184,6 +194,9 @@ def test_a_live_pipeline_is_its_folder(tmp_path):
         np.testing.assert_array_equal(ours, other)
     assert (live.shape, live.pixels, live.eps) == (stored.shape, stored.pixels, stored.eps)
     assert live.noise.prediction == "x_0"
+    other = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler())
+    with pytest.raises(UserError, match="its scheduler has no betas"):
+        from_diffusers(other)
 
 
 class Latent:
@@ -197,6 +210,7 @@ class Latent:
         (lambda: from_velocity(Net(), data_at=2, shape=(3,)), "the t of the data, 0 or 1, not 2"),
         (lambda: from_velocity(Net(), data_at=1, shape=(3,), log_snr=(5, -5)), "must be below"),
         (lambda: from_velocity(lambda x, t: x, data_at=1, shape=(3,)), "not a function"),
+        (lambda: from_velocity(Net(2), data_at=1, shape=(3,)), "^Net failed on inputs float32"),
         (lambda: from_azula(Net(), shape=(3,)), "Net has no schedule"),
         (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must be above 0"),
         (lambda: from_diffusers(Net()), "Net has no unet: a pipeline of diffusers is wanted"),

@@ -17,9 +17,14 @@ import scoremle
 from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
 from scoremle.interop.torch import from_module
+from scoremle.likelihood.published_rk45 import PublishedRK45
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
+
+from scoremle.interop import network  # noqa: E402
+from scoremle.interop.by_torch import InTorch  # noqa: E402
+from scoremle.interop.frozen import Frozen  # noqa: E402
 
 WAYS = (
     "torch",
@@ -273,6 +278,12 @@ def test_in_pytorch_a_module_has_a_derivative_in_reverse_alone():
     np.testing.assert_allclose(found, own.numpy(), atol=1e-5)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x: model.noise(x, t), (x,), (v,))
+    signs = scoremle.FixedProbe(jnp.sign(v)[None])
+    ours, published = (
+        model.log_prob(x, KEY, divergence=signs, solver=solver).log_prob
+        for solver in (scoremle.Multistep(64), PublishedRK45())
+    )
+    np.testing.assert_allclose(ours, published, atol=5e-3)
 
 
 def test_classes_and_contexts(by):
@@ -412,6 +423,40 @@ def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
     x = jnp.asarray(data((6,)), float)
     plain = mlp_model("torch").log_prob(x, KEY)
     np.testing.assert_allclose(model.log_prob(x, KEY).log_prob, plain.log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda y, x: y + 3e-4 * x, "its value differs from PyTorch's by"),
+        (lambda y, x: jax.lax.stop_gradient(y), "its v'Jv differs from PyTorch's by"),
+    ],
+)
+def test_a_wrong_translation_is_seen(monkeypatch, caplog, wrong, words):
+    right = InTorch(Frozen(made(MLP)))
+    found = jax.tree_util.Partial(lambda x, label: wrong(right.transposed(x, label), x))
+    monkeypatch.setattr(network, "translated", lambda module: found)
+    with pytest.raises(UserError, match=words):
+        mlp_model("torchax")
+    mlp_model(None)
+    assert words in caplog.text
+
+
+def test_all_probes_of_an_image_share_its_forward_pass():
+    class Counting(MLP):
+        calls = 0
+
+        def forward(self, x, label):
+            Counting.calls += 1
+            return super().forward(x, label)
+
+    model = mlp_model("torch", made(Counting))
+    Counting.calls = 0
+    found = model.log_prob(
+        jnp.asarray(data((6,)), float), KEY,
+        divergence=scoremle.Hutchinson(3), solver=scoremle.Multistep(8),
+    )  # fmt: skip
+    assert np.isfinite(found.log_prob).all() and Counting.calls == 9
 
 
 class Bad(MLP):

@@ -59,7 +59,7 @@ def test_a_field_of_a_network(field, value, tmp_path):
 )
 def test_a_field_of_a_scheduler(field, value, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        scoremle.load(unet(tmp_path, scheduler={field: value}))
+        scoremle.load(unet(tmp_path, scheduler={"beta_schedule": "linear", field: value}))
 
 
 @pytest.mark.parametrize("where", ["config", "scheduler"])
