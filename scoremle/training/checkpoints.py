@@ -234,6 +234,7 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
 
+    _hush_orbax()
     record = {"meta": meta, "leaves": leaves(tree), "tree_hash": tree_hash(tree)}
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
     items = ocp.args.Composite(
@@ -260,32 +261,36 @@ def _read(path: Path, **items: Any) -> Any:
 @contextmanager
 def _damage() -> Iterator[None]:
     """Damaged files come out of Orbax, TensorStore and json as every kind of exception."""
+    _hush_orbax()
     try:
         yield
     except Exception as error:
-        _hush_readers()
         raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 
 @cache
-def _hush_readers() -> None:
-    """Orbax reads many arrays at once. When one can't be read, it leaves the readers of the others
-    to themselves, and what they say as they end would be printed, at any time, as tracebacks.
+def _hush_orbax() -> None:
+    """Orbax reads and writes many arrays at once. When one fails, we get its error; what becomes
+    of the others would be printed as tracebacks, at any time.
     """
     hook = sys.unraisablehook
 
     def hushed(unraisable: Any) -> None:
-        if not _is_of_reader(unraisable.exc_value, unraisable.exc_traceback):
+        if not _is_of_orbax(unraisable.exc_value, unraisable.exc_traceback):
             hook(unraisable)
 
+    def passes(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        of_orbax = error and _is_of_orbax(error, error.__traceback__)
+        return not (of_orbax or "_SignalingThread" in record.getMessage())
+
     sys.unraisablehook = hushed
-    logging.getLogger("asyncio").addFilter(
-        lambda record: not (record.exc_info and _is_of_reader(*record.exc_info[1:]))
-    )
+    for name in ("asyncio", "absl"):
+        logging.getLogger(name).addFilter(passes)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
-def _is_of_reader(error: BaseException | None, trace: TracebackType | None) -> bool:
+def _is_of_orbax(error: BaseException | None, trace: TracebackType | None) -> bool:
     files = " ".join(frame.filename for frame in traceback.extract_tb(trace))
     return any(name in f"{files} {error}".lower() for name in ("orbax", "asyncio", "tensorstore"))
 
