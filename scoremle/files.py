@@ -74,9 +74,11 @@ def is_abandoned(temporary: Path) -> bool:
 @cache
 def machine() -> str:
     """This machine, or the container on it, within which processes have their numbers."""
-    namespace = Path("/proc/self/ns/pid")
-    number = namespace.stat().st_ino if namespace.exists() else 0
-    return f"{re.sub('[^A-Za-z0-9-]', '-', socket.gethostname())}-{number}"
+    facts = [name := socket.gethostname()]
+    with suppress(OSError):  # a name alone may be that of many machines
+        facts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+        facts.append(Path("/etc/machine-id").read_text())
+    return f"{re.sub('[^A-Za-z0-9-]', '-', name)}-{seal(facts)[:8]}"
 
 
 def is_gone(of_machine: str, process: int) -> bool:

@@ -230,13 +230,13 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
 
+    quiet()
     record = {"meta": meta, "leaves": leaves(tree), "tree_hash": tree_hash(tree)}
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
         record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
     )
-    quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(path, args=items)
@@ -250,7 +250,6 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _read(path: Path, **items: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    quiet()
     with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=ocp.args.Composite(**items))
 
@@ -258,10 +257,10 @@ def _read(path: Path, **items: Any) -> Any:
 @contextmanager
 def _damage() -> Iterator[None]:
     """Damaged files come out of Orbax, TensorStore and json as every kind of exception."""
+    quiet()
     try:
         yield
     except Exception as error:
-        quiet()
         raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 

@@ -18,8 +18,8 @@ __all__ = ["quiet"]
 
 logger = logging.getLogger("scoremle")
 
-# How a thread of Orbax begins what it logs; the libraries whose threads are meant.
-ORBAX = "_SignalingThread.run() raised an exception"
+# What a thread of Orbax names in what it logs; the libraries whose threads are meant.
+THREAD = "_SignalingThread"
 LIBRARIES = ("orbax", "asyncio", "tensorstore", "event loop is closed")
 
 
@@ -38,13 +38,14 @@ def _keep_back() -> None:
         if _debug() or not _is_theirs(found.exc_value, found.exc_traceback):
             before(found)
 
+    def is_shown(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        theirs = error and _is_theirs(error, error.__traceback__)
+        return _debug() or not (theirs or THREAD in record.getMessage())
+
     sys.unraisablehook = hook
-    logging.getLogger("absl").addFilter(
-        lambda record: _debug() or ORBAX not in record.getMessage()
-    )
-    logging.getLogger("asyncio").addFilter(
-        lambda record: _debug() or not (record.exc_info and _is_theirs(*record.exc_info[1:]))
-    )
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(is_shown)
 
 
 def _is_theirs(error: BaseException | None, trace: TracebackType | None) -> bool:

@@ -2,13 +2,18 @@
 
 import json
 import logging
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.places import ROOT
 
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints, tree_hash
@@ -188,3 +193,45 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=line):
         store.save(1, {"a": np.zeros(1)}, {})
     assert store.numbers() == []
+
+
+FAILING = """
+import gc, resource, sys
+from pathlib import Path
+import numpy as np
+from scoremle.errors import UserError
+from scoremle.training.checkpoints import Checkpoints
+
+tree = {f"a{i}": np.random.default_rng(i).random((100, 100), np.float32) for i in range(10)}
+for limit in (0, 100, 1000, 3000, 50_000):
+    # Each in its place, since threads of the one before may still be at work.
+    store = Checkpoints(Path(sys.argv[1]) / str(limit), keep=None)
+    store.save(1, tree, {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        store.save(2, tree, {})
+    except UserError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    print(store.restore(tree).number)
+store = Checkpoints(Path(sys.argv[1]) / "damaged", keep=None)
+for number in (1, 2):
+    store.save(number, tree, {})
+for file in (store.path(2) / "state").rglob("d/*"):
+    content = bytearray(file.read_bytes())
+    content[20::50] = bytes(byte ^ 1 for byte in content[20::50])
+    file.write_bytes(content)
+print(store.restore(tree).number)
+gc.collect()
+"""
+
+
+def test_what_orbax_can_not_write_or_read_is_a_line_and_no_traceback(tmp_path):
+    """Of ten arrays that it writes and reads at once. The system refuses files beyond a size."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(tmp_path)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+    line = r"can't write \S*/checkpoint_2: File too large\n1\n"
+    assert re.fullmatch(f"({line}){{5}}1\n", done.stdout), done.stderr
+    assert re.fullmatch(r"\S*checkpoint_2 is damaged \(.*\): trying the one before\n", done.stderr)
