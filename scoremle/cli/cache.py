@@ -15,18 +15,19 @@ from pathlib import Path
 __all__ = ["FOLDER", "keep_programs", "programs_folder"]
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
+SWITCH, OFF = "JAX_ENABLE_COMPILATION_CACHE", ("false", "f", "no", "n", "off", "0")
 # Seconds of compilation from which a program is kept. Most take less than JAX's own 1, and add up.
 LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1
 
 
 def keep_programs() -> None:
-    """Switches it on, before anything compiles, unless the user has named a folder."""
-    if FOLDER in os.environ:
+    """Switches it on, before anything compiles, unless the user has named a folder, or none."""
+    if FOLDER in os.environ or os.environ.get(SWITCH, "").lower() in OFF:
         return
-    folder = programs_folder()
     try:
+        folder = programs_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that can't be written to; `scoremle env` says that nothing is kept
+    except (OSError, RuntimeError):  # no home, or none to write to: `scoremle env` says so
         return
     for name, value in ((FOLDER, str(folder)), LEAST):
         if name in os.environ:

@@ -6,14 +6,15 @@ about mistakes come at once.
 
 import difflib
 import importlib
+import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 import scoremle
 from scoremle.cli import help as topics
@@ -88,9 +89,7 @@ def _run(arguments: list[str]) -> int:
     elif "--version" in arguments:
         print(f"scoremle {scoremle.__version__}")
     elif name.startswith("-"):
-        settings = parse(arguments)
-        keep_programs()
-        experiment.run(settings)
+        _do(experiment.run, parse(arguments))
     else:
         raise UserError(_unknown_command(name))
     return 0
@@ -98,10 +97,22 @@ def _run(arguments: list[str]) -> int:
 
 def _command(name: str, arguments: list[str]) -> None:
     module, _ = COMMANDS[name]
-    options = PARSERS[name]().parse_args(arguments) if name in PARSERS else None
+    if name in PARSERS:
+        options = PARSERS[name]().parse_args(arguments)
+        _do(lambda options: importlib.import_module(module).run(options), options)
+    else:
+        keep_programs()
+        importlib.import_module(module).main(arguments)
+
+
+def _do(run: Callable[[Any], Any], options: Any) -> None:
+    """Runs a command. With ``--json``, what it gives is all that goes to stdout."""
     keep_programs()
-    command = importlib.import_module(module)
-    command.run(options) if options else command.main(arguments)
+    as_json = getattr(options, "json", False)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        result = run(options)
+    if as_json:
+        print(json.dumps(result, indent=2))
 
 
 def _help(arguments: list[str]) -> None:

@@ -184,6 +184,7 @@ def _score() -> Parser:
     parser.add_argument("--fit", choices=FITS, default="", help="of other sizes")
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
+    parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
     return parser
 
 

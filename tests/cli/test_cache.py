@@ -36,7 +36,7 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert sorted(path.name for path in folder.glob("*-cache")) == kept
     off = {"XDG_CACHE_HOME": str(tmp_path / "off"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     process(code, **off, **least)
-    assert not list((tmp_path / "off").rglob("*-cache"))
+    assert not (tmp_path / "off").exists()
 
 
 def before_jax(monkeypatch, **variables: str) -> None:

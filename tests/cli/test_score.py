@@ -1,6 +1,7 @@
 """The command that scores one's own images: the values of the library, in a table."""
 
 import csv
+import json
 import os
 
 import numpy as np
@@ -67,8 +68,13 @@ def test_pictures(tiny, model, tmp_path, capfd):
     np.testing.assert_allclose(values, expected.bpd, rtol=1e-5)
     assert {row["stderr"] for row in found} == {"nan"}  # one pass can't tell
 
-    code, told, _ = score(capfd, tiny.workdir, folder / "digit2.png", f"--out={out}")
-    assert code == 0 and [row["image"] for row in rows(out)] == ["digit2.png"]
+    line = (tiny.workdir, folder / "digit2.png", f"--out={out}", "--json")
+    code, told, _ = score(capfd, *line)
+    (row,) = rows(out)
+    assert code == 0 and row["image"] == "digit2.png"
+    summary = json.loads(told)
+    assert (summary["images"], summary["stderr"]) == (1, None)
+    assert summary["mean"] == pytest.approx(float(row["bpd"]))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ are not random: they stand beside it.
 """
 
 import csv
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import UserError
-from scoremle.evaluation.tables import table
+from scoremle.evaluation.tables import table, wrapped
 from scoremle.files import read_json, read_npz
 
 __all__ = ["run"]
@@ -32,22 +31,24 @@ class Measured(NamedTuple):
     solver_error: float | None
 
 
-def run(options: Any) -> None:
-    """Prints the differences of all that was measured of both."""
+def run(options: Any) -> dict[str, dict[str, Any]]:
+    """Prints the differences of all that was measured of both, and gives them."""
     first, second = _read(options.first), _read(options.second)
     if not (kinds := [kind for kind in first if kind in second]):
         has = (f"{place} has {', '.join(found)}" for place, found in
                ((options.first, first), (options.second, second)))  # fmt: skip
         raise UserError(f"nothing was measured of both: {'; '.join(has)}")
     found = {kind: _compared(kind, first[kind], second[kind]) for kind in kinds}
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return
     print(f"A: {options.first}\nB: {options.second}")
     print(table(HEADER, [(kind, *_in_words(facts)) for kind, facts in found.items()]))
-    print("bits/dim; below zero, B finds the images likelier; the standard error is over images")
+    print(wrapped(WORDS))
+    return found
 
 
+WORDS = (
+    "bits/dim; below zero, B finds the images likelier. The standard error is over images: the"
+    " solver's error, which stands beside it, is not in it"
+)
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
 
 

@@ -1,7 +1,6 @@
 """``scoremle env``: what a report of a fault needs: versions, devices, memory, folders."""
 
 import importlib.metadata
-import json
 import os
 import platform
 from pathlib import Path
@@ -25,13 +24,11 @@ PREFIXES = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 GIB = 2**30
 
 
-def run(options: Any) -> None:
-    """Prints them, a line each, or as JSON."""
+def run(options: Any) -> dict[str, str | int]:
+    """Prints them, a line each, and gives them."""
     facts = _facts()
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return
     print(table(("what", "value"), [(name, str(value)) for name, value in facts.items()]))
+    return facts
 
 
 def _facts() -> dict[str, str | int]:

@@ -1,9 +1,6 @@
 """``scoremle train``, ``eval``, ``train-deq``, and the published form ``scoremle --mode=``."""
 
-import json
-import sys
-from contextlib import nullcontext, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -11,28 +8,18 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def run(settings: "Settings") -> None:
-    """Prints the config, or runs the mode. As JSON, the result is all that goes to stdout."""
-    if settings.print_config:
-        _print_config(settings)
-        return
-    with redirect_stdout(sys.stderr) if settings.json else nullcontext():
-        results = _run_mode(settings)
-    if settings.json:
-        print(json.dumps(results, indent=2))
-
-
-def _print_config(settings: "Settings") -> None:
-    if settings.json:
-        print(settings.config.to_json(indent=2))
-        return
+def run(settings: "Settings") -> dict[str, Any]:
+    """Prints the config, or runs the mode; gives the config, or what was measured."""
+    if not settings.print_config:
+        return _run_mode(settings)
     from scoremle.cli.flags import fields_of
 
     for name, (_, value) in fields_of(settings.config).items():
         print(f"{name} = {'unset' if value is None else repr(value)}")
+    return settings.config.to_dict()
 
 
-def _run_mode(settings: "Settings") -> dict[str, object]:
+def _run_mode(settings: "Settings") -> dict[str, Any]:
     from scoremle.experiment import run as experiment
 
     try:

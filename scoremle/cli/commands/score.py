@@ -36,8 +36,8 @@ SHOWN = 3
 COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 
 
-def run(options: Any) -> None:
-    """Scores the images, writes the table, and prints its mean and its ends."""
+def run(options: Any) -> dict[str, Any]:
+    """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
     _check_places(options.images, options.out)
     model = load(options.model, options.checkpoint)
     if model.pixels is None or len(model.shape) != 3:
@@ -58,14 +58,26 @@ def run(options: Any) -> None:
     )
     _write(options.out, names, scores)
     order = np.argsort(scores.bpd)
-    mean, error = scores.bpd.mean(), ""
+    mean, error, stderr = float(scores.bpd.mean()), "", None
     if len(images) > 1:
-        error = f" +- {scores.bpd.std(ddof=1) / np.sqrt(len(images)):.4f} (over images)"
+        stderr = float(scores.bpd.std(ddof=1) / np.sqrt(len(images)))
+        error = f" +- {stderr:.4f} (over images)"
     ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
     rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
     say(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
     say(f"mean {mean:.4f}{error} bits/dim; {in_words(estimator)}")
     say(f"written to {options.out}")
+    return {
+        "unit": "bits/dim",
+        "mean": mean,
+        "stderr": stderr,
+        "mean_solver_error": float(scores.solver_error.mean()),
+        "images": len(images),
+        "passes": options.repeats,
+        "estimator": in_words(estimator),
+        "model": options.model,
+        "table": str(options.out),
+    }
 
 
 def _check_places(images: Path, out: Path) -> None:
