@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.likelihood.levels import Corrected, Levels
+from scoremle.likelihood.levels import Corrected
 
 __all__ = ["Values", "means", "profile", "summary", "with_correction"]
 
@@ -59,7 +59,8 @@ def means(values: Values) -> dict[str, float | None]:
 def with_correction(
     result: Mapping[str, Any],
     found: Corrected,
-    levels: Levels,
+    finest_bias: float,
+    nodes: Sequence[int],
     differences: Sequence[Float[np.ndarray, " m"]],
 ) -> dict[str, Any]:
     """What a correction of the mean changes in a result: the value, and its errors part by part.
@@ -83,9 +84,9 @@ def with_correction(
             "solver": found.correction_stderr,
             "all": found.stderr,
             "this_set": this_set,
-            "finest_bias": levels.bias,
+            "finest_bias": finest_bias,
         },
-        "level_nodes": list(levels.nodes),
+        "level_nodes": list(nodes),
         "level_images": [result["images"], *map(len, differences)],
     }
 

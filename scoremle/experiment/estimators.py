@@ -50,7 +50,8 @@ class Task:
     do not make it another one. A metric ``on_host`` is not to be compiled as a whole. A
     ``profile`` among the values is over the bins of ``log_snr_edges``. With ``flow``, it takes the
     parameters of the flow dequantizer. With ``levels``, the mean is corrected by what the metric
-    ``difference`` of two numbers of nodes says. ``hint`` helps where a value is not finite.
+    ``difference`` of two numbers of nodes says, the last with its ``halving``. ``hint`` helps
+    where a value is not finite.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Task:
     log_snr_edges: Float[np.ndarray, " n"] | None = None
     flow: bool = False
     levels: Levels | None = None
-    difference: Callable[[int, int], metrics.Metric] | None = None
+    difference: Callable[[int, int, bool], metrics.Metric] | None = None
     hint: str = ""
 
 
@@ -101,8 +102,9 @@ def exact_task(
         "probes": getattr(how.divergence, "probes", None),
     }
 
-    def difference(coarse: int, fine: int) -> metrics.Metric:
-        return _metric(OdeDifference(how.divergence, coarse, fine), model, dequantization)
+    def difference(coarse: int, fine: int, halved: bool) -> metrics.Metric:
+        by_nodes = OdeDifference(how.divergence, coarse, fine, halved)
+        return _metric(by_nodes, model, dequantization)
 
     return Task(
         _named("exact", dequantization) + (f"_k{samples}" if samples > 1 else ""),

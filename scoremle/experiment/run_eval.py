@@ -24,7 +24,7 @@ from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
-from scoremle.likelihood.levels import corrected
+from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
@@ -319,14 +319,16 @@ class EvaluationRun:
         noise = result["noise_stderr"] or result.get("probe_stderr_of_mean") or 0.0
         tolerance = max(self._evaluation.tolerance, NOISE_SHARE * noise)
         order = permutation(n, self.experiment.seed, DIFFERENCES)
-        differences = []
+        differences, bias = [], task.levels.bias
         sizes = task.levels.sizes(n, tolerance)
         for size, (coarse, fine) in zip(sizes, pairwise(nodes), strict=True):
-            metric, apart = task.difference(coarse, fine), f"nodes {coarse} to {fine}"
+            last, apart = fine == nodes[-1], f"nodes {coarse} to {fine}"
+            metric = task.difference(coarse, fine, last)
             changes, _ = measuring(metric, self.images[order[:size]], 1, apart)
             differences.append(changes[task.column][0])
+            bias = bias_bound(changes["halving"][0]) if last else bias
         found = corrected(values[task.column].mean(axis=0), order, differences)
-        return statistics.with_correction(result, found, task.levels, differences)
+        return statistics.with_correction(result, found, bias, nodes, differences)
 
     def _facts_of(self, task: Task, restored: Restored) -> Facts:
         facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}

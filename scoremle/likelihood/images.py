@@ -153,7 +153,8 @@ class OdeDifference:
     """What more nodes change: the value at ``fine`` of them less that at ``coarse``.
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
-    other nodes would not cancel. Values: ``bpd``, the difference.
+    other nodes would not cancel. Values: ``bpd``, the difference; and ``halving``, the value at
+    ``fine`` nodes less that at half as many, if it is ``halved``.
     """
 
     on_host: ClassVar[bool] = False
@@ -162,18 +163,20 @@ class OdeDifference:
     divergence: DivergenceEstimator
     coarse: int = static()
     fine: int = static()
+    halved: bool = static(default=False)
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
-        held = self.divergence
+        held, half = self.divergence, self.fine // 2
         if held.random:
             held = FixedProbe(held.draw(split(keys)[1], jnp.asarray(x, float)))
-        fine, coarse = (
-            ByOde(held, Multistep(nodes))(model, dequantizer, x, keys)["bpd"]
-            for nodes in (self.fine, self.coarse)
-        )
-        return {"bpd": fine - coarse}
+        bpd = {
+            nodes: ByOde(held, Multistep(nodes))(model, dequantizer, x, keys)["bpd"]
+            for nodes in {self.fine, self.coarse, half if self.halved else self.coarse}
+        }
+        halving = {"halving": bpd[self.fine] - bpd[half]} if self.halved else {}
+        return {"bpd": bpd[self.fine] - bpd[self.coarse], **halving}
 
 
 def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:

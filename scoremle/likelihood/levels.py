@@ -24,11 +24,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
-__all__ = ["FEWEST_DIFFERENCES", "Corrected", "Levels", "choose_levels", "corrected"]
+__all__ = [
+    "FEWEST_DIFFERENCES",
+    "Corrected",
+    "Levels",
+    "bias_bound",
+    "choose_levels",
+    "corrected",
+]
 
 # Fewer can't tell the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
-# Standard errors of a pilot's mean within which the error of the finest level is looked for, and
+# Standard errors of a mean within which the error of the finest level is looked for, and
 # the share of the tolerance that it may have.
 CERTAIN, BIAS_SHARE = 2.0, 0.5
 # Levels between the coarsest and the finest.
@@ -69,8 +76,11 @@ class Levels:
 
     @property
     def _costs(self) -> list[int]:
-        """Network evaluations of each difference for one image."""
-        return [coarse + fine + 2 for coarse, fine in pairwise(self.nodes)]
+        """Network evaluations of each difference for one image, and of the last halving."""
+        costs = [coarse + fine + 2 for coarse, fine in pairwise(self.nodes)]
+        if costs and self.nodes[-2] != self.nodes[-1] // 2:
+            costs[-1] += self.nodes[-1] // 2 + 1
+        return costs
 
 
 def choose_levels(
@@ -111,7 +121,14 @@ def _levels(pilot: Mapping[int, Values], nodes: tuple[int, ...]) -> Levels:
 
 
 def _bias(pilot: Mapping[int, Values], nodes: int) -> float:
-    change = pilot[nodes] - pilot[nodes // 2]
+    return bias_bound(pilot[nodes] - pilot[nodes // 2])
+
+
+def bias_bound(change: Values) -> float:
+    """A bound on the error of a mean, by what the last halving of the nodes changed of images.
+
+    For a method that converges, one halving changes more than all that would follow.
+    """
     stderr = float(np.std(change, ddof=1)) / math.sqrt(len(change))
     return abs(float(change.mean())) + CERTAIN * stderr
 

@@ -31,7 +31,7 @@ from scoremle.data import permutation
 from scoremle.errors import UserError
 from scoremle.experiment.run_eval import DIFFERENCES
 from scoremle.files import write_atomically
-from scoremle.likelihood.levels import corrected
+from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.training.checkpoints import Checkpoints
 
 # Training
@@ -288,7 +288,8 @@ def test_auto_corrects_the_mean_and_states_its_errors_part_by_part(tiny, capfd):
     order = permutation(90, 42, DIFFERENCES)
     apart = f"nodes {nodes[0]} to {nodes[1]}"
     (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
-    difference = npz(part)["bpd"].astype(np.float64)
+    difference, halving = (npz(part)[k].astype(np.float64) for k in ("bpd", "halving"))
+    assert errors["finest_bias"] == pytest.approx(bias_bound(halving))
     found = corrected(values, order, [difference])
     assert result["mean"] == pytest.approx(found.mean, abs=1e-9)
     assert result["uncorrected_mean"] == pytest.approx(values.mean(), abs=1e-6)

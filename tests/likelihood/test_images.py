@@ -61,6 +61,9 @@ def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergenc
                     for d in (Exact(), Hutchinson()))  # fmt: skip
     if divergence == Exact():
         np.testing.assert_array_equal(found, exact)
+        both = OdeDifference(divergence, 8, 24, halved=True)(MODEL, Uniform(), X, KEYS)
+        half = OdeDifference(divergence, 12, 24)(MODEL, Uniform(), X, KEYS)["bpd"]
+        np.testing.assert_allclose(both["halving"], half, atol=1e-6)
     gap = found - exact
     assert abs(gap.mean()) < 4 * gap.std() / 20 + 1e-7
     assert found.std() < 0.5 * fresh.std()

@@ -8,6 +8,7 @@ import pytest
 from scoremle.likelihood.levels import (
     FEWEST_DIFFERENCES,
     Levels,
+    bias_bound,
     choose_levels,
     corrected,
 )
@@ -62,15 +63,15 @@ def test_brute_force(m1, m2):
 
 
 def test_sizes_are_of_least_cost():
-    """No whole numbers of images within the tolerance cost a hundredth less."""
-    levels = Levels((8, 32, 128), (4e-4, 2e-5), 0.0)
-    tolerance, costs = 1e-3, np.array([42, 162])
+    """No numbers of images within the tolerance cost a hundredth less."""
+    levels = Levels((8, 32, 128), (4e-4, 1e-4), 0.0)
+    tolerance, costs = 1e-3, np.array([42, 162 + 65])  # the last with 64 nodes, too
     sizes = levels.sizes(10_000, tolerance)
     assert sum(v / m for v, m in zip(levels.variances, sizes, strict=True)) <= tolerance**2
     cost = np.dot(costs, sizes)
     assert levels.cost(10_000, 5, tolerance) == 10_000 * 5 * 9 + cost
-    for m1, m2 in product(range(300, 900, 7), range(64, 200, 3)):
-        if 4e-4 / m1 + 2e-5 / m2 <= tolerance**2:
+    for m1, m2 in product(range(400, 1800, 11), range(120, 400, 3)):
+        if 4e-4 / m1 + 1e-4 / m2 <= tolerance**2:
             assert np.dot(costs, (m1, m2)) > 0.99 * cost
 
 
@@ -115,6 +116,15 @@ def test_the_finest_level_is_as_fine_as_its_halving_says():
     assert abs(values[finest].mean() - truth) <= levels.bias <= 2.5e-4
     missed = choose_levels(values, coarsest=12, images=10_000, passes=5, tolerance=1e-9)
     assert missed.nodes[-1] == 256 and missed.bias > 1e-9
+
+
+def test_a_halving_by_hand():
+    change = np.array([0.1, 0.3, 0.2, 0.2])
+    assert bias_bound(change) == bias_bound(-change)
+    assert bias_bound(change) == pytest.approx(0.2 + 2 * np.sqrt(0.02 / 3) / 2)
+    # A last difference that is a halving costs no more for it.
+    assert Levels((8, 16), (1.0,), 0.0).cost(0, 1, 1.0) == 0
+    assert Levels((8, 16), (1.0,), 0.0).cost(64, 1, 1.0) == 64 * (9 + 26)
 
 
 def test_no_fewer_nodes_than_an_image_needs():
