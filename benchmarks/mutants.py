@@ -44,7 +44,7 @@ def main() -> None:
                 found = {"key": _key(change), "noticed": known[_key(change)], "change": change}
                 with options.results.open("a") as file:
                     file.write(json.dumps(found) + "\n")
-                print(f"{found['noticed']:9} {change[0]}: {change[1]}", flush=True)
+                print(f"{found['noticed']:9} {change[0]}: {change[1]!r}", flush=True)
     _report(chosen, known)
 
 
