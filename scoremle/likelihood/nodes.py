@@ -72,8 +72,13 @@ class Choice:
             f"{self.nodes} nodes: on {self.images} images the solver's error is "
             f"{self.solver_error:.4f} bits/dim an image{missed}; estimate minus truth is "
             f"{self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean; the probes' "
-            f"error is {self.probe_stderr:.4f} an image"
+            f"error is {self.probe_stderr:.4f} an image{self._of_mean()}"
         )
+
+    def _of_mean(self) -> str:
+        if self.levels is None or len(self.levels.nodes) == 1:
+            return ""
+        return f"; the mean is corrected to {self.levels.nodes[-1]} nodes"
 
     @property
     def solver(self) -> Multistep:

@@ -130,6 +130,8 @@ def test_levels_for_a_mean_begin_with_what_an_image_needs():
     assert choice.levels is not None and choice.levels.nodes[0] == choice.nodes
     assert choice.nodes >= choose_nodes(pilot).nodes and choice.solver.nodes == choice.nodes
     assert choice.levels.bias <= 2.5e-4
+    told = f"corrected to {choice.levels.nodes[-1]} nodes"
+    assert (told in str(choice)) == (len(choice.levels.nodes) > 1)
     assert choose_for_mean(pilot, **options | {"images": 1}).levels is None
 
     def failing(x, t):
