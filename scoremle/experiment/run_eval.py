@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +17,13 @@ from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import suite_tasks, verdicts
+from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
-from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
@@ -39,10 +38,6 @@ logger = logging.getLogger(__name__)
 EXTREMES = 32
 # The pilot's seed differs from that of the evaluation in this.
 PILOT = 2**32 - 3
-# The same for the order of the images of differences, and for their noise.
-DIFFERENCES = 2**32 - 4
-# The solver may add this share of the noise's standard error, where that is more than its limit.
-NOISE_SHARE = 0.25
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
@@ -266,7 +261,10 @@ class EvaluationRun:
             "seconds_per_image": seconds,
         }
         if task.levels is not None:
-            result |= self._corrected(task, values, result, measuring)
+            result |= correct(
+                task, self.images, values, result, measuring,
+                seed=self.experiment.seed, tolerance=self._evaluation.tolerance,
+            )  # fmt: skip
         if task.log_snr_edges is not None:
             result["profile"] = statistics.profile(values, task.log_snr_edges)
             pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
@@ -280,10 +278,8 @@ class EvaluationRun:
     def _name(self, kind: str, checkpoint: int) -> str:
         return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"
 
-    def _measuring(
-        self, task: Task, restored: Restored, name: str, facts: Facts
-    ) -> Callable[..., tuple[statistics.Values, float]]:
-        """To measure images in so many passes by a metric that takes what the task prepares."""
+    def _measuring(self, task: Task, restored: Restored, name: str, facts: Facts) -> Measure:
+        """Measures images by metrics that take what the task prepares."""
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
@@ -305,30 +301,6 @@ class EvaluationRun:
             )
 
         return measure
-
-    def _corrected(
-        self,
-        task: Task,
-        values: statistics.Values,
-        result: Facts,
-        measuring: Callable[..., tuple[statistics.Values, float]],
-    ) -> Facts:
-        """The mean at the finest level, by differences on some of the images, in random order."""
-        assert task.levels is not None and task.difference is not None
-        nodes, n = task.levels.nodes, len(self.images)
-        noise = result["noise_stderr"] or result.get("probe_stderr_of_mean") or 0.0
-        tolerance = max(self._evaluation.tolerance, NOISE_SHARE * noise)
-        order = permutation(n, self.experiment.seed, DIFFERENCES)
-        differences, bias = [], task.levels.bias
-        sizes = task.levels.sizes(n, tolerance)
-        for size, (coarse, fine) in zip(sizes, pairwise(nodes), strict=True):
-            last, apart = fine == nodes[-1], f"nodes {coarse} to {fine}"
-            metric = task.difference(coarse, fine, last)
-            changes, _ = measuring(metric, self.images[order[:size]], 1, apart)
-            differences.append(changes[task.column][0])
-            bias = bias_bound(changes["halving"][0]) if last else bias
-        found = corrected(values[task.column].mean(axis=0), order, differences)
-        return statistics.with_correction(result, found, bias, nodes, differences)
 
     def _facts_of(self, task: Task, restored: Restored) -> Facts:
         facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}

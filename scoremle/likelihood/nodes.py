@@ -72,8 +72,13 @@ class Choice:
             f"{self.nodes} nodes: on {self.images} images the solver's error is "
             f"{self.solver_error:.4f} bits/dim an image{missed}; estimate minus truth is "
             f"{self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean; the probes' "
-            f"error is {self.probe_stderr:.4f} an image"
+            f"error is {self.probe_stderr:.4f} an image{self._of_mean()}"
         )
+
+    def _of_mean(self) -> str:
+        if self.levels is None or len(self.levels.nodes) == 1:
+            return ""
+        return f"; the mean is corrected to {self.levels.nodes[-1]} nodes"
 
     @property
     def solver(self) -> Multistep:
@@ -201,12 +206,14 @@ def choose_for_mean(pilot: Pilot, *, images: int, passes: int, tolerance: float)
     """As many nodes for each image as it needs, or more, and the levels that correct the mean.
 
     ``tolerance`` is in bits/dim, of a mean over so many ``images``, each in so many ``passes``.
-    From fewer than four images of the pilot, or for fewer than two, there are no levels.
+    There are none from fewer than four images of the pilot or where one of them fails, and for
+    fewer than two images.
     """
     choice = choose_nodes(pilot)
-    if pilot.images < FEWEST or images < 2:
-        return choice
     values = {steps: pilot.bpd(steps) for steps in (*NODES, FINEST)}
+    finite = all(np.isfinite(bpd).all() for bpd in values.values())
+    if pilot.images < FEWEST or images < 2 or not finite:
+        return choice
     levels = choose_levels(
         values, coarsest=choice.nodes, images=images, passes=passes, tolerance=tolerance
     )

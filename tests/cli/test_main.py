@@ -29,7 +29,7 @@ from PIL import Image
 from scoremle.cli import main as cli
 from scoremle.data import permutation
 from scoremle.errors import UserError
-from scoremle.experiment.run_eval import DIFFERENCES
+from scoremle.experiment.correction import DIFFERENCES
 from scoremle.files import write_atomically
 from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.training.checkpoints import Checkpoints

@@ -7,7 +7,15 @@ import pytest
 from helpers.oracles import SDES, Gaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
-from scoremle.likelihood.nodes import LIMIT, NODES, SHARE, Pilot, _calibration, choose_nodes
+from scoremle.likelihood.nodes import (
+    LIMIT,
+    NODES,
+    SHARE,
+    Pilot,
+    _calibration,
+    choose_for_mean,
+    choose_nodes,
+)
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.multistep import Multistep
 
@@ -113,3 +121,21 @@ def test_too_few_images_calibrate_nothing():
     _, sde, noise, x, _ = setting(Exact())
     few = Pilot(noise, sde, jnp.asarray(x[:3]), jax.random.key(1), eps=1e-5, divergence=Exact())
     assert few.measure(16).solver == Multistep(16)
+
+
+def test_levels_for_a_mean_begin_with_what_an_image_needs():
+    _, sde, noise, x, pilot = setting(Exact())
+    options = {"images": 50_000, "passes": 1, "tolerance": 5e-4}
+    choice = choose_for_mean(pilot, **options)
+    assert choice.levels is not None and choice.levels.nodes[0] == choice.nodes
+    assert choice.nodes >= choose_nodes(pilot).nodes and choice.solver.nodes == choice.nodes
+    assert choice.levels.bias <= 2.5e-4
+    told = f"corrected to {choice.levels.nodes[-1]} nodes"
+    assert (told in str(choice)) == (len(choice.levels.nodes) > 1)
+    assert choose_for_mean(pilot, **options | {"images": 1}).levels is None
+
+    def failing(x, t):
+        return jnp.where(x[:1] == x, jnp.nan, noise(x, t))
+
+    failed = Pilot(failing, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=Exact())
+    assert choose_for_mean(failed, **options).levels is None
