@@ -13,7 +13,7 @@ import pytest
 from scoremle import files
 from scoremle.data.prepared import made_whole
 from scoremle.errors import UserError
-from scoremle.files import read_json, write_atomically, write_json
+from scoremle.files import read_json, read_npz, write_atomically, write_json
 from scoremle.training.checkpoints import Checkpoints
 
 
@@ -157,3 +157,21 @@ def test_folders_that_can_not_be_put_on_disk_are_let_be(tmp_path, monkeypatch):
     refused = errno.EIO
     with pytest.raises(UserError, match=r"can't write \S*x: Input/output error"):
         write_json(tmp_path / "x", {})
+
+
+class Harm:
+    """What a pickle of it does when it is read."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return (Path.touch, (self.place,))
+
+
+def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
+    harm = np.empty(1, object)
+    harm[0] = Harm(tmp_path / "harm")
+    np.savez(tmp_path / "x.npz", a=harm)
+    assert read_npz(tmp_path / "x.npz") is None
+    assert not (tmp_path / "harm").exists()

@@ -383,3 +383,18 @@ def test_headers_of_prepared_arrays(tmp_path):
     sparse(folder / "train.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 100_000), 200_000)
     with pytest.raises(UserError, match=r"train\.npy is damaged \(its header has more than 65536"):
         Prepared(folder).images("train")
+
+
+def test_links_and_sparse_files_of_an_archive_are_left_out(tmp_path):
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"content")
+        archive.writestr(link, "/etc/passwd")
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as packed:
+        for name, kind in (("a.png", tarfile.REGTYPE), ("sparse.png", tarfile.GNUTYPE_SPARSE)):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            packed.addfile(info)
+    for name in ("x.zip", "x.tar"):
+        assert [member for member, _ in Source(tmp_path / name).files(lambda _: True)] == ["a.png"]

@@ -30,3 +30,9 @@ def test_equality_fails_on_both_sides():
     assert not judged(bound=0.0, bound_sliced=-0.2)["bound_sliced == bound"].holds
     assert not judged(bound=0.0, bound_sliced=0.2)["bound_sliced == bound"].holds
     assert judged(exact=0.0, exact_variational=-5.0)["exact_variational <= exact"].holds
+
+
+def test_the_error_of_a_difference_by_hand():
+    """Of gaps 1 and 3: a deviation of sqrt(2), over two images."""
+    (verdict,) = verdicts({"exact_trace": np.array([1.0, 3.0]), "exact": np.zeros(2)})
+    assert (verdict.difference, verdict.stderr) == (2.0, 1.0)
