@@ -78,8 +78,8 @@ def parse(argv: Sequence[str], mode: str = "") -> Settings:
     if values.json and values.mode != "eval" and not values.print_config:
         raise UserError("--json is for eval, and for --print-config")
     resolve(config)
-    others: dict[str, Any] = {name: values[name].value for name in ("mode", *TEXTS, *SWITCHES)}
-    return Settings(config, **others)
+    texts = {name: values[name].value or "" for name in ("mode", *TEXTS)}
+    return Settings(config, **texts, **{name: values[name].value for name in SWITCHES})
 
 
 def split(flag: str, argv: Iterable[str]) -> tuple[str | None, list[str]]:

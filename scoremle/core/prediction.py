@@ -24,11 +24,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.numerics import as_pytree, expand, predict
-from scoremle.types import Data, NoiseFn, ScoreFn, Times
+from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
     "CONDITIONINGS",
@@ -153,7 +154,7 @@ class Conditioned:
     noise: Callable[..., Data]
     condition: Any
 
-    def __call__(self, x: Data, t: Times) -> Data:
+    def __call__(self, x: Data, t: Times) -> Float[AnyArray, "b *_d"]:
         return self.noise(x, t, self._whole(x))
 
     @property

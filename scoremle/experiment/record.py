@@ -1,13 +1,13 @@
 """Which fields make another experiment, and what a checkpoint says of its own in its notes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from scoremle.experiment.build import FLOW_FIELDS, Experiment
+from scoremle.experiment.build import FLOW_FIELDS
 
 __all__ = [
-    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "THE_FLOW", "data_facts", "flat", "flow_record",
-    "of_the_flow", "of_the_network", "of_training", "training_record",
+    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "THE_FLOW", "Recorded", "data_facts", "flat",
+    "flow_record", "of_the_flow", "of_the_network", "of_training", "training_record",
 ]  # fmt: skip
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
@@ -34,18 +34,29 @@ OF_THE_LEVELS = ("levels",)
 CONFIG, DATA = "config", "data"
 
 
-def training_record(experiment: Experiment) -> dict[str, Any]:
+@runtime_checkable
+class Recorded(Protocol):
+    """What a record is of: the config and the data of an experiment."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def data(self) -> Any: ...
+
+
+def training_record(experiment: Recorded) -> dict[str, Any]:
     """What a checkpoint of a score model says of its experiment, for its notes."""
     return _record(experiment, of_training, OF_DATA)
 
 
-def flow_record(experiment: Experiment) -> dict[str, Any]:
+def flow_record(experiment: Recorded) -> dict[str, Any]:
     """What a checkpoint of a flow dequantizer says of its experiment."""
     return _record(experiment, of_the_flow, OF_THE_LEVELS)
 
 
 def _record(
-    experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
+    experiment: Recorded, matters: Callable[[str], bool], of_data: tuple[str, ...]
 ) -> dict[str, Any]:
     fields, facts = flat(experiment.config), data_facts(experiment)
     return {
@@ -54,7 +65,7 @@ def _record(
     }
 
 
-def data_facts(experiment: Experiment) -> dict[str, Any]:
+def data_facts(experiment: Recorded) -> dict[str, Any]:
     data = experiment.data
     return {"name": data.name, "levels": data.levels, **data.facts}
 

@@ -37,6 +37,7 @@ from scoremle.experiment.record import (
     OF_DATA,
     OF_THE_LEVELS,
     THE_FLOW,
+    Recorded,
     data_facts,
     flat,
     of_the_flow,
@@ -121,7 +122,7 @@ class Workdir:
             raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
         return levels
 
-    def restore(self, template: TrainState, number: int | None = None) -> Restored:
+    def restore(self, template: Any, number: int | None = None) -> Restored:
         """A snapshot, this one or the newest that is whole.
 
         Raises UserError as ``Checkpoints.restore``, and if config.json or data.json says other
@@ -152,7 +153,7 @@ class Workdir:
         say(f"going on from step {meta['step']}, {self.snapshots.path(number)}")
         return state
 
-    def describe(self, experiment: Experiment) -> None:
+    def describe(self, experiment: Recorded) -> None:
         """Writes what the experiment is."""
         write_sealed(self.config_path, experiment.config)
         write_sealed(self.data_path, data_facts(experiment))

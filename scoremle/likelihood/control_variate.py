@@ -30,7 +30,7 @@ from scipy.optimize import isotonic_regression
 
 from scoremle.core.pytree import pytree
 from scoremle.numerics import sum_data
-from scoremle.types import Data, PerExample, Times
+from scoremle.types import AnyArray, Data, PerExample, Times
 
 __all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "most_examples", "noise_features"]
 
@@ -72,7 +72,7 @@ class FittedGaussian:
     rest: float | Float[Array, ""] = 0.0
 
     @classmethod
-    def fit(cls, batches: Iterable[Data]) -> "FittedGaussian":
+    def fit(cls, batches: Iterable[Float[AnyArray, "_b *d"]]) -> "FittedGaussian":
         """With the mean and the principal axes of the examples, ``most_examples`` of them.
 
         The variances along the axes are those of examples that the axes were not made of: made of
@@ -93,11 +93,11 @@ class FittedGaussian:
         return cls(*(jnp.asarray(a, jnp.float32) for a in found))
 
     @property
-    def _all_variances(self) -> Float[Array, " k+1"]:
+    def _all_variances(self) -> Float[Array, " groups"]:
         return jnp.append(self.variances, self.rest)
 
     @property
-    def _counts(self) -> Float[np.ndarray, " k+1"]:
+    def _counts(self) -> Float[np.ndarray, " groups"]:
         """Of how many directions each variance is."""
         dims, axes = self.axes.shape
         return np.append(np.ones(axes, np.float32), np.float32(dims - axes))

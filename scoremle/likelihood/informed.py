@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer, Key
+from jaxtyping import Array, Integer, Key, Shaped
 from scipy.optimize import minimize_scalar
 
 from scoremle.core.dequantize import Dequantizer
@@ -96,7 +96,7 @@ class ByInformedOde:
 
 
 def fitted_scale(
-    model: ImageModel, images: Integer[np.ndarray, "n h w c"], key: PRNGKey
+    model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
 ) -> float:
     """The scale of `Informed` under which the integers of these images are likeliest.
 

@@ -147,7 +147,9 @@ class Corrected(NamedTuple):
 
 
 def corrected(
-    values: Values, order: Integer[np.ndarray, " n"], differences: Sequence[Values]
+    values: Values,
+    order: Integer[np.ndarray, " n"],
+    differences: Sequence[Float[np.ndarray, " _m"]],
 ) -> Corrected:
     """The mean of the ``values`` of all images, corrected by the mean of each of the differences.
 

@@ -33,7 +33,7 @@ BUFFERS = re.compile(r"(?:module\.)?sigmas")
 ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
     """The content of a .pth, its tensors as arrays. No code in it is run."""
     try:
         import torch

@@ -34,7 +34,7 @@ def log_masses() -> Float[np.ndarray, "4 pixels levels"]:
     return ways + k * np.log(p) + (top - k) * np.log1p(-p)
 
 
-def log_prob(images: UInt8[np.ndarray, "n 8 8 1"]) -> Float[np.ndarray, " n"]:
+def log_prob(images: UInt8[np.ndarray, "n h w 1"]) -> Float[np.ndarray, " n"]:
     """log P(x) of each image, in nats."""
     pixels = images.reshape(len(images), -1)
     masses = log_masses()
