@@ -78,8 +78,9 @@ def parse(argv: Sequence[str], mode: str = "") -> Settings:
     if values.json and values.mode != "eval" and not values.print_config:
         raise UserError("--json is for eval, and for --print-config")
     resolve(config)
-    texts = {name: values[name].value or "" for name in ("mode", *TEXTS)}
-    return Settings(config, **texts, **{name: values[name].value for name in SWITCHES})
+    others: dict[str, Any] = {name: values[name].value or "" for name in ("mode", *TEXTS)}
+    others |= {name: values[name].value for name in SWITCHES}
+    return Settings(config, **others)
 
 
 def split(flag: str, argv: Iterable[str]) -> tuple[str | None, list[str]]:
