@@ -37,7 +37,7 @@ def test_every_way_to_a_terminal(capsys, monkeypatch):
     for text in captured:
         assert SHOWN in text
         assert all(c.isprintable() or c == "\n" for c in text)
-    assert captured.out.count(SHOWN) == 4 and captured.err.count(SHOWN) == 2
+    assert captured.out.count(SHOWN) == 5 and captured.err.count(SHOWN) == 2
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

@@ -40,7 +40,7 @@ from scoremle.training.loop import Schedule
 from scoremle.training.step import make_optimizer
 from scoremle.types import IntImages, PRNGKey
 
-__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build"]
+__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build", "sampler_of"]
 
 SDES: dict[str, Callable[[Any], SDE]] = {
     "vpsde": lambda model: VP(model.beta_min, model.beta_max),
@@ -114,8 +114,7 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
         uniform_dequantization=config.data.uniform_dequantization,
     )
-    how = SamplerFields(**{name: config.sampling[name] for name in SamplerFields._fields})
-    sampler = choose(SAMPLERS, config.sampling.method, "sampling.method")(how, model.sde)
+    sampler = sampler_of(config, model.sde)
     training = _training(config, images, objective, sampler)
     training.template()  # the network checks its fields and the size of the images
     return Experiment(
@@ -290,6 +289,12 @@ def _discrete(pixels: Pixels, dequantized: bool) -> Discrete:
         middle = jnp.full(pixels.levels, 0.5)
         points = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
         return Discrete(np.asarray(points))
+
+
+def sampler_of(config: Any, sde: SDE) -> Sampler:
+    """The sampler of samples under an SDE that a resolved config names."""
+    how = SamplerFields(**{name: config.sampling[name] for name in SamplerFields._fields})
+    return choose(SAMPLERS, config.sampling.method, "sampling.method")(how, sde)
 
 
 def _sampling(config: Any, sampler: Sampler) -> Sampling:

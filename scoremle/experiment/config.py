@@ -99,8 +99,9 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     complete = defaults.get_config().to_dict()
     for name, value in content.items():
         complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
-    config = ConfigDict(complete)
-    check_types(config)
+    check_types(ConfigDict(complete))
+    config = defaults.get_config()  # which knows the types of the fields that are unset
+    config.update(complete)
     defaults.resolve(config)
     return config
 

@@ -1,7 +1,7 @@
 """The correction of a mean for its solver, as an experiment makes it (`likelihood/levels.py`)."""
 
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ DIFFERENCES = 2**32 - 4
 NOISE_SHARE = 0.25
 
 
+@runtime_checkable
 class Measure(Protocol):
     """Values of images in so many passes, and the seconds that each took.
 

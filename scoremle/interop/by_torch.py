@@ -23,12 +23,12 @@ from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_ca
 from jaxtyping import Array, Float
 
 from scoremle.interop.frozen import Frozen
-from scoremle.types import Data, Times
+from scoremle.types import AnyArray, Data, Times
 
 __all__ = ["InTorch"]
 
 # x, label, condition
-Inputs = tuple[Array, ...]
+Inputs = tuple[AnyArray, ...]
 Probes = Float[Array, "k b *d"]
 
 

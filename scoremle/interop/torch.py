@@ -6,6 +6,7 @@ How a module comes to JAX, and how that is checked, is in ``network.py``.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def from_module(
     conditioning: str | Conditioning | None = None,
     pixels: Pixels | None = None,
     eps: float | None = None,
-    condition: ArrayLike | None = None,
+    condition: ArrayLike | Sequence[float] | None = None,
     by: "By | None" = None,
 ) -> ScoreModel:
     """The model of a PyTorch module, ``module(x, label)`` or ``module(x, label, condition)``.
@@ -108,7 +109,7 @@ def from_edm(
     pixels: Pixels | None = None,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
-    condition: ArrayLike | None = None,
+    condition: ArrayLike | Sequence[float] | None = None,
     by: "By | None" = None,
 ) -> ScoreModel:
     """The model of a denoiser D(x, sigma) of EDM: the mean of x_0, where x = x_0 + sigma z.
@@ -139,7 +140,7 @@ def from_velocity(
     shape: tuple[int, ...],
     pixels: Pixels | None = None,
     log_snr: tuple[float, float] = OPEN_ENDS,
-    condition: ArrayLike | None = None,
+    condition: ArrayLike | Sequence[float] | None = None,
     by: "By | None" = None,
 ) -> ScoreModel:
     """The model of the velocity u(x, t) of a straight path: flow matching, rectified flow.
@@ -286,6 +287,6 @@ def _examples(
     return np.asarray(x), np.asarray(tell(sde, t))
 
 
-def _rows(condition: ArrayLike, n: int) -> np.ndarray:
+def _rows(condition: ArrayLike | Sequence[float], n: int) -> np.ndarray:
     rows = np.atleast_1d(np.asarray(condition))
     return np.broadcast_to(rows[:1], (n, *rows.shape[1:]))

@@ -108,7 +108,7 @@ class FittedGaussian:
         along = whole @ self.axes
         return Deviations(along, whole - along @ self.axes.T)
 
-    def _factors(self, lam: Times) -> tuple[Float[Array, "b k+1"], Float[Array, "b k+1"]]:
+    def _factors(self, lam: Times) -> tuple[Float[Array, "b groups"], Float[Array, "b groups"]]:
         """a, and b for a deviation of one."""
         r = jnp.exp(lam)[:, None]
         scale = 1 + r * self._all_variances
@@ -148,7 +148,7 @@ class FittedGaussian:
         return jax.lax.map(lambda ends: between(*ends), (edges[:-1], edges[1:])).T
 
 
-def _products(a: Deviations, b: Deviations) -> Float[Array, "b k+1"]:
+def _products(a: Deviations, b: Deviations) -> Float[Array, "b groups"]:
     """Of the two along each axis, and their inner product in the rest; that of ``a`` is orthogonal
     to the axes."""
     rest = jnp.sum(a.rest * b.rest, axis=1, keepdims=True)

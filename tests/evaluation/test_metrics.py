@@ -132,8 +132,8 @@ def test_a_run_goes_on_with_another_batch_size(tmp_path, batch_size, measured):
 def test_a_part_carries_its_own_place(tmp_path, measured):
     """Shares of a run that were measured apart are put together by laying them in one folder."""
     whole = run(tmp_path / "a")
-    for i, part in enumerate(sorted((tmp_path / "a").iterdir())):
-        part.rename(part.with_name(f"pass_{i}.npz"))
+    for part in sorted((tmp_path / "a").iterdir()):
+        part.rename(part.with_name(f"{part.stem}_of_another.npz"))
     del measured[:]
     same(run(tmp_path / "a"), whole)
     assert not measured

@@ -140,7 +140,7 @@ def test_truncated_normal_and_the_discrete_decoder(tiny):
     np.testing.assert_allclose(values["bpd"], total, rtol=1e-4)
 
 
-def test_the_density_of_scaled_data(tiny, monkeypatch):
+def test_the_density_of_scaled_data(tiny, monkeypatch, unchecked):
     """log p of y = z / alpha at the start is that of z there, and the volume of the scaling."""
 
     def standard_normal(noise, sde, x, key, *, eps, divergence, solver):

@@ -516,7 +516,7 @@ class ForEach(PerDimension):
         (made(Odd), {"by": "torchax"}, "Odd can't be translated"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(module, options, words):
+def test_mistakes_are_one_line(module, options, words, unchecked):
     with pytest.raises(UserError, match=words) as error:
         mlp_model(options.pop("by", None), module, **options)
     assert "\n" not in str(error.value)

@@ -162,7 +162,7 @@ def test_conditions_and_variances_are_seen_through():
         assert found[:1] == ["declared eps; behaves like v"], found
 
 
-def test_mistakes():
+def test_mistakes(unchecked):
     with pytest.raises(UserError, match="4 images or more, not 3"):
         model_of(network()).check(IMAGES[:3])
     with pytest.raises(UserError, match="images must be uint8"):

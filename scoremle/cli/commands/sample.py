@@ -11,11 +11,11 @@ import numpy as np
 
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
-from scoremle.errors import UserError, choose
+from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment import defaults
+from scoremle.experiment.build import sampler_of
 from scoremle.experiment.models import load
-from scoremle.experiment.samplers import SAMPLERS
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
 from scoremle.terminal import say
@@ -53,7 +53,7 @@ def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, 
     config.sampling.method, config.sampling.steps = name, steps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
     defaults.resolve(config)
-    found = choose(SAMPLERS, name, "sampler")(config, model.sde)
+    found = sampler_of(config, model.sde)
 
     def draw(
         noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
