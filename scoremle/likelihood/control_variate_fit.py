@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
@@ -139,8 +139,8 @@ def _pairs(
     lam: Float[Array, "rows n"],
     key: PRNGKey,
     matching: str,
-) -> Drawn:
-    """Two draws, [rows 2 n], at each log-SNR of each example."""
+) -> tuple[Float[Array, "rows 2 n"], Float[Array, "rows 2 n p"], Float[Array, "rows 2 n"]]:
+    """Two draws at each log-SNR of each example."""
     deviations = gaussian.deviations(x)
 
     def draw(inputs: tuple[Times, PRNGKey]) -> Drawn:
@@ -172,7 +172,7 @@ class Fit(NamedTuple):
 def _noise_fit(
     residual: Float[np.ndarray, "2 n"],
     features: Float[np.ndarray, "2 n p"],
-    groups: Float[np.ndarray, " n"],
+    groups: Integer[np.ndarray, " n"],
     without: Float[np.ndarray, " p"],
 ) -> Fit:
     """Coefficients of the features of the noise, and the variance that they leave.
@@ -187,7 +187,7 @@ def _noise_fit(
 def _level_fit(
     residual: Float[np.ndarray, "2 n"],
     mean_residual: Float[np.ndarray, "2 n"],
-    groups: Float[np.ndarray, " n"],
+    groups: Integer[np.ndarray, " n"],
 ) -> Fit:
     """Constant and coefficient of the Gaussian's mean residual in the level."""
     m, level = mean_residual[0], residual.mean(axis=0)
@@ -199,7 +199,7 @@ def _level_fit(
 def _better(
     x: Float[np.ndarray, "n p"],
     y: Float[np.ndarray, " n"],
-    groups: Float[np.ndarray, " n"],
+    groups: Integer[np.ndarray, " n"],
     without: Float[np.ndarray, " p"],
 ) -> Fit:
     """The regression of y on x, if those of one half of the examples leave less of the other than
