@@ -168,7 +168,7 @@ def corrected(
     )
 
 
-def _stderr(columns: Sequence[Values]) -> float:
+def _stderr(columns: Sequence[Float[np.ndarray, " _m"]]) -> float:
     """Standard error of the sum of their means; each is of the first images of the one before."""
     variance = 0.0
     for i, a in enumerate(columns):

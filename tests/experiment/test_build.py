@@ -140,7 +140,7 @@ def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
 
     def run(state, *_, **options):
         given.update(options)
-        return loop.Outcome(state, False)
+        return loop.Outcome(state, None)
 
     monkeypatch.setattr(loop, "run", run)
     run_train(experiment, Workdir(tmp_path / "w"))

@@ -16,12 +16,13 @@ UNET = {
     "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
 }  # fmt: skip
 FLAGS = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1}
+BETAS = {"beta_schedule": "linear"}
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def unet(folder, config=UNET, scheduler=None):
     """A folder of diffusers with weights that are none."""
-    for name, content in (("config", config), ("scheduler_config", scheduler or {})):
+    for name, content in (("config", config), ("scheduler_config", scheduler or BETAS)):
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / f"{name}.json").write_text(text)
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"none")
@@ -59,7 +60,7 @@ def test_a_field_of_a_network(field, value, tmp_path):
 )
 def test_a_field_of_a_scheduler(field, value, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        scoremle.load(unet(tmp_path, scheduler={"beta_schedule": "linear", field: value}))
+        scoremle.load(unet(tmp_path, scheduler={**BETAS, field: value}))
 
 
 @pytest.mark.parametrize("where", ["config", "scheduler"])
