@@ -1,5 +1,6 @@
 """A trained model from Python: scores of integer images, in batches, and clear refusals."""
 
+import json
 import shutil
 
 import jax
