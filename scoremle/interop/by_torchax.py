@@ -8,6 +8,7 @@ PyTorch's private backend the name "jax", which can't be undone.
 """
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,7 @@ def translated(module: nn.Module) -> Partial:
     Raises ImportError where torchax is not installed, or does not fit this PyTorch.
     """
     with _settings_kept():
+        _import_torchax()
         import torchax
         from torchax.tensor import Environment
 
@@ -56,6 +58,18 @@ def translated(module: nn.Module) -> Partial:
         environment.override_op_definition(torch.ops.aten.convolution.default, convolve)
         weights, function = torchax.extract_jax(module, environment)
     return Partial(_Translated(function), weights)
+
+
+def _import_torchax() -> None:
+    """Imports it so that it is no accelerator to others.
+
+    PyTorch has one name for devices of others, and torchax takes it for JAX. DataParallel and the
+    optimizers would go there. Who imported torchax before has it as it is.
+    """
+    if "torchax" not in sys.modules:
+        from torchax import device_module
+
+        device_module.is_available = lambda: False
 
 
 @contextmanager

@@ -389,6 +389,7 @@ def settings():
         torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
         torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled(),
         os.environ.get("ENABLE_RUNTIME_UPTIME_TELEMETRY"),
+        torch._utils._get_available_device_type(),  # where DataParallel goes
         jax.config.jax_pjrt_client_create_options, jax.config.jax_default_matmul_precision,
     )  # fmt: skip
 
