@@ -121,6 +121,8 @@ def _smooth(values: Float[np.ndarray, " n"], half: int) -> Float[np.ndarray, " n
 
 
 def _same(values: Float[np.ndarray, " n"], window: np.ndarray) -> Float[np.ndarray, " n"]:
+    if not len(values):  # which numpy refuses
+        return values
     return np.convolve(values, window, "full")[len(window) // 2 :][: len(values)]
 
 
@@ -148,8 +150,7 @@ def losses(rows: Sequence[Row]) -> Chart:
     return Chart(
         "loss", "Loss",
         "Points: one logged row each. Lines: the mean over neighbouring rows.",
-        f"The training loss over the steps; {last[0]:.3g} at first, {last[-1]:.3g} at last."
-        if len(last) else "No loss was logged.",
+        f"The training loss over the steps; {last[0]:.3g} at first, {last[-1]:.3g} at last.",
         draw,
     )  # fmt: skip
 
@@ -174,7 +175,9 @@ def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
         axes.plot(steps, values, ".", color=COLOURS[0], alpha=0.25, markersize=3)
         axes.set(xlabel="step", ylabel="bits/dim")
 
-    final = f"{mean[-1]:.3f} ± {band[-1]:.3f} at last" if len(mean) else "nothing was logged"
+    final = "no row beats a uniform distribution yet"
+    if len(mean):
+        final = f"{mean[-1]:.3f} ± {band[-1]:.3f} at last"
     return Chart(
         "training_bpd", "Bits/dim while training",
         "The variational bound on a window of test images that moves, few draws each. Points: one"
@@ -194,9 +197,9 @@ def training_column(rows: Sequence[Row], name: str, title: str) -> Chart:
         axes.semilogy(steps, _smooth(values, _half(len(values))), color=COLOURS[0])
         axes.set(xlabel="step", ylabel=title.lower())
 
-    told = f"from {values.min():.2g} to {values.max():.2g}" if len(values) else "not logged"
+    words = f"{title} over the steps, from {values.min():.2g} to {values.max():.2g}."
     caption = "Points: one logged row each. Line: the mean over neighbouring rows."
-    return Chart(name, title, caption, f"{title} over the steps, {told}.", draw)
+    return Chart(name, title, caption, words, draw)
 
 
 def learning_rate(

@@ -2,7 +2,7 @@
 
 import io
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 import jax
@@ -192,17 +192,24 @@ def _training(page: Page, subject: Subject) -> list[Chart]:
     if not subject.log:
         return []
     page.section("Training", f"{len(subject.log):,} rows of metrics.jsonl.")
-    optim, steps = subject.config.optim, int(subject.log[-1]["step"])
-    drawn = [
-        charts.losses(subject.log),
-        charts.training_bpd(subject.log, float(np.log2(subject.levels))),
-        charts.training_column(subject.log, "grad_norm", "Norm of the gradient"),
-        charts.learning_rate(
-            lambda i: optim.lr * np.minimum(i / max(optim.warmup, 1), 1.0), steps
-        ),
-    ]
+    drawn = list(_curves(subject))
     page.charts(drawn)
     return drawn
+
+
+def _curves(subject: Subject) -> Iterator[Chart]:
+    """Of what was logged."""
+    log, optim = subject.log, subject.config.optim
+    logged = {name for row in log for name, value in row.items() if value is not None}
+    if "loss" in logged:
+        yield charts.losses(log)
+    if "eval_bpd_stderr" in logged:
+        yield charts.training_bpd(log, float(np.log2(subject.levels)))
+    if "grad_norm" in logged:
+        yield charts.training_column(log, "grad_norm", "Norm of the gradient")
+    yield charts.learning_rate(
+        lambda i: optim.lr * np.minimum(i / max(optim.warmup, 1), 1.0), int(log[-1]["step"])
+    )
 
 
 def _protocol(page: Page, subject: Subject) -> None:

@@ -154,6 +154,24 @@ def test_the_band_is_the_error_of_the_mean_of_the_rows():
     assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
 
 
+@pytest.mark.parametrize("rows", [
+    [{"step": 1, "loss": 1.0, "eval_bpd": 30.0, "eval_bpd_stderr": 0.1}],  # none beats uniform
+    [{"step": 1, "loss": 1.0, "grad_norm": 2.0, "eval_bpd": 2.0, "eval_bpd_stderr": 0.1}],
+    [{"step": i, "loss": None} for i in range(9)],
+])  # fmt: skip
+def test_a_training_that_has_just_begun(rows, tmp_path):
+    """And one image, whose standard error nothing tells."""
+    make(tmp_path / "run")
+    folder = tmp_path / "run" / "eval"
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    one = result("exact", np.full((1, 2), 2.5)) | {"stderr": None, "images": 1}
+    write_json(folder / "results.json", {"exact_test_ckpt_1": one})
+    write_npz(folder / "exact_test_ckpt_1.npz", {"bpd": np.full((1, 1), 2.5)})
+    assert main(["report", str(tmp_path / "run")]) == 0
+    told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
+    assert "2.5000" in told and "nan" not in told
+
+
 def test_paired_differences(tmp_path):
     first, second = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 4.7])
     found = []
