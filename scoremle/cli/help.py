@@ -3,12 +3,13 @@
 import importlib
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scoremle.cli.commands import COMMANDS
 from scoremle.cli.parsers import DATASETS, PARSERS
 from scoremle.errors import choose
+from scoremle.evaluation.tables import screen_width, wrapped
 from scoremle.experiment.configs import NAMED
 
 __all__ = ["FIELD_LINE", "TOPICS", "config_table", "main", "screen"]
@@ -80,10 +81,20 @@ def config_table(place: str = "") -> str:
         kind, value = fields[name]
         shown = "unset" if value is None else repr(value)
         rows.append((name, kind.__name__, shown, meanings.get(name, "")))
-    names, kinds, values = (max(len(row[column]) for row in rows) for column in range(3))
-    table = "\n".join(f"{a:{names}}  {b:{kinds}}  {c:{values}}  {d}" for a, b, c, d in rows)
     how = "each set by --config.FIELD=VALUE (booleans also by --config.FIELD and --noconfig.FIELD)"
-    return f"fields of {place or 'experiment/defaults.py'}, {how}:\n\n{table}"
+    head = wrapped(f"fields of {place or 'experiment/defaults.py'}, {how}:")
+    return f"{head}\n\n{_aligned(rows)}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table; on a screen without room for it, meanings stand below their fields."""
+    *columns, meanings = zip(*rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    starts = ["  ".join(map(str.ljust, row, widths)) for row in zip(*columns, strict=True)]
+    beside = [f"{start}  {what}" for start, what in zip(starts, meanings, strict=True)]
+    below = [f"{start.rstrip()}\n    {what}" for start, what in zip(starts, meanings, strict=True)]
+    room = screen_width()
+    return "\n".join(beside if room is None or max(map(len, beside)) <= room else below)
 
 
 TOPICS: dict[str, Callable[..., str]] = {

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-import scoremle
 from scoremle.cli import help as topics
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, experiment
@@ -87,7 +86,7 @@ def _run(arguments: list[str]) -> int:
     elif {"--help", "-help", "-h"} & set(arguments):
         _help(arguments)
     elif "--version" in arguments:
-        print(f"scoremle {scoremle.__version__}")
+        print(importlib.import_module("scoremle.cli.commands.env").version())
     elif name.startswith("-"):
         _do(experiment.run, parse(arguments))
     else:

@@ -1,5 +1,6 @@
 """Pictures as PNG: grids of images, and which noise levels cost the bits of a bound."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,12 +30,15 @@ def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) 
 
 
 def write_grid(
-    path: Path, images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int | None = None
+    path: Path,
+    images: UInt8[np.ndarray, "n h w c"],
+    levels: int,
+    columns: int | None = None,
+    *,
+    caption: str = "",
 ) -> None:
     """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
-    picture = _enlarged(images, levels, columns or int(np.ceil(np.sqrt(len(images)))))
-    with write_atomically(path) as temporary:
-        picture.save(temporary, format="PNG")
+    write_captioned(path, {caption: images}, levels, columns or math.ceil(math.sqrt(len(images))))
 
 
 def write_captioned(
@@ -42,16 +46,23 @@ def write_captioned(
 ) -> None:
     """Writes grids one below the other as PNG, a gap between them, each under its caption."""
     grids = [_enlarged(images, levels, columns) for images in parts.values()]
-    heights = [STRIP + grid.height + PART_GAP for grid in grids]
-    size = (grids[0].width, sum(heights) - PART_GAP)
-    picture = Image.new(grids[0].mode, size, "white")
+    strips = [STRIP if caption else 0 for caption in parts]
+    height = sum(strips) + sum(grid.height + PART_GAP for grid in grids) - PART_GAP
+    picture = Image.new(grids[0].mode, (grids[0].width, height), "white")
     draw, top = ImageDraw.Draw(picture), 0
-    for caption, grid, height in zip(parts, grids, heights, strict=True):
-        draw.text((GAP, top), caption, fill="black", font_size=CAPTION_SIZE)
-        picture.paste(grid, (0, top + STRIP))
-        top += height
+    for caption, strip, grid in zip(parts, strips, grids, strict=True):
+        _write_line(draw, caption, top, picture.width - 2 * GAP)
+        picture.paste(grid, (0, top + strip))
+        top += strip + grid.height + PART_GAP
     with write_atomically(path) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def _write_line(draw: ImageDraw.ImageDraw, text: str, top: int, room: int) -> None:
+    """In smaller type where there is no room for it."""
+    width = draw.textlength(text, font_size=CAPTION_SIZE)
+    size = CAPTION_SIZE * min(1, room / max(width, 1))
+    draw.text((GAP, top), text, fill="black", font_size=size)
 
 
 def _enlarged(

@@ -9,7 +9,7 @@ from typing import Any
 
 from scoremle.terminal import printable
 
-__all__ = ["quality_table", "results_table", "table", "wrapped"]
+__all__ = ["quality_table", "results_table", "screen_width", "table", "wrapped"]
 
 # What is left out first where there is no room; it stands in results.json.
 SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
@@ -39,7 +39,7 @@ def table(
 def _too_much(widths: Mapping[str, int], spare: Sequence[str]) -> list[str]:
     """The columns that there is no room for."""
     left_out: list[str] = []
-    room = _screen_width()
+    room = screen_width()
     for name in spare:
         kept = [width + len("  ") for other, width in widths.items() if other not in left_out]
         if room is None or sum(kept) - len("  ") <= room:
@@ -48,14 +48,14 @@ def _too_much(widths: Mapping[str, int], spare: Sequence[str]) -> list[str]:
     return left_out
 
 
-def _screen_width() -> int | None:
+def screen_width() -> int | None:
     """Columns of the terminal; None where the output is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def wrapped(text: str) -> str:
     """Text in lines that fit the screen, cut between words, the later ones set in."""
-    width = _screen_width()
+    width = screen_width()
     return text if width is None else textwrap.fill(text, width, subsequent_indent="  ")
 
 

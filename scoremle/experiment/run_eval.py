@@ -1,6 +1,7 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
 import logging
+import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -86,6 +87,9 @@ def run_eval(
     there = run.results()
     results = {name: there[name] for name in names}
     _report(run.folder, results, quality)
+    if results:
+        elsewhere = [f"--eval-folder={eval_folder}"] * (eval_folder != "eval")
+        say(f"next: scoremle {shlex.join(['report', str(workdir.folder), *elsewhere])}")
     return results | quality
 
 

@@ -78,7 +78,10 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
         f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}"
     )
     say(tables.wrapped(words))
-    return place.snapshot_state(template) or training.init_state()
+    found = place.snapshot_state(template)
+    if found is None:
+        say("making the first parameters")
+    return found or training.init_state()
 
 
 class _ScoreModel(TypedDict):
@@ -126,7 +129,7 @@ def _run(
         training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
-        writer=_writer(training.schedule, place),
+        writer=_writer(training, place),
         on_eval=_on_eval(training, held),
         on_snapshot=_on_snapshot(training, place),
         note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
@@ -143,11 +146,12 @@ def _run(
     )
 
 
-def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
+def _writer(training: Training, place: Workdir) -> writers.Writer:
+    uniform = math.log2(training.data.levels)
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
         targets.append(writers.TensorBoard(place.folder / "tensorboard"))
-    return writers.FanOut(*targets, writers.Console(schedule.n_iters))
+    return writers.FanOut(*targets, writers.Console(training.schedule.n_iters, uniform))
 
 
 def _on_eval(
@@ -176,6 +180,7 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
         # The same key each time: one sees the same images become sharp.
         samples = np.asarray(draw(state.ema, jax.random.key(training.seed)))
         path = place.folder / "samples" / f"step_{step}.png"
-        pictures.write_grid(path, samples, training.data.levels)
+        caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
+        pictures.write_grid(path, samples, training.data.levels, caption=caption)
 
     return on_snapshot

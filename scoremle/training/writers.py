@@ -123,10 +123,15 @@ class TensorBoard:
 
 
 class Console:
-    """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row."""
+    """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row.
 
-    def __init__(self, n_iters: int) -> None:
+    bits/dim that do not beat the ``uniform`` distribution are those of an average of parameters
+    that is still young, whatever the network has learned; they are labelled so.
+    """
+
+    def __init__(self, n_iters: int, uniform: float = math.inf) -> None:
         self._progress = Progress("", n_iters, "step", every=0.0)
+        self._uniform = uniform
         self._bpd: tuple[int, str] | None = None
 
     def rewind(self, step: int) -> None:
@@ -135,7 +140,8 @@ class Console:
     def write(self, step: int, row: Row) -> None:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
-            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}"
+            young = " (young average)" * (row["eval_bpd"] >= self._uniform)
+            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}{young}"
         words = [f"loss {row['loss']:.4f}"]
         if self._bpd:
             at, text = self._bpd

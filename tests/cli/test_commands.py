@@ -1,8 +1,10 @@
 """What a person meets first: help that fits, examples that work, answers before JAX loads."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -69,7 +71,7 @@ def test_flags_of_an_experiment_that_help_names_are_understood(command):
 @pytest.mark.parametrize(
     "line",
     [
-        ["--help"], ["--version"], ["help", "config"], ["x"], ["train", "digits", "--y"],
+        ["--help"], ["help", "config"], ["x"], ["train", "digits", "--y"],
         ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
         ["completion", "bash"], *([command, "--help"] for command in PARSERS),
     ],
@@ -170,20 +172,20 @@ def test_the_config_is_printed_with_the_flags(capsys):
     assert json.loads(text)["sampling"]["steps"] == 100
 
 
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("ev", "eval"),
-        ("train fashion_mnist1", "fashion_mnist14"),
-        ("eval w --config.eval.bound_t", "--config.eval.bound_times"),
-        ("eval w --js", "--json"),
-        ("data show digits --pi", "--picture"),
-        ("data pre", "prepare"),
-        ("help exit", "exit-codes"),
-        ("score digits --rep", "--repeats"),
-        ("train digits w --zzz", ""),
-    ],
-)
+COMPLETED = [
+    ("ev", "eval"),
+    ("train fashion_mnist1", "fashion_mnist14"),
+    ("eval w --config.eval.bound_t", "--config.eval.bound_times"),
+    ("eval w --js", "--json"),
+    ("data show digits --pi", "--picture"),
+    ("data pre", "prepare"),
+    ("help exit", "exit-codes"),
+    ("score digits --rep", "--repeats"),
+    ("train digits w --zzz", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "found"), COMPLETED)
 def test_bash_completes(line, found, capsys, tmp_path):
     (tmp_path / "script").write_text(printed(capsys, "completion", "bash"))
     words = ["scoremle", *line.split()]
@@ -197,6 +199,29 @@ def test_bash_completes(line, found, capsys, tmp_path):
 def test_other_shells_get_the_same_words(capsys):
     bash, zsh, fish = (printed(capsys, "completion", shell) for shell in ("bash", "zsh", "fish"))
     assert zsh.endswith(bash) and "bashcompinit" in zsh
-    for name in COMMANDS:
-        assert f"__fish_use_subcommand -f -a {name} -d '" in fish
+    quote = r"\'"
+    for line, (name, (_, what)) in zip(fish.splitlines(), COMMANDS.items(), strict=False):
+        start, text, end = re.split(r"(?<!\\)'", line)
+        assert start == f"complete -c scoremle -n __fish_use_subcommand -f -a {name} -d "
+        assert (text.replace(quote, "'"), end) == (what, "")
     assert "--config.eval.bound_times" in fish
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs the shell fish")
+@pytest.mark.parametrize(("line", "found"), COMPLETED)
+def test_fish_completes(line, found, capsys, tmp_path):
+    (tmp_path / "script").write_text(printed(capsys, "completion", "fish"))
+    code = f"source {tmp_path / 'script'}; complete -C {shlex.quote(f'scoremle {line}')}"
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    told = subprocess.check_output(["fish", "-c", code], text=True, cwd=tmp_path, env=environment)
+    words = [word.partition("\t")[0] for word in told.splitlines()]
+    assert found in words if found else not words
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs the shell zsh")
+def test_zsh_takes_the_script(capsys, tmp_path):
+    (tmp_path / "script").write_text(printed(capsys, "completion", "zsh"))
+    code = f"source {tmp_path / 'script'}; print -- $_comps[scoremle]"
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    told = subprocess.check_output(["zsh", "-f", "-c", code], text=True, env=environment)
+    assert "_scoremle" in told

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from helpers.places import ROOT
 
@@ -386,4 +387,6 @@ def test_usage_and_version(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err == help.screen() + "\n"
     command = [sys.executable, "-m", "scoremle", "--version"]
-    assert subprocess.check_output(command, text=True) == f"scoremle {scoremle.__version__}\n"
+    ours, libraries, device = subprocess.check_output(command, text=True).splitlines()
+    assert ours == f"scoremle {scoremle.__version__}" and f"jax {jax.__version__}," in libraries
+    assert device.startswith("device 0: cpu")

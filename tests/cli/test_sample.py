@@ -7,7 +7,7 @@ from PIL import Image
 
 import scoremle
 from scoremle.cli import main as cli
-from scoremle.evaluation.pictures import image_grid
+from scoremle.evaluation.pictures import STRIP, image_grid
 from scoremle.sampling.ode import denoise, ode_sample
 
 
@@ -22,7 +22,7 @@ def test_samples_are_those_of_the_sampler(tmp_path, capfd):
     out = tmp_path / "x.npy"
     code, told, err = sample(capfd, "digits", "-n", 5, "-o", out, "--seed=3", "--steps=7")
     assert code == 0 and err == "" and told.endswith(f"5 samples of seed 3: {out}\n")
-    assert "digits, step 2,400)\nby ode in 7 steps\n" in told
+    assert "digits, step 2,400), by ode in 7 steps\n" in told
     model = scoremle.load("digits")
 
     def draw(noise, sde, key, shape, *, eps):
@@ -44,6 +44,8 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
         grid = image_grid(saved["samples"], 17, columns=3).squeeze()
     with Image.open(tmp_path / "x.png") as picture:
         found = np.asarray(picture)
+    assert found[:STRIP].min() < 100, "the caption"
+    found = found[STRIP:]
     factor = found.shape[0] // grid.shape[0]
     np.testing.assert_array_equal(found[::factor, ::factor], grid)
 

@@ -508,15 +508,16 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 def test_lines_say_what_is_done_and_when_bits_were_measured(capsys, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    lines = writers.Console(10)
+    lines = writers.Console(10, uniform=4.0)
     lines.rewind(0)
     lines.at(1)
-    for step, row in ((2, {}), (4, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}), (6, {})):
+    young, old = {"eval_bpd": 9.0}, {"eval_bpd": 2.5, "eval_bpd_stderr": 0.1}
+    for step, row in ((2, young), (4, old), (6, {})):
         lines.write(step, {"loss": 1.0, **row})
         lines.at(step, "measuring")
     compiling, first, measuring, second, third = capsys.readouterr().out.splitlines()
     assert (compiling, measuring) == ("compiling", "measuring")
-    assert "bpd" not in first
+    assert "  bpd 9.000 (young average)" in first
     assert "  bpd 2.500 +- 0.100  " in second
     assert "  bpd 2.500 +- 0.100  (step 4)  " in third
 

@@ -40,7 +40,10 @@ def _bash() -> str:
 
 
 def _fish() -> str:
-    commands = [FISH_COMMAND.format(name=n, what=what) for n, (_, what) in COMMANDS.items()]
+    commands = [
+        FISH_COMMAND.format(name=name, what=what.replace("'", r"\'"))
+        for name, (_, what) in COMMANDS.items()
+    ]
     words = [FISH_WORDS.format(name=n, words=" ".join(_words(n))) for n in COMMANDS]
     return "\n".join([*commands, *words])
 

@@ -121,5 +121,6 @@ def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
     images = prepared.images(split)
     chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
     path = picture or Path(f"{prepared.meta['name']}.png")
-    pictures.write_grid(path, images[chosen], prepared.meta["levels"])
+    caption = f"{prepared.meta['name']}: {len(chosen)} of {len(images):,} {split} images"
+    pictures.write_grid(path, images[chosen], prepared.meta["levels"], caption=caption)
     say(f"\n{len(chosen)} of its {split} images: {path}")

@@ -13,7 +13,7 @@ from scoremle.cli.cache import FOLDER
 from scoremle.data.prepared import cache_folder
 from scoremle.evaluation.tables import table
 
-__all__ = ["run"]
+__all__ = ["run", "version"]
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
@@ -29,6 +29,15 @@ def run(options: Any) -> dict[str, str | int]:
     facts = _facts()
     print(table(("what", "value"), [(name, str(value)) for name, value in facts.items()]))
     return facts
+
+
+def version() -> str:
+    """Versions and devices, in three lines."""
+    libraries = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax"))
+    return (
+        f"scoremle {scoremle.__version__}\nPython {platform.python_version()}, {libraries}\n"
+        f"{'; '.join(f'{name}: {device}' for name, device in _devices().items())}"
+    )
 
 
 def _facts() -> dict[str, str | int]:

@@ -12,13 +12,13 @@ import numpy as np
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.evaluation import pictures
+from scoremle.evaluation import pictures, tables
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
 from scoremle.experiment.models import load
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
-from scoremle.terminal import say
+from scoremle.terminal import printable, say
 from scoremle.types import Data, Keys, NoiseFn
 
 __all__ = ["run"]
@@ -32,10 +32,11 @@ def run(options: Any) -> None:
     model = load(options.model, options.checkpoint)
     _check(options.out, model)
     sampler, steps = _sampler(options.sampler, options.steps, model)
-    say(f"{model}\nby {options.sampler} in {steps} steps")
+    say(tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
     key = jax.random.key(options.seed)
     samples = model.sample(options.n, key, sampler=sampler, label="samples")
-    _write(options.out, samples, model)
+    _write(options.out, samples, model, caption=f"{options.n} samples of {options.model}, "
+           f"{options.sampler}, {steps} steps, seed {options.seed}")  # fmt: skip
     say(f"{options.n} samples of seed {options.seed}: {options.out}")
 
 
@@ -63,9 +64,10 @@ def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, 
     return draw, config.sampling.steps
 
 
-def _write(path: Path, samples: np.ndarray, model: ScoreModel) -> None:
+def _write(path: Path, samples: np.ndarray, model: ScoreModel, *, caption: str) -> None:
     if path.suffix == ".png":
-        pictures.write_grid(path, samples, cast(Pixels, model.pixels).levels)
+        levels = cast(Pixels, model.pixels).levels
+        pictures.write_grid(path, samples, levels, caption=printable(caption))
     elif path.suffix == ".npz":
         write_npz(path, {"samples": samples})
     else:
