@@ -114,8 +114,8 @@ def _train_deq() -> Parser:
 
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
-    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of EDM, or"
-    " FILE.py:function"
+    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of scoremle export"
+    " or of EDM, or FILE.py:function"
 )
 
 
@@ -329,7 +329,7 @@ def _export() -> Parser:
     parser = Parser(
         prog="scoremle export",
         examples=(
-            "scoremle export runs/digits digits.safetensors",
+            "scoremle export runs/digits digits.safetensors --card",
             "scoremle export runs/digits published/checkpoint_1 --checkpoint=1",
         ),
         description="Writes a checkpoint in the published format, or as safetensors.",
@@ -337,10 +337,14 @@ def _export() -> Parser:
     parser.add_argument("workdir", type=Path, help="where the checkpoint is")
     parser.add_argument(
         "path", type=Path,
-        help="file to write: NAME.safetensors gets the averaged parameters, any other name the"
-        " whole training state",
+        help="file to write: NAME.safetensors gets the averaged parameters, which scoremle score"
+        " takes; another name, such as checkpoint_1, the whole training state, which scoremle"
+        " import takes",
     )  # fmt: skip
     parser.add_argument("--checkpoint", type=int, help="its number; the newest if left out")
+    parser.add_argument(
+        "--card", action="store_true", help="write a model card too, from the results: PATH.md"
+    )
     return parser
 
 

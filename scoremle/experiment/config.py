@@ -21,7 +21,7 @@ from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "load_config",
+    "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "config_of", "load_config",
     "published_config", "recorded_config", "with_defaults",
 ]  # fmt: skip
 
@@ -87,11 +87,15 @@ def recorded_config(folder: Path) -> ConfigDict:
     from scoremle.files import read_sealed  # imports numpy, which --help has no need of
 
     path = folder / RECORD
-    content = read_sealed(path, REMEDY)
+    return config_of(read_sealed(path, REMEDY), path)
+
+
+def config_of(content: Mapping[str, Any], where: Path) -> ConfigDict:
+    """The resolved config that a record holds. Raises UserError if it is none."""
     try:
         return with_defaults(_with_tuples(content))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def with_defaults(content: Mapping[str, Any]) -> ConfigDict:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from scoremle.devices import check_devices
 from scoremle.errors import UserError
+from scoremle.experiment import exported
 from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
 from scoremle.experiment.trained import Trained, load_workdir
@@ -27,6 +28,7 @@ class Family(NamedTuple):
 FAMILIES = (
     Family("a folder of diffusers", diffusers.is_folder, diffusers.load),
     Family("a .pt of improved- or guided-diffusion", openai.is_file, openai.load),
+    Family("a .safetensors of scoremle export", exported.is_file, exported.load),
     Family("a .safetensors of EDM, its fields beside it", edm.is_file, edm.load),
 )
 OTHERS = "use scoremle.interop.torch.from_module in a FILE.py:function for any other"
@@ -37,10 +39,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
 
     Args:
         place: a working directory, or a folder of checkpoints as score_flow published it; a
-            folder of diffusers; a ``.pt`` of improved- or guided-diffusion with its flags beside
-            it; a ``.safetensors`` of EDM with its fields beside it; ``hf:OWNER/NAME[@REVISION]``;
-            ``FILE.py:function``, a function that returns a ScoreModel; or the name of a model
-            that the package ships. A path that exists is that path.
+            ``.safetensors`` of ``scoremle export``; a folder of diffusers; a ``.pt`` of improved-
+            or guided-diffusion with its flags beside it; a ``.safetensors`` of EDM with its
+            fields beside it; ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that
+            returns a ScoreModel; or the name of a model that the package ships. A path that
+            exists is that path.
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, for what can't be read, and for parameters that are

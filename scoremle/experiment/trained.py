@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoremle.core.pytree import pytree, static
-from scoremle.experiment.build import build
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.networks import Params
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
 
-__all__ = ["Trained", "load_workdir"]
+__all__ = ["Trained", "load_workdir", "trained"]
 
 
 @pytree
@@ -33,8 +34,11 @@ def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained:
     # The number of levels stands for the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
     state, meta, _ = place.restore(experiment.training.template(), checkpoint)
+    return trained(experiment, state.ema, int(meta["step"]))
+
+
+def trained(experiment: Experiment, params: Params, step: int) -> Trained:
+    """The model of these parameters of an experiment."""
     estimators = experiment.evaluation.estimators
-    fields = vars(experiment.model.model(state.ema)) | {"solver": estimators.solver}
-    return Trained(
-        **fields, dataset=experiment.data.name, step=int(meta["step"]), pilot=estimators.pilot
-    )
+    fields = vars(experiment.model.model(params)) | {"solver": estimators.solver}
+    return Trained(**fields, dataset=experiment.data.name, step=step, pilot=estimators.pilot)

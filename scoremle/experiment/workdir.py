@@ -115,6 +115,10 @@ class Workdir:
         steps = config.deq.n_iters if flow else config.training.n_iters
         return {"steps": steps, "newest_step": newest, "finished": newest >= steps}
 
+    def data_facts(self) -> dict[str, Any]:
+        """What data.json says of the data set."""
+        return self._read_data()
+
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
         levels = self._read_data().get("levels")

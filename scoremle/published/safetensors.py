@@ -17,7 +17,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.files import write_atomically
 
-__all__ = ["read", "write"]
+__all__ = ["notes", "read", "write"]
 
 DTYPES = {
     "float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16",
@@ -25,13 +25,14 @@ DTYPES = {
 }  # fmt: skip
 KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
+NOTES = "__metadata__"
 # What the format allows for its header.
 LONGEST_HEADER = 100 << 20
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
     """Writes named arrays, and notes beside them."""
-    header: dict[str, object] = {"__metadata__": dict(notes)}
+    header: dict[str, object] = {NOTES: dict(notes)}
     end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
@@ -47,6 +48,24 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of a file, mapped from disk. Raises UserError if it is damaged."""
+    size, (start, header) = path.stat().st_size, _header(path)
+    header.pop(NOTES, None)
+    try:
+        return {name: _array(path, start, size, facts) for name, facts in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def notes(path: Path) -> dict[str, str]:
+    """The notes beside the arrays of a file. Raises UserError if it is damaged."""
+    found = _header(path)[1].get(NOTES, {})
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f"{path} is no whole safetensors file: its notes are no texts")
+    return found
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the arrays begin, and what stands before them."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -54,10 +73,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path} is no whole safetensors file: its header is cut off")
         try:
             header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            return {name: _array(path, 8 + length, size, facts) for name, facts in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is no whole safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is no whole safetensors file: its header is no object")
+    return 8 + length, header
 
 
 def _array(path: Path, start: int, size: int, facts: Mapping[str, Any]) -> np.ndarray:

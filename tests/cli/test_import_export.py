@@ -12,14 +12,17 @@ import pytest
 from helpers.golden_networks import golden
 from helpers.published_folder import DEQUANTIZER, FILE, FOLDER, NAME, expected, restore
 from helpers.pytorch_checkpoints import as_checkpoint, as_tensors
-from helpers.tiny_runs import params_of
+from helpers.tiny_runs import evaluate, params_of
 
 import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
+from scoremle.errors import UserError
 from scoremle.experiment.build import build
+from scoremle.experiment.results import add_results
 from scoremle.experiment.workdir import Workdir
-from scoremle.published import PublishedCheckpoints
+from scoremle.files import SEAL, read_json
+from scoremle.published import PublishedCheckpoints, safetensors
 from scoremle.training.checkpoints import tree_hash
 
 
@@ -74,7 +77,8 @@ def test_an_imported_dequantizer_is_the_published_one(imported):
 def test_export_gives_the_same_file(imported, tmp_path, capsys):
     path = tmp_path / "checkpoints" / "checkpoint_1"
     assert cli.main(["export", str(imported), str(path)]) == 0
-    assert capsys.readouterr().out == f"checkpoint 1, step 3: written to {path}\n"
+    told = f"checkpoint 1, step 3: written to {path}; what it is, to {path}.json\n"
+    assert capsys.readouterr().out == told
     assert path.read_bytes() == FILE.read_bytes()
 
 
@@ -88,6 +92,60 @@ def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
     tree = flax.serialization.msgpack_restore(path.read_bytes())
     assert tree["optimizer"]["target"]["GroupNorm_0"]["scale"].shape == (1, 1, 1, 4)
     assert tree["rng"].tolist() == [0, 42]
+
+
+def test_an_export_is_imported_as_the_training_that_it_was(tiny, tmp_path, capsys):
+    """The same state, config and data, to the last bit; and exported again, the same file."""
+    path, out = tmp_path / "mine" / "checkpoint_2", tmp_path / "back"
+    assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
+    assert cli.main(["import", str(path), f"--out={out}"]) == 0
+    assert "digits, 8x8 (by checkpoint_2.json)" in capsys.readouterr().out
+    ours, back = (Workdir(folder) for folder in (tiny.workdir, out))
+    template = built(out).training.template()
+    assert tree_hash(back.restore(template).tree) == tree_hash(ours.restore(template).tree)
+    for name in ("config.json", "data.json"):
+        assert read_json(out / name) == read_json(tiny.workdir / name)
+    again = tmp_path / "again"
+    assert cli.main(["export", str(out), str(again)]) == 0
+    assert again.read_bytes() == path.read_bytes()
+    record = path.with_name("checkpoint_2.json")
+    record.write_text(record.read_text().replace('"nf": 4', '"nf": 8'))
+    err = one_line(capsys, "import", path, f"--out={tmp_path / 'other'}")
+    assert "checkpoint_2.json is not as it was written" in err
+
+
+def test_an_exported_safetensors_is_a_model(tiny, tmp_path, capsys):
+    path = tmp_path / "digits.safetensors"
+    assert cli.main(["export", str(tiny.workdir), str(path), "--card"]) == 0
+    model, ours = scoremle.load(path), scoremle.load(tiny.workdir)
+    assert repr(model) == repr(ours) and model.eps == ours.eps and model.solver == ours.solver
+    assert tree_hash(params_of(model)) == tree_hash(params_of(ours))
+    notes, arrays = read_safetensors(path)
+    config = json.loads(notes["config"]) | {"seed": 1}
+    config["model"]["ch_mult"] = [2]
+    safetensors.write(path, arrays, notes | {"config": json.dumps(config)})
+    with pytest.raises(UserError, match="is not that of the network its notes name"):
+        scoremle.load(path)
+    safetensors.write(path, arrays, notes | {"config": "["})
+    with pytest.raises(UserError, match="its notes are damaged"):
+        scoremle.load(path)
+
+
+def test_a_card_says_what_was_measured_of_the_checkpoint(tiny, tmp_path, capsys):
+    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
+    (result,) = evaluate(tiny, "card", **loss)[1].values()
+    result.pop(SEAL)
+    workdir = shutil.copytree(tiny.workdir, tmp_path / "w")
+    results = {"a": result, "b": result | {"checkpoint": 1}}
+    add_results(workdir / "eval" / "results.json", results)
+    path = tmp_path / "x.safetensors"
+    assert cli.main(["export", str(workdir), str(path), "--card"]) == 0
+    text = (tmp_path / "x.safetensors.md").read_text()
+    assert f"its card: {path}.md" in capsys.readouterr().out
+    row = f"{result['mean']:.4f} loss | {result['stderr']:.4f} |  | 30 test images, not the whole"
+    assert text.count(row) == 1
+    assert "| data | digits: 8x8x1, 17 grey levels |" in text and "scoremle score x.saf" in text
+    assert cli.main(["export", str(workdir), str(path), "--card", "--checkpoint=2"]) == 0
 
 
 def test_a_name_that_the_file_contradicts_is_refused(tiny, tmp_path, capsys):
@@ -118,7 +176,7 @@ def test_safetensors_have_the_averaged_parameters(imported, tmp_path):
     path = tmp_path / "model.safetensors"
     assert cli.main(["export", str(imported), str(path), "--checkpoint=1"]) == 0
     notes, arrays = read_safetensors(path)
-    assert notes == {"step": "3"}
+    assert notes["step"] == "3" and json.loads(notes["config"])["model"]["nf"] == 4
     tree = flax.traverse_util.unflatten_dict(arrays, sep=".")
     assert tree_hash(tree) == tree_hash(restore()[0].ema)
 
@@ -164,6 +222,9 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     assert "no checkpoint 9" in one_line(capsys, "export", imported, "x", "--checkpoint=9")
     err = one_line(capsys, "export", FOLDER.parent, "x")
     assert "no config.json" in err
+    err = one_line(capsys, "export", imported, tmp_path / "x.pth")
+    assert "a .pth is not written here; name a .safetensors" in err
+    assert not (tmp_path / "x.pth").exists()
     shutil.copytree(FOLDER / "checkpoints", tmp_path / NAME / "checkpoints")
     err = one_line(capsys, "export", tmp_path / NAME, "x")
     assert f"; scoremle import {tmp_path / NAME} makes one of it" in err

@@ -1,7 +1,9 @@
 """``scoremle export WORKDIR PATH``: a checkpoint in the published format, or as safetensors.
 
-A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses.
-Any other gets the whole training state as score_flow saved it, which Flax 0.3.3 reads.
+A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses,
+and in its notes what they are: ``scoremle score`` and ``scoremle.load`` take it. Any other gets
+the whole training state as score_flow saved it, which Flax 0.3.3 reads. That format has no room
+for what it is: PATH.json says it, and ``scoremle import`` reads it.
 """
 
 from typing import Any
@@ -10,30 +12,59 @@ import jax
 import numpy as np
 
 from scoremle import published
-from scoremle.experiment.build import build
+from scoremle.errors import UserError
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.card import card
+from scoremle.experiment.exported import notes, write_record
+from scoremle.experiment.results import read_results
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import write_atomically
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
 from scoremle.terminal import say
+from scoremle.training.checkpoints import Restored
 
 __all__ = ["run"]
+
+# Names by which other formats go.
+OTHERS = (".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip")
 
 
 def run(options: Any) -> None:
     """Reads the checkpoint and writes the file."""
-    place = Workdir(options.workdir)
+    place, path = Workdir(options.workdir), options.path
+    if path.suffix in OTHERS:
+        raise UserError(
+            f"{path}: a {path.suffix} is not written here; name a .safetensors (the averaged"
+            " parameters), or a file like checkpoint_1 (the whole training state, as score_flow"
+            " saved it)"
+        )
     experiment = build(place.config(), levels=place.levels())
-    state, meta, number = place.restore(experiment.training.template(), options.checkpoint)
+    restored = place.restore(experiment.training.template(), options.checkpoint)
+    number, step = restored.number, restored.meta["step"]
+    state = restored.tree
     check_finite({"params": state.params, "ema": state.ema}, place.snapshots.path(number))
-    if options.path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
             for path, array in jax.tree_util.tree_leaves_with_path(state.ema)
         }
-        safetensors.write(options.path, arrays, {"step": str(meta["step"])})
+        safetensors.write(path, arrays, notes(place, step))
+        say(f"checkpoint {number}, step {step}: written to {path}")
     else:
-        rng = meta.get("rng") or [0, experiment.seed]
-        lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
-        tree = published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
-        state_dict.write(options.path, tree)
-    say(f"checkpoint {number}, step {meta['step']}: written to {options.path}")
+        state_dict.write(path, _as_published(experiment, restored))
+        record = write_record(place, path)
+        say(f"checkpoint {number}, step {step}: written to {path}; what it is, to {record}")
+    if options.card:
+        results = read_results(place.folder / "eval" / "results.json")
+        text = card(place, experiment, restored, results, path)
+        beside = path.with_name(f"{path.name}.md")
+        with write_atomically(beside) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        say(f"its card: {beside}")
+
+
+def _as_published(experiment: Experiment, restored: Restored) -> state_dict.Tree:
+    rng = restored.meta.get("rng") or [0, experiment.seed]
+    lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
+    return published.published_tree(restored.tree, lr=lr, ema_rate=ema_rate, rng=rng)

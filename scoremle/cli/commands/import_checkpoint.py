@@ -2,11 +2,13 @@
 
 The architecture comes from the arrays, step and rates from the file; SDE, objective and data set
 from the name of the folder. What nothing says (dropout, activations, the size of the images) is
-that of the published config.
+that of the published config. A file that ``scoremle export`` wrote has all of it beside it, in
+PATH.json.
 """
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from scoremle import published
 from scoremle.cli.parsers import PUBLISHED
 from scoremle.errors import UserError
+from scoremle.experiment import exported
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.record import training_record
@@ -46,6 +49,30 @@ def run(options: Any) -> None:
     found = _read(file)
     network = _described(file, found, architecture)
     _report(file, found, "network", network)
+    if record := None if options.name else exported.read_record(file):
+        by, experiment = exported.record_of(file).name, _recorded(*record)
+    else:
+        by, experiment = "the folder's name", _named(options, file, found, network)
+    place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
+    _convert(number, file, found, experiment, place, by=by)
+    for number, file in _dequantizers(options.path):
+        _convert_dequantizer(number, file, place)
+    say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
+
+
+def _recorded(config: ConfigDict, facts: dict[str, Any]) -> Experiment:
+    """The experiment that an exported file is of."""
+    experiment = build(config, levels=facts["levels"])
+    data = replace(
+        experiment.data,
+        name=facts.get("name", experiment.data.name),
+        facts={name: fact for name, fact in facts.items() if name not in ("name", "levels")},
+    )
+    return replace(experiment, data=data)
+
+
+def _named(options: Any, file: Path, found: Published, network: dict[str, Any]) -> Experiment:
+    """The experiment that the name of a published folder tells."""
     known = published.origin(Path(options.name) if options.name else file.resolve())
     if known is None:
         raise UserError(
@@ -53,11 +80,7 @@ def run(options: Any) -> None:
             f"the folder had when it was published, such as --name={PUBLISHED}"
         )
     _check_channels(file, known, network["num_channels"])
-    place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
-    _convert(number, file, found, _config(known, found, network), place)
-    for number, file in _dequantizers(options.path):
-        _convert_dequantizer(number, file, place)
-    say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
+    return build(_config(known, found, network), levels=LEVELS)
 
 
 def _read(file: Path) -> Published:
@@ -120,9 +143,8 @@ def _report(file: Path, found: Published, what: str, fields: dict[str, Any]) -> 
 
 
 def _convert(
-    number: int, file: Path, found: Published, config: ConfigDict, place: Workdir
+    number: int, file: Path, found: Published, experiment: Experiment, place: Workdir, *, by: str
 ) -> None:
-    experiment = build(config, levels=LEVELS)
     stated, training = experiment.config["data"], experiment.config["training"]
     objective = {
         "likelihood weighting": training["likelihood_weighting"],
@@ -130,8 +152,9 @@ def _convert(
         "flips": stated["random_flip"],
     }
     words = ", ".join(f"{name} {'on' if value else 'off'}" for name, value in objective.items())
-    say(f"  data set    {stated['dataset']}, {IMAGE_SIZE}x{IMAGE_SIZE} (by the folder's name)")
-    say(f"  SDE         {training['sde']}, {words} (by the folder's name)")
+    height, width, _ = experiment.model.shape
+    say(f"  data set    {stated['dataset']}, {height}x{width} (by {by})")
+    say(f"  SDE         {training['sde']}, {words} (by {by})")
     state = published.train_state(found, experiment.training.template(), file)
     _save(place.snapshots, number, state, found, experiment, training_record(experiment))
     place.describe(experiment)

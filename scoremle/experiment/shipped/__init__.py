@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from scoremle.experiment.build import build
-from scoremle.experiment.trained import Trained
+from scoremle.experiment.trained import Trained, trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import safetensors
 
@@ -26,6 +26,4 @@ def load_shipped(name: str) -> Trained:
     experiment = build(place.config(), levels=place.levels())
     tensors = safetensors.read(place.folder / "weights.safetensors")
     params = jax.tree.map(jnp.asarray, unflatten_dict(tensors, sep="."))
-    estimators, steps = experiment.evaluation.estimators, experiment.training.schedule.n_iters
-    fields = vars(experiment.model.model(params)) | {"solver": estimators.solver}
-    return Trained(**fields, dataset=experiment.data.name, step=steps, pilot=estimators.pilot)
+    return trained(experiment, params, experiment.training.schedule.n_iters)

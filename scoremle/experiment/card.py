@@ -1,0 +1,92 @@
+"""A model card: what a checkpoint is, what was measured of it, and how to use it, as Markdown."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import scoremle
+from scoremle.experiment.build import Experiment
+from scoremle.experiment.workdir import Workdir
+from scoremle.training.checkpoints import Restored
+
+__all__ = ["card"]
+
+LIMITS = """\
+Low bits/dim say that the model finds an image likely. They do not say that the image looks like
+the data: simple and smooth pictures are likely whatever they show. Values of two models can be
+compared where data, grey levels, dequantization and augmentation are the same."""
+NETWORK = ("nf", "ch_mult", "num_res_blocks", "attn_resolutions")
+
+
+def card(
+    place: Workdir,
+    experiment: Experiment,
+    restored: Restored,
+    results: Mapping[str, Any],
+    file: Path,
+) -> str:
+    """The card of the exported ``file``; results of other checkpoints are left out."""
+    use = f"scoremle score {file.name} IMAGES"
+    if file.suffix != ".safetensors":
+        use = f"scoremle import {file.name} --out=WORKDIR\nscoremle score WORKDIR IMAGES"
+    return "\n".join([
+        f"# {file.stem}", "",
+        f"A score model of {experiment.data.name}, trained and measured with scoremle.", "",
+        *_table(("", ""), _facts(place, experiment, restored)), "",
+        "## Results", "", *_results(results, restored.number), "",
+        "## Limits", "", LIMITS, "",
+        "## Use", "", "```sh", use, "```", "",
+    ])  # fmt: skip
+
+
+def _facts(
+    place: Workdir, experiment: Experiment, restored: Restored
+) -> Iterator[tuple[str, str]]:
+    model, data, config = experiment.model, experiment.data, experiment.config
+    training, of_model = config["training"], config["model"]
+    yield "data", f"{data.name}: {'x'.join(map(str, model.shape))}, {data.levels} grey levels"
+    facts = place.data_facts()
+    for name in ("data_version", "train_sha256"):
+        if name in facts:
+            yield name, str(facts[name])
+    yield "augmentation", "horizontal flip" if config["data"]["random_flip"] else "none"
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(restored.tree.ema))
+    fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK)
+    yield "network", f"{of_model['name']}: {fields}; {parameters:,} parameters"
+    yield "average", f"of the parameters over the steps, decay {of_model['ema_rate']}"
+    yield "SDE", f"{model.sde}, from t = {model.eps:g}"
+    chosen = [n for n in ("likelihood_weighting", "importance_weighting") if training[n]]
+    yield "objective", ", ".join(chosen).replace("_", " ") or "plain weighting"
+    steps, batch = restored.meta["step"], training["batch_size"]
+    yield "training", f"{steps:,} steps of {batch} images; seed {config['seed']}"
+    yield "made by", f"scoremle {scoremle.__version__}, checkpoint {restored.number}"
+    yield "licence", "not stated: say which"
+
+
+def _results(results: Mapping[str, Any], number: int) -> list[str]:
+    records = (r for r in results.values() if isinstance(r, dict) and "mean" in r)
+    rows = [_result(r) for r in records if r["checkpoint"] == number]
+    header = ("what", "value", "std. error over images", "solver's error", "protocol")
+    untold = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
+    return list(_table(header, rows)) if rows else untold
+
+
+def _result(r: Mapping[str, Any]) -> tuple[str, ...]:
+    solver, stderr = r.get("mean_solver_error"), r["stderr"]
+    whole = "" if r["full_pass"] else ", not the whole split"
+    noise = f"{r['dequantizer']} dequantization; " if "dequantizer" in r else ""
+    return (
+        r["estimator"],
+        f"{r['mean']:.4f} {r['unit']}",
+        "" if stderr is None else f"{stderr:.4f}",
+        "" if solver is None else f"{solver:.4f}",
+        f"{noise}{r['images']:,} {r['split']} images{whole}; passes: {r['passes']}",
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for line in (header, ["---"] * len(header), *rows):
+        yield f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |"

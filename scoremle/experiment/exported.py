@@ -1,0 +1,100 @@
+"""What an exported file is of: config and data set, beside it or in its notes.
+
+The published format has no room for them: they stand in a sealed PATH.json. A .safetensors has
+notes, which hold texts.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from scoremle.errors import UserError
+from scoremle.experiment.build import build
+from scoremle.experiment.config import config_of
+from scoremle.experiment.trained import Trained, trained
+from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_sealed, write_sealed
+from scoremle.published import safetensors
+
+__all__ = ["is_file", "load", "notes", "read_record", "record_of", "write_record"]
+
+CONFIG, DATA = "config", "data"
+REMEDY = "export the checkpoint again, or import it with --name"
+
+
+def record_of(file: Path) -> Path:
+    """Where it stands what a file in the published format is."""
+    return file.with_name(f"{file.name}.json")
+
+
+def write_record(place: Workdir, file: Path) -> Path:
+    """Writes beside a file of a working directory what it is, and gives the place."""
+    write_sealed(record_of(file), _record(place))
+    return record_of(file)
+
+
+def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
+    """Config and facts of the data of a file; None where nothing says them.
+
+    Raises UserError if what says them is damaged.
+    """
+    path = record_of(file)
+    if not path.is_file():
+        return None
+    content = read_sealed(path, REMEDY)
+    return _checked(content, path)
+
+
+def notes(place: Workdir, step: int) -> dict[str, str]:
+    """Of a .safetensors with the averaged parameters at a step."""
+    return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
+
+
+def is_file(path: Path) -> bool:
+    """Is this a .safetensors of an export, which says so in its notes?"""
+    whole = path.suffix == ".safetensors" and path.is_file()
+    return whole and {CONFIG, DATA} <= safetensors.notes(path).keys()
+
+
+def load(path: Path) -> Trained:
+    """The model in a .safetensors of an export. Raises UserError for one that is damaged."""
+    told = safetensors.notes(path)
+    try:
+        content = {name: json.loads(told[name]) for name in (CONFIG, DATA)}
+        step = int(told["step"])
+    except (ValueError, KeyError, RecursionError):
+        raise UserError(f"{path}: its notes are damaged: export it again") from None
+    config, data = _checked(content, path)
+    experiment = build(config, levels=data["levels"])
+    params = jax.tree.map(jnp.asarray, unflatten_dict(safetensors.read(path), sep="."))
+    _check_arrays(params, experiment.training.template().ema, path)
+    return trained(experiment, params, step)
+
+
+def _record(place: Workdir) -> dict[str, Any]:
+    return {CONFIG: json.loads(place.config().to_json()), DATA: place.data_facts()}
+
+
+def _checked(content: Mapping[str, Any], where: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    config, data = content.get(CONFIG), content.get(DATA)
+    if not isinstance(config, dict) or not isinstance(data, dict):
+        raise UserError(f"{where} does not say {CONFIG} and {DATA}: {REMEDY}")
+    if not isinstance(data.get("levels"), int):
+        raise UserError(f"{where} doesn't say the number of grey levels ({DATA}: levels)")
+    return config_of(config, where), data
+
+
+def _check_arrays(found: Any, template: Any, path: Path) -> None:
+    have, want = (
+        {jax.tree_util.keystr(place): (a.shape, str(a.dtype)) for place, a in
+         jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, template)
+    )  # fmt: skip
+    if different := sorted(name for name in {*have, *want} if have.get(name) != want.get(name)):
+        raise UserError(f"{path}: {different[0]} is not that of the network its notes name")
