@@ -5,6 +5,8 @@
 #   make check    lint, types and tests
 #   make model    the small model that the package ships, trained anew
 #   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on
+#   make pythons  the quick tests on each Python from 3.11 to 3.13 that is here, with its JAX
+#   make release  all of a release but the upload: checks, wheel, sdist, and the wheel tried
 #   make bench    what a likelihood and a bound cost beside the published ones: some minutes
 #
 # make PYTHON=/usr/bin/python3.12 ... picks an interpreter; the default is the first on the path that
@@ -16,10 +18,12 @@ PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 DEMO := runs/digits
 # What tests need; DEV=dev,parity brings the libraries that some of them compare with.
 DEV := dev
+# Arguments of pytest for make pythons, such as tests/core; none: all that is not slow.
+QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench mutants model clean
+.PHONY: help demo test check bench mutants model pythons release clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -49,6 +53,12 @@ model: .venv/.demo
 	$(BIN)/scoremle train digits runs/model
 	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors
 	cp runs/model/config.json runs/model/data.json $(MODEL)
+
+pythons:
+	@.ci/pythons $(QUICK)
+
+release: check
+	@$(BIN)/python .ci/release
 
 clean:
 	rm -rf .venv
