@@ -11,6 +11,8 @@ import argparse
 
 import numpy as np
 
+from scoremle.evaluation.statistics import difference
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -19,13 +21,13 @@ def main() -> None:
     options = parser.parse_args()
     first, second = (np.load(path, allow_pickle=False) for path in options.files)
     n = min(first["bpd"].shape[1], second["bpd"].shape[1])
-    difference = second["bpd"][0, :n] - first["bpd"][0, :n]
-    stderr = difference.std(ddof=1) / np.sqrt(n)
-    print(f"difference {difference.mean():+.4f} +- {stderr:.4f} bits/dim over {n} images")
+    a, b = first["bpd"][0, :n], second["bpd"][0, :n]
+    found = difference(a, b)
+    print(f"difference {found.mean:+.4f} +- {found.stderr:.4f} bits/dim over {n} images")
     if options.solver:
         stated = first["solver_error"][0, :n]
-        covered = np.mean(np.abs(difference) <= stated)
-        ratio = np.median(stated / np.abs(difference))
+        covered = np.mean(np.abs(b - a) <= stated)
+        ratio = np.median(stated / np.abs(b - a))
         print(f"stated error covers {covered:.1%}, in the median {ratio:.1f} times the difference")
 
 

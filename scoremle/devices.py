@@ -1,7 +1,10 @@
-"""Where arrays lie: whole on each device, or their rows split over all devices."""
+"""Where arrays lie, whole on each device or their rows split over all, and what room there is."""
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ from jaxtyping import Array
 
 from scoremle.errors import UserError
 
-__all__ = ["check_devices", "replicate", "replicated", "split_rows"]
+__all__ = ["Memory", "check_devices", "memory", "replicate", "replicated", "split_rows"]
 
 AXIS = "data"
 
@@ -29,6 +32,38 @@ def check_devices() -> None:
             f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"
             " install JAX for that platform"
         ) from None
+
+
+class Memory(NamedTuple):
+    """Bytes that a device has, and those that are free."""
+
+    whole: int
+    free: int
+
+
+def memory() -> Memory | None:
+    """Of the first device: a CPU's is the machine's or its container's; None if nothing tells."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        whole = stats.get("bytes_limit", 0)
+        return Memory(whole, whole - stats.get("bytes_in_use", 0)) if whole else None
+    return _of_machine() if device.platform == "cpu" else None
+
+
+def _of_machine() -> Memory | None:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        whole, free = (os.sysconf(f"SC_{name}_PAGES") * page for name in ("PHYS", "AVPHYS"))
+    except (AttributeError, OSError, ValueError):  # the system does not tell
+        return None
+    with suppress(OSError, ValueError, StopIteration):  # more: what it would give up for us
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        whole, free = min(whole, limit), min(free, limit - used)
+    return Memory(whole, free)
 
 
 def replicated(devices: Devices = None) -> NamedSharding:

@@ -31,12 +31,16 @@ __all__ = ["MODES", "Settings", "fields_of", "named_config", "parse", "split"]
 
 MODES = ("train", "eval", "train_deq")
 # What the words after a command stand for, and a command to copy.
-WORDS = {"train": ("config", "workdir"), "eval": ("workdir",), "train_deq": ("workdir",)}
+WORDS = {
+    "train": ("config", "workdir"), "eval": ("workdir",), "train_deq": ("workdir",),
+    "plan": ("config",),
+}  # fmt: skip
 EXAMPLES = {
     "": "scoremle --config=digits --workdir=runs/digits --mode=train",
     "train": "scoremle train digits runs/digits",
     "eval": "scoremle eval runs/digits",
     "train_deq": "scoremle train-deq runs/digits",
+    "plan": "scoremle plan digits",
 }
 FLOW_FOLDER = "flowpp_dequantizer"
 TEXTS = {"workdir": None, "eval_folder": "eval", "deq_folder": FLOW_FOLDER}
@@ -72,10 +76,10 @@ def parse(argv: Sequence[str], mode: str = "") -> Settings:
     _check_overrides(rest, config)
     values = _parse_flags(_last_tuples(rest, config), config, mode)
     _check_tuples(config)
-    for name in () if values.print_config else ("workdir", "mode"):
+    for name in () if values.print_config or mode == "plan" else ("workdir", "mode"):
         if not values[name].value:
             raise _missing(name, mode)
-    if values.json and values.mode != "eval" and not values.print_config:
+    if values.json and values.mode not in ("eval", "plan") and not values.print_config:
         raise UserError("--json is for eval, and for --print-config")
     resolve(config)
     others: dict[str, Any] = {name: values[name].value or "" for name in ("mode", *TEXTS)}
@@ -116,7 +120,7 @@ def _as_flags(argv: list[str], mode: str) -> list[str]:
     words, rest = _split_words(argv)
     names = WORDS[mode]
     alone = len(words) == 1 and split("workdir", rest)[0] is None
-    if mode == "train" and alone and (Path(words[0]) / RECORD).is_file():
+    if mode in ("train", "plan") and alone and (Path(words[0]) / RECORD).is_file():
         names = ("workdir",)  # it knows its config
     if len(words) > len(names):
         raise _unexpected(words[len(names)])

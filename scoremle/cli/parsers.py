@@ -4,6 +4,7 @@ Nothing of JAX is imported: help, and what is wrong with arguments, come at once
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,56 @@ def _train_deq() -> Parser:
     parser.add_argument("--config", help=OWN_CONFIG)
     parser.add_argument("--deq-folder", metavar="NAME", help=FLOW_FOLDER)
     return parser
+
+
+class PlanParser(ModeParser):
+    """Beside the flags of a config, what there is to compute on."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        from scoremle.cli.flags import split
+
+        memory, rest = split("memory", args)
+        devices, rest = split("devices", rest)
+        settings = super().parse_args(rest)
+        try:
+            return argparse.Namespace(
+                settings=settings, json=settings.json, memory=memory and _bytes(memory),
+                devices=_at_least(1)(devices or "1"),
+            )  # fmt: skip
+        except argparse.ArgumentTypeError as error:
+            self.error(str(error))
+
+
+def _plan() -> Parser:
+    parser = PlanParser(
+        "plan", "CONFIG",
+        examples=(
+            "scoremle plan digits",
+            "scoremle plan vp/cifar10_ddpmpp_continuous --memory=24GB --devices=8",
+        ),
+        description="What a training, its evaluation and 50,000 samples will take: parameters,"
+        " FLOPs, memory, the largest batch, time. It compiles and runs a few steps on this"
+        " machine: some minutes for a large network.",
+    )  # fmt: skip
+    parser.add_argument(
+        "CONFIG", help="a name that scoremle --help lists, a Python file, or a workdir"
+    )
+    parser.add_argument("--memory", help="of a device, as 24GB (default: what this one has)")
+    parser.add_argument(
+        "--devices", metavar="K", help="that share the work, by an ideal split (1)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, on stdout")
+    return parser
+
+
+SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([\d.]+) ?([A-Za-z]*)", text)
+    if not match or match[2].upper() not in SIZES or match[1].count(".") > 1 or match[1] == ".":
+        raise argparse.ArgumentTypeError(f"--memory: {text} is no size such as 24GB or 500MB")
+    return int(float(match[1]) * SIZES[match[2].upper()])
 
 
 # Of models ---------------------------------------------------------------------------------------
@@ -403,6 +454,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "train": _train,
     "eval": _eval,
     "train-deq": _train_deq,
+    "plan": _plan,
     "sample": _sample,
     "score": _score,
     "report": _report,

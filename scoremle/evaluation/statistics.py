@@ -1,14 +1,14 @@
 """Statistics of a metric's values: means over images and passes, with their errors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from scoremle.likelihood.levels import Corrected
 
-__all__ = ["Values", "means", "profile", "summary", "with_correction"]
+__all__ = ["Difference", "Values", "difference", "means", "profile", "summary", "with_correction"]
 
 # A column may have more axes; ``profile`` has one, over log-SNR.
 Values = dict[str, Float[np.ndarray, "repeats n *more"]]
@@ -32,6 +32,26 @@ def summary(values: Values, name: str) -> dict[str, float | int | None]:
         "images": n,
         "passes": repeats,
     }
+
+
+class Difference(NamedTuple):
+    """How much one value is above another: the mean over images and its standard error.
+
+    The error is NaN of one image.
+    """
+
+    mean: float
+    stderr: float
+    images: int
+
+
+def difference(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
+) -> Difference:
+    """The second less the first, image by image: what both have in common cancels."""
+    gap = second - first
+    stderr = _error(gap.var(ddof=1), len(gap)) if len(gap) > 1 else float("nan")
+    return Difference(float(gap.mean()), stderr, len(gap))
 
 
 def _error(variance: np.floating, count: int) -> float:

@@ -211,6 +211,7 @@ def _training(
         schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
         seed=config.seed,
         rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
+        accumulate=config.training.accumulate,
         grid=grid if config.training.snapshot_sampling else None,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.divergence import Exact
+from scoremle.evaluation.statistics import difference
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.estimators import Task, bound_task, exact_task
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
@@ -89,8 +90,7 @@ def verdicts(bpd: Mapping[str, Float[np.ndarray, " n"]]) -> list[Verdict]:
     found = []
     for first, relation, second, meaning in RELATIONS:
         if first in bpd and second in bpd and len(bpd[first]) > 1:
-            gap = bpd[first] - bpd[second]
-            mean, stderr = float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))
+            mean, stderr, _ = difference(bpd[second], bpd[first])
             excess = abs(mean) if relation == "==" else mean
             holds = excess <= TOLERANCE * stderr
             words = f"{first} {relation} {second}"

@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.sde = "vpsde"  # vpsde, subvpsde, vesde or linearvesde
     config.training.continuous = True  # continuous time; False is refused
     config.training.batch_size = 128  # images per optimisation step
+    config.training.accumulate = 1  # parts of a batch, one after the other: less memory
     config.training.n_iters = 1_300_001  # optimisation steps
     config.training.snapshot_freq = 50_000  # steps between snapshots, numbered step/this
     config.training.log_freq = 100  # steps between lines of the log

@@ -36,7 +36,7 @@ DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none")
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
-        "data.image_size", "data.num_channels", "training.batch_size",
+        "data.image_size", "data.num_channels", "training.batch_size", "training.accumulate",
         "eval.batch_size", "eval.num_samples", "eval.num_repeats",
         "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
         "model.num_scales", "sampling.steps", "sampling.n_steps_each",
@@ -76,6 +76,11 @@ def check_values(config: Any) -> None:
         raise UserError("model.sigma_min must be below model.sigma_max")
     if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
         raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
+    if config.training.batch_size % config.training.accumulate:
+        raise UserError(
+            f"training.batch_size {config.training.batch_size} does not divide into"
+            f" training.accumulate={config.training.accumulate} parts"
+        )
     if config.training.importance_weighting and not config.training.likelihood_weighting:
         raise UserError(
             "training.importance_weighting draws t for the likelihood weighting: "

@@ -27,7 +27,8 @@ from scoremle.records import check_record
 from scoremle.terminal import say
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import tree_hash
-from scoremle.training.step import TrainState, make_step
+from scoremle.training.memory import checked
+from scoremle.training.step import TrainState, make_program
 
 __all__ = ["run_train", "run_train_deq"]
 
@@ -118,13 +119,14 @@ def _run(
 ) -> None:
     """The loop; ``held``: parameters that are not trained."""
     feed = data.feed(training.data, training.on_device)
-    step = make_step(
+    step = make_program(
         Partial(training.loss, *held), training.optimizer, training.ema_rate,
         seed=training.seed, resident=feed.resident, gather=feed.gather,
+        accumulate=training.accumulate,
     )  # fmt: skip
     outcome = loop.run(
         state,
-        step,
+        checked(step),
         feed.batch,
         training.schedule,
         snapshots=place.snapshots,

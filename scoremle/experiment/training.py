@@ -44,7 +44,8 @@ class Training:
     ``loss`` and ``measure`` take parameters (first those that are not trained, if there are any),
     images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws
     the samples that are shown at each snapshot; None: none are. ``rollbacks``: how often it goes
-    back to the last good checkpoint when numbers are not finite.
+    back to the last good checkpoint when numbers are not finite. ``accumulate``: of how many parts
+    a batch's gradient is the mean.
     """
 
     data: ImageSet
@@ -57,6 +58,7 @@ class Training:
     schedule: Schedule
     seed: int
     rollbacks: int = 0
+    accumulate: int = 1
     grid: Callable[[Params, PRNGKey], IntImages] | None = None
 
     def init_state(self) -> TrainState:

@@ -92,8 +92,10 @@ class ByOde:
         solver: how the ODE is solved.
         samples: draws of the dequantization noise, all in one bound for each image.
 
-    Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of several samples also
-    ``draw_stderr``, ``probe_bias`` and ``effective_draws``.
+    Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also what
+    tells whether its latent is white noise: the mean square of its elements over that of the prior
+    (``latent_square``), and the correlation of those beside or above each other
+    (``latent_neighbours``); of several ``draw_stderr``, ``probe_bias`` and ``effective_draws``.
 
     Example:
         >>> sde = scoremle.VP()
@@ -131,7 +133,8 @@ class ByOde:
             y = model.pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        log_prob, values = by_draws(draw, key_u, self.samples, dims_of(x))
+        prior_std = model.sde.prior_std
+        log_prob, values = by_draws(draw, key_u, self.samples, dims_of(x), prior_std=prior_std)
         return {"bpd": bits_per_dim(log_prob, model.pixels, dims_of(x)), **values}
 
     def _log_likelihood(
@@ -179,12 +182,15 @@ class OdeDifference:
         return {"bpd": bpd[self.fine] - bpd[self.coarse], **halving}
 
 
-def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExample, Values]:
+def by_draws(
+    draw: Draw, keys: Keys, samples: int, dims: int, *, prior_std: Scalar
+) -> tuple[PerExample, Values]:
     """log p less log q in nats, importance weighted over several draws; and its columns."""
     bits = dims * jnp.log(2.0)
     if samples == 1:
         found, log_q = draw(keys)
-        return found.log_prob - log_q, _of_solution(found, bits)
+        whiteness = _whiteness(found.latent / prior_std)
+        return found.log_prob - log_q, _of_solution(found, bits) | whiteness
     bound = importance_bound(draw, keys, samples)
     values: Values = {
         "draw_stderr": bound.draw_stderr / bits,
@@ -192,6 +198,17 @@ def by_draws(draw: Draw, keys: Keys, samples: int, dims: int) -> tuple[PerExampl
         "effective_draws": bound.effective_draws,
     }
     return bound.log_prob, values | _of_solution(bound, bits)
+
+
+def _whiteness(latent: Images) -> Values:
+    """Mean square and correlation of neighbours; of white noise about one and zero."""
+    beside, above = latent[:, :, 1:] * latent[:, :, :-1], latent[:, 1:] * latent[:, :-1]
+    products = jnp.concatenate([a.reshape(len(a), -1) for a in (beside, above)], axis=1)
+    pairs = max(products.shape[1], 1)
+    return {
+        "latent_square": jnp.mean(jnp.square(latent), axis=(1, 2, 3)),
+        "latent_neighbours": jnp.sum(products, axis=1) / pairs,
+    }
 
 
 def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> Values:

@@ -91,7 +91,9 @@ class ByInformedOde:
             log_q = -sum_data(jnp.square(noise)) / 2 - sum_over(LOG_2PI / 2 + log_sigma, y)
             return replace(found, evaluations=found.evaluations + 1), log_q - decoded
 
-        log_prob, values = by_draws(draw, key_z, self.samples, dims_of(y))
+        log_prob, values = by_draws(
+            draw, key_z, self.samples, dims_of(y), prior_std=model.sde.prior_std
+        )
         return {"bpd": -log_prob / (dims_of(y) * jnp.log(2.0)), **values}
 
 

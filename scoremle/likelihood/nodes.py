@@ -8,7 +8,7 @@ limit. The error that the solver states is calibrated by the measured one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -53,6 +53,7 @@ class Choice:
     covers the true one, if what it states of the pilot's images, ``typical``, in nats, is added as
     a square; 1 and nothing if the images are too few to tell. ``met`` is false if even the most
     nodes missed the aim. ``levels`` are those of a mean, where one is corrected.
+    ``tried`` has numbers of nodes, and the solver's error at each.
     """
 
     nodes: int
@@ -65,6 +66,7 @@ class Choice:
     images: int
     met: bool
     levels: Levels | None = None
+    tried: tuple[tuple[int, float], ...] = ()
 
     def __str__(self) -> str:
         missed = "" if self.met else " (more than was aimed at)"
@@ -141,11 +143,14 @@ class Pilot:
         """Up to a constant, in which all numbers of nodes agree."""
         return -self._in_bits(self._held(steps).log_prob)
 
+    def error_or_doubt(self, steps: int) -> np.ndarray:
+        """The error at ``steps`` nodes, with what is uncertain of the truth, in bits/dim."""
+        return np.hypot(self.bpd(steps) - self._truth, self._doubt)
+
     def measure(self, steps: int) -> Choice:
         """What ``steps`` nodes leave."""
-        error = self.bpd(steps) - self._truth
+        error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
-        error_or_doubt = np.hypot(error, self._doubt)
         stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)
         calibration, typical = _calibration(error_or_doubt, stated)
         probe, aim = 0.0, LIMIT
@@ -199,7 +204,11 @@ def choose_nodes(pilot: Pilot) -> Choice:
         choice = pilot.measure(steps)
         if choice.met:
             break
-    return choice
+    return replace(choice, tried=_tried(pilot, NODES[: NODES.index(steps) + 1]))
+
+
+def _tried(pilot: Pilot, nodes: Iterable[int]) -> tuple[tuple[int, float], ...]:
+    return tuple((steps, _size(pilot.error_or_doubt(steps))) for steps in nodes)
 
 
 def choose_for_mean(pilot: Pilot, *, images: int, passes: int, tolerance: float) -> Choice:
@@ -217,4 +226,5 @@ def choose_for_mean(pilot: Pilot, *, images: int, passes: int, tolerance: float)
     levels = choose_levels(
         values, coarsest=choice.nodes, images=images, passes=passes, tolerance=tolerance
     )
-    return replace(pilot.measure(levels.nodes[0]), levels=levels)
+    choice = pilot.measure(levels.nodes[0])
+    return replace(choice, levels=levels, tried=_tried(pilot, NODES))

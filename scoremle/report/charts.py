@@ -24,9 +24,11 @@ __all__ = [
     "differences",
     "estimators",
     "histogram",
+    "latents",
     "learning_rate",
     "losses",
     "profile",
+    "solver_nodes",
     "training_bpd",
     "training_column",
 ]
@@ -49,6 +51,8 @@ MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
 BINS = 40
 Z95 = 1.96
+# The corners of a box in turn: lower or upper side, of x and of y.
+ROUND = ((0, 1, 1, 0, 0), (0, 0, 1, 1, 0))
 
 Draw = Callable[[Any], None]  # on axes of matplotlib
 
@@ -266,6 +270,60 @@ def profile(name: str, found: Mapping[str, Sequence[float]]) -> Chart:
         f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. Bars: 95 % intervals"
         " over the images. Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
+        draw,
+    )  # fmt: skip
+
+
+def solver_nodes(tried: Sequence[Sequence[float]], chosen: int, images: int) -> Chart:
+    """The solver's error an image against its nodes, as a pilot measured it."""
+    nodes, errors = np.array(tried, float).T
+
+    def draw(axes: Any) -> None:
+        axes.loglog(nodes, errors, "o-", color=COLOURS[0])
+        axes.axvline(chosen, color=COLOURS[1], linestyle="--", label=f"chosen: {chosen} nodes")
+        axes.set_xticks(nodes, [f"{n:.0f}" for n in nodes])
+        axes.minorticks_off()
+        axes.set(xlabel="nodes", ylabel="error of an image, bits/dim")
+        axes.legend(**ABOVE)
+
+    told = "; ".join(f"{n:.0f} nodes {error:.2g}" for n, error in tried)
+    return Chart(
+        "solver_nodes", "The solver's error against its nodes",
+        f"Root mean square over {images} images of a pilot, against the solution at many nodes;"
+        " what is uncertain of that one is in it, and is what is left where the curve flattens.",
+        f"The solver's error in bits/dim: {told}; chosen were {chosen}.",
+        draw,
+    )  # fmt: skip
+
+
+def latents(
+    square: Float[np.ndarray, " n"],
+    neighbours: Float[np.ndarray, " n"],
+    shape: tuple[int, int, int],
+) -> Chart:
+    """Whether the latents of images are white noise, by two numbers of each image."""
+    height, width, channels = shape
+    pairs = max(channels * (height * (width - 1) + width * (height - 1)), 1)
+    of_square = Z95 * np.sqrt(2 / (height * width * channels))
+    of_neighbours = Z95 / np.sqrt(pairs)
+    inside = (np.abs(square - 1) <= of_square) & (np.abs(neighbours) <= of_neighbours)
+
+    def draw(axes: Any) -> None:
+        axes.plot(square, neighbours, ".", color=COLOURS[0], alpha=0.5, markersize=4)
+        sides = (1 - of_square, 1 + of_square), (-of_neighbours, of_neighbours)
+        x, y = ([side[i] for i in order] for side, order in zip(sides, ROUND, strict=True))
+        axes.plot(x, y, "--", color=COLOURS[1], label="white noise: 95 % either way")
+        axes.set(xlabel="mean square of the latent", ylabel="correlation of neighbours")
+        axes.legend(**ABOVE)
+
+    return Chart(
+        "latents", "Are the latents white noise?",
+        "Each point is an image: what the ODE makes of it is a draw of the prior, if the model is"
+        " that of the images. Then nine of ten points lie in the dashed box. A mean square on the"
+        " left: simpler than the model's samples; on the right: stranger.",
+        f"{inside.mean():.0%} of {len(square)} latents lie where 90 % of white noise does; their"
+        f" mean square is {square.mean():.3f}, of white noise 1; the correlation of neighbours"
+        f" {neighbours.mean():+.3f}, of white noise 0.",
         draw,
     )  # fmt: skip
 

@@ -122,8 +122,22 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
             {r.kind: (r.facts["mean"], r.stderr, r.is_bound) for r in in_bits}
         ))  # fmt: skip
     drawn += [charts.profile(r.kind, r.facts["profile"]) for r in in_bits if "profile" in r.facts]
+    if result := subject.main_result:
+        drawn += _of_the_ode(subject, result)
     page.charts(drawn)
     return drawn
+
+
+def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
+    """How well it was solved, and what it makes of the images."""
+    choice = result.facts.get("solver_choice") or {}
+    if choice.get("tried"):
+        yield charts.solver_nodes(choice["tried"], choice["nodes"], choice["images"])
+    columns = result.columns
+    if columns and "latent_square" in columns:
+        size, channels = subject.config.data.image_size, subject.config.data.num_channels
+        square, neighbours = (columns[f"latent_{name}"][0] for name in ("square", "neighbours"))
+        yield charts.latents(square, neighbours, (size, size, channels))
 
 
 def _images(page: Page, subject: Subject) -> list[Chart]:

@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.errors import UserError
+from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, read_npz
 from scoremle.training.writers import Row
 
-__all__ = ["Difference", "Result", "Subject", "paired"]
+__all__ = ["Result", "Subject", "paired"]
 
 CHECKS = "checks_"
 # What two evaluations must have in common for a comparison image by image.
@@ -55,19 +56,14 @@ class Result:
         return float(self.facts["stderr"] or np.nan)
 
     @cached_property
+    def columns(self) -> dict[str, Any] | None:
+        """Arrays [passes images] by name; None where there is no such file."""
+        return read_npz(self.folder / f"{self.name}.npz")
+
+    @property
     def values(self) -> Float[np.ndarray, " n"] | None:
         """Of each image, averaged over the passes; None where there is no such file."""
-        found = read_npz(self.folder / f"{self.name}.npz")
-        return found[self.facts["metric"]].mean(axis=0) if found else None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much the second result is above the first: the mean over images and its error."""
-
-    mean: float
-    stderr: float
-    images: int
+        return self.columns[self.facts["metric"]].mean(axis=0) if self.columns else None
 
 
 def paired(first: Result, second: Result) -> Difference | None:
@@ -76,8 +72,7 @@ def paired(first: Result, second: Result) -> Difference | None:
     alike = all(first.facts.get(name) == second.facts.get(name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    gap = b - a
-    return Difference(float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))), len(gap))
+    return difference(a, b)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ The averaged parameters e begin at the initial ones, without bias correction, as
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,10 @@ from jaxtyping import Array, Float, Int
 from scoremle import devices
 from scoremle.types import AnyArray, IntImages, PRNGKey
 
-__all__ = ["Loss", "Metrics", "Step", "TrainState", "init_state", "make_optimizer", "make_step"]
+__all__ = [
+    "Loss", "Metrics", "Program", "Step", "TrainState", "init_state", "make_optimizer",
+    "make_program", "make_step",
+]  # fmt: skip
 
 Params = Any
 Metrics = dict[str, Float[AnyArray, "*k"]]
@@ -79,25 +83,75 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 Fixed = tuple[PRNGKey, Any, Any]
 
 
+@dataclass(frozen=True)
+class Program:
+    """k steps, called with a state and k batches. ``jitted`` makes all, or one if ``one_by_one``.
+
+    On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
+    times slower inside a loop (measured with 0.10.2): so there it is a call for each step. A batch
+    is taken in ``accumulate`` parts, one after the other.
+    """
+
+    jitted: Any
+    fixed: Fixed
+    one_by_one: bool
+    accumulate: int = 1
+
+    def __call__(self, state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
+        if not self.one_by_one:
+            return self.jitted(self.fixed, state, batches)
+        rows = []
+        for i in range(len(jax.tree.leaves(batches)[0])):
+            state, row = self.jitted(self.fixed, state, _batch(batches, i))
+            rows.append(row)
+        return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def lower(self, state: TrainState, batches: Batches) -> jax.stages.Lowered:
+        """What XLA is given for a call with these, or with shapes like theirs."""
+        given = _batch(batches, 0) if self.one_by_one else batches
+        return self.jitted.lower(self.fixed, state, given)
+
+
+def _batch(batches: Batches, i: int) -> Any:
+    """One of them, or its shape where they are shapes."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+        if isinstance(a, jax.ShapeDtypeStruct) else a[i],
+        batches,
+    )  # fmt: skip
+
+
 def make_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    ema_rate: float,
-    *,
-    seed: int = 0,
-    resident: Any = (),
-    gather: Gather | None = None,
+    loss: Loss, optimizer: optax.GradientTransformation, ema_rate: float, *, seed: int = 0
 ) -> Step:
     """Compile ``step(state, images)``: one step for a batch [b h w c], k for batches [k b h w c].
 
     ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
     trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
     scalars of a batch, arrays [k] of k. The state given is used up: its memory becomes that of the
-    state returned. With ``gather``, a step makes its images from the ``resident`` arrays and its
-    batch, such as numbers of images; then batches are always k, stacked. Raises ValueError for
-    images of another number of axes.
+    state returned. Raises ValueError for images of another number of axes.
     """
+    return _of_images(make_program(loss, optimizer, ema_rate, seed=seed))
 
+
+def make_program(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_rate: float,
+    *,
+    seed: int = 0,
+    resident: Any = (),
+    gather: Gather = lambda resident, batch: batch,
+    accumulate: int = 1,
+) -> Program:
+    """The same for k batches, stacked, from which ``gather`` makes the images of a step.
+
+    It may take them from ``resident`` arrays; then a batch is, for example, numbers of images. The
+    gradient of a batch is the mean over ``accumulate`` parts of it, one after the other, so that
+    memory holds the activations of one. Part j has the images j, j + accumulate, ... and the key
+    ``fold_in(key of the step, j)``; of one part, the key of the step.
+    """
+    on_cpu = jax.default_backend() == "cpu"
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
     # does not hold the arrays of the loss.
     held = loss if isinstance(loss, Partial) else Partial(loss)
@@ -108,11 +162,12 @@ def make_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         key, loss, resident = fixed
         # A barrier: however images come, what is computed from them is the same, to the last bit.
-        images = jax.lax.optimization_barrier(gather(resident, batch) if gather else batch)
+        images = jax.lax.optimization_barrier(gather(resident, batch))
         step_key = jax.random.fold_in(key, state.step)
-        (value, more), grads = jax.value_and_grad(_with_more(loss), has_aux=True)(
-            state.params, images, step_key
-        )
+        gradient = jax.value_and_grad(_with_more(loss), has_aux=True)
+        if accumulate > 1:
+            gradient = _of_parts(gradient, accumulate, unroll=on_cpu)
+        (value, more), grads = gradient(state.params, images, step_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: ema_rate * e + (1 - ema_rate) * p, state.ema, params)
@@ -124,14 +179,34 @@ def make_step(
     ) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(functools.partial(one, fixed), state, batches)
 
-    on_cpu = jax.default_backend() == "cpu"
     # The result is where the argument was, so that the next call is the same program.
     jitted = jax.jit(
         one if on_cpu else fused, donate_argnums=1, out_shardings=devices.replicated()
     )
-    compiled = functools.partial(jitted, fixed)
-    stacked = _one_by_one(compiled) if on_cpu else compiled
-    return stacked if gather else _of_images(stacked)
+    return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
+
+
+def _of_parts(
+    gradient: Callable[..., Any], parts: int, *, unroll: bool
+) -> Callable[[Params, IntImages, PRNGKey], Any]:
+    """The mean of a function over the parts of a batch, each with a key of its own."""
+
+    def mean(params: Params, images: IntImages, key: PRNGKey) -> Any:
+        # Every so manyth image, so that a batch split over devices stays where it is.
+        split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+
+        def add(total: Any, part: tuple[Array, IntImages]) -> tuple[Any, None]:
+            number, images = part
+            # A barrier: the part before is done, and its activations are gone.
+            total, images = jax.lax.optimization_barrier((total, images))
+            found = gradient(params, images, jax.random.fold_in(key, number))
+            return jax.tree.map(lambda t, f: t + f / parts, total, found), None
+
+        shapes = jax.eval_shape(gradient, params, split[0], key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), split), unroll=unroll)[0]
+
+    return mean
 
 
 def _with_more(loss: Loss) -> Callable[..., tuple[Scalar, dict[str, Scalar]]]:
@@ -155,22 +230,5 @@ def _of_images(stacked: Step) -> Step:
             )
         state, metrics = stacked(state, images if axes == 5 else images[None])
         return state, metrics if axes == 5 else {name: m[0] for name, m in metrics.items()}
-
-    return step
-
-
-def _one_by_one(single: Callable[..., Any]) -> Step:
-    """The same as a fused step, a call for each step.
-
-    On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
-    times slower inside a loop (measured with 0.10.2).
-    """
-
-    def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
-        rows = []
-        for i in range(len(jax.tree.leaves(batches)[0])):
-            state, row = single(state, jax.tree.map(lambda array, i=i: array[i], batches))
-            rows.append(row)
-        return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
     return step

@@ -144,7 +144,8 @@ def test_exact_likelihood_of_the_whole_split(exact):
     folder, results = exact
     values = npz(folder / "exact_test_ckpt_2.npz")
     assert {name: v.shape for name, v in values.items()} == dict.fromkeys(
-        ("bpd", "probe_stderr", "solver_error", "nfe"), (2, IMAGES)
+        ("bpd", "probe_stderr", "solver_error", "nfe", "latent_square", "latent_neighbours"),
+        (2, IMAGES),
     )
     assert np.isfinite(values["bpd"]).all()
     assert (values["bpd"][0] != values["bpd"][1]).all()  # each pass has noise of its own
@@ -276,6 +277,7 @@ def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
     assert result["solver"]["nodes"] == choice["nodes"] and choice["images"] == 8
     assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
     assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
+    assert [choice["nodes"], choice["solver_error"]] in choice["tried"]
     assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
 
 

@@ -20,7 +20,7 @@ from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Schedule, run
-from scoremle.training.step import init_state, make_step
+from scoremle.training.step import init_state
 
 feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
 
@@ -132,7 +132,7 @@ def mapped(tmp_path: Path) -> np.ndarray:
 def trained(images: ImageSet, on_device: str, folder: Path):
     """The bits of a training's end, and what it logged."""
     feed = data.feed(images, on_device)
-    step = make_step(
+    step = make_program(
         worker.loss, worker.optimizer(), 0.9, seed=5, resident=feed.resident, gather=feed.gather
     )
     state, rows = init_state(worker.init_params(), worker.optimizer()), []

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
+from scoremle import VE, VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.likelihood.images import ByBound, ByOde, OdeDifference
@@ -47,6 +47,28 @@ def test_nats_become_bits_and_errors_too():
     np.testing.assert_allclose(found["probe_stderr"], nats.probe_stderr / BITS, rtol=1e-4)
     np.testing.assert_allclose(found["solver_error"], nats.solver_error / BITS, rtol=1e-3)
     np.testing.assert_array_equal(found["nfe"], nats.evaluations)
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(0.01, 20.0)])
+def test_whiteness_of_latents(sde):
+    """Of data N(0, 4), each value is stretched to the prior's; so the data tell what is found."""
+    def gaussian(x, t):
+        alpha, sigma = (f(t)[:, None, None, None] for f in (sde.alpha, sde.sigma))
+        return sigma * x / (4 * alpha**2 + sigma**2)
+
+    shape, pixels = (3, 5, 2), Pixels(256, -6.0, 6.0)
+    model = ScoreModel(gaussian, sde, 1e-3, shape, pixels)
+    x = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    keys = example_keys(jax.random.key(0), 4)
+    found = ByOde(Exact(), Multistep(64))(model, Uniform(), x, keys)
+    y = np.asarray(pixels.encode(x, Uniform()(split(keys)[0], x)[0]), np.float64)
+    variances = [4 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2 for t in np.float32([1e-3, 1.0])]
+    z = y * np.sqrt(variances[1] / variances[0]) / sde.prior_std
+    np.testing.assert_allclose(found["latent_square"], (z**2).mean(axis=(1, 2, 3)), rtol=2e-3)
+    pairs = [z[:, i, j] * z[:, k, m] for i in range(3) for j in range(5)
+             for k, m in ((i + 1, j), (i, j + 1)) if k < 3 and m < 5]  # fmt: skip
+    expected = np.mean(pairs, axis=(0, 2))
+    np.testing.assert_allclose(found["latent_neighbours"], expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), Orthogonal(2)])

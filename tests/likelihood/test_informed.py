@@ -195,7 +195,8 @@ def test_the_ode_bound_has_the_columns_of_the_ode():
         return estimator(model_of(two_pixels()), Uniform(), x, keys)
 
     one = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16)), x)
-    assert set(one) == {"bpd", "probe_stderr", "solver_error", "nfe"}
+    assert set(one) == {"bpd", "probe_stderr", "solver_error", "nfe",
+                        "latent_square", "latent_neighbours"}  # fmt: skip
     assert (one["nfe"] == 18).all()  # 17 of the solver
     many = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16), samples=4), x)
     assert set(many) - set(one) == {"draw_stderr", "probe_bias", "effective_draws"}

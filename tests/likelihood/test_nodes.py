@@ -49,6 +49,8 @@ def test_the_measured_error_is_the_true_one():
 def test_the_solver_stays_below_a_share_of_the_probes():
     choice = choose_nodes(setting(Hutchinson())[-1])
     assert choice.nodes in NODES and choice.met
+    assert [steps for steps, _ in choice.tried] == [n for n in NODES if n <= choice.nodes]
+    assert choice.tried[-1] == (choice.nodes, choice.solver_error)
     assert choice.solver_error <= min(LIMIT, SHARE * choice.probe_stderr)
     more = choose_nodes(setting(Hutchinson(16))[-1])
     assert more.probe_stderr < 0.5 * choice.probe_stderr

@@ -11,15 +11,17 @@ import pytest
 from PIL import Image
 
 from scoremle.cli.main import main
+from scoremle.evaluation.statistics import Difference
 from scoremle.experiment.config import published_config
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
-from scoremle.report.subject import Difference, Result, Subject, paired
+from scoremle.report.subject import Result, Subject, paired
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 IMAGES, STEP = 40, 1200
+CHOICE = {"nodes": 24, "images": 8, "tried": [[12, 0.1], [24, 0.004]]}
 VOID = {"meta", "img", "use", "path", "br"}
 
 
@@ -53,12 +55,15 @@ def make(folder, *, shift=0.0, field=None):
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
     write_json(folder / "eval" / "results.json", {
         "exact_test_ckpt_1": result("exact", values - 9),
-        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0),
+        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
                                 "stderr": 0.1, "meaning": "a fault"}],
     })  # fmt: skip
-    write_npz(folder / "eval" / "exact_test_ckpt_2.npz", {"bpd": values})
+    square = np.where(np.arange(IMAGES) < 30, 1.0, 2.0)[None]  # of 64 dimensions, 2 is no noise
+    neighbours = np.full((1, IMAGES), 0.01)
+    write_npz(folder / "eval" / "exact_test_ckpt_2.npz",
+              {"bpd": values, "latent_square": square, "latent_neighbours": neighbours})
     (folder / "samples").mkdir()
     for step in (9, 10, 200):
         Image.new("L", (8, 8)).save(folder / "samples" / f"step_{step}.png")
@@ -139,10 +144,13 @@ def test_charts_are_written_and_hold_their_data(reported):
     folder, values, text = reported
     names = {path.name for path in (folder / "report" / "charts").iterdir()}
     drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "exact_histogram",
-             "bound_profile", "estimators"}  # fmt: skip
+             "bound_profile", "estimators", "solver_nodes", "latents"}  # fmt: skip
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     labels = Reader(text).attributes["aria-label"]
     assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
+    assert any("12 nodes 0.1; 24 nodes 0.004; chosen were 24." in label for label in labels)
+    assert any(f"75% of {IMAGES} latents" in label and "mean square is 1.250" in label
+               for label in labels)  # fmt: skip
     assert any("2.500 ± " in label for label in labels)  # the row of 30 bits is left out
     assert "#1f2328" not in text.split("</style>")[1]  # ink is the page's
 

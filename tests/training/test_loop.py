@@ -23,7 +23,7 @@ from scoremle.errors import UserError
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints, tree_hash
 from scoremle.training.loop import Rollback
-from scoremle.training.step import init_state, make_optimizer, make_step
+from scoremle.training.step import init_state, make_optimizer, make_program, make_step
 
 
 def test_optimizer_is_the_published_one(golden):
@@ -95,6 +95,45 @@ def test_fused_steps_are_single_steps(backend, monkeypatch):
     for name in ("loss", "grad_norm", "loss_std"):
         assert together[name].shape == (6,)
         np.testing.assert_allclose(together[name], [m[name][0] for m in apart], rtol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_batch_in_parts_is_the_batch(backend, monkeypatch):
+    """The same gradient, update and loss, where the loss is no matter of chance."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def loss(params, images, key):
+        x = images.reshape(len(images), -1) / 16
+        return jnp.mean(jnp.sum((x @ params["in"][: x.shape[1]] - 1) ** 2, axis=1)), {}
+
+    optimizer, images = worker.optimizer(), np.stack([worker.batch(i) for i in range(3)])
+    dims = int(np.prod(images.shape[2:]))
+    params = {"in": jnp.linspace(-1, 1, dims * 5).reshape(dims, 5)}
+    whole, parts = (
+        make_program(loss, optimizer, 0.9, seed=5, accumulate=n)(
+            init_state(jax.tree.map(jnp.copy, params), optimizer), images
+        )
+        for n in (1, 2)
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_each_part_of_a_batch_has_a_key_and_images_of_its_own():
+    def loss(params, images, key):
+        draw = jax.random.normal(key)
+        seen = jnp.sum(10.0 ** images.ravel())
+        return draw * params, {"draw": draw, "seen": seen}
+
+    optimizer = optax.sgd(1.0)
+    images = np.arange(4, dtype=np.uint8).reshape(1, 4, 1, 1, 1)
+    program = make_program(loss, optimizer, 0.9, seed=5, accumulate=2)
+    state, row = program(init_state(jnp.zeros(()), optimizer), images)
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), j) for j in range(2)]
+    draw = np.mean([float(jax.random.normal(key)) for key in keys])
+    assert float(row["draw"][0]) == pytest.approx(draw, rel=1e-6)
+    assert float(state.params) == pytest.approx(-draw, rel=1e-6)  # the mean gradient
+    assert float(row["seen"][0]) == pytest.approx((101 + 1010) / 2)  # images 0 and 2, 1 and 3
 
 
 def test_each_step_has_a_key_of_its_own():

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("scoremle.cli.commands.experiment", "train a model, or go on training it"),
     "eval": ("scoremle.cli.commands.experiment", "bits/dim of a whole test set, with errors"),
     "sample": ("scoremle.cli.commands.sample", "samples of a model, as a picture or an array"),
+    "plan": ("scoremle.cli.commands.plan", "what a config will take: memory, time, on k devices"),
     "score": (
         "scoremle.cli.commands.score",
         "the likelihood of each of your own images, as a CSV",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import UserError
+from scoremle.evaluation.statistics import difference
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.files import read_json, read_npz
 
@@ -59,14 +60,13 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
         raise UserError(
             f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)})"
         )
-    difference = b.bpd - a.bpd
-    n = len(difference)
+    found = difference(a.bpd, b.bpd)
     return {
         "a": float(a.bpd.mean()),
         "b": float(b.bpd.mean()),
-        "difference": float(difference.mean()),
-        "stderr": float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
-        "images": n,
+        "difference": found.mean,
+        "stderr": found.stderr if found.images > 1 else None,
+        "images": found.images,
         "a_solver_error": a.solver_error,
         "b_solver_error": b.solver_error,
     }

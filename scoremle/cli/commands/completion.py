@@ -52,7 +52,7 @@ def _words(command: str) -> Iterator[str]:
     """What may follow a command, but for names of files."""
     if command == "help":
         yield from (*TOPICS, *COMMANDS)
-    if command == "train":
+    if command in ("train", "plan"):
         yield from NAMED
     if command in PARSERS:
         parser = PARSERS[command]()

@@ -1,0 +1,221 @@
+"""What a config will take, before it is trained: parameters, FLOPs, memory, time.
+
+FLOPs and memory are XLA's own accounts of the compiled programs, memory at two batches and on the
+line through them. Time is measured: a few training steps, and a few evaluations of the network
+alone and with its derivative along the probes, of images of noise. What takes many evaluations (a
+likelihood, a sample) takes as many times as long.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoremle.core.pytree import describe
+from scoremle.experiment.build import Experiment
+from scoremle.experiment.networks import Params
+from scoremle.solvers.multistep import Multistep
+from scoremle.training.memory import Needs, largest_batch, needs
+from scoremle.training.step import Program, TrainState, make_program
+
+__all__ = ["Plan"]
+
+# The smaller of two batches, on each device. Its pace tells whether the whole batch is measured.
+FEW = 4
+# Timed calls of a program; what all of them may take, in seconds.
+CALLS, LONGEST = 3, 60.0
+SAMPLES = 50_000
+
+
+class Pace(NamedTuple):
+    """Seconds an image, and of how many at a time that was measured."""
+
+    seconds: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment will take on this machine. Each property measures when it is first read.
+
+    Args:
+        experiment: whose images may be left out.
+        memory: bytes on each device.
+        devices: over how many the work is split, ideally: what they tell each other takes none.
+    """
+
+    experiment: Experiment
+    memory: int
+    devices: int = 1
+
+    def facts(self, test_images: int) -> dict[str, Any]:
+        """All of it, by name: bytes, seconds, numbers. None where nothing tells."""
+        training, evaluation = self.experiment.training, self.experiment.evaluation
+        step, images = self.step.seconds * self.batch, test_images * evaluation.repeats
+        an_image, nodes = self._likelihood()
+        drawn = self.experiment.sampling.sampler.evaluations
+        return {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self._template.params)),
+            "batch": self.batch,
+            "flops_step": self.flops,
+            "flops_image": self.flops / self.batch,
+            "state_bytes": self.needs.given,
+            "work_bytes": self.needs.work,
+            "memory_bytes": self.memory,
+            "largest_batch": self._largest_batch(),
+            "step_seconds": step / self.devices,
+            "step_measured_with": self.step.batch,
+            "training_steps": training.schedule.n_iters,
+            "training_seconds": step * training.schedule.n_iters / self.devices,
+            "evaluation_images": test_images,
+            "evaluation_passes": evaluation.repeats,
+            "evaluation_of_network": nodes,
+            "likelihood_seconds_image": an_image,
+            "evaluation_seconds": an_image and an_image * images / self.devices,
+            "samples": SAMPLES,
+            "sample_evaluations": drawn,
+            "samples_seconds": self.forward.seconds * drawn * SAMPLES / self.devices,
+            "devices": self.devices,
+            "device": jax.devices()[0].device_kind,
+        }
+
+    # The training step
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+        return self.experiment.training.data.batch_size
+
+    @property
+    def _few(self) -> int:
+        least = jax.device_count() * self.experiment.training.accumulate
+        return max(min(FEW * jax.device_count(), self.batch // 2) // least, 1) * least
+
+    @cached_property
+    def _template(self) -> TrainState:
+        return self.experiment.training.template()
+
+    @cached_property
+    def _program(self) -> Program:
+        training = self.experiment.training
+        return make_program(
+            training.loss, training.optimizer, training.ema_rate, seed=training.seed,
+            accumulate=training.accumulate,
+        )  # fmt: skip
+
+    def _lowered(self, batch: int) -> jax.stages.Lowered:
+        shape = (1, batch, *self.experiment.model.shape)
+        return self._program.lower(self._template, jax.ShapeDtypeStruct(shape, jnp.uint8))
+
+    @cached_property
+    def flops(self) -> float:
+        """Of a step, as XLA counts them before it optimises."""
+        return (self._lowered(self.batch).cost_analysis() or {}).get("flops", float("nan"))
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Bytes of a step of the whole batch."""
+        return needs(self._lowered(self.batch)) or Needs(0, 0)
+
+    @cached_property
+    def needs_of_few(self) -> Needs:
+        """Bytes of a step of a few images."""
+        return needs(self._lowered(self._few)) or Needs(0, 0)
+
+    def _largest_batch(self) -> int:
+        """Beside the state; for each of the devices that the batch is split over."""
+        room = self.memory - self.needs.given
+        few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
+        return self.devices * largest_batch(room, few, whole)
+
+    @cached_property
+    def step(self) -> Pace:
+        """Of a step of the whole batch, if that fits and does not take too long."""
+
+        def run(batch: int) -> Callable[[], Any]:
+            images = self._images(batch)[None]
+            state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._template)
+
+            def call() -> Any:
+                nonlocal state
+                state, row = self._program(state, images)
+                return state, row
+
+            return call
+
+        return self._pace(run)
+
+    # The network
+
+    @cached_property
+    def forward(self) -> Pace:
+        """Of the noise prediction."""
+        model = self.experiment.model
+
+        def predict(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+            return model.noise(params)(x, t)
+
+        return self._network(predict)
+
+    @cached_property
+    def derivative(self) -> Pace:
+        """Of the noise prediction and its estimated divergence."""
+        model, divergence = self.experiment.model, self.experiment.evaluation.estimators.divergence
+
+        def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
+            probes = divergence.draw(jax.random.key(0), x)
+            return divergence(lambda y: model.noise(params)(y, t), x, probes)
+
+        return self._network(estimate)
+
+    def _network(self, function: Callable[[Params, jax.Array, jax.Array], Any]) -> Pace:
+        compiled = jax.jit(function)
+
+        def run(batch: int) -> Callable[[], Any]:
+            x = jnp.asarray(self._images(batch), jnp.float32) / 255
+            params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._template.params)
+            return lambda: compiled(params, x, jnp.full(batch, 0.5))
+
+        return self._pace(run)
+
+    def _likelihood(self) -> tuple[float | None, int | None]:
+        """Seconds an image of what eval measures, and the evaluations of the network for it."""
+        how = self.experiment.evaluation
+        if how.bound:
+            one = self.forward if how.estimators.matching == "denoising" else self.derivative
+            return how.estimators.draws * one.seconds, how.estimators.draws
+        if not isinstance(how.estimators.solver, Multistep):
+            return None, None  # it takes as many as an image needs
+        nodes = (int(describe(how.estimators.solver)["nodes"]) + 1) * how.importance_samples
+        return nodes * self.derivative.seconds, nodes
+
+    # Time
+
+    def _images(self, batch: int) -> np.ndarray:
+        shape = (batch, *self.experiment.model.shape)
+        levels = self.experiment.model.pixels.levels
+        return np.random.default_rng(0).integers(0, levels, shape, np.uint8)
+
+    def _pace(self, run: Callable[[int], Callable[[], Any]]) -> Pace:
+        """Of ``run(batch)``: of the whole batch, or of few where that can't be, or takes long."""
+        few = Pace(_seconds(run(self._few)) / self._few, self._few)
+        fits = self.needs.given + self.needs.work <= self.memory
+        if not fits or few.seconds * self.batch * (CALLS + 1) > LONGEST:
+            return few
+        return Pace(_seconds(run(self.batch)) / self.batch, self.batch)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Of one call; the first, which compiles, is left out."""
+    jax.block_until_ready(call())
+    taken = []
+    for _ in range(CALLS):
+        began = time.monotonic()
+        jax.block_until_ready(call())
+        taken.append(time.monotonic() - began)
+    return min(taken)

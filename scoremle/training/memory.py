@@ -1,0 +1,112 @@
+"""Does a training step fit the memory that there is? By XLA's own account of the program."""
+
+import logging
+from typing import NamedTuple
+
+import jax
+
+from scoremle import devices
+from scoremle.errors import UserError
+from scoremle.training.step import Batches, Metrics, Program, Step, TrainState
+
+__all__ = ["Needs", "checked", "in_gib", "largest_batch", "needs"]
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+class Needs(NamedTuple):
+    """Bytes on each device: of what a program is given, and of what it makes beside that.
+
+    ``given`` is the state with its images, ``work`` gradients and activations.
+    """
+
+    given: int
+    work: int
+
+
+def needs(lowered: jax.stages.Lowered) -> Needs | None:
+    """Of a program, which is compiled for that; None where XLA does not tell."""
+    found = lowered.compile().memory_analysis()
+    if found is None:
+        return None
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Needs(found.argument_size_in_bytes, found.temp_size_in_bytes + new)
+
+
+def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs]) -> int:
+    """The batch whose work fills so many bytes, on the line through two batches; 0 if none does.
+
+    It divides over the devices.
+    """
+    (few, of_few), (many, of_many) = small, large
+    an_image = max((of_many.work - of_few.work) / (many - few), 1.0)
+    alone = of_few.work - few * an_image
+    count = jax.device_count()
+    return max(int((room - alone) / an_image), 0) // count * count
+
+
+def in_gib(size: float) -> str:
+    """A number of bytes, for people."""
+    return f"{size / GIB:.3g} GiB"
+
+
+def checked(program: Program) -> Step:
+    """The same steps, but the first call compares what they need with what is free.
+
+    Raises UserError if the device could never hold it, and warns if it can't now; either names a
+    batch that fits.
+    """
+    known = False
+
+    def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
+        nonlocal known
+        if not known:
+            _check(program, state, batches)
+            known = True
+        return program(state, batches)
+
+    return step
+
+
+def _check(program: Program, state: TrainState, batches: Batches) -> None:
+    there, wanted = devices.memory(), needs(program.lower(state, batches))
+    if there is None or wanted is None or wanted.work <= there.free:
+        return
+    size = jax.tree.leaves(batches)[0].shape[1]
+    words = (
+        f"a step of training.batch_size={size} needs {in_gib(wanted.work)} beside"
+        f" {in_gib(wanted.given)} of state, and"
+    )
+    remedy = _remedy(program, size, _fitting(program, state, batches, there.free, wanted))
+    if wanted.given + wanted.work > there.whole:
+        raise UserError(f"{words} the device has {in_gib(there.whole)}: {remedy}")
+    logger.warning("%s %s are free now: %s", words, in_gib(there.free), remedy)
+
+
+def _fitting(
+    program: Program, state: TrainState, batches: Batches, room: int, wanted: Needs
+) -> int:
+    """The largest batch whose work fits, by this one's and that of half of it; 0 if none does."""
+    size, least = jax.tree.leaves(batches)[0].shape[1], jax.device_count() * program.accumulate
+    half = size // 2 // least * least
+    fewer = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (a.shape[0], half, *a.shape[2:]), a.dtype, sharding=a.sharding
+        ),
+        batches,
+    )
+    of_half = needs(program.lower(state, fewer)) if half else None
+    return largest_batch(room, (half, of_half), (size, wanted)) if of_half else 0
+
+
+def _remedy(program: Program, size: int, fits: int) -> str:
+    """What to set where a batch of this size does not fit, and this one does."""
+    if not fits:
+        return "no batch fits: lower model.nf"
+    now, count = program.accumulate, jax.device_count()
+    parts = [n for n in range(now + 1, size + 1)
+             if size % (n * count) == 0 and size * now <= n * fits]  # fmt: skip
+    other = f", or training.accumulate={parts[0]} with this one" if parts else ""
+    return f"training.batch_size={fits} fits{other}"

@@ -1,0 +1,166 @@
+"""What a config will take: against counts by hand, and XLA's account at a batch not measured."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny_runs import TINY
+
+from scoremle import devices
+from scoremle.cli import flags
+from scoremle.cli import main as cli
+from scoremle.cli.commands import plan as command
+from scoremle.devices import Memory
+from scoremle.errors import UserError
+from scoremle.experiment.build import build
+from scoremle.experiment.plan import Pace, Plan
+from scoremle.training import memory as module
+from scoremle.training.memory import checked, largest_batch, needs
+from scoremle.training.step import init_state, make_optimizer, make_program
+
+PARAMETERS = 1000
+OPTIMIZER = make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=0, grad_clip=1.0)
+
+
+def dense(params, images, key):
+    """A loss whose work is known: a row of 16 numbers for each image, times a matrix."""
+    x = images.reshape(len(images), -1).astype(jnp.float32)
+    return jnp.mean(jnp.tanh(x @ params) ** 2), {}
+
+
+@pytest.fixture(scope="module")
+def program():
+    return make_program(dense, OPTIMIZER, 0.9)
+
+
+def state():
+    return init_state(jnp.ones((16, PARAMETERS)) / 100, OPTIMIZER)
+
+
+def batch(size):
+    return jnp.ones((1, size, 4, 4, 1), jnp.uint8)
+
+
+def test_xla_says_what_a_step_needs(program):
+    """The state is four times the parameters; the work holds the activations of each image."""
+    few, many = (needs(program.lower(state(), batch(size))) for size in (64, 256))
+    images = 256 * 16
+    assert many.given == pytest.approx(4 * 16 * PARAMETERS * 4 + images, abs=64)
+    activations = PARAMETERS * 4
+    assert 1 <= (many.work - few.work) / 192 / activations < 4
+
+
+def test_the_largest_batch_fits_and_one_more_image_does_not(program):
+    few, many = (needs(program.lower(state(), batch(size))) for size in (64, 256))
+    room = 10 << 20
+    size = largest_batch(room, (64, few), (256, many))
+    assert needs(program.lower(state(), batch(size))).work <= room * 1.02
+    assert needs(program.lower(state(), batch(size + size // 20))).work > room
+    assert largest_batch(1000, (64, few), (256, many)) == 0
+
+
+def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, caplog):
+    wanted = needs(program.lower(state(), batch(256)))
+    whole = wanted.given + wanted.work
+    at_half = needs(program.lower(state(), batch(128))).work
+    there = Memory(whole - 1, at_half)
+    monkeypatch.setattr(devices, "memory", lambda: there)
+    told = r"of state, and the device has .*: training\.batch_size=128 fits"
+    with pytest.raises(UserError, match=told):
+        checked(program)(state(), batch(256))
+    assert not caplog.records
+    there = Memory(whole, at_half)
+    after, row = checked(program)(state(), batch(256))
+    assert int(after.step) == 1 and np.isfinite(row["loss"]).all()
+    (told,) = caplog.messages
+    assert "are free now: training.batch_size=128 fits" in told
+    there = Memory(whole - 1, 100)
+    with pytest.raises(UserError, match=r"no batch fits: lower model\.nf"):
+        checked(program)(state(), batch(256))
+
+
+def test_parts_of_a_batch_take_less_and_are_named(program, monkeypatch):
+    in_parts = make_program(dense, OPTIMIZER, 0.9, accumulate=4)
+    whole, parts = (needs(p.lower(state(), batch(4096))) for p in (program, in_parts))
+    assert parts.work < whole.work / 2
+    assert module._remedy(program, 128, 40) == (
+        "training.batch_size=40 fits, or training.accumulate=4 with this one"
+    )
+    assert module._remedy(in_parts, 128, 60).endswith("training.accumulate=16 with this one")
+
+
+def test_only_the_first_call_looks(program, monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "_check", lambda *arguments: looked.append(arguments))
+    step = checked(program)
+    after, _ = step(state(), batch(2))
+    step(after, batch(2))
+    assert len(looked) == 1
+
+
+def test_memory_of_this_machine():
+    there = devices.memory()
+    assert there is not None and 0 < there.free <= there.whole < 2**50
+
+
+def pace(seconds):
+    return Pace(seconds, 32)
+
+
+def tiny(*more):
+    return build(flags.parse([*TINY, "--mode=train", "--workdir=w", *more]).config)
+
+
+def test_a_plan_of_a_tiny_network():
+    """Paces are set by hand: what is left are counts, and sums of what XLA says."""
+    experiment = tiny("--config.eval.num_repeats=3")
+    plan = Plan(experiment, memory=2**30, devices=2)
+    for name, seconds in (("step", 0.5), ("forward", 1.0), ("derivative", 2.0)):
+        vars(plan)[name] = pace(seconds)
+    found = plan.facts(100)
+    template = experiment.training.template()
+    params = sum(leaf.size for leaf in jax.tree.leaves(template.params))
+    assert found["parameters"] == params
+    assert found["state_bytes"] == pytest.approx(16 * params, rel=0.1)
+    # Of a network of convolutions: two operations a parameter at each pixel, and the gradient
+    # twice as many; those of biases and of the embedding of t have fewer.
+    assert 0.2 < found["flops_image"] / (6 * params * 64) < 2
+    assert found["step_seconds"] == 0.5 * 32 / 2
+    assert found["training_seconds"] == 0.5 * 32 * 20 / 2
+    assert found["evaluation_of_network"] == 7  # six steps
+    assert found["evaluation_seconds"] == 2.0 * 7 * 300 / 2
+    assert found["samples_seconds"] == 50_000 * found["sample_evaluations"] / 2
+    bound = Plan(tiny("--config.eval.bound"), memory=2**30)
+    vars(bound).update(step=pace(1.0), forward=pace(1.0))
+    assert bound._likelihood() == (4.0, 4)
+    doubling = Plan(tiny("--config.eval.solver=doubling"), memory=2**30)
+    assert doubling._likelihood() == (None, None)
+
+
+def test_the_command_measures_and_prints(capfd):
+    words = [flag.replace("--config=", "") for flag in TINY[:1]]
+    assert cli.main(["plan", *words, *TINY[1:], "--memory=1GiB", "--devices=3", "--json"]) == 0
+    captured = capfd.readouterr()
+    found = json.loads(captured.out)
+    assert found["memory_bytes"] == 2**30 and found["devices"] == 3
+    assert found["step_seconds"] > 0 and found["evaluation_images"] == 360
+    assert found["step_measured_with"] == found["batch"] == 32
+    assert "3 devices: the time of one over 3, an ideal split" in captured.err
+    assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
+    for arguments, line in (
+        (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
+        (["plan", "digits", "--memory=much"], "--memory: much is no size such as 24GB"),
+        (["plan", "digits", "--devices=0"], "0 is no integer from 1"),
+    ):
+        assert cli.main(arguments) == 2
+        assert line in capfd.readouterr().err
+
+
+def test_a_data_set_that_is_not_here_is_said(tmp_path):
+    config = flags.parse([*TINY, "--print-config", "--config.data.dataset=cifar10",
+                          f"--config.data.path={tmp_path / 'no'}"]).config  # fmt: skip
+    experiment, images, (note,) = command._experiment(config)
+    assert images == 10_000 and experiment.model.shape == (8, 8, 1)
+    assert note.startswith("the data set is not here, so that 10,000 test images are taken:")
