@@ -175,7 +175,7 @@ def _sample() -> Parser:
         prog="scoremle sample",
         examples=(
             "scoremle sample digits -n 64 -o grid.png",
-            "scoremle sample runs/digits -n 1000 -o samples.npy --sampler=dpm_solver --steps=30",
+            "scoremle sample runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100",
         ),
         description="Draws samples of a model.",
     )
@@ -322,6 +322,7 @@ def _data() -> Parser:
         else:
             command.add_argument("--split", default="train", choices=("train", "test"))
             command.add_argument("--picture", type=Path, help="file to draw to: NAME.png")
+        command.add_argument("--json", action="store_true", help="its facts as JSON, on stdout")
     return parser
 
 
@@ -366,7 +367,7 @@ def _import() -> Parser:
         prog="scoremle import",
         examples=(
             f"scoremle import {PUBLISHED}",
-            f"scoremle import checkpoint_21 --name={PUBLISHED} --out=runs/published",
+            f"scoremle import checkpoint_21 --name={PUBLISHED}",
         ),
         description="Says what a published checkpoint is, and makes a workdir of it.",
     )
@@ -403,8 +404,8 @@ def _convert_inception() -> Parser:
     parser = Parser(
         prog="scoremle convert-inception",
         examples=(
-            "scoremle convert-inception pt_inception-2015-12-05-6726825d.pth inception.npz",
-            "scoremle convert-inception weights-inception-2015-12-05-6726825d.pth inception.npz",
+            "scoremle convert-inception pt_inception-2015-12-05-6726825d.pth fid.npz",
+            "scoremle convert-inception weights-inception-2015-12-05-6726825d.pth fid.npz",
         ),
         description="The Inception weights of PyTorch's FID packages, as the npz that eval and"
         " stats take. Needs the extra torch.",

@@ -70,4 +70,6 @@ def test_env_says_what_a_report_needs(capsys):
     assert facts[cache.FOLDER] == os.environ[cache.FOLDER]
     assert cli.main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(facts) + 2 and any(line.startswith("device 0 ") for line in lines)
+    heads = ["what", "----", "", "settings:"]
+    assert len(lines) == len(facts) + len(heads)
+    assert any(line.startswith("device 0 ") for line in lines)

@@ -42,8 +42,10 @@ def test_names_that_stand_in_two_places():
 
 
 @pytest.mark.parametrize("command", PARSERS)
-def test_help_opens_with_two_examples_and_explains_each_word(command, capsys):
+def test_help_opens_with_two_examples_and_explains_each_word(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = printed(capsys, command, "--help")
+    assert max(map(len, text.splitlines())) <= 80
     assert text == printed(capsys, "help", command)
     first, second, empty, usage = text.splitlines()[:4]
     assert empty == "" and usage.startswith(f"usage: scoremle {command}")

@@ -28,6 +28,7 @@ from scoremle.data import prepared as folders
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
+from scoremle.evaluation.pictures import STRIP
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import EvaluationRun
 from scoremle.experiment.workdir import Workdir
@@ -403,10 +404,15 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
     assert scoremle_data("show", "digits") == 0
     assert "64 of its train images: digits.png" in capsys.readouterr().out
     grid = np.asarray(Image.open("digits.png"))
+    assert grid[:STRIP].min() < 100, "the caption"
+    grid = grid[STRIP:]
     factor = grid.shape[0] // (8 * 9 + 1)
     first = data.load("digits").train[0, ..., 0]
     shown = grid[factor : 9 * factor : factor, factor : 9 * factor : factor]
     np.testing.assert_array_equal(shown, np.round(first * (255 / 16)))
+    assert scoremle_data("show", "digits", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["counts"] == {"train": 1437, "test": 360} and facts["shape"] == [8, 8, 1]
 
 
 @pytest.mark.parametrize(

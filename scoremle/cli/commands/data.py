@@ -17,8 +17,8 @@ __all__ = ["run"]
 SHOWN = 64
 
 
-def run(options: Any) -> None:
-    """Runs one of the two."""
+def run(options: Any) -> dict[str, Any]:
+    """Runs one of the two; gives the facts of the data set."""
     picture = getattr(options, "picture", None)
     if picture and picture.suffix.lower() != ".png":
         raise UserError(f"--picture={picture}: the name to draw to must end in .png")
@@ -28,6 +28,7 @@ def run(options: Any) -> None:
         _draw(prepared, options.split, options.picture)
     else:
         say(f"\nnext: {_training(prepared)}")
+    return {**prepared.meta, "folder": str(prepared.folder)}
 
 
 def _prepared(options: Any) -> data.Prepared:

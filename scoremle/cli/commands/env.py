@@ -26,9 +26,10 @@ GIB = 2**30
 
 def run(options: Any) -> dict[str, str | int]:
     """Prints them, a line each, and gives them."""
-    facts = _facts()
+    facts, settings = _facts(), _settings()
     print(table(("what", "value"), [(name, str(value)) for name, value in facts.items()]))
-    return facts
+    print("\nsettings:", *(f"  {name}={value}" for name, value in settings.items()), sep="\n")
+    return facts | settings
 
 
 def version() -> str:
@@ -52,8 +53,12 @@ def _facts() -> dict[str, str | int]:
         "memory": _memory(),
         "compiled programs": _programs(),
         "prepared data sets": str(cache_folder()),
-        **{name: v for name, v in sorted(os.environ.items()) if name.startswith(PREFIXES)},
     }
+
+
+def _settings() -> dict[str, str]:
+    """Of the environment, by their names there."""
+    return {name: v for name, v in sorted(os.environ.items()) if name.startswith(PREFIXES)}
 
 
 def _version(package: str) -> str:
