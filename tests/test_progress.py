@@ -1,5 +1,6 @@
 """Progress: what is told, when, and a time to go that leaves compilation out."""
 
+import io
 import os
 import pty
 import re
@@ -200,3 +201,22 @@ def test_no_color_where_none_is_wanted():
 def test_a_terminal_that_can_not_move_its_cursor_gets_lines():
     text = on_terminal(TRAINING, 80, TERM="dumb")
     assert "\x1b" not in text and text.startswith(COMPILING)
+
+
+def test_a_notebook_has_one_line_that_is_written_over(clock, monkeypatch):
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with progress("label", 100, "image") as tell:
+        for seconds, done in ((1, 1), (2, 50), (3, 100)):
+            clock[0] = seconds
+            tell(done)
+    lines = stream.getvalue().split("\r")
+    assert [line.rstrip() for line in lines] == [
+        "",
+        f"label  {COMPILING}  image 0/100",
+        "label  image 1/100",
+        "label  image 50/100  ETA 1s  49.0 images/s",
+        "label  image 100/100  ETA 0s  49.5 images/s",
+    ]
+    assert stream.getvalue().count("\n") == 1
+    assert len(lines[2]) == len(lines[1]), "the longer text before it still shows"
