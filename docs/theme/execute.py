@@ -1,0 +1,26 @@
+"""Runs notebooks and keeps what they print and draw:  python docs/theme/execute.py NOTEBOOK ..."""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """The notebook with the outputs of a run in an empty kernel, without what differs by run."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    notebook = nbformat.read(path, as_version=4)
+    # In its own folder, as where it is opened.
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        nbformat.write(execute(Path(name)), name)
