@@ -18,6 +18,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+    notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
     return notebook
 
 

@@ -67,6 +67,8 @@ def on_page_markdown(markdown, page, config, files):
     def replaced(match):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
         inside = STANDS_FOR.get(target, target.removeprefix("docs/"))
+        if page.file.src_uri != inside.replace(".ipynb", ".md"):  # a notebook offers itself
+            inside = inside.replace(".ipynb", ".md")
         if not files.get_file_from_path(inside) and (ROOT / target).is_file():
             files.append(File.generated(config, inside, abs_src_path=str(ROOT / target)))
         if files.get_file_from_path(inside) is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 DOCS = Path(__file__).parents[1]
+FORMULA = re.compile(r"^\$\$\s*(.*?)\s*\$\$$", re.MULTILINE | re.DOTALL)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -27,7 +28,7 @@ def page(notebook, name):
 def in_markdown(cell):
     text = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
-        return [text]
+        return [FORMULA.sub(r"```math\n\1\n```", text)]
     return [f"```python\n{text}\n```", *map(output, cell["outputs"])]
 
 
