@@ -51,7 +51,7 @@ class Progress:
             return _LiveBar(self._label, self._total, transient=not self._unit)
         # Of ipykernel: its output is a stream that a browser shows.
         notebook = type(sys.stdout).__module__.startswith("ipykernel.")
-        return _LiveLine(self._label) if notebook else None
+        return _LiveLine(self._label, transient=not self._unit) if notebook else None
 
     def start(self, done: float = 0) -> None:
         """Begin, or begin again, with so much that is done already."""
@@ -152,8 +152,8 @@ class _LiveBar:
 class _LiveLine:
     """One line of text that is written over, for notebooks."""
 
-    def __init__(self, label: str) -> None:
-        self._label, self._shown = label, 0
+    def __init__(self, label: str, *, transient: bool) -> None:
+        self._label, self._transient, self._shown = label, transient, 0
 
     def start(self) -> None:
         pass
@@ -165,7 +165,7 @@ class _LiveLine:
 
     def stop(self) -> None:
         if self._shown:
-            print(flush=True)
+            print(f"\r{'':{self._shown}}\r" if self._transient else "\n", end="", flush=True)
         self._shown = 0
 
 

@@ -15,11 +15,25 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     # In its own folder, as where it is opened.
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=where, coalesce_streams=True
+    )
+    client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in map(as_shown, cell.outputs) if out is not None]
     notebook.metadata.language_info = {"name": "python"}  # without the version of this Python
     return notebook
+
+
+def as_shown(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """What a browser shows of an output: of a line that is written over, its last text."""
+    if output.output_type != "stream":
+        return output
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
+    output.text = "\n".join(lines)
+    return output if output.text.strip() else None
 
 
 if __name__ == "__main__":
