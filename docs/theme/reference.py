@@ -1,7 +1,8 @@
 """The reference: on its page a line ``::: NAME`` becomes the docstring of scoremle.NAME.
 
 Signatures of functions are as in the source, so that they name the types of types.py; those of
-classes are names and defaults. Examples are those that tests/test_docstrings.py runs.
+classes are names and defaults. Examples are those that tests/test_docstrings.py runs. A name that
+has no line comes last.
 """
 
 import ast
@@ -20,6 +21,9 @@ def on_page_markdown(markdown, page, **_):
         return markdown
     import scoremle  # JAX with it: for this page alone
 
+    placed = {"__version__", *NAME.findall(markdown)}
+    if free := [name for name in scoremle.__all__ if name not in placed]:
+        markdown += "\n\n## Others\n\n" + "\n".join(f"::: {name}" for name in free)
     return NAME.sub(lambda match: entry(match[1], getattr(scoremle, match[1])), markdown)
 
 
