@@ -3,6 +3,7 @@
 #   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
 #   make test     the tests
 #   make check    lint, types and tests
+#   make docs     the documents as a site, in site/; make notebooks runs its notebooks anew
 #   make model    the small model that the package ships, trained anew
 #   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on
 #   make pythons  the quick tests on each Python from 3.11 to 3.13 that is here, with its JAX
@@ -23,7 +24,7 @@ QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench mutants model pythons release clean
+.PHONY: help demo test check bench docs notebooks mutants model pythons release clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -43,6 +44,13 @@ check: .venv/.dev
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick
 	@$(BIN)/python benchmarks/bound.py --quick
+
+docs: .venv/.dev
+	@$(BIN)/python -m mkdocs build --strict
+	@echo "look at it: $(BIN)/python -m http.server --directory site"
+
+notebooks: .venv/.dev
+	@$(BIN)/python docs/theme/execute.py docs/notebooks/*.ipynb
 
 mutants: .venv/.dev
 	@$(BIN)/python benchmarks/mutants.py

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, Key
+from jaxtyping import Array, Integer, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
@@ -34,11 +34,13 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
+from scoremle.likelihood.scores import Scores
 from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
+from scoremle.terminal import html_table
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["Sampler", "ScoreModel", "Scores"]
@@ -57,64 +59,6 @@ class Sampler(Protocol):
     def __call__(
         self, noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
     ) -> Data: ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
-
-    ``log_prob`` and ``bpd`` are means over independent passes, each with its own dequantization
-    noise and probes. ``stderr`` is the standard error of that mean, by the spread of the passes.
-    It contains all that is random; it is NaN for one pass.
-
-    The other two are estimated within each pass. ``probe_stderr`` is the error of the mean by the
-    random probes, or by the random times of a bound. The dequantization noise, often the larger
-    part, is not in it. From a single probe it is estimated along the path: it may be far too large
-    where nodes are few, and it is NaN where the probe stays the same. ``solver_error`` should
-    cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
-    not in ``stderr``, and does not shrink with more passes. A bound has none.
-
-    Example:
-        >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
-        >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
-        >>> print(len(scores), scores.bpd, scores.stderr, scores.log_prob / np.log(2))
-        1 [4.] [1.] [-40.]
-    """
-
-    log_prob: Float[np.ndarray, " n"]
-    bpd: Float[np.ndarray, " n"]
-    stderr: Float[np.ndarray, " n"]
-    probe_stderr: Float[np.ndarray, " n"]
-    solver_error: Float[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.bpd)
-
-    @classmethod
-    def of_passes(cls, values: dict[str, Float[np.ndarray, "passes n"]], dims: int) -> "Scores":
-        """From what each pass measured.
-
-        Args:
-            values: ``bpd`` of each pass and image, and its errors, in bits/dim.
-            dims: dimensions of one image.
-
-        Example:
-            >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
-            >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
-            >>> print(scores.bpd, scores.stderr)
-            [4.] [1.]
-        """
-        bpd = values["bpd"]
-        passes, n = bpd.shape
-        nothing = 0 * bpd  # NaN where a pass failed
-        noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
-        return cls(
-            log_prob=-bpd.mean(axis=0) * dims * np.log(2),
-            bpd=bpd.mean(axis=0),
-            stderr=bpd.std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else np.full(n, np.nan),
-            probe_stderr=np.sqrt(np.square(noise).sum(axis=0)) / passes,
-            solver_error=values.get("solver_error", nothing).mean(axis=0),
-        )
 
 
 @pytree
@@ -158,12 +102,20 @@ class ScoreModel:
         object.__setattr__(self, "shape", tuple(self.shape))
 
     def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        """A table of what the model is, for notebooks."""
+        facts = self._facts() | {"smallest time": f"{self.eps:g}", "solver": repr(self.solver)}
+        return html_table((), list(facts.items()), type(self).__name__)
+
+    def _facts(self) -> dict[str, str]:
+        """What the model is, in a few words each."""
         network = getattr(self.noise, "network", self.noise)
         count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
-        facts = ["x".join(map(str, self.shape)), repr(self.sde)]
-        facts += [f"{self.pixels.levels} levels"] if self.pixels else []
-        facts += [f"{count:,} parameters"] if count else []
-        return f"{type(self).__name__}({', '.join(facts)})"
+        facts = {"shape": "x".join(map(str, self.shape)), "SDE": repr(self.sde)}
+        facts |= {"grey levels": f"{self.pixels.levels} levels"} if self.pixels else {}
+        return facts | ({"network": f"{count:,} parameters"} if count else {})
 
     @property
     def dims(self) -> int:

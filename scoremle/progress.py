@@ -1,4 +1,7 @@
-"""How far long work is and when it ends: a live bar on a terminal, lines of text elsewhere."""
+"""How far long work is and when it ends: a live bar on a terminal, lines of text elsewhere.
+
+A notebook is neither. It gets one line, which is written over.
+"""
 
 import os
 import sys
@@ -40,8 +43,15 @@ class Progress:
         self._moments: deque[tuple[float, float]] = deque()
         self._facts: list[str] = []
         self._named: set[str] = set()
-        live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._bar = _LiveBar(self._label, total, transient=not unit) if live else None
+        self._bar = self._live()
+
+    def _live(self) -> "_LiveBar | _LiveLine | None":
+        """What moves on this screen, if it is one on which something can."""
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            return _LiveBar(self._label, self._total, transient=not self._unit)
+        # Of ipykernel: its output is a stream that a browser shows.
+        notebook = type(sys.stdout).__module__.startswith("ipykernel.")
+        return _LiveLine(self._label, transient=not self._unit) if notebook else None
 
     def start(self, done: float = 0) -> None:
         """Begin, or begin again, with so much that is done already."""
@@ -87,7 +97,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def _show(self, bar: "_LiveBar", done: float, pace: list[str]) -> None:
+    def _show(self, bar: "_LiveBar | _LiveLine", done: float, pace: list[str]) -> None:
         bar.show(done, [self._place(done), *pace[:1], *self._facts, *pace[1:]])
 
     def _print(self, *words: str) -> None:
@@ -137,6 +147,26 @@ class _LiveBar:
 
     def stop(self) -> None:
         self._bar.stop()
+
+
+class _LiveLine:
+    """One line of text that is written over, for notebooks."""
+
+    def __init__(self, label: str, *, transient: bool) -> None:
+        self._label, self._transient, self._shown = label, transient, 0
+
+    def start(self) -> None:
+        pass
+
+    def show(self, done: float, words: Sequence[str]) -> None:
+        text = "  ".join(filter(None, [self._label, *words]))
+        print(f"\r{text:{self._shown}}", end="", flush=True)
+        self._shown = len(text)
+
+    def stop(self) -> None:
+        if self._shown:
+            print(f"\r{'':{self._shown}}\r" if self._transient else "\n", end="", flush=True)
+        self._shown = 0
 
 
 def _fitting(words: list[str], room: int) -> str:

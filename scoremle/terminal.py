@@ -1,12 +1,14 @@
-"""What reaches a terminal or a spreadsheet: names that others chose, but nothing that steers it.
+"""What reaches a terminal, a spreadsheet or a notebook: names that others chose, and no more.
 
 A file may be called anything. Control characters in its name could clear a terminal or write over
 what it shows, and a cell that begins like a formula is one for a spreadsheet.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
+from html import escape
 
-__all__ = ["Formatter", "cell", "printable", "say"]
+__all__ = ["Formatter", "cell", "html_table", "printable", "say"]
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -36,3 +38,16 @@ class Formatter(logging.Formatter):
 def cell(text: str) -> str:
     """A text as a cell of a CSV, which a spreadsheet takes for text."""
     return printable(f"'{text}" if text.startswith(FORMULA) else text)
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table of HTML for a notebook, under its caption."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in cells)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return (
+        f"<table><caption>{escape(caption)}</caption><thead>{row(header, 'th')}</thead>"
+        f"<tbody>{body}</tbody></table>"
+    )

@@ -1,13 +1,24 @@
-"""The documents: links lead somewhere, commands parse, equations have numbers of their own."""
+"""The documents: links lead somewhere, commands parse and run, equations have their numbers.
 
+Each command that a user finds is run here, or by the test that ``RUN_BY`` names, or its block
+begins with ``# long:`` or ``# needs``. Those here run in one folder, in the order in which a
+reader meets them, with a smaller network and fewer steps.
+"""
+
+import contextlib
+import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.places import ROOT
+from PIL import Image
 
 from scoremle.cli import flags
+from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
 from scoremle.cli.parsers import PARSERS
 from scoremle.experiment.config import load_config
@@ -15,11 +26,14 @@ from scoremle.experiment.config import load_config
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
 )
-QUICKSTART = ROOT / "docs" / "quickstart.md"
+TRAIN = ROOT / "docs" / "howto" / "train.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ *scoremle ((?:.*\\\n)*.*)$", re.MULTILINE)
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```(?:\n\n```\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"\d+\.\d+")
 TAG = re.compile(r"\\qquad \((\d+)\)\n")
 
 
@@ -43,7 +57,8 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for command in COMMAND.findall("\n".join(CODE.findall(path.read_text()))):
+    text = "\n".join(CODE.findall(path.read_text())).replace(" && ", "\n")
+    for command in COMMAND.findall(text):
         name, *arguments = shlex.split(command.replace("\\\n", " "), comments=True)
         if name in ("eval", "train-deq"):
             arguments.append("--config=digits")  # where there is no working directory to know it
@@ -55,8 +70,8 @@ def test_commands_are_understood(path, monkeypatch):
             assert name in (*COMMANDS, "--help", "--version")
 
 
-def test_the_config_in_the_quickstart_is_one(tmp_path):
-    (code,) = re.findall(r"```python\n([^`]*def get_config[^`]*)```", QUICKSTART.read_text())
+def test_the_config_in_a_how_to_is_one(tmp_path):
+    (code,) = re.findall(r"```python\n([^`]*def get_config[^`]*)```", TRAIN.read_text())
     (tmp_path / "mine.py").write_text(code)
     config, _ = load_config(str(tmp_path / "mine.py"))
     assert (config.data.dataset, config.model.nf) == ("fashion_mnist", 32)
@@ -65,3 +80,120 @@ def test_the_config_in_the_quickstart_is_one(tmp_path):
 def test_equations_are_numbered_once_and_in_order():
     numbers = [int(number) for number in TAG.findall((ROOT / "docs" / "math.md").read_text())]
     assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 40
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+READ_IN_ORDER = [
+    ROOT / "docs" / name
+    for name in (
+        "quickstart.md", "exit-codes.md", "howto/evaluation.md", "howto/own-data.md",
+        "howto/steps-and-size.md", "troubleshooting.md",
+    )
+]  # fmt: skip
+# Others, by how they begin, and the file that runs them: a test, or an example that a test runs.
+RUN_BY = {
+    "pip install": "tests/test_wheel.py",
+    "scoremle sample digits": "tests/cli/test_sample.py",
+    "scoremle score digits": "tests/cli/test_score.py",
+    "scoremle score runs/digits": "tests/cli/test_score.py",
+    "scoremle score ddpm-cifar10-32/": "examples/any_model.py",
+    "scoremle import": "tests/cli/test_import_export.py",
+    "scoremle export": "tests/cli/test_import_export.py",
+    "scoremle verify": "tests/cli/test_verify.py",
+}
+SMALL = {
+    "train": [
+        f"--config.{field}"
+        for field in (
+            "model.nf=4", "model.ch_mult=(1,)", "model.attn_resolutions=(1,)", "optim.warmup=5",
+            "training.n_iters=10", "training.snapshot_freq=10", "training.batch_size=16",
+            "training.snapshot_sampling=False",
+        )
+    ],
+    "eval": [
+        f"--config.eval.{field}"
+        for field in (
+            "num_images=20", "batch_size=20", "solver=multistep", "nodes=6", "bound_draws=4",
+            "bound_times=log_snr",
+        )
+    ],
+}  # fmt: skip
+
+
+def shell(path: Path) -> list[str]:
+    """The commands of a document, but for those of marked blocks."""
+    blocks = SHELL.findall(path.read_text())
+    kept = [block for block in blocks if not block.startswith(("# long:", "# needs"))]
+    lines = "".join(kept).replace("\\\n", " ").splitlines()
+    plain = [re.sub(r" +", " ", re.sub(r"(^|\s)#.*", "", line)).strip() for line in lines]
+    return [command for command in plain if command]
+
+
+USERS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", USERS, ids=lambda path: path.stem)
+def test_each_command_is_run_somewhere_or_marked(path):
+    here = {command for page in READ_IN_ORDER for command in shell(page)}
+    for command in shell(path):
+        if command in here:
+            continue
+        by = next((file for start, file in RUN_BY.items() if command.startswith(start)), None)
+        assert by, f"{command}: nothing runs it, and its block has no '# long:'"
+        assert f'"{command.split()[1]}"' in (ROOT / by).read_text()
+
+
+def prepared(folder: Path) -> None:
+    """What a reader has by then: pictures, and two trainings of digits to compare."""
+    for name, size in (("my_pictures", 12), ("holiday", 40)):
+        (folder / name).mkdir()
+        for i in range(40):
+            rng = np.random.default_rng(i)
+            pixels = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_commands_run_in_the_order_in_which_they_are_read(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    prepared(tmp_path)
+    done = set()
+    for command in (line for page in READ_IN_ORDER for line in shell(page)):
+        if not command.startswith("scoremle") or command in done:
+            continue
+        done.add(command)
+        for part in command.split(" && "):
+            _, *arguments = shlex.split(part)
+            for place in re.findall(r"runs/(?:vp|subvp)\b", part):  # trainings like the first
+                if not Path(place).exists():
+                    shutil.copytree("runs/digits", place)
+            assert cli.main([*arguments, *SMALL.get(arguments[0], ())]) == 0, part
+    assert len(done) > 18
+    left = ("grid.png", "samples.csv", "mine.csv", "runs/digits/report/index.html", "images.png")
+    for name in left:
+        assert (tmp_path / name).stat().st_size > 100, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/quickstart.md", *sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "docs/concepts").glob("*.md")
+    )],
+)  # fmt: skip
+def test_python_runs_and_prints_what_stands_below_it(name):
+    pytest.importorskip("sklearn")
+    for code, told in PYTHON.findall((ROOT / name).read_text()):
+        if not told:  # it need only run
+            code = re.sub(r"\.test\[:\d+\]", ".test[:4]", code)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, {})
+        if told:
+            texts = (out.getvalue(), told)
+            found, stated = ([float(number) for number in NUMBER.findall(text)] for text in texts)
+            np.testing.assert_allclose(found, stated, atol=0.02)

@@ -152,3 +152,15 @@ def test_demo_draws_its_pictures(finished):
     for name in ("samples_beside_digits.png", "training_curve.png"):
         with Image.open(finished / name) as picture:
             assert np.asarray(picture).std() > 10, "an empty picture"
+
+
+def test_the_readme_picture_shows_the_table_of_the_benchmarks():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    load("readme_picture").draw_cost(axis, (ROOT / "benchmarks" / "README.md").read_text())
+    ours, published = (line.get_xydata() for line in axis.lines)
+    assert len(ours) > 10 and len(published) == 3
+    assert (np.diff(ours[:, 1]) < 0).all()  # more nodes, less error
+    assert published[:, 1].min() > ours[:, 1].min()

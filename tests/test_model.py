@@ -261,3 +261,7 @@ def test_mistakes_are_one_line(call, words, unchecked):
 
 def test_what_it_is_in_a_line():
     assert repr(images()) == "ScoreModel(2x3x1, VP(beta_min=0.1, beta_max=20.0), 8 levels)"
+    table = images()._repr_html_()
+    assert "<caption>ScoreModel</caption>" in table and "<td>grey levels</td>" in table
+    assert "<td>SDE</td><td>VP(beta_min=0.1, beta_max=20.0)</td>" in table
+    assert "<td>solver</td><td>Multistep(nodes=32)</td>" in table

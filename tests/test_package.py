@@ -1,5 +1,6 @@
 """What ``import scoremle`` gives, and how little it loads."""
 
+import re
 import subprocess
 import sys
 
@@ -25,3 +26,9 @@ assert scoremle.VP is sys.modules['scoremle.core.sde'].VP
 def test_other_names_are_errors():
     with pytest.raises(AttributeError, match="no attribute 'sdes'"):
         scoremle.sdes  # noqa: B018
+
+
+def test_help_names_everything_by_what_it_is_for():
+    words = re.findall(r"\w+", scoremle.__doc__)
+    assert not {*scoremle.__all__} - {"__version__", *words}
+    assert "__main__" not in dir(scoremle) and not {*scoremle.__all__} - {*dir(scoremle)}

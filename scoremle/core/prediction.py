@@ -86,7 +86,7 @@ class NetworkNoise:
     networks of one architecture, so that they are arguments of one compiled program.
     """
 
-    network: Callable[..., Data]
+    network: Callable[..., Data] = field(repr=False)
     sde: SDE
     prediction: str = field(metadata={"static": True})
     conditioning: str | Conditioning = field(metadata={"static": True})

@@ -18,7 +18,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
 # finite.
 SMALLEST = 1e-30
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 @pytree
@@ -133,7 +135,7 @@ class SDE:
         return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
 
 
-def _of_numbers(init: Callable[..., None]) -> Any:
+def _of_numbers(init: Init) -> Init:
     """A constructor that refuses the fields of SDE, which ``dataclasses.replace`` gives it."""
     numbers = ", ".join([*inspect.signature(init).parameters][1:])
 
@@ -147,7 +149,7 @@ def _of_numbers(init: Callable[..., None]) -> Any:
             )
         init(self, *args, **named)
 
-    return constructor
+    return cast(Init, constructor)
 
 
 class _LinearBeta(SDE):

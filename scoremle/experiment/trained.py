@@ -24,8 +24,8 @@ class Trained(ScoreModel):
     step: int = static(default=0)
     pilot: bool = static(default=True)
 
-    def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, {self.dataset}, step {self.step:,})"
+    def _facts(self) -> dict[str, str]:
+        return super()._facts() | {"data set": self.dataset, "training": f"step {self.step:,}"}
 
 
 def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained:

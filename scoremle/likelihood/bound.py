@@ -77,7 +77,7 @@ class Bound:
     reconstruction: PerExample
     stderr: PerExample
     evaluations: Int[Array, " b"]
-    profile: Float[Array, "b bins"] | None
+    profile: Float[Array, "b bins"] | None = field(repr=False)
     bounds: Literal["density", "probability"] = field(metadata={"static": True})
 
 

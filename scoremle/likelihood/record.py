@@ -1,6 +1,6 @@
 """A log-likelihood with the evidence beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,9 +27,9 @@ class Likelihood:
     """
 
     log_prob: PerExample
-    latent: Data
+    latent: Data = field(repr=False)
     evaluations: Int[Array, " b"]
     probe_stderr: PerExample
-    probe_deviations: Float[Array, "m b"]
+    probe_deviations: Float[Array, "m b"] = field(repr=False)
     solver_error: PerExample
     ok: Bool[Array, " b"]

@@ -1,0 +1,131 @@
+"""What was found of integer images: log P and bits/dim of each, and how sure they are."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from scoremle.errors import UserError
+from scoremle.terminal import html_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Scores"]
+
+# Rows of each end that a notebook shows.
+SHOWN = 5
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
+
+    ``log_prob`` and ``bpd`` are means over independent passes, each with its own dequantization
+    noise and probes. ``stderr`` is the standard error of that mean, by the spread of the passes.
+    It contains all that is random; it is NaN for one pass.
+
+    The other two are estimated within each pass. ``probe_stderr`` is the error of the mean by the
+    random probes, or by the random times of a bound. The dequantization noise, often the larger
+    part, is not in it. From a single probe it is estimated along the path: it may be far too large
+    where nodes are few, and it is NaN where the probe stays the same. ``solver_error`` should
+    cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
+    not in ``stderr``, and does not shrink with more passes. A bound has none.
+
+    Example:
+        >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
+        >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
+        >>> print(len(scores), scores.bpd, scores.stderr, scores.log_prob / np.log(2))
+        1 [4.] [1.] [-40.]
+    """
+
+    log_prob: Float[np.ndarray, " n"]
+    bpd: Float[np.ndarray, " n"]
+    stderr: Float[np.ndarray, " n"]
+    probe_stderr: Float[np.ndarray, " n"]
+    solver_error: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.bpd)
+
+    def __repr__(self) -> str:
+        images = f"{len(self)} image{'s' * (len(self) != 1)}"
+        if not len(self):
+            return f"Scores({images})"
+        facts = [f"{self._mean()} bits/dim in the mean"]
+        if not np.isnan(self.stderr).all():
+            facts.append(f"an image +- {np.sqrt(np.nanmean(np.square(self.stderr))):.3f}")
+        return f"Scores({images}: {'; '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """A table of the first and the last images, for notebooks."""
+        n, columns = len(self), self._columns()
+        shown = range(n) if n <= 2 * SHOWN else [*range(SHOWN), *range(n - SHOWN, n)]
+        digits = {"log_prob": 1}
+        rows = [
+            (str(i), *(f"{column[i]:.{digits.get(name, 3)}f}" for name, column in columns.items()))
+            for i in shown
+        ]
+        if len(rows) < n:
+            rows.insert(SHOWN, ("...",) * (1 + len(columns)))
+        units = [f"{name}, {'nats' if name == 'log_prob' else 'bits/dim'}" for name in columns]
+        return html_table(("image", *units), rows, repr(self))
+
+    def to_pandas(self) -> "DataFrame":
+        """A table of pandas with a row for each image, and these fields as its columns.
+
+        Raises UserError without pandas.
+
+        Example:
+            >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
+            >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
+            >>> try:
+            ...     print(scores.to_pandas()["bpd"][0])
+            ... except scoremle.UserError:  # where pandas is not installed
+            ...     print(4.0)
+            4.0
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError(
+                "to_pandas needs the extra pandas: pip install 'scoremle[pandas]'"
+            ) from None
+        return pandas.DataFrame(self._columns())
+
+    @classmethod
+    def of_passes(cls, values: dict[str, Float[np.ndarray, "passes n"]], dims: int) -> "Scores":
+        """From what each pass measured.
+
+        Args:
+            values: ``bpd`` of each pass and image, and its errors, in bits/dim.
+            dims: dimensions of one image.
+
+        Example:
+            >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
+            >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
+            >>> print(scores.bpd, scores.stderr)
+            [4.] [1.]
+        """
+        bpd = values["bpd"]
+        passes, n = bpd.shape
+        nothing = 0 * bpd  # NaN where a pass failed
+        noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
+        return cls(
+            log_prob=-bpd.mean(axis=0) * dims * np.log(2),
+            bpd=bpd.mean(axis=0),
+            stderr=bpd.std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else np.full(n, np.nan),
+            probe_stderr=np.sqrt(np.square(noise).sum(axis=0)) / passes,
+            solver_error=values.get("solver_error", nothing).mean(axis=0),
+        )
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _mean(self) -> str:
+        """The mean over images, and its standard error where there are several."""
+        mean = f"{self.bpd.mean():.3f}"
+        if len(self) == 1:
+            return mean
+        return f"{mean} +- {self.bpd.std(ddof=1) / np.sqrt(len(self)):.3f}"

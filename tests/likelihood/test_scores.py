@@ -1,0 +1,64 @@
+"""What scores say of themselves: in a line, as a table of a notebook, as a table of pandas."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import scoremle
+
+BPD = np.asarray([[2.0, 4.0, 6.0], [4.0, 4.0, 8.0]])  # of two passes over three images
+
+
+def scores(bpd=BPD):
+    errors = {"probe_stderr": 0.5 * np.ones(bpd.shape), "solver_error": 0.25 * np.ones(bpd.shape)}
+    return scoremle.Scores.of_passes({"bpd": bpd, **errors}, dims=10)
+
+
+def cells(html):
+    """The texts of each row of a table's body."""
+    body = html[html.index("<tbody>") :]
+    return [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>.*?</tr>", body)]
+
+
+def test_a_line_tells_the_mean_and_its_errors():
+    """Means 3, 4, 7: sd 2.0817, over sqrt 3 1.202. Passes apart by 2, 0, 2: errors 1, 0, 1."""
+    assert repr(scores()) == (
+        "Scores(3 images: 4.667 +- 1.202 bits/dim in the mean; an image +- 0.816)"
+    )
+    assert repr(scores(BPD[:1])) == "Scores(3 images: 4.000 +- 1.155 bits/dim in the mean)"
+    assert repr(scores(BPD[:, :1])) == (
+        "Scores(1 image: 3.000 bits/dim in the mean; an image +- 1.000)"
+    )
+    assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
+
+
+def test_a_notebook_shows_both_ends():
+    html = scores()._repr_html_()
+    assert "<th>log_prob, nats</th><th>bpd, bits/dim</th>" in html
+    first = f"{-30 * np.log(2):.1f}"
+    assert cells(html)[0] == ["0", first, "3.000", "1.000", "0.354", "0.250"]
+    many = cells(scores(np.arange(40.0).reshape(1, 40))._repr_html_())
+    assert [row[0] for row in many] == [*"01234", "...", *map(str, range(35, 40))]
+
+
+def test_text_of_others_is_escaped_in_a_table():
+    html = scoremle.terminal.html_table(("a<b",), [("<script>",)], "c&d")
+    assert "a&lt;b" in html and "&lt;script&gt;" in html and "c&amp;d" in html
+    assert "<script>" not in html
+
+
+def test_a_table_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    table = scores().to_pandas()
+    assert isinstance(table, pandas.DataFrame) and list(table) == [
+        "log_prob", "bpd", "stderr", "probe_stderr", "solver_error"
+    ]  # fmt: skip
+    np.testing.assert_array_equal(table["bpd"], [3, 4, 7])
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(scoremle.UserError, match=r"pip install 'scoremle\[pandas\]'"):
+        scores().to_pandas()

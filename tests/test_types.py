@@ -1,0 +1,78 @@
+"""A user's own file passes ``mypy --strict``, and what is wrong in it is seen."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers.places import CACHE, ROOT
+
+import scoremle
+
+pytest.importorskip("mypy")
+
+MINE = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import scoremle
+
+SDE = scoremle.VP()
+
+
+def noise(x: jax.Array, t: jax.Array) -> jax.Array:
+    return SDE.sigma(t)[:, None] * x
+
+
+def of_vectors() -> scoremle.ScoreModel:
+    return scoremle.ScoreModel(noise, SDE, eps=1e-3, shape=(2,))
+
+
+def bits(images: np.ndarray, key: jax.Array) -> float:
+    model = scoremle.load("digits")
+    finer = scoremle.ByOde(scoremle.Hutchinson(probes=8), scoremle.Multistep(nodes=64))
+    scores: scoremle.Scores = model.score(images, repeats=2, estimator=finer)
+    better, choice = model.calibrated(images)
+    print(choice.nodes, better.check(images), len(scores), scores.to_pandas().columns)
+    samples: np.ndarray = model.sample(4, key)
+    return float(scores.bpd.mean()) + float(scores.stderr.max()) + float(samples.mean())
+
+
+def nats(x: jax.Array, key: jax.Array) -> jax.Array:
+    exact = scoremle.ode_log_likelihood(noise, SDE, x, key, eps=1e-3).log_prob
+    times = scoremle.UniformLogSNR(SDE, 1e-3, stratified=True)
+    bound = scoremle.likelihood_bound(noise, SDE, x, key, eps=1e-3, times=times, draws=8)
+    v = scoremle.noise_fn(lambda x, t: x, SDE, prediction="v")
+    loss = scoremle.denoising_loss(v, SDE, x, key, times=times, weighting="likelihood")
+    return exact - bound.log_prob + loss
+
+
+data = scoremle.data.load("digits")
+print(of_vectors().log_prob(jnp.zeros((1, 2)), jax.random.key(0)), data.test.shape)
+"""
+WRONG = {
+    "scoremle.Nonsense": 'Module has no attribute "Nonsense"',
+    'scoremle.load("digits").score("images.npy")': 'Argument 1 to "score"',
+    'scoremle.VP(beta="large")': 'Unexpected keyword argument "beta" for "VP"',
+}
+
+
+def mypy(folder, text):
+    """What mypy prints of a file, reading the package as one that is installed."""
+    (folder / "mine.py").write_text(text)
+    words = ["--strict", "--follow-imports=silent", f"--cache-dir={CACHE}/mypy", "mine.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *words], cwd=folder, capture_output=True, text=True,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_users_file(tmp_path):
+    names = "\n".join(f"print(scoremle.{name})" for name in scoremle.__all__)
+    assert "Success" in mypy(tmp_path, MINE + names)
+    found = mypy(tmp_path, "\n".join(["import scoremle", *WRONG]))
+    for line, words in enumerate(WRONG.values(), 2):
+        assert f"mine.py:{line}: error: {words}" in found, found
