@@ -27,6 +27,9 @@ _HOME = {
     "PerDimension": "core.schedules",
     "Schedule": "core.schedules",
     "noise_fn": "core.prediction",
+    "Affine": "core.bijectors",
+    "Bounded": "core.bijectors",
+    "Chain": "core.bijectors",
     "BinnedLogSNR": "core.times",
     "UniformLogSNR": "core.times",
     "UniformTime": "core.times",
@@ -64,6 +67,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from scoremle.core.bijectors import Affine, Bounded, Chain
     from scoremle.core.dequantize import TruncatedNormal, Uniform
     from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
     from scoremle.core.loss import denoising_loss
