@@ -50,7 +50,7 @@ def ode_log_likelihood(
 
     Unbiased over the draw of the probes, up to the solver's error. It has derivatives of both
     modes in ``x``, ``condition``, and the parameters of ``noise``. In reverse mode memory grows by
-    about ten times ``x`` for each node, beside that of one evaluation with its derivatives.
+    five times ``x`` for each node, beside that of one evaluation with its derivatives.
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
