@@ -48,6 +48,9 @@ _HOME = {
     "PerDimension": "core.schedules",
     "Schedule": "core.schedules",
     "noise_fn": "core.prediction",
+    "Affine": "core.bijectors",
+    "Bounded": "core.bijectors",
+    "Chain": "core.bijectors",
     "BinnedLogSNR": "core.times",
     "UniformLogSNR": "core.times",
     "UniformTime": "core.times",
@@ -99,6 +102,9 @@ if TYPE_CHECKING:
     from scoremle import sampling as sampling
     from scoremle import solvers as solvers
     from scoremle import training as training
+    from scoremle.core.bijectors import Affine as Affine
+    from scoremle.core.bijectors import Bounded as Bounded
+    from scoremle.core.bijectors import Chain as Chain
     from scoremle.core.dequantize import TruncatedNormal as TruncatedNormal
     from scoremle.core.dequantize import Uniform as Uniform
     from scoremle.core.divergence import Exact as Exact

@@ -12,14 +12,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Integer, Key
 
+from scoremle.core.bijectors import Bijector
 from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import Conditioned
+from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
@@ -35,21 +36,21 @@ from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scores import Scores
-from scoremle.numerics import all_finite, as_pytree, check_values
+from scoremle.likelihood.within import FEW_DIMS, PROBES, Accuracy, choose_within
+from scoremle.numerics import all_finite, as_data, as_pytree, check_examples, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 
 __all__ = ["Sampler", "ScoreModel", "Scores"]
 
 BATCH_SIZE = 256
-# The exact trace is the default up to so many dimensions.
-FEW_DIMS = 64
 
-Condition = ArrayLike | None
+# Any pytree of arrays, each with a row for each example or one for all; None: there is none.
+Condition = Any
 
 
 @runtime_checkable
@@ -79,6 +80,8 @@ class ScoreModel:
         solver: of the probability-flow ODE, where a method is not given another.
         decoder_scale: of ``decoder``, in units of the data; None: the noise at t = ``eps``, over
             alpha.
+        bijector: from data that are reals to what the network sees; None: they are the same.
+        divergence: how traces of reals are estimated, where a method is not given another.
 
     Example:
         >>> sde = scoremle.VP()
@@ -96,6 +99,8 @@ class ScoreModel:
     pixels: Pixels | None = static(default=None)
     solver: Solver | PublishedRK45 = Multistep()
     decoder_scale: Scalar | None = None
+    bijector: Bijector | None = None
+    divergence: DivergenceEstimator | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise", as_pytree(self.noise))
@@ -162,7 +167,8 @@ class ScoreModel:
         """The model under a condition, which its noise prediction takes as a third argument.
 
         Args:
-            condition: a row for each example that the model will be used with, or one for all.
+            condition: any pytree of arrays, with a row for each example that the model will be
+                used with, or one for all.
 
         Example:
             >>> sde = scoremle.VP()
@@ -186,18 +192,27 @@ class ScoreModel:
         condition: Condition = None,
         divergence: DivergenceEstimator | None = None,
         solver: Solver | PublishedRK45 | None = None,
+        tolerance: float | None = None,
+        dtype: DTypeLike | None = None,
     ) -> Likelihood:
-        """log p(x) in nats of real data, by the probability-flow ODE; differentiable in x.
+        """log p(x) in nats of real data, by the probability-flow ODE.
+
+        It is differentiable in x, the condition, and the leaves of the model.
 
         Args:
             x: data of the model's shape.
             key: draws the probes; one, or one for each example.
             condition: what the noise prediction takes, a row for each example or one for all.
-            divergence: how traces are estimated; None: exactly up to 64 dimensions, beyond them
-                by one random probe at each node.
+            divergence: how traces are estimated; None: the model's own, or exactly up to 64
+                dimensions, and beyond them by one random probe at each node.
             solver: None: the model's own.
+            tolerance: in nats: solver and divergence are those of ``within``.
+            dtype: of the computation, such as "float64"; None: that of ``x``, which without
+                ``jax_enable_x64`` is float32.
 
-        Raises ValueError for data of another shape, or integers.
+        Raises ValueError for data of another shape, or integers; and UserError for numbers that
+        are not finite or lie where the bijector is not defined, a condition of another number of
+        rows, a dtype that JAX is not set up for, and a tolerance beside a solver or a divergence.
 
         Example:
             >>> sde = scoremle.VP()
@@ -207,13 +222,57 @@ class ScoreModel:
             >>> print(f"{found.log_prob[0]:.2f}")  # -log 2 pi
             -1.84
         """
-        self._check(x)
-        exact = self.dims <= FEW_DIMS
-        return ode_log_likelihood(
-            self.given(condition).noise, self.sde, x, key, eps=self.eps,
-            divergence=divergence or (Exact() if exact else Hutchinson()),
-            solver=solver or self.solver,
+        if tolerance is not None:
+            if divergence or solver:
+                raise UserError("give a tolerance, or a divergence and a solver, not both")
+            model, _ = self.within(tolerance, x, condition=condition)
+            return model.log_prob(x, key, condition=condition, dtype=dtype)
+        z, log_det = self._inside(x, dtype)
+        default = Exact() if self.dims <= FEW_DIMS else Hutchinson()
+        found = ode_log_likelihood(
+            self.noise, self.sde, z, key, eps=self.eps, condition=condition,
+            divergence=divergence or self.divergence or default, solver=solver or self.solver,
         )  # fmt: skip
+        return replace(found, log_prob=found.log_prob + log_det)
+
+    def within(
+        self, tolerance: float, x: Data, *, condition: Condition = None, seed: int = 0
+    ) -> tuple["ScoreModel", Accuracy]:
+        """The model whose log p of such data is within about so many nats, and what was chosen.
+
+        A pilot on the first few examples chooses the cheapest solver and divergence for that.
+
+        Args:
+            tolerance: in nats, of the errors of solver and probes together.
+            x: data of the model's shape, of which eight are used.
+            condition: what the noise prediction takes, a row for each example or one for all.
+            seed: of the pilot's probes.
+
+        Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
+
+        Example:
+            >>> sde, key = scoremle.VP(), jax.random.key(0)
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(100,))
+            >>> model, accuracy = model.within(0.05, jax.random.normal(key, (4, 100)))
+            >>> print(accuracy.met, model.divergence)
+            True Hutchinson(probes=2, distribution='rademacher')
+        """
+        if isinstance(x, jax.core.Tracer):
+            raise UserError(
+                "a tolerance needs numbers: outside of jit and grad,"
+                " model, _ = model.within(tolerance, x), then model.log_prob without a tolerance"
+            )
+        if not tolerance > 0 or not len(x):
+            raise UserError("a tolerance needs examples, and must be above 0")
+        z, _ = self._inside(x[:PILOT_IMAGES])
+        rows = jax.tree.map(lambda row: row[: len(z)], rows_of(condition, len(x)))
+        pilot = Pilot(
+            self.given(rows).noise, self.sde, z, jax.random.key(seed),
+            eps=self.eps, divergence=Hutchinson(PROBES),
+        )  # fmt: skip
+        found = choose_within(pilot, tolerance, self.dims)
+        return replace(self, solver=found.solver, divergence=found.divergence), found
 
     def bound(
         self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000
@@ -236,11 +295,12 @@ class ScoreModel:
             >>> print(bool(found.log_prob[0] < -np.log(2 * np.pi) + 3 * found.stderr[0]))
             True
         """
-        self._check(x)
+        z, log_det = self._inside(x)
         times = UniformLogSNR(self.sde, self.eps, stratified=True)
         noise = self.given(condition).noise
-        return likelihood_bound(
-            noise, self.sde, x, key, eps=self.eps, times=times, draws=draws
+        found = likelihood_bound(noise, self.sde, z, key, eps=self.eps, times=times, draws=draws)
+        return replace(
+            found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det
         )
 
     def score(
@@ -297,7 +357,7 @@ class ScoreModel:
             raise UserError(f"index must have a number for each of {n} images")
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        rows, devices = _rows(condition, n), devices or jax.devices()[:1]
+        rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         estimator = estimator or self.default_estimator
         measure = _measure if estimator.on_host else _compiled_measure
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
@@ -429,7 +489,7 @@ class ScoreModel:
             []
         """
         images = self._of_integers().checked(np.asarray(images), self.shape)
-        rows = _rows(condition, len(images))
+        rows = rows_of(condition, len(images))
         return check(cast(ImageModel, self), jnp.asarray(images), condition=rows)
 
     def sample(
@@ -463,7 +523,7 @@ class ScoreModel:
             >>> print(x.shape, f"{x.std():.1f}")
             (1000, 2) 1.0
         """
-        plain, rows = self._plain(), _rows(condition, n)
+        plain, rows = self._plain(), rows_of(condition, n)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
@@ -491,7 +551,8 @@ class ScoreModel:
             >>> print(f"{z[0, 0]:.2f}")  # N(0, 4 I) to N(0, I)
             1.00
         """
-        return ode_encode(self.given(condition).noise, self.sde, x, eps=self.eps)
+        z, _ = self._inside(x)
+        return ode_encode(self.given(condition).noise, self.sde, z, eps=self.eps)
 
     def decode(self, z: Data, *, condition: Condition = None) -> Data:
         """The real data of latents at t = 1, by the probability-flow ODE.
@@ -508,18 +569,28 @@ class ScoreModel:
             >>> print(f"{x[0, 0]:.2f}")  # N(0, I) to N(0, 4 I)
             2.00
         """
-        return ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
+        x = ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
+        return x if self.bijector is None else self.bijector.inverse(x)
 
     def _plain(self) -> "ScoreModel":
         """The model without what a subclass knows of it: programs do not depend on that."""
         return ScoreModel(
-            self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver
-        )
+            self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
+            bijector=self.bijector,
+        )  # fmt: skip
 
-    def _check(self, x: Data) -> None:
+    def _inside(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample]:
+        """Real data as the network sees them, and the logarithm of that map's determinant."""
         if jnp.shape(x)[1:] != self.shape:
             raise ValueError(f"x must have shape (n, {', '.join(map(str, self.shape))}), not"
                              f" {jnp.shape(x)}")  # fmt: skip
+        x = as_data(x, dtype)
+        check_examples(x, "x")
+        if self.bijector is None:
+            return x, jnp.zeros(len(x), x.dtype)
+        z, log_det = self.bijector.forward(x)
+        check_examples(z, "x, after the model's bijector,")
+        return z, log_det
 
     def _of_integers(self) -> Pixels:
         if self.pixels is None:
@@ -528,18 +599,6 @@ class ScoreModel:
                 " scoremle.Pixels(256)"
             )
         return self.pixels
-
-
-def _rows(condition: Condition, n: int) -> Any:
-    """A row of the condition for each of ``n`` examples."""
-
-    def spread(leaf: ArrayLike) -> np.ndarray:
-        array = np.atleast_1d(np.asarray(leaf))
-        if array.shape[0] not in (1, n):
-            raise UserError(f"condition must have 1 row or {n}, not {array.shape[0]}")
-        return np.broadcast_to(array, (n, *array.shape[1:]))
-
-    return jax.tree.map(spread, condition)
 
 
 def _measure(
@@ -563,4 +622,7 @@ def _draw(
 ) -> tuple[Array, Array]:
     noise, shape = model.given(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
-    return (x if model.pixels is None else model.pixels.decode(x)), all_finite(x)
+    finite = all_finite(x)
+    if model.bijector is not None:
+        x = model.bijector.inverse(x)
+    return (x if model.pixels is None else model.pixels.decode(x)), finite

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from scoremle.errors import UserError
@@ -17,6 +17,7 @@ __all__ = [
     "as_data",
     "as_pytree",
     "check_eps",
+    "check_examples",
     "check_finite",
     "check_values",
     "compensated_add",
@@ -79,18 +80,24 @@ def compensated_add(total: Array, lost: Array, term: Array) -> tuple[Array, Arra
     return new, (new - total) - term
 
 
-def as_data(x: Data) -> Data:
-    """``x`` as a JAX array, in its precision there or in float32. ValueError for integers.
+def as_data(x: Data, dtype: DTypeLike | None = None) -> Data:
+    """``x`` as a JAX array, in ``dtype``, or in its precision there or in float32.
 
-    A density needs more digits than 16 bits have, whatever the precision of the network.
+    A density needs more digits than 16 bits have, whatever the precision of the network. Raises
+    ValueError for integers, and UserError for a ``dtype`` that JAX is not set up for.
     """
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise UserError(
+            f"{jnp.dtype(dtype)} is off in JAX: call jax.config.update('jax_enable_x64', True) at"
+            " the start of the program, or within jax.enable_x64(True)"
+        )
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x is {x.dtype}, and a density is of reals: encode integers first, by"
             " scoremle.Pixels(levels).encode(x, u) with noise u in [0, 1)"
         )
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype)
 
 
 def check_eps(eps: Scalar) -> None:
@@ -103,10 +110,24 @@ def check_eps(eps: Scalar) -> None:
 def not_finite(tree: Any) -> str:
     """The name of the first array in a tree with a number that is not finite; "" if none has."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        real = jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
-        if real and not np.isfinite(leaf).all():
+        if _reals(leaf) and not np.isfinite(leaf).all():
             return jax.tree_util.keystr(path, simple=True, separator="/")
     return ""
+
+
+def _reals(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
+
+
+def check_examples(tree: Any, what: str) -> None:
+    """UserError for the first row with a number that is not finite, as far as they are known."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.core.Tracer) or not _reals(leaf):
+            continue
+        rows = np.isfinite(np.atleast_1d(np.asarray(leaf)))
+        bad = ~rows.all(axis=tuple(range(1, rows.ndim)))
+        if bad.any():
+            raise UserError(f"{what} has a number that is not finite, in row {bad.argmax()}")
 
 
 def check_finite(params: Any, where: object) -> None:

@@ -27,6 +27,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
 )
 TRAIN = ROOT / "docs" / "howto" / "train.md"
+VECTORS = ROOT / "docs" / "howto" / "vectors.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -75,6 +76,22 @@ def test_the_config_in_a_how_to_is_one(tmp_path):
     (tmp_path / "mine.py").write_text(code)
     config, _ = load_config(str(tmp_path / "mine.py"))
     assert (config.data.dataset, config.model.nf) == ("fashion_mnist", 32)
+
+
+def test_the_page_on_vectors_runs_as_it_stands():
+    """But for the blocks that need PyTorch (tests/interop/test_sbi.py)."""
+    blocks = re.findall(r"```python\n(.*?)```", VECTORS.read_text(), re.DOTALL)
+    names, seen = {}, []
+    for block in blocks:
+        if "import torch" not in block:
+            exec(block, names)
+            seen.append(names["found"])
+    first, with_tolerance, double = seen[0], seen[1], seen[-1]
+    np.testing.assert_allclose(first.log_prob, -1.5 * np.log(2 * np.pi), atol=1e-3)
+    assert with_tolerance.trace.startswith("Hutchinson(probes=2")
+    assert names["accuracy"].met and double.log_prob.dtype == np.float64
+    assert names["by_parameters"]["scale"].shape == () and names["by_x"].shape == (5, 2)
+    assert np.all(np.isfinite(names["by_x"])) and np.all(names["by_x"] < 0)
 
 
 def test_equations_are_numbered_once_and_in_order():

@@ -80,6 +80,61 @@ def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path,
     assert 5.7 < shipped < 6.3
 
 
+@pytest.mark.slow
+def test_a_learned_posterior_is_held_against_the_truth(tmp_path):
+    pytest.importorskip("matplotlib")
+    flags = ["--steps=1000", "--grid=64", "--simulations=30", f"--out={tmp_path / 'a.png'}"]
+    text = printed("posterior", tmp_path, *flags)
+    integrals = re.findall(r"grid: truth (\S+), model (\S+)", text)
+    assert len(integrals) == 2
+    np.testing.assert_allclose(np.float64(integrals), 1, atol=0.06)
+    gaps = re.findall(r"model: mean (\S+) nats, root mean square (\S+); .*: (\S+)", text)
+    (gaussian, spread, stated), (moons, *_, stated_of_moons) = np.float64(gaps)
+    # A divergence is not below 0. For the moons, a Gaussian of their covariance costs 3 nats.
+    assert -0.01 < gaussian < 0.1 and spread < 0.3 and 0 < moons < 2
+    assert 0 < stated < 0.01 and 0 < stated_of_moons < 0.1
+    for p_values in re.findall(r"uniform: p-values (\S+), (\S+)", text):
+        assert min(map(float, p_values)) > 1e-4
+    for off in re.findall(r"coverage is off by (\S+) at most", text):
+        assert float(off) < 0.4  # 1.36 / sqrt(30) = 0.25 in 95 of 100 runs
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.asarray(picture).std() > 10, "an empty picture"
+
+
+def test_the_truth_of_the_two_moons_is_a_posterior():
+    """By simulations alone: p(theta | x near 0) by those whose x came near."""
+    pytest.importorskip("matplotlib")
+    moons, rng = load("posterior").TwoMoons(), np.random.default_rng(0)
+    theta, x = moons.draw(rng, 4_000_000)
+    near = theta[np.hypot(*x.T) < 0.003]
+    assert len(near) > 40
+    ticks = np.linspace(-0.36, 0.36, 721)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    mass = np.exp(moons.log_posterior(grid)) * 1e-6
+    assert mass.sum() == pytest.approx(1, abs=5e-3)
+    squares = np.abs(grid.sum(axis=1)), np.abs(near.sum(axis=1))
+    assert squares[1].mean() == pytest.approx(mass @ squares[0], abs=5e-3)
+    surprise = -moons.log_posterior(near + 0.0)
+    entropy = -np.sum(mass * np.where(mass > 0, moons.log_posterior(grid), 0))
+    assert np.median(surprise) == pytest.approx(entropy, abs=1.0)
+
+
+@pytest.mark.slow
+def test_a_maximum_and_a_chain_find_what_a_grid_does(tmp_path):
+    text = printed("map_and_hmc", tmp_path, "--rounds=60", "--chains=48")
+    found, height, exact, top = re.search(
+        r"maximum at \[(.*?)\], log (\S+); on the grid at \[(.*?)\], log (\S+)", text
+    ).groups()
+    np.testing.assert_allclose(*(np.fromstring(a, sep=" ") for a in (found, exact)), atol=0.03)
+    assert float(height) == pytest.approx(float(top), abs=0.01)
+    assert 0.7 < float(re.search(r"accepted (\S+)", text)[1]) < 1
+    lines = re.findall(r"mean (\S+) \+- (\S+), exact (\S+); .* (\S+), exact (\S+)$", text, re.M)
+    assert len(lines) == 2
+    for mean, error, exact, spread, exact_spread in np.float64(lines):
+        assert abs(mean - exact) < 4 * error and error < 0.05
+        assert spread == pytest.approx(exact_spread, rel=0.1)
+
+
 RESULT = {
     "checkpoint": 3, "step": 2400, "mean": 1.9, "stderr": 0.01, "eps": 1e-5,
     "draws": 64, "draw_stderr_of_mean": 0.002,

@@ -167,6 +167,9 @@ class FixedProbe(_Sampled):
 
     random = False
 
+    def __repr__(self) -> str:
+        return f"FixedProbe({len(self.vectors)} given)"
+
     def draw(self, key: Keys, x: Data) -> Probes:
         return jnp.asarray(self.vectors, x.dtype)
 
@@ -174,7 +177,15 @@ class FixedProbe(_Sampled):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Exact:
-    """The exact trace, one unit vector for each dimension: for data of few dimensions.
+    """The exact trace: a derivative along each dimension, ``block`` of them at once.
+
+    Memory is that of the network on so many batches at once, whatever the number of dimensions. In
+    work, D dimensions cost D derivatives, and one evaluation of the field a block.
+
+    Args:
+        block: how many derivatives at once.
+
+    Raises ValueError for a block below 1.
 
     Example:
         >>> x, exact = jnp.ones((1, 2)), scoremle.Exact()
@@ -183,16 +194,35 @@ class Exact:
         [[6.]]
     """
 
+    block: int = 64
+
     random = False
 
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, not {self.block}")
+
     def draw(self, key: Keys, x: Data) -> Probes:
-        dims = dims_of(x)
-        basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
-        return jnp.broadcast_to(basis, (dims, *x.shape))
+        """None: unit vectors are made a block at a time."""
+        return jnp.zeros((0, *x.shape), x.dtype)
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
-        value, diagonal = _quadratic_forms(field, x, probes)
-        return value, jnp.sum(diagonal, axis=0, keepdims=True)
+        dims = dims_of(x)
+        blocks = -(-dims // self.block)
+        size = -(-dims // max(blocks, 1))
+
+        def part(first: Array | int) -> tuple[Data, Float[Array, " b"]]:
+            # Rows behind the last dimension are zero, and add nothing.
+            rows = jnp.eye(size, dims, k=first, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
+            value, diagonal = _quadratic_forms(field, x, jnp.broadcast_to(rows, (size, *x.shape)))
+            return value, jnp.sum(diagonal, axis=0)
+
+        if blocks <= 1:
+            value, trace = part(0)
+            return value, trace[None]
+        # In reverse a block is computed anew, so that its memory is that of one, too.
+        value, traces = jax.lax.map(jax.checkpoint(part), size * jnp.arange(blocks))
+        return value[0], jnp.sum(traces, axis=0, keepdims=True)
 
     def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
         return jnp.zeros_like(estimates)

@@ -20,14 +20,18 @@ cheaper for it (docs/math.md).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
+from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, expand, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
@@ -39,6 +43,7 @@ __all__ = [
     "NetworkNoise",
     "data_of",
     "noise_fn",
+    "rows_of",
     "score_of",
 ]
 
@@ -163,9 +168,28 @@ class Conditioned:
         return lambda x, t: both(x, t, self._whole(x))
 
     def _whole(self, x: Data) -> Any:
-        return jax.tree.map(
-            lambda row: jnp.broadcast_to(row, (len(x), *row.shape[1:])), self.condition
-        )
+        return rows_of(self.condition, len(x), jnp)
+
+
+def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:
+    """A row of the condition for each of ``n`` examples, in arrays of ``xp``.
+
+    Args:
+        condition: any pytree of arrays, each with a row for each example or one for all; a number
+            is one for all.
+        n: how many examples.
+        xp: numpy or jax.numpy.
+
+    Raises UserError for another number of rows.
+    """
+
+    def spread(leaf: ArrayLike) -> Any:
+        array = xp.atleast_1d(xp.asarray(leaf))
+        if array.shape[0] not in (1, n):
+            raise UserError(f"condition must have 1 row or {n}, not {array.shape[0]}")
+        return xp.broadcast_to(array, (n, *array.shape[1:]))
+
+    return jax.tree.map(spread, condition)
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:

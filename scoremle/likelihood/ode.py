@@ -12,15 +12,20 @@ not act on the path, so its estimate stays unbiased, and the probes' error falls
 nodes (by about its root), at no cost.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import example_keys, fold_in
+from scoremle.core.prediction import Conditioned
 from scoremle.core.sde import SDE
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.numerics import as_data, expand, sum_over
+from scoremle.numerics import as_data, as_pytree, check_examples, expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -38,21 +43,30 @@ def ode_log_likelihood(
     eps: Scalar,
     divergence: DivergenceEstimator = Hutchinson(),
     solver: Solver | PublishedRK45 = Multistep(),
+    condition: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Likelihood:
     """log p_eps(x) in nats: the density of the model at t = ``eps``, by the probability-flow ODE.
 
-    Unbiased over the draw of the probes, up to the solver's error.
+    Unbiased over the draw of the probes, up to the solver's error. It has derivatives of both
+    modes in ``x``, ``condition``, and the parameters of ``noise``. In reverse mode memory grows by
+    five times ``x`` for each node, beside that of one evaluation with its derivatives.
 
     Args:
-        noise: the noise prediction eps(x, t).
+        noise: the noise prediction eps(x, t), or eps(x, t, condition).
         sde: what noise is added when.
         x: data.
         key: draws the probes and nothing else; one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated.
         solver: how the ODE is solved.
+        condition: any pytree of arrays, with a row for each example or one for all.
+        dtype: of the computation, such as "float64"; None: that of ``x``, which without
+            ``jax_enable_x64`` is float32.
 
-    Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of another shape.
+    Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of another shape; and
+    UserError for numbers that are not finite, a condition of another number of rows, and a dtype
+    that JAX is not set up for.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -63,12 +77,17 @@ def ode_log_likelihood(
         >>> print(f"{found.log_prob[0]:.2f}")  # -1/2 - log 2 pi
         -2.34
     """
-    x = as_data(x)
+    x = as_data(x, dtype)
+    check_examples(x, "x")
+    if condition is not None:
+        check_examples(condition, "condition")
+        noise = Conditioned(as_pytree(noise), condition)
     if isinstance(solver, PublishedRK45):
         probes = divergence.draw(key, x)
         if len(probes) != 1:
             raise ValueError(f"PublishedRK45 takes one random probe, not {divergence}")
-        return solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
+        found = solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
+        return replace(found, trace=str(divergence))
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(x))
     ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
@@ -100,4 +119,5 @@ def ode_log_likelihood(
         probe_deviations=known(deviations),
         solver_error=known(solution.error),
         ok=ok,
+        trace=str(divergence),
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from jaxtyping import Array, Bool, Float, Int
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import pytree, static
 from scoremle.types import Data, PerExample
 
 __all__ = ["Likelihood"]
@@ -23,7 +23,7 @@ class Likelihood:
     belong to each of several probes. ``solver_error`` should cover the solver's error: its own
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
     evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
-    ``log_prob`` and its errors are NaN.
+    ``log_prob`` and its errors are NaN. ``trace`` says how traces were taken.
     """
 
     log_prob: PerExample
@@ -33,3 +33,4 @@ class Likelihood:
     probe_deviations: Float[Array, "m b"] = field(repr=False)
     solver_error: PerExample
     ok: Bool[Array, " b"]
+    trace: str = static(default="")

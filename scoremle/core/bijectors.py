@@ -1,0 +1,177 @@
+"""Invertible maps of data, each with the logarithm of its determinant.
+
+    log p(x) = log p(z) + log |det dz/dx|,        z = forward(x)
+
+Networks are made for data of mean zero and standard deviation one, and a diffusion for data
+without bounds. All maps here act on each dimension alone.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from scoremle.core.pytree import check, pytree
+from scoremle.errors import UserError
+from scoremle.numerics import sum_data
+from scoremle.types import Data, PerExample
+
+__all__ = ["Affine", "Bijector", "Bounded", "Chain"]
+
+
+@runtime_checkable
+class Bijector(Protocol):
+    """A map of data to what a network sees, and back."""
+
+    def forward(self, x: Data) -> tuple[Data, PerExample]:
+        """z, and log |det dz/dx| of each example."""
+        ...
+
+    def inverse(self, z: Data) -> Data: ...
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """z = (x - shift) / scale.
+
+    Args:
+        shift: a number, or one for each dimension.
+        scale: likewise; none is 0.
+
+    Raises ValueError for a scale of 0.
+
+    Example:
+        >>> z, log_det = scoremle.Affine(1.0, 2.0).forward(jnp.asarray([[3.0, 1.0]]))
+        >>> print(z, f"{log_det[0]:.3f}")  # -2 log 2
+        [[1. 0.]] -1.386
+    """
+
+    shift: ArrayLike
+    scale: ArrayLike
+
+    def __post_init__(self) -> None:
+        check(self, lambda: np.asarray(self.scale) != 0, "scale must not be 0")
+
+    @classmethod
+    def standardizing(cls, x: Data) -> "Affine":
+        """That which gives such data mean 0 and standard deviation 1 in each dimension.
+
+        Args:
+            x: data, two examples or more.
+
+        Raises UserError for a dimension in which they do not differ, or are not finite.
+        """
+        mean, std = np.mean(x, axis=0), np.std(x, axis=0)
+        if not np.all(np.isfinite(std) & (std > 0)):
+            raise UserError("x is not finite, or the same in all examples, in some dimension")
+        return cls(mean, std)
+
+    def forward(self, x: Data) -> tuple[Data, PerExample]:
+        (shift, scale), x = _like(x, self.shift, self.scale)
+        log_scale = jnp.broadcast_to(jnp.log(jnp.abs(scale)), x.shape)
+        return (x - shift) / scale, -sum_data(log_scale)
+
+    def inverse(self, z: Data) -> Data:
+        (shift, scale), z = _like(z, self.shift, self.scale)
+        return shift + scale * z
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """From between ``low`` and ``high`` to all reals: log(x - low) - log(high - x).
+
+    A bound that is infinite is none, and its logarithm is left out: of data that are positive,
+    ``Bounded(low=0.0)`` gives log x. Where both are infinite, z = x.
+
+    Args:
+        low: a number, or one for each dimension.
+        high: likewise.
+
+    Raises ValueError unless low < high.
+
+    Example:
+        >>> bounded = scoremle.Bounded(np.asarray([0.0, -np.inf]), np.asarray([1.0, np.inf]))
+        >>> z, log_det = bounded.forward(jnp.asarray([[0.5, 7.0]]))
+        >>> print(z, f"{log_det[0]:.3f}")  # log 4, as dz/dx = 1 / (x (1 - x))
+        [[0. 7.]] 1.386
+    """
+
+    low: ArrayLike = -np.inf
+    high: ArrayLike = np.inf
+
+    def __post_init__(self) -> None:
+        check(self, lambda: np.less(self.low, self.high), "low must be below high")
+
+    def _ends(self, x: Data) -> tuple[Array, ...]:
+        """``x``, the bounds with 0 in place of none, and whether there are any."""
+        (low, high), x = _like(x, self.low, self.high)
+        below, above = jnp.isfinite(low), jnp.isfinite(high)
+        return x, jnp.where(below, low, 0), jnp.where(above, high, 0), below, above
+
+    def forward(self, x: Data) -> tuple[Data, PerExample]:
+        x, low, high, below, above = self._ends(x)
+        log_up = jnp.log(jnp.where(below, x - low, 1))
+        log_down = jnp.log(jnp.where(above, high - x, 1))
+        width = jnp.log(jnp.where(below & above, high - low, 1))
+        z = jnp.where(below | above, log_up - log_down, x)
+        return z, sum_data(width - log_up - log_down)
+
+    def inverse(self, z: Data) -> Data:
+        z, low, high, below, above = self._ends(z)
+        up = low + jnp.exp(jnp.where(below & ~above, z, 0))
+        down = high - jnp.exp(-jnp.where(above & ~below, z, 0))
+        between = low + (high - low) * jax.nn.sigmoid(z)
+        one = jnp.where(below, up, jnp.where(above, down, z))
+        x = jnp.where(below & above, between, one)
+        # Rounding may not lead to a bound, where the logarithm is infinite.
+        x = jnp.where(below, jnp.maximum(x, _next(low, 1)), x)
+        return jnp.where(above, jnp.minimum(x, _next(high, -1)), x)
+
+
+@pytree
+@dataclass(frozen=True)
+class Chain:
+    """Several maps, one after another.
+
+    Args:
+        maps: the first is that of the data.
+
+    Example:
+        >>> chain = scoremle.Chain((scoremle.Bounded(low=0.0), scoremle.Affine(1.0, 2.0)))
+        >>> z, _ = chain.forward(jnp.asarray([[jnp.e, jnp.e**3]]))
+        >>> print(z)
+        [[0. 1.]]
+    """
+
+    maps: tuple[Bijector, ...]
+
+    def forward(self, x: Data) -> tuple[Data, PerExample]:
+        log_det = jnp.zeros(len(x), jnp.asarray(x).dtype)
+        for each in self.maps:
+            x, change = each.forward(x)
+            log_det = log_det + change
+        return x, log_det
+
+    def inverse(self, z: Data) -> Data:
+        for each in reversed(self.maps):
+            z = each.inverse(z)
+        return z
+
+
+def _next(bound: Array, sign: int) -> Array:
+    """The neighbour of a bound among the numbers that are not denormal."""
+    tiny = sign * jnp.finfo(bound.dtype).tiny
+    neighbour = jnp.nextafter(bound, jnp.full_like(bound, sign * jnp.inf))
+    return jnp.where(bound == 0, tiny, neighbour)
+
+
+def _like(x: Data, *numbers: ArrayLike) -> tuple[list[Array], Array]:
+    """Numbers in the precision of ``x``, and ``x`` as an array of JAX."""
+    x = jnp.asarray(x)
+    return [jnp.asarray(number, x.dtype) for number in numbers], x

@@ -1,0 +1,77 @@
+"""Bijectors: their determinants by automatic differentiation, the way back, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle import Affine, Bounded, Chain, UserError
+
+inf = np.inf
+MIXED = Bounded(np.asarray([-inf, 0.0, -inf, -2.0]), np.asarray([inf, inf, 1.0, 3.0]))
+X = np.asarray([[-5.0, 0.3, -7.0, -1.9], [0.0, 40.0, 0.9, 0.5], [12.0, 1e-3, 0.0, 2.99]])
+MAPS = {
+    "affine": Affine(0.5, -2.0),
+    "affine of each dimension": Affine(np.arange(4.0), np.asarray([0.1, 1.0, 3.0, 20.0])),
+    "standardizing": Affine.standardizing(X),
+    "positive": Bounded(low=-8.0),
+    "interval": Bounded(-8.0, 50.0),
+    "one of each kind": MIXED,
+    "chain": Chain((MIXED, Affine.standardizing(np.asarray(MIXED.forward(X)[0])))),
+    "chain of none": Chain(()),
+}
+every_map = pytest.mark.parametrize("name", MAPS)
+
+
+@every_map
+def test_determinants_are_those_of_the_derivative(name, x64):
+    x, bijector = jnp.asarray(X), MAPS[name]
+    log_det = bijector.forward(x)[1]
+    jacobian = jax.vmap(jax.jacfwd(lambda x: bijector.forward(x[None])[0][0]))(x)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-12, atol=1e-12)
+    assert jnp.isfinite(jax.grad(lambda x: bijector.forward(x)[1].sum())(x)).all()
+
+
+@every_map
+def test_there_and_back(name, x64):
+    x, bijector = jnp.asarray(X), MAPS[name]
+    z, _ = bijector.forward(x)
+    np.testing.assert_allclose(bijector.inverse(z), x, rtol=1e-9, atol=1e-12)
+    back = jax.vmap(jax.jacfwd(lambda z: bijector.inverse(z[None])[0]))(z)
+    log_det = bijector.forward(x)[1]
+    np.testing.assert_allclose(np.linalg.slogdet(back)[1], -log_det, rtol=1e-7, atol=1e-9)
+
+
+def test_logarithm_and_logit_are_those():
+    x = np.asarray([[0.2], [0.7]], np.float32)
+    np.testing.assert_allclose(Bounded(low=0.0).forward(x)[0], np.log(x), rtol=1e-6)
+    np.testing.assert_allclose(Bounded(0.0, 1.0).forward(x)[0], np.log(x / (1 - x)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, inf), (-inf, 0.0), (-2.0, 3.0)])
+def test_rounding_leads_to_no_bound(bounds):
+    z = jnp.asarray([[-200.0], [-40.0], [40.0], [200.0]])
+    x = Bounded(*bounds).inverse(jnp.clip(z, -80, 80) if inf in np.abs(bounds) else z)
+    assert jnp.isfinite(Bounded(*bounds).forward(x)[0]).all()
+
+
+def test_images_are_vectors_with_more_axes():
+    """A number for all dimensions counts once for each."""
+    x = jnp.ones((2, 3, 4, 1))
+    np.testing.assert_allclose(Affine(0.0, 2.0).forward(x)[1], -12 * np.log(2), rtol=1e-6)
+
+
+def test_standardized_data_have_mean_0_and_standard_deviation_1():
+    z, _ = Affine.standardizing(X).forward(X)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(z.std(axis=0), 1, rtol=1e-6)
+
+
+def test_what_is_no_bijection_is_refused(unchecked):
+    with pytest.raises(ValueError, match="scale must not be 0"):
+        Affine(0.0, np.asarray([1.0, 0.0]))
+    with pytest.raises(ValueError, match="low must be below high"):
+        Bounded(1.0, 1.0)
+    for data in (np.ones((5, 2)), np.full((5, 2), np.nan)):
+        with pytest.raises(UserError, match="not finite, or the same in all examples"):
+            Affine.standardizing(data)

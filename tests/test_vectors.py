@@ -1,0 +1,267 @@
+"""log p of vectors: known densities of 1 to 500 dimensions, conditions, precision, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import EPS, SDES, Gaussian, Mixture
+from scipy.stats import lognorm, norm
+
+from scoremle import (
+    Affine,
+    Bounded,
+    Chain,
+    Exact,
+    Hutchinson,
+    Multistep,
+    ScoreModel,
+    UserError,
+    ode_log_likelihood,
+)
+
+KEY, VP, START = jax.random.key(0), SDES["vp"], EPS["vp"]
+
+
+def of(data, **options):
+    return ScoreModel(data.noise(VP), VP, START, (data.dims,), **options)
+
+
+# The trace
+
+
+@pytest.mark.parametrize("dims", [1, 7, 64, 65, 500])
+def test_an_exact_trace_gives_the_density_in_any_dimension(dims):
+    data = Gaussian.random(0, dims)
+    x = data.draw(1, 2).astype(np.float32)
+    found = of(data).log_prob(x, KEY, divergence=Exact(), solver=Multistep(48))
+    error = np.abs(found.log_prob - data.log_model(VP, x.astype(np.float64), START))
+    # Rounding: of 500 terms in float32, each of a few nats.
+    assert (error < found.solver_error + 1e-4 * dims + 1e-3).all(), (error, found.solver_error)
+    assert (found.probe_stderr == 0).all() and found.trace == "Exact(block=64)"
+
+
+def test_it_is_the_default_up_to_64_dimensions():
+    for dims, words in [(64, "Exact(block=64)"), (65, "Hutchinson(probes=1")]:
+        model = of(Gaussian.random(0, dims), solver=Multistep(2))
+        found = model.log_prob(np.zeros((1, dims)), KEY)
+        assert found.trace.startswith(words)
+
+
+def test_blocks_change_no_value_and_bound_the_memory():
+    data = Mixture.of([0.5, 0.5], np.random.default_rng(0).normal(size=(2, 60)), [0.5, 0.8])
+    x = jnp.asarray(data.draw(1, 4), jnp.float32)
+
+    def value(x, block, nodes=8):
+        options = {"divergence": Exact(block), "solver": Multistep(nodes)}
+        return of(data).log_prob(x, KEY, **options).log_prob.sum()
+
+    whole, parts = (jax.jit(jax.value_and_grad(value), static_argnums=1)(x, b) for b in (64, 7))
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-3, atol=1e-3)
+
+    def bytes_of(function, *static):
+        compiled = jax.jit(function, static_argnums=(1, 2)).lower(x, *static).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    slope = jax.grad(value)
+    assert bytes_of(value, 6, 8) < 0.4 * bytes_of(value, 64, 8)
+    assert bytes_of(slope, 6, 8) < 0.4 * bytes_of(slope, 64, 8)
+    # In reverse a node keeps five arrays like x.
+    assert 4.5 < (bytes_of(slope, 6, 24) - bytes_of(slope, 6, 8)) / 16 / x.nbytes < 5.5
+
+
+def test_a_tolerance_in_nats_is_met_at_less_cost():
+    """By fewer probes where more is allowed; exactly, where probes would cost more."""
+    data = Gaussian.random(3, 80)
+    x = data.draw(1, 32).astype(np.float32)
+    model, truth = of(data), data.log_model(VP, x.astype(np.float64), START)
+    traces = []
+    for tolerance in (2.0, 0.5, 0.02):
+        found = model.log_prob(x, KEY, tolerance=tolerance)
+        error = np.sqrt(np.mean(np.square(found.log_prob - truth)))
+        assert error < 1.2 * tolerance + 1e-2, (tolerance, error)
+        stated = np.hypot(found.solver_error, found.probe_stderr)
+        assert np.sqrt(np.mean(np.square(stated))) < 1.3 * tolerance
+        traces.append(found.trace)
+    probes = [int(trace.split("probes=")[1].split(",")[0]) for trace in traces[:2]]
+    assert probes[0] < probes[1] < 80
+    assert traces[2] == "Exact(block=64)"
+
+
+def test_a_pilot_says_what_it_chose_and_gives_a_model_to_compile():
+    data = Gaussian.random(3, 5)
+    x = jnp.asarray(data.draw(1, 6), jnp.float32)
+    model, accuracy = of(data).within(1e-2, x)
+    assert accuracy.met and accuracy.examples == 6 and accuracy.divergence == Exact()
+    assert str(accuracy).startswith(f"{accuracy.solver.nodes} nodes, Exact(block=64): on 6 ")
+    compiled = jax.jit(lambda model, x: model.log_prob(x, KEY))(model, x)
+    error = np.abs(compiled.log_prob - data.log_model(VP, np.asarray(x, np.float64), START))
+    assert (error < 1e-2).all() and np.sqrt(np.mean(compiled.solver_error**2)) < 1e-2
+    _, missed = of(data).within(1e-9, x)
+    assert not missed.met and "the tolerance is not met" in str(missed)
+
+
+# Conditions, precision, gradients
+
+
+def shifted(data):
+    """Of data scaled and moved by a condition: N(mean, scale^2 Sigma)."""
+
+    def noise(x, t, condition):
+        scale, mean = condition["scale"][:, None], condition["mean"]
+        alpha, sigma = VP.alpha(t)[:, None], VP.sigma(t)[:, None]
+        y = (x - alpha * mean) @ jnp.asarray(data.V, x.dtype)
+        y = sigma * y / (alpha**2 * scale**2 * jnp.asarray(data.w, x.dtype) + sigma**2)
+        return y @ jnp.asarray(data.V, x.dtype).T
+
+    return ScoreModel(noise, VP, START, (data.dims,), solver=Multistep(64))
+
+
+def test_a_condition_is_any_pytree_with_a_row_for_each_example_or_one_for_all():
+    data = Gaussian.random(3, 3)
+    x, model = data.draw(1, 4).astype(np.float32), shifted(data)
+    means = np.random.default_rng(0).normal(size=(4, 3))
+    for condition in (
+        {"mean": means, "scale": np.asarray([0.5, 1.0, 1.5, 2.0])},
+        {"mean": means, "scale": 1.5},
+        {"mean": means[:1], "scale": np.asarray([0.5])},
+    ):
+        found = model.log_prob(x, KEY, condition=condition)
+        for i in range(4):
+            mean, scale = (np.broadcast_to(condition[k], (4, *np.shape(condition[k])[1:]))[i]
+                           for k in ("mean", "scale"))  # fmt: skip
+            of_row = Gaussian(mean, data.w * scale**2, data.V)
+            truth = of_row.log_model(VP, x[i : i + 1].astype(np.float64), START)
+            assert abs(found.log_prob[i] - truth[0]) < found.solver_error[i] + 2e-3
+        plain = ode_log_likelihood(
+            model.noise, VP, x, KEY, eps=START, condition=condition,
+            divergence=Exact(), solver=model.solver,
+        )  # fmt: skip
+        np.testing.assert_allclose(plain.log_prob, found.log_prob, atol=1e-4)
+
+
+def test_float64_is_had_where_it_is_asked_for(x64):
+    data = Gaussian.random(0, 3)
+    x = data.draw(1, 5).astype(np.float32)
+    truth = data.log_model(VP, x.astype(np.float64), START)
+    single, double = (
+        of(data).log_prob(x, KEY, dtype=dtype, solver=Multistep(512))
+        for dtype in ("float32", "float64")
+    )
+    assert (single.log_prob.dtype, double.log_prob.dtype) == (np.float32, np.float64)
+    errors = [np.abs(found.log_prob - truth).max() for found in (single, double)]
+    assert errors[1] < 2e-7 < errors[0] < 1e-4, errors
+
+
+@pytest.mark.parametrize("divergence", [Exact(block=2), Hutchinson(2)], ids=["exact", "probes"])
+def test_gradients_in_data_condition_and_parameters(divergence, x64):
+    """Of a network, in float64, against finite differences along random directions."""
+    rng = np.random.default_rng(0)
+
+    def network(params, x, t, condition):
+        told = jnp.concatenate([x, condition, VP.log_snr(t)[:, None] / 5], axis=1)
+        return VP.sigma(t)[:, None] * x + jnp.tanh(told @ params["in"]) @ params["out"]
+
+    given = {
+        "params": {"in": 0.3 * rng.normal(size=(8, 6)), "out": 0.3 * rng.normal(size=(6, 5))},
+        "x": rng.normal(size=(3, 5)),
+        "condition": rng.normal(size=(1, 2)),
+        "scale": 1.0 + rng.random(5),
+    }
+    weights = jnp.asarray(rng.normal(size=3))
+
+    @jax.jit
+    def value(given):
+        noise = jax.tree_util.Partial(network, given["params"])
+        bijector = Affine(0.1, given["scale"])
+        model = ScoreModel(noise, VP, 1e-3, (5,), solver=Multistep(12), bijector=bijector)
+        found = model.log_prob(
+            given["x"], KEY, condition=given["condition"], divergence=divergence
+        )
+        return weights @ found.log_prob
+
+    given = jax.tree.map(jnp.asarray, given)
+    gradient, h = jax.grad(value)(given), 1e-5
+    leaves, structure = jax.tree.flatten(given)
+    for i, leaf in enumerate(leaves):
+        direction = rng.normal(size=leaf.shape)
+        ends = [
+            float(value(jax.tree.unflatten(structure, [*leaves[:i], moved, *leaves[i + 1 :]])))
+            for moved in (leaf + h * direction, leaf - h * direction)
+        ]
+        slope = np.sum(direction * jax.tree.leaves(gradient)[i])
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6, abs=1e-7)
+
+
+# Data of other scales, and with bounds
+
+
+def test_a_bijector_gives_the_density_of_the_data_themselves():
+    """A log-normal, and a normal of mean 50 and standard deviation 20, by a network that sees
+    N(0, I) of both: each within its stated error."""
+    data = Gaussian.of([0.0, 0.0], [1.0, 1.0])
+    bijector = Chain((
+        Bounded(low=np.asarray([0.0, -np.inf])),
+        Affine(np.asarray([1.0, 50.0]), np.asarray([0.5, 20.0])),
+    ))  # fmt: skip
+    model = of(data, bijector=bijector, solver=Multistep(48))
+    rng = np.random.default_rng(0)
+    x = np.stack([np.exp(1 + 0.5 * rng.normal(size=200)), 50 + 20 * rng.normal(size=200)], axis=1)
+    truth = lognorm.logpdf(x[:, 0], s=0.5, scale=np.e) + norm.logpdf(x[:, 1], 50, 20)
+    found = model.log_prob(x, KEY)
+    assert (np.abs(found.log_prob - truth) < found.solver_error + 1e-3).all()
+    bound = model.bound(x, KEY, draws=64)
+    terms = bound.prior + bound.diffusion + bound.reconstruction
+    np.testing.assert_allclose(bound.log_prob, -terms, rtol=1e-4, atol=1e-4)
+    gap = truth - bound.log_prob
+    assert abs(gap.mean()) < 4 * np.sqrt(np.mean(bound.stderr**2) / 200) + 1e-2
+    np.testing.assert_allclose(model.decode(model.encode(x)), x, rtol=1e-2)
+    drawn = model.sample(4000, KEY)
+    assert (drawn[:, 0] > 0).all()
+    moments = np.log(drawn[:, 0]).mean(), np.log(drawn[:, 0]).std(), *drawn[:, 1].std(keepdims=1)
+    np.testing.assert_allclose(moments, (1.0, 0.5, 20.0), rtol=0.05)
+
+
+# Mistakes
+
+X = np.zeros((3, 2), np.float32)
+PLAIN = of(Gaussian.random(0, 2))
+NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: PLAIN.log_prob(NAN, KEY), "^x has a number that is not finite, in row 1$"),
+        (lambda: PLAIN.log_prob(X[:, :1], KEY), r"x must have shape \(n, 2\), not \(3, 1\)"),
+        (lambda: PLAIN.log_prob(X, KEY, condition=np.zeros((2, 1))), "have 1 row or 3, not 2"),
+        (lambda: PLAIN.log_prob(X, KEY, condition={"a": NAN}), "condition has a number that is"),
+        (lambda: PLAIN.log_prob(X, KEY, dtype="float64"), "float64 is off in JAX: call"),
+        (lambda: PLAIN.log_prob(X, KEY, tolerance=0.0), "must be above 0"),
+        (lambda: PLAIN.log_prob(X[:0], KEY, tolerance=0.1), "a tolerance needs examples"),
+        (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
+        (
+            lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X),
+            r"outside of jit and grad, model, _ = model.within\(tolerance, x\)",
+        ),
+        (
+            lambda: of(Gaussian.random(0, 2), bijector=Bounded(low=0.0)).log_prob(X - 1, KEY),
+            "x, after the model's bijector, has a number that is not finite, in row 0",
+        ),
+        (lambda: Exact(block=0), "block must be at least 1, not 0"),
+    ],
+)
+def test_mistakes_are_one_line(call, words, unchecked):
+    with pytest.raises((UserError, ValueError), match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_functions_of_arrays_tell_the_same_mistakes(unchecked):
+    for x, options, words in [
+        (NAN, {}, "x has a number that is not finite, in row 1"),
+        (X, {"condition": np.zeros((2, 1))}, "condition must have 1 row or 3, not 2"),
+        (X, {"dtype": "float64"}, "float64 is off in JAX"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            ode_log_likelihood(lambda x, t, *_: x, VP, x, KEY, eps=START, **options)
