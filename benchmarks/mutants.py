@@ -58,7 +58,7 @@ class Found:
         self.known = {found["key"]: found for found in map(json.loads, lines)}
 
     def outcome(self, change: Change) -> str:
-        """"noticed", "survived"; "slow" if the tests did not end in time, "broken" if not begun."""
+        """Noticed, survived, slow (the tests did not end in time) or broken (nor begin)."""
         key = _key(change, self.copy)
         if key not in self.known:
             start = time.monotonic()

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import small_places
-from helpers.faults import Faults, Killed
+from helpers.faults import SEED, Faults, Killed, report
 
 from scoremle import data
 from scoremle.data import prepared
@@ -197,17 +197,17 @@ def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
     assert old != new
     for n in itertools.count(1):
         # A kill at every operation; errors in turn.
-        for fault in (None, errno.ENOSPC if n % 2 else errno.EIO):
+        for fault in (None, errno.ENOSPC if (n + SEED) % 2 else errno.EIO):
             shutil.copytree(begun, folder)
             kind = run(job.work, folder, n, fault)
             assert job.state(folder) in (old, new), (n, kind, fault)
             job.work(folder)
             assert job.state(folder) == new, (n, kind, fault)
             shutil.rmtree(folder)
-            counts[kind] += 1
+            counts["survived" if kind else "no fault"] += 1
         if kind is None:
             break
-    print(type(job).__name__, dict(counts))
+    report(f"faults, {type(job).__name__.lower()}", counts)
 
 
 def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp_path, caplog):
@@ -227,6 +227,6 @@ def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp
         if faults.kind is None:
             break
         assert number != 1 or "checkpoint_2 is damaged" in caplog.text
-        counts[number] += 1
-    print("reads", dict(counts))
-    assert counts[1]
+        counts["refused" if number is None else f"checkpoint {number} restored"] += 1
+    report("faults of reading", counts)
+    assert counts["checkpoint 1 restored"]
