@@ -1,5 +1,6 @@
 """Records that others wrote, as JSON: a value of another kind than it is taken for is a line."""
 
+import sys
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, is_typeddict
@@ -54,7 +55,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, kind)
 
 
 def _words(kind: Any) -> str:

@@ -46,6 +46,7 @@ def test_what_fits(size):
         ("counts", {"train": "x"}, "counts: train must be a whole number, not 'x'"),
         ("rate", "1", "rate must be a number"),
         ("rate", True, "rate must be a number, not True"),
+        ("rate", 10**400, "rate must be a number"),
         ("flag", 1, "flag must be true or false, not 1"),
         ("size", [2], "size must be a whole number or a list of whole numbers or null"),
         ("size", True, "size must be"),
