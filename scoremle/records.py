@@ -7,10 +7,12 @@ from typing import Any, Union, get_args, get_origin, is_typeddict
 
 from scoremle.errors import UserError
 
-__all__ = ["check_record"]
+__all__ = ["check_record", "is_of"]
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
          list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip
+# Whole numbers beyond these are of no use, and overflow what they are given to.
+LARGEST = {int: 1 << 32, float: sys.float_info.max}
 
 
 def check_record(record: Mapping[str, Any], form: Any, where: object) -> None:
@@ -53,10 +55,15 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_fits(each, inside[1]) for each in value.values())
     if origin is list:
         return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    if kind is float and isinstance(value, int):
-        return abs(value) <= sys.float_info.max
+    return is_of(value, kind)
+
+
+def is_of(value: Any, kind: type) -> bool:
+    """Is a value of this type? A whole number is a number, too; true and false are none."""
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int) and kind in LARGEST:
+        return abs(value) <= LARGEST[kind]
     return isinstance(value, kind)
 
 

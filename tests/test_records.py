@@ -43,6 +43,8 @@ def test_what_fits(size):
         ("name", 3, "name must be text, not 3"),
         ("counts", [1], r"counts must be an object, not \[1\]"),
         ("counts", {}, "counts: it lacks train"),
+        ("counts", {"train": 1.0}, "counts: train must be a whole number, not 1.0"),
+        ("counts", {"train": 2**33}, "counts: train must be a whole number, not 8589934592"),
         ("counts", {"train": "x"}, "counts: train must be a whole number, not 'x'"),
         ("rate", "1", "rate must be a number"),
         ("rate", True, "rate must be a number, not True"),

@@ -84,9 +84,10 @@ CHANGES: list[tuple[str, ...]] = [
     # What reaches a terminal; records; files
     ("terminal.py", 'c.isprintable() or c == "\\n"', 'c.isascii() or c == "\\n"'),
     ("terminal.py", '"@", "\\t"', '"\\t"'),
-    ("records.py", "return isinstance(value, kind)", "return isinstance(value, (int, float))"),
-    ("records.py", "return abs(value) <= sys.float_info.max", "return True"),
-    ("records.py", "if kind in (int, float) and isinstance(value, bool):", "if False:"),
+    ("records.py", "if isinstance(value, int) and kind in LARGEST:",
+     "if isinstance(value, (int, float)) and kind in LARGEST:"),
+    ("records.py", "return abs(value) <= LARGEST[kind]", "return True"),
+    ("records.py", "return kind is bool", "return kind in (bool, int, float)"),
     ("records.py", "len(value) == len(kinds) and ", ""),
     ("files.py", "os.replace(temporary, path)", "path.write_bytes(temporary.read_bytes())"),
     ("files.py", "allow_pickle=False) as saved", "allow_pickle=True) as saved"),
@@ -348,7 +349,7 @@ CHANGES: list[tuple[str, ...]] = [
     # Experiments and commands
     ("experiment/build.py", "low=-1.0 if config.data.centered else 0.0", "low=-1.0"),
     ("experiment/build.py", 'if config.training.on_nan == "rollback" else 0', ""),
-    ("experiment/config.py", "isinstance(value, bool) and kind is bool", "True"),
+    ("experiment/config.py", "or not all(is_of(item, type(default[0])) for item in inside)", ""),
     ("experiment/rules.py", "lambda v: 0 < v < math.inf", "lambda v: v > 0"),
     ("experiment/training.py", "1 - self.model.eps\n", "1.0\n"),
     ("experiment/training.py", "(2 / self.model.dims if self.reduce_mean else 1.0)",

@@ -37,6 +37,7 @@ def unet(folder, config=UNET, scheduler=None):
     ("field", "value"),
     [
         ("block_out_channels", 3), ("block_out_channels", ["a"]), ("block_out_channels", [[1]]),
+        ("block_out_channels", [2**40] * 2),
         ("down_block_types", "DownBlock2D"), ("down_block_types", [{}]), ("sample_size", "8"),
         ("sample_size", [8]), ("in_channels", "1"), ("layers_per_block", None),
         ("layers_per_block", 2.0), ("act_fn", []), ("norm_eps", "x"), ("mid_block_type", {}),
@@ -44,6 +45,20 @@ def unet(folder, config=UNET, scheduler=None):
 )  # fmt: skip
 def test_a_field_of_a_network(field, value, tmp_path):
     with pytest.raises(UserError, match=f"the config: {field} must be "):
+        scoremle.load(unet(tmp_path, {**UNET, field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("block_out_channels", [0, 32], "one of block_out_channels is 0: it must be from 1 to"),
+        ("block_out_channels", [2**31] * 2, "one of block_out_channels is 2147483648: it must"),
+        ("block_out_channels", [], "the length of block_out_channels is 0"),
+        ("layers_per_block", 2**31, "layers_per_block is 2147483648: it must be from 1 to 100"),
+    ],
+)
+def test_counts_that_no_network_has(field, value, words, tmp_path):
+    with pytest.raises(UserError, match=words):
         scoremle.load(unet(tmp_path, {**UNET, field: value}))
 
 
@@ -80,6 +95,8 @@ def test_json_that_is_nested_too_deep(where, tmp_path):
         ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
         ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
         ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
+        ({"num_channels": 0}, "num_channels at a level is 0: it must be from 1 to 65536"),
+        ({"num_res_blocks": 2**31}, "num_res_blocks is 2147483648: it must be from 1 to 100"),
         ({"diffusion_steps": "x"}, "diffusion_steps must be a whole number"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 2, not 0"),
         ({"diffusion_steps": 8}, "noise_schedule and diffusion_steps: betas must be numbers"),
