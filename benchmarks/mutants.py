@@ -4,18 +4,21 @@
 
 A copy of the checkout is changed, one change at a time, and the tests that should see the change
 are run to the first that fails. What was found is kept in a file (mutants.jsonl), so that a run
-that was stopped goes on; a change whose source or tests were edited since is run again. It ends
-with a table of those that no test noticed. All changes take hours.
+that was stopped goes on; a change whose source or tests were edited since is run again. At the end
+the tests that failed are run without a change: there they must pass, else their failing says
+nothing. Then comes a table of the changes that no test noticed. All changes take hours.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +30,10 @@ from helpers.mutants import CHANGES, SEEN_BY  # noqa: E402
 COPIED = ("scoremle", "tests", "configs", "examples", "benchmarks", "docs", "main.py",
           "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")  # fmt: skip
 SECONDS = 1200
+# What the exit code of pytest says. Any other: the change left nothing that can be tested.
+ENDED = {0: "survived", 1: "noticed"}
+
+Change = tuple[str, ...]
 
 
 def main() -> None:
@@ -34,35 +41,55 @@ def main() -> None:
     parser.add_argument("--only", default="", help="changes of files with this in their names")
     parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl")
     options = parser.parse_args()
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    known = {found["key"]: found["noticed"] for found in map(json.loads, lines)}
     chosen = [change for change in CHANGES if options.only in change[0]]
     with tempfile.TemporaryDirectory() as folder:
-        for change in chosen:
-            if _key(change) not in known:
-                known[_key(change)] = _noticed(change, Path(folder))
-                found = {"key": _key(change), "noticed": known[_key(change)], "change": change}
-                with options.results.open("a") as file:
-                    file.write(json.dumps(found) + "\n")
-                print(f"{found['noticed']:9} {change[0]}: {change[1]!r}", flush=True)
-    _report(chosen, known)
+        found = Found(options.results, _copied(Path(folder) / "copy"))
+        outcomes = {change: found.outcome(change) for change in chosen}
+        found.check(chosen)
+    _report(outcomes)
 
 
-def _tests(change: tuple[str, ...]) -> list[str]:
+class Found:
+    """What became of each change: looked up in a file, else tried in a copy of the checkout."""
+
+    def __init__(self, path: Path, copy: Path) -> None:
+        self.path, self.copy = path, copy
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.known = {found["key"]: found for found in map(json.loads, lines)}
+
+    def outcome(self, change: Change) -> str:
+        """Noticed, survived, slow (the tests did not end in time) or broken (nor begin)."""
+        key = _key(change, self.copy)
+        if key not in self.known:
+            start = time.monotonic()
+            outcome, by = _tried(change, self.copy)
+            found = {"key": key, "outcome": outcome, "by": by, "change": change}
+            with self.path.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            seconds = time.monotonic() - start
+            print(f"{outcome:9}{seconds:5.0f} s  {change[0]}: {change[1]!r}  {by}", flush=True)
+            self.known[key] = found
+        return self.known[key]["outcome"]
+
+    def check(self, changes: list[Change]) -> None:
+        """Ends the program if a test that noticed a change fails without it too."""
+        by = {self.known[_key(change, self.copy)]["by"] for change in changes} - {""}
+        if by and _pytest(self.copy, sorted(by)).returncode:
+            raise SystemExit("tests that noticed changes fail without any: run the tests")
+
+
+def _tests(change: Change) -> list[str]:
     return (change[3] if len(change) > 3 else SEEN_BY[change[0]]).split()
 
 
-def _key(change: tuple[str, ...]) -> str:
+def _key(change: Change, copy: Path) -> str:
     """The same while the change, its source and its tests are."""
-    files = [ROOT / "scoremle" / change[0], *(ROOT / "tests" / name for name in _tests(change))]
+    files = [copy / "scoremle" / change[0], *(copy / "tests" / name for name in _tests(change))]
     content = json.dumps(change).encode() + b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _noticed(change: tuple[str, ...], folder: Path) -> str:
-    """"noticed", "survived", or "slow" if the tests did not end in time."""
-    copy = folder / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
+def _copied(copy: Path) -> Path:
     copy.mkdir()
     for name in COPIED:
         source = ROOT / name
@@ -70,26 +97,38 @@ def _noticed(change: tuple[str, ...], folder: Path) -> str:
     # Compiled programs are kept: most are the same whatever was changed.
     (ROOT / ".jax_cache").mkdir(exist_ok=True)
     (copy / ".jax_cache").symlink_to(ROOT / ".jax_cache")
+    return copy
+
+
+def _tried(change: Change, copy: Path) -> tuple[str, str]:
+    """How the tests ended with the change, and which failed."""
     file, old, new, *_ = change
-    text = (copy / "scoremle" / file).read_text()
-    (copy / "scoremle" / file).write_text(text.replace(old, new))
-    tests = [f"tests/{name}" for name in _tests(change)]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    source = copy / "scoremle" / file
+    text = source.read_text()
+    source.write_text(text.replace(old, new))
     try:
-        ended = subprocess.run(
-            command, cwd=copy, capture_output=True, timeout=SECONDS,
-            env={**os.environ, "PYTHONPATH": str(copy)},
-        )  # fmt: skip
+        ended = _pytest(copy, [f"tests/{name}" for name in _tests(change)])
     except subprocess.TimeoutExpired:
-        return "slow"
-    return "survived" if ended.returncode == 0 else "noticed"
+        return "slow", ""
+    finally:
+        source.write_text(text)
+    failed = re.search(r"^(?:FAILED|ERROR) ([\w/.:]+)", ended.stdout, re.M)
+    return ENDED.get(ended.returncode, "broken"), failed[1] if failed else ""
 
 
-def _report(chosen: list[tuple[str, ...]], known: dict[str, str]) -> None:
-    for change in chosen:
-        if known[_key(change)] != "noticed":
-            print(f"{known[_key(change)]}: {change[0]}\n    {change[1]!r}\n    -> {change[2]!r}")
-    counts = Counter(known[_key(change)] for change in chosen)
+def _pytest(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=copy, capture_output=True, text=True, timeout=SECONDS,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )  # fmt: skip
+
+
+def _report(outcomes: dict[Change, str]) -> None:
+    for change, outcome in outcomes.items():
+        if outcome != "noticed":
+            print(f"{outcome}: {change[0]}\n    {change[1]!r}\n    -> {change[2]!r}")
+    counts = Counter(outcomes.values())
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
 
 

@@ -1,15 +1,18 @@
 """Records that others wrote, as JSON: a value of another kind than it is taken for is a line."""
 
+import sys
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, is_typeddict
 
 from scoremle.errors import UserError
 
-__all__ = ["check_record"]
+__all__ = ["check_record", "is_of"]
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
          list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip
+# Whole numbers beyond these are of no use, and overflow what they are given to.
+LARGEST = {int: 1 << 32, float: sys.float_info.max}
 
 
 def check_record(record: Mapping[str, Any], form: Any, where: object) -> None:
@@ -52,9 +55,16 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_fits(each, inside[1]) for each in value.values())
     if origin is list:
         return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    return is_of(value, kind)
+
+
+def is_of(value: Any, kind: type) -> bool:
+    """Is a value of this type? A whole number is a number, too; true and false are none."""
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int) and kind in LARGEST:
+        return abs(value) <= LARGEST[kind]
+    return isinstance(value, kind)
 
 
 def _words(kind: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_runs import npz
 
 from scoremle.progress import progress
-from scoremle.resumable import in_parts
+from scoremle.resumable import fingerprint, in_parts
 
 N = 11
 
@@ -52,6 +52,11 @@ def test_each_image_once_a_pass_in_calls_of_one_size(tmp_path, size, kept):
         seen = [i for r, index in work.asked if r == repeat for i in dict.fromkeys(index)]
         assert seen == [*range(N)]
     assert bool([*tmp_path.iterdir()]) == kept
+
+
+def test_a_fingerprint_is_of_facts_not_of_their_order():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert len({fingerprint({"a": value}) for value in (1, 2, "1", [1])}) == 4
 
 
 def test_the_last_call_is_filled_up_with_its_last_image():

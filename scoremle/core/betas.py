@@ -18,6 +18,7 @@ NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
 ALIASES = {"squaredcos_cap_v2": "cosine"}
 MOST = 0.999
 OFFSET = 0.008  # of the cosine
+MOST_STEPS = 1_000_000
 
 
 def betas(
@@ -27,12 +28,14 @@ def betas(
 
     Args:
         name: one of ``NAMES``, or squaredcos_cap_v2, which is cosine.
-        steps: how many.
+        steps: how many, at most a million.
         start: the first; None: 0.1 / steps.
         end: the last; None: 20 / steps.
 
-    Raises ValueError for another name.
+    Raises ValueError for another name, or more steps.
     """
+    if steps > MOST_STEPS:
+        raise ValueError(f"{steps} steps are more than {MOST_STEPS:,}")
     name = ALIASES.get(name, name)
     start = 0.1 / steps if start is None else start
     end = 20 / steps if end is None else end

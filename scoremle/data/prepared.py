@@ -107,34 +107,37 @@ class Prepared:
 
     def images(self, split: str) -> np.ndarray:
         """The images of train or test."""
-        return self._array(f"{split}.npy", self.meta["counts"][split])
+        return self._array(split)
 
     def labels(self, split: str) -> np.ndarray | None:
         """Their labels, if the source has any."""
-        if not self.meta["labels"]:
-            return None
-        return self._array(f"{split}_labels.npy", self.meta["counts"][split])
+        return self._array(f"{split}_labels") if self.meta["labels"] else None
 
     def verify(self) -> None:
         """Compares all arrays with their SHA-256. Raises UserError if one is damaged."""
         for split in ("train", "test"):
-            self._array(f"{split}.npy", self.meta["counts"][split], always=True)
+            self._array(split, always=True)
             if self.meta["labels"]:
-                self._array(f"{split}_labels.npy", self.meta["counts"][split], always=True)
+                self._array(f"{split}_labels", always=True)
 
     @property
     def _remedy(self) -> str:
         return f"remove {self.folder} and prepare it again"
 
-    def _array(self, name: str, count: int, *, always: bool = False) -> np.ndarray:
-        path = self.folder / name
+    def _array(self, name: str, *, always: bool = False) -> np.ndarray:
+        path, split = self.folder / f"{name}.npy", name.removesuffix("_labels")
+        of_one, kind = (self.meta["shape"], np.uint8) if name == split else ([], np.int32)
+        shape = (self.meta["counts"][split], *of_one)
         try:
             array = map_npy(path)
         except Exception as error:  # a damaged header may raise anything
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} is damaged ({text}); {self._remedy}") from error
-        if len(array) != count:
-            raise UserError(f"{path} holds {len(array)} rows, not {count}; {self._remedy}")
+        if array.shape != shape or array.dtype != kind:
+            raise UserError(
+                f"{path} holds {array.dtype} of shape {array.shape}, not {kind.__name__} of"
+                f" {shape}; {self._remedy}"
+            )
         # Of labels earlier versions have none.
         if sha256 := self.meta.get("sha256", {}).get(path.stem):
             self._compare(path, array, sha256, always or os.environ.get(VERIFY) == "always")

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, choose, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
+from scoremle.records import is_of
 
 __all__ = [
     "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "config_of", "load_config",
@@ -130,22 +131,21 @@ def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
         value, default, where = config[name], known[name], prefix + name
         if isinstance(default, ConfigDict):
             if not isinstance(value, ConfigDict):
-                raise UserError(f"{where} is a group of fields, not {value!r}")
+                raise UserError(f"{where} is a group of fields, not {_shown(value)}")
             _check_types(value, default, f"{where}.")
             continue
         kind = known.get_type(name)
         inside = value if isinstance(value, tuple) else ()
         if default is None and value is None:  # unset
             continue
-        if not _is(value, kind) or not all(_is(item, type(default[0])) for item in inside):
+        if not is_of(value, kind) or not all(is_of(item, type(default[0])) for item in inside):
             of = f" of {type(default[0]).__name__}, such as {default}" if kind is tuple else ""
-            raise UserError(f"{where} must be {kind.__name__}{of}, not {value!r}")
+            raise UserError(f"{where} must be {kind.__name__}{of}, not {_shown(value)}")
 
 
-def _is(value: Any, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def _shown(value: Any) -> str:
+    """A value in a line."""
+    return "a group of fields" if isinstance(value, ConfigDict) else repr(value)[:60]
 
 
 def check_tuple(name: str, text: str) -> None:

@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
+    ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
     ("at least 0", lambda v: v >= 0, (
         "eval.num_images", "optim.warmup", "optim.weight_decay", "training.rollbacks",
     )),

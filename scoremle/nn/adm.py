@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -33,7 +34,7 @@ from scoremle.nn.blocks import (
     positional_embedding,
 )
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import wide
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, check_count, wide
 from scoremle.records import check_record
 
 __all__ = ["ADM", "adm_params"]
@@ -256,9 +257,11 @@ def adm_params(state: Mapping[str, np.ndarray], network: ADM) -> dict[str, Any]:
     Raises UserError for a tensor that is missing, has no place here, or has another shape.
     """
     size = 2 ** len(network._widths)
-    labels = (jnp.zeros(1, int),) if network.class_cond else ()
-    inputs = (jnp.zeros((1, size, size, CHANNELS)), jnp.zeros(1), *labels)
-    return from_torch(state, network, inputs, _their_name)
+    shapes = (1, size, size, CHANNELS), (1,)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    if network.class_cond:
+        inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
+    return from_torch(state, network, tuple(inputs), _their_name)
 
 
 def _their_name(name: str) -> str:
@@ -273,9 +276,14 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
 
 
 def _check_fields(net: ADM) -> None:
+    check_count("num_res_blocks", net.num_res_blocks)
+    if net.channel_mult:
+        check_count("the length of channel_mult", len(net.channel_mult), MOST_LEVELS)
     if not net.channel_mult and net.image_size not in DEFAULT_MULTIPLES:
         sizes = ", ".join(map(str, DEFAULT_MULTIPLES))
         raise UserError(
             f"image_size is {net.image_size}, for which there is no channel_mult ({sizes} have "
             "one): give it"
         )
+    for width in net._widths:
+        check_count("num_channels at a level", width, MOST_CHANNELS)

@@ -256,6 +256,9 @@ def _check_fields(net: DDPMpp) -> None:
         value = getattr(net, field)
         if value not in choices:
             raise UserError(f"model.{field} is {value!r}: choose one of {', '.join(choices)}")
+    layers.check_count("model.num_res_blocks", net.num_res_blocks)
+    layers.check_count("the length of model.ch_mult", len(net.ch_mult), layers.MOST_LEVELS)
+    layers.check_count("model.nf", net.nf, layers.MOST_CHANNELS)
     if net.nf < 4:
         raise UserError(f"model.nf is {net.nf}: normalisation needs at least 4 channels")
     if net.log_labels and net.embedding_type != "fourier":

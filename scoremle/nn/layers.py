@@ -25,6 +25,8 @@ from scoremle.types import Images, Times
 
 __all__ = [
     "ACTIVATIONS",
+    "MOST_CHANNELS",
+    "MOST_LEVELS",
     "Activation",
     "AttnBlockpp",
     "Combine",
@@ -34,6 +36,7 @@ __all__ = [
     "ResnetBlockDDPMpp",
     "Upsample",
     "add_residual",
+    "check_count",
     "conv3x3",
     "dense",
     "group_norm",
@@ -51,6 +54,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,
     "lrelu": functools.partial(nn.leaky_relu, negative_slope=0.2),
 }
+
+# Far beyond what any network has. To build one of more would take all memory, or would not end.
+MOST_LAYERS, MOST_LEVELS, MOST_CHANNELS = 100, 16, 1 << 16
+
+
+def check_count(name: str, count: int, most: int = MOST_LAYERS) -> None:
+    """Raises UserError for a number of layers, levels or channels that no network has."""
+    if not 0 < count <= most:
+        raise UserError(f"{name} is {count}: it must be from 1 to {most}")
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:

@@ -36,7 +36,7 @@ from scoremle.nn.blocks import (
     positional_embedding,
 )
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import Activation, wide
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, Activation, check_count, wide
 from scoremle.records import check_record
 
 __all__ = ["UNet2D", "unet2d_params"]
@@ -52,6 +52,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,
 }
 FIR_KERNEL = (1, 3, 3, 1)
+TIME, LABEL = (jax.ShapeDtypeStruct((1,), kind) for kind in (jnp.float32, jnp.int32))
 # What the parts of attention were called in 2022, and are called now.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -489,11 +490,11 @@ def unet2d_params(state: Mapping[str, np.ndarray], network: UNet2D) -> dict[str,
     Raises UserError for a tensor that is missing, has no place here, or has another shape.
     """
     size = 2 ** len(network.block_out_channels)
-    inputs = [jnp.zeros((1, size, size, network.in_channels)), jnp.zeros(1)]
+    inputs = [jax.ShapeDtypeStruct((1, size, size, network.in_channels), jnp.float32), TIME]
     if network.class_embed_type == "identity":
-        inputs.append(jnp.zeros(1))
+        inputs.append(TIME)
     elif network.class_embed_type or network.num_class_embeds:
-        inputs.append(jnp.zeros(1, int))
+        inputs.append(LABEL)
     return from_torch({_today(k): v for k, v in state.items()}, network, tuple(inputs))
 
 
@@ -536,6 +537,10 @@ def _check_fields(net: UNet2D) -> None:
         value = getattr(net, field)
         if value not in choices:
             raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
+    check_count("layers_per_block", net.layers_per_block)
+    check_count("the length of block_out_channels", len(net.block_out_channels), MOST_LEVELS)
+    for channels in net.block_out_channels:
+        check_count("one of block_out_channels", channels, MOST_CHANNELS)
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         blocks = getattr(net, field)
         if len(blocks) != len(net.block_out_channels):

@@ -146,7 +146,8 @@ def _tensor(state: Arrays, name: str) -> np.ndarray:
 
 
 def _check_shapes(params: Any, network: nn.Module, shape: tuple[int, ...]) -> None:
-    wanted = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(shape), jnp.ones(1))
+    x, t = (jax.ShapeDtypeStruct(of, jnp.float32) for of in (shape, (1,)))
+    wanted = jax.eval_shape(network.init, jax.random.key(0), x, t)
     needed, found = (flatten_dict(tree, sep="/") for tree in (wanted["params"], params))
     for name in sorted(needed.keys() | found.keys()):
         shapes = [tree[name].shape if name in tree else None for tree in (found, needed)]

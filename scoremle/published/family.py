@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree, static
+from scoremle.errors import UserError
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 
@@ -11,6 +12,7 @@ __all__ = ["PIXELS", "PublishedModel"]
 
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
 PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+LARGEST_SIDE = 1 << 16
 
 
 @pytree
@@ -26,3 +28,9 @@ class PublishedModel(ScoreModel):
 
     steps: BySteps | None = None
     classes: int = static(default=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 < side <= LARGEST_SIDE for side in self.shape):
+            shape = "x".join(map(str, self.shape))
+            raise UserError(f"the model's config says that images are {shape}: mend their size")

@@ -108,4 +108,7 @@ def _schedule(flags: Mapping[str, Any]) -> Discrete:
         raise UserError(f"noise_schedule must be linear or cosine, not {name!r}")
     if steps < 2:
         raise UserError(f"diffusion_steps must be at least 2, not {steps}")
-    return Discrete.of_betas(betas(name, steps))
+    try:
+        return Discrete.of_betas(betas(name, steps))
+    except ValueError as error:
+        raise UserError(f"the flags noise_schedule and diffusion_steps: {error}") from None

@@ -81,9 +81,11 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _array(path: Path, start: int, size: int, facts: Mapping[str, Any]) -> np.ndarray:
-    dtype, shape = KINDS[facts["dtype"]], tuple(map(int, facts["shape"]))
-    begin, end = map(int, facts["data_offsets"])
-    if min(shape, default=1) < 0 or not 0 <= begin <= end <= size - start:
+    dtype, shape = KINDS[facts["dtype"]], tuple(facts["shape"])
+    begin, end = facts["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("a shape or a place is no whole number")
+    if not begin <= end <= size - start:
         raise ValueError("a tensor lies outside of it")
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError("a tensor has another size than its shape")

@@ -272,6 +272,14 @@ def mat_bomb(folder):
     return "svhn", folder, f"{folder}: {file.name}: refused: it unpacks to more than 200 times its"
 
 
+def mat_that_lies(folder):
+    """An array of one number that claims a gibibyte of them, in a file of a few bytes."""
+    array = mat_array(9, b"X") + struct.pack("<2I", 2, GIB) + bytes(8)
+    file = folder / "test_32x32.mat"
+    file.write_bytes(MAT + mat_part(14, array))
+    return "svhn", folder, f"{folder}: {file.name}: truncated or no .mat file (a part is longer"
+
+
 def mat_of_cells(folder):
     """A cell in a cell in a cell: scipy's reader overflows the stack, a signal."""
     empty, inner = mat_array(1, b""), mat_part(14, mat_array(9, b"", mat_part(2, b"\1")))
@@ -327,8 +335,8 @@ BOMBS = [
     long_name, long_link, pax, pax_of_all, later_name, list_of_holes, wide_xz, tar_that_skips,
     sparse_picture, sparse_photograph, sparse_batch, sparse_imagenet, sparse_mat,
     sparse_partition, sparse_idx, idx_of_many, idx_bomb, zip_that_lies, zip_otherwise,
-    zip_listing, npy_header, npz_of_many, npz_in_imagenet, npz_sparse, mat_bomb, mat_of_cells,
-    pickle_of_lists, pickle_of_texts, pickle_of_labels, parquet_of_copies,
+    zip_listing, npy_header, npz_of_many, npz_in_imagenet, npz_sparse, mat_bomb, mat_that_lies,
+    mat_of_cells, pickle_of_lists, pickle_of_texts, pickle_of_labels, parquet_of_copies,
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.faults import SEED, report
 from helpers.small_places import HASHES, PARTS, READERS, UNSEALED, make
 
 from scoremle.cli import main as cli
@@ -65,7 +66,7 @@ def damages(pristine, copy, places):
     for file in sorted(path for path in pristine.rglob("*") if path.is_file()):
         name = str(file.relative_to(pristine))
         place = next((place for place in places if name.startswith(place)), None)
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
         for damage in DAMAGES if place else ():
             content = damage(file.read_bytes(), rng)
             if content is None:
@@ -117,20 +118,25 @@ def test_no_damage_changes_a_number_without_a_word(pristine, tmp_path, caplog):
                 wrong.append((name, what))
             elif found != "harmless" and what != "lose" and not by_verify:
                 unseen.append((name, what))
-    print(dict(counts))
+    report("damage", counts)
     assert not wrong
     assert not unseen
     assert counts.total() >= 300 and min(counts.values()) > 20
 
 
 def test_files_without_a_checksum_are_read_or_refused_in_a_line(pristine, tmp_path):
+    counts = Counter()
     for place, name, what in damages(pristine, tmp_path / "copy", UNSEALED):
         try:
             UNSEALED[place](tmp_path / "copy")
+            counts["read"] += 1
         except UserError as error:
             assert one_line(error), (name, what)
+            counts["refused"] += 1
         except FileNotFoundError:
             assert what == "lose"
+            counts["refused"] += 1
+    report("damage where there is no checksum", counts)
 
 
 def test_verify_says_that_all_is_well(pristine, capsys):

@@ -17,14 +17,16 @@ import jax
 import numpy as np
 import pytest
 from helpers import small_places
-from helpers.faults import Faults, Killed
+from helpers.faults import SEED, Faults, Killed, report
 
 from scoremle import data
+from scoremle.cli.commands import score
 from scoremle.data import prepared
 from scoremle.errors import UserError
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_npz, read_sealed, write_npz
+from scoremle.model import Scores
 from scoremle.published import PublishedCheckpoints
 from scoremle.resumable import in_parts
 from scoremle.training import checkpoints
@@ -126,6 +128,24 @@ class Evaluate:
         return {name: facts["mean"] for name, facts in results.items()}
 
 
+class Score:
+    """A table of scores in place of another."""
+
+    def begin(self, folder):
+        folder.mkdir()
+        self._write(folder, 3.0)
+
+    def work(self, folder):
+        self._write(folder, 4.0)
+
+    def state(self, folder):
+        return (folder / "scores.csv").read_text()
+
+    def _write(self, folder, bpd):
+        scores = Scores.of_passes({"bpd": np.full((2, 5), bpd)}, dims=10)
+        score._write(folder / "scores.csv", list("abcde"), scores)
+
+
 class Prepare:
     """Data prepared, and opened."""
 
@@ -171,6 +191,9 @@ class Begin:
         return JsonLines(folder / "metrics.jsonl")
 
 
+JOBS = [Save, Replace, ReplacePublished, Evaluate, Score, Prepare, Begin]
+
+
 def run(work, folder, n, fault):
     """Works with a fault; which operation failed, or None if there were fewer than n."""
     with Faults(folder, n, fault) as faults:
@@ -183,7 +206,7 @@ def run(work, folder, n, fault):
     return faults.kind
 
 
-@pytest.mark.parametrize("job", [Save, Replace, ReplacePublished, Evaluate, Prepare, Begin])
+@pytest.mark.parametrize("job", JOBS)
 def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
     job = job()
     if isinstance(job, ReplacePublished):
@@ -197,17 +220,17 @@ def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
     assert old != new
     for n in itertools.count(1):
         # A kill at every operation; errors in turn.
-        for fault in (None, errno.ENOSPC if n % 2 else errno.EIO):
+        for fault in (None, errno.ENOSPC if (n + SEED) % 2 else errno.EIO):
             shutil.copytree(begun, folder)
             kind = run(job.work, folder, n, fault)
             assert job.state(folder) in (old, new), (n, kind, fault)
             job.work(folder)
             assert job.state(folder) == new, (n, kind, fault)
             shutil.rmtree(folder)
-            counts[kind] += 1
+            counts["survived" if kind else "no fault"] += 1
         if kind is None:
             break
-    print(type(job).__name__, dict(counts))
+    report(f"faults, {type(job).__name__.lower()}", counts)
 
 
 def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp_path, caplog):
@@ -227,6 +250,6 @@ def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp
         if faults.kind is None:
             break
         assert number != 1 or "checkpoint_2 is damaged" in caplog.text
-        counts[number] += 1
-    print("reads", dict(counts))
-    assert counts[1]
+        counts["refused" if number is None else f"checkpoint {number} restored"] += 1
+    report("faults of reading", counts)
+    assert counts["checkpoint 1 restored"]

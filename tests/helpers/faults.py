@@ -3,15 +3,30 @@
 Operations are those that change something: a file opened for writing, a write, an fsync, a
 renaming, a removal, a new folder; with ``reads``, files opened for reading instead. A process that
 was killed does nothing any more: every later operation is refused too, until the block ends. What
-Orbax does within its own temporary folders, in threads, is left alone.
+Orbax does within its own temporary folders, in threads, is left alone: ``preloaded`` is for that.
 """
 
 import builtins
 import io
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from helpers.places import ROOT
+
+# What is tried at random depends on it; benchmarks/faults.py counts up.
+SEED = int(os.environ.get("SCOREMLE_SEED", "0"))
+
+
+def report(what: str, counts: Mapping[str, int]) -> None:
+    """Says how often each outcome came, in a line that benchmarks/faults.py reads."""
+    print(f"\n{what}: {json.dumps(dict(counts))}")
 
 
 class Killed(BaseException):
@@ -115,6 +130,18 @@ class Written:
 
     def __iter__(self):
         return iter(self._file)
+
+
+def preloaded(folder: Path) -> dict[str, str]:
+    """The environment of a process whose every library meets the faults of failing_files.c.
+
+    Skips the test where there is no compiler, or no Linux.
+    """
+    source, library = ROOT / "tests/helpers/failing_files.c", folder / "failing_files.so"
+    if sys.platform != "linux" or not shutil.which("cc"):
+        pytest.skip("it takes Linux and a C compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(library)}
 
 
 def _place(path, folder: int | None) -> str:

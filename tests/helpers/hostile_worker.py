@@ -25,6 +25,7 @@ from scoremle.errors import UserError
 
 # On top of what the process has. No bomb may need it.
 MEMORY = 400 << 20
+# Of computing, however many processes share the machine.
 SECONDS = 60
 
 
@@ -32,7 +33,7 @@ def limit() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
 
 def read(name: str, path: str) -> None:

@@ -1,6 +1,7 @@
 """Configs of others with a value of another kind: one line that names the field."""
 
 import json
+import struct
 
 import jax
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.core.sde import VP
 from scoremle.errors import UserError
+from scoremle.published import safetensors
+from scoremle.published.family import PIXELS, PublishedModel
 
 UNET = {
     "_class_name": "UNet2DModel", "_diffusers_version": "0.30", "sample_size": 8, "in_channels": 1,
@@ -33,6 +37,7 @@ def unet(folder, config=UNET, scheduler=None):
     ("field", "value"),
     [
         ("block_out_channels", 3), ("block_out_channels", ["a"]), ("block_out_channels", [[1]]),
+        ("block_out_channels", [2**40] * 2),
         ("down_block_types", "DownBlock2D"), ("down_block_types", [{}]), ("sample_size", "8"),
         ("sample_size", [8]), ("in_channels", "1"), ("layers_per_block", None),
         ("layers_per_block", 2.0), ("act_fn", []), ("norm_eps", "x"), ("mid_block_type", {}),
@@ -46,9 +51,24 @@ def test_a_field_of_a_network(field, value, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
+        ("block_out_channels", [0, 32], "one of block_out_channels is 0: it must be from 1 to"),
+        ("block_out_channels", [2**31] * 2, "one of block_out_channels is 2147483648: it must"),
+        ("block_out_channels", [], "the length of block_out_channels is 0"),
+        ("layers_per_block", 2**31, "layers_per_block is 2147483648: it must be from 1 to 100"),
+    ],
+)
+def test_counts_that_no_network_has(field, value, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        scoremle.load(unet(tmp_path, {**UNET, field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
         ("num_train_timesteps", "x", "num_train_timesteps must be a whole number, not 'x'"),
         ("num_train_timesteps", 1.5, "num_train_timesteps must be a whole number"),
         ("num_train_timesteps", 0, "two steps or more"),
+        ("num_train_timesteps", 10**9, "1000000000 steps are more than 1,000,000"),
         ("beta_start", [], "beta_start must be a number"),
         ("beta_start", float("nan"), "betas must be numbers above 0"),
         ("beta_end", 2, "betas must be numbers above 0, and at most 1"),
@@ -75,8 +95,11 @@ def test_json_that_is_nested_too_deep(where, tmp_path):
         ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
         ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
         ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
+        ({"num_channels": 0}, "num_channels at a level is 0: it must be from 1 to 65536"),
+        ({"num_res_blocks": 2**31}, "num_res_blocks is 2147483648: it must be from 1 to 100"),
         ({"diffusion_steps": "x"}, "diffusion_steps must be a whole number"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 2, not 0"),
+        ({"diffusion_steps": 8}, "noise_schedule and diffusion_steps: betas must be numbers"),
         ({"noise_schedule": []}, "noise_schedule must be text"),
         ({"predict_xstart": "False"}, "predict_xstart must be true or false"),
     ],
@@ -86,6 +109,26 @@ def test_a_flag(flags, words, tmp_path):
     (tmp_path / "m.pt").write_bytes(b"none")
     with pytest.raises(UserError, match=words):
         scoremle.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("side", [0, -1, 2**63])
+def test_a_size_that_no_image_has(side):
+    with pytest.raises(UserError, match=f"images are 8x{side}x3: mend their size"):
+        PublishedModel(lambda x, t: x, VP(), 1e-3, (8, side, 3), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [([float("inf")], "no whole number"), ("4", "no whole number"), ([-2, -2], "no whole number"),
+     ([5], "another size than its shape"), (4, "not iterable"), ([0, 2**70], "")],
+)  # fmt: skip
+def test_a_shape_of_a_tensor(shape, words, tmp_path):
+    facts = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0 if words == "" else 16]}
+    header = json.dumps({"a": facts}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(UserError, match=f"is no whole safetensors file: .*{words}"):
+        safetensors.read(path)
 
 
 def test_a_pt_of_another_kind(tmp_path):

@@ -18,7 +18,7 @@ from scoremle.errors import UserError
 __all__ = ["read_svhn"]
 
 NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "single", "double"}
-COMPRESSED = 15
+COMPRESSED, ARRAY = 15, 14
 # So much at once becomes 16 MiB at most.
 PIECE = 16 << 10
 # Twice what the larger has, unpacked.
@@ -47,6 +47,7 @@ def _read(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         content = _unpacked(content, where)
+        _check_lengths(content)
         # Cells may hold cells, so deep that scipy's reader overflows the stack.
         kinds = {kind for name, _, kind in whosmat(io.BytesIO(content)) if name in ("X", "y")}
         if not kinds <= NUMBERS:
@@ -68,10 +69,10 @@ def _unpacked(content: bytes, where: str) -> bytes:
 
     A header of 128 bytes ends with the byte order; then parts follow: kind, length, content.
     """
-    order = {b"IM": "<", b"MI": ">"}[content[126:128]]
+    tag = _tag(content)
     parts, place, length = [content[:128]], 128, 0
     while place < len(content):
-        kind, size = struct.unpack_from(f"{order}2I", content, place)
+        kind, size = tag.unpack_from(content, place)
         part = content[place : place + 8 + size]
         place += len(part)
         for piece in _inflated(part[8:]) if kind == COMPRESSED else (part,):
@@ -80,6 +81,26 @@ def _unpacked(content: bytes, where: str) -> bytes:
             check_ratio(where, length, len(content))
             parts.append(piece)
     return b"".join(parts)
+
+
+def _tag(content: bytes) -> struct.Struct:
+    """Kind and length of a part, in the file's order of bytes."""
+    return struct.Struct({b"IM": "<2I", b"MI": ">2I"}[content[126:128]])
+
+
+def _check_lengths(content: bytes) -> None:
+    """Raises ValueError for a part of an array that is longer than it: scipy makes room first."""
+    tag, place = _tag(content), 128
+    while place < len(content):
+        kind, size = tag.unpack_from(content, place)
+        end = place + 8 + size
+        place = place + 8 if kind == ARRAY else end
+        while place < end:
+            kind, size = tag.unpack_from(content, place)
+            # A short one has its length beside its kind, and its content in place of the length.
+            place += 8 if kind >> 16 else 8 + size + -size % 8
+        if place > min(end, len(content)):
+            raise ValueError("a part is longer than what it is in")
 
 
 def _inflated(packed: bytes) -> Iterator[bytes]:
