@@ -37,7 +37,7 @@ from scoremle.published.edm_song import song
 from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.types import Times
 
-__all__ = ["is_file", "load"]
+__all__ = ["files", "is_file", "load"]
 
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -116,7 +116,12 @@ PREFIX = "model."
 
 def is_file(path: Path) -> bool:
     """Is this a file of tensors, or a pickle of EDM, which is refused by name?"""
-    return path.suffix in (".safetensors", ".pkl") and path.is_file()
+    return path.is_file() and (path.suffix == ".pkl" or safetensors.is_file(path))
+
+
+def files(path: Path) -> dict[str, Path]:
+    """What ``load`` reads, as ``model.safetensors`` and its fields."""
+    return {"model.safetensors": path, "model.json": path.with_suffix(".json")}
 
 
 def load(path: Path) -> PublishedModel:

@@ -76,6 +76,14 @@ def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_p
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_tensors_are_told_by_what_the_file_holds(golden, tmp_path):
+    path = written(tmp_path, golden("edm_ddpmpp_vp"))
+    expected, other = scoremle.load(path), path.with_suffix(".weights")
+    path.rename(other)
+    for mine, theirs in zip(*map(jax.tree.leaves, (scoremle.load(other), expected)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_a_pickle_is_refused_by_name_and_never_opened(tmp_path):
     path = tmp_path / "edm-cifar10-32x32-cond-vp.pkl"
     path.write_bytes(b"no pickle at all")
