@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Integer, Key
 
 from scoremle.core.bijectors import Bijector
-from scoremle.core.dequantize import Dequantizer, Uniform, half_bin
+from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
@@ -144,11 +144,11 @@ class ScoreModel:
             None
         """
         pixels = self._of_integers()
-        if jnp.min(half_bin(self.sde, self.eps, pixels)) >= 1:
+        if not levels_are_hidden(self.sde, self.eps, pixels):
             return None
         if self.decoder_scale is not None:
             return Informed(pixels.points, self.decoder_scale)
-        return Informed(pixels.points, jnp.exp(-self.sde.log_snr(jnp.asarray(self.eps)) / 2))
+        return Informed.at(self.sde, self.eps, pixels.points)
 
     @property
     def default_estimator(self) -> Estimator:

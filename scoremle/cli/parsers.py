@@ -188,6 +188,10 @@ def _sample() -> Parser:
     parser.add_argument("--seed", type=_at_least(0), default=0, help="of everything random (0)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ode", help=SAMPLER)
     parser.add_argument("--steps", type=_at_least(1), help="of the sampler; unset: its own number")
+    parser.add_argument(
+        "--label", default="",
+        help="of a class-conditional model: a number, or all to draw one for each sample",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     return parser
 
@@ -227,6 +231,11 @@ def _score() -> Parser:
         "--estimator", choices=ESTIMATORS, default="ode",
         help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
         " report it (ode)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int,
+        help="of --estimator=steps: some of the model's own, or a chain as VDM has it; unset: all"
+        " of its own",
     )  # fmt: skip
     parser.add_argument(
         "--label", default="",
@@ -368,11 +377,23 @@ def _import() -> Parser:
         examples=(
             f"scoremle import {PUBLISHED}",
             f"scoremle import checkpoint_21 --name={PUBLISHED}",
+            "scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10",
         ),
-        description="Says what a published checkpoint is, and makes a workdir of it.",
+        description="Says what a published model is, and makes a workdir of it.",
     )
-    parser.add_argument("path", type=Path, help="a folder as published, or a checkpoint file")
-    parser.add_argument("--out", type=Path, help="workdir to write; runs/NAME if left out")
+    parser.add_argument(
+        "path", type=Path,
+        help="a folder or file of score_flow or score_sde, or a model of another family that"
+        " scoremle score takes",
+    )  # fmt: skip
+    parser.add_argument(
+        "workdir", type=Path, nargs="?", help="to write; runs/NAME if left out"
+    )
+    parser.add_argument("--out", type=Path, help="the same")
+    parser.add_argument(
+        "--dataset", default="",
+        help="of another family: what scoremle eval measures on, a name or the path of own images",
+    )  # fmt: skip
     parser.add_argument("--name", help=f"name that the folder had, such as {PUBLISHED}")
     return parser
 

@@ -131,6 +131,11 @@ def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
     return jnp.exp(pixels.log_det_per_dim + sde.common_log_snr(jnp.asarray(t)) / 2) / 2
 
 
+def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
+    """Is half a bin less than the noise at t, in any dimension?"""
+    return bool(jnp.min(half_bin(sde, t, pixels)) < 1)
+
+
 def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """The t at which half a bin is three standard deviations; ``eps`` if that is later."""
     log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +27,26 @@ from scoremle.experiment.evaluation import (
     Estimators,
     Evaluation,
 )
-from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
+from scoremle.experiment.imported import IMPORTED, Imported
+from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler, SamplerFields, Sampling
 from scoremle.experiment.training import FlowObjective, Objective, Training
+from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
+from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Informed
+from scoremle.likelihood.steps import BySteps
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
-from scoremle.training.step import make_optimizer
+from scoremle.training.step import TrainState, make_optimizer
 from scoremle.types import IntImages, PRNGKey
 
-__all__ = ["DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build", "sampler_of"]
+__all__ = [
+    "DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build", "images_of",
+    "sampler_of",
+]  # fmt: skip
 
 SDES: dict[str, Callable[[Any], SDE]] = {
     "vpsde": lambda model: VP(model.beta_min, model.beta_max),
@@ -96,17 +102,24 @@ class Experiment:
     seed: int
     config: Mapping[str, Any]
 
+    @property
+    def template(self) -> TrainState | None:
+        """What a checkpoint of the model must fit; an imported model fits itself."""
+        return None if isinstance(self.model, ImportedSpec) else self.training.template()
 
-def build(config: Any, *, levels: int | None = None) -> Experiment:
+
+def build(
+    config: Any, *, levels: int | None = None, imported: Imported | None = None
+) -> Experiment:
     """The records of a resolved config. Raises UserError for values that can't be had.
 
     With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
-    number of levels are enough.
+    number of levels are enough. A model that was ``imported`` is not of the config.
     """
     check_devices()
     check_values(config)
-    images = _load(config) if levels is None else _no_images(config, levels)
-    model = _model(config, images)
+    images = images_of(config) if levels is None else _no_images(config, levels)
+    model = _imported(imported, images) if imported else _model(config, images)
     network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     flow = FlowSpec(network, images.levels)
     objective = Objective(
@@ -116,7 +129,8 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     )
     sampler = sampler_of(config, model.sde)
     training = _training(config, images, objective, sampler)
-    training.template()  # the network checks its fields and the size of the images
+    if not imported:
+        training.template()  # the network checks its fields and the size of the images
     return Experiment(
         data=images,
         model=model,
@@ -131,7 +145,13 @@ def build(config: Any, *, levels: int | None = None) -> Experiment:
     )
 
 
-def _load(config: Any) -> data.ImageSet:
+def images_of(config: Any) -> data.ImageSet:
+    """The data set of a config. Raises UserError if it can't be had."""
+    if not config.data.dataset:
+        raise UserError(
+            "the data set to measure on is not known: set --config.data.dataset, and for images of"
+            " your own --config.data.dataset=images --config.data.path=PATH"
+        )
     return data.load(
         config.data.dataset,
         path=config.data.path,
@@ -153,7 +173,23 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
 
 
+def _imported(imported: Imported, images: data.ImageSet) -> ModelSpec:
+    """The model in a working directory, if it is one of such images."""
+    model = imported.load()
+    levels = cast(Pixels, model.pixels).levels
+    found, needed = (*images.shape, images.levels), (*model.shape, levels)
+    if found != needed:
+        words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))
+        raise UserError("{} has images of {}, and the model is of {}".format(images.name, *words))
+    return ImportedSpec.of(model, imported.record)
+
+
 def _model(config: Any, images: data.ImageSet) -> ModelSpec:
+    if config.model.name == IMPORTED:
+        raise UserError(
+            f"model.name={IMPORTED} is that of a working directory which scoremle import made of"
+            " files of others: it can be evaluated, scored and sampled"
+        )
     prediction, conditioning = _reading(config)
     network = choose(NETWORKS, config.model.name, "network (model.name)")(
         **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
@@ -161,7 +197,7 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         log_labels=conditioning == "sigma",
         dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
     )
-    return ModelSpec(
+    return NetworkSpec(
         network=network,
         prediction=prediction,
         conditioning=conditioning,
@@ -270,7 +306,22 @@ def _estimators(config: Any, model: ModelSpec) -> Estimators:
         stratified=evaluation.bound_stratified,
         offset=evaluation.offset,
         discrete=_discrete(model.pixels, config.data.uniform_dequantization),
+        decoder=_informed(model),
+        chain=_chain(evaluation.bound_steps, model),
     )
+
+
+def _informed(model: ModelSpec) -> Informed:
+    with jax.ensure_compile_time_eval():
+        return Informed.at(model.sde, model.eps, model.pixels.points)
+
+
+def _chain(steps: int, model: ModelSpec) -> BySteps | None:
+    """The chain whose bound is measured; None: that of continuous time."""
+    if not steps:
+        return None
+    own = model.chain if isinstance(model, ImportedSpec) else None
+    return chain_of(steps, model.sde, model.eps, model.pixels, own)
 
 
 def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:

@@ -97,8 +97,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Learned times come with a control variate: published is log_snr, without strata.
     config.eval.bound_times = "learned"  # their density: learned (in training data), log_snr, time
     config.eval.bound_stratified = True  # spread them evenly within an image
-    # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder.
-    config.eval.dequantization = "uniform"  # uniform, truncated_normal, variational or none
+    config.eval.bound_steps = 0  # the bound of a chain of so many steps; 0: in continuous time
+    # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder. By
+    # "informed" the network decodes integers, where its smallest time hides the levels.
+    config.eval.dequantization = "uniform"  # or truncated_normal, variational, informed, none
     config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
     config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest
     config.eval.importance_samples = 1  # draws of dequantization noise in one bound per image
@@ -125,7 +127,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "ncsnpp"  # network: ncsnpp, the family of DDPM++ and NCSN++
+    config.model.name = "ncsnpp"  # network: ncsnpp, the family of DDPM++ and NCSN++; or published
     config.model.nf = 128  # channels of the first level
     config.model.ch_mult = (1, 2, 2, 2)  # channels of each level, in units of nf
     config.model.num_res_blocks = 4  # residual blocks per level

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.core.dequantize import Uniform
 from scoremle.core.pytree import describe
 from scoremle.core.times import log_snr_edges
 from scoremle.data import ImageSet
@@ -19,14 +20,16 @@ from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.experiment.training import Objective
 from scoremle.likelihood.images import (
     ByBound,
-    ByOde,
     Estimator,
     ImageModel,
     OdeDifference,
     Values,
 )
+from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.levels import Levels
 from scoremle.likelihood.nodes import Choice
+from scoremle.likelihood.reconstruction import Reconstruction
+from scoremle.likelihood.steps import BySteps
 from scoremle.types import IntImages, Keys
 
 __all__ = ["Facts", "Task", "Weights", "bound_task", "exact_task", "tasks"]
@@ -74,9 +77,11 @@ def tasks(
     """What an evaluation without the suite measures; ``choice``: of the solver's nodes."""
     model, evaluation = experiment.model, experiment.evaluation
     dequantization = DEQUANTIZATIONS[evaluation.dequantization](model, experiment.flow)
-    if evaluation.bpd and evaluation.bound:
+    if evaluation.bpd and how.chain:
+        yield _chain_task(model, how.chain)
+    elif evaluation.bpd and evaluation.bound:
         yield bound_task(model, how, dequantization, experiment.data, experiment.seed)
-    if evaluation.bpd and not evaluation.bound:
+    elif evaluation.bpd:
         yield exact_task(model, how, dequantization, evaluation.importance_samples, choice)
     if evaluation.loss:
         yield _loss_task(experiment.objective)
@@ -89,13 +94,19 @@ def exact_task(
     samples: int = 1,
     choice: Choice | None = None,
 ) -> Task:
-    """Bits/dim by the probability-flow ODE; with several samples, importance weighted."""
-    by_ode = ByOde(how.divergence, how.solver, samples)
+    """Bits/dim by the probability-flow ODE; with several samples, importance weighted.
+
+    By the informed decoder it is a bound.
+    """
+    by_ode = how.by_ode(dequantization.name, samples)
+    decoded = isinstance(by_ode, ByInformedOde)
+    name = "ode_bound" if decoded else _named("exact", dequantization)
     one = "exact for p_eps (probability-flow ODE)"
     many = f"importance-weighted bound, {samples} draws (probability-flow ODE)"
     facts = {
         **_dequantization_facts(dequantization, samples),
-        "estimator": one if samples == 1 else many,
+        "estimator": by_ode.words if decoded else one if samples == 1 else many,
+        **(_decoder_facts(how) if decoded else {}),
         "model": "ODE",
         "solver": describe(how.solver),
         "divergence": describe(how.divergence),
@@ -105,11 +116,11 @@ def exact_task(
     }
 
     def difference(coarse: int, fine: int, halved: bool) -> metrics.Metric:
-        by_nodes = OdeDifference(how.divergence, coarse, fine, halved)
+        by_nodes = OdeDifference(by_ode, coarse, fine, halved)
         return _metric(by_nodes, model, dequantization)
 
     return Task(
-        _named("exact", dequantization) + (f"_k{samples}" if samples > 1 else ""),
+        name + (f"_k{samples}" if samples > 1 else ""),
         "bpd",
         _metric(by_ode, model, dequantization),
         facts,
@@ -127,12 +138,12 @@ def exact_task(
 def bound_task(
     model: ModelSpec, how: Estimators, dequantization: Dequantization, data: ImageSet, seed: int
 ) -> Task:
-    """Bits/dim by the variational bound; with "none" for dequantization, of integers.
+    """Bits/dim by the variational bound; with "none" and "informed" dequantization, of integers.
 
     Learned times are fitted on the data, by the seed.
     """
-    if dequantization.name == "none":
-        return _discrete_bound_task(model, how, dequantization)
+    if dequantization.name in ("none", "informed"):
+        return _decoded_bound_task(model, how, dequantization)
     learned = how.times == "learned"
     control = ControlRun(model, how.matching, data, seed) if learned else None
 
@@ -163,20 +174,35 @@ def bound_task(
     )
 
 
-def _discrete_bound_task(
+def _decoded_bound_task(
     model: ModelSpec, how: Estimators, dequantization: Dequantization
 ) -> Task:
+    informed = dequantization.name == "informed"
     facts = {
         **_bound_facts(how, dequantization),
-        "estimator": "variational bound (SDE, discrete decoder)",
+        "estimator": f"variational bound (SDE, {'informed' if informed else 'discrete'} decoder)",
+        **(_decoder_facts(how) if informed else {}),
         "offset": None,
     }
-    start = model.truncation_start
-    by_bound = ByBound(how.draws, how.matching, reconstruction=how.discrete, start=start)
+    start = model.eps if informed else model.truncation_start
+    decoder: Reconstruction = how.decoder if informed else how.discrete
+    by_bound = ByBound(how.draws, how.matching, reconstruction=decoder, start=start)
     metric = _metric(by_bound, model, dequantization)
     return Task(
         _named("bound", dequantization), "bpd", metric, facts, log_snr_edges=_edges(model, start)
     )
+
+
+def _chain_task(model: ModelSpec, chain: BySteps) -> Task:
+    """The bound of a chain of steps, on integers."""
+    facts = {"estimator": chain.words, "model": "chain", "times": describe(chain.times)}
+    none = Dequantization("none", lambda params: Uniform())
+    edges = np.asarray(log_snr_edges(model.sde, chain.first(model.sde)), np.float64)
+    return Task("bound_steps", "bpd", _metric(chain, model, none), facts, log_snr_edges=edges)
+
+
+def _decoder_facts(how: Estimators) -> Facts:
+    return {"decoder_scale": float(how.decoder.scale)}
 
 
 def _loss_task(objective: Objective) -> Task:

@@ -10,9 +10,11 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import BinnedLogSNR, TimeSampler, UniformLogSNR, UniformTime
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
+from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Informed
+from scoremle.likelihood.steps import BySteps
 from scoremle.solvers.base import Solver
 
 __all__ = [
@@ -56,6 +58,7 @@ DEQUANTIZATIONS: dict[str, Callable[[ModelSpec, FlowSpec], Dequantization]] = {
     "none": lambda model, flow: Dequantization(
         "none", lambda params: Uniform(), model.truncation_start
     ),
+    "informed": lambda model, flow: Dequantization("informed", lambda params: Uniform()),
 }
 
 
@@ -64,7 +67,8 @@ class Estimators:
     """How bits/dim are estimated: by the ODE (the first three fields), and by bounds.
 
     ``pilot``: the solver's nodes are chosen by a pilot. ``offset``: bounds count the step from the
-    smallest time to the data. ``discrete`` has the points where integers stand.
+    smallest time to the data. ``discrete`` has the points where integers stand, ``decoder`` is
+    what the network says of them at the smallest time. ``chain``: a bound of steps.
     """
 
     divergence: DivergenceEstimator
@@ -76,6 +80,14 @@ class Estimators:
     stratified: bool
     offset: bool
     discrete: Discrete
+    decoder: Informed
+    chain: BySteps | None
+
+    def by_ode(self, dequantization: str, samples: int = 1) -> ByOde | ByInformedOde:
+        """Of the ODE, from dequantized integers or by the decoder."""
+        if dequantization == "informed":
+            return ByInformedOde(self.decoder, self.divergence, self.solver, samples)
+        return ByOde(self.divergence, self.solver, samples)
 
     def by_bound(self, model: ModelSpec, control: Control | None = None) -> ByBound:
         """Of bounds; ``control`` where it was fitted."""
@@ -123,4 +135,4 @@ class Evaluation:
     @property
     def exact(self) -> bool:
         """Is there an exact likelihood among what is measured?"""
-        return self.suite or (self.bpd and not self.bound)
+        return self.suite or (self.bpd and not self.bound and self.estimators.chain is None)

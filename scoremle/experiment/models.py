@@ -1,8 +1,6 @@
 """A model by what a user has: a folder, a file, or a function. Told by content, not by name."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from scoremle.devices import check_devices
 from scoremle.errors import UserError
@@ -12,25 +10,11 @@ from scoremle.experiment.shipped import NAMES, load_shipped
 from scoremle.experiment.trained import Trained, load_workdir
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
-from scoremle.published import diffusers, edm, hub, openai
+from scoremle.published import hub
+from scoremle.published.families import FAMILIES, family_of
 
 __all__ = ["load"]
 
-
-class Family(NamedTuple):
-    """Models of one kind: what they are in words, how they are told, how they are loaded."""
-
-    words: str
-    is_one: Callable[[Path], bool]
-    load: Callable[[Path], ScoreModel]
-
-
-FAMILIES = (
-    Family("a folder of diffusers", diffusers.is_folder, diffusers.load),
-    Family("a .pt of improved- or guided-diffusion", openai.is_file, openai.load),
-    Family("a .safetensors of scoremle export", exported.is_file, exported.load),
-    Family("a .safetensors of EDM, its fields beside it", edm.is_file, edm.load),
-)
 OTHERS = "use scoremle.interop.torch.from_module in a FILE.py:function for any other"
 
 
@@ -73,10 +57,11 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
             f"there is no folder or file {place}, and no model of that name; there are:"
             f" {', '.join(NAMES)}"
         )
-    for family in FAMILIES:
-        if family.is_one(path):
-            return family.load(path)
+    if exported.is_file(path):
+        return exported.load(path)
+    if family := family_of(path):
+        return FAMILIES[family].load(path)
     if path.is_file():
-        kinds = ", ".join(family.words for family in FAMILIES)
+        kinds = ", ".join(["an export", *(family.words for family in FAMILIES.values())])
         raise UserError(f"{path} is no model of a known family: {kinds}; {OTHERS}")
     return load_workdir(path, checkpoint)

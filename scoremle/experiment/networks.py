@@ -1,9 +1,11 @@
 """Networks without their parameters: of a score model, and of a flow dequantizer for it."""
 
+import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +16,23 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import noise_fn
 from scoremle.core.pytree import describe
 from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.nn.applied import Applied
+from scoremle.published.family import PublishedModel
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
-__all__ = ["FlowSpec", "ModelSpec", "Params"]
+__all__ = ["FlowSpec", "ImportedSpec", "ModelSpec", "NetworkSpec", "Params"]
 
 Params = Any
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """A score model but for its parameters: its network and what that predicts, SDE and images.
+class ModelSpec(abc.ABC):
+    """A score model but for its parameters; ``eps`` is the smallest time."""
 
-    ``prediction`` and ``conditioning`` are those of ``noise_fn``, ``eps`` is the smallest time.
-    """
-
-    network: DDPMpp
-    prediction: str
-    conditioning: str
     sde: SDE
     eps: float
     shape: tuple[int, int, int]
@@ -44,22 +43,52 @@ class ModelSpec:
         return math.prod(self.shape)
 
     @property
-    def precision(self) -> str:
-        """What the network computes in."""
-        return str(jnp.dtype(self.network.dtype))
-
-    @property
     def truncation_start(self) -> float:
         """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
         with jax.ensure_compile_time_eval():
             return float(truncation_start(self.sde, self.eps, self.pixels))
 
+    @property
+    @abc.abstractmethod
+    def precision(self) -> str:
+        """What the network computes in."""
+
+    @abc.abstractmethod
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         """Parameters to begin with, for images of this shape."""
+
+    @abc.abstractmethod
+    def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
+        """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
+
+    @abc.abstractmethod
+    def model(self, params: Params) -> ScoreModel:
+        """The model of these parameters, as evaluated."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What tells it from other models, in values that JSON knows."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec(ModelSpec):
+    """Of a network that configs name, and of what it predicts.
+
+    ``prediction`` and ``conditioning`` are those of ``noise_fn``.
+    """
+
+    network: DDPMpp
+    prediction: str
+    conditioning: str
+
+    @property
+    def precision(self) -> str:
+        return str(jnp.dtype(self.network.dtype))
+
+    def init(self, key: PRNGKey, images: IntImages) -> Params:
         return self.network.init(key, jnp.zeros((1, *images.shape[1:])), jnp.ones(1))["params"]
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
-        """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
         apply: Any = Partial(Applied(self.network), params)
         if dropout is not None:
             def apply(x: Any, labels: Any) -> Any:
@@ -70,11 +99,9 @@ class ModelSpec:
         )
 
     def model(self, params: Params) -> ScoreModel:
-        """The model of these parameters, as evaluated."""
         return ScoreModel(self.noise(params), self.sde, self.eps, self.shape, self.pixels)
 
     def describe(self) -> dict[str, Any]:
-        """What tells it from other models, in values that JSON knows."""
         fields = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
@@ -82,6 +109,41 @@ class ModelSpec:
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
         return describe(vars(self) | {"network": network})
+
+
+@dataclass(frozen=True)
+class ImportedSpec(ModelSpec):
+    """Of a published family: all of the model is its parameters, and it is not trained on.
+
+    ``record`` says which files it is from. ``chain``: the bound that its authors report, if any.
+    """
+
+    record: Mapping[str, Any]
+    chain: BySteps | None
+    precision: ClassVar[str] = "float32"
+
+    @classmethod
+    def of(cls, model: PublishedModel, record: Mapping[str, Any]) -> "ImportedSpec":
+        """That of a model. Raises UserError for one of classes."""
+        if model.classes:
+            raise UserError(
+                f"this model is one of {model.classes} classes of images, and a data set has no"
+                " label for all of it: scoremle score WORKDIR IMAGES takes --label=N, or all"
+            )
+        shape, pixels = cast(Any, model.shape), cast(Pixels, model.pixels)
+        return cls(model.sde, model.eps, shape, pixels, record, model.steps)
+
+    def init(self, key: PRNGKey, images: IntImages) -> Params:
+        raise UserError("a model of a published family is not trained on")
+
+    def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
+        return params.noise
+
+    def model(self, params: Params) -> ScoreModel:
+        return params
+
+    def describe(self) -> dict[str, Any]:
+        return describe({name: value for name, value in vars(self).items() if name != "chain"})
 
 
 @dataclass(frozen=True)

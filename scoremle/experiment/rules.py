@@ -32,7 +32,7 @@ CHOICES = {
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
 
-DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none")
+DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none", "informed")
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
@@ -45,7 +45,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     )),
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
     ("at least 0", lambda v: v >= 0, (
-        "eval.num_images", "optim.warmup", "optim.weight_decay", "training.rollbacks",
+        "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",
+        "training.rollbacks",
     )),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
@@ -120,7 +121,14 @@ def _check_dequantization(evaluation: Any) -> None:
         raise UserError(
             "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound"
         )
-    if evaluation.importance_samples > 1 and evaluation.bound:
+    if evaluation.bound_steps and name in ("truncated_normal", "variational"):
+        raise UserError(
+            f"eval.bound_steps is a bound on integers, which takes no dequantization noise: unset"
+            f" eval.dequantization={name}"
+        )
+    if evaluation.bound_steps and evaluation.suite:
+        raise UserError("eval.suite does not measure eval.bound_steps: unset one of the two")
+    if evaluation.importance_samples > 1 and (evaluation.bound or evaluation.bound_steps):
         raise UserError(
             "eval.importance_samples is for the exact likelihood: the draws of the bound would "
             "make a mean of exponentials far too large; unset eval.bound"

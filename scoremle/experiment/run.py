@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import run_eval
 from scoremle.experiment.run_train import run_train, run_train_deq
@@ -15,7 +16,10 @@ def run(
     mode: str, config: Any, workdir: str, eval_folder: str, deq_folder: str
 ) -> dict[str, Any]:
     """Runs a mode; gives the results of an evaluation. Raises UserError for what can't be done."""
-    experiment, place = build(config), Workdir(Path(workdir))
+    place = Workdir(Path(workdir))
+    if place.imported and mode != "eval":
+        raise UserError(f"{workdir} holds a model that was imported: it can't be trained on here")
+    experiment = build(config, imported=place.imported)
     if mode == "eval":
         return run_eval(experiment, place, eval_folder, deq_folder)
     if mode == "train":

@@ -26,6 +26,7 @@ from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
+from scoremle.likelihood.reconstruction import Informed
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
@@ -72,7 +73,7 @@ def run_eval(
     names: list[str] = []
     quality: dict[str, Facts] = {}
     for number in numbers:
-        restored = workdir.restore(experiment.training.template(), number)
+        restored = workdir.restore(experiment.template, number)
         check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
         _say_if_older(workdir, restored)
         measured = [run.measure(task, restored) for task in run.tasks(restored)]
@@ -219,9 +220,12 @@ class EvaluationRun:
     def tasks(self, restored: Restored) -> list[Task]:
         """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
         experiment, how, choice = self.experiment, self._evaluation.estimators, None
+        model = experiment.model.model(restored.tree.ema)
+        if self._evaluation.dequantization == "informed":
+            how = replace(how, decoder=self._decoder(model))
         if self._evaluation.exact and how.pilot:
             say("choosing the solver's nodes on a few images")
-            choice = self._choose(experiment.model.model(restored.tree.ema))
+            choice = self._choose(model)
             how = replace(how, solver=choice.solver)
             say(tables.wrapped(str(choice)))
         return list(_tasks(experiment, how, self.flow is not None, choice))
@@ -229,16 +233,30 @@ class EvaluationRun:
     def _choose(self, model: ScoreModel) -> Choice:
         """The solver's nodes, and levels for the mean, by a few images of the other split."""
         evaluation, seed = self._evaluation, self.experiment.seed
-        data = self.experiment.data
-        others = data.test if evaluation.split == "train" else data.train
-        chosen = permutation(len(others), seed, PILOT)[:PILOT_IMAGES]
         pilot = model.pilot_on(
-            others[chosen], divergence=evaluation.estimators.divergence, seed=seed ^ PILOT
+            self._others, divergence=evaluation.estimators.divergence, seed=seed ^ PILOT
         )
         return choose_for_mean(
             pilot, images=len(self.images), passes=evaluation.repeats,
             tolerance=evaluation.tolerance,
         )  # fmt: skip
+
+    def _decoder(self, model: ScoreModel) -> Informed:
+        """What the network says of integers, its scale fitted to the pilot's images."""
+        found = model.fitted(self._others, seed=self.experiment.seed ^ PILOT).decoder
+        if found is None:
+            raise UserError(
+                "eval.dequantization=informed is for models whose smallest time hides the levels:"
+                " this one tells them apart, so take uniform"
+            )
+        return found
+
+    @cached_property
+    def _others(self) -> np.ndarray:
+        """A few images of the other split."""
+        data = self.experiment.data
+        others = data.test if self._evaluation.split == "train" else data.train
+        return others[permutation(len(others), self.experiment.seed, PILOT)[:PILOT_IMAGES]]
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:
         """Says whether what must hold between the estimators of one checkpoint does."""

@@ -2,27 +2,33 @@
 
     ode      the probability-flow ODE
     bound    the variational bound in continuous time
-    steps    the bound of the model's own chain of steps: the number that its authors report
+    steps    the bound of a chain of steps: of the model's own, the number that its authors report
 
 A label is a number, or "all" for the mean over all of them.
 """
 
 from dataclasses import replace
+from typing import cast
 
+import jax
 import numpy as np
 from jaxtyping import Integer
 
+from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.experiment.trained import Trained
+from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import FEWEST_IMAGES
-from scoremle.likelihood.images import ByBound, ByOde, Estimator
+from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel
+from scoremle.likelihood.informed import decoder_worth
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.reconstruction import Gaussian
+from scoremle.likelihood.nodes import PILOT_IMAGES
+from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
-__all__ = ["ALL", "ESTIMATORS", "in_words", "prepared"]
+__all__ = ["ALL", "ESTIMATORS", "check_label", "in_words", "prepared", "worth_of"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 ALL = "all"
@@ -31,30 +37,47 @@ Images = Integer[np.ndarray, "n h w c"]
 
 
 def prepared(
-    model: ScoreModel, images: Images, estimator: str = "ode", label: str = ""
+    model: ScoreModel,
+    images: Images,
+    estimator: str = "ode",
+    label: str = "",
+    steps: int | None = None,
 ) -> tuple[ScoreModel, Estimator, list[str]]:
     """The model as these images need it, the estimator of this name, and what there is to say.
 
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
     solver needs, and the scale of a decoder. Under all labels there is no one condition to check,
-    and these go by the first. Raises UserError for what does not fit.
+    and these go by the first. ``steps``: how many a chain has; None: all of the model's own.
+    Raises UserError for what does not fit.
     """
-    classes = model.classes if isinstance(model, PublishedModel) else 0
-    _check_label(label, classes)
-    steps = _steps_of(model) if estimator == "steps" else None  # a mistake before any work
+    classes = check_label(model, label)
+    chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
     notes = [] if label == ALL else _doubts(one, images)
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
         one, choice = one.calibrated(images)
         notes.append(str(choice))
-    elif not steps:
+    elif not chain:
         one = one.fitted(images)
-    found = steps or one.default_estimator
+    if one.decoder and not chain:
+        notes.append(worth_of(one, images))
+    found = chain or one.default_estimator
     if estimator == "bound":
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
         return replace(one, noise=model.noise), ByLabels(found, classes), notes
     return one, found, notes
+
+
+def worth_of(model: ScoreModel, images: Images) -> str:
+    """What the decoder of a model is worth, on a few images."""
+    few, key = images[:PILOT_IMAGES], jax.random.key(0)
+    asked = cast(ImageModel, model)  # it has pixels
+    informed, flat = decoder_worth(asked, cast(Informed, model.decoder), few, key)
+    return (
+        f"its last noise hides the levels: from there to the integers the informed decoder takes"
+        f" {informed:.2f} bits/dim, and a flat one would take {flat:.2f}"
+    )
 
 
 def in_words(estimator: Estimator) -> str:
@@ -65,7 +88,9 @@ def in_words(estimator: Estimator) -> str:
     return estimator.words + ", uniform dequantization" * dequantized
 
 
-def _check_label(label: str, classes: int) -> None:
+def check_label(model: ScoreModel, label: str) -> int:
+    """How many classes a model has. Raises UserError for a label that is none of them."""
+    classes = model.classes if isinstance(model, PublishedModel) else 0
     choices = f"--label=N, N from 0 to {classes - 1}, or --label={ALL} for the mean over them"
     if label and not classes:
         raise UserError("this model takes no class labels: leave --label out")
@@ -73,6 +98,7 @@ def _check_label(label: str, classes: int) -> None:
         raise UserError(f"this model is one of {classes} classes of images: say {choices}")
     if label not in ("", ALL) and not (label.isdecimal() and int(label) < classes):
         raise UserError(f"--label={label} is none of the model's: say {choices}")
+    return classes
 
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:
@@ -83,11 +109,18 @@ def _doubts(model: ScoreModel, images: Images) -> list[str]:
     return [f"{of_kind}: {line}" for line in model.check(images)]
 
 
-def _steps_of(model: ScoreModel) -> BySteps:
-    steps = model.steps if isinstance(model, PublishedModel) else None
-    if steps is None:
+def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps | None:
+    """The chain that is asked for, if one is. Raises UserError for one that is not known."""
+    if estimator != "steps":
+        if steps is not None:
+            raise UserError(f"--steps is of --estimator=steps, not of {estimator}")
+        return None
+    own = model.steps if isinstance(model, PublishedModel) else None
+    if steps is not None:
+        return chain_of(steps, model.sde, model.eps, cast(Pixels, model.pixels), own)
+    if own is None:
         raise UserError(
-            "no chain of steps is known of this model: take --estimator=ode or bound, or from"
-            " Python model.score(images, estimator=BySteps(times, variance=...))"
+            "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"
+            " VDM has it; or take --estimator=ode or bound"
         )
-    return steps
+    return own

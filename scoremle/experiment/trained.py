@@ -8,6 +8,7 @@ from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.networks import Params
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
+from scoremle.published.family import PublishedModel
 
 __all__ = ["Trained", "load_workdir", "trained"]
 
@@ -28,9 +29,14 @@ class Trained(ScoreModel):
         return super()._facts() | {"data set": self.dataset, "training": f"step {self.step:,}"}
 
 
-def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained:
-    """The model in a working directory: this checkpoint, or the newest (averaged parameters)."""
+def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained | PublishedModel:
+    """The model in a working directory: this checkpoint, or the newest (averaged parameters).
+
+    One that was imported is as it was published.
+    """
     place = Workdir(workdir)
+    if place.imported:
+        return place.restore(None, checkpoint).tree.ema
     # The number of levels stands for the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
     state, meta, _ = place.restore(experiment.training.template(), checkpoint)

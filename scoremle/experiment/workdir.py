@@ -12,6 +12,9 @@ checkpoints-meta/  where training goes on after pre-emption
 config.json, data.json and score_model.json are sealed, and each checkpoint has in its own sealed
 notes the fields that it was trained with: what disagrees with them is named and not used.
 
+published/        where a model of a published family was imported: its files
+published.json    and what they are
+
 A folder as published has nothing but published files in the folders of checkpoints, and is a
 working directory like any other.
 """
@@ -30,6 +33,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.config import RECORD, REMEDY, recorded_config
+from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import alone
 from scoremle.experiment.record import (
     CONFIG,
@@ -70,7 +74,15 @@ class Workdir:
                 raise UserError(f"--workdir={self.folder}: {place} is a file, not a folder")
 
     @property
+    def imported(self) -> Imported | None:
+        """The model of a published family, if that is what lies here."""
+        found = Imported(self.folder)
+        return found if found.is_there else None
+
+    @property
     def snapshots(self) -> PublishedCheckpoints:
+        if self.imported:
+            return ImportedCheckpoints(self.imported)
         return PublishedCheckpoints(self.folder / "checkpoints", keep=None)
 
     @property
@@ -137,7 +149,13 @@ class Workdir:
         return restored
 
     def check_records(self) -> None:
-        """Raises UserError if config.json or data.json is altered, or not of the checkpoints."""
+        """Raises UserError if config.json or data.json is altered, or not of the checkpoints.
+
+        And if an imported model is.
+        """
+        if self.imported:
+            self.imported.check()
+            self._compare({}, self.imported.files)
         for path, meta in self._notes():
             self._compare(meta, path)
 
@@ -173,7 +191,12 @@ class Workdir:
                 )  # fmt: skip
 
     def check_evaluation(self, experiment: Experiment) -> None:
-        """Raises UserError if the checkpoints are not of the experiment's network and data."""
+        """Raises UserError if the checkpoints are not of the experiment's network and data.
+
+        A model that was imported is measured on whatever images it is made for.
+        """
+        if self.imported:
+            return
         self._check(experiment, of_the_network, ("levels", "data_version"))
 
     def check_flow(self, experiment: Experiment) -> None:

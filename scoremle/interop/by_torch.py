@@ -133,4 +133,4 @@ def _stream_of(
     """Where JAX waits for what PyTorch does on its GPU."""
     if device.type == "cpu":
         return contextlib.nullcontext()
-    return torch.cuda.stream(torch.cuda.ExternalStream(context.stream))
+    return torch.cuda.stream(torch.cuda.ExternalStream(context.stream, device=device))

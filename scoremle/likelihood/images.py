@@ -9,7 +9,7 @@ estimate minus truth: to be subtracted.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -157,13 +157,14 @@ class OdeDifference:
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
     other nodes would not cancel. Values: ``bpd``, the difference; and ``halving``, the value at
-    ``fine`` nodes less that at half as many, if it is ``halved``.
+    ``fine`` nodes less that at half as many, if it is ``halved``. ``of`` is how images are
+    measured: by the ODE.
     """
 
     on_host: ClassVar[bool] = False
     words: ClassVar[str] = "difference of two numbers of nodes"
 
-    divergence: DivergenceEstimator
+    of: Estimator
     coarse: int = static()
     fine: int = static()
     halved: bool = static(default=False)
@@ -171,11 +172,14 @@ class OdeDifference:
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
-        held, half = self.divergence, self.fine // 2
+        by_ode = cast(Any, self.of)
+        held, half = by_ode.divergence, self.fine // 2
         if held.random:
             held = FixedProbe(held.draw(split(keys)[1], jnp.asarray(x, float)))
         bpd = {
-            nodes: ByOde(held, Multistep(nodes))(model, dequantizer, x, keys)["bpd"]
+            nodes: replace(by_ode, divergence=held, solver=Multistep(nodes))(
+                model, dequantizer, x, keys
+            )["bpd"]
             for nodes in {self.fine, self.coarse, half if self.halved else self.coarse}
         }
         halving = {"halving": bpd[self.fine] - bpd[half]} if self.halved else {}

@@ -196,6 +196,11 @@ class Informed:
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = True
 
+    @classmethod
+    def at(cls, sde: SDE, t: float, points: Float[Array | np.ndarray, " levels"]) -> "Informed":
+        """The decoder at a time whose scale is that of the noise there, in units of the data."""
+        return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
+
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]
 

@@ -287,7 +287,10 @@ class BySteps:
     def words(self) -> str:
         kind = "learned" if self.variance == "learned" else f"fixed {self.variance}"
         clipped = ", estimates clipped" if self.clip else ""
-        return f"variational bound of a chain of steps, {kind} variance{clipped}"
+        count = ""
+        if self.times is not None:  # L_0 is a step, and a decoder is none
+            count = f"{len(self.times) - (self.reconstruction is not None)} "
+        return f"variational bound of a chain of {count}steps, {kind} variance{clipped}"
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -300,6 +303,10 @@ class BySteps:
         )  # fmt: skip
         bits = dims_of(x) * jnp.log(2.0)
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
+
+    def first(self, sde: SDE) -> float:
+        """The time where the chain ends at the integers."""
+        return float(self._times(sde.schedule)[0])
 
     def _times(self, schedule: Schedule) -> Float[Array | np.ndarray, " n"]:
         if self.times is not None:

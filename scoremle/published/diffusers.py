@@ -34,7 +34,7 @@ from scoremle.published import pytorch, safetensors
 from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.records import check_record
 
-__all__ = ["assembled", "is_folder", "load", "refuse_latents", "schedule_of"]
+__all__ = ["assembled", "files", "is_folder", "load", "refuse_latents", "schedule_of"]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.
@@ -77,12 +77,13 @@ class _Scheduler(TypedDict, total=False):
 
 # Where an SNR of zero is cut: as far as float32 can tell signal from none.
 LEAST_LOG_SNR = -20.0
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def is_folder(path: Path) -> bool:
     """Is this the folder of a pipeline, or of a network, of diffusers?"""
-    configs = (path / "model_index.json", path / "unet/config.json", path / "config.json")
+    configs = (path / INDEX, path / "unet/config.json", path / "config.json")
     return path.is_dir() and any(
         config.is_file() and "_diffusers_version" in read_json(config) for config in configs
     )
@@ -90,11 +91,24 @@ def is_folder(path: Path) -> bool:
 
 def load(path: Path) -> PublishedModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
-    network_folder = path / "unet" if (path / "unet/config.json").is_file() else path
-    index = path / "model_index.json"
+    network_folder, index = _network_folder(path), path / INDEX
     refuse_latents(str(path), read_json(index) if index.is_file() else {})
     config = read_json(_there(network_folder / "config.json"))
-    return assembled(config, _scheduler(path), lambda: _weights(network_folder), str(path))
+    scheduler = read_json(_scheduler(path))
+    check_record(scheduler, _Scheduler, _scheduler(path))
+    return assembled(config, scheduler, lambda: _tensors(_weights(network_folder)), str(path))
+
+
+def files(path: Path) -> dict[str, Path]:
+    """What ``load`` reads of a folder, by the names in a pipeline's folder."""
+    network_folder = _network_folder(path)
+    weights = _weights(network_folder)
+    found = {
+        "unet/config.json": network_folder / "config.json",
+        f"unet/{weights.name}": weights,
+        f"scheduler/{SCHEDULER}": _scheduler(path),
+    }
+    return found | ({INDEX: path / INDEX} if (path / INDEX).is_file() else {})
 
 
 def assembled(
@@ -189,21 +203,26 @@ def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
         )
 
 
-def _scheduler(path: Path) -> dict[str, Any]:
-    places = (path / "scheduler", path, path.parent / "scheduler")
-    for place in places:
-        if (file := place / "scheduler_config.json").is_file():
-            config = read_json(file)
-            check_record(config, _Scheduler, file)
-            return config
+def _network_folder(path: Path) -> Path:
+    return path / "unet" if (path / "unet/config.json").is_file() else path
+
+
+def _scheduler(path: Path) -> Path:
+    for place in (path / "scheduler", path, path.parent / "scheduler"):
+        if (file := place / SCHEDULER).is_file():
+            return file
     raise UserError(
-        f"{path} has no scheduler_config.json, in it or in scheduler/: without it nothing says"
+        f"{path} has no {SCHEDULER}, in it or in scheduler/: without it nothing says"
         " what noise the network was trained with"
     )
 
 
-def _weights(folder: Path) -> Mapping[str, np.ndarray]:
+def _weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (file := folder / name).is_file():
-            return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.load(file)
+            return file
     raise UserError(f"no {' or '.join(WEIGHTS)} in {folder}")
+
+
+def _tensors(file: Path) -> Mapping[str, np.ndarray]:
+    return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.tensors(file)

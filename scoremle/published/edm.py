@@ -7,7 +7,9 @@ With y = x / alpha, s = sigma / alpha and the network F, a denoiser there is
     EDMPrecond   c_skip y + c_out F(c_in y; log(s) / 4)       s from 0.002 to 80, as it is sampled
     VPPrecond    y - s F(x; 999 t), so that F is eps          the VP SDE
     VEPrecond    y + s F(y; log(s / 2)), so that F is -eps    s from 0.02 to 100
+    iDDPMPrecond y - s F(x; step), so that F is eps           the cosine chain of 1000 steps
 
+The last is how improved diffusion trains, and its network tells the variance of its steps, too.
 Classes are a condition: a number, where the authors have a row with a single 1.
 """
 
@@ -22,18 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from scoremle.core.betas import betas
 from scoremle.core.prediction import Conditioning, noise_fn
-from scoremle.core.schedules import KarrasSigma
+from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.errors import UserError
 from scoremle.files import read_json
+from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.published import safetensors
 from scoremle.published.edm_dhariwal import dhariwal
 from scoremle.published.edm_song import song
 from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.types import Times
 
-__all__ = ["is_file", "load"]
+__all__ = ["files", "is_file", "load"]
 
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -41,13 +45,18 @@ SIGMA_DATA = 0.5
 # The smallest time. Of VE, sigma there is sigma_min but for a few parts in ten thousand.
 EPS = 1e-5
 STEPS = 1000
+# Of the cosine chain: what a step leaves of the signal's variance at least, and the offset.
+LEAST_KEPT, OFFSET = 0.001, 0.008
 # Of training, and of what else has no effect here.
 WITHOUT_EFFECT = {"dropout", "label_dropout", "use_fp16", "augment_dim"}
 
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """What noise is added when, and how the network is fed and read."""
+    """What noise is added when, and how the network is fed and read.
+
+    ``ranged``: half of its output is a learned range of variances.
+    """
 
     sde: SDE
     eps: float
@@ -55,6 +64,7 @@ class Preconditioning:
     conditioning: str | Conditioning
     sigma_data: float = SIGMA_DATA
     sign: float = 1.0
+    ranged: bool = False
 
 
 def log_half_sigma(sde: SDE, t: Times) -> Times:
@@ -71,8 +81,7 @@ def _edm(fields: dict[str, Any]) -> Preconditioning:
 
 def _vp(fields: dict[str, Any]) -> Preconditioning:
     low, width = fields.pop("beta_min", 0.1), fields.pop("beta_d", 19.9)
-    if (steps := fields.pop("M", STEPS)) != STEPS:
-        raise UserError(f"M is {steps}: known here is {STEPS}")
+    _only(fields, M=STEPS)
     return Preconditioning(VP(low, low + width), fields.pop("epsilon_t", EPS), "eps", "time_999")
 
 
@@ -81,18 +90,38 @@ def _ve(fields: dict[str, Any]) -> Preconditioning:
     return Preconditioning(sde, EPS, "eps", log_half_sigma, sign=-1.0)
 
 
-PRECONDITIONINGS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve}
+def _iddpm(fields: dict[str, Any]) -> Preconditioning:
+    _only(fields, C_1=LEAST_KEPT, C_2=OFFSET)
+    schedule = Discrete.of_betas(betas("cosine", fields.pop("M", STEPS)))
+    return Preconditioning(SDE("vp", schedule, 1.0), schedule.eps, "eps", "step", ranged=True)
+
+
+def _only(fields: dict[str, Any], **known: float) -> None:
+    """Takes out fields that have one value that is known here. UserError for another."""
+    for name, value in known.items():
+        if (given := fields.pop(name, value)) != value:
+            raise UserError(f"{name} is {given}: known here is {value}")
+
+
+PRECONDITIONINGS = {
+    "EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm,
+}  # fmt: skip
 NETWORKS = {"SongUNet": song, "DhariwalUNet": dhariwal}
 # Layers whose output is the network's.
 OUTPUT = re.compile(r".*(aux_conv|out_conv)\.(weight|bias)")
-# Buffers of filters, and what augmentation adds in training.
-NOT_NEEDED = re.compile(r".*\.resample_filter|map_augment\.weight")
+# Buffers of filters and of a table of sigmas, and what augmentation adds in training.
+NOT_NEEDED = re.compile(r".*\.resample_filter|u|map_augment\.weight")
 PREFIX = "model."
 
 
 def is_file(path: Path) -> bool:
     """Is this a file of tensors, or a pickle of EDM, which is refused by name?"""
-    return path.suffix in (".safetensors", ".pkl") and path.is_file()
+    return path.is_file() and (path.suffix == ".pkl" or safetensors.is_file(path))
+
+
+def files(path: Path) -> dict[str, Path]:
+    """What ``load`` reads, as ``model.safetensors`` and its fields."""
+    return {"model.safetensors": path, "model.json": path.with_suffix(".json")}
 
 
 def load(path: Path) -> PublishedModel:
@@ -132,14 +161,16 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Publi
         name: np.float32(how.sign if OUTPUT.fullmatch(name) else 1) * array
         for name, array in named.items() if not NOT_NEEDED.fullmatch(name)
     }  # fmt: skip
-    made = make(fields, state)
+    made = make(fields, state, how.ranged)
     noise = noise_fn(
         Partial(made.apply, jax.tree.map(jnp.asarray, made.params)), how.sde,
         prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]
     return PublishedModel(
-        noise, how.sde, how.eps, (size, size, channels), PIXELS,
+        RangedNoise(noise) if how.ranged else noise, how.sde, how.eps, (size, size, channels),
+        PIXELS,
+        steps=BySteps(variance="learned") if how.ranged else None,
         classes=fields.get("label_dim", 0),
     )  # fmt: skip
 

@@ -46,8 +46,11 @@ MIDDLE = {"dec.in0": "middle_block.0", "dec.in1": "middle_block.2"}
 WAYS = {"enc": "input_blocks", "dec": "output_blocks"}
 
 
-def dhariwal(fields: Mapping[str, Any], state: Arrays) -> Made:
-    """The network. Raises UserError for fields or tensors that it can't have."""
+def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
+    """The network; ``ranged``: it tells variances, too.
+
+    Raises UserError for fields or tensors that it can't have.
+    """
     f = fields_of(fields, DEFAULTS)
     check_choice(f, "img_channels", [3])
     if f["model_channels"] * min(f["channel_mult"]) < LEAST_CHANNELS:
@@ -56,7 +59,8 @@ def dhariwal(fields: Mapping[str, Any], state: Arrays) -> Made:
         image_size=f["img_resolution"], num_channels=f["model_channels"],
         num_res_blocks=f["num_blocks"], channel_mult=tuple(f["channel_mult"]),
         attention_resolutions=tuple(f["attn_resolutions"]), num_head_channels=HEAD_CHANNELS,
-        resblock_updown=True, class_cond=f["label_dim"] > 0, num_classes=f["label_dim"],
+        resblock_updown=True, learn_sigma=ranged, class_cond=f["label_dim"] > 0,
+        num_classes=f["label_dim"],
     )  # fmt: skip
     return Made(Applied(network), adm_params(dict(_renamed(state)), network))
 

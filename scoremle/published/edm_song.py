@@ -67,8 +67,14 @@ class Labelled:
         return self.network.apply({"params": params["network"]}, x, told, shift)
 
 
-def song(fields: Mapping[str, Any], state: Arrays) -> Made:
-    """The network. Raises UserError for fields or tensors that it can't have."""
+def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
+    """The network.
+
+    Raises UserError for fields or tensors that it can't have, and if it is to tell variances
+    (``ranged``).
+    """
+    if ranged:
+        raise UserError("a SongUNet tells no variance of steps: known here is DhariwalUNet")
     f = fields_of(fields, DEFAULTS)
     network, size = _network(f), f["img_resolution"]
     params: dict[str, Any] = {}

@@ -32,7 +32,7 @@ from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.records import check_record
 from scoremle.types import Times
 
-__all__ = ["flags_beside", "is_file", "load"]
+__all__ = ["files", "flags_beside", "is_file", "load"]
 
 RESCALED_TO = 1000.0
 
@@ -59,8 +59,15 @@ def flags_beside(path: Path) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Is this a checkpoint with its flags beside it?"""
-    return path.suffix == ".pt" and path.is_file()
+    """Is this a checkpoint, by its ending or, with flags beside it, by what it holds?"""
+    if not path.is_file():
+        return False
+    return path.suffix == ".pt" or (pytorch.is_file(path) and flags_beside(path).is_file())
+
+
+def files(path: Path) -> dict[str, Path]:
+    """What ``load`` reads, as ``model.pt`` and its flags."""
+    return {"model.pt": path, "model.json": flags_beside(path)}
 
 
 def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:

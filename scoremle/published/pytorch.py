@@ -11,6 +11,7 @@ parameters are a list, in the order of the named ones, without the fixed Fourier
 """
 
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["load", "network_parameters", "tensors", "trees"]
+__all__ = ["is_file", "load", "network_parameters", "tensors", "trees"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
@@ -31,6 +32,15 @@ NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
 # Kept beside the parameters, and the same for all networks of a configuration.
 BUFFERS = re.compile(r"(?:module\.)?sigmas")
 ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
+
+
+def is_file(path: Path) -> bool:
+    """Is this what torch.save writes: a zip with a pickle that names its tensors?"""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def load(path: Path) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.files import write_atomically
 
-__all__ = ["notes", "read", "write"]
+__all__ = ["is_file", "notes", "read", "write"]
 
 DTYPES = {
     "float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16",
@@ -44,6 +44,13 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).tobytes())
+
+
+def is_file(path: Path) -> bool:
+    """Is this a file of tensors, by its ending or by how it begins?"""
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return path.suffix == ".safetensors" or begin[8:] == b"{"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import scoremle
 from scoremle.evaluation import baselines
+from scoremle.published.families import FAMILIES
 from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
@@ -253,6 +254,14 @@ def _protocol(page: Page, subject: Subject) -> None:
 
 
 def _config(page: Page, subject: Subject) -> None:
+    if imported := subject.imported:
+        page.section("Config", "The model was imported: it is not trained by a config.")
+        record = imported.record
+        page.table(("what", "value"), (
+            ("family", FAMILIES[record["family"]].words), ("from", record["origin"]),
+            *((name, f"SHA-256 {found}") for name, found in record["files"].items()),
+        ), "What was imported.")  # fmt: skip
+        return
     name, different = subject.nearest_config()
     page.section("Config", f"The nearest of the package's configs is {name}.")
     if different:

@@ -16,6 +16,7 @@ from scoremle import data
 from scoremle.errors import UserError
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
+from scoremle.experiment.imported import Imported
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, read_npz
 from scoremle.training.writers import Row
@@ -92,6 +93,11 @@ class Subject:
         """The resolved config; raises UserError where there is none."""
         return Workdir(self.folder).config()
 
+    @property
+    def imported(self) -> Imported | None:
+        """The model of a published family, if that is what it holds."""
+        return Workdir(self.folder).imported
+
     @cached_property
     def levels(self) -> int:
         """Grey levels of its images."""
@@ -133,7 +139,7 @@ class Subject:
     def data(self) -> data.ImageSet | str:
         """The images, or in a line why they can't be had here."""
         try:
-            return build.build(self.config).data
+            return build.images_of(self.config)
         except UserError as error:
             return str(error)
 

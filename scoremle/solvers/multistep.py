@@ -204,7 +204,10 @@ class Planned:
             term = span * jnp.tensordot(w.integral, integral_history, 1)
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
             gradient = problem.sensitivity(clock(w.node), state, rate)
-            effect = sum_data(gradient * MILNE * (state - guess))
+            # The first step's predictor is of the first order, and its difference tells nothing of
+            # the corrector's error: the second step's is of the third, and stands for both.
+            milne = jnp.where(n < 2, 0, MILNE)
+            effect = sum_data(gradient * milne * (state - guess))
             rough = span * sum_data(gradient * jnp.tensordot(w.contrast, history, 1))
             if several:
                 noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]

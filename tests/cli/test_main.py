@@ -539,6 +539,10 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
     [
         ("eval", {"eval__dequantizer": True, "eval__dequantization": "truncated_normal"},
          "eval.dequantizer means variational dequantization, not truncated_normal"),
+        ("eval", {"eval__bound_steps": 9, "eval__dequantization": "truncated_normal"},
+         "eval.bound_steps is a bound on integers, which takes no dequantization noise"),
+        ("eval", {"eval__bound_steps": 9, "eval__suite": True}, "unset one of the two"),
+        ("eval", {"eval__bound_steps": 1}, "a chain has two steps or more, not 1"),
         ("eval", {"eval__bound": True, "eval__importance_samples": 2},
          "eval.importance_samples is for the exact likelihood"),
         ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2},

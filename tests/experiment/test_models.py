@@ -1,7 +1,9 @@
 """A model by what a user has: functions of files, the hub's cache, and what is no model."""
 
 import sys
+from fnmatch import fnmatch
 
+import jax
 import numpy as np
 import pytest
 
@@ -95,6 +97,47 @@ def test_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
         scoremle.load("hf:someone/digits")
     with pytest.raises(UserError, match="hf:someone/other can't be had from the hub"):
         scoremle.load("hf:someone/other")
+
+
+def test_a_model_on_the_hub_is_its_folder(tmp_path, monkeypatch):
+    """Two revisions of it in the hub's cache; no file but those that are needed is asked for."""
+    torch, diffusers, hub = map(pytest.importorskip, ("torch", "diffusers", "huggingface_hub"))
+    cache, asked = tmp_path / "models--someone--ddpm", []
+    (cache / "refs").mkdir(parents=True)
+    for seed, revision in enumerate(("main", "v1")):
+        torch.manual_seed(seed)
+        unet = diffusers.UNet2DModel(
+            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1,
+            block_out_channels=(8, 8), norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        )  # fmt: skip
+        pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+        pipeline.save_pretrained(cache / "snapshots" / f"of_{revision}")
+        (cache / "refs" / revision).write_text(f"of_{revision}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_OFFLINE", True)
+    download = hub.snapshot_download
+
+    def asking(name, **options):
+        asked.append(options["allow_patterns"])
+        return download(name, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asking)
+    for place, revision in (("hf:someone/ddpm", "main"), ("hf:someone/ddpm@v1", "v1")):
+        found = scoremle.load(place)
+        expected = scoremle.load(cache / "snapshots" / f"of_{revision}")
+        for mine, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    needed = [
+        file.relative_to(cache / "snapshots/of_v1").as_posix()
+        for file in (cache / "snapshots/of_v1").rglob("*.*")
+    ]
+    for patterns in asked:
+        assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in needed)
+        others = ("unet/diffusion_pytorch_model.bin", "unet/model.onnx", "README.md", "code.py")
+        assert not any(fnmatch(name, pattern) for name in others for pattern in patterns)
+    with pytest.raises(UserError, match="hf:someone/ddpm@v2 can't be had from the hub"):
+        scoremle.load("hf:someone/ddpm@v2")
 
 
 def test_the_hub_needs_its_extra(monkeypatch):

@@ -88,6 +88,15 @@ def test_the_steps_of_the_model_are_taken_as_its_family_says(score, tmp_path):
     assert words in told and "nodes:" not in told
 
 
+def test_a_part_of_the_steps(score, tmp_path):
+    code, told, bpd = score("chain", "--estimator=steps", "--steps=4", "--repeats=2")
+    times = (np.array([0, 13, 26, 39]) + 1) / 40
+    by_steps = BySteps(times, variance="large", clip=False)
+    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
+    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    assert code == 0 and "a chain of 4 steps, fixed large variance\n" in told
+
+
 def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     """By the informed decoder where levels are hidden, by uniform noise where they are not."""
     plain = model_of(tmp_path, "plain")
@@ -97,6 +106,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     assert "; variational bound, 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
     assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
+    assert "the informed decoder takes" in told and "and a flat one would take" in told
     assert abs(ode - bpd).max() < 0.5
     few = IMAGES // 16
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
@@ -128,6 +138,17 @@ def test_a_label_or_the_mean_over_all(score, tmp_path):
     np.testing.assert_allclose(every, expected.bpd, rtol=1e-5)
 
 
+def test_samples_of_a_label_or_of_the_mean_over_all(tmp_path):
+    """Of a Gaussian that is lighter by the label, as far as there are levels."""
+    (tmp_path / "mine.py").write_text(OWN)
+    z = np.random.default_rng(1).normal(size=100_000) * np.sqrt(0.3)
+    grey = [127.5 * (1 + np.clip(z + label / 4, -1, 1).mean()) for label in range(3)]
+    for label, expected in (("0", grey[0]), ("2", grey[2]), ("all", np.mean(grey))):
+        flags = ("-n", "100", "--steps=8", f"--label={label}", "-o", str(tmp_path / "x.npy"))
+        assert cli.main(["sample", f"{tmp_path / 'mine.py'}:labelled", *flags]) == 0
+        assert abs(np.load(tmp_path / "x.npy").mean() - expected) < 8  # 3 standard errors
+
+
 def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
     model, choice = model_of(tmp_path, "labelled").given(np.array([0])).calibrated(IMAGES)
     found, estimator, notes = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
@@ -143,7 +164,9 @@ def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
         (["labelled", "--label=3"], "--label=3 is none of the model's: say --label=N"),
         (["labelled", "--label=-1"], "--label=-1 is none of the model's"),
         (["plain", "--label=all"], "this model takes no class labels: leave --label out"),
-        (["plain", "--estimator=steps"], "no chain of steps is known of this model: take"),
+        (["plain", "--estimator=steps"], "of this model: --steps=1000 makes one of so many steps"),
+        (["chain", "--steps=3"], "--steps is of --estimator=steps, not of ode"),
+        (["chain", "--estimator=steps", "--steps=99"], "the chain has 40 steps, not 99"),
         (["plain", "--estimator=odd"], "invalid choice: 'odd' (choose from"),
     ],
 )

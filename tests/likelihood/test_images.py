@@ -78,13 +78,13 @@ def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergenc
     def run(estimator):
         return np.asarray(jax.jit(lambda x: estimator(MODEL, Uniform(), x, keys)["bpd"])(x))
 
-    found = run(OdeDifference(divergence, 8, 24))
+    found = run(OdeDifference(ByOde(divergence), 8, 24))
     exact, fresh = (run(ByOde(d, Multistep(24))) - run(ByOde(d, Multistep(8)))
                     for d in (Exact(), Hutchinson()))  # fmt: skip
     if divergence == Exact():
         np.testing.assert_array_equal(found, exact)
-        both = OdeDifference(divergence, 8, 24, halved=True)(MODEL, Uniform(), X, KEYS)
-        half = OdeDifference(divergence, 12, 24)(MODEL, Uniform(), X, KEYS)["bpd"]
+        both = OdeDifference(ByOde(divergence), 8, 24, halved=True)(MODEL, Uniform(), X, KEYS)
+        half = OdeDifference(ByOde(divergence), 12, 24)(MODEL, Uniform(), X, KEYS)["bpd"]
         np.testing.assert_allclose(both["halving"], half, atol=1e-6)
     gap = found - exact
     assert abs(gap.mean()) < 4 * gap.std() / 20 + 1e-7

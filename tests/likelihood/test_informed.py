@@ -16,7 +16,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
 from scoremle.likelihood.bound import likelihood_bound
 from scoremle.likelihood.images import ByBound, ByOde
-from scoremle.likelihood.informed import ByInformedOde, fitted_scale
+from scoremle.likelihood.informed import ByInformedOde, decoder_worth, fitted_scale
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
 
@@ -293,3 +293,6 @@ def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
     assert found["truncated"] == pytest.approx(uniform, abs=0.03)
     for name in ("informed bound", "informed ODE bound"):
         assert found[name] == pytest.approx(0, abs=0.05), found
+    worth, of_flat = decoder_worth(model, informed, others, KEY)
+    assert worth == pytest.approx(0, abs=0.05)
+    assert of_flat == pytest.approx(flat[levels[images:]].mean() / BITS, rel=1e-4)

@@ -16,6 +16,7 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE, VP
+from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.reconstruction import (
     Discrete,
     Informed,
@@ -190,7 +191,8 @@ def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
     sde, points = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0), Pixels(32).points
     model = ScoreModel(gaussian_noise(sde), sde, 1e-6, (4, 2, 1), Pixels(32))
     times, y = np.arange(51) / 50, points[GAUSSIAN_INTEGERS]
-    estimator = BySteps(times, clip=False, draws=10, reconstruction=Discrete(points))
+    np.testing.assert_allclose(chain_of(50, sde, 1e-6, Pixels(32)).times, times, atol=1e-6)
+    estimator = replace(chain_of(50, sde, 1e-6, Pixels(32)), draws=10)
     scores = model.score(GAUSSIAN_INTEGERS, estimator=estimator)
     variance = 1 / (1 + np.exp(-8.0))
     prior = ((1 - variance) * y**2 + variance - 1 - np.log(variance)).sum(axis=(1, 2, 3)) / 2
@@ -225,6 +227,33 @@ def test_the_estimator_takes_the_steps_of_the_model():
     np.testing.assert_allclose(of_noise_alone.bpd, small.bpd, rtol=1e-6)
     informed = BySteps(reconstruction=Informed(PIXELS.points, 1e-3))
     assert (model_of().score(INTEGERS, estimator=informed).bpd > small.bpd + 1).all()
+
+
+@pytest.mark.parametrize("steps", [2, 7, STEPS])
+def test_some_steps_of_a_chain_are_those_of_improved_diffusion(steps):
+    """Its ``space_timesteps``: from the first to the last in even strides, rounded."""
+    own = BySteps(variance="large", clip=False)
+    found = chain_of(steps, sde_of(), 1 / STEPS, PIXELS, own)
+    labels = [round(i * (STEPS - 1) / (steps - 1)) for i in range(steps)]
+    np.testing.assert_allclose(found.times, (np.array(labels) + 1) / STEPS)
+    assert found.words == f"variational bound of a chain of {steps} steps, fixed large variance"
+
+
+def test_a_chain_ends_by_a_decoder_that_can_tell():
+    """The flat one where the last noise leaves levels apart, else what the network says."""
+    sde = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0)
+    for levels, kind in ((32, Discrete), (256, Informed)):
+        chain = chain_of(10, sde, 1e-6, Pixels(levels))
+        assert isinstance(chain.reconstruction, kind) and not chain.clip
+        assert chain.words.endswith("a chain of 10 steps, fixed small variance")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"), [(1, "two steps or more, not 1"), (21, "the chain has 20 steps, not 21")]
+)
+def test_a_number_of_steps_that_can_not_be_had(steps, words):
+    with pytest.raises(UserError, match=words):
+        chain_of(steps, sde_of(), 1 / STEPS, PIXELS)
 
 
 def test_a_condition_reaches_the_variance():

@@ -218,6 +218,13 @@ def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, word
 CUT = (lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:])
 
 
+def test_a_damaged_file_of_the_older_kind_is_one_line(folder, tmp_path):
+    place = edited(folder, tmp_path, "unet/config.json") / "unet"
+    (place / family.WEIGHTS[0]).rename(place / family.WEIGHTS[1])
+    with pytest.raises(UserError, match="not a PyTorch checkpoint"):
+        scoremle.load(tmp_path)
+
+
 @pytest.mark.parametrize("damage", CUT)
 def test_damaged_weights_are_one_line(folder, tmp_path, damage):
     place = edited(folder, tmp_path, "unet/config.json") / "unet" / family.WEIGHTS[0]

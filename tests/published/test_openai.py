@@ -1,6 +1,7 @@
 """Models of improved- and guided-diffusion: from flags and tensors to the authors' own bound."""
 
 import json
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,18 @@ def test_a_learned_range_is_their_bound_term_by_term(load, x64):
     edges, lam = log_snr_edges(model.sde, times[0]), model.sde.log_snr(times[1:])
     expected = [np.histogram(lam, edges, weights=row)[0] for row in terms.T]
     np.testing.assert_allclose(found.profile, expected, rtol=1e-5)
+
+
+def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
+    """Whatever its name, if flags lie beside it; and other archives are none."""
+    for name, member in (("weights.bin", "weights/data.pkl"), ("images.bin", "a.png")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(member, b"")
+    assert not openai.is_file(tmp_path / "weights.bin")  # it may be anything
+    for name in ("weights.json", "images.json"):
+        (tmp_path / name).write_text("{}")
+    assert openai.is_file(tmp_path / "weights.bin")
+    assert not openai.is_file(tmp_path / "images.bin") and not openai.is_file(tmp_path)
 
 
 @pytest.mark.parametrize(

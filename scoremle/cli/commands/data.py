@@ -12,7 +12,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.terminal import say
 
-__all__ = ["run"]
+__all__ = ["name_of", "run"]
 
 SHOWN = 64
 
@@ -35,7 +35,7 @@ def _prepared(options: Any) -> data.Prepared:
     """Finds the data set, or makes it; an own path is a set of images."""
     name, path = options.name, options.path
     if name.lower() not in data.DATASETS and (Path(name).exists() or os.sep in name):
-        name, path = _name_of(Path(name)), name
+        name, path = name_of(Path(name)), name
     dataset = _lookup(name)
     how = data.Options(
         options.size, options.channels, options.fit, options.levels,
@@ -59,7 +59,7 @@ def _lookup(name: str) -> data.Dataset:
         raise UserError(f"no folder or file {name}, and as a name: {error}") from None
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """The data set that a path holds: the one it was prepared as, or one's own images."""
     if not path.exists():
         raise UserError(f"no folder or file {path}")

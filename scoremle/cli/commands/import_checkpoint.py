@@ -1,9 +1,11 @@
-"""``scoremle import PATH``: says what a published checkpoint is, and makes a workdir of it.
+"""``scoremle import PATH WORKDIR``: says what a published model is, and makes a workdir of it.
 
-The architecture comes from the arrays, step and rates from the file; SDE, objective and data set
-from the name of the folder. What nothing says (dropout, activations, the size of the images) is
-that of the published config. A file that ``scoremle export`` wrote has all of it beside it, in
-PATH.json.
+Models of diffusers, improved- and guided-diffusion and EDM are copied as they are
+(`import_model.py`). Of score_flow and score_sde a checkpoint is written that training can go on
+from. The architecture comes from the arrays, step and rates from the file; SDE, objective and
+data set from the name of the folder. What nothing says (dropout, activations, the size of the
+images) is that of the published config. A file that ``scoremle export`` wrote has all of it beside
+it, in PATH.json.
 """
 
 import shlex
@@ -16,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from scoremle import published
+from scoremle.cli.commands.import_model import import_model
 from scoremle.cli.parsers import PUBLISHED
 from scoremle.errors import UserError
 from scoremle.experiment import exported
@@ -44,7 +47,20 @@ LEVELS = 256
 
 
 def run(options: Any) -> None:
-    """Reports what the file is, and converts it and its flow dequantizers."""
+    """Reports what lies there, and makes a working directory of it."""
+    if options.workdir and options.out:
+        raise UserError("--out is another way to say WORKDIR: give one of the two")
+    name = options.name or options.path.name
+    place = Workdir(options.workdir or options.out or Path("runs") / name)
+    if import_model(options.path, place, options.dataset):
+        return
+    if options.dataset:
+        raise UserError("--dataset is of other families: here the folder's name says the data set")
+    _import_checkpoint(options, place)
+
+
+def _import_checkpoint(options: Any, place: Workdir) -> None:
+    """Converts a checkpoint and its flow dequantizers."""
     number, file = _newest(options.path)
     found = _read(file)
     network = _described(file, found, architecture)
@@ -53,7 +69,6 @@ def run(options: Any) -> None:
         by, experiment = exported.record_of(file).name, _recorded(*record)
     else:
         by, experiment = "the folder's name", _named(options, file, found, network)
-    place = Workdir(options.out or Path("runs") / (options.name or options.path.name))
     _convert(number, file, found, experiment, place, by=by)
     for number, file in _dequantizers(options.path):
         _convert_dequantizer(number, file, place)

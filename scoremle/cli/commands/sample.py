@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
@@ -16,12 +17,13 @@ from scoremle.evaluation import pictures, tables
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
 from scoremle.experiment.models import load
+from scoremle.experiment.scoring import ALL, check_label
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
 from scoremle.terminal import printable, say
 from scoremle.types import Data, Keys, NoiseFn
 
-__all__ = ["run"]
+__all__ = ["SMALLEST_TIME", "run"]
 
 # Where sampling ends, unless the model begins later: as published for the VP SDE.
 SMALLEST_TIME = 1e-3
@@ -34,7 +36,8 @@ def run(options: Any) -> None:
     sampler, steps = _sampler(options.sampler, options.steps, model)
     say(tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
     key = jax.random.key(options.seed)
-    samples = model.sample(options.n, key, sampler=sampler, label="samples")
+    labels = _labels(model, options.label, options.n, options.seed)
+    samples = model.sample(options.n, key, condition=labels, sampler=sampler, label="samples")
     _write(options.out, samples, model, caption=f"{options.n} samples of {options.model}, "
            f"{options.sampler}, {steps} steps, seed {options.seed}")  # fmt: skip
     say(f"{options.n} samples of seed {options.seed}: {options.out}")
@@ -46,6 +49,18 @@ def _check(path: Path, model: ScoreModel) -> None:
         raise UserError(f"-o {path}: the name to write must end in .png, .npy or .npz")
     if path.suffix == ".png" and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
+
+
+def _labels(
+    model: ScoreModel, label: str, n: int, seed: int
+) -> Integer[np.ndarray, " n"] | None:
+    """The class of each sample; None for a model without classes. UserError for another label."""
+    classes = check_label(model, label)
+    if not classes:
+        return None
+    if label == ALL:  # what is drawn so has the mean over labels for its density
+        return np.random.default_rng(seed).integers(classes, size=n)
+    return np.full(n, int(label))
 
 
 def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, int]:

@@ -49,7 +49,7 @@ def run(options: Any) -> dict[str, Any]:
     say(f"scoring {len(images)} images of {options.images}")
     say("looking at a few of them first: is the model what it says, and which nodes do they need")
     model, estimator, notes = prepared(
-        model, images, options.estimator, options.label
+        model, images, options.estimator, options.label, options.steps
     )
     for note in notes:
         say(note)

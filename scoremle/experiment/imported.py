@@ -1,0 +1,116 @@
+"""A model of a published family in a working directory: a copy of its files, and their record.
+
+published/        the files that the model is read from
+published.json    sealed: the family, where the files were, and the SHA-256 of each
+
+It is evaluated as a checkpoint of one's own is, by the number 0, and not trained on.
+"""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import jax.numpy as jnp
+
+from scoremle.errors import UserError
+from scoremle.files import read_sealed, write_atomically, write_sealed
+from scoremle.published.families import FAMILIES
+from scoremle.published.family import PublishedModel
+from scoremle.published.store import PublishedCheckpoints
+from scoremle.records import check_record
+from scoremle.training.checkpoints import Restored
+from scoremle.training.step import TrainState
+
+__all__ = ["IMPORTED", "NUMBER", "Imported", "ImportedCheckpoints"]
+
+# The name that such a model has in place of a network's (model.name).
+IMPORTED = "published"
+FOLDER, RECORD = "published", "published.json"
+# Of the one checkpoint that it is.
+NUMBER = 0
+REMEDY = "put its copy back, or import the model into another folder"
+
+
+class _Record(TypedDict):
+    family: str
+    origin: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The model in a working directory of this ``folder``."""
+
+    folder: Path
+
+    @property
+    def files(self) -> Path:
+        """Where the copies are."""
+        return self.folder / FOLDER
+
+    @property
+    def is_there(self) -> bool:
+        return (self.folder / RECORD).is_file()
+
+    @cached_property
+    def record(self) -> _Record:
+        """What it is. Raises UserError if the file is altered."""
+        found: Any = read_sealed(self.folder / RECORD, REMEDY)
+        check_record(found, _Record, self.folder / RECORD)
+        if found["family"] not in FAMILIES:
+            raise UserError(f"{self.folder / RECORD}: no family {found['family']!r} is known here")
+        return found
+
+    def write(self, family: str, path: Path) -> None:
+        """Copies the model that lies at ``path``; the record comes last."""
+        hashes = {}
+        for name, source in FAMILIES[family].files(path).items():
+            with write_atomically(self.files / name) as temporary:
+                shutil.copyfile(source, temporary)
+                hashes[name] = _sha256(temporary)
+        record = {"family": family, "origin": str(path.absolute()), "files": hashes}
+        write_sealed(self.folder / RECORD, record)
+
+    def check(self) -> None:
+        """Raises UserError if a file is missing, or not as it was copied."""
+        for name, expected in self.record["files"].items():
+            file = self.files / name
+            if not file.is_file() or _sha256(file) != expected:
+                raise UserError(f"{file} is not as it was imported: {REMEDY}")
+
+    def load(self) -> PublishedModel:
+        """The model. Raises UserError for altered files."""
+        self.check()
+        family = FAMILIES[self.record["family"]]
+        return family.load(self.files / family.main)
+
+
+class ImportedCheckpoints(PublishedCheckpoints):
+    """The store of a working directory with an imported model, which is its one checkpoint."""
+
+    def __init__(self, imported: Imported) -> None:
+        super().__init__(imported.files, keep=None)
+        self.imported = imported
+
+    def numbers(self) -> list[int]:
+        return [NUMBER]
+
+    def path(self, number: int) -> Path:
+        return self.folder
+
+    def verify(self, number: int) -> None:
+        self.imported.check()
+
+    def restore(self, template: Any, number: int | None = None) -> Restored:
+        if number not in (None, NUMBER):
+            raise UserError(f"no checkpoint {number} of an imported model, only {NUMBER}")
+        model = self.imported.load()
+        return Restored(TrainState(jnp.zeros((), int), model, model, ()), {"step": 0}, NUMBER)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,50 @@
+"""The chain of steps of a model's bound: all of its own, some of them, or VDM's.
+
+A model with a discrete schedule has a chain of its own. Some of its steps, evenly spaced and with
+both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv 2102.09672). Any
+other schedule is cut into steps that are even in time, as VDM's is (Kingma et al., arXiv
+2107.00630): with the least variance, nothing clipped, and a decoder that knows the levels alone.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from scoremle.core.dequantize import levels_are_hidden
+from scoremle.core.pixels import Pixels
+from scoremle.core.schedules import Discrete
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.reconstruction import Discrete as Flat
+from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.steps import BySteps
+
+__all__ = ["chain_of"]
+
+
+def chain_of(
+    steps: int, sde: SDE, eps: float, pixels: Pixels, own: BySteps | None = None
+) -> BySteps:
+    """The bound of a chain of so many steps.
+
+    Args:
+        steps: how many: of a discrete schedule its own, of another those between times.
+        sde: what noise is added when.
+        eps: the smallest time.
+        pixels: what the images are.
+        own: of the model's own chain, if it is known: its variance, and whether it clips.
+
+    Raises UserError for fewer than two steps, and for more than a discrete schedule has.
+    """
+    if steps < 2:
+        raise UserError(f"a chain has two steps or more, not {steps}")
+    schedule = sde.schedule
+    if not isinstance(schedule, Discrete):
+        times = eps + (1 - eps) * np.arange(steps + 1) / steps
+        hidden, points = levels_are_hidden(sde, eps, pixels), np.asarray(pixels.points)
+        decoder = Informed.at(sde, eps, points) if hidden else Flat(points)
+        return BySteps(times, clip=False, reconstruction=decoder)
+    if steps > schedule.steps:
+        raise UserError(f"the chain has {schedule.steps} steps, not {steps}")
+    labels = np.round(np.linspace(0, schedule.steps - 1, steps))
+    return replace(own or BySteps(), times=(labels + 1) / schedule.steps)

@@ -1,0 +1,188 @@
+"""Models of published families as working directories: the values of the files themselves."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers.weights import drawn
+
+import scoremle
+from scoremle.cli import main as cli
+from scoremle.likelihood.informed import ByInformedOde
+from scoremle.likelihood.reconstruction import Informed
+from scoremle.published import openai, safetensors
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+QUICK = (
+    "--config.eval.solver=multistep", "--config.eval.nodes=4", "--config.eval.num_images=3",
+    "--config.eval.num_repeats=2", "--config.eval.batch_size=3",
+)  # fmt: skip
+
+
+def of_edm(folder, arrays):
+    safetensors.write(folder / "net.safetensors", drawn(json.loads(str(arrays["shapes"]))), {})
+    (folder / "net.json").write_text(str(arrays["fields"]))
+    return folder / "net.safetensors"
+
+
+def of_openai(folder, arrays):
+    (folder / "net.pt").write_bytes(b"tensors, in place of which others are read")
+    openai.flags_beside(folder / "net.pt").write_text(str(arrays["flags"]))
+    return folder / "net.pt"
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(path, IMAGES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def imported(golden, tmp_path_factory, images):
+    """A model whose last noise hides the levels: its files, and the working directory."""
+    folder = tmp_path_factory.mktemp("model")
+    file = of_edm(folder, golden("edm_ncsnpp_ve"))
+    assert run("import", file, folder / "run", f"--dataset={images}") == 0
+    return file, folder / "run"
+
+
+def same(one, other):
+    for mine, others in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_array_equal(mine, others)
+
+
+@pytest.mark.parametrize("family", ["edm", "openai", "diffusers"])
+def test_each_family_is_the_same_model_afterwards(
+    family, golden, tmp_path, monkeypatch, request, capsys
+):
+    if family == "edm":
+        place = of_edm(tmp_path, golden("edm_ddpmpp_edm"))
+    elif family == "openai":
+        arrays = golden("adm_guided")
+        tensors = drawn(json.loads(str(arrays["shapes"])))
+        monkeypatch.setattr(openai.pytorch, "load", lambda path: tensors)
+        place = of_openai(tmp_path, arrays)
+    else:
+        torch, diffusers = map(pytest.importorskip, ("torch", "diffusers"))
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1,
+            block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=3,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        )  # fmt: skip
+        place = tmp_path / "folder"
+        diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(place)
+    assert run("import", place, tmp_path / "run") == 0
+    told, found = capsys.readouterr().out, scoremle.load(tmp_path / "run")
+    same(found, scoremle.load(place))
+    assert found.classes and f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
+
+
+def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):
+    tables = []
+    np.save(tmp_path / "few.npy", IMAGES[:3])
+    for place in imported:
+        out = tmp_path / "scores.csv"
+        flags = ("--estimator=steps", "--steps=5", "--repeats=1", f"--out={out}")
+        assert run("score", place, tmp_path / "few.npy", *flags) == 0
+        tables.append(out.read_text())
+    assert tables[0] == tables[1]
+
+
+def test_an_evaluation_has_the_values_of_the_model_and_a_report(imported, capsys):
+    file, workdir = imported
+    assert run("eval", workdir, *QUICK, "--config.seed=5") == 0
+    (result,) = json.loads((workdir / "eval/results.json").read_text()).values()
+    assert result["kind"] == "ode_bound" and result["checkpoint"] == 0
+    assert result["estimator"] == "ODE bound, informed decoder, 1 draw"
+    model, data = scoremle.load(file), scoremle.data.load(
+        "images", path=result_path(workdir), image_size=8, num_channels=3
+    )
+    decoder = Informed(model.pixels.points, result["decoder_scale"])
+    by_ode = ByInformedOde(decoder, solver=scoremle.Multistep(4))
+    expected = model.score(data.test[:3], estimator=by_ode, repeats=2, seed=5)
+    with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:
+        np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
+    scale = model.fitted(data.train).decoder_scale
+    assert 0.5 < result["decoder_scale"] / scale < 2
+    assert run("report", workdir) == 0
+    page = (workdir / "report/index.html").read_text()
+    assert "a .safetensors of EDM" in page and "nearest of the package" not in page
+    assert run("verify", workdir) == 0
+
+
+def result_path(workdir):
+    return json.loads((workdir / "config.json").read_text())["data"]["path"]
+
+
+def test_an_evaluation_by_a_chain_of_steps(imported):
+    file, workdir = imported
+    flags = ("--config.eval.bound_steps=6", "--eval-folder=chain", "--config.seed=5")
+    assert run("eval", workdir, *QUICK, *flags) == 0
+    (result,) = json.loads((workdir / "chain/results.json").read_text()).values()
+    assert "a chain of 6 steps, fixed small variance" in result["estimator"]
+    model = scoremle.load(file)
+    data = scoremle.data.load("images", path=result_path(workdir), image_size=8, num_channels=3)
+    chain = scoremle.likelihood.chains.chain_of(6, model.sde, model.eps, model.pixels)
+    expected = model.score(data.test[:3], estimator=chain, repeats=2, seed=5)
+    with np.load(workdir / "chain/bound_steps_test_ckpt_0.npz") as found:
+        np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
+
+
+def test_it_is_sampled(imported, tmp_path):
+    file, workdir = imported
+    arrays = []
+    for place in (file, workdir):
+        out = tmp_path / "x.npy"
+        assert run("sample", place, "-n", 2, "--steps=3", "-o", out) == 0
+        arrays.append(np.load(out))
+    np.testing.assert_array_equal(*arrays)
+    assert arrays[0].shape == (2, 8, 8, 3)
+
+
+def test_a_data_set_has_no_label_and_may_not_be_known(golden, images, tmp_path, capsys):
+    file = of_edm(tmp_path, golden("edm_ddpmpp_edm"))
+    assert run("import", file, tmp_path / "run") == 0
+    err = one_line(capsys, "eval", tmp_path / "run")
+    assert "the data set to measure on is not known: set --config.data.dataset" in err
+    data = ("--config.data.dataset=images", f"--config.data.path={images}")
+    assert "is one of 10 classes of images" in one_line(capsys, "eval", tmp_path / "run", *data)
+
+
+def one_line(capsys, *arguments):
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
+    file, workdir = imported
+    assert "is a working directory already" in one_line(capsys, "import", file, workdir)
+    err = one_line(capsys, "import", file, tmp_path / "a", f"--out={tmp_path / 'b'}")
+    assert "give one of the two" in err
+    err = one_line(capsys, "import", images.parent, tmp_path / "a", "--dataset=digits")
+    assert "--dataset is of other families" in err
+    assert "it can't be trained on" in one_line(capsys, "train", workdir)
+    assert "no checkpoint 3" in one_line(
+        capsys, "sample", workdir, "--checkpoint=3", "-o", tmp_path / "x.npy"
+    )
+    assert "evaluated, scored and sampled" in one_line(capsys, "export", workdir, tmp_path / "x")
+    err = one_line(capsys, "eval", workdir, "--config.data.dataset=digits",
+                   "--config.data.path=", "--config.data.num_channels=1")  # fmt: skip
+    assert "digits has images of 8x8x1 with 17 levels, and the model is of 8x8x3 with 256" in err
+    copy = workdir / "published/model.json"
+    content = copy.read_text()
+    try:
+        copy.write_text(content + " ")
+        err = one_line(capsys, "sample", workdir, "-o", tmp_path / "x.npy")
+        assert f"{copy} is not as it was imported: put its copy back" in err
+        assert run("verify", workdir) == 2 and str(copy) in capsys.readouterr().out
+    finally:
+        copy.write_text(content)
