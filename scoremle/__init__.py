@@ -57,6 +57,7 @@ _HOME = {
     "ScoreModel": "model",
     "Scores": "model",
     "load": "experiment.models",
+    "Scorer": "experiment.scorer",
     "DDPMpp": "nn",
     "UserError": "errors",
 }
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from scoremle.core.times import BinnedLogSNR, UniformLogSNR, UniformTime
     from scoremle.errors import UserError
     from scoremle.experiment.models import load
+    from scoremle.experiment.scorer import Scorer
     from scoremle.likelihood.bound import likelihood_bound
     from scoremle.likelihood.images import ByBound, ByOde
     from scoremle.likelihood.importance import importance_bound
