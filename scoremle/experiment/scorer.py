@@ -113,4 +113,4 @@ def index_of(batch: Mapping[str, Any]) -> UInt64[np.ndarray, " n"]:
 def _stacked(rows: Any) -> np.ndarray:
     """One array, also of a column that holds an array in each row, as pandas has it."""
     array = np.asarray(rows)
-    return np.stack(array) if array.dtype == object and len(array) else array
+    return np.stack(list(array)) if array.dtype == object and len(array) else array

@@ -22,7 +22,7 @@ from scoremle.data.readers.base import (
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError
 
-__all__ = ["read_parquet"]
+__all__ = ["is_parquet", "parquet_rows", "read_parquet"]
 
 LABELS = ("label", "labels", "fine_label")
 # All rows may hold the same large picture, which the file has once.
@@ -49,7 +49,8 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     def decoded() -> Iterator[tuple[str | None, str | int, np.ndarray | Unusable]]:
         for name, content in source.files(is_parquet):
             split = split_of(name)
-            for row, (picture, label) in enumerate(_rows(content, f"{source.path}: {name}")):
+            rows = parquet_rows(content, f"{source.path}: {name}")
+            for row, (picture, label) in enumerate(rows):
                 place = f"{name} row {row}"
                 try:
                     if picture is None:
@@ -61,7 +62,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     yield from chunked(decoded(), lambda: source.done)
 
 
-def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
+def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
     """Encoded picture and label of each row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
