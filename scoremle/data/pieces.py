@@ -19,30 +19,32 @@ from jaxtyping import UInt8
 from scoremle.data.archive import Source, is_archive, is_hidden, listing, read_bytes
 from scoremle.data.readers.arrays import check_images, load_npy
 from scoremle.data.readers.base import Options, UnusableImage
-from scoremle.data.readers.parquet import is_parquet, parquet_rows
+from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
 from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
 
-__all__ = ["Image", "Piece", "images_of", "pieces_of"]
+__all__ = ["MOST_ROWS", "Image", "Piece", "images_of", "pieces_of"]
 
 PICTURES, ARCHIVES = "pictures", "archives of pictures"
 ARRAYS, PARQUET = "arrays (.npy)", "parquet files"
 # Pictures, or rows of an array, in a piece.
 RUN, ROWS = 256, 4096
-FILE_BITS = 32
+MOST_ROWS = 1 << 32
 
 
 class Piece(NamedTuple):
-    """Some images of a source: files of a folder; of an array, ``rows`` of one file.
+    """Some images of a source: files of a folder; of an array, those from row ``start`` of one.
 
-    ``first`` is the index of the first of them.
+    ``first`` is the index of the first, ``count`` how many they are, as far as is known before an
+    archive is read.
     """
 
     kind: str
     folder: Path
     files: tuple[str, ...]
     first: int
-    rows: slice = slice(None)
+    count: int | None
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,24 @@ def pieces_of(path: Path) -> list[Piece]:
         )
     (kind,), files = counts, list(kinds)
     if kind == PICTURES:
-        starts = range(0, len(files), RUN)
-        return [Piece(kind, folder, tuple(files[i : i + RUN]), i) for i in starts]
-    places = [(file, number << FILE_BITS) for number, file in enumerate(files)]
-    if kind != ARRAYS:
-        return [Piece(kind, folder, (file,), first) for file, first in places]
+        runs = [(i, tuple(files[i : i + RUN])) for i in range(0, len(files), RUN)]
+        return [Piece(kind, folder, run, first, len(run)) for first, run in runs]
     return [
-        Piece(kind, folder, (file,), first + start, slice(start, start + ROWS))
-        for file, first in places
-        for start in range(0, len(_array(folder / file)), ROWS)
+        piece
+        for number, file in enumerate(files)
+        for piece in _of_file(kind, folder, file, number * MOST_ROWS)
     ]
+
+
+def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
+    if kind == ARRAYS:
+        rows = len(_array(folder / file))
+        for start in range(0, rows, ROWS):
+            count = min(ROWS, rows - start)
+            yield Piece(kind, folder, (file,), first + start, count, start)
+    else:
+        count = count_rows(folder / file) if kind == PARQUET else None
+        yield Piece(kind, folder, (file,), first, count)
 
 
 def _kind(file: str) -> str:
@@ -133,7 +143,7 @@ def _contents(
             raise UserError(
                 f"{where}: arrays are taken as they are: {_by(found)}, not {_by(wanted)}"
             )
-        rows = enumerate(images[piece.rows], piece.rows.start)
+        rows = enumerate(images[piece.start :][: piece.count], piece.start)
         yield from ((f"{file} row {i}", np.asarray(pixels)) for i, pixels in rows)
 
 
