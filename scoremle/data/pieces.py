@@ -8,10 +8,9 @@ in a single file the index is the row.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,7 +31,8 @@ RUN, ROWS = 256, 4096
 MOST_ROWS = 1 << 32
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Some images of a source: files of a folder; of an array, those from row ``start`` of one.
 
     ``first`` is the index of the first, ``count`` how many they are, as far as is known before an
@@ -87,11 +87,10 @@ def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
     if kind == ARRAYS:
         rows = len(_array(folder / file))
         for start in range(0, rows, ROWS):
-            count = min(ROWS, rows - start)
-            yield Piece(kind, folder, (file,), first + start, count, start)
+            yield Piece(kind, folder, (file,), first + start, min(ROWS, rows - start), start)
     else:
-        count = count_rows(folder / file) if kind == PARQUET else None
-        yield Piece(kind, folder, (file,), first, count)
+        known = count_rows(folder / file) if kind == PARQUET else None
+        yield Piece(kind, folder, (file,), first, known)
 
 
 def _kind(file: str) -> str:
@@ -102,13 +101,11 @@ def _kind(file: str) -> str:
     return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.endswith(".npy")
 
 
-def images_of(
-    piece: Piece, options: Options, wanted: Callable[[int], bool] = lambda index: True
-) -> Iterator[Image]:
-    """The images of a piece whose index is wanted, of the size and channels of the options."""
+def images_of(piece: Piece, options: Options, without: Container[int] = ()) -> Iterator[Image]:
+    """The images of a piece without those of some indices, of the options' size and channels."""
     decoder = Decoder(options)
     for index, (name, content) in enumerate(_contents(piece, options), piece.first):
-        if not wanted(index):
+        if index in without:
             continue
         try:
             if isinstance(content, Path):

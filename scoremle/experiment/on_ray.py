@@ -113,7 +113,7 @@ def score_on_ray(
     options: Options,
     table: Table,
     *,
-    cluster: Cluster = Cluster(),
+    cluster: Cluster,
     batch_size: int,
 ) -> None:
     """Scores the images of the pieces that are not in the table yet.
@@ -164,8 +164,7 @@ class _Read:
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         for piece, there in batch["item"]:
-            done = set(there.tolist())
-            images = list(images_of(piece, self.options, lambda index, done=done: index not in done))
+            images = list(images_of(piece, self.options, without=set(there.tolist())))
             if images:
                 yield self._columns(images)
 
