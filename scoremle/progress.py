@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import printable, say
+from scoremle.terminal import is_mute, printable, say
 
 __all__ = ["Progress", "progress"]
 
@@ -42,7 +42,7 @@ class Progress:
         self._moments: deque[tuple[float, float]] = deque()
         self._facts: list[str] = []
         self._named: set[str] = set()
-        live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        live = sys.stdout.isatty() and not is_mute() and os.environ.get("TERM") != "dumb"
         self._bar = _LiveBar(self._label, total, transient=not unit) if live else None
 
     def start(self, done: float = 0) -> None:

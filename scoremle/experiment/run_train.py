@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from scoremle import data
+from scoremle import data, devices
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
@@ -21,7 +21,7 @@ from scoremle.experiment.networks import Params
 from scoremle.experiment.record import flow_record, training_record
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_sealed, write_sealed
+from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
@@ -70,12 +70,12 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
     """The state to begin with; says what is trained on what, before a program is compiled."""
-    images, devices, template = training.data, jax.devices(), training.template()
+    images, there, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
     words = (
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}"
+        f" parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
     )
     say(tables.wrapped(words))
     return place.snapshot_state(template) or training.init_state()
@@ -144,6 +144,8 @@ def _run(
 
 
 def _writer(schedule: loop.Schedule, place: Workdir) -> writers.Writer:
+    if not is_writer():
+        return writers.FanOut()
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
         targets.append(writers.TensorBoard(place.folder / "tensorboard"))
@@ -161,7 +163,7 @@ def _on_eval(
         # A key of its own stream, and a window that moves over the split: pure in the step.
         key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
-        found = jax.device_get(measure(*held, state.ema, x, key))
+        found = devices.fetch(measure(*held, state.ema, x, key))
         return {name: float(value) for name, value in found.items()}
 
     return on_eval
@@ -174,7 +176,7 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        samples = np.asarray(draw(state.ema, jax.random.key(training.seed)))
+        samples = devices.fetch(draw(state.ema, jax.random.key(training.seed)))
         path = place.folder / "samples" / f"step_{step}.png"
         pictures.write_grid(path, samples, training.data.levels)
 
