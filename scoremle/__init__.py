@@ -81,6 +81,7 @@ _HOME = {
     "ScoreModel": "model",
     "Scores": "likelihood.scores",
     "load": "experiment.models",
+    "Scorer": "experiment.scorer",
     "DDPMpp": "nn",
     "UserError": "errors",
 }
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
     from scoremle.core.times import UniformTime as UniformTime
     from scoremle.errors import UserError as UserError
     from scoremle.experiment.models import load as load
+    from scoremle.experiment.scorer import Scorer as Scorer
     from scoremle.likelihood.bound import likelihood_bound as likelihood_bound
     from scoremle.likelihood.images import ByBound as ByBound
     from scoremle.likelihood.images import ByOde as ByOde

@@ -1,4 +1,7 @@
-"""Where arrays lie, whole on each device or their rows split over all, and what room there is."""
+"""Where arrays lie, whole on each device or their rows split over all, and what room there is.
+
+The devices are those of all processes of a run.
+"""
 
 import os
 from collections.abc import Sequence
@@ -7,13 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from scoremle.errors import UserError
 
-__all__ = ["Memory", "check_devices", "memory", "replicate", "replicated", "split_rows"]
+__all__ = ["Memory", "check_devices", "fetch", "memory", "replicate", "replicated", "split_rows"]
 
 AXIS = "data"
 
@@ -64,6 +69,17 @@ def _of_machine() -> Memory | None:
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         whole, free = min(whole, limit), min(free, limit - used)
     return Memory(whole, free)
+def fetch(tree: Any) -> Any:
+    """The arrays of a tree, whole, as numpy, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def replicated(devices: Devices = None) -> NamedSharding:
@@ -73,7 +89,19 @@ def replicated(devices: Devices = None) -> NamedSharding:
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
     """The arrays of a tree, whole on each device."""
-    return jax.device_put(tree, replicated(devices))
+    placement = replicated(devices)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placement)
+
+    def spread(leaf: Any) -> Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf  # it is there already
+        if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(spread(jax.random.key_data(leaf)))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, placement, lambda rows: whole[rows])
+
+    return jax.tree.map(spread, tree)
 
 
 def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
@@ -83,7 +111,10 @@ def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
     """
     placement = _placement(devices, *[None] * axis, AXIS)
 
-    def split(array: np.ndarray) -> Array:
+    def split(leaf: Array | np.ndarray) -> Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(split(jax.random.key_data(leaf)))
+        array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, placement, lambda rows: array[rows])
 
     return jax.tree.map(split, tree)

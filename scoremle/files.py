@@ -3,6 +3,9 @@
 While a file or folder is written, its name says which process of which machine writes it: no two
 write to the same, and what a process left that is gone can be told and removed.
 
+Of several processes of one run the first writes. The others do the same work, and what they would
+write is dropped.
+
 What a number depends on is sealed: a file says the SHA-256 of what it says, so that a change is
 seen when it is read. Files of earlier versions have no seal, and are read as they are.
 """
@@ -26,9 +29,10 @@ import numpy as np
 from scoremle.errors import UserError
 
 __all__ = [
-    "SEAL", "is_abandoned", "is_gone", "machine", "make_folder", "read_json", "read_npz",
-    "read_sealed", "seal", "sync", "sync_all", "temporary_beside", "write_atomically",
-    "write_json", "write_npz", "write_sealed", "writing",
+    "SEAL", "for_this_process", "is_abandoned", "is_gone", "is_writer",
+    "leave_writing_to_others", "machine", "make_folder", "read_json", "read_npz", "read_sealed",
+    "seal", "sync", "sync_all", "temporary_beside", "write_atomically", "write_json", "write_npz",
+    "write_sealed", "writing",
 ]  # fmt: skip
 
 # The name that a seal has beside what it seals.
@@ -37,6 +41,31 @@ SEAL = "seal"
 TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 # Seconds without a write, after which nobody writes any more.
 ABANDONED = 24 * 3600.0
+
+
+_is_writer = True
+
+
+def is_writer() -> bool:
+    """Does this process write files?"""
+    return _is_writer
+
+
+def leave_writing_to_others() -> None:
+    """From now on this process writes no files."""
+    global _is_writer
+    _is_writer = False
+
+
+@contextmanager
+def for_this_process() -> Iterator[None]:
+    """What is written in this block is this process's own, whoever writes the rest."""
+    global _is_writer
+    before, _is_writer = _is_writer, True
+    try:
+        yield
+    finally:
+        _is_writer = before
 
 
 @contextmanager
@@ -48,10 +77,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary = temporary_beside(path)
         try:
             yield temporary
-            # In this order: a name must not be on disk before its content.
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
+            if is_writer():
+                # In this order: a name must not be on disk before its content.
+                sync(temporary)
+                os.replace(temporary, path)
+                sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 A notebook is neither. It gets one line, which is written over.
 """
 
+import math
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import printable, say
+from scoremle.terminal import is_mute, printable, say
 
 __all__ = ["Progress", "progress"]
 
@@ -30,6 +31,7 @@ Tell = Callable[..., None]
 class Progress:
     """Progress of work of ``total`` units; without a unit, of a share of one.
 
+    Where nobody knows how many units there are, ``total`` is infinite, and no time to go is told.
     Work in units begins with a compilation. Its speed and time to go count from the first that is
     told, and so leave that out. A line is printed ``every`` so many seconds, and one at the end. A
     share is work that others follow: it has no line at the end, and its bar goes away.
@@ -47,6 +49,8 @@ class Progress:
 
     def _live(self) -> "_LiveBar | _LiveLine | None":
         """What moves on this screen, if it is one on which something can."""
+        if is_mute():
+            return None
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             return _LiveBar(self._label, self._total, transient=not self._unit)
         # Of ipykernel: its output is a stream that a browser shows.
@@ -104,7 +108,9 @@ class Progress:
         say("  ".join(filter(None, [self._label, *words])))
 
     def _place(self, done: float) -> str:
-        return f"{self._unit} {done}/{self._total}" if self._unit else f"{done / self._total:.0%}"
+        if not self._unit:
+            return f"{done / self._total:.0%}"
+        return f"{self._unit} {done}" + f"/{self._total}" * (self._total < math.inf)
 
     def _pace(self, done: float, now: float) -> list[str]:
         """The time to go, and the speed; nothing where there is none yet."""
@@ -118,8 +124,9 @@ class Progress:
             return ["ETA 0s"] * (done >= self._total)
         rate = (done - before) / (now - since)
         speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
-        eta = f"ETA {_duration((self._total - done) / rate)}"
-        return [eta, f"{speed} {self._unit}s/s"] if self._unit else [eta]
+        left = (self._total - done) / rate
+        eta = [f"ETA {_duration(left)}"] * (left < math.inf)
+        return [*eta, f"{speed} {self._unit}s/s"] if self._unit else eta
 
 
 class _LiveBar:
@@ -136,7 +143,8 @@ class _LiveBar:
 
     def start(self) -> None:
         if not self._bar.tasks:
-            self._task = self._bar.add_task("", label=self._label, total=self._total)
+            total = self._total if self._total < math.inf else None
+            self._task = self._bar.add_task("", label=self._label, total=total)
         self._bar.start()
 
     def show(self, done: float, words: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["Formatter", "cell", "html_table", "printable", "say"]
+__all__ = ["Formatter", "cell", "html_table", "is_mute", "mute", "printable", "say"]
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -23,9 +23,24 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+_is_mute = False
+
+
+def is_mute() -> bool:
+    """Does this process leave talking to another?"""
+    return _is_mute
+
+
+def mute() -> None:
+    """From now on nothing is said: another process of this run says it."""
+    global _is_mute
+    _is_mute = True
+
+
 def say(text: object) -> None:
     """Prints a line, or lines, at once."""
-    print(printable(str(text)), flush=True)
+    if not is_mute():
+        print(printable(str(text)), flush=True)
 
 
 class Formatter(logging.Formatter):

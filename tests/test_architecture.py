@@ -13,7 +13,7 @@ PACKAGE = ROOT / "scoremle"
 # Modules of the root that every room may import.
 BASE = {
     "errors", "terminal", "records", "types", "numerics", "files", "resumable", "progress",
-    "devices",
+    "devices", "processes",
 }  # fmt: skip
 ROWS = (
     ("base",),
@@ -32,7 +32,7 @@ ROWS = (
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}
 MATHEMATICS = {room for row in ROWS[:5] for room in row} - {"base"}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
-MOST_AT_THE_ROOT = 12
+MOST_AT_THE_ROOT = 13
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

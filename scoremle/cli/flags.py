@@ -43,9 +43,11 @@ EXAMPLES = {
     "plan": "scoremle plan digits",
 }
 FLOW_FOLDER = "flowpp_dequantizer"
-TEXTS = {"workdir": None, "eval_folder": "eval", "deq_folder": FLOW_FOLDER}
-SWITCHES = ("print_config", "json")
-NAMES = [f"--{name}" for name in ("config", "mode", *TEXTS, *SWITCHES, "help", "version")]
+TEXTS = {"workdir": None, "eval_folder": "eval", "deq_folder": FLOW_FOLDER, "coordinator": ""}
+SWITCHES = ("print_config", "json", "distributed")
+NUMBERS = ("processes", "process")
+FLAGS = ("config", "mode", *TEXTS, *SWITCHES, *NUMBERS, "help", "version")
+NAMES = [f"--{name}" for name in FLAGS]
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 ILLEGAL_FIELD = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
@@ -54,7 +56,11 @@ DASHED = re.compile(r"--[a-z]+(-[a-z]+)+(=|$)")
 
 @dataclass(frozen=True)
 class Settings:
-    """What one command line asks for; every field of the config is resolved."""
+    """What one command line asks for; every field of the config is resolved.
+
+    With ``distributed`` this process is one of several of a run; what is not said of these, the
+    cluster says.
+    """
 
     config: ConfigDict
     mode: str
@@ -63,6 +69,10 @@ class Settings:
     deq_folder: str
     print_config: bool
     json: bool
+    distributed: bool
+    coordinator: str
+    processes: int | None
+    process: int | None
 
 
 def parse(argv: Sequence[str], mode: str = "") -> Settings:
@@ -83,8 +93,9 @@ def parse(argv: Sequence[str], mode: str = "") -> Settings:
         raise UserError("--json is for eval, and for --print-config")
     resolve(config)
     others: dict[str, Any] = {name: values[name].value or "" for name in ("mode", *TEXTS)}
-    others |= {name: values[name].value for name in SWITCHES}
-    return Settings(config, **others)
+    others |= {name: values[name].value for name in (*SWITCHES, *NUMBERS)}
+    said = [others["coordinator"], *(str(others[name] or "") for name in NUMBERS)]
+    return Settings(config, **{**others, "distributed": others["distributed"] or any(said)})
 
 
 def split(flag: str, argv: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -259,6 +270,8 @@ def _parse_flags(argv: list[str], config: ConfigDict, mode: str) -> flags.FlagVa
         flags.DEFINE_string(name, text, "", flag_values=values)
     for name in SWITCHES:
         flags.DEFINE_boolean(name, False, "", flag_values=values)
+    for name in NUMBERS:
+        flags.DEFINE_integer(name, None, "", lower_bound=0, flag_values=values)
     if not mode:
         flags.DEFINE_enum("mode", None, MODES, "", flag_values=values)
     try:

@@ -28,7 +28,7 @@ from scoremle.errors import UserError
 
 __all__ = [
     "MAX_FILE", "MAX_HEADER", "Source", "check_ratio", "check_size", "hash_files", "is_archive",
-    "open_zip", "read_bytes", "read_member", "read_start", "stamp",
+    "is_hidden", "listing", "open_zip", "read_bytes", "read_member", "read_start", "stamp",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Source:
         self.path = path
         self.left_out = 0
         self._archives = [path] if is_archive(path) and path.is_file() else []
-        self._files = [] if self._archives else _listing(path)
+        self._files = [] if self._archives else listing(path)
         if nested and path.is_dir():
             self._archives = [file for file in self._files if is_archive(file)]
             self._files = [file for file in self._files if not is_archive(file)]
@@ -120,9 +120,7 @@ class Source:
         return file.relative_to(self.path).as_posix() if self.path.is_dir() else file.name
 
     def _wanted(self, name: str, wanted: Callable[[str], bool]) -> bool:
-        # What operating systems add on their own.
-        parts = PurePosixPath(name).parts
-        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        if is_hidden(name):
             return False
         found = wanted(name)
         self.left_out += not found
@@ -132,7 +130,13 @@ class Source:
         self._hash.update(name.encode(errors="surrogateescape") + b"\0" + digest)
 
 
-def _listing(path: Path) -> list[Path]:
+def is_hidden(name: str) -> bool:
+    """Is it, or does it lie in, what operating systems add on their own?"""
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def listing(path: Path) -> list[Path]:
     """The files of a folder, sorted; links that lead out of it are named, not followed."""
     if not path.is_dir():
         return [path]
@@ -172,7 +176,7 @@ def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
 def stamp(path: Path) -> str:
     """Changes when a file below ``path`` comes, goes, or is written; reads none."""
     digest = hashlib.sha256()
-    for file in _listing(path):
+    for file in listing(path):
         state = file.stat()
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "replace"))
     return digest.hexdigest()

@@ -28,6 +28,7 @@ from scoremle.data.readers.pictures import read_pictures
 from scoremle.data.readers.svhn import read_svhn
 from scoremle.data.readers.synthetic import read_synthetic
 from scoremle.errors import UserError, choose
+from scoremle.files import for_this_process
 from scoremle.terminal import say
 
 __all__ = ["DATASETS", "load", "lookup"]
@@ -117,6 +118,7 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
+@for_this_process()
 def load(
     name: str,
     *,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from scoremle import devices
 from scoremle.core.keys import image_keys
 from scoremle.evaluation.statistics import Values
 from scoremle.resumable import Arrays, in_parts
@@ -39,16 +39,19 @@ def evaluate(
 ) -> tuple[Values, float]:
     """Values [repeats n] of a metric, and the seconds an image that they took.
 
+    All devices share each batch, of ``batch_size`` images or as many more as divide over them.
     Finished parts lie in ``parts``; progress is told under ``label``.
     """
 
     def work(repeat: int, index: Int[np.ndarray, " size"]) -> Arrays:
         keys = image_keys(jax.random.fold_in(jax.random.key(seed), repeat), index)
-        return _timed(metric, params, images[index], keys)
+        return _timed(metric, spread, images[index], keys)
 
+    spread, count = devices.replicate(params), jax.device_count()
+    size = -(-batch_size // count) * count
     rows = in_parts(
         work, len(images),
-        size=batch_size, passes=repeats, folder=parts, label=label, describe=_mean_so_far,
+        size=size, passes=repeats, folder=parts, label=label, describe=_mean_so_far,
     )  # fmt: skip
     # The first batch compiles: the lower median over batches is what an image costs.
     pace = float(np.quantile(np.unique(rows.pop("seconds")), 0.5, method="lower"))
@@ -58,7 +61,7 @@ def evaluate(
 def _timed(metric: Metric, params: Params, batch: np.ndarray, keys: Keys) -> Arrays:
     """The values of a batch, and the seconds that each image took."""
     began = time.monotonic()
-    values = jax.device_get(metric(params, jnp.asarray(batch), keys))
+    values = devices.fetch(metric(params, *devices.split_rows((batch, keys))))
     seconds = (time.monotonic() - began) / len(batch)
     return {"seconds": np.full(len(batch), seconds), **values}
 

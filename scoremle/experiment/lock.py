@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError
-from scoremle.files import is_gone, machine, make_folder, writing
+from scoremle.files import is_gone, is_writer, machine, make_folder, writing
 from scoremle.terminal import say
 
 __all__ = ["alone"]
@@ -32,6 +32,8 @@ AGAIN = 0.02
 def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
     """For the length of a block, this process alone has the file ``path``.
 
+    Of the processes of one run the first has it for all of them.
+
     Args:
         path: the file; it is there only for that time, unless its process is killed.
         doing: what the process does there, in words.
@@ -40,6 +42,9 @@ def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: another process has it.
     """
+    if not is_writer():
+        yield
+        return
     with writing(path):
         make_folder(path.parent)
         handle = _acquire(path, time.monotonic() + wait)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from scoremle import data
+from scoremle import data, devices
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
@@ -21,7 +21,7 @@ from scoremle.experiment.networks import Params
 from scoremle.experiment.record import flow_record, training_record
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_sealed, write_sealed
+from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
@@ -71,12 +71,12 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
     """The state to begin with; says what is trained on what, before a program is compiled."""
-    images, devices, template = training.data, jax.devices(), training.template()
+    images, there, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
     words = (
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.model.sde}; {len(devices)} {devices[0].device_kind}"
+        f" parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
     )
     say(tables.wrapped(words))
     found = place.snapshot_state(template)
@@ -149,6 +149,8 @@ def _run(
 
 
 def _writer(training: Training, place: Workdir) -> writers.Writer:
+    if not is_writer():
+        return writers.FanOut()
     uniform = math.log2(training.data.levels)
     targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
     if importlib.util.find_spec("tensorboardX"):
@@ -167,7 +169,7 @@ def _on_eval(
         # A key of its own stream, and a window that moves over the split: pure in the step.
         key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
-        found = jax.device_get(measure(*held, state.ema, x, key))
+        found = devices.fetch(measure(*held, state.ema, x, key))
         return {name: float(value) for name, value in found.items()}
 
     return on_eval
@@ -180,7 +182,7 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        samples = np.asarray(draw(state.ema, jax.random.key(training.seed)))
+        samples = devices.fetch(draw(state.ema, jax.random.key(training.seed)))
         path = place.folder / "samples" / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)

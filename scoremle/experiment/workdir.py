@@ -21,13 +21,12 @@ working directory like any other.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
@@ -91,9 +90,6 @@ class Workdir:
 
     def alone(self) -> AbstractContextManager[None]:
         """For one training at a time. Raises UserError if another process trains here."""
-        # Of the processes of one training, the first writes.
-        if jax.process_index():
-            return nullcontext()
         return alone(self.folder / ".training.lock", "training there")
 
     @property

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.errors import UserError
-from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
+from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
+from scoremle.processes import together
 from scoremle.training.quiet import quiet
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
@@ -81,23 +82,33 @@ class Checkpoints:
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
 
+        All processes of a run call it; the first makes and names folders.
         Returns when everything is on disk. Killed at any moment, or without power, it leaves the
         other checkpoints, and of this number the old one or the new one.
         """
         place = self._place(number)
         new = place.with_suffix(".new")
         with writing(place):
-            make_folder(self.folder)
-            self._sweep()
+            if is_writer():
+                make_folder(self.folder)
+                self._sweep()
+            together("folder of checkpoints")
             _write(new, jax.tree.map(jnp.asarray, tree), meta)
             sync_all(new)
-            self._make_way(place)
-            new.rename(place)
-            sync(self.folder)
-            for number in self.own()[: -self.keep] if self.keep else []:
-                # Renamed first: a deletion cut short must not look like a damaged checkpoint.
-                self._make_way(self._place(number))
-            self._sweep()
+            together("checkpoint on disk")
+            if is_writer():
+                self._put(new, place)
+            together("checkpoint in place")
+
+    def _put(self, new: Path, place: Path) -> None:
+        """Gives a checkpoint its place, and removes those that are too many."""
+        self._make_way(place)
+        new.rename(place)
+        sync(self.folder)
+        for number in self.own()[: -self.keep] if self.keep else []:
+            # Renamed first: a deletion cut short must not look like a damaged checkpoint.
+            self._make_way(self._place(number))
+        self._sweep()
 
     def restore(self, template: Any, number: int | None = None) -> Restored:
         """Read a checkpoint: this number, or the newest that is whole.
@@ -277,11 +288,19 @@ def _read_tree(path: Path, template: Any) -> Any:
     import orbax.checkpoint as ocp
 
     # Placed on one device, whatever devices it was saved from: the caller spreads it.
+    if jax.process_count() > 1:  # Orbax has no place for arrays of one process
+        tree = _read(path, state=ocp.args.StandardRestore(jax.tree.map(_as_numpy, template))).state
+        return jax.tree.map(jnp.asarray, tree)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template
     )
     return _read(path, state=ocp.args.StandardRestore(shapes)).state
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    """What stands for an array of numpy of this shape; it takes no memory."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _read_shapes(path: Path) -> Any:

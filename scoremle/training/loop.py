@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scoremle import devices
+from scoremle import devices, processes
 from scoremle.errors import UserError
 from scoremle.numerics import not_finite
 from scoremle.terminal import say
@@ -220,6 +220,8 @@ class _Run:
             self.pending.append(metrics)
             self.at = group.stop
             # Settled once: what is saved below is what is checked below, whatever signals come.
+            if processes.asked_to_stop(group.start // self.schedule.n_jitted_steps):
+                signals.append(signal.SIGTERM)
             self.ended = bool(signals)
             self._act(self.schedule.due(group))
         if self.finished and not _holds(
@@ -305,7 +307,7 @@ def _fetch(pending: list[Numbers], end: int, saved: Path | None) -> list[Numbers
 
     The first that is not finite is named: those after it follow from it.
     """
-    calls = jax.device_get(pending)
+    calls = devices.fetch(pending)
     columns = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
     bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}
     wrong = [(int(places.argmax()), name) for name, places in bad.items() if places.any()]
@@ -336,6 +338,9 @@ def _signals() -> Iterator[list[int]]:
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield arrived  # Python lets only the main thread handle signals
+        return
+    if jax.process_count() > 1:
+        yield arrived  # processes agree on them: processes.asked_to_stop
         return
     usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

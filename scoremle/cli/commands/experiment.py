@@ -20,6 +20,10 @@ def run(settings: "Settings") -> dict[str, Any]:
 
 
 def _run_mode(settings: "Settings") -> dict[str, Any]:
+    if settings.distributed:
+        from scoremle.processes import join
+
+        join(settings.coordinator, settings.processes, settings.process)
     from scoremle.experiment import run as experiment
 
     try:

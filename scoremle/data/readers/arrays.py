@@ -26,7 +26,7 @@ from scoremle.data.archive import (
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError
 
-__all__ = ["check_images", "load_npz", "map_npy", "read_arrays"]
+__all__ = ["check_images", "load_npy", "load_npz", "map_npy", "read_arrays"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")
@@ -40,7 +40,7 @@ def read_arrays(path: Path, options: Options) -> Reading:
         arrays = load_npz(path)
     else:
         files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-        arrays = {file.stem: _load_npy(file) for file in files}
+        arrays = {file.stem: load_npy(file) for file in files}
     levels = _levels(arrays.pop("levels", np.asarray(256)), path)
     if path.is_dir():
         sha256 = partial(hash_files, path, lambda name: name.endswith(".npy"))
@@ -118,7 +118,8 @@ def _advice(array: np.ndarray) -> str:
     return f" (from {array.min():g} to {array.max():g}): {remedy}"
 
 
-def _load_npy(file: Path) -> np.ndarray:
+def load_npy(file: Path) -> np.ndarray:
+    """A .npy, mapped and not read. Raises UserError for one that is damaged."""
     try:
         return map_npy(file)
     except Exception as error:  # a damaged header may raise anything

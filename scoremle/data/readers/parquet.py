@@ -22,7 +22,7 @@ from scoremle.data.readers.base import (
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError
 
-__all__ = ["read_parquet"]
+__all__ = ["count_rows", "is_parquet", "parquet_rows", "read_parquet"]
 
 LABELS = ("label", "labels", "fine_label")
 # All rows may hold the same large picture, which the file has once.
@@ -35,12 +35,32 @@ def is_parquet(name: str) -> bool:
 
 def read_parquet(path: Path, options: Options) -> Reading:
     """One file, or all those of a folder."""
+    _check_pyarrow(path)
+    source = Source(path)
+    return Reading(_chunks(source, options), source.sha256)
+
+
+def count_rows(path: Path) -> int:
+    """The rows that a file says that it has; they are not read."""
+    _check_pyarrow(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(path).metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(_damaged(str(path), error)) from error
+
+
+def _check_pyarrow(path: Path) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise UserError(f"{path}: parquet needs pyarrow: pip install 'scoremle[hf]'") from error
-    source = Source(path)
-    return Reading(_chunks(source, options), source.sha256)
+
+
+def _damaged(where: str, error: Exception) -> str:
+    return f"{where}: truncated or no parquet file ({str(error).splitlines()[0]})"
 
 
 def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
@@ -49,7 +69,8 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     def decoded() -> Iterator[tuple[str | None, str | int, np.ndarray | Unusable]]:
         for name, content in source.files(is_parquet):
             split = split_of(name)
-            for row, (picture, label) in enumerate(_rows(content, f"{source.path}: {name}")):
+            rows = parquet_rows(content, f"{source.path}: {name}")
+            for row, (picture, label) in enumerate(rows):
                 place = f"{name} row {row}"
                 try:
                     if picture is None:
@@ -61,7 +82,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     yield from chunked(decoded(), lambda: source.done)
 
 
-def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
+def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
     """Encoded picture and label of each row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -86,8 +107,7 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
                 yield picture, label
     except (pa.ArrowException, OSError) as error:
-        text = str(error).splitlines()[0]
-        raise UserError(f"{where}: truncated or no parquet file ({text})") from error
+        raise UserError(_damaged(where, error)) from error
 
 
 def _is_label(kind: Any) -> bool:

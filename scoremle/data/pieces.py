@@ -1,0 +1,152 @@
+"""Images of more files than one machine reads: in pieces, each image with an index of its own.
+
+A piece is read by one worker, in any order among the others. An index of 64 bits is given before
+anything is left out: to pictures their place in the list of a folder's files; to images in
+archives, arrays and parquet files the place of the file in that list, in the upper 32 bits, and
+the row in it, in the lower 32. So an image has the same index however many workers read, and
+in a single file the index is the row.
+"""
+
+from collections import Counter
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from scoremle.data.archive import Source, is_archive, is_hidden, listing, read_bytes
+from scoremle.data.readers.arrays import check_images, load_npy
+from scoremle.data.readers.base import Options, UnusableImage
+from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
+from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
+from scoremle.errors import UserError
+
+__all__ = ["MOST_ROWS", "Image", "Piece", "images_of", "pieces_of"]
+
+PICTURES, ARCHIVES = "pictures", "archives of pictures"
+ARRAYS, PARQUET = "arrays (.npy)", "parquet files"
+# Pictures, or rows of an array, in a piece.
+RUN, ROWS = 256, 4096
+MOST_ROWS = 1 << 32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some images of a source: files of a folder; of an array, those from row ``start`` of one.
+
+    ``first`` is the index of the first, ``count`` how many they are, as far as is known before an
+    archive is read.
+    """
+
+    kind: str
+    folder: Path
+    files: tuple[str, ...]
+    first: int
+    count: int | None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, or the reason why there is none."""
+
+    index: int
+    name: str
+    pixels: UInt8[np.ndarray, "h w c"] | None
+    reason: str = ""
+
+
+def pieces_of(path: Path) -> list[Piece]:
+    """The pieces of a file, or of a folder that holds files of one kind.
+
+    Raises UserError for a folder of several kinds, and for one of none.
+    """
+    folder = path if path.is_dir() else path.parent
+    files = [file.relative_to(folder).as_posix() for file in listing(path)]
+    kinds = {file: kind for file in files if not is_hidden(file) and (kind := _kind(file))}
+    counts = Counter(kinds.values())
+    if len(counts) != 1:
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none of them"
+        raise UserError(
+            f"{path} must hold {PICTURES}, {ARCHIVES}, {ARRAYS} or {PARQUET}, all of one kind; it"
+            f" holds {found}"
+        )
+    (kind,), files = counts, list(kinds)
+    if kind == PICTURES:
+        runs = [(i, tuple(files[i : i + RUN])) for i in range(0, len(files), RUN)]
+        return [Piece(kind, folder, run, first, len(run)) for first, run in runs]
+    return [
+        piece
+        for number, file in enumerate(files)
+        for piece in _of_file(kind, folder, file, number * MOST_ROWS)
+    ]
+
+
+def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
+    if kind == ARRAYS:
+        rows = len(_array(folder / file))
+        for start in range(0, rows, ROWS):
+            yield Piece(kind, folder, (file,), first + start, min(ROWS, rows - start), start)
+    else:
+        known = count_rows(folder / file) if kind == PARQUET else None
+        yield Piece(kind, folder, (file,), first, known)
+
+
+def _kind(file: str) -> str:
+    if is_picture(file):
+        return PICTURES
+    if is_parquet(file):
+        return PARQUET
+    return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.endswith(".npy")
+
+
+def images_of(piece: Piece, options: Options, without: Container[int] = ()) -> Iterator[Image]:
+    """The images of a piece without those of some indices, of the options' size and channels."""
+    decoder = Decoder(options)
+    for index, (name, content) in enumerate(_contents(piece, options), piece.first):
+        if index in without:
+            continue
+        try:
+            if isinstance(content, Path):
+                content = read_bytes(content, MAX_PICTURE)
+            pixels = content if isinstance(content, np.ndarray) else decoder(name, content)
+            yield Image(index, name, pixels)
+        except UnusableImage as error:
+            yield Image(index, name, None, str(error))
+        except UserError as error:  # of another size, or gone: the others may do
+            yield Image(index, name, None, str(error).removeprefix(f"{name} "))
+
+
+def _contents(
+    piece: Piece, options: Options
+) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
+    """Names of images, and their files, contents or pixels, in order."""
+    if piece.kind == PICTURES:
+        yield from ((file, piece.folder / file) for file in piece.files)
+        return
+    (file,) = piece.files
+    where = piece.folder / file
+    if piece.kind == ARCHIVES:
+        members = Source(where).files(is_picture, MAX_PICTURE)
+        yield from ((f"{file}/{name}", content) for name, content in members)
+    elif piece.kind == PARQUET:
+        rows = enumerate(parquet_rows(read_bytes(where), str(where)))
+        yield from ((f"{file} row {i}", content or b"") for i, (content, _) in rows)
+    else:
+        images = _array(where)
+        wanted, found = (options.size, options.size, options.channels), images.shape[1:]
+        if found != wanted:
+            raise UserError(
+                f"{where}: arrays are taken as they are: {_by(found)}, not {_by(wanted)}"
+            )
+        rows = enumerate(images[piece.start :][: piece.count], piece.start)
+        yield from ((f"{file} row {i}", np.asarray(pixels)) for i, pixels in rows)
+
+
+def _array(file: Path) -> UInt8[np.ndarray, "n h w c"]:
+    return check_images(load_npy(file), str(file))
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

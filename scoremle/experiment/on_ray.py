@@ -1,0 +1,256 @@
+"""Scores on Ray: many workers, each with the model loaded once, write Parquet files as they go.
+
+A worker takes a batch of images and writes what it found before it says that it is done. So a run
+that was stopped goes on from the files that are there, and a worker that was lost loses one
+batch, which Ray gives to another.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt64
+
+from scoremle.data.pieces import MOST_ROWS, Image, Piece, images_of
+from scoremle.data.readers.base import Options
+from scoremle.errors import UserError
+from scoremle.experiment.scorer import INDEX, VALUES, Scorer
+from scoremle.files import read_sealed, write_atomically, write_sealed
+from scoremle.progress import progress
+
+__all__ = ["Cluster", "Table", "score_on_ray"]
+
+RECORD = "run.json"
+# CPU cores of a machine for each worker, where there is no GPU: JAX takes several.
+CORES = 4
+
+Batch = dict[str, np.ndarray]
+
+
+class Cluster(NamedTuple):
+    """Where to work: the address of a cluster, '' for this machine, and with how many workers.
+
+    None: as many as there are GPUs, or one for each four cores.
+    """
+
+    address: str = ""
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Parquet files in a folder: index, name, the fields of ``Scores``, and why one is missing."""
+
+    folder: Path
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Says what the values depend on. Raises UserError if other values are there."""
+        path = self.folder / RECORD
+        if not path.exists():
+            write_sealed(path, facts)
+            return
+        found = read_sealed(path, f"move {self.folder} away")
+        different = [name for name in facts if found.get(name) != facts[name]]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"{self.folder} holds scores with {name} {found.get(name)!r}, not {facts[name]!r}:"
+                " name another --out"
+            )
+
+    def write(self, columns: Batch) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        index = columns[INDEX]
+        with write_atomically(self.folder / f"{index[0]:020d}-{len(index)}.parquet") as temporary:
+            pq.write_table(pa.table(dict(columns)), temporary)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all files, each image once, by index."""
+        return self._read([INDEX, name])[name]
+
+    def index(self) -> UInt64[np.ndarray, " n"]:
+        """What is there, sorted."""
+        return self._read([INDEX])[INDEX]
+
+    def _read(self, names: list[str]) -> Batch:
+        import pyarrow.parquet as pq
+
+        files = sorted(self.folder.glob("*.parquet"))
+        read = partial(pq.read_table, columns=names)
+        tables = [_readable(file, read) for file in files]
+        if not tables:
+            return {name: np.zeros(0, np.uint64) for name in names}
+        columns = {
+            name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names
+        }
+        _, once = np.unique(columns[INDEX], return_index=True)
+        return {name: column[once] for name, column in columns.items()}
+
+
+def _readable(file: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(file)
+    except Exception as error:  # Arrow raises many kinds for damaged files
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}): remove it, and its images are scored"
+            " again"
+        ) from error
+
+
+def score_on_ray(
+    scorer: Callable[[], Scorer],
+    pieces: Sequence[Piece],
+    options: Options,
+    table: Table,
+    *,
+    cluster: Cluster,
+    batch_size: int,
+) -> None:
+    """Scores the images of the pieces that are not in the table yet.
+
+    Args:
+        scorer: makes a Scorer; called once by each worker.
+        pieces: of the images.
+        options: size and channels of the model.
+        table: what is there already, and where values are written.
+        cluster: where to work.
+        batch_size: images in a batch.
+
+    Raises UserError without Ray, for a cluster that is too small, and for what a worker can't do.
+    """
+    ray = _ray()
+    done = table.index()
+    left = [(piece, _within(piece, done)) for piece in pieces]
+    left = [(piece, there) for piece, there in left if len(there) != piece.count]
+    if not left:
+        return
+    with _running(ray, cluster) as (workers, gpus), _in_a_line(ray):
+        items = ray.data.from_items(left, override_num_blocks=len(left))
+        images = items.map_batches(_Read(options), batch_size=1, num_cpus=1)
+        rows = images.map_batches(
+            _Work, fn_constructor_args=(scorer, table), batch_size=batch_size,
+            batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1, num_gpus=gpus,
+        )  # fmt: skip
+        seen, total = len(done), sum(math.inf if p.count is None else p.count for p in pieces)
+        with progress("scores", total, "image", done=seen) as tell:
+            for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+                seen += int(batch["count"].sum())
+                tell(seen)
+
+
+def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " k"]:
+    """Those of a piece."""
+    end = piece.first + (MOST_ROWS if piece.count is None else piece.count)
+    first, stop = np.searchsorted(done, np.asarray([piece.first, end], np.uint64))
+    return done[first:stop]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Reads the images of a piece that are not there yet."""
+
+    options: Options
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        for piece, there in batch["item"]:
+            images = list(images_of(piece, self.options, without=set(there.tolist())))
+            if images:
+                yield self._columns(images)
+
+    def _columns(self, images: list[Image]) -> Batch:
+        nothing = np.zeros((self.options.size, self.options.size, self.options.channels), np.uint8)
+        return {
+            INDEX: np.asarray([image.index for image in images], np.uint64),
+            "name": np.asarray([image.name for image in images]),
+            "image": np.stack([nothing if i.pixels is None else i.pixels for i in images]),
+            "reason": np.asarray([image.reason for image in images]),
+        }
+
+
+class _Work:
+    """Scores a batch and writes it."""
+
+    def __init__(self, scorer: Callable[[], Scorer], table: Table) -> None:
+        self._scorer, self._table = scorer(), table
+
+    def __call__(self, batch: Batch) -> Batch:
+        good = batch["reason"] == ""
+        found = self._scorer({name: batch[name][good] for name in ("image", INDEX)})
+        columns = {name: batch[name] for name in (INDEX, "name", "reason")}
+        for name in VALUES:
+            columns[name] = np.full(len(good), np.nan)
+            columns[name][good] = found[name]
+        self._table.write(columns)
+        return {"count": np.asarray([len(good)])}
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    try:
+        import pyarrow  # noqa: F401
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError("--engine=ray needs Ray: pip install 'scoremle[ray]'") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        handler.setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def _running(ray: Any, cluster: Cluster) -> Iterator[tuple[int, int]]:
+    """A cluster that runs: how many workers, and GPUs for each."""
+    asked = cluster.workers
+    if cluster.address:
+        where: dict[str, Any] = {"address": cluster.address}
+    else:
+        # One more than workers: the reader's, without which they would wait for ever.
+        room = max(os.cpu_count() or 1, (asked or 1) + 1)
+        where = {"num_cpus": room, "include_dashboard": False}
+    with warnings.catch_warnings():
+        # What Ray forks starts another program at once, and does not touch JAX.
+        warnings.filterwarnings("ignore", message=r"os.fork\(\) was called")
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        yield _workers(asked, gpus, int(there.get("CPU", 0))), int(gpus > 0)
+    finally:
+        ray.shutdown()
+
+
+def _workers(asked: int | None, gpus: int, cpus: int) -> int:
+    """How many workers there are to be. Raises UserError where they leave no core to a reader."""
+    workers = asked or gpus or max(1, cpus // CORES)
+    if workers >= cpus:
+        raise UserError(
+            f"the cluster has {cpus} CPU cores, and {workers} workers with a reader need"
+            f" {workers + 1}: take fewer --workers, or a larger cluster"
+        )
+    return workers
+
+
+@contextmanager
+def _in_a_line(ray: Any) -> Iterator[None]:
+    """What a worker could not do, without Ray's tracebacks."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException = error
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
+        text = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise UserError(f"a worker failed: {text}") from error
+

@@ -1,0 +1,65 @@
+"""Several processes that share one run, each with devices of its own.
+
+All run the same program on the same numbers. The first writes files and talks. They agree at which
+step to stop.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from scoremle.devices import replicated, split_rows
+from scoremle.errors import UserError
+from scoremle.files import leave_writing_to_others
+from scoremle.terminal import mute
+
+__all__ = ["asked_to_stop", "join", "together"]
+
+# Seconds without a sign of life, after which a process is taken for dead and all others end.
+HEARTBEAT = 30
+
+
+def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
+    """Makes this process one of a run; to be called before anything else of JAX.
+
+    Args:
+        coordinator: HOST:PORT of the first process; '': as the cluster says (SLURM, Open MPI,
+            Kubernetes, cloud TPU).
+        processes: how many there are; None: as the cluster says.
+        process: which of them this is, from 0; None: as the cluster says.
+
+    Raises UserError where the cluster does not say it, and if the others can't be reached.
+    """
+    jax.config.update("jax_enable_preemption_service", True)
+    try:
+        jax.distributed.initialize(
+            coordinator or None, processes, process, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (ValueError, RuntimeError) as error:
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"the processes of this run can't be joined: {text}; say --coordinator=HOST:PORT,"
+            " --processes=N and --process=I, or start them by a cluster that JAX knows"
+        ) from None
+    # All devices meet now. Later, one that still compiles would keep the others waiting too long.
+    ones = split_rows(np.ones(jax.device_count(), np.float32))
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
+    if jax.process_index():
+        leave_writing_to_others()
+        mute()
+
+
+def asked_to_stop(call: int) -> bool:
+    """Has any process of a run been asked to end (SIGTERM)? All get the same answer at a call.
+
+    Each gives the number of its call, one more each time: they stop at the first call that none
+    has made yet. A process alone has no others to ask.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
+
+
+def together(what: str) -> None:
+    """Waits until all processes of a run are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

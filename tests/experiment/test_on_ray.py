@@ -1,0 +1,89 @@
+"""Scores by workers of Ray: the values of one machine, whatever is killed in between."""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scoremle
+from scoremle.data.pieces import pieces_of
+from scoremle.data.readers.base import Options
+from scoremle.data.readers.digits import load_digits
+from scoremle.errors import UserError
+from scoremle.experiment.on_ray import Cluster, Table, _workers, score_on_ray
+from scoremle.experiment.scorer import Scorer
+
+IMAGES = load_digits("")[1][:20]
+BAD = 7
+DIGITS = Options(size=8, channels=1)
+
+
+class Mortal(Scorer):
+    """A worker that dies in its second batch, once."""
+
+    def __init__(self, marker: Path):
+        super().__init__("digits", batch_size=4)
+        self.marker, self.calls = marker, 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        if self.calls == 2 and not self.marker.exists():
+            self.marker.touch()
+            os._exit(1)
+        return super().__call__(batch)
+
+
+@pytest.mark.slow
+def test_killed_and_stopped(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    for i, pixels in enumerate(IMAGES):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i:02}.png")
+    (tmp_path / f"{BAD:02}.png").write_bytes(b"no picture")
+    pieces, table = pieces_of(tmp_path), Table(tmp_path / "out")
+    run = functools.partial(
+        score_on_ray, functools.partial(Mortal, tmp_path / "died"), pieces, DIGITS, table,
+        cluster=Cluster(workers=1), batch_size=4,
+    )  # fmt: skip
+    run()
+    assert (tmp_path / "died").exists()  # and was replaced
+    expected = scoremle.load("digits").score(IMAGES)
+    good = np.arange(20) != BAD
+
+    def check():
+        np.testing.assert_array_equal(table.index(), np.arange(20))
+        np.testing.assert_allclose(table.column("bpd")[good], expected.bpd[good], rtol=1e-5)
+        assert np.isnan(table.column("bpd")[BAD])
+        assert "no PNG" in table.column("reason")[BAD]
+        assert table.column("name")[3] == "03.png"
+
+    check()
+    files = sorted(table.folder.glob("*.parquet"))
+    left = {file.name: file.stat().st_mtime_ns for file in files[1:]}
+    files[0].unlink()
+    run()
+    check()
+    now = {file.name: file.stat().st_mtime_ns for file in table.folder.glob("*.parquet")}
+    assert {name: now[name] for name in left} == left  # nothing was worked on again
+    run()  # nothing is left: Ray is not even started
+    files[0].write_bytes(b"damage")
+    with pytest.raises(UserError, match=r"is damaged .*: remove it"):
+        run()
+
+
+def test_workers():
+    assert _workers(None, gpus=2, cpus=8) == 2
+    assert _workers(None, gpus=0, cpus=8) == 2
+    assert _workers(3, gpus=0, cpus=4) == 3
+    with pytest.raises(UserError, match="4 CPU cores, and 4 workers with a reader need 5"):
+        _workers(4, gpus=0, cpus=4)
+
+
+def test_scores_of_other_settings(tmp_path):
+    table = Table(tmp_path)
+    table.begin({"seed": 0, "passes": 4})
+    table.begin({"seed": 0, "passes": 4})
+    with pytest.raises(UserError, match="holds scores with seed 0, not 1: name another --out"):
+        table.begin({"seed": 1, "passes": 4})
