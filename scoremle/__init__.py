@@ -11,6 +11,8 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     a model                     load  ScoreModel  noise_fn  Pixels  DDPMpp
     what score gives            Scores  bits_per_dim
     how it is measured          ByOde  ByBound  Uniform  TruncatedNormal
+    images of a pipeline        Scorer
+    vectors of other scales     Affine  Bounded  Chain
     of arrays, in nats          ode_log_likelihood  likelihood_bound  importance_bound
     traces and solvers          Hutchinson  Orthogonal  FixedProbe  Exact
                                 Multistep  Doubling  choose_nodes
