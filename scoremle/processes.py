@@ -4,17 +4,22 @@ All run the same program on the same numbers. The first writes files and talks. 
 step to stop.
 """
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from scoremle.devices import replicated, split_rows
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.files import leave_writing_to_others
-from scoremle.terminal import mute
+from scoremle.terminal import mute, printable
 
-__all__ = ["asked_to_stop", "join", "together"]
+__all__ = ["asked_to_stop", "ends_for_all", "join", "together"]
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30
@@ -48,6 +53,29 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
     if jax.process_index():
         leave_writing_to_others()
         mute()
+
+
+@contextmanager
+def ends_for_all() -> Iterator[None]:
+    """What ends one process of a run ends all, each with a line.
+
+    A process that fails ends at once: at its usual end it would wait for the others. They fail
+    when they wait for it in vain, within seconds, or after ``HEARTBEAT`` if its machine is gone.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1 or isinstance(error, Stopped):
+            raise
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text = (
+                "another process of this run has ended, or can't be reached: start all of them"
+                f" again, and they go on from what is saved ({text.splitlines()[0][:200]})"
+            )
+        line = f"scoremle: error: process {jax.process_index()}: {text or type(error).__name__}"
+        print(printable(line), file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 def asked_to_stop(call: int) -> bool:

@@ -21,7 +21,7 @@ from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.errors import Stopped, UserError
-from scoremle.terminal import Formatter, printable
+from scoremle.terminal import Formatter, is_mute, printable
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -110,7 +110,7 @@ def _do(run: Callable[[Any], Any], options: Any) -> None:
     as_json = getattr(options, "json", False)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = run(options)
-    if as_json:
+    if as_json and not is_mute():
         print(json.dumps(result, indent=2))
 
 

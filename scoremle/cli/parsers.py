@@ -41,6 +41,11 @@ class ModeParser(Parser):
             help="set a field of the config; scoremle help config lists them",
         )  # fmt: skip
         self.add_argument(
+            "--distributed", action="store_true",
+            help="one of several processes of a run, as the cluster says; elsewhere"
+            " --coordinator=HOST:PORT --processes=N --process=I",
+        )  # fmt: skip
+        self.add_argument(
             "--print-config", action="store_true",
             help="print the config, flags included, and do nothing else (--json: as JSON)",
         )  # fmt: skip

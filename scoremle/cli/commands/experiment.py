@@ -20,10 +20,16 @@ def run(settings: "Settings") -> dict[str, Any]:
 
 
 def _run_mode(settings: "Settings") -> dict[str, Any]:
-    if settings.distributed:
-        from scoremle.processes import join
+    if not settings.distributed:
+        return _run_alone(settings)
+    from scoremle.processes import ends_for_all, join
 
-        join(settings.coordinator, settings.processes, settings.process)
+    join(settings.coordinator, settings.processes, settings.process)
+    with ends_for_all():
+        return _run_alone(settings)
+
+
+def _run_alone(settings: "Settings") -> dict[str, Any]:
     from scoremle.experiment import run as experiment
 
     try:
