@@ -7,7 +7,8 @@
 A label is a number, or "all" for the mean over all of them.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Integer
@@ -17,35 +18,59 @@ from scoremle.experiment.trained import Trained
 from scoremle.likelihood.check import FEWEST_IMAGES
 from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.levels import Levels
+from scoremle.likelihood.nodes import FEWEST, Choice, choose_for_mean, choose_nodes
 from scoremle.likelihood.reconstruction import Gaussian
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
-__all__ = ["ALL", "ESTIMATORS", "in_words", "prepared"]
+__all__ = ["ALL", "ESTIMATORS", "Prepared", "in_words", "prepared"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 ALL = "all"
+# Bits/dim that the solver may add to the standard error of a mean, as in an evaluation; or a
+# quarter of what the probes leave of it.
+TOLERANCE, PROBES_SHARE = 5e-4, 0.25
 
 Images = Integer[np.ndarray, "n h w c"]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model as some images need it, the estimator, and what there is to say of both.
+
+    With ``levels``, the solver's error of the mean can be corrected to ``tolerance``.
+    """
+
+    model: ScoreModel
+    estimator: Estimator
+    notes: list[str]
+    levels: Levels | None = None
+    tolerance: float = TOLERANCE
+
+
 def prepared(
-    model: ScoreModel, images: Images, estimator: str = "ode", label: str = ""
-) -> tuple[ScoreModel, Estimator, list[str]]:
-    """The model as these images need it, the estimator of this name, and what there is to say.
+    model: ScoreModel, images: Images, estimator: str = "ode", label: str = "", passes: int = 1
+) -> Prepared:
+    """What scores these images in so many passes, by the name of the estimator.
 
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
-    solver needs, and the scale of a decoder. Under all labels there is no one condition to check,
-    and these go by the first. Raises UserError for what does not fit.
+    solver needs, of an image and of the mean, and the scale of a decoder. Under all labels there
+    is no one condition to check, and these go by the first. Raises UserError for what does not
+    fit.
     """
     classes = model.classes if isinstance(model, PublishedModel) else 0
     _check_label(label, classes)
     steps = _steps_of(model) if estimator == "steps" else None  # a mistake before any work
     one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
-    notes = [] if label == ALL else _doubts(one, images)
+    notes, levels, tolerance = [] if label == ALL else _doubts(one, images), None, TOLERANCE
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
-        one, choice = one.calibrated(images)
+        if one.decoder is None and label != ALL and len(images) >= FEWEST:
+            one, choice, tolerance = _for_mean(one, images, passes)
+        else:
+            one, choice = one.calibrated(images)
+        levels = choice.levels
         notes.append(str(choice))
     elif not steps:
         one = one.fitted(images)
@@ -53,8 +78,23 @@ def prepared(
     if estimator == "bound":
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
-        return replace(one, noise=model.noise), ByLabels(found, classes), notes
-    return one, found, notes
+        return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes)
+    return Prepared(one, found, notes, levels, tolerance)
+
+
+def _for_mean(
+    model: ScoreModel, images: Images, passes: int
+) -> tuple[ScoreModel, Choice, float]:
+    """The model with as many nodes as an image needs, and levels for the mean.
+
+    The fewer images, the larger is the error that their probes leave of the mean, and the less
+    is to be paid for a smaller one of the solver.
+    """
+    pilot = model.pilot_on(images)
+    probes = choose_nodes(pilot).probe_stderr / math.sqrt(len(images) * passes)
+    tolerance = max(TOLERANCE, PROBES_SHARE * probes)
+    choice = choose_for_mean(pilot, images=len(images), passes=passes, tolerance=tolerance)
+    return replace(model, solver=choice.solver), choice, tolerance
 
 
 def in_words(estimator: Estimator) -> str:
