@@ -40,11 +40,10 @@ def read_images(
     """
     if path.suffix in ARRAYS:
         return _of_arrays(path, fit)
-    looks: list[Look] = []
     with progress("reading", 1.0) as tell:
-        for share, new in look_through(path, shape, fit, say):
-            looks += new
-            tell(share)
+        looks, hidden = look_through(path, shape, fit, tell)
+    if hidden:
+        say(f"hidden files, which are not looked at: {hidden}")
     bad = [(look.name, look.reason) for look in looks if look.pixels is None]
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
     refuse(path, bad, len(looks), skip_bad, FIT * (of_size and not fit))

@@ -12,6 +12,7 @@ from jaxtyping import Integer
 import scoremle
 from scoremle.core.dequantize import Uniform
 from scoremle.core.pytree import describe
+from scoremle.errors import UserError
 from scoremle.evaluation import metrics, statistics
 from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task
@@ -82,7 +83,8 @@ def measure(
 ) -> Scored:
     """Scores by independent passes; what an interrupted run has left in ``parts`` is taken.
 
-    The key of an image is by its place: the values are those of ``ScoreModel.score``.
+    The key of an image is by its place: the values are those of ``ScoreModel.score``. Raises
+    UserError if no value is finite.
     """
 
     def measured(
@@ -101,6 +103,8 @@ def measure(
 
     values, _ = measured(_metric(found.estimator), images, passes)
     finite = np.isfinite(values["bpd"]).all(axis=0)
+    if not finite.any():
+        raise UserError("no image has bits/dim that are a finite number: check the model")
     of_mean = {name: column[:, finite] for name, column in values.items()}
     mean: Facts = {**statistics.summary(of_mean, "bpd"), **statistics.means(of_mean)}
     if found.levels is not None and finite.sum() > 1:

@@ -211,7 +211,7 @@ def test_parts_are_those_of_the_same_work(tiny, tmp_path):
         run_score.folder_of_parts(tmp_path, *work)
         for work in (
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
-            (found, "digits", IMAGES[:4], 0), (found, "other", IMAGES, 0),
+            (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
             (run_score.Prepared(scoremle.load(tiny.workdir), found.estimator, []), "digits",
              IMAGES, 0),
             (run_score.Prepared(found.model, scoremle.ByBound(), []), "digits", IMAGES, 0),

@@ -6,7 +6,7 @@ refused, since no way to fit it is the usual one: ``crop``, ``resize`` or ``pad`
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,39 +56,37 @@ class Look(NamedTuple):
 
 
 def look_through(
-    path: Path, shape: tuple[int, int, int], fit: str, told: Callable[[str], None]
-) -> Iterator[tuple[float, list[Look]]]:
-    """The files of a folder or archive, or that one file: the share so far, and what is new.
+    path: Path, shape: tuple[int, int, int], fit: str, tell: Callable[[float], None]
+) -> tuple[list[Look], int]:
+    """The files of a folder or archive, or that one file; and how many hidden ones there are.
 
     Args:
         path: of the folder, archive or file.
         shape: height, width and channels of the pictures that are wanted.
         fit: how pictures of other sizes get there; "": they don't.
-        told: of what is not even looked at.
+        tell: is told the share that was read.
 
     Raises UserError for an archive that is damaged or hostile.
     """
-    source, new = Source(path), list[Look]()
+    source, looks = Source(path), list[Look]()
 
     def wanted(name: str) -> bool:
         known = name.lower().endswith((*SUFFIXES, *HEIC))
         if not known:
-            new.append(Look(name, reason=UNKNOWN))
+            looks.append(Look(name, reason=UNKNOWN))
         return known
 
     def unreadable(name: str, reason: str) -> None:
-        new.append(Look(name, reason=reason))
+        looks.append(Look(name, reason=reason))
 
     for name, content in source.files(wanted, MAX_PICTURE, unreadable):
         try:
             pixels, changes = as_taken(content, shape, fit, heic=name.lower().endswith(HEIC))
-            new.append(Look(name, pixels, tuple(changes)))
+            looks.append(Look(name, pixels, tuple(changes)))
         except UnusableImage as error:
-            new.append(Look(name, reason=str(error)))
-        yield source.done, [new.pop(0) for _ in range(len(new))]
-    yield 1.0, new
-    if source.hidden:
-        told(f"hidden files, which are not looked at: {source.hidden}")
+            looks.append(Look(name, reason=str(error)))
+        tell(source.done)
+    return looks, source.hidden
 
 
 def as_taken(
