@@ -61,6 +61,9 @@ model: .venv/.demo
 	$(BIN)/scoremle train digits runs/model
 	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors
 	cp runs/model/config.json runs/model/data.json $(MODEL)
+	$(BIN)/scoremle eval runs/model --config.eval.num_repeats=4
+	mkdir -p $(MODEL)/eval
+	cp runs/model/eval/results.json runs/model/eval/exact_*.npz $(MODEL)/eval
 
 pythons:
 	@.ci/pythons $(QUICK)

@@ -219,3 +219,19 @@ def test_the_readme_picture_shows_the_table_of_the_benchmarks():
     assert len(ours) > 10 and len(published) == 3
     assert (np.diff(ours[:, 1]) < 0).all()  # more nodes, less error
     assert published[:, 1].min() > ours[:, 1].min()
+
+
+@pytest.mark.slow
+def test_what_is_likely_is_in_order_and_drawn(tmp_path):
+    """Black lies among the digits; inverted digits and noise beyond all test digits."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    flags = [f"--out={tmp_path / 'likely.png'}", "--images=2", "--passes=2"]
+    text = printed("what_is_likely", tmp_path, *flags)
+    rows = re.findall(r"^(\w[\w ]*?) +\d+ +(\S+) to (\S+) +(\S+) to (\S+) ", text, re.MULTILINE)
+    ranks = {name: (float(low), float(high)) for name, _, _, low, high in rows}
+    assert list(ranks) == ["digit", "black", "upside down", "inverted", "noise"]
+    assert 0 < ranks["black"][0] < 1
+    assert ranks["inverted"] == ranks["noise"] == (1.0, 1.0)
+    with Image.open(tmp_path / "likely.png") as picture:
+        assert np.asarray(picture).std() > 10, "an empty picture"

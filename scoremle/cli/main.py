@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoremle.cli import help as topics
 from scoremle.cli.cache import keep_programs
-from scoremle.cli.commands import COMMANDS, experiment
+from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.errors import Stopped, UserError
 from scoremle.terminal import Formatter, is_mute, printable
@@ -41,7 +41,8 @@ MISTAKE = f"\n{UserError.__name__}: "
 def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code.
 
-    0: done; 2: a user's mistake; 130 and 143: stopped by Ctrl-C and by SIGTERM.
+    0: done; 2: a user's mistake; 3: done, but for what was to be left out; 130 and 143: stopped by
+    Ctrl-C and by SIGTERM.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
@@ -82,36 +83,38 @@ def _run(arguments: list[str]) -> int:
         return 2
     name, *rest = arguments
     if name in COMMANDS:
-        _command(name, rest)
+        return _command(name, rest)
     elif {"--help", "-help", "-h"} & set(arguments):
         _help(arguments)
     elif "--version" in arguments:
         print(importlib.import_module("scoremle.cli.commands.env").version())
     elif name.startswith("-"):
-        _do(experiment.run, parse(arguments))
+        return _do(experiment.run, parse(arguments))
     else:
         raise UserError(_unknown_command(name))
     return 0
 
 
-def _command(name: str, arguments: list[str]) -> None:
+def _command(name: str, arguments: list[str]) -> int:
     module, _ = COMMANDS[name]
     if name in PARSERS:
         options = PARSERS[name]().parse_args(arguments)
-        _do(lambda options: importlib.import_module(module).run(options), options)
-    else:
-        keep_programs()
-        importlib.import_module(module).main(arguments)
+        return _do(lambda options: importlib.import_module(module).run(options), options)
+    keep_programs()
+    importlib.import_module(module).main(arguments)
+    return 0
 
 
-def _do(run: Callable[[Any], Any], options: Any) -> None:
-    """Runs a command. With ``--json``, what it gives is all that goes to stdout."""
+def _do(run: Callable[[Any], Any], options: Any) -> int:
+    """Runs a command; its exit code. With ``--json``, what it gives is all that goes to stdout."""
     keep_programs()
     as_json = getattr(options, "json", False)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        result = run(options)
+        found = run(options)
+    result, code = (found.result, 3) if isinstance(found, Partly) else (found, 0)
     if as_json and not is_mute():
         print(json.dumps(result, indent=2))
+    return code
 
 
 def _help(arguments: list[str]) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 from scoremle.cli.commands import Parser
 
-__all__ = ["DATASETS", "FITS", "PARSERS", "SAMPLERS"]
+__all__ = ["ANY_FITS", "DATASETS", "FITS", "PARSERS", "SAMPLERS"]
 
 # The names in scoremle.data and in experiment/samplers.py, whose import brings JAX.
 SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
 FITS = ("crop", "resize")
+ANY_FITS = (*FITS, "pad")
 # Those of scoremle.experiment.scoring, likewise.
 ESTIMATORS = ("ode", "bound", "steps")
 DATASETS = (
@@ -219,11 +220,11 @@ def _score() -> Parser:
     parser = Parser(
         prog="scoremle score",
         examples=(
-            "scoremle score digits my_pictures --fit=crop",
+            "scoremle score digits my_pictures --fit=resize --page=scores.html",
             "scoremle score runs/digits images.npy --repeats=8 --out=scores.csv",
         ),
-        description="The likelihood of each of your own images, as a CSV of one line an image, in"
-        " their order.",
+        description="The likelihood of each of your own images, as a CSV of one line a file, in"
+        " their order. Ctrl-C loses little: the same command goes on.",
     )
     parser.add_argument("model", help=MODEL)
     parser.add_argument(
@@ -231,7 +232,15 @@ def _score() -> Parser:
         help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
-    parser.add_argument("--repeats", type=int, default=4, help="passes an image, averaged (4)")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE",
+        help="a page of HTML to write: the images in the order of their bits/dim",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="write over --out and --page")
+    parser.add_argument(
+        "--repeats", type=_at_least(1), default=4,
+        help="passes over each image, whose spread tells its error; each costs the same (4)",
+    )  # fmt: skip
     parser.add_argument(
         "--estimator", choices=ESTIMATORS, default="ode",
         help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
@@ -246,11 +255,22 @@ def _score() -> Parser:
         "--label", default="",
         help="of a class-conditional model: a number, or all for the mean over its labels",
     )  # fmt: skip
-    parser.add_argument("--fit", choices=FITS, default="", help="of other sizes")
+    parser.add_argument("--fit", choices=ANY_FITS, default="", help=ANY_FIT)
+    parser.add_argument(
+        "--skip-bad", action="store_true",
+        help="go on without files that can't be scored: they are rows with a reason, and the exit"
+        " code is 3",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
     return parser
+
+
+ANY_FIT = (
+    "bring pictures of other sizes to the model's: crop the centre, resize the largest centred"
+    " part, or pad all of it with black"
+)
 
 
 def _report() -> Parser:

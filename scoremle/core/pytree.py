@@ -59,7 +59,7 @@ def describe(value: Any) -> Any:
     """What makes a record what it is, in values that JSON knows: its type, and all its numbers.
 
     A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
-    same before and after a record was on a device.
+    same before and after a record was on a device. A function is its name.
     """
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
@@ -69,6 +69,8 @@ def describe(value: Any) -> Any:
         return {name: describe(child) for name, child in value.items()}
     if value is None or isinstance(value, str | bool):
         return value
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
     array = np.asarray(value, np.float32)
     if array.ndim == 0:
         return float(str(array))

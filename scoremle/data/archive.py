@@ -56,12 +56,13 @@ class Source:
     """The files at ``path``: of a folder, of a zip or tar, or that one file.
 
     With ``nested``, archives in a folder count as folders. ``done`` is the share of the bytes
-    that were passed; ``sha256`` is of all that was read.
+    that were passed; ``sha256`` is of all that was read; ``hidden`` counts the files that were
+    passed over since operating systems add such on their own.
     """
 
     def __init__(self, path: Path, *, nested: bool = False) -> None:
         self.path = path
-        self.left_out = 0
+        self.left_out = self.hidden = 0
         self._archives = [path] if is_archive(path) and path.is_file() else []
         self._files = [] if self._archives else listing(path)
         if nested and path.is_dir():
@@ -82,17 +83,27 @@ class Source:
         return self._hash.hexdigest()
 
     def files(
-        self, wanted: Callable[[str], bool], limit: int = MAX_FILE
+        self,
+        wanted: Callable[[str], bool],
+        limit: int = MAX_FILE,
+        unreadable: Callable[[str, str], None] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files whose name is wanted; others are counted.
 
-        One that is wanted and has more than ``limit`` bytes is a UserError.
+        One that is wanted, and can't be read or has more than ``limit`` bytes, is a UserError; in
+        a folder, if there is ``unreadable``, that is told its name and why, and the rest is read.
         """
         self._passed = 0.0
         for file in self._files:
             name = self._name(file)
             if self._wanted(name, wanted):
-                content = read_bytes(file, limit)
+                try:
+                    content = read_bytes(file, limit)
+                except UserError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(name, str(error).removeprefix(f"{file}: "))
+                    continue
                 self._note(name, hashlib.sha256(content).digest())
                 self._passed += len(content)
                 yield name, content
@@ -121,6 +132,7 @@ class Source:
 
     def _wanted(self, name: str, wanted: Callable[[str], bool]) -> bool:
         if is_hidden(name):
+            self.hidden += 1
             return False
         found = wanted(name)
         self.left_out += not found

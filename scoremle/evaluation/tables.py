@@ -9,7 +9,9 @@ from typing import Any
 
 from scoremle.terminal import printable
 
-__all__ = ["quality_table", "results_table", "screen_width", "table", "wrapped"]
+__all__ = [
+    "mean_in_parts", "quality_table", "results_table", "screen_width", "table", "wrapped",
+]  # fmt: skip
 
 # What is left out first where there is no room; it stands in results.json.
 SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
@@ -121,8 +123,8 @@ def _solver(r: Mapping[str, Any]) -> float | None:
     return r["mean_solver_error"]
 
 
-def _parts(r: Mapping[str, Any]) -> list[str]:
-    """How a corrected mean is made, and the parts of its error."""
+def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
+    """How a corrected mean is made, and the parts of its error; nothing of another."""
     if not (errors := r.get("errors")):
         return []
     nodes, images = r["level_nodes"], r["level_images"]
@@ -166,7 +168,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     footnotes = [UPPER] if any(map(_is_upper, results.values())) else []
-    told = ((name, text) for name, r in results.items() for text in (_what(r), *_parts(r)))
+    told = ((name, text) for name, r in results.items() for text in (_what(r), *mean_in_parts(r)))
     what = (wrapped(f"{name}: {text}") for name, text in told)
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
 

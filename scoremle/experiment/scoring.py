@@ -7,7 +7,8 @@
 A label is a number, or "all" for the mean over all of them.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from typing import cast
 
 import jax
@@ -22,18 +23,44 @@ from scoremle.likelihood.check import FEWEST_IMAGES
 from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel
 from scoremle.likelihood.informed import decoder_worth
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.nodes import PILOT_IMAGES
+from scoremle.likelihood.levels import Levels
+from scoremle.likelihood.nodes import (
+    FEWEST,
+    PILOT_IMAGES,
+    Choice,
+    choose_for_mean,
+    choose_nodes,
+)
 from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
-__all__ = ["ALL", "ESTIMATORS", "check_label", "in_words", "prepared", "worth_of"]
+__all__ = [
+    "ALL", "ESTIMATORS", "Prepared", "check_label", "in_words", "prepared", "worth_of",
+]  # fmt: skip
 
 ESTIMATORS = ("ode", "bound", "steps")
 ALL = "all"
+# Bits/dim that the solver may add to the standard error of a mean, as in an evaluation; or a
+# quarter of what the probes leave of it.
+TOLERANCE, PROBES_SHARE = 5e-4, 0.25
 
 Images = Integer[np.ndarray, "n h w c"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as some images need it, the estimator, and what there is to say of both.
+
+    With ``levels``, the solver's error of the mean can be corrected to ``tolerance``.
+    """
+
+    model: ScoreModel
+    estimator: Estimator
+    notes: list[str]
+    levels: Levels | None = None
+    tolerance: float = TOLERANCE
 
 
 def prepared(
@@ -42,20 +69,25 @@ def prepared(
     estimator: str = "ode",
     label: str = "",
     steps: int | None = None,
-) -> tuple[ScoreModel, Estimator, list[str]]:
-    """The model as these images need it, the estimator of this name, and what there is to say.
+    passes: int = 1,
+) -> Prepared:
+    """What scores these images in so many passes, by the name of the estimator.
 
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
-    solver needs, and the scale of a decoder. Under all labels there is no one condition to check,
-    and these go by the first. ``steps``: how many a chain has; None: all of the model's own.
-    Raises UserError for what does not fit.
+    solver needs, of an image and of the mean, and the scale of a decoder. Under all labels there
+    is no one condition to check, and these go by the first. ``steps``: how many a chain has; None:
+    all of the model's own. Raises UserError for what does not fit.
     """
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
-    notes = [] if label == ALL else _doubts(one, images)
+    notes, levels, tolerance = [] if label == ALL else _doubts(one, images), None, TOLERANCE
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
-        one, choice = one.calibrated(images)
+        if one.decoder is None and label != ALL and len(images) >= FEWEST:
+            one, choice, tolerance = _for_mean(one, images, passes)
+        else:
+            one, choice = one.calibrated(images)
+        levels = choice.levels
         notes.append(str(choice))
     elif not chain:
         one = one.fitted(images)
@@ -65,8 +97,23 @@ def prepared(
     if estimator == "bound":
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
-        return replace(one, noise=model.noise), ByLabels(found, classes), notes
-    return one, found, notes
+        return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes)
+    return Prepared(one, found, notes, levels, tolerance)
+
+
+def _for_mean(
+    model: ScoreModel, images: Images, passes: int
+) -> tuple[ScoreModel, Choice, float]:
+    """The model with as many nodes as an image needs, and levels for the mean.
+
+    The fewer images, the larger is the error that their probes leave of the mean, and the less
+    is to be paid for a smaller one of the solver.
+    """
+    pilot = model.pilot_on(images)
+    probes = choose_nodes(pilot).probe_stderr / math.sqrt(len(images) * passes)
+    tolerance = max(TOLERANCE, PROBES_SHARE * probes)
+    choice = choose_for_mean(pilot, images=len(images), passes=passes, tolerance=tolerance)
+    return replace(model, solver=choice.solver), choice, tolerance
 
 
 def worth_of(model: ScoreModel, images: Images) -> str:

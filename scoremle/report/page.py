@@ -12,9 +12,21 @@ from pathlib import Path
 from scoremle.files import write_atomically
 from scoremle.report.charts import Chart
 
-__all__ = ["Page", "Picture"]
+__all__ = ["Card", "Page", "Picture"]
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
+# Shows the cards of a gallery whose name has what was typed.
+SEARCH = """<script>
+for (const box of document.querySelectorAll('input[type=search]')) box.oninput = () => {
+  const wanted = box.value.toLowerCase();
+  let shown = 0;
+  for (const card of box.closest('section').querySelectorAll('figure')) {
+    card.hidden = !card.dataset.name.includes(wanted);
+    shown += !card.hidden;
+  }
+  box.nextElementSibling.textContent = `${shown} shown`;
+};
+</script>"""
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,17 @@ class Picture:
     png: bytes
     caption: str
     words: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with its name, and a value from 0 to 1 with the ends of its interval."""
+
+    picture: Picture
+    name: str
+    low: float
+    value: float
+    high: float
 
 
 @dataclass
@@ -80,12 +103,30 @@ class Page:
     def pictures(self, pictures: Iterable[Picture], size: str) -> None:
         """Pictures in rows; ``size``: small, or large."""
         figures = (
-            f'<figure><img alt="{escape(picture.words)}" src="data:image/png;base64,'
-            f'{base64.b64encode(picture.png).decode()}">'
-            f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+            f"<figure>{_image(picture)}<figcaption>{escape(picture.caption)}</figcaption></figure>"
             for picture in pictures
         )
         self._body.append(f'<div class="pictures {size}">{"".join(figures)}</div>')
+
+    def gallery(self, cards: Sequence[Card], scale: str) -> None:
+        """Cards that can be searched by name.
+
+        Args:
+            cards: in their order.
+            scale: what the bar of a card says.
+        """
+        figures = (
+            f'<figure data-name="{escape(card.name.lower())}">{_image(card.picture)}'
+            f'<div class="bar"><i style="left:{card.low:.1%};right:{1 - card.high:.1%}"></i>'
+            f'<b style="left:{card.value:.1%}"></b></div><figcaption><strong>{escape(card.name)}'
+            f"</strong> {escape(card.picture.caption)}</figcaption></figure>"
+            for card in cards
+        )
+        self._body.append(
+            '<section><label class="search">Search by name <input type="search">'
+            f"<span>{len(cards)} shown</span></label><p>{escape(scale)}</p>"
+            f'<div class="pictures cards">{"".join(figures)}</div></section>{SEARCH}'
+        )
 
     def write(self, path: Path) -> None:
         """Writes the page."""
@@ -99,3 +140,8 @@ class Page:
         )
         with write_atomically(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _image(picture: Picture) -> str:
+    content = base64.b64encode(picture.png).decode()
+    return f'<img alt="{escape(picture.words)}" src="data:image/png;base64,{content}">'

@@ -69,6 +69,11 @@ def test_single_files(both, capsys, tmp_path):
             writer = csv.writer(file)
             writer.writerow(("image", "log_prob", "bpd", "stderr", "probe_stderr", "solver_error"))
             writer.writerows((f"{i}.png", -9, x, 0.1, 0.1, 0.2) for i, x in enumerate(values))
+    with (tmp_path / "a.csv").open("w", newline="") as file:  # as of now: with what was left out
+        writer = csv.writer(file)
+        writer.writerow(("bpd", "file", "solver_error", "note"))
+        writer.writerows((x, f"{i}.png", 0.2, "") for i, x in enumerate(A[0]))
+        writer.writerow(("", "notes.txt", "", "not scored: no picture"))
     code, out, _ = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv", "--json")
     found = json.loads(out)["scores"]
     assert found["difference"] == pytest.approx((B[0] - A[0]).mean())

@@ -1,8 +1,12 @@
-"""The command that scores one's own images: the values of the library, in a table."""
+"""The command that scores one's own images: the library's values, in a table and on a page."""
 
 import csv
+import io
 import json
+import math
 import os
+import shutil
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ from PIL import Image
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
+from scoremle.evaluation import baselines, metrics
+from scoremle.experiment import run_score
+from scoremle.experiment.shipped import FOLDER
 
 IMAGES = load_digits("")[1][:5]
 
@@ -33,6 +40,25 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def column(path, name):
+    return np.array([float(row[name]) for row in rows(path)])
+
+
+def spread(image):
+    """17 levels, as 256."""
+    return np.round(image[..., 0] * (255 / 16)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five digits as PNG."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for i, image in enumerate(IMAGES):
+        Image.fromarray(spread(image)).save(place / f"digit{i}.png")
+    return place
+
+
 def test_an_array(tiny, model, tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES)
     out = tmp_path / "mine.csv"
@@ -41,40 +67,37 @@ def test_an_array(tiny, model, tmp_path, capfd):
     )
     assert code == 0 and f"written to {out}" in told
     expected = model.score(IMAGES, seed=3, repeats=2)
-    found = rows(out)
-    assert [row["image"] for row in found] == ["0", "1", "2", "3", "4"]
-    for column in ("log_prob", "bpd", "stderr", "solver_error"):
-        values = [float(row[column]) for row in found]
-        np.testing.assert_allclose(values, getattr(expected, column), rtol=1e-5)
-    error = expected.bpd.std(ddof=1) / np.sqrt(5)
-    assert f"mean {expected.bpd.mean():.4f} +- {error:.4f} (over images) bits/dim" in told
+    assert [row["file"] for row in rows(out)] == ["0", "1", "2", "3", "4"]
+    error, png = column(out, "error"), baselines.png_bpd(IMAGES)
+    for name, values in (*vars(expected).items(), ("png_bpd", png)):
+        unit = 64 * math.log(2) if name == "log_prob" else 1
+        half = 10 ** (np.floor(np.log10(unit * error)) - 1) / 2  # of the error's second digit
+        assert (abs(column(out, name) - values) <= 1.01 * half).all(), name
+    assert (error >= expected.solver_error / 2 - 0.05).all()  # so few nodes have a large one
+    stderr = expected.bpd.std(ddof=1) / np.sqrt(5)
+    assert f"mean {expected.bpd.mean():.4f} +- {stderr:.4f} (over images) bits/dim" in told
+    assert "each image: 2 passes of 7 network evaluations; the median standard error is 0." in told
 
 
-def test_pictures(tiny, model, tmp_path, capfd):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i, image in enumerate(IMAGES):  # 17 levels, spread to 256
-        Image.fromarray(np.round(image[..., 0] * (255 / 16)).astype(np.uint8)).save(
-            folder / f"digit{i}.png"
-        )
-    (folder / "notes.txt").write_text("left out")
+def test_pictures(tiny, model, folder, tmp_path, capfd):
     out = tmp_path / "s.csv"
-    code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--repeats=1")
-    assert code == 0 and "their 256 grey levels become the model's 17" in told
+    flags = f"--out={out}", "--repeats=1", "--json"
+    code, told, said = score(capfd, tiny.workdir, folder, *flags)
+    assert code == 0 and "their 256 grey levels become the model's 17" in said
+    assert "one pass can't tell its error" in said
     expected = model.score(IMAGES)
-    found = rows(out)
-    assert [row["image"] for row in found] == [f"digit{i}.png" for i in range(5)]
-    values = [float(row["bpd"]) for row in found]
-    np.testing.assert_allclose(values, expected.bpd, rtol=1e-5)
-    assert {row["stderr"] for row in found} == {"nan"}  # one pass can't tell
+    assert json.loads(told)["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
+    assert [row["file"] for row in rows(out)] == [f"digit{i}.png" for i in range(5)]
+    np.testing.assert_allclose(column(out, "bpd"), expected.bpd, atol=0.51)  # of an error of 12
+    assert {row["stderr"] for row in rows(out)} == {"nan"}  # one pass can't tell
 
-    line = (tiny.workdir, folder / "digit2.png", f"--out={out}", "--json")
+    line = (tiny.workdir, folder / "digit2.png", f"--out={out}", "--json", "--force")
     code, told, _ = score(capfd, *line)
     (row,) = rows(out)
-    assert code == 0 and row["image"] == "digit2.png"
+    assert code == 0 and row["file"] == "digit2.png" and float(row["error"]) > 0
     summary = json.loads(told)
-    assert (summary["images"], summary["stderr"]) == (1, None)
-    assert summary["mean"] == pytest.approx(float(row["bpd"]))
+    assert (summary["images"], summary["stderr"], summary["left_out"]) == (1, None, 0)
+    assert summary["mean"] == pytest.approx(float(row["bpd"]), abs=0.51)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +106,9 @@ def test_pictures(tiny, model, tmp_path, capfd):
         ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "images must be uint8 of shape (n, 8, 8, 1)"),
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64, not uint8"),
         ("missing", None, "no file or folder"),
-        ("a/x.txt", b"text", "holds no picture"),
+        ("a/x.txt", b"text", "a: x.txt: its name has none of the endings of pictures"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many, but must be one whole number"),
-        ("a/x.png", b"text", "x.png: can't be decoded"),
+        ("a/x.png", b"text", "a: x.png: can't be decoded"),
     ],
 )
 def test_mistakes_are_one_line(name, content, words, tiny, tmp_path, capfd):
@@ -103,20 +126,179 @@ def test_mistakes_are_one_line(name, content, words, tiny, tmp_path, capfd):
     assert not (tmp_path / "scores.csv").exists()
 
 
+def messy(folder):
+    """Beside the digits, what can't be scored."""
+    Image.fromarray(np.zeros((9, 20), np.uint8)).save(folder / "wide.bmp")
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 broken")
+    (folder / "notes.txt").write_text("text")
+    return folder
+
+
+def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path, capfd):
+    out = tmp_path / "s.csv"
+    code, told, error = score(capfd, tiny.workdir, messy(folder), f"--out={out}")
+    assert code == 2 and not out.exists() and "scoring" not in told
+    listed = [line.split(": ")[0] for line in told.splitlines() if line.startswith("  ")]
+    assert "3 of 8 files can't be scored:\n" in told and "wide.bmp: 9x20, not 8x8" in told
+    assert listed == ["  a.jpg", "  notes.txt", "  wide.bmp"]
+    assert "--skip-bad goes on without such files, or --fit=crop, resize or pad" in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, capfd):
+    out = tmp_path / "s.csv"
+    options = f"--out={out}", "--skip-bad", "--fit=pad", "--json"
+    code, told, _ = score(capfd, tiny.workdir, messy(folder), *options)
+    summary = json.loads(told)
+    assert code == 3 and summary["left_out"] == 2
+    found = rows(out)
+    names = ["a.jpg", *(f"digit{i}.png" for i in range(5)), "notes.txt", "wide.bmp"]
+    assert [row["file"] for row in found] == names
+    for row in (found[0], found[6]):
+        assert row["note"].startswith("not scored: ") and row["bpd"] == row["error"] == ""
+    assert found[7]["note"] == "shrunk; padded with black" and found[1]["note"] == ""
+    images = np.concatenate([IMAGES, np.zeros((1, 8, 8, 1), np.uint8)])  # the wide one is black
+    expected = model.score(images, repeats=4).bpd
+    values = [float(row["bpd"]) for row in found if row["bpd"]]
+    np.testing.assert_allclose(values, expected, atol=0.51)
+    assert summary["mean"] == pytest.approx(expected.mean(), 1e-5)
+
+
+def test_nothing_that_can_be_scored(tiny, tmp_path, capfd):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text("text")
+    code, _, told = score(capfd, tiny.workdir, tmp_path / "a", "--skip-bad")
+    assert code == 2 and "holds no picture that can be scored: PNG, JPEG" in told
+
+
+def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
+    out, page = tmp_path / "s.csv", tmp_path / "p.html"
+    for place, flags in ((out, []), (page, [f"--page={page}"])):
+        place.write_text("kept")
+        code, _, told = score(capfd, "no-model", folder, f"--out={out}", *flags)
+        assert code == 2 and f"{place} is there: --force writes over it" in told
+        assert place.read_text() == "kept"
+        place.unlink()
+
+
+def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
+    """With the batches that were finished; nothing of them is left in the end."""
+    out, timed, batches = tmp_path / "s.csv", metrics._timed, []
+    monkeypatch.setattr(run_score, "BATCH_SIZE", 2)
+
+    def stopped(*arguments):
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        batches.append(arguments)
+        return timed(*arguments)
+
+    monkeypatch.setattr(metrics, "_timed", stopped)
+    options = tiny.workdir, folder, f"--out={out}", "--repeats=2"
+    code, _, told = score(capfd, *options)
+    assert code == 130 and f"finished batches are in {out}.parts: the same command" in told
+    assert not out.exists()
+    done, batches[:] = len(batches), []
+    code, told, _ = score(capfd, *options, "--json")
+    assert code == 0 and done + len(batches) == 6  # three batches a pass
+    expected = model.score(IMAGES, repeats=2).bpd.mean()
+    assert json.loads(told)["mean"] == pytest.approx(expected, 1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "s.csv"]
+
+
+def test_parts_are_those_of_the_same_work(tiny, tmp_path):
+    found = run_score.Prepared(scoremle.load("digits"), scoremle.ByOde(), [])
+    places = {
+        run_score.folder_of_parts(tmp_path, *work)
+        for work in (
+            (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
+            (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
+            (run_score.Prepared(scoremle.load(tiny.workdir), found.estimator, []), "digits",
+             IMAGES, 0),
+            (run_score.Prepared(found.model, scoremle.ByBound(), []), "digits", IMAGES, 0),
+        )
+    }  # fmt: skip
+    assert len(places) == 6
+    assert run_score.folder_of_parts(tmp_path, found, "digits", IMAGES, 0) in places
+
+
+def test_a_value_that_is_not_finite(tiny, folder, tmp_path, capfd, monkeypatch):
+    """Of one image, which is refused after the others are measured, or a row."""
+    timed = metrics._timed
+
+    def failing(*arguments):
+        found = timed(*arguments)
+        return found | {"bpd": np.where(np.arange(len(found["bpd"])) == 1, np.nan, found["bpd"])}
+
+    monkeypatch.setattr(metrics, "_timed", failing)
+    out = tmp_path / "s.csv"
+    code, _, told = score(capfd, tiny.workdir, folder, f"--out={out}")
+    assert code == 2 and "digit1.png: its bits/dim are not a finite number; --skip-bad" in told
+    assert not out.exists()
+    code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--skip-bad", "--json")
+    summary = json.loads(told)
+    assert code == 3 and summary["images"] == 4 and math.isfinite(summary["mean"])
+    assert rows(out)[1]["note"] == "not scored: its bits/dim are not a finite number"
+
+
+@pytest.fixture(scope="module")
+def by_digits(tmp_path_factory):
+    """What the shipped model says of digits, a black picture, and inverted digits."""
+    place = tmp_path_factory.mktemp("shipped")
+    images = np.concatenate([IMAGES, np.zeros((1, 8, 8, 1), np.uint8), 16 - IMAGES[:2]])
+    np.save(place / "x.npy", images)
+    names = [f"--{what}={place / name}" for what, name in (("out", "s.csv"), ("page", "p.html"))]
+    told = io.StringIO()
+    with redirect_stdout(told):
+        assert cli.main(["score", "digits", str(place / "x.npy"), *names, "--json"]) == 0
+    return place, json.loads(told.getvalue())
+
+
+def test_ranks_are_among_the_models_own_test_images(by_digits):
+    out = by_digits[0] / "s.csv"
+    with np.load(FOLDER / "digits" / "eval" / "exact_test_ckpt_3.npz") as arrays:
+        own = arrays["bpd"].mean(axis=0)
+    ranks, bpd = column(out, "rank"), column(out, "bpd")
+    expected = [(own < value).mean() for value in bpd]
+    np.testing.assert_allclose(ranks, expected, atol=0.01)
+    assert (ranks[:6] > 0).all() and (ranks[:6] < 1).all()  # black: no rank tells it apart
+    assert (ranks[6:] == 1).all()
+
+
+def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):
+    place, found = by_digits
+    assert found["mean"] == pytest.approx(found["uncorrected_mean"] + found["correction"])
+    assert found["uncorrected_mean"] == pytest.approx(column(place / "s.csv", "bpd").mean(), 1e-3)
+    assert found["errors"].keys() == {"images", "probes", "draws", "solver", "all", "this_set",
+                                      "finest_bias"}  # fmt: skip
+    assert found["level_images"] == [8, 8] and 0 < abs(found["correction"]) < 0.02
+    # Against four times the nodes, with the same noise and exact traces: nothing but the solver.
+    model, images = scoremle.load("digits"), np.load(place / "x.npy")
+    coarse, fine = (
+        model.score(images, estimator=scoremle.ByOde(scoremle.Exact(), scoremle.Multistep(n)))
+        for n in (found["level_nodes"][0], 4 * found["level_nodes"][0])
+    )
+    gap = (fine.bpd - coarse.bpd).mean()
+    errors = found["errors"]
+    assert abs(found["correction"] - gap) < 4 * errors["solver"] + 2 * errors["finest_bias"]
+
+
 def test_names_of_any_kind(tiny, tmp_path, capfd):
     """No name is lost or does harm, and none fails when all the work is done."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    names = [b"=1+1.png", b"a\xff.png", b"b\x1b[2J.png"]
+    names = [b"=1+1.png", b"a\xff.png", b"b\x1b[2J.png", b"<b>.png"]
     for name in names:
         picture = Image.fromarray(np.zeros((8, 8), np.uint8))
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
             picture.save(file, "PNG")
-    out = tmp_path / "s.csv"
-    code, told, _ = score(capfd, tiny.workdir, folder, f"--out={out}", "--repeats=1")
+    out, page = tmp_path / "s.csv", tmp_path / "p.html"
+    flags = f"--out={out}", "--repeats=1", f"--page={page}"
+    code, told, _ = score(capfd, tiny.workdir, folder, *flags)
     assert code == 0 and "\x1b" not in told and r"b\x1b[2J.png" in told
-    found = [row["image"] for row in rows(out)]
-    assert found == ["'=1+1.png", r"a\udcff.png", r"b\x1b[2J.png"]
+    found = [row["file"] for row in rows(out)]
+    assert found == ["<b>.png", "'=1+1.png", r"a\udcff.png", r"b\x1b[2J.png"]
+    text = page.read_text()
+    assert "<b>.png" not in text and "&lt;b&gt;.png" in text and r"b\x1b[2J.png" in text
 
 
 def test_places_are_looked_at_first(tmp_path, capfd):
@@ -132,17 +314,20 @@ def test_places_are_looked_at_first(tmp_path, capfd):
         assert code == 2 and words in told and told.count("\n") == 1, told
 
 
-def test_what_is_changed_is_said(tiny, tmp_path, capfd):
-    folder = tmp_path / "pictures"
+def test_what_is_changed_is_said(tiny, folder, tmp_path, capfd):
+    shutil.rmtree(folder)
     folder.mkdir()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "colour.png")
+    colours = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    Image.fromarray(colours).save(folder / "colour.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "grey.png")
-    out = f"--out={tmp_path / 's.csv'}"
-    code, told, _ = score(capfd, tiny.workdir, folder, out, "--repeats=1")
-    assert code == 0 and "1 of 2 pictures were made grey, though they had colours\n" in told
+    out = tmp_path / "s.csv"
+    flags = f"--out={out}", "--repeats=1", "--force"
+    code, told, _ = score(capfd, tiny.workdir, folder, *flags)
+    assert code == 0 and "1 of 2 pictures: made grey of colours\n" in told
+    assert [row["note"] for row in rows(out)] == ["made grey of colours", ""]
 
     np.savez(tmp_path / "x.npz", train=IMAGES[:3], test=IMAGES[3:])
-    code, told, _ = score(capfd, tiny.workdir, tmp_path / "x.npz", out, "--repeats=1")
+    code, told, _ = score(capfd, tiny.workdir, tmp_path / "x.npz", *flags)
     assert code == 0 and "one after the other: 3 of train, 2 of test\n" in told
-    names = [row["image"] for row in rows(tmp_path / "s.csv")]
+    names = [row["file"] for row in rows(out)]
     assert names == ["train 0", "train 1", "train 2", "test 0", "test 1"]

@@ -478,6 +478,14 @@ def test_pictures_are_turned_upright(tmp_path, prepare):
     assert found.meta["notes"] == {"turned upright by their EXIF orientation": 2}
 
 
+def test_colours_that_are_changed_are_counted(tmp_path):
+    for name, shape in (("train/a", (8, 8, 3)), ("train/b", (8, 8)), ("test/c", (8, 8, 3))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full(shape, 40, np.uint8)).save(tmp_path / f"{name}.png")
+    found = data.lookup("images").find(str(tmp_path), Options(channels=1))
+    assert found.meta["notes"] == {"made grey, though they had colours": 2}
+
+
 def test_sizes_and_channels_are_never_changed_in_silence(tmp_path, prepare):
     folder = one_and(tmp_path, encoded(pictures(1, 40, 30)[0]))
     with pytest.raises(UserError, match=r"b\.png is 40x30 RGB and a0\.png 32x32 RGB; state"):

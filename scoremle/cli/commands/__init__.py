@@ -5,11 +5,11 @@ is one with ``main(arguments)``. It is imported once its arguments are known to 
 """
 
 import argparse
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from scoremle.errors import UserError
 
-__all__ = ["COMMANDS", "Parser"]
+__all__ = ["COMMANDS", "Parser", "Partly"]
 
 # Name on the command line -> module, and one line of help. In the order of a first use.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -49,6 +49,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
+
+
+class Partly(NamedTuple):
+    """What a command gives that is done but for something that it was told to leave out."""
+
+    result: Any
 
 
 class Parser(argparse.ArgumentParser):

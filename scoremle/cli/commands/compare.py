@@ -129,11 +129,13 @@ def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
 
 def _of_scores(path: Path) -> Measured:
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        table = list(csv.DictReader(file))
     try:
+        rows = [row for row in table if row["bpd"]]  # a file that was left out has none
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
-        return Measured(bpd, [row["image"] for row in rows], float(errors.mean()))
+        names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
+        return Measured(bpd, names, float(errors.mean()))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is no table of scoremle score") from None

@@ -1,137 +1,183 @@
 """``scoremle score MODEL IMAGES``: the likelihood of each of one's own images, as a table.
 
 IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8. The table is a
-CSV of one line an image, in their order.
+CSV of one line a file, in their order; a page shows the images in the order of their bits/dim.
 """
 
-import csv
-import io
-import itertools
+import math
 import os
-from collections import Counter
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer
 
-from scoremle import data
+from scoremle.cli.commands import Partly
 from scoremle.core.pixels import Pixels
-from scoremle.data.archive import Source
-from scoremle.data.readers.arrays import read_arrays
-from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
 from scoremle.errors import UserError
-from scoremle.evaluation.tables import table
+from scoremle.evaluation import tables
+from scoremle.experiment import score_table
 from scoremle.experiment.models import load
-from scoremle.experiment.scoring import in_words, prepared
-from scoremle.files import write_atomically
-from scoremle.model import ScoreModel, Scores
-from scoremle.terminal import cell, say
+from scoremle.experiment.own_images import read_images, refuse
+from scoremle.experiment.reference import how_to_get, test_values
+from scoremle.experiment.run_score import Scored, folder_of_parts, measure
+from scoremle.experiment.score_table import Row, in_digits
+from scoremle.experiment.scoring import Prepared, in_words, prepared
+from scoremle.model import ScoreModel
+from scoremle.report.scores import MEANING, About, write_page
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
 # Images that are shown of either end of the list.
 SHOWN = 3
-COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 
 
-def run(options: Any) -> dict[str, Any]:
+def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
-    _check_places(options.images, options.out)
+    _check_places(options)
+    model, pixels, shape = _load(options)
+    looks, images = read_images(
+        options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
+    )
+    images = pixels.checked(images, shape)
+    say(f"scoring {len(images)} images of {options.images}")
+    say("looking at a few of them first: is the model what it says, and which nodes do they need")
+    found = prepared(
+        model, images, options.estimator, options.label, options.steps, options.repeats
+    )
+    for note in found.notes:
+        say(tables.wrapped(note))
+    parts = folder_of_parts(
+        options.out.with_name(f"{options.out.name}.parts"), found, options.model, images,
+        options.seed,
+    )  # fmt: skip
+    scored = _measured(found, images, options, parts)
+    reference = test_values(options.model, model, found.estimator)
+    rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
+    failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
+    refuse(options.images, failed, len(rows), options.skip_bad)
+    facts = _facts(scored, found, options.repeats)
+    about = About(
+        options.model, str(options.images), pixels.levels, model.dims, len(reference), facts
+    )
+    score_table.write(options.out, rows, model.dims, len(reference))
+    if options.page:
+        write_page(options.page, rows, about)
+    _remove(parts)
+    _tell(rows, about, how_to_get(options.model, model, found.estimator))
+    say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
+    summary = _summary(scored, found, rows, options)
+    return Partly(summary) if summary["left_out"] else summary
+
+
+def _check_places(options: Any) -> None:
+    """Raises UserError for places that can't do, before any work."""
+    if not options.images.exists():
+        raise UserError(f"no file or folder {options.images}")
+    for flag, place in (("--out", options.out), ("--page", options.page)):
+        if place is None:
+            continue
+        folder = next(above for above in place.absolute().parents if above.exists())
+        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            what = (
+                "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
+            )
+            raise UserError(f"can't write {flag}={place}: {what}; name a file to write")
+        if place.exists() and not options.force:
+            raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
+
+
+def _load(options: Any) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
+    """The model, and the pixels and the shape of its images."""
     model = load(options.model, options.checkpoint)
     if model.pixels is None or len(model.shape) != 3:
         raise UserError(
             f"{options.model} is no model of integer images: give it a shape (h, w, c) and"
             " pixels, such as scoremle.Pixels(256)"
         )
-    names, images = _read(options.images, model, options.fit)
-    say(f"scoring {len(images)} images of {options.images}")
-    say("looking at a few of them first: is the model what it says, and which nodes do they need")
-    model, estimator, notes = prepared(
-        model, images, options.estimator, options.label, options.steps
-    )
-    for note in notes:
-        say(note)
-    scores = model.score(
-        images, estimator=estimator, seed=options.seed, repeats=options.repeats, label="scores"
-    )
-    _write(options.out, names, scores)
-    order = np.argsort(scores.bpd)
-    mean, error, stderr = float(scores.bpd.mean()), "", None
-    if len(images) > 1:
-        stderr = float(scores.bpd.std(ddof=1) / np.sqrt(len(images)))
-        error = f" +- {stderr:.4f} (over images)"
+    height, width, channels = model.shape
+    return model, model.pixels, (height, width, channels)
+
+
+def _measured(
+    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
+) -> Scored:
+    try:
+        return measure(found, images, seed=options.seed, passes=options.repeats, parts=parts)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"finished batches are in {parts.parent}: the same command goes on"
+        ) from None
+
+
+def _remove(parts: Path) -> None:
+    """Finished parts, once all that is made of them is written."""
+    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # those of an interrupted run of other images may be there
+        parts.parent.rmdir()
+
+
+def _facts(scored: Scored, found: Prepared, passes: int) -> list[str]:
+    """The mean, how it is made, and what an image costs."""
+    mean = scored.mean
+    error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.4f} (over images)"
+    lines = [f"mean {mean['mean']:.4f}{error} bits/dim; {in_words(found.estimator)}"]
+    lines += tables.mean_in_parts(mean)
+    cost = f"each image: {passes} {'pass' if passes == 1 else 'passes'}"
+    if (evaluations := mean.get("mean_nfe")) is not None:
+        cost += f" of {evaluations:.0f} network evaluations"
+    told = "one pass can't tell its error: --repeats=2 or more can"
+    if passes > 1:
+        error = np.nanmedian(scored.scores.stderr)
+        told = f"the median standard error is {error:.2g}; four times as many passes halve it"
+    return [*lines, f"{cost}; {told}"]
+
+
+def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
+    """Prints both ends of the list, the mean, and what the numbers mean."""
+    order = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
-    rows = [(names[i], f"{scores.log_prob[i]:.1f}", f"{scores.bpd[i]:.4f}") for i in ends]
-    say(table(("likeliest, then unlikeliest", "log P, nats", "bits/dim"), rows))
-    say(f"mean {mean:.4f}{error} bits/dim; {in_words(estimator)}")
-    say(f"written to {options.out}")
+    header = ("rank", "bits/dim", "error", "log P, nats", "PNG", "file")
+    lines = []
+    for row in ends:
+        numbers = in_digits(row, about.dims, about.reference)
+        columns = ("rank", "bpd", "error", "log_prob", "png_bpd")
+        lines.append((*(numbers.get(name, "") for name in columns), row.file))
+    shown = slice(0 if about.reference else 1, None)
+    say("likeliest, then unlikeliest:")
+    say(tables.table(header[shown], [line[shown] for line in lines], spare=("PNG", "log P, nats")))
+    for line in about.facts:
+        say(tables.wrapped(line))
+    say(tables.wrapped(_outside(order, about.reference) if about.reference else no_ranks))
+    say(tables.wrapped(MEANING[0]))
+
+
+def _outside(rows: Sequence[Row], reference: int) -> str:
+    below, above = (sum(row.rank == end for row in rows) for end in (0.0, 1.0))
+    return (
+        f"{below} images are likelier than all {reference} test images of the model, {above}"
+        " unlikelier than all: both are suspicious"
+    )
+
+
+def _summary(
+    scored: Scored, found: Prepared, rows: Sequence[Row], options: Any
+) -> dict[str, Any]:
+    mean = scored.mean
     return {
         "unit": "bits/dim",
-        "mean": mean,
-        "stderr": stderr,
-        "mean_solver_error": float(scores.solver_error.mean()),
-        "images": len(images),
-        "passes": options.repeats,
-        "estimator": in_words(estimator),
+        **{name: value for name, value in mean.items() if not _is_nan(value)},
+        "left_out": sum(bool(row.reason) for row in rows),
+        "estimator": in_words(found.estimator),
         "model": options.model,
         "table": str(options.out),
+        **({"page": str(options.page)} if options.page else {}),
     }
 
 
-def _check_places(images: Path, out: Path) -> None:
-    """Raises UserError for places that can't do, before any work."""
-    if not images.exists():
-        raise UserError(f"no file or folder {images}")
-    folder = next(place for place in out.absolute().parents if place.exists())
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        what = f"{folder} is none that can be written to" if not out.is_dir() else "it is a folder"
-        raise UserError(f"can't write --out={out}: {what}; name a file to write")
-
-
-def _read(
-    path: Path, model: ScoreModel, fit: str
-) -> tuple[list[str], UInt8[np.ndarray, "n h w c"]]:
-    """Names and pixels of the images, as the model takes them; says what was changed of them."""
-    if path.suffix in (".npy", ".npz"):
-        return _read_arrays(path, data.Options(fit=fit))
-    size, _, channels = model.shape
-    decoder = Decoder(data.Options(size=size, channels=channels, fit=fit))
-    found = {}
-    for name, content in Source(path).files(is_picture, MAX_PICTURE):
-        try:
-            found[name] = decoder(name, content)
-        except UnusableImage as error:
-            raise UserError(f"{path}: {name}: {error}") from None
-    if not found:
-        raise UserError(f"{path} holds no picture (.png, .jpg, .webp or .bmp)")
-    for what, count in (+decoder.notes).items():
-        say(f"{count} of {len(found)} pictures were {what}")
-    pixels, levels = np.stack(list(found.values())), cast(Pixels, model.pixels).levels
-    if levels != 256:
-        say(f"their 256 grey levels become the model's {levels}")
-    return list(found), (pixels.astype(np.uint32) * levels // 256).astype(np.uint8)
-
-
-def _read_arrays(path: Path, options: data.Options) -> tuple[list[str], np.ndarray]:
-    """Images by their numbers; those of several splits one split after the other."""
-    chunks = list(read_arrays(path, options).chunks)
-    splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
-    counts = Counter(splits)
-    if len(counts) > 1:
-        words = ", ".join(f"{count} of {split}" for split, count in counts.items())
-        say(f"{path} holds several splits, which are scored one after the other: {words}")
-    numbers = itertools.chain.from_iterable(map(range, counts.values()))
-    pairs = zip(splits, numbers, strict=True)
-    names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
-    return names, np.concatenate([chunk.images for chunk in chunks])
-
-
-def _write(path: Path, names: list[str], scores: Scores) -> None:
-    columns = [getattr(scores, name) for name in COLUMNS]
-    rows = zip(map(cell, names), *(column.tolist() for column in columns), strict=True)
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("image", *COLUMNS), *rows])
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode())
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

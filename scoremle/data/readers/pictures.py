@@ -22,8 +22,8 @@ from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, Unusab
 from scoremle.errors import UserError
 
 __all__ = [
-    "FITS", "MAX_PICTURE", "Decoder", "chunked", "fitted", "is_picture", "read_pictures",
-    "split_of",
+    "FITS", "MAX_PICTURE", "Decoder", "chunked", "fitted", "is_picture", "opened",
+    "read_pictures", "split_of",
 ]  # fmt: skip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -103,23 +103,7 @@ class Decoder:
 
     def image(self, content: bytes) -> Image.Image:
         """A whole picture, grey or RGB with 8 bits, upright."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(content), formats=FORMATS)
-                _check_kind(image, content)
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise UnusableImage(_TOO_LARGE) from error
-        except UnusableImage:
-            raise
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, Image.UnidentifiedImageError):
-                text = "it is no PNG, JPEG, WebP or BMP"
-            raise UnusableImage(f"can't be decoded: {text}") from error
+        upright, turned = opened(content, FORMATS, _check_kind)
         opaque = _without_alpha(upright)
         mode = {0: opaque.mode, 1: "L"}.get(self._options.channels, "RGB")
         self.notes[TURNED] += turned
@@ -143,9 +127,41 @@ class Decoder:
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
 
 
+def opened(
+    content: bytes, formats: tuple[str, ...], check: Callable[[Image.Image, bytes], None]
+) -> tuple[Image.Image, bool]:
+    """A decoded picture, upright, and whether it was turned to be that.
+
+    Args:
+        content: of its file.
+        formats: of Pillow, that it may have.
+        check: of the picture before it is decoded and of the content; may raise UnusableImage.
+
+    Raises UnusableImage for one that is damaged, or of another format.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities of a file that can be decoded
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=formats)
+            if image.width * image.height > MAX_PIXELS:
+                raise UnusableImage(_TOO_LARGE)
+            check(image, content)
+            image.load()
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+            return ImageOps.exif_transpose(image), turned
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UnusableImage(_TOO_LARGE) from error
+    except UnusableImage:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            text = f"it is no {', '.join(formats[:-1])} or {formats[-1]}"
+        raise UnusableImage(f"can't be decoded: {text}") from error
+
+
 def _check_kind(image: Image.Image, content: bytes) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnusableImage(_TOO_LARGE)
     if getattr(image, "n_frames", 1) > 1:
         raise UnusableImage("it is an animation, not one picture")
     # Pillow reads colour PNGs of 16 bits as 8 bits without a word; this byte is their depth.

@@ -14,10 +14,15 @@ from scoremle.experiment.trained import Trained, trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import safetensors
 
-__all__ = ["NAMES", "load_shipped"]
+__all__ = ["NAMES", "load_shipped", "place_of"]
 
 FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in FOLDER.glob("*/config.json")))
+
+
+def place_of(name: str) -> Path:
+    """The folder of a model: of this path, or else of the shipped model of this name."""
+    return Path(name) if Path(name).exists() else FOLDER / name
 
 
 def load_shipped(name: str) -> Trained:

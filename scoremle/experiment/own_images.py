@@ -1,0 +1,102 @@
+"""One's own images, as a model takes them: pictures of any kind, or arrays.
+
+All that can't be taken is listed with its reason, and refused or left out; all that is changed is
+said.
+"""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from scoremle.data import Options
+from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.messy import KINDS, Look, look_through
+from scoremle.errors import UserError
+from scoremle.progress import progress
+from scoremle.terminal import say
+
+__all__ = ["read_images", "refuse"]
+
+ARRAYS = (".npy", ".npz")
+FIT = ", or --fit=crop, resize or pad where it is the size"
+
+
+def read_images(
+    path: Path, shape: tuple[int, int, int], levels: int, *, fit: str = "", skip_bad: bool = False
+) -> tuple[list[Look], Integer[np.ndarray, "n h w c"]]:
+    """What became of each file, or of each image of an array, and the pixels of those with some.
+
+    Args:
+        path: of pictures, or of arrays, which are taken as they are.
+        shape: of the model's images.
+        levels: of the model's images.
+        fit: how pictures of other sizes get there; "": they are refused.
+        skip_bad: goes on without what can't be taken.
+
+    Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
+    """
+    if path.suffix in ARRAYS:
+        return _of_arrays(path, fit)
+    with progress("reading", 1.0) as tell:
+        looks, hidden = look_through(path, shape, fit, tell)
+    if hidden:
+        say(f"hidden files, which are not looked at: {hidden}")
+    bad = [(look.name, look.reason) for look in looks if look.pixels is None]
+    of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
+    refuse(path, bad, len(looks), skip_bad, FIT * (of_size and not fit))
+    if len(bad) == len(looks):
+        raise UserError(f"{path} holds no picture that can be scored: {KINDS}")
+    changes = Counter(change for look in looks for change in look.changes)
+    for what, count in changes.items():
+        say(f"{count} of {len(looks) - len(bad)} pictures: {what}")
+    return looks, _in_levels(looks, levels)
+
+
+def refuse(
+    path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool, hint: str = ""
+) -> None:
+    """Lists the names of what can't be scored, each with its reason; unless skipped, UserError.
+
+    Args:
+        path: where they are.
+        bad: their names and reasons.
+        total: how many files there are.
+        skip_bad: goes on.
+        hint: what else there is to do.
+    """
+    if not bad:
+        return
+    first = ": ".join(bad[0])
+    if len(bad) > 1 or skip_bad:
+        first = f"{len(bad)} of {total} files can't be scored"
+        say(f"{first}:\n" + "\n".join(f"  {name}: {reason}" for name, reason in bad))
+        first += ", for the reasons above"
+    if not skip_bad:
+        raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
+
+
+def _in_levels(looks: list[Look], levels: int) -> Integer[np.ndarray, "n h w c"]:
+    pixels = np.stack([look.pixels for look in looks if look.pixels is not None])
+    if levels == 256:
+        return pixels
+    say(f"their 256 grey levels become the model's {levels}")
+    dtype = np.uint8 if levels < 256 else np.uint16
+    return (pixels.astype(np.uint32) * levels // 256).astype(dtype)
+
+
+def _of_arrays(path: Path, fit: str) -> tuple[list[Look], UInt8[np.ndarray, "n h w c"]]:
+    """Images by their numbers; those of several splits one split after the other."""
+    chunks = list(read_arrays(path, Options(fit=fit)).chunks)
+    splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
+    counts = Counter(splits)
+    if len(counts) > 1:
+        words = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        say(f"{path} holds several splits, which are scored one after the other: {words}")
+    numbers = itertools.chain.from_iterable(map(range, counts.values()))
+    pairs = zip(splits, numbers, strict=True)
+    names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
+    images = np.concatenate([chunk.images for chunk in chunks])
+    return [Look(name, image) for name, image in zip(names, images, strict=True)], images

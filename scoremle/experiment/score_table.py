@@ -1,0 +1,134 @@
+"""The table of scores: a row for each file, in their order; and as a CSV, which has as many digits
+as the errors warrant.
+"""
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from scoremle.data.readers.messy import Look
+from scoremle.evaluation.baselines import png_bpd
+from scoremle.evaluation.statistics import error_of_few
+from scoremle.experiment.reference import ranks
+from scoremle.files import write_atomically
+from scoremle.model import Scores
+from scoremle.terminal import cell
+
+__all__ = ["Row", "decimals", "in_digits", "rows", "write"]
+
+NOT_FINITE = "its bits/dim are not a finite number"
+MOST_DECIMALS = 6
+BITS = ("bpd", "error", "png_bpd", "stderr", "probe_stderr", "solver_error")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file: what it is scored as, or in ``reason`` why it is not.
+
+    Twice the ``error`` covers the truth of about 95 % of images: it is that of a few passes, and
+    half of what covers the solver's, together. ``rank`` is the share of the model's own test
+    images with less bits/dim, and ``png_bpd`` what the image takes as PNG. ``log_prob`` is in
+    nats, all else in bits/dim. Of a file without a score they are NaN.
+    """
+
+    file: str
+    reason: str = ""
+    changes: tuple[str, ...] = ()
+    image: Integer[np.ndarray, "h w c"] | None = None
+    bpd: float = math.nan
+    error: float = math.nan
+    log_prob: float = math.nan
+    rank: float = math.nan
+    png_bpd: float = math.nan
+    stderr: float = math.nan
+    probe_stderr: float = math.nan
+    solver_error: float = math.nan
+
+    @property
+    def note(self) -> str:
+        """Why there is no score, or what was changed of the image."""
+        return f"not scored: {self.reason}" if self.reason else "; ".join(self.changes)
+
+
+def rows(
+    looks: Sequence[Look],
+    images: Integer[np.ndarray, "n h w c"],
+    scores: Scores,
+    reference: Float[np.ndarray, " m"],
+    passes: int,
+) -> list[Row]:
+    """A row for each file.
+
+    Args:
+        looks: what became of each file.
+        images: of those that have pixels, as the model takes them.
+        scores: of these.
+        reference: sorted bits/dim of test images; none where they are not known.
+        passes: over each image.
+    """
+    columns = {
+        "error": np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2),
+        "rank": ranks(scores.bpd, reference),
+        "png_bpd": png_bpd(images),
+        **vars(scores),
+    }
+    found, scored = [], itertools.count()
+    for look in looks:
+        if look.pixels is None:
+            found.append(Row(look.name, look.reason))
+            continue
+        i = next(scored)
+        values = {name: float(column[i]) for name, column in columns.items()}
+        if math.isfinite(scores.bpd[i]):
+            found.append(Row(look.name, "", look.changes, images[i], **values))
+        else:
+            found.append(Row(look.name, NOT_FINITE, look.changes, images[i]))
+    return found
+
+
+def decimals(error: float) -> int:
+    """To which place a value is written that has this error: two digits of the error."""
+    if not (math.isfinite(error) and error > 0):
+        return MOST_DECIMALS
+    return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))
+
+
+def in_digits(row: Row, dims: int, reference: int) -> dict[str, str]:
+    """The numbers of a row with a score, each with as many digits as it warrants.
+
+    Args:
+        row: of an image.
+        dims: of the image.
+        reference: how many test images a rank is among.
+    """
+    # One pass has no spread: then what is known of its error tells the digits.
+    parts = row.probe_stderr, row.solver_error
+    error = row.error if math.isfinite(row.error) else math.hypot(*parts)
+    digits = {name: decimals(error) for name in BITS}
+    digits["log_prob"] = decimals(error * dims * math.log(2))
+    if reference:
+        digits["rank"] = math.ceil(math.log10(reference))
+    return {name: f"{getattr(row, name):.{places}f}" for name, places in digits.items()}
+
+
+def write(path: Path, table: Sequence[Row], dims: int, reference: int) -> None:
+    """Writes the CSV of images of so many dimensions.
+
+    Ranks are among so many test images; of none there is no such column.
+    """
+    columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "note"]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns[0 if reference else 1 :])
+    writer.writeheader()
+    for row in table:
+        numbers = {} if row.reason else in_digits(row, dims, reference)
+        writer.writerow({"file": cell(row.file), "note": cell(row.note), **numbers})
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode())

@@ -1,0 +1,106 @@
+"""A page of scores: the images in the order of their bits/dim, each with its error."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scoremle.experiment.score_table import Row, in_digits
+from scoremle.report.page import Card, Page, Picture
+from scoremle.terminal import printable
+
+__all__ = ["MEANING", "About", "write_page"]
+
+# What the numbers say, and what they do not.
+MEANING = (
+    "Few bits/dim: the model finds the image likely. Many: unlikely. Neither says whether the"
+    " image belongs to what the model knows. Simple pictures are likely whatever they show: a"
+    " black one can be as likely as a typical image, or likelier. So compare with what PNG takes,"
+    " and look at both ends.",
+    "The rank is the share of the model's own test images with less bits/dim. Near 0 and near 1"
+    " are suspicious alike.",
+)
+# The longer side of a picture on the page, in pixels.
+SIDE = 64
+# A bar is this many errors long on each side: about 95 %.
+ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page is about: the model by its name, where the images are, and what was measured.
+
+    ``levels`` are those of the images, ``reference`` the number of test images that ranks are
+    among, and ``facts`` lines about the mean.
+    """
+
+    model: str
+    images: str
+    levels: int
+    dims: int
+    reference: int
+    facts: Sequence[str]
+
+
+def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
+    """Writes the page; files without a score are listed with their reasons."""
+    scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
+    title = f"Scores of {printable(about.images)}"
+    page = Page(title, f"By the model {about.model}, likeliest first.")
+    page.section("What the numbers say")
+    for paragraph in MEANING if about.reference else MEANING[:1]:
+        page.text(paragraph)
+    low, high = _ends(scored)
+    page.section("Images")
+    page.gallery(
+        [_card(row, about, low, high) for row in scored],
+        f"Below each image a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is the"
+        " value, the bar the interval that covers the truth of about 95 % of images.",
+    )
+    if left_out := [row for row in rows if row.reason]:
+        page.section("Not scored")
+        page.table(("file", "reason"), ((printable(row.file), row.reason) for row in left_out),
+                   f"{len(left_out)} of {len(rows)} files.")  # fmt: skip
+    page.section("The mean, and what it cost")
+    for fact in about.facts:
+        page.text(fact)
+    page.write(path)
+
+
+def _errors(row: Row) -> float:
+    return ERRORS * row.error if math.isfinite(row.error) else 0.0
+
+
+def _ends(rows: Sequence[Row]) -> tuple[float, float]:
+    """The ends of the bars."""
+    low = min(row.bpd - _errors(row) for row in rows)
+    high = max(row.bpd + _errors(row) for row in rows)
+    return low, max(high, low + 1e-6)
+
+
+def _card(row: Row, about: About, low: float, high: float) -> Card:
+    numbers, name = in_digits(row, about.dims, about.reference), printable(row.file)
+    error = f" ± {numbers['error']}" * math.isfinite(row.error)
+    told = f"{numbers['bpd']}{error} bits/dim"
+    facts = [f"PNG {row.png_bpd:.2f}", *row.changes]
+    if about.reference:
+        facts = [f"rank {numbers['rank']}", *facts]
+    ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
+    places = [(value - low) / (high - low) for value in ends]
+    picture = Picture(_png(row, about.levels), "; ".join([told, *facts]), f"{name}: {told}")
+    return Card(picture, name, *places)
+
+
+def _png(row: Row, levels: int) -> bytes:
+    """The image as the model takes it, no larger than it is shown."""
+    assert row.image is not None
+    pixels = np.round(row.image * (255 / (levels - 1))).astype(np.uint8)
+    image = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((SIDE, SIDE))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,164 @@
+"""Pictures of every kind, as a model takes them: what is changed of them is said, or why not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoremle.data.readers import messy
+from scoremle.data.readers.base import UnusableImage
+from scoremle.data.readers.messy import Look, as_taken, look_through
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
+COLOUR = np.stack([GREY, 2 * GREY, 3 * GREY], axis=-1)
+ALPHA = np.full((8, 8), 255, np.uint8)
+ALPHA[0] = 0
+
+
+def encoded(pixels, kind="PNG", **settings):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    content = io.BytesIO()
+    image.save(content, kind, **settings)
+    return content.getvalue()
+
+
+def luma(colour):
+    """ITU-R 601, in Pillow's fixed point."""
+    red, green, blue = np.moveaxis(colour.astype(int), -1, 0)
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+
+
+TRANSPOSED = Image.Exif()
+TRANSPOSED[0x0112] = 5
+DEEP = (GREY.astype(np.uint16) << 8) + 77
+FRAMES = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())]
+WHITE = np.where(ALPHA == 255, GREY, 255)
+LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "channels", "pixels", "changes"),
+    [
+        *((encoded(COLOUR, kind, **how), 3, COLOUR, []) for kind, how in LOSSLESS.items()),
+        (encoded(GREY), 1, GREY, []),
+        (encoded(COLOUR), 1, luma(COLOUR), [messy.GREY]),
+        (encoded(np.stack([GREY] * 3, axis=-1)), 1, GREY, []),  # colours that are grey
+        (encoded(GREY), 3, np.stack([GREY] * 3, axis=-1), [messy.RGB]),
+        (encoded(DEEP), 1, GREY, [messy.CUT]),
+        (encoded(DEEP, "TIFF"), 1, GREY, [messy.CUT]),
+        (encoded(np.dstack([COLOUR, ALPHA | 255])), 3, COLOUR, [messy.OPAQUE]),
+        (encoded(np.dstack([GREY, ALPHA])), 1, WHITE, [messy.ON_WHITE]),
+        (encoded(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)), 3, COLOUR,
+         [messy.UNPALETTED]),
+        (encoded(Image.fromarray(GREY).convert("P")), 1, GREY, [messy.UNPALETTED]),
+        (encoded(FRAMES[0], "WEBP", lossless=True, save_all=True, append_images=FRAMES[1:]), 3,
+         COLOUR, [messy.FIRST_FRAME]),
+        (encoded(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), 3, COLOUR,
+         [messy.FIRST_FRAME]),
+        (encoded(Image.fromarray(255 - np.dstack([COLOUR, 255 | COLOUR[..., 0]]), "CMYK"), "TIFF"),
+         3, COLOUR, ["made RGB of CMYK, without a profile of its colours"]),
+        (encoded(GREY.T.copy(), exif=TRANSPOSED), 1, GREY, [messy.TURNED]),
+    ],
+)  # fmt: skip
+def test_what_is_done_to_a_picture_is_said(content, channels, pixels, changes):
+    found, said = as_taken(content, (8, 8, channels))
+    np.testing.assert_array_equal(found, np.reshape(pixels, (8, 8, channels)))
+    assert said == changes
+
+
+def test_of_a_moving_gif_the_first_frame_is_taken():
+    frames = [Image.fromarray(image) for image in (GREY, 255 - GREY)]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    found, said = as_taken(content, (8, 8, 1))
+    np.testing.assert_array_equal(found[..., 0], GREY)
+    assert said[0] == messy.FIRST_FRAME
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"text", "can't be decoded: it is no PNG, JPEG, WEBP, BMP, GIF or TIFF"),
+        (encoded(COLOUR)[:60], "can't be decoded"),
+        (encoded(GREY.astype(np.float32), "TIFF"), "more than 16 bits"),
+        (encoded(GREY[:5]), "5x8, not 8x8"),
+    ],
+)
+def test_what_cannot_be_taken_has_a_reason(content, words):
+    with pytest.raises(UnusableImage, match=words):
+        as_taken(content, (8, 8, 1))
+
+
+def test_other_colours_are_made_rgb_or_named():
+    assert as_taken(encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))[1] == [
+        "made RGB of LAB, without a profile of its colours"
+    ]
+    with pytest.raises(UnusableImage, match="its colours are La; save it as RGB"):
+        messy._plain(Image.new("La", (8, 8)), [])
+
+
+def wide(value=200):
+    """Of 4x12: black, with a light square in the middle."""
+    image = np.zeros((4, 12), np.uint8)
+    image[:, 4:8] = value
+    return image
+
+
+@pytest.mark.parametrize(
+    ("fit", "shape", "light", "changes"),
+    [
+        ("crop", (4, 4), np.ones((4, 4)), [messy.CROPPED]),
+        ("resize", (2, 2), np.ones((2, 2)), [messy.CROPPED, messy.SHRUNK]),
+        ("resize", (8, 8), np.ones((8, 8)), [messy.CROPPED, messy.ENLARGED]),
+        ("crop", (8, 8), np.ones((8, 8)), [messy.CROPPED, messy.ENLARGED]),
+        ("pad", (12, 12), np.pad(wide(1), ((4, 4), (0, 0))), [messy.PADDED]),
+        ("pad", (14, 14), np.pad(wide(1), ((5, 5), (1, 1))), [messy.PADDED]),
+    ],
+)
+def test_other_sizes_are_fitted_as_named(fit, shape, light, changes):
+    found, said = as_taken(encoded(wide()), (*shape, 1), fit)
+    np.testing.assert_array_equal(found[..., 0], 200 * light)
+    assert said == changes
+
+
+def test_a_large_picture_is_padded_whole():
+    found, said = as_taken(encoded(wide()), (6, 6, 1), "pad")
+    assert said == [messy.SHRUNK, messy.PADDED]
+    assert found[:2].sum() == found[4:].sum() == 0 and found[2:4, 2:4].min() > 120
+
+
+def test_each_file_has_its_line_in_order(tmp_path):
+    for name, content in {
+        "a.png": encoded(GREY), "b.txt": b"text", "c/d.JPG": b"\xff\xd8 broken",
+        "c/e.gif": encoded(GREY, "GIF"), ".DS_Store": b"x", "f": encoded(GREY),
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    shares = []
+    looks, hidden = look_through(tmp_path, (8, 8, 1), "", shares.append)
+    assert hidden == 1 and shares == sorted(shares) and len(shares) == 3
+    assert [look.name for look in looks] == ["a.png", "b.txt", "f", "c/d.JPG", "c/e.gif"]
+    assert [look.pixels is not None for look in looks] == [True, False, False, False, True]
+    assert looks[1] == Look("b.txt", reason=messy.UNKNOWN) and "decoded" in looks[3].reason
+
+
+def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(messy, "MAX_PICTURE", len(encoded(GREY)))
+    (tmp_path / "a.png").write_bytes(encoded(GREY))
+    (tmp_path / "b.png").write_bytes(encoded(GREY) + b"more")
+    looks, _ = look_through(tmp_path, (8, 8, 1), "", lambda share: None)
+    assert looks[0].pixels is not None
+    assert looks[1].reason.startswith("refused: of ")  # without the path, which is the name
+
+
+def test_heic_takes_an_extra(monkeypatch):
+    heif = messy._heif()
+    monkeypatch.setattr(messy, "_heif", lambda: False)
+    with pytest.raises(UnusableImage, match=r"pip install 'scoremle\[heic\]'"):
+        as_taken(b"anything", (8, 8, 1), heic=True)
+    monkeypatch.undo()
+    if not heif:
+        pytest.skip("needs pillow-heif")
+    content = encoded(np.full((64, 64, 3), 90, np.uint8), "HEIF", quality=-1)
+    found, said = as_taken(content, (64, 64, 3), heic=True)
+    assert abs(found.astype(int) - 90).max() <= 1 and said == []

@@ -1,0 +1,87 @@
+"""The page of scores: images in their order, errors, a search; nothing from elsewhere."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoremle.experiment.score_table import Row
+from scoremle.report.scores import About, write_page
+
+RNG = np.random.default_rng(0)
+BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
+ABOUT = About("digits", "my <b>pictures</b>", 17, 64, 360, ["mean 2.8 bits/dim"])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    rows = [
+        Row(name, "", ("made grey of colours",), RNG.integers(0, 17, (8, 8, 1), np.uint8), bpd,
+            error=0.25, log_prob=-99.0, rank=0.5, png_bpd=3.0)
+        for name, bpd in BPD.items()
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("scores") / "page.html"
+    write_page(path, [*rows, Row("notes.txt", "no <picture>")], ABOUT)
+    return path
+
+
+def test_images_are_in_the_order_of_their_bits(page):
+    text = page.read_text()
+    assert re.findall(r'<figure data-name="(.*?)">', text) == ["a &lt;i&gt;.png", "b.png", "c.png"]
+    assert "2.00 ± 0.25 bits/dim; rank 0.500; PNG 3.00; made grey of colours" in text
+    assert "no &lt;picture&gt;" in text and "1 of 4 files." in text
+    # The scale goes two errors beyond both ends, from 1.5 to 4.5.
+    assert "from 1.50 to 4.50 bits/dim" in text
+    places = re.findall(r'left:([\d.]+)%;right:([\d.]+)%"></i><b style="left:([\d.]+)%', text)
+    expected = [[100 * (b - 0.5 - 1.5) / 3, 100 * (4.5 - b - 0.5) / 3, 100 * (b - 1.5) / 3]
+                for b in sorted(BPD.values())]  # fmt: skip
+    np.testing.assert_allclose(np.array(places, float), expected, atol=0.06)
+
+
+def test_it_asks_nothing_of_any_server_and_escapes_names(page):
+    text = page.read_text()
+    links = re.findall(r'(?:src|href)="(.*?)"', text)
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert "<i>.png" not in text and "<b>pictures" not in text and "<picture>" not in text
+    assert "url(" not in text and "@import" not in text and "fetch" not in text
+
+
+def test_a_value_without_a_known_error_has_no_bar(tmp_path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    row = Row("a.png", "", (), image, 2.0, log_prob=-9.0, probe_stderr=0.1, solver_error=0.0)
+    write_page(tmp_path / "p.html", [row], ABOUT)
+    text = (tmp_path / "p.html").read_text()
+    assert "nan bits" not in text and ": 2.00 bits/dim" in text
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+FOUND = """
+<script>
+const box = document.querySelector('input[type=search]');
+box.value = 'A <I>';
+box.dispatchEvent(new Event('input'));
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs the browser chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_it_and_finds_by_name(page, tmp_path, width):
+    """Bars in their colours, nothing wider than the page; and what is searched for alone."""
+    shown = {}
+    for name, script in (("all", ""), ("found", FOUND)):
+        place, picture = tmp_path / f"{name}.html", tmp_path / f"{name}.png"
+        place.write_text(page.read_text() + script)
+        subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={picture}",
+             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
+             "--hide-scrollbars", place.as_uri()],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        shown[name] = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    orange = [(np.abs(s - (0xD5, 0x5E, 0)).max(axis=2) < 8).sum() for s in shown.values()]
+    assert orange[0] == 3 * orange[1] > 0  # a line for each card
+    margin = shown["all"][:, -4:].reshape(-1, 3)
+    assert (margin == margin[0]).all()
