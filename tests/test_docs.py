@@ -103,6 +103,8 @@ RUN_BY = {
     "scoremle verify": "tests/cli/test_verify.py",
 }
 SMALL = {
+    "sample": ["-n", "3"],
+    "score": ["--repeats=1"],
     "train": [
         f"--config.{field}"
         for field in (
@@ -145,10 +147,10 @@ def test_each_command_is_run_somewhere_or_marked(path):
 
 
 def prepared(folder: Path) -> None:
-    """What a reader has by then: pictures, and two trainings of digits to compare."""
-    for name, size in (("my_pictures", 12), ("holiday", 40)):
+    """What a reader has by then: pictures."""
+    for name, size, count in (("my_pictures", 12, 3), ("holiday", 40, 40)):
         (folder / name).mkdir()
-        for i in range(40):
+        for i in range(count):
             rng = np.random.default_rng(i)
             pixels = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
