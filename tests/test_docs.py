@@ -120,6 +120,8 @@ RUN_BY = {
     "scoremle verify": "tests/cli/test_verify.py",
 }
 SMALL = {
+    "sample": ["-n", "3"],
+    "score": ["--repeats=1"],
     "train": [
         f"--config.{field}"
         for field in (
@@ -162,10 +164,10 @@ def test_each_command_is_run_somewhere_or_marked(path):
 
 
 def prepared(folder: Path) -> None:
-    """What a reader has by then: pictures, and two trainings of digits to compare."""
-    for name, size in (("my_pictures", 12), ("holiday", 40)):
+    """What a reader has by then: pictures."""
+    for name, size, count in (("my_pictures", 12, 3), ("holiday", 40, 40)):
         (folder / name).mkdir()
-        for i in range(40):
+        for i in range(count):
             rng = np.random.default_rng(i)
             pixels = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
@@ -195,16 +197,19 @@ def test_commands_run_in_the_order_in_which_they_are_read(tmp_path, monkeypatch)
         assert (tmp_path / name).stat().st_size > 100, name
 
 
+WITH_CODE = [
+    path
+    for path in USERS
+    if (path.parent.name == "concepts" or path.name in ("README.md", "quickstart.md"))
+    and PYTHON.search(path.read_text())
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", "docs/quickstart.md", *sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "docs/concepts").glob("*.md")
-    )],
-)  # fmt: skip
-def test_python_runs_and_prints_what_stands_below_it(name):
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.stem)
+def test_python_runs_and_prints_what_stands_below_it(path):
     pytest.importorskip("sklearn")
-    for code, told in PYTHON.findall((ROOT / name).read_text()):
+    for code, told in PYTHON.findall(path.read_text()):
         if not told:  # it need only run
             code = re.sub(r"\.test\[:\d+\]", ".test[:4]", code)
         out = io.StringIO()

@@ -203,20 +203,20 @@ def test_a_terminal_that_can_not_move_its_cursor_gets_lines():
     assert "\x1b" not in text and text.startswith(COMPILING)
 
 
-@pytest.fixture
 def notebook(monkeypatch):
-    """What a notebook would show."""
+    """What a notebook would show, from here on."""
     stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
     monkeypatch.setattr(sys, "stdout", stream)
     return stream
 
 
-def test_a_notebook_has_one_line_that_is_written_over(clock, notebook):
+def test_a_notebook_has_one_line_that_is_written_over(clock, monkeypatch):
+    shown = notebook(monkeypatch)
     with progress("label", 100, "image") as tell:
         for seconds, done in ((1, 1), (2, 50), (3, 100)):
             clock[0] = seconds
             tell(done)
-    lines = notebook.getvalue().split("\r")
+    lines = shown.getvalue().split("\r")
     assert [line.rstrip() for line in lines] == [
         "",
         f"label  {COMPILING}  image 0/100",
@@ -224,13 +224,14 @@ def test_a_notebook_has_one_line_that_is_written_over(clock, notebook):
         "label  image 50/100  ETA 1s  49.0 images/s",
         "label  image 100/100  ETA 0s  49.5 images/s",
     ]
-    assert notebook.getvalue().count("\n") == 1
+    assert shown.getvalue().count("\n") == 1
     assert len(lines[2]) == len(lines[1]), "the longer text before it still shows"
 
 
-def test_a_notebook_forgets_a_share_that_is_done(clock, notebook):
+def test_a_notebook_forgets_a_share_that_is_done(clock, monkeypatch):
+    shown = notebook(monkeypatch)
     with progress("preparing x", 1.0) as tell:
         tell(0.5)
-    *_, last = notebook.getvalue().removesuffix("\r").split("\r")
-    assert notebook.getvalue().endswith("\r") and not last.strip()
-    assert "50%" in notebook.getvalue() and "\n" not in notebook.getvalue()
+    *_, last = shown.getvalue().removesuffix("\r").split("\r")
+    assert shown.getvalue().endswith("\r") and not last.strip()
+    assert "50%" in shown.getvalue() and "\n" not in shown.getvalue()

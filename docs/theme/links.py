@@ -12,12 +12,14 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
+# Those with a README of their own, such as benchmarks.
+FOLDERS = [path.parent.name for path in ROOT.glob("[!.]*/README.md")]
 # Documents outside of docs/, by the pages that they become.
 PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "SECURITY.md": "security.md",
-    "benchmarks/README.md": "benchmarks.md",
+    **{f"{name}/README.md": f"{name}.md" for name in FOLDERS},
 }
 # What stands for them where they are linked to.
 STANDS_FOR = {**PAGES, "README.md": "index.md"}
@@ -32,9 +34,9 @@ def slug(text, separator):
 def on_config(config):
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
     docs = ROOT / "docs"
-    named = set(re.findall(r"'([^']*\.md)'", str(config.nav)))
-    free = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - named
-    config.nav = _expanded(config.nav, sorted(free))
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} | {*PAGES.values()}
+    named = re.findall(r"'([^']*\.md)'", str(config.nav))
+    config.nav = _expanded(config.nav, sorted(pages - {*named}))
     return config
 
 
