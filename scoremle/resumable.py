@@ -55,15 +55,19 @@ def in_parts(
     label: str = "",
     unit: str = "image",
     describe: Describe = lambda rows, done: "",
+    share: slice = slice(None),
 ) -> Arrays:
     """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
 
     It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
-    that a row depends on. Progress is told under ``label``.
+    that a row depends on. Progress is told under ``label``. Where only a ``share`` of the images
+    is worked on, rows of the others are zero, unless their parts are there.
     """
     rows: Arrays = {}
     done = np.zeros((passes, n), bool)
+    others = np.ones(n, bool)
+    others[share] = False
 
     def put(part: Arrays) -> None:
         repeat, first = part.pop("place")
@@ -78,10 +82,11 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
-    with progress(label, done.size, unit, done=int(done.sum())) as tell:
-        if done.all():
-            tell(done.size, describe(rows, done))
-        for repeat, first, stop in _missing(done, size):
+    total = int((done | ~others).sum())
+    with progress(label, total, unit, done=int(done.sum())) as tell:
+        if done.sum() == total:
+            tell(total, describe(rows, done))
+        for repeat, first, stop in _missing(done | others, size):
             index = np.minimum(first + np.arange(size), stop - 1)
             found = work(repeat, index)
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}

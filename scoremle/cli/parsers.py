@@ -4,6 +4,7 @@ Nothing of JAX is imported: help, and what is wrong with arguments, come at once
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,21 @@ def _at_least(least: int) -> Callable[[str], int]:
     return integer
 
 
+def _shard(text: str) -> tuple[int, int]:
+    """A share and the number of shares: I/N, or the numbers of a task of SLURM's array."""
+    if text == "slurm":
+        names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT")]
+        found = [os.environ.get(name, "") for name in names]
+        if not all(map(str.isdecimal, found)):
+            raise argparse.ArgumentTypeError(f"this is no array job of SLURM: no {names[0]}")
+        number, least, count = map(int, found)
+        return number - least + 1, count
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text} is no I/N with I from 1 to N, such as 3/10")
+    return int(match[1]), int(match[2])
+
+
 def _score() -> Parser:
     parser = Parser(
         prog="scoremle score",
@@ -264,6 +280,17 @@ def _score() -> Parser:
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N",
+        help="score the I-th of N shares, or slurm for that of an array job; the command without"
+        " it then puts them together",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("ray",), default="",
+        help="ray: workers of a cluster write Parquet files into the folder --out",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=_at_least(1), help="of Ray; unset: one a GPU")
+    parser.add_argument("--address", default="", help="of a Ray cluster that runs; unset: here")
     return parser
 
 

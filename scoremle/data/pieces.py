@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from scoremle.data.archive import Source, is_archive, is_hidden, listing, read_bytes
 from scoremle.data.readers.arrays import check_images, load_npy
-from scoremle.data.readers.base import Options, UnusableImage
+from scoremle.data.readers.base import UnusableImage
+from scoremle.data.readers.messy import as_taken, in_levels, is_heic, is_known
 from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
-from scoremle.data.readers.pictures import MAX_PICTURE, Decoder, is_picture
+from scoremle.data.readers.pictures import MAX_PICTURE
 from scoremle.errors import UserError
 
-__all__ = ["MOST_ROWS", "Image", "Piece", "images_of", "pieces_of"]
+__all__ = ["MOST_ROWS", "Image", "Kind", "Piece", "images_of", "pieces_of"]
 
 PICTURES, ARCHIVES = "pictures", "archives of pictures"
 ARRAYS, PARQUET = "arrays (.npy)", "parquet files"
@@ -47,13 +49,20 @@ class Piece:
     start: int = 0
 
 
+class Kind(NamedTuple):
+    """What the images of a model are: height, width and channels, and grey levels."""
+
+    shape: tuple[int, int, int]
+    levels: int = 256
+
+
 @dataclass(frozen=True)
 class Image:
     """An image, or the reason why there is none."""
 
     index: int
     name: str
-    pixels: UInt8[np.ndarray, "h w c"] | None
+    pixels: Integer[np.ndarray, "h w c"] | None
     reason: str = ""
 
 
@@ -94,32 +103,44 @@ def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
 
 
 def _kind(file: str) -> str:
-    if is_picture(file):
+    if is_known(file):
         return PICTURES
     if is_parquet(file):
         return PARQUET
     return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.endswith(".npy")
 
 
-def images_of(piece: Piece, options: Options, without: Container[int] = ()) -> Iterator[Image]:
-    """The images of a piece without those of some indices, of the options' size and channels."""
-    decoder = Decoder(options)
-    for index, (name, content) in enumerate(_contents(piece, options), piece.first):
+def images_of(
+    piece: Piece, kind: Kind, fit: str = "", without: Container[int] = ()
+) -> Iterator[Image]:
+    """The images of a piece without those of some indices, as a model takes them.
+
+    Args:
+        piece: where they are.
+        kind: of the model's images.
+        fit: how pictures of other sizes get there; "": they don't.
+        without: indices.
+
+    Raises UserError for arrays of another shape, and for archives and files that are damaged.
+    """
+    for index, (name, content) in enumerate(_contents(piece, kind), piece.first):
         if index in without:
             continue
         try:
             if isinstance(content, Path):
                 content = read_bytes(content, MAX_PICTURE)
-            pixels = content if isinstance(content, np.ndarray) else decoder(name, content)
-            yield Image(index, name, pixels)
+            if isinstance(content, bytes):
+                content, _ = as_taken(content, kind.shape, fit, heic=is_heic(name))
+                content = in_levels(content, kind.levels)
+            yield Image(index, name, content)
         except UnusableImage as error:
             yield Image(index, name, None, str(error))
-        except UserError as error:  # of another size, or gone: the others may do
-            yield Image(index, name, None, str(error).removeprefix(f"{name} "))
+        except UserError as error:  # too large, or gone: the others may do
+            yield Image(index, name, None, str(error))
 
 
 def _contents(
-    piece: Piece, options: Options
+    piece: Piece, kind: Kind
 ) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
     """Names of images, and their files, contents or pixels, in order."""
     if piece.kind == PICTURES:
@@ -128,17 +149,17 @@ def _contents(
     (file,) = piece.files
     where = piece.folder / file
     if piece.kind == ARCHIVES:
-        members = Source(where).files(is_picture, MAX_PICTURE)
+        members = Source(where).files(is_known, MAX_PICTURE)
         yield from ((f"{file}/{name}", content) for name, content in members)
     elif piece.kind == PARQUET:
         rows = enumerate(parquet_rows(read_bytes(where), str(where)))
         yield from ((f"{file} row {i}", content or b"") for i, (content, _) in rows)
     else:
         images = _array(where)
-        wanted, found = (options.size, options.size, options.channels), images.shape[1:]
-        if found != wanted:
+        if images.shape[1:] != kind.shape:
             raise UserError(
-                f"{where}: arrays are taken as they are: {_by(found)}, not {_by(wanted)}"
+                f"{where}: arrays are taken as they are: {_by(images.shape[1:])}, not"
+                f" {_by(kind.shape)}"
             )
         rows = enumerate(images[piece.start :][: piece.count], piece.start)
         yield from ((f"{file} row {i}", np.asarray(pixels)) for i, pixels in rows)

@@ -36,11 +36,13 @@ def evaluate(
     seed: int,
     parts: Path | None = None,
     label: str = "",
+    share: slice = slice(None),
 ) -> tuple[Values, float]:
     """Values [repeats n] of a metric, and the seconds an image that they took.
 
     All devices share each batch, of ``batch_size`` images or as many more as divide over them.
-    Finished parts lie in ``parts``; progress is told under ``label``.
+    Finished parts lie in ``parts``; progress is told under ``label``. Where only a ``share`` of
+    the images is worked on, values of the others are zero, unless their parts are there.
     """
 
     def work(repeat: int, index: Int[np.ndarray, " size"]) -> Arrays:
@@ -51,7 +53,7 @@ def evaluate(
     size = -(-batch_size // count) * count
     rows = in_parts(
         work, len(images),
-        size=size, passes=repeats, folder=parts, label=label, describe=_mean_so_far,
+        size=size, passes=repeats, folder=parts, label=label, describe=_mean_so_far, share=share,
     )  # fmt: skip
     # The first batch compiles: the lower median over batches is what an image costs.
     pace = float(np.quantile(np.unique(rows.pop("seconds")), 0.5, method="lower"))

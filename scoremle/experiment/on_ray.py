@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt64
 
-from scoremle.data.pieces import MOST_ROWS, Image, Piece, images_of
-from scoremle.data.readers.base import Options
+from scoremle.data.pieces import MOST_ROWS, Image, Kind, Piece, images_of
 from scoremle.errors import UserError
 from scoremle.experiment.scorer import INDEX, VALUES, Scorer
 from scoremle.files import read_sealed, write_atomically, write_sealed
@@ -50,6 +49,8 @@ class Table:
     """Parquet files in a folder: index, name, the fields of ``Scores``, and why one is missing."""
 
     folder: Path
+
+    COLUMNS: ClassVar = (INDEX, "name", *VALUES, "reason")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Says what the values depend on. Raises UserError if other values are there."""
@@ -110,7 +111,7 @@ def _readable(file: Path, read: Callable[[Path], Any]) -> Any:
 def score_on_ray(
     scorer: Callable[[], Scorer],
     pieces: Sequence[Piece],
-    options: Options,
+    images: tuple[Kind, str],
     table: Table,
     *,
     cluster: Cluster,
@@ -121,7 +122,7 @@ def score_on_ray(
     Args:
         scorer: makes a Scorer; called once by each worker.
         pieces: of the images.
-        options: size and channels of the model.
+        images: what those of the model are, and how pictures of other sizes get there.
         table: what is there already, and where values are written.
         cluster: where to work.
         batch_size: images in a batch.
@@ -136,8 +137,8 @@ def score_on_ray(
         return
     with _running(ray, cluster) as (workers, gpus), _in_a_line(ray):
         items = ray.data.from_items(left, override_num_blocks=len(left))
-        images = items.map_batches(_Read(options), batch_size=1, num_cpus=1)
-        rows = images.map_batches(
+        read = items.map_batches(_Read(*images), batch_size=1, num_cpus=1)
+        rows = read.map_batches(
             _Work, fn_constructor_args=(scorer, table), batch_size=batch_size,
             batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1, num_gpus=gpus,
@@ -160,16 +161,17 @@ def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
 class _Read:
     """Reads the images of a piece that are not there yet."""
 
-    options: Options
+    kind: Kind
+    fit: str
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         for piece, there in batch["item"]:
-            images = list(images_of(piece, self.options, without=set(there.tolist())))
+            images = list(images_of(piece, self.kind, self.fit, set(there.tolist())))
             if images:
                 yield self._columns(images)
 
     def _columns(self, images: list[Image]) -> Batch:
-        nothing = np.zeros((self.options.size, self.options.size, self.options.channels), np.uint8)
+        nothing = np.zeros(self.kind.shape, np.uint8 if self.kind.levels <= 256 else np.uint16)
         return {
             INDEX: np.asarray([image.index for image in images], np.uint64),
             "name": np.asarray([image.name for image in images]),

@@ -13,7 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_arrays
-from scoremle.data.readers.messy import KINDS, Look, look_through
+from scoremle.data.readers.messy import KINDS, Look, in_levels, look_through
 from scoremle.errors import UserError
 from scoremle.progress import progress
 from scoremle.terminal import say
@@ -79,12 +79,10 @@ def refuse(
 
 
 def _in_levels(looks: list[Look], levels: int) -> Integer[np.ndarray, "n h w c"]:
-    pixels = np.stack([look.pixels for look in looks if look.pixels is not None])
-    if levels == 256:
-        return pixels
-    say(f"their 256 grey levels become the model's {levels}")
-    dtype = np.uint8 if levels < 256 else np.uint16
-    return (pixels.astype(np.uint32) * levels // 256).astype(dtype)
+    if levels != 256:
+        say(f"their 256 grey levels become the model's {levels}")
+    pixels = [look.pixels for look in looks if look.pixels is not None]
+    return in_levels(np.stack(pixels), levels)
 
 
 def _of_arrays(path: Path, fit: str) -> tuple[list[Look], UInt8[np.ndarray, "n h w c"]]:

@@ -24,7 +24,7 @@ from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checkpoints import tree_hash
 from scoremle.types import IntImages, Keys
 
-__all__ = ["Scored", "folder_of_parts", "measure"]
+__all__ = ["Scored", "folder_of_parts", "measure", "measure_share"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
@@ -87,6 +87,35 @@ def measure(
     UserError if no value is finite.
     """
 
+    measured = _measuring(found, seed, parts)
+    values, _ = measured(_metric(found.estimator), images, passes)
+    finite = np.isfinite(values["bpd"]).all(axis=0)
+    if not finite.any():
+        raise UserError("no image has bits/dim that are a finite number: check the model")
+    of_mean = {name: column[:, finite] for name, column in values.items()}
+    mean: Facts = {**statistics.summary(of_mean, "bpd"), **statistics.means(of_mean)}
+    if found.levels is not None and finite.sum() > 1:
+        mean |= _corrected(found, images[finite], of_mean, mean, measured, seed)
+    return Scored(Scores.of_passes(values, found.model.dims), mean)
+
+
+def measure_share(
+    found: Prepared,
+    images: Integer[np.ndarray, "n h w c"],
+    share: slice,
+    *,
+    seed: int,
+    passes: int,
+    parts: Path,
+) -> None:
+    """Leaves the scores of a share of the images in ``parts``, where ``measure`` takes them."""
+    if images[share].size:
+        _measuring(found, seed, parts, share)(_metric(found.estimator), images, passes)
+
+
+def _measuring(
+    found: Prepared, seed: int, parts: Path, share: slice = slice(None)
+) -> Measure:
     def measured(
         metric: metrics.Metric, images: np.ndarray, repeats: int, apart: str = ""
     ) -> tuple[statistics.Values, float]:
@@ -99,17 +128,10 @@ def measure(
             seed=seed ^ (DIFFERENCES if apart else 0),
             parts=parts / apart,
             label=f"scores {apart}".strip(),
+            share=share,
         )
 
-    values, _ = measured(_metric(found.estimator), images, passes)
-    finite = np.isfinite(values["bpd"]).all(axis=0)
-    if not finite.any():
-        raise UserError("no image has bits/dim that are a finite number: check the model")
-    of_mean = {name: column[:, finite] for name, column in values.items()}
-    mean: Facts = {**statistics.summary(of_mean, "bpd"), **statistics.means(of_mean)}
-    if found.levels is not None and finite.sum() > 1:
-        mean |= _corrected(found, images[finite], of_mean, mean, measured, seed)
-    return Scored(Scores.of_passes(values, found.model.dims), mean)
+    return measured
 
 
 def _batch(count: int, dims: int) -> int:

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from scoremle.data import pieces
-from scoremle.data.pieces import images_of, pieces_of
-from scoremle.data.readers.base import Options
+from scoremle.data.pieces import Kind, images_of, pieces_of
 from scoremle.errors import UserError
 
-SIZE = Options(size=4, channels=1)
+SIZE = Kind((4, 4, 1))
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
 
 
@@ -79,7 +78,7 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
     assert [(image.index, image.name) for image in found] == [
         (1, "a/3.png"), (3, "b/1.png"), (5, "c/2.png"),
     ]  # fmt: skip
-    assert found[0].pixels is None and "no PNG" in found[0].reason
+    assert found[0].pixels is None and "can't be decoded" in found[0].reason
     assert found[1].pixels is None and "4x5, not 4x4" in found[1].reason
     np.testing.assert_array_equal(found[2].pixels, PIXELS[2])
 
@@ -95,7 +94,7 @@ def test_what_is_refused(tmp_path):
         pieces_of(tmp_path)
     arrays(tmp_path)
     with pytest.raises(UserError, match="taken as they are: 4x4x1, not 5x5x1"):
-        list(images_of(pieces_of(tmp_path)[0], Options(size=5, channels=1)))
+        list(images_of(pieces_of(tmp_path)[0], Kind((5, 5, 1))))
     folder(tmp_path)
     with pytest.raises(UserError, match=r"all of one kind; it holds .*2 arrays"):
         pieces_of(tmp_path)

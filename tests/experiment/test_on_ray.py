@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 import scoremle
-from scoremle.data.pieces import pieces_of
-from scoremle.data.readers.base import Options
+from scoremle.data.pieces import Kind, pieces_of
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment.on_ray import Cluster, Table, _workers, score_on_ray
@@ -18,7 +17,7 @@ from scoremle.experiment.scorer import Scorer
 
 IMAGES = load_digits("")[1][:20]
 BAD = 7
-DIGITS = Options(size=8, channels=1)
+DIGITS = (Kind((8, 8, 1)), "")
 
 
 class Mortal(Scorer):
@@ -56,7 +55,7 @@ def test_killed_and_stopped(tmp_path):
         np.testing.assert_array_equal(table.index(), np.arange(20))
         np.testing.assert_allclose(table.column("bpd")[good], expected.bpd[good], rtol=1e-5)
         assert np.isnan(table.column("bpd")[BAD])
-        assert "no PNG" in table.column("reason")[BAD]
+        assert "can't be decoded" in table.column("reason")[BAD]
         assert table.column("name")[3] == "03.png"
 
     check()

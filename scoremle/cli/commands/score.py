@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.cli.commands import Partly
+from scoremle.cli.commands import Partly, score_on_ray
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -23,7 +23,7 @@ from scoremle.experiment import score_table
 from scoremle.experiment.models import load
 from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, test_values
-from scoremle.experiment.run_score import Scored, folder_of_parts, measure
+from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, in_words, prepared
 from scoremle.model import ScoreModel
@@ -38,6 +38,8 @@ SHOWN = 3
 
 def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
+    if options.engine == "ray":
+        return score_on_ray.run(options)
     _check_places(options)
     model, pixels, shape = _load(options)
     looks, images = read_images(
@@ -55,6 +57,8 @@ def run(options: Any) -> dict[str, Any] | Partly:
         options.out.with_name(f"{options.out.name}.parts"), found, options.model, images,
         options.seed,
     )  # fmt: skip
+    if options.shard:
+        return _score_share(found, images, options, parts)
     scored = _measured(found, images, options, parts)
     reference = test_values(options.model, model, found.estimator)
     rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
@@ -101,6 +105,22 @@ def _load(options: Any) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
         )
     height, width, channels = model.shape
     return model, model.pixels, (height, width, channels)
+
+
+def _score_share(
+    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
+) -> dict[str, Any]:
+    """Scores a share of the images and writes no table: the command without --shard does."""
+    number, count = options.shard
+    first, stop = (len(images) * i // count for i in (number - 1, number))
+    measure_share(
+        found, images, slice(first, stop), seed=options.seed, passes=options.repeats, parts=parts
+    )
+    say(
+        f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
+        " are done, the same command without --shard puts them together"
+    )
+    return {"images": stop - first, "parts": str(parts)}
 
 
 def _measured(

@@ -19,7 +19,9 @@ from scoremle.data.archive import Source
 from scoremle.data.readers.base import UnusableImage
 from scoremle.data.readers.pictures import MAX_PICTURE, opened
 
-__all__ = ["ANY_FITS", "KINDS", "Look", "as_taken", "look_through"]
+__all__ = [
+    "ANY_FITS", "KINDS", "Look", "as_taken", "in_levels", "is_heic", "is_known", "look_through",
+]  # fmt: skip
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -71,22 +73,38 @@ def look_through(
     source, looks = Source(path), list[Look]()
 
     def wanted(name: str) -> bool:
-        known = name.lower().endswith((*SUFFIXES, *HEIC))
-        if not known:
+        if not is_known(name):
             looks.append(Look(name, reason=UNKNOWN))
-        return known
+        return is_known(name)
 
     def unreadable(name: str, reason: str) -> None:
         looks.append(Look(name, reason=reason))
 
     for name, content in source.files(wanted, MAX_PICTURE, unreadable):
         try:
-            pixels, changes = as_taken(content, shape, fit, heic=name.lower().endswith(HEIC))
+            pixels, changes = as_taken(content, shape, fit, heic=is_heic(name))
             looks.append(Look(name, pixels, tuple(changes)))
         except UnusableImage as error:
             looks.append(Look(name, reason=str(error)))
         tell(source.done)
     return looks, source.hidden
+
+
+def is_known(name: str) -> bool:
+    """Is its ending one of those of pictures?"""
+    return name.lower().endswith(SUFFIXES) or is_heic(name)
+
+
+def is_heic(name: str) -> bool:
+    return name.lower().endswith(HEIC)
+
+
+def in_levels(pixels: UInt8[np.ndarray, "*n h w c"], levels: int) -> np.ndarray:
+    """Pixels of 256 grey levels, as those of a model with so many."""
+    if levels == 256:
+        return pixels
+    dtype = np.uint8 if levels < 256 else np.uint16
+    return (pixels.astype(np.uint32) * levels // 256).astype(dtype)
 
 
 def as_taken(

@@ -1,0 +1,129 @@
+"""``scoremle score MODEL IMAGES --engine=ray``: more images than one machine can hold.
+
+The table is a folder of Parquet files, which workers write as they go.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from scoremle.cli.commands import Partly
+from scoremle.core.pytree import describe
+from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
+from scoremle.errors import UserError
+from scoremle.evaluation import tables
+from scoremle.experiment.models import load
+from scoremle.experiment.on_ray import Cluster, Table, score_on_ray
+from scoremle.experiment.scorer import Scorer
+from scoremle.experiment.scoring import ALL, Prepared, in_words, prepared
+from scoremle.likelihood.images import Estimator
+from scoremle.model import BATCH_SIZE, ScoreModel
+from scoremle.terminal import say
+from scoremle.training.checkpoints import tree_hash
+
+__all__ = ["run"]
+
+# Images that are looked at before the others.
+FIRST = 256
+
+
+def run(options: Any) -> dict[str, Any] | Partly:
+    """Scores the images into the folder ``--out``; gives their mean."""
+    if options.page or options.shard:
+        raise UserError("--page and --shard are of one machine: leave them out with --engine=ray")
+    model = load(options.model, options.checkpoint)
+    if model.pixels is None or len(model.shape) != 3:
+        raise UserError(f"{options.model} is no model of integer images")
+    height, width, channels = model.shape
+    kind, pieces = Kind((height, width, channels), model.pixels.levels), pieces_of(options.images)
+    say("looking at a few images: is the model what it says, and which nodes do they need")
+    found = prepared(
+        model, _first(pieces, kind, options), options.estimator, options.label, options.steps,
+        options.repeats,
+    )  # fmt: skip
+    for note in found.notes:
+        say(tables.wrapped(note))
+    table = Table(_folder(options.out))
+    table.begin(_facts(found, options))
+    score_on_ray(
+        _scorer(found, options), pieces, (kind, options.fit), table,
+        cluster=Cluster(options.address, options.workers), batch_size=BATCH_SIZE,
+    )  # fmt: skip
+    return _summary(table, found, options)
+
+
+def _folder(out: Path) -> Path:
+    """Where the files go: --out, or what its default is here."""
+    folder = out.with_suffix("") if out.suffix == ".csv" else out
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder} must be a folder: workers write files into it")
+    return folder
+
+
+def _first(
+    pieces: Sequence[Piece], kind: Kind, options: Any
+) -> Integer[np.ndarray, "n h w c"]:
+    images = chain.from_iterable(images_of(piece, kind, options.fit) for piece in pieces)
+    seen = list(islice(images, FIRST))
+    good = [image.pixels for image in seen if image.pixels is not None]
+    if not good:
+        raise UserError(
+            f"none of the first {len(seen)} images can be scored; {seen[0].name}: {seen[0].reason}"
+        )
+    return np.stack(good)
+
+
+def _scorer(found: Prepared, options: Any) -> partial[Scorer]:
+    """What makes a worker's: it loads the model, as these images need it."""
+    model = partial(
+        _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
+        "" if options.label == ALL else options.label,
+    )  # fmt: skip
+    return partial(
+        Scorer, model, estimator=found.estimator, repeats=options.repeats, seed=options.seed
+    )
+
+
+def _model(
+    place: str, checkpoint: int | None, solver: Any, decoder_scale: Any, label: str
+) -> ScoreModel:
+    model = replace(load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
+    return model.given(np.array([int(label)])) if label else model
+
+
+def _facts(found: Prepared, options: Any) -> dict[str, Any]:
+    """All that a value depends on, but its image."""
+    estimator: Estimator = found.estimator
+    return {
+        "model": tree_hash(found.model),
+        "estimator": describe(estimator),
+        "fit": options.fit,
+        "label": options.label,
+        "repeats": options.repeats,
+        "seed": options.seed,
+    }
+
+
+def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Partly:
+    bpd, reasons = table.column("bpd"), table.column("reason")
+    bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
+    stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
+    error = "" if stderr is None else f" +- {stderr:.4f} (over images)"
+    words = in_words(found.estimator)
+    say(tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
+    say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
+    summary = {
+        "unit": "bits/dim", "mean": float(good.mean()), "stderr": stderr, "images": len(good),
+        "left_out": len(bad), "estimator": words, "model": options.model,
+        "table": str(table.folder),
+    }  # fmt: skip
+    if not len(bad):
+        return summary
+    say(f"{len(bad)} images could not be scored; the first: {reasons[bad[0]]}")
+    return Partly(summary)
