@@ -1,6 +1,6 @@
 """A posterior learned from simulations: beside the truth, with its stated error, and calibrated?
 
-python examples/posterior.py          # needs matplotlib; two minutes on two cores
+python examples/posterior.py          # needs matplotlib; a minute of CPU
 
 Two simulators whose posterior p(theta | x) is known. From pairs (theta, x) a small network learns
 the noise in theta, told x as its condition. Then, of each:

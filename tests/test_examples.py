@@ -114,7 +114,7 @@ def test_the_truth_of_the_two_moons_is_a_posterior():
     assert mass.sum() == pytest.approx(1, abs=5e-3)
     squares = np.abs(grid.sum(axis=1)), np.abs(near.sum(axis=1))
     assert squares[1].mean() == pytest.approx(mass @ squares[0], abs=5e-3)
-    surprise = -moons.log_posterior(near + 0.0)
+    surprise = -moons.log_posterior(near)
     entropy = -np.sum(mass * np.where(mass > 0, moons.log_posterior(grid), 0))
     assert np.median(surprise) == pytest.approx(entropy, abs=1.0)
 
