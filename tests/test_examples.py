@@ -90,8 +90,8 @@ def test_a_learned_posterior_is_held_against_the_truth(tmp_path):
     np.testing.assert_allclose(np.float64(integrals), 1, atol=0.06)
     gaps = re.findall(r"model: mean (\S+) nats, root mean square (\S+); .*: (\S+)", text)
     (gaussian, spread, stated), (moons, *_, stated_of_moons) = np.float64(gaps)
-    # A divergence is not below 0. The prior would be off by 1.18 nats in the mean, 1.48 in root mean
-    # square; for the moons, a Gaussian of their covariance by 2.70.
+    # A divergence is not below 0. The prior would be off by 1.18 nats in the mean, 1.48 in root
+    # mean square; for the moons, a Gaussian of their covariance by 2.70.
     assert -0.01 < gaussian < 0.12 and spread < 0.5 and 0 < moons < 2
     assert 0 < stated < 0.01 and 0 < stated_of_moons < 0.1
     for p_values in re.findall(r"uniform: p-values (\S+), (\S+)", text):
