@@ -1,6 +1,6 @@
 """The likeliest parameters, and a sample of their posterior, by gradients of a model's log p.
 
-python examples/map_and_hmc.py        # half a minute on two cores
+python examples/map_and_hmc.py        # half a minute of CPU
 
 A diffusion model is the prior of a measurement: y = b . x + 0.2 z, with x distributed as the model
 says. log p(x) + log N(y; b . x, 0.2^2) is differentiable in x. So BFGS finds its maximum, and

@@ -1,6 +1,6 @@
 """A posterior learned from simulations: beside the truth, with its stated error, and calibrated?
 
-python examples/posterior.py          # needs matplotlib; two minutes on two cores
+python examples/posterior.py          # needs matplotlib; a minute of CPU
 
 Two simulators whose posterior p(theta | x) is known. From pairs (theta, x) a small network learns
 the noise in theta, told x as its condition. Then, of each:
@@ -92,12 +92,10 @@ def train(simulator, steps, batch=512):
     """The model of the posterior, by the loss of maximum likelihood."""
     rng = np.random.default_rng(0)
     theta, x = simulator.draw(rng, 1_000_000)
-    # Parameters without bounds, of mean 0 and standard deviation 1; their determinants belong to
-    # log p. Of x the network sees the same.
-    inside, _ = simulator.bounds.forward(theta)
-    spread = scoremle.Affine.standardizing(np.asarray(inside))
-    inside, told = spread.forward(inside)[0], scoremle.Affine.standardizing(x)
-    seen = told.forward(x)[0]
+    # The network sees parameters without bounds, of mean 0 and standard deviation 1, and x alike.
+    free = np.asarray(simulator.bounds.forward(theta)[0])
+    spread, told = map(scoremle.Affine.standardizing, (free, x))
+    inside, seen = (np.asarray(a) for a in (spread.forward(free)[0], told.forward(x)[0]))
     sizes = [(42, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH, 2)]
     params = [(rng.normal(size=s).astype("f") / s[0] ** 0.5, np.zeros(s[1], "f")) for s in sizes]
     times = scoremle.UniformLogSNR(SDE, EPS, stratified=True)
@@ -112,17 +110,17 @@ def train(simulator, steps, batch=512):
         ).mean()
 
     @jax.jit
-    def step(params, mean, state, key):
-        key, chosen = jax.random.split(key)
-        rows = jax.random.randint(chosen, (batch,), 0, len(inside))
-        gradient = jax.grad(loss)(params, inside[rows], seen[rows], key)
+    def step(params, mean, state, z, condition, key):
+        gradient = jax.grad(loss)(params, z, condition, key)
         updates, state = optimizer.update(gradient, state)
         params = optax.apply_updates(params, updates)
         return params, jax.tree.map(lambda m, p: 0.995 * m + 0.005 * p, mean, params), state
 
     mean, state = params, optimizer.init(params)
     for i in range(steps):
-        params, mean, state = step(params, mean, state, jax.random.key(i))
+        rows = rng.integers(len(inside), size=batch)
+        key = jax.random.key(i)
+        params, mean, state = step(params, mean, state, inside[rows], seen[rows], key)
 
     def noise(params, z, t, condition):
         return network(params, z, t, told.forward(condition)[0])

@@ -36,7 +36,7 @@ from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scores import Scores
-from scoremle.likelihood.within import FEW_DIMS, PROBES, Accuracy, choose_within
+from scoremle.likelihood.within import EXAMPLES, FEW_DIMS, PROBES, Accuracy, choose_within
 from scoremle.numerics import all_finite, as_data, as_pytree, check_examples, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
@@ -83,6 +83,8 @@ class ScoreModel:
         bijector: from data that are reals to what the network sees; None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
 
+    Raises UserError for pixels and a bijector at once.
+
     Example:
         >>> sde = scoremle.VP()
         >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
@@ -103,6 +105,8 @@ class ScoreModel:
     divergence: DivergenceEstimator | None = None
 
     def __post_init__(self) -> None:
+        if self.pixels and self.bijector:
+            raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
         object.__setattr__(self, "noise", as_pytree(self.noise))
         object.__setattr__(self, "shape", tuple(self.shape))
 
@@ -240,11 +244,12 @@ class ScoreModel:
     ) -> tuple["ScoreModel", Accuracy]:
         """The model whose log p of such data is within about so many nats, and what was chosen.
 
-        A pilot on the first few examples chooses the cheapest solver and divergence for that.
+        A pilot on the first examples chooses the cheapest solver and divergence for that. The
+        tolerance is one of a root mean square: an example may have a larger error, and states it.
 
         Args:
             tolerance: in nats, of the errors of solver and probes together.
-            x: data of the model's shape, of which eight are used.
+            x: data of the model's shape, of which the first 32 are used.
             condition: what the noise prediction takes, a row for each example or one for all.
             seed: of the pilot's probes.
 
@@ -265,7 +270,7 @@ class ScoreModel:
             )
         if not tolerance > 0 or not len(x):
             raise UserError("a tolerance needs examples, and must be above 0")
-        z, _ = self._inside(x[:PILOT_IMAGES])
+        z, _ = self._inside(x[:EXAMPLES])
         rows = jax.tree.map(lambda row: row[: len(z)], rows_of(condition, len(x)))
         pilot = Pilot(
             self.given(rows).noise, self.sde, z, jax.random.key(seed),

@@ -90,8 +90,9 @@ def test_a_learned_posterior_is_held_against_the_truth(tmp_path):
     np.testing.assert_allclose(np.float64(integrals), 1, atol=0.06)
     gaps = re.findall(r"model: mean (\S+) nats, root mean square (\S+); .*: (\S+)", text)
     (gaussian, spread, stated), (moons, *_, stated_of_moons) = np.float64(gaps)
-    # A divergence is not below 0. For the moons, a Gaussian of their covariance costs 3 nats.
-    assert -0.01 < gaussian < 0.1 and spread < 0.3 and 0 < moons < 2
+    # A divergence is not below 0. The prior would be off by 1.18 nats in the mean, 1.48 in root
+    # mean square; for the moons, a Gaussian of their covariance by 2.70.
+    assert -0.01 < gaussian < 0.12 and spread < 0.5 and 0 < moons < 2
     assert 0 < stated < 0.01 and 0 < stated_of_moons < 0.1
     for p_values in re.findall(r"uniform: p-values (\S+), (\S+)", text):
         assert min(map(float, p_values)) > 1e-4
@@ -114,7 +115,7 @@ def test_the_truth_of_the_two_moons_is_a_posterior():
     assert mass.sum() == pytest.approx(1, abs=5e-3)
     squares = np.abs(grid.sum(axis=1)), np.abs(near.sum(axis=1))
     assert squares[1].mean() == pytest.approx(mass @ squares[0], abs=5e-3)
-    surprise = -moons.log_posterior(near + 0.0)
+    surprise = -moons.log_posterior(near)
     entropy = -np.sum(mass * np.where(mass > 0, moons.log_posterior(grid), 0))
     assert np.median(surprise) == pytest.approx(entropy, abs=1.0)
 

@@ -14,6 +14,7 @@ from scoremle import (
     Exact,
     Hutchinson,
     Multistep,
+    Pixels,
     ScoreModel,
     UserError,
     ode_log_likelihood,
@@ -225,7 +226,8 @@ def test_a_bijector_gives_the_density_of_the_data_themselves():
 # Mistakes
 
 X = np.zeros((3, 2), np.float32)
-PLAIN = of(Gaussian.random(0, 2))
+DATA = Gaussian.random(0, 2)
+PLAIN = of(DATA)
 NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
 
 
@@ -245,9 +247,10 @@ NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
             r"outside of jit and grad, model, _ = model.within\(tolerance, x\)",
         ),
         (
-            lambda: of(Gaussian.random(0, 2), bijector=Bounded(low=0.0)).log_prob(X - 1, KEY),
+            lambda: of(DATA, bijector=Bounded(low=0.0)).log_prob(X - 1, KEY),
             "x, after the model's bijector, has a number that is not finite, in row 0",
         ),
+        (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "give one of the two"),
         (lambda: Exact(block=0), "block must be at least 1, not 0"),
     ],
 )

@@ -57,6 +57,9 @@ class Affine:
     def __post_init__(self) -> None:
         check(self, lambda: np.asarray(self.scale) != 0, "scale must not be 0")
 
+    def __repr__(self) -> str:
+        return "Affine"
+
     @classmethod
     def standardizing(cls, x: Data) -> "Affine":
         """That which gives such data mean 0 and standard deviation 1 in each dimension.
@@ -107,6 +110,9 @@ class Bounded:
 
     def __post_init__(self) -> None:
         check(self, lambda: np.less(self.low, self.high), "low must be below high")
+
+    def __repr__(self) -> str:
+        return "Bounded"
 
     def _ends(self, x: Data) -> tuple[Array, ...]:
         """``x``, the bounds with 0 in place of none, and whether there are any."""

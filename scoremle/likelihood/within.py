@@ -13,12 +13,13 @@ from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.likelihood.nodes import NODES, Pilot
 from scoremle.solvers.multistep import Multistep
 
-__all__ = ["FEW_DIMS", "PROBES", "Accuracy", "choose_within"]
+__all__ = ["EXAMPLES", "FEW_DIMS", "PROBES", "Accuracy", "choose_within"]
 
 # The exact trace is the default up to so many dimensions.
 FEW_DIMS = 64
-# The probes of a pilot, whose spread tells the error of one.
-PROBES = 4
+# A pilot's examples, of which a few may have most of the error; and its probes, whose spread tells
+# the error of one.
+EXAMPLES, PROBES = 32, 4
 # The share of the tolerance that the solver may take: its errors may all have one sign.
 SOLVER_SHARE = 0.5
 
