@@ -16,7 +16,7 @@ from helpers.faults import SEED, report
 from helpers.places import ROOT
 
 pytest.importorskip("hypothesis")
-from helpers.true_files import SUBJECTS
+from helpers.subjects import SUBJECTS
 
 EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "20")
 
