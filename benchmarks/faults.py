@@ -28,7 +28,7 @@ TESTS = ("saves", "mutations", "faults", "damage", "kills")
 FORBIDDEN = "not allowed"
 # A line of helpers.faults.report.
 COUNTS = re.compile(r"^([\w, ]+): (\{.*\})$", re.MULTILINE)
-EXAMPLES = "100"
+EXAMPLES = "40"
 
 
 def main() -> None:
