@@ -169,18 +169,24 @@ def schedule_of(config: Mapping[str, Any]) -> Discrete:
     """The log-SNR at each step of a scheduler's config. Raises UserError for another schedule."""
     fields = {**DEFAULTS, **config}
     try:
-        if fields["trained_betas"] is not None:
-            found = np.asarray(fields["trained_betas"], np.float64)
-        else:
-            found = _in_float32(betas(
-                fields["beta_schedule"], fields["num_train_timesteps"],
-                fields["beta_start"], fields["beta_end"],
-            ))  # fmt: skip
-        if fields["rescale_betas_zero_snr"]:
-            found = with_no_signal_at_the_end(found)
-        return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
+        # What is no number in the end is refused, not warned of on the way.
+        with np.errstate(all="ignore"):
+            return _schedule(fields)
     except ValueError as error:
         raise UserError(f"scheduler config: {error}") from None
+
+
+def _schedule(fields: Mapping[str, Any]) -> Discrete:
+    if fields["trained_betas"] is not None:
+        found = np.asarray(fields["trained_betas"], np.float64)
+    else:
+        found = _in_float32(betas(
+            fields["beta_schedule"], fields["num_train_timesteps"],
+            fields["beta_start"], fields["beta_end"],
+        ))  # fmt: skip
+    if fields["rescale_betas_zero_snr"]:
+        found = with_no_signal_at_the_end(found)
+    return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
 
 
 def _in_float32(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:

@@ -20,7 +20,7 @@ from scoremle.experiment.workdir import Workdir
 
 pytestmark = pytest.mark.skipif(not SEED, reason="minutes: python benchmarks/faults.py runs it")
 
-KILLS = 3
+KILLS = 2
 
 
 class Train:

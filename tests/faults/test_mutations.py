@@ -16,9 +16,9 @@ from helpers.faults import SEED, report
 from helpers.places import ROOT
 
 pytest.importorskip("hypothesis")
-from helpers.true_files import SUBJECTS
+from helpers.subjects import SUBJECTS
 
-EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "20")
+EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "15")
 
 
 @pytest.fixture(scope="module")

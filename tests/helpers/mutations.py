@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from helpers.hostile_worker import limit
-from helpers.true_files import SUBJECTS, Subject
+from helpers.subjects import SUBJECTS, Subject
 from scoremle.errors import UserError
 
 # Of computing, for one reading.
