@@ -78,8 +78,8 @@ def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(
     slowest, fastest, least, widest
 ):
     """24 nodes resolve waves of fewer than 12 cycles: the others are noise to them, of whose error
-    they state two standard deviations. Waves of eight cycles look much like noise, and
-    leave much less."""
+    they state two standard deviations. Waves of eight cycles look much like noise, and leave much
+    less."""
     covered, width = covered_and_wide(Multistep(24), slowest, fastest)
     assert covered > least and width < widest, (covered, width)
 
