@@ -73,12 +73,28 @@ THEIR_NAMES = {
 class ADM(nn.Module):
     """A network of images, times and class labels; the fields are their flags.
 
-    ``attention_resolutions``: sizes of the features at which there is attention, where the images
-    have the size ``image_size``. ``channel_mult``: empty for the multiples that belong to
-    ``image_size``. ``num_heads_upsample``: -1 for ``num_heads``. ``num_head_channels``: -1, or it
-    overrules the numbers of heads. ``learn_sigma``: three more channels, which tell the variance.
-    ``dtype``: what to compute in; parameters and output are float32 (the output float64 where
-    dtype is).
+    Args:
+        image_size: the size of the images it was made for.
+        num_channels: channels of a level whose multiple is one.
+        num_res_blocks: residual blocks of a level.
+        num_heads: heads of attention.
+        num_heads_upsample: heads of attention on the way up; -1: ``num_heads``.
+        num_head_channels: channels of a head, which overrule the numbers of heads; -1: they don't.
+        attention_resolutions: sizes of the features at which there is attention, where the images
+            have the size ``image_size``.
+        channel_mult: channels of each level, in units of ``num_channels``; each level but the last
+            halves the image. Empty: the multiples that belong to ``image_size``.
+        conv_resample: resample by a convolution, where residual blocks do not.
+        use_scale_shift_norm: times scale and shift the features; otherwise they are added.
+        resblock_updown: resample in residual blocks.
+        use_new_attention_order: split queries, keys and values before the heads.
+        learn_sigma: three more channels of output, which tell the variance.
+        class_cond: take class labels.
+        num_classes: the number of classes.
+        dtype: what to compute in; parameters and output are float32 (the output float64 where
+            dtype is).
+
+    Raises UserError, when it is called, for fields, images or labels that do not go together.
     """
 
     image_size: int = 64

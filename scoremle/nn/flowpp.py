@@ -56,6 +56,17 @@ class FlowPP(nn.Module):
     """u and log q(u | x) in nats, from e and x in [0, 1]; with ``inverse``, e and the same from u.
 
     In float32 the inverse carries the rounding error of u, which logit enlarges near 0 and 1.
+
+    Args:
+        variant: "cifar10" (matrices mix the channels) or "imagenet32" (weight normalisation and a
+            deeper network of x).
+        filters: channels of the networks in the couplings.
+        components: logistics in each mixture.
+        blocks: pairs of a convolution and attention in the network of a coupling.
+        couplings: steps of the flow.
+        heads: heads of attention in a coupling; they divide ``filters``.
+
+    Raises UserError, when it is called, for fields or images that can't be had.
     """
 
     variant: str = "cifar10"

@@ -105,8 +105,42 @@ WITHOUT_EFFECT = (
 class UNet2D(nn.Module):
     """A network of images, times and class labels; the fields are those of ``config.json``.
 
-    ``dtype``: what to compute in; parameters and output are float32 (the output float64 where
-    dtype is).
+    Args:
+        sample_size: the size of the images it was made for; it takes other sizes, too.
+        in_channels: channels of the images.
+        out_channels: channels of the output.
+        center_input_sample: take images in [0, 1], and scale them to [-1, 1].
+        time_embedding_type: of the times: "positional", "fourier" or "learned".
+        time_embedding_dim: the size of the embedding; None: four times the first of
+            ``block_out_channels``.
+        freq_shift: frequency i of the n of the positional embedding is 10000^(-i / (n - this)).
+        flip_sin_to_cos: put the cosines of the positional embedding before its sines.
+        down_block_types: names of the blocks on the way down, one a level.
+        mid_block_type: the block between: "UNetMidBlock2D", or None.
+        up_block_types: names of the blocks on the way up, the coarsest level first.
+        block_out_channels: channels of each level; each but the last halves the image.
+        layers_per_block: residual blocks of a level.
+        mid_block_scale_factor: what sums of residual blocks are divided by, in the middle.
+        downsample_padding: of convolutions that halve the image: 0 (one pixel behind) or 1.
+        downsample_type: how plain blocks halve the image: by "conv" or "resnet".
+        upsample_type: how plain blocks double it: by "conv" or "resnet".
+        act_fn: "silu" or "swish" (the same), "mish", "gelu" or "relu".
+        attention_head_dim: channels of an attention head; None: there is one head.
+        norm_num_groups: groups of the normalisation; None: a quarter of the channels, at most 32,
+            where all blocks are skip or K blocks.
+        attn_norm_num_groups: groups of the normalisation before attention in the middle; None:
+            as many as elsewhere, and no normalisation with "scale_shift".
+        norm_eps: what is added to the variances of the normalisation.
+        resnet_time_scale_shift: how times enter: "default" (added) or "scale_shift".
+        add_attention: put attention into the block between.
+        class_embed_type: how class labels enter: "timestep", "identity", or None: by a table of
+            ``num_class_embeds`` rows, if that is given.
+        num_class_embeds: the number of classes; None: the network takes no classes.
+        num_train_timesteps: the number of time steps, where their embedding is "learned".
+        dtype: what to compute in; parameters and output are float32 (the output float64 where
+            dtype is).
+
+    Raises UserError, when it is called, for fields, images or labels that do not go together.
     """
 
     sample_size: int | tuple[int, int] | None = None

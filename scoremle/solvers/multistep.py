@@ -13,7 +13,9 @@ integrals' rates at each node, or from the scatter of a single one's along the n
 
 The stated error has three parts, which add like independent ones: the error of the steps by
 Milne's device; the roughness of the field from node to node, which that device does not see; and
-the distance of the integrals from their quadrature of one order less.
+the distance of the integrals from their quadrature of one order less. What a rough field does to
+the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
+so the effects of single dimensions are squared and added, not their sum.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ BLEND = 0.2
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The steps' estimate of their error, times this, covers the true error of most examples on trained
 # networks (benchmarks/README.md).
-COVERAGE = 1.5
+COVERAGE = 2.0
 # The change of a result when the nodes are doubled, times this, covers its error.
 MARGIN = 1.5
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
@@ -175,7 +177,7 @@ class Planned:
             return jnp.full(batch, problem.start + span * node, dtype)
 
         shape = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)[1].shape
-        several, rough_shares = shape[0] > 1, _shares(weights.total)
+        several, rough_shares = shape[0] > 1, jnp.square(span) * _shares(weights.total)
         shares, gap_shares = (
             jnp.square(span) * (jnp.square(total) if several else _shares(total))
             for total in (weights.total, weights.gap)
@@ -208,7 +210,7 @@ class Planned:
             # the corrector's error: the second step's is of the third, and stands for both.
             milne = jnp.where(n < 2, 0, MILNE)
             effect = sum_data(gradient * milne * (state - guess))
-            rough = span * sum_data(gradient * jnp.tensordot(w.contrast, history, 1))
+            rough = sum_data(jnp.square(gradient * jnp.tensordot(w.contrast, history, 1)))
             if several:
                 noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
             else:
@@ -221,7 +223,7 @@ class Planned:
                 history=history[:-1],
                 integral_history=integral_history[:-1],
                 effect=carry.effect + effect,
-                squares=carry.squares + jnp.square(effect) + rough_shares[n] * jnp.square(rough),
+                squares=carry.squares + jnp.square(effect) + rough_shares[n] * rough,
                 gap=carry.gap + span * w.gap * mean_integral(integral_rate),
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,

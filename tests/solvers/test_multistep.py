@@ -71,14 +71,17 @@ def covered_and_wide(solver, slowest, fastest):
 
 
 @pytest.mark.parametrize(
-    ("slowest", "fastest", "least"),
-    [(0.2, 2, 0.95), (1, 8, 0.95), (20, 80, 0.75), (100, 400, 0.75)],
+    ("slowest", "fastest", "least", "widest"),
+    [(0.2, 2, 0.95, 8), (1, 8, 0.95, 40), (20, 80, 0.85, 4), (100, 400, 0.85, 4)],
 )
-def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(slowest, fastest, least):
+def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(
+    slowest, fastest, least, widest
+):
     """24 nodes resolve waves of fewer than 12 cycles: the others are noise to them, of whose error
-    they state one and a half standard deviations."""
+    they state two standard deviations. Waves of eight cycles look much like noise, and leave much
+    less."""
     covered, width = covered_and_wide(Multistep(24), slowest, fastest)
-    assert covered > least and width < 30, (covered, width)
+    assert covered > least and width < widest, (covered, width)
 
 
 def test_two_doublings_state_the_error_that_is_left_of_a_rough_field():
@@ -86,6 +89,26 @@ def test_two_doublings_state_the_error_that_is_left_of_a_rough_field():
     solver = Doubling(tolerance=0.0, fewest=16, most=64)
     covered, width = covered_and_wide(solver, slowest=20, fastest=80)
     assert covered > 0.75 and width < 5, (covered, width)
+
+
+def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean():
+    """Rates that are off by a random share A x at each node, of data N(0, I) in many dimensions:
+    log p is off by x'A x - tr A at each, which is 2 tr A^2 in the mean square, and not (tr A)^2,
+    fifty times as much. The part by Milne's device does not know of that."""
+    dims, batch, nodes = 100, 400, 24
+    size = np.random.default_rng(0).normal(size=nodes + 1)
+
+    def field(clock, x, draw):
+        share = jnp.asarray(size, x.dtype)[jnp.round(clock[0] * nodes).astype(int)]
+        return 1e-3 * share * x, jnp.full((1, len(x)), 1e-3 * share * dims)
+
+    x = jax.random.normal(jax.random.key(0), (batch, dims))
+    problem = Problem(field, 0.0, 1.0, sensitivity=lambda c, u, v: -u)
+    solution = Multistep(nodes).solve(problem, x)
+    change = 0.5 * (jnp.sum(x**2, axis=1) - jnp.sum(solution.state**2, axis=1))
+    error = np.abs(change + solution.integrals[0])
+    assert np.mean(error <= solution.error) > 0.9
+    assert np.median(solution.error) < 5 * np.sqrt(np.mean(error**2))
 
 
 def test_backwards_undoes_forwards(x64):

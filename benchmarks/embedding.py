@@ -1,0 +1,140 @@
+"""Can a solver gain from knowing how the embedding of 999 t oscillates?
+
+    python benchmarks/embedding.py --networks digits
+    python benchmarks/embedding.py          # and two of those that benchmarks/likelihood.py trains
+
+Two ways that cost no evaluation, beside the nodes as they are. ``filtered``: each wave of the
+embedding is replaced by its average over a step, so that those that the nodes do not resolve fade
+out. ``placed``: each node is moved by at most half an oscillation of the fastest wave, so that its
+phase advances by the golden section of a cycle from node to node. The sum of such phases is
+bounded, where steps of a whole number of oscillations add them all up. Nodes stay where steps are
+shorter than 2.5 oscillations.
+
+Columns: the solver's error of an image by the number of nodes, root mean square, bits/dim, from
+384 plain nodes with the same four probes. The last is the root of the mean of the squares of all,
+each over that of the plain nodes: below 1 is a gain.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from stated import KEY, ROUGH, subject
+
+from scoremle.core.divergence import FixedProbe, Orthogonal
+from scoremle.core.prediction import LABEL_SCALE
+from scoremle.evaluation import tables
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.model import ScoreModel
+from scoremle.nn import layers
+from scoremle.solvers import multistep
+from scoremle.solvers.multistep import Planned
+from scoremle.solvers.probability_flow import WIDTH, ProbabilityFlow
+from scoremle.types import Data, Times
+
+NODES, FINER, PROBES = (16, 20, 24, 28, 32, 40, 48, 64), 384, 4
+GOLDEN = (3 - 5**0.5) / 2
+LONG = 2.5  # of steps, in oscillations
+
+plain_nodes = multistep._nodes
+
+
+class Clock:
+    """The clock of a model's solver, as a share of its span."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        self.sde = model.sde
+        start, stop = ProbabilityFlow(model.noise, model.sde).span(model.eps, jnp.float32)
+        self.start, self.span = float(start), float(stop - start)
+
+    def time(self, node: np.ndarray) -> np.ndarray:
+        clock = jnp.asarray(self.start + self.span * node)
+        return np.asarray(self.sde.time_of_log_snr(WIDTH * jnp.sinh(clock)), np.float64)
+
+    def node(self, t: Times) -> Times:
+        return (jnp.arcsinh(self.sde.log_snr(t) / WIDTH) - self.start) / self.span
+
+    def labels_a_node(self, t: Times) -> Times:
+        """How far the label moves for a whole span, at the speed that it has at t."""
+        return LABEL_SCALE / jax.jvp(self.node, (t,), (jnp.ones_like(t),))[1]
+
+    def placed(self, steps: int) -> np.ndarray:
+        """Nodes at which the fastest wave has phases by the golden section."""
+        nodes = plain_nodes(steps)
+        cycles = LABEL_SCALE * self.time(nodes) / (2 * np.pi)
+        shift = (GOLDEN * np.arange(steps + 1) - cycles + 0.5) % 1 - 0.5
+        shift[np.abs(np.gradient(cycles)) < LONG] = 0
+        shift[[0, -1]] = 0
+        moved = self.node(jnp.asarray(2 * np.pi * (cycles + shift) / LABEL_SCALE, jnp.float32))
+        return np.where(shift == 0, nodes, np.asarray(moved, np.float64))
+
+
+@contextmanager
+def filtered(clock: Clock, width: jax.Array) -> Iterator[None]:
+    """Averages the embedding of labels over ``width`` of the span."""
+    plain = layers.positional_embedding
+
+    def averaged(labels: Times, size: int) -> jax.Array:
+        half = size // 2
+        frequencies = jnp.exp(jnp.arange(half) * (-np.log(1e4) / (half - 1)))
+        step = width * clock.labels_a_node(labels / LABEL_SCALE)
+        damped = jnp.sinc(step[:, None] * frequencies / (2 * np.pi))
+        waves = plain(labels, size)
+        return waves * jnp.pad(jnp.tile(damped, 2), ((0, 0), (0, size % 2)), constant_values=1)
+
+    with mock.patch.object(layers, "positional_embedding", averaged):
+        yield
+
+
+def errors(model: ScoreModel, x: Data) -> dict[str, np.ndarray]:
+    """Root mean squares by number of nodes, bits/dim."""
+    clock, bits = Clock(model), x[0].size * np.log(2)
+    probes = FixedProbe(Orthogonal(PROBES).draw(jax.random.key(1), x))
+
+    @jax.jit
+    def solve(x: Data, plan: Planned, width: jax.Array) -> jax.Array:
+        with filtered(clock, width):
+            return ode_log_likelihood(
+                model.noise, model.sde, x, KEY, eps=model.eps, divergence=probes, solver=plan
+            ).log_prob
+
+    def value(nodes: int, width: float = 0.0) -> np.ndarray:
+        plan = Planned.of(nodes, FINER)
+        return np.asarray(solve(x, plan, jnp.float32(width)), np.float64) / bits
+
+    truth = value(FINER)
+
+    def over(of: Callable[[int], np.ndarray]) -> np.ndarray:
+        return np.array([np.sqrt(np.mean(np.square(of(n) - truth))) for n in NODES])
+
+    found = {"plain": over(value), "filtered": over(lambda nodes: value(nodes, 1 / nodes))}
+    with mock.patch.object(multistep, "_nodes", clock.placed):
+        return found | {"placed": over(value)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_likelihood"))
+    parser.add_argument("--networks", nargs="+", choices=ROUGH, default=ROUGH[:3])
+    parser.add_argument("--images", type=int, default=24)
+    options = parser.parse_args()
+    rows, results = [], {}
+    for name in options.networks:
+        found = errors(*subject(name, options.workdir, options.images))
+        for way, each in found.items():
+            ratio = float(np.sqrt(np.mean(np.square(each / found["plain"]))))
+            rows.append((name, way, *(f"{error:.1e}" for error in each), f"{ratio:.2f}"))
+            results[f"{name}, {way}"] = ratio
+            print(" ".join(rows[-1]), flush=True)
+    print(tables.table(("network", "way", *map(str, NODES), "over plain"), rows))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
