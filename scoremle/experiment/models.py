@@ -8,14 +8,13 @@ from scoremle.experiment import exported
 from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
 from scoremle.experiment.trained import Trained, load_workdir
+from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
 from scoremle.published import hub
-from scoremle.published.families import FAMILIES, family_of
+from scoremle.published.families import FAMILIES, OTHERS, family_of
 
 __all__ = ["load"]
-
-OTHERS = "use scoremle.interop.torch.from_module in a FILE.py:function for any other"
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
@@ -61,7 +60,7 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
         return exported.load(path)
     if family := family_of(path):
         return FAMILIES[family].load(path)
-    if path.is_file():
-        kinds = ", ".join(["an export", *(family.words for family in FAMILIES.values())])
-        raise UserError(f"{path} is no model of a known family: {kinds}; {OTHERS}")
+    if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
+        what = "no working directory, and " if path.is_dir() else ""
+        raise UserError(f"{path} is {what}no model of a known family: {OTHERS}")
     return load_workdir(path, checkpoint)

@@ -23,6 +23,7 @@ from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
+from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
@@ -243,13 +244,14 @@ class EvaluationRun:
 
     def _decoder(self, model: ScoreModel) -> Informed:
         """What the network says of integers, its scale fitted to the pilot's images."""
-        found = model.fitted(self._others, seed=self.experiment.seed ^ PILOT).decoder
-        if found is None:
+        fitted = model.fitted(self._others, seed=self.experiment.seed ^ PILOT)
+        if fitted.decoder is None:
             raise UserError(
                 "eval.dequantization=informed is for models whose smallest time hides the levels:"
                 " this one tells them apart, so take uniform"
             )
-        return found
+        say(tables.wrapped(worth_of(fitted, self._others)))
+        return fitted.decoder
 
     @cached_property
     def _others(self) -> np.ndarray:

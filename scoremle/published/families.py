@@ -22,7 +22,7 @@ from typing import NamedTuple
 from scoremle.published import diffusers, edm, openai
 from scoremle.published.family import PublishedModel
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "OTHERS", "Family", "family_of"]
 
 
 class Family(NamedTuple):
@@ -56,6 +56,12 @@ FAMILIES = {
         "model.safetensors",
     ),
 }  # fmt: skip
+
+# For whatever is none of these.
+OTHERS = (
+    f"{', '.join(family.words for family in FAMILIES.values())}; use"
+    " scoremle.interop.torch.from_module in a FILE.py:function for any other"
+)
 
 
 def family_of(path: Path) -> str | None:

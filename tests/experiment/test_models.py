@@ -52,7 +52,7 @@ def test_a_function_of_a_file_is_scored_from_the_command_line(file, tmp_path, ca
 def test_a_path_that_exists_wins(tmp_path):
     place = tmp_path / "folder.py:model"
     place.mkdir()
-    with pytest.raises(UserError, match="is no working directory"):
+    with pytest.raises(UserError, match="is no working directory, and no model of a known family"):
         scoremle.load(place)
 
 

@@ -79,26 +79,26 @@ def test_a_velocity_either_way_has_the_density_of_its_gaussian(data_at, ends):
     assert (found.solver_error < 2e-3 * bits).all(), found.solver_error
 
 
-class Slightly(Velocity):
-    """A velocity that is wrong by some hundredths, as trained ones are, at the data too."""
+class Wrong(Velocity):
+    """A velocity that is off by some tenths, at the data too."""
 
     def forward(self, x, t):
-        return super().forward(x, t) + 0.05 * torch.sin(3 * x + t[:, None])
+        return super().forward(x, t) + 0.4 * torch.sin(3 * x + t[:, None])
 
 
 def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
     """Where no noise is left, such a network has a score that is far too large."""
-    model = from_velocity(Slightly(1), data_at=1, shape=(3,))
-    x = jnp.asarray(data(64) * np.array(WIDTHS) / 0.6, float)
+    model = from_velocity(Wrong(1), data_at=1, shape=(3,))
+    x = jnp.asarray(data(16) * np.array(WIDTHS) / 0.6, float)
 
     @jax.jit
     def run(model, solver):
         return model.log_prob(x, KEY, solver=solver)
 
     found = run(model, scoremle.Multistep(32))
-    error = np.abs(found.log_prob - run(model, scoremle.Multistep(512)).log_prob)
+    error = np.abs(found.log_prob - run(model, scoremle.Multistep(128)).log_prob)
     stated = np.asarray(found.solver_error)
-    assert np.sqrt(np.mean(stated**2)) < 4 * np.sqrt(np.mean(error**2)), (stated, error)
+    assert np.sqrt(np.mean(stated**2)) < 3.5 * np.sqrt(np.mean(error**2)), (stated, error)
     assert (error <= stated).mean() > 0.9
 
 

@@ -35,6 +35,7 @@ from scoremle.published import (
     architecture,
     flow_architecture,
 )
+from scoremle.published.families import OTHERS
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Damaged
 from scoremle.training.step import TrainState, init_state
@@ -99,7 +100,10 @@ def _named(options: Any, file: Path, found: Published, network: dict[str, Any]) 
 
 
 def _read(file: Path) -> Published:
-    found = published.read(file)
+    try:
+        found = published.read(file)
+    except UserError as error:
+        raise UserError(f"{error}; nor is it a model of another family: {OTHERS}") from None
     check_finite({"params": found.params, "ema": found.ema}, file)
     return found
 
