@@ -227,4 +227,4 @@ def choose_for_mean(pilot: Pilot, *, images: int, passes: int, tolerance: float)
         values, coarsest=choice.nodes, images=images, passes=passes, tolerance=tolerance
     )
     choice = pilot.measure(levels.nodes[0])
-    return replace(choice, levels=levels, tried=_tried(pilot, NODES))
+    return replace(choice, levels=levels, tried=_tried(pilot, (*NODES, FINEST)))

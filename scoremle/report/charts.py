@@ -50,7 +50,11 @@ MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
 # Where a legend covers nothing.
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
 BINS = 40
+# So few points of a line are marked: of one there would be nothing to see.
+FEW = 10
 Z95 = 1.96
+# On a logarithmic scale.
+LOG_TICKS = [digit * 10.0**power for power in range(-8, 2) for digit in (1, 2, 5)]
 # The corners of a box in turn: lower or upper side, of x and of y.
 ROUND = ((0, 1, 1, 0, 0), (0, 0, 1, 1, 0))
 
@@ -105,7 +109,7 @@ class Chart:
             axes = figure.subplots()
             self.draw(axes)
             if title:
-                axes.set_title(self.title)
+                figure.suptitle(self.title)  # above the legend, which stands above the axes
             dated = {"Date": None} if kind == "svg" else {}
             figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
         return content.getvalue()
@@ -175,7 +179,7 @@ def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
 
     def draw(axes: Any) -> None:
         axes.fill_between(steps, mean - band, mean + band, color=COLOURS[0], alpha=0.25, lw=0)
-        axes.plot(steps, mean, color=COLOURS[0])
+        axes.plot(steps, mean, "o-" if len(mean) < FEW else "-", color=COLOURS[0], markersize=4)
         axes.plot(steps, values, ".", color=COLOURS[0], alpha=0.25, markersize=3)
         axes.set(xlabel="step", ylabel="bits/dim")
 
@@ -282,6 +286,9 @@ def solver_nodes(tried: Sequence[Sequence[float]], chosen: int, images: int) -> 
         axes.loglog(nodes, errors, "o-", color=COLOURS[0])
         axes.axvline(chosen, color=COLOURS[1], linestyle="--", label=f"chosen: {chosen} nodes")
         axes.set_xticks(nodes, [f"{n:.0f}" for n in nodes])
+        low, high = errors.min(), errors.max()
+        axes.set_yticks([y for y in LOG_TICKS if low / 2 <= y <= 2 * high])
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set(xlabel="nodes", ylabel="error of an image, bits/dim")
         axes.legend(**ABOVE)
@@ -318,9 +325,9 @@ def latents(
 
     return Chart(
         "latents", "Are the latents white noise?",
-        "Each point is an image: what the ODE makes of it is a draw of the prior, if the model is"
-        " that of the images. Then nine of ten points lie in the dashed box. A mean square on the"
-        " left: simpler than the model's samples; on the right: stranger.",
+        "Each point is the latent of an image, which the ODE makes of it. If the images are like"
+        " samples of the model, latents are draws of the prior, and nine of ten points lie in the"
+        " dashed box. Left of it, they lie nearer to zero than such draws; right of it, farther.",
         f"{inside.mean():.0%} of {len(square)} latents lie where 90 % of white noise does; their"
         f" mean square is {square.mean():.3f}, of white noise 1; the correlation of neighbours"
         f" {neighbours.mean():+.3f}, of white noise 0.",

@@ -2,6 +2,7 @@
 
 import io
 import platform
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
@@ -248,9 +249,27 @@ def _protocol(page: Page, subject: Subject) -> None:
         ("system", platform.platform()),
     ), "Where this page was made.")  # fmt: skip
     page.text("To measure it again:")
-    page.code(f"scoremle eval --workdir={subject.folder}\nscoremle report {subject.folder}")
+    page.code("\n".join(_again(subject)))
     page.text("The method's paper:")
     page.code(CITATION)
+
+
+def _again(subject: Subject) -> Iterator[str]:
+    """The commands that measure the main result and make this page."""
+    elsewhere = [f"--eval-folder={subject.eval_folder}"] * (subject.eval_folder != "eval")
+    fields: dict[str, object] = {}
+    if result := subject.main_result:
+        facts = result.facts
+        fields = {
+            "end_ckpt": facts["checkpoint"],
+            **({} if facts["full_pass"] else {"num_images": facts["images"]}),
+            **({} if facts["split"] == "test" else {"dataset": facts["split"]}),
+            "num_repeats": facts["passes"],
+            **({"bound": True} if facts.get("model") == "SDE" else {}),
+        }
+    flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
+    yield f"scoremle {shlex.join(['eval', str(subject.folder), *flags, *elsewhere])}"
+    yield f"scoremle {shlex.join(['report', str(subject.folder), *elsewhere])}"
 
 
 def _config(page: Page, subject: Subject) -> None:

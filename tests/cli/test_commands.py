@@ -180,8 +180,9 @@ def test_the_config_is_printed_with_the_flags(capsys):
     lines = printed(capsys, "--config=digits", "--print-config", flag).splitlines()
     assert {"model.nf = 16", "sampling.steps = 100", "eval.end_ckpt = unset"} < set(lines)
     assert len(lines) == len(flags.fields_of(flags.named_config("digits")[0]))
-    text = printed(capsys, "train", "digits", "--print-config", "--json", flag)
-    assert json.loads(text)["sampling"]["steps"] == 100
+    for command in ("train", "plan"):
+        text = printed(capsys, command, "digits", "--print-config", "--json", flag)
+        assert json.loads(text)["sampling"]["steps"] == 100
 
 
 COMPLETED = [

@@ -129,6 +129,8 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
     assert "training.n_iters 2400 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
+    again = f"--config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"
+    assert f"{again} --config.eval.num_repeats=1" in told
     assert "not the whole split" in told and "step 9" in told and "step 200" in told
 
 

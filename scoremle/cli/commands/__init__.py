@@ -1,6 +1,6 @@
 """Commands: ``scoremle NAME ...``. ``COMMANDS`` is the whole list.
 
-A command whose arguments stand in ``cli/parsers.py`` is a module with ``run(options)``; any other
+A command whose arguments stand in ``cli/parsers/`` is a module with ``run(options)``; any other
 is one with ``main(arguments)``. It is imported once its arguments are known to be good.
 """
 

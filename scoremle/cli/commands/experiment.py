@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
 
-__all__ = ["run"]
+__all__ = ["print_config", "run"]
 
 
 def run(settings: "Settings") -> dict[str, Any]:
     """Prints the config, or runs the mode; gives the config, or what was measured."""
-    if not settings.print_config:
-        return _run_mode(settings)
+    return print_config(settings) if settings.print_config else _run_mode(settings)
+
+
+def print_config(settings: "Settings") -> dict[str, Any]:
+    """Prints the config, flags included, and gives it."""
     from scoremle.cli.flags import fields_of
 
     for name, (_, value) in fields_of(settings.config).items():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from scoremle import devices
+from scoremle.cli.commands.experiment import print_config
 from scoremle.cli.flags import Settings
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
@@ -20,6 +21,8 @@ IMAGES = 10_000
 def run(options: Any) -> dict[str, Any]:
     """Prints it, and gives it."""
     settings: Settings = options.settings
+    if settings.print_config:
+        return print_config(settings)
     experiment, images, note = _experiment(settings.config)
     memory = options.memory or _memory()
     say("compiling and timing: a training step, and the network with and without its derivative")

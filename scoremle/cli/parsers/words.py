@@ -1,0 +1,51 @@
+"""Names that several parsers take, and types of arguments.
+
+Those of data sets and of samplers stand elsewhere too, where an import brings JAX.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+
+__all__ = [
+    "ANY_FITS", "DATASETS", "ESTIMATORS", "FITS", "NAMES", "SAMPLERS", "at_least", "shard",
+]  # fmt: skip
+
+# The names in scoremle.data and in experiment/samplers.py, whose import brings JAX.
+SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
+FITS = ("crop", "resize")
+ANY_FITS = (*FITS, "pad")
+# Those of scoremle.experiment.scoring, likewise.
+ESTIMATORS = ("ode", "bound", "steps")
+DATASETS = (
+    "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
+    "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
+)  # fmt: skip
+NAMES = ", ".join(DATASETS)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an integer that is not below ``least``."""
+
+    def integer(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
+        return int(text)
+
+    return integer
+
+
+def shard(text: str) -> tuple[int, int]:
+    """A share and the number of shares: I/N, or the numbers of a task of SLURM's array."""
+    if text == "slurm":
+        names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT")]
+        found = [os.environ.get(name, "") for name in names]
+        if not all(map(str.isdecimal, found)):
+            raise argparse.ArgumentTypeError(f"this is no array job of SLURM: no {names[0]}")
+        number, least, count = map(int, found)
+        return number - least + 1, count
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text} is no I/N with I from 1 to N, such as 3/10")
+    return int(match[1]), int(match[2])
