@@ -13,7 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_arrays
-from scoremle.data.readers.messy import KINDS, Look, in_levels, look_through
+from scoremle.data.readers.messy import KINDS, UNKNOWN, Look, in_levels, look_through
 from scoremle.errors import UserError
 from scoremle.progress import progress
 from scoremle.terminal import say
@@ -45,10 +45,12 @@ def read_images(
     if hidden:
         say(f"hidden files, which are not looked at: {hidden}")
     bad = [(look.name, look.reason) for look in looks if look.pixels is None]
+    if any(reason == UNKNOWN for _, reason in bad):
+        say(f"pictures that are read: {KINDS}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
     refuse(path, bad, len(looks), skip_bad, FIT * (of_size and not fit))
     if len(bad) == len(looks):
-        raise UserError(f"{path} holds no picture that can be scored: {KINDS}")
+        raise UserError(f"{path} holds no picture that can be scored")
     changes = Counter(change for look in looks for change in look.changes)
     for what, count in changes.items():
         say(f"{count} of {len(looks) - len(bad)} pictures: {what}")

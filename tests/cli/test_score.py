@@ -106,7 +106,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
         ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "images must be uint8 of shape (n, 8, 8, 1)"),
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64, not uint8"),
         ("missing", None, "no file or folder"),
-        ("a/x.txt", b"text", "a: x.txt: its name has none of the endings of pictures"),
+        ("a/x.txt", b"text", "a: x.txt: its name does not end as that of a picture; --skip-bad"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many, but must be one whole number"),
         ("a/x.png", b"text", "a: x.png: can't be decoded"),
     ],
@@ -148,9 +148,10 @@ def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path,
 def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, capfd):
     out = tmp_path / "s.csv"
     options = f"--out={out}", "--skip-bad", "--fit=pad", "--json"
-    code, told, _ = score(capfd, tiny.workdir, messy(folder), *options)
+    code, told, said = score(capfd, tiny.workdir, messy(folder), *options)
     summary = json.loads(told)
     assert code == 3 and summary["left_out"] == 2
+    assert "2 of 8 files have no score: their rows say why\n" in said
     found = rows(out)
     names = ["a.jpg", *(f"digit{i}.png" for i in range(5)), "notes.txt", "wide.bmp"]
     assert [row["file"] for row in found] == names
@@ -167,8 +168,9 @@ def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, c
 def test_nothing_that_can_be_scored(tiny, tmp_path, capfd):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("text")
-    code, _, told = score(capfd, tiny.workdir, tmp_path / "a", "--skip-bad")
-    assert code == 2 and "holds no picture that can be scored: PNG, JPEG" in told
+    code, listed, told = score(capfd, tiny.workdir, tmp_path / "a", "--skip-bad")
+    assert code == 2 and "holds no picture that can be scored" in told
+    assert "pictures that are read: PNG, JPEG" in listed
 
 
 def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):

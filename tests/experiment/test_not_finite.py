@@ -119,7 +119,7 @@ def make(noise, shape, pixels):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nan", "bits/dim of image 0 is not a finite number"),
+    [("nan", "no image has bits/dim that are a finite number"),
      ("reals", "is no model of integer images"), ("flat", "is no model of integer images")],
 )  # fmt: skip
 def test_an_own_model_that_has_no_value(name, words, tmp_path, capfd):

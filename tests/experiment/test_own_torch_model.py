@@ -58,7 +58,7 @@ def test_a_folder_with_its_own_module_is_scored(place, capsys):
     model = f"{place}/a/mine.py:model"
     assert cli.main(["score", model, f"{place}/images.npy", f"--out={out}"]) == 0
     assert str(place / "a") not in sys.path and "net" not in sys.modules
-    bpd = [float(line.split(",")[2]) for line in out.read_text().splitlines()[1:]]
+    bpd = [float(line.split(",")[0]) for line in out.read_text().splitlines()[1:]]
     expected = scoremle.load(model).score(np.load(place / "images.npy"), repeats=4)
     # The command line chooses its own nodes, so that its probes are others.
     np.testing.assert_allclose(bpd, expected.bpd, atol=6 * expected.stderr.max())

@@ -75,7 +75,10 @@ def run(options: Any) -> dict[str, Any] | Partly:
     _tell(rows, about, how_to_get(options.model, model, found.estimator))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     summary = _summary(scored, found, rows, options)
-    return Partly(summary) if summary["left_out"] else summary
+    if not (left_out := summary["left_out"]):
+        return summary
+    say(f"{left_out} of {len(rows)} files have no score: their rows say why")
+    return Partly(summary)
 
 
 def _check_places(options: Any) -> None:

@@ -20,7 +20,8 @@ from scoremle.data.readers.base import UnusableImage
 from scoremle.data.readers.pictures import MAX_PICTURE, opened
 
 __all__ = [
-    "ANY_FITS", "KINDS", "Look", "as_taken", "in_levels", "is_heic", "is_known", "look_through",
+    "ANY_FITS", "KINDS", "UNKNOWN", "Look", "as_taken", "in_levels", "is_heic", "is_known",
+    "look_through",
 ]  # fmt: skip
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -28,7 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HEIC = (".heic", ".heif")
 NEEDS_HEIC = "HEIC needs the extra: pip install 'scoremle[heic]'"
 KINDS = "PNG, JPEG, WebP, BMP, GIF, TIFF; HEIC with the extra heic"
-UNKNOWN = f"its name has none of the endings of pictures that are read ({KINDS})"
+UNKNOWN = "its name does not end as that of a picture"
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 OF_GREY, OF_ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
 USUAL = {*OF_GREY, *OF_ALPHA, "P", "RGB"}
