@@ -1,6 +1,6 @@
 """Is this log p right? Closed forms for code that claims the likelihood of a diffusion or flow.
 
-    python -m scoremle_conformance LIBRARY
+python -m scoremle_conformance LIBRARY
 """
 
 from scoremle_conformance.adapter import ABILITIES, Adapter, Answer, Ask

@@ -17,6 +17,10 @@ EXAMPLES = """examples:
 """
 
 
+# Of what is examined in other settings on purpose.
+SETTINGS = {"sample": ["honest"]}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scoremle_conformance",
@@ -31,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write what was found as JSON, too")
     add("--list", action="store_true", help="list the adapters, their versions and settings")
     add("--all", action="store_true", help="examine every library that is installed")
-    add("--markdown", action="store_true", help="print one table of all, in Markdown")
+    add("--markdown", type=Path, nargs="+", metavar="JSON", help="print such files as a page")
     return parser
 
 
@@ -45,12 +49,13 @@ def _list() -> None:
         print(f"{name:<14} {told}")
 
 
-def _reports(library: str, setting: str | None, quick: bool) -> list[Report]:
-    kind = adapter_class(library)
-    settings = [setting] if setting else list(kind.settings)
-    if library == "sample" and not setting:
-        settings = ["honest"]
-    return [examined(kind(name), quick=quick) for name in settings]
+def _examined(library: str, setting: str | None, quick: bool) -> list[Report]:
+    """Reports of a library in its settings, printed as they come."""
+    kind, reports = adapter_class(library), []
+    for name in [setting] if setting else SETTINGS.get(library, kind.settings):
+        reports.append(examined(kind(name), quick=quick))
+        print(as_table(reports[-1]), end="\n\n", flush=True)
+    return reports
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,24 +65,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         _list()
         return 0
+    if options.markdown:
+        print(as_markdown(options.markdown))
+        return 0
     if options.all == (options.library is not None):
         parser.error("name one library, or --all; --list tells their names")
     reports = []
     for library in ADAPTERS if options.all else [options.library]:
         try:
-            found = _reports(library, options.setting, options.quick)
+            reports += _examined(library, options.setting, options.quick)
         except (ImportError, ValueError) as error:
             print(f"{library}: {error}", file=sys.stderr)
-            if not options.all:
-                return 2
-            continue
-        if not options.markdown:
-            print("\n\n".join(as_table(report) for report in found), flush=True)
-        reports += found
-    if options.markdown:
-        print(as_markdown(reports))
-    if options.json:
+    if options.json and reports:
         write_json(reports, options.json)
+    if not reports:
+        return 2
     return int(any(report.failed for report in reports))
 
 

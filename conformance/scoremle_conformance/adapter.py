@@ -5,6 +5,7 @@ checked; what it does not declare is not applicable, and counts neither for nor 
 """
 
 import importlib.metadata
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -74,7 +75,7 @@ class Adapter:
     """
 
     name: ClassVar[str]
-    package: ClassVar[str]  # whose version is printed
+    package: ClassVar[str] = ""  # whose version is printed
     settings: ClassVar[dict[str, str]] = {"default": "as it is"}  # name -> what is set
     framework: ClassVar[str] = "numpy"  # of fields: "numpy", "torch" or "jax"
     outputs: ClassVar[tuple[str, ...]] = ("velocity",)  # of networks that it takes
@@ -96,7 +97,13 @@ class Adapter:
 
     @property
     def version(self) -> str:
-        return importlib.metadata.version(self.package)
+        """Of the package, as it is installed."""
+        return importlib.metadata.version(self.package) if self.package else ""
+
+    @property
+    def networks(self) -> list[tuple[str, str]]:
+        """Paths and outputs of networks that it takes; the first is asked most."""
+        return list(itertools.product(self.paths, self.outputs))
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
         """log p of the rows of ``x`` [n D] at the start of the field's path, in nats."""

@@ -13,7 +13,7 @@ from scoremle_conformance.adapter import Adapter
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS, Case, examine
 from scoremle_conformance.signatures import Signature, diagnose
 
-__all__ = ["Report", "as_json", "as_markdown", "as_table", "examined"]
+__all__ = ["Report", "as_markdown", "as_record", "as_table", "examined", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ def verdict(cases: list[Case]) -> str:
     if not applied:
         return NOT_APPLICABLE
     passed = verdicts.count(PASS)
-    return f"{PASS} {passed}/{applied}" if passed == applied else f"FAIL {applied - passed}/{applied}"
+    failed = applied - passed
+    return f"FAIL {failed}/{applied}" if failed else f"{PASS} {applied}/{applied}"
 
 
 def _measured(case: Case) -> str:
+    found = case.found
     if case.verdict == NOT_APPLICABLE:
-        return case.words
-    return f"{case.error:.2g} (up to {case.limit:.2g}) {case.words}"
+        return found.words
+    return f"{found.error:.2g} (up to {found.limit:.2g}) {found.words}"
 
 
 def as_table(report: Report) -> str:
@@ -69,8 +71,8 @@ def _set(adapter: Adapter) -> str:
     return adapter.settings[adapter.setting]
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The same for a program. Numbers that are not finite are null."""
+def as_record(report: Report) -> dict[str, Any]:
+    """The same for a program, in values that JSON knows. What is not finite is null."""
     adapter = report.adapter
 
     def number(x: float) -> float | None:
@@ -86,7 +88,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "cases": [
             {
                 "check": case.check, "case": case.name, "verdict": case.verdict,
-                "error": number(case.error), "limit": number(case.limit), "words": case.words,
+                "error": number(case.found.error), "limit": number(case.found.limit),
+                "words": case.found.words, "told": _measured(case),
             }
             for case in report.cases
         ],
@@ -99,30 +102,28 @@ def write_json(reports: list[Report], file: Path) -> None:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
-        "reports": [as_json(report) for report in reports],
+        "reports": [as_record(report) for report in reports],
     }
     beside = file.with_name(file.name + ".part")
     beside.write_text(json.dumps(told, indent=1) + "\n")
     beside.replace(file)
 
 
-def as_markdown(reports: list[Report]) -> str:
-    """A table of all reports, and below it what failed."""
-    head = ["library", "version", "setting", *CHECKS, "what is wrong"]
-    rows = [head, ["---"] * len(head)]
-    for report in reports:
-        adapter = report.adapter
-        marks = [verdict(report.of(check)).replace(NOT_APPLICABLE, "-") for check in CHECKS]
-        wrong = "; ".join(fault.name for fault in report.faults) or "nothing found"
-        rows.append([adapter.name, adapter.version, adapter.setting, *marks, wrong])
+def as_markdown(files: list[Path]) -> str:
+    """One table of all reports in ``files``, and below it what failed."""
+    records = [r for file in files for r in json.loads(file.read_text())["reports"]]
+    rows = [["library", "version", "setting", *CHECKS, "what is wrong"]]
+    rows.append(["---"] * len(rows[0]))
+    for record in records:
+        marks = [mark.replace(NOT_APPLICABLE, "-") for mark in record["checks"].values()]
+        wrong = "; ".join(record["faults"]) or "nothing found"
+        rows.append([record["library"], record["version"], record["setting"], *marks, wrong])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    for report in reports:
-        adapter = report.adapter
-        lines += ["", f"### {adapter.name}, {adapter.setting}", "", f"{_set(adapter)}.", ""]
-        failed = [case for case in report.cases if case.verdict == FAIL]
-        absent = sorted({c.words for c in report.cases if c.verdict == NOT_APPLICABLE})
-        lines += [f"- fails {case.check}: {case.name}: {_measured(case)}" for case in failed]
-        lines += [f"- not applicable: {words}" for words in absent]
-        if not failed:
-            lines.append("- all that applies passes")
+    for record in records:
+        lines += ["", f"### {record['library']}, {record['setting']}", "", f"{record['set']}.", ""]
+        failed = [case for case in record["cases"] if case["verdict"] == FAIL]
+        absent = {c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE}
+        lines += [f"- {c['check']} fails: {c['case']}: {c['told']}" for c in failed]
+        lines += [] if failed else ["- what applies passes"]
+        lines += [f"- not applicable: {words}" for words in sorted(absent)]
     return "\n".join(lines)

@@ -8,13 +8,16 @@ A network is any ``network(x, t)`` of numpy that takes complex x, so that a comp
 derivatives. Its ``output`` says what it means, and ``path`` when there is what noise.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.integrate import RK45
 
-__all__ = ["FAULTS", "Settings", "image_log_prob", "log_prob"]
+__all__ = ["FAULTS", "VERSION", "Settings", "image_log_prob", "log_prob"]
+
+VERSION = "1"
 
 FAULTS = {
     "summed probes": "probes are summed and not averaged",
@@ -56,10 +59,9 @@ class Model:
     clips: bool
 
     def raw(self, x: np.ndarray, t: float) -> np.ndarray:
-        return self.network(x, t) if self.labels is None else self.network(x, t, self._rows(x))
-
-    def _rows(self, x: np.ndarray) -> np.ndarray:
-        return np.resize(self.labels, x.shape[:-1])
+        if self.labels is None:
+            return self.network(x, t)
+        return self.network(x, t, np.broadcast_to(self.labels, x.shape[:-1]))
 
     def velocity(self, x: np.ndarray, t: float) -> np.ndarray:
         """dx/dt of the probability flow."""
@@ -94,7 +96,7 @@ PARTS: dict[str, Any] = {
 def log_prob(
     network: Any, output: str, path: Any, x: np.ndarray, settings: Settings, labels: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log p at the path's start of rows of ``x``, and its standard error by the probes, in nats."""
+    """log p of rows of ``x`` at the path's start, and its standard error by probes; in nats."""
     n, fault = len(x), settings.fault
     size = settings.batch_size or n
     ends = [*range(size, n + 1, size)]
@@ -141,9 +143,7 @@ def _of_batch(
     return prior + total, error
 
 
-def _probes(
-    rng: np.random.Generator, settings: Settings, n: int, dims: int
-) -> np.ndarray:
+def _probes(rng: np.random.Generator, settings: Settings, n: int, dims: int) -> np.ndarray:
     """[k n D]: unit vectors for an exact trace, or random signs."""
     if settings.exact:
         return np.broadcast_to(np.eye(dims)[:, None], (dims, n, dims))
@@ -162,7 +162,7 @@ def _solve(
 
     if settings.steps is not None:
         grid = np.linspace(*times, settings.steps + 1)
-        for t, end in zip(grid[:-1], grid[1:], strict=True):
+        for t, end in itertools.pairwise(grid):
             new = _rk4(rate, t, end - t, state)
             add(state, new)
             state = new

@@ -1,27 +1,27 @@
 """Signatures: how a fault shows in answers, so that it can be named.
 
 Most are a closed form of the wrong answer: what the value would be under the fault. A fault is
-named if, wherever it would show, the answers are the wrong ones and not the right ones. The others
-are a structure: a variance, a number of values, a grid that values lie on.
+named if, wherever it would show, the answers are the wrong ones. The others are a structure: a
+variance, a number of values, a grid that values lie on.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.integrate import quad_vec
 
 from scoremle_conformance.adapter import Adapter
-from scoremle_conformance.checks import FAIL, PASS, Case
+from scoremle_conformance.checks import FAIL, PASS, Case, Evidence
 from scoremle_conformance.fields import OUTPUTS
 from scoremle_conformance.images import DEQUANTIZERS
-from scoremle_conformance.subjects import Subject, log_normal
+from scoremle_conformance.subjects import log_normal
 
 __all__ = ["SIGNATURES", "Signature", "diagnose"]
 
-# The wrong answer in a case, for each form that the fault may have; none where none is known.
-Prediction = Callable[[Case], dict[str, np.ndarray]]
+# The wrong answers, by the form that the fault may have; none where they have no closed form.
+Prediction = Callable[[Evidence], dict[str, np.ndarray]]
 # A wrong answer is told from the right one if they are so many limits apart, and recognised if the
 # answer is nearer to it than this share of their distance.
 APART, NEAR = 3.0, 0.02
@@ -36,11 +36,18 @@ class Signature:
     seen: Callable[[Adapter, list[Case]], bool]
 
 
-def _distance(case: Case, one: np.ndarray, other: np.ndarray) -> float:
-    """Of examples, the largest; of values by random probes, that of their means."""
-    random = case.ask is not None and not case.ask.exact and case.check != "images"
-    apart = np.asarray(one) - np.asarray(other)
-    return abs(float(apart.mean())) if random else float(np.abs(apart).max())
+def _complete(cases: list[Case], *checks: str) -> Iterator[tuple[Case, Evidence]]:
+    """Those of these checks that have a value for each example."""
+    for case in cases:
+        found = case.evidence
+        if case.check in checks and found and found.answers.shape == found.truth.shape:
+            yield case, found
+
+
+def _distance(found: Evidence, one: np.ndarray, other: np.ndarray) -> float:
+    """The largest of examples; where traces are by random probes, that of the means."""
+    apart = one - other
+    return float(np.abs(apart).max() if found.ask.exact or found.kind else abs(apart.mean()))
 
 
 def _would_be(predict: Prediction, *checks: str) -> Callable[[Adapter, list[Case]], bool]:
@@ -48,169 +55,146 @@ def _would_be(predict: Prediction, *checks: str) -> Callable[[Adapter, list[Case
 
     def seen(adapter: Adapter, cases: list[Case]) -> bool:
         verdicts: dict[str, bool] = {}
-        for case in cases:
-            if case.check not in checks or np.shape(case.answers) != np.shape(case.truth):
-                continue
-            for form, wrong in predict(case).items():
-                apart = _distance(case, wrong, case.truth)
-                if apart > APART * case.limit:
-                    near = _distance(case, case.answers, wrong) <= case.limit + NEAR * apart
+        for case, found in _complete(cases, *checks):
+            limit = case.found.limit
+            for form, wrong in predict(found).items():
+                apart = _distance(found, wrong, found.truth)
+                if apart > APART * limit:
+                    near = _distance(found, found.answers, wrong) <= limit + NEAR * apart
                     verdicts[form] = verdicts.get(form, True) and near
         return any(verdicts.values())
 
     return seen
 
 
-def _single(case: Case) -> Subject | None:
-    """The case's Gaussian, if it is one and each example has a value."""
-    assert case.field is not None
-    return case.field.subject if case.field.subject.single and case.x is not None else None
+def _summed(found: Evidence) -> dict[str, np.ndarray]:
+    trace = found.field.subject.trace_part(found.field.path)
+    return {"": found.truth + (found.ask.probes - 1) * trace}
 
 
-def _summed(case: Case) -> dict[str, np.ndarray]:
-    assert case.field is not None and case.ask is not None
-    extra = (case.ask.probes - 1) * case.field.subject.trace_part(case.field.path)
-    return {"": case.truth + extra} if case.ask.probes > 1 else {}
+def _fresh(adapter: Adapter, cases: list[Case]) -> bool:
+    unbiased = all(case.verdict == PASS for case in cases if case.check == "mean")
+    ratios = [
+        (found.answers - found.truth).var()
+        / found.field.subject.probe_variance(found.field.path, adapter.probe)
+        for _, found in _complete(cases, "variance")
+    ]
+    return adapter.adaptive and unbiased and any(ratio < 0.5 for ratio in ratios)
 
 
-def _no_constant(case: Case) -> dict[str, np.ndarray]:
-    assert case.kind is not None
-    return {"": case.truth - case.kind.log_volume}
+def _no_constant(found: Evidence) -> dict[str, np.ndarray]:
+    return {"": found.truth - found.kind.log_volume} if found.kind else {}
 
 
-def _no_entropy(case: Case) -> dict[str, np.ndarray]:
-    assert case.ask is not None and case.kind is not None
-    log_q = DEQUANTIZERS[case.ask.dequantizer][1]
-    return {"": case.truth + case.kind.dims * log_q} if case.ask.draws == 1 else {}
+def _no_entropy(found: Evidence) -> dict[str, np.ndarray]:
+    if found.kind is None or found.ask.draws > 1:
+        return {}
+    return {"": found.truth + found.kind.dims * DEQUANTIZERS[found.ask.dequantizer][1]}
 
 
-def _no_log_draws(case: Case) -> dict[str, np.ndarray]:
-    assert case.ask is not None
-    return {"": case.truth + math.log(case.ask.draws)}
+def _no_log_draws(found: Evidence) -> dict[str, np.ndarray]:
+    return {"": found.truth + math.log(found.ask.draws)}
 
 
-def _other_labels(case: Case) -> dict[str, np.ndarray]:
-    assert case.field is not None and case.ask is not None and case.ask.labels is not None
-    subject, path = case.field.subject, case.field.path
-    count = len(subject.weights)
+def _fewer(adapter: Adapter, cases: list[Case]) -> bool:
+    for case in cases:
+        found = case.evidence
+        if found and found.ask.batch_size and len(found.answers) < len(found.truth):
+            size = found.ask.batch_size
+            return len(found.answers) == len(found.truth) // size * size
+    return False
+
+
+def _other_labels(found: Evidence) -> dict[str, np.ndarray]:
+    subject, labels = found.field.subject, found.ask.labels
+    assert labels is not None
     return {
-        f"{shift:+}": subject.log_model(case.x, path, (case.ask.labels + shift) % count)
+        f"{shift:+}": subject.log_model(
+            found.x, found.field.path, (labels + shift) % len(subject.weights)
+        )
         for shift in (1, -1)
     }
 
 
-def _clipped(case: Case) -> dict[str, np.ndarray]:
-    """The estimate of a point is the point, and clipped it is that of another."""
-    subject = _single(case)
-    if subject is None or subject.variances.any():
+def _clipped(found: Evidence) -> dict[str, np.ndarray]:
+    """The estimate of a point mass is its point: clipped, it is that of another point."""
+    subject = found.field.subject
+    if subject.variances.any():
         return {}
-    assert case.field is not None
-    means = np.clip(subject.means, -1, 1)
-    other = Subject("clipped", subject.weights, means, subject.variances, subject.h)
-    return {"": other.log_model(case.x, case.field.path)}
+    other = replace(subject, means=np.clip(subject.means, -1, 1))
+    return {"": other.log_model(found.x, found.field.path)}
 
 
-def _reversed(case: Case) -> dict[str, np.ndarray]:
-    subject = _single(case)
-    if subject is None:
+def _reversed(found: Evidence) -> dict[str, np.ndarray]:
+    subject, path = found.field.subject, found.field.path
+    if not subject.single:
         return {}
-    assert case.field is not None
-    path = case.field.path
-    back = type(path)(path.name, path.stop, path.start, path.prior_std)
-    return {"": subject.log_model(case.x, back)}
+    return {"": subject.log_model(found.x, replace(path, start=path.stop, stop=path.start))}
 
 
-def _other_prior(case: Case) -> dict[str, np.ndarray]:
-    """The standard deviation that the slope of the error in |z|^2 tells."""
-    subject = _single(case)
-    if subject is None or case.ask is None or not case.ask.exact:
+def _other_prior(found: Evidence) -> dict[str, np.ndarray]:
+    """With the scale that the slope of the errors in |z|^2 tells."""
+    subject, path = found.field.subject, found.field.path
+    if not (subject.single and found.ask.exact and np.isfinite(found.answers).all()):
         return {}
-    assert case.field is not None
-    path = case.field.path
-    z = subject.latent(case.x, path)
-    slope = np.polyfit(np.square(z).sum(-1), case.answers - case.truth, 1)[0]
+    z = subject.latent(found.x, path)
+    slope = np.polyfit(np.square(z).sum(-1), found.answers - found.truth, 1)[0]
     precision = path.prior_std**-2.0 - 2 * slope
     if not precision > 0 or abs(math.log(precision * path.prior_std**2)) < 0.02:
         return {}
     return {"": log_normal(z, 0, 1 / precision) + subject.trace_part(path)}
 
 
-def _other_divergence(case: Case) -> dict[str, np.ndarray]:
-    """That of the network's output; or of the velocity without its part linear in x."""
-    subject = _single(case)
-    if subject is None:
+def _other_divergence(found: Evidence) -> dict[str, np.ndarray]:
+    """That of the network's output; or of the velocity, but for its part linear in x."""
+    subject, path, output = found.field.subject, found.field.path, found.field.output
+    if not subject.single:
         return {}
-    assert case.field is not None
-    path, output = case.field.path, case.field.output
 
     def rate(t: float) -> float:
-        at, w = path.scales(np.float64(t)), subject.variances[0]
-        variance = at.alpha**2 * w + at.sigma**2
-        return OUTPUTS[output](-1 / variance, at.alpha * w / variance, at).sum()
+        at = path.scales(np.float64(t))
+        variance = at.alpha**2 * subject.variances[0] + at.sigma**2
+        return OUTPUTS[output](-1 / variance, at.alpha * subject.variances[0] / variance, at).sum()
 
-    without = case.truth - subject.trace_part(path)
-    found = {}
+    wrong = {}
     if output != "velocity":
-        found["output"] = without + quad_vec(rate, path.start, path.stop)[0]
+        trace = quad_vec(rate, path.start, path.stop)[0]
+        wrong["output"] = found.truth - subject.trace_part(path) + trace
     first, last = (path.scales(np.float64(t)).alpha for t in (path.start, path.stop))
     if last > 0:
-        found["linear"] = case.truth - subject.dims * math.log(last / first)
-    return found
-
-
-def _fewer_values(adapter: Adapter, cases: list[Case]) -> bool:
-    for case in cases:
-        size = case.ask.batch_size if case.check == "batch" and case.ask else None
-        if size and np.shape(case.answers) != np.shape(case.truth):
-            return len(case.answers) == len(case.truth) // size * size
-    return False
-
-
-def _fresh_probes(adapter: Adapter, cases: list[Case]) -> bool:
-    unbiased = all(case.verdict != FAIL for case in cases if case.check == "mean")
-    ratios = [case.answers for case in cases if case.check == "variance"]
-    small = any(ratio is not None and ratio < 0.5 for ratio in ratios)
-    return adapter.adaptive and unbiased and small
+        wrong["linear part"] = found.truth - subject.dims * math.log(last / first)
+    return wrong
 
 
 def _half_precision(adapter: Adapter, cases: list[Case]) -> bool:
     """Trace parts that are near the right ones, and all of them numbers of float16."""
-    found = False
-    for case in cases:
-        if case.check != "value" or np.shape(case.answers) != np.shape(case.truth):
+    seen = False
+    for case, found in _complete(cases, "value"):
+        subject, path = found.field.subject, found.field.path
+        if not (subject.single and subject.has_density):  # of others the latent is less certain
             continue
-        subject = _single(case)
-        if subject is None or not subject.has_density:  # the latent of others is too uncertain
-            continue
-        assert case.field is not None
-        path = case.field.path
-        traces = case.answers - log_normal(subject.latent(case.x, path), 0, path.prior_std**2)
-        spacing = np.spacing(np.abs(traces).astype(np.float16)).astype(np.float64)
-        if not (np.isfinite(spacing).all() and spacing.min() >= 0.1):
-            continue
-        off = np.abs(traces / spacing - np.round(traces / spacing))
-        if off.max() > 0.1 or case.error > 0.05 * np.abs(traces).max():
-            return False
-        found = True
-    return found
-
-
-def _too_few_steps(adapter: Adapter, cases: list[Case]) -> bool:
-    values = [case.verdict for case in cases if case.check in ("value", "classes")]
-    orders = [case.verdict for case in cases if case.check == "order"]
-    return FAIL in values and orders == [PASS]
+        prior = log_normal(subject.latent(found.x, path), 0, path.prior_std**2)
+        trace = found.answers - prior
+        size = np.clip(np.nan_to_num(np.abs(trace)), 0, 6e4)  # what float16 holds
+        spacing = np.spacing(size.astype(np.float16)).astype(np.float64)
+        if spacing.min() >= 0.1:
+            off = np.abs(trace / spacing - np.round(trace / spacing))
+            if not off.max() <= 0.1 or case.found.error > 0.05 * np.abs(trace).max():
+                return False
+            seen = True
+    return seen
 
 
 SIGNATURES = (
     Signature(
         "probes summed and not averaged",
-        "m probes add m - 1 times the trace part, and one probe adds nothing",
+        "the mean by m probes is off by m - 1 times the trace part",
         _would_be(_summed, "mean"),
     ),
     Signature(
         "a new probe at each right-hand side under an adaptive solver",
-        "the variance over probes is less than half that of a probe that is held",
-        _fresh_probes,
+        "the solver is adaptive, and the variance less than half that of a probe that is held",
+        _fresh,
     ),
     Signature(
         "the constant of bits/dim missing (+ 7 for 256 levels)",
@@ -219,27 +203,27 @@ SIGNATURES = (
     ),
     Signature(
         "entropy of the dequantization missing",
-        "log P is off by the entropy of 6 u (1 - u), D times -0.125 nats, and right for uniform u",
+        "log P is off by D times 0.125 nats, the entropy of 6 u (1 - u), and right for uniform u",
         _would_be(_no_entropy, "images"),
     ),
     Signature(
         "- log K missing",
-        "a bound from K draws is off by log K, and right for one draw",
+        "a bound from K draws is off by log K",
         _would_be(_no_log_draws, "images"),
     ),
     Signature(
         "last batch dropped",
-        "as many values as full batches hold",
-        _fewer_values,
+        "there are as many values as full batches hold",
+        _fewer,
     ),
     Signature(
         "labels off by one",
-        "values under a class are those of the class beside it",
+        "values under a class are those under the class beside it",
         _would_be(_other_labels, "classes"),
     ),
     Signature(
         "clipped denoiser",
-        "a point mass has the density of that point clipped to [-1, 1]",
+        "a point mass has the density of its point clipped to [-1, 1]",
         _would_be(_clipped, "value"),
     ),
     Signature(
@@ -249,7 +233,7 @@ SIGNATURES = (
     ),
     Signature(
         "prior of the wrong scale",
-        "the error is that of N(0, c^2 I) for one c, which its slope in |z|^2 tells",
+        "errors are those of a prior N(0, c^2 I), with one c that their slope in |z|^2 tells",
         _would_be(_other_prior, "value"),
     ),
     Signature(
@@ -259,22 +243,33 @@ SIGNATURES = (
     ),
     Signature(
         "float16 accumulation",
-        "trace parts are off by a few of float16's spacings, and lie on its grid",
+        "trace parts are a little off, and lie on the grid of float16",
         _half_precision,
     ),
 )
-NO_FAULT = Signature(
-    "too few steps, no fault",
-    "values are off, and come right with more steps as fast as the method says",
-    _too_few_steps,
+
+
+def _coarse(adapter: Adapter, cases: list[Case]) -> bool:
+    def verdicts(check: str) -> list[str]:
+        return [case.verdict for case in cases if case.check == check]
+
+    return FAIL in verdicts("value") and verdicts("order") == [PASS]
+
+
+# What is said where no fault is seen, and something fails.
+OTHERWISE = (
+    Signature(
+        "too few steps",
+        "values are off, and errors fall with more steps as fast as the method says",
+        _coarse,
+    ),
+    Signature("not named", "no signature describes what fails", lambda adapter, cases: True),
 )
-UNKNOWN = Signature("no signature", "an error that no signature describes", lambda *_: True)
 
 
-def diagnose(adapter: Adapter, cases: Iterable[Case]) -> list[Signature]:
-    """The faults that are seen; if none is and something failed, what else it may be."""
-    told = list(cases)
-    if all(case.verdict != FAIL for case in told):
-        return {}
-    named = [signature for signature in SIGNATURES if signature.seen(adapter, told)]
-    return named or [NO_FAULT if NO_FAULT.seen(adapter, told) else UNKNOWN]
+def diagnose(adapter: Adapter, cases: list[Case]) -> list[Signature]:
+    """What is wrong, in the words of signatures; nothing where nothing fails."""
+    if all(case.verdict != FAIL for case in cases):
+        return []
+    named = [signature for signature in SIGNATURES if signature.seen(adapter, cases)]
+    return named or [next(signature for signature in OTHERWISE if signature.seen(adapter, cases))]

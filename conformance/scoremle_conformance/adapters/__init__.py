@@ -17,7 +17,8 @@ ADAPTERS = {
         "zuko": "of_zuko:Zuko",
         "azula": "of_azula:Azula",
         "diffrax": "of_diffrax:Diffrax",
-        "sbi": "of_sbi:SBI",
+        "sbi": "of_sbi:FMPE",
+        "sbi_npse": "of_sbi:NPSE",
     }.items()
 }
 

@@ -13,7 +13,7 @@ __all__ = ["Sample"]
 
 
 class Sample(Adapter):
-    name, package = "sample", "scoremle-conformance"
+    name = "sample"
     settings: ClassVar = {"honest": "no fault", **library.FAULTS}
     outputs, paths = tuple(OUTPUTS), ("vp", "ve", "straight")
     can = frozenset({
@@ -21,6 +21,10 @@ class Sample(Adapter):
         "probe error", "images", "several draws", "dequantizer",
     })  # fmt: skip
     adaptive, order = True, 4.0
+
+    @property
+    def version(self) -> str:
+        return library.VERSION
 
     def _settings(self, ask: Ask) -> library.Settings:
         fault = None if self.setting == "honest" else self.setting
