@@ -316,8 +316,9 @@ def _gradient(adapter: Adapter) -> Measured:
     field = _field(adapter, subjects.mixture(3))
     x = field.subject.draw(_rng(8), 4, field.path)
     truth, _ = field.subject.expect(x, field.path.scales(np.float64(field.path.start)))
-    off = np.linalg.norm(adapter.gradient(field, x) - truth, axis=-1)
-    return Measured((off / np.linalg.norm(truth, axis=-1)).max(), 0.02, "of its length")
+    found = Evidence(field, x, Ask(), np.asarray(adapter.gradient(field, x), np.float64), truth)
+    off = np.linalg.norm(found.answers - truth, axis=-1) / np.linalg.norm(truth, axis=-1)
+    return Measured(off.max(), 0.02, "of its length", found)
 
 
 CHECKS: dict[str, Callable[[Adapter, bool], Questions]] = {
