@@ -128,7 +128,9 @@ def _of_value(adapter: Adapter, field: Field, ask: Ask) -> Measured:
 def _value_question(adapter: Adapter, field: Field, ask: Ask, *needs: str) -> Question:
     name = f"{field.subject.name}, D = {field.dims}, {field.output}, {field.path}"
     exact = field.dims <= EXACT_DIMS and "exact" in adapter.can
-    needs += () if exact else ("probes",)
+    if not field.subject.single:  # whose probe variance is not known
+        exact = True
+    needs += ("exact",) if exact else ("probes",)
     if field.path != PATHS[field.path.name]:
         needs += ("noise",)
     return Question(name, needs, partial(_of_value, adapter, field, replace(ask, exact=exact)))
@@ -188,8 +190,10 @@ def _of_images(adapter: Adapter, kind: Images, copies: int, ask: Ask) -> Measure
     truth = kind.expected(k, field.path, draws=ask.draws, dequantizer=ask.dequantizer)
     noise = each.std(1, ddof=1).max() / math.sqrt(copies)
     found = Evidence(field, k, ask, each.mean(1), truth, kind=kind)
+    gap = (kind.log_probability(k, field.path) - truth).max()
+    words = f"nats, of a bound up to {gap:.2g} nats below log P"
     error = np.abs(found.answers - truth).max()
-    return Measured(error, _limit(kind.dims) + SIGMAS * noise, evidence=found)
+    return Measured(error, _limit(kind.dims) + SIGMAS * noise, words, found)
 
 
 PROBE_DIMS, PROBE_COUNT = 6, 512

@@ -122,8 +122,8 @@ def as_markdown(files: list[Path]) -> str:
     for record in records:
         lines += ["", f"### {record['library']}, {record['setting']}", "", f"{record['set']}.", ""]
         failed = [case for case in record["cases"] if case["verdict"] == FAIL]
-        absent = {c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE}
         lines += [f"- {c['check']} fails: {c['case']}: {c['told']}" for c in failed]
         lines += [] if failed else ["- what applies passes"]
-        lines += [f"- not applicable: {words}" for words in sorted(absent)]
+        absent = sorted({c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE})
+        lines += [f"- not applicable: what {'; '.join(absent)}"] if absent else []
     return "\n".join(lines)

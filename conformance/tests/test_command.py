@@ -11,6 +11,7 @@ from scoremle_conformance import subjects
 from scoremle_conformance.__main__ import main
 from scoremle_conformance.adapter import Ask
 from scoremle_conformance.adapters import ADAPTERS, adapter_class
+from scoremle_conformance.checks import CHECKS
 from scoremle_conformance.fields import Field
 from scoremle_conformance.paths import PATHS, cut
 from scoremle_conformance.signatures import SIGNATURES
@@ -76,6 +77,15 @@ def test_the_readme_has_the_table_of_signatures():
     text = README.read_text().replace("\\|", "|")
     for signature in SIGNATURES:
         assert f"| {signature.name} | {signature.words} |" in text
+
+
+def test_the_page_of_results_has_every_library_in_every_setting():
+    page = README.parents[1] / "docs" / "conformance.md"
+    rows = [row.strip("| ").split(" | ") for row in page.read_text().splitlines() if "| " in row]
+    assert rows[0] == ["library", "version", "setting", *CHECKS, "what is wrong"]
+    found = {(row[0], row[2]) for row in rows[2:]}
+    assert {library for library, _ in found} == set(ADAPTERS)
+    assert len(found) == len(rows) - 2
 
 
 @pytest.mark.parametrize("library", OTHERS)

@@ -122,6 +122,16 @@ def test_what_is_absent_does_not_count_as_passed():
     assert set(verdicts.values()) == {NOT_APPLICABLE}
 
 
+def test_what_has_random_probes_alone_is_not_asked_for_mixtures():
+    class Random(Sample):
+        can = frozenset({"probes"})
+        networks = property(lambda self: [("vp", "eps")])
+
+    report = examined(Random(), quick=True)
+    assert not report.faults
+    assert [c.name.split(",")[0] for c in report.of("value") if c.verdict != PASS] == ["mixture"]
+
+
 def test_an_ability_that_there_is_not_is_refused():
     class Odd(Adapter):
         name, can = "odd", frozenset({"magic"})

@@ -19,6 +19,7 @@ ADAPTERS = {
         "diffrax": "of_diffrax:Diffrax",
         "sbi": "of_sbi:FMPE",
         "sbi_npse": "of_sbi:NPSE",
+        "score_models": "of_score_models:ScoreModels",
     }.items()
 }
 
