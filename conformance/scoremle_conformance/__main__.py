@@ -49,6 +49,15 @@ def _list() -> None:
         print(f"{name:<14} {told}")
 
 
+def _page(files: list[Path]) -> int:
+    try:
+        print(as_markdown(files))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"--markdown wants files that --json wrote: {error!r}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _examined(library: str, setting: str | None, quick: bool) -> list[Report]:
     """Reports of a library in its settings, printed as they come."""
     kind, reports = adapter_class(library), []
@@ -66,10 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         _list()
         return 0
     if options.markdown:
-        print(as_markdown(options.markdown))
-        return 0
+        return _page(options.markdown)
     if options.all == (options.library is not None):
         parser.error("name one library, or --all; --list tells their names")
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no such folder")
     reports = []
     for library in ADAPTERS if options.all else [options.library]:
         try:

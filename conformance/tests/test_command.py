@@ -59,6 +59,7 @@ def test_a_fault_is_told_and_the_exit_code_is_one(tmp_path, capsys):
         (["no_module:Class"], "No module named 'no_module'"),
         (["json:JSONDecoder"], "json:JSONDecoder is no subclass of"),
         (["sample", "--setting", "odd"], "sample has no setting 'odd', but honest, "),
+        (["--markdown", "no.json"], "--markdown wants files that --json wrote: FileNotFound"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, capsys):
