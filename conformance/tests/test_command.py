@@ -1,0 +1,105 @@
+"""The command: a table, JSON, a page of many; and the README's adapter of a stranger."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoremle_conformance import subjects
+from scoremle_conformance.__main__ import main
+from scoremle_conformance.adapter import Ask
+from scoremle_conformance.adapters import ADAPTERS, adapter_class
+from scoremle_conformance.checks import CHECKS
+from scoremle_conformance.fields import Field
+from scoremle_conformance.paths import PATHS, cut
+from scoremle_conformance.signatures import SIGNATURES
+
+README = Path(__file__).parents[1] / "README.md"
+OTHERS = [name for name in ADAPTERS if name != "sample"]
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """The adapter of the README, in a folder of its own."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "my_adapter.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_adapter:Mine"
+    sys.modules.pop("my_adapter", None)
+
+
+def test_a_stranger_s_adapter_is_examined(stranger, tmp_path, capsys):
+    file = tmp_path / "found.json"
+    assert main([stranger, "--quick", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing wrong was found" in printed and "value        pass 9/9" in printed
+    (record,) = json.loads(file.read_text())["reports"]
+    assert record["checks"]["value"] == "pass 9/9"
+    assert record["checks"]["images"] == "not applicable"
+    assert main(["--markdown", str(file), str(file)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| mine")]
+    assert len(rows) == 2 and "pass 9/9" in rows[0] and "nothing found" in rows[0]
+
+
+def test_a_fault_is_told_and_the_exit_code_is_one(tmp_path, capsys):
+    file = tmp_path / "found.json"
+    arguments = ["sample", "--setting", "labels", "--quick", "--json", str(file)]
+    assert main(arguments) == 1
+    assert "WRONG: labels off by one: values under a class" in capsys.readouterr().out
+    assert json.loads(file.read_text())["reports"][0]["faults"] == ["labels off by one"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "there is no adapter 'nothing': name one of sample, "),
+        (["no_module:Class"], "No module named 'no_module'"),
+        (["json:JSONDecoder"], "json:JSONDecoder is no subclass of"),
+        (["sample", "--setting", "odd"], "sample has no setting 'odd', but honest, "),
+        (["--markdown", "no.json"], "--markdown wants files that --json wrote: FileNotFound"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_the_list_names_every_adapter(capsys):
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(ADAPTERS)
+
+
+def test_the_readme_has_the_table_of_signatures():
+    text = README.read_text().replace("\\|", "|")
+    for signature in SIGNATURES:
+        assert f"| {signature.name} | {signature.words} |" in text
+
+
+def test_the_page_of_results_has_every_library_in_every_setting():
+    page = README.parents[1] / "docs" / "conformance.md"
+    rows = [row.strip("| ").split(" | ") for row in page.read_text().splitlines() if "| " in row]
+    assert rows[0] == ["library", "version", "setting", *CHECKS, "what is wrong"]
+    found = {(row[0], row[2]) for row in rows[2:]}
+    assert {library for library, _ in found} == set(ADAPTERS)
+    assert len(found) == len(rows) - 2
+
+
+@pytest.mark.parametrize("library", OTHERS)
+def test_an_adapter_s_best_setting_is_right(library):
+    try:
+        kind = adapter_class(library)
+    except ImportError as error:
+        pytest.skip(f"{library} is not installed: {error}")
+    adapter = kind("best")
+    path, output = adapter.networks[0]
+    field = Field(subjects.anisotropic(2), cut(PATHS[path]), output)
+    if "noise" not in adapter.can:
+        field = Field(subjects.anisotropic(2), PATHS[path], output)
+    x = field.subject.draw(np.random.default_rng(0), 3, field.path)
+    found = np.asarray(adapter.log_prob(field, x, Ask()).log_prob, np.float64)
+    np.testing.assert_allclose(found, field.subject.log_model(x, field.path), atol=0.01)
