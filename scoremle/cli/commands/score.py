@@ -53,10 +53,8 @@ def run(options: Any) -> dict[str, Any] | Partly:
     )
     for note in found.notes:
         say(tables.wrapped(note))
-    parts = folder_of_parts(
-        options.out.with_name(f"{options.out.name}.parts"), found, options.model, images,
-        options.seed,
-    )  # fmt: skip
+    above = options.out.with_name(f"{options.out.name}.parts")
+    parts = folder_of_parts(above, found, options.model, images, options.seed)
     if options.shard:
         return _score_share(found, images, options, parts)
     scored = _measured(found, images, options, parts)
@@ -64,11 +62,11 @@ def run(options: Any) -> dict[str, Any] | Partly:
     rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
-    facts = _facts(scored, found, options.repeats)
-    about = About(
-        options.model, str(options.images), pixels.levels, model.dims, len(reference), facts
-    )
     score_table.write(options.out, rows, model.dims, len(reference))
+    about = About(
+        options.model, str(options.images), pixels.levels, model.dims, len(reference),
+        _facts(scored, found, options.repeats),
+    )  # fmt: skip
     if options.page:
         write_page(options.page, rows, about)
     _remove(parts)
@@ -155,8 +153,8 @@ def _facts(scored: Scored, found: Prepared, passes: int) -> list[str]:
         cost += f" of {evaluations:.0f} network evaluations"
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
-        error = np.nanmedian(scored.scores.stderr)
-        told = f"the median standard error is {error:.2g}; four times as many passes halve it"
+        median = np.nanmedian(scored.scores.stderr)
+        told = f"the median standard error is {median:.2g}; four times as many passes halve it"
     return [*lines, f"{cost}; {told}"]
 
 
@@ -182,8 +180,8 @@ def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
 def _outside(rows: Sequence[Row], reference: int) -> str:
     below, above = (sum(row.rank == end for row in rows) for end in (0.0, 1.0))
     return (
-        f"{below} images are likelier than all {reference} test images of the model, {above}"
-        " unlikelier than all: both are suspicious"
+        f"likelier than all {reference} test images of the model: {below}; unlikelier than all:"
+        f" {above}. Both are suspicious"
     )
 
 
