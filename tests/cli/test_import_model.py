@@ -95,6 +95,7 @@ def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_values_of_the_model_and_a_report(imported, capsys):
     file, workdir = imported
     assert run("eval", workdir, *QUICK, "--config.seed=5") == 0
