@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.core.pytree import describe
+from scoremle.devices import memory as memory_here
+from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
@@ -64,7 +66,7 @@ class Plan:
             "batch": self.batch,
             "flops_step": self.flops,
             "flops_image": self.flops / self.batch,
-            "state_bytes": self.needs.given,
+            "state_bytes": self._given,
             "work_bytes": self.needs.work,
             "memory_bytes": self.memory,
             "largest_batch": self._largest_batch(),
@@ -74,7 +76,8 @@ class Plan:
             "training_seconds": step * training.schedule.n_iters / self.devices,
             "evaluation_images": test_images,
             "evaluation_passes": evaluation.repeats,
-            "evaluation_of_network": nodes,
+            "likelihood_evaluations": nodes,
+            "pilot": evaluation.exact and evaluation.estimators.pilot,
             "likelihood_seconds_image": an_image,
             "evaluation_seconds": an_image and an_image * images / self.devices,
             "samples": SAMPLES,
@@ -120,16 +123,27 @@ class Plan:
     @cached_property
     def needs(self) -> Needs:
         """Bytes of a step of the whole batch."""
-        return needs(self._lowered(self.batch)) or Needs(0, 0)
+        return self._needs(self.batch)
 
     @cached_property
     def needs_of_few(self) -> Needs:
         """Bytes of a step of a few images."""
-        return needs(self._lowered(self._few)) or Needs(0, 0)
+        return self._needs(self._few)
+
+    @property
+    def _given(self) -> int:
+        """Bytes of the state and what else a step is given, which in parts is not all of it."""
+        leaves = jax.tree.leaves(self._template)
+        return max(self.needs.given, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+
+    def _needs(self, batch: int) -> Needs:
+        if found := needs(self._lowered(batch)):
+            return found
+        raise UserError("XLA does not say on this device what memory a program takes")
 
     def _largest_batch(self) -> int:
         """Beside the state; for each of the devices that the batch is split over."""
-        room = self.memory - self.needs.given
+        room = self.memory - self._given
         few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
 
@@ -204,7 +218,8 @@ class Plan:
     def _pace(self, run: Callable[[int], Callable[[], Any]]) -> Pace:
         """Of ``run(batch)``: of the whole batch, or of few where that can't be, or takes long."""
         few = Pace(_seconds(run(self._few)) / self._few, self._few)
-        fits = self.needs.given + self.needs.work <= self.memory
+        here = memory_here()
+        fits = here is None or self.needs.given + self.needs.work <= here.free
         if not fits or few.seconds * self.batch * (CALLS + 1) > LONGEST:
             return few
         return Pace(_seconds(run(self.batch)) / self.batch, self.batch)

@@ -157,22 +157,46 @@ def make_program(
     held = loss if isinstance(loss, Partial) else Partial(loss)
     fixed = (jax.random.key(seed), *devices.replicate((held, resident)))
 
-    def one(
-        fixed: Fixed, state: TrainState, batch: Any
-    ) -> tuple[TrainState, dict[str, Array]]:
-        key, loss, resident = fixed
+    def images_of(fixed: Fixed, batch: Any) -> IntImages:
         # A barrier: however images come, what is computed from them is the same, to the last bit.
-        images = jax.lax.optimization_barrier(gather(resident, batch))
-        step_key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(_with_more(loss), has_aux=True)
-        if accumulate > 1:
-            gradient = _of_parts(gradient, accumulate, unroll=on_cpu)
-        (value, more), grads = gradient(state.params, images, step_key)
+        return jax.lax.optimization_barrier(gather(fixed[2], batch))
+
+    def gradient(fixed: Fixed, params: Params, images: IntImages, key: PRNGKey) -> Any:
+        return jax.value_and_grad(_with_more(fixed[1]), has_aux=True)(params, images, key)
+
+    def part(fixed: Fixed, state: TrainState, images: IntImages, number: Any) -> Any:
+        # Every so manyth image, so that a batch split over devices stays where it is.
+        split = images.reshape(-1, accumulate, *images.shape[1:])
+        key = jax.random.fold_in(jax.random.fold_in(fixed[0], state.step), number)
+        found = gradient(fixed, state.params, split[:, number], key)
+        return jax.tree.map(lambda f: f / accumulate, found)
+
+    def nothing(fixed: Fixed, state: TrainState, batch: Any) -> Any:
+        shapes = jax.eval_shape(part, fixed, state, images_of(fixed, batch), jnp.zeros((), int))
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(fixed: Fixed, state: TrainState, total: Any, batch: Any, number: Any) -> Any:
+        found = part(fixed, state, images_of(fixed, batch), number)
+        return jax.tree.map(jnp.add, total, found)
+
+    def update(state: TrainState, found: Any) -> tuple[TrainState, dict[str, Array]]:
+        (value, more), grads = found
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: ema_rate * e + (1 - ema_rate) * p, state.ema, params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    def one(fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        if accumulate == 1:
+            images = images_of(fixed, batch)
+            key = jax.random.fold_in(fixed[0], state.step)
+            return update(state, gradient(fixed, state.params, images, key))
+        total, _ = jax.lax.scan(
+            lambda total, number: (add(fixed, state, total, batch, number), None),
+            nothing(fixed, state, batch), jnp.arange(accumulate),
+        )  # fmt: skip
+        return update(state, total)
 
     def fused(
         fixed: Fixed, state: TrainState, batches: Batches
@@ -180,33 +204,38 @@ def make_program(
         return jax.lax.scan(functools.partial(one, fixed), state, batches)
 
     # The result is where the argument was, so that the next call is the same program.
-    jitted = jax.jit(
-        one if on_cpu else fused, donate_argnums=1, out_shardings=devices.replicated()
-    )
+    everywhere = devices.replicated()
+    if on_cpu and accumulate > 1:
+        jitted: Any = _PartByPart(
+            jax.jit(nothing, out_shardings=everywhere),
+            jax.jit(add, donate_argnums=2, out_shardings=everywhere),
+            jax.jit(update, donate_argnums=0, out_shardings=everywhere),
+            accumulate,
+        )
+    else:
+        jitted = jax.jit(one if on_cpu else fused, donate_argnums=1, out_shardings=everywhere)
     return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
 
 
-def _of_parts(
-    gradient: Callable[..., Any], parts: int, *, unroll: bool
-) -> Callable[[Params, IntImages, PRNGKey], Any]:
-    """The mean of a function over the parts of a batch, each with a key of its own."""
+@dataclass(frozen=True)
+class _PartByPart:
+    """A step on a CPU, a call for each part of its batch: a loop would be slow there, too."""
 
-    def mean(params: Params, images: IntImages, key: PRNGKey) -> Any:
-        # Every so manyth image, so that a batch split over devices stays where it is.
-        split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+    nothing: Any
+    add: Any
+    update: Any
+    parts: int
 
-        def add(total: Any, part: tuple[Array, IntImages]) -> tuple[Any, None]:
-            number, images = part
-            # A barrier: the part before is done, and its activations are gone.
-            total, images = jax.lax.optimization_barrier((total, images))
-            found = gradient(params, images, jax.random.fold_in(key, number))
-            return jax.tree.map(lambda t, f: t + f / parts, total, found), None
+    def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        total = self.nothing(fixed, state, batch)
+        for number in range(self.parts):
+            total = self.add(fixed, state, total, batch, number)
+        return self.update(state, total)
 
-        shapes = jax.eval_shape(gradient, params, split[0], key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add, zeros, (jnp.arange(parts), split), unroll=unroll)[0]
-
-    return mean
+    def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """Of the call that takes the memory."""
+        total = jax.eval_shape(self.nothing, fixed, state, batch)
+        return self.add.lower(fixed, state, total, batch, 0)
 
 
 def _with_more(loss: Loss) -> Callable[..., tuple[Scalar, dict[str, Scalar]]]:

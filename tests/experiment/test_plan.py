@@ -14,10 +14,11 @@ from scoremle.cli import main as cli
 from scoremle.cli.commands import plan as command
 from scoremle.devices import Memory
 from scoremle.errors import UserError
+from scoremle.experiment import plan as planning
 from scoremle.experiment.build import build
 from scoremle.experiment.plan import Pace, Plan
 from scoremle.training import memory as module
-from scoremle.training.memory import checked, largest_batch, needs
+from scoremle.training.memory import Needs, checked, largest_batch, needs
 from scoremle.training.step import init_state, make_optimizer, make_program
 
 PARAMETERS = 1000
@@ -129,7 +130,7 @@ def test_a_plan_of_a_tiny_network():
     assert 0.2 < found["flops_image"] / (6 * params * 64) < 2
     assert found["step_seconds"] == 0.5 * 32 / 2
     assert found["training_seconds"] == 0.5 * 32 * 20 / 2
-    assert found["evaluation_of_network"] == 7  # six steps
+    assert found["likelihood_evaluations"] == 7 and not found["pilot"]  # six steps
     assert found["evaluation_seconds"] == 2.0 * 7 * 300 / 2
     assert found["samples_seconds"] == 50_000 * found["sample_evaluations"] / 2
     bound = Plan(tiny("--config.eval.bound"), memory=2**30)
@@ -156,6 +157,20 @@ def test_the_command_measures_and_prints(capfd):
     ):
         assert cli.main(arguments) == 2
         assert line in capfd.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_here_is_not_run(monkeypatch):
+    """Whatever memory is planned for: a few images tell the pace."""
+    plan = Plan(tiny(), memory=2**50)
+    vars(plan)["needs"] = Needs(1000, 1000)
+    monkeypatch.setattr(planning, "memory_here", lambda: Memory(4000, 1999))
+    monkeypatch.setattr(planning, "_seconds", lambda call: 2.0 * call)
+    assert plan._pace(lambda batch: batch) == Pace(2.0, 4)
+    monkeypatch.setattr(planning, "memory_here", lambda: Memory(4000, 2000))
+    monkeypatch.setattr(planning, "_seconds", lambda call: 0.1 * call)
+    assert plan._pace(lambda batch: batch).batch == 32
+    monkeypatch.setattr(planning, "_seconds", lambda call: 0.5 * call)  # 4 times 16 seconds
+    assert plan._pace(lambda batch: batch).batch == 4
 
 
 def test_a_data_set_that_is_not_here_is_said(tmp_path):

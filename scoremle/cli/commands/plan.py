@@ -75,11 +75,12 @@ def _notes(found: dict[str, Any]) -> list[str]:
     """What the numbers are."""
     whole = found["step_measured_with"] == found["batch"]
     how = "" if whole else f" by the pace of {found['step_measured_with']} images at a time"
+    pilot = " (a pilot may choose other numbers)" * found["pilot"]
+    likelihood = f"a likelihood takes {found['likelihood_evaluations']} evaluations{pilot}, "
     lines = [
         f"measured on {found['device']}{how}; FLOPs and memory are XLA's account of the program",
-        f"an image's likelihood is {found['evaluation_of_network']} evaluations of the network"
-        f" and its derivative, a sample {found['sample_evaluations']} of the network; a pilot may"
-        " choose other numbers",
+        f"{likelihood * bool(found['likelihood_evaluations'])}a sample takes"
+        f" {found['sample_evaluations']} evaluations of the network",
     ]
     if found["devices"] > 1:
         lines.append(
