@@ -196,7 +196,9 @@ CHANGES: list[tuple[str, ...]] = [
      "jnp.var(integral_rate, axis=0, ddof=1)"),
     ("solvers/multistep.py", "kept * predictor + (1 - kept) * corrector",
      "kept * corrector + (1 - kept) * predictor"),
-    ("solvers/multistep.py", "COVERAGE = 1.5", "COVERAGE = 0.5"),
+    ("solvers/multistep.py", "COVERAGE = 2.0", "COVERAGE = 0.5"),
+    ("solvers/multistep.py", "sum_data(jnp.square(gradient * jnp.tensordot(w.contrast,",
+     "jnp.square(sum_data(gradient * jnp.tensordot(w.contrast,"),
     # Likelihoods
     ("likelihood/ode.py", "sum_over(ends[1] - ends[0], x)", "sum_over(ends[0] - ends[1], x)"),
     ("likelihood/ode.py", "log_prob=known(log_prob)", "log_prob=log_prob"),
