@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from scoremle_conformance.adapter import Adapter
+from scoremle_conformance.adapter import ABILITIES, Adapter
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS, Case, examine
 from scoremle_conformance.signatures import Signature, diagnose
 
@@ -124,6 +124,7 @@ def as_markdown(files: list[Path]) -> str:
         failed = [case for case in record["cases"] if case["verdict"] == FAIL]
         lines += [f"- {c['check']} fails: {c['case']}: {c['told']}" for c in failed]
         lines += [] if failed else ["- what applies passes"]
-        absent = sorted({c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE})
-        lines += [f"- not applicable: what {'; '.join(absent)}"] if absent else []
+        needed = " ".join(c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE)
+        absent = [words for words in ABILITIES.values() if words in needed]
+        lines += [f"- not declared, so not asked: {'; '.join(absent)}"] if absent else []
     return "\n".join(lines)
