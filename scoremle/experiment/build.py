@@ -41,6 +41,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, make_optimizer
+from scoremle.training.trackers import TRACKERS
 from scoremle.types import IntImages, PRNGKey
 
 __all__ = [
@@ -224,6 +225,14 @@ def _reading(config: Any) -> tuple[str, str]:
     return predicted, told
 
 
+def _logging(names: str) -> tuple[str, ...]:
+    """The names in a list with commas. Raises UserError for one that is no writer's."""
+    chosen = tuple(filter(None, (name.strip().lower() for name in names.split(","))))
+    for name in chosen:
+        choose(TRACKERS, name, "writer of numbers (logging)")
+    return chosen
+
+
 def _lowered(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -248,6 +257,7 @@ def _training(
         seed=config.seed,
         rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
         accumulate=config.training.accumulate,
+        logging=_logging(config.logging),
         grid=grid if config.training.snapshot_sampling else None,
     )
 

@@ -31,6 +31,7 @@ LOWERED = (
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 42  # seed of everything random
+    config.logging = ""  # where numbers go besides: tensorboard, wandb, trackio, mlflow; commas
 
     config.training = ml_collections.ConfigDict()
     config.training.sde = "vpsde"  # vpsde, subvpsde, vesde or linearvesde

@@ -15,7 +15,7 @@ __all__ = [
 FREE = {
     "training.n_iters", "training.log_freq", "training.eval_freq", "training.snapshot_freq",
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
-    "data.on_device", "training.on_nan", "training.rollbacks",
+    "data.on_device", "training.on_nan", "training.rollbacks", "logging",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}

@@ -6,7 +6,7 @@ Both are the loop of `training/loop.py` with a loss of their own.
 import importlib.util
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -18,14 +18,14 @@ from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
-from scoremle.experiment.record import flow_record, training_record
+from scoremle.experiment.record import CONFIG, flow_record, training_record
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
-from scoremle.training import loop, writers
+from scoremle.training import loop, trackers, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.memory import checked
 from scoremle.training.step import TrainState, make_program
@@ -37,9 +37,11 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     with workdir.alone():
         workdir.check_training(experiment)
+        note = training_record(experiment)
+        writer = _writer(experiment.training, workdir, note)
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
-        _run(experiment.training, workdir, state, note=training_record(experiment))
+        _run(experiment.training, workdir, state, writer, note)
     say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
@@ -53,18 +55,20 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     )
     check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
     score, place = restored.tree.ema, Workdir(workdir.folder / deq_folder)
-    note = {
+    of_score = {
         "score_checkpoint": restored.number,
         "score_step": int(restored.meta["step"]),
         "score_hash": tree_hash(score),
     }
     with place.alone():
         place.check_flow(experiment)
-        _check_score_model(place, note)
+        _check_score_model(place, of_score)
+        note = {**of_score, **flow_record(experiment)}
+        writer = _writer(training, place, note)
         state = _first_state(experiment, training, place)
         place.describe(experiment)
-        write_sealed(_score_model_path(place), note)
-        _run(training, place, state, (score,), {**note, **flow_record(experiment)})
+        write_sealed(_score_model_path(place), of_score)
+        _run(training, place, state, writer, note, (score,))
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
     say(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer")
 
@@ -114,8 +118,9 @@ def _run(
     training: Training,
     place: Workdir,
     state: TrainState,
+    writer: writers.Writer,
+    note: Mapping[str, Any],
     held: tuple[Params, ...] = (),
-    note: dict[str, Any] | None = None,
 ) -> None:
     """The loop; ``held``: parameters that are not trained."""
     feed = data.feed(training.data, training.on_device)
@@ -131,10 +136,10 @@ def _run(
         training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
-        writer=_writer(training, place),
+        writer=writer,
         on_eval=_on_eval(training, held),
         on_snapshot=_on_snapshot(training, place),
-        note={"dataset": training.data.name, "seed": training.seed, **(note or {})},
+        note={"dataset": training.data.name, "seed": training.seed, **note},
         rollback=loop.Rollback(
             training.rollbacks, lambda k: feed.batch_of(training.data.reordered(k))
         ),
@@ -148,14 +153,21 @@ def _run(
     )
 
 
-def _writer(training: Training, place: Workdir) -> writers.Writer:
+def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writers.Writer:
+    """Raises UserError if a library is missing that the config names."""
     if not is_writer():
         return writers.FanOut()
-    uniform = math.log2(training.data.levels)
-    targets: list[writers.Writer] = [writers.JsonLines(place.folder / "metrics.jsonl")]
+    names = set(training.logging)
     if importlib.util.find_spec("tensorboardX"):
-        targets.append(writers.TensorBoard(place.folder / "tensorboard"))
-    return writers.FanOut(*targets, writers.Console(training.schedule.n_iters, uniform))
+        names.add("tensorboard")
+    name = trackers.run_name(place.folder, training.data.name)
+    run = trackers.Run(place.folder, name, note[CONFIG])
+    uniform = math.log2(training.data.levels)
+    return writers.FanOut(
+        writers.JsonLines(place.folder / "metrics.jsonl"),
+        *(trackers.TRACKERS[name](run) for name in sorted(names)),
+        writers.Console(training.schedule.n_iters, uniform),
+    )
 
 
 def _on_eval(

@@ -45,7 +45,7 @@ class Training:
     images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws
     the samples that are shown at each snapshot; None: none are. ``rollbacks``: how often it goes
     back to the last good checkpoint when numbers are not finite. ``accumulate``: of how many parts
-    a batch's gradient is the mean.
+    a batch's gradient is the mean. ``logging``: which writers get the numbers besides.
     """
 
     data: ImageSet
@@ -59,6 +59,7 @@ class Training:
     seed: int
     rollbacks: int = 0
     accumulate: int = 1
+    logging: tuple[str, ...] = ()
     grid: Callable[[Params, PRNGKey], IntImages] | None = None
 
     def init_state(self) -> TrainState:

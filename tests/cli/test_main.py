@@ -456,6 +456,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("model__nf", 2, ["model.nf is 2"]),
         ("model__nf", -8, ["model.nf is -8"]),
         ("model__dtype", "float16", ["model.dtype", "float32, bfloat16"]),
+        ("logging", "mlflow,wand", ["unknown writer of numbers", "'wand'; did you mean wandb?"]),
         ("model__resblock_type", "resnet", ["model.resblock_type", "ddpm, biggan"]),
         ("model__dropout", 1.0, ["model.dropout must be at least 0 and below 1"]),
         ("model__beta_min", 0, ["model.beta_min"]),

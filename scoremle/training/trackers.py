@@ -1,0 +1,152 @@
+"""Training's numbers in the books of other libraries: wandb, trackio and MLflow.
+
+A run is named after its folder and its data set. What it is known by in a library is kept in the
+folder, so that a training that goes on continues the run it began. Where the numbers go, to a
+server or to files, is set as the library has it, such as by ``WANDB_MODE=offline``,
+``TRACKIO_DIR`` or ``MLFLOW_TRACKING_URI``.
+"""
+
+import abc
+import importlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scoremle.errors import UserError
+from scoremle.files import read_json, write_json
+from scoremle.training.writers import Row, TensorBoard, Writer
+
+__all__ = ["PROJECT", "TRACKERS", "Run", "run_name"]
+
+PROJECT = "scoremle"
+# The file in a run's folder that says what it is known by, for each library.
+KEPT = "logged.json"
+
+
+def run_name(folder: Path, dataset: str) -> str:
+    """How a run names itself."""
+    return f"{folder.resolve().name} {dataset}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a library is told of a training: its folder, its name, its config by dotted names."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+
+
+class Tracker(abc.ABC):
+    """A run in a library, begun at the first ``rewind``. Raises UserError if that is missing."""
+
+    def __init__(self, library: str, run: Run) -> None:
+        try:
+            self._module: Any = importlib.import_module(library)
+        except ImportError:
+            raise UserError(
+                f"logging={library} needs the extra: pip install 'scoremle[{library}]'"
+            ) from None
+        self._library, self._run, self._begun = library, run, False
+
+    def rewind(self, step: int) -> None:
+        """A library forgets nothing: of rows that come again, it keeps what it likes."""
+        if not self._begun:
+            path = self._run.folder / KEPT
+            kept = read_json(path) if path.exists() else {}
+            with self._mistakes():
+                found = self._begin(kept.get(self._library))
+            if kept.get(self._library) != found:
+                write_json(path, {**kept, self._library: found})
+            self._begun = True
+
+    def write(self, step: int, row: Row) -> None:
+        with self._mistakes():
+            self._log(step, row)
+
+    def at(self, step: int, doing: str = "") -> None:  # noqa: B027
+        """Said on the terminal alone."""
+
+    def close(self) -> None:
+        if self._begun:
+            with self._mistakes():
+                self._finish()
+            self._begun = False
+
+    @contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Whatever a library says against it, such as that nobody logged in, becomes one line."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(f"logging={self._library}: {type(error).__name__}: {error}") from error
+
+    @abc.abstractmethod
+    def _begin(self, known: str | None) -> str:
+        """Begins the run, or goes on with the known one; gives what it is known by."""
+
+    @abc.abstractmethod
+    def _log(self, step: int, row: Row) -> None: ...
+
+    @abc.abstractmethod
+    def _finish(self) -> None: ...
+
+
+class LikeWandb(Tracker):
+    """wandb, and trackio, which is called like it but knows a run by its name."""
+
+    def _begin(self, known: str | None) -> str:
+        run = self._run
+        mark = known or secrets.token_hex(4)
+        names = {"name": f"{run.name} {mark}"}
+        if self._library == "wandb":
+            names = {"name": run.name, "id": mark, "dir": str(run.folder)}
+        self._module.init(project=PROJECT, resume="allow", config=dict(run.config), **names)
+        return mark
+
+    def _log(self, step: int, row: Row) -> None:
+        self._module.log(row, step=step)
+
+    def _finish(self) -> None:
+        self._module.finish()
+
+
+class MLflow(Tracker):
+    """A run of the experiment ``scoremle``."""
+
+    def _begin(self, known: str | None) -> str:
+        self._client = self._module.MlflowClient()
+        if known:
+            self._client.update_run(known, status="RUNNING")
+            self._id = known
+        else:
+            self._id = self._new()
+        return self._id
+
+    def _new(self) -> str:
+        there = self._client.get_experiment_by_name(PROJECT)
+        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        new = self._client.create_run(experiment, run_name=self._run.name).info.run_id
+        for name, value in self._run.config.items():
+            self._client.log_param(new, name, value)
+        return new
+
+    def _log(self, step: int, row: Row) -> None:
+        now, metric = int(time.time() * 1000), self._module.entities.Metric
+        metrics = [metric(name, value, now, step) for name, value in row.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def _finish(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+TRACKERS: dict[str, Callable[[Run], Writer]] = {
+    "tensorboard": lambda run: TensorBoard(run.folder / "tensorboard"),
+    "wandb": lambda run: LikeWandb("wandb", run),
+    "trackio": lambda run: LikeWandb("trackio", run),
+    "mlflow": lambda run: MLflow("mlflow", run),
+}
