@@ -76,7 +76,7 @@ NETWORK_FIELDS = (
     "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resblock_type",
     "resamp_with_conv", "conditional", "fir", "fir_kernel", "skip_rescale", "progressive",
     "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
-    "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma",
+    "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma", "remat",
 )  # fmt: skip
 
 OBJECTIVE_FIELDS = (
@@ -120,7 +120,8 @@ def build(
     check_devices()
     check_values(config)
     images = images_of(config) if levels is None else _no_images(config, levels)
-    model = _imported(imported, images) if imported else _model(config, images)
+    trained = _imported(imported, images) if imported else _model(config, images)
+    model = _evaluated(trained, config)
     network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     flow = FlowSpec(network, images.levels)
     objective = Objective(
@@ -129,7 +130,7 @@ def build(
         uniform_dequantization=config.data.uniform_dequantization,
     )
     sampler = sampler_of(config, model.sde)
-    training = _training(config, images, objective, sampler)
+    training = _training(config, images, replace(objective, model=trained), sampler)
     if not imported:
         training.template()  # the network checks its fields and the size of the images
     return Experiment(
@@ -138,7 +139,7 @@ def build(
         flow=flow,
         objective=objective,
         training=training,
-        flow_training=_flow_training(config, training, model, flow),
+        flow_training=_flow_training(config, training, trained, flow),
         evaluation=_evaluation(config, model),
         sampling=_sampling(config, sampler),
         seed=config.seed,
@@ -207,6 +208,19 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         shape=images.shape,
         pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
     )
+
+
+def _evaluated(model: ModelSpec, config: Any) -> ModelSpec:
+    """The model in the precision of an evaluation."""
+    dtype = choose(DTYPES, config.eval.dtype, "eval.dtype")
+    if isinstance(model, NetworkSpec):
+        return replace(model, network=model.network.clone(dtype=dtype))
+    if dtype != jnp.float32:
+        raise UserError(
+            f"eval.dtype={config.eval.dtype} is for networks that configs name: an imported model"
+            " is evaluated in float32"
+        )
+    return model
 
 
 def _reading(config: Any) -> tuple[str, str]:

@@ -90,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.enable_bpd = True  # evaluate bits/dim
     config.eval.bpd_dataset = "test"  # split: train or test
     config.eval.dataset = ""  # the same under another name; '' takes bpd_dataset
+    config.eval.dtype = "float32"  # of the network, whatever it was trained in; or bfloat16
     config.eval.num_images = 0  # only the first so many images; 0 takes the whole split
     config.eval.num_repeats = 5  # passes over the split, each with fresh noise
     config.eval.bound = False  # the variational bound instead of the exact likelihood
@@ -152,7 +153,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.init_scale = 0.0  # scale of each residual block's last initial weights
     config.model.scale_by_sigma = False  # divide the output by sigma
     config.model.ema_rate = 0.9999  # EMA decay of the parameters
-    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.dtype = "float32"  # of the computation in training: float32 or bfloat16
+    config.model.remat = False  # compute residual blocks twice in training; saves nothing on a CPU
     config.model.sigma_min = 0.01  # least noise of vesde and linearvesde
     config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
     config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde

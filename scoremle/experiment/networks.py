@@ -5,11 +5,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 
 from scoremle.core.dequantize import Flow, truncation_start
 from scoremle.core.pixels import Pixels
@@ -20,13 +21,18 @@ from scoremle.errors import UserError
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
-from scoremle.nn.applied import Applied
+from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.published.family import PublishedModel
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
 __all__ = ["FlowSpec", "ImportedSpec", "ModelSpec", "NetworkSpec", "Params"]
 
 Params = Any
+
+
+def _precision(dtype: DTypeLike) -> str:
+    products = matmul_precision()
+    return str(jnp.dtype(dtype)) + f", matrix products {products}" * (products != HIGHEST)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class ModelSpec(abc.ABC):
     @property
     @abc.abstractmethod
     def precision(self) -> str:
-        """What the network computes in."""
+        """What the network computes in, and its matrix products where JAX was told so."""
 
     @abc.abstractmethod
     def init(self, key: PRNGKey, images: IntImages) -> Params:
@@ -83,7 +89,7 @@ class NetworkSpec(ModelSpec):
 
     @property
     def precision(self) -> str:
-        return str(jnp.dtype(self.network.dtype))
+        return _precision(self.network.dtype)
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         return self.network.init(key, jnp.zeros((1, *images.shape[1:])), jnp.ones(1))["params"]
@@ -105,7 +111,7 @@ class NetworkSpec(ModelSpec):
         fields = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
-            if field.name not in ("parent", "name", "dtype")
+            if field.name not in ("parent", "name", "dtype", "remat")
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
         return describe(vars(self) | {"network": network})
@@ -120,7 +126,10 @@ class ImportedSpec(ModelSpec):
 
     record: Mapping[str, Any]
     chain: BySteps | None
-    precision: ClassVar[str] = "float32"
+
+    @property
+    def precision(self) -> str:
+        return _precision(jnp.float32)
 
     @classmethod
     def of(cls, model: PublishedModel, record: Mapping[str, Any]) -> "ImportedSpec":

@@ -25,7 +25,9 @@ FLOW_SECTIONS = {"deq", "optim"}
 OF_THE_NETWORK = {
     "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
 }  # fmt: skip
-NOT_OF_THE_NETWORK = {"model.dropout", "model.ema_rate", "model.dtype", "model.num_scales"}
+NOT_OF_THE_NETWORK = {
+    "model.dropout", "model.ema_rate", "model.dtype", "model.remat", "model.num_scales",
+}  # fmt: skip
 
 # Facts of the data that training depends on; those that a model does.
 OF_DATA = ("levels", "data_version", "train_sha256")

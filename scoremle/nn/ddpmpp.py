@@ -65,6 +65,7 @@ class DDPMpp(nn.Module):
             are embedded as they are.
         dtype: what to compute in; parameters and output are float32 (the output float64 where
             dtype is).
+        remat: the gradient of training computes residual blocks again, and so keeps less.
 
     Raises UserError, when it is called, for fields or images that can't be had.
 
@@ -99,6 +100,7 @@ class DDPMpp(nn.Module):
     centered: bool = True
     log_labels: bool = False
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -211,15 +213,19 @@ class DDPMpp(nn.Module):
 
     def _block(self, h: Images, *, embedding: Embedding, train: bool, **fields: Any) -> Images:
         biggan = self.resblock_type == "biggan"
-        block = layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp
-        return block(
+        kind = layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp
+        block = kind(
             act=self._act,
             dropout=self.dropout,
             skip_rescale=self.skip_rescale,
             init_scale=self.init_scale,
             dtype=self.dtype,
             **fields,
-        )(h, embedding, train=train)
+        )
+        if not (train and self.remat):
+            return block(h, embedding, train=train)
+        # Of a function, not of the class, whose parameters would have other names.
+        return nn.remat(lambda block, *inputs: block(*inputs, train=True))(block, h, embedding)
 
     def _attention(self) -> layers.AttnBlockpp:
         return layers.AttnBlockpp(self.skip_rescale, self.init_scale, self.dtype)

@@ -400,7 +400,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
         {"eval__num_images": 350},
         {"eval__divergence": "gaussian"},
         {"training__smallest_time": 1e-4},
-        {"model__dtype": "bfloat16"},
+        {"eval__dtype": "bfloat16"},
     ],
 )
 def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatch):
@@ -456,6 +456,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("model__nf", 2, ["model.nf is 2"]),
         ("model__nf", -8, ["model.nf is -8"]),
         ("model__dtype", "float16", ["model.dtype", "float32, bfloat16"]),
+        ("eval__dtype", "float16", ["eval.dtype", "float32, bfloat16"]),
         ("logging", "mlflow,wand", ["unknown writer of numbers", "'wand'; did you mean wandb?"]),
         ("model__resblock_type", "resnet", ["model.resblock_type", "ddpm, biggan"]),
         ("model__dropout", 1.0, ["model.dropout must be at least 0 and below 1"]),

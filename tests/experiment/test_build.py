@@ -244,7 +244,7 @@ def test_the_config_of_an_experiment_is_plain_json():
 @pytest.mark.parametrize(
     "field",
     [
-        "model.nf=8", "model.ch_mult=(2,)", "model.dtype=bfloat16", "model.fir=True",
+        "model.nf=8", "model.ch_mult=(2,)", "eval.dtype=bfloat16", "model.fir=True",
         "model.beta_max=10.0", "model.embedding=log_snr", "model.parameterization=v",
         "training.smallest_time=1e-3", "data.centered=False",
     ],

@@ -166,6 +166,24 @@ def test_dropout_acts_in_training_only():
     assert relative_error(trained(0), trained(1)) > 1e-2
 
 
+def test_blocks_that_are_computed_again_change_no_gradient_and_no_name():
+    config, params, arrays = golden("ddpmpp")
+    found = []
+    for remat in (False, True):
+        net = network(config, dropout=0.5, remat=remat)
+
+        def loss(params, net=net):
+            inputs, rngs = (arrays["x"], arrays["labels"]), {"dropout": jax.random.key(0)}
+            out = net.apply({"params": params}, *inputs, train=True, rngs=rngs)
+            return jnp.mean(out**2)
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
+        found.append(jax.jit(jax.grad(loss))(params))
+    kept, again = map(jax.tree.leaves, found)
+    largest = max(jnp.abs(a).max() for a in kept)
+    assert max(jnp.abs(a - b).max() for a, b in zip(kept, again, strict=True)) < 1e-5 * largest
+
+
 def test_an_unconditional_network_does_not_read_the_labels():
     config, params, arrays = golden("ddpmpp")
     net = network(config, conditional=False)

@@ -1,0 +1,100 @@
+"""What compilation costs: the first call of each program of a network, without and with a cache.
+
+Wall seconds from the call to its result, tracing and one run included: the first parameters, the
+noise prediction, its value and derivative as a likelihood takes them, and a training step. Each is
+measured in two processes of their own, with one empty folder for compiled programs: the first
+process finds it empty, the second as the first left it. The network is the published deep one for
+CIFAR-10, which takes minutes; ``--quick`` takes that of the digits.
+
+    python benchmarks/compile.py --quick
+    python benchmarks/compile.py
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoremle.evaluation.tables import table
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.config import published_config
+from scoremle.training.step import init_state, make_program
+
+DEEP = "vp/cifar10_ddpmpp_deep_continuous"
+BATCH, LEVELS = 4, {DEEP: 256, "digits": 17}
+
+
+def first_calls(config: str) -> dict[str, float]:
+    """Seconds of the first call of each program, in this process."""
+    fields = {"training.batch_size": BATCH}
+    experiment = build(published_config(config, fields), levels=LEVELS[config])
+    seconds: dict[str, float] = {}
+
+    def first(name: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(call())
+        seconds[name] = time.perf_counter() - began
+        return result
+
+    images = jnp.zeros((BATCH, *experiment.model.shape), jnp.uint8)
+    training = experiment.training
+    key = jax.random.key(0, impl="rbg")
+    params = first("first parameters", lambda: jax.jit(training.init)(key, images))
+    x, t = images.astype(jnp.float32), jnp.full(BATCH, 0.5)
+    first("prediction", lambda: jax.jit(_predict(experiment))(params, x, t))
+    first("value and derivative", lambda: jax.jit(_derive(experiment))(params, x, t))
+    state = init_state(params, training.optimizer)
+    step = make_program(training.loss, training.optimizer, training.ema_rate)
+    first("training step", lambda: step(state, np.zeros((1, *images.shape), np.uint8)))
+    return seconds
+
+
+def _predict(experiment: Experiment) -> Callable[..., Any]:
+    return lambda params, x, t: experiment.model.noise(params)(x, t)
+
+
+def _derive(experiment: Experiment) -> Callable[..., Any]:
+    predict = _predict(experiment)
+    return lambda params, x, t: jax.jvp(lambda y: predict(params, y, t), (x,), (jnp.ones_like(x),))
+
+
+def in_a_process(config: str, folder: str) -> dict[str, float]:
+    """The same in another process, which keeps its programs in a folder."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, __file__, f"--here={config}"]
+    done = subprocess.run(command, env=os.environ | cache, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the network of the digits")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(first_calls(options.here)))
+        return
+    config = "digits" if options.quick else DEEP
+    with tempfile.TemporaryDirectory() as folder:
+        cold, cached = (in_a_process(config, folder) for _ in range(2))
+    rows = [(name, f"{cold[name]:.1f}", f"{cached[name]:.1f}") for name in cold]
+    total = ("all", *(f"{sum(times.values()):.1f}" for times in (cold, cached)))
+    print(table((config, "cold, s", "cached, s"), [*rows, total]))
+    print(json.dumps({"config": config, "cold": cold, "cached": cached}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A network trained in bfloat16 is measured in float32, and is as good as one trained so."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
+from scoremle.training.step import make_program
+
+FIELDS = {
+    "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (8,), "model.ema_rate": 0.9,
+    "optim.warmup": 20,
+}  # fmt: skip
+STEPS = 150
+DTYPES = ("float32", "bfloat16")
+
+
+@cache
+def digits(trained_in, measured_in="float32"):
+    dtypes = {"model.dtype": trained_in, "eval.dtype": measured_in}
+    return build(published_config("digits", FIELDS | dtypes))
+
+
+@cache
+def trained(dtype):
+    training = digits(dtype).training
+    program = make_program(training.loss, training.optimizer, training.ema_rate)
+    state = training.init_state()
+    for step in range(STEPS):
+        state, _ = program(state, training.data.batch(step)[None])
+    return state
+
+
+def program_of(experiment):
+    """The text of the noise prediction's program, as it is evaluated."""
+    params = experiment.training.template().params
+    x, t = jnp.zeros((2, 8, 8, 1)), jnp.full(2, 0.5)
+    noise = jax.jit(lambda params: experiment.model.noise(params)(x, t))
+    return noise.lower(params).as_text()
+
+
+def test_what_must_keep_its_digits_is_float32():
+    state = trained("bfloat16")
+    moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
+    leaves = jax.tree.leaves((state.params, state.ema, moments))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_a_network_trained_in_bfloat16_is_measured_in_float32():
+    half, whole = digits("bfloat16"), digits("float32")
+    assert half.model == whole.model and half.model.precision == "float32"
+    assert half.objective.model == whole.model  # the loss of an evaluation
+    assert "bf16" not in program_of(half)
+    x = jnp.asarray(half.data.test[:4])
+    params, key = half.training.template().params, jax.random.key(0)
+    assert "bf16" in jax.jit(half.training.loss).lower(params, x, key).as_text()
+
+
+def test_another_precision_is_asked_for_and_stated():
+    asked = digits("float32", "bfloat16")
+    assert asked.model.precision == "bfloat16" and "bf16" in program_of(asked)
+    assert asked.training.template() == digits("float32").training.template()
+
+
+def test_products_are_of_the_highest_precision_unless_asked():
+    model = digits("float32")
+    found = program_of(model)
+    products = found.count("convolution(") + found.count("dot_general ")
+    assert products > 10 and found.count("HIGHEST") == 2 * products  # of either factor
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert "HIGHEST" not in program_of(model)
+        assert model.model.precision == "float32, matrix products tensorfloat32"
+
+
+def test_bits_of_both_trainings_are_within_their_error():
+    """Of the same images, noise and times, measured in float32; both have learned something."""
+    experiment = digits("float32")
+    x, key = jnp.asarray(experiment.data.test), jax.random.key(0)
+    measure = jax.jit(experiment.training.measure)
+    whole, half = (measure(trained(dtype).ema, x, key) for dtype in DTYPES)
+    assert abs(whole["bpd"] - half["bpd"]) < whole["bpd_stderr"]
+    assert max(whole["bpd"], half["bpd"]) < 3.5 < np.log2(17)
+    leaves = zip(*(jax.tree.leaves(trained(dtype).ema) for dtype in DTYPES), strict=True)
+    assert any(np.any(a != b) for a, b in leaves)
