@@ -2,10 +2,14 @@
 
 The same images in the same order stand behind each, so that two estimators are compared image by
 image: the spread of the differences is their error, which is far smaller than that of the means.
+Where a mean is corrected for its solver, so is the difference.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +21,7 @@ from scoremle.experiment.estimators import Task, bound_task, exact_task
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
 from scoremle.likelihood.nodes import Choice
 
-__all__ = ["RELATIONS", "Verdict", "suite_tasks", "verdicts"]
+__all__ = ["RELATIONS", "Correction", "Verdict", "suite_tasks", "verdicts"]
 
 SAMPLES = 10
 # An exact trace takes as many derivatives as dimensions.
@@ -85,12 +89,28 @@ class Verdict:
         return told if self.holds else f"{told} ({self.meaning})"
 
 
-def verdicts(bpd: Mapping[str, Float[np.ndarray, " n"]]) -> list[Verdict]:
-    """The relations between the estimators that there are, from bits/dim of the same images."""
+class Correction(NamedTuple):
+    """What is added to the mean of one estimator for its solver, and its standard error."""
+
+    mean: float = 0.0
+    stderr: float = 0.0
+
+
+def verdicts(
+    bpd: Mapping[str, Float[np.ndarray, " n"]],
+    corrections: Mapping[str, Correction] = MappingProxyType({}),
+) -> list[Verdict]:
+    """The relations between the estimators that there are, from bits/dim of the same images.
+
+    The errors of ``corrections`` are added as independent ones.
+    """
     found = []
     for first, relation, second, meaning in RELATIONS:
         if first in bpd and second in bpd and len(bpd[first]) > 1:
             mean, stderr, _ = difference(bpd[second], bpd[first])
+            added, taken = (corrections.get(name, Correction()) for name in (first, second))
+            mean += added.mean - taken.mean
+            stderr = math.hypot(stderr, added.stderr, taken.stderr)
             excess = abs(mean) if relation == "==" else mean
             holds = excess <= TOLERANCE * stderr
             words = f"{first} {relation} {second}"

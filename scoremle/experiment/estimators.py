@@ -127,9 +127,7 @@ def exact_task(
         notes={"solver_choice": asdict(choice)} if choice else {},
         on_host=by_ode.on_host,
         flow=dequantization.name == "variational",
-        # The noise of the probes enters the logarithm of several draws in another way where they
-        # are held, and differences would not be those of the values.
-        levels=choice.levels if choice and samples == 1 else None,
+        levels=choice.levels if choice else None,
         difference=difference,
         hint="; try --config.eval.solver=doubling",
     )

@@ -17,7 +17,7 @@ from scoremle.data import permutation
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment
-from scoremle.experiment.consistency import suite_tasks, verdicts
+from scoremle.experiment.consistency import Correction, suite_tasks, verdicts
 from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
@@ -172,11 +172,21 @@ def _await(store: Checkpoints, number: int) -> int:
 
 
 class Measured(NamedTuple):
-    """A result by its name, of which kind it is, and its values averaged over the passes."""
+    """A result by its name, of which kind it is, and its values averaged over the passes.
+
+    ``correction`` is what their mean takes for the solver.
+    """
 
     name: str
     kind: str
     values: np.ndarray
+    correction: Correction
+
+
+def _correction(result: Facts) -> Correction:
+    if "correction" not in result:
+        return Correction()
+    return Correction(result["correction"], result["errors"]["solver"])
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,10 @@ class EvaluationRun:
 
     def judge(self, measured: list[Measured], checkpoint: int) -> None:
         """Says whether what must hold between the estimators of one checkpoint does."""
-        found = verdicts({each.kind: each.values for each in measured})
+        found = verdicts(
+            {each.kind: each.values for each in measured},
+            {each.kind: each.correction for each in measured},
+        )
         say("\n".join(map(str, found)))
         name = self._name("checks", checkpoint)
         self.write({name: [asdict(verdict) for verdict in found]})
@@ -297,7 +310,7 @@ class EvaluationRun:
             _warn_of_optimism(name, result)
         means = values[task.column].mean(axis=0)
         self._write_extremes(name, result["unit"], means)
-        return Measured(name, task.name, means)
+        return Measured(name, task.name, means, _correction(result))
 
     def _name(self, kind: str, checkpoint: int) -> str:
         return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"

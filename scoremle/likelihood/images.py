@@ -156,9 +156,10 @@ class OdeDifference:
     """What more nodes change: the value at ``fine`` of them less that at ``coarse``.
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
-    other nodes would not cancel. Values: ``bpd``, the difference; and ``halving``, the value at
-    ``fine`` nodes less that at half as many, if it is ``halved``. ``of`` is how images are
-    measured: by the ODE.
+    other nodes would not cancel. What the noise of probes does to the logarithm of several draws
+    is nearly the same in both, and cancels too: ``probe_bias`` stays one of the values. Values:
+    ``bpd``, the difference; and ``halving``, the value at ``fine`` nodes less that at half as
+    many, if it is ``halved``. ``of`` is how images are measured: by the ODE.
     """
 
     on_host: ClassVar[bool] = False

@@ -1,0 +1,371 @@
+"""The exact likelihood beside peers: one field, one probe, and only the solver differs.
+
+Two fields: a mixture of eight Gaussians in the plane, in closed form, VP from t = 1e-3; and the
+network of ``scoremle.load("digits")`` on test digits, as it was trained, from t = 1e-5. Each is
+one function compiled by JAX that all libraries call, so that none gains by another's network.
+Value and derivative count as one evaluation: by forward mode in JAX, by reverse mode in torch and
+SciPy, as their users do. There is one probe for each example, the same for all: errors are those
+of the solvers alone, against SciPy's DOP853 in float64. The peers solve the probability-flow ODE
+in t with x and log p in one state, the batch together. Seconds are of CPU, without compilation.
+Prints versions and a table for each field, and draws ``peers.png`` into the workdir. Needs
+diffrax, torchdiffeq, flow_matching and matplotlib.
+
+    python benchmarks/peers.py [--quick]
+
+``--quick``: fewer digits and settings.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.integrate
+import torch
+from flax.traverse_util import unflatten_dict
+from flow_matching.solver import ODESolver
+from torchdiffeq import odeint
+
+import scoremle
+from scoremle.core.dequantize import Uniform
+from scoremle.core.divergence import FixedProbe
+from scoremle.core.sde import SDE
+from scoremle.evaluation import tables
+from scoremle.experiment.build import build
+from scoremle.experiment.shipped import place_of
+from scoremle.experiment.workdir import Workdir
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+from scoremle.numerics import sum_data
+from scoremle.published import safetensors
+from scoremle.solvers.multistep import Planned
+
+PACKAGES = ("jax", "torch", "diffrax", "torchdiffeq", "flow_matching", "scipy")
+NODES, STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192), (8, 16, 32, 64)
+TOLERANCES = (1e-3, 1e-4, 1e-5)
+FINEST, KEY, SEED = 1e-7, jax.random.key(0), 0
+# Joint Distillation for Fast Likelihood Evaluation and Sampling, arXiv 2512.02636, on CIFAR-10
+# and ImageNet 64x64: evaluations, and the greatest error in bits/dim.
+DISTILLED = (1, 8), 2.9
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A field, in float32 and in float64, and examples; errors are in ``nats`` each."""
+
+    name: str
+    noise: Callable
+    precise: Callable
+    eps: float
+    x: np.ndarray
+    unit: str
+    nats: float
+    sde: SDE
+
+    @property
+    def probe(self) -> np.ndarray:
+        """What flow_matching draws by itself from the seed."""
+        torch.manual_seed(SEED)
+        return ((torch.randn(self.x.shape) < 0) * 2.0 - 1.0).numpy()
+
+    def drift(self, x, t):
+        """The probability flow's, at one time."""
+        times = jnp.full(len(x), t, x.dtype)
+        return published_rates(self.noise, self.sde, x, times, self.probe)[0]
+
+    def rates(self, x, t):
+        """Drift and its derivative along the probe, in forward mode."""
+        probe = jnp.asarray(self.probe)
+        value, along = jax.jvp(lambda x: self.drift(x, t), (x,), (probe,))
+        return value, sum_data(along * probe)
+
+    def truth(self) -> np.ndarray:
+        """log p by DOP853 in float64."""
+        with jax.enable_x64(True):
+            probe, shape = jnp.asarray(self.probe, float), self.x.shape
+
+            def field(t, state):
+                x = jnp.asarray(state[: self.x.size].reshape(shape))
+                drift, trace = published_rates(
+                    self.precise, self.sde, x, jnp.full(len(x), t), probe
+                )
+                return np.concatenate([np.ravel(drift), trace])
+
+            start = np.concatenate([np.ravel(self.x).astype(float), np.zeros(len(self.x))])
+            end = scipy.integrate.solve_ivp(
+                field, (self.eps, 1.0), start, method="DOP853", rtol=FINEST, atol=FINEST
+            ).y[:, -1]
+            latent = jnp.asarray(end[: self.x.size].reshape(shape))
+            return np.asarray(self.sde.prior_log_prob(latent)) + end[self.x.size :]
+
+
+class Found(NamedTuple):
+    """log p, evaluations of the field, and the error that is stated if one is."""
+
+    log_prob: np.ndarray
+    evaluations: int
+    stated: np.ndarray | None = None
+
+
+# --- the fields -------------------------------------------------------------------------------
+
+
+def mixture() -> Subject:
+    angles = np.arange(8) * np.pi / 4
+    means, std, sde = np.stack([np.cos(angles), np.sin(angles)], 1), 0.15, scoremle.VP()
+
+    def noise(x, t):
+        alpha, sigma = jnp.exp(sde.log_alpha(t))[:, None], sde.sigma(t)[:, None]
+        places = jnp.asarray(means, x.dtype)
+        centres, variance = alpha[:, None] * places, alpha**2 * std**2 + sigma**2
+        distances = jnp.sum(jnp.square(x[:, None] - centres), axis=2)
+        shares = jax.nn.softmax(-distances / (2 * variance), axis=1)
+        return sigma / variance * (x - jnp.einsum("bk,bkd->bd", shares, centres))
+
+    rng = np.random.default_rng(SEED)
+    x = means[rng.integers(0, 8, 256)] + std * rng.normal(size=(256, 2))
+    both = jax.tree_util.Partial(noise)
+    x = x.astype(np.float32)
+    return Subject("mixture of 8 Gaussians, 2D", both, both, 1e-3, x, "nats", 1.0, sde)
+
+
+def digits(images: int) -> Subject:
+    place = Workdir(place_of("digits"))
+    experiment = build(place.config())
+    spec, x = experiment.model, jnp.asarray(experiment.data.test[:images])
+    params = unflatten_dict(safetensors.read(place.folder / "weights.safetensors"), sep=".")
+    y = spec.pixels.encode(x, Uniform()(KEY, x)[0])
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: jnp.asarray(a, float), params)
+        precise = replace(spec, network=spec.network.clone(dtype=jnp.float64)).noise(double)
+    return Subject(
+        "trained network, digits", spec.noise(params), precise, spec.eps, np.asarray(y),
+        "bits/dim", spec.dims * math.log(2), spec.sde,
+    )  # fmt: skip
+
+
+# --- the solvers ------------------------------------------------------------------------------
+
+
+def ours(subject: Subject) -> Callable[[int], Found]:
+    probe = FixedProbe(jnp.asarray(subject.probe)[None])
+
+    @jax.jit
+    def run(x, plan):
+        return ode_log_likelihood(
+            subject.noise, subject.sde, x, KEY, eps=subject.eps, divergence=probe, solver=plan
+        )
+
+    def solve(nodes: int) -> Found:
+        # The plan is an argument: one program serves all numbers of nodes.
+        found = run(subject.x, Planned.of(nodes, NODES[-1]))
+        return Found(found.log_prob, nodes + 1, found.solver_error)
+
+    return solve
+
+
+def euler(subject: Subject) -> Callable[[int], Found]:
+    @jax.jit
+    def run(x, steps):
+        size = (1 - subject.eps) / steps
+
+        def step(i, state):
+            rates = subject.rates(state[0], subject.eps + i * size)
+            return jax.tree.map(lambda a, b: a + size * b, state, rates)
+
+        z, change = jax.lax.fori_loop(0, steps, step, (x, jnp.zeros(len(x))))
+        return subject.sde.prior_log_prob(z) + change
+
+    return lambda steps: Found(run(subject.x, steps), steps)
+
+
+def by_diffrax(subject: Subject) -> Callable[[float], Found]:
+    term = diffrax.ODETerm(lambda t, state, _: subject.rates(state[0], t))
+
+    @jax.jit
+    def run(x, tolerance):
+        return diffrax.diffeqsolve(
+            term, diffrax.Tsit5(), subject.eps, 1.0, None, (x, jnp.zeros(len(x))),
+            stepsize_controller=diffrax.PIDController(tolerance, tolerance), max_steps=10_000,
+            adjoint=diffrax.ForwardMode(),
+        )  # fmt: skip
+
+    def solve(tolerance: float) -> Found:
+        found = run(subject.x, tolerance)
+        z, change = (a[-1] for a in found.ys)
+        # Six a step, as the last of a step serves the next; and three to begin with.
+        count = 6 * int(found.stats["num_steps"]) + 3
+        return Found(subject.sde.prior_log_prob(z) + change, count)
+
+    return solve
+
+
+def by_scipy(subject: Subject) -> Callable[[float], Found]:
+    def solve(tolerance: float) -> Found:
+        found = PublishedRK45(tolerance, tolerance).log_likelihood(
+            subject.noise, subject.sde, jnp.asarray(subject.x), subject.probe, eps=subject.eps
+        )
+        return Found(found.log_prob, int(found.evaluations[0]))
+
+    return solve
+
+
+def tensor(a) -> torch.Tensor:
+    return torch.from_numpy(np.array(a))
+
+
+def by_torchdiffeq(subject: Subject) -> Callable[[float], Found]:
+    batch, probe = len(subject.x), subject.probe
+
+    def solve(tolerance: float) -> Found:
+        count = 0
+
+        def field(t, state):
+            nonlocal count
+            count += 1
+            times = jnp.full(batch, np.float32(t))
+            rates = published_rates(subject.noise, subject.sde, state[0].numpy(), times, probe)
+            return tuple(map(tensor, rates))
+
+        start = tensor(subject.x), torch.zeros(batch)
+        t = torch.tensor([subject.eps, 1.0], dtype=torch.float64)
+        ends = odeint(field, start, t, method="dopri5", rtol=tolerance, atol=tolerance)
+        z, change = (a[-1].numpy() for a in ends)
+        return Found(subject.sde.prior_log_prob(jnp.asarray(z)) + change, count)
+
+    return solve
+
+
+class Velocity(torch.nn.Module):
+    """The field as flow_matching has it: data at time 1, the prior at 0; with its gradient."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.count, span = 0, 1 - subject.eps
+
+        @jax.jit
+        def forward(x, s):
+            return jax.vjp(lambda x: -span * subject.drift(x, 1 - s * span), x)
+
+        backward = jax.jit(lambda pull, v: pull(v)[0])
+
+        class Field(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, s):
+                value, ctx.pull = forward(x.numpy(), np.float32(s))
+                return tensor(value)
+
+            @staticmethod
+            def backward(ctx, v):
+                return tensor(backward(ctx.pull, v.numpy())), None
+
+        self.field = Field
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self.field.apply(x, t)
+
+
+def by_flow_matching(subject: Subject) -> Callable[[float], Found]:
+    velocity = Velocity(subject)
+    solver, x = ODESolver(velocity), tensor(subject.x)
+
+    def prior(z: torch.Tensor) -> torch.Tensor:
+        return tensor(subject.sde.prior_log_prob(jnp.asarray(z.numpy())))
+
+    def solve(tolerance: float) -> Found:
+        velocity.count = 0
+        torch.manual_seed(SEED)  # its probe
+        _, log_prob = solver.compute_likelihood(
+            x, prior, None, "dopri5", atol=tolerance, rtol=tolerance
+        )
+        return Found(log_prob.numpy(), velocity.count)
+
+    return solve
+
+
+# --- the comparison ---------------------------------------------------------------------------
+
+METHODS = {
+    "ours": (ours, "{} nodes"),
+    "Euler": (euler, "{} steps"),
+    "diffrax, Tsit5": (by_diffrax, "{:g}"),
+    "SciPy, RK45": (by_scipy, "{:g}"),
+    "torchdiffeq, dopri5": (by_torchdiffeq, "{:g}"),
+    "flow_matching, dopri5": (by_flow_matching, "{:g}"),
+}
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def compare(subject: Subject, nodes: tuple, tolerances: tuple) -> Curves:
+    """Prints the table; evaluations and mean error, by method."""
+    truth, rows, curves = subject.truth(), [], {}
+    for name, (make, words) in METHODS.items():
+        solve, curves[name] = make(subject), []
+        for setting in {"ours": nodes, "Euler": STEPS}.get(name, tolerances):
+            if not curves[name]:
+                jax.block_until_ready(solve(setting))  # compiles, for all settings
+            began = time.process_time()
+            found = jax.block_until_ready(solve(setting))
+            taken = time.process_time() - began
+            error = np.abs(np.asarray(found.log_prob, float) - truth) / subject.nats
+            told = "" if found.stated is None else f"{found.stated.mean() / subject.nats:.1e}"
+            rows.append((
+                f"{name}, {words.format(setting)}", str(found.evaluations), f"{taken:.3f}",
+                f"{error.mean():.1e}", f"{error.max():.1e}", told,
+            ))  # fmt: skip
+            curves[name].append((found.evaluations, float(error.mean())))
+    header = ("method", "evaluations", "CPU s", f"error, {subject.unit}, mean", "max", "stated")
+    print(f"\n{subject.name}, {len(subject.x)} examples\n{tables.table(header, rows)}", flush=True)
+    return curves
+
+
+def draw(path: Path, found: list[tuple[Subject, Curves]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(11, 4.6), layout="constrained")
+    for axis, (subject, curves) in zip(axes, found, strict=True):
+        for name, mark in zip(curves, "os^vD<", strict=True):
+            width = 2.5 if name == "ours" else 1.0
+            axis.loglog(*zip(*curves[name], strict=True), marker=mark, lw=width, ms=5, label=name)
+        axis.set(title=subject.name, xlabel="evaluations of the field (value and derivative)")
+        axis.set_ylabel(f"error of log p, mean, {subject.unit}")
+        axis.grid(alpha=0.3)
+    bottom = axes[-1].get_ylim()[0]
+    axes[-1].set_ylim(bottom)
+    axes[-1].fill_between(
+        DISTILLED[0], bottom, DISTILLED[1], color="gray", alpha=0.25, lw=0,
+        label="distilled (F2D2): 0 to 2.9 bits/dim,\nas its paper says, of other data",
+    )  # fmt: skip
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_peers"))
+    parser.add_argument("--quick", action="store_true", help="fewer digits and tolerances")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    images, every = (4, 2) if options.quick else (16, 1)
+    chosen = NODES[::every], TOLERANCES[::every]
+    found = [(s, compare(s, *chosen)) for s in (mixture(), digits(images))]
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    draw(options.workdir / "peers.png", found)
+    print(f"\ndrawn: {options.workdir / 'peers.png'}")
+
+
+if __name__ == "__main__":
+    main()
