@@ -7,7 +7,7 @@ from typing import Any, Union, get_args, get_origin, is_typeddict
 
 from scoremle.errors import UserError
 
-__all__ = ["check_record", "is_of"]
+__all__ = ["LARGEST", "check_record", "is_of"]
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
          list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip

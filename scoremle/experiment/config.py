@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, choose, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
-from scoremle.records import is_of
+from scoremle.records import LARGEST, is_of
 
 __all__ = [
     "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "config_of", "load_config",
@@ -140,6 +140,7 @@ def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
             continue
         if not is_of(value, kind) or not all(is_of(item, type(default[0])) for item in inside):
             of = f" of {type(default[0]).__name__}, such as {default}" if kind is tuple else ""
+            of = f" of at most {LARGEST[int]}" if kind is type(value) is int else of
             raise UserError(f"{where} must be {kind.__name__}{of}, not {_shown(value)}")
 
 

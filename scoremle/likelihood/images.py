@@ -208,7 +208,8 @@ def by_draws(
 def _whiteness(latent: Images) -> Values:
     """Mean square and correlation of neighbours; of white noise about one and zero."""
     beside, above = latent[:, :, 1:] * latent[:, :, :-1], latent[:, 1:] * latent[:, :-1]
-    products = jnp.concatenate([a.reshape(len(a), -1) for a in (beside, above)], axis=1)
+    flat = [a.reshape(len(a), dims_of(a)) for a in (beside, above)]
+    products = jnp.concatenate(flat, axis=1)
     pairs = max(products.shape[1], 1)
     return {
         "latent_square": jnp.mean(jnp.square(latent), axis=(1, 2, 3)),

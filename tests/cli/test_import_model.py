@@ -89,7 +89,7 @@ def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):
     np.save(tmp_path / "few.npy", IMAGES[:3])
     for place in imported:
         out = tmp_path / "scores.csv"
-        flags = ("--estimator=steps", "--steps=5", "--repeats=1", f"--out={out}")
+        flags = ("--estimator=steps", "--steps=5", "--repeats=1", "--force", f"--out={out}")
         assert run("score", place, tmp_path / "few.npy", *flags) == 0
         tables.append(out.read_text())
     assert tables[0] == tables[1]

@@ -343,7 +343,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     mean = exact[1]["exact_test_ckpt_2"]["mean"]
     assert out.startswith("exact_test_ckpt_2  image 720/720  bpd")
     assert f"{mean:.4f} bits/dim" in out
-    assert out.endswith(f"written to {exact[0]}: results.json, arrays and pictures beside it\n")
+    assert f"written to {exact[0]}: results.json, arrays and pictures beside it\nnext: " in out
     assert err == ""
 
 
@@ -478,7 +478,8 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
         ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),
         ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
         ("seed", -1, ["seed must be at least 0"]),
-        ("seed", 2**64, ["seed must be at least 0 and below"]),
+        ("seed", 2**32, ["seed must be at least 0 and below"]),
+        ("seed", 2**64, ["seed must be int of at most 4294967296"]),
         ("sampling__method", "rk45", ["sampling.method 'rk45'", "ode, pc, euler, ddim"]),
         ("sampling__steps", 0, ["sampling.steps must be at least 1"]),
         ("sampling__snr", "nan", ["sampling.snr must be a finite number above 0"]),

@@ -20,7 +20,7 @@ from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Schedule, run
-from scoremle.training.step import init_state
+from scoremle.training.step import init_state, make_program
 
 feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ class Mortal(Scorer):
 
 @pytest.mark.slow
 def test_killed_and_stopped(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed")
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers find no tests
     for i, pixels in enumerate(IMAGES):
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i:02}.png")
     (tmp_path / f"{BAD:02}.png").write_bytes(b"no picture")

@@ -101,7 +101,7 @@ def test_a_part_of_the_steps(score, tmp_path):
     times = (np.array([0, 13, 26, 39]) + 1) / 40
     by_steps = BySteps(times, variance="large", clip=False)
     expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
-    np.testing.assert_allclose(bpd, expected.bpd, rtol=1e-5)
+    np.testing.assert_allclose(bpd, expected.bpd, atol=0.0051)  # as many digits as are known
     assert code == 0 and "a chain of 4 steps, fixed large variance\n" in told
 
 

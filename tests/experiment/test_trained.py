@@ -144,7 +144,7 @@ def test_loading(tiny, model, tmp_path):
         scoremle.load("missing")
     with pytest.raises(UserError, match="no checkpoint 7"):
         scoremle.load(tiny.workdir, checkpoint=7)
-    with pytest.raises(UserError, match="no working directory of a training"):
+    with pytest.raises(UserError, match="no working directory, and no model of a known family"):
         scoremle.load(tmp_path)
     for name in ("config.json", "data.json"):
         shutil.copy(tiny.workdir / name, tmp_path)

@@ -14,7 +14,6 @@ def import_parser() -> Parser:
         prog="scoremle import",
         examples=(
             f"scoremle import {PUBLISHED}",
-            f"scoremle import checkpoint_21 --name={PUBLISHED}",
             "scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10",
         ),
         description="Says what a published model is, and makes a workdir of it.",
