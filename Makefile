@@ -3,6 +3,7 @@
 #   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
 #   make test     the tests
 #   make check    lint, types and tests
+#   make long     the few tests that take minutes each, which check leaves out
 #   make docs     the documents as a site, in site/; make notebooks runs its notebooks anew
 #   make model    the small model that the package ships, trained anew
 #   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on
@@ -24,7 +25,7 @@ QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench docs notebooks mutants model pythons release clean
+.PHONY: help demo test check long bench docs notebooks mutants model pythons release clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -68,7 +69,10 @@ model: .venv/.demo
 pythons:
 	@.ci/pythons $(QUICK)
 
-release: check
+long: .venv/.dev
+	$(BIN)/python -m pytest -m long
+
+release: check long
 	@$(BIN)/python .ci/release
 
 clean:

@@ -174,6 +174,7 @@ def prepared(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_commands_run_in_the_order_in_which_they_are_read(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")

@@ -65,6 +65,7 @@ def test_own_network_comes_near_a_density_that_is_known(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path, monkeypatch):
     for library in ("torch", "diffusers", "sklearn"):
         pytest.importorskip(library)

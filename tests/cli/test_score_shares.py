@@ -22,6 +22,7 @@ def score(images, out, *flags):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_shares_make_the_table_of_one_machine(images, tmp_path, capsys):
     assert score(images, tmp_path / "one.csv") == 0
     for share in ("2/2", "1/2"):

@@ -62,6 +62,7 @@ def parameters(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stopped_and_gone_on_with_another_number(tmp_path):
     words = ("train", "digits", str(tmp_path / "several"), *FIELDS)
     run = start((*words, "--config.training.n_iters=5000"), processes=2)

@@ -98,6 +98,7 @@ def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, with one held probe. All its images meet the
     network's roughness at the same nodes, so that at 32 their errors are small by luck: hence the
