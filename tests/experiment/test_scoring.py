@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from helpers.printed import assert_printed, column
 
 import scoremle
 from scoremle.cli import main as cli
@@ -76,10 +77,10 @@ def score(tmp_path, capsys):
 
 def assert_are(values, expected, tmp_path):
     """The values of the table are the expected ones, to its last digit."""
-    with (tmp_path / "s.csv").open(newline="") as file:
-        places = {len(row["bpd"].partition(".")[2]) for row in csv.DictReader(file)}
-    assert min(places) >= 2
-    np.testing.assert_allclose(values, expected, atol=0.51 * 10.0 ** -min(places))
+    texts = column(tmp_path / "s.csv")
+    assert [float(text) for text in texts] == values.tolist()
+    assert min(len(text.partition(".")[2]) for text in texts) >= 2
+    assert_printed(texts, expected)
 
 
 def model_of(tmp_path, function):
@@ -101,7 +102,7 @@ def test_a_part_of_the_steps(score, tmp_path):
     times = (np.array([0, 13, 26, 39]) + 1) / 40
     by_steps = BySteps(times, variance="large", clip=False)
     expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
-    np.testing.assert_allclose(bpd, expected.bpd, atol=0.0051)  # as many digits as are known
+    assert_are(bpd, expected.bpd, tmp_path)
     assert code == 0 and "a chain of 4 steps, fixed large variance\n" in told
 
 

@@ -98,7 +98,8 @@ def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
     found = run(model, scoremle.Multistep(32))
     error = np.abs(found.log_prob - run(model, scoremle.Multistep(128)).log_prob)
     stated = np.asarray(found.solver_error)
-    assert np.sqrt(np.mean(stated**2)) < 4.5 * np.sqrt(np.mean(error**2)), (stated, error)
+    # Four times is what the default call promises; with the first step's difference it is above 5.
+    assert np.sqrt(np.mean(stated**2)) < 4 * np.sqrt(np.mean(error**2)), (stated, error)
     assert (error <= stated).mean() > 0.9
 
 
