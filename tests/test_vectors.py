@@ -7,6 +7,7 @@ import pytest
 from helpers.oracles import EPS, SDES, Gaussian, Mixture
 from scipy.stats import lognorm, norm
 
+import scoremle
 from scoremle import (
     Affine,
     Bounded,
@@ -268,3 +269,29 @@ def test_functions_of_arrays_tell_the_same_mistakes(unchecked):
     ]:
         with pytest.raises(UserError, match=words):
             ode_log_likelihood(lambda x, t, *_: x, VP, x, KEY, eps=START, **options)
+
+
+def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(x64):
+    """Between two narrow modes the field turns from one to the other within a moment."""
+    dims, width, sde = 30, 0.5, scoremle.VP()
+    means = 0.7 * np.random.default_rng(0).normal(size=(2, dims))
+
+    def log_p(x, t):
+        variance = (sde.alpha(t) * width) ** 2 + sde.sigma(t) ** 2
+        apart = jnp.sum(jnp.square(x - sde.alpha(t) * means), axis=1)
+        return jax.nn.logsumexp(-apart / (2 * variance))
+
+    def noise(x, t):
+        return -sde.sigma(t)[:, None] * jax.vmap(jax.grad(log_p))(x, t)
+
+    model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(dims,))
+    share = np.linspace(0.4, 0.6, 16)[:, None]
+    x = share * means[0] + (1 - share) * means[1]
+    found, truth = (
+        model.log_prob(x, jax.random.key(0), divergence=scoremle.Exact(), solver=solver)
+        for solver in (scoremle.Doubling(0.05 / dims), scoremle.Multistep(1024))
+    )
+    error = abs(np.asarray(found.log_prob - truth.log_prob))
+    assert error.max() < 0.05 and found.solver_error.max() < 0.05, (error, found.solver_error)
+    few = model.log_prob(x, jax.random.key(0), solver=scoremle.Multistep(16))
+    assert abs(np.asarray(few.log_prob - truth.log_prob)).max() > 0.05  # it is not easy

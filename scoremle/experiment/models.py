@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scoremle.core.pixels import Pixels
 from scoremle.devices import check_devices
 from scoremle.errors import UserError
 from scoremle.experiment import exported
@@ -14,7 +15,7 @@ from scoremle.numerics import check_finite
 from scoremle.published import hub
 from scoremle.published.families import FAMILIES, OTHERS, family_of
 
-__all__ = ["load"]
+__all__ = ["load", "load_of_images"]
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
@@ -64,3 +65,20 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
         what = "no working directory, and " if path.is_dir() else ""
         raise UserError(f"{path} is {what}no model of a known family: {OTHERS}")
     return load_workdir(path, checkpoint)
+
+
+def load_of_images(
+    place: str, checkpoint: int | None
+) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
+    """A model of integer images, and the pixels and the shape of these.
+
+    Raises UserError as ``load``, and for a model of anything else.
+    """
+    model = load(place, checkpoint)
+    if model.pixels is None or len(model.shape) != 3:
+        raise UserError(
+            f"{place} is no model of integer images: give it a shape (h, w, c) and pixels, such as"
+            " scoremle.Pixels(256)"
+        )
+    height, width, channels = model.shape
+    return model, model.pixels, (height, width, channels)

@@ -16,17 +16,15 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.cli.commands import Partly, score_on_ray
-from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
-from scoremle.experiment.models import load
+from scoremle.experiment.models import load_of_images
 from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, test_values
 from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, in_words, prepared
-from scoremle.model import ScoreModel
 from scoremle.report.scores import MEANING, About, write_page
 from scoremle.terminal import say
 
@@ -41,7 +39,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
     if options.engine == "ray":
         return score_on_ray.run(options)
     _check_places(options)
-    model, pixels, shape = _load(options)
+    model, pixels, shape = load_of_images(options.model, options.checkpoint)
     looks, images = read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
     )
@@ -94,18 +92,6 @@ def _check_places(options: Any) -> None:
             raise UserError(f"can't write {flag}={place}: {what}; name a file to write")
         if place.exists() and not options.force:
             raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
-
-
-def _load(options: Any) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
-    """The model, and the pixels and the shape of its images."""
-    model = load(options.model, options.checkpoint)
-    if model.pixels is None or len(model.shape) != 3:
-        raise UserError(
-            f"{options.model} is no model of integer images: give it a shape (h, w, c) and"
-            " pixels, such as scoremle.Pixels(256)"
-        )
-    height, width, channels = model.shape
-    return model, model.pixels, (height, width, channels)
 
 
 def _score_share(

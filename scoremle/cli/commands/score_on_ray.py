@@ -18,7 +18,7 @@ from scoremle.core.pytree import describe
 from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
-from scoremle.experiment.models import load
+from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, score_on_ray
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import ALL, Prepared, in_words, prepared
@@ -37,11 +37,8 @@ def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images into the folder ``--out``; gives their mean."""
     if options.page or options.shard:
         raise UserError("--page and --shard are of one machine: leave them out with --engine=ray")
-    model = load(options.model, options.checkpoint)
-    if model.pixels is None or len(model.shape) != 3:
-        raise UserError(f"{options.model} is no model of integer images")
-    height, width, channels = model.shape
-    kind, pieces = Kind((height, width, channels), model.pixels.levels), pieces_of(options.images)
+    model, pixels, shape = load_of_images(options.model, options.checkpoint)
+    kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and which nodes do they need")
     found = prepared(
         model, _first(pieces, kind, options), options.estimator, options.label, options.steps,
