@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,15 +28,32 @@ from scoremle.nn.blocks import (
     ResnetBlock,
     Times,
     TimestepEmbedding,
-    attend,
     check_images,
     conv,
-    dense,
     group_norm,
     positional_embedding,
 )
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, Activation, check_count, wide
+from scoremle.nn.layers import Activation, wide
+from scoremle.nn.unet2d_fields import (
+    ACTIVATIONS,
+    DOWN_BLOCKS,
+    UP_BLOCKS,
+    WITHOUT_EFFECT,
+    Kind,
+    check_fields,
+    kind_of,
+)
+from scoremle.nn.unet2d_layers import (
+    Attention,
+    Fourier,
+    Learned,
+    ResnetBlockK,
+    fir_downsample,
+    fir_upsample,
+    k_downsample,
+    k_upsample,
+)
 from scoremle.records import check_record
 
 __all__ = ["UNet2D", "unet2d_params"]
@@ -44,62 +61,9 @@ __all__ = ["UNet2D", "unet2d_params"]
 Labels = Num[Array, " b"] | Embedding
 Resnet = Callable[..., Images]
 
-ACTIVATIONS: dict[str, Activation] = {
-    "swish": nn.swish,
-    "silu": nn.swish,
-    "mish": jax.nn.mish,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "relu": nn.relu,
-}
-FIR_KERNEL = (1, 3, 3, 1)
 TIME, LABEL = (jax.ShapeDtypeStruct((1,), kind) for kind in (jnp.float32, jnp.int32))
 # What the parts of attention were called in 2022, and are called now.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-class Kind(NamedTuple):
-    """What blocks of a name are made of.
-
-    ``family``: "plain"; "skip", with a pyramid of images; "k", normalised without weights.
-    ``in_a_resnet``: a plain block resamples in a residual block, not beside a convolution.
-    """
-
-    family: str = "plain"
-    attention: bool = False
-    in_a_resnet: bool = False
-
-
-DOWN_BLOCKS = {
-    "DownBlock2D": Kind(),
-    "AttnDownBlock2D": Kind(attention=True),
-    "ResnetDownsampleBlock2D": Kind(in_a_resnet=True),
-    "SkipDownBlock2D": Kind("skip"),
-    "AttnSkipDownBlock2D": Kind("skip", attention=True),
-    "KDownBlock2D": Kind("k"),
-}
-UP_BLOCKS = {
-    "UpBlock2D": Kind(),
-    "AttnUpBlock2D": Kind(attention=True),
-    "ResnetUpsampleBlock2D": Kind(in_a_resnet=True),
-    "SkipUpBlock2D": Kind("skip"),
-    "AttnSkipUpBlock2D": Kind("skip", attention=True),
-    "KUpBlock2D": Kind("k"),
-}
-CHOICES = {
-    "time_embedding_type": ("positional", "fourier", "learned"),
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "act_fn": tuple(ACTIVATIONS),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "class_embed_type": (None, "timestep", "identity"),
-}
-# The others tell how averaged parameters came about: diffusers writes them beside the fields.
-WITHOUT_EFFECT = (
-    "dropout", "decay", "inv_gamma", "min_decay", "optimization_step", "power",
-    "update_after_step", "use_ema_warmup",
-)  # fmt: skip
 
 
 class UNet2D(nn.Module):
@@ -190,7 +154,7 @@ class UNet2D(nn.Module):
             raise UserError(f"the config has the field {name}, which is not known here")
         check_record(given, cls, "the config")
         network = cls(**given)
-        _check_fields(network)
+        check_fields(network)
         return network
 
     @nn.compact
@@ -201,7 +165,7 @@ class UNet2D(nn.Module):
         ``class_labels``: integers; with "timestep" any numbers, with "identity" the embeddings.
         Raises UserError where fields, images and labels do not go together.
         """
-        _check_fields(self)
+        check_fields(self)
         check_images(x.shape, self.in_channels, len(self.block_out_channels))
         x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
         x = 2 * x - 1 if self.center_input_sample else x
@@ -234,7 +198,7 @@ class UNet2D(nn.Module):
         if self.time_embedding_type == "fourier":
             return Fourier(size, name="time_proj")
         if self.time_embedding_type == "learned":
-            assert self.num_train_timesteps is not None  # _check_fields
+            assert self.num_train_timesteps is not None  # check_fields
             return Learned(self.num_train_timesteps, size, name="time_proj")
         return functools.partial(
             positional_embedding,
@@ -250,7 +214,7 @@ class UNet2D(nn.Module):
         h, pyramid = self._conv("conv_in", self.block_out_channels[0])(x), x
         skips = [h]
         for i, features in enumerate(self.block_out_channels):
-            kind, block = _kind(self.down_block_types[i], DOWN_BLOCKS), f"down_blocks.{i}"
+            kind, block = kind_of(self.down_block_types[i], DOWN_BLOCKS), f"down_blocks.{i}"
             resnet = functools.partial(self._resnet, kind, embedding, features=features)
             for j in range(self.layers_per_block):
                 h = resnet(f"{block}.resnets.{j}", h)
@@ -278,14 +242,14 @@ class UNet2D(nn.Module):
         """From the middle to the output, taking back the features of the way down."""
         pyramid = None
         for i, features in enumerate(reversed(self.block_out_channels)):
-            kind, block = _kind(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
+            kind, block = kind_of(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
             resnet = functools.partial(self._resnet, kind, embedding, features=features)
             if kind.family == "k":
                 h = self._take_back_one(block, resnet, h, skips, self._features_after(i))
             else:
                 h = self._take_back(kind, block, resnet, h, skips)
             if kind.family == "skip" and pyramid is not None:
-                pyramid = _fir_upsample(pyramid)
+                pyramid = fir_upsample(pyramid)
             if not self._is_last(i):
                 h, pyramid = self._double(kind, block, resnet, h, pyramid)
         groups = self.norm_num_groups
@@ -299,10 +263,10 @@ class UNet2D(nn.Module):
     ) -> tuple[Images, Images]:
         """Features and pyramid at the next level."""
         if kind.family == "k":
-            return _k_downsample(h), pyramid
+            return k_downsample(h), pyramid
         if kind.family == "skip":
-            h = resnet(f"{block}.resnet_down", h, resize=_fir_downsample, shortcut=True)
-            pyramid = _fir_downsample(pyramid)
+            h = resnet(f"{block}.resnet_down", h, resize=fir_downsample, shortcut=True)
+            pyramid = fir_downsample(pyramid)
             to_features = self._conv(f"{block}.skip_conv", h.shape[-1], size=1)
             return h + to_features(pyramid), pyramid
         name = f"{block}.downsamplers.0"
@@ -349,11 +313,11 @@ class UNet2D(nn.Module):
     ) -> tuple[Images, Images | None]:
         """Features at the next level, and the pyramid with this level added."""
         if kind.family == "k":
-            return _k_upsample(h), pyramid
+            return k_upsample(h), pyramid
         if kind.family == "skip":
             image = self._to_image(f"{block}.skip_norm", f"{block}.skip_conv", h, 3)
             pyramid = image if pyramid is None else pyramid + image
-            return resnet(f"{block}.resnet_up", h, resize=_fir_upsample, shortcut=True), pyramid
+            return resnet(f"{block}.resnet_up", h, resize=fir_upsample, shortcut=True), pyramid
         name = f"{block}.upsamplers.0"
         if kind.in_a_resnet or (kind.attention and self.upsample_type == "resnet"):
             return resnet(name, h, resize=resample.naive_upsample_2d), pyramid
@@ -415,13 +379,13 @@ class UNet2D(nn.Module):
             both = (groups or _groups(channels), _groups(features))
             make = self._block(features, both, math.sqrt(2), **options)
         else:
-            assert self.norm_num_groups is not None  # _check_fields
+            assert self.norm_num_groups is not None  # check_fields
             make = self._block(features, 2 * (self.norm_num_groups,), 1.0, **options)
         return make(name=name)(h, embedding)
 
     def _attention(
         self, features: int, groups: int | None, divisor: float
-    ) -> Callable[..., "Attention"]:
+    ) -> Callable[..., Attention]:
         size = self.attention_head_dim or features
         if size > features:
             raise UserError(
@@ -436,86 +400,6 @@ class UNet2D(nn.Module):
         skip = kind.family == "skip"
         groups, divisor = (32, math.sqrt(2)) if skip else (self.norm_num_groups, 1.0)
         return self._attention(h.shape[-1], groups, divisor)(name=name)(h)
-
-
-class Attention(nn.Module):
-    """(x + self-attention between all pixels) / ``divisor``."""
-
-    heads: int
-    head_dim: int
-    groups: int | None
-    eps: float
-    divisor: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Images) -> Images:
-        b, height, width, c = x.shape
-        h = x.reshape(b, height * width, c)
-        if self.groups:
-            h = group_norm("group_norm", c, self.groups, self.eps, dtype=self.dtype)(h)
-        q, k, v = (self._heads(name, h) for name in ("to_q", "to_k", "to_v"))
-        h = nn.Dense(c, dtype=self.dtype, name="to_out.0")(attend(q, k, v, dtype=self.dtype))
-        return (x + h.reshape(x.shape)) / self.divisor
-
-    def _heads(self, name: str, h: Array) -> Array:
-        project = nn.Dense(self.heads * self.head_dim, dtype=self.dtype, name=name)
-        return project(h).reshape(*h.shape[:2], self.heads, self.head_dim)
-
-
-class ResnetBlockK(nn.Module):
-    """x + F(x, t), where t scales and shifts both normalisations, whose ``groups`` are given."""
-
-    features: int
-    groups: tuple[int, int]
-    eps: float
-    act: Activation
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Images, embedding: Embedding) -> Images:
-        h = self.act(self._normalized("norm1.linear", x, self.groups[0], embedding))
-        h = conv("conv1", self.features, dtype=self.dtype)(h)
-        h = self.act(self._normalized("norm2.linear", h, self.groups[1], embedding))
-        h = conv("conv2", self.features, dtype=self.dtype)(h)
-        if x.shape[-1] != self.features:
-            name, features = "conv_shortcut", self.features
-            x = conv(name, features, size=1, use_bias=False, dtype=self.dtype)(x)
-        return x + h
-
-    def _normalized(self, name: str, h: Images, groups: int, embedding: Embedding) -> Images:
-        channels = h.shape[-1]
-        bare = {"use_bias": False, "use_scale": False}
-        norm = group_norm(None, channels, groups, self.eps, dtype=self.dtype, **bare)
-        wave = dense(name, 2 * channels, dtype=self.dtype)(embedding)[:, None, None]
-        scale, shift = jnp.split(wave, 2, axis=-1)
-        return norm(h) * (1 + scale) + shift
-
-
-class Fourier(nn.Module):
-    """sin and cos of 2 pi w log sigma, with fixed random frequencies w."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, sigma: Times) -> Embedding:
-        w = self.param("weight", nn.initializers.normal(16.0), (self.size,))
-        phases = jnp.log(sigma)[:, None] * w * (2 * math.pi)
-        return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
-
-
-class Learned(nn.Module):
-    """A row of a table for each step; between two steps, linear in t."""
-
-    steps: int
-    size: int
-
-    @nn.compact
-    def __call__(self, t: Times) -> Embedding:
-        rows = self.param("weight", nn.initializers.normal(1.0), (self.steps, self.size))
-        below = jnp.floor(t)
-        share, i = (t - below)[:, None], below.astype(int)
-        return (1 - share) * rows[i] + share * rows[jnp.minimum(i + 1, self.steps - 1)]
 
 
 def unet2d_params(state: Mapping[str, np.ndarray], network: UNet2D) -> dict[str, Any]:
@@ -536,81 +420,6 @@ def _today(name: str) -> str:
     return ".".join(OLD_NAMES.get(part, part) for part in name.split("."))
 
 
-def _kind(block: str, kinds: Mapping[str, Kind]) -> Kind:
-    return kinds[block.removeprefix("UNetRes")]
-
-
 def _groups(channels: int) -> int:
     """Groups of four channels, or 32 groups where that would be more."""
     return min(channels // 4, 32)
-
-
-def _fir_downsample(x: Images) -> Images:
-    return resample.downsample_2d(x, FIR_KERNEL)
-
-
-def _fir_upsample(x: Images) -> Images:
-    return resample.upsample_2d(x, FIR_KERNEL)
-
-
-def _k_downsample(x: Images) -> Images:
-    """FIR with the border reflected; the second border makes the filter meet the same pixels."""
-    return _fir_downsample(_border(_border(x, "reflect"), "constant"))[:, 1:-1, 1:-1]
-
-
-def _k_upsample(x: Images) -> Images:
-    return _fir_upsample(_border(x, "reflect"))[:, 2:-2, 2:-2]
-
-
-def _border(x: Images, mode: str) -> Images:
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
-
-
-def _check_fields(net: UNet2D) -> None:
-    for field, choices in CHOICES.items():
-        value = getattr(net, field)
-        if value not in choices:
-            raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
-    check_count("layers_per_block", net.layers_per_block)
-    check_count("the length of block_out_channels", len(net.block_out_channels), MOST_LEVELS)
-    for channels in net.block_out_channels:
-        check_count("one of block_out_channels", channels, MOST_CHANNELS)
-    for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        blocks = getattr(net, field)
-        if len(blocks) != len(net.block_out_channels):
-            raise UserError(
-                f"{field} names {len(blocks)} blocks, and block_out_channels "
-                f"{len(net.block_out_channels)}: give one of each for a level"
-            )
-        for block in blocks:
-            if block.removeprefix("UNetRes") not in kinds:
-                raise UserError(f"{field} has {block!r}: known here are {_listed(tuple(kinds))}")
-    if net.time_embedding_type == "learned" and not net.num_train_timesteps:
-        raise UserError("time_embedding_type is 'learned': num_train_timesteps must be given")
-    down = [_kind(block, DOWN_BLOCKS).family for block in net.down_block_types]
-    up = [_kind(block, UP_BLOCKS).family for block in net.up_block_types]
-    families = {*down, *up}
-    if net.norm_num_groups is None and "plain" in families:
-        raise UserError("norm_num_groups is None: only Skip blocks can do without it")
-    if "k" in families and len(families) > 1:
-        raise UserError("K blocks are mixed with others: take K blocks down and up, or none")
-    _check_skip_blocks(net, down, up)
-
-
-def _check_skip_blocks(net: UNet2D, down: list[str], up: list[str]) -> None:
-    """The pyramid of images must be halved and doubled as often as the features are."""
-    halving, doubling = ([family == "skip" for family in side[:-1]] for side in (down, up))
-    up_to_the_end = [family == "skip" for family in up] if any(doubling) else []
-    if halving != sorted(halving, reverse=True) or up_to_the_end != sorted(up_to_the_end):
-        raise UserError(
-            "Skip blocks must be the first of down_block_types and the last of up_block_types"
-        )
-    if (any(halving) and net.in_channels != 3) or (any(doubling) and net.out_channels != 3):
-        raise UserError(
-            f"in_channels is {net.in_channels} and out_channels {net.out_channels}: "
-            "Skip blocks know images with 3 channels alone"
-        )
-
-
-def _listed(choices: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, choices))

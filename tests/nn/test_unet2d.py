@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from scoremle.errors import UserError
-from scoremle.nn.unet2d import Learned, UNet2D, unet2d_params
+from scoremle.nn.unet2d import UNet2D, unet2d_params
+from scoremle.nn.unet2d_layers import Learned
 
 # Two levels, one layer each, and so few pixels that it compiles in a second.
 TINY = {

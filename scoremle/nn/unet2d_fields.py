@@ -1,0 +1,133 @@
+"""The fields of UNet2DModel's ``config.json``: what may stand in them, and what goes together."""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from scoremle.errors import UserError
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, Activation, check_count
+
+if TYPE_CHECKING:
+    from scoremle.nn.unet2d import UNet2D
+
+__all__ = [
+    "ACTIVATIONS",
+    "DOWN_BLOCKS",
+    "UP_BLOCKS",
+    "WITHOUT_EFFECT",
+    "Kind",
+    "check_fields",
+    "kind_of",
+]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "swish": nn.swish,
+    "silu": nn.swish,
+    "mish": jax.nn.mish,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+}
+
+
+class Kind(NamedTuple):
+    """What blocks of a name are made of.
+
+    ``family``: "plain"; "skip", with a pyramid of images; "k", normalised without weights.
+    ``in_a_resnet``: a plain block resamples in a residual block, not beside a convolution.
+    """
+
+    family: str = "plain"
+    attention: bool = False
+    in_a_resnet: bool = False
+
+
+DOWN_BLOCKS = {
+    "DownBlock2D": Kind(),
+    "AttnDownBlock2D": Kind(attention=True),
+    "ResnetDownsampleBlock2D": Kind(in_a_resnet=True),
+    "SkipDownBlock2D": Kind("skip"),
+    "AttnSkipDownBlock2D": Kind("skip", attention=True),
+    "KDownBlock2D": Kind("k"),
+}
+UP_BLOCKS = {
+    "UpBlock2D": Kind(),
+    "AttnUpBlock2D": Kind(attention=True),
+    "ResnetUpsampleBlock2D": Kind(in_a_resnet=True),
+    "SkipUpBlock2D": Kind("skip"),
+    "AttnSkipUpBlock2D": Kind("skip", attention=True),
+    "KUpBlock2D": Kind("k"),
+}
+CHOICES = {
+    "time_embedding_type": ("positional", "fourier", "learned"),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "act_fn": tuple(ACTIVATIONS),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None, "timestep", "identity"),
+}
+# The others tell how averaged parameters came about: diffusers writes them beside the fields.
+WITHOUT_EFFECT = (
+    "dropout", "decay", "inv_gamma", "min_decay", "optimization_step", "power",
+    "update_after_step", "use_ema_warmup",
+)  # fmt: skip
+
+
+def kind_of(block: str, kinds: Mapping[str, Kind]) -> Kind:
+    """The kind of a block by its name, of today or of 2022."""
+    return kinds[block.removeprefix("UNetRes")]
+
+
+def check_fields(net: "UNet2D") -> None:
+    """Raises UserError for a value that is not known here, or fields that do not go together."""
+    for field, choices in CHOICES.items():
+        value = getattr(net, field)
+        if value not in choices:
+            raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
+    check_count("layers_per_block", net.layers_per_block)
+    check_count("the length of block_out_channels", len(net.block_out_channels), MOST_LEVELS)
+    for channels in net.block_out_channels:
+        check_count("one of block_out_channels", channels, MOST_CHANNELS)
+    for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        blocks = getattr(net, field)
+        if len(blocks) != len(net.block_out_channels):
+            raise UserError(
+                f"{field} names {len(blocks)} blocks, and block_out_channels "
+                f"{len(net.block_out_channels)}: give one of each for a level"
+            )
+        for block in blocks:
+            if block.removeprefix("UNetRes") not in kinds:
+                raise UserError(f"{field} has {block!r}: known here are {_listed(tuple(kinds))}")
+    if net.time_embedding_type == "learned" and not net.num_train_timesteps:
+        raise UserError("time_embedding_type is 'learned': num_train_timesteps must be given")
+    down = [kind_of(block, DOWN_BLOCKS).family for block in net.down_block_types]
+    up = [kind_of(block, UP_BLOCKS).family for block in net.up_block_types]
+    families = {*down, *up}
+    if net.norm_num_groups is None and "plain" in families:
+        raise UserError("norm_num_groups is None: only Skip blocks can do without it")
+    if "k" in families and len(families) > 1:
+        raise UserError("K blocks are mixed with others: take K blocks down and up, or none")
+    _check_skip_blocks(net, down, up)
+
+
+def _check_skip_blocks(net: "UNet2D", down: list[str], up: list[str]) -> None:
+    """The pyramid of images must be halved and doubled as often as the features are."""
+    halving, doubling = ([family == "skip" for family in side[:-1]] for side in (down, up))
+    up_to_the_end = [family == "skip" for family in up] if any(doubling) else []
+    if halving != sorted(halving, reverse=True) or up_to_the_end != sorted(up_to_the_end):
+        raise UserError(
+            "Skip blocks must be the first of down_block_types and the last of up_block_types"
+        )
+    if (any(halving) and net.in_channels != 3) or (any(doubling) and net.out_channels != 3):
+        raise UserError(
+            f"in_channels is {net.in_channels} and out_channels {net.out_channels}: "
+            "Skip blocks know images with 3 channels alone"
+        )
+
+
+def _listed(choices: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, choices))
