@@ -23,6 +23,9 @@ DEV := dev
 # Arguments of pytest for make pythons, such as tests/core; none: all that is not slow.
 QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# Two workers, a file each: most of the time goes into compiling, on one core at a time. A worker
+# that crashes ends the tests: a new one in its place may wait for ever.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help demo test check long bench docs notebooks mutants model pythons release clean
@@ -33,14 +36,13 @@ help:
 demo: .venv/.demo
 	@$(BIN)/python examples/digits_demo.py --workdir=$(DEMO)
 
-# Two workers, a file each: most of the time goes into compiling, on one core at a time.
 test: .venv/.dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(TESTS)
 
 check: .venv/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TESTS)
 
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick

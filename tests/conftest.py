@@ -79,6 +79,17 @@ def data_cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs are forgotten after each file.
+
+    Each takes some of the 65,530 memory maps that Linux allows a process, and the programs of the
+    whole suite would take them all.
+    """
+    yield
+    jax.clear_caches()
+
+
 class Training(NamedTuple):
     """A finished training: its folder, and what it printed."""
 
