@@ -90,11 +90,13 @@ class Progress:
             self._show(self._bar, done, pace)
 
     def doing(self, done: float, what: str) -> None:
-        """What is done now. It is a line the first time: then it compiles, and takes long."""
+        """What is done now. The first time it compiles: it is a line, and the speed leaves it out."""
         if self._bar:
             self._bar.show(done, [what, self._place(done)])
         elif what not in self._named:
             self._print(what)
+        if what not in self._named:
+            self._moments.clear()
         self._named.add(what)
 
     def close(self) -> None:
