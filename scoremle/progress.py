@@ -90,7 +90,7 @@ class Progress:
             self._show(self._bar, done, pace)
 
     def doing(self, done: float, what: str) -> None:
-        """What is done now. The first time it compiles: it is a line, and the speed leaves it out."""
+        """What is done now. The first time it compiles: a line, and no part of the speed."""
         if self._bar:
             self._bar.show(done, [what, self._place(done)])
         elif what not in self._named:

@@ -61,6 +61,23 @@ def test_the_time_to_go_leaves_compilation_out(clock, capsys):
     assert third == "step 10/100  2.0 steps/s  ETA 45s"
 
 
+def test_the_time_to_go_leaves_out_what_compiles_later(clock, capsys):
+    """A measurement takes half a minute the first time, and a second from then on."""
+    shown = Progress("", 100, "step", every=0)
+    shown.start()
+    told(clock, shown, (0, 0), (10, 10))
+    shown.doing(10, "measuring")
+    told(clock, shown, (40, 10), (41, 11), (50, 20))
+    shown.doing(20, "measuring")
+    told(clock, shown, (51, 20), (60, 29))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "step 20/100  1.0 steps/s  ETA 1m20s",
+        "step 20/100  0.91 steps/s  ETA 1m28s",
+        "step 29/100  0.95 steps/s  ETA 1m15s",
+    ]
+
+
 def test_the_speed_is_that_of_the_last_minute(clock, capsys):
     """Another compilation, half a minute at step 10, is forgotten; steps that move count."""
     shown = Progress("", 1000, "step", every=0)
