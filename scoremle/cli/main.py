@@ -98,7 +98,9 @@ def _run(arguments: list[str]) -> int:
 def _command(name: str, arguments: list[str]) -> int:
     module, _ = COMMANDS[name]
     if name in PARSERS:
-        options = PARSERS[name]().parse_args(arguments)
+        parser = PARSERS[name]()
+        options = parser.parse_args(arguments)
+        parser.check(options)
         return _do(lambda options: importlib.import_module(module).run(options), options)
     keep_programs()
     importlib.import_module(module).main(arguments)
