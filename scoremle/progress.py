@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import is_mute, printable, say
+from scoremle.terminal import is_live, is_mute, printable, say
 
 __all__ = ["Progress", "progress"]
 
@@ -51,7 +51,7 @@ class Progress:
         """What moves on this screen, if it is one on which something can."""
         if is_mute():
             return None
-        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if is_live():
             return _LiveBar(self._label, self._total, transient=not self._unit)
         # Of ipykernel: its output is a stream that a browser shows.
         notebook = type(sys.stdout).__module__.startswith("ipykernel.")

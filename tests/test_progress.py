@@ -210,6 +210,19 @@ def test_a_bar_is_whole_at_any_width(columns, last):
     assert lines[-1].rstrip().endswith("steps/s") == (columns == 120)
 
 
+def test_what_passes_is_wiped_out_and_is_on_terminals_alone(capsys):
+    code = """
+from scoremle.terminal import passing
+with passing("loading"):
+    pass
+print("done")
+"""
+    assert on_terminal(code, 80) == "loading\r\x1b[Kdone\r\n"
+    assert on_terminal(code, 80, TERM="dumb") == "done\r\n"
+    exec(code, {})
+    assert capsys.readouterr().out == "done\n"
+
+
 def test_no_color_where_none_is_wanted():
     assert re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80))
     assert not re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80, NO_COLOR="1"))
