@@ -42,12 +42,6 @@ def mute() -> None:
     _is_mute = True
 
 
-def say(text: object) -> None:
-    """Prints a line, or lines, at once."""
-    if not is_mute():
-        print(printable(str(text)), flush=True)
-
-
 def is_live() -> bool:
     """Is there a terminal on which what is said can be written over?"""
     return not is_mute() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -64,6 +58,12 @@ def passing(text: str) -> Iterator[None]:
     finally:
         if shown:
             print("\r\x1b[K", end="", flush=True)
+
+
+def say(text: object) -> None:
+    """Prints a line, or lines, at once."""
+    if not is_mute():
+        print(printable(str(text)), flush=True)
 
 
 class Formatter(logging.Formatter):
