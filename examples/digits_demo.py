@@ -61,15 +61,16 @@ def show(workdir: Path) -> None:
     gain, stderr = mean_and_stderr(simple[best] - exact["values"])
     cells = [(name, f"{mean:.3f}", f"{error:.3f}") for name, mean, error in rows]
     draw_error, probe_error = bound["draw_stderr_of_mean"], exact["probe_stderr_of_mean"]
-    solver_error = exact["mean_solver_error"]
+    solver_error, solver, probes = exact["mean_solver_error"], exact["solver"], exact["divergence"]
+    how = f"{solver['type']} with {solver['nodes']:.0f} nodes, {exact['mean_nfe']:.0f} evaluations"
+    drawn = f"{probes['probes']:.0f} {probes['distribution']} probes at each node"
     notes = f"""
-The standard error is over images. The histogram is of the integer pixels; the Gaussian and the
-model are of uniformly dequantized ones, which can only cost them bits.
+The standard error is over images. The histogram is of the integer pixels. The Gaussian and the
+model are of uniformly dequantized pixels, which can only cost them bits.
 [1] {bound["draws"]} random times for each image; they make {draw_error:.4f} of the standard error
 [2] exact for the density at t = {exact["eps"]:g}, by the probability-flow ODE:
-    {exact["solver"]}, {exact["mean_nfe"]:.0f} evaluations; {solver_error:.4f} covers its error for
-    about 95% of images
-    {exact["divergence"]}; its probes make {probe_error:.4f} of the standard error
+    {how}; {solver_error:.4f} covers its error for about 95% of images
+    {drawn} make {probe_error:.4f} of the standard error
 
 Image by image, the model's exact value is {gain:.3f} +- {stderr:.3f} bits/dim below that of the
 best of the others ({best}).

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import is_mute, printable, say
+from scoremle.terminal import is_live, is_mute, printable, say
 
 __all__ = ["Progress", "progress"]
 
@@ -51,7 +51,7 @@ class Progress:
         """What moves on this screen, if it is one on which something can."""
         if is_mute():
             return None
-        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if is_live():
             return _LiveBar(self._label, self._total, transient=not self._unit)
         # Of ipykernel: its output is a stream that a browser shows.
         notebook = type(sys.stdout).__module__.startswith("ipykernel.")
@@ -90,11 +90,13 @@ class Progress:
             self._show(self._bar, done, pace)
 
     def doing(self, done: float, what: str) -> None:
-        """What is done now. It is a line the first time: then it compiles, and takes long."""
+        """What is done now. The first time it compiles: a line, and no part of the speed."""
         if self._bar:
             self._bar.show(done, [what, self._place(done)])
         elif what not in self._named:
             self._print(what)
+        if what not in self._named:
+            self._moments.clear()
         self._named.add(what)
 
     def close(self) -> None:

@@ -5,10 +5,15 @@ what it shows, and a cell that begins like a formula is one for a spreadsheet.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 
-__all__ = ["Formatter", "cell", "html_table", "is_mute", "mute", "printable", "say"]
+__all__ = [
+    "Formatter", "cell", "html_table", "is_live", "is_mute", "mute", "passing", "printable", "say",
+]  # fmt: skip
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -35,6 +40,24 @@ def mute() -> None:
     """From now on nothing is said: another process of this run says it."""
     global _is_mute
     _is_mute = True
+
+
+def is_live() -> bool:
+    """Is there a terminal on which what is said can be written over?"""
+    return not is_mute() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def passing(text: str) -> Iterator[None]:
+    """Shows a text on a terminal for as long as something lasts, and then wipes it out."""
+    shown = is_live()
+    if shown:
+        print(text, end="", flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", flush=True)
 
 
 def say(text: object) -> None:

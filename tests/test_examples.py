@@ -140,8 +140,9 @@ def test_a_maximum_and_a_chain_find_what_a_grid_does(tmp_path):
 RESULT = {
     "checkpoint": 3, "step": 2400, "mean": 1.9, "stderr": 0.01, "eps": 1e-5,
     "draws": 64, "draw_stderr_of_mean": 0.002,
-    "solver": "Multistep(nodes=32)", "mean_nfe": 33.0, "mean_solver_error": 0.0004,
-    "divergence": "Hutchinson(probes=2)", "probe_stderr_of_mean": 0.001,
+    "solver": {"type": "Multistep", "nodes": 32.0}, "mean_nfe": 33.0, "mean_solver_error": 0.0004,
+    "divergence": {"type": "Hutchinson", "probes": 2.0, "distribution": "rademacher"},
+    "probe_stderr_of_mean": 0.001,
 }  # fmt: skip
 
 
@@ -169,6 +170,8 @@ def test_demo_sets_the_newest_model_beside_simple_densities(finished, capsys):
     pytest.importorskip("sklearn")
     load("digits_demo").show(finished)
     text = capsys.readouterr().out
+    assert "Multistep with 32 nodes, 33 evaluations; 0.0004 covers its error" in text
+    assert "2 rademacher probes at each node make 0.0010 of the standard error" in text
     values = {
         name.strip(): float(mean)
         for name, mean in re.findall(r"^(\S.*?)  +(\d\.\d{3})  ", text, re.MULTILINE)

@@ -61,6 +61,23 @@ def test_the_time_to_go_leaves_compilation_out(clock, capsys):
     assert third == "step 10/100  2.0 steps/s  ETA 45s"
 
 
+def test_the_time_to_go_leaves_out_what_compiles_later(clock, capsys):
+    """A measurement takes half a minute the first time, and a second from then on."""
+    shown = Progress("", 100, "step", every=0)
+    shown.start()
+    told(clock, shown, (0, 0), (10, 10))
+    shown.doing(10, "measuring")
+    told(clock, shown, (40, 10), (41, 11), (50, 20))
+    shown.doing(20, "measuring")
+    told(clock, shown, (51, 20), (60, 29))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "step 20/100  1.0 steps/s  ETA 1m20s",
+        "step 20/100  0.91 steps/s  ETA 1m28s",
+        "step 29/100  0.95 steps/s  ETA 1m15s",
+    ]
+
+
 def test_the_speed_is_that_of_the_last_minute(clock, capsys):
     """Another compilation, half a minute at step 10, is forgotten; steps that move count."""
     shown = Progress("", 1000, "step", every=0)
@@ -191,6 +208,19 @@ def test_a_bar_is_whole_at_any_width(columns, last):
     pattern = rf"[━╸╺ ]{{10,}} step 965/1500  ETA \S+{re.escape(last)}(  [\d.]+ steps/s)?"
     assert re.fullmatch(pattern, lines[-1].rstrip()), lines[-1]
     assert lines[-1].rstrip().endswith("steps/s") == (columns == 120)
+
+
+def test_what_passes_is_wiped_out_and_is_on_terminals_alone(capsys):
+    code = """
+from scoremle.terminal import passing
+with passing("loading"):
+    pass
+print("done")
+"""
+    assert on_terminal(code, 80) == "loading\r\x1b[Kdone\r\n"
+    assert on_terminal(code, 80, TERM="dumb") == "done\r\n"
+    exec(code, {})
+    assert capsys.readouterr().out == "done\n"
 
 
 def test_no_color_where_none_is_wanted():

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib.machinery
 import importlib.util
+import tarfile
 import tomllib
 import zipfile
 
@@ -74,10 +75,10 @@ def test_what_is_altered_or_too_much_is_named(script, tmp_path, changed, words):
     [
         ("1.2.3", "1.2.3", "## 1.2.3", ("", ""), ""),
         ("1.2.3", "1.2.3", "## 1.2.3", ("v1.2.3", "v1.2.3"), ""),
-        ("1.2.3.dev0", "1.2.3.dev0", "## 1.2.3", ("", ""), "none of a release"),
-        ("1.2.3", "1.2.2", "## 1.2.3", ("", ""), "CITATION.cff has another version"),
-        ("1.2.3", "1.2.3", "## Unreleased", ("", ""), "no section 1.2.3"),
-        ("1.2.3", "1.2.3", "## 1.2.3", ("v1.2.3", ""), "the tag of another commit"),
+        ("1.2.3.dev0", "1.2.3.dev0", "## 1.2.3", ("", ""), "a version of a release in pyproject"),
+        ("1.2.3", "1.2.2", "## 1.2.3", ("", ""), "version 1.2.3 in CITATION.cff"),
+        ("1.2.3", "1.2.3", "## Unreleased", ("", ""), "a section 1.2.3 in CHANGELOG.md"),
+        ("1.2.3", "1.2.3", "## 1.2.3", ("v1.2.3", ""), "a free tag"),
     ],
 )
 def test_versions_agree(script, tmp_path, monkeypatch, version, citation, changes, tags, words):
@@ -86,11 +87,38 @@ def test_versions_agree(script, tmp_path, monkeypatch, version, citation, change
     monkeypatch.setattr(script, "ROOT", tmp_path)
     answers = iter(tags)
     monkeypatch.setattr(script, "run", lambda *command: next(answers))
-    if words:
-        with pytest.raises(SystemExit, match=words):
-            script.check_version(version)
-    else:
-        script.check_version(version)
+    lacks = list(script.lacks_of_version(version))
+    assert [lack[: len(words)] for lack in lacks] == [words] * bool(words)
+
+
+def test_all_that_a_development_version_lacks_is_said_at_once(script, tmp_path, monkeypatch):
+    (tmp_path / "CITATION.cff").write_text("type: software\nversion: 1.2.3.dev0\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## Unreleased\n")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "run", lambda *command: "")
+    assert list(script.lacks_of_version("1.2.3.dev0")) == [
+        "a version of a release in pyproject.toml and in CITATION.cff: 1.2.3, say",
+        "a section 1.2.3 in CHANGELOG.md: rename Unreleased",
+    ]
+    monkeypatch.setattr(script, "run", lambda *command: " M a.py\n?? b.py\n")
+    assert list(script.lacks_of_tree()) == ["a clean tree: commit or remove a.py, b.py"]
+
+
+def test_an_sdist_must_build_the_same_wheel(script, tmp_path, monkeypatch):
+    first, sdist = wheel(tmp_path / "a.whl"), tmp_path / "scoremle-1.2.3.tar.gz"
+    with tarfile.open(sdist, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("scoremle-1.2.3/pyproject.toml"))
+    for changed, fault in (({}, ""), ({"scoremle/more.py": ""}, r"more\.py")):
+
+        def build(*command, cwd, changed=changed):
+            wheel(cwd.parent / "b.whl", **changed)
+
+        monkeypatch.setattr(script, "run", build)
+        if not fault:
+            script.rebuild(sdist, first)
+        else:
+            with pytest.raises(SystemExit, match=fault):
+                script.rebuild(sdist, first)
 
 
 def test_the_version_stands_twice():

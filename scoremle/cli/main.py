@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli import help as topics
@@ -21,7 +22,7 @@ from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.errors import Stopped, UserError
-from scoremle.terminal import Formatter, is_mute, printable
+from scoremle.terminal import Formatter, is_mute, passing, printable
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -98,11 +99,19 @@ def _run(arguments: list[str]) -> int:
 def _command(name: str, arguments: list[str]) -> int:
     module, _ = COMMANDS[name]
     if name in PARSERS:
-        options = PARSERS[name]().parse_args(arguments)
-        return _do(lambda options: importlib.import_module(module).run(options), options)
+        parser = PARSERS[name]()
+        options = parser.parse_args(arguments)
+        parser.check(options)
+        return _do(lambda options: _loaded(module).run(options), options)
     keep_programs()
     importlib.import_module(module).main(arguments)
     return 0
+
+
+def _loaded(module: str) -> ModuleType:
+    """The module of a command, and with it, mostly, JAX: that takes seconds."""
+    with passing("loading"):
+        return importlib.import_module(module)
 
 
 def _do(run: Callable[[Any], Any], options: Any) -> int:

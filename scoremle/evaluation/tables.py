@@ -133,12 +133,15 @@ def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
         for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
     )
     parts = (f"{name} {_number(errors[name], 5)}" for name in PARTS)
-    return [
+    corrected = (
         f"{r['mean']:.5f} = {r['uncorrected_mean']:.5f} at {nodes[0]} nodes"
-        f" {r['correction']:+.5f} of correction{''.join(steps)}",
+        f" {r['correction']:+.5f} of correction{''.join(steps)}"
+    )
+    return [
+        corrected if nodes[1:] else f"{r['mean']:.5f}: all images at {nodes[0]} nodes",
         f"standard errors: {', '.join(parts)}; all together {_number(errors['all'], 5)};"
         f" of the mean of this set of images {_number(errors['this_set'], 5)}",
-        f"no standard error has that of {nodes[-1]} nodes: at most {errors['finest_bias']:.5f}",
+        f"in none of these is the error of {nodes[-1]} nodes: at most {errors['finest_bias']:.5f}",
     ]
 
 

@@ -56,7 +56,7 @@ def _is_of(facts: Any, kind: str, step: int) -> bool:
 def how_to_get(place: str, model: ScoreModel, estimator: Estimator) -> str:
     """In a line, what gives a model the values that it lacks."""
     kind = _kind(estimator)
-    if isinstance(model, Trained) and kind and Path(place).exists():
+    if isinstance(model, Trained) and kind and Path(place).is_dir():
         bound = " --config.eval.bound" * (kind == "bound")
         return f"no ranks: scoremle eval {place}{bound} measures the model's own test images first"
     return (

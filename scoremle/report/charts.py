@@ -296,8 +296,8 @@ def solver_nodes(tried: Sequence[Sequence[float]], chosen: int, images: int) -> 
     told = "; ".join(f"{n:.0f} nodes {error:.2g}" for n, error in tried)
     return Chart(
         "solver_nodes", "The solver's error against its nodes",
-        f"Root mean square over {images} images of a pilot, against the solution at many nodes;"
-        " what is uncertain of that one is in it, and is what is left where the curve flattens.",
+        f"The root mean square over {images} images of a pilot, against the solution at many"
+        " nodes. The doubt of that solution is counted in. It is left where the curve flattens.",
         f"The solver's error in bits/dim: {told}; chosen were {chosen}.",
         draw,
     )  # fmt: skip

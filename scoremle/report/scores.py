@@ -58,8 +58,8 @@ def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
     page.section("Images")
     page.gallery(
         [_card(row, about, low, high) for row in scored],
-        f"Below each image a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is the"
-        " value, the bar the interval that covers the truth of about 95 % of images.",
+        f"Below each image is a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is"
+        " the value. The bar is the interval that covers the truth of about 95 % of images.",
     )
     if left_out := [row for row in rows if row.reason]:
         page.section("Not scored")

@@ -146,11 +146,14 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
     result = subject.main_result
     if result is None or result.values is None:
         return []
+    correction = result.facts.get("correction")
     page.section(
         "Images",
         f"By the result {result.kind}. A likely image is not always a typical one: simple and"
-        " smooth pictures are likely whatever they show. So both ends are worth a look.",
-    )
+        " smooth pictures are likely whatever they show. So both ends are worth a look."
+        + (f" The mean was corrected by {correction:+.4f}, and the value of an image is not."
+           if correction else ""),
+    )  # fmt: skip
     images = subject.images(result)
     if isinstance(images, str):
         page.text(f"The images can't be shown here: {images}")

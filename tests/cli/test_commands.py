@@ -1,5 +1,6 @@
 """What a person meets first: help that fits, examples that work, answers before JAX loads."""
 
+import argparse
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -65,8 +67,18 @@ def test_help_opens_with_two_examples_and_explains_each_word(command, capsys, mo
         if command in ("eval", "train-deq"):
             arguments.append("--config=digits")  # there is no working directory to know it
         PARSERS[command]().parse_args(arguments)
-    for action in PARSERS[command]()._actions:
-        assert action.option_strings or action.help or command == "data"
+    for action in actions(PARSERS[command]()):
+        assert action.help, action
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Each word that can be typed, also those of commands within."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from actions(below)
+        else:
+            yield action
 
 
 @pytest.mark.parametrize("command", [c for c in PARSERS if c in ("train", "eval", "train-deq")])
@@ -80,20 +92,20 @@ def test_flags_of_an_experiment_that_help_names_are_understood(command):
     assert parser.parse_args(line).config.seed == 3
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_jax_is_not_loaded_for_help_and_mistakes():
+    lines = [
         ["--help"], ["help", "config"], ["x"], ["train", "digits", "--y"],
         ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
+        ["score", "digits", "nowhere"], ["sample", "digits", "-o", "x.jpg"], ["report", "nowhere"],
+        ["verify", "nowhere"], ["export", "nowhere", "x"],
         ["completion", "bash"], *([command, "--help"] for command in PARSERS),
-    ],
-)  # fmt: skip
-def test_jax_is_not_loaded_for_help_and_mistakes(line):
+    ]  # fmt: skip
     code = (
         "import sys\nfrom scoremle.cli.main import main\n"
-        f"code = main({line!r})\n"
-        "loaded = {'jax', 'flax', 'numpy', 'orbax'} & set(sys.modules)\n"
-        "assert code in (0, 2) and not loaded, (code, loaded)"
+        f"for line in {lines!r}:\n"
+        "    code = main(line)\n"
+        "    loaded = {'jax', 'flax', 'numpy', 'orbax'} & set(sys.modules)\n"
+        "    assert code in (0, 2) and not loaded, (line, code, loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

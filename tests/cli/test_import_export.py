@@ -120,6 +120,8 @@ def test_an_exported_safetensors_is_a_model(tiny, tmp_path, capsys):
     model, ours = scoremle.load(path), scoremle.load(tiny.workdir)
     assert repr(model) == repr(ours) and model.eps == ours.eps and model.solver == ours.solver
     assert tree_hash(params_of(model)) == tree_hash(params_of(ours))
+    err = one_line(capsys, "import", path, f"--out={tmp_path / 'w'}")
+    assert "scoremle score takes it as it is" in err and not (tmp_path / "w").exists()
     notes, arrays = read_safetensors(path)
     config = json.loads(notes["config"]) | {"seed": 1}
     config["model"]["ch_mult"] = [2]

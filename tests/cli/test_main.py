@@ -270,18 +270,7 @@ def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
     assert list(results) == ["loss_test_ckpt_2"]
 
 
-def test_auto_says_which_nodes_it_chose_and_what_it_measured(tiny, capfd):
-    _, results = evaluate(tiny, "auto", eval__solver="auto", eval__num_images=16)
-    result = results["exact_test_ckpt_2"]
-    choice = result["solver_choice"]
-    assert result["solver"]["nodes"] == choice["nodes"] and choice["images"] == 8
-    assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
-    assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
-    assert [choice["nodes"], choice["solver_error"]] in choice["tried"]
-    assert f"{choice['nodes']} nodes: on 8 images" in capfd.readouterr().out
-
-
-def test_auto_corrects_the_mean_and_states_its_errors_part_by_part(tiny, capfd):
+def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, capfd):
     few = {"eval__solver": "auto", "eval__num_images": 90, "eval__num_repeats": 2}
     folder, results = evaluate(tiny, "levels", **few)
     result = results["exact_test_ckpt_2"]
@@ -301,11 +290,16 @@ def test_auto_corrects_the_mean_and_states_its_errors_part_by_part(tiny, capfd):
     assert errors["probes"] < errors["this_set"] == pytest.approx(
         np.hypot(result["noise_stderr"], errors["solver"])
     )
-    # The pilot, of other images with other noise, saw the same.
     choice = result["solver_choice"]
+    assert result["solver"]["nodes"] == choice["nodes"] and choice["images"] == 8
+    assert choice["solver_error"] <= max(0.005, choice["solver_error"] * (not choice["met"]))
+    assert choice["calibration"] > 0 and result["mean_solver_error"] > 0
+    assert [choice["nodes"], choice["solver_error"]] in choice["tried"]
+    # The pilot, of other images with other noise, saw the same.
     gap = result["correction"] + choice["solver_bias"]
     assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
     told = capfd.readouterr().out
+    assert f"{nodes[0]} nodes: on 8 images" in told
     assert f"of correction; {nodes[0]} to {nodes[1]} nodes on 64 images" in told
     part.unlink()
     evaluate(tiny, "levels", **few)

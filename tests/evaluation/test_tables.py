@@ -195,7 +195,10 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
         "e: standard errors: images 0.01200, probes 0.00123, draws not measured, solver 0.00020;"
         " all together 0.01234; of the mean of this set of images not measured"
     )
-    assert bias == "e: no standard error has that of 128 nodes: at most 0.00010"
+    assert bias == "e: in none of these is the error of 128 nodes: at most 0.00010"
+    alone = {"level_nodes": [128], "level_images": [360]}
+    made = results_table({"e": exact | alone | more}).splitlines()[4]
+    assert made == "e: 2.34567: all images at 128 nodes"
 
 
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):

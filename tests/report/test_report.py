@@ -55,7 +55,8 @@ def make(folder, *, shift=0.0, field=None):
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
     write_json(folder / "eval" / "results.json", {
         "exact_test_ckpt_1": result("exact", values - 9),
-        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE),
+        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE,
+                                    correction=-0.0024),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
                                 "stderr": 0.1, "meaning": "a fault"}],
@@ -115,6 +116,7 @@ def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
     assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
     assert "<b>run" not in text and "&lt;b&gt;run&lt;/b&gt;" in text
     assert "exact &lt;for p_eps&gt;" in text
+    assert "The mean was corrected by -0.0024, and the value of an image is not." in text
     assert not re.findall(r"url\(\s*[\"']?(?!#)", text) and "@import" not in text
     names = page.attributes["id"]
     assert len(names) == len(set(names))

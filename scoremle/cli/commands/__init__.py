@@ -5,6 +5,7 @@ is one with ``main(arguments)``. It is imported once its arguments are known to 
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from scoremle.errors import UserError
@@ -58,11 +59,21 @@ class Partly(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but complaints are lines like all others, and help begins with examples."""
+    """argparse, but complaints are lines like all others, and help begins with examples.
 
-    def __init__(self, *, examples: tuple[str, ...] = (), **settings: Any) -> None:
+    ``check`` raises UserError for what the arguments name and can't be used. It comes after the
+    arguments are parsed, and before the command is imported.
+    """
+
+    def __init__(
+        self,
+        *,
+        examples: tuple[str, ...] = (),
+        check: Callable[[Any], None] = lambda options: None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
-        self.examples = examples
+        self.examples, self.check = examples, check
 
     def format_help(self) -> str:
         examples = "".join(f"  {example}\n" for example in self.examples)

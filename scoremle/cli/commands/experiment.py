@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from scoremle.terminal import passing
+
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
 
@@ -33,7 +35,8 @@ def _run_mode(settings: "Settings") -> dict[str, Any]:
 
 
 def _run_alone(settings: "Settings") -> dict[str, Any]:
-    from scoremle.experiment import run as experiment
+    with passing("loading"):
+        from scoremle.experiment import run as experiment
 
     try:
         return experiment.run(

@@ -51,6 +51,12 @@ def run(options: Any) -> None:
     """Reports what lies there, and makes a working directory of it."""
     if options.workdir and options.out:
         raise UserError("--out is another way to say WORKDIR: give one of the two")
+    if exported.is_file(options.path):
+        raise UserError(
+            f"{options.path} has the averaged parameters alone, and scoremle score takes it as it"
+            " is; for a working directory export the whole state: scoremle export WORKDIR"
+            " checkpoint_1"
+        )
     name = options.name or options.path.name
     place = Workdir(options.workdir or options.out or Path("runs") / name)
     if import_model(options.path, place, options.dataset):

@@ -45,8 +45,6 @@ def run(options: Any) -> None:
 
 def _check(path: Path, model: ScoreModel) -> None:
     """Raises UserError, before anything is drawn, if the file can't hold the samples."""
-    if path.suffix not in (".png", ".npy", ".npz"):
-        raise UserError(f"-o {path}: the name to write must end in .png, .npy or .npz")
     if path.suffix == ".png" and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
 

@@ -5,7 +5,6 @@ CSV of one line a file, in their order; a page shows the images in the order of 
 """
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +15,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.cli.commands import Partly, score_on_ray
-from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
 from scoremle.experiment.models import load_of_images
@@ -38,7 +36,6 @@ def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
     if options.engine == "ray":
         return score_on_ray.run(options)
-    _check_places(options)
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     looks, images = read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
@@ -75,23 +72,6 @@ def run(options: Any) -> dict[str, Any] | Partly:
         return summary
     say(f"{left_out} of {len(rows)} files have no score: their rows say why")
     return Partly(summary)
-
-
-def _check_places(options: Any) -> None:
-    """Raises UserError for places that can't do, before any work."""
-    if not options.images.exists():
-        raise UserError(f"no file or folder {options.images}")
-    for flag, place in (("--out", options.out), ("--page", options.page)):
-        if place is None:
-            continue
-        folder = next(above for above in place.absolute().parents if above.exists())
-        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            what = (
-                "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
-            )
-            raise UserError(f"can't write {flag}={place}: {what}; name a file to write")
-        if place.exists() and not options.force:
-            raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
 
 
 def _score_share(

@@ -38,7 +38,7 @@ def data_parser() -> Parser:
         )
         command.add_argument("--path", default="", help="files of NAME; an own PATH needs none")
         command.add_argument("--size", type=int, default=0, help="height and width; 0: as it is")
-        command.add_argument("--channels", type=int, default=0, choices=(0, 1, 3))
+        command.add_argument("--channels", type=int, default=0, choices=(0, 1, 3), help=CHANNELS)
         command.add_argument("--fit", default="", choices=FITS, help=FIT)
         command.add_argument("--levels", type=int, default=0, help="grey levels: 2**bits")
         command.add_argument("--test-fraction", type=_fraction, default=0.1, help=FRACTION)
@@ -46,12 +46,14 @@ def data_parser() -> Parser:
         if what == "prepare":
             command.add_argument("--into", type=Path, help="a new folder; else in the cache")
         else:
-            command.add_argument("--split", default="train", choices=("train", "test"))
+            command.add_argument("--split", default="train", choices=SPLITS, help=SPLIT)
             command.add_argument("--picture", type=Path, help="file to draw to: NAME.png")
         command.add_argument("--json", action="store_true", help="its facts as JSON, on stdout")
     return parser
 
 
+CHANNELS = "1: grey, 3: RGB; 0: as the images are"
+SPLITS, SPLIT = ("train", "test"), "which images (train)"
 FIT = "bring images of other sizes to --size: crop the centre, or resize the centred square"
 FRACTION = "share of the images to test on, where the source does not say (default: 0.1)"
 SKIP = "leave out images that can't be used, and count them"
@@ -78,6 +80,6 @@ def stats_parser() -> Parser:
     parser.add_argument("--weights", type=Path, required=True, help="from convert-inception")
     parser.add_argument("--out", type=Path, required=True, help="the npz to write, for eval.stats")
     parser.add_argument("--path", default="", help="folder of the data set, as data.path")
-    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--split", choices=SPLITS, default="train", help=SPLIT)
     parser.add_argument("--image_size", type=int, help="pad with zeros, as data.image_size")
     return parser

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
+from scoremle.cli.places import exist
 
 __all__ = ["PUBLISHED", "convert_inception_parser", "export_parser", "import_parser"]
 
@@ -43,6 +44,7 @@ def export_parser() -> Parser:
             "scoremle export runs/digits published/checkpoint_1 --checkpoint=1",
         ),
         description="Writes a checkpoint in the published format, or as safetensors.",
+        check=exist("workdir"),
     )
     parser.add_argument("workdir", type=Path, help="where the checkpoint is")
     parser.add_argument(

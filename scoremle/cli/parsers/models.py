@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scoremle.cli.commands import Parser
 from scoremle.cli.parsers.words import ANY_FITS, ESTIMATORS, SAMPLERS, at_least, shard
+from scoremle.cli.places import check_samples, check_scores, exist
 
 __all__ = ["compare_parser", "report_parser", "sample_parser", "score_parser"]
 
@@ -22,6 +23,7 @@ def sample_parser() -> Parser:
             "scoremle sample runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100",
         ),
         description="Draws samples of a model.",
+        check=check_samples,
     )
     parser.add_argument("model", help=MODEL)
     parser.add_argument("-n", type=at_least(1), default=64, help="how many (64)")
@@ -52,6 +54,7 @@ def score_parser() -> Parser:
         ),
         description="The likelihood of each of your own images, as a CSV of one line a file, in"
         " their order. Ctrl-C loses little: the same command goes on.",
+        check=check_scores,
     )
     parser.add_argument("model", help=MODEL)
     parser.add_argument(
@@ -120,6 +123,7 @@ def report_parser() -> Parser:
         ),
         description="A page about a training and its evaluation, to look at: one file of HTML that"
         " needs no network. Its charts are also written beside it, as SVG and PNG.",
+        check=exist("workdirs"),
     )
     parser.add_argument(
         "workdirs", metavar="WORKDIR", nargs="+", type=Path,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
+from scoremle.cli.places import exist
 
 __all__ = ["completion_parser", "env_parser", "verify_parser"]
 
@@ -35,6 +36,7 @@ def verify_parser() -> Parser:
         description="Reads all that lies in a place (a workdir, a prepared data set, checkpoints,"
         " results, a model) and compares it with the checksums that it has. What is damaged is a"
         " line: what, where, what to do. The exit code is then 2, else 0.",
+        check=exist("path"),
     )
     parser.add_argument("path", type=Path, help="a folder, with all below it, or a file")
     return parser

@@ -1,0 +1,47 @@
+"""What can be said of the places that a command names, before JAX is imported."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scoremle.errors import UserError
+
+__all__ = ["check_samples", "check_scores", "exist"]
+
+
+def exist(name: str) -> Callable[[Any], None]:
+    """A check that the place, or each of the places, of the argument ``name`` is there."""
+
+    def check(options: Any) -> None:
+        places = getattr(options, name)
+        for place in [places] if isinstance(places, Path) else places:
+            if not place.exists():
+                raise UserError(f"there is no folder or file {place}")
+
+    return check
+
+
+def check_samples(options: Any) -> None:
+    """Raises UserError for a name of samples that says no format."""
+    if options.out.suffix not in (".png", ".npy", ".npz"):
+        raise UserError(f"-o {options.out}: the name to write must end in .png, .npy or .npz")
+
+
+def check_scores(options: Any) -> None:
+    """Raises UserError for images that are not there, and for a table that can't be written."""
+    if not options.images.exists():
+        raise UserError(f"no file or folder {options.images}")
+    if options.engine:  # which writes a folder, and goes on in it
+        return
+    for flag, place in (("--out", options.out), ("--page", options.page)):
+        if place is None:
+            continue
+        folder = next(above for above in place.absolute().parents if above.exists())
+        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            what = (
+                "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
+            )
+            raise UserError(f"can't write {flag}={place}: {what}; name a file to write")
+        if place.exists() and not options.force:
+            raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
