@@ -23,9 +23,9 @@ class Diffrax(Adapter):
     }
     probe, order = "gaussian", 5.0
 
-    @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        return self.setting == "best"
+    def __init__(self, setting: str | None = None) -> None:
+        super().__init__(setting)
+        self.adaptive = self.setting == "best"
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
         return Answer(jax.jit(self._solved(field, ask))(jnp.asarray(x, jnp.float32)))

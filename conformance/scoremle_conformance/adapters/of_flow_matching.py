@@ -37,9 +37,9 @@ class FlowMatching(Adapter):
     }
     order = 2.0
 
-    @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        return self.setting == "best"
+    def __init__(self, setting: str | None = None) -> None:
+        super().__init__(setting)
+        self.adaptive = self.setting == "best"
 
     def _likelihood(self, field: Field, x: Tensor, ask: Ask, **more: Any) -> Tensor:
         solver = self.solvers[self.setting]

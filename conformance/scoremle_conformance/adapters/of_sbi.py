@@ -31,15 +31,15 @@ def estimator(field: Field, label: int | None) -> Any:
     """The estimator of the path, whose output is the field."""
     kind, numbers = ESTIMATORS[field.path.name]
 
-    class Exact(kind):  # type: ignore[misc, valid-type]
-        def forward(self, input: Tensor, condition: Tensor, time: Tensor) -> Tensor:
-            rows = input.reshape(-1, input.shape[-1])
-            labels = None if label is None else torch.full((len(rows),), label)
-            return field(rows, time.reshape(-1)[0], labels).reshape(input.shape)
+    def forward(self: Any, input: Tensor, condition: Tensor, time: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        labels = None if label is None else torch.full((len(rows),), label)
+        return field(rows, time.reshape(-1)[0], labels).reshape(input.shape)
 
     unused = nn.Linear(1, 1).requires_grad_(False)  # it tells the device
     sizes = {"input_shape": torch.Size([field.dims]), "condition_shape": torch.Size([1])}
-    return Exact(unused, **sizes, **numbers)
+    exact = type("Exact", (kind,), {"forward": forward})
+    return exact(unused, **sizes, **numbers)
 
 
 class FMPE(Adapter):
