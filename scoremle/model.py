@@ -124,7 +124,9 @@ class ScoreModel:
         count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = {"shape": "x".join(map(str, self.shape)), "SDE": repr(self.sde)}
         facts |= {"grey levels": f"{self.pixels.levels} levels"} if self.pixels else {}
-        return facts | ({"network": f"{count:,} parameters"} if count else {})
+        words = [f"{count:,} parameters"] * bool(count)
+        words += [network.way] if hasattr(network, "way") else []  # a module's way to JAX
+        return facts | ({"network": ", ".join(words)} if words else {})
 
     @property
     def dims(self) -> int:

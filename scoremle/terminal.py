@@ -67,10 +67,11 @@ def say(text: object) -> None:
 
 
 class Formatter(logging.Formatter):
-    """Of warnings on a terminal."""
+    """Of what is logged, on a terminal: lines like those of errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        kind = "warning: " if record.levelno >= logging.WARNING else ""
+        return printable(f"scoremle: {kind}{super().format(record)}")
 
 
 def cell(text: str) -> str:

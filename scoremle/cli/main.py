@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        with _warnings(), _sigterm():
+        with _logged(), _sigterm():
             return _run(arguments)
     except SystemExit as end:  # argparse, after it printed a command's help
         return int(end.code or 0)
@@ -164,14 +164,17 @@ def _sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _warnings() -> Iterator[None]:
-    """Warnings of this package on stderr as lines like those of errors."""
+def _logged() -> Iterator[None]:
+    """What this package logs, on stderr."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
-    handler.setFormatter(Formatter("scoremle: warning: %(message)s"))
+    level = logger.level
+    handler.setFormatter(Formatter())
     logger.addHandler(handler)
+    logger.setLevel(level or logging.INFO)
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         logger.propagate = True

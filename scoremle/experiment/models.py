@@ -15,7 +15,7 @@ from scoremle.numerics import check_finite
 from scoremle.published import hub
 from scoremle.published.families import FAMILIES, OTHERS, family_of
 
-__all__ = ["load", "load_of_images"]
+__all__ = ["is_model_alone", "is_published", "load", "load_of_images"]
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
@@ -65,6 +65,21 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
         what = "no working directory, and " if path.is_dir() else ""
         raise UserError(f"{path} is {what}no model of a known family: {OTHERS}")
     return load_workdir(path, checkpoint)
+
+
+def is_published(place: str) -> bool:
+    """Does this name a model of a published family?"""
+    path = Path(place)
+    if not path.exists():
+        return place.startswith(hub.PREFIX)
+    return not exported.is_file(path) and family_of(path) is not None
+
+
+def is_model_alone(place: str) -> bool:
+    """Does this name a model that is no working directory?"""
+    if Path(place).exists():
+        return exported.is_file(Path(place)) or is_published(place)
+    return is_own(place) or place in NAMES or is_published(place)
 
 
 def load_of_images(

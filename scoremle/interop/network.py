@@ -2,7 +2,7 @@
 
 Translated by torchax it is compiled with all around it, and has every derivative. It stays in
 PyTorch where torchax is not installed or can't translate it, and where it lies on a GPU that JAX
-does not have. Which of the two, and why, is logged.
+does not have. Which of the two, and why, is logged, and stands in the model's repr.
 
 Either way its value and a form v'Jv are compared with PyTorch's own before it is used.
 """
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Array
 from torch import Tensor, nn
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
 from scoremle.interop.by_torch import InTorch
 from scoremle.interop.by_torchax import translated
@@ -39,9 +39,13 @@ TOLERANCE = 1e-4
 @pytree
 @dataclass(frozen=True)
 class _AsThere:
-    """A network of images [b c h w] in float32 as one of images [b h w c]; vectors stay."""
+    """A network of images [b c h w] in float32 as one of images [b h w c]; vectors stay.
+
+    ``way``: how it came to JAX, in words.
+    """
 
     network: Callable[..., Data]
+    way: str = static()
 
     def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
         image = x.ndim == 4
@@ -78,12 +82,13 @@ def network_of(
                 raise UserError(f"{frozen.name} can't be translated: {_line(error)}") from error
             why = _line(error)
         else:
-            logger.info("%s is translated to JAX by torchax", frozen.name)
-            return _AsThere(network)
-    say = logger.warning if why else logger.info
-    say("%s stays in PyTorch, on %s: %s", frozen.name, frozen.device, why or "as asked")
+            way = "translated to JAX by torchax"
+            logger.info("%s is %s", frozen.name, way)
+            return _AsThere(network, way)
     truth.compare(InTorch(frozen), inputs)
-    return _AsThere(InTorch(frozen))
+    way = f"in PyTorch, on {frozen.device}: {why or 'as asked'}"
+    logger.log(logging.WARNING if why else logging.INFO, "%s stays %s", frozen.name, way)
+    return _AsThere(InTorch(frozen), way)
 
 
 class _Truth:

@@ -166,6 +166,16 @@ def one_line(capsys, *arguments):
 def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
     file, workdir = imported
     assert "is a working directory already" in one_line(capsys, "import", file, workdir)
+    own = tmp_path / "own.safetensors"
+    safetensors.write(own, {}, {"config": "{}", "data": "{}"})
+    err = one_line(capsys, "import", own, tmp_path / "a")
+    assert "was written by scoremle export: scoremle score and sample take it as it is" in err
+    err = one_line(capsys, "report", workdir, file)
+    assert f"scoremle import {file} WORKDIR makes one of it, and scoremle score {file} IM" in err
+    for model in ("digits", "mine.py:model"):
+        err = one_line(capsys, "report", model)
+        assert f"working directory: scoremle score {model} IMAGES --page=FILE.html writes" in err
+    assert f"{images} is a file, and a report is of" in one_line(capsys, "report", images)
     err = one_line(capsys, "import", file, tmp_path / "a", f"--out={tmp_path / 'b'}")
     assert "give one of the two" in err
     err = one_line(capsys, "import", images.parent, tmp_path / "a", "--dataset=digits")

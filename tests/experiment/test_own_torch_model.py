@@ -37,6 +37,7 @@ def model(**options):
 def weak():
     return model(most=2)
 """
+SAID = "scoremle: Net stays in PyTorch, on cpu: as asked\n"
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_a_folder_with_its_own_module_is_scored(place, capsys):
     out = place / "scores.csv"
     model = f"{place}/a/mine.py:model"
     assert cli.main(["score", model, f"{place}/images.npy", f"--out={out}"]) == 0
+    assert capsys.readouterr().err.count(SAID) == 1
     assert str(place / "a") not in sys.path and "net" not in sys.modules
     bpd = [float(line.split(",")[0]) for line in out.read_text().splitlines()[1:]]
     expected = scoremle.load(model).score(np.load(place / "images.npy"), repeats=4)
@@ -72,7 +74,7 @@ def test_two_folders_may_have_modules_of_one_name(place):
 
 def test_what_fails_while_it_is_scored_is_one_line(place, capsys):
     assert cli.main(["score", f"{place}/a/mine.py:weak", f"{place}/images.npy"]) == 2
-    error = capsys.readouterr().err.strip()
+    error = capsys.readouterr().err.removeprefix(SAID).strip()
     assert "\n" not in error
     assert error.startswith("scoremle: error: Net failed on inputs float32 [")
     assert error.endswith("RuntimeError: out of luck")

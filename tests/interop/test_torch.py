@@ -416,11 +416,20 @@ class Odd(MLP):
         return super().forward(x, label) * (1.0 if x.detach().numpy().size else 0.0)
 
 
+def test_which_way_it_goes_is_said_once_and_stands_in_its_repr(by, caplog):
+    with caplog.at_level(logging.INFO, "scoremle"):
+        model = mlp_model(by)
+    (record,) = caplog.records
+    words = {"torch": "in PyTorch, on cpu: as asked", "torchax": "translated to JAX by torchax"}
+    assert words[by] in record.getMessage() and repr(model).endswith(f"{words[by]})")
+
+
 def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
     with caplog.at_level(logging.WARNING, "scoremle"):
         model = mlp_model(None, made(Odd))
     (record,) = caplog.records
     assert record.getMessage().startswith("Odd stays in PyTorch, on cpu: ")
+    assert record.getMessage().removeprefix("Odd stays ") in repr(model)
     x = jnp.asarray(data((6,)), float)
     plain = mlp_model("torch").log_prob(x, KEY)
     np.testing.assert_allclose(model.log_prob(x, KEY).log_prob, plain.log_prob, atol=1e-5)

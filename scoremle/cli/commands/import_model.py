@@ -14,7 +14,7 @@ from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
-from scoremle.experiment import defaults
+from scoremle.experiment import defaults, exported
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.models import load
 from scoremle.experiment.workdir import Workdir
@@ -36,18 +36,22 @@ def import_model(path: Path, place: Workdir, dataset: str) -> bool:
     """
     if not path.exists() and str(path).startswith(hub.PREFIX):
         path = hub.download(str(path))
+    if exported.is_file(path):
+        raise UserError(
+            f"{path} was written by scoremle export: scoremle score and sample take it as it is"
+        )
     family = family_of(path)
     if family is None:
         return False
     model = cast(PublishedModel, load(path))
-    if place.begun or place.config_path.exists():
+    if place.config_path.exists() or (place.begun and not place.imported):
         raise UserError(f"{place.folder} is a working directory already: choose another")
     config = _config(model, dataset)
-    write_sealed(place.config_path, config.to_dict())
+    Imported(place.folder).write(family, path)
     write_sealed(
         place.data_path, {"name": config.data.dataset, "levels": cast(Pixels, model.pixels).levels}
     )
-    Imported(place.folder).write(family, path)
+    write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
     _report(path, FAMILIES[family].words, model, place, config)
     return True
 
