@@ -77,9 +77,11 @@ best of the others ({best}).
 
 In {workdir}:
   samples_beside_digits.png, training_curve.png
-  eval/results.json, and every image's values beside it
+  eval/: results.json, every image's values, and pictures: samples, the likeliest and the
+    unlikeliest images, and which noise levels cost the bits of the bound
+  samples/: a grid of samples at each snapshot
   checkpoints/, for scoremle.load("{workdir}")
-To begin anew: rm -r {workdir}"""
+next: scoremle report {workdir}, or to begin anew: rm -r {workdir}"""
     print(f"\nHandwritten digits: bits/dim of all {len(test)} test images, less is better;")
     print(f"the model is that of training step {exact['step']}\n")
     print(tables.table(("density", "bits/dim", "std. error"), cells))

@@ -132,15 +132,20 @@ def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
         f"; {coarse} to {fine} nodes on {m} images"
         for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
     )
-    parts = (f"{name} {_number(errors[name], 5)}" for name in PARTS)
+    known = [name for name in PARTS if errors[name] is not None]
+    parts = [f"{name} {errors[name]:.5f}" for name in known]
+    parts.append(f"all together {_number(errors['all'], 5)}")
+    if errors["this_set"] is not None:
+        parts.append(f"of the mean of this set of images {errors['this_set']:.5f}")
+    unknown = ", ".join(name for name in PARTS if name not in known)
     corrected = (
         f"{r['mean']:.5f} = {r['uncorrected_mean']:.5f} at {nodes[0]} nodes"
         f" {r['correction']:+.5f} of correction{''.join(steps)}"
     )
     return [
         corrected if nodes[1:] else f"{r['mean']:.5f}: all images at {nodes[0]} nodes",
-        f"standard errors: {', '.join(parts)}; all together {_number(errors['all'], 5)};"
-        f" of the mean of this set of images {_number(errors['this_set'], 5)}",
+        f"standard errors: {', '.join(parts)}"
+        + f"; so few passes do not tell apart: {unknown}" * bool(unknown),
         f"in none of these is the error of {nodes[-1]} nodes: at most {errors['finest_bias']:.5f}",
     ]
 

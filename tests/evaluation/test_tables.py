@@ -192,10 +192,16 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
         " 48 to 128 nodes on 64 images"
     )
     assert parts == (
-        "e: standard errors: images 0.01200, probes 0.00123, draws not measured, solver 0.00020;"
-        " all together 0.01234; of the mean of this set of images not measured"
+        "e: standard errors: images 0.01200, probes 0.00123, solver 0.00020, all together 0.01234;"
+        " so few passes do not tell apart: draws"
     )
     assert bias == "e: in none of these is the error of 128 nodes: at most 0.00010"
+    whole = {"errors": errors | {"draws": 0.002, "this_set": 0.003}}
+    parts = results_table({"e": exact | levels | more | whole}).splitlines()[5]
+    assert parts.endswith(
+        "probes 0.00123, draws 0.00200, solver 0.00020, all together 0.01234, of the mean of this"
+        " set of images 0.00300"
+    )
     alone = {"level_nodes": [128], "level_images": [360]}
     made = results_table({"e": exact | alone | more}).splitlines()[4]
     assert made == "e: 2.34567: all images at 128 nodes"
