@@ -147,7 +147,7 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
     bpd = -np.mean([subject.bits(x, each.log_prob) for each in passes], axis=0)
     probes = subject.bits(x, np.sqrt(sum(np.square(p.probe_stderr) for p in passes)) / PASSES)
     raw = np.mean([p.solver_error for p in passes], axis=0)
-    solver = choice.calibration * np.hypot(raw, choice.typical)
+    solver = choice.solver.stated(raw)
     noise = np.sqrt(np.mean(probes**2) / len(x))
     order = np.random.default_rng(seed).permutation(len(x))
     levels = choice.levels or Levels((choice.nodes,), (), 0.0)
@@ -178,7 +178,7 @@ def of_solver(subject: Subject, choice: Choice, x: Data) -> Outcomes:
     divergence, known = subject.held(subject, x, choice.nodes)
     error = np.abs(subject.bpd(x, 0, divergence, choice.nodes) - known)
     raw = subject.solve(x, 3, Hutchinson(), choice.nodes).solver_error
-    stated = subject.bits(x, choice.calibration * np.hypot(raw, choice.typical))
+    stated = subject.bits(x, choice.solver.stated(raw))
     return {"solver": error <= stated, "stated / true": stated / error}
 
 

@@ -171,11 +171,9 @@ class Subject:
             "seconds": seconds / len(self.y),
         }
 
-    def _stated(
-        self, found: Likelihood, error: np.ndarray, calibration: float = 1.0, typical: float = 0.0
-    ) -> Row:
+    def _stated(self, nats: jax.Array, error: np.ndarray) -> Row:
         """How often the stated error covers the true one, and its ratio to that in the median."""
-        stated = calibration * np.hypot(found.solver_error, typical) / self.bits
+        stated = np.asarray(nats) / self.bits
         return {
             "covered": float(np.mean(error <= stated)),
             "width": float(np.median(stated / error)),
@@ -187,10 +185,10 @@ class Subject:
         held, (fresh, seconds) = self.held(self.y, plan), timed(self.fresh, self.y, plan)
         error = self._error(held.log_prob)
         probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
-        bare, choice = self._stated(fresh, error), self.pilot.measure(nodes)
+        bare, choice = self._stated(fresh.solver_error, error), self.pilot.measure(nodes)
         return {
             **self._row(f"ours, {nodes} nodes", error, probe, seconds),
-            **self._stated(fresh, error, choice.calibration, choice.typical),
+            **self._stated(choice.solver.stated(fresh.solver_error), error),
             "bare_covered": bare["covered"],
             "bare_width": bare["width"],
             "evaluations": nodes + 1,
@@ -204,7 +202,7 @@ class Subject:
         error = self._error(found.log_prob)
         return {
             **self._row(f"doubling, {tolerance:g}", error, probe, seconds),
-            **self._stated(found, error),
+            **self._stated(found.solver_error, error),
             "evaluations": float(np.mean(found.evaluations)),
         }
 

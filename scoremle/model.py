@@ -17,7 +17,7 @@ from jaxtyping import Array, Integer, Key
 
 from scoremle.core.bijectors import Bijector
 from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
-from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, rows_of
@@ -36,7 +36,7 @@ from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scores import Scores
-from scoremle.likelihood.within import EXAMPLES, FEW_DIMS, PROBES, Accuracy, choose_within
+from scoremle.likelihood.within import Accuracy, choose_within
 from scoremle.numerics import all_finite, as_data, as_pytree, check_examples, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
@@ -212,7 +212,8 @@ class ScoreModel:
             divergence: how traces are estimated; None: the model's own, or exactly up to 64
                 dimensions, and beyond them by one random probe at each node.
             solver: None: the model's own.
-            tolerance: in nats: solver and divergence are those of ``within``.
+            tolerance: in nats, instead of a divergence and a solver: a pilot chooses them, as
+                ``ode_log_likelihood`` says.
             dtype: of the computation, such as "float64"; None: that of ``x``, which without
                 ``jax_enable_x64`` is float32.
 
@@ -228,16 +229,12 @@ class ScoreModel:
             >>> print(f"{found.log_prob[0]:.2f}")  # -log 2 pi
             -1.84
         """
-        if tolerance is not None:
-            if divergence or solver:
-                raise UserError("give a tolerance, or a divergence and a solver, not both")
-            model, _ = self.within(tolerance, x, condition=condition)
-            return model.log_prob(x, key, condition=condition, dtype=dtype)
+        if tolerance is None:
+            divergence, solver = divergence or self.divergence, solver or self.solver
         z, log_det = self._inside(x, dtype)
-        default = Exact() if self.dims <= FEW_DIMS else Hutchinson()
         found = ode_log_likelihood(
-            self.noise, self.sde, z, key, eps=self.eps, condition=condition,
-            divergence=divergence or self.divergence or default, solver=solver or self.solver,
+            self.noise, self.sde, z, key, eps=self.eps, divergence=divergence, solver=solver,
+            tolerance=tolerance, condition=condition,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + log_det)
 
@@ -265,20 +262,11 @@ class ScoreModel:
             >>> print(accuracy.met, model.divergence)
             True Hutchinson(probes=2, distribution='rademacher')
         """
-        if isinstance(x, jax.core.Tracer):
-            raise UserError(
-                "a tolerance needs numbers: outside of jit and grad,"
-                " model, _ = model.within(tolerance, x), then model.log_prob without a tolerance"
-            )
-        if not tolerance > 0 or not len(x):
-            raise UserError("a tolerance needs examples, and must be above 0")
-        z, _ = self._inside(x[:EXAMPLES])
-        rows = jax.tree.map(lambda row: row[: len(z)], rows_of(condition, len(x)))
-        pilot = Pilot(
-            self.given(rows).noise, self.sde, z, jax.random.key(seed),
-            eps=self.eps, divergence=Hutchinson(PROBES),
+        z, _ = self._inside(x)
+        found = choose_within(
+            self.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
+            seed=seed,
         )  # fmt: skip
-        found = choose_within(pilot, tolerance, self.dims)
         return replace(self, solver=found.solver, divergence=found.divergence), found
 
     def bound(

@@ -20,6 +20,7 @@ from scoremle import (
     UserError,
     ode_log_likelihood,
 )
+from scoremle.likelihood.record import Likelihood
 
 KEY, VP, START = jax.random.key(0), SDES["vp"], EPS["vp"]
 
@@ -44,9 +45,24 @@ def test_an_exact_trace_gives_the_density_in_any_dimension(dims):
 
 def test_it_is_the_default_up_to_64_dimensions():
     for dims, words in [(64, "Exact(block=64)"), (65, "Hutchinson(probes=1")]:
-        model = of(Gaussian.random(0, dims), solver=Multistep(2))
-        found = model.log_prob(np.zeros((1, dims)), KEY)
-        assert found.trace.startswith(words)
+        model, x = of(Gaussian.random(0, dims), solver=Multistep(2)), np.zeros((1, dims))
+        found = model.log_prob(x, KEY)
+        assert found.trace.startswith(words) and f"trace {words}" in repr(found)
+        plain = ode_log_likelihood(model.noise, VP, x, KEY, eps=START, solver=Multistep(2))
+        np.testing.assert_array_equal(plain.log_prob, found.log_prob)
+
+
+def test_what_was_found_is_said_in_a_line():
+    def of_errors(solver, probes):
+        two, whole = jnp.asarray([-3.0, -4.0]), jnp.asarray([9, 9])
+        solver, probes = jnp.asarray(solver), jnp.asarray(probes)
+        return Likelihood(two, two[:, None], whole, probes, two[None], solver, whole > 0, "T")
+
+    found = of_errors(solver=[0.1, 0.7], probes=[np.nan, np.nan])
+    words = "2 examples: -3.5 nats in the mean; errors of one: solver 0.5, probes unknown; trace T"
+    assert repr(found) == f"Likelihood({words})"
+    for nothing in (jax.tree.map(lambda leaf: leaf[:0], found), jax.eval_shape(lambda: found)):
+        assert repr(nothing) == "Likelihood(no values; trace T)"
 
 
 def test_blocks_change_no_value_and_bound_the_memory():
@@ -232,6 +248,12 @@ PLAIN = of(DATA)
 NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
 
 
+def of_scale(scale):
+    noise = jax.tree_util.Partial(lambda scale, x, t: scale * x, scale)
+    model = ScoreModel(noise, VP, START, (2,))
+    return model.log_prob(X, KEY, tolerance=0.1).log_prob.sum()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -245,8 +267,9 @@ NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
         (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
         (
             lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X),
-            r"outside of jit and grad, model, _ = model.within\(tolerance, x\)",
+            "a tolerance needs numbers: outside of jit and grad, let model.within or",
         ),
+        (lambda: jax.grad(of_scale)(1.0), "a tolerance needs numbers: outside of jit and grad"),
         (
             lambda: of(DATA, bijector=Bounded(low=0.0)).log_prob(X - 1, KEY),
             "x, after the model's bijector, has a number that is not finite, in row 0",
@@ -271,27 +294,59 @@ def test_functions_of_arrays_tell_the_same_mistakes(unchecked):
             ode_log_likelihood(lambda x, t, *_: x, VP, x, KEY, eps=START, **options)
 
 
-def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(x64):
-    """Between two narrow modes the field turns from one to the other within a moment."""
-    dims, width, sde = 30, 0.5, scoremle.VP()
-    means = 0.7 * np.random.default_rng(0).normal(size=(2, dims))
+# Rows that need more than the others
 
-    def log_p(x, t):
-        variance = (sde.alpha(t) * width) ** 2 + sde.sigma(t) ** 2
-        apart = jnp.sum(jnp.square(x - sde.alpha(t) * means), axis=1)
-        return jax.nn.logsumexp(-apart / (2 * variance))
 
-    def noise(x, t):
-        return -sde.sigma(t)[:, None] * jax.vmap(jax.grad(log_p))(x, t)
+@pytest.fixture(scope="module")
+def between():
+    """A model of two narrow modes, rows of these, rows from between them, and the truth of all.
 
-    model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(dims,))
-    share = np.linspace(0.4, 0.6, 16)[:, None]
-    x = share * means[0] + (1 - share) * means[1]
-    found, truth = (
-        model.log_prob(x, jax.random.key(0), divergence=scoremle.Exact(), solver=solver)
-        for solver in (scoremle.Doubling(0.05 / dims), scoremle.Multistep(1024))
-    )
-    error = abs(np.asarray(found.log_prob - truth.log_prob))
-    assert error.max() < 0.05 and found.solver_error.max() < 0.05, (error, found.solver_error)
-    few = model.log_prob(x, jax.random.key(0), solver=scoremle.Multistep(16))
-    assert abs(np.asarray(few.log_prob - truth.log_prob)).max() > 0.05  # it is not easy
+    Between the modes the field turns from one to the other within a moment.
+    """
+    with jax.enable_x64(True):
+        dims, width, rng = 30, 0.5, np.random.default_rng(0)
+        means = 0.7 * rng.normal(size=(2, dims))
+
+        def log_p(x, t):
+            variance = (VP.alpha(t) * width) ** 2 + VP.sigma(t) ** 2
+            apart = jnp.sum(jnp.square(x - VP.alpha(t) * means), axis=1)
+            return jax.nn.logsumexp(-apart / (2 * variance))
+
+        def noise(x, t):
+            return -VP.sigma(t)[:, None] * jax.vmap(jax.grad(log_p))(x, t)
+
+        model = ScoreModel(noise, VP, eps=1e-3, shape=(dims,))
+        share = np.linspace(0.4, 0.6, 16)[:, None]
+        ordinary = means[np.arange(32) % 2] + width * rng.normal(size=(32, dims))
+        x = np.concatenate([ordinary, share * means[0] + (1 - share) * means[1]])
+        truth = model.log_prob(x, KEY, divergence=Exact(), solver=Multistep(1024))
+        return model, x, np.asarray(truth.log_prob)
+
+
+def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(between, x64):
+    (model, x, truth), tolerance = between, 0.05
+    solver = scoremle.Doubling(tolerance / model.dims)
+    found = model.log_prob(x, KEY, divergence=Exact(), solver=solver)
+    error = np.abs(found.log_prob - truth)
+    assert max(error.max(), found.solver_error.max()) < tolerance, (error, found.solver_error)
+
+
+def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between, x64):
+    """They state an error above it, and get more nodes; the others keep their values."""
+    (model, x, truth), tolerance = between, 0.05
+    pilots, accuracy = model.within(tolerance, x)
+    assert accuracy.met and accuracy.examples == 32
+    once, found = pilots.log_prob(x, KEY), model.log_prob(x, KEY, tolerance=tolerance)
+    error = np.abs(once.log_prob - truth)
+    assert error[:32].max() < tolerance < 100 * tolerance < error[32:].max()  # it is not easy
+    # The pilot's factor, of a fifth, is not for these; nor does the solver tell all of them.
+    assert (error < 2.5 * once.solver_error)[32:].all(), (error, once.solver_error)
+    again = np.asarray(once.solver_error > tolerance)
+    assert not again[:32].any()
+    error = np.abs(found.log_prob - truth)
+    assert max(error.max(), found.solver_error.max()) < tolerance, (error, found.solver_error)
+    np.testing.assert_allclose(found.log_prob[~again], once.log_prob[~again], rtol=1e-12)
+    np.testing.assert_array_equal(found.evaluations > once.evaluations, again)
+    assert found.evaluations.max() < 1000 and found.evaluations.mean() < 4 * once.evaluations[0]
+    arrays = ode_log_likelihood(model.noise, VP, x, KEY, eps=1e-3, tolerance=tolerance)
+    np.testing.assert_array_equal(arrays.log_prob, found.log_prob)

@@ -45,7 +45,10 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a question found: it passes if the error is within the limit. NaN fails."""
+    """What a question found: it passes if the error is within the limit. NaN fails.
+
+    ``words`` are the unit of both, or what happened where the error is infinite.
+    """
 
     error: float
     limit: float
@@ -109,7 +112,7 @@ def _missing(evidence: Evidence) -> Measured | None:
     """That there are more or fewer values than examples."""
     if evidence.answers.shape == evidence.truth.shape:
         return None
-    words = f"nats: {len(evidence.answers)} values of {len(evidence.truth)} examples"
+    words = f"{len(evidence.answers)} values of {len(evidence.truth)} examples"
     return Measured(math.inf, 0.0, words, evidence)
 
 
@@ -353,6 +356,6 @@ def _judged(adapter: Adapter, check: str, question: Question) -> Case:
         found = question.ask()
     except Exception as error:
         told = traceback.format_exception_only(error)[-1].strip()[:200]
-        found = Measured(math.inf, 0.0, f"since it raised {told}")
+        found = Measured(math.inf, 0.0, f"it raised {told}")
     verdict = PASS if found.error <= found.limit else FAIL
     return Case(check, question.name, verdict, found)

@@ -2,12 +2,12 @@
 
 import json
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 
 from scoremle_conformance.adapter import ABILITIES, Adapter
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS, Case, examine
@@ -51,9 +51,12 @@ def verdict(cases: list[Case]) -> str:
 
 def _measured(case: Case) -> str:
     found = case.found
-    if case.verdict == NOT_APPLICABLE:
+    if case.verdict == NOT_APPLICABLE or np.isinf(found.error):
         return found.words
-    return f"{found.error:.2g} (up to {found.limit:.2g}) {found.words}"
+    error, limit = (
+        f"{x:.3g}" if not abs(x) >= 1000 else f"{x:,.0f}" for x in (found.error, found.limit)
+    )
+    return f"{error} {found.words} (limit {limit})"
 
 
 def as_table(report: Report) -> str:
@@ -98,10 +101,10 @@ def as_record(report: Report) -> dict[str, Any]:
 
 def write_json(reports: list[Report], file: Path) -> None:
     """Writes reports, whole or not at all."""
+    loaded = ("numpy", "scipy", "torch", "jax")
+    versions = {name: sys.modules[name].__version__ for name in loaded if name in sys.modules}
     told = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
+        "versions": {"Python": platform.python_version(), **versions},
         "reports": [as_record(report) for report in reports],
     }
     beside = file.with_name(file.name + ".part")
@@ -110,21 +113,53 @@ def write_json(reports: list[Report], file: Path) -> None:
 
 
 def as_markdown(files: list[Path]) -> str:
-    """One table of all reports in ``files``, and below it what failed."""
-    records = [r for file in files for r in json.loads(file.read_text())["reports"]]
-    rows = [["library", "version", "setting", *CHECKS, "what is wrong"]]
-    rows.append(["---"] * len(rows[0]))
-    for record in records:
-        marks = [mark.replace(NOT_APPLICABLE, "-") for mark in record["checks"].values()]
-        wrong = "; ".join(record["faults"]) or "nothing found"
-        rows.append([record["library"], record["version"], record["setting"], *marks, wrong])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    for record in records:
-        lines += ["", f"### {record['library']}, {record['setting']}", "", f"{record['set']}.", ""]
-        failed = [case for case in record["cases"] if case["verdict"] == FAIL]
-        lines += [f"- {c['check']} fails: {c['case']}: {c['told']}" for c in failed]
-        lines += [] if failed else ["- what applies passes"]
-        needed = " ".join(c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE)
-        absent = [words for words in ABILITIES.values() if words in needed]
-        lines += [f"- not declared, so not asked: {'; '.join(absent)}"] if absent else []
-    return "\n".join(lines)
+    """The tables of all reports in ``files``, and what failed."""
+    told = [json.loads(file.read_text()) for file in files]
+    records = [record for file in told for record in file["reports"]]
+    versions = sorted({f"{name} {v}" for file in told for name, v in file["versions"].items()})
+    results = [
+        [
+            *_named(record),
+            *(mark.replace(NOT_APPLICABLE, "-") for mark in record["checks"].values()),
+            "; ".join(record["faults"]) or "nothing found",
+        ]
+        for record in records
+    ]
+    settings = [[*_named(record)[::2], record["set"]] for record in records]
+    absent = [[words, _lacking(records, words)] for words in ABILITIES.values()]
+    parts = [
+        f"With {', '.join(versions)}.",
+        _table(["library", "version", "setting", *CHECKS, "what is wrong"], results),
+        "### The settings",
+        _table(["library", "setting", "what is set"], settings),
+        "### What fails",
+        "\n\n".join(filter(None, map(_failures, records))) or "Nothing.",
+        "### What is not declared, and so not asked",
+        _table(["what", "not declared by"], [row for row in absent if row[1]]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _named(record: dict[str, Any]) -> list[str]:
+    return [record["library"], record["version"], record["setting"]]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _failures(record: dict[str, Any]) -> str:
+    failed = [case for case in record["cases"] if case["verdict"] == FAIL]
+    lines = [f"- {case['check']}, {case['case']}: {case['told']}" for case in failed]
+    head = f"*{record['library']}*, {record['setting']}:"
+    return "\n".join([head, "", *lines]) if failed else ""
+
+
+def _lacking(records: list[dict[str, Any]], words: str) -> str:
+    """The libraries to which a question was not applicable for want of this ability."""
+
+    def lacks(record: dict[str, Any]) -> bool:
+        absent = (c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE)
+        return any(words in told for told in absent)
+
+    return ", ".join(dict.fromkeys(r["library"] for r in records if lacks(r)))

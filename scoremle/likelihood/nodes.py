@@ -18,9 +18,10 @@ from scipy.special import stdtrit
 
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
+from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.levels import Levels, choose_levels
-from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
-from scoremle.numerics import dims_of
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_data, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
@@ -112,6 +113,7 @@ class Pilot:
         divergence: DivergenceEstimator,
         finest: int = FINEST,
     ) -> None:
+        x = as_data(x)
         key_probe, key_fresh = jax.random.split(key)
         self.images, self._bits = len(x), dims_of(x) * math.log(2)
 
@@ -119,7 +121,7 @@ class Pilot:
         def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
             @jax.jit
             def solve(x: Data, solver: Planned) -> Likelihood:
-                return ode_log_likelihood(
+                return flow_log_likelihood(
                     noise, sde, x, key, eps=eps, divergence=divergence, solver=solver
                 )
 

@@ -1,17 +1,19 @@
 """A log-likelihood with the evidence beside it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import known, pytree, static
 from scoremle.types import Data, PerExample
 
 __all__ = ["Likelihood"]
 
 
 @pytree
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
@@ -27,10 +29,27 @@ class Likelihood:
     """
 
     log_prob: PerExample
-    latent: Data = field(repr=False)
+    latent: Data
     evaluations: Int[Array, " b"]
     probe_stderr: PerExample
-    probe_deviations: Float[Array, "m b"] = field(repr=False)
+    probe_deviations: Float[Array, "m b"]
     solver_error: PerExample
     ok: Bool[Array, " b"]
     trace: str = static(default="")
+
+    def __repr__(self) -> str:
+        """What was found, and how sure it is, in a line."""
+        arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self))
+        if not (arrays and known(self) and self.ok.size):
+            return f"Likelihood(no values; trace {self.trace})"
+        return (
+            f"Likelihood({self.ok.size} examples: {np.mean(self.log_prob):.5g} nats in the mean;"
+            f" errors of one: solver {_typical(self.solver_error)}, probes"
+            f" {_typical(self.probe_stderr)}; trace {self.trace})"
+        )
+
+
+def _typical(errors: PerExample) -> str:
+    """Their root mean square."""
+    size = np.sqrt(np.mean(np.square(errors)))
+    return "unknown" if np.isnan(size) else f"{size:.2g}"

@@ -4,16 +4,36 @@ On a few examples the solver is measured (`nodes.py`): the fewest nodes are take
 error is at most half the tolerance. At each of N nodes k probes leave an error of s / sqrt(N k).
 So the rest of the tolerance asks for k of them, at a cost of k derivatives a node; the exact trace
 of D dimensions costs D, and none of its value is random. The cheaper of the two is taken.
+
+These are root mean squares over the pilot's examples. Between the modes of a density the field
+turns within a moment, and the few examples that pass there may need many times the nodes of the
+others. The solver tells which they are: they alone are solved again.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.core.keys import example_keys
+from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.core.pytree import known
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.nodes import NODES, Pilot
-from scoremle.solvers.multistep import Multistep
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_pytree, dims_of
+from scoremle.solvers.base import Solver
+from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["EXAMPLES", "FEW_DIMS", "PROBES", "Accuracy", "choose_within"]
+__all__ = ["FEW_DIMS", "Accuracy", "choose_within", "log_likelihood_within"]
 
 # The exact trace is the default up to so many dimensions.
 FEW_DIMS = 64
@@ -22,6 +42,8 @@ FEW_DIMS = 64
 EXAMPLES, PROBES = 32, 4
 # The share of the tolerance that the solver may take: its errors may all have one sign.
 SOLVER_SHARE = 0.5
+# An example is solved again by no more nodes than these.
+MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class Accuracy:
     """The solver and the trace that were chosen, and what they leave on the pilot, in nats.
 
     Both errors are root mean squares over the pilot's ``examples``: an example may have more, and
-    states it. ``met`` is false if even the most nodes missed the tolerance.
+    states it. ``met`` is false if even the most nodes missed the tolerance for these.
     """
 
     solver: Multistep
@@ -48,14 +70,58 @@ class Accuracy:
         )
 
 
-def choose_within(pilot: Pilot, tolerance: float, dims: int) -> Accuracy:
-    """The cheapest solver and trace for an error of ``tolerance`` nats.
+def choose_within(
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    *,
+    tolerance: float,
+    eps: Scalar,
+    condition: Any = None,
+    seed: int = 0,
+) -> Accuracy:
+    """The cheapest solver and divergence for errors of about so many nats, by a pilot.
+
+    The tolerance is one of a root mean square: an example may have a larger error, and states it.
 
     Args:
-        pilot: a few examples, measured by ``Hutchinson(PROBES)``.
-        tolerance: in nats, of the solver's and the probes' error together.
-        dims: of one example.
+        noise: the noise prediction eps(x, t), or eps(x, t, condition).
+        sde: what noise is added when.
+        x: data, of which the first 32 examples are used.
+        tolerance: in nats, of the errors of solver and probes together.
+        eps: the smallest time, where the density is taken.
+        condition: any pytree of arrays, with a row for each example or one for all.
+        seed: of the pilot's probes.
+
+    Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
+
+    Example:
+        >>> sde, x = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 100))
+        >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+        >>> chosen = scoremle.choose_within(noise, sde, x, tolerance=0.05, eps=1e-3)
+        >>> print(chosen.met, chosen.divergence)
+        True Hutchinson(probes=2, distribution='rademacher')
     """
+    if not known(x, as_pytree(noise), condition):
+        raise UserError(
+            "a tolerance needs numbers: outside of jit and grad, let model.within or"
+            " scoremle.choose_within choose a solver and a divergence, then compile with these"
+        )
+    if not tolerance > 0 or not len(x):
+        raise UserError("a tolerance needs examples, and must be above 0")
+    few = x[:EXAMPLES]
+    rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
+    pilot = Pilot(
+        _under(noise, rows), sde, few, jax.random.key(seed), eps=eps, divergence=Hutchinson(PROBES)
+    )
+    return _cheapest(pilot, tolerance, dims_of(x))
+
+
+def _under(noise: NoiseFn, condition: Any) -> NoiseFn:
+    return noise if condition is None else Conditioned(as_pytree(noise), condition)
+
+
+def _cheapest(pilot: Pilot, tolerance: float, dims: int) -> Accuracy:
     nats = dims * math.log(2)
     for steps in NODES:
         choice = pilot.measure(steps)
@@ -75,3 +141,54 @@ def choose_within(pilot: Pilot, tolerance: float, dims: int) -> Accuracy:
         examples=pilot.images,
         met=met,
     )
+
+
+def log_likelihood_within(
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    key: Keys,
+    *,
+    tolerance: float,
+    eps: Scalar,
+    condition: Any = None,
+) -> Likelihood:
+    """log p_eps(x) in nats by what `choose_within` finds, and more nodes for rows that need them.
+
+    Its arguments are those of `ode_log_likelihood`.
+    """
+    chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
+    given = x, example_keys(key, len(x)), rows_of(condition, len(x), jnp)
+
+    @jax.jit
+    def solve(given: Any, place: Int[Array, " r"], solver: Solver) -> Likelihood:
+        few, keys, rows = jax.tree.map(lambda leaf: leaf[place], given)
+        return flow_log_likelihood(
+            _under(noise, rows), sde, few, keys,
+            eps=eps, divergence=chosen.divergence, solver=solver,
+        )  # fmt: skip
+
+    found, nodes = solve(given, np.arange(len(x)), chosen.solver), 2 * chosen.solver.nodes
+    while nodes <= MOST and (few := np.flatnonzero(~(found.solver_error <= tolerance))).size:
+        # A power of two: not every number of rows is another program.
+        place = np.resize(few, 1 << (few.size - 1).bit_length())
+        again = solve(given, place, Planned.of(nodes, MOST))
+        # The pilot measured no such rows: a factor below 1 is not for them.
+        error = jnp.maximum(again.solver_error, chosen.solver.stated(again.solver_error))
+        found, nodes = _with_rows(found, few, replace(again, solver_error=error)), 2 * nodes
+    return found
+
+
+def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
+    """With the first rows of ``again`` in these places; all evaluations count."""
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[..., rows].set(new[..., : len(rows)])
+
+    values: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(again, name))
+        for name in ("log_prob", "probe_stderr", "probe_deviations", "solver_error", "ok")
+    }
+    latent = found.latent.at[rows].set(again.latent[: len(rows)])
+    evaluations = found.evaluations.at[rows].add(again.evaluations[: len(rows)])
+    return replace(found, latent=latent, evaluations=evaluations, **values)

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from scoremle.core.pytree import pytree
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
-from scoremle.types import Data, Scalar, Times
+from scoremle.types import AnyArray, Data, PerExample, Scalar, Times
 
 __all__ = ["Doubling", "Multistep", "Planned"]
 
@@ -53,6 +53,9 @@ COVERAGE = 2.0
 MARGIN = 1.5
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
+# An example of which the steps tell more than so many times the typical error is unlike those of
+# the pilot, and what they tell above that counts in full.
+UNLIKE = 3.0
 
 
 # [n], or [n k] for the last k rates
@@ -256,6 +259,8 @@ class Multistep:
     Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
     times the root of two squares: of what it can tell of an example, and of what it tells of
     ``typical`` ones, in the unit of the integrals. By itself it may tell next to nothing of one.
+    What it tells of an example above three typical errors is stated in full: no pilot measured
+    such examples.
 
     Args:
         nodes: the number of steps; the network is evaluated once more than that.
@@ -280,8 +285,12 @@ class Multistep:
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
         solution = Planned(plan(self.nodes), self.nodes).solve(problem, state)
-        error = self.calibration * jnp.hypot(solution.error, self.typical)
-        return solution._replace(error=error)
+        return solution._replace(error=self.stated(solution.error))
+
+    def stated(self, error: Float[AnyArray, " b"]) -> PerExample:
+        """What is stated of examples, by the error that the steps tell of each, in nats."""
+        calibrated = self.calibration * jnp.hypot(error, self.typical)
+        return jnp.maximum(calibrated, error - UNLIKE * self.typical)
 
 
 class _Best(NamedTuple):

@@ -64,11 +64,12 @@ def test_flow_matching_is_sbis_own():
     assert (error < found.solver_error + 5e-3).all(), (error, found.solver_error)
 
 
-def test_a_score_is_sbis_own_but_for_the_prior():
+@pytest.mark.parametrize("sde_type", ["vp", "subvp", "ve"])
+def test_a_score_is_sbis_own_but_for_the_prior(sde_type):
     from sbi.neural_nets.factory import posterior_score_nn
 
-    estimator, theta, x = untrained(posterior_score_nn, sde_type="vp")
-    model = documented()["of_npse"](estimator, x.numpy())
+    estimator, theta, x = untrained(posterior_score_nn, sde_type=sde_type)
+    model = documented()["of_npse"](estimator, x.numpy(), sde_type)
     found = model.log_prob(
         theta.numpy(), KEY, condition=x.numpy(), solver=scoremle.Multistep(96)
     )

@@ -13,7 +13,7 @@ from helpers.oracles import EPS, SDES, Gaussian, RoughGaussian
 from helpers.places import ROOT
 from scipy.stats import binom
 
-from scoremle.core.divergence import Exact
+from scoremle.core.divergence import Exact, Hutchinson
 from scoremle.likelihood.nodes import PILOT_IMAGES
 from scoremle.likelihood.ode import ode_log_likelihood
 
@@ -105,7 +105,9 @@ def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need
     nodes about it."""
     model, x = stated.subject(stated.SHIPPED, ROOT, 32)
     found = stated.measure(model, x, probes=1)
-    default = ode_log_likelihood(model.noise, model.sde, x, stated.KEY, eps=model.eps)
+    default = ode_log_likelihood(
+        model.noise, model.sde, x, stated.KEY, eps=model.eps, divergence=Hutchinson()
+    )
     bits = x[0].size * np.log(2)
     np.testing.assert_allclose(
         default.solver_error / bits, found.stated[stated.DEFAULT], rtol=1e-2, atol=1e-6

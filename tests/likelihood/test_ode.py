@@ -196,7 +196,9 @@ def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
 
     @jax.jit
     def fresh(x):
-        return ode_log_likelihood(noise, sde, x, KEY, eps=1e-5, solver=Multistep(32))
+        return ode_log_likelihood(
+            noise, sde, x, KEY, eps=1e-5, divergence=Hutchinson(), solver=Multistep(32)
+        )
 
     @jax.jit
     def held(x):

@@ -166,3 +166,11 @@ def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(nodes)
     solution = Multistep(nodes).solve(problem, jnp.zeros((batch, 1)))
     spread = np.asarray(solution.integrals.mean(axis=0)).std()
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
+
+
+def test_an_error_above_three_typical_ones_counts_in_full():
+    """By hand: a factor of a tenth, and a typical error of 2."""
+    stated = Multistep(8, 0.1, 2.0).stated(np.array([0.0, 1.5, 6.0, 8.0, 100.0]))
+    np.testing.assert_allclose(stated, [0.2, 0.25, 0.1 * np.sqrt(40), 2.0, 94.0], rtol=1e-6)
+    alone = np.array([0.0, 3.0])
+    np.testing.assert_allclose(Multistep(8).stated(alone), alone)
