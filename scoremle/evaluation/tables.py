@@ -68,9 +68,6 @@ def _number(value: float | None, digits: int = 4) -> str:
 def _what(r: Mapping[str, Any]) -> str:
     """What a number is: estimator, its form, noise, images."""
     facts = [r["estimator"]]
-    if label := r.get("label"):
-        every = "mean over all labels (log of the mean probability)"
-        facts.append(every if label == "all" else f"label {label}")
     if "matching" in r:
         facts.append(f"{r['matching']} score matching")
     if "divergence" in r:

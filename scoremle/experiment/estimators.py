@@ -83,7 +83,10 @@ def tasks(
 
 def _under(label: str, task: Task) -> Task:
     """A task of a label. The mean over all has no profile, and is not corrected for the solver."""
-    found = replace(task, name=f"{task.name}_label_{label}", facts={**task.facts, "label": label})
+    words = "mean over all labels (log of the mean probability)"
+    estimator = f"{task.facts['estimator']}, {words if label == ALL else f'label {label}'}"
+    facts = {**task.facts, "estimator": estimator, "label": label}
+    found = replace(task, name=f"{task.name}_label_{label}", facts=facts)
     if label != ALL:
         return found
     return replace(found, log_snr_edges=None, levels=None, difference=None)

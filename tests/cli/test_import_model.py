@@ -167,7 +167,7 @@ def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, ima
     assert run("eval", workdir, *flags) == 0
     told, name = capsys.readouterr().out, f"exact_label_{label}_test_ckpt_0"
     words = "mean over all labels (log of the mean probability)" if label == "all" else "label 7"
-    assert f"{name}: exact for p_eps (probability-flow ODE); {words}; 1 probe;" in told
+    assert f"{name}: exact for p_eps (probability-flow ODE), {words}; 1 probe;" in told
     result = json.loads((workdir / "eval/results.json").read_text())[name]
     assert result["label"] == label and result["kind"] == f"exact_label_{label}"
     model = scoremle.load(file)
@@ -180,6 +180,8 @@ def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, ima
         expected = model.score(test[:3], condition=np.array([7]), estimator=by, **options)
     with np.load(workdir / f"eval/{name}.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
+    assert run("report", workdir) == 0
+    assert "--config.eval.label=" in (workdir / "report/index.html").read_text()
 
 
 def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, capsys):
