@@ -120,7 +120,7 @@ def build(
     check_devices()
     check_values(config)
     images = images_of(config) if levels is None else _no_images(config, levels)
-    trained = _imported(imported, images) if imported else _model(config, images)
+    trained = _imported(imported, images, config) if imported else _model(config, images)
     model = _evaluated(trained, config)
     network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     flow = FlowSpec(network, images.levels)
@@ -175,7 +175,7 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
 
 
-def _imported(imported: Imported, images: data.ImageSet) -> ModelSpec:
+def _imported(imported: Imported, images: data.ImageSet, config: Any) -> ModelSpec:
     """The model in a working directory, if it is one of such images."""
     model = imported.load()
     levels = cast(Pixels, model.pixels).levels
@@ -183,7 +183,7 @@ def _imported(imported: Imported, images: data.ImageSet) -> ModelSpec:
     if found != needed:
         words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))
         raise UserError("{} has images of {}, and the model is of {}".format(images.name, *words))
-    return ImportedSpec.of(model, imported.record)
+    return ImportedSpec.of(model, imported.record, config.eval.label.lower())
 
 
 def _model(config: Any, images: data.ImageSet) -> ModelSpec:
@@ -192,6 +192,8 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
             f"model.name={IMPORTED} is that of a working directory which scoremle import made of"
             " files of others: it can be evaluated, scored and sampled"
         )
+    if config.eval.label:
+        raise UserError(f"eval.label={config.eval.label} is for models of classes: unset it")
     prediction, conditioning = _reading(config)
     network = choose(NETWORKS, config.model.name, "network (model.name)")(
         **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
@@ -297,6 +299,7 @@ def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
         estimators=_estimators(config, model),
         dequantization=evaluation.dequantization,
         importance_samples=evaluation.importance_samples,
+        label=evaluation.label.lower(),
         bpd=evaluation.enable_bpd,
         bound=evaluation.bound,
         loss=evaluation.enable_loss,

@@ -106,6 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
     config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest
     config.eval.importance_samples = 1  # draws of dequantization noise in one bound per image
+    config.eval.label = ""  # of an imported model of classes: one of them, or all for their mean
     config.eval.suite = False  # every estimator on one checkpoint, in one table, and checks
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact

@@ -1,7 +1,7 @@
 """What can be measured of a checkpoint, each with the facts that belong to the number."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from scoremle.evaluation import metrics
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.evaluation import DEQUANTIZATIONS, Dequantization, Estimators
+from scoremle.experiment.labels import ALL
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.experiment.training import Objective
 from scoremle.likelihood.images import (
@@ -75,6 +76,23 @@ def tasks(
     experiment: Experiment, how: Estimators, choice: Choice | None = None
 ) -> Iterator[Task]:
     """What an evaluation without the suite measures; ``choice``: of the solver's nodes."""
+    label = experiment.evaluation.label
+    for task in _tasks(experiment, how, choice):
+        yield _under(label, task) if label else task
+
+
+def _under(label: str, task: Task) -> Task:
+    """A task of a label. The mean over all has no profile, and is not corrected for the solver."""
+    words = "mean over all labels (log of the mean probability)"
+    estimator = f"{task.facts['estimator']}, {words if label == ALL else f'label {label}'}"
+    facts = {**task.facts, "estimator": estimator, "label": label}
+    found = replace(task, name=f"{task.name}_label_{label}", facts=facts)
+    if label != ALL:
+        return found
+    return replace(found, log_snr_edges=None, levels=None, difference=None)
+
+
+def _tasks(experiment: Experiment, how: Estimators, choice: Choice | None) -> Iterator[Task]:
     model, evaluation = experiment.model, experiment.evaluation
     dequantization = DEQUANTIZATIONS[evaluation.dequantization](model, experiment.flow)
     if evaluation.bpd and how.chain:
@@ -217,8 +235,8 @@ def _metric(
     estimator: Estimator, model: ModelSpec, dequantization: Dequantization
 ) -> metrics.Metric:
     def metric(weights: Weights, x: IntImages, keys: Keys) -> Values:
-        images = cast(ImageModel, model.model(weights.score))  # it has pixels
-        return estimator(images, dequantization.dequantizer(weights.flow), x, keys)
+        images, by = model.measured(weights.score, estimator)
+        return by(cast(ImageModel, images), dequantization.dequantizer(weights.flow), x, keys)
 
     return metric
 

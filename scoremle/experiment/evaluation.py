@@ -114,12 +114,14 @@ class CheckpointNumbers(NamedTuple):
 class Evaluation:
     """What is measured, and of which images and checkpoints.
 
-    ``tolerance``: what the solver may add to the error of a mean, in bits/dim.
+    ``tolerance``: what the solver may add to the error of a mean, in bits/dim. ``label``: the
+    class of a model of classes, or "all".
     """
 
     estimators: Estimators
     dequantization: str
     importance_samples: int
+    label: str
     bpd: bool
     bound: bool
     loss: bool

@@ -63,7 +63,10 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
         return FAMILIES[family].load(path)
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
         what = "no working directory, and " if path.is_dir() else ""
-        raise UserError(f"{path} is {what}no model of a known family: {OTHERS}")
+        raise UserError(
+            f"{path} is {what}no model of a known family: {OTHERS}; scoremle import takes"
+            " checkpoints of score_flow and score_sde"
+        )
     return load_workdir(path, checkpoint)
 
 

@@ -18,6 +18,9 @@ from scoremle.core.prediction import noise_fn
 from scoremle.core.pytree import describe
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
+from scoremle.experiment.labels import ALL, check_label, under
+from scoremle.likelihood.images import Estimator
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
@@ -71,6 +74,10 @@ class ModelSpec(abc.ABC):
     def model(self, params: Params) -> ScoreModel:
         """The model of these parameters, as evaluated."""
 
+    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
+        """The model and the estimator by which images are measured."""
+        return self.model(params), estimator
+
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """What tells it from other models, in values that JSON knows."""
@@ -122,37 +129,42 @@ class ImportedSpec(ModelSpec):
     """Of a published family: all of the model is its parameters, and it is not trained on.
 
     ``record`` says which files it is from. ``chain``: the bound that its authors report, if any.
+    Of a model of ``classes`` the ``label`` is one of them, or "all" for the mean over them.
     """
 
     record: Mapping[str, Any]
     chain: BySteps | None
+    classes: int
+    label: str
 
     @property
     def precision(self) -> str:
         return _precision(jnp.float32)
 
     @classmethod
-    def of(cls, model: PublishedModel, record: Mapping[str, Any]) -> "ImportedSpec":
-        """That of a model. Raises UserError for one of classes."""
-        if model.classes:
-            raise UserError(
-                f"this model is one of {model.classes} classes of images, and a data set has no"
-                " label for all of it: scoremle score WORKDIR IMAGES takes --label=N, or all"
-            )
+    def of(cls, model: PublishedModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
+        """That of a model. Raises UserError for a label that is none of its classes."""
+        classes = check_label(model, label, "--config.eval.label")
         shape, pixels = cast(Any, model.shape), cast(Pixels, model.pixels)
-        return cls(model.sde, model.eps, shape, pixels, record, model.steps)
+        return cls(model.sde, model.eps, shape, pixels, record, model.steps, classes, label)
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         raise UserError("a model of a published family is not trained on")
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
-        return params.noise
+        return self.model(params).noise
 
     def model(self, params: Params) -> ScoreModel:
-        return params
+        return under(params, self.label)
+
+    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
+        if self.label == ALL:
+            return params, ByLabels(estimator, self.classes)
+        return super().measured(params, estimator)
 
     def describe(self) -> dict[str, Any]:
-        return describe({name: value for name, value in vars(self).items() if name != "chain"})
+        without = {"chain"} if self.label else {"chain", "classes", "label"}
+        return describe({name: value for name, value in vars(self).items() if name not in without})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 from scoremle.experiment.config import check_types
+from scoremle.experiment.labels import ALL
 
 __all__ = ["check_values"]
 
@@ -93,6 +94,7 @@ def check_values(config: Any) -> None:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
     _check_dequantization(config.eval)
+    _check_label(config.eval)
     if config.eval.solver.lower() == "rk45_reference":
         _check_published_solver(config.eval)
 
@@ -135,6 +137,20 @@ def _check_dequantization(evaluation: Any) -> None:
         )
     if evaluation.wait and evaluation.end_ckpt is None:
         raise UserError("eval.wait waits for checkpoints up to eval.end_ckpt: set it")
+
+
+def _check_label(evaluation: Any) -> None:
+    """A label is of bits/dim; the mean over all of them is compiled."""
+    if not evaluation.label:
+        return
+    for name in ("suite", "enable_loss", "enable_sampling"):
+        if evaluation[name]:
+            raise UserError(
+                f"eval.{name} does not take eval.label: unset one of the two; scoremle sample has"
+                " --label"
+            )
+    if evaluation.label.lower() == ALL and evaluation.solver.lower() == "rk45_reference":
+        raise UserError("eval.solver=rk45_reference takes one label, not eval.label=all")
 
 
 def _field(config: Any, name: str) -> Any:

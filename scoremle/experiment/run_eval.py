@@ -21,12 +21,13 @@ from scoremle.experiment.consistency import Correction, suite_tasks, verdicts
 from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
+from scoremle.experiment.labels import ALL
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
-from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean
+from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, choose_nodes
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
@@ -242,11 +243,13 @@ class EvaluationRun:
         return list(_tasks(experiment, how, self.flow is not None, choice))
 
     def _choose(self, model: ScoreModel) -> Choice:
-        """The solver's nodes, and levels for the mean, by a few images of the other split."""
+        """The solver's nodes, by a few images of the other split; and levels for the mean."""
         evaluation, seed = self._evaluation, self.experiment.seed
         pilot = model.pilot_on(
             self._others, divergence=evaluation.estimators.divergence, seed=seed ^ PILOT
         )
+        if evaluation.label == ALL:  # a mean of probabilities is not corrected
+            return choose_nodes(pilot)
         return choose_for_mean(
             pilot, images=len(self.images), passes=evaluation.repeats,
             tolerance=evaluation.tolerance,

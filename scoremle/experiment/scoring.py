@@ -3,8 +3,6 @@
     ode      the probability-flow ODE
     bound    the variational bound in continuous time
     steps    the bound of a chain of steps: of the model's own, the number that its authors report
-
-A label is a number, or "all" for the mean over all of them.
 """
 
 import math
@@ -17,6 +15,7 @@ from jaxtyping import Integer
 
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
+from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.experiment.trained import Trained
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import FEWEST_IMAGES
@@ -36,12 +35,9 @@ from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
-__all__ = [
-    "ALL", "ESTIMATORS", "Prepared", "check_label", "in_words", "prepared", "worth_of",
-]  # fmt: skip
+__all__ = ["ESTIMATORS", "Prepared", "in_words", "prepared", "worth_of"]
 
 ESTIMATORS = ("ode", "bound", "steps")
-ALL = "all"
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation; or a
 # quarter of what the probes leave of it.
 TOLERANCE, PROBES_SHARE = 5e-4, 0.25
@@ -80,7 +76,7 @@ def prepared(
     """
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
-    one = model.given(np.array([0 if label == ALL else int(label)])) if label else model
+    one = under(model, label)
     notes, levels, tolerance = [] if label == ALL else _doubts(one, images), None, TOLERANCE
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
         if one.decoder is None and label != ALL and len(images) >= FEWEST:
@@ -133,19 +129,6 @@ def in_words(estimator: Estimator) -> str:
     density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
     dequantized = isinstance(inner, ByOde) or density
     return estimator.words + ", uniform dequantization" * dequantized
-
-
-def check_label(model: ScoreModel, label: str) -> int:
-    """How many classes a model has. Raises UserError for a label that is none of them."""
-    classes = model.classes if isinstance(model, PublishedModel) else 0
-    choices = f"--label=N, N from 0 to {classes - 1}, or --label={ALL} for the mean over them"
-    if label and not classes:
-        raise UserError("this model takes no class labels: leave --label out")
-    if classes and not label:
-        raise UserError(f"this model is one of {classes} classes of images: say {choices}")
-    if label not in ("", ALL) and not (label.isdecimal() and int(label) < classes):
-        raise UserError(f"--label={label} is none of the model's: say {choices}")
-    return classes
 
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:

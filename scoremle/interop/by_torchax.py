@@ -57,6 +57,9 @@ def translated(module: nn.Module) -> Partial:
 
         environment.override_op_definition(torch.ops.aten.convolution.default, convolve)
         weights, function = torchax.extract_jax(module, environment)
+    # By the host, so that JAX is free to put them on its GPU: what torchax gives is bound to the
+    # device of the module.
+    weights = jax.tree.map(jnp.asarray, jax.device_get(weights))
     return Partial(_Translated(function), weights)
 
 

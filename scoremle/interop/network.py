@@ -85,6 +85,7 @@ def network_of(
             way = "translated to JAX by torchax"
             logger.info("%s is %s", frozen.name, way)
             return _AsThere(network, way)
+    _check_device(frozen)
     truth.compare(InTorch(frozen), inputs)
     way = f"in PyTorch, on {frozen.device}: {why or 'as asked'}"
     logger.log(logging.WARNING if why else logging.INFO, "%s stays %s", frozen.name, way)
@@ -135,6 +136,15 @@ def _not_torchax(frozen: Frozen) -> str:
 @jax.jit
 def _push(network: Callable[..., Data], x: Data, v: Data, told: Sequence[Array]) -> Any:
     return jax.jvp(lambda x: network(x, *told), (x,), (v,))
+
+
+def _check_device(frozen: Frozen) -> None:
+    """Raises UserError where JAX's arrays lie on a GPU that PyTorch has not."""
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"{frozen.name} would stay in PyTorch, which sees no GPU, and JAX is on one: install a"
+            " PyTorch with CUDA, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def _close(found: np.ndarray, expected: np.ndarray) -> bool:

@@ -7,8 +7,9 @@ from scoremle.errors import UserError
 __all__ = ["PREFIX", "download"]
 
 PREFIX = "hf:"
-# What a folder of diffusers is read from; weights as pickles are not asked for.
-FILES = ("*.json", "*/*.json", "*diffusion_pytorch_model.safetensors")
+WEIGHTS = "*diffusion_pytorch_model"
+# What a folder of diffusers is read from; weights in the older form, where there are no others.
+FILES, OLDER = ("*.json", "*/*.json", f"{WEIGHTS}.safetensors"), f"{WEIGHTS}.bin"
 
 
 def download(place: str) -> Path:
@@ -18,8 +19,13 @@ def download(place: str) -> Path:
     except ImportError:
         raise UserError(f"{place} needs the extra hub: pip install 'scoremle[hub]'") from None
     name, _, revision = place.removeprefix(PREFIX).partition("@")
+
+    def get(*patterns: str) -> Path:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns]))
+
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*FILES]))
+        folder = get(*FILES)
+        return folder if any(folder.rglob(f"{WEIGHTS}.safetensors")) else get(*FILES, OLDER)
     except Exception as error:
         # No network, no such model, a name that is none: every kind of exception.
         text = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -269,6 +269,7 @@ def _again(subject: Subject) -> Iterator[str]:
             **({} if facts["split"] == "test" else {"dataset": facts["split"]}),
             "num_repeats": facts["passes"],
             **({"bound": True} if facts.get("model") == "SDE" else {}),
+            **({"label": facts["label"]} if "label" in facts else {}),
         }
     flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
     yield f"scoremle {shlex.join(['eval', str(subject.folder), *flags, *elsewhere])}"

@@ -9,7 +9,9 @@ from helpers.weights import drawn
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.informed import ByInformedOde
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.published import openai, safetensors
 
@@ -147,13 +149,55 @@ def test_it_is_sampled(imported, tmp_path):
     assert arrays[0].shape == (2, 8, 8, 3)
 
 
-def test_a_data_set_has_no_label_and_may_not_be_known(golden, images, tmp_path, capsys):
-    file = of_edm(tmp_path, golden("edm_ddpmpp_edm"))
-    assert run("import", file, tmp_path / "run") == 0
-    err = one_line(capsys, "eval", tmp_path / "run")
+@pytest.fixture(scope="module")
+def of_classes(golden, tmp_path_factory):
+    """A model of 10 classes, imported without a data set."""
+    folder = tmp_path_factory.mktemp("classes")
+    file = of_edm(folder, golden("edm_ddpmpp_edm"))
+    assert run("import", file, folder / "run") == 0
+    return file, folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["7", "all"])
+def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, images, capsys):
+    file, workdir = of_classes
+    data = ("--config.data.dataset=images", f"--config.data.path={images}")
+    flags = (*QUICK, *data, f"--config.eval.label={label}", "--config.seed=5")
+    assert run("eval", workdir, *flags) == 0
+    told, name = capsys.readouterr().out, f"exact_label_{label}_test_ckpt_0"
+    words = "mean over all labels (log of the mean probability)" if label == "all" else "label 7"
+    assert f"{name}: exact for p_eps (probability-flow ODE), {words}; 1 probe;" in told
+    result = json.loads((workdir / "eval/results.json").read_text())[name]
+    assert result["label"] == label and result["kind"] == f"exact_label_{label}"
+    model = scoremle.load(file)
+    test = scoremle.data.load("images", path=str(images), image_size=8, num_channels=3).test
+    by = ByOde(solver=scoremle.Multistep(4))
+    options = {"repeats": 2, "seed": 5}
+    if label == "all":
+        expected = model.score(test[:3], estimator=ByLabels(by, 10), **options)
+    else:
+        expected = model.score(test[:3], condition=np.array([7]), estimator=by, **options)
+    with np.load(workdir / f"eval/{name}.npz") as found:
+        np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
+    assert run("report", workdir) == 0
+    assert "--config.eval.label=" in (workdir / "report/index.html").read_text()
+
+
+def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, capsys):
+    _, workdir = of_classes
+    err = one_line(capsys, "eval", workdir)
     assert "the data set to measure on is not known: set --config.data.dataset" in err
     data = ("--config.data.dataset=images", f"--config.data.path={images}")
-    assert "is one of 10 classes of images" in one_line(capsys, "eval", tmp_path / "run", *data)
+    for flags, words in (
+        ([], "is one of 10 classes of images: say --config.eval.label=N, N from 0 to 9,"),
+        (["--config.eval.label=10"], "--config.eval.label=10 is none of the model's"),
+        (["--config.eval.label=1", "--config.eval.suite"], "eval.suite does not take eval.label"),
+        (["--config.eval.label=all", "--config.eval.solver=rk45_reference"], "takes one label"),
+    ):
+        assert words in one_line(capsys, "eval", workdir, *data, *flags)
+    err = one_line(capsys, "eval", imported[1], "--config.eval.label=1")
+    assert "this model takes no class labels: leave --config.eval.label out" in err
 
 
 def one_line(capsys, *arguments):

@@ -132,10 +132,15 @@ def test_a_model_on_the_hub_is_its_folder(tmp_path, monkeypatch):
         file.relative_to(cache / "snapshots/of_v1").as_posix()
         for file in (cache / "snapshots/of_v1").rglob("*.*")
     ]
+    others = ("unet/diffusion_pytorch_model.bin", "unet/model.onnx", "README.md", "code.py")
     for patterns in asked:
         assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in needed)
-        others = ("unet/diffusion_pytorch_model.bin", "unet/model.onnx", "README.md", "code.py")
         assert not any(fnmatch(name, pattern) for name in others for pattern in patterns)
+    del asked[:]
+    unet.save_pretrained(cache / "snapshots/of_v1/unet", safe_serialization=False)
+    (cache / "snapshots/of_v1/unet/diffusion_pytorch_model.safetensors").unlink()
+    scoremle.load("hf:someone/ddpm@v1")
+    assert [fnmatch(others[0], each[-1]) for each in asked] == [False, True]
     with pytest.raises(UserError, match="hf:someone/ddpm@v2 can't be had from the hub"):
         scoremle.load("hf:someone/ddpm@v2")
 

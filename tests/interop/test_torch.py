@@ -416,6 +416,20 @@ class Odd(MLP):
         return super().forward(x, label) * (1.0 if x.detach().numpy().size else 0.0)
 
 
+@pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+def test_what_is_translated_goes_where_the_data_are():
+    """Bound to the CPU, where modules are made, it would keep all work off JAX's GPU."""
+    weights = jax.tree.leaves(mlp_model("torchax").noise.network)
+    assert weights and not any(leaf.committed for leaf in weights)
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_a_line(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="MLP would stay in PyTorch, which sees no GPU"):
+        mlp_model("torch")
+
+
 def test_which_way_it_goes_is_said_once_and_stands_in_its_repr(by, caplog):
     with caplog.at_level(logging.INFO, "scoremle"):
         model = mlp_model(by)

@@ -87,7 +87,8 @@ def _report(
     say(f"  log-SNR     {high:.2f} to {low:.2f}")
     say(f"  bits/dim    {model.default_estimator.words}")
     say(f"  written to  {place.folder}")
-    own = ["eval", str(place.folder)]
-    if model.classes or not config.data.dataset:
-        own = ["score", str(place.folder), "IMAGES", *(["--label=all"] if model.classes else [])]
+    own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
+    if not config.data.dataset:
+        own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]
+    own += label if model.classes else []
     say(f"next: scoremle {shlex.join(own)}")

@@ -16,8 +16,8 @@ from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
+from scoremle.experiment.labels import ALL, check_label
 from scoremle.experiment.models import load
-from scoremle.experiment.scoring import ALL, check_label
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
 from scoremle.terminal import printable, say

@@ -18,10 +18,11 @@ from scoremle.core.pytree import describe
 from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
+from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, score_on_ray
 from scoremle.experiment.scorer import Scorer
-from scoremle.experiment.scoring import ALL, Prepared, in_words, prepared
+from scoremle.experiment.scoring import Prepared, in_words, prepared
 from scoremle.likelihood.images import Estimator
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say

@@ -1,0 +1,32 @@
+"""Labels of class-conditional models, by the words of a flag.
+
+A label is a number, or "all" for the mean over all of them.
+"""
+
+import numpy as np
+
+from scoremle.errors import UserError
+from scoremle.model import ScoreModel
+from scoremle.published.family import PublishedModel
+
+__all__ = ["ALL", "check_label", "under"]
+
+ALL = "all"
+
+
+def check_label(model: ScoreModel, label: str, flag: str = "--label") -> int:
+    """How many classes a model has. Raises UserError for a label that is none of them."""
+    classes = model.classes if isinstance(model, PublishedModel) else 0
+    choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
+    if label and not classes:
+        raise UserError(f"this model takes no class labels: leave {flag} out")
+    if classes and not label:
+        raise UserError(f"this model is one of {classes} classes of images: say {choices}")
+    if label not in ("", ALL) and not (label.isdecimal() and int(label) < classes):
+        raise UserError(f"{flag}={label} is none of the model's: say {choices}")
+    return classes
+
+
+def under(model: ScoreModel, label: str) -> ScoreModel:
+    """The model of one label; of all the first, which stands for them in a pilot."""
+    return model.given(np.array([0 if label == ALL else int(label)])) if label else model
