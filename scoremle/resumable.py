@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from scoremle import processes
 from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.progress import progress
 
@@ -82,6 +83,7 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
+    processes.check_same(done, f"finished parts in {folder}")
     total = int((done | ~others).sum())
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:
@@ -96,6 +98,7 @@ def in_parts(
                 write_npz(folder / f"pass{repeat}_{unit}{first}.npz", sealed)
             put(part)
             tell(int(done.sum()), describe(rows, done))
+            processes.stop_if_asked()
     return rows
 
 
