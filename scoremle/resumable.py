@@ -22,7 +22,9 @@ from scoremle import processes
 from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.progress import progress
 
-__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "read_part"]
+__all__ = [
+    "HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "missing", "read_part",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,16 @@ def in_parts(
             tell(int(done.sum()), describe(rows, done))
             processes.stop_if_asked()
     return rows
+
+
+def missing(n: int, *, passes: int, folder: Path) -> Int[np.ndarray, " k"]:
+    """Which of n images lack a finished part in ``folder``, in whatever pass."""
+    done = np.zeros((passes, n), bool)
+    for part in _finished(folder):
+        repeat, first = part.pop("place")
+        if repeat < passes:
+            done[repeat, first : first + len(next(iter(part.values())))] = True
+    return np.flatnonzero(~done.all(axis=0))
 
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:
