@@ -57,7 +57,7 @@ def main() -> None:
 
     least = standing * (1 - MOST) / MOST / schedule.snapshot_freq
     print(f"{options.config}: {size / 1e6:,.0f} MB in {len(jax.tree.leaves(state))} arrays")
-    print(f"a save: {save:.1f} s ({computing:.1f} s of computing); fetch and hash: {hashing:.1f} s")
+    print(f"a save: {save:.1f} s, {computing:.1f} s of computing; fetch and hash: {hashing:.1f} s")
     print(f"{saves:.0f} saves in {schedule.snapshot_freq:,} steps")
     print(table(("seconds a step", "share"), [(str(s), f"{share(s):.2%}") for s in STEPS]))
     print(f"{MOST:.0%} at {least:.3f} s a step")
