@@ -8,6 +8,9 @@ import itertools
 import os
 import re
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +64,25 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         for name in VISIBLE:
             jax.config.update(name, "all")
     # All devices meet now. Later, one that still compiles would keep the others waiting too long.
-    ones = split_rows(np.ones(jax.device_count(), np.float32))
-    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
+    with _stdout_aside():
+        ones = split_rows(np.ones(jax.device_count(), np.float32))
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
     if jax.process_index():
         leave_writing_to_others()
         mute()
+
+
+@contextmanager
+def _stdout_aside() -> Iterator[None]:
+    """What C++ prints on stdout goes to stderr: gloo, which connects CPUs, talks there."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def _tasks_of_slurm() -> int | None:

@@ -44,7 +44,6 @@ def guarded(process: int | None) -> Iterator[None]:
     ours.close()
     os.setsid()  # Ctrl-C is for the parent
     threading.Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
-    _keep_stdout()
     try:
         yield
         _leave()
@@ -59,13 +58,6 @@ def guarded(process: int | None) -> Iterator[None]:
 def _end_with_parent(theirs: socket.socket) -> None:
     theirs.recv(1)  # nothing comes but the end
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _keep_stdout() -> None:
-    """For this program alone: the library that connects CPUs (gloo) prints there, too."""
-    own = os.dup(1)
-    os.dup2(2, 1)
-    sys.stdout = open(own, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115
 
 
 def _leave() -> None:

@@ -68,11 +68,14 @@ class Evaluates(Evaluate, Trains):
 class Scores(Score, Trains):
     """Two jobs, each with its share; a third command makes the table."""
 
+    def command(self, folder):
+        return *super().command(folder), "--estimator=bound", "--repeats=2"
+
     def start(self, folder, logs):
         return Run([(*self.command(folder), f"--shard={i}/2") for i in (1, 2)], logs)
 
     def made(self, folder, logs):
-        run = Run([self.command(folder)], logs)
+        run = Run([(*self.command(folder), "--merge")], logs)
         assert run.codes() == [0], run.texts()
         return self.result(folder)
 
