@@ -3,10 +3,11 @@
     python benchmarks/faults.py [--minutes=10 | --long] [--seed=1]
 
 The tests of ``tests/faults`` are run again and again: faults at operations on files, damage to
-every file, mutations of true files, and kills of the program at random moments. Each round has a
-seed of its own, from which all that is random follows. After so many minutes (--long: at Ctrl-C)
-nothing new is begun, and a table says what came how often. The exit code is 1, and what was found
-is printed, if anything came that docs/reliability.md does not allow.
+every file, mutations of true files, and kills of the program at random moments, also of one of
+several processes that share a run, which may hang, too. Each round has a seed of its own, from
+which all that is random follows. After so many minutes (--long: at Ctrl-C) nothing new is begun,
+and a table says what came how often. The exit code is 1, and what was found is printed, if
+anything came that docs/reliability.md does not allow.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of tests/faults, the quickest first.
-TESTS = ("saves", "mutations", "faults", "damage", "kills")
+TESTS = ("saves", "mutations", "faults", "damage", "kills", "several")
 FORBIDDEN = "not allowed"
 # A line of helpers.faults.report.
 COUNTS = re.compile(r"^([\w, ]+): (\{.*\})$", re.MULTILINE)

@@ -4,7 +4,10 @@ All run the same program on the same numbers. The first writes files and talks. 
 step to stop.
 """
 
+import itertools
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,16 @@ from jax.experimental import multihost_utils
 from scoremle.devices import replicated, split_rows
 from scoremle.errors import Stopped, UserError
 from scoremle.files import leave_writing_to_others
-from scoremle.terminal import mute, printable
+from scoremle.terminal import mute
 
-__all__ = ["asked_to_stop", "ends_for_all", "join", "together"]
+__all__ = ["asked_to_stop", "check_same", "join", "stop_if_asked", "together"]
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30
+# What JAX lets a process use. Where a cluster starts it, JAX says: the one GPU of its number.
+VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
+
+_parts = itertools.count()
 
 
 def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
@@ -34,8 +41,14 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         processes: how many there are; None: as the cluster says.
         process: which of them this is, from 0; None: as the cluster says.
 
-    Raises UserError where the cluster does not say it, and if the others can't be reached.
+    A task of SLURM that is alone on its machine has all GPUs that it sees.
+
+    Raises UserError where the cluster does not say it, if SLURM hides from each task the GPUs of
+    the others, and if the others can't be reached.
     """
+    tasks = _tasks_of_slurm() if "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
+    if tasks and tasks > 1:
+        _check_gpus_of_slurm(tasks)
     jax.config.update("jax_enable_preemption_service", True)
     try:
         jax.distributed.initialize(
@@ -47,35 +60,45 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
             f"the processes of this run can't be joined: {text}; say --coordinator=HOST:PORT,"
             " --processes=N and --process=I, or start them by a cluster that JAX knows"
         ) from None
+    if tasks == 1:
+        for name in VISIBLE:
+            jax.config.update(name, "all")
     # All devices meet now. Later, one that still compiles would keep the others waiting too long.
-    ones = split_rows(np.ones(jax.device_count(), np.float32))
-    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
+    with _stdout_aside():
+        ones = split_rows(np.ones(jax.device_count(), np.float32))
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
     if jax.process_index():
         leave_writing_to_others()
         mute()
 
 
 @contextmanager
-def ends_for_all() -> Iterator[None]:
-    """What ends one process of a run ends all, each with a line.
-
-    A process that fails ends at once: at its usual end it would wait for the others. They fail
-    when they wait for it in vain, within seconds, or after ``HEARTBEAT`` if its machine is gone.
-    """
+def _stdout_aside() -> Iterator[None]:
+    """What C++ prints on stdout goes to stderr: gloo, which connects CPUs, talks there."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        if jax.process_count() == 1 or isinstance(error, Stopped):
-            raise
-        text = str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            text = (
-                "another process of this run has ended, or can't be reached: start all of them"
-                f" again, and they go on from what is saved ({text.splitlines()[0][:200]})"
-            )
-        line = f"scoremle: error: process {jax.process_index()}: {text or type(error).__name__}"
-        print(printable(line), file=sys.stderr, flush=True)
-        os._exit(2)
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+
+
+def _tasks_of_slurm() -> int | None:
+    """How many tasks of a step a machine has at most, as in 2(x3),1; None where nothing says."""
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(map(int, counts), default=None)
+
+
+def _check_gpus_of_slurm(tasks: int) -> None:
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if "SLURM_GPUS_PER_TASK" in os.environ or 0 < len(seen) < tasks:
+        raise UserError(
+            "SLURM hides from each task the GPUs of the others (--gpus-per-task), and JAX can't"
+            " find its own then: start one task on each machine with all its GPUs"
+            " (--ntasks-per-node=1 --gpus-per-node=N)"
+        )
 
 
 def asked_to_stop(call: int) -> bool:
@@ -85,6 +108,20 @@ def asked_to_stop(call: int) -> bool:
     has made yet. A process alone has no others to ask.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
+
+
+def stop_if_asked() -> None:
+    """To be called by all after each part of a work. Raises Stopped where they agree to stop."""
+    if asked_to_stop(next(_parts)):
+        raise Stopped(signal.SIGTERM)
+
+
+def check_same(values: np.ndarray, what: str) -> None:
+    """Raises UserError in a process that has other values than the first."""
+    if jax.process_count() == 1:
+        return
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(values), values):
+        raise UserError(f"this process sees other {what} than the first: start all again")
 
 
 def together(what: str) -> None:

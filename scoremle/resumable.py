@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from scoremle import processes
 from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.progress import progress
 
-__all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "read_part"]
+__all__ = [
+    "HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "missing", "read_part",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
+    processes.check_same(done, f"finished parts in {folder}")
     total = int((done | ~others).sum())
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:
@@ -96,7 +100,18 @@ def in_parts(
                 write_npz(folder / f"pass{repeat}_{unit}{first}.npz", sealed)
             put(part)
             tell(int(done.sum()), describe(rows, done))
+            processes.stop_if_asked()
     return rows
+
+
+def missing(n: int, *, passes: int, folder: Path) -> Int[np.ndarray, " k"]:
+    """Which of n images lack a finished part in ``folder``, in whatever pass."""
+    done = np.zeros((passes, n), bool)
+    for part in _finished(folder):
+        repeat, first = part.pop("place")
+        if repeat < passes:
+            done[repeat, first : first + len(next(iter(part.values())))] = True
+    return np.flatnonzero(~done.all(axis=0))
 
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_runs import npz
 
 from scoremle.progress import progress
-from scoremle.resumable import fingerprint, in_parts
+from scoremle.resumable import fingerprint, in_parts, missing
 
 N = 11
 
@@ -52,6 +52,15 @@ def test_each_image_once_a_pass_in_calls_of_one_size(tmp_path, size, kept):
         seen = [i for r, index in work.asked if r == repeat for i in dict.fromkeys(index)]
         assert seen == [*range(N)]
     assert bool([*tmp_path.iterdir()]) == kept
+
+
+def test_images_without_a_finished_part_are_known(tmp_path):
+    assert missing(N, passes=2, folder=tmp_path).tolist() == [*range(N)]
+    run(tmp_path, Work(), share=slice(2, 9))
+    assert missing(N, passes=2, folder=tmp_path).tolist() == [0, 1, 9, 10]
+    assert missing(N, passes=3, folder=tmp_path).tolist() == [*range(N)]
+    (tmp_path / "pass1_image6.npz").write_bytes(b"")
+    assert missing(N, passes=2, folder=tmp_path).tolist() == [0, 1, 6, 7, 8, 9, 10]
 
 
 def test_a_fingerprint_is_of_facts_not_of_their_order():

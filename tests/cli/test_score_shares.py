@@ -25,14 +25,18 @@ def score(images, out, *flags):
 @pytest.mark.long
 def test_shares_make_the_table_of_one_machine(images, tmp_path, capsys):
     assert score(images, tmp_path / "one.csv") == 0
-    for share in ("2/2", "1/2"):
-        assert score(images, tmp_path / "two.csv", f"--shard={share}") == 0
+    assert score(images, tmp_path / "two.csv", "--shard=2/2") == 0
+    capsys.readouterr()
+    assert score(images, tmp_path / "two.csv", "--merge") == 2
+    assert "3 of 7 images have no score in" in (said := capsys.readouterr().err)
+    assert "two.csv.parts: 1 to 3 (the first is 0)" in said
+    assert score(images, tmp_path / "two.csv", "--shard=1/2") == 0
     assert not (tmp_path / "two.csv").exists()
     told = capsys.readouterr().out
-    assert "share 1 of 2, 3 images" in told and "share 2 of 2, 4 images" in told
+    assert "share 1 of 2, 3 images" in told
     # Of each pass two: nothing was scored twice.
     assert len(list((tmp_path / "two.csv.parts").glob("*/pass*.npz"))) == 4
-    assert score(images, tmp_path / "two.csv") == 0
+    assert score(images, tmp_path / "two.csv", "--merge") == 0
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
 
 
@@ -40,17 +44,25 @@ def asked(*flags):
     return PARSERS["score"]().parse_args(["digits", "x.npy", *flags])
 
 
-def test_the_share_of_a_task_of_slurm(monkeypatch):
-    for name, value in (("ID", "5"), ("MIN", "3"), ("COUNT", "10")):
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert asked("--shard=slurm").shard == (3, 10)
-    assert asked("--shard=2/4").shard == (2, 4)
+@pytest.mark.parametrize(("task", "share"), [
+    ({"SLURM_ARRAY_TASK_ID": 5, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_ARRAY_TASK_COUNT": 10,
+      "SLURM_PROCID": 0, "SLURM_NTASKS": 1}, (3, 10)),
+    ({"SLURM_PROCID": 1, "SLURM_NTASKS": 4}, (2, 4)),
+    ({"OMPI_COMM_WORLD_RANK": 2, "OMPI_COMM_WORLD_SIZE": 3}, (3, 3)),
+])  # fmt: skip
+def test_the_share_of_a_task_of_a_cluster(task, share, monkeypatch):
+    for name, value in task.items():
+        monkeypatch.setenv(name, str(value))
+    assert asked("--shard").shard == share
+    assert asked("--shard=2/5").shard == (2, 5)
+    assert asked().shard is None
 
 
-@pytest.mark.parametrize("share", ["0/3", "4/3", "1", "a/b", "slurm"])
+@pytest.mark.parametrize("share", ["=0/3", "=4/3", "=1", "=a/b", ""])
 def test_shares_that_are_none(images, share, capsys, monkeypatch):
-    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-    assert score(images, images.with_suffix(".csv"), f"--shard={share}") == 2
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert score(images, images.with_suffix(".csv"), f"--shard{share}") == 2
     assert "--shard" in capsys.readouterr().err
 
 
@@ -59,4 +71,4 @@ def test_ray_that_is_not_there_is_named(images, tmp_path, capsys, monkeypatch):
     assert score(images, tmp_path / "out", "--engine=ray") == 2
     assert "pip install 'scoremle[ray]'" in capsys.readouterr().err
     assert score(images, tmp_path / "out", "--engine=ray", "--shard=1/2") == 2
-    assert "of one machine" in capsys.readouterr().err
+    assert "not for --engine=ray" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.places import ROOT
-from helpers.tiny_runs import mistake
+from helpers.tiny_runs import evaluate, mistake
 
 from scoremle.errors import UserError
 from scoremle.experiment import lock
@@ -21,6 +21,7 @@ from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import machine
 
+IN_2242 = 2**33
 OWNER = """
 import pathlib, sys, time
 from scoremle.experiment.lock import alone
@@ -109,10 +110,11 @@ def test_without_locks_a_dead_process_of_this_machine_is_known(path, owner, no_l
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_an_owner_elsewhere_is_watched(path, quick, locks, request, capsys):
-    """A network file system may keep its locks to one machine, or have none."""
+    """A network file system may keep its locks to one machine, or have none; clocks differ."""
     if not locks:
         request.getfixturevalue("no_locks")
     write_owner(path)
+    os.utime(path, (IN_2242, IN_2242))
     stop = threading.Event()
     beating = threading.Thread(target=lock._beat, args=(path, stop))
     beating.start()
@@ -120,6 +122,7 @@ def test_an_owner_elsewhere_is_watched(path, quick, locks, request, capsys):
         alone(path, "training there").__enter__()
     stop.set()
     beating.join()
+    os.utime(path, (IN_2242, IN_2242))
     with alone(path, "training there"):  # it gives no sign of life any more
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert "is its owner alive?" in capsys.readouterr().out
@@ -170,3 +173,10 @@ def test_the_second_training_in_a_workdir_is_refused(tiny, capfd):
         line = mistake(capfd, "train", tiny.workdir)
     assert f"{tiny.workdir} is in use: process {os.getpid()} on " in line
     assert not (tiny.workdir / ".training.lock").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_while_training_is_allowed(tiny):
+    with Workdir(tiny.workdir).alone():
+        _, results = evaluate(tiny, "while_training", eval__num_images=10)
+    assert results

@@ -3,16 +3,17 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
+from helpers.places import ROOT
+from helpers.several import Run, parameters, together
 
-from scoremle.experiment.trained import load_workdir
+from scoremle.errors import UserError
+from scoremle.processes import join
 
 FIELDS = (
     "--config.model.nf=4", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()",
@@ -20,65 +21,26 @@ FIELDS = (
     "--config.training.n_jitted_steps=5", "--config.training.log_freq=5",
     "--config.training.snapshot_freq=1000", "--config.training.snapshot_freq_for_preemption=1000",
 )  # fmt: skip
-# Seconds that a process of a run may take, on a busy machine.
-LONGEST = 300
-
-
-def start(words, processes=1, devices=1):
-    """The processes of one run, with so many devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }  # fmt: skip
-    joined = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "scoremle", *words,
-             *([*joined, f"--process={i}"] if processes > 1 else [])],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-
-
-def ended(run):
-    """Exit code, and what was printed on either side, of each."""
-    found = [process.communicate(timeout=LONGEST) for process in run]
-    return [(process.returncode, *texts) for process, texts in zip(run, found, strict=True)]
-
-
-def steps_of(process, step):
-    """Reads what a process prints until it has made so many steps."""
-    for line in process.stdout:
-        if line.startswith("step ") and int(line.split()[1].partition("/")[0]) >= step:
-            return
-    raise AssertionError(process.communicate())
-
-
-def parameters(workdir):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(load_workdir(workdir))])
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_stopped_and_gone_on_with_another_number(tmp_path):
-    words = ("train", "digits", str(tmp_path / "several"), *FIELDS)
-    run = start((*words, "--config.training.n_iters=5000"), processes=2)
-    steps_of(run[0], 10)
-    run[1].send_signal(signal.SIGTERM)
-    (first, told, _), (second, nothing, _) = ended(run)
-    assert (first, second) == (143, 143) and nothing.count("step ") == 0
+    words = ("train", "digits", tmp_path / "several", *FIELDS)
+    run = together((*words, "--config.training.n_iters=5000"), tmp_path)
+    run.until_step(10)
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.codes() == [143, 143], run.texts()
     (saved,) = (tmp_path / "several" / "checkpoints-meta").glob("checkpoint_*")
     step = int(saved.name.partition("_")[2])
-    assert f"saved step {step}" in told
+    assert f"saved step {step}" in run.said[0].read_text() and not run.said[1].read_text()
 
     end = f"--config.training.n_iters={step + 10}"
-    ((code, told, errors),) = ended(start((*words, end), devices=2))
-    assert code == 0 and f"going on from step {step}" in told, errors
-    ((code, _, errors),) = ended(start(("train", "digits", str(tmp_path / "one"), *FIELDS, end)))
-    assert code == 0, errors
+    run = together((*words, end), tmp_path, 1, devices=2)
+    assert run.codes() == [0], run.texts()
+    assert f"going on from step {step}" in run.said[0].read_text()
+    run = together(("train", "digits", tmp_path / "one", *FIELDS, end), tmp_path, 1)
+    assert run.codes() == [0], run.texts()
     one, several = parameters(tmp_path / "one"), parameters(tmp_path / "several")
     np.testing.assert_allclose(several, one, atol=2e-6)
     rows = [
@@ -93,22 +55,53 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
     )  # fmt: skip
     values = []
     for name, processes in (("one", 1), ("several", 2)):
-        found = ended(start(("eval", str(tmp_path / name), *words), processes=processes))
-        assert [code for code, *_ in found] == [0] * processes, found
-        text = found[0][1]  # gloo, which carries numbers between CPUs, talks on stdout, too
-        (result,) = json.loads(text[text.index("{") :]).values()
+        run = together(("eval", tmp_path / name, *words), tmp_path, processes)
+        assert set(run.codes()) == {0}, run.texts()
+        (result,) = json.loads(run.said[0].read_text()).values()
         values.append(result["mean"])
     assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path):
-    words = ("train", "digits", str(tmp_path), *FIELDS, "--config.training.n_iters=100000")
-    run = start(words, processes=2)
-    steps_of(run[0], 5)
-    run[1].kill()
+    words = ("train", "digits", tmp_path / "run", *FIELDS, "--config.training.n_iters=100000")
+    run = together(words, tmp_path)
+    run.until_step(5)
+    second = Run([words], tmp_path / "second")
+    assert second.codes() == [2] and "run is in use: process" in second.last(0), second.texts()
+    os.kill(run.worker(1), signal.SIGKILL)
     began = time.monotonic()
-    (code, _, errors), _ = ended(run)
+    codes = run.codes()
     assert time.monotonic() - began < 60
-    assert code == 2
-    assert "process 0: another process of this run has ended" in errors.splitlines()[-1]
+    assert codes == [2, 2], run.texts()
+    assert "error: process 0: another process of this run has ended" in run.last(0)
+    assert "error: process 1: its work was ended by signal SIGKILL" in run.last(1)
+
+
+# SLURM's names for a task of one step.
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1",
+}  # fmt: skip
+JOINED = """
+import jax, scoremle.processes
+scoremle.processes.join()
+print(jax.config.values["jax_cuda_visible_devices"], jax.process_count())
+"""
+
+
+@pytest.mark.slow
+def test_a_task_of_slurm_that_is_alone_on_its_machine_has_all_its_devices():
+    command = [sys.executable, "-c", JOINED]
+    told = subprocess.run(
+        command, env=os.environ | SLURM, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[-1] == "all 1"
+
+
+@pytest.mark.parametrize("hidden", ["SLURM_GPUS_PER_TASK", "CUDA_VISIBLE_DEVICES"])
+def test_slurm_that_hides_devices_is_caught_in_a_line(hidden, monkeypatch):
+    for name, value in {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", hidden: "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--gpus-per-task"):
+        join()

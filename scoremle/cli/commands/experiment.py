@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from scoremle.cli.guarded import guarded
 from scoremle.terminal import passing
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def print_config(settings: "Settings") -> dict[str, Any]:
 def _run_mode(settings: "Settings") -> dict[str, Any]:
     if not settings.distributed:
         return _run_alone(settings)
-    from scoremle.processes import ends_for_all, join
+    with guarded(settings.process):
+        from scoremle.processes import join
 
-    join(settings.coordinator, settings.processes, settings.process)
-    with ends_for_all():
+        join(settings.coordinator, settings.processes, settings.process)
         return _run_alone(settings)
 
 

@@ -4,6 +4,7 @@ IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8
 CSV of one line a file, in their order; a page shows the images in the order of their bits/dim.
 """
 
+import itertools
 import math
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from scoremle.experiment.run_score import Scored, folder_of_parts, measure, meas
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, in_words, prepared
 from scoremle.report.scores import MEANING, About, write_page
+from scoremle.resumable import missing
 from scoremle.terminal import say
 
 __all__ = ["run"]
@@ -52,6 +54,9 @@ def run(options: Any) -> dict[str, Any] | Partly:
     parts = folder_of_parts(above, found, options.model, images, options.seed)
     if options.shard:
         return _score_share(found, images, options, parts)
+    if options.merge:
+        names = [look.name for look in looks if look.pixels is not None]
+        _check_whole(parts, names, options.repeats)
     scored = _measured(found, images, options, parts)
     reference = test_values(options.model, model, found.estimator)
     rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
@@ -77,7 +82,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
 def _score_share(
     found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
 ) -> dict[str, Any]:
-    """Scores a share of the images and writes no table: the command without --shard does."""
+    """Scores a share of the images and writes no table: the command with --merge does."""
     number, count = options.shard
     first, stop = (len(images) * i // count for i in (number - 1, number))
     measure_share(
@@ -85,9 +90,23 @@ def _score_share(
     )
     say(
         f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
-        " are done, the same command without --shard puts them together"
+        " are done, the same command with --merge puts them together"
     )
     return {"images": stop - first, "parts": str(parts)}
+
+
+def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
+    """Raises UserError if shares left an image without a score."""
+    left = missing(len(names), passes=passes, folder=parts)
+    if not len(left):
+        return
+    ends = np.flatnonzero(np.diff(left, prepend=-2, append=len(names) + 1) != 1)
+    ranges = [f"{left[i] + 1} to {left[j - 1] + 1}" for i, j in itertools.pairwise(ends)]
+    raise UserError(
+        f"{len(left)} of {len(names)} images have no score in {parts.parent}: {', '.join(ranges)}"
+        f" (the first is {names[left[0]]}); run their shares, or leave out --merge to score them"
+        " here"
+    )
 
 
 def _measured(

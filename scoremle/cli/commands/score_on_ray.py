@@ -36,8 +36,8 @@ FIRST = 256
 
 def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images into the folder ``--out``; gives their mean."""
-    if options.page or options.shard:
-        raise UserError("--page and --shard are of one machine: leave them out with --engine=ray")
+    if options.page or options.shard or options.merge:
+        raise UserError("--page, --shard and --merge are not for --engine=ray: leave them out")
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and which nodes do they need")

@@ -94,10 +94,14 @@ def score_parser() -> Parser:
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
-    parser.add_argument(
-        "--shard", type=shard, metavar="I/N",
-        help="score the I-th of N shares, or slurm for that of an array job; the command without"
-        " it then puts them together",
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument(
+        "--shard", type=shard, metavar="I/N", nargs="?", const="",
+        help="score the I-th of N shares; without I/N, that of a task of an array or of a cluster",
+    )  # fmt: skip
+    shares.add_argument(
+        "--merge", action="store_true",
+        help="make the table of what shares left; no image may be missing",
     )  # fmt: skip
     parser.add_argument(
         "--engine", choices=("ray",), default="",

@@ -37,15 +37,29 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """A share and the number of shares: I/N, or the numbers of a task of SLURM's array."""
-    if text == "slurm":
-        names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT")]
-        found = [os.environ.get(name, "") for name in names]
-        if not all(map(str.isdecimal, found)):
-            raise argparse.ArgumentTypeError(f"this is no array job of SLURM: no {names[0]}")
-        number, least, count = map(int, found)
-        return number - least + 1, count
+    """A share and the number of shares: I/N, or without a text those of a task of a cluster."""
+    if not text:
+        return _share_of_task()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text} is no I/N with I from 1 to N, such as 3/10")
     return int(match[1]), int(match[2])
+
+
+# How clusters number tasks, in variables: the number, the first one, how many there are.
+TASKS = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
+    ("OMPI_COMM_WORLD_RANK", "", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "", "SLURM_NTASKS"),
+)
+
+
+def _share_of_task() -> tuple[int, int]:
+    for names in TASKS:
+        found = [os.environ.get(name, "") if name else "0" for name in names]
+        if all(map(str.isdecimal, found)):
+            number, least, count = map(int, found)
+            return number - least + 1, count
+    raise argparse.ArgumentTypeError(
+        "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: say I/N"
+    )

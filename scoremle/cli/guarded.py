@@ -1,0 +1,105 @@
+"""One process of several of a run, in two: a child works, and its parent sees how it ends.
+
+JAX's own threads end a process that has lost the others, in the midst of whatever it does and with
+lines of their own. So the parent has the last word: a line, and the exit code.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from scoremle.errors import Stopped
+from scoremle.terminal import printable
+
+__all__ = ["guarded"]
+
+LONGEST = 10_000  # bytes of a line
+# Exit codes of the program. JAX ends a process that has lost the others by an abort, or with 1.
+KNOWN, BY_JAX = (0, 2, 3, 130, 143), (1, -signal.SIGABRT)
+LOST = (
+    "another process of this run has ended, or can't be reached: start all of them again, and they"
+    " go on from what is saved"
+)
+
+
+@contextmanager
+def guarded(process: int | None) -> Iterator[None]:
+    """The block is run by a child, which ends with its parent; to be called before JAX is there.
+
+    An error ends the child at once, since at its usual end it would wait for the others: they
+    fail when they wait for it in vain. The parent never comes to the block: it hands SIGTERM and
+    Ctrl-C on as SIGTERM, says the line of an error, and raises SystemExit. ``process`` is the
+    number of this process, if it is known.
+    """
+    ours, theirs = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if child := os.fork():
+        theirs.close()
+        raise SystemExit(_wait(child, ours, "" if process is None else f"process {process}: "))
+    ours.close()
+    os.setsid()  # Ctrl-C is for the parent
+    threading.Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
+    try:
+        yield
+        _leave()
+    except Stopped:  # all stop together
+        _leave()
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        theirs.sendall(_line(error).encode()[:LONGEST])
+        os._exit(2)
+
+
+def _end_with_parent(theirs: socket.socket) -> None:
+    theirs.recv(1)  # nothing comes but the end
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _leave() -> None:
+    """Waits for the others, as they do."""
+    import jax
+
+    jax.distributed.shutdown()
+
+
+def _line(error: BaseException) -> str:
+    import jax
+
+    text = str(error) or type(error).__name__
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        return f"{LOST} ({text.splitlines()[0][:200]})"
+    return text
+
+
+def _wait(child: int, ours: socket.socket, whose: str) -> int:
+    """The exit code of the child; says a line if it failed."""
+
+    def hand_on(*_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hand_on)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    ours.setblocking(False)
+    with suppress(BlockingIOError):  # where a child of the child lives on
+        if line := ours.recv(LONGEST).decode(errors="replace"):
+            return _say(whose + line)
+    return code if code in KNOWN else _say(whose + _how_it_ended(code))
+
+
+def _say(line: str) -> int:
+    print(f"scoremle: error: {printable(' '.join(line.splitlines()))}", file=sys.stderr)
+    return 2
+
+
+def _how_it_ended(code: int) -> str:
+    if code in BY_JAX:
+        return LOST
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"its work was ended by {how}: the same command goes on from what is saved"

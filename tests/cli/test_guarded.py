@@ -1,0 +1,57 @@
+"""A process in two: however the one that works ends, the other says a line and the exit code."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers.places import ROOT
+
+from scoremle.cli.guarded import LOST
+
+SCRIPT = """
+import os, signal, sys, time
+from scoremle.cli.guarded import guarded
+with guarded(3):
+    {}
+print("done")
+"""
+WAITS = "print(os.getpid(), flush=True); time.sleep(60)"
+
+
+def start(block):
+    command = [sys.executable, "-c", SCRIPT.format(block)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+
+@pytest.mark.parametrize(("block", "line"), [
+    (r"raise ValueError('one\ntwo')", "one two"),
+    ("print('Terminating process', file=sys.stderr); os._exit(1)", LOST),
+    ("os.abort()", LOST),
+    ("os.kill(os.getpid(), 9)",
+     "its work was ended by signal SIGKILL: the same command goes on from what is saved"),
+])  # fmt: skip
+def test_the_last_line_is_ours(block, line):
+    process = start(block)
+    said, errors = process.communicate()
+    assert process.returncode == 2 and not said
+    assert errors.splitlines()[-1] == f"scoremle: error: process 3: {line}"
+
+
+def test_what_ends_well_says_nothing():
+    process = start("pass")
+    assert process.communicate() == ("done\n", "") and process.returncode == 0
+
+
+def test_sigterm_is_handed_on():
+    process = start(f"signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); {WAITS}")
+    assert int(process.stdout.readline()) != process.pid
+    process.terminate()
+    assert process.communicate() == ("", "") and process.returncode == 143
+
+
+def test_who_works_ends_with_its_parent():
+    process = start(WAITS)
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=30)  # both have their ends of the pipes
