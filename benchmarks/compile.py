@@ -1,10 +1,11 @@
 """What compilation costs: the first call of each program of a network, without and with a cache.
 
-Wall seconds from the call to its result, tracing and one run included: the first parameters, the
-noise prediction, its value and derivative as a likelihood takes them, and a training step. Each is
-measured in two processes of their own, with one empty folder for compiled programs: the first
-process finds it empty, the second as the first left it. The network is the published deep one for
-CIFAR-10, which takes minutes; ``--quick`` takes that of the digits.
+Seconds from the call to its result, tracing and one run included: the first parameters, the noise
+prediction, its value and derivative as a likelihood takes them, and a training step. Seconds are
+those that pass, and those of processor time, which other work on the machine does not lengthen
+much. Each is measured in two processes of their own, with one empty folder for compiled programs:
+the first process finds it empty, the second as the first left it. The network is the published
+deep one for CIFAR-10, which takes minutes; ``--quick`` takes that of the digits.
 
     python benchmarks/compile.py --quick
     python benchmarks/compile.py
@@ -33,16 +34,16 @@ DEEP = "vp/cifar10_ddpmpp_deep_continuous"
 BATCH, LEVELS = 4, {DEEP: 256, "digits": 17}
 
 
-def first_calls(config: str) -> dict[str, float]:
-    """Seconds of the first call of each program, in this process."""
+def first_calls(config: str) -> dict[str, tuple[float, float]]:
+    """Seconds of the first call of each program, in this process: passed, and of processors."""
     fields = {"training.batch_size": BATCH}
     experiment = build(published_config(config, fields), levels=LEVELS[config])
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
 
     def first(name: str, call: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), time.process_time()
         result = jax.block_until_ready(call())
-        seconds[name] = time.perf_counter() - began
+        seconds[name] = (time.perf_counter() - began, time.process_time() - before)
         return result
 
     images = jnp.zeros((BATCH, *experiment.model.shape), jnp.uint8)
@@ -67,7 +68,7 @@ def _derive(experiment: Experiment) -> Callable[..., Any]:
     return lambda params, x, t: jax.jvp(lambda y: predict(params, y, t), (x,), (jnp.ones_like(x),))
 
 
-def in_a_process(config: str, folder: str) -> dict[str, float]:
+def in_a_process(config: str, folder: str) -> dict[str, tuple[float, float]]:
     """The same in another process, which keeps its programs in a folder."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": folder,
@@ -77,6 +78,14 @@ def in_a_process(config: str, folder: str) -> dict[str, float]:
     command = [sys.executable, __file__, f"--here={config}"]
     done = subprocess.run(command, env=os.environ | cache, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
+
+
+def _sums(times: dict[str, tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*times.values(), strict=True)))
+
+
+def _seconds(times: tuple[float, ...]) -> list[str]:
+    return [f"{each:.1f}" for each in times]
 
 
 def main() -> None:
@@ -89,10 +98,12 @@ def main() -> None:
         return
     config = "digits" if options.quick else DEEP
     with tempfile.TemporaryDirectory() as folder:
-        cold, cached = (in_a_process(config, folder) for _ in range(2))
-    rows = [(name, f"{cold[name]:.1f}", f"{cached[name]:.1f}") for name in cold]
-    total = ("all", *(f"{sum(times.values()):.1f}" for times in (cold, cached)))
-    print(table((config, "cold, s", "cached, s"), [*rows, total]))
+        cold = in_a_process(config, folder)
+        print(json.dumps({"config": config, "cold": cold}), file=sys.stderr)  # after minutes
+        cached = in_a_process(config, folder)
+    rows = [(name, *_seconds(cold[name]), *_seconds(cached[name])) for name in cold]
+    total = ("all", *_seconds(_sums(cold)), *_seconds(_sums(cached)))
+    print(table((config, "cold, s", "processors", "cached, s", "processors"), [*rows, total]))
     print(json.dumps({"config": config, "cold": cold, "cached": cached}))
 
 

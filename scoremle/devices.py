@@ -1,10 +1,10 @@
-"""Where arrays lie, whole on each device or their rows split over all, and what room there is.
+"""Where arrays lie, whole on each device or their rows split over all, and what room they have.
 
 The devices are those of all processes of a run.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,10 @@ from jaxtyping import Array
 
 from scoremle.errors import UserError
 
-__all__ = ["Memory", "check_devices", "fetch", "memory", "replicate", "replicated", "split_rows"]
+__all__ = [
+    "Memory", "Needs", "check_devices", "fetch", "in_gib", "memory", "needs", "replicate",
+    "replicated", "split_rows", "within_memory",
+]  # fmt: skip
 
 AXIS = "data"
 
@@ -47,7 +50,11 @@ class Memory(NamedTuple):
 
 
 def memory() -> Memory | None:
-    """Of the first device: a CPU's is the machine's or its container's; None if nothing tells."""
+    """Of the first device; None if nothing tells.
+
+    A CPU's is the machine's or its container's; where several devices are made of it, each has its
+    share.
+    """
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
         whole = stats.get("bytes_limit", 0)
@@ -68,7 +75,58 @@ def _of_machine() -> Memory | None:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         whole, free = min(whole, limit), min(free, limit - used)
-    return Memory(whole, free)
+    count = jax.local_device_count()
+    return Memory(whole // count, free // count)
+
+
+class Needs(NamedTuple):
+    """Bytes on each device: of what a program is given, and of what it makes beside that.
+
+    ``given`` are parameters, the state and images, ``work`` activations, gradients and results.
+    """
+
+    given: int
+    work: int
+
+
+def needs(lowered: jax.stages.Lowered) -> Needs | None:
+    """Of a program, which is compiled for that; None where XLA does not tell."""
+    found = lowered.compile().memory_analysis()
+    if found is None:
+        return None
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Needs(found.argument_size_in_bytes, found.temp_size_in_bytes + new)
+
+
+def in_gib(size: float) -> str:
+    """A number of bytes, for people."""
+    return f"{size / 2**30:.3g} GiB"
+
+
+def within_memory(program: Any) -> Callable[..., Any]:
+    """The same compiled function, which raises MemoryError where its work is more than is free.
+
+    So on a CPU, by XLA's account, before the first call of each shape: the system would kill the
+    process. Other devices raise an error of their own.
+    """
+    known: set[Any] = set()
+
+    def call(*arguments: Any, **static: Any) -> Any:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
+        if shapes not in known and jax.default_backend() == "cpu":
+            _check_room(program.lower(*arguments, **static))
+            known.add(shapes)
+        return program(*arguments, **static)
+
+    return call
+
+
+def _check_room(lowered: jax.stages.Lowered) -> None:
+    there, wanted = memory(), needs(lowered)
+    if there and wanted and wanted.work > there.free:
+        raise MemoryError(f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free")
+
+
 def fetch(tree: Any) -> Any:
     """The arrays of a tree, whole, as numpy, in every process."""
     if jax.process_count() == 1:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from scoremle.terminal import printable
 
-__all__ = ["Stopped", "UserError", "choose", "nearest"]
+__all__ = ["Stopped", "UserError", "choose", "nearest", "out_of_memory"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,11 @@ class Stopped(Exception):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice: Python's, or XLA's."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

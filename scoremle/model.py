@@ -24,7 +24,7 @@ from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
-from scoremle.devices import replicate, split_rows
+from scoremle.devices import replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
@@ -321,7 +321,8 @@ class ScoreModel:
             repeats: independent passes, whose spread tells the error.
             dequantizer: None: uniform noise.
             estimator: None: ``default_estimator``.
-            batch_size: how many at once; no value depends on it.
+            batch_size: how many at once, or fewer where memory does not suffice; no value depends
+                on it.
             devices: that share each batch; None: one.
             seed: of everything random.
             label: under which progress is told, if there is one.
@@ -354,7 +355,7 @@ class ScoreModel:
             return Scores(*np.zeros((5, 0)))
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         estimator = estimator or self.default_estimator
-        measure = _measure if estimator.on_host else _compiled_measure
+        measure = _measure if estimator.on_host else within_memory(_compiled_measure)
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
 
         def work(repeat: int, place: Integer[np.ndarray, " size"]) -> Arrays:
@@ -370,7 +371,8 @@ class ScoreModel:
         # A power of two: not every number of images is another program.
         size = min(batch_size, 1 << (n - 1).bit_length())
         size = -(-size // len(devices)) * len(devices)
-        values = in_parts(work, n, size=size, passes=repeats, label=label)
+        least = size if estimator.on_host else len(devices)
+        values = in_parts(work, n, size=size, least=least, passes=repeats, label=label)
         return Scores.of_passes(
             {name: column.astype(np.float64) for name, column in values.items()}, self.dims
         )
@@ -505,7 +507,8 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each sample or one for all.
             sampler: any of ``scoremle.sampling`` that takes a key, with its options bound by
                 functools.partial.
-            batch_size: how many at once; no sample depends on it.
+            batch_size: how many at once, or fewer where memory does not suffice; no sample
+                depends on it.
             label: under which progress is told, if there is one.
 
         Raises UserError for samples that are not finite.
@@ -519,10 +522,11 @@ class ScoreModel:
             (1000, 2) 1.0
         """
         plain, rows = self._plain(), rows_of(condition, n)
+        draw = within_memory(_draw)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            x, finite = _draw(plain, image_keys(key, place), given, sampler=sampler)
+            x, finite = draw(plain, image_keys(key, place), given, sampler=sampler)
             check_values(finite, place, "sample")
             return {"x": np.asarray(x)}
 

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from scoremle import processes
+from scoremle.errors import out_of_memory
 from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.progress import progress
 
@@ -59,6 +61,7 @@ def in_parts(
     unit: str = "image",
     describe: Describe = lambda rows, done: "",
     share: slice = slice(None),
+    least: int = 1,
 ) -> Arrays:
     """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
 
@@ -66,6 +69,9 @@ def in_parts(
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
     that a row depends on. Progress is told under ``label``. Where only a ``share`` of the images
     is worked on, rows of the others are zero, unless their parts are there.
+
+    Where memory does not suffice for ``size`` of them, it is halved, to a multiple of ``least``,
+    and a warning says so. Where no such half is left, what ``work`` raised is raised.
     """
     rows: Arrays = {}
     done = np.zeros((passes, n), bool)
@@ -90,9 +96,14 @@ def in_parts(
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:
             tell(total, describe(rows, done))
-        for repeat, first, stop in _missing(done | others, size):
+        while gap := next(_missing(done | others, size), None):
+            repeat, first, stop = gap
             index = np.minimum(first + np.arange(size), stop - 1)
-            found = work(repeat, index)
+            try:
+                found = work(repeat, index)
+            except (MemoryError, RuntimeError) as error:
+                size = _halved(size, least, unit, error)
+                continue
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
             part["place"] = np.asarray([repeat, first])
             if folder:
@@ -112,6 +123,19 @@ def missing(n: int, *, passes: int, folder: Path) -> Int[np.ndarray, " k"]:
         if repeat < passes:
             done[repeat, first : first + len(next(iter(part.values())))] = True
     return np.flatnonzero(~done.all(axis=0))
+
+
+def _halved(size: int, least: int, unit: str, error: Exception) -> int:
+    """A size for which memory may suffice; raises the error if there is none, or it is another."""
+    half = size // 2 // least * least
+    # Several processes of one run must work on equal sizes: one of them can't change its own.
+    if not half or not out_of_memory(error) or jax.process_count() > 1:
+        raise error
+    logger.warning(
+        "%d %ss at once are too many for memory (%s): going on with %d at once",
+        size, unit, next(iter(str(error).splitlines()), "out of memory"), half,
+    )  # fmt: skip
+    return half
 
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:

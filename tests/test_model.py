@@ -1,9 +1,11 @@
 """ScoreModel: known densities, gradients, values that belong to images, shared programs."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
+from itertools import chain, repeat
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from helpers.oracles import EPS, SDES, Gaussian, Mixture
 from scipy.stats import norm
 
-from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError
+from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
 from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -174,6 +176,18 @@ def test_other_dequantizers_and_solvers():
     published = images().score(IMAGES[:4], estimator=ByOde(Hutchinson(), PublishedRK45()))
     ours = images().score(IMAGES[:4], estimator=ByOde(Exact(), Multistep(64)))
     np.testing.assert_allclose(published.bpd, ours.bpd, atol=2e-3)
+
+
+def test_what_does_not_fit_memory_is_done_in_halves(monkeypatch, caplog):
+    """On a CPU, by what XLA says that a program needs."""
+    whole = images().score(IMAGES).bpd, images().sample(20, KEY)
+    free = chain([0], repeat(2**40))
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**40, next(free)))
+    np.testing.assert_allclose(images().score(IMAGES).bpd, whole[0], atol=1e-5)
+    free = chain([0, 0], repeat(2**40))
+    np.testing.assert_array_equal(images().sample(20, KEY), whole[1])
+    told = [re.search(r"going on with (\d+)", message)[1] for message in caplog.messages]
+    assert told == ["16", "10", "5"]
 
 
 def test_a_value_belongs_to_its_image():

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from helpers.tiny_runs import npz
@@ -15,14 +16,19 @@ N = 11
 
 
 class Work:
-    """Rows that depend on pass and image; remembers what it was asked for."""
+    """Rows that depend on pass and image; remembers what it was asked for.
 
-    def __init__(self, until=None):
-        self.asked, self.until = [], until
+    It is killed after ``until`` calls, and raises ``error`` for more than ``most`` images.
+    """
+
+    def __init__(self, until=None, *, most=np.inf, error=None):
+        self.asked, self.until, self.most, self.error = [], until, most, error
 
     def __call__(self, repeat, index):
         if len(self.asked) == self.until:
             raise KeyboardInterrupt
+        if len(index) > self.most:
+            raise self.error
         self.asked.append((repeat, index.tolist()))
         return {"x": 100 * repeat + index, "more": np.stack([index, -index], axis=1)}
 
@@ -87,6 +93,39 @@ def test_killed_work_goes_on_with_any_size(tmp_path, finished, size):
     asked = [*first.asked, *then.asked]
     asked = [(repeat, i) for repeat, index in asked for i in dict.fromkeys(index)]
     assert sorted(asked) == [(r, i) for r in (0, 1) for i in range(N)]  # none twice, none left out
+
+
+XLA_ERROR = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand a long list")
+
+
+@pytest.mark.parametrize("error", [XLA_ERROR, MemoryError("3 GiB are needed")])
+def test_what_does_not_fit_memory_is_halved_and_that_is_said(tmp_path, error, caplog):
+    work = Work(most=3, error=error)
+    with caplog.at_level(logging.WARNING, "scoremle"):
+        check(run(tmp_path, work, size=11))
+    assert {len(index) for _, index in work.asked} == {2}  # 11, 5, 2
+    told = str(error).splitlines()[0]
+    assert caplog.messages == [
+        f"{size} images at once are too many for memory ({told}): going on with {half} at once"
+        for size, half in ((11, 5), (5, 2))
+    ]
+    check(run(tmp_path, Work(until=0), size=11))  # all of it is there
+
+
+def test_a_half_divides_over_the_devices_or_there_is_none():
+    work = Work(most=7, error=XLA_ERROR)
+    check(run(None, work, size=12, least=4))
+    assert {len(index) for _, index in work.asked} == {4}
+    for settings in ({"size": 4, "least": 4}, {"size": 1}, {"size": 8, "least": 8}):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            run(None, Work(most=0, error=XLA_ERROR), **settings)
+
+
+def test_other_errors_are_not_taken_for_memory():
+    work = Work(most=3, error=RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(None, work, size=11)
+    assert not work.asked
 
 
 def test_damaged_lost_and_foreign_files_are_no_parts(tmp_path):

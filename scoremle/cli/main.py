@@ -21,7 +21,7 @@ from scoremle.cli import help as topics
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
-from scoremle.errors import Stopped, UserError
+from scoremle.errors import Stopped, UserError, out_of_memory
 from scoremle.terminal import Formatter, is_mute, passing, printable
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parse"]
 
-# What XLA says where memory does not suffice, and what a user can do then.
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# What a user can do where memory does not suffice.
 LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if MISTAKE in str(error):
             return _mistake(str(error).rpartition(MISTAKE)[2])
-        if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
+        if not out_of_memory(error):
             raise
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
         return _mistake(f"{words}; {LESS_MEMORY}")

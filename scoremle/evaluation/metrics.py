@@ -40,20 +40,24 @@ def evaluate(
 ) -> tuple[Values, float]:
     """Values [repeats n] of a metric, and the seconds an image that they took.
 
-    All devices share each batch, of ``batch_size`` images or as many more as divide over them.
-    Finished parts lie in ``parts``; progress is told under ``label``. Where only a ``share`` of
-    the images is worked on, values of the others are zero, unless their parts are there.
+    All devices share each batch, of ``batch_size`` images or as many more as divide over them. A
+    compiled metric gets fewer where memory does not suffice. Finished parts lie in ``parts``;
+    progress is told under ``label``. Where only a ``share`` of the images is worked on, values of
+    the others are zero, unless their parts are there.
     """
 
     def work(repeat: int, index: Int[np.ndarray, " size"]) -> Arrays:
         keys = image_keys(jax.random.fold_in(jax.random.key(seed), repeat), index)
-        return _timed(metric, spread, images[index], keys)
+        return _timed(measure, spread, images[index], keys)
 
     spread, count = devices.replicate(params), jax.device_count()
     size = -(-batch_size // count) * count
+    # Other metrics may mix the images of a batch; several processes would have to agree.
+    halves = hasattr(metric, "lower") and jax.process_count() == 1
+    measure = devices.within_memory(metric) if halves else metric
     rows = in_parts(
-        work, len(images),
-        size=size, passes=repeats, folder=parts, label=label, describe=_mean_so_far, share=share,
+        work, len(images), size=size, least=count if halves else size,
+        passes=repeats, folder=parts, label=label, describe=_mean_so_far, share=share,
     )  # fmt: skip
     # The first batch compiles: the lower median over batches is what an image costs.
     pace = float(np.quantile(np.unique(rows.pop("seconds")), 0.5, method="lower"))

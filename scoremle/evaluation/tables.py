@@ -150,6 +150,18 @@ def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _precision_cost(r: Mapping[str, Any]) -> list[str]:
+    """What a network that computes in less than float32 costs; nothing of another."""
+    if not (cost := r.get("precision_cost")):
+        return []
+    images, error = _counted(cost["images"], "image"), _number(cost["stderr"], 5)
+    return [
+        f"in {r['precision']} bits/dim of {images} are off from those in float32, of the same"
+        f" noise, by {cost['mean']:+.5f} in the mean, with a standard error of {error}, and by"
+        f" {cost['largest']:+.5f} at most"
+    ]
+
+
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for each result: its value and errors; and under them, what each of them is.
 
@@ -176,7 +188,11 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     footnotes = [UPPER] if any(map(_is_upper, results.values())) else []
-    told = ((name, text) for name, r in results.items() for text in (_what(r), *mean_in_parts(r)))
+    told = (
+        (name, text)
+        for name, r in results.items()
+        for text in (_what(r), *mean_in_parts(r), *_precision_cost(r))
+    )
     what = (wrapped(f"{name}: {text}") for name, text in told)
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
 

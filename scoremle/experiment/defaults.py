@@ -81,7 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
     config.eval.wait = False  # wait for checkpoints up to end_ckpt that are not there yet
     config.eval.ckpt_id = placeholder(int)  # checkpoint of mode train_deq; unset: the newest
-    config.eval.batch_size = 1024  # images per evaluation batch
+    config.eval.batch_size = 1024  # images per evaluation batch; fewer where memory is short
     config.eval.enable_sampling = False  # draw samples
     config.eval.num_samples = 50_000  # how many samples
     config.eval.inception = ""  # weights (convert-inception) to judge samples by; '': don't

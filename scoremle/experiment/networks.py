@@ -62,6 +62,11 @@ class ModelSpec(abc.ABC):
     def precision(self) -> str:
         """What the network computes in, and its matrix products where JAX was told so."""
 
+    @property
+    def exact(self) -> "ModelSpec":
+        """The same, computing in float32."""
+        return self
+
     @abc.abstractmethod
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         """Parameters to begin with, for images of this shape."""
@@ -97,6 +102,10 @@ class NetworkSpec(ModelSpec):
     @property
     def precision(self) -> str:
         return _precision(self.network.dtype)
+
+    @property
+    def exact(self) -> "NetworkSpec":
+        return dataclasses.replace(self, network=self.network.clone(dtype=jnp.float32))
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         return self.network.init(key, jnp.zeros((1, *images.shape[1:])), jnp.ones(1))["params"]

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.core.pytree import describe
+from scoremle.devices import Needs, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
-from scoremle.training.memory import Needs, largest_batch, needs
+from scoremle.training.memory import largest_batch
 from scoremle.training.step import Program, TrainState, make_program
 
 __all__ = ["Plan"]

@@ -22,6 +22,7 @@ from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
 from scoremle.experiment.evaluation import Estimators, Evaluation
 from scoremle.experiment.labels import ALL
+from scoremle.experiment.precision import cost_of_precision
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
@@ -40,6 +41,8 @@ __all__ = ["restore_flow", "run_eval"]
 logger = logging.getLogger(__name__)
 
 EXTREMES = 32
+# The precision in which nothing is lost.
+FULL = "float32"
 # The pilot's seed differs from that of the evaluation in this.
 PILOT = 2**32 - 3
 # Seconds between looks for a checkpoint.
@@ -240,7 +243,12 @@ class EvaluationRun:
             choice = self._choose(model)
             how = replace(how, solver=choice.solver)
             say(tables.wrapped(str(choice)))
-        return list(_tasks(experiment, how, self.flow is not None, choice))
+        found = list(_tasks(experiment, how, self.flow is not None, choice))
+        if experiment.model.precision == FULL:
+            return found
+        full = replace(experiment, model=experiment.model.exact)
+        alike = _tasks(full, how, self.flow is not None, choice)
+        return [replace(task, exact=same.metric) for task, same in zip(found, alike, strict=True)]
 
     def _choose(self, model: ScoreModel) -> Choice:
         """The solver's nodes, by a few images of the other split; and levels for the mean."""
@@ -305,6 +313,10 @@ class EvaluationRun:
                 task, self.images, values, result, measuring,
                 seed=self.experiment.seed, tolerance=self._evaluation.tolerance,
             )  # fmt: skip
+        if task.exact and task.column == "bpd":
+            result["precision_cost"] = cost_of_precision(
+                task.metric, task.exact, self.images, measuring
+            )
         if task.log_snr_edges is not None:
             result["profile"] = statistics.profile(values, task.log_snr_edges)
             pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Int
 import scoremle
 from scoremle.core.keys import image_keys
 from scoremle.data import ImageSet
+from scoremle.devices import within_memory
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
@@ -119,7 +120,7 @@ class SamplingRun:
         def draw(params: Params, keys: Keys, count: int) -> tuple[IntImages, Bool[Array, " n"]]:
             return sampler.images(model.model(params), keys, count)
 
-        return jax.jit(draw, static_argnums=2)
+        return within_memory(jax.jit(draw, static_argnums=2))
 
     def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""
@@ -137,13 +138,16 @@ class SamplingRun:
         key, size, number = jax.random.key(self.experiment.seed), self._size, self._sampling.number
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
-            images, finite = self._draw(params, image_keys(key, index), size)
+            images, finite = self._draw(params, image_keys(key, index), len(index))
             check_values(finite, index, "sample")
             return {"samples": images}
 
         # Whole rounds, so that the last one is the same whatever number is asked for.
         whole = -(-number // size) * size
-        drawn = in_parts(draw, whole, size=size, folder=parts, label=label, unit="sample")
+        drawn = in_parts(
+            draw, whole, size=size, least=size if self._sampling.sampler.mixes else 1,
+            folder=parts, label=label, unit="sample",
+        )  # fmt: skip
         return drawn["samples"][0, :number]
 
     def _write(self, path: Path, samples: np.ndarray, step: int) -> None:

@@ -1,38 +1,17 @@
 """Does a training step fit the memory that there is? By XLA's own account of the program."""
 
 import logging
-from typing import NamedTuple
 
 import jax
 
 from scoremle import devices
+from scoremle.devices import Needs, in_gib, needs
 from scoremle.errors import UserError
 from scoremle.training.step import Batches, Metrics, Program, Step, TrainState
 
-__all__ = ["Needs", "checked", "in_gib", "largest_batch", "needs"]
+__all__ = ["checked", "largest_batch"]
 
 logger = logging.getLogger(__name__)
-
-GIB = 2**30
-
-
-class Needs(NamedTuple):
-    """Bytes on each device: of what a program is given, and of what it makes beside that.
-
-    ``given`` is the state with its images, ``work`` gradients and activations.
-    """
-
-    given: int
-    work: int
-
-
-def needs(lowered: jax.stages.Lowered) -> Needs | None:
-    """Of a program, which is compiled for that; None where XLA does not tell."""
-    found = lowered.compile().memory_analysis()
-    if found is None:
-        return None
-    new = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Needs(found.argument_size_in_bytes, found.temp_size_in_bytes + new)
 
 
 def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs]) -> int:
@@ -45,11 +24,6 @@ def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs])
     alone = of_few.work - few * an_image
     count = jax.device_count()
     return max(int((room - alone) / an_image), 0) // count * count
-
-
-def in_gib(size: float) -> str:
-    """A number of bytes, for people."""
-    return f"{size / GIB:.3g} GiB"
 
 
 def checked(program: Program) -> Step:

@@ -1,5 +1,6 @@
 """Evaluation over a data set: every image once, whatever interrupts it; honest errors."""
 
+import re
 from itertools import chain
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle import devices
 from scoremle.core.keys import draw, image_keys
 from scoremle.evaluation import metrics as module
 from scoremle.evaluation.metrics import evaluate
@@ -195,6 +197,30 @@ def test_columns_with_more_axes_keep_their_order(tmp_path):
     values = run(tmp_path, metric=split)
     expected = np.arange(23)[:, None] * np.array([1.0, 2.0])
     np.testing.assert_array_equal(values["profile"], [expected, expected])
+
+
+def wide(params, x, keys):
+    """The same values, by way of a megabyte for each image."""
+    more = jnp.sin(jnp.arange(2.0**18) * x.reshape(-1, 1))
+    return metric(params, x, keys) | {"more": jnp.sort(more, axis=1)[:, 1000]}
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, monkeypatch, caplog):
+    """On a CPU before it is computed; no value changes."""
+    settings = {"metric": jax.jit(wide), "batch_size": 16}
+    whole = run(tmp_path / "whole", **settings)
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**30, 10 * 2**20))
+    same(whole, run(tmp_path / "parts", **settings))
+    (told,) = caplog.messages
+    assert re.fullmatch(
+        r"16 images at once are too many for memory \(0.0\d+ GiB are needed, 0.00977 GiB are"
+        r" free\): going on with 8 at once", told
+    )  # fmt: skip
+    parts = [len([*(tmp_path / name).glob("*.npz")]) for name in ("whole", "parts")]
+    assert parts == [2 * 2, 2 * 3]
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**30, 2**10))
+    with pytest.raises(MemoryError, match=r"are needed, 9.54e-07 GiB are free"):
+        run(tmp_path / "none", **settings)
 
 
 def test_profile_by_hand():

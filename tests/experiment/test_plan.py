@@ -12,13 +12,13 @@ from scoremle import devices
 from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import plan as command
-from scoremle.devices import Memory
+from scoremle.devices import Memory, Needs, needs
 from scoremle.errors import UserError
 from scoremle.experiment import plan as planning
 from scoremle.experiment.build import build
 from scoremle.experiment.plan import Pace, Plan
 from scoremle.training import memory as module
-from scoremle.training.memory import Needs, checked, largest_batch, needs
+from scoremle.training.memory import checked, largest_batch
 from scoremle.training.step import init_state, make_optimizer, make_program
 
 PARAMETERS = 1000

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from helpers.tiny_runs import evaluate
 
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
+from scoremle.experiment.precision import cost_of_precision
+from scoremle.nn.applied import matmul_precision
 from scoremle.training.step import make_program
 
 FIELDS = {
@@ -74,6 +78,38 @@ def test_products_are_of_the_highest_precision_unless_asked():
     with jax.default_matmul_precision("tensorfloat32"):
         assert "HIGHEST" not in program_of(model)
         assert model.model.precision == "float32, matrix products tensorfloat32"
+
+
+def test_the_cost_of_less_precision_is_measured_on_a_few_images():
+    """By metrics that are off by a tenth of the image, and one in full that is not."""
+    images = np.arange(40, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    asked = []
+
+    def measure(metric, few, repeats, apart):
+        asked.append((len(few), repeats, matmul_precision(), apart))
+        return {"bpd": metric(few.reshape(1, -1))}, 0.0
+
+    with jax.default_matmul_precision("bfloat16"):
+        found = cost_of_precision(lambda x: 2.0 + x / 10, lambda x: 2.0 + x * 0, images, measure)
+    spread = np.std(np.arange(16) / 10, ddof=1) / 4
+    wanted = {"mean": 0.75, "stderr": spread, "largest": 1.5, "images": 16}
+    assert found == pytest.approx(wanted)
+    assert [each[:3] for each in asked] == [(16, 1, "bfloat16"), (16, 1, "highest")]
+    assert asked[0][3] != asked[1][3]
+
+
+def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
+    few = {"eval__num_images": 12, "eval__bound": True, "eval__bound_draws": 2}
+    half, whole = (
+        evaluate(tiny, dtype, eval__dtype=dtype, **few)[1]["bound_test_ckpt_2"]
+        for dtype in ("bfloat16", "float32")
+    )
+    cost, gap = half["precision_cost"], half["mean"] - whole["mean"]
+    assert cost["images"] == 12 and "precision_cost" not in whole
+    assert 0 < abs(cost["mean"]) <= abs(cost["largest"]) < 0.1
+    assert abs(gap - cost["mean"]) < 0.02  # of other noise
+    told = " ".join(capfd.readouterr().out.split())
+    assert told.count("in bfloat16 bits/dim of 12 images are off from those in float32") == 1
 
 
 def test_bits_of_both_trainings_are_within_their_error():

@@ -6,12 +6,14 @@ The stand-in's numbers mean nothing, and no output may call them FID.
 import json
 import re
 import shutil
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
 from helpers.extractors import stand_in
 from helpers.tiny_runs import TINY
 
+from scoremle import devices
 from scoremle.cli import main as cli
 from scoremle.evaluation import tables
 from scoremle.experiment.run_sampling import Judge
@@ -161,9 +163,13 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
         assert (killed / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged):
-    flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=9")
+def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch, capfd):
+    """Which is halved where memory does not suffice."""
+    free = chain([0], repeat(2**40))
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**40, next(free)))
+    flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=18")
     assert run(tiny.workdir, *flags) == 0
+    assert "18 samples at once are too many for memory" in capfd.readouterr().err
     parts = tiny.workdir / "rounds_of_9/parts"
     assert [p.name for p in parts.iterdir()] == [p.name for p in (judged[0] / "parts").iterdir()]
     one, other = (

@@ -5,12 +5,12 @@ from typing import Any
 from scoremle import devices
 from scoremle.cli.commands.experiment import print_config
 from scoremle.cli.flags import Settings
+from scoremle.devices import in_gib
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.plan import Plan
 from scoremle.terminal import say
-from scoremle.training.memory import in_gib
 
 __all__ = ["run"]
 
