@@ -18,7 +18,7 @@ given beside the true one in the median (``stated / true``). From 90 to 99 % is 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +44,8 @@ from helpers.oracles import EPS, SDES, RoughGaussian
 NORMAL_95 = 1.96
 # Levels are chosen for a mean over so many images in one pass, whatever the set here.
 OF_IMAGES, TOLERANCE = 10_000, 5e-4
+# Images on which a pilot's calibration of the solver's error is tried.
+OF_SOLVER = 96
 # Of a value, as `scoremle score` has them: the stated error of one probe in one pass is itself
 # known to a few degrees of freedom, and 1.96 times it covers less than 95 %.
 PASSES = 4
@@ -182,28 +184,28 @@ def of_solver(subject: Subject, choice: Choice, x: Data) -> Outcomes:
     return {"solver": error <= stated, "stated / true": stated / error}
 
 
-def covered(
-    subject: Subject, *, repeats: int, images: int, pilots: int, sets: int
-) -> Iterator[tuple[Choice, Outcomes]]:
-    """Outcomes by pilot: each with its own images, ``sets`` of which share their true values."""
-    for pilot in range(pilots):
-        choice = subject.choose(pilot)
-        rows: list[Outcomes] = []
-        for number in range(sets):
-            x = subject.draw(100 * pilot + number, images)
-            known = subject.known(subject, x, choice.nodes)
-            for repeat in range(repeats // (pilots * sets)):
-                seed = 10_000 * (pilot + 1) + 100 * number + repeat
-                rows.append(of_mean(subject, choice, x, known, seed))
-        found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        yield choice, found | of_solver(subject, choice, x)
+def of_pilot(
+    subject: Subject, pilot: int, *, repeats: int, images: int, sets: int
+) -> tuple[Choice, Outcomes]:
+    """What a pilot chose, and outcomes: by ``sets``, whose repeats share their true values."""
+    choice = subject.choose(pilot)
+    rows: list[Outcomes] = []
+    for number in range(sets):
+        x = subject.draw(100 * pilot + number, images)
+        known = subject.known(subject, x, choice.nodes)
+        for repeat in range(repeats // sets):
+            seed = 10_000 * (pilot + 1) + 100 * number + repeat
+            rows.append(of_mean(subject, choice, x, known, seed))
+    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    others = subject.draw(100 * pilot + sets, OF_SOLVER)
+    return choice, found | of_solver(subject, choice, others)
 
 
 SHARES = ("mean", "of set", "uncorrected", "image", "solver")
 # Of a subject: images of a set, pilots, and sets of each.
 SUBJECTS = {
     "rough": (rough, {"images": 96, "pilots": 4, "sets": 50}),
-    "digits": (digits, {"images": 96, "pilots": 4, "sets": 1}),
+    "digits": (digits, {"images": 12, "pilots": 4, "sets": 2}),
 }
 
 
@@ -216,8 +218,10 @@ def main() -> None:
     rows, results = [], {}
     for name in options.subjects:
         make, settings = SUBJECTS[name]
-        settings["sets"] = min(settings["sets"], max(1, options.repeats // settings["pilots"]))
-        found = list(covered(make(), repeats=options.repeats, **settings))
+        subject, pilots = make(), settings.pop("pilots")
+        repeats = max(1, options.repeats // pilots)
+        settings["sets"] = min(settings["sets"], repeats)
+        found = [of_pilot(subject, i, repeats=repeats, **settings) for i in range(pilots)]
         share = {
             column: float(np.mean([outcomes[column].mean() for _, outcomes in found]))
             for column in SHARES

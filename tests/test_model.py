@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 
@@ -246,6 +247,22 @@ def test_calibration_gives_another_model_and_changes_none():
     calibrated, choice = model.calibrated(IMAGES)
     assert calibrated.solver.nodes == choice.nodes
     np.testing.assert_array_equal(model.score(IMAGES).bpd, before.bpd)
+
+
+def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before():
+    """Beside those at eight times the nodes, with the same noise: of independent pixels each probe
+    of signs gives the exact trace. The pilot's images are not those that are scored."""
+    model, choice = images().calibrated(IMAGES[:8])
+    others = np.arange(8, 24)
+    found = model.score(IMAGES[others], index=others)
+    finer = replace(model, solver=Multistep(8 * choice.nodes))
+    error = np.abs(found.bpd - finer.score(IMAGES[others], index=others).bpd)
+    assert np.mean(error <= found.solver_error) >= 0.9
+    assert np.median(found.solver_error / error) <= 4
+    model.score(IMAGES[::-1], repeats=2, seed=1)
+    again = model.score(IMAGES[others], index=others)
+    np.testing.assert_array_equal(again.bpd, found.bpd)
+    np.testing.assert_array_equal(again.solver_error, found.solver_error)
 
 
 def test_samples_are_integers():

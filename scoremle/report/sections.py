@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 import scoremle
-from scoremle.evaluation import baselines
+from scoremle.evaluation import baselines, tables
 from scoremle.published.families import FAMILIES
 from scoremle.report import charts
 from scoremle.report.charts import Chart
@@ -110,6 +110,9 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         f" {subject.results[0].facts['step']:,}. The standard error is over images. The solver's"
         " error is that of one image in the mean, and does not shrink with their number.",
     )
+    for each in subject.results:
+        for line in tables.mean_in_parts(each.facts):
+            page.text(f"{each.kind}: {line}.")
     if subject.checks:
         page.table(
             ("what must hold", "does it?", "difference, bits/dim"),

@@ -75,10 +75,11 @@ def test_the_rough_oracle_is_the_integral_it_says():
 
 def test_intervals_cover_on_a_rough_field():
     """Of means, of the set's and of all data; of single images; and of the solver of an image."""
-    pilots, sets = 3, 10
-    found = [o for _, o in coverage.covered(
-        coverage.rough(), repeats=pilots * sets, images=96, pilots=pilots, sets=sets
-    )]  # fmt: skip
+    subject, pilots, sets = coverage.rough(), 3, 10
+    found = [
+        coverage.of_pilot(subject, pilot, repeats=sets, images=96, sets=sets)[1]
+        for pilot in range(pilots)
+    ]
     for name in ("mean", "of set"):
         low, high = limits(pilots * sets)
         assert low <= sum(o[name].sum() for o in found) <= high, name

@@ -22,6 +22,14 @@ pytest.importorskip("sklearn")
 
 IMAGES, STEP = 40, 1200
 CHOICE = {"nodes": 24, "images": 8, "tried": [[12, 0.1], [24, 0.004]]}
+CORRECTED = {
+    "uncorrected_mean": 2.001, "correction": -0.00133, "level_nodes": [24, 256],
+    "level_images": [IMAGES, 64],
+    "errors": {
+        "images": 0.012, "probes": 0.00123, "draws": 0.00234, "solver": 0.0002, "all": 0.01234,
+        "this_set": 0.00265, "finest_bias": 0.0001,
+    },
+}  # fmt: skip
 VOID = {"meta", "img", "use", "path", "br"}
 
 
@@ -55,8 +63,9 @@ def make(folder, *, shift=0.0, field=None):
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
     write_json(folder / "eval" / "results.json", {
         "exact_test_ckpt_1": result("exact", values - 9),
-        "exact_test_ckpt_2": result("exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE,
-                                    correction=-0.0024),
+        "exact_test_ckpt_2": result(
+            "exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE, **CORRECTED
+        ),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
                                 "stderr": 0.1, "meaning": "a fault"}],
@@ -129,6 +138,8 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     told = Reader(text).text
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
+    assert "= 2.00100 at 24 nodes -0.00133 of correction; 24 to 256 nodes on 64 images" in told
+    assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020;" in told
     assert "training.n_iters 2400 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
     again = f"--config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"
