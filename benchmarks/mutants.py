@@ -3,10 +3,11 @@
     python benchmarks/mutants.py [--only=TEXT] [--results=FILE]
 
 A copy of the checkout is changed, one change at a time, and the tests that should see the change
-are run to the first that fails. What was found is kept in a file (mutants.jsonl), so that a run
-that was stopped goes on; a change whose source or tests were edited since is run again. At the end
-the tests that failed are run without a change: there they must pass, else their failing says
-nothing. Then comes a table of the changes that no test noticed. All changes take hours.
+are run to the first that fails: the one that saw it last time, then the quick, then the slow ones.
+What was found is kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change
+whose source or tests were edited since is run again. The cheapest come first. At the end the
+tests that failed are run without a change: there they must pass, else their failing says nothing.
+Then comes a table by room, and the changes that no test noticed. All changes take hours.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +32,9 @@ from helpers.mutants import CHANGES, SEEN_BY  # noqa: E402
 COPIED = ("scoremle", "tests", "configs", "examples", "benchmarks", "docs", "main.py",
           "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")  # fmt: skip
 SECONDS = 1200
-# What the exit code of pytest says. Any other: the change left nothing that can be tested.
-ENDED = {0: "survived", 1: "noticed"}
+# What the exit code of pytest says (5: no such tests). Any other: nothing was left to be tested.
+ENDED = {0: "survived", 1: "noticed", 5: "survived"}
+QUICK, SLOW = "not slow and not long", "slow and not long"
 
 Change = tuple[str, ...]
 
@@ -44,7 +47,7 @@ def main() -> None:
     chosen = [change for change in CHANGES if options.only in change[0]]
     with tempfile.TemporaryDirectory() as folder:
         found = Found(options.results, _copied(Path(folder) / "copy"))
-        outcomes = {change: found.outcome(change) for change in chosen}
+        outcomes = {change: found.outcome(change) for change in sorted(chosen, key=found.cost)}
         found.check(chosen)
     _report(outcomes)
 
@@ -55,18 +58,28 @@ class Found:
     def __init__(self, path: Path, copy: Path) -> None:
         self.path, self.copy = path, copy
         lines = path.read_text().splitlines() if path.exists() else []
-        self.known = {found["key"]: found for found in map(json.loads, lines)}
+        found = [json.loads(line) for line in lines]
+        self.known = {each["key"]: each for each in found}
+        # Of other versions too, the newest last.
+        self.seen_by = {tuple(each["change"][:3]): each["by"] for each in found}
+        self.seconds = {_tests(each["change"]): each.get("seconds", 0) for each in found}
+
+    def cost(self, change: Change) -> float:
+        """Seconds: what the same tests took before, else guessed from their length."""
+        length = sum((self.copy / name).stat().st_size for name in _tests(change))
+        return self.seconds.get(_tests(change)) or length / 1000
 
     def outcome(self, change: Change) -> str:
         """Noticed, survived, slow (the tests did not end in time) or broken (nor begin)."""
         key = _key(change, self.copy)
         if key not in self.known:
             start = time.monotonic()
-            outcome, by = _tried(change, self.copy)
-            found = {"key": key, "outcome": outcome, "by": by, "change": change}
+            outcome, by, why = _tried(change, self.copy, self.seen_by.get(change[:3], ""))
+            seconds = round(time.monotonic() - start, 1)
+            found = {"key": key, "outcome": outcome, "by": by, "why": why, "change": change,
+                     "seconds": seconds}  # fmt: skip
             with self.path.open("a") as file:
                 file.write(json.dumps(found) + "\n")
-            seconds = time.monotonic() - start
             print(f"{outcome:9}{seconds:5.0f} s  {change[0]}: {change[1]!r}  {by}", flush=True)
             self.known[key] = found
         return self.known[key]["outcome"]
@@ -74,17 +87,18 @@ class Found:
     def check(self, changes: list[Change]) -> None:
         """Ends the program if a test that noticed a change fails without it too."""
         by = {self.known[_key(change, self.copy)]["by"] for change in changes} - {""}
-        if by and _pytest(self.copy, sorted(by)).returncode:
+        if by and _pytest(self.copy, "not long", sorted(by)).returncode:
             raise SystemExit("tests that noticed changes fail without any: run the tests")
 
 
-def _tests(change: Change) -> list[str]:
-    return (change[3] if len(change) > 3 else SEEN_BY[change[0]]).split()
+def _tests(change: Sequence[str]) -> tuple[str, ...]:
+    names = (change[3] if len(change) > 3 else SEEN_BY.get(change[0], "")).split()
+    return tuple(f"tests/{name}" for name in names)
 
 
 def _key(change: Change, copy: Path) -> str:
     """The same while the change, its source and its tests are."""
-    files = [copy / "scoremle" / change[0], *(copy / "tests" / name for name in _tests(change))]
+    files = [copy / "scoremle" / change[0], *(copy / name for name in _tests(change))]
     content = json.dumps(change).encode() + b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -100,31 +114,46 @@ def _copied(copy: Path) -> Path:
     return copy
 
 
-def _tried(change: Change, copy: Path) -> tuple[str, str]:
-    """How the tests ended with the change, and which failed."""
+def _tried(change: Change, copy: Path, likely: str) -> tuple[str, str, str]:
+    """How the tests ended with the change, which failed, and how. ``likely``: it comes first."""
     file, old, new, *_ = change
     source = copy / "scoremle" / file
     text = source.read_text()
     source.write_text(text.replace(old, new))
+    tests = _tests(change)
     try:
-        ended = _pytest(copy, [f"tests/{name}" for name in _tests(change)])
+        if likely and (ended := _pytest(copy, "not long", [likely])).returncode == 1:
+            return "noticed", *_failed(ended.stdout)
+        ended = _pytest(copy, QUICK, tests)
+        if ENDED.get(ended.returncode) == "survived":
+            ended = _pytest(copy, SLOW, tests)
     except subprocess.TimeoutExpired:
-        return "slow", ""
+        return "slow", "", ""
     finally:
         source.write_text(text)
-    failed = re.search(r"^(?:FAILED|ERROR) ([\w/.:]+)", ended.stdout, re.M)
-    return ENDED.get(ended.returncode, "broken"), failed[1] if failed else ""
+    return ENDED.get(ended.returncode, "broken"), *_failed(ended.stdout)
 
 
-def _pytest(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+def _failed(output: str) -> tuple[str, str]:
+    """The test that failed, and what it said."""
+    found = re.search(r"^(?:FAILED|ERROR) ([\w/.:]+)(.*)$", output, re.M)
+    return (found[1], found[2][:200]) if found else ("", "")
+
+
+def _pytest(copy: Path, marked: str, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "-m", marked, *tests],
         cwd=copy, capture_output=True, text=True, timeout=SECONDS,
         env={**os.environ, "PYTHONPATH": str(copy)},
     )  # fmt: skip
 
 
 def _report(outcomes: dict[Change, str]) -> None:
+    rooms = Counter((change[0].partition("/")[0], outcome) for change, outcome in outcomes.items())
+    print("| room | changes | noticed |\n|---|---|---|")
+    for room in sorted({room for room, _ in rooms}):
+        total = sum(count for (of, _), count in rooms.items() if of == room)
+        print(f"| `{room}` | {total} | {rooms[room, 'noticed']} |")
     for change, outcome in outcomes.items():
         if outcome != "noticed":
             print(f"{outcome}: {change[0]}\n    {change[1]!r}\n    -> {change[2]!r}")

@@ -37,6 +37,8 @@ __all__ = [
 
 # The name that a seal has beside what it seals.
 SEAL = "seal"
+# Bytes of JSON: more than any record has. Read, they may take thirty times as much memory.
+LONGEST_JSON = 16 << 20
 # What temporary_beside makes: the machine and the process are its groups.
 TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 # Seconds without a write, after which nobody writes any more.
@@ -117,7 +119,7 @@ def is_gone(of_machine: str, process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or a number that no process has
         return True
     except OSError:  # another user's
         pass
@@ -177,7 +179,11 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if there is none."""
     try:
-        content = json.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(LONGEST_JSON + 1)
+        if len(text) > LONGEST_JSON:
+            raise ValueError(f"it has more than {LONGEST_JSON} bytes")
+        content = json.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):

@@ -158,6 +158,10 @@ def read_part(path: Path) -> Arrays | None:
     if part is None or "place" not in part or part["place"].shape != (2,):
         return None
     stated = part.pop(SEAL, None)
+    # A row for each image, in every column.
+    lengths = {array.shape[:1] for name, array in part.items() if name != "place"}
+    if len(lengths) != 1 or () in lengths:
+        return None
     repeat, first = part["place"].tolist()
     at_its_place = re.fullmatch(rf"pass{repeat}_[a-z]+{first}(\D.*)?", path.stem)
     sealed = stated is None or str(stated) == _seal(path.parent, part)

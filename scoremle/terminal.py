@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from html import escape
 
 __all__ = [
-    "Formatter", "cell", "html_table", "is_live", "is_mute", "mute", "passing", "printable", "say",
+    "Formatter", "cell", "html_table", "in_a_line", "is_live", "is_mute", "mute", "passing",
+    "printable", "say",
 ]  # fmt: skip
 
 # How a formula begins, in some spreadsheet.
@@ -22,6 +23,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def printable(text: str) -> str:
     """The text with what is no visible character, but for ends of lines, as an escape."""
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def in_a_line(name: str) -> str:
+    """The same for a name, of which an end of a line is a part."""
+    return printable(name).replace("\n", "\\n")
 
 
 def _escaped(character: str) -> str:
@@ -75,8 +81,8 @@ class Formatter(logging.Formatter):
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a CSV, which a spreadsheet takes for text."""
-    return printable(f"'{text}" if text.startswith(FORMULA) else text)
+    """A text as a cell of a CSV, which a spreadsheet takes for text. It is one line."""
+    return in_a_line(f"'{text}" if text.startswith(FORMULA) else text)
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:

@@ -52,6 +52,7 @@ def test_what_a_process_left_that_is_gone_is_swept(tmp_path, ended):
     names = {
         f".x.json.{files.machine()}.{ended}.0123abcd.tmp": (now, False),
         f".x.json.{files.machine()}.{os.getpid()}.0123abcd.tmp": (now, True),
+        f".x.json.{files.machine()}.{1 << 70}.0123abcd.tmp": (now, False),
         ".x.json.another-1.7.0123abcd.tmp": (now, True),
         ".y.json.another-1.7.0123abcd.tmp": (earlier, False),
         ".somebody.elses.tmp": (earlier, True),
@@ -175,3 +176,12 @@ def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
     np.savez(tmp_path / "x.npz", a=harm)
     assert read_npz(tmp_path / "x.npz") is None
     assert not (tmp_path / "harm").exists()
+
+
+def test_json_is_read_no_further_than_records_are_long(tmp_path):
+    """A file may be of any length, and take no place on a disk."""
+    with (tmp_path / "x").open("wb") as file:
+        file.write(b'{"a": 1}')
+        file.truncate(1 << 42)
+    with pytest.raises(UserError, match=r"x can't be read as JSON: it has more than \d+ bytes"):
+        read_json(tmp_path / "x")

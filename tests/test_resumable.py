@@ -158,6 +158,21 @@ def test_parts_of_other_work_or_another_place_are_named_and_left_out(tmp_path, c
     assert named == ["pass0_image4", "pass1_image4", "pass1_image8"]
 
 
+@pytest.mark.parametrize("odd", [np.zeros(2), np.zeros(0), np.float64(1.0), np.zeros((5, 4))])
+def test_a_part_whose_columns_are_not_as_long_is_worked_on_again(odd, tmp_path, caplog):
+    """Where there is no seal either."""
+    run(tmp_path, Work())
+    path = tmp_path / "pass0_image4.npz"
+    part = npz(path)
+    del part["seal"]
+    np.savez(path, **{**part, "odd": odd})
+    work = Work()
+    with caplog.at_level(logging.WARNING, "scoremle"):
+        check(run(tmp_path, work))
+    assert "pass0_image4.npz is damaged" in caplog.text
+    assert work.asked == [(0, [4, 5, 6, 7])]
+
+
 def test_parts_of_an_earlier_version_are_taken(tmp_path):
     """They have no seal."""
     run(tmp_path, Work())

@@ -1,12 +1,14 @@
 """What reaches a terminal is visible characters alone, and a CSV's text is no formula."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
+from scoremle.experiment.own_images import refuse
 from scoremle.progress import progress
 from scoremle.terminal import cell, printable, say
 
@@ -45,3 +47,11 @@ def test_a_cell_is_no_formula(start):
     name = f"{start}cmd|' /C calc'!A1"
     assert cell(name) == printable(f"'{name}")
     assert cell(f"a{name}") == printable(f"a{name}")
+
+
+def test_a_name_of_several_lines_takes_one(capsys):
+    name = "a\n  b.png: scored"
+    assert cell(name) == r"a\n  b.png: scored"
+    assert len(table(("file",), [(name,)]).splitlines()) == 3
+    refuse(Path("here"), [(name, "bad"), ("c", "bad")], 3, skip_bad=True)
+    assert capsys.readouterr().out.splitlines()[1] == r"  a\n  b.png: scored: bad"

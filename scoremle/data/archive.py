@@ -151,6 +151,8 @@ def is_hidden(name: str) -> bool:
 def listing(path: Path) -> list[Path]:
     """The files of a folder, sorted; links that lead out of it are named, not followed."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is neither a file nor a folder")
         return [path]
     root, found, outside = path.resolve(), [], []
     for folder, folders, names in os.walk(path):

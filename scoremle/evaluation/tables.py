@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from scoremle.terminal import printable
+from scoremle.terminal import in_a_line
 
 __all__ = [
     "mean_in_parts", "quality_table", "results_table", "screen_width", "table", "wrapped",
@@ -28,7 +28,7 @@ def table(
     On a screen that is too narrow, columns of ``spare`` are left out, the first of them first, and
     a line says which.
     """
-    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
+    lines = [[in_a_line(cell) for cell in line] for line in (header, *rows)]
     widths = {name: max(len(line[i]) for line in lines) for i, name in enumerate(header)}
     left_out = _too_much(widths, spare)
     kept = [i for i, name in enumerate(header) if name not in left_out]

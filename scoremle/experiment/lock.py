@@ -18,10 +18,13 @@ from typing import Any
 
 from scoremle.errors import UserError
 from scoremle.files import is_gone, is_writer, machine, make_folder, writing
+from scoremle.records import is_of
 from scoremle.terminal import say
 
 __all__ = ["alone"]
 
+# What a file says of its owner.
+OWNER = {"doing": str, "machine": str, "process": int, "since": str}
 # Seconds between signs of life; without one for so long, the owner is taken for dead.
 BEAT, WATCH = 10.0, 35.0
 # Seconds between two tries.
@@ -110,8 +113,8 @@ def _owner(handle: int) -> dict[str, Any]:
     """Who has written into the file; empty if nobody, or if it can't be read."""
     try:
         owner = json.loads(os.pread(handle, 10_000, 0))
-        return owner if {"doing", "machine", "process", "since"} <= set(owner) else {}
-    except (ValueError, TypeError):
+        return owner if all(is_of(owner[name], kind) for name, kind in OWNER.items()) else {}
+    except (ValueError, TypeError, LookupError, RecursionError):
         return {}
 
 

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -84,23 +83,25 @@ class Table:
         return self._read([INDEX])[INDEX]
 
     def _read(self, names: list[str]) -> Batch:
-        import pyarrow.parquet as pq
-
-        files = sorted(self.folder.glob("*.parquet"))
-        read = partial(pq.read_table, columns=names)
-        tables = [_readable(file, read) for file in files]
+        tables = [_columns(file, names) for file in sorted(self.folder.glob("*.parquet"))]
         if not tables:
             return {name: np.zeros(0, np.uint64) for name in names}
-        columns = {
-            name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names
-        }
+        columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
         _, once = np.unique(columns[INDEX], return_index=True)
         return {name: column[once] for name, column in columns.items()}
 
 
-def _readable(file: Path, read: Callable[[Path], Any]) -> Any:
+def _columns(file: Path, names: list[str]) -> Batch:
+    """Columns of a file, of the types in which they are written."""
+    import pyarrow.parquet as pq
+
+    kinds = {INDEX: np.uint64, **dict.fromkeys(VALUES, np.float64)}
     try:
-        return read(file)
+        table = pq.read_table(file, columns=names)
+        return {
+            name: table[name].to_numpy().astype(kinds.get(name, object), casting="safe")
+            for name in names
+        }
     except Exception as error:  # Arrow raises many kinds for damaged files
         raise UserError(
             f"{file} is damaged ({type(error).__name__}): remove it, and its images are scored"

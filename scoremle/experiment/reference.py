@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.experiment.results import read_results
+from scoremle.experiment.results import read_results, read_values
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.trained import Trained
-from scoremle.files import read_npz
 from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.model import ScoreModel
 
@@ -35,9 +34,10 @@ def test_values(
         return np.zeros(0)
     folder = place_of(place) / EVALUATION
     for name, facts in read_results(folder / "results.json").items():
-        values = read_npz(folder / f"{name}.npz") if _is_of(facts, kind, model.step) else None
-        if values is not None:
-            return np.sort(values["bpd"].mean(axis=0))
+        if _is_of(facts, kind, model.step):
+            values = read_values(folder / f"{name}.npz", "bpd")
+            if values is not None:
+                return np.sort(values.mean(axis=0))
     return np.zeros(0)
 
 

@@ -1,24 +1,49 @@
-"""results.json of an evaluation: each result by its name, with a seal of both."""
+"""results.json of an evaluation: each result by its name, sealed; and the values beside it."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
+from jaxtyping import Float
 
 from scoremle.errors import UserError
 from scoremle.experiment.lock import alone
-from scoremle.files import SEAL, read_json, seal, write_json
+from scoremle.files import SEAL, read_json, read_npz, seal, write_json
+from scoremle.records import check_record
 
-__all__ = ["add_results", "read_results"]
+__all__ = ["add_results", "read_results", "read_values"]
 
 # Seconds for others to write theirs.
 LONGEST_WAIT = 60.0
 
 
+class _Facts(TypedDict, total=False):
+    """What others read of a result."""
+
+    metric: str
+    unit: str
+    kind: str
+    estimator: str
+    mean: float
+    stderr: float | None
+    mean_nfe: float | None
+    mean_solver_error: float | None
+    images: int
+    passes: int
+    split: str
+    full_pass: bool
+    data_hash: str
+    checkpoint: int
+    step: int
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """What lies in the file; nothing if there is none.
 
-    Raises UserError if it can't be read, or if a result is not as it was written.
+    Raises UserError if it can't be read, if a result is not as it was written, or if what it says
+    is of another kind than it must be.
     """
     results = read_json(path) if path.exists() else {}
     for name, result in results.items():
@@ -29,7 +54,14 @@ def read_results(path: Path) -> dict[str, Any]:
                     f"{path}: {name} is not as it was written: move the file away and evaluate"
                     " again; finished parts are kept"
                 )
+            check_record(rest, _Facts, f"{path}: {name}")
     return results
+
+
+def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:
+    """A column of the arrays of a result; None where there is none that can be read."""
+    values = (read_npz(path) or {}).get(column, np.zeros(0))
+    return values if values.ndim == 2 and values.dtype.kind == "f" else None
 
 
 def add_results(path: Path, results: Mapping[str, Any]) -> None:

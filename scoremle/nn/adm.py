@@ -9,6 +9,7 @@ which acts in training only, is left out.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -288,7 +289,9 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
     try:
         return tuple(number(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise UserError(f"{name} is {text!r}: give numbers with commas between them") from None
+        raise UserError(
+            f"{name} is {text[:40]!r}: give numbers with commas between them"
+        ) from None
 
 
 def _check_fields(net: ADM) -> None:
@@ -301,5 +304,9 @@ def _check_fields(net: ADM) -> None:
             f"image_size is {net.image_size}, for which there is no channel_mult ({sizes} have "
             "one): give it"
         )
+    for size in net.attention_resolutions:
+        check_count("a size in attention_resolutions", size, MOST_CHANNELS)
+    if not all(map(math.isfinite, net.channel_mult)):
+        raise UserError(f"channel_mult is {net.channel_mult}: give finite numbers")
     for width in net._widths:
         check_count("num_channels at a level", width, MOST_CHANNELS)

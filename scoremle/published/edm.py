@@ -82,7 +82,9 @@ def _edm(fields: dict[str, Any]) -> Preconditioning:
 def _vp(fields: dict[str, Any]) -> Preconditioning:
     low, width = fields.pop("beta_min", 0.1), fields.pop("beta_d", 19.9)
     _only(fields, M=STEPS)
-    return Preconditioning(VP(low, low + width), fields.pop("epsilon_t", EPS), "eps", "time_999")
+    if not 0 < (eps := fields.pop("epsilon_t", EPS)) < 1:
+        raise UserError(f"epsilon_t is {eps}: it must be above 0 and below 1")
+    return Preconditioning(VP(low, low + width), eps, "eps", "time_999")
 
 
 def _ve(fields: dict[str, Any]) -> Preconditioning:

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.data.archive import open_zip
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["is_file", "load", "network_parameters", "tensors", "trees"]
+__all__ = ["check_zip", "is_file", "load", "network_parameters", "tensors", "trees"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
@@ -44,16 +45,32 @@ def is_file(path: Path) -> bool:
 
 
 def load(path: Path) -> Any:
-    """The content of a .pth, its tensors as arrays. No code in it is run."""
+    """The content of a .pth, its tensors as arrays. No code in it is run.
+
+    Raises Damaged for one that is damaged, or that would take far more memory than it has bytes.
+    """
     try:
         import torch
     except ImportError:
         raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
     try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
         return _arrays(torch.load(path, map_location="cpu", weights_only=True), torch.Tensor)
+    except (Damaged, UserError):
+        raise
     except Exception as error:
         # Damaged files come out of pickle, zipfile and torch as every kind of exception.
         raise Damaged(f"not a PyTorch checkpoint: {type(error).__name__}") from None
+
+
+def check_zip(path: Path) -> None:
+    """Raises Damaged unless each member is in the zip as it is, as PyTorch writes them."""
+    with open_zip(path, path) as archive:
+        members = archive.infolist()
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise Damaged("not a PyTorch checkpoint: its members are compressed, or overlap")
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -102,6 +119,9 @@ def network_parameters(arrays: Arrays) -> dict[str, Any]:
 
 def _arrays(content: Any, tensor: Any) -> Any:
     if isinstance(content, tensor):
+        # Strides of zero make a large tensor of a few bytes.
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise Damaged("a tensor has more numbers than there are in the file")
         return content.numpy()
     if isinstance(content, dict):
         return {name: _arrays(value, tensor) for name, value in content.items()}

@@ -17,8 +17,10 @@ from scoremle.errors import UserError
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
 from scoremle.experiment.imported import Imported
+from scoremle.experiment.results import read_results, read_values
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_json, read_npz
+from scoremle.files import read_npz
+from scoremle.records import is_of
 from scoremle.training.writers import Row
 
 __all__ = ["Result", "Subject", "paired"]
@@ -26,6 +28,11 @@ __all__ = ["Result", "Subject", "paired"]
 CHECKS = "checks_"
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
+# What the page tells of each result.
+TOLD = (
+    "kind", "metric", "unit", "stderr", "estimator", "checkpoint", "step", "split", "images",
+    "passes", "full_pass", "augmentation", "eps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,11 @@ class Result:
         """Arrays [passes images] by name; None where there is no such file."""
         return read_npz(self.folder / f"{self.name}.npz")
 
-    @property
+    @cached_property
     def values(self) -> Float[np.ndarray, " n"] | None:
         """Of each image, averaged over the passes; None where there is no such file."""
-        return self.columns[self.facts["metric"]].mean(axis=0) if self.columns else None
+        values = read_values(self.folder / f"{self.name}.npz", self.facts["metric"])
+        return None if values is None else values.mean(axis=0)
 
 
 def paired(first: Result, second: Result) -> Difference | None:
@@ -105,20 +113,32 @@ class Subject:
 
     @cached_property
     def log(self) -> list[Row]:
-        """The rows of the training's log; none where there was no training."""
+        """The rows of the training's log; none where there was no training.
+
+        Raises UserError for a line that is no row of numbers.
+        """
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
     @cached_property
     def _results(self) -> dict[str, Any]:
-        path = self.folder / self.eval_folder / "results.json"
-        return read_json(path) if path.exists() else {}
+        return read_results(self._results_path)
+
+    @property
+    def _results_path(self) -> Path:
+        return self.folder / self.eval_folder / "results.json"
 
     @cached_property
     def results(self) -> list[Result]:
-        """Of the newest checkpoint that was evaluated, in the order in which they were made."""
+        """Of the newest checkpoint that was evaluated, in the order in which they were made.
+
+        Raises UserError for one that lacks what the page tells.
+        """
         measured = {n: r for n, r in self._results.items() if isinstance(r, dict) and "mean" in r}
+        for name, facts in measured.items():
+            if lacking := [field for field in TOLD if field not in facts]:
+                raise UserError(f"{self._results_path}: {name} lacks {lacking[0]}; evaluate again")
         newest = max((r["checkpoint"] for r in measured.values()), default=None)
         folder = self.folder / self.eval_folder
         return [Result(n, r, folder) for n, r in measured.items() if r["checkpoint"] == newest]
@@ -152,8 +172,9 @@ class Subject:
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
-        found = self.folder.glob("samples/step_*.png")
-        return sorted((int(path.stem.removeprefix("step_")), path) for path in found)
+        named = [(path.stem.removeprefix("step_"), path)
+                 for path in self.folder.glob("samples/step_*.png")]  # fmt: skip
+        return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
         """The newest grid of samples of an evaluation."""
@@ -172,6 +193,18 @@ class Subject:
         found = {name: differences(name) for name in config.NAMED}
         nearest = min(found, key=lambda name: len(found[name]))
         return nearest, found[nearest]
+
+
+def _row(line: str, where: str) -> Row:
+    """A row of the log. Raises UserError if it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    numbers = row.values() if isinstance(row, dict) else [where]
+    if not all(value is None or is_of(value, float) for value in numbers) or "step" not in row:
+        raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
+    return row
 
 
 def _flat(fields: ConfigDict) -> Iterator[tuple[str, Any]]:

@@ -74,9 +74,9 @@ def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order:
     t = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=z.dtype))
     t = t.at[0].set(1.0).at[-1].set(eps)
     h = jnp.diff(sde.log_snr(t)) / 2
-    # The middle of a step lies this far beyond its beginning, in units of the step before it.
-    beyond = h[1:] / (2 * h[:-1]) if order == 2 else jnp.zeros(steps - 1, z.dtype)
-    beyond = jnp.concatenate([jnp.zeros(1, z.dtype), beyond])
+    # The middle of a step lies this far beyond its beginning, in units of the step before it: all
+    # are as long.
+    beyond = jnp.full(steps, 0.5 if order == 2 else 0.0, z.dtype).at[0].set(0.0)
     kept = sde.sigma(t[1:]) / sde.sigma(t[:-1])
     added = -sde.alpha(t[1:]) * jnp.expm1(-h)
     data = data_of(noise, sde)

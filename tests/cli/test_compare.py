@@ -86,12 +86,26 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
     evaluated(tmp_path / "bound", B, kind="bound")
     evaluated(tmp_path / "loss", B, metric="loss")
     (tmp_path / "x.csv").write_text("image,bpd\n1.png,x\n")
+    (tmp_path / "y.csv").write_bytes(b"bpd,file\n\xff\xfe,\n")
+    (tmp_path / "z.csv").write_text(f"bpd,file\n1,{'z' * 200_000}\n")
+    evaluated(tmp_path / "flat", B[0])
+    evaluated(tmp_path / "text", B.astype(str))
+    evaluated(tmp_path / "typed", B, checkpoint="1")
+    evaluated(tmp_path / "altered", B)
+    path = tmp_path / "altered/results.json"
+    path.write_text(json.dumps({"exact_test_ckpt_1": facts(1) | {"seal": "0" * 64}}))
     for place, words in (
         ("other", "exact_test: A and B are not of the same images (50 and 50)"),
         ("few", "exact_test: A and B are not of the same images (50 and 40)"),
         ("bound", f"nothing was measured of both: {both / 'a'} has exact_test; "),
         ("loss", "nothing was measured of both: "),
         ("x.csv", "x.csv is no table of scoremle score"),
+        ("y.csv", "y.csv is no table of scoremle score"),
+        ("z.csv", "z.csv is no table of scoremle score"),
+        ("flat", "exact_test_ckpt_1.npz has no bits/dim of images"),
+        ("text", "exact_test_ckpt_1.npz has no bits/dim of images"),
+        ("typed", "checkpoint must be a whole number, not '1'"),
+        ("altered", "exact_test_ckpt_1 is not as it was written"),
         ("nowhere", "nowhere holds no results: "),
     ):
         code, out, err = compare(capsys, both / "a", tmp_path / place)

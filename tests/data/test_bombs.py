@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import lzma
+import os
 import pickle
 import struct
 import subprocess
@@ -406,3 +407,10 @@ def test_links_and_sparse_files_of_an_archive_are_left_out(tmp_path):
             packed.addfile(info)
     for name in ("x.zip", "x.tar"):
         assert [member for member, _ in Source(tmp_path / name).files(lambda _: True)] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.png", "pipe.zip", "pipe.npy"])
+def test_a_pipe_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    out = tmp_path / "scores.csv"
+    assert cli.main(["score", "digits", str(tmp_path / name), f"--out={out}"]) == 2

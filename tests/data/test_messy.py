@@ -34,6 +34,7 @@ TRANSPOSED[0x0112] = 5
 DEEP = (GREY.astype(np.uint16) << 8) + 77
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())]
 WHITE = np.where(ALPHA == 255, GREY, 255)
+NEARLY_GREY = [COLOUR[..., order] for order in ([0, 0, 1], [1, 0, 0])]
 LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
 
 
@@ -44,6 +45,7 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
         (encoded(GREY), 1, GREY, []),
         (encoded(COLOUR), 1, luma(COLOUR), [messy.GREY]),
         (encoded(np.stack([GREY] * 3, axis=-1)), 1, GREY, []),  # colours that are grey
+        *((encoded(colour), 1, luma(colour), [messy.GREY]) for colour in NEARLY_GREY),
         (encoded(GREY), 3, np.stack([GREY] * 3, axis=-1), [messy.RGB]),
         (encoded(DEEP), 1, GREY, [messy.CUT]),
         (encoded(DEEP, "TIFF"), 1, GREY, [messy.CUT]),
@@ -65,6 +67,14 @@ def test_what_is_done_to_a_picture_is_said(content, channels, pixels, changes):
     found, said = as_taken(content, (8, 8, channels))
     np.testing.assert_array_equal(found, np.reshape(pixels, (8, 8, channels)))
     assert said == changes
+
+
+@pytest.mark.parametrize("levels", [2, 4, 17, 32, 1024])
+def test_grey_levels_are_bins_as_wide_as_can_be(levels):
+    found = messy.in_levels(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), levels).ravel()
+    counts = np.bincount(found, minlength=levels)
+    assert len(counts) == levels and counts.max() <= counts.min() + 1
+    np.testing.assert_array_equal(found, np.sort(found))
 
 
 def test_of_a_moving_gif_the_first_frame_is_taken():

@@ -768,6 +768,10 @@ def test_parquet(tmp_path, prepare):
     pq.write_table(pa.table({"text": ["a"]}), folder / "test-2.parquet")
     with pytest.raises(UserError, match="no column of encoded pictures among: text"):
         prepare("images", folder)
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], names=["img", "img"])
+    pq.write_table(twice, folder / "test-2.parquet")
+    with pytest.raises(UserError, match="two of its columns have the same name"):
+        prepare("images", folder)
     (folder / "test-2.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match="truncated or no parquet file"):
         prepare("images", folder)

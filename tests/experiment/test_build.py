@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.cli import main as cli
+from scoremle.core.dequantize import Uniform
 from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
 from scoremle.core.keys import normal
 from scoremle.core.pixels import Pixels
@@ -332,6 +333,39 @@ def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
         assert u.min() >= -1e-5 and u.max() <= 1 + 1e-5 and abs(u.mean() - 0.5) < 0.1
     else:
         np.testing.assert_allclose(y, 0.5)
+
+
+def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
+    """Dequantization, the loss and dropout; of what is logged, the loss and the bound."""
+    training, used, key = "scoremle.experiment.training", [], jax.random.key(3)
+
+    class Noted(Uniform):
+        def __call__(self, key, x):
+            used.append(key)
+            return super().__call__(key, x)
+
+    def loss(key_dropout, sde, y, key, **_):
+        used.extend([key_dropout, key])
+        return jnp.zeros(len(y))
+
+    def different(count):
+        found = {tuple(jax.random.key_data(each).tolist()) for each in [key, *used]}
+        return len(used) == count and len(found) == 1 + count
+
+    objective = digits("data.uniform_dequantization=True").objective
+    x = np.zeros((2, 8, 8, 1), int)
+    monkeypatch.setattr(f"{training}.Uniform", Noted)
+    monkeypatch.setattr(f"{training}.denoising_loss", loss)
+    monkeypatch.setattr(type(objective.model), "noise", lambda self, params, key: key)
+    objective.losses(None, x, key, train=True)
+    assert different(3)
+    used.clear()
+    monkeypatch.setattr(f"{training}._quick_bound", lambda *given: used.append(given[-1]) or {})
+    monkeypatch.setattr(
+        type(objective), "losses", lambda self, params, x, key, train: used.append(key) or x
+    )
+    objective.measure(None, x, key)
+    assert different(2)
 
 
 def test_dropout_acts_in_training_alone():

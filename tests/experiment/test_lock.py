@@ -134,7 +134,11 @@ def test_who_is_there_gives_signs_of_life(path, quick):
     assert len(seen) > 3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"machine": "another-1"}'])
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "7", '{"machine": "another-1"}', "[" * 9000,
+    *(json.dumps({"doing": "", "machine": machine(), "process": number, "since": ""})
+      for number in ("7", None, 7.5, 1 << 31, [7])),
+])  # fmt: skip
 def test_a_file_that_does_not_say_whose_it_is_is_nobodys(path, content):
     path.parent.mkdir()
     path.write_text(content)

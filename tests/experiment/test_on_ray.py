@@ -88,3 +88,16 @@ def test_scores_of_other_settings(tmp_path):
     table.begin({"seed": 0, "passes": 4})
     with pytest.raises(UserError, match="holds scores with seed 0, not 1: name another --out"):
         table.begin({"seed": 1, "passes": 4})
+
+
+def test_a_file_of_other_columns_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, index = Table(tmp_path), np.arange(3, dtype=np.uint64)
+    table.write({"index": index, "name": index.astype(str)})
+    np.testing.assert_array_equal(table.index(), index)
+    for column in (["a"], [0.5], [None], [[1]], [-1]):
+        pq.write_table(pa.table({"index": column}), tmp_path / "other.parquet")
+        with pytest.raises(UserError, match=r"other\.parquet is damaged .*: remove it"):
+            table.index()

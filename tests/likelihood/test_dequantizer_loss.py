@@ -95,6 +95,30 @@ def test_one_draw_is_the_bound_on_average(name, offset):
     assert error < 0.05 * abs(exact) + 0.05
 
 
+def test_what_is_split_draws_nothing():
+    """Not the key of all: of that the keys of noise and times are made."""
+    sde, used = SDES["vp"], []
+
+    class Noises(Uniform):
+        def __call__(self, key, x):
+            used.append(key)
+            return super().__call__(key, x)
+
+    class Times(UniformLogSNR):
+        def __call__(self, key, n):
+            used.append(key)
+            return super().__call__(key, n)
+
+    dequantization_loss(
+        DATA.noise(sde), sde, Pixels(4), Noises(), jnp.ones((2, 4), int), KEY,
+        eps=0.02, times=Times(sde, 0.02),
+    )  # fmt: skip
+    of_dequantizer, of_times = map(jax.random.key_data, used)
+    derived = [KEY, *jax.random.split(KEY)]
+    assert not np.array_equal(of_dequantizer, jax.random.key_data(KEY))
+    assert all(not np.array_equal(of_times, jax.random.key_data(key)) for key in derived)
+
+
 def test_the_loss_is_log_q_and_the_bound_and_its_gradient_reaches_the_dequantizer():
     """A dequantizer u = sigmoid(a + e), whose density is known: the loss falls with a towards
     where the data density is greatest."""

@@ -44,6 +44,9 @@ def test_the_measured_error_is_the_true_one():
     size = np.sqrt(np.mean(error**2))
     np.testing.assert_allclose(size, choice.solver_error, rtol=0.1, atol=1e-5)
     np.testing.assert_allclose(error.mean(), choice.solver_bias, rtol=0.1, atol=1e-5)
+    pilot._truth = pilot._truth + 1  # the bias has a sign
+    below = pilot.measure(choice.nodes).solver_bias
+    np.testing.assert_allclose(below, choice.solver_bias - 1, rtol=1e-6)
 
 
 def test_the_solver_stays_below_a_share_of_the_probes():

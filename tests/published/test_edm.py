@@ -101,6 +101,8 @@ QKV = "model.dec.4x4_in0.qkv.weight"
         ({"class": "iDDPMPrecond", "C_1": 0.1}, None, "C_1 is 0.1: known here is 0.001"),
         ({"class": "iDDPMPrecond"}, None, "a SongUNet tells no variance of steps"),
         ({"class": "VPPrecond", "M": 100}, None, "M is 100: known here is 1000"),
+        ({"class": "VPPrecond", "epsilon_t": 2.0}, None, "epsilon_t is 2.0: it must be above 0"),
+        ({"class": "VPPrecond", "epsilon_t": float("nan")}, None, "epsilon_t is nan: it must be"),
         ({"model_type": "SwinUNet"}, None, "model_type is 'SwinUNet': known here are SongUNet"),
         ({"encoder_type": "odd"}, None, "encoder_type is 'odd': known here is standard, skip"),
         ({"channel_mult_noise": 2}, None, "channel_mult_noise is 2: known here is 1"),

@@ -1,7 +1,10 @@
 """Configs of others with a value of another kind: one line that names the field."""
 
+import copy
 import json
+import resource
 import struct
+import zipfile
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.sde import VP
 from scoremle.errors import UserError
-from scoremle.published import safetensors
+from scoremle.published import pytorch, safetensors
 from scoremle.published.family import PIXELS, PublishedModel
 
 UNET = {
@@ -94,6 +97,8 @@ def test_json_that_is_nested_too_deep(where, tmp_path):
     [
         ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
         ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
+        ({"attention_resolutions": "0"}, "a size in attention_resolutions is 0: it must be from"),
+        ({"channel_mult": "1,nan"}, r"channel_mult is \(1.0, nan\): give finite numbers"),
         ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
         ({"num_channels": 0}, "num_channels at a level is 0: it must be from 1 to 65536"),
         ({"num_res_blocks": 2**31}, "num_res_blocks is 2147483648: it must be from 1 to 100"),
@@ -141,6 +146,60 @@ def test_a_pt_of_another_kind(tmp_path):
     (tmp_path / "m.pt").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"m\.pt: not a PyTorch checkpoint"):
         scoremle.load(tmp_path / "m.pt")
+
+
+def repacked(path, compression, copies=1):
+    """A zip with its members packed so; the largest is listed as often as that."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(info, archive.read(info)) for info in archive.infolist()]
+    largest = max((info for info, _ in members), key=lambda info: info.file_size).filename
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for info, content in members:
+            archive.writestr(info.filename, content)
+        entry = archive.getinfo(largest)
+        for number in range(1, copies):
+            other = copy.copy(entry)
+            other.filename = other.orig_filename = f"{largest}{number}"
+            archive.filelist.append(other)
+
+
+def test_a_pt_that_would_take_more_memory_than_it_has_bytes(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "m.json").write_text(json.dumps(FLAGS))
+    path = tmp_path / "m.pt"
+    for change, words in (
+        (lambda: repacked(path, zipfile.ZIP_DEFLATED), "its members are compressed"),
+        (lambda: repacked(path, zipfile.ZIP_STORED, 3), "its members are compressed, or overlap"),
+        (lambda: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path), "more numbers"),
+    ):
+        torch.save({"a": torch.zeros(4096)}, path)
+        change()
+        with pytest.raises(UserError, match=f"m.pt: .*{words}"):
+            scoremle.load(path)
+    torch.save({"a": torch.zeros(4096)}, path)
+    repacked(path, zipfile.ZIP_STORED)
+    assert pytorch.tensors(path)["a"].shape == (4096,)
+
+
+def test_as_many_tensors_as_a_network_has_are_one_open_file(tmp_path):
+    arrays = {f"a{i}": np.full(i % 3, i, np.float32) for i in range(500)}
+    safetensors.write(tmp_path / "x.safetensors", arrays, {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        found = safetensors.read(tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
+def test_a_header_of_tensors_is_bounded(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 1 << 25) + b"{")
+        file.truncate(1 << 30)
+    with pytest.raises(UserError, match="its header is cut off"):
+        safetensors.read(path)
 
 
 def test_a_platform_that_is_not_there(tmp_path, monkeypatch, capfd):

@@ -165,7 +165,7 @@ def test_converting_needs_the_extra(monkeypatch, tmp_path, capsys):
     file = tmp_path / "weights.pth"
     file.touch()
     assert cli.main(["convert-inception", str(file), "out.npz"]) == 2
-    error = "scoremle: error: this needs the extra: pip install 'scoremle[torch]'\n"
+    error = f"scoremle: error: {file} needs PyTorch: pip install 'scoremle[torch]'\n"
     assert capsys.readouterr().err == error
 
 

@@ -228,6 +228,27 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
     assert "no working directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("eval/results.json", '"unit"', '"until"', "exact_test_ckpt_1 lacks unit; evaluate again"),
+        ("eval/results.json", '"mean": ', '"mean": "2", "x": ', "mean must be a number, not '2'"),
+        ("eval/results.json", '"kind"', '"seal": "0", "kind"', "is not as it was written"),
+        ("metrics.jsonl", "{", "[", "line 1 is no row of numbers"),
+        ("metrics.jsonl", '"step"', '"stop"', "line 1 is no row of numbers"),
+        ("metrics.jsonl", "1.0", '"1.0"', "line 1 is no row of numbers"),
+    ],
+)
+def test_records_that_were_altered_are_a_line(file, old, new, words, tmp_path, capsys):
+    make(tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    (tmp_path / "run/samples/step_x.png").touch()  # no step: it is left out
+    assert main(["report", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    assert words in line and line.count("\n") == 1
+
+
 def test_images_that_are_not_here_are_no_end(tmp_path):
     make(tmp_path / "run", field={"data.dataset": "cifar10", "data.path": str(tmp_path / "no")})
     assert isinstance(Subject(tmp_path / "run", "eval").data, str)

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from scoremle.errors import UserError
 from scoremle.evaluation.statistics import difference
 from scoremle.evaluation.tables import table, wrapped
-from scoremle.files import read_json, read_npz
+from scoremle.experiment.results import read_results, read_values
+from scoremle.terminal import say
 
 __all__ = ["run"]
 
@@ -40,9 +41,9 @@ def run(options: Any) -> dict[str, dict[str, Any]]:
                ((options.first, first), (options.second, second)))  # fmt: skip
         raise UserError(f"nothing was measured of both: {'; '.join(has)}")
     found = {kind: _compared(kind, first[kind], second[kind]) for kind in kinds}
-    print(f"A: {options.first}\nB: {options.second}")
-    print(table(HEADER, [(kind, *_in_words(facts)) for kind, facts in found.items()]))
-    print(wrapped(WORDS))
+    say(f"A: {options.first}\nB: {options.second}")
+    say(table(HEADER, [(kind, *_in_words(facts)) for kind, facts in found.items()]))
+    say(wrapped(WORDS))
     return found
 
 
@@ -89,8 +90,7 @@ def _read(place: Path) -> dict[str, Measured]:
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
-        beside = place.with_name(RESULTS)
-        facts = read_json(beside).get(place.stem, {}) if beside.exists() else {}
+        facts = read_results(place.with_name(RESULTS)).get(place.stem, {})
         return {_kind(place.stem): _of_arrays(place, facts)}
     for folder in (place, place / "eval"):
         if (folder / RESULTS).is_file():
@@ -107,35 +107,33 @@ def _kind(name: str) -> str:
 
 
 def _of_results(folder: Path) -> dict[str, Measured]:
-    results = read_json(folder / RESULTS)
-    named = [name for name, facts in results.items() if "metric" in facts]
-    newest = sorted(
-        (name for name in named if results[name]["metric"] == "bpd"),
-        key=lambda name: results[name]["checkpoint"],
-    )
+    results = read_results(folder / RESULTS)
+    of_bpd = [n for n, facts in results.items()
+              if isinstance(facts, dict) and facts.get("metric") == "bpd"]  # fmt: skip
+    newest = sorted(of_bpd, key=lambda name: results[name].get("checkpoint", 0))
     return {_kind(name): _of_arrays(folder / f"{name}.npz", results[name]) for name in newest}
 
 
 def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
-    arrays = read_npz(path)
-    if arrays is None or "bpd" not in arrays:
+    values = read_values(path, "bpd")
+    if values is None:
         raise UserError(f"{path} has no bits/dim of images")
     return Measured(
-        arrays["bpd"].astype(np.float64).mean(axis=0),
+        values.astype(np.float64).mean(axis=0),
         facts.get("data_hash"),
         facts.get("mean_solver_error"),
     )
 
 
 def _of_scores(path: Path) -> Measured:
-    with path.open(newline="") as file:
-        table = list(csv.DictReader(file))
     try:
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
         rows = [row for row in table if row["bpd"]]  # a file that was left out has none
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
         names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
         return Measured(bpd, names, float(errors.mean()))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of scoremle score") from None

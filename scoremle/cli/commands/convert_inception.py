@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from scoremle.errors import UserError
+from scoremle.published import pytorch
 from scoremle.quality.features import PUBLISHED_SHA256, write_inception
 from scoremle.quality.inception import from_torch
 from scoremle.terminal import say
+from scoremle.training.checkpoints import Damaged
 
 __all__ = ["run"]
 
@@ -44,13 +46,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"no file {path}")
     try:
-        import torch
-    except ImportError:
-        raise UserError("this needs the extra: pip install 'scoremle[torch]'") from None
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
-        return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
-    except Exception as error:
-        # A file of another kind comes out of torch as every kind of exception.
-        raise UserError(f"{path} is no state dict of PyTorch ({type(error).__name__})") from None
+        items = pytorch.load(path).items()
+    except (Damaged, AttributeError) as error:
+        raise UserError(f"{path} is no state dict of PyTorch ({error})") from None
+    return {str(name): v.astype(np.float32) for name, v in items if isinstance(v, np.ndarray)}

@@ -138,9 +138,7 @@ def _tensors(path: Path) -> bool:
         pytorch.load(path)
         return False
     with _damage(), open_zip(path, path) as archive:
-        # As PyTorch writes them; others could unpack to far more than they hold.
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("compressed")
+        pytorch.check_zip(path)
         if name := archive.testzip():
             raise ValueError(name)
     return True

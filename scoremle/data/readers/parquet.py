@@ -91,11 +91,13 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any
         file = pq.ParquetFile(pa.BufferReader(content))
         groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
         check_ratio(where, sum(group.total_byte_size for group in groups), len(content))
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{where}: two of its columns have the same name")
         pictures = [f.name for f in file.schema_arrow if _is_picture(f.type)]
         labels = [f.name for f in file.schema_arrow if f.name in LABELS and _is_label(f.type)]
         if not pictures:
-            names = ", ".join(file.schema_arrow.names)
-            raise UserError(f"{where}: no column of encoded pictures among: {names}")
+            raise UserError(f"{where}: no column of encoded pictures among: {', '.join(names)}")
         columns = [pictures[0], *labels[:1]]
         for batch in file.iter_batches(ROWS, columns=columns):
             cells = batch.column(pictures[0])
