@@ -64,8 +64,12 @@ def parameters(workdir):
 @pytest.mark.slow
 @pytest.mark.long
 def test_stopped_and_gone_on_with_another_number(tmp_path):
-    words = ("train", "digits", str(tmp_path / "several"), *FIELDS)
-    run = start((*words, "--config.training.n_iters=5000"), processes=2)
+    """The first run has its state split over the devices, and those that follow have it whole."""
+    fields = (*FIELDS, "--config.model.nf=32")  # arrays that are large enough to be split
+    words = ("train", "digits", str(tmp_path / "several"), *fields)
+    run = start(
+        (*words, "--config.training.n_iters=5000", "--config.devices.fsdp"), processes=2
+    )
     steps_of(run[0], 10)
     run[1].send_signal(signal.SIGTERM)
     (first, told, _), (second, nothing, _) = ended(run)
@@ -75,9 +79,10 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
     assert f"saved step {step}" in told
 
     end = f"--config.training.n_iters={step + 10}"
-    ((code, told, errors),) = ended(start((*words, end), devices=2))
+    whole = (end, "--noconfig.devices.fsdp")
+    ((code, told, errors),) = ended(start((*words, *whole), devices=2))
     assert code == 0 and f"going on from step {step}" in told, errors
-    ((code, _, errors),) = ended(start(("train", "digits", str(tmp_path / "one"), *FIELDS, end)))
+    ((code, _, errors),) = ended(start(("train", "digits", str(tmp_path / "one"), *fields, end)))
     assert code == 0, errors
     one, several = parameters(tmp_path / "one"), parameters(tmp_path / "several")
     np.testing.assert_allclose(several, one, atol=2e-6)
