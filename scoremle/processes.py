@@ -4,22 +4,26 @@ All run the same program on the same numbers. The first writes files and talks. 
 step to stop.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scoremle.devices import replicated, split_rows
+from scoremle.devices import in_any_process, replicated, split_rows
 from scoremle.errors import Stopped, UserError
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute, printable
 
-__all__ = ["asked_to_stop", "ends_for_all", "join", "together"]
+__all__ = [
+    "asked_to_stop", "check_agreed", "ends_for_all", "join", "of_the_first", "together",
+]  # fmt: skip
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30
@@ -85,6 +89,21 @@ def asked_to_stop(call: int) -> bool:
     has made yet. A process alone has no others to ask.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
+
+
+def of_the_first(tree: Any) -> Any:
+    """The first process's arrays, in all: what each computed alone may differ by rounding."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
+def check_agreed(what: str, value: bytes) -> None:
+    """Raises UserError where a process knows other than the first: it would wait in vain."""
+    seen = np.frombuffer(hashlib.sha256(value).digest(), np.uint8)
+    if in_any_process(seen != of_the_first(seen)).any():
+        raise UserError(
+            f"the processes of this run do not agree on {what}: do all see the same folder, on"
+            " machines of one kind? start them again"
+        )
 
 
 def together(what: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from scoremle.files import SEAL, read_npz, write_npz
+from scoremle.processes import check_agreed
 from scoremle.progress import progress
 
 __all__ = ["HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "read_part"]
@@ -82,6 +83,7 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
+    check_agreed(f"what is finished of {label}", done.tobytes())
     total = int((done | ~others).sum())
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:

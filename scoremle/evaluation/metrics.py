@@ -49,11 +49,10 @@ def evaluate(
         keys = image_keys(jax.random.fold_in(jax.random.key(seed), repeat), index)
         return _timed(metric, spread, images[index], keys)
 
-    spread, count = devices.replicate(params), jax.device_count()
-    size = -(-batch_size // count) * count
+    spread = devices.replicate(params)
     rows = in_parts(
-        work, len(images),
-        size=size, passes=repeats, folder=parts, label=label, describe=_mean_so_far, share=share,
+        work, len(images), size=devices.filled(batch_size), passes=repeats, folder=parts,
+        label=label, describe=_mean_so_far, share=share,
     )  # fmt: skip
     # The first batch compiles: the lower median over batches is what an image costs.
     pace = float(np.quantile(np.unique(rows.pop("seconds")), 0.5, method="lower"))
