@@ -1,8 +1,9 @@
-"""Where arrays lie, whole on each device or their rows split over all, and what room they have.
+"""Where arrays lie, whole on each device or split over all, and what room there is.
 
 The devices are those of all processes of a run.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,12 +20,14 @@ from jaxtyping import Array
 from scoremle.errors import UserError
 
 __all__ = [
-    "Memory", "Needs", "check_devices", "fetch", "in_gib", "memory", "needs", "replicate",
-    "replicated", "split_rows", "within_memory",
+    "Memory", "Needs", "bytes_of_each", "check_devices", "fetch", "filled", "in_any_process",
+    "in_gib", "memory", "needs", "of_this_process", "put", "replicate", "replicated", "shardings",
+    "shared", "split_axis", "split_rows", "within_memory",
 ]  # fmt: skip
 
 AXIS = "data"
-
+# Arrays of fewer numbers stay whole on each device: little would be saved.
+SMALL = 2**12
 
 Devices = Sequence[jax.Device] | None  # all, if None
 
@@ -140,6 +143,20 @@ def _whole(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
+def of_this_process(leaf: Any) -> list[np.ndarray]:
+    """What this process has of an array, in one piece or in several."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return [np.asarray(piece.data) for piece in leaf.addressable_shards]
+    return [np.asarray(leaf)]
+
+
+def in_any_process(flags: np.ndarray) -> np.ndarray:
+    """Which of these flags are up in any process; all get the same answer."""
+    if jax.process_count() == 1:
+        return flags
+    return np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(flags)))
+
+
 def replicated(devices: Devices = None) -> NamedSharding:
     """Whole on each device."""
     return _placement(devices)
@@ -147,19 +164,60 @@ def replicated(devices: Devices = None) -> NamedSharding:
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
     """The arrays of a tree, whole on each device."""
-    placement = replicated(devices)
+    place = replicated(devices)
     if jax.process_count() == 1:
-        return jax.device_put(tree, placement)
+        return jax.device_put(tree, place)
+    return jax.tree.map(lambda leaf: _put(leaf, place), tree)
 
-    def spread(leaf: Any) -> Array:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return leaf  # it is there already
-        if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(spread(jax.random.key_data(leaf)))
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, placement, lambda rows: whole[rows])
 
-    return jax.tree.map(spread, tree)
+def shardings(tree: Any, *, sharded: bool) -> Any:
+    """Where each array of a tree shall lie: whole on each device, or ``sharded`` over all.
+
+    Of sharded arrays the longest axis that divides over the devices is split; small ones, and
+    those that have no such axis, stay whole.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        axis = split_axis(leaf.shape, jax.device_count()) if sharded else None
+        return replicated() if axis is None else _placement(None, *[None] * axis, AXIS)
+
+    return jax.tree.map(of, tree)
+
+
+def split_axis(shape: Sequence[int], count: int) -> int | None:
+    """The axis of a sharded array that is split over so many devices, if it is."""
+    axes = [axis for axis, size in enumerate(shape) if size % count == 0]
+    longest = max(axes, key=lambda axis: shape[axis], default=None)
+    return longest if math.prod(shape) >= SMALL else None
+
+
+def bytes_of_each(tree: Any, count: int) -> int:
+    """Bytes that each of so many devices has of a tree that is sharded over them."""
+
+    def of(leaf: Any) -> int:
+        pieces = 1 if split_axis(leaf.shape, count) is None else count
+        return leaf.size * leaf.dtype.itemsize // pieces
+
+    return sum(map(of, jax.tree.leaves(tree)))
+
+
+def put(tree: Any, places: Any) -> Any:
+    """The arrays of a tree, each where its sharding says.
+
+    What is not on the devices of all processes yet, every process knows whole.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+    return jax.tree.map(_put, tree, places)
+
+
+def _put(leaf: Any, place: NamedSharding) -> Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, place)
+    if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), place))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, place, lambda rows: whole[rows])
 
 
 def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
@@ -176,6 +234,18 @@ def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
         return jax.make_array_from_callback(array.shape, placement, lambda rows: array[rows])
 
     return jax.tree.map(split, tree)
+
+
+def filled(rows: int, devices: Devices = None) -> int:
+    """So many rows, or the few more that divide over the devices."""
+    count = len(devices or jax.devices())
+    return -(-rows // count) * count
+
+
+def shared(tree: Any) -> Any:
+    """Arrays of so many rows each, split over all devices if they divide, else whole on each."""
+    rows = len(jax.tree.leaves(tree)[0])
+    return split_rows(tree) if rows == filled(rows) else replicate(tree)
 
 
 def _placement(devices: Devices, *axes: str | None) -> NamedSharding:

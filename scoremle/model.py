@@ -24,7 +24,7 @@ from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
-from scoremle.devices import replicate, split_rows, within_memory
+from scoremle.devices import filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
@@ -370,7 +370,7 @@ class ScoreModel:
 
         # A power of two: not every number of images is another program.
         size = min(batch_size, 1 << (n - 1).bit_length())
-        size = -(-size // len(devices)) * len(devices)
+        size = filled(size, devices)
         least = size if estimator.on_host else len(devices)
         values = in_parts(work, n, size=size, least=least, passes=repeats, label=label)
         return Scores.of_passes(
@@ -497,6 +497,7 @@ class ScoreModel:
         condition: Condition = None,
         sampler: Sampler = ode_draw,
         batch_size: int = BATCH_SIZE,
+        devices: Sequence[jax.Device] | None = None,
         label: str = "",
     ) -> np.ndarray:
         """Samples, integers where the model is one of images; each has its own key.
@@ -509,6 +510,7 @@ class ScoreModel:
                 functools.partial.
             batch_size: how many at once, or fewer where memory does not suffice; no sample
                 depends on it.
+            devices: that share each batch; None: one.
             label: under which progress is told, if there is one.
 
         Raises UserError for samples that are not finite.
@@ -521,19 +523,21 @@ class ScoreModel:
             >>> print(x.shape, f"{x.std():.1f}")
             (1000, 2) 1.0
         """
-        plain, rows = self._plain(), rows_of(condition, n)
-        draw = within_memory(_draw)
+        rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
+        plain, draw = replicate(self._plain(), devices), within_memory(_draw)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            x, finite = draw(plain, image_keys(key, place), given, sampler=sampler)
+            batch = split_rows((image_keys(key, place), given), devices)
+            x, finite = draw(plain, *batch, sampler=sampler)
             check_values(finite, place, "sample")
             return {"x": np.asarray(x)}
 
         if n == 0:
             return work(0, np.arange(0))["x"]
-        size = min(batch_size, n)
-        return in_parts(work, n, size=size, label=label, unit="sample")["x"][0]
+        size = filled(min(batch_size, n), devices)
+        least = len(devices)
+        return in_parts(work, n, size=size, least=least, label=label, unit="sample")["x"][0]
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1, by the probability-flow ODE.

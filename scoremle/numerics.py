@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from scoremle.devices import in_any_process, of_this_process
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar, Times
 
@@ -109,10 +110,16 @@ def check_eps(eps: Scalar) -> None:
 
 def not_finite(tree: Any) -> str:
     """The name of the first array in a tree with a number that is not finite; "" if none has."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if _reals(leaf) and not np.isfinite(leaf).all():
-            return jax.tree_util.keystr(path, simple=True, separator="/")
-    return ""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    bad = in_any_process(np.array([_has_not_finite(leaf) for _, leaf in named], bool))
+    if not bad.any():
+        return ""
+    return jax.tree_util.keystr(named[bad.argmax()][0], simple=True, separator="/")
+
+
+def _has_not_finite(leaf: Any) -> bool:
+    """In what this process has of it."""
+    return _reals(leaf) and not all(np.isfinite(part).all() for part in of_this_process(leaf))
 
 
 def _reals(leaf: Any) -> bool:

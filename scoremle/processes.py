@@ -4,6 +4,7 @@ All run the same program on the same numbers. The first writes files and talks. 
 step to stop.
 """
 
+import hashlib
 import itertools
 import os
 import re
@@ -11,18 +12,21 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scoremle.devices import replicated, split_rows
+from scoremle.devices import in_any_process, replicated, split_rows
 from scoremle.errors import Stopped, UserError
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
-__all__ = ["asked_to_stop", "check_same", "join", "stop_if_asked", "together"]
+__all__ = [
+    "asked_to_stop", "check_agreed", "join", "of_the_first", "stop_if_asked", "together",
+]  # fmt: skip
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30
@@ -116,12 +120,19 @@ def stop_if_asked() -> None:
         raise Stopped(signal.SIGTERM)
 
 
-def check_same(values: np.ndarray, what: str) -> None:
-    """Raises UserError in a process that has other values than the first."""
-    if jax.process_count() == 1:
-        return
-    if not np.array_equal(multihost_utils.broadcast_one_to_all(values), values):
-        raise UserError(f"this process sees other {what} than the first: start all again")
+def of_the_first(tree: Any) -> Any:
+    """The first process's arrays, in all: what each computed alone may differ by rounding."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
+def check_agreed(what: str, value: bytes) -> None:
+    """Raises UserError where a process knows other than the first: it would wait in vain."""
+    seen = np.frombuffer(hashlib.sha256(value).digest(), np.uint8)
+    if in_any_process(seen != of_the_first(seen)).any():
+        raise UserError(
+            f"the processes of this run do not agree on {what}: do all see the same folder, on"
+            " machines of one kind? start them again"
+        )
 
 
 def together(what: str) -> None:

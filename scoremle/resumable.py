@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from scoremle import processes
 from scoremle.errors import out_of_memory
 from scoremle.files import SEAL, read_npz, write_npz
+from scoremle.processes import check_agreed, stop_if_asked
 from scoremle.progress import progress
 
 __all__ = [
@@ -91,7 +91,7 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
-    processes.check_same(done, f"finished parts in {folder}")
+    check_agreed(f"what is finished of {label}", done.tobytes())
     total = int((done | ~others).sum())
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:
@@ -111,7 +111,7 @@ def in_parts(
                 write_npz(folder / f"pass{repeat}_{unit}{first}.npz", sealed)
             put(part)
             tell(int(done.sum()), describe(rows, done))
-            processes.stop_if_asked()
+            stop_if_asked()
     return rows
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from helpers.tiny_runs import npz
 
+from scoremle import processes
+from scoremle.errors import UserError
 from scoremle.progress import progress
 from scoremle.resumable import fingerprint, in_parts, missing
 
@@ -231,3 +233,9 @@ def test_progress_counts_what_was_finished_before(tmp_path, capsys, monkeypatch)
 
 def test_no_images():
     assert in_parts(Work(until=0), 0, size=3) == {}
+
+
+def test_processes_that_see_other_parts_end_with_a_line(monkeypatch):
+    monkeypatch.setattr(processes, "of_the_first", lambda seen: 255 - seen)
+    with pytest.raises(UserError, match="do not agree on what is finished of scores: "):
+        in_parts(lambda repeat, index: {"row": index}, 4, size=2, label="scores")

@@ -50,13 +50,12 @@ def evaluate(
         keys = image_keys(jax.random.fold_in(jax.random.key(seed), repeat), index)
         return _timed(measure, spread, images[index], keys)
 
-    spread, count = devices.replicate(params), jax.device_count()
-    size = -(-batch_size // count) * count
+    spread, size = devices.replicate(params), devices.filled(batch_size)
     # Other metrics may mix the images of a batch; several processes would have to agree.
     halves = hasattr(metric, "lower") and jax.process_count() == 1
     measure = devices.within_memory(metric) if halves else metric
     rows = in_parts(
-        work, len(images), size=size, least=count if halves else size,
+        work, len(images), size=size, least=jax.device_count() if halves else size,
         passes=repeats, folder=parts, label=label, describe=_mean_so_far, share=share,
     )  # fmt: skip
     # The first batch compiles: the lower median over batches is what an image costs.

@@ -42,7 +42,7 @@ from scoremle.solvers.multistep import Doubling, Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, make_optimizer
 from scoremle.training.trackers import TRACKERS
-from scoremle.types import IntImages, PRNGKey
+from scoremle.types import IntImages, Keys
 
 __all__ = [
     "DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build", "images_of",
@@ -84,8 +84,6 @@ OBJECTIVE_FIELDS = (
 )  # fmt: skip
 OPTIMIZER_FIELDS = ("lr", "beta1", "eps", "warmup", "grad_clip", "weight_decay")
 FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
-
-SNAPSHOT_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -258,8 +256,8 @@ def _training(
 ) -> Training:
     model = objective.model
 
-    def grid(params: Params, key: PRNGKey) -> IntImages:
-        return sampler.images(model.model(params), key, SNAPSHOT_SAMPLES)[0]
+    def grid(params: Params, keys: Keys) -> IntImages:
+        return sampler.images(model.model(params), keys, len(keys))[0]
 
     return Training(
         data=images,
@@ -273,6 +271,7 @@ def _training(
         seed=config.seed,
         rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
         accumulate=config.training.accumulate,
+        sharded=config.devices.fsdp,
         logging=_logging(config.logging),
         grid=grid if config.training.snapshot_sampling else None,
     )

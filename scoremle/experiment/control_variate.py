@@ -16,6 +16,7 @@ from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.processes import of_the_first
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.terminal import say
 from scoremle.training.checkpoints import tree_hash
@@ -83,13 +84,13 @@ class ControlRun:
         own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(params)}
         facts = {**self.describe(), **own, "model": self.model.describe()}
         path = folder / f"control_{fingerprint(facts)}.npz"
-        if (found := read_npz(path)) is not None:
-            arrays = {name: jnp.asarray(array) for name, array in found.items()}
-            gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
-            return Control(gaussian, **arrays)
-        say("fitting the bound's control variate on training images")
-        control = self.fit(params)
-        fitted = {**vars(control.gaussian), **vars(control)}
-        del fitted["gaussian"]
-        write_npz(path, jax.device_get(fitted))
-        return control
+        if (found := read_npz(path)) is None:
+            say("fitting the bound's control variate on training images")
+            control = self.fit(params)
+            fitted = {**vars(control.gaussian), **vars(control)}
+            del fitted["gaussian"]
+            found = jax.device_get(fitted)
+            write_npz(path, found)
+        arrays = {name: jnp.asarray(array) for name, array in of_the_first(found).items()}
+        gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
+        return Control(gaussian, **arrays)

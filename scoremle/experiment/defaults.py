@@ -53,6 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
     config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
 
+    config.devices = ml_collections.ConfigDict()
+    config.devices.fsdp = False  # training: parameters, EMA and optimizer split over the devices
+
     config.deq = ml_collections.ConfigDict()
     config.deq.n_iters = 300_001  # optimisation steps of the flow dequantizer
     config.deq.ema_rate = 0.99  # EMA decay of the flow dequantizer

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.core.pytree import describe
-from scoremle.devices import Needs, needs
+from scoremle.devices import Needs, bytes_of_each, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
@@ -68,6 +68,7 @@ class Plan:
             "flops_step": self.flops,
             "flops_image": self.flops / self.batch,
             "state_bytes": self._given,
+            "split_state_bytes": self.split_state,
             "work_bytes": self.needs.work,
             "memory_bytes": self.memory,
             "largest_batch": self._largest_batch(),
@@ -134,8 +135,12 @@ class Plan:
     @property
     def _given(self) -> int:
         """Bytes of the state and what else a step is given, which in parts is not all of it."""
-        leaves = jax.tree.leaves(self._template)
-        return max(self.needs.given, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        return max(self.needs.given, bytes_of_each(self._template, 1))
+
+    @property
+    def split_state(self) -> int:
+        """Bytes of the state on each of the devices if it is split over them (devices.fsdp)."""
+        return bytes_of_each(self._template, self.devices)
 
     def _needs(self, batch: int) -> Needs:
         if found := needs(self._lowered(batch)):
@@ -144,7 +149,8 @@ class Plan:
 
     def _largest_batch(self) -> int:
         """Beside the state; for each of the devices that the batch is split over."""
-        room = self.memory - self._given
+        given = self.split_state if self.experiment.training.sharded else self._given
+        room = self.memory - given
         few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
 

@@ -17,7 +17,7 @@ FREE = {
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
     "data.on_device", "training.on_nan", "training.rollbacks", "logging",
 }  # fmt: skip
-FREE_SECTIONS = {"eval", "sampling", "deq"}
+FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
 OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}

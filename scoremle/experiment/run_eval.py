@@ -32,6 +32,7 @@ from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, cho
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
+from scoremle.processes import check_agreed
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
@@ -335,6 +336,7 @@ class EvaluationRun:
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
+        check_agreed(f"how {name} is measured", parts.name.encode())
         flow = self.flow.tree.ema if self.flow and task.flow else None
         prepared = task.prepare(Weights(restored.tree.ema, flow), parts)
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 import scoremle
+from scoremle import devices
 from scoremle.core.keys import image_keys
 from scoremle.data import ImageSet
 from scoremle.devices import within_memory
@@ -136,9 +137,11 @@ class SamplingRun:
 
     def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
         key, size, number = jax.random.key(self.experiment.seed), self._size, self._sampling.number
+        params = devices.replicate(params)
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
-            images, finite = self._draw(params, image_keys(key, index), len(index))
+            keys = devices.shared(image_keys(key, index))
+            images, finite = devices.fetch(self._draw(params, keys, len(index)))
             check_values(finite, index, "sample")
             return {"samples": images}
 
@@ -175,8 +178,9 @@ class SamplingRun:
 
     @property
     def _size(self) -> int:
-        """Samples of a round."""
-        return min(self._sampling.batch_size, self._sampling.number)
+        """Samples of a round: as told where they depend on one another, else over all devices."""
+        size = min(self._sampling.batch_size, self._sampling.number)
+        return size if self._sampling.sampler.mixes else devices.filled(size)
 
     @property
     def _facts(self) -> Facts:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle import data, devices
+from scoremle.core.keys import example_keys
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
@@ -31,6 +32,8 @@ from scoremle.training.memory import checked
 from scoremle.training.step import TrainState, make_program
 
 __all__ = ["run_train", "run_train_deq"]
+
+SNAPSHOT_SAMPLES = 64
 
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
@@ -123,11 +126,11 @@ def _run(
     held: tuple[Params, ...] = (),
 ) -> None:
     """The loop; ``held``: parameters that are not trained."""
-    feed = data.feed(training.data, training.on_device)
+    feed, places = data.feed(training.data, training.on_device), training.places
     step = make_program(
         Partial(training.loss, *held), training.optimizer, training.ema_rate,
         seed=training.seed, resident=feed.resident, gather=feed.gather,
-        accumulate=training.accumulate,
+        accumulate=training.accumulate, places=places,
     )  # fmt: skip
     outcome = loop.run(
         state,
@@ -143,6 +146,7 @@ def _run(
         rollback=loop.Rollback(
             training.rollbacks, lambda k: feed.batch_of(training.data.reordered(k))
         ),
+        places=places,
     )
     if outcome.signal is not None:
         raise Stopped(outcome.signal)
@@ -181,7 +185,8 @@ def _on_eval(
         # A key of its own stream, and a window that moves over the split: pure in the step.
         key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
-        found = devices.fetch(measure(*held, state.ema, x, key))
+        ema = devices.replicate(state.ema)
+        found = devices.fetch(measure(*held, ema, devices.shared(x), key))
         return {name: float(value) for name, value in found.items()}
 
     return on_eval
@@ -194,7 +199,9 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        samples = devices.fetch(draw(state.ema, jax.random.key(training.seed)))
+        keys = example_keys(jax.random.key(training.seed), SNAPSHOT_SAMPLES)
+        ema = devices.replicate(state.ema)
+        samples = devices.fetch(draw(ema, devices.shared(keys)))
         path = place.folder / "samples" / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from scoremle import devices
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.loss import denoising_loss
@@ -42,10 +43,11 @@ class Training:
     """All that the training of a network needs but the folder.
 
     ``loss`` and ``measure`` take parameters (first those that are not trained, if there are any),
-    images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws
-    the samples that are shown at each snapshot; None: none are. ``rollbacks``: how often it goes
-    back to the last good checkpoint when numbers are not finite. ``accumulate``: of how many parts
-    a batch's gradient is the mean. ``logging``: which writers get the numbers besides.
+    images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws,
+    by a key each, the samples that are shown at each snapshot; None: none are. ``rollbacks``: how
+    often it goes back to the last good checkpoint when numbers are not finite. ``accumulate``: of
+    how many parts a batch's gradient is the mean. ``sharded``: is a state split over the devices?
+    ``logging``: which writers get the numbers besides.
     """
 
     data: ImageSet
@@ -59,8 +61,9 @@ class Training:
     seed: int
     rollbacks: int = 0
     accumulate: int = 1
+    sharded: bool = False
     logging: tuple[str, ...] = ()
-    grid: Callable[[Params, PRNGKey], IntImages] | None = None
+    grid: Callable[[Params, Keys], IntImages] | None = None
 
     def init_state(self) -> TrainState:
         """The state before the first step; a flow's depends on the first batch."""
@@ -70,6 +73,11 @@ class Training:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         return jax.eval_shape(self._state, images)
+
+    @property
+    def places(self) -> Any:
+        """Where the arrays of a state lie while it is trained."""
+        return devices.shardings(self.template(), sharded=self.sharded)
 
     def _state(self, images: IntImages) -> TrainState:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.

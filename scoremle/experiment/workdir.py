@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
@@ -135,14 +136,17 @@ class Workdir:
         return levels
 
     def restore(self, template: Any, number: int | None = None) -> Restored:
-        """A snapshot, this one or the newest that is whole.
+        """A snapshot, this one or the newest that is whole; the average alone is on a device.
 
         Raises UserError as ``Checkpoints.restore``, and if config.json or data.json says other
         than the checkpoint.
         """
         restored = self.snapshots.restore(template, number)
         self._compare(restored.meta, self.snapshots.path(restored.number))
-        return restored
+        if self.imported:
+            return restored
+        state = restored.tree
+        return restored._replace(tree=state._replace(ema=jax.device_put(state.ema)))
 
     def check_records(self) -> None:
         """Raises UserError if config.json or data.json is altered, or not of the checkpoints.

@@ -19,11 +19,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
 
-from scoremle.devices import check_devices
+from scoremle import devices
 from scoremle.errors import UserError
 from scoremle.files import read_npz, write_npz
 from scoremle.quality import inception
 from scoremle.resumable import Arrays, in_parts
+from scoremle.types import AnyArray
 
 __all__ = [
     "Extractor",
@@ -54,7 +55,7 @@ UNRECORDED = (
 class Extractor:
     """A function of uint8 colour images, what it is, and how many features it has."""
 
-    apply: Callable[[UInt8[np.ndarray, "b h w 3"]], inception.Features]
+    apply: Callable[[UInt8[AnyArray, "b h w 3"]], inception.Features]
     name: str
     size: int
     weights_sha256: str
@@ -77,10 +78,11 @@ def extract(
     """
 
     def work(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
-        found = jax.device_get(extractor.apply(_colour(images[index], levels)))
+        batch = devices.split_rows(_colour(images[index], levels))
+        found = devices.fetch(extractor.apply(batch))
         return {"pool_3": found.pool, "logits": found.logits}
 
-    size = min(BATCH_SIZE, len(images))
+    size = devices.filled(min(BATCH_SIZE, len(images)))
     found = in_parts(work, len(images), size=size, folder=folder, label=label)
     return {name: rows[0] for name, rows in found.items()}
 
@@ -101,7 +103,7 @@ def write_inception(path: Path, params: Mapping[str, np.ndarray], source_sha256:
 
 def load_inception(path: Path) -> Extractor:
     """The extractor whose weights ``scoremle convert-inception`` wrote."""
-    check_devices()
+    devices.check_devices()
     how = "make it with: scoremle convert-inception WEIGHTS.pth " + str(path.with_suffix(".npz"))
     if not path.is_file():
         raise UserError(f"no Inception weights at {path}; {how}")
@@ -111,7 +113,7 @@ def load_inception(path: Path) -> Extractor:
     sha256 = str(arrays.pop("source_sha256"))
     if {name: array.shape for name, array in arrays.items()} != inception.shapes():
         raise UserError(f"{path} does not fit the Inception network; {how}")
-    params = jax.device_put(unflatten_dict(arrays, sep="/"))
+    params = devices.replicate(unflatten_dict(arrays, sep="/"))
     apply = partial(jax.jit(inception.Inception().apply), {"params": params})
     origin = "published weights" if sha256 == PUBLISHED_SHA256 else "weights of unknown origin"
     size = arrays["fc/kernel"].shape[0]

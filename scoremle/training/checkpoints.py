@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.devices import fetch
 from scoremle.errors import UserError
 from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
 from scoremle.processes import together
@@ -114,8 +115,10 @@ class Checkpoints:
         """Read a checkpoint: this number, or the newest that is whole.
 
         ``template`` has the structure, shapes and dtypes expected: arrays, or what
-        ``jax.eval_shape`` gives. Raises UserError if there is nothing to read, or if it belongs to
-        another network; a damaged checkpoint is named, and the one before it taken.
+        ``jax.eval_shape`` gives. What is read comes to where its arrays lie, of sharded ones each
+        part to its device; without a place, they are arrays of numpy. Raises UserError if there
+        is nothing to read, or if it belongs to another network; a damaged checkpoint is named, and
+        the one before it taken.
         """
         if number is not None:
             return self._restore_asked(template, number)
@@ -205,7 +208,7 @@ def tree_hash(tree: Any) -> str:
 def _hash(named: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
     for name, leaf in named:
-        value = np.asarray(leaf)
+        value = np.asarray(fetch(leaf))  # one at a time: a device need not hold them all
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
@@ -287,20 +290,14 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _read_tree(path: Path, template: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    # Placed on one device, whatever devices it was saved from: the caller spreads it.
-    if jax.process_count() > 1:  # Orbax has no place for arrays of one process
-        tree = _read(path, state=ocp.args.StandardRestore(jax.tree.map(_as_numpy, template))).state
-        return jax.tree.map(jnp.asarray, tree)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template
-    )
-    return _read(path, state=ocp.args.StandardRestore(shapes)).state
+    return _read(path, state=ocp.args.StandardRestore(jax.tree.map(_as_wanted, template))).state
 
 
-def _as_numpy(leaf: Any) -> np.ndarray:
-    """What stands for an array of numpy of this shape; it takes no memory."""
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+def _as_wanted(leaf: Any) -> Any:
+    """What stands for an array where the template says, or else for one of numpy."""
+    if place := getattr(leaf, "sharding", None):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # it takes no memory
 
 
 def _read_shapes(path: Path) -> Any:

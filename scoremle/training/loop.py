@@ -118,16 +118,22 @@ def run(
     on_snapshot: Callable[[TrainState, int], None],
     note: dict[str, Any],
     rollback: Rollback | None = None,
+    places: Any = None,
 ) -> Outcome:
     """Train to ``n_iters`` steps, from the newest whole pre-emption checkpoint if there is one.
 
-    ``state`` is the beginning otherwise, and is used up. Callbacks get the state and its step and
+    ``state`` is the beginning otherwise, and is used up. ``places`` are the shardings of its
+    arrays; None: whole on each device. Callbacks get the state and its step and
     must not keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into
     each checkpoint beside the step. At SIGTERM or Ctrl-C the call at work is finished and saved.
     Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
     and ``rollback`` is None or used up.
     """
-    template = jax.eval_shape(lambda: state)
+    places = places or devices.shardings(state, sharded=False)
+    template = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state, places,
+    )  # fmt: skip
     training = _Run(
         state, step, batch, schedule, snapshots, preemption, writer, on_eval, on_snapshot, note,
         rollback or Rollback(0, lambda k: batch),
@@ -135,7 +141,7 @@ def run(
     if preemption.latest() is not None:
         training.restore(template)
         say(f"going on from step {training.at}, {training.saved}")
-    training.state = devices.replicate(training.state)
+    training.state = devices.put(training.state, places)
     with _signals() as signals, contextlib.closing(writer):
         while not training.ended:
             try:
@@ -189,6 +195,7 @@ class _Run:
                 "%s has numbers that are not finite (%s): trying the one before", path, where
             )
             self.state, meta, number = self.preemption.restore(template, earlier[-1])
+        self.state = devices.put(self.state, jax.tree.map(lambda leaf: leaf.sharding, template))
         self.at, self.saved = int(self.state.step), self.preemption.path(number)
         unwritten = {k: np.asarray(v, np.float32) for k, v in meta.get(UNWRITTEN, {}).items()}
         self.pending = [unwritten] if unwritten else []
@@ -201,7 +208,6 @@ class _Run:
             raise error
         self.rollbacks += 1
         self.restore(template)
-        self.state = devices.replicate(self.state)
         say(
             f"{str(error).partition(':')[0]}: back to step {self.at}, {self.saved}, with another"
             f" order of the images ({self.rollbacks} of at most {self.rollback.limit} times)"

@@ -143,13 +143,15 @@ def make_program(
     resident: Any = (),
     gather: Gather = lambda resident, batch: batch,
     accumulate: int = 1,
+    places: Any = None,
 ) -> Program:
     """The same for k batches, stacked, from which ``gather`` makes the images of a step.
 
     It may take them from ``resident`` arrays; then a batch is, for example, numbers of images. The
     gradient of a batch is the mean over ``accumulate`` parts of it, one after the other, so that
     memory holds the activations of one. Part j has the images j, j + accumulate, ... and the key
-    ``fold_in(key of the step, j)``; of one part, the key of the step.
+    ``fold_in(key of the step, j)``; of one part, the key of the step. ``places`` are the shardings
+    of a state; None: whole on each device.
     """
     on_cpu = jax.default_backend() == "cpu"
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
@@ -204,16 +206,18 @@ def make_program(
         return jax.lax.scan(functools.partial(one, fixed), state, batches)
 
     # The result is where the argument was, so that the next call is the same program.
-    everywhere = devices.replicated()
+    everywhere: Any = devices.replicated()
+    places = places or TrainState(*[everywhere] * 4)
+    result, gradients = (places, everywhere), (everywhere, places.params)
     if on_cpu and accumulate > 1:
         jitted: Any = _PartByPart(
-            jax.jit(nothing, out_shardings=everywhere),
-            jax.jit(add, donate_argnums=2, out_shardings=everywhere),
-            jax.jit(update, donate_argnums=0, out_shardings=everywhere),
+            jax.jit(nothing, out_shardings=gradients),
+            jax.jit(add, donate_argnums=2, out_shardings=gradients),
+            jax.jit(update, donate_argnums=0, out_shardings=result),
             accumulate,
         )
     else:
-        jitted = jax.jit(one if on_cpu else fused, donate_argnums=1, out_shardings=everywhere)
+        jitted = jax.jit(one if on_cpu else fused, donate_argnums=1, out_shardings=result)
     return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
 
 

@@ -125,6 +125,7 @@ def test_a_plan_of_a_tiny_network():
     params = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     assert found["parameters"] == params
     assert found["state_bytes"] == pytest.approx(16 * params, rel=0.1)
+    assert found["split_state_bytes"] == devices.bytes_of_each(template, 2)
     # Of a network of convolutions: two operations a parameter at each pixel, and the gradient
     # twice as many; those of biases and of the embedding of t have fewer.
     assert 0.2 < found["flops_image"] / (6 * params * 64) < 2
@@ -149,6 +150,7 @@ def test_the_command_measures_and_prints(capfd):
     assert found["step_seconds"] > 0 and found["evaluation_images"] == 360
     assert found["step_measured_with"] == found["batch"] == 32
     assert "3 devices: the time of one over 3, an ideal split" in captured.err
+    assert "the same with devices.fsdp, on 3 devices" in captured.err
     assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),

@@ -14,7 +14,9 @@ from scoremle.experiment.run_eval import chosen_checkpoints
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.step import TrainState
 
+STATE = TrainState(*[jnp.zeros(1)] * 4)
 
 @pytest.fixture(scope="module")
 def experiment():
@@ -53,6 +55,7 @@ def begun(experiment, tmp_path):
         ({"training__snapshot_freq": 7}, True, True),
         ({"eval__probes": 9}, True, True),
         ({"data__path": "/moved"}, True, True),
+        ({"devices__fsdp": True}, True, True),
         ({"optim__lr": 0.5}, False, True),
         ({"seed": 1}, False, True),
         ({"training__batch_size": 9}, False, True),
@@ -83,7 +86,7 @@ def recorded(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
     for store in (workdir.preemption, workdir.snapshots):
-        store.save(1, {"a": jnp.zeros(1)}, training_record(experiment))
+        store.save(1, STATE, training_record(experiment))
     return workdir
 
 
@@ -96,17 +99,16 @@ def test_files_that_say_other_than_the_checkpoint(recorded, experiment, name):
     (content[section] if section else content)[field] = 5
     write_sealed(path, content)
     line = rf"{path.name} says {name}=5, but \S*checkpoint_1 was trained with .*: put its copy"
-    template = {"a": jnp.zeros(1)}
     for use in (
         lambda: recorded.check_training(experiment), lambda: recorded.check_evaluation(experiment),
-        recorded.check_records, lambda: recorded.restore(template),
+        recorded.check_records, lambda: recorded.restore(STATE),
     ):  # fmt: skip
         with pytest.raises(UserError, match=line):
             use()
     path.unlink()  # what the line advises
     recorded.check_training(experiment)
     recorded.describe(experiment)
-    assert recorded.restore(template).number == 1
+    assert recorded.restore(STATE).number == 1
 
 
 def test_fields_that_may_change_are_not_compared(recorded, experiment):

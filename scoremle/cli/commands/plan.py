@@ -62,6 +62,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{found['parameters']:,}"),
         ("FLOPs of a step", f"{found['flops_step']:.3g}; of an image {found['flops_image']:.3g}"),
         ("memory of the state", in_gib(found["state_bytes"])),
+        *[(f"the same with devices.fsdp{over}", _split(found))] * (found["devices"] > 1),
         (f"memory of a step of {batch}", f"{in_gib(found['work_bytes'])} beside the state"),
         (f"largest batch in {memory}{over}", f"{found['largest_batch']:,}"),
         (f"a step of {batch}{over}", _time(found["step_seconds"])),
@@ -69,6 +70,12 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (f"evaluation, {passes}{over}", _time(found["evaluation_seconds"])),
         (f"{found['samples']:,} samples{over}", _time(found["samples_seconds"])),
     ]
+
+
+def _split(found: dict[str, Any]) -> str:
+    """The state of a device where it is split over all, and what that saves."""
+    saved = found["state_bytes"] - found["split_state_bytes"]
+    return f"{in_gib(found['split_state_bytes'])}: {in_gib(saved)} less"
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

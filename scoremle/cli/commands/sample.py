@@ -37,7 +37,9 @@ def run(options: Any) -> None:
     say(tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
     key = jax.random.key(options.seed)
     labels = _labels(model, options.label, options.n, options.seed)
-    samples = model.sample(options.n, key, condition=labels, sampler=sampler, label="samples")
+    samples = model.sample(
+        options.n, key, condition=labels, sampler=sampler, devices=jax.devices(), label="samples"
+    )
     _write(options.out, samples, model, caption=f"{options.n} samples of {options.model}, "
            f"{options.sampler}, {steps} steps, seed {options.seed}")  # fmt: skip
     say(f"{options.n} samples of seed {options.seed}: {options.out}")

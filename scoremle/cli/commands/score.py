@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.cli.commands import Partly, score_on_ray
+from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
 from scoremle.experiment.models import load_of_images

@@ -1,0 +1,59 @@
+"""A state split over devices (``devices.fsdp``) is the same state, in less memory on each."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import on_processes, sharded_worker
+
+from scoremle.devices import SMALL, bytes_of_each, split_axis
+
+
+def trained(folder, steps, how, **layout):
+    on_processes.run("sharded_worker", folder, steps, how, **layout)
+    return np.load(folder / f"{steps}.npz")
+
+
+@pytest.mark.slow
+def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_path):
+    """To 1e-6 of a number: the order of sums differs."""
+    split, one = tmp_path / "split", tmp_path / "one"
+    state = jax.eval_shape(sharded_worker.init)
+    whole = bytes_of_each(state, 1)
+    found = trained(split, 20, "sharded", processes=2, devices=2)
+    assert found["bytes"] == bytes_of_each(state, 4)
+    assert whole / 4 < found["bytes"] < whole / 2.9  # the bias stays whole
+    assert str(found["not_finite"]) == "params/out"
+    expected = trained(one, 20, "whole")
+    assert expected["bytes"] == whole
+    np.testing.assert_allclose(found["state"], expected["state"], atol=1e-6)
+
+    trained(split, 30, "whole")
+    found = trained(split, 40, "sharded", devices=4)
+    expected = trained(one, 40, "whole")
+    np.testing.assert_allclose(found["state"], expected["state"], atol=1e-6)
+    rows = [
+        [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (split, one)
+    ]
+    assert [row["step"] for row in rows[0]] == list(range(5, 41, 5))
+    for name in ("loss", "kept", "grad_norm"):
+        values, wanted = ([row[name] for row in each] for each in rows)
+        np.testing.assert_allclose(values, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "axis"),
+    [
+        ((3, 3, 64, 128), 4, 3),
+        ((3, 3, 128, 64), 8, 2),
+        ((3, 3, 64, 65), 8, 2),
+        ((65, 65), 4, None),
+        ((SMALL - 1,), 1, None),
+        ((SMALL,), 2, 0),
+        ((), 2, None),
+    ],
+)
+def test_the_axis_that_is_split(shape, count, axis):
+    assert split_axis(shape, count) == axis
