@@ -18,6 +18,8 @@ from helpers.places import CACHE, GOLDEN  # noqa: E402
 FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.version.__version_info__ < (0, 11):  # an unknown flag ends the process
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+elif jaxlib.version.__version_info__ < (0, 13):  # what XLA gets wrong: docs/troubleshooting.md
+    FLAGS += " --xla_cpu_experimental_ynn_fusion_type="
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
