@@ -97,11 +97,11 @@ SYMMETRIC = SYMMETRIC + SYMMETRIC.T
 
 
 @pytest.mark.parametrize(
-    ("matrix", "least"),
-    [(np.eye(DIMS), 0.95), (SYMMETRIC - np.diag(np.diag(SYMMETRIC)), 0.87)],
+    ("matrix", "least", "most"),
+    [(np.eye(DIMS), 0.95, 3.9), (SYMMETRIC - np.diag(np.diag(SYMMETRIC)), 0.87, 2)],
     ids=["each dimension on itself", "on each other"],
 )
-def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least):
+def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least, most):
     """Rates that are off by a random share A x at each node, of data N(0, I) in many dimensions:
     log p is off by x'A x - tr A at each, which is 2 tr A^2 in the mean square. That of x'A x alone
     is (tr A)^2 more, fifty times as much where A is the identity; and the squares of single
@@ -119,7 +119,8 @@ def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least
     change = 0.5 * (jnp.sum(x**2, axis=1) - jnp.sum(solution.state**2, axis=1))
     error = np.abs(change + solution.integrals[0])
     assert np.mean(error <= solution.error) > least, np.mean(error <= solution.error)
-    assert np.median(solution.error) < 5 * np.sqrt(np.mean(error**2))
+    width = np.median(solution.error) / np.sqrt(np.mean(error**2))
+    assert width < most, width
 
 
 def test_backwards_undoes_forwards(x64):
