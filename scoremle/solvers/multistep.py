@@ -49,6 +49,9 @@ MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The steps' estimate of their error, times this, covers the true error of most examples on trained
 # networks (benchmarks/README.md).
 COVERAGE = 2.0
+# The variance of a rough field's effect is once what single dimensions show of it, where each acts
+# on itself, up to twice, where they act on each other (docs/math.md, 5.4): the middle.
+ACROSS = 1.5
 # The change of a result when the nodes are doubled, times this, covers its error.
 MARGIN = 1.5
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
@@ -143,6 +146,13 @@ def _shares(weights: Weights) -> Float[Array, " n"]:
     return squares.at[:DIFFERENCE].set(0).at[DIFFERENCE].add(before)
 
 
+def _variance(effects: Data) -> Float[Array, " b"]:
+    """Of what is left of the effects of single dimensions when the divergence has taken their mean
+    back, by their squares; what acts across dimensions shows half of its variance in these."""
+    squares, together = sum_data(jnp.square(effects)), jnp.square(sum_data(effects))
+    return ACROSS * (squares - together / (dims_of(effects) + 2))
+
+
 class _Carry(NamedTuple):
     state: Data
     integrals: Float[Array, "m b"]
@@ -213,7 +223,7 @@ class Planned:
             # the corrector's error: the second step's is of the third, and stands for both.
             milne = jnp.where(n < 2, 0, MILNE)
             effect = sum_data(gradient * milne * (state - guess))
-            rough = sum_data(jnp.square(gradient * jnp.tensordot(w.contrast, history, 1)))
+            rough = _variance(gradient * jnp.tensordot(w.contrast, history, 1))
             if several:
                 noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
             else:
