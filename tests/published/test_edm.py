@@ -9,8 +9,10 @@ import pytest
 from helpers.weights import drawn
 
 import scoremle
+from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
 from scoremle.published import safetensors
+from scoremle.solvers.multistep import Multistep
 
 CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm", "adm_iddpm")
 
@@ -46,6 +48,36 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     assert (error < limit + 1e-6 / sigma).all(), error
     assert model.classes == json.loads(str(arrays["fields"])).get("label_dim", 0)
     assert model.shape == y.shape[1:]
+
+
+@pytest.mark.slow
+def test_log_p_is_that_of_the_torch_module_in_float64(golden, tmp_path):
+    """Whose outputs are the authors'; the model has the same tensors, for smaller images."""
+    torch = pytest.importorskip("torch")
+    from helpers.torch_flow import assert_log_prob, flow_log_prob
+    from helpers.torch_unets import Song
+
+    arrays, label = golden("edm_ddpmpp_edm"), 7
+    shapes = json.loads(str(arrays["shapes"]))
+    tensors = drawn(shapes)
+    denoiser = Song({name: tensors[name] for name in shapes}, sigma_data=0.6)
+    y, sigma, labels = (torch.tensor(arrays[name]) for name in ("x", "sigma", "labels"))
+    output = denoiser(y.double().movedim(-1, 1), sigma.double(), labels).movedim(1, -1)
+    np.testing.assert_allclose(output, arrays["denoised"], atol=5e-6)
+
+    def eps(y, log_sigma):
+        sigma = torch.full((len(y),), log_sigma).double().exp()
+        return (y - denoiser(y, sigma, torch.full((len(y),), label))) / sigma[0]
+
+    smaller = str(arrays["shapes"]).replace("4x4", "2x2").replace("8x8", "4x4")
+    fields = {"img_resolution": 4, "attn_resolutions": [4, 2]}
+    model = scoremle.load(written(tmp_path, {**arrays, "shapes": smaller}, **fields))
+    y = np.random.default_rng(1).normal(size=(1, 4, 4, 3)) * 0.5
+    found = model.given(jnp.asarray([label])).log_prob(
+        jnp.asarray(y, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(256)
+    )
+    expected = flow_log_prob(eps, y[0], np.log([0.002, 80]), prior_std=80)
+    assert_log_prob(found, expected, dims=y.size)
 
 
 def test_where_they_begin_and_end(golden, tmp_path):

@@ -11,10 +11,12 @@ from helpers.ddpm_chain import published_terms
 from helpers.weights import drawn
 
 from scoremle.core.betas import betas
+from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.steps import step_bound
 from scoremle.published import openai
+from scoremle.solvers.multistep import Multistep
 
 STEPS, CLASSES = 8, jnp.asarray([4, 0])
 IMAGES = len(CLASSES)
@@ -75,6 +77,33 @@ def test_a_learned_range_is_their_bound_term_by_term(load, x64):
     edges, lam = log_snr_edges(model.sde, times[0]), model.sde.log_snr(times[1:])
     expected = [np.histogram(lam, edges, weights=row)[0] for row in terms.T]
     np.testing.assert_allclose(found.profile, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_log_p_is_that_of_the_torch_module_in_float64(load, golden):
+    """Whose outputs are the authors'; the model has the same tensors, for smaller images."""
+    torch = pytest.importorskip("torch")
+    from helpers.torch_flow import assert_log_prob, vp_log_prob
+    from helpers.torch_unets import Guided
+
+    arrays = golden("adm_guided")
+    network = Guided(drawn(json.loads(str(arrays["shapes"]))), heads=4, heads_up=2)
+    images, t, label = (torch.tensor(arrays[name]) for name in ("x", "t", "class_labels"))
+    output = network(images.double().movedim(-1, 1), t.double(), label).movedim(1, -1)
+    np.testing.assert_allclose(output, arrays["out"], atol=1e-5)
+
+    def eps(x, label):
+        return network(x, torch.full((len(x),), label).double(), torch.full((len(x),), 4))
+
+    # Rescaled, the waves of so few steps turn too often from one to the next.
+    model = load(image_size=4, attention_resolutions="2", rescale_timesteps=False)
+    x = np.random.default_rng(1).normal(size=(1, 4, 4, 3)) * 0.5
+    angles = (np.arange(STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2
+    left = np.maximum(np.cos(angles[1:]) ** 2 / np.cos(angles[:-1]) ** 2, 0.001)
+    found = model.given(CLASSES[:1]).log_prob(
+        jnp.asarray(x, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(256)
+    )
+    assert_log_prob(found, vp_log_prob(eps, x[0], np.cumprod(left)), dims=x.size)
 
 
 def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
