@@ -10,13 +10,21 @@ from scoremle.errors import UserError
 __all__ = ["check_samples", "check_scores", "exist"]
 
 
+# Models that a name stands for.
+SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
+
+
 def exist(name: str) -> Callable[[Any], None]:
-    """A check that the place, or each of the places, of the argument ``name`` is there."""
+    """A check that the place, or each of the places, of the argument ``name`` is there.
+
+    What may name a model is left to the command, which knows models.
+    """
 
     def check(options: Any) -> None:
         places = getattr(options, name)
         for place in [places] if isinstance(places, Path) else places:
-            if not place.exists():
+            is_name = ":" in str(place) or (SHIPPED / place).is_dir()
+            if not (place.exists() or is_name):
                 raise UserError(f"there is no folder or file {place}")
 
     return check

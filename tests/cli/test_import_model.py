@@ -213,7 +213,7 @@ def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
     own = tmp_path / "own.safetensors"
     safetensors.write(own, {}, {"config": "{}", "data": "{}"})
     err = one_line(capsys, "import", own, tmp_path / "a")
-    assert "was written by scoremle export: scoremle score and sample take it as it is" in err
+    assert "scoremle score takes it as it is; for a working directory export the whole" in err
     err = one_line(capsys, "report", workdir, file)
     assert f"scoremle import {file} WORKDIR makes one of it, and scoremle score {file} IM" in err
     for model in ("digits", "mine.py:model"):

@@ -409,7 +409,7 @@ def test_links_and_sparse_files_of_an_archive_are_left_out(tmp_path):
         assert [member for member, _ in Source(tmp_path / name).files(lambda _: True)] == ["a.png"]
 
 
-@pytest.mark.parametrize("name", ["pipe", "pipe.png", "pipe.zip", "pipe.npy"])
+@pytest.mark.parametrize("name", ["pipe", "pipe.png", "pipe.zip", "pipe.npy", "pipe.npz"])
 def test_a_pipe_is_not_waited_for(name, tmp_path):
     os.mkfifo(tmp_path / name)
     out = tmp_path / "scores.csv"

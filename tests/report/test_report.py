@@ -125,7 +125,7 @@ def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
     assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
     assert "<b>run" not in text and "&lt;b&gt;run&lt;/b&gt;" in text
     assert "exact &lt;for p_eps&gt;" in text
-    assert "The mean was corrected by -0.0024, and the value of an image is not." in text
+    assert "The mean was corrected by -0.0013, and the value of an image is not." in text
     assert not re.findall(r"url\(\s*[\"']?(?!#)", text) and "@import" not in text
     names = page.attributes["id"]
     assert len(names) == len(set(names))
@@ -139,7 +139,7 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
     assert "= 2.00100 at 24 nodes -0.00133 of correction; 24 to 256 nodes on 64 images" in told
-    assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020;" in told
+    assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
     assert "training.n_iters 2400 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
     again = f"--config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"

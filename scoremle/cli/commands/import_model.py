@@ -14,7 +14,7 @@ from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
-from scoremle.experiment import defaults, exported
+from scoremle.experiment import defaults
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.models import load
 from scoremle.experiment.workdir import Workdir
@@ -36,10 +36,6 @@ def import_model(path: Path, place: Workdir, dataset: str) -> bool:
     """
     if not path.exists() and str(path).startswith(hub.PREFIX):
         path = hub.download(str(path))
-    if exported.is_file(path):
-        raise UserError(
-            f"{path} was written by scoremle export: scoremle score and sample take it as it is"
-        )
     family = family_of(path)
     if family is None:
         return False

@@ -34,6 +34,8 @@ SPLITS = ("train", "test", "val")
 
 def read_arrays(path: Path, options: Options) -> Reading:
     """The images of a .npy or .npz, or of the .npy files of a folder, as they are."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise UserError(f"{path} is neither a file nor a folder")
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")
     if path.suffix == ".npz":
