@@ -50,7 +50,7 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     assert model.shape == y.shape[1:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_log_p_is_that_of_the_torch_module_in_float64(golden, tmp_path):
     """Whose outputs are the authors'; the model has the same tensors, for smaller images."""
     torch = pytest.importorskip("torch")

@@ -79,7 +79,7 @@ def test_a_learned_range_is_their_bound_term_by_term(load, x64):
     np.testing.assert_allclose(found.profile, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_log_p_is_that_of_the_torch_module_in_float64(load, golden):
     """Whose outputs are the authors'; the model has the same tensors, for smaller images."""
     torch = pytest.importorskip("torch")
