@@ -35,7 +35,7 @@ def programs(count: int, channels: int, size: int, batch: int) -> tuple[Any, dic
     params = [init(key) for key in keys]
 
     def apply(h: jax.Array, one: Any) -> jax.Array:
-        return block.apply(one, h, embedding, train=False)  # type: ignore[return-value]
+        return jnp.asarray(block.apply(one, h, embedding, train=False))
 
     def apart(params: list[Any], h: jax.Array) -> jax.Array:
         for one in params:

@@ -42,16 +42,18 @@ OUTER = {"call", "while", "conditional"}
 def kinds(program: str, network: str) -> dict[str, str]:
     """The kind of each instruction of a compiled program, by its name."""
     bodies: dict[str, list[str]] = defaultdict(list)
+    definitions = {}
     for line in program.splitlines():
         if opened := COMPUTATION.match(line):
-            name = opened[1]
-        elif INSTRUCTION.match(line):
-            bodies[name].append(line)
+            body = bodies[opened[1]]
+        elif instruction := INSTRUCTION.match(line):
+            name, definition = instruction.groups()
+            body.append(definition)
+            definitions[name] = definition
     found = {}
-    for line in (line for body in bodies.values() for line in body):
-        name, definition = INSTRUCTION.match(line).groups()  # type: ignore[union-attr]
+    for name, definition in definitions.items():
         called = CALLS.search(definition)
-        held = bodies[called[1]] if called else [line]
+        held = bodies[called[1]] if called else [definition]
         opcodes = {each[1] for each in map(OPCODE.search, held) if each}
         if not opcodes & OUTER:
             source = SOURCE.search(definition)
@@ -63,8 +65,7 @@ def _kind(opcodes: set[str], held: list[str], source: str, network: str) -> str:
     if "AttnBlock" in source:
         return "attention, all of it"
     if "convolution" in opcodes:
-        line = next(line for line in held if " convolution(" in line)
-        return _convolution(line, source)
+        return _convolution(next(each for each in held if " convolution(" in each), source)
     if opcodes & {"dot", "custom-call"}:
         return "1x1 convolutions and dense products"
     if network not in source:
@@ -74,13 +75,13 @@ def _kind(opcodes: set[str], held: list[str], source: str, network: str) -> str:
     return "sums of normalisation, softmax, biases" if "reduce" in opcodes else "elementwise"
 
 
-def _convolution(line: str, source: str) -> str:
+def _convolution(definition: str, source: str) -> str:
     """Of 3x3 pixels it is padded; what gives its weights' gradient has a window of an image."""
-    if "pad=" not in line:
+    if "pad=" not in definition:
         return "1x1 convolutions and dense products"
-    if "size=3x3" not in line:
+    if "size=3x3" not in definition:
         return "3x3 convolutions: gradient of weights"
-    backwards = "transpose(" in source or "rhs_reversal" in line
+    backwards = "transpose(" in source or "rhs_reversal" in definition
     return f"3x3 convolutions: {'gradient of input' if backwards else 'forward'}"
 
 

@@ -49,9 +49,6 @@ MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The steps' estimate of their error, times this, covers the true error of most examples on trained
 # networks (benchmarks/README.md).
 COVERAGE = 2.0
-# The variance of a rough field's effect is once what single dimensions show of it, where each acts
-# on itself, up to twice, where they act on each other (docs/math.md, 5.4): the middle.
-ACROSS = 1.5
 # The change of a result when the nodes are doubled, times this, covers its error.
 MARGIN = 1.5
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
@@ -147,10 +144,16 @@ def _shares(weights: Weights) -> Float[Array, " n"]:
 
 
 def _variance(effects: Data) -> Float[Array, " b"]:
-    """Of what is left of the effects of single dimensions when the divergence has taken their mean
-    back, by their squares; what acts across dimensions shows half of its variance in these."""
+    """The variance of log p by a rough field, from its ``effects`` through single dimensions.
+
+    A difference of squares shows it, times a factor that depends on the field: (D + 2) / (D + 1)
+    where it does not change with x, and 2 (D + 1) / (D + 3) where it is linear and alike in all
+    directions. The mean of both is taken (docs/math.md, 5.4).
+    """
+    dims = dims_of(effects)
     squares, together = sum_data(jnp.square(effects)), jnp.square(sum_data(effects))
-    return ACROSS * (squares - together / (dims_of(effects) + 2))
+    factor = (dims + 2) / (2 * dims + 2) + (dims + 1) / (dims + 3)
+    return factor * (squares - together / (dims + 2))
 
 
 class _Carry(NamedTuple):

@@ -203,9 +203,9 @@ CHANGES: list[tuple[str, ...]] = [
      "kept * corrector + (1 - kept) * predictor"),
     ("solvers/multistep.py", "COVERAGE = 2.0", "COVERAGE = 0.5"),
     ("solvers/multistep.py", "UNLIKE = 3.0", "UNLIKE = 30.0"),
-    ("solvers/multistep.py", "ACROSS * (squares - together / (dims_of(effects) + 2))",
-     "together"),
-    ("solvers/multistep.py", "together / (dims_of(effects) + 2)", "0 * together"),
+    ("solvers/multistep.py", "factor * (squares - together / (dims + 2))", "together"),
+    ("solvers/multistep.py", "together / (dims + 2)", "0 * together"),
+    ("solvers/multistep.py", "(dims + 2) / (2 * dims + 2) + ", ""),
     # Likelihoods
     ("likelihood/flow.py", "sum_over(ends[1] - ends[0], x)", "sum_over(ends[0] - ends[1], x)"),
     ("likelihood/flow.py", "log_prob=known(log_prob)", "log_prob=log_prob"),

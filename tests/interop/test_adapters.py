@@ -90,7 +90,7 @@ class Wrong(Velocity):
 def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
     """Where no noise is left, such a network has a score that is far too large."""
     model = from_velocity(Wrong(1), data_at=1, shape=(3,))
-    x = jnp.asarray(data(256) * np.array(WIDTHS) / 0.6, float)
+    x = jnp.asarray(data(16) * np.array(WIDTHS) / 0.6, float)
 
     @jax.jit
     def run(solver):
@@ -98,8 +98,8 @@ def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
 
     truth = run(Planned.of(1024, 1024)).log_prob
     # Four times is what the default call promises, at 32 nodes. Without care for the first step's
-    # difference it was more, and three times as much at 128 nodes.
-    for nodes, most in ((32, 3.5), (64, 4), (128, 6)):
+    # difference it was 5, 11 at 128 nodes.
+    for nodes, most in ((32, 4), (64, 5), (128, 7)):
         found = run(Planned.of(nodes, 1024))
         error, stated = np.abs(found.log_prob - truth), np.asarray(found.solver_error)
         times = np.sqrt(np.mean(stated**2) / np.mean(error**2))
