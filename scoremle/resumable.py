@@ -96,13 +96,18 @@ def in_parts(
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:
             tell(total, describe(rows, done))
-        while gap := next(_missing(done | others, size), None):
-            repeat, first, stop = gap
+        todo = [*_missing(done | others, size)][::-1]
+        while todo:
+            repeat, first, stop = todo.pop()
+            if stop - first > size:  # it was halved meanwhile
+                todo.append((repeat, first + size, stop))
+                stop = first + size
             index = np.minimum(first + np.arange(size), stop - 1)
             try:
                 found = work(repeat, index)
             except (MemoryError, RuntimeError) as error:
                 size = _halved(size, least, unit, error)
+                todo.append((repeat, first, stop))
                 continue
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
             part["place"] = np.asarray([repeat, first])

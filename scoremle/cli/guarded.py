@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from scoremle.errors import Stopped
+from scoremle.errors import Stopped, out_of_memory
 from scoremle.terminal import printable
 
 __all__ = ["guarded"]
@@ -71,7 +71,7 @@ def _line(error: BaseException) -> str:
     import jax
 
     text = str(error) or type(error).__name__
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+    if isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory(error):
         return f"{LOST} ({text.splitlines()[0][:200]})"
     return text
 
