@@ -54,8 +54,9 @@ class Task:
     do not make it another one. A metric ``on_host`` is not to be compiled as a whole. A
     ``profile`` among the values is over the bins of ``log_snr_edges``. With ``flow``, it takes the
     parameters of the flow dequantizer. With ``levels``, the mean is corrected by what the metric
-    ``difference`` of two numbers of nodes says, the last with its ``halving``. ``exact`` is the
-    metric in float32, where that is in less. ``hint`` helps where a value is not finite.
+    ``difference`` of two numbers of nodes says, the last with its ``halving``. ``in_float32``
+    is the same metric in float32, where this one is in less. ``hint`` helps where a value is not
+    finite.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Task:
     flow: bool = False
     levels: Levels | None = None
     difference: Callable[[int, int, bool], metrics.Metric] | None = None
-    exact: metrics.Metric | None = None
+    in_float32: metrics.Metric | None = None
     hint: str = ""
 
 

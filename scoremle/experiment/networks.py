@@ -63,7 +63,7 @@ class ModelSpec(abc.ABC):
         """What the network computes in, and its matrix products where JAX was told so."""
 
     @property
-    def exact(self) -> "ModelSpec":
+    def in_float32(self) -> "ModelSpec":
         """The same, computing in float32."""
         return self
 
@@ -104,7 +104,7 @@ class NetworkSpec(ModelSpec):
         return _precision(self.network.dtype)
 
     @property
-    def exact(self) -> "NetworkSpec":
+    def in_float32(self) -> "NetworkSpec":
         return dataclasses.replace(self, network=self.network.clone(dtype=jnp.float32))
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:

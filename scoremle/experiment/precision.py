@@ -13,13 +13,13 @@ IMAGES = 16
 
 
 def cost_of_precision(
-    asked: metrics.Metric, exact: metrics.Metric, images: np.ndarray, measure: Measure
+    asked: metrics.Metric, in_float32: metrics.Metric, images: np.ndarray, measure: Measure
 ) -> Facts:
     """How much higher bits/dim are than in float32 with exact products, of the same noise.
 
     Args:
         asked: bits/dim, in the precision that was asked for.
-        exact: the same, of a network in float32.
+        in_float32: the same, of a network in float32.
         images: of which the first few are measured.
         measure: measures them, with noise of its own.
 
@@ -27,10 +27,10 @@ def cost_of_precision(
     many images these are of.
     """
     few = images[:IMAGES]
-    in_less, _ = measure(asked, few, 1, "precision as asked")
+    less, _ = measure(asked, few, 1, "precision as asked")
     with jax.default_matmul_precision("highest"):
-        in_full, _ = measure(exact, few, 1, "precision float32")
-    (gaps,) = in_less["bpd"] - in_full["bpd"]
+        full, _ = measure(in_float32, few, 1, "precision float32")
+    (gaps,) = less["bpd"] - full["bpd"]
     error = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else None
     largest = float(gaps[np.abs(gaps).argmax()])
     return {"mean": float(gaps.mean()), "stderr": error, "largest": largest, "images": len(gaps)}

@@ -247,9 +247,9 @@ class EvaluationRun:
         found = list(_tasks(experiment, how, self.flow is not None, choice))
         if experiment.model.precision == FULL:
             return found
-        full = replace(experiment, model=experiment.model.exact)
-        alike = _tasks(full, how, self.flow is not None, choice)
-        return [replace(task, exact=same.metric) for task, same in zip(found, alike, strict=True)]
+        full = replace(experiment, model=experiment.model.in_float32)
+        pairs = zip(found, _tasks(full, how, self.flow is not None, choice), strict=True)
+        return [replace(task, in_float32=same.metric) for task, same in pairs]
 
     def _choose(self, model: ScoreModel) -> Choice:
         """The solver's nodes, by a few images of the other split; and levels for the mean."""
@@ -314,9 +314,9 @@ class EvaluationRun:
                 task, self.images, values, result, measuring,
                 seed=self.experiment.seed, tolerance=self._evaluation.tolerance,
             )  # fmt: skip
-        if task.exact and task.column == "bpd":
+        if task.in_float32 and task.column == "bpd":
             result["precision_cost"] = cost_of_precision(
-                task.metric, task.exact, self.images, measuring
+                task.metric, task.in_float32, self.images, measuring
             )
         if task.log_snr_edges is not None:
             result["profile"] = statistics.profile(values, task.log_snr_edges)

@@ -20,7 +20,6 @@ import scoremle
 from scoremle import devices
 from scoremle.core.keys import image_keys
 from scoremle.data import ImageSet
-from scoremle.devices import within_memory
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
@@ -121,7 +120,7 @@ class SamplingRun:
         def draw(params: Params, keys: Keys, count: int) -> tuple[IntImages, Bool[Array, " n"]]:
             return sampler.images(model.model(params), keys, count)
 
-        return within_memory(jax.jit(draw, static_argnums=2))
+        return devices.within_memory(jax.jit(draw, static_argnums=2))
 
     def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""
