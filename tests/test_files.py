@@ -178,6 +178,12 @@ def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+def test_a_pipe_in_place_of_json_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match="can't be read as JSON: it is no file"):
+        read_json(tmp_path / "config.json")
+
+
 def test_json_is_read_no_further_than_records_are_long(tmp_path):
     """A file may be of any length, and take no place on a disk."""
     with (tmp_path / "x").open("wb") as file:

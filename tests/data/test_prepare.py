@@ -137,6 +137,14 @@ def test_a_set_that_is_not_whole_is_refused(tmp_path, monkeypatch):
 # Grey levels
 
 
+@pytest.mark.parametrize(("largest", "code"), [(16, 0), (17, 2)])
+def test_a_pixel_is_below_the_number_of_levels(largest, code, tmp_path, capsys):
+    images = np.full((2, 4, 4), largest, np.uint8)
+    np.savez(tmp_path / "x.npz", train=images, test=images // 2, levels=17)
+    assert scoremle_data("prepare", tmp_path / "x.npz") == code
+    assert ("a pixel is 17, but with 17 levels" in capsys.readouterr().err) == (code == 2)
+
+
 @pytest.mark.parametrize("levels", [2, 4, 8, 16, 32, 64, 128, 256])
 def test_levels_are_the_upper_bits_and_uniform_models_need_exactly_their_bits(levels, tmp_path):
     bits = int(math.log2(levels))

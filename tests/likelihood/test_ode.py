@@ -279,6 +279,21 @@ def test_a_network_that_gives_nan_is_told_and_spoils_no_other():
     np.testing.assert_allclose(result.log_prob[good], truth, atol=1e-3)
 
 
+def test_what_a_solver_calls_failed_is_no_number():
+    """Even where it gives one."""
+
+    class Failing:
+        def solve(self, problem, state):
+            return Multistep(4).solve(problem, state)._replace(ok=jnp.array([True, False]))
+
+    data = Gaussian.random(0, 2)
+    found = ode_log_likelihood(
+        data.noise(SDES["vp"]), SDES["vp"], data.draw(0, 2), KEY, eps=EPS["vp"], solver=Failing()
+    )
+    for values in (found.log_prob, found.probe_stderr, found.solver_error):
+        np.testing.assert_array_equal(np.isnan(values), [False, True])
+
+
 def test_too_few_steps_are_told():
     data = Mixture.on_line()
     x = data.draw(0, 2).astype(np.float32)
