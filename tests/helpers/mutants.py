@@ -35,7 +35,7 @@ SEEN_BY = {
     "likelihood/bound.py": "likelihood/test_bound.py",
     "likelihood/importance.py": "likelihood/test_importance.py",
     "likelihood/images.py": "likelihood/test_images.py test_model.py",
-    "likelihood/scores.py": "test_model.py",
+    "likelihood/scores.py": "likelihood/test_scores.py test_model.py",
     "likelihood/reconstruction.py":
         "likelihood/test_reconstruction.py likelihood/test_informed.py",
     "likelihood/control_variate.py": "likelihood/test_control_variate.py",

@@ -22,6 +22,18 @@ def cells(html):
     return [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>.*?</tr>", body)]
 
 
+def test_scores_are_of_all_passes():
+    """The standard error is that of the mean of the passes, with one degree of freedom less."""
+    values = {"bpd": [[1.0, 3.0], [3.0, 3.5]], "probe_stderr": [[3.0, 0.0], [4.0, 0.2]],
+              "solver_error": [[0.1, 0.2], [0.3, 0.2]]}  # fmt: skip
+    found = scoremle.Scores.of_passes({k: np.array(rows) for k, rows in values.items()}, dims=4)
+    np.testing.assert_allclose(found.bpd, [2, 3.25])
+    np.testing.assert_allclose(found.log_prob, [-8 * np.log(2), -13 * np.log(2)])
+    np.testing.assert_allclose(found.stderr, [1, 0.25])
+    np.testing.assert_allclose(found.probe_stderr, [2.5, 0.1])
+    np.testing.assert_allclose(found.solver_error, [0.2, 0.2])
+
+
 def test_a_line_tells_the_mean_and_its_errors():
     """Means 3, 4, 7: sd 2.0817, over sqrt 3 1.202. Passes apart by 2, 0, 2: errors 1, 0, 1."""
     assert repr(scores()) == (
