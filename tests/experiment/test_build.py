@@ -55,6 +55,11 @@ def digits_params():
     return digits().training.init_state().params
 
 
+def test_pixels_of_centred_data_begin_at_minus_one():
+    lows = [digits(f"data.centered={centred}").model.pixels.low for centred in (True, False)]
+    assert lows == [-1.0, 0.0]
+
+
 # Published configs
 
 

@@ -16,7 +16,7 @@ from helpers.tiny_runs import TINY
 from scoremle import devices
 from scoremle.cli import main as cli
 from scoremle.evaluation import tables
-from scoremle.experiment.run_sampling import Judge
+from scoremle.experiment.run_sampling import Judge, SamplingRun
 from scoremle.quality import features, metrics
 from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference
 
@@ -290,3 +290,13 @@ def mistaken(tiny, flags, words, capfd):
     assert out == "" and len(err.splitlines()) == 1
     assert re.search(words, err), err
     assert not (tiny.workdir / "mistaken").exists()
+
+
+def test_samples_that_are_not_finite_are_refused(tiny, capsys, monkeypatch):
+    def draw(run):
+        return lambda params, keys, n: (np.zeros((n, 8, 8, 1), np.uint8), np.arange(n) != 3)
+
+    monkeypatch.setattr(SamplingRun, "_draw", property(draw))
+    assert run(tiny.workdir, "--eval_folder=broken") == 2
+    assert "sample 3 is not" in capsys.readouterr().err
+    assert not list((tiny.workdir / "broken").rglob("*.npz"))

@@ -32,7 +32,7 @@ SEEN_BY = {
     "likelihood/nodes.py": "likelihood/test_nodes.py",
     "likelihood/ode.py": "test_vectors.py",
     "likelihood/within.py": "test_vectors.py",
-    "likelihood/bound.py": "likelihood/test_bound.py",
+    "likelihood/bound.py": "likelihood/test_bound.py likelihood/test_control_variate.py",
     "likelihood/importance.py": "likelihood/test_importance.py",
     "likelihood/images.py": "likelihood/test_images.py test_model.py",
     "likelihood/scores.py": "likelihood/test_scores.py test_model.py",

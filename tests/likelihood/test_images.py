@@ -15,7 +15,7 @@ PIXELS, SHAPE = Pixels(17), (2, 2, 1)
 X = np.arange(12, dtype=np.uint8).reshape(3, *SHAPE)
 KEYS = example_keys(jax.random.key(0), 3)
 BITS = 4 * np.log(2)
-LOG_Q = 2.5
+LOG_Q, START = 2.5, 0.3
 
 
 def noise(x, t):
@@ -48,6 +48,27 @@ def test_nats_become_bits_and_errors_too():
     np.testing.assert_allclose(found["probe_stderr"], nats.probe_stderr / BITS, rtol=1e-4)
     np.testing.assert_allclose(found["solver_error"], nats.solver_error / BITS, rtol=1e-3)
     np.testing.assert_array_equal(found["nfe"], nats.evaluations)
+
+
+def test_noise_of_a_time_asks_for_the_density_of_that_time():
+    """y = z / alpha for a z of that time: log p(y) is log p(z), and the scale of each pixel."""
+    how = Exact(), Multistep(12)
+
+    class Late:
+        """Uniform noise, as if it were that of the time."""
+
+        start = START
+
+        def __call__(self, key, x):
+            return Uniform()(key, x)
+
+    found = ByOde(*how)(MODEL, Late(), X, KEYS)
+    key_u, key_probe = split(KEYS)
+    y, alpha = PIXELS.encode(X, Uniform()(key_u, X)[0]), float(VP().alpha(jnp.asarray(START)))
+    late = ScoreModel(noise, VP(), START, SHAPE, PIXELS)
+    nats = late.log_prob(alpha * y, key_probe, divergence=how[0], solver=how[1])
+    log_p = nats.log_prob + 4 * np.log(alpha)
+    np.testing.assert_allclose(found["bpd"], np.log2(17 / 2) - log_p / BITS, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(0.01, 20.0)])

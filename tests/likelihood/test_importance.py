@@ -145,3 +145,18 @@ def test_memory_does_not_grow_with_the_draws():
 
     # A few numbers of each draw are kept, no images.
     assert size(1000) < size(10) + 1000 * images * 64
+
+
+def test_the_error_of_the_draws_is_a_jackknifes():
+    """Three draws, each left out in turn: what is left varies less than draws by (k - 1)."""
+    log_weights = jnp.asarray([[0.0, 1.0], [0.5, -2.0], [1.5, 0.3]])
+    draws = iter(log_weights)
+
+    def draw(key):
+        return found(next(draws), jnp.zeros((1, 2))), jnp.zeros(2)
+
+    with jax.disable_jit():
+        stated = importance_bound(draw, KEY, 3).draw_stderr
+    left = np.stack([np.log(np.mean(np.exp(np.delete(log_weights, i, 0)), 0)) for i in range(3)])
+    expected = np.sqrt(2 / 3 * np.sum((left - left.mean(0)) ** 2, 0))
+    np.testing.assert_allclose(stated, expected, rtol=1e-5)
