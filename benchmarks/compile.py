@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.devices import compiled
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
@@ -49,10 +50,10 @@ def first_calls(config: str) -> dict[str, tuple[float, float]]:
     images = jnp.zeros((BATCH, *experiment.model.shape), jnp.uint8)
     training = experiment.training
     key = jax.random.key(0, impl="rbg")
-    params = first("first parameters", lambda: jax.jit(training.init)(key, images))
+    params = first("first parameters", lambda: training.init(key, images))
     x, t = images.astype(jnp.float32), jnp.full(BATCH, 0.5)
-    first("prediction", lambda: jax.jit(_predict(experiment))(params, x, t))
-    first("value and derivative", lambda: jax.jit(_derive(experiment))(params, x, t))
+    first("prediction", lambda: compiled(_predict(experiment))(params, x, t))
+    first("value and derivative", lambda: compiled(_derive(experiment))(params, x, t))
     state = init_state(params, training.optimizer)
     step = make_program(training.loss, training.optimizer, training.ema_rate)
     first("training step", lambda: step(state, np.zeros((1, *images.shape), np.uint8)))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from scoremle import devices
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
@@ -46,7 +47,7 @@ def of_jax(config: Any, images: np.ndarray) -> tuple[Calls, float]:
     """Our calls, and the FLOPs of the forward as XLA counts them."""
     experiment = build(config, levels=LEVELS)
     training, network = experiment.training, experiment.model.network
-    params = jax.jit(training.init)(jax.random.key(0, impl="rbg"), images)
+    params = training.init(jax.random.key(0, impl="rbg"), images)
     step = make_program(training.loss, training.optimizer, training.ema_rate)
     state = init_state(jax.tree.map(jnp.copy, params), training.optimizer)
     x, labels = jnp.asarray(images / 127.5 - 1, jnp.float32), jnp.full(len(images), 500.0)
@@ -59,9 +60,11 @@ def of_jax(config: Any, images: np.ndarray) -> tuple[Calls, float]:
         state, row = step(state, images[None])
         return row
 
-    forward = jax.jit(apply)
-    derive = jax.jit(lambda p, x: jax.jvp(lambda y: apply(p, y), (x,), (x,)))
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.mean(apply(p, x) ** 2)))
+    forward = devices.compiled(apply)
+    derive = devices.compiled(lambda p, x: jax.jvp(lambda y: apply(p, y), (x,), (x,)))
+    gradient = devices.compiled(
+        jax.grad(lambda p, x: jnp.mean(apply(p, x) ** 2)), gradients=True
+    )
     programs = {FORWARD: forward, DERIVATIVE: derive, GRADIENT: gradient}
     calls: Calls = {
         name: lambda program=program: jax.block_until_ready(program(params, x))

@@ -1,4 +1,4 @@
-"""Where arrays lie, whole on each device or split over all, and what room there is.
+"""Where arrays lie, whole on each device or split over all; what room there is; how XLA compiles.
 
 The devices are those of all processes of a run.
 """
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,19 @@ from jaxtyping import Array
 from scoremle.errors import UserError
 
 __all__ = [
-    "Memory", "Needs", "bytes_of_each", "check_devices", "fetch", "filled", "in_any_process",
-    "in_gib", "memory", "needs", "of_this_process", "put", "replicate", "replicated", "shardings",
-    "shared", "split_axis", "split_rows", "within_memory",
+    "Memory", "Needs", "bytes_of_each", "check_devices", "compiled", "fetch", "filled",
+    "in_any_process", "in_gib", "memory", "needs", "of_this_process", "put", "replicate",
+    "replicated", "shardings", "shared", "split_axis", "split_rows", "within_memory",
 ]  # fmt: skip
 
 AXIS = "data"
 # Arrays of fewer numbers stay whole on each device: little would be saved.
 SMALL = 2**12
+# What XLA gives to its library YNN on a CPU: by default convolutions, matrix products, sums, and
+# what leads to them. Convolutions are quicker without it and the sums of a gradient with it, and
+# some sums of many rows it computes wrongly (docs/troubleshooting.md).
+YNN = "xla_cpu_experimental_ynn_fusion_type"
+SUMS = "LIBRARY_FUSION_TYPE_REDUCE"
 
 Devices = Sequence[jax.Device] | None  # all, if None
 
@@ -80,6 +86,27 @@ def _of_machine() -> Memory | None:
         whole, free = min(whole, limit), min(free, limit - used)
     count = jax.local_device_count()
     return Memory(whole // count, free // count)
+
+
+def compiled(function: Callable[..., Any], *, gradients: bool = False, **options: Any) -> Any:
+    """``jax.jit`` of a whole program, compiled as is quickest on the device at hand.
+
+    A program of gradients says so. No other function may be traced around it, as in ``jax.grad``:
+    for that is ``jax.jit``.
+    """
+    return jax.jit(function, compiler_options=_options(SUMS if gradients else ""), **options)
+
+
+@cache
+def _options(by_ynn: str) -> dict[str, str] | None:
+    """For XLA; None where the user gives them, and where it knows none of these."""
+    if jax.default_backend() != "cpu" or YNN in os.environ.get("XLA_FLAGS", ""):
+        return None
+    try:
+        jax.jit(jnp.negative, compiler_options={YNN: by_ynn})(0.0)
+    except jax.errors.JaxRuntimeError:  # an earlier version, or a later one
+        return None
+    return {YNN: by_ynn}
 
 
 class Needs(NamedTuple):

@@ -6,7 +6,7 @@ changes when it is used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -24,7 +24,7 @@ from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
-from scoremle.devices import filled, replicate, split_rows, within_memory
+from scoremle.devices import compiled, filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
@@ -355,7 +355,7 @@ class ScoreModel:
             return Scores(*np.zeros((5, 0)))
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         estimator = estimator or self.default_estimator
-        measure = _measure if estimator.on_host else within_memory(_compiled_measure)
+        measure = _measure if estimator.on_host else within_memory(_compiled_measure())
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
 
         def work(repeat: int, place: Integer[np.ndarray, " size"]) -> Arrays:
@@ -524,7 +524,7 @@ class ScoreModel:
             (1000, 2) 1.0
         """
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
-        plain, draw = replicate(self._plain(), devices), within_memory(_draw)
+        plain, draw = replicate(self._plain(), devices), within_memory(_compiled_draw())
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
@@ -616,10 +616,11 @@ def _measure(
     return estimator(given, dequantizer, x, keys)
 
 
-_compiled_measure = jax.jit(_measure)
+@cache
+def _compiled_measure() -> Any:
+    return compiled(_measure)
 
 
-@partial(jax.jit, static_argnames="sampler")
 def _draw(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
 ) -> tuple[Array, Array]:
@@ -629,3 +630,8 @@ def _draw(
     if model.bijector is not None:
         x = model.bijector.inverse(x)
     return (x if model.pixels is None else model.pixels.decode(x)), finite
+
+
+@cache
+def _compiled_draw() -> Any:
+    return compiled(_draw, static_argnames="sampler")

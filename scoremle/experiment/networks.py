@@ -108,7 +108,11 @@ class NetworkSpec(ModelSpec):
         return dataclasses.replace(self, network=self.network.clone(dtype=jnp.float32))
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
-        return self.network.init(key, jnp.zeros((1, *images.shape[1:])), jnp.ones(1))["params"]
+        # Of all that is computed, what parameters depend on: without a program, which would be
+        # compiled for one call, and for a deep network take 20 seconds.
+        shapes = (1, *images.shape[1:]), (1,)
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        return self.network.lazy_init(key, *given)["params"]
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
         apply: Any = Partial(Applied(self.network), params)
@@ -185,8 +189,13 @@ class FlowSpec:
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         """Parameters to begin with; they depend on these images."""
-        x = images / (self.levels - 1)
-        return self.network.init(key, jax.random.normal(key, x.shape), x)["params"]
+
+        @jax.jit
+        def begin(images: IntImages) -> Params:
+            x = images / (self.levels - 1)
+            return self.network.init(key, jax.random.normal(key, x.shape), x)["params"]
+
+        return begin(images)
 
     def dequantizer(self, params: Params) -> Flow:
         """The dequantizer of these parameters."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.core.pytree import describe
-from scoremle.devices import Needs, bytes_of_each, needs
+from scoremle.devices import Needs, bytes_of_each, compiled, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
@@ -67,7 +67,7 @@ class Plan:
             "batch": self.batch,
             "flops_step": self.flops,
             "flops_image": self.flops / self.batch,
-            "state_bytes": self._given,
+            "state_bytes": self.needs.given,
             "split_state_bytes": self.split_state,
             "work_bytes": self.needs.work,
             "memory_bytes": self.memory,
@@ -133,11 +133,6 @@ class Plan:
         return self._needs(self._few)
 
     @property
-    def _given(self) -> int:
-        """Bytes of the state and what else a step is given, which in parts is not all of it."""
-        return max(self.needs.given, bytes_of_each(self._template, 1))
-
-    @property
     def split_state(self) -> int:
         """Bytes of the state on each of the devices if it is split over them (devices.fsdp)."""
         return bytes_of_each(self._template, self.devices)
@@ -149,7 +144,7 @@ class Plan:
 
     def _largest_batch(self) -> int:
         """Beside the state; for each of the devices that the batch is split over."""
-        given = self.split_state if self.experiment.training.sharded else self._given
+        given = self.split_state if self.experiment.training.sharded else self.needs.given
         room = self.memory - given
         few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
@@ -195,12 +190,12 @@ class Plan:
         return self._network(estimate)
 
     def _network(self, function: Callable[[Params, jax.Array, jax.Array], Any]) -> Pace:
-        compiled = jax.jit(function)
+        program = compiled(function)
 
         def run(batch: int) -> Callable[[], Any]:
             x = jnp.asarray(self._images(batch), jnp.float32) / 255
             params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._template.params)
-            return lambda: compiled(params, x, jnp.full(batch, 0.5))
+            return lambda: program(params, x, jnp.full(batch, 0.5))
 
         return self._pace(run)
 

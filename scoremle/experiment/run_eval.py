@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import scoremle
 from scoremle.data import permutation
+from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment
@@ -344,7 +344,7 @@ class EvaluationRun:
             metric: metrics.Metric, images: np.ndarray, repeats: int, apart: str = ""
         ) -> tuple[statistics.Values, float]:
             return metrics.evaluate(
-                metric if task.on_host else jax.jit(metric),
+                metric if task.on_host else compiled(metric),
                 prepared,
                 images,
                 batch_size=min(self._evaluation.batch_size, len(images)),

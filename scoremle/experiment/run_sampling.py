@@ -120,7 +120,7 @@ class SamplingRun:
         def draw(params: Params, keys: Keys, count: int) -> tuple[IntImages, Bool[Array, " n"]]:
             return sampler.images(model.model(params), keys, count)
 
-        return devices.within_memory(jax.jit(draw, static_argnums=2))
+        return devices.within_memory(devices.compiled(draw, static_argnums=2))
 
     def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import jax
 import numpy as np
 from jaxtyping import Integer
 
 import scoremle
 from scoremle.core.dequantize import Uniform
 from scoremle.core.pytree import describe
+from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, statistics
 from scoremle.experiment.correction import DIFFERENCES, Measure, correct
@@ -120,7 +120,7 @@ def _measuring(
         metric: metrics.Metric, images: np.ndarray, repeats: int, apart: str = ""
     ) -> tuple[statistics.Values, float]:
         return metrics.evaluate(
-            metric if found.estimator.on_host else jax.jit(metric),
+            metric if found.estimator.on_host else compiled(metric),
             found.model,
             images,
             batch_size=_batch(len(images), found.model.dims),

@@ -178,7 +178,7 @@ def _on_eval(
     training: Training, held: tuple[Params, ...]
 ) -> Callable[[TrainState, int], dict[str, float]]:
     """What is measured of test images and averaged parameters."""
-    test, measure = training.data.test, jax.jit(training.measure)
+    test, measure = training.data.test, devices.compiled(training.measure)
     size = min(training.data.batch_size, len(test))
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
@@ -195,7 +195,7 @@ def _on_eval(
 def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, int], None]:
     if training.grid is None:
         return lambda state, step: None
-    draw = jax.jit(training.grid)
+    draw = devices.compiled(training.grid)
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.

@@ -82,7 +82,7 @@ class Training:
     def _state(self, images: IntImages) -> TrainState:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
         key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
-        return init_state(jax.jit(self.init)(key, images), self.optimizer)
+        return init_state(self.init(key, images), self.optimizer)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe
 from scoremle.core.sde import SDE
+from scoremle.devices import compiled
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.record import Likelihood
@@ -119,7 +120,7 @@ class Pilot:
 
         # The plan is an argument: one compilation serves all numbers of nodes.
         def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
-            @jax.jit
+            @compiled
             def solve(x: Data, solver: Planned) -> Likelihood:
                 return flow_log_likelihood(
                     noise, sde, x, key, eps=eps, divergence=divergence, solver=solver

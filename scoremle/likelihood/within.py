@@ -24,6 +24,7 @@ from scoremle.core.keys import example_keys
 from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
+from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.nodes import NODES, Pilot
@@ -160,7 +161,7 @@ def log_likelihood_within(
     chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
     given = x, example_keys(key, len(x)), rows_of(condition, len(x), jnp)
 
-    @jax.jit
+    @compiled
     def solve(given: Any, place: Int[Array, " r"], solver: Solver) -> Likelihood:
         few, keys, rows = jax.tree.map(lambda leaf: leaf[place], given)
         return flow_log_likelihood(

@@ -88,8 +88,8 @@ class Program:
     """k steps, called with a state and k batches. ``jitted`` makes all, or one if ``one_by_one``.
 
     On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
-    times slower inside a loop (measured with 0.10.2): so there it is a call for each step. A batch
-    is taken in ``accumulate`` parts, one after the other.
+    times slower inside a loop (measured with 0.10.2): so there are two calls for each step, for
+    the gradient and for the update. A batch is taken in ``accumulate`` parts, one after the other.
     """
 
     jitted: Any
@@ -166,6 +166,10 @@ def make_program(
     def gradient(fixed: Fixed, params: Params, images: IntImages, key: PRNGKey) -> Any:
         return jax.value_and_grad(_with_more(fixed[1]), has_aux=True)(params, images, key)
 
+    def whole(fixed: Fixed, state: TrainState, batch: Any) -> Any:
+        key = jax.random.fold_in(fixed[0], state.step)
+        return gradient(fixed, state.params, images_of(fixed, batch), key)
+
     def part(fixed: Fixed, state: TrainState, images: IntImages, number: Any) -> Any:
         # Every so manyth image, so that a batch split over devices stays where it is.
         split = images.reshape(-1, accumulate, *images.shape[1:])
@@ -191,9 +195,7 @@ def make_program(
 
     def one(fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         if accumulate == 1:
-            images = images_of(fixed, batch)
-            key = jax.random.fold_in(fixed[0], state.step)
-            return update(state, gradient(fixed, state.params, images, key))
+            return update(state, whole(fixed, state, batch))
         total, _ = jax.lax.scan(
             lambda total, number: (add(fixed, state, total, batch, number), None),
             nothing(fixed, state, batch), jnp.arange(accumulate),
@@ -209,35 +211,50 @@ def make_program(
     everywhere: Any = devices.replicated()
     places = places or TrainState(*[everywhere] * 4)
     result, gradients = (places, everywhere), (everywhere, places.params)
-    if on_cpu and accumulate > 1:
-        jitted: Any = _PartByPart(
-            jax.jit(nothing, out_shardings=gradients),
-            jax.jit(add, donate_argnums=2, out_shardings=gradients),
-            jax.jit(update, donate_argnums=0, out_shardings=result),
-            accumulate,
-        )
-    else:
-        jitted = jax.jit(one if on_cpu else fused, donate_argnums=1, out_shardings=result)
-    return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
+    if not on_cpu:
+        jitted = jax.jit(fused, donate_argnums=1, out_shardings=result)
+        return Program(jitted, fixed, one_by_one=False, accumulate=accumulate)
+    # All of the state is an argument, so that XLA's account of the memory has all of it.
+    compiled = functools.partial(
+        devices.compiled, gradients=True, keep_unused=True, out_shardings=gradients
+    )
+    of_batch = compiled(whole)
+    if accumulate > 1:
+        of_batch = _Parts(compiled(nothing), compiled(add, donate_argnums=2), accumulate)
+    updated = devices.compiled(update, donate_argnums=0, out_shardings=result)
+    return Program(_TwoCalls(of_batch, updated), fixed, one_by_one=True, accumulate=accumulate)
 
 
 @dataclass(frozen=True)
-class _PartByPart:
-    """A step on a CPU, a call for each part of its batch: a loop would be slow there, too."""
+class _TwoCalls:
+    """A step on a CPU. Two programs compile sooner than one that does both, and run no slower."""
 
-    nothing: Any
-    add: Any
+    gradient: Any
     update: Any
-    parts: int
 
     def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        total = self.nothing(fixed, state, batch)
-        for number in range(self.parts):
-            total = self.add(fixed, state, total, batch, number)
-        return self.update(state, total)
+        return self.update(state, self.gradient(fixed, state, batch))
 
     def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """Of the call that takes the memory."""
+        return self.gradient.lower(fixed, state, batch)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The gradient of a batch on a CPU, a call for each part: a loop would be slow there, too."""
+
+    nothing: Any
+    add: Any
+    parts: int
+
+    def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> Any:
+        total = self.nothing(fixed, state, batch)
+        for number in range(self.parts):
+            total = self.add(fixed, state, total, batch, number)
+        return total
+
+    def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
         total = jax.eval_shape(self.nothing, fixed, state, batch)
         return self.add.lower(fixed, state, total, batch, 0)
 
