@@ -16,8 +16,9 @@ __all__ = ["FOLDER", "keep_programs", "programs_folder"]
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SWITCH, OFF = "JAX_ENABLE_COMPILATION_CACHE", ("false", "f", "no", "n", "off", "0")
-# Seconds of compilation from which a program is kept. Most take less than JAX's own 1, and add up.
-LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1
+# Seconds of compilation from which a program is kept. JAX's own 1 would leave out most, which take
+# as long as the others together.
+LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0
 
 
 def keep_programs() -> None:

@@ -1,6 +1,7 @@
 """A network as a function of its parameters too."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +31,13 @@ class Applied:
     channels: int | None = None
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
-        with jax.default_matmul_precision(matmul_precision()):
-            output: Any = self.network.apply({"params": params}, *inputs)
-        return output if self.channels is None else output[..., : self.channels]
+        return _apply(self, matmul_precision(), params, *inputs)
+
+
+# A program calls a network in several places, and a command has several programs: this way Python
+# goes through its layers once.
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(applied: Applied, precision: str, params: Any, *inputs: Any) -> Any:
+    with jax.default_matmul_precision(precision):
+        output: Any = applied.network.apply({"params": params}, *inputs)
+    return output if applied.channels is None else output[..., : applied.channels]
