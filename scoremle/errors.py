@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from scoremle.terminal import printable
 
-__all__ = ["Stopped", "UserError", "choose", "nearest", "out_of_memory"]
+__all__ = ["Stopped", "UserError", "choose", "nearest", "no_model", "out_of_memory"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,14 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     near = nearest(key, table)
     hint = f"did you mean {near}? " if near else ""
     raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
+
+
+def no_model(place: object, names: Iterable[str]) -> UserError:
+    """For a place where nothing is, and which is none of the ``names`` of models."""
+    return UserError(
+        f"there is no folder or file {place}, and no model of that name; there are:"
+        f" {', '.join(names)}"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

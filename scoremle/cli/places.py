@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, no_model
 
-__all__ = ["check_samples", "check_scores", "exist"]
+__all__ = ["check_export", "check_samples", "check_scores", "exist"]
 
 
 # Models that a name stands for.
 SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
+# Names by which formats go that export does not write.
+NOT_WRITTEN = (
+    ".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip",
+)  # fmt: skip
 
 
 def exist(name: str) -> Callable[[Any], None]:
@@ -30,14 +34,34 @@ def exist(name: str) -> Callable[[Any], None]:
     return check
 
 
+def _check_model(place: str) -> None:
+    """What ``hf:`` and ``FILE.py:function`` name is left to the command."""
+    names = sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+    if not (Path(place).exists() or ":" in place or place in names):
+        raise no_model(place, names)
+
+
+def check_export(options: Any) -> None:
+    """Raises UserError for a workdir that is not there, and for a name of another format."""
+    exist("workdir")(options)
+    if options.path.suffix in NOT_WRITTEN:
+        raise UserError(
+            f"{options.path}: a {options.path.suffix} is not written here; name a .safetensors"
+            " (the averaged parameters), or a file like checkpoint_1 (the whole training state,"
+            " as score_flow saved it)"
+        )
+
+
 def check_samples(options: Any) -> None:
-    """Raises UserError for a name of samples that says no format."""
+    """Raises UserError for a model that is not there, and for a name that says no format."""
+    _check_model(options.model)
     if options.out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"-o {options.out}: the name to write must end in .png, .npy or .npz")
 
 
 def check_scores(options: Any) -> None:
-    """Raises UserError for images that are not there, and for a table that can't be written."""
+    """Raises UserError for what is not there, and for a table that can't be written."""
+    _check_model(options.model)
     if not options.images.exists():
         raise UserError(f"no file or folder {options.images}")
     if options.engine:  # which writes a folder, and goes on in it

@@ -158,7 +158,8 @@ def load(
         raise UserError(f"data.num_channels is {num_channels}, but {name} has {train.shape[3]}")
     if image_size and train.shape[1:3] != (image_size, image_size):
         say(f"{name}: images of {'x'.join(map(str, train.shape[1:3]))} are padded with zeros to"
-            f" {image_size}x{image_size} (data.image_size)")  # fmt: skip
+            f" {image_size}x{image_size} (data.image_size); bits/dim are of the padded images,"
+            " whose border costs next to nothing")  # fmt: skip
     return ImageSet(
         name=dataset.name,
         train=pad_to(train, image_size) if image_size else train,

@@ -146,7 +146,8 @@ def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
         corrected if nodes[1:] else f"{r['mean']:.5f}: all images at {nodes[0]} nodes",
         f"standard errors: {', '.join(parts)}"
         + f"; so few passes do not tell apart: {unknown}" * bool(unknown),
-        f"in none of these is the error of {nodes[-1]} nodes: at most {errors['finest_bias']:.5f}",
+        f"not counted in these: the error of {nodes[-1]} nodes,"
+        f" at most {errors['finest_bias']:.5f}",
     ]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scoremle.core.pixels import Pixels
 from scoremle.devices import check_devices
-from scoremle.errors import UserError
+from scoremle.errors import UserError, no_model
 from scoremle.experiment import exported
 from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
@@ -53,10 +53,7 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
             return load(hub.download(str(place)))
         if str(place) in NAMES:
             return load_shipped(str(place))
-        raise UserError(
-            f"there is no folder or file {place}, and no model of that name; there are:"
-            f" {', '.join(NAMES)}"
-        )
+        raise no_model(place, NAMES)
     if exported.is_file(path):
         return exported.load(path)
     if family := family_of(path):

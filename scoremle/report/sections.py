@@ -154,7 +154,7 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
         "Images",
         f"By the result {result.kind}. A likely image is not always a typical one: simple and"
         " smooth pictures are likely whatever they show. So both ends are worth a look."
-        + (f" The mean was corrected by {correction:+.4f}, and the value of an image is not."
+        + (f" The mean was corrected by {correction:+.4f}, the values of single images were not."
            if correction else ""),
     )  # fmt: skip
     images = subject.images(result)

@@ -97,8 +97,9 @@ def test_jax_is_not_loaded_for_help_and_mistakes():
         ["--help"], ["help", "config"], ["x"], ["train", "digits", "--y"],
         ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
         ["score", "digits", "nowhere"], ["sample", "digits", "-o", "x.jpg"], ["report", "nowhere"],
-        ["verify", "nowhere"], ["export", "nowhere", "x"],
-        ["completion", "bash"], *([command, "--help"] for command in PARSERS),
+        ["verify", "nowhere"], ["export", "nowhere", "x"], ["export", ".", "x.pth"],
+        ["sample", "nowhere"], ["score", "nowhere", "."], ["completion", "bash"],
+        *([command, "--help"] for command in PARSERS),
     ]  # fmt: skip
     code = (
         "import sys\nfrom scoremle.cli.main import main\n"

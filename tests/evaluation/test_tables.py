@@ -195,7 +195,7 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
         "e: standard errors: images 0.01200, probes 0.00123, solver 0.00020, all together 0.01234;"
         " so few passes do not tell apart: draws"
     )
-    assert bias == "e: in none of these is the error of 128 nodes: at most 0.00010"
+    assert bias == "e: not counted in these: the error of 128 nodes, at most 0.00010"
     whole = {"errors": errors | {"draws": 0.002, "this_set": 0.003}}
     parts = results_table({"e": exact | levels | more | whole}).splitlines()[5]
     assert parts.endswith(

@@ -125,7 +125,7 @@ def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
     assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
     assert "<b>run" not in text and "&lt;b&gt;run&lt;/b&gt;" in text
     assert "exact &lt;for p_eps&gt;" in text
-    assert "The mean was corrected by -0.0013, and the value of an image is not." in text
+    assert "The mean was corrected by -0.0013, the values of single images were not." in text
     assert not re.findall(r"url\(\s*[\"']?(?!#)", text) and "@import" not in text
     names = page.attributes["id"]
     assert len(names) == len(set(names))

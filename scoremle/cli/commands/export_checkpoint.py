@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from scoremle import published
-from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.card import card
 from scoremle.experiment.exported import notes, write_record
@@ -26,19 +25,10 @@ from scoremle.training.checkpoints import Restored
 
 __all__ = ["run"]
 
-# Names by which other formats go.
-OTHERS = (".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip")
-
 
 def run(options: Any) -> None:
     """Reads the checkpoint and writes the file."""
     place, path = Workdir(options.workdir), options.path
-    if path.suffix in OTHERS:
-        raise UserError(
-            f"{path}: a {path.suffix} is not written here; name a .safetensors (the averaged"
-            " parameters), or a file like checkpoint_1 (the whole training state, as score_flow"
-            " saved it)"
-        )
     experiment = build(place.config(), levels=place.levels())
     restored = place.restore(experiment.training.template(), options.checkpoint)
     number, step = restored.number, restored.meta["step"]

@@ -57,7 +57,7 @@ def _memory() -> int:
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     over = f", on {found['devices']} devices" * (found["devices"] > 1)
     batch, memory = found["batch"], in_gib(found["memory_bytes"])
-    passes = f"{found['evaluation_images']:,} images {found['evaluation_passes']} times"
+    passes = f"{found['evaluation_images']:,} images, passes: {found['evaluation_passes']}"
     return [
         ("parameters", f"{found['parameters']:,}"),
         ("FLOPs of a step", f"{found['flops_step']:.3g}; of an image {found['flops_image']:.3g}"),

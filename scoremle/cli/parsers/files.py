@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
-from scoremle.cli.places import exist
+from scoremle.cli.places import check_export
 
 __all__ = ["PUBLISHED", "convert_inception_parser", "export_parser", "import_parser"]
 
@@ -44,7 +44,7 @@ def export_parser() -> Parser:
             "scoremle export runs/digits published/checkpoint_1 --checkpoint=1",
         ),
         description="Writes a checkpoint in the published format, or as safetensors.",
-        check=exist("workdir"),
+        check=check_export,
     )
     parser.add_argument("workdir", type=Path, help="where the checkpoint is")
     parser.add_argument(

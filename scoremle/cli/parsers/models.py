@@ -61,7 +61,9 @@ def score_parser() -> Parser:
         "images", type=Path,
         help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="(scores.csv)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("scores.csv"), help="the table to write (scores.csv)"
+    )
     parser.add_argument(
         "--page", type=Path, metavar="FILE",
         help="a page of HTML to write: the images in the order of their bits/dim",
