@@ -12,7 +12,7 @@ SEEN_BY = {
     "terminal.py": "test_terminal.py",
     "records.py": "test_records.py",
     "files.py": "test_files.py test_records.py",
-    "numerics.py": "test_numerics.py test_edges.py experiment/test_not_finite.py",
+    "numerics.py": "test_numerics.py",
     "resumable.py": "test_resumable.py",
     "model.py": "test_model.py experiment/test_not_finite.py",
     "core/kernels.py": "core/test_sde.py core/test_schedules.py",
