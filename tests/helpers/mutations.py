@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from helpers.hostile_worker import limit
 from helpers.subjects import SUBJECTS, Subject
+from scoremle.cli.commands.verify import verify
 from scoremle.errors import UserError
 
 # Of computing, for one reading.
@@ -100,6 +101,8 @@ def outcome(subject: Subject, content: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "source").mkdir()
         subject.put(Path(folder) / "source", content)
+        for line in verify(Path(folder) / "source"):
+            assert isinstance(line, bool) or "\n" not in line, line
         try:
             subject.read(Path(folder))
         except UserError as error:
