@@ -133,8 +133,8 @@ def check_rows(folder: Path) -> None:
 
 def check_reported(folder: Path) -> None:
     for row in Reported(folder / "source", "eval").log:
-        assert all(value is None or isinstance(value, int | float) for value in row.values())
-        float(row["step"])
+        numbers = [value for value in row.values() if value is not None]
+        assert np.isfinite(np.asarray(numbers, float)).all() and type(row["step"]) is int
 
 
 def check_lock(folder: Path) -> None:
@@ -276,9 +276,13 @@ RUN_SUBJECTS = {
         lambda: b'{"step": 10, "loss": 0.5}\n{"step": 20, "loss": null}\n',
         file("metrics.jsonl"), check_rows,
     ),
-    "metrics.jsonl, reported": Subject(
-        lambda: b'{"step": 10, "loss": 0.5}\n{"step": 20, "loss": null}\n',
-        file("metrics.jsonl"), check_reported,
+    "a row of metrics.jsonl": Subject(
+        lambda: {"step": 10, "loss": 0.5, "grad_norm": None},
+        file("metrics.jsonl", pack=as_json), check_rows,
+    ),
+    "a row of metrics.jsonl, reported": Subject(
+        lambda: {"step": 10, "loss": 0.5, "grad_norm": None},
+        file("metrics.jsonl", pack=as_json), check_reported,
     ),
     "a lock": Subject(lambda: OWNER, file(".lock", pack=as_json), check_lock),
     "what libraries know a run by": Subject(
