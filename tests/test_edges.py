@@ -39,6 +39,29 @@ FUNCTIONS = {
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
+@pytest.mark.parametrize(("eps", "hidden"), [(1e-5, False), (1e-3, True)])
+def test_levels_are_decoded_where_the_first_noise_hides_them(eps, hidden):
+    """Half a bin is 1/256, and the noise about sqrt(0.1 eps)."""
+    model = scoremle.ScoreModel(lambda x, t: x, SDE, eps, (2, 2, 1), scoremle.Pixels(256))
+    assert (model.decoder is not None) == hidden
+    assert ("informed decoder" in model.default_estimator.words) == hidden
+
+
+@jax.tree_util.register_static
+class NoDensity(scoremle.Uniform):
+    """Noise whose log q is minus infinity: bits/dim are, too."""
+
+    def __call__(self, key, x):
+        u, log_q = super().__call__(key, x)
+        return u, log_q - jnp.inf
+
+
+def test_a_value_of_minus_infinity_is_refused():
+    model = scoremle.ScoreModel(lambda x, t: x, SDE, EPS, (2, 2, 1), scoremle.Pixels(16))
+    with pytest.raises(scoremle.UserError, match="bits/dim of image 0 is not a finite number"):
+        model.score(np.zeros((1, 2, 2, 1), np.uint8), dequantizer=NoDensity())
+
+
 @every_function
 def test_an_array_of_numpy_is_one_of_jax(name):
     """float64 becomes float32 without a warning, and the values are those of float32."""

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -50,6 +50,7 @@ from scoremle.experiment.record import (
 )
 from scoremle.files import read_sealed, write_sealed
 from scoremle.published import PublishedCheckpoints, origin
+from scoremle.records import check_record
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
@@ -60,6 +61,17 @@ logger = logging.getLogger(__name__)
 
 PREEMPTION_KEEP = 2
 DIFFERENCES_SHOWN = 4
+
+
+class _Known(TypedDict, total=False):
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+
+class _Notes(_Known):
+    """What of a checkpoint's notes is read here. Earlier versions wrote the step alone."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,9 @@ class Workdir:
         than the checkpoint.
         """
         restored = self.snapshots.restore(template, number)
-        self._compare(restored.meta, self.snapshots.path(restored.number))
+        path = self.snapshots.path(restored.number)
+        check_record(restored.meta, _Notes, path)
+        self._compare(restored.meta, path)
         if self.imported:
             return restored
         state = restored.tree
@@ -257,6 +271,7 @@ class Workdir:
             for number in reversed(store.own()):
                 try:
                     meta = store.meta(number)
+                    check_record(meta, _Known, store.path(number))
                 except UserError:  # damaged: named when it is restored
                     continue
                 yield store.path(number), meta

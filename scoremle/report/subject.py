@@ -1,6 +1,7 @@
 """What a report knows of a working directory, read from its files."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -202,9 +203,14 @@ def _row(line: str, where: str) -> Row:
     except (ValueError, RecursionError):
         row = None
     numbers = row.values() if isinstance(row, dict) else [where]
-    if not all(value is None or is_of(value, float) for value in numbers) or "step" not in row:
+    if not all(map(_is_number_or_none, numbers)) or not is_of(row.get("step"), int):
         raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
     return row
+
+
+def _is_number_or_none(value: Any) -> bool:
+    """As the log has them: null for what is not finite."""
+    return value is None or (is_of(value, float) and math.isfinite(value))
 
 
 def _flat(fields: ConfigDict) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from scoremle.devices import fetch
 from scoremle.errors import UserError
 from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
 from scoremle.processes import together
+from scoremle.records import check_record
 from scoremle.training.quiet import quiet
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
@@ -40,6 +41,12 @@ class Restored(NamedTuple):
     tree: Any
     meta: dict[str, Any]
     number: int
+
+
+class _Record(TypedDict):
+    meta: dict[str, Any]
+    leaves: dict[str, tuple[list[int], str]]
+    tree_hash: str
 
 
 class Damaged(Exception):
@@ -284,6 +291,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     record = _read(path, record=ocp.args.JsonRestore()).record
     if not isinstance(record, dict) or record.pop(SEAL, None) != seal(record):
         raise Damaged("its record has been altered")
+    try:
+        check_record(record, _Record, "its record")
+    except UserError as error:
+        raise Damaged(str(error)) from None
     return record
 
 

@@ -58,9 +58,12 @@ class Tracker(abc.ABC):
         if not self._begun:
             path = self._run.folder / KEPT
             kept = read_json(path) if path.exists() else {}
+            known = kept.get(self._library)
+            if not isinstance(known, str | None):
+                raise UserError(f"{path}: {self._library} must be text: mend it, or remove it")
             with self._mistakes():
-                found = self._begin(kept.get(self._library))
-            if kept.get(self._library) != found:
+                found = self._begin(known)
+            if known != found:
                 write_json(path, {**kept, self._library: found})
             self._begun = True
 

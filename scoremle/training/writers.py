@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from scoremle.errors import UserError
 from scoremle.files import sync, write_atomically, writing
 from scoremle.progress import Progress
+from scoremle.records import is_of
 
 __all__ = ["Console", "FanOut", "JsonLines", "Row", "TensorBoard", "Writer"]
 
@@ -85,9 +86,10 @@ class JsonLines:
 def _step_of(line: str) -> float:
     """The step of a row; infinity for one that a kill cut short, which is to be written anew."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if is_of(step, float) else math.inf
 
 
 class TensorBoard:

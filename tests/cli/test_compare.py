@@ -80,6 +80,16 @@ def test_single_files(both, capsys, tmp_path):
     assert found["a_solver_error"] == pytest.approx(0.2)
 
 
+def test_what_is_known_of_an_evaluation_may_be_nothing(both, capsys):
+    """A file of values beside no records, and a table of the bound, which has no solver."""
+    (both / "a/eval/results.json").write_text('{"exact_test_ckpt_1": null}')
+    (both / "bound.csv").write_text("bpd,file,solver_error\n3,1.png,nan\n4,2.png,nan\n")
+    for place in ("a/eval/exact_test_ckpt_1.npz", "bound.csv"):
+        code, out, _ = compare(capsys, both / place, both / place, "--json")
+        (found,) = json.loads(out).values()
+        assert code == 0 and found["difference"] == 0 and found["a_solver_error"] is None
+
+
 def test_what_cannot_be_compared(both, capsys, tmp_path):
     evaluated(tmp_path / "other", B, data_hash="other")
     evaluated(tmp_path / "few", B[:, :40])
@@ -88,6 +98,9 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
     (tmp_path / "x.csv").write_text("image,bpd\n1.png,x\n")
     (tmp_path / "y.csv").write_bytes(b"bpd,file\n\xff\xfe,\n")
     (tmp_path / "z.csv").write_text(f"bpd,file\n1,{'z' * 200_000}\n")
+    (tmp_path / "none.csv").write_text("bpd,file,solver_error\n")
+    (tmp_path / "nan.csv").write_text("bpd,file,solver_error\nnan,1.png,0.1\n")
+    evaluated(tmp_path / "nan", B * np.inf)
     evaluated(tmp_path / "flat", B[0])
     evaluated(tmp_path / "text", B.astype(str))
     evaluated(tmp_path / "typed", B, checkpoint="1")
@@ -102,6 +115,9 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
         ("x.csv", "x.csv is no table of scoremle score"),
         ("y.csv", "y.csv is no table of scoremle score"),
         ("z.csv", "z.csv is no table of scoremle score"),
+        ("none.csv", "none.csv has no bits/dim of images, or some that are no finite number"),
+        ("nan.csv", "nan.csv has no bits/dim of images, or some that are no finite number"),
+        ("nan", "exact_test_ckpt_1.npz has no bits/dim of images, or some that are no finite"),
         ("flat", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("text", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("typed", "checkpoint must be a whole number, not '1'"),

@@ -86,7 +86,7 @@ def recorded(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
     for store in (workdir.preemption, workdir.snapshots):
-        store.save(1, STATE, training_record(experiment))
+        store.save(1, STATE, {**training_record(experiment), "step": 0})
     return workdir
 
 

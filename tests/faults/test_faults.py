@@ -12,6 +12,7 @@ import logging
 import shutil
 import subprocess
 from collections import Counter
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -235,6 +236,27 @@ def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
         if kind is None:
             break
     report(f"faults, {type(job).__name__.lower()}", counts)
+
+
+@pytest.mark.parametrize("job", [Evaluate, Prepare, Begin])
+def test_what_can_not_be_read_is_a_line_and_loses_nothing(job, tmp_path):
+    """Read again where all is done: by then there are files of each kind."""
+    job, done, folder, counts = job(), tmp_path / "done", tmp_path / "work", Counter()
+    job.begin(done)
+    job.work(done)
+    new = job.state(done)
+    for n in itertools.count(1):
+        shutil.copytree(done, folder)
+        with Faults(folder, n, errno.EIO, reads=True) as faults, suppress(UserError, OSError):
+            job.work(folder)  # of an OSError the command makes a line, too
+        assert job.state(folder) == new, n
+        job.work(folder)
+        assert job.state(folder) == new, n
+        shutil.rmtree(folder)
+        if faults.kind is None:
+            break
+        counts["survived"] += 1
+    report(f"faults of reading, {type(job).__name__.lower()}", counts)
 
 
 def test_a_checkpoint_that_can_not_be_read_is_named_and_the_one_before_taken(tmp_path, caplog):

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from helpers.hostile_worker import limit
 from helpers.subjects import SUBJECTS, Subject
+from scoremle.cli.commands.verify import verify
 from scoremle.errors import UserError
 
 # Of computing, for one reading.
@@ -33,7 +34,7 @@ SECONDS = 20
 # Lengths and counts as files have them, and numbers and texts that few expect.
 COUNTS = [0, 1, 2, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1]
 PIECES = [struct.pack(order + "I", n) for order in "<>" for n in COUNTS]
-PIECES += [b"", b"\0", b"\n", b"-1", b"'", b"\xff" * 8, b"1e999", b"[" * 100]
+PIECES += [b"", b"\0", b"\n", b"-1", b"'", b"\xff" * 8, b"1e999", b"[" * 100_000]
 VALUES = [
     None, True, False, -1, 0, 1, 2, 3, 17, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"),
     float("-inf"), 2**31, 2**32, 2**63, 2**64, 10**30, 10**400, "", "a", "0", "1.5", "nan", "\n",
@@ -100,6 +101,8 @@ def outcome(subject: Subject, content: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "source").mkdir()
         subject.put(Path(folder) / "source", content)
+        for line in verify(Path(folder) / "source"):
+            assert isinstance(line, bool) or "\n" not in line, line
         try:
             subject.read(Path(folder))
         except UserError as error:

@@ -3,24 +3,27 @@
 The module is imported before processes are forked: so nothing is computed by JAX until then.
 """
 
+import contextlib
 import functools
 import gzip
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import scoremle
+from helpers.run_subjects import RUN_SUBJECTS, Subject, check_prepared
 from helpers.true_files import (
-    DATA,
     IMAGES,
     LABELS,
     SCHEDULER,
     UNET,
+    Files,
     as_json,
     cifar_batch,
     cifar_files,
@@ -34,7 +37,6 @@ from helpers.true_files import (
     imagenet_batch,
     imagenet_npz,
     in_npz,
-    in_part,
     in_safetensors,
     in_tar_gz,
     mat,
@@ -43,56 +45,25 @@ from helpers.true_files import (
     of_edm,
     openai_flags,
     openai_tensors,
-    our_files,
     packed_tar,
     packed_zip,
     parquet,
     picture,
     pictures,
-    prepared_files,
-    results,
-    sealed,
     tensors,
     tensors_header,
-    tiny_config,
     torch_state,
-    unsealed,
     with_checksums,
 )  # fmt: skip
 from scoremle import data, published
-from scoremle.experiment.build import build
-from scoremle.experiment.results import add_results, read_results
-from scoremle.experiment.workdir import Workdir
+from scoremle.data.pieces import Kind, images_of, pieces_of
+from scoremle.experiment.own_images import read_images
 from scoremle.published import safetensors
-from scoremle.resumable import in_parts
-from scoremle.training.writers import JsonLines
 
 __all__ = ["SUBJECTS", "Subject"]
 
 
-class Subject(NamedTuple):
-    """What is read in a way of its own.
-
-    ``content`` is to be altered: bytes, or what a JSON file says. ``put`` writes it into a folder,
-    with all that lies beside it; it may pack it, so that an alteration lies below a checksum.
-    ``read`` reads the folder as the program does, and asserts that what comes has the shape and
-    type that the file declares. ``share`` is less than one where a reading takes long.
-    """
-
-    content: Callable[[], Any]
-    put: Callable[[Path, Any], None]
-    read: Callable[[Path], None]
-    share: float = 1.0
-
-
 # Readers ---------------------------------------------------------------------------------------
-
-
-def check_images(images: np.ndarray, labels: np.ndarray | None, meta: Any, split: str) -> None:
-    assert images.dtype == np.uint8 and images.flags.c_contiguous
-    assert images.shape == (meta["counts"][split], *meta["shape"])
-    if labels is not None:
-        assert labels.dtype == np.int32 and labels.shape == images.shape[:1]
 
 
 def dataset(name: str, place: str = "", **options: Any) -> Callable[[Path], None]:
@@ -108,10 +79,27 @@ def dataset(name: str, place: str = "", **options: Any) -> Callable[[Path], None
     return read
 
 
-def check_prepared(folder: Path) -> None:
-    found = data.Prepared(folder)
-    for split in ("train", "test"):
-        check_images(found.images(split), found.labels(split), found.meta, split)
+def check_pieces(folder: Path) -> None:
+    """Every image of a source has pixels as a model takes them, or a reason."""
+    for piece in pieces_of(folder / "source"):
+        for image in images_of(piece, Kind((32, 32, 3)), "crop"):
+            check_taken(image.pixels, image.reason)
+
+
+def check_own(folder: Path) -> None:
+    """The same of the pictures of a folder that nobody has tidied."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        looks, images = read_images(folder / "source", (32, 32, 3), 256, fit="crop", skip_bad=True)
+    for look in looks:
+        check_taken(look.pixels, look.reason)
+    assert len(images) == sum(look.pixels is not None for look in looks)
+
+
+def check_taken(pixels: np.ndarray | None, reason: str) -> None:
+    if pixels is None:
+        assert reason and "\n" not in reason
+    else:
+        assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 and not reason
 
 
 def check_tensors(folder: Path) -> None:
@@ -150,31 +138,8 @@ def check_model(name: str) -> Callable[[Path], None]:
     return read
 
 
-def check_workdir(folder: Path) -> None:
-    place = Workdir(folder / "source")
-    experiment = build(place.config(), levels=place.levels())
-    assert 2 <= experiment.model.pixels.levels <= 256
-    assert len(experiment.data.shape) == 3
-
-
-def check_results(folder: Path) -> None:
-    found = read_results(folder / "source" / "results.json")
-    add_results(folder / "source" / "results.json", {"another": {"mean": 1.0}})
-    assert isinstance(found, dict)
-
-
-def check_parts(folder: Path) -> None:
-    from helpers import small_places
-
-    rows = in_parts(small_places.work, 11, size=4, passes=2, folder=folder / "source")
-    assert rows["bpd"].shape == rows["nfe"].shape == (2, 11)
-    np.testing.assert_array_equal(rows["nfe"], 6)
-
-
-def check_rows(folder: Path) -> None:
-    path = folder / "source" / "metrics.jsonl"
-    JsonLines(path).rewind(20)
-    assert all(json.loads(line)["step"] <= 20 for line in path.read_text().splitlines())
+def own_pictures() -> Files:
+    return {"1.bmp": picture("BMP", IMAGES[1])}
 
 
 # The table -------------------------------------------------------------------------------------
@@ -207,6 +172,15 @@ SUBJECTS = {
     "a parquet": Subject(
         parquet, file("train.parquet", lambda: {"test.parquet": parquet()}), dataset("images")
     ),
+    **{
+        f"a {kind} of one's own": Subject(
+            functools.partial(picture, kind), file(f"0.{kind}", own_pictures), check_own
+        )
+        for kind in ("GIF", "TIFF", "PNG")
+    },
+    "a shard": Subject(lambda: packed_tar(pictures()), file("x.tar"), check_pieces),
+    "a shard of parquet": Subject(parquet, file("x.parquet"), check_pieces),
+    "a shard of arrays": Subject(lambda: npy(IMAGES), file("x.npy"), check_pieces),
     "CelebA's partition": Subject(
         lambda: b"0.jpg 0\n1.jpg 1\n2.jpg 2\n", file("list_eval_partition.txt", faces),
         dataset("celeba", size=2),
@@ -254,33 +228,7 @@ SUBJECTS = {
         for packed in (False, True)
     },
     # What we wrote ourselves, sealed again
-    "meta.json": Subject(
-        unsealed("meta.json"), file("meta.json", prepared_files, sealed),
-        lambda folder: check_prepared(folder / "source"),
-    ),
-    "a prepared array": Subject(
-        lambda: prepared_files()["train.npy"], file("train.npy", prepared_files),
-        lambda folder: check_prepared(folder / "source"),
-    ),
-    "config.json": Subject(
-        tiny_config, file("config.json", lambda: {"data.json": as_json(DATA)}, sealed),
-        check_workdir, share=0.1,
-    ),
-    "data.json": Subject(
-        lambda: DATA, file("data.json", lambda: {"config.json": as_json(tiny_config())}, sealed),
-        check_workdir, share=0.1,
-    ),
-    "results.json": Subject(results, file("results.json", pack=as_json), check_results),
-    "a part": Subject(
-        lambda: our_files()["up/source/pass0_image0.npz"], file("pass0_image0.npz"), check_parts
-    ),
-    "an array of a part without a seal": Subject(
-        lambda: npy(np.full(4, 3.5)), file("pass0_image0.npz", pack=in_part), check_parts
-    ),
-    "metrics.jsonl": Subject(
-        lambda: b'{"step": 10, "loss": 0.5}\n{"step": 20, "loss": null}\n',
-        file("metrics.jsonl"), check_rows,
-    ),
+    **RUN_SUBJECTS,
     # Models of others
     "a .safetensors": Subject(tensors, file("model.safetensors"), check_tensors),
     "the header of a .safetensors": Subject(

@@ -26,6 +26,10 @@ from helpers.places import GOLDEN
 from helpers.published_folder import FOLDER
 from helpers.weights import drawn
 from scoremle import published
+from scoremle.experiment.build import build
+from scoremle.experiment.config import config_of
+from scoremle.experiment.record import training_record
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, seal
 from scoremle.nn.unet2d import UNet2D
 from scoremle.published import safetensors, state_dict
@@ -95,6 +99,11 @@ def in_part(values: bytes) -> bytes:
     """A part as earlier versions wrote it."""
     rest = {"nfe": np.full(4, 6), "place": np.zeros(2, int)}
     return packed_zip({"bpd.npy": values} | {f"{name}.npy": npy(a) for name, a in rest.items()})
+
+
+def in_values(values: bytes) -> bytes:
+    """Values of an evaluation, a row a pass."""
+    return packed_zip({"bpd.npy": values})
 
 
 # True contents ---------------------------------------------------------------------------------
@@ -308,8 +317,12 @@ def our_files() -> Files:
     with tempfile.TemporaryDirectory() as folder:
         small_places.prepare(Path(folder) / "data")
         in_parts(small_places.work, 11, size=4, passes=2, folder=Path(folder) / "up" / "source")
-        return {str(path.relative_to(folder)): path.read_bytes()
-                for path in Path(folder).rglob("*") if path.is_file()}  # fmt: skip
+        return files_below(Path(folder))
+
+
+def files_below(folder: Path) -> Files:
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}  # fmt: skip
 
 
 def prepared_files() -> Files:
@@ -325,3 +338,32 @@ def unsealed(name: str) -> Callable[[], Any]:
 def results() -> Any:
     return {"exact_test_ckpt_2": {"mean": 1.25, "stderr": 0.03125, "solver": {"nodes": 6}},
             "bound": [{"mean": 1.5}, {"mean": 2.5}]}  # fmt: skip
+
+
+RECORD_OF_CHECKPOINT = "checkpoints/checkpoint_1/record/metadata"
+
+
+@functools.cache
+def our_checkpoint() -> Files:
+    """A workdir with one checkpoint."""
+    from helpers import small_places
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Workdir(Path(folder))
+        place.describe(small_places.EXPERIMENT)
+        meta = {**training_record(small_places.EXPERIMENT), "step": 10}
+        place.snapshots.save(1, small_places.state(10), meta)
+        return files_below(Path(folder))
+
+
+def checkpoint_record() -> Any:
+    record = json.loads(our_checkpoint()[RECORD_OF_CHECKPOINT])
+    return {name: value for name, value in record.items() if name != SEAL}
+
+
+@functools.cache
+def tiny_arrays() -> dict[str, np.ndarray]:
+    """Parameters of the network that ``tiny_config`` says."""
+    template = build(config_of(tiny_config(), FOLDER), levels=DATA["levels"]).training.template()
+    return {".".join(path): np.zeros(leaf.shape, leaf.dtype)
+            for path, leaf in flatten_dict(template.ema).items()}  # fmt: skip

@@ -236,6 +236,8 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
         ("eval/results.json", '"kind"', '"seal": "0", "kind"', "is not as it was written"),
         ("metrics.jsonl", "{", "[", "line 1 is no row of numbers"),
         ("metrics.jsonl", '"step"', '"stop"', "line 1 is no row of numbers"),
+        ("metrics.jsonl", '"step": ', '"step": null, "x": ', "line 1 is no row of numbers"),
+        ("metrics.jsonl", "1.0", "Infinity", "line 1 is no row of numbers"),
         ("metrics.jsonl", "1.0", '"1.0"', "line 1 is no row of numbers"),
     ],
 )

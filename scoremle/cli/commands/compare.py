@@ -90,8 +90,8 @@ def _read(place: Path) -> dict[str, Measured]:
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
-        facts = read_results(place.with_name(RESULTS)).get(place.stem, {})
-        return {_kind(place.stem): _of_arrays(place, facts)}
+        facts = read_results(place.with_name(RESULTS)).get(place.stem)
+        return {_kind(place.stem): _of_arrays(place, facts if isinstance(facts, dict) else {})}
     for folder in (place, place / "eval"):
         if (folder / RESULTS).is_file():
             return _of_results(folder)
@@ -118,11 +118,8 @@ def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
     values = read_values(path, "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
-    return Measured(
-        values.astype(np.float64).mean(axis=0),
-        facts.get("data_hash"),
-        facts.get("mean_solver_error"),
-    )
+    bpd = values.astype(np.float64).mean(axis=0)
+    return _checked(path, bpd, facts.get("data_hash"), facts.get("mean_solver_error"))
 
 
 def _of_scores(path: Path) -> Measured:
@@ -134,6 +131,16 @@ def _of_scores(path: Path) -> Measured:
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
         names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
-        return Measured(bpd, names, float(errors.mean()))
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of scoremle score") from None
+    known = errors.size and np.isfinite(errors).all()  # a bound has none
+    return _checked(path, bpd, names, float(errors.mean()) if known else None)
+
+
+def _checked(
+    path: Path, bpd: Float[np.ndarray, " n"], images: Any, solver_error: float | None
+) -> Measured:
+    """Raises UserError where there is no image, or one without a finite number."""
+    if not (bpd.size and np.isfinite(bpd).all()):
+        raise UserError(f"{path} has no bits/dim of images, or some that are no finite number")
+    return Measured(bpd, images, solver_error)

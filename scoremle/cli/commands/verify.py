@@ -148,7 +148,7 @@ def _lines(path: Path) -> bool:
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Damaged(f"line {number} can't be read as JSON") from None
     return False
 
