@@ -61,11 +61,14 @@ def check_samples(options: Any) -> None:
 
 def check_scores(options: Any) -> None:
     """Raises UserError for what is not there, and for a table that can't be written."""
-    _check_model(options.model)
     if not options.images.exists():
         raise UserError(f"no file or folder {options.images}")
-    if options.engine:  # which writes a folder, and goes on in it
-        return
+    if not options.engine:  # which writes a folder, and goes on in it
+        _check_tables(options)
+    _check_model(options.model)
+
+
+def _check_tables(options: Any) -> None:
     for flag, place in (("--out", options.out), ("--page", options.page)):
         if place is None:
             continue

@@ -367,7 +367,7 @@ def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys,
 def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
     process = start(
         f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=killed",
-        *flags(eval__num_repeats=9),
+        *flags(eval__num_repeats=99),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(parts := sorted((tiny.workdir / "killed").rglob("pass*.npz"))) < 3:
