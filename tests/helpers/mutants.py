@@ -78,7 +78,7 @@ SEEN_BY = {
     "experiment/config.py": "experiment/test_build.py",
     "experiment/rules.py": "cli/test_main.py",
     "experiment/training.py": "experiment/test_build.py",
-    "experiment/run_train.py": "cli/test_main.py",
+    "experiment/run_train.py": "experiment/test_run_train.py",
     "experiment/run_eval.py": "experiment/test_run_eval.py",
     "experiment/run_sampling.py": "experiment/test_run_sampling.py",
     "experiment/consistency.py": "experiment/test_consistency.py",
