@@ -1,11 +1,16 @@
 """An evaluation's values belong to images: the batch size is a matter of speed alone."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
-from helpers.tiny_runs import evaluate, npz
+from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
 from scoremle.data.readers.digits import load_digits
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
 
 FEW = {"eval__num_images": 12, "eval__bound_draws": 2, "eval__num_repeats": 2}
 WHAT = {
@@ -39,3 +44,20 @@ def test_a_score_is_the_value_of_an_evaluation_with_its_seed(tiny):
     values = npz(folder / "exact_test_ckpt_2.npz")
     scores = scoremle.load(tiny.workdir).score(load_digits("")[1][:9], seed=42, repeats=2)
     np.testing.assert_allclose(scores.bpd, values["bpd"].mean(axis=0)[:9], rtol=1e-5)
+
+
+def test_values_that_are_not_finite_make_no_result(tiny, tmp_path, capfd):
+    """Parameters may be finite, and so large that nothing else is. What was measured is kept."""
+    folder = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir, folder)
+    place = Workdir(folder)
+    state, meta, number = place.snapshots.restore(
+        build(place.config(), levels=17).training.template()
+    )
+    state = state._replace(ema=jax.tree.map(lambda leaf: 1e30 * leaf, state.ema))
+    place.snapshots.save(number, state, meta)
+    few = {**FEW, "eval__num_images": 3, "eval__num_repeats": 1}
+    assert run("eval", folder, "--eval_folder=e", **few, **WHAT["bound"]) == 2
+    assert "bpd is not finite for 3 images (first: number 0)" in capfd.readouterr().err
+    assert not np.isfinite(npz(folder / "e/bound_test_ckpt_2.npz")["bpd"]).any()
+    assert "bound_test_ckpt_2" not in (folder / "e/results.json").read_text()

@@ -130,3 +130,16 @@ def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
     model = load(**flags)
     assert model.steps.words.endswith(f"chain of steps, {words} variance, estimates clipped")
     assert model.classes == 1000
+
+
+def test_the_flags_say_what_the_network_predicts(load):
+    """The same weights give eps, or x_0 = (x - sigma eps) / alpha."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(IMAGES, 4, 4, 3)), jnp.float32)
+    t = jnp.full(IMAGES, 4 / STEPS)
+    by_eps, by_start = (
+        load(image_size=4, attention_resolutions="2", predict_xstart=flag).given(CLASSES)
+        for flag in (False, True)
+    )
+    output = by_eps.noise(x, t)
+    alpha, sigma = (float(f(t[0])) for f in (by_eps.sde.alpha, by_eps.sde.sigma))
+    np.testing.assert_allclose(by_start.noise(x, t), (x - alpha * output) / sigma, atol=1e-5)

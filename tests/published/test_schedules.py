@@ -1,0 +1,24 @@
+"""The schedules of diffusers, in the digits that its schedulers have."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.published import diffusers
+
+FIELDS = {"trained_betas": None, "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
+          "beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": False}  # fmt: skip
+
+
+def test_betas_are_numbers_of_float32():
+    """At the end 1 - beta is 0.001, of which float32 changes the fifth digit."""
+    signal = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    exact = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+
+    def log_snr(betas):
+        log_signal = np.log1p(-betas.astype(np.float64)).sum()
+        return log_signal - np.log(-np.expm1(log_signal))
+
+    found = float(diffusers._schedule(FIELDS).log_snr(jnp.float32(1)))
+    assert found == pytest.approx(log_snr(exact.astype(np.float32)), abs=4e-6)
+    assert found != pytest.approx(log_snr(exact), abs=8e-6)
