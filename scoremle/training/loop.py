@@ -242,10 +242,7 @@ class _Run:
                 signals.append(signal.SIGTERM)
             self.ended = bool(signals)
             self._act(self.schedule.due(group))
-        self.saves.wait()
-        if self.finished and not _holds(
-            self.snapshots, self.schedule.snapshot_number(self.at), self.at
-        ):
+        if self.finished and not self._has_snapshot():
             # Resumed at or beyond an end that was moved to here.
             self._act({"snapshot"})
         self.ended = True
@@ -286,6 +283,11 @@ class _Run:
                 note[UNWRITTEN] = {name: column.tolist() for name, column in columns.items()}
             self.saves.save(self.preemption, self.at, copy, note)
             self.newest = self.at
+
+    def _has_snapshot(self) -> bool:
+        self.saves.wait()
+        number, store = self.schedule.snapshot_number(self.at), self.snapshots
+        return number in store.numbers() and store.meta(number)["step"] == self.at
 
     def _fetch(self) -> Numbers:
         """The numbers of the steps since the last row, as one; checked.
@@ -344,10 +346,6 @@ def _stack(batch: Batch, steps: range) -> Batches:
             f"training.batch_size {size} does not divide over {jax.device_count()} devices"
         )
     return devices.split_rows(batches, axis=1)
-
-
-def _holds(store: Checkpoints, number: int, step: int) -> bool:
-    return number in store.numbers() and store.meta(number)["step"] == step
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints, tree_hash
 from scoremle.training.loop import Schedule, run
 from scoremle.training.step import init_state, make_optimizer, make_step
@@ -61,6 +62,29 @@ class Stuck(Checkpoints):
         if place.name == f"checkpoint_{self.number}":
             threading.Event().wait()
         super()._put(new, place)
+
+
+class Late(Checkpoints):
+    """Saves when images of so many more steps were asked for, up to the end, or fails then."""
+
+    def __init__(self, folder, end, steps=0, fails=()):
+        super().__init__(folder / "checkpoints-meta", keep=None)
+        self.end, self.steps, self.fails = end, steps, fails
+        self.asked, self.moved = 0, threading.Condition()
+
+    def batch(self, step):
+        with self.moved:
+            self.asked = step + 1
+            self.moved.notify()
+        return batch(step)
+
+    def save(self, number, tree, meta):
+        wanted = min(number + self.steps, self.end)
+        with self.moved:
+            assert self.moved.wait_for(lambda: self.asked >= wanted, timeout=60), "it waits"
+        if number in self.fails:
+            raise UserError(f"can't write {number}")
+        super().save(number, tree, meta)
 
 
 def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **more):

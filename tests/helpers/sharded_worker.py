@@ -51,13 +51,14 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
     jax.default_backend = lambda: backend  # what a GPU does, one scan, runs here as well
     state = init()
     places = devices.shardings(state, sharded=sharded)
+    late = small.Late(folder, steps, 6)  # it trains while it saves
     return loop.run(
         state,
         make_program(loss, small.optimizer(), 0.9, seed=5, accumulate=accumulate, places=places),
-        small.batch,
+        late.batch,
         loop.Schedule(steps, 5, 5, 5, 10, 10),
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
-        preemption=Checkpoints(folder / "checkpoints-meta", keep=2),
+        preemption=late,
         writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
         on_eval=lambda state, step: {},
         on_snapshot=lambda state, step: None,

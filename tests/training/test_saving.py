@@ -1,7 +1,6 @@
 """A training goes on while it saves; what it says is saved is on disk, and no error is lost."""
 
 import signal
-import threading
 import time
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import resume_worker as worker
+from helpers.resume_worker import Late
 
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
@@ -18,29 +18,8 @@ from scoremle.training.saving import Saving
 from scoremle.training.step import init_state
 
 # Saves after 9, 15, 21 and 24 steps.
-SCHEDULE = replace(worker.SCHEDULE, n_iters=24, snapshot_freq=100)
-
-
-class Late(Checkpoints):
-    """Saves when images of so many more steps were asked for, or fails then."""
-
-    def __init__(self, folder, steps=0, fails=()):
-        super().__init__(folder / "checkpoints-meta", keep=None)
-        self.steps, self.fails, self.asked, self.moved = steps, fails, 0, threading.Condition()
-
-    def batch(self, step):
-        with self.moved:
-            self.asked = step + 1
-            self.moved.notify()
-        return worker.batch(step)
-
-    def save(self, number, tree, meta):
-        wanted = min(number + self.steps, SCHEDULE.n_iters)
-        with self.moved:
-            assert self.moved.wait_for(lambda: self.asked >= wanted, timeout=60), "it waits"
-        if number in self.fails:
-            raise UserError(f"can't write {number}")
-        super().save(number, tree, meta)
+END = 24
+SCHEDULE = replace(worker.SCHEDULE, n_iters=END, snapshot_freq=100)
 
 
 def train(folder, store, **more):
@@ -55,7 +34,7 @@ def restored(store):
 
 def test_it_goes_on_while_it_saves_what_was(tmp_path):
     """To within the call after which the next is saved."""
-    late, at_once = Late(tmp_path / "late", 5), Late(tmp_path / "at_once")
+    late, at_once = Late(tmp_path / "late", END, 5), Late(tmp_path / "at_once", END)
     for store in (late, at_once):
         assert train(store.folder.parent, store)[1]
         assert store.numbers() == [9, 15, 21, 24]
@@ -65,17 +44,17 @@ def test_it_goes_on_while_it_saves_what_was(tmp_path):
 
 @pytest.mark.parametrize("number", [9, 24])
 def test_an_error_comes_out_where_the_next_is_saved_or_at_the_end(number, tmp_path, caplog):
-    store = Late(tmp_path, 2, fails=[number])
+    store = Late(tmp_path, END, 2, fails=[number])
     with pytest.raises(UserError, match=f"can't write {number}"):
         train(tmp_path, store)
-    assert store.asked == min(number + 6, 24)
+    assert store.asked == min(number + 6, END)
     assert store.numbers() == [n for n in (9, 15, 21) if n < number]
     assert not caplog.records  # once is enough
 
 
 def test_what_fails_is_followed_by_no_other(tmp_path):
     """A snapshot is not left out for good by a checkpoint beyond it."""
-    store = Late(tmp_path)
+    store = Late(tmp_path, END)
 
     class Full(Checkpoints):
         def save(self, number, tree, meta):
@@ -90,11 +69,13 @@ def test_what_fails_is_followed_by_no_other(tmp_path):
         assert store.numbers() == []
         saves.save(store, 0, copy, {})
     assert store.numbers() == [0]
+    with pytest.raises(UserError, match="no space"), Saving() as saves:
+        saves.save(Full(tmp_path, keep=None), 1, copy, {})
 
 
 @pytest.mark.parametrize("fails", [[], [15]])
 def test_another_error_waits_and_hides_none(fails, tmp_path, caplog):
-    store = Late(tmp_path, 2, fails)
+    store = Late(tmp_path, END, 2, fails)
 
     def batch(step):
         if step == 18:
@@ -109,7 +90,7 @@ def test_another_error_waits_and_hides_none(fails, tmp_path, caplog):
 
 def test_training_goes_back_to_what_was_under_way(tmp_path, monkeypatch, capsys):
     """A number that is not finite is seen three steps later."""
-    sound, store, again = worker.loss, Late(tmp_path, 5), Late(tmp_path / "again", 5)
+    sound, store, again = worker.loss, Late(tmp_path, END, 5), Late(tmp_path / "again", END, 5)
 
     def loss(params, images, key):
         value, more = sound(params, images, key)
@@ -138,7 +119,7 @@ def test_a_signal_waits_until_it_is_on_disk(tmp_path, capsys):
             signal.raise_signal(signal.SIGTERM)
         return store.batch(step)
 
-    store = Slow(tmp_path)
+    store = Slow(tmp_path, END)
     assert not train(tmp_path, store, batch=batch)[1]
     assert store.numbers() == [9, 12]
     assert f"saved step 12 to {store.path(12)}; run the same command" in capsys.readouterr().out
