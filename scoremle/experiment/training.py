@@ -66,8 +66,17 @@ class Training:
     grid: Callable[[Params, Keys], IntImages] | None = None
 
     def init_state(self) -> TrainState:
-        """The state before the first step; a flow's depends on the first batch."""
-        return self._state(jnp.asarray(self.data.batch(0)))
+        """The state before the first step; a flow's depends on the first batch.
+
+        A sharded one has the same bits. Beside it each device holds the parameters, while it is
+        made: all in one program would round otherwise.
+        """
+        images = self.data.batch(0)
+        if not self.sharded:
+            return self._state(jnp.asarray(images))
+        params = jax.jit(self._params, out_shardings=devices.replicated())(images)
+        split = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
+        return split(params, self.optimizer)
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
@@ -80,9 +89,12 @@ class Training:
         return devices.shardings(self.template(), sharded=self.sharded)
 
     def _state(self, images: IntImages) -> TrainState:
+        return init_state(self._params(images), self.optimizer)
+
+    def _params(self, images: IntImages) -> Params:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
         key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
-        return init_state(jax.jit(self.init)(key, images), self.optimizer)
+        return jax.jit(self.init)(key, images)
 
 
 @dataclass(frozen=True)
