@@ -24,6 +24,7 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.memory import largest_batch
+from scoremle.training.saving import bytes_of_copy
 from scoremle.training.step import Program, TrainState, make_program
 
 __all__ = ["Plan"]
@@ -69,6 +70,7 @@ class Plan:
             "flops_image": self.flops / self.batch,
             "state_bytes": self.needs.given,
             "split_state_bytes": self.split_state,
+            "copy_bytes": self.copy,
             "work_bytes": self.needs.work,
             "memory_bytes": self.memory,
             "largest_batch": self._largest_batch(),
@@ -137,15 +139,20 @@ class Plan:
         """Bytes of the state on each of the devices if it is split over them (devices.fsdp)."""
         return bytes_of_each(self._template, self.devices)
 
+    @property
+    def copy(self) -> int:
+        """Bytes of the copy of the state that is saved while training goes on."""
+        return bytes_of_copy(self._template)
+
     def _needs(self, batch: int) -> Needs:
         if found := needs(self._lowered(batch)):
             return found
         raise UserError("XLA does not say on this device what memory a program takes")
 
     def _largest_batch(self) -> int:
-        """Beside the state; for each of the devices that the batch is split over."""
+        """Beside the state and its copy; for each device that the batch is split over."""
         given = self.split_state if self.experiment.training.sharded else self.needs.given
-        room = self.memory - given
+        room = self.memory - given - self.copy
         few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
 

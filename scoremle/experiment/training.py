@@ -66,23 +66,32 @@ class Training:
     grid: Callable[[Params, Keys], IntImages] | None = None
 
     def init_state(self) -> TrainState:
-        """The state before the first step; a flow's depends on the first batch."""
-        return self._state(jnp.asarray(self.data.batch(0)))
+        """The state before the first step; a flow's depends on the first batch.
+
+        Of a sharded one each device holds the whole parameters, too, while it is made.
+        """
+        params = self._params(jnp.asarray(self.data.batch(0)))
+        if not self.sharded:
+            return init_state(params, self.optimizer)
+        split = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
+        return split(devices.replicate(params), self.optimizer)
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
-        return jax.eval_shape(self._state, images)
+        return jax.eval_shape(
+            lambda images: init_state(self._params(images), self.optimizer), images
+        )
 
     @property
     def places(self) -> Any:
         """Where the arrays of a state lie while it is trained."""
         return devices.shardings(self.template(), sharded=self.sharded)
 
-    def _state(self, images: IntImages) -> TrainState:
+    def _params(self, images: IntImages) -> Params:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
         key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
-        return init_state(self.init(key, images), self.optimizer)
+        return self.init(key, images)
 
 
 @dataclass(frozen=True)

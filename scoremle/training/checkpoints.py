@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scoremle.devices import fetch
 from scoremle.errors import UserError
-from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
-from scoremle.processes import together
+from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
 from scoremle.records import check_record
 from scoremle.training.quiet import quiet
 
@@ -90,23 +88,18 @@ class Checkpoints:
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
 
-        All processes of a run call it; the first makes and names folders.
-        Returns when everything is on disk. Killed at any moment, or without power, it leaves the
-        other checkpoints, and of this number the old one or the new one.
+        One process of a run calls it, with arrays that are not split over several. Returns when
+        everything is on disk. Killed at any moment, or without power, it leaves the other
+        checkpoints, and of this number the old one or the new one.
         """
         place = self._place(number)
         new = place.with_suffix(".new")
         with writing(place):
-            if is_writer():
-                make_folder(self.folder)
-                self._sweep()
-            together("folder of checkpoints")
-            _write(new, jax.tree.map(jnp.asarray, tree), meta)
+            make_folder(self.folder)
+            self._sweep()
+            _write(new, jax.tree.map(np.asarray, tree), meta)
             sync_all(new)
-            together("checkpoint on disk")
-            if is_writer():
-                self._put(new, place)
-            together("checkpoint in place")
+            self._put(new, place)
 
     def _put(self, new: Path, place: Path) -> None:
         """Gives a checkpoint its place, and removes those that are too many."""
@@ -250,6 +243,7 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
 
 def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
+    from orbax.checkpoint.options import MultiprocessingOptions
 
     quiet()
     record = {"meta": meta, "leaves": leaves(tree), "tree_hash": tree_hash(tree)}
@@ -258,8 +252,13 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
         state=ocp.args.StandardSave(tree),
         record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
     )
+    this = jax.process_index()
+    alone = MultiprocessingOptions(primary_host=this, active_processes={this})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(path, args=items)
     except ValueError as error:
         # TensorStore tells what the system said in the text of a ValueError.

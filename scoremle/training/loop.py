@@ -23,6 +23,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import not_finite
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.saving import Saving
 from scoremle.training.step import Batches, Step, TrainState
 from scoremle.training.writers import Writer
 
@@ -125,7 +126,8 @@ def run(
     ``state`` is the beginning otherwise, and is used up. ``places`` are the shardings of its
     arrays; None: whole on each device. Callbacks get the state and its step and
     must not keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into
-    each checkpoint beside the step. At SIGTERM or Ctrl-C the call at work is finished and saved.
+    each checkpoint beside the step. Training goes on while a checkpoint is written. At SIGTERM or
+    Ctrl-C the call at work is finished and saved; when this returns, all is on disk.
     Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
     and ``rollback`` is None or used up.
     """
@@ -142,7 +144,7 @@ def run(
         training.restore(template)
         say(f"going on from step {training.at}, {training.saved}")
     training.state = devices.put(training.state, places)
-    with _signals() as signals, contextlib.closing(writer):
+    with _signals() as signals, contextlib.closing(writer), training.saves:
         while not training.ended:
             try:
                 training.go_on(signals)
@@ -156,7 +158,10 @@ def run(
 
 @dataclasses.dataclass
 class _Run:
-    """A training under way: ``at`` so many steps, the last of them since a row not fetched yet."""
+    """A training under way: ``at`` so many steps, the last of them since a row not fetched yet.
+
+    ``newest``: the checkpoint to go on from, which may still be written.
+    """
 
     state: TrainState
     step: Step
@@ -170,9 +175,10 @@ class _Run:
     note: dict[str, Any]
     rollback: Rollback
     at: int = 0
-    saved: Path | None = None
+    newest: int | None = None
     rollbacks: int = 0
     ended: bool = False
+    saves: Saving = dataclasses.field(default_factory=Saving)
     pending: list[Numbers] = dataclasses.field(default_factory=list)
     watch: "_Watch" = dataclasses.field(default_factory=lambda: _Watch())
 
@@ -182,6 +188,12 @@ class _Run:
     @property
     def finished(self) -> bool:
         return self.at >= self.schedule.n_iters
+
+    @property
+    def saved(self) -> Path | None:
+        """The newest checkpoint to go on from, when it is on disk."""
+        self.saves.wait()
+        return None if self.newest is None else self.preemption.path(self.newest)
 
     def restore(self, template: TrainState) -> None:
         """Goes to the newest pre-emption checkpoint that is whole and has finite numbers alone."""
@@ -196,7 +208,7 @@ class _Run:
             )
             self.state, meta, number = self.preemption.restore(template, earlier[-1])
         self.state = devices.put(self.state, jax.tree.map(lambda leaf: leaf.sharding, template))
-        self.at, self.saved = int(self.state.step), self.preemption.path(number)
+        self.at, self.newest = int(self.state.step), number
         unwritten = {k: np.asarray(v, np.float32) for k, v in meta.get(UNWRITTEN, {}).items()}
         self.pending = [unwritten] if unwritten else []
         if rollbacks := max(self.rollbacks, meta.get("rollbacks", 0)):
@@ -230,9 +242,7 @@ class _Run:
                 signals.append(signal.SIGTERM)
             self.ended = bool(signals)
             self._act(self.schedule.due(group))
-        if self.finished and not _holds(
-            self.snapshots, self.schedule.snapshot_number(self.at), self.at
-        ):
+        if self.finished and not self._has_snapshot():
             # Resumed at or beyond an end that was moved to here.
             self._act({"snapshot"})
         self.ended = True
@@ -240,18 +250,13 @@ class _Run:
     def _act(self, due: set[str]) -> None:
         """Does what is due; a run that stops leaves its row to the one that goes on."""
         if self.pending and (due or self.ended):
-            self.pending = _fetch(self.pending, self.at, self.saved)
-        if {"snapshot", "preemption"} & due or self.ended:
+            self.pending = [self._fetch()]
+        if saves := due & {"snapshot", "preemption"} or self.ended:
             self._check_parameters()
         if due and self.pending:
             self._write_row(due)
-        if "snapshot" in due:
-            self.writer.at(self.at, "writing a snapshot")
-            number = self.schedule.snapshot_number(self.at)
-            self.snapshots.save(number, self.state, {**self.note, "step": self.at})
-            self.on_snapshot(self.state, self.at)
-        if "preemption" in due or self.ended:
-            self._save()
+        if saves:
+            self._save(due)
 
     def _write_row(self, due: set[str]) -> None:
         (columns,) = self.pending
@@ -264,17 +269,52 @@ class _Run:
         self.writer.write(self.at, row)
         self.pending = []
 
-    def _save(self) -> None:
-        note = {**self.note, "step": self.at, "rollbacks": self.rollbacks}
-        if self.pending:
-            (columns,) = self.pending
-            note[UNWRITTEN] = {name: column.tolist() for name, column in columns.items()}
-        self.preemption.save(self.at, self.state, note)
-        self.saved = self.preemption.path(self.at)
+    def _save(self, due: set[str]) -> None:
+        copy, note = self.saves.copy(self.state), {**self.note, "step": self.at}
+        if "snapshot" in due:
+            self.writer.at(self.at, "writing a snapshot")
+            number = self.schedule.snapshot_number(self.at)
+            self.saves.save(self.snapshots, number, copy, note)
+            self.on_snapshot(self.state, self.at)
+        if "preemption" in due or self.ended:
+            note = {**note, "rollbacks": self.rollbacks}
+            if self.pending:
+                (columns,) = self.pending
+                note[UNWRITTEN] = {name: column.tolist() for name, column in columns.items()}
+            self.saves.save(self.preemption, self.at, copy, note)
+            self.newest = self.at
+
+    def _has_snapshot(self) -> bool:
+        self.saves.wait()
+        number, store = self.schedule.snapshot_number(self.at), self.snapshots
+        return number in store.numbers() and store.meta(number)["step"] == self.at
+
+    def _fetch(self) -> Numbers:
+        """The numbers of the steps since the last row, as one; checked.
+
+        The first that is not finite is named: those after it follow from it.
+        """
+        calls = devices.fetch(self.pending)
+        columns = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+        bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}
+        wrong = [(int(places.argmax()), name) for name, places in bad.items() if places.any()]
+        if wrong:
+            first, name = min(wrong, key=lambda place: place[0])
+            step = self.at - len(bad[name]) + first
+            raise self._diverged(name, columns[name][first], step)
+        return columns
 
     def _check_parameters(self) -> None:
         if where := not_finite(self.state):
-            raise _diverged(f"{where} of the state", "not finite", self.at - 1, self.saved)
+            raise self._diverged(f"{where} of the state", "not finite", self.at - 1)
+
+    def _diverged(self, name: str, value: object, step: int) -> Diverged:
+        saved = self.saved
+        kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+        return Diverged(
+            f"{name} is {value} at step {step}: stopped, nothing saved; {kept}. "
+            "Try a lower optim.lr, a longer optim.warmup or a larger training.smallest_time"
+        )
 
 
 class _Watch:
@@ -306,33 +346,6 @@ def _stack(batch: Batch, steps: range) -> Batches:
             f"training.batch_size {size} does not divide over {jax.device_count()} devices"
         )
     return devices.split_rows(batches, axis=1)
-
-
-def _fetch(pending: list[Numbers], end: int, saved: Path | None) -> list[Numbers]:
-    """The numbers of the steps since the last row, the last of them ``end - 1``, as one; checked.
-
-    The first that is not finite is named: those after it follow from it.
-    """
-    calls = devices.fetch(pending)
-    columns = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-    bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}
-    wrong = [(int(places.argmax()), name) for name, places in bad.items() if places.any()]
-    if wrong:
-        first, name = min(wrong, key=lambda place: place[0])
-        raise _diverged(name, columns[name][first], end - len(bad[name]) + first, saved)
-    return [columns]
-
-
-def _diverged(name: str, value: object, step: int, saved: Path | None) -> Diverged:
-    kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-    return Diverged(
-        f"{name} is {value} at step {step}: stopped, nothing saved; {kept}. "
-        "Try a lower optim.lr, a longer optim.warmup or a larger training.smallest_time"
-    )
-
-
-def _holds(store: Checkpoints, number: int, step: int) -> bool:
-    return number in store.numbers() and store.meta(number)["step"] == step
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import jax
 from scoremle import devices
 from scoremle.devices import Needs, in_gib, needs
 from scoremle.errors import UserError
+from scoremle.training.saving import bytes_of_copy
 from scoremle.training.step import Batches, Metrics, Program, Step, TrainState
 
 __all__ = ["checked", "largest_batch"]
@@ -46,15 +47,18 @@ def checked(program: Program) -> Step:
 
 def _check(program: Program, state: TrainState, batches: Batches) -> None:
     there, wanted = devices.memory(), needs(program.lower(state, batches))
-    if there is None or wanted is None or wanted.work <= there.free:
+    copy = bytes_of_copy(state)
+    if there is None or wanted is None or wanted.work + copy <= there.free:
         return
     size = jax.tree.leaves(batches)[0].shape[1]
+    copied = f" and {in_gib(copy)} of its copy, to be saved" if copy else ""
     words = (
         f"a step of training.batch_size={size} needs {in_gib(wanted.work)} beside"
-        f" {in_gib(wanted.given)} of state, and"
+        f" {in_gib(wanted.given)} of state{copied}, and"
     )
-    remedy = _remedy(program, size, _fitting(program, state, batches, there.free, wanted))
-    if wanted.given + wanted.work > there.whole:
+    fits = _fitting(program, state, batches, there.free - copy, wanted)
+    remedy = _remedy(program, size, fits)
+    if wanted.given + copy + wanted.work > there.whole:
         raise UserError(f"{words} the device has {in_gib(there.whole)}: {remedy}")
     logger.warning("%s %s are free now: %s", words, in_gib(there.free), remedy)
 

@@ -64,11 +64,15 @@ def test_the_largest_batch_fits_and_one_more_image_does_not(program):
 
 def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, caplog):
     wanted = needs(program.lower(state(), batch(256)))
-    whole = wanted.given + wanted.work
-    at_half = needs(program.lower(state(), batch(128))).work
+    copy = 4 * 16 * PARAMETERS * 4 + 8  # of a state: two counts, too
+    whole = wanted.given + wanted.work + copy
+    at_half = needs(program.lower(state(), batch(128))).work + copy
     there = Memory(whole - 1, at_half)
     monkeypatch.setattr(devices, "memory", lambda: there)
-    told = r"of state, and the device has .*: training\.batch_size=128 fits"
+    told = (
+        r"of state and \S+ GiB of its copy, to be saved, and the device has .*:"
+        r" training\.batch_size=128 fits"
+    )
     with pytest.raises(UserError, match=told):
         checked(program)(state(), batch(256))
     assert not caplog.records
@@ -126,6 +130,7 @@ def test_a_plan_of_a_tiny_network():
     assert found["parameters"] == params
     assert found["state_bytes"] == pytest.approx(16 * params, rel=0.1)
     assert found["split_state_bytes"] == devices.bytes_of_each(template, 2)
+    assert found["copy_bytes"] == devices.bytes_of_each(template, 1)  # as this is a CPU
     # Of a network of convolutions: two operations a parameter at each pixel, and the gradient
     # twice as many; those of biases and of the embedding of t have fewer.
     assert 0.2 < found["flops_image"] / (6 * params * 64) < 2

@@ -1,9 +1,11 @@
-"""A small training in a process of its own, to be killed: ``resume_worker.py FOLDER [PAUSE]``.
+"""A small training in a process of its own, to be killed: ``resume_worker.py FOLDER [PAUSE [N]]``.
 
-PAUSE seconds a step make it slow enough to be killed on the way.
+PAUSE seconds a step make it slow enough to be killed on the way. The checkpoint of step N is
+written and never gets its name.
 """
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints, tree_hash
 from scoremle.training.loop import Schedule, run
 from scoremle.training.step import init_state, make_optimizer, make_step
@@ -48,7 +51,45 @@ def optimizer():
     return make_optimizer(lr=1e-2, beta1=0.9, eps=1e-8, warmup=5, grad_clip=1.0)
 
 
+class Stuck(Checkpoints):
+    """Comes to no end with the checkpoint of this number."""
+
+    def __init__(self, folder, number):
+        super().__init__(folder, keep=2)
+        self.number = number
+
+    def _put(self, new, place):
+        if place.name == f"checkpoint_{self.number}":
+            threading.Event().wait()
+        super()._put(new, place)
+
+
+class Late(Checkpoints):
+    """Saves when images of so many more steps were asked for, up to the end, or fails then."""
+
+    def __init__(self, folder, end, steps=0, fails=()):
+        super().__init__(folder / "checkpoints-meta", keep=None)
+        self.end, self.steps, self.fails = end, steps, fails
+        self.asked, self.moved = 0, threading.Condition()
+
+    def batch(self, step):
+        with self.moved:
+            self.asked = step + 1
+            self.moved.notify()
+        return batch(step)
+
+    def save(self, number, tree, meta):
+        wanted = min(number + self.steps, self.end)
+        with self.moved:
+            assert self.moved.wait_for(lambda: self.asked >= wanted, timeout=60), "it waits"
+        if number in self.fails:
+            raise UserError(f"can't write {number}")
+        super().save(number, tree, meta)
+
+
 def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **more):
+    store = Checkpoints(folder / "checkpoints-meta", keep=2)
+
     def slow_batch(step: int) -> np.ndarray:
         time.sleep(pause)
         return batch(step)
@@ -59,7 +100,7 @@ def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **mor
         slow_batch,
         schedule,
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
-        preemption=Checkpoints(folder / "checkpoints-meta", keep=2),
+        preemption=more.pop("preemption", store),
         writer=FanOut(JsonLines(folder / "metrics.jsonl"), Console(schedule.n_iters)),
         on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
         on_snapshot=lambda state, step: None,
@@ -70,5 +111,7 @@ def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **mor
 
 
 if __name__ == "__main__":
-    state, finished = train(Path(sys.argv[1]), *map(float, sys.argv[2:]))
+    folder, pause, number = *sys.argv[1:], *("0", "")[len(sys.argv) - 2 :]
+    store = Stuck(Path(folder) / "checkpoints-meta", number)
+    state, finished = train(Path(folder), float(pause), preemption=store)
     print(f"finished={finished} hash={tree_hash(state)}")

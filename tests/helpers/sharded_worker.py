@@ -13,6 +13,8 @@ import numpy as np
 
 from helpers import resume_worker as small
 from scoremle import devices, processes
+from scoremle.data import ImageSet
+from scoremle.experiment.training import Training
 from scoremle.files import is_writer
 from scoremle.numerics import not_finite
 from scoremle.training import loop
@@ -51,13 +53,14 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
     jax.default_backend = lambda: backend  # what a GPU does, one scan, runs here as well
     state = init()
     places = devices.shardings(state, sharded=sharded)
+    late = small.Late(folder, steps, 6)  # it trains while it saves
     return loop.run(
         state,
         make_program(loss, small.optimizer(), 0.9, seed=5, accumulate=accumulate, places=places),
-        small.batch,
+        late.batch,
         loop.Schedule(steps, 5, 5, 5, 10, 10),
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
-        preemption=Checkpoints(folder / "checkpoints-meta", keep=2),
+        preemption=late,
         writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
         on_eval=lambda state, step: {},
         on_snapshot=lambda state, step: None,
@@ -66,18 +69,43 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
     ).state
 
 
+def first_state(sharded):
+    """As an experiment makes it, of a seed and the first images."""
+
+    def params(key, images):
+        x = images.reshape(len(images), -1) / 255.0
+        weights = jax.random.normal(key, (4, WIDTH))
+        return {"in": weights, "bias": (x @ weights).std(axis=0)}
+
+    images = np.concatenate([small.batch(i) for i in range(8)])
+    return Training(
+        ImageSet(images, images), "no", params, loss, loss, small.optimizer(), 0.9,
+        small.SCHEDULE, 5, sharded=sharded,
+    ).init_state()  # fmt: skip
+
+
+def numbers(tree):
+    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(devices.fetch(tree))])
+
+
+def bytes_here(state):
+    """Of the first device of this process."""
+    return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
+
+
 def work(folder, steps, sharded):
     """Trains, at first also with each batch in two parts, as a CPU and as a GPU does it."""
     state = train(folder, steps, sharded)
     backends = ("cpu", "gpu") if steps == 20 else ()
     in_parts = [train(folder / each, steps, sharded, 2, each) for each in backends]
-    flat = [np.ravel(a) for a in jax.tree.leaves(devices.fetch([state, *in_parts]))]
-    here = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
+    first = first_state(sharded)
+    found = {
+        "bytes": bytes_here(state), "state": numbers([state, *in_parts]),
+        "first_bytes": bytes_here(first), "first": numbers(first),
+    }  # fmt: skip
     named = not_finite(devices.put(with_nan(init()), devices.shardings(state, sharded=sharded)))
     if is_writer():
-        np.savez(
-            folder / f"{steps}.npz", bytes=here, state=np.concatenate(flat), not_finite=named
-        )
+        np.savez(folder / f"{steps}.npz", not_finite=named, **found)
 
 
 if __name__ == "__main__":

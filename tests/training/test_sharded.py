@@ -28,6 +28,8 @@ def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_
     expected = trained(one, 20, "whole")
     assert expected["bytes"] == whole
     np.testing.assert_allclose(found["state"], expected["state"], atol=1e-6)
+    np.testing.assert_array_equal(found["first"], expected["first"])
+    assert found["first_bytes"] < expected["first_bytes"] / 2.4
 
     trained(split, 30, "whole")
     found = trained(split, 40, "sharded", devices=4)

@@ -57,12 +57,14 @@ def _memory() -> int:
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     over = f", on {found['devices']} devices" * (found["devices"] > 1)
     batch, memory = found["batch"], in_gib(found["memory_bytes"])
+    copy = found["copy_bytes"]
     passes = f"{found['evaluation_images']:,} images, passes: {found['evaluation_passes']}"
     return [
         ("parameters", f"{found['parameters']:,}"),
         ("FLOPs of a step", f"{found['flops_step']:.3g}; of an image {found['flops_image']:.3g}"),
         ("memory of the state", in_gib(found["state_bytes"])),
         *[(f"the same with devices.fsdp{over}", _split(found))] * (found["devices"] > 1),
+        *[("its copy, while that is saved", in_gib(copy))] * (copy > 0),
         (f"memory of a step of {batch}", f"{in_gib(found['work_bytes'])} beside the state"),
         (f"largest batch in {memory}{over}", f"{found['largest_batch']:,}"),
         (f"a step of {batch}{over}", _time(found["step_seconds"])),

@@ -1,0 +1,85 @@
+"""Saves that a training does not wait for.
+
+A step uses up the state that it is given, so the loop waits until the memory of the host has a
+copy of it. A thread does the rest: the hash, the files, the disk. It asks nothing of the devices,
+since processes of one run must meet there in the same order. They gather the copy together, the
+first one writes it, and they meet again where they wait for it.
+"""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import jax
+import numpy as np
+
+from scoremle.devices import bytes_of_each, fetch
+from scoremle.files import is_writer
+from scoremle.processes import together
+from scoremle.training.checkpoints import Checkpoints
+
+__all__ = ["Saving", "bytes_of_copy"]
+
+logger = logging.getLogger(__name__)
+
+
+class Saving:
+    """One state at a time, copied, and saved in one store after the other.
+
+    As a context it ends when all is on disk. So it does after an error, which goes on; of one of
+    its own beside that there is a line.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._under_way: Future[None] | None = None
+
+    def copy(self, state: Any) -> Any:
+        """A state to save, when the one before is on disk. All processes of a run call it."""
+        self.wait()
+        return jax.tree.map(_copy, state)
+
+    def save(self, store: Checkpoints, number: int, copy: Any, note: dict[str, Any]) -> None:
+        """Begins to save a copy, after what is under way; if that fails, not at all."""
+        self._under_way = self._thread.submit(_save, self._under_way, store, number, copy, note)
+
+    def wait(self) -> None:
+        """Returns when all is on disk, in all processes. Raises what a save raised."""
+        if under_way := self._under_way:
+            wait([under_way])
+            self._under_way = None
+            under_way.result()
+            together("save")
+
+    def __enter__(self) -> "Saving":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self.wait()
+            elif self._under_way and (own := self._under_way.exception()):
+                logger.error("%s", own)  # other processes may not be here to meet
+        finally:
+            self._thread.shutdown()
+
+
+def _copy(leaf: Any) -> np.ndarray | None:
+    whole = fetch(leaf)
+    # What is fetched may be the very memory that the next step writes to.
+    return np.array(whole) if is_writer() else None
+
+
+def _save(
+    before: Future[None] | None, store: Checkpoints, number: int, copy: Any, note: dict[str, Any]
+) -> None:
+    if before:
+        before.result()
+    if is_writer():
+        store.save(number, copy, note)
+
+
+def bytes_of_copy(state: Any) -> int:
+    """What a copy takes of the memory of each device: on a CPU its share, and else nothing."""
+    on_cpu = jax.default_backend() == "cpu"
+    return bytes_of_each(state, 1) // jax.local_device_count() if on_cpu else 0
