@@ -69,7 +69,7 @@ SEEN_BY = {
     "evaluation/statistics.py": "evaluation/test_metrics.py",
     "evaluation/tables.py": "evaluation/test_tables.py",
     "published/states.py": "published/test_states.py",
-    "published/safetensors.py": "published/test_diffusers.py cli/test_import_export.py",
+    "published/safetensors.py": "published/test_safetensors.py",
     "published/edm.py": "published/test_edm.py",
     "likelihood/chains.py": "likelihood/test_steps.py",
     "experiment/imported.py": "cli/test_import_model.py",

@@ -96,7 +96,7 @@ def check_checkpoint(folder: Path) -> None:
     from helpers import small_places
 
     place = Workdir(folder / "source")
-    tree, meta, number = place.snapshots.restore(small_places.TEMPLATE)
+    tree, meta, number = place.restore(small_places.TEMPLATE)
     place.check_records()
     assert number == 1 and int(tree.step) == 10 and isinstance(meta["step"], int)
 

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import optax
 import pytest
+from helpers import small_places
 from helpers.published_folder import (
     DEQUANTIZER,
     FILE,
@@ -458,3 +459,12 @@ def test_state_dicts_are_those_of_flax(tmp_path, monkeypatch):
     state_dict.write(path, arrays)
     assert tree_hash(flax.serialization.msgpack_restore(path.read_bytes())) == tree_hash(arrays)
     assert list(state_dict.read(path)) == ["b", "a", "none"]
+
+
+def test_updates_are_those_that_adam_counted(tmp_path):
+    """Of a training that left some out, they are fewer than the steps."""
+    tree = published.published_tree(small_places.state(10), lr=1e-2, ema_rate=0.99, rng=[0, 42])
+    tree["optimizer"]["state"]["step"] = np.asarray(7)
+    state_dict.write(tmp_path / "checkpoint_1", tree)
+    found = published.read(tmp_path / "checkpoint_1")
+    assert (found.step, found.updates) == (10, 7)
