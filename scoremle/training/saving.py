@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Saving:
     """One state at a time, copied, and saved in one store after the other.
 
-    As a context it ends when all is on disk. So it does after an error, which goes on; of one of
-    its own beside that there is a line.
+    As a context it ends when all is on disk. So it does after an error, which goes on; if a save
+    failed meanwhile, a line says so.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Saving:
     def wait(self) -> None:
         """Returns when all is on disk, in all processes. Raises what a save raised."""
         if under_way := self._under_way:
-            wait([under_way])
+            wait([under_way])  # an interrupt leaves it under way
             self._under_way = None
             under_way.result()
             together("save")
@@ -66,7 +66,7 @@ class Saving:
 
 def _copy(leaf: Any) -> np.ndarray | None:
     whole = fetch(leaf)
-    # What is fetched may be the very memory that the next step writes to.
+    # On a CPU what is fetched is the memory of the state itself, which the next step uses up.
     return np.array(whole) if is_writer() else None
 
 
