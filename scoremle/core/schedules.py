@@ -421,10 +421,12 @@ class Discrete(Schedule):
         return self.steps * t - 1
 
     def log_snr(self, t: Times) -> Times:
-        label = self.label(floating(t))
-        table = jnp.asarray(self.log_snrs, label.dtype)
-        before = jnp.clip(jnp.floor(label), 0, self.steps - 2).astype(int)
-        share = label - before
+        t = floating(t)
+        table = jnp.asarray(self.log_snrs, t.dtype)
+        # Of a product, which is rounded once: XLA may compute it twice, and label(t), a product
+        # less 1, once with and once without a rounding between. Two steps would be mixed up then.
+        before = jnp.clip(jnp.floor(self.steps * t) - 1, 0, self.steps - 2).astype(int)
+        share = self.label(t) - before
         return table[before] + share * (table[before + 1] - table[before])
 
     def time_of_log_snr(self, lam: Times) -> Times:
