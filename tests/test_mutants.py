@@ -22,4 +22,4 @@ def test_a_change_applies(change):
 def test_there_are_many_and_each_once():
     assert len(CHANGES) >= 150
     assert max(Counter(change[:3] for change in CHANGES).values()) == 1
-    assert {change[0] for change in CHANGES} == set(SEEN_BY)
+    assert {change[0] for change in CHANGES if len(change) == 3} == set(SEEN_BY)

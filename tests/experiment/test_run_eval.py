@@ -10,6 +10,7 @@ from helpers.tiny_runs import evaluate, npz, run
 import scoremle
 from scoremle.data.readers.digits import load_digits
 from scoremle.experiment.build import build
+from scoremle.experiment.results import read_results
 from scoremle.experiment.workdir import Workdir
 
 FEW = {"eval__num_images": 12, "eval__bound_draws": 2, "eval__num_repeats": 2}
@@ -60,4 +61,4 @@ def test_values_that_are_not_finite_make_no_result(tiny, tmp_path, capfd):
     assert run("eval", folder, "--eval_folder=e", **few, **WHAT["bound"]) == 2
     assert "bpd is not finite for 3 images (first: number 0)" in capfd.readouterr().err
     assert not np.isfinite(npz(folder / "e/bound_test_ckpt_2.npz")["bpd"]).any()
-    assert "bound_test_ckpt_2" not in (folder / "e/results.json").read_text()
+    assert "bound_test_ckpt_2" not in read_results(folder / "e/results.json")
