@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,11 +94,29 @@ def compiled(function: Callable[..., Any], *, gradients: bool = False, **options
     A program of gradients says so. No other function may be traced around it, as in ``jax.grad``:
     for that is ``jax.jit``.
     """
-    return jax.jit(function, compiler_options=_options(SUMS if gradients else ""), **options)
+    return _Compiled(function, SUMS if gradients else "", options)
+
+
+class _Compiled:
+    """Asks which device there is when it is called, and not where a module is imported."""
+
+    def __init__(self, function: Callable[..., Any], by_ynn: str, options: dict[str, Any]) -> None:
+        self._function, self._by_ynn, self._options = function, by_ynn, options
+
+    @cached_property
+    def jitted(self) -> Any:
+        options = _compiler_options(self._by_ynn)
+        return jax.jit(self._function, compiler_options=options, **self._options)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.jitted(*arguments, **named)
+
+    def lower(self, *arguments: Any, **named: Any) -> jax.stages.Lowered:
+        return self.jitted.lower(*arguments, **named)
 
 
 @cache
-def _options(by_ynn: str) -> dict[str, str] | None:
+def _compiler_options(by_ynn: str) -> dict[str, str] | None:
     """For XLA; None where the user gives them, and where it knows none of these."""
     if jax.default_backend() != "cpu" or YNN in os.environ.get("XLA_FLAGS", ""):
         return None

@@ -6,7 +6,6 @@ changes when it is used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -355,7 +354,7 @@ class ScoreModel:
             return Scores(*np.zeros((5, 0)))
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         estimator = estimator or self.default_estimator
-        measure = _measure if estimator.on_host else within_memory(_compiled_measure())
+        measure = _measure if estimator.on_host else within_memory(_compiled_measure)
         model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
 
         def work(repeat: int, place: Integer[np.ndarray, " size"]) -> Arrays:
@@ -524,7 +523,7 @@ class ScoreModel:
             (1000, 2) 1.0
         """
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
-        plain, draw = replicate(self._plain(), devices), within_memory(_compiled_draw())
+        plain, draw = replicate(self._plain(), devices), within_memory(_compiled_draw)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
@@ -616,9 +615,7 @@ def _measure(
     return estimator(given, dequantizer, x, keys)
 
 
-@cache
-def _compiled_measure() -> Any:
-    return compiled(_measure)
+_compiled_measure = compiled(_measure)
 
 
 def _draw(
@@ -632,6 +629,4 @@ def _draw(
     return (x if model.pixels is None else model.pixels.decode(x)), finite
 
 
-@cache
-def _compiled_draw() -> Any:
-    return compiled(_draw, static_argnames="sampler")
+_compiled_draw = compiled(_draw, static_argnames="sampler")

@@ -37,6 +37,7 @@ from scoremle.core.prediction import (
 )
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
+from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.likelihood.images import ImageModel
 from scoremle.likelihood.steps import RangedNoise
@@ -207,7 +208,7 @@ def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
     return noise_fn(noise, sde, conditioning="time"), False
 
 
-@jax.jit
+@compiled
 def _excesses(
     network: NoiseFn,
     measured: Float[Array, "b h w c"],

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Integer
 from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
+from scoremle.devices import compiled
 from scoremle.likelihood.bound import MATCHINGS
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
 from scoremle.numerics import as_data, as_pytree, dims_of, sum_data
@@ -129,7 +130,7 @@ def _none(sde: SDE, x: Data, eps: Scalar) -> Control:
     )
 
 
-@partial(jax.jit, static_argnames="matching")
+@partial(compiled, static_argnames="matching")
 def _pairs(
     noise: NoiseFn,
     sde: SDE,

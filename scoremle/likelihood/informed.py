@@ -28,6 +28,7 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, normal, split
 from scoremle.core.pytree import pytree, static
+from scoremle.devices import compiled
 from scoremle.likelihood.images import ImageModel, Values, by_draws
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -142,7 +143,7 @@ def _errors(
 ) -> Float[Array, "n h w c"]:
     """Of the predicted noise at the smallest time, a draw for each image."""
 
-    @jax.jit
+    @compiled
     def errors(model: ImageModel, x: IntImages, keys: Key[Array, " b"]) -> Array:
         y, t = Informed(model.pixels.points, 1.0).encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)

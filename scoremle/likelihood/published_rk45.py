@@ -15,6 +15,7 @@ import scipy.integrate
 from jaxtyping import Float
 
 from scoremle.core.sde import SDE
+from scoremle.devices import compiled
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
@@ -23,7 +24,6 @@ __all__ = ["PublishedRK45", "published_rates"]
 
 
 
-@jax.jit
 def published_rates(
     noise: NoiseFn, sde: SDE, x: Data, t: Times, probe: Data
 ) -> tuple[Data, PerExample]:
@@ -35,6 +35,9 @@ def published_rates(
 
     value, pull = jax.vjp(drift, x)
     return value, sum_data(pull(probe)[0] * probe)
+
+
+_rates = compiled(published_rates)
 
 
 @jax.tree_util.register_static
@@ -60,7 +63,7 @@ class PublishedRK45:
         def field(t: float, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
             at = jnp.asarray(y[:count].reshape(shape), x.dtype)
             times = jnp.full(batch, t, x.dtype)
-            drift, divergence = published_rates(noise, sde, at, times, probe)
+            drift, divergence = _rates(noise, sde, at, times, probe)
             return np.concatenate([np.ravel(drift), np.ravel(divergence)]).astype(np.float64)
 
         start = np.concatenate([np.ravel(x).astype(np.float64), np.zeros(batch)])

@@ -43,9 +43,9 @@ def test_scores_agree_with_an_evaluation(tiny, model):
 
 
 def test_many_images_are_one_program(model):
-    before = _compiled_measure()._cache_size()
+    before = _compiled_measure.jitted._cache_size()
     scores = model.score(TEST, batch_size=100)
-    assert _compiled_measure()._cache_size() <= before + 1
+    assert _compiled_measure.jitted._cache_size() <= before + 1
     some = model.score(TEST[:200], batch_size=100)
     np.testing.assert_array_equal(scores.bpd[:200], some.bpd)
     assert not np.array_equal(some.bpd, model.score(TEST[:200], batch_size=100, seed=1).bpd)
@@ -53,11 +53,11 @@ def test_many_images_are_one_program(model):
 
 def test_numbers_of_images_share_programs(model):
     scores = model.score(TEST[:9], batch_size=16)
-    before = _compiled_measure()._cache_size()
+    before = _compiled_measure.jitted._cache_size()
     for n in (10, 13, 16, 30):
         found = model.score(TEST[:n], batch_size=16).bpd
         np.testing.assert_array_equal(found[:9], scores.bpd)
-    assert _compiled_measure()._cache_size() == before
+    assert _compiled_measure.jitted._cache_size() == before
 
 
 def test_grey_images_need_no_axis_for_their_channel(model):
