@@ -127,7 +127,6 @@ class Subject:
         self.bits = spec.dims * np.log(2)
         self.probe = Hutchinson().draw(jax.random.key(1), self.y)
         self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
-        self.rates = jax.jit(published_rates(self.noise, self.sde))
         self.truth = self._truth()
         self.auto = spec.model(self.params).calibrated(np.asarray(x[:PILOT_IMAGES]))[1]
         self.pilot = Pilot(
@@ -210,7 +209,7 @@ class Subject:
         """``probe`` is the standard error of one probe that is held fixed."""
         solver, eps = PublishedRK45(tolerance, tolerance), self.spec.eps
         began = time.perf_counter()
-        found = solver.log_likelihood(self.rates, self.sde, self.y, self.probe[0], eps=eps)
+        found = solver.log_likelihood(self.noise, self.sde, self.y, self.probe[0], eps=eps)
         seconds = time.perf_counter() - began
         row = self._row(
             f"published, {tolerance:g}", self._error(found.log_prob), probe, seconds
@@ -227,7 +226,8 @@ class Subject:
         """Megabytes an image on the device: ours, at any number of nodes, and the published."""
         ours = megabytes(self.fresh, self.y, Planned.of(32, NODES[-1]))
         t = jnp.full(len(self.y), 0.3)
-        published = megabytes(self.rates, self.y, t, self.probe[0])
+        rates = jax.jit(published_rates)
+        published = megabytes(rates, self.noise, self.sde, self.y, t, self.probe[0])
         return ours / len(self.y), published / len(self.y)
 
 
