@@ -23,6 +23,7 @@ How likely is an image under a diffusion model, and how sure are you?
 
 usage: scoremle COMMAND [ARGUMENTS]     # COMMAND --help explains it
        scoremle --config=CONFIG --workdir=DIR --mode=MODE      # as published
+--debug, anywhere, shows what libraries said of a damaged file or a full disk
 """
 EXIT_CODES = """\
   0    done

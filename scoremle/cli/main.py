@@ -34,6 +34,7 @@ LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
 
+DEBUG = "--debug"
 # What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
 MISTAKE = f"\n{UserError.__name__}: "
 
@@ -42,11 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code.
 
     0: done; 2: a user's mistake; 3: done, but for what was to be left out; 130 and 143: stopped by
-    Ctrl-C and by SIGTERM.
+    Ctrl-C and by SIGTERM. With ``--debug``, wherever it stands, what libraries said of a damaged
+    file or a full disk is shown, too.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [argument for argument in given if argument != DEBUG]
     try:
-        with _logged(), _sigterm():
+        with _logged(logging.DEBUG if DEBUG in given else logging.INFO), _sigterm():
             return _run(arguments)
     except SystemExit as end:  # argparse, after it printed a command's help
         return int(end.code or 0)
@@ -163,13 +166,13 @@ def _sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _logged() -> Iterator[None]:
-    """What this package logs, on stderr."""
+def _logged(least: int) -> Iterator[None]:
+    """What this package logs, on stderr: of this level, unless Python set another."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
     level = logger.level
     handler.setFormatter(Formatter())
     logger.addHandler(handler)
-    logger.setLevel(level or logging.INFO)
+    logger.setLevel(level or least)
     logger.propagate = False
     try:
         yield

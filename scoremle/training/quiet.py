@@ -3,7 +3,7 @@
 The call raises what went wrong, and a line says it. Its threads print the same as tracebacks,
 hundreds of lines, some of them after the line: one array can't be read, and the readers of the
 others are left to themselves. They are kept back, and nothing else is; with the logger "scoremle"
-at DEBUG they are shown.
+at DEBUG, or `--debug` on the command line, they are shown.
 """
 
 import logging

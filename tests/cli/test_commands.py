@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import re
 import shlex
@@ -251,3 +252,20 @@ def test_zsh_takes_the_script(capsys, tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path)}
     told = subprocess.check_output(["zsh", "-f", "-c", code], text=True, env=environment)
     assert "_scoremle" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [("verify x", "INFO"), ("--debug verify x", "DEBUG"), ("verify x --debug", "DEBUG")],
+)
+def test_debug_may_stand_anywhere(line, level, monkeypatch):
+    """It is no argument of a command: only the log becomes longer."""
+    seen = []
+
+    def run(arguments):
+        seen.append((arguments, logging.getLevelName(logging.getLogger("scoremle").level)))
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(line.split()) == 0
+    assert seen == [(["verify", "x"], level)]
