@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
@@ -113,8 +112,10 @@ def load_inception(path: Path) -> Extractor:
     sha256 = str(arrays.pop("source_sha256"))
     if {name: array.shape for name, array in arrays.items()} != inception.shapes():
         raise UserError(f"{path} does not fit the Inception network; {how}")
+    if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
+        raise UserError(f"{path} has weights that are no finite float32 numbers; {how}")
     params = devices.replicate(unflatten_dict(arrays, sep="/"))
-    apply = partial(jax.jit(inception.Inception().apply), {"params": params})
+    apply = partial(devices.compiled(inception.Inception().apply), {"params": params})
     origin = "published weights" if sha256 == PUBLISHED_SHA256 else "weights of unknown origin"
     size = arrays["fc/kernel"].shape[0]
     return Extractor(apply, f"Inception-2015, {origin}", size, sha256)

@@ -4,6 +4,7 @@ The module is imported before processes are forked: so nothing is computed by JA
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -42,15 +43,17 @@ from helpers.true_files import (
 )  # fmt: skip
 from scoremle import data
 from scoremle.cli.commands import compare
-from scoremle.experiment import exported, imported, lock
+from scoremle.experiment import exported, imported, lock, run_train
 from scoremle.experiment.build import build
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import machine
 from scoremle.published import safetensors
-from scoremle.quality.features import Extractor, read_reference
+from scoremle.quality import inception
+from scoremle.quality.features import Extractor, load_inception, read_reference
 from scoremle.report.subject import Subject as Reported
 from scoremle.resumable import in_parts
+from scoremle.training.checkpoints import tree_hash
 from scoremle.training.trackers import KEPT, Run, Tracker
 from scoremle.training.writers import JsonLines
 
@@ -99,6 +102,29 @@ def check_checkpoint(folder: Path) -> None:
     tree, meta, number = place.restore(small_places.TEMPLATE)
     place.check_records()
     assert number == 1 and int(tree.step) == 10 and isinstance(meta["step"], int)
+
+
+def check_arrays(folder: Path) -> None:
+    """They are what was saved, or not read."""
+    from helpers import small_places
+
+    tree = Workdir(folder / "source").restore(small_places.TEMPLATE)[0]
+    assert tree_hash(tree) == small_places.HASHES[10]
+
+
+def check_score_model(folder: Path) -> None:
+    """What a flow was begun for is what it is asked for, or refused."""
+    run_train._check_score_model(Workdir(folder / "source"), SCORE_MODEL)
+    assert json.loads((folder / "source" / "score_model.json").read_text()).items() >= (
+        SCORE_MODEL.items()
+    )
+
+
+def check_inception(folder: Path) -> None:
+    with mock.patch.object(inception, "shapes", lambda: {"fc/kernel": POOL.shape}):
+        found = load_inception(folder / "source" / "weights.npz")
+    kernel = found.apply.args[0]["params"]["fc"]["kernel"]
+    assert found.size == len(POOL) and kernel.dtype == np.float32 and np.isfinite(kernel).all()
 
 
 def check_results(folder: Path) -> None:
@@ -214,6 +240,26 @@ def with_notes(content: Any) -> bytes:
     return written(lambda path: safetensors.write(path, tiny_arrays(), texts))
 
 
+SCORE_MODEL = {"score_checkpoint": 1, "score_step": 10, "score_hash": "abc"}
+
+
+STATE = "checkpoints/checkpoint_1/state"
+
+
+def of_checkpoint(name: str) -> bytes:
+    return our_checkpoint()[f"{STATE}/{name}"]
+
+
+def arrays_of_checkpoint() -> str:
+    """The file that has most of them; its name is another each time."""
+    files = our_checkpoint()
+    return max((name for name in files if "/state/d/" in name), key=lambda name: len(files[name]))
+
+
+def put_arrays(folder: Path, content: bytes) -> None:
+    file(arrays_of_checkpoint(), our_checkpoint)(folder, content)
+
+
 def put_checkpoint(folder: Path, record: Any) -> None:
     """With this record in the place of its own."""
     for name, content in our_checkpoint().items():
@@ -255,6 +301,25 @@ RUN_SUBJECTS = {
         check_workdir, share=0.1,
     ),
     "the record of a checkpoint": Subject(checkpoint_record, put_checkpoint, check_checkpoint),
+    "the arrays of a checkpoint": Subject(
+        lambda: our_checkpoint()[arrays_of_checkpoint()], put_arrays, check_arrays
+    ),
+    **{
+        f"{name} of a checkpoint": Subject(
+            functools.partial(of_checkpoint, name), file(f"{STATE}/{name}", our_checkpoint),
+            check_arrays,
+        )
+        for name in ("_METADATA", "manifest.ocdbt")
+    },
+    "score_model.json": Subject(
+        lambda: SCORE_MODEL, file("score_model.json", our_checkpoint, sealed), check_score_model
+    ),
+    "weights of Inception": Subject(
+        lambda: npy(POOL),
+        file("weights.npz", pack=lambda kernel: packed_zip({
+            "fc/kernel.npy": kernel, "source_sha256.npy": npy(np.asarray("abc"))})),
+        check_inception,
+    ),
     "results.json": Subject(results, file("results.json", pack=as_json), check_results),
     "results.json, compared": Subject(
         results,

@@ -138,6 +138,13 @@ def check_model(name: str) -> Callable[[Path], None]:
     return read
 
 
+def heic() -> bytes:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return picture("HEIF", np.repeat(np.repeat(IMAGES[0], 8, axis=0), 8, axis=1))
+
+
 def own_pictures() -> Files:
     return {"1.bmp": picture("BMP", IMAGES[1])}
 
@@ -178,6 +185,7 @@ SUBJECTS = {
         )
         for kind in ("GIF", "TIFF", "PNG")
     },
+    "a HEIC of one's own": Subject(heic, file("0.heic", own_pictures), check_own),
     "a shard": Subject(lambda: packed_tar(pictures()), file("x.tar"), check_pieces),
     "a shard of parquet": Subject(parquet, file("x.parquet"), check_pieces),
     "a shard of arrays": Subject(lambda: npy(IMAGES), file("x.npy"), check_pieces),

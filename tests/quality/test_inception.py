@@ -86,6 +86,17 @@ def test_files_of_weights_that_are_none(content, tmp_path):
         load_inception(path)
 
 
+@pytest.mark.parametrize("kernel", [[["x"] * 3] * 4, [[1] * 3] * 4, [[np.nan] * 3] * 4])
+def test_weights_that_are_no_numbers(kernel, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "shapes", lambda: {"fc/kernel": (4, 3)})
+    path = tmp_path / "weights.npz"
+    write_inception(path, {"fc/kernel": np.asarray(kernel)}, "0")
+    with pytest.raises(UserError, match="has weights that are no finite float32 numbers"):
+        load_inception(path)
+    write_inception(path, {"fc/kernel": np.ones((4, 3), np.float32)}, "0")
+    assert load_inception(path).size == 4
+
+
 # Features
 
 
