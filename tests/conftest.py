@@ -1,6 +1,7 @@
 """What every test may ask for: golden numbers, float64, a quiet CPU that compiles fast."""
 
 import os
+import signal
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,9 @@ from helpers.tiny_runs import start  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     # Two runs at once may read an entry that the other is writing: it is compiled again, no harm.
     config.addinivalue_line("filterwarnings", "ignore:.*persistent compilation cache.*")
+    # A job that a shell put in the background ignores Ctrl-C, and so does what it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache

@@ -353,8 +353,6 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
 )
 def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys, monkeypatch):
     """As it would in a process of its own, whose signals are those of this one."""
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip("a job in the background ignores this signal")
     monkeypatch.setattr(
         "scoremle.experiment.run_eval.metrics.evaluate",
         lambda *_, **__: signal.raise_signal(number),
