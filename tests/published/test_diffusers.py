@@ -92,6 +92,18 @@ def test_a_learned_range_is_told_too(tmp_path):
     assert model.steps.words.endswith("chain of steps, learned variance")
 
 
+def test_channels_behind_the_noise_are_left_out(tmp_path):
+    """So DDPM's scheduler does with a network of twice the channels and a fixed variance."""
+    torch.manual_seed(1)
+    network = diffusers.UNet2DModel(**FIELDS | {"out_channels": 2}).eval()
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    label = np.array([3, 700])
+    t = jnp.asarray((label + 1) / 1000, jnp.float32)
+    found = jax.jit(scoremle.load(tmp_path).noise)(jnp.asarray(x), t)
+    np.testing.assert_allclose(found, theirs(network, x, label)[..., :1], rtol=1e-3, atol=1e-4)
+
+
 def test_classes_are_a_condition(tmp_path):
     torch.manual_seed(2)
     network = diffusers.UNet2DModel(**FIELDS, num_class_embeds=3).eval()
