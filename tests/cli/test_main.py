@@ -1,13 +1,11 @@
-"""The program from end to end: train, evaluate, resume, and one clear line for each mistake."""
+"""The program from end to end: train, evaluate, resume."""
 
 import contextlib
-import gzip
 import io
 import json
 import re
 import shutil
 import signal
-import struct
 import time
 from types import SimpleNamespace
 
@@ -19,7 +17,6 @@ from helpers.tiny_runs import (
     digest,
     evaluate,
     flags,
-    mistake,
     npz,
     run,
     start,
@@ -28,9 +25,7 @@ from PIL import Image
 
 from scoremle.cli import main as cli
 from scoremle.data import permutation
-from scoremle.errors import UserError
 from scoremle.experiment.correction import DIFFERENCES
-from scoremle.files import write_atomically
 from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.training.checkpoints import Checkpoints
 
@@ -424,256 +419,3 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
     assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
     line = "scoremle: interrupted; the same command goes on where it was\n"
     assert capsys.readouterr().err == line
-
-
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("training__likelihod_weighting", "True", ["did you mean training.likelihood_weighting?"]),
-        ("training__batch_size", "many", ["training.batch_size must be int", '"many"']),
-        ("training__sde", "vsde", ["unknown SDE", "'vsde'", "vpsde, subvpsde, vesde"]),
-        ("data__dataset", "digit", ["unknown data set 'digit'", "did you mean digits?", "mnist"]),
-        ("data__dataset", "CIFAR10", ["cifar10 has no default place", "cifar-10-binary.tar.gz"]),
-        ("data__path", "/somewhere", ["data.path", "leave it empty"]),
-        ("data__image_size", 4, ["data.image_size is 4", "8x8"]),
-        ("data__image_size", 0, ["data.image_size must be at least 1, not 0"]),
-        ("data__num_channels", 0, ["data.num_channels must be at least 1, not 0"]),
-        ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
-        ("model__parameterization", "V", ["model.parameterization must be published or eps or"]),
-        ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
-        ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
-        ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
-        ("model__ch_mult", "()", ["model.ch_mult must be at least 1"]),
-        ("model__ch_mult", 2, ['model.ch_mult is a tuple: write "(2,)" for one element']),
-        ("model__attn_resolutions", 1.5, ["model.attn_resolutions is a tuple"]),
-        ("model__ch_mult", "(1,0)", ["model.ch_mult must be at least 1"]),
-        ("model__nf", 2, ["model.nf is 2"]),
-        ("model__nf", -8, ["model.nf is -8"]),
-        ("model__dtype", "float16", ["model.dtype", "float32, bfloat16"]),
-        ("eval__dtype", "float16", ["eval.dtype", "float32, bfloat16"]),
-        ("logging", "mlflow,wand", ["unknown writer of numbers", "'wand'; did you mean wandb?"]),
-        ("model__resblock_type", "resnet", ["model.resblock_type", "ddpm, biggan"]),
-        ("model__dropout", 1.0, ["model.dropout must be at least 0 and below 1"]),
-        ("model__beta_min", 0, ["model.beta_min"]),
-        ("model__sigma_min", 60, ["model.sigma_min must be below model.sigma_max"]),
-        ("model__num_scales", 0, ["model.num_scales must be at least 1"]),
-        ("model__normalization", "BatchNorm", ["can only be 'GroupNorm'"]),
-        ("training__smallest_time", 0, ["training.smallest_time must be between 0 and 1, not 0"]),
-        ("training__smallest_time", 1, ["training.smallest_time must be between 0 and 1, not 1"]),
-        ("training__smallest_time", "nan", ["training.smallest_time must be between 0 and 1"]),
-        ("sampling__smallest_time", -1e-3, ["sampling.smallest_time must be between 0 and 1"]),
-        ("training__likelihood_weighting", False, ["set training.likelihood_weighting too"]),
-        ("training__batch_size", 0, ["training.batch_size must be at least 1, not 0"]),
-        ("training__n_iters", 0, ["training.n_iters must be at least 1"]),
-        ("training__on_nan", "ignore", ["training.on_nan must be stop or rollback, not 'ignore'"]),
-        ("training__rollbacks", -1, ["training.rollbacks must be at least 0, not -1"]),
-        ("training__log_freq", 0, ["training.log_freq must be at least 1"]),
-        ("training__continuous", False, ["training.continuous can only be True"]),
-        ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),
-        ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
-        ("seed", -1, ["seed must be at least 0"]),
-        ("seed", 2**32, ["seed must be at least 0 and below"]),
-        ("seed", 2**64, ["seed must be int of at most 4294967296"]),
-        ("sampling__method", "rk45", ["sampling.method 'rk45'", "ode, pc, euler, ddim"]),
-        ("sampling__steps", 0, ["sampling.steps must be at least 1"]),
-        ("sampling__snr", "nan", ["sampling.snr must be a finite number above 0"]),
-        ("sampling__n_steps_each", 0, ["sampling.n_steps_each must be at least 1"]),
-        ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
-        ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
-        ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
-        ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
-        ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
-        ("eval__dequantizer", True, ["no dequantizer in", "train it with scoremle train-deq"]),
-        ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
-        ("eval__wait", True, ["eval.wait", "eval.end_ckpt"]),
-        ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),
-        ("deq__couplings", 0, ["deq.couplings must be at least 1"]),
-        ("eval__batch_size", -1, ["eval.batch_size must be at least 1, not -1"]),
-        ("eval__nodes", 0, ["eval.nodes must be at least 1"]),
-        ("eval__probes", 0, ["eval.probes must be at least 1"]),
-        ("eval__tolerance", 0.0, ["eval.tolerance must be a finite number above 0"]),
-        ("eval__num_repeats", 0, ["eval.num_repeats must be at least 1"]),
-        ("eval__bound_draws", 0, ["eval.bound_draws must be at least 1"]),
-        ("eval__bound_times", "lerned", ["eval.bound_times", "did you mean learned?", "log_snr"]),
-        ("eval__num_images", -1, ["eval.num_images must be at least 0"]),
-        ("eval__num_samples", 0, ["eval.num_samples must be at least 1"]),
-    ],
-)  # fmt: skip
-def test_impossible_values(field, value, words, tiny, capfd):
-    mode = "eval" if field.startswith("eval__") else "train"
-    line = mistake(capfd, mode, tiny.workdir, **{field: value})
-    for word in words:
-        assert word in line
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"sampling__predictor": "heun"}, ["sampling.predictor 'heun'", "reverse_diffusion"]),
-        ({"sampling__corrector": "ula"}, ["sampling.corrector 'ula'", "langevin, ald, none"]),
-        (
-            {"sampling__predictor": "ancestral_sampling", "training__sde": "subvpsde"},
-            ["ancestral_sampling is defined for VP and VE, not for SubVP"],
-        ),
-        (
-            {"sampling__predictor": "ancestral_sampling", "training__sde": "linearvesde"},
-            ["ancestral_sampling is defined for VP and VE, not for LinearVE"],
-        ),
-        (
-            {"sampling__predictor": "reverse_diffusion", "model__num_scales": 20},
-            ["20 steps are too few for beta_max = 20"],
-        ),
-    ],
-)
-def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
-    line = mistake(capfd, "train", tmp_path / "new", sampling__method="pc", **fields)
-    for word in words:
-        assert word in line
-
-
-@pytest.mark.parametrize(
-    ("mode", "values", "words"),
-    [
-        ("eval", {"eval__dequantizer": True, "eval__dequantization": "truncated_normal"},
-         "eval.dequantizer means variational dequantization, not truncated_normal"),
-        ("eval", {"eval__bound_steps": 9, "eval__dequantization": "truncated_normal"},
-         "eval.bound_steps is a bound on integers, which takes no dequantization noise"),
-        ("eval", {"eval__bound_steps": 9, "eval__suite": True}, "unset one of the two"),
-        ("eval", {"eval__bound_steps": 1}, "a chain has two steps or more, not 1"),
-        ("eval", {"eval__bound": True, "eval__importance_samples": 2},
-         "eval.importance_samples is for the exact likelihood"),
-        ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2},
-         "of one random probe and one draw: it can't go with eval.probes=2"),
-        ("eval", {"eval__solver": "rk45_reference", "eval__divergence": "exact"},
-         "it can't go with eval.divergence=exact"),
-        ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
-         "it can't go with eval.suite=True"),
-        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
-         "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
-        ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
-        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
-        ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
-    ],
-)  # fmt: skip
-def test_what_does_not_go_together(mode, values, words, tiny, capfd):
-    assert words in mistake(capfd, mode, tiny.workdir, **values)
-
-
-def test_nothing_to_evaluate(tiny, capfd):
-    assert "nothing to evaluate" in mistake(capfd, "eval", tiny.workdir, eval__enable_bpd=False)
-
-
-@pytest.mark.parametrize("mode", ["eval", "train_deq"])
-def test_evaluation_before_training(mode, tmp_path, capfd):
-    assert "no checkpoint in" in mistake(capfd, mode, tmp_path / "absent")
-    assert not (tmp_path / "absent").exists()
-
-
-@pytest.mark.parametrize(
-    ("begin", "end", "words"),
-    [(7, None, "no checkpoint 7 in"), (None, 9, "no checkpoint 9 in"), (5, 9, "5 to 9 in")],
-)
-def test_a_checkpoint_that_is_not_there(begin, end, words, tiny, capfd):
-    asked = {"eval__begin_ckpt": begin, "eval__end_ckpt": end}
-    given = {name: number for name, number in asked.items() if number is not None}
-    line = mistake(capfd, "eval", tiny.workdir, **given)
-    assert words in line and "only 1, 2" in line
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_another_experiment(mode, tiny, capfd):
-    line = mistake(capfd, mode, tiny.workdir, model__nf=8)
-    assert "model.nf was 4 and is now 8" in line and "another --workdir" in line
-
-
-def test_training_under_other_settings_is_another_experiment(tiny, capfd):
-    changed = {"optim__lr": 0.5, "training__stratified": False, "seed": 1, "optim__warmup": 3,
-               "training__reduce_mean": False}  # fmt: skip
-    line = mistake(capfd, "train", tiny.workdir, **changed)
-    assert "optim.lr was 0.001 and is now 0.5, " in line and "and 1 more; " in line
-
-
-@pytest.fixture
-def damaged(tiny, tmp_path):
-    """A copy of the tiny workdir whose newest snapshot has a wrong byte."""
-    workdir = tmp_path / "damaged"
-    shutil.copytree(tiny.workdir, workdir)
-    files = [p for p in (workdir / "checkpoints/checkpoint_2/state").rglob("*") if p.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 255
-    largest.write_bytes(content)
-    return workdir
-
-
-def test_a_damaged_checkpoint_that_was_asked_for(damaged, capfd):
-    line = mistake(capfd, "eval", damaged, eval__end_ckpt=2)
-    assert "checkpoint_2 is damaged" in line
-
-
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(damaged, capfd):
-    loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
-    assert run("eval", damaged, **loss) == 0
-    assert list(json.loads((damaged / "eval/results.json").read_text())) == ["loss_test_ckpt_1"]
-    err = capfd.readouterr().err
-    pattern = r"scoremle: warning: \S*checkpoint_2 is damaged [^\n]*trying the one before\n"
-    assert re.fullmatch(pattern, err), err
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_places_that_are_files(mode, tiny, tmp_path, capfd):
-    file = tmp_path / "file"
-    file.write_text("kept")
-    for workdir in (file, file / "below"):
-        assert f"{file} is a file, not a folder" in mistake(capfd, mode, workdir)
-    assert file.read_text() == "kept"
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [("{", "results.json can't be read"), ("[]", "results.json holds no JSON object")],
-)
-def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged, capfd):
-    (damaged / "eval").mkdir()
-    (damaged / "eval/results.json").write_text(content)
-    assert words in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    path = tmp_path / "eval" / "results.json"
-    with pytest.raises(UserError) as error, write_atomically(path):
-        raise OSError(28, "No space left on device")
-    assert str(error.value) == f"can't write {path}: No space left on device"
-    assert list(path.parent.iterdir()) == []
-
-
-def test_an_eval_folder_that_is_a_file(damaged, capfd):
-    file = damaged / "eval"
-    file.write_text("kept")
-    assert str(file) in mistake(capfd, "eval", damaged, eval__end_ckpt=1)
-
-
-def idx_flags(path):
-    return {"data__dataset": "mnist", "data__image_size": 28, "data__path": path}
-
-
-def test_missing_data(tmp_path, capfd):
-    assert "mnist has no default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
-    absent = tmp_path / "absent"
-    line = mistake(capfd, "train", tmp_path, **idx_flags(absent))
-    assert f"no data folder or file {absent}" in line
-    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
-    assert f"train-images-idx3-ubyte.gz in {tmp_path}" in line
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_truncated_data(zipped, tmp_path, capfd):
-    content = struct.pack(">4I", 0x803, 3, 28, 28) + bytes(3 * 28 * 28)
-    content = gzip.compress(content, 0)[:-9] if zipped else content[:-9]
-    file = tmp_path / ("train-images-idx3-ubyte" + ".gz" * zipped)
-    file.write_bytes(content)
-    line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
-    assert f"{file}: truncated" in line

@@ -76,7 +76,7 @@ SEEN_BY = {
     "published/openai.py": "published/test_openai.py published/test_mistyped.py",
     "experiment/build.py": "experiment/test_build.py",
     "experiment/config.py": "experiment/test_build.py",
-    "experiment/rules.py": "cli/test_main.py",
+    "experiment/rules.py": "cli/test_mistakes.py",
     "experiment/training.py": "experiment/test_build.py",
     "experiment/run_train.py": "experiment/test_run_train.py",
     "experiment/run_eval.py": "experiment/test_run_eval.py",
