@@ -255,7 +255,7 @@ class _Parts:
         return total
 
     def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        total = jax.eval_shape(self.nothing, fixed, state, batch)
+        total = self.nothing.lower(fixed, state, batch).out_info
         return self.add.lower(fixed, state, total, batch, 0)
 
 
