@@ -278,6 +278,8 @@ def _of_images(stacked: Step) -> Step:
                 "images must be [b h w c], for one step, or [k b h w c], for k steps, not of shape"
                 f" {np.shape(images)}"
             )
+        # Where its result will lie: else the second call would be compiled anew.
+        state = devices.replicate(state)
         state, metrics = stacked(state, images if axes == 5 else images[None])
         return state, metrics if axes == 5 else {name: m[0] for name, m in metrics.items()}
 

@@ -165,6 +165,17 @@ def test_one_batch_is_one_step():
             step(state, np.zeros(shape, np.uint8))
 
 
+def test_a_step_is_compiled_once(caplog):
+    optimizer = worker.optimizer()
+    step = make_step(worker.loss, optimizer, 0.9, seed=5)
+    state = init_state(worker.init_params(), optimizer)
+    with jax.log_compiles():
+        for number in range(3):
+            state, _ = step(state, worker.batch(number))
+    compiled = [each for each in caplog.messages if each.startswith("Compiling jit(update)")]
+    assert len(compiled) == 1
+
+
 def test_a_loss_may_log_nothing():
     optimizer = worker.optimizer()
 
