@@ -29,7 +29,8 @@ from scoremle.devices import compiled
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
-from scoremle.training.step import init_state, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state
 
 DEEP = "vp/cifar10_ddpmpp_deep_continuous"
 BATCH, LEVELS = 4, {DEEP: 256, "digits": 17}

@@ -24,7 +24,7 @@ from scoremle import data
 from scoremle.cli import main as cli
 from scoremle.evaluation import tables
 from scoremle.experiment.build import build
-from scoremle.training.step import make_step
+from scoremle.training.program import make_step
 
 COUNT, BATCH = 50_000, 128
 STEPS = 400

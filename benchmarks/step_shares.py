@@ -31,7 +31,8 @@ from scoremle.devices import compiled
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
-from scoremle.training.step import init_state, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state
 
 # An instruction's name and definition; what a fusion calls; where in the source it comes from.
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)")

@@ -29,7 +29,8 @@ from scoremle import devices
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
-from scoremle.training.step import init_state, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from helpers.torch_networks import Network

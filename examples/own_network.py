@@ -16,7 +16,8 @@ import optax
 from scipy.stats import norm
 
 import scoremle
-from scoremle.training.step import init_state, make_step
+from scoremle.training.program import make_step
+from scoremle.training.step import init_state
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=3000, help="training steps")

@@ -24,8 +24,9 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.memory import largest_batch
+from scoremle.training.program import Program, make_program
 from scoremle.training.saving import bytes_of_copy
-from scoremle.training.step import Program, TrainState, make_program
+from scoremle.training.step import TrainState
 
 __all__ = ["Plan"]
 

@@ -29,7 +29,8 @@ from scoremle.terminal import say
 from scoremle.training import loop, trackers, writers
 from scoremle.training.checkpoints import tree_hash
 from scoremle.training.memory import checked
-from scoremle.training.step import TrainState, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import TrainState
 
 __all__ = ["run_train", "run_train_deq"]
 

@@ -7,8 +7,9 @@ import jax
 from scoremle import devices
 from scoremle.devices import Needs, in_gib, needs
 from scoremle.errors import UserError
+from scoremle.training.program import Program
 from scoremle.training.saving import bytes_of_copy
-from scoremle.training.step import Batches, Metrics, Program, Step, TrainState
+from scoremle.training.step import Batches, Metrics, Step, TrainState
 
 __all__ = ["checked", "largest_batch"]
 

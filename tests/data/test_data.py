@@ -20,7 +20,8 @@ from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Schedule, run
-from scoremle.training.step import init_state, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state
 
 feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
 

@@ -19,7 +19,8 @@ from scoremle.experiment.build import build
 from scoremle.experiment.plan import Pace, Plan
 from scoremle.training import memory as module
 from scoremle.training.memory import checked, largest_batch
-from scoremle.training.step import init_state, make_optimizer, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state, make_optimizer
 
 PARAMETERS = 1000
 OPTIMIZER = make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=0, grad_clip=1.0)

@@ -13,7 +13,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.precision import cost_of_precision
 from scoremle.nn.applied import matmul_precision
-from scoremle.training.step import make_program
+from scoremle.training.program import make_program
 
 FIELDS = {
     "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (8,), "model.ema_rate": 0.9,

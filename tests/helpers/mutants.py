@@ -60,6 +60,7 @@ SEEN_BY = {
     "data/readers/photos.py": "data/test_readers.py",
     "data/readers/svhn.py": "data/test_readers.py",
     "data/readers/synthetic.py": "data/test_synthetic.py",
+    "training/program.py": "training/test_loop.py",
     "training/step.py": "training/test_loop.py",
     "training/loop.py": "training/test_loop.py",
     "training/checkpoints.py": "training/test_checkpoints.py",

@@ -16,7 +16,8 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints, tree_hash
 from scoremle.training.loop import Schedule, run
-from scoremle.training.step import init_state, make_optimizer, make_step
+from scoremle.training.program import make_step
+from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import Console, FanOut, JsonLines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.

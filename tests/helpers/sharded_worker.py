@@ -19,7 +19,8 @@ from scoremle.files import is_writer
 from scoremle.numerics import not_finite
 from scoremle.training import loop
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.step import init_state, make_program
+from scoremle.training.program import make_program
+from scoremle.training.step import init_state
 from scoremle.training.writers import FanOut, JsonLines
 
 WIDTH = 2048

@@ -21,7 +21,8 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import euler_sample, ode_encode, ode_sample
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.step import init_state, make_step
+from scoremle.training.program import make_step
+from scoremle.training.step import init_state
 
 KEY = jax.random.key(0)
 # Each kernel and each schedule.

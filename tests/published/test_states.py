@@ -32,7 +32,8 @@ from scoremle.experiment import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import PublishedCheckpoints, state_dict
 from scoremle.training.checkpoints import Damaged, tree_hash
-from scoremle.training.step import init_state, make_optimizer, make_step
+from scoremle.training.program import make_step
+from scoremle.training.step import init_state, make_optimizer
 
 OBJECTIVE = (
     "--config.training.likelihood_weighting",

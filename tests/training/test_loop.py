@@ -24,7 +24,8 @@ from scoremle.errors import UserError
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints, tree_hash
 from scoremle.training.loop import Rollback
-from scoremle.training.step import init_state, make_optimizer, make_program, make_step
+from scoremle.training.program import make_program, make_step
+from scoremle.training.step import init_state, make_optimizer
 
 
 def test_optimizer_is_the_published_one(golden):
