@@ -330,8 +330,10 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/readers/svhn.py", "% 10", "% 11"),
     ("data/readers/synthetic.py", "- math.log(len(masses))", ""),
     # Training
+    ("training/program.py", "for number in range(self.parts)", "for number in range(1)"),
+    ("training/program.py", "state = devices.replicate(state)\n        state,", "state,"),
     ("training/step.py", "key = jax.random.fold_in(fixed[0], state.step)", "key = fixed[0]"),
-    ("training/step.py", "ema_rate * e + (1 - ema_rate) * p", "ema_rate * p + (1 - ema_rate) * e"),
+    ("training/step.py", "rate * e + (1 - rate) * p", "rate * p + (1 - rate) * e"),
     ("training/step.py", "optax.tree.norm(grads)", "optax.tree.norm(updates)"),
     ("training/step.py", "jnp.minimum(i / warmup, 1.0)", "jnp.minimum((i + 1) / warmup, 1.0)"),
     ("training/loop.py", 'CHECKED = ("loss", "grad_norm")', 'CHECKED = ("loss",)'),
