@@ -29,10 +29,11 @@ def print_config(settings: "Settings") -> dict[str, Any]:
 def _run_mode(settings: "Settings") -> dict[str, Any]:
     if not settings.distributed:
         return _run_alone(settings)
-    with guarded(settings.process):
+    with guarded(settings.process) as has_met:
         from scoremle.processes import join, stdout_aside
 
         join(settings.coordinator, settings.processes, settings.process)
+        has_met()
         with stdout_aside() if settings.json else nullcontext():
             return _run_alone(settings)
 
