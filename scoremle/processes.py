@@ -100,7 +100,7 @@ def _meet() -> None:
             raise
         name, text = socket.gethostname(), str(error).splitlines()[0][:300]
         raise UserError(
-            f"the processes of this run can't reach each other: {text}; for its CPU a machine is"
+            f"the processes of this run can't reach each other: {text}; on CPUs a machine is"
             f" reached by its own name, which must lead to an address that the others see: {name}"
             f" leads to {_address(name)} here (see /etc/hosts)"
         ) from None
