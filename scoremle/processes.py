@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
 __all__ = [
-    "asked_to_stop", "check_agreed", "join", "of_the_first", "stop_if_asked", "together",
+    "asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_aside", "stop_if_asked",
+    "together",
 ]  # fmt: skip
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
@@ -68,16 +70,15 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         for name in VISIBLE:
             jax.config.update(name, "all")
     # All devices meet now. Later, one that still compiles would keep the others waiting too long.
-    with _stdout_aside():
-        ones = split_rows(np.ones(jax.device_count(), np.float32))
-        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
+    with stdout_aside():
+        _meet()
     if jax.process_index():
         leave_writing_to_others()
         mute()
 
 
 @contextmanager
-def _stdout_aside() -> Iterator[None]:
+def stdout_aside() -> Iterator[None]:
     """What C++ prints on stdout goes to stderr: gloo, which connects CPUs, talks there."""
     sys.stdout.flush()
     own = os.dup(1)
@@ -87,6 +88,30 @@ def _stdout_aside() -> Iterator[None]:
     finally:
         os.dup2(own, 1)
         os.close(own)
+
+
+def _meet() -> None:
+    """Returns when all devices have met. Raises UserError if they can't on CPUs."""
+    try:
+        ones = split_rows(np.ones(jax.device_count(), np.float32))
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated())(ones))
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        name, text = socket.gethostname(), str(error).splitlines()[0][:300]
+        raise UserError(
+            f"the processes of this run can't reach each other: {text}; on CPUs a machine is"
+            f" reached by its own name, which must lead to an address that the others see: {name}"
+            f" leads to {_address(name)} here (see /etc/hosts)"
+        ) from None
+
+
+def _address(name: str) -> str:
+    """Of a machine by name, in words."""
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return "no address"
 
 
 def _tasks_of_slurm() -> int | None:

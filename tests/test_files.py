@@ -65,6 +65,15 @@ def test_what_a_process_left_that_is_gone_is_swept(tmp_path, ended):
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", *kept}
 
 
+def test_a_clock_that_is_ahead_sweeps_nothing_of_other_machines(tmp_path, monkeypatch):
+    written = tmp_path / ".x.json.another-1.7.0123abcd.tmp"
+    written.write_text("half of the")
+    ahead = time.time() + 1e6
+    monkeypatch.setattr("time.time", lambda: ahead)
+    write_json(tmp_path / "x.json", {})
+    assert written.exists()
+
+
 def test_two_that_write_at_once_do_not_meet(tmp_path, monkeypatch):
     """Not even where machines number their processes alike, and a machine has one name."""
     path = tmp_path / "file"

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from scoremle.errors import Stopped, out_of_memory
@@ -24,11 +24,18 @@ LOST = (
     "another process of this run has ended, or can't be reached: start all of them again, and they"
     " go on from what is saved"
 )
+NEVER_MET = (
+    "the processes of this run have not met: were all started, and is --coordinator the machine of"
+    " the first, with a port that all reach?"
+)
+MET = "\0"  # said to the parent before any line
 
 
 @contextmanager
-def guarded(process: int | None) -> Iterator[None]:
+def guarded(process: int | None) -> Iterator[Callable[[], None]]:
     """The block is run by a child, which ends with its parent; to be called before JAX is there.
+
+    It is given a function, to be called when it has met the others.
 
     An error ends the child at once, since at its usual end it would wait for the others: they
     fail when they wait for it in vain. The parent never comes to the block: it hands SIGTERM and
@@ -45,7 +52,7 @@ def guarded(process: int | None) -> Iterator[None]:
     os.setsid()  # Ctrl-C is for the parent
     threading.Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
     try:
-        yield
+        yield lambda: theirs.sendall(MET.encode())
         _leave()
     except Stopped:  # all stop together
         _leave()
@@ -87,10 +94,12 @@ def _wait(child: int, ours: socket.socket, whose: str) -> int:
         signal.signal(number, hand_on)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     ours.setblocking(False)
+    said = ""
     with suppress(BlockingIOError):  # where a child of the child lives on
-        if line := ours.recv(LONGEST).decode(errors="replace"):
-            return _say(whose + line)
-    return code if code in KNOWN else _say(whose + _how_it_ended(code))
+        said = ours.recv(LONGEST).decode(errors="replace")
+    if line := said.removeprefix(MET):
+        return _say(whose + line)
+    return code if code in KNOWN else _say(whose + _how_it_ended(code, met=bool(said)))
 
 
 def _say(line: str) -> int:
@@ -98,8 +107,8 @@ def _say(line: str) -> int:
     return 2
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(code: int, *, met: bool) -> str:
     if code in BY_JAX:
-        return LOST
+        return LOST if met else NEVER_MET
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"its work was ended by {how}: the same command goes on from what is saved"

@@ -6,12 +6,12 @@ import sys
 import pytest
 from helpers.places import ROOT
 
-from scoremle.cli.guarded import LOST
+from scoremle.cli.guarded import LOST, NEVER_MET
 
 SCRIPT = """
 import os, signal, sys, time
 from scoremle.cli.guarded import guarded
-with guarded(3):
+with guarded(3) as has_met:
     {}
 print("done")
 """
@@ -26,8 +26,10 @@ def start(block):
 
 @pytest.mark.parametrize(("block", "line"), [
     (r"raise ValueError('one\ntwo')", "one two"),
-    ("print('Terminating process', file=sys.stderr); os._exit(1)", LOST),
-    ("os.abort()", LOST),
+    (r"has_met(); raise ValueError('one\ntwo')", "one two"),
+    ("has_met(); print('Terminating process', file=sys.stderr); os._exit(1)", LOST),
+    ("has_met(); os.abort()", LOST),
+    ("os.abort()", NEVER_MET),
     ("os.kill(os.getpid(), 9)",
      "its work was ended by signal SIGKILL: the same command goes on from what is saved"),
 ])  # fmt: skip

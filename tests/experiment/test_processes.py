@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from helpers.places import ROOT
 from helpers.several import Run, parameters, together
 
+from scoremle import processes
 from scoremle.errors import UserError
-from scoremle.processes import join
 
 FIELDS = (
     "--config.model.nf=4", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()",
@@ -57,8 +59,8 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
         "--config.eval.batch_size=7", "--json",
     )  # fmt: skip
     values = []
-    for name, processes in (("one", 1), ("several", 2)):
-        run = together(("eval", tmp_path / name, *words), tmp_path, processes)
+    for name, count in (("one", 1), ("several", 2)):
+        run = together(("eval", tmp_path / name, *words), tmp_path, count, devices=count)
         assert set(run.codes()) == {0}, run.texts()
         (result,) = json.loads(run.said[0].read_text()).values()
         values.append(result["mean"])
@@ -79,6 +81,20 @@ def test_a_killed_process_ends_the_others(tmp_path):
     assert codes == [2, 2], run.texts()
     assert "error: process 0: another process of this run has ended" in run.last(0)
     assert "error: process 1: its work was ended by signal SIGKILL" in run.last(1)
+
+
+def test_machines_whose_names_lead_nowhere_are_named_in_a_line(monkeypatch):
+    """As with Debian's /etc/hosts, in which a machine's own name is 127.0.1.1."""
+    said = "Gloo context initialization failed: [external/gloo/pair.cc:152] Connection refused"
+
+    def refused(_):
+        raise jax.errors.JaxRuntimeError(f"UNKNOWN: {said}\nand more")
+
+    monkeypatch.setattr(processes, "split_rows", refused)
+    monkeypatch.setattr("socket.gethostname", lambda: "node.invalid")
+    line = rf"each other: UNKNOWN: {re.escape(said)}; .* node\.invalid leads to no address here"
+    with pytest.raises(UserError, match=line):
+        processes._meet()
 
 
 # SLURM's names for a task of one step.
@@ -107,4 +123,4 @@ def test_slurm_that_hides_devices_is_caught_in_a_line(hidden, monkeypatch):
     for name, value in {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", hidden: "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--gpus-per-task"):
-        join()
+        processes.join()

@@ -19,9 +19,12 @@ LONGEST = 600
 
 
 class Run:
-    """One process for each of these commands, with so many devices each."""
+    """One process for each of these commands, with so many devices each.
 
-    def __init__(self, commands, logs, *, devices=1, **more):
+    ``on``: the words before each command, which run it elsewhere.
+    """
+
+    def __init__(self, commands, logs, *, devices=1, on=None, **more):
         count = f"--xla_force_host_platform_device_count={devices}"
         flags = f"{os.environ.get('XLA_FLAGS', '')} {count}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | more
@@ -29,9 +32,10 @@ class Run:
         self.said = [logs / f"out{i}" for i in range(len(commands))]
         self.errors = [logs / f"err{i}" for i in range(len(commands))]
         self.processes = []
-        for words, out, err in zip(commands, self.said, self.errors, strict=True):
+        places = on or [()] * len(commands)
+        for place, words, out, err in zip(places, commands, self.said, self.errors, strict=True):
             with out.open("w") as stdout, err.open("w") as stderr:
-                command = [sys.executable, "-m", "scoremle", *map(str, words)]
+                command = [*place, sys.executable, "-m", "scoremle", *map(str, words)]
                 self.processes.append(
                     subprocess.Popen(
                         command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr

@@ -1,5 +1,6 @@
 """``scoremle train``, ``eval``, ``train-deq``, and the published form ``scoremle --mode=``."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli.guarded import guarded
@@ -28,11 +29,13 @@ def print_config(settings: "Settings") -> dict[str, Any]:
 def _run_mode(settings: "Settings") -> dict[str, Any]:
     if not settings.distributed:
         return _run_alone(settings)
-    with guarded(settings.process):
-        from scoremle.processes import join
+    with guarded(settings.process) as has_met:
+        from scoremle.processes import join, stdout_aside
 
         join(settings.coordinator, settings.processes, settings.process)
-        return _run_alone(settings)
+        has_met()
+        with stdout_aside() if settings.json else nullcontext():
+            return _run_alone(settings)
 
 
 def _run_alone(settings: "Settings") -> dict[str, Any]:
