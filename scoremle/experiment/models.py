@@ -96,4 +96,9 @@ def load_of_images(
             " scoremle.Pixels(256)"
         )
     height, width, channels = model.shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"{place} is a model of images of {channels} channels, and those of pictures and of"
+            " arrays in files are 1 or 3: from Python, model.score(images) takes others"
+        )
     return model, model.pixels, (height, width, channels)

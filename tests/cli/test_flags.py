@@ -268,6 +268,7 @@ BROKEN = {
     "    c.a.b = 1\n    return c": "line 4: AttributeError",
     "x = 1\n": "has no function get_config",
     "def get_config():\n    return {}\n": "get_config must return a ConfigDict",
+    "\nraise SystemExit('no data')\n": "mine.py, line 2: SystemExit: no data",
     "import ml_collections\nget_config = ml_collections.ConfigDict\n": "lacks the field",
 }
 
