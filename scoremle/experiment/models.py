@@ -39,6 +39,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
         ((8, 8, 1), 17)
     """
     check_devices()
+    if checkpoint is not None and is_model_alone(str(place)):
+        raise UserError(
+            f"{place} is one model, not a working directory of several checkpoints: leave the"
+            f" number {checkpoint} out"
+        )
     model = _loaded(place, checkpoint)
     check_finite(model.noise, place)
     return model

@@ -95,6 +95,12 @@ def test_mistakes_are_one_line(file, place, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_number_of_a_checkpoint_is_of_a_working_directory(file):
+    for place in ("digits", f"{file}:model"):
+        with pytest.raises(UserError, match=r"is one model, not .* leave the number 7 out"):
+            scoremle.load(place, 7)
+
+
 def test_a_mistake_has_its_line_in_a_file_beside_us(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     with pytest.raises(UserError, match=r"^mine.py, line 13: ZeroDivisionError"):
