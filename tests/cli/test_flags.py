@@ -254,8 +254,8 @@ def test_missing_flags():
     example = ", such as in: scoremle --config=digits --workdir=runs/digits --mode=train"
     assert failure("--mode=train") == f"missing --config{example}"
     assert failure("--workdir=w") == (
-        "w has no config.json, which a training and scoremle import write: name the config, such as"
-        " --config=digits"
+        "w has no config.json, which a training and scoremle import write: name the config, such"
+        " as --config=digits"
     )
     assert failure("--config=configs/digits.py", "--mode=train") == f"missing --workdir{example}"
     assert failure("--config=configs/digits.py", "--workdir=w") == f"missing --mode{example}"
