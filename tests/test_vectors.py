@@ -15,6 +15,7 @@ from scoremle import (
     Exact,
     Hutchinson,
     Multistep,
+    Orthogonal,
     Pixels,
     ScoreModel,
     UserError,
@@ -276,6 +277,9 @@ def of_scale(scale):
         ),
         (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "give one of the two"),
         (lambda: Exact(block=0), "block must be at least 1, not 0"),
+        (lambda: Hutchinson(probes=0), "probes must be at least 1, not 0"),
+        (lambda: Orthogonal(-1), "probes must be at least 1, not -1"),
+        (lambda: Multistep(0), "nodes must be at least 1, not 0"),
     ],
 )
 def test_mistakes_are_one_line(call, words, unchecked):

@@ -196,8 +196,8 @@ def _recorded(argv: list[str], mode: str) -> tuple[ConfigDict, Resolve]:
         raise _missing(WORDS[mode][0] if mode else "config", mode)
     if not (Path(workdir) / RECORD).is_file():
         raise UserError(
-            f"{workdir} has no {RECORD}, which a training writes: name the config, such as"
-            " --config=digits"
+            f"{workdir} has no {RECORD}, which a training and scoremle import write: name the"
+            " config, such as --config=digits"
         )
     config, flow = recorded_config(Path(workdir)), Path(workdir) / (folder or FLOW_FOLDER)
     if (flow / RECORD).is_file():

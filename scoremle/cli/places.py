@@ -53,10 +53,14 @@ def check_export(options: Any) -> None:
 
 
 def check_samples(options: Any) -> None:
-    """Raises UserError for a model that is not there, and for a name that says no format."""
+    """Raises UserError for a model that is not there, and for a name that can't be written.
+
+    A name must say its format.
+    """
     _check_model(options.model)
     if options.out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"-o {options.out}: the name to write must end in .png, .npy or .npz")
+    _check_can_write(f"-o {options.out}", options.out)
 
 
 def check_scores(options: Any) -> None:
@@ -72,11 +76,14 @@ def _check_tables(options: Any) -> None:
     for flag, place in (("--out", options.out), ("--page", options.page)):
         if place is None:
             continue
-        folder = next(above for above in place.absolute().parents if above.exists())
-        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            what = (
-                "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
-            )
-            raise UserError(f"can't write {flag}={place}: {what}; name a file to write")
+        _check_can_write(f"{flag}={place}", place)
         if place.exists() and not options.force:
             raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
+
+
+def _check_can_write(named: str, place: Path) -> None:
+    """Raises UserError, in which the place is ``named`` so, where no file can be written."""
+    folder = next(above for above in place.absolute().parents if above.exists())
+    if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
+        raise UserError(f"can't write {named}: {what}; name a file to write")

@@ -84,6 +84,11 @@ class _Sampled:
         return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
+def _check_count(probes: int) -> None:
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, not {probes}")
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Hutchinson(_Sampled):
@@ -92,6 +97,8 @@ class Hutchinson(_Sampled):
     Args:
         probes: how many. The work grows with their number.
         distribution: "rademacher" or "gaussian".
+
+    Raises ValueError for less than one probe.
 
     Example:
         >>> x, hutchinson = jnp.ones((1, 2)), scoremle.Hutchinson(probes=2)
@@ -103,6 +110,9 @@ class Hutchinson(_Sampled):
 
     probes: int = 1
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        _check_count(self.probes)
 
     def draw(self, key: Keys, x: Data) -> Probes:
         sampler = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
@@ -118,7 +128,7 @@ class Orthogonal(_Sampled):
     Args:
         probes: how many vectors, at most as many as dimensions.
 
-    Raises ValueError for more probes than dimensions.
+    Raises ValueError for less than one probe, and for more than dimensions.
 
     Example:
         >>> x, orthogonal = jnp.ones((1, 2)), scoremle.Orthogonal(2)
@@ -130,6 +140,9 @@ class Orthogonal(_Sampled):
     """
 
     probes: int = 2
+
+    def __post_init__(self) -> None:
+        _check_count(self.probes)
 
     def draw(self, key: Keys, x: Data) -> Probes:
         dims = dims_of(x)

@@ -204,7 +204,7 @@ def _mistakes_of(path: str) -> Iterator[None]:
     except SyntaxError as error:
         place = f"{error.filename}, line {error.lineno}"
         raise UserError(f"config file {place}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         here = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in here if Path(frame.filename).name == Path(path).name]
         place = f", line {lines[-1]}" if lines else ""

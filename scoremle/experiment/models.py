@@ -39,6 +39,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
         ((8, 8, 1), 17)
     """
     check_devices()
+    if checkpoint is not None and is_model_alone(str(place)):
+        raise UserError(
+            f"{place} is one model, not a working directory of several checkpoints: leave the"
+            f" number {checkpoint} out"
+        )
     model = _loaded(place, checkpoint)
     check_finite(model.noise, place)
     return model
@@ -96,4 +101,9 @@ def load_of_images(
             " scoremle.Pixels(256)"
         )
     height, width, channels = model.shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"{place} is a model of images of {channels} channels, and those of pictures and of"
+            " arrays in files are 1 or 3: from Python, model.score(images) takes others"
+        )
     return model, model.pixels, (height, width, channels)

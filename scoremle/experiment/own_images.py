@@ -39,7 +39,7 @@ def read_images(
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
     if path.suffix in ARRAYS:
-        return _of_arrays(path, fit)
+        return _of_arrays(path, levels, fit)
     with progress("reading", 1.0) as tell:
         looks, hidden = look_through(path, shape, fit, tell)
     if hidden:
@@ -88,9 +88,17 @@ def _in_levels(looks: list[Look], levels: int) -> Integer[np.ndarray, "n h w c"]
     return in_levels(np.stack(pixels), levels)
 
 
-def _of_arrays(path: Path, fit: str) -> tuple[list[Look], UInt8[np.ndarray, "n h w c"]]:
+def _of_arrays(
+    path: Path, levels: int, fit: str
+) -> tuple[list[Look], UInt8[np.ndarray, "n h w c"]]:
     """Images by their numbers; those of several splits one split after the other."""
-    chunks = list(read_arrays(path, Options(fit=fit)).chunks)
+    reading = read_arrays(path, Options(fit=fit))
+    if reading.levels not in (256, levels):  # 256 is also meant where none are stated
+        raise UserError(
+            f"{path} says that its images have {reading.levels} grey levels; the model's have"
+            f" {levels}"
+        )
+    chunks = list(reading.chunks)
     splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
     counts = Counter(splits)
     if len(counts) > 1:

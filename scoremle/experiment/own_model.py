@@ -38,9 +38,9 @@ def own_model(place: str) -> ScoreModel:
             model = getattr(module, function)()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit of the file is none of the program
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
         where = f", line {lines[-1]}" if lines else ""
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path}{where}: {text}") from error

@@ -1,5 +1,6 @@
 """The values that a model's own test images have: its evaluation, to see other images beside."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,23 @@ def _is_of(facts: Any, kind: str, step: int) -> bool:
     return isinstance(facts, dict) and known.items() <= facts.items()
 
 
-def how_to_get(place: str, model: ScoreModel, estimator: Estimator) -> str:
-    """In a line, what gives a model the values that it lacks."""
+def how_to_get(
+    place: str, model: ScoreModel, estimator: Estimator, checkpoint: int | None
+) -> str:
+    """In a line, what gives a model the values that it lacks.
+
+    Args:
+        place: where the model is.
+        model: that was loaded from there.
+        estimator: by which others are measured.
+        checkpoint: its number; None: the newest.
+    """
     kind = _kind(estimator)
     if isinstance(model, Trained) and kind and Path(place).is_dir():
-        bound = " --config.eval.bound" * (kind == "bound")
-        return f"no ranks: scoremle eval {place}{bound} measures the model's own test images first"
+        flags = ["--config.eval.bound"] * (kind == "bound")
+        flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
+        measure = f"scoremle {shlex.join(['eval', place, *flags])}"
+        return f"no ranks: {measure} measures the model's own test images first"
     return (
         "no ranks: no evaluation of the model's own test images by this estimator is known; score"
         " such images too, and compare"

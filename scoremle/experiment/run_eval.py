@@ -212,6 +212,19 @@ class EvaluationRun:
     def images(self) -> np.ndarray:
         return self._split[: self._evaluation.num_images or None]
 
+    @cached_property
+    def _flags(self) -> Facts:
+        """The fields of ``eval`` that are not as the working directory has them.
+
+        No value depends on the size of a batch, which is left out.
+        """
+        if not self.workdir.config_path.exists():
+            return {}
+        known = self.workdir.config().eval
+        fields = self.experiment.config["eval"].items()
+        changed = {name: value for name, value in fields if value != known[name]}
+        return {name: value for name, value in changed.items() if name != "batch_size"}
+
     @property
     def _split(self) -> np.ndarray:
         data = self.experiment.data
@@ -307,6 +320,7 @@ class EvaluationRun:
             **facts,
             **self.trainings(flow=task.flow),
             **task.notes,
+            "flags": self._flags,
             "seconds_per_image": seconds,
         }
         if task.levels is not None:

@@ -178,6 +178,9 @@ def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
     band = Z95 * np.sqrt(_same(np.square(errors), window)) / averaged
 
     def draw(axes: Any) -> None:
+        if not len(mean):
+            axes.text(0.5, 0.5, final, ha="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
         axes.fill_between(steps, mean - band, mean + band, color=COLOURS[0], alpha=0.25, lw=0)
         axes.plot(steps, mean, "o-" if len(mean) < FEW else "-", color=COLOURS[0], markersize=4)
         axes.plot(steps, values, ".", color=COLOURS[0], alpha=0.25, markersize=3)

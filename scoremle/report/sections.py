@@ -30,6 +30,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 IDENTITY = (
     "dataset", "data_hash", "ema_hash", "checkpoint", "step", "precision", "seed", "version",
 )  # fmt: skip
+# Fields of an evaluation that end_ckpt and dataset stand for.
+NOT_AGAIN = ("begin_ckpt", "bpd_dataset")
 CITATION = """@inproceedings{song2021maximum,
   title     = {Maximum Likelihood Training of Score-Based Diffusion Models},
   author    = {Song, Yang and Durkan, Conor and Murray, Iain and Ermon, Stefano},
@@ -70,7 +72,7 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")
-    page.code("\n".join(f"scoremle report {subject.folder}" for subject in subjects))
+    page.code("\n".join(shlex.join(["scoremle", "report", str(s.folder)]) for s in subjects))
     return chart
 
 
@@ -99,7 +101,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     page.section("Results")
     if not subject.results:
         page.text(
-            f"Nothing was evaluated yet: scoremle eval --workdir={subject.folder}"
+            f"Nothing was evaluated yet: scoremle {shlex.join(['eval', str(subject.folder)])}"
             f" (looked for {subject.folder / subject.eval_folder / 'results.json'})."
         )
         return []
@@ -266,7 +268,8 @@ def _again(subject: Subject) -> Iterator[str]:
     fields: dict[str, object] = {}
     if result := subject.main_result:
         facts = result.facts
-        fields = {
+        asked = {n: v for n, v in facts.get("flags", {}).items() if n not in NOT_AGAIN}
+        fields = asked | {
             "end_ckpt": facts["checkpoint"],
             **({} if facts["full_pass"] else {"num_images": facts["images"]}),
             **({} if facts["split"] == "test" else {"dataset": facts["split"]}),

@@ -281,6 +281,8 @@ class Multistep:
             (``choose_nodes``).
         typical: the error that it told of the pilot's examples, in nats.
 
+    Raises ValueError for less than one node.
+
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
         >>> found = scoremle.ode_log_likelihood(
@@ -294,6 +296,10 @@ class Multistep:
     nodes: int = dataclasses.field(default=32, metadata={"static": True})
     calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
     typical: float | Float[Array, ""] = dataclasses.field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ValueError(f"nodes must be at least 1, not {self.nodes}")
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""

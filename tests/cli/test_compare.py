@@ -80,6 +80,17 @@ def test_single_files(both, capsys, tmp_path):
     assert found["a_solver_error"] == pytest.approx(0.2)
 
 
+def test_tables_of_other_pictures_under_the_same_names(capsys, tmp_path):
+    """Images of an array have numbers for names: what they take as PNG tells them apart."""
+    for name, pngs in (("a", ("7.12", "6.6")), ("coarse", ("7", "6.65")), ("b", ("7.1", "5.2"))):
+        rows = "".join(f"3,{i},0.1,{png}\n" for i, png in enumerate(pngs))
+        (tmp_path / f"{name}.csv").write_text(f"bpd,file,solver_error,png_bpd\n{rows}")
+    assert compare(capsys, tmp_path / "a.csv", tmp_path / "coarse.csv")[::2] == (0, "")
+    code, _, err = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
+    words = "1 of 2 images take other bits/dim as PNG in A than in B: are these the same images"
+    assert code == 0 and words in err and err.count("\n") == 1
+
+
 def test_what_is_known_of_an_evaluation_may_be_nothing(both, capsys):
     """A file of values beside no records, and a table of the bound, which has no solver."""
     (both / "a/eval/results.json").write_text('{"exact_test_ckpt_1": null}')
@@ -98,6 +109,7 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
     (tmp_path / "x.csv").write_text("image,bpd\n1.png,x\n")
     (tmp_path / "y.csv").write_bytes(b"bpd,file\n\xff\xfe,\n")
     (tmp_path / "z.csv").write_text(f"bpd,file\n1,{'z' * 200_000}\n")
+    (tmp_path / "png.csv").write_text("bpd,file,solver_error,png_bpd\n1,a,0.1,much\n")
     (tmp_path / "none.csv").write_text("bpd,file,solver_error\n")
     (tmp_path / "nan.csv").write_text("bpd,file,solver_error\nnan,1.png,0.1\n")
     evaluated(tmp_path / "nan", B * np.inf)
@@ -115,6 +127,7 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
         ("x.csv", "x.csv is no table of scoremle score"),
         ("y.csv", "y.csv is no table of scoremle score"),
         ("z.csv", "z.csv is no table of scoremle score"),
+        ("png.csv", "png.csv is no table of scoremle score"),
         ("none.csv", "none.csv has no bits/dim of images, or some that are no finite number"),
         ("nan.csv", "nan.csv has no bits/dim of images, or some that are no finite number"),
         ("nan", "exact_test_ckpt_1.npz has no bits/dim of images, or some that are no finite"),

@@ -254,7 +254,8 @@ def test_missing_flags():
     example = ", such as in: scoremle --config=digits --workdir=runs/digits --mode=train"
     assert failure("--mode=train") == f"missing --config{example}"
     assert failure("--workdir=w") == (
-        "w has no config.json, which a training writes: name the config, such as --config=digits"
+        "w has no config.json, which a training and scoremle import write: name the config, such"
+        " as --config=digits"
     )
     assert failure("--config=configs/digits.py", "--mode=train") == f"missing --workdir{example}"
     assert failure("--config=configs/digits.py", "--workdir=w") == f"missing --mode{example}"
@@ -268,6 +269,7 @@ BROKEN = {
     "    c.a.b = 1\n    return c": "line 4: AttributeError",
     "x = 1\n": "has no function get_config",
     "def get_config():\n    return {}\n": "get_config must return a ConfigDict",
+    "\nraise SystemExit('no data')\n": "mine.py, line 2: SystemExit: no data",
     "import ml_collections\nget_config = ml_collections.ConfigDict\n": "lacks the field",
 }
 

@@ -19,6 +19,7 @@ from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines, metrics
 from scoremle.experiment import run_score
+from scoremle.experiment.reference import how_to_get
 from scoremle.experiment.shipped import FOLDER
 
 IMAGES = load_digits("")[1][:5]
@@ -110,6 +111,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
         ("missing", None, "no file or folder"),
         ("a/x.txt", b"text", "a: x.txt: its name does not end as that of a picture; --skip-bad"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many, but must be one whole number"),
+        ("x.npz", {"x": IMAGES, "levels": 25}, "have 25 grey levels; the model's have 17"),
         ("a/x.png", b"text", "a: x.png: can't be decoded"),
     ],
 )
@@ -265,6 +267,14 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     np.testing.assert_allclose(ranks, expected, atol=0.01)
     assert (ranks[:6] > 0).all() and (ranks[:6] < 1).all()  # black: no rank tells it apart
     assert (ranks[6:] == 1).all()
+
+
+def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):
+    place = tmp_path / "a run"
+    place.mkdir()
+    flags = "--config.eval.bound --config.eval.end_ckpt=1"
+    told = how_to_get(str(place), model, scoremle.ByBound(), 1)
+    assert told.startswith(f"no ranks: scoremle eval '{place}' {flags} measures")
 
 
 def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):

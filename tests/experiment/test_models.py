@@ -15,10 +15,10 @@ OWN = """
 import jax.numpy as jnp
 import scoremle
 
-def model():
+def model(channels=1):
     sde = scoremle.VP()
     return scoremle.ScoreModel(
-        lambda x, t: sde.sigma(t)[:, None, None, None] * x, sde, 1e-4, (2, 2, 1),
+        lambda x, t: sde.sigma(t)[:, None, None, None] * x, sde, 1e-4, (2, 2, channels),
         scoremle.Pixels(4), scoremle.Multistep(16),
     )
 
@@ -27,6 +27,12 @@ def broken():
 
 def number():
     return 3
+
+def leaves():
+    raise SystemExit("no weights")
+
+def of_two_channels():
+    return model(2)
 """
 
 
@@ -47,6 +53,12 @@ def test_a_function_of_a_file_is_scored_from_the_command_line(file, tmp_path, ca
     bpd = [float(line.split(",")[0]) for line in out.read_text().splitlines()[1:]]
     expected = model.score(images, repeats=4)
     np.testing.assert_allclose(bpd, expected.bpd, atol=5 * expected.solver_error.max() + 1e-3)
+
+
+def test_a_model_whose_images_are_of_no_file(file, tmp_path, capsys):
+    code = cli.main(["score", f"{file}:of_two_channels", str(tmp_path), f"--out={file}.csv"])
+    words = f"error: {file}:of_two_channels is a model of images of 2 channels, and those of"
+    assert code == 2 and words in capsys.readouterr().err
 
 
 def test_a_path_that_exists_wins(tmp_path):
@@ -70,6 +82,7 @@ def test_the_model_that_ships_knows_digits():
     [
         ("{file}:other", "has no function other"),
         ("{file}:broken", r"mine.py, line 13: ZeroDivisionError: division by zero"),
+        ("{file}:leaves", r"mine.py, line 19: SystemExit: no weights"),
         ("{file}:number", "must return a ScoreModel, not a int"),
         ("{file}x.py:model", "no file"),
         ("{file}", "is no model of a known family: a folder of diffusers, a .pt"),
@@ -80,6 +93,18 @@ def test_mistakes_are_one_line(file, place, words):
     with pytest.raises(UserError, match=words) as error:
         scoremle.load(place.format(file=file))
     assert "\n" not in str(error.value)
+
+
+def test_a_number_of_a_checkpoint_is_of_a_working_directory(file):
+    for place in ("digits", f"{file}:model"):
+        with pytest.raises(UserError, match=r"is one model, not .* leave the number 7 out"):
+            scoremle.load(place, 7)
+
+
+def test_a_mistake_has_its_line_in_a_file_beside_us(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(UserError, match=r"^mine.py, line 13: ZeroDivisionError"):
+        scoremle.load("mine.py:broken")
 
 
 def test_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):

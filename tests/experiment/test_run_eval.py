@@ -30,7 +30,10 @@ def test_values_do_not_depend_on_the_batch_size(tiny, name):
         folder, results = evaluate(
             tiny, f"by_{size}", eval__batch_size=size, **FEW, **WHAT[name]
         )
-        assert "batch_size" not in results[f"{name}_test_ckpt_2"]
+        facts = results[f"{name}_test_ckpt_2"]
+        assert "batch_size" not in facts
+        changed = {f"eval__{field}": value for field, value in facts["flags"].items()}
+        assert changed == {**FEW, **WHAT[name]}
         found.append(npz(folder / f"{name}_test_ckpt_2.npz"))
     for column, values in found[0].items():
         spread = values.std() or 1.0

@@ -64,7 +64,9 @@ def make(folder, *, shift=0.0, field=None):
     write_json(folder / "eval" / "results.json", {
         "exact_test_ckpt_1": result("exact", values - 9),
         "exact_test_ckpt_2": result(
-            "exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE, **CORRECTED
+            "exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE, **CORRECTED, flags={
+                "begin_ckpt": 2, "nodes": 24, "dequantization": "truncated_normal"
+            },
         ),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
@@ -142,7 +144,8 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
     assert "training.n_iters 2400 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
-    again = f"--config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"
+    asked = "--config.eval.nodes=24 --config.eval.dequantization=truncated_normal"
+    again = f"{asked} --config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"
     assert f"{again} --config.eval.num_repeats=1" in told
     assert "not the whole split" in told and "step 9" in told and "step 200" in told
 
@@ -175,6 +178,13 @@ def test_the_band_is_the_error_of_the_mean_of_the_rows():
     words = charts.training_bpd(rows, uniform=4.0).words
     # At the end of the line ten rows before the last are averaged with it.
     assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
+
+
+def test_a_chart_of_nothing_says_so():
+    rows = [{"step": i, "eval_bpd": 9.0, "eval_bpd_stderr": 0.1} for i in range(3)]
+    words = "no row beats a uniform distribution yet"
+    assert words in charts.training_bpd(rows, uniform=4.0).svg()
+    assert words not in charts.training_bpd(rows, uniform=10.0).svg()
 
 
 @pytest.mark.parametrize("rows", [
@@ -219,11 +229,12 @@ def test_several_are_compared_with_the_first(tmp_path, capsys):
 
 
 def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
-    make(tmp_path / "run", field={})
-    shutil.rmtree(tmp_path / "run" / "eval")
-    assert main(["report", str(tmp_path / "run")]) == 0
-    told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
-    assert "Nothing was evaluated yet" in told and "No field differs from it" in told
+    make(tmp_path / "a run", field={})
+    shutil.rmtree(tmp_path / "a run" / "eval")
+    assert main(["report", str(tmp_path / "a run")]) == 0
+    told = Reader((tmp_path / "a run" / "report" / "index.html").read_text()).text
+    command = f"scoremle eval '{tmp_path / 'a run'}'"
+    assert f"Nothing was evaluated yet: {command}" in told and "No field differs from it" in told
     assert main(["report", str(tmp_path)]) == 2
     assert "no working directory" in capsys.readouterr().err
 

@@ -6,7 +6,9 @@ are not random: they stand beside it.
 """
 
 import csv
+import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +23,29 @@ from scoremle.terminal import say
 
 __all__ = ["run"]
 
+logger = logging.getLogger(__name__)
+
 RESULTS = "results.json"
 NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
+class Written(NamedTuple):
+    """A number of a table, and the unit of its last place: rows have as many as they warrant."""
+
+    value: float
+    unit: float
+
+
 class Measured(NamedTuple):
-    """Bits/dim of images, and what tells whether others are the same images, where it is known."""
+    """Bits/dim of images, and what tells whether others are the same images, where it is known.
+
+    ``png``: what they take as PNG, as a table has it.
+    """
 
     bpd: Float[np.ndarray, " n"]
     images: Any
     solver_error: float | None
+    png: Sequence[Written] = ()
 
 
 def run(options: Any) -> dict[str, dict[str, Any]]:
@@ -48,7 +63,8 @@ def run(options: Any) -> dict[str, dict[str, Any]]:
 
 
 WORDS = (
-    "bits/dim; below zero, B finds the images likelier. The standard error is over images: the"
+    "bits/dim; below zero, B finds the images likelier. A and B are means of the values of single"
+    " images, which are not corrected for the solver. The standard error is over images: the"
     " solver's error, which stands beside it, is not in it"
 )
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
@@ -61,6 +77,11 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
         raise UserError(
             f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)})"
         )
+    if others := sum(not _agree(*pair) for pair in zip(a.png, b.png, strict=False)):
+        logger.warning(
+            "%d of %d images take other bits/dim as PNG in A than in B: are these the same images,"
+            " of one size?", others, len(a.bpd),
+        )  # fmt: skip
     found = difference(a.bpd, b.bpd)
     return {
         "a": float(a.bpd.mean()),
@@ -71,6 +92,11 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
         "a_solver_error": a.solver_error,
         "b_solver_error": b.solver_error,
     }
+
+
+def _agree(one: Written, other: Written) -> bool:
+    """May they be one number?"""
+    return abs(one.value - other.value) < 1.01 * max(one.unit, other.unit)
 
 
 def _in_words(facts: dict[str, Any]) -> list[str]:
@@ -131,10 +157,16 @@ def _of_scores(path: Path) -> Measured:
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
         names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
+        png = [_as_written(row["png_bpd"]) for row in rows if "png_bpd" in row]
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of scoremle score") from None
     known = errors.size and np.isfinite(errors).all()  # a bound has none
-    return _checked(path, bpd, names, float(errors.mean()) if known else None)
+    found = _checked(path, bpd, names, float(errors.mean()) if known else None)
+    return found._replace(png=png)
+
+
+def _as_written(text: str) -> Written:
+    return Written(float(text), 10.0 ** -len(text.partition(".")[2]))
 
 
 def _checked(

@@ -71,7 +71,8 @@ def run(options: Any) -> dict[str, Any] | Partly:
     if options.page:
         write_page(options.page, rows, about)
     _remove(parts)
-    _tell(rows, about, how_to_get(options.model, model, found.estimator))
+    no_ranks = how_to_get(options.model, model, found.estimator, options.checkpoint)
+    _tell(rows, about, no_ranks)
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     summary = _summary(scored, found, rows, options)
     if not (left_out := summary["left_out"]):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
-from scoremle.cli.parsers.words import ANY_FITS, ESTIMATORS, SAMPLERS, at_least, shard
+from scoremle.cli.parsers.words import ANY_FITS, ESTIMATORS, SAMPLERS, at_least, seed, shard
 from scoremle.cli.places import check_samples, check_scores, exist
 
 __all__ = ["compare_parser", "report_parser", "sample_parser", "score_parser"]
@@ -31,7 +31,7 @@ def sample_parser() -> Parser:
         "-o", "--out", type=Path, default=Path("samples.png"), metavar="FILE",
         help="a picture of all (.png), or an array (.npy, .npz) (samples.png)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything random (0)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ode", help=SAMPLER)
     parser.add_argument("--steps", type=at_least(1), help="of the sampler; unset: its own number")
     parser.add_argument(
@@ -94,7 +94,7 @@ def score_parser() -> Parser:
         " code is 3",
     )  # fmt: skip
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
-    parser.add_argument("--seed", type=int, default=0, help="of dequantization and probes (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of dequantization and probes (0)")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
     shares = parser.add_mutually_exclusive_group()
     shares.add_argument(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 __all__ = [
-    "ANY_FITS", "DATASETS", "ESTIMATORS", "FITS", "NAMES", "SAMPLERS", "at_least", "shard",
+    "ANY_FITS", "DATASETS", "ESTIMATORS", "FITS", "NAMES", "SAMPLERS", "at_least", "seed", "shard",
 ]  # fmt: skip
 
 # The names in scoremle.data and in experiment/samplers.py, whose import brings JAX.
@@ -18,6 +18,7 @@ FITS = ("crop", "resize")
 ANY_FITS = (*FITS, "pad")
 # Those of scoremle.experiment.scoring, likewise.
 ESTIMATORS = ("ode", "bound", "steps")
+SEEDS = 2**32
 DATASETS = (
     "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
     "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
@@ -34,6 +35,14 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def seed(text: str) -> int:
+    """The type of a seed. JAX takes 32 bits of it: a larger one would be another one."""
+    number = at_least(0)(text)
+    if number >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not below {SEEDS}")
+    return number
 
 
 def shard(text: str) -> tuple[int, int]:
