@@ -42,8 +42,9 @@ class Likelihood:
         arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self))
         if not (arrays and known(self) and self.ok.size):
             return f"Likelihood(no values; trace {self.trace})"
+        count = f"{self.ok.size} example{'s' * (self.ok.size > 1)}"
         return (
-            f"Likelihood({self.ok.size} examples: {np.mean(self.log_prob):.5g} nats in the mean;"
+            f"Likelihood({count}: {np.mean(self.log_prob):.5g} nats in the mean;"
             f" errors of one: solver {_typical(self.solver_error)}, probes"
             f" {_typical(self.probe_stderr)}; trace {self.trace})"
         )

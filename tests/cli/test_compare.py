@@ -101,6 +101,15 @@ def test_what_is_known_of_an_evaluation_may_be_nothing(both, capsys):
         assert code == 0 and found["difference"] == 0 and found["a_solver_error"] is None
 
 
+def test_a_bound_and_an_exact_value_are_named(both, capsys):
+    (both / "bound.csv").write_text("bpd,file,solver_error\n3,1.png,nan\n4,2.png,nan\n")
+    (both / "exact.csv").write_text("bpd,file,solver_error\n3,1.png,0.1\n4,2.png,0.1\n")
+    for names, without in (("exact bound", "B"), ("bound exact", "A")):
+        code, _, err = compare(capsys, *(both / f"{name}.csv" for name in names.split()))
+        assert code == 0 and f"{without} has none: if that is a bound" in err
+    assert compare(capsys, both / "bound.csv", both / "bound.csv")[2] == ""
+
+
 def test_what_cannot_be_compared(both, capsys, tmp_path):
     evaluated(tmp_path / "other", B, data_hash="other")
     evaluated(tmp_path / "few", B[:, :40])

@@ -82,6 +82,11 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
             "%d of %d images take other bits/dim as PNG in A than in B: are these the same images,"
             " of one size?", others, len(a.bpd),
         )  # fmt: skip
+    if (a.solver_error is None) != (b.solver_error is None):
+        logger.warning(
+            "%s: of A and B one has the error of an ODE's solver, and %s has none: if that is a"
+            " bound, its gap is in the difference", kind, "A" if a.solver_error is None else "B",
+        )  # fmt: skip
     found = difference(a.bpd, b.bpd)
     return {
         "a": float(a.bpd.mean()),
