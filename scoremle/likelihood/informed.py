@@ -157,16 +157,21 @@ def _likeliest(
 ) -> float:
     """The scale under which these integers are, by the errors of the predicted noise."""
     pixels, t = model.pixels, jnp.full(len(images), model.eps)
-
-    @jax.jit
-    def nats(log_scale: Array) -> Array:
-        decoder = Informed(pixels.points, jnp.exp(log_scale))
-        return -jnp.mean(decoder.log_prob(error, model.sde, jnp.asarray(images), t))
-
+    points, x = jnp.asarray(pixels.points, float), jnp.asarray(images)
     width = pixels.high - pixels.low
     ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
-    found = minimize_scalar(lambda at: float(nats(at)), bounds=ends, method="bounded")
+    found = minimize_scalar(
+        lambda at: float(_nats(at, points, error, model.sde, x, t)), bounds=ends, method="bounded"
+    )
     return math.exp(found.x)
+
+
+@jax.jit
+def _nats(
+    log_scale: Array, points: Array, error: Array, sde: SDE, x: IntImages, t: Array
+) -> Array:
+    decoder = Informed(points, jnp.exp(log_scale))
+    return -jnp.mean(decoder.log_prob(error, sde, x, t))
 
 
 def _predicted(
