@@ -4,8 +4,8 @@
 
 Fashion-MNIST at 8x8 with its 256 levels, and a small U-Net with a learned range of variances on
 DDPM's 1000 steps. It is trained by the loss of improved diffusion (L_hybrid, arXiv 2102.09672) at
-steps drawn evenly, of which the first comes up 200 times. The authors' trainings draw it 16,000
-times and more. So the output of variances alone is then trained on, at the first step.
+steps drawn evenly, of which the first comes up 200 times: a long training draws it many thousands
+of times. So the output of variances alone is then trained on, at the first step.
 
 The first table: bits/dim of the step from there to the integers, over test images, by each scale.
 The second: what eight images gain by a scale that is fitted to themselves over one that is fitted

@@ -450,8 +450,9 @@ class ScoreModel:
     ) -> "ScoreModel":
         """The model with the ``decoder_scale`` under which such integers are likeliest.
 
-        A single number is fitted: scores of the same images gain about half a nat by it, all of
-        them together. A model without decoder, or whose network tells its scale, is given back.
+        A single number is fitted: scores of the same images gain half a nat by it at most or so,
+        all of them together. A model without decoder, or whose network tells its scale, is given
+        back.
 
         Args:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.

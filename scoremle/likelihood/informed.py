@@ -108,9 +108,9 @@ def fitted_scale(
     """The scale of `Informed` under which the integers of these images are likeliest.
 
     By one network evaluation for each image, and a search in one dimension; a hundred images are
-    enough. Scores of these images gain by it, half a nat all together: `scale_of_others` is for
-    images that are then scored. Raises UserError for images of another type or range than the
-    model's.
+    enough. Scores of these images gain by it, if less than a nat all together: `scale_of_others`
+    is for images that are then scored. Raises UserError for images of another type or range than
+    the model's.
     """
     images = model.pixels.checked(np.asarray(images), np.shape(images)[1:])
     return _likeliest(model, _predicted(model, images, key)[0], images)
