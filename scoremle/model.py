@@ -34,7 +34,9 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
+from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.scores import Scores
+from scoremle.likelihood.steps import learned_decoder
 from scoremle.likelihood.within import Accuracy, choose_within
 from scoremle.numerics import all_finite, as_data, as_pytree, check_examples, check_values
 from scoremle.resumable import Arrays, in_parts
@@ -77,8 +79,8 @@ class ScoreModel:
         shape: of one example.
         pixels: what its images are; None where the data are reals.
         solver: of the probability-flow ODE, where a method is not given another.
-        decoder_scale: of ``decoder``, in units of the data; None: the noise at t = ``eps``, over
-            alpha.
+        decoder_scale: of ``decoder``, in units of the data; None: what the network has learned of
+            it, or the noise at t = ``eps``, over alpha.
         bijector: from data that are reals to what the network sees; None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
 
@@ -99,7 +101,7 @@ class ScoreModel:
     shape: tuple[int, ...] = static()
     pixels: Pixels | None = static(default=None)
     solver: Solver | PublishedRK45 = Multistep()
-    decoder_scale: Scalar | None = None
+    decoder_scale: Scalar | Scale | None = None
     bijector: Bijector | None = None
     divergence: DivergenceEstimator | None = None
 
@@ -141,8 +143,10 @@ class ScoreModel:
     def decoder(self) -> Informed | None:
         """What decodes integers, where the noise at t = ``eps`` hides levels from each other.
 
-        It is what the network says of the data there, spread by ``decoder_scale``. None where the
-        levels can be told apart. Raises UserError for a model of reals.
+        It is what the network says of the data there, spread by ``decoder_scale``. Where that is
+        None and the network has learned a range of variances, it is the decoder L_0 of its chain
+        of steps, if the first of these is at t = ``eps``. None where the levels can be told apart.
+        Raises UserError for a model of reals.
 
         Example:
             >>> print(scoremle.load("digits").decoder)
@@ -153,7 +157,8 @@ class ScoreModel:
             return None
         if self.decoder_scale is not None:
             return Informed(pixels.points, self.decoder_scale)
-        return Informed.at(self.sde, self.eps, pixels.points)
+        learned = learned_decoder(self.noise, self.sde, self.eps, pixels.points)
+        return learned or Informed.at(self.sde, self.eps, pixels.points)
 
     @property
     def default_estimator(self) -> Estimator:
@@ -443,10 +448,11 @@ class ScoreModel:
     def fitted(
         self, images: Integer[Array | np.ndarray, "n h w *c"], *, seed: int = 0
     ) -> "ScoreModel":
-        """The model with the ``decoder_scale`` under which such integers are likeliest, if any.
+        """The model with the ``decoder_scale`` under which such integers are likeliest.
 
-        A single number is fitted: scores of the same images gain about half a nat by it, all of
-        them together.
+        A single number is fitted: scores of the same images gain half a nat by it at most or so,
+        all of them together. A model without decoder, or whose network tells its scale, is given
+        back.
 
         Args:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.
@@ -457,7 +463,8 @@ class ScoreModel:
             >>> print(model.fitted(np.zeros((1, 8, 8, 1), np.uint8)) is model)  # it has no decoder
             True
         """
-        if self.decoder is None:
+        decoder = self.decoder
+        if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
         few = np.asarray(images)[:PILOT_IMAGES]
         scale = fitted_scale(cast(ImageModel, self), few, jax.random.key(seed))

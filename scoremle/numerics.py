@@ -29,6 +29,7 @@ __all__ = [
     "mean_square",
     "not_finite",
     "predict",
+    "predict_ranged",
     "sum_data",
     "sum_over",
     "within_forms",
@@ -186,6 +187,17 @@ def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
             " eps(x, t) must have the shape of x"
         )
     return found.astype(jnp.promote_types(found.dtype, x.dtype))
+
+
+def predict_ranged(noise: NoiseFn, x: Data, t: Times) -> tuple[Data, Data | None]:
+    """``predict``, and v of a network with a learned range of variances: None of another.
+
+    Such a noise prediction has ``both``, which gives the two.
+    """
+    if not hasattr(noise, "both"):
+        return predict(noise, x, t), None
+    found, v = noise.both(x, t) if len(x) else (x, x)
+    return predict(lambda *_: found, x, t), v
 
 
 def within_forms(noise: NoiseFn) -> NoiseFn:

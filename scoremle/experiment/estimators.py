@@ -30,6 +30,7 @@ from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.levels import Levels
 from scoremle.likelihood.nodes import Choice
 from scoremle.likelihood.reconstruction import Reconstruction
+from scoremle.likelihood.scales import LearnedScale
 from scoremle.likelihood.steps import BySteps
 from scoremle.types import IntImages, Keys
 
@@ -196,9 +197,10 @@ def _decoded_bound_task(
     model: ModelSpec, how: Estimators, dequantization: Dequantization
 ) -> Task:
     informed = dequantization.name == "informed"
+    words = how.decoder.words if informed else "discrete decoder"
     facts = {
         **_bound_facts(how, dequantization),
-        "estimator": f"variational bound (SDE, {'informed' if informed else 'discrete'} decoder)",
+        "estimator": f"variational bound (SDE, {words})",
         **(_decoder_facts(how) if informed else {}),
         "offset": None,
     }
@@ -220,7 +222,9 @@ def _chain_task(model: ModelSpec, chain: BySteps) -> Task:
 
 
 def _decoder_facts(how: Estimators) -> Facts:
-    return {"decoder_scale": float(how.decoder.scale)}
+    scale = how.decoder.scale
+    learned = isinstance(scale, LearnedScale)
+    return {"decoder_scale": "learned" if learned else float(cast(float, scale))}
 
 
 def _loss_task(objective: Objective) -> Task:

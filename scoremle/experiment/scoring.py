@@ -20,7 +20,7 @@ from scoremle.experiment.trained import Trained
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import FEWEST_IMAGES
 from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel
-from scoremle.likelihood.informed import decoder_worth
+from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import Levels
 from scoremle.likelihood.nodes import (
@@ -31,7 +31,8 @@ from scoremle.likelihood.nodes import (
     choose_nodes,
 )
 from scoremle.likelihood.reconstruction import Gaussian, Informed
-from scoremle.likelihood.steps import BySteps
+from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
+from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
@@ -70,8 +71,9 @@ def prepared(
     """What scores these images in so many passes, by the name of the estimator.
 
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
-    solver needs, of an image and of the mean, and the scale of a decoder. Under all labels there
-    is no one condition to check, and these go by the first. ``steps``: how many a chain has; None:
+    solver needs, of an image and of the mean, and the scale of a decoder: of each image by others,
+    unless the model has one. Under all labels there is no one condition to check, and these go by
+    the first. ``steps``: how many a chain has; None:
     all of the model's own. Raises UserError for what does not fit.
     """
     classes = check_label(model, label)
@@ -82,12 +84,12 @@ def prepared(
         if one.decoder is None and label != ALL and len(images) >= FEWEST:
             one, choice, tolerance = _for_mean(one, images, passes)
         else:
-            one, choice = one.calibrated(images)
+            choice = choose_nodes(one.pilot_on(images))
+            one = replace(one, solver=choice.solver)
         levels = choice.levels
         notes.append(str(choice))
-    elif not chain:
-        one = one.fitted(images)
     if one.decoder and not chain:
+        one = _scaled(one, images)
         notes.append(worth_of(one, images))
     found = chain or one.default_estimator
     if estimator == "bound":
@@ -112,15 +114,38 @@ def _for_mean(
     return replace(model, solver=choice.solver), choice, tolerance
 
 
-def worth_of(model: ScoreModel, images: Images) -> str:
-    """What the decoder of a model is worth, on a few images."""
-    few, key = images[:PILOT_IMAGES], jax.random.key(0)
+def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
+    """The model with a scale of its decoder that no image has from itself."""
+    decoder = cast(Informed, model.decoder)
+    if model.decoder_scale is not None or isinstance(decoder.scale, LearnedScale):
+        return model
     asked = cast(ImageModel, model)  # it has pixels
-    informed, flat = decoder_worth(asked, cast(Informed, model.decoder), few, key)
+    return replace(model, decoder_scale=scale_of_others(asked, images, jax.random.key(0)))
+
+
+def worth_of(model: ScoreModel, images: Images) -> str:
+    """What the decoder of a model is worth, on a few images; and where its scale is from."""
+    few, key = images[:PILOT_IMAGES], jax.random.key(0)
+    asked, decoder = cast(ImageModel, model), cast(Informed, model.decoder)
+    informed, flat = decoder_worth(asked, decoder, few, key)
     return (
         f"its last noise hides the levels: from there to the integers the informed decoder takes"
-        f" {informed:.2f} bits/dim, and a flat one would take {flat:.2f}"
+        f" {informed:.2f} bits/dim, and a flat one would take {flat:.2f}{_origin(model, decoder)}"
     )
+
+
+def _origin(model: ScoreModel, decoder: Informed) -> str:
+    """Where the scale of a decoder is from, as far as there is something to say."""
+    if isinstance(decoder.scale, LearnedScale):
+        return "; its scale is the network's own, for each pixel"
+    words = "; no image has a scale that was fitted to it"
+    words *= isinstance(decoder.scale, ScaleOfOthers)
+    if hasattr(model.noise, "both") and not has_last_step(model.sde, model.eps):
+        words += (
+            "; the network tells variances, but of no step from the smallest time to the integers,"
+            " so the scale is not its own"
+        )
+    return words
 
 
 def in_words(estimator: Estimator) -> str:

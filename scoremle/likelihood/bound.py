@@ -35,7 +35,7 @@ from scoremle.numerics import (
     check_eps,
     dims_of,
     expand,
-    predict,
+    predict_ranged,
     sum_data,
     sum_over,
     within_forms,
@@ -89,26 +89,31 @@ def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
     return (sum_data(jnp.square(mean)) + sum_over(ratio - 1 - jnp.log(ratio), x)) / 2
 
 
-# (noise, sde, x_t, t, z, keys) -> the network's prediction, and the integrand in each dimension
-Matching = Callable[[NoiseFn, SDE, Data, Times, Data, Keys], tuple[Data, Data]]
+# The network's prediction, and v if it tells a range of variances.
+Outputs = tuple[Data, Data | None]
+# (noise, sde, x_t, t, z, keys) -> what the network says, and the integrand in each dimension
+Matching = Callable[[NoiseFn, SDE, Data, Times, Data, Keys], tuple[Outputs, Data]]
 
 
 def denoising(
     noise: NoiseFn, sde: SDE, x_t: Data, t: Times, z: Data, keys: Keys
-) -> tuple[Data, Data]:
+) -> tuple[Outputs, Data]:
     """1/2 (eps - z)^2."""
-    prediction = predict(noise, x_t, t)
-    return prediction, jnp.square(prediction - z) / 2
+    prediction, v = predict_ranged(noise, x_t, t)
+    return (prediction, v), jnp.square(prediction - z) / 2
 
 
 def sliced(
     noise: NoiseFn, sde: SDE, x_t: Data, t: Times, z: Data, keys: Keys
-) -> tuple[Data, Data]:
-    """1/2 (eps^2 + 1) - sigma v Jv with random signs v: in expectation the denoising one."""
-    v = draw(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
+) -> tuple[Outputs, Data]:
+    """1/2 (eps^2 + 1) - sigma w Jw with random signs w: in expectation the denoising one."""
+    w = draw(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
     noise = within_forms(noise)
-    prediction, jv = jax.jvp(lambda y: predict(noise, y, t), (x_t,), (v,))
-    return prediction, (jnp.square(prediction) + 1) / 2 - expand(sde.sigma(t), v) * v * jv
+    prediction, jw, v = jax.jvp(
+        lambda y: predict_ranged(noise, y, t), (x_t,), (w,), has_aux=True
+    )
+    form = expand(sde.sigma(t), w) * w * jw
+    return (prediction, v), (jnp.square(prediction) + 1) / 2 - form
 
 
 MATCHINGS: dict[str, Matching] = {"denoising": denoising, "sliced": sliced}
@@ -235,7 +240,7 @@ def bound_at(
         number, t, density = inputs
         key_z, key_v = split(fold_in(keys, number))
         z = normal(key_z, x)
-        prediction, integrand = MATCHINGS[matching](
+        (prediction, v), integrand = MATCHINGS[matching](
             noise, sde, sde.perturb(x, t, z), t, z, key_v
         )
         weight = expand(sde.likelihood_weight(t), x) / expand(density, x)
@@ -245,7 +250,7 @@ def bound_at(
         else:
             sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
             centred = known.draw_at_data(z)
-        return sample, reconstruction.drawn(prediction - z, centred, sde, integers, t)
+        return sample, reconstruction.drawn(prediction - z, centred, sde, integers, t, v)
 
     rows = (
         jnp.arange(draws + last_draws),

@@ -266,7 +266,8 @@ class ByBound:
 
     @property
     def words(self) -> str:
-        informed = ", informed decoder" if isinstance(self.reconstruction, Informed) else ""
+        decoder = self.reconstruction
+        informed = f", {decoder.words}" if isinstance(decoder, Informed) else ""
         return f"variational bound, {self.draws} times{informed}"
 
     def __call__(

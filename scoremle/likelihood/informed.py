@@ -17,6 +17,7 @@ Neither clean nor uniformly dequantized data may take the place of z: they do no
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +29,21 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, normal, split
 from scoremle.core.pytree import pytree, static
+from scoremle.core.sde import SDE
 from scoremle.devices import compiled
 from scoremle.likelihood.images import ImageModel, Values, by_draws
+from scoremle.likelihood.nodes import PILOT_IMAGES
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import LOG_2PI, Informed, decoding_cost
-from scoremle.numerics import dims_of, predict, sum_data, sum_over
+from scoremle.likelihood.scales import ScaleOfOthers
+from scoremle.numerics import as_pytree, dims_of, predict_ranged, sum_data, sum_over
 from scoremle.resumable import Arrays, in_parts
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import IntImages, Keys, PerExample, PRNGKey
+from scoremle.types import IntImages, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 
-__all__ = ["ByInformedOde", "decoder_worth", "fitted_scale"]
+__all__ = ["ByInformedOde", "decoder_worth", "fitted_scale", "scale_of_others"]
 
 BATCH_SIZE = 64
 # The scale is looked for from this share of a bin to the whole range of the data.
@@ -71,7 +75,7 @@ class ByInformedOde:
 
     @property
     def words(self) -> str:
-        return f"ODE bound, informed decoder, {self.samples} draw{'s' * (self.samples > 1)}"
+        return f"ODE bound, {self.decoder.words}, {self.samples} draw{'s' * (self.samples > 1)}"
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -86,8 +90,8 @@ class ByInformedOde:
                 model.noise, model.sde, z, key_probe,
                 eps=model.eps, divergence=self.divergence, solver=self.solver,
             )  # fmt: skip
-            error = predict(model.noise, z, t) - noise
-            decoded = self.decoder.log_prob(error, model.sde, x, t)
+            prediction, v = predict_ranged(model.noise, z, t)
+            decoded = self.decoder.log_prob(prediction - noise, model.sde, x, t, v)
             log_sigma = jnp.log(model.sde.sigma(t))
             log_q = -sum_data(jnp.square(noise)) / 2 - sum_over(LOG_2PI / 2 + log_sigma, y)
             return replace(found, evaluations=found.evaluations + 1), log_q - decoded
@@ -104,22 +108,32 @@ def fitted_scale(
     """The scale of `Informed` under which the integers of these images are likeliest.
 
     By one network evaluation for each image, and a search in one dimension; a hundred images are
-    enough. Not of the images that are then scored. Raises UserError for images of another type or
-    range than the model's.
+    enough. Scores of these images gain by it, if less than a nat all together: `scale_of_others`
+    is for images that are then scored. Raises UserError for images of another type or range than
+    the model's.
     """
-    pixels = model.pixels
-    images = pixels.checked(np.asarray(images), np.shape(images)[1:])
-    error, t = _errors(model, images, key), jnp.full(len(images), model.eps)
+    images = model.pixels.checked(np.asarray(images), np.shape(images)[1:])
+    return _likeliest(model, _predicted(model, images, key)[0], images)
 
-    @jax.jit
-    def nats(log_scale: Array) -> Array:
-        decoder = Informed(pixels.points, jnp.exp(log_scale))
-        return -jnp.mean(decoder.log_prob(error, model.sde, jnp.asarray(images), t))
 
-    width = pixels.high - pixels.low
-    ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
-    found = minimize_scalar(lambda at: float(nats(at)), bounds=ends, method="bounded")
-    return math.exp(found.x)
+def scale_of_others(
+    model: ImageModel, images: Integer[np.ndarray, "n h w c"], key: PRNGKey
+) -> ScaleOfOthers:
+    """A scale for these images and all others that is fitted to no image that it decodes.
+
+    The first 16 of them are halved, or all if they are fewer. The first half has the scale that is
+    fitted to the second, and every other image that of the first. An image that is alone has that
+    of the noise. Equal images count as one.
+    """
+    _, firsts = np.unique(images[: 2 * PILOT_IMAGES], axis=0, return_index=True)
+    few = images[np.sort(firsts)]
+    errors, half = _predicted(model, few, key)[0], (len(few) + 1) // 2
+    noise = float(jnp.exp(-model.sde.log_snr(jnp.asarray(model.eps)) / 2))
+    scale, of_these = (
+        _likeliest(model, errors[part], few[part]) if len(few[part]) else noise
+        for part in (slice(half), slice(half, None))
+    )
+    return ScaleOfOthers(few[:half], scale, of_these)
 
 
 def decoder_worth(
@@ -130,26 +144,65 @@ def decoder_worth(
     In bits/dim, in the mean over these images: of the first by one network evaluation for each,
     of the second without random error.
     """
-    error, t = _errors(model, images, key), jnp.full(len(images), model.eps)
-    informed = -decoder.log_prob(error, model.sde, jnp.asarray(images), t)
+    (error, v), t = _predicted(model, images, key), jnp.full(len(images), model.eps)
+    informed = -decoder.log_prob(error, model.sde, jnp.asarray(images), t, v)
     points = jnp.asarray(model.pixels.points, float)
     flat = decoding_cost(points, model.sde.log_snr(jnp.asarray(model.eps)))[images]
     bits = math.log(2)
     return float(jnp.mean(informed)) / (images[0].size * bits), float(jnp.mean(flat)) / bits
 
 
-def _errors(
-    model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
-) -> Float[Array, "n h w c"]:
-    """Of the predicted noise at the smallest time, a draw for each image."""
+def _likeliest(
+    model: ImageModel, error: Float[Array, "n h w c"], images: Integer[np.ndarray, "n h w c"]
+) -> float:
+    """The scale under which these integers are, by the errors of the predicted noise."""
+    pixels, t = model.pixels, jnp.full(len(images), model.eps)
+    points, x = jnp.asarray(pixels.points, float), jnp.asarray(images)
+    width = pixels.high - pixels.low
+    ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
+    found = minimize_scalar(
+        lambda at: float(_nats(at, points, error, model.sde, x, t)), bounds=ends, method="bounded"
+    )
+    return math.exp(found.x)
 
-    @compiled
-    def errors(model: ImageModel, x: IntImages, keys: Key[Array, " b"]) -> Array:
-        y, t = Informed(model.pixels.points, 1.0).encode(x), jnp.full(len(x), model.eps)
-        noise = normal(keys, y)
-        return predict(model.noise, model.sde.perturb(y, t, noise), t) - noise
+
+@jax.jit
+def _nats(
+    log_scale: Array, points: Array, error: Array, sde: SDE, x: IntImages, t: Array
+) -> Array:
+    decoder = Informed(points, jnp.exp(log_scale))
+    return -jnp.mean(decoder.log_prob(error, sde, x, t))
+
+
+def _predicted(
+    model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"] | None]:
+    """At the smallest time, of a draw for each image: the error of the predicted noise, and v."""
 
     def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-        return {"error": np.asarray(errors(model, images[place], image_keys(key, place)))}
+        error, v = at_the_end(images[place], image_keys(key, place))
+        return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
-    return jnp.asarray(in_parts(work, len(images), size=BATCH_SIZE)["error"][0])
+    points = jnp.asarray(model.pixels.points, float)
+    at_the_end = partial(
+        _compiled_at_the_end, as_pytree(model.noise), model.sde, model.eps, points
+    )
+    found = in_parts(work, len(images), size=BATCH_SIZE)
+    return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
+
+
+def _at_the_end(
+    noise: NoiseFn,
+    sde: SDE,
+    eps: Scalar,
+    points: Float[Array, " levels"],
+    x: IntImages,
+    keys: Key[Array, " b"],
+) -> tuple[Array, Array | None]:
+    y, t = points[x], jnp.full(len(x), eps)
+    z = normal(keys, y)
+    prediction, v = predict_ranged(noise, sde.perturb(y, t, z), t)
+    return prediction - z, v
+
+
+_compiled_at_the_end = compiled(_at_the_end)

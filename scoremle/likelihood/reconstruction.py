@@ -21,7 +21,8 @@ error. It needs no network, and costs 2.4 bits/dim where a model of 256 levels e
 
     p(k | x_eps) = int_{bin k} N(y; (x_eps - sigma eps) / alpha, scale^2) dy
 
-where bins meet halfway between the points, and those of the two end levels are open.
+where bins meet halfway between the points, and those of the two end levels are open. The scale is
+a number, or the choices of `scales.py`.
 """
 
 import math
@@ -36,6 +37,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
+from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
 
@@ -94,12 +96,19 @@ class Reconstruction(Protocol):
         ...
 
     def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+        self,
+        error: Data,
+        centred: PerExample,
+        sde: SDE,
+        integers: IntImages | None,
+        t: Times,
+        v: Data | None = None,
     ) -> PerExample:
         """A draw of the rest, by the ``error`` of the network's prediction of the noise at t.
 
         ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
-        be subtracted.
+        be subtracted. ``v`` is what a network with a learned range says of its variance; None of
+        another network.
         """
         ...
 
@@ -119,7 +128,13 @@ class Gaussian:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
 
     def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+        self,
+        error: Data,
+        centred: PerExample,
+        sde: SDE,
+        integers: IntImages | None,
+        t: Times,
+        v: Data | None = None,
     ) -> PerExample:
         return sum_data(jnp.square(error)) / 2 - centred
 
@@ -139,7 +154,13 @@ class Entropy:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
 
     def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+        self,
+        error: Data,
+        centred: PerExample,
+        sde: SDE,
+        integers: IntImages | None,
+        t: Times,
+        v: Data | None = None,
     ) -> PerExample:
         return jnp.zeros_like(centred)
 
@@ -169,7 +190,13 @@ class Discrete:
         return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 
     def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+        self,
+        error: Data,
+        centred: PerExample,
+        sde: SDE,
+        integers: IntImages | None,
+        t: Times,
+        v: Data | None = None,
     ) -> PerExample:
         return jnp.zeros_like(centred)
 
@@ -182,13 +209,13 @@ class Informed:
     Args:
         points: where the integers stand.
         scale: the standard deviation in units of the data: a number, or one for each pixel or
-            channel.
+            channel; or a ``Scale``, which may depend on the image and on the network.
         log_mass: the log-probability between two numbers, in units of the scale; by default of
             the normal distribution.
     """
 
     points: Float[Array | np.ndarray, " levels"]
-    scale: float | Float[Array, "*d"]
+    scale: float | Float[Array, "*d"] | Scale
     log_mass: Callable[[Data, Data], Data] = field(
         default=log_normal_mass, metadata={"static": True}
     )
@@ -201,6 +228,11 @@ class Informed:
         """The decoder at a time whose scale is that of the noise there, in units of the data."""
         return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
 
+    @property
+    def words(self) -> str:
+        learned = isinstance(self.scale, LearnedScale)
+        return "informed decoder" + " with the network's own scales" * learned
+
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]
 
@@ -210,19 +242,28 @@ class Informed:
         return jnp.zeros(len(y), y.dtype)
 
     def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times
+        self,
+        error: Data,
+        centred: PerExample,
+        sde: SDE,
+        integers: IntImages | None,
+        t: Times,
+        v: Data | None = None,
     ) -> PerExample:
         assert integers is not None  # `known` asks for them
-        return -self.log_prob(error, sde, integers, t)
+        return -self.log_prob(error, sde, integers, t, v)
 
-    def log_prob(self, error: Data, sde: SDE, integers: IntImages, t: Times) -> PerExample:
-        """log p(k | x_t) in nats, by the ``error`` of the prediction of the noise in x_t."""
+    def log_prob(
+        self, error: Data, sde: SDE, integers: IntImages, t: Times, v: Data | None = None
+    ) -> PerExample:
+        """log p(k | x_t) in nats, by the ``error`` of the predicted noise in x_t, and by v."""
         points = jnp.asarray(self.points, error.dtype)
         halves, far = jnp.diff(points) / 2, jnp.full(1, FAR, error.dtype)
         below, above = jnp.concatenate([-far, -halves]), jnp.concatenate([halves, far])
         # From the point of k to the estimate: nothing large is subtracted.
         shift = -expand(jnp.exp(-sde.log_snr(t) / 2), error) * error
-        edges = ((edge[integers] - shift) / self.scale for edge in (below, above))
+        scale = self.scale(integers, v) if callable(self.scale) else self.scale
+        edges = ((edge[integers] - shift) / scale for edge in (below, above))
         return sum_data(self.log_mass(*edges))
 
 

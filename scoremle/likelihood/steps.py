@@ -19,7 +19,8 @@ with sigma_t the greatest (DDPM's beta):
               (Nichol and Dhariwal, arXiv 2102.09672, equation 15)
 
 L_0 is -log p(k | x_0) by the decoder `Informed` at t_0. There q has no variance, and p has the
-least one of the step that follows, or where it is learned one from that to sigma_0^2. Its normal
+least one of the step that follows, or where it is learned one from that to sigma_0^2
+(`LearnedScale`). The latter decodes with the ODE, too: `learned_decoder`. Its normal
 probabilities are those of the published code, by a tanh and no less than 1e-12: where estimates
 are off by several scales, these differ from the exact ones by some hundredths of a bit. VDM has
 the decoder `Discrete`.
@@ -52,10 +53,11 @@ from scoremle.likelihood.bound import (
 )
 from scoremle.likelihood.images import ImageModel, Values, of_bound
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
-from scoremle.numerics import dims_of, expand, predict, sum_data
+from scoremle.likelihood.scales import LearnedScale
+from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "RangedNoise", "step_bound"]
+__all__ = ["BySteps", "RangedNoise", "has_last_step", "learned_decoder", "step_bound"]
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}
@@ -104,37 +106,66 @@ class _Chain:
     variance: str
     clip: bool
 
-    def outputs(self, x: Data, t: Times) -> tuple[Data, Data | float]:
-        """eps, and the place of the variance from the least, 0, to the greatest, 1."""
-        if self.variance == "learned":
-            prediction, v = cast(RangedNoise, self.noise).both(x, t)
-            place: Data | float = (v + 1) / 2
-        else:
-            prediction, place = predict(self.noise, x, t), FIXED[self.variance]
+    def outputs(self, x: Data, t: Times) -> tuple[Data, Data | None]:
+        """eps, and v of a learned range."""
+        prediction, v = predict_ranged(self.noise, x, t)
         if self.clip:
             alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
             estimate = (x - sigma * prediction) / alpha
             within = jnp.clip(estimate, self.points[0], self.points[-1])
             clipped = (x - alpha * within) / sigma
             prediction = jnp.where(estimate == within, prediction, clipped)
-        return prediction, place
+        return prediction, v
 
-    def step(self, s: Times, t: Times, error: Data, place: Data | float) -> PerExample:
+    def step(self, s: Times, t: Times, error: Data, v: Data | None) -> PerExample:
         """L_t, by a draw of the ``error`` of the predicted noise; from t to itself it is zero."""
         log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
+        learned = self.variance == "learned"
+        place: Any = (cast(Data, v) + 1) / 2 if learned else FIXED[self.variance]
         log_rho = place * expand(log_ratio, error)
         gain = expand(jnp.expm1(self.sde.log_snr(s) - self.sde.log_snr(t)), error)
         cost = jnp.exp(log_rho) * gain * jnp.square(error) + jnp.expm1(log_rho) - log_rho
         return sum_data(cost) / 2
 
-    def decoder(self, place: Data | float) -> Informed:
+    def decoder(self) -> Informed:
         """DDPM's, at the first time; a fixed variance is the least of the step that follows."""
-        place = place if self.variance == "learned" else 0.0
-        log_most = 2 * jnp.log(self.sde.sigma(self.times[0]))
-        gap = jnp.diff(self.sde.log_snr(self.times[:2]))[0]
-        log_least = log_most + jnp.log(-jnp.expm1(gap))
-        log_variance = log_least + place * (log_most - log_least)
-        return Informed(self.points, jnp.exp(log_variance / 2), published_log_mass)
+        scale = _last_scale(self.sde, self.times)
+        if self.variance != "learned":
+            return Informed(self.points, jnp.exp(scale.log_least / 2), published_log_mass)
+        return Informed(self.points, scale, published_log_mass)
+
+
+def _last_scale(sde: SDE, times: Float[Array, " n"]) -> LearnedScale:
+    """Between the variances of the step to the integers, from the first time of a chain."""
+    log_greatest = 2 * jnp.log(sde.sigma(times[0]))
+    gap = jnp.diff(sde.log_snr(times[:2]))[0]
+    return LearnedScale(log_greatest + jnp.log(-jnp.expm1(gap)), log_greatest)
+
+
+def learned_decoder(
+    noise: NoiseFn, sde: SDE, eps: float, points: Float[Array | np.ndarray, " levels"]
+) -> Informed | None:
+    """The decoder of L_0 of a model's own chain, whose scale its network tells.
+
+    None where there is none: the network tells no variance, or the smallest time is not the first
+    of the steps of its schedule, and v there is none of a step to the integers.
+
+    Args:
+        noise: the noise prediction.
+        sde: the SDE that it belongs to.
+        eps: the smallest time.
+        points: where integers stand.
+    """
+    if not (hasattr(noise, "both") and has_last_step(sde, eps)):
+        return None
+    first = jnp.asarray(eps)
+    return Informed(points, _last_scale(sde, jnp.stack([first, 2 * first])), published_log_mass)
+
+
+def has_last_step(sde: SDE, eps: float) -> bool:
+    """Does the last of the steps back, of a schedule's own chain, go from t = eps to the data?"""
+    schedule = sde.schedule
+    return isinstance(schedule, Discrete) and math.isclose(eps, schedule.eps)
 
 
 def published_log_mass(below: Data, above: Data) -> Data:
@@ -186,21 +217,21 @@ def step_bound(
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
     shares = shares / jnp.sum(shares)
     chain = _Chain(noise, sde, points, times, variance, clip)
-    known = reconstruction or chain.decoder(0.0)
+    decoder = reconstruction or chain.decoder()
     key_index, key_rows = split(example_keys(key, len(y)))
     index = _steps(key_index, shares, draws)
     # What is drawn for the reconstruction is a step from the first time to itself, at no cost.
-    count, last_draws = len(index), reconstruction_draws(known, len(index))
+    count, last_draws = len(index), reconstruction_draws(decoder, len(index))
     first = jnp.broadcast_to(times[0], (last_draws, len(y)))
     before, after = (jnp.concatenate([ends[index], first]) for ends in (times[:-1], times[1:]))
 
     def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
         number, s, t = inputs
         z = normal(fold_in(key_rows, number), y)
-        prediction, place = chain.outputs(sde.perturb(y, t, z), t)
+        prediction, v = chain.outputs(sde.perturb(y, t, z), t)
         error, nothing = prediction - z, jnp.zeros(len(y), y.dtype)
-        decoder = reconstruction or chain.decoder(place)
-        return chain.step(s, t, error, place), decoder.drawn(error, nothing, sde, integers, t)
+        last = decoder.drawn(error, nothing, sde, integers, t, v)
+        return chain.step(s, t, error, v), last
 
     terms, last = jax.lax.map(row, (jnp.arange(len(after)), before, after))
     terms, last = terms[:count], last[count:]
@@ -209,7 +240,7 @@ def step_bound(
         error = _variance_of_sum(samples, shares)
     else:
         terms, error = samples / draws, variance_of_mean(samples, stratified=True)
-    rest = known.known(sde, y, integers, jnp.broadcast_to(times[0], len(y)))
+    rest = decoder.known(sde, y, integers, jnp.broadcast_to(times[0], len(y)))
     if last_draws:
         rest = rest + jnp.mean(last, axis=0)
         error = error + variance_of_mean(last, stratified=False)

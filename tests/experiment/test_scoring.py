@@ -1,26 +1,38 @@
 """Scores by the words of the command line: each estimator by its name, on its own model."""
 
 import csv
+import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.printed import assert_printed, column
 
 import scoremle
+from scoremle import Hutchinson, Uniform
 from scoremle.cli import main as cli
+from scoremle.core.keys import image_keys
+from scoremle.data import ImageSet
+from scoremle.experiment.estimators import Weights, bound_task, exact_task
+from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
+from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.informed import ByInformedOde, scale_of_others
 from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.reconstruction import Discrete, Informed
 from scoremle.likelihood.steps import BySteps
 
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
 OWN = """
 import dataclasses
+import jax.numpy as jnp
 import numpy as np
 import scoremle
 from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.steps import BySteps
+from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.published.family import PIXELS, PublishedModel
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
@@ -44,6 +56,17 @@ def misread():
     network = lambda x, label: noise(x, (label + 1) / 40)
     wrong = scoremle.noise_fn(network, SDE, prediction="v", conditioning="step")
     return dataclasses.replace(plain(), noise=wrong)
+
+def ranged():
+    def network(x, label):
+        eps = noise(x, (label + 1) / 40)
+        return jnp.concatenate([eps, x], axis=-1)
+
+    both = RangedNoise(scoremle.noise_fn(network, SDE, conditioning="step"))
+    return dataclasses.replace(chain(), noise=both)
+
+def later():
+    return dataclasses.replace(ranged(), eps=2 / 40)
 
 def labelled():
     def given(x, t, label):  # of images that are lighter by the label
@@ -110,18 +133,71 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     """By the informed decoder where levels are hidden, by uniform noise where they are not."""
     plain = model_of(tmp_path, "plain")
     _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
-    informed = ByBound(reconstruction=plain.fitted(IMAGES).decoder)
+    scale = scale_of_others(plain, IMAGES, jax.random.key(0))
+    informed = ByBound(reconstruction=Informed(plain.pixels.points, scale))
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
     assert "; variational bound, 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
     assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
     assert "the informed decoder takes" in told and "and a flat one would take" in told
+    assert "no image has a scale that was fitted to it" in " ".join(told.split())
     assert abs(ode - bpd).max() < 0.5
     few = IMAGES // 16
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
     expected = model_of(tmp_path, "levels").score(few, estimator=ByBound())
     assert_are(bpd, expected.bpd, tmp_path)
     assert "; variational bound, 1000 times, uniform dequantization\n" in told
+
+
+@pytest.mark.parametrize("estimator", ["ode", "bound"])
+def test_shares_have_the_scales_of_the_whole(score, estimator, tmp_path):
+    flags = f"--estimator={estimator}", "--repeats=1"
+    _, _, whole = score("chain", *flags)
+    for share in ("1/3", "2/3", "3/3"):
+        assert cli.main(
+            ["score", f"{tmp_path / 'mine.py'}:chain", str(tmp_path / "x.npy"),
+             f"--out={tmp_path / 's.csv'}", "--force", f"--shard={share}", *flags]
+        ) == 0  # fmt: skip
+    _, _, merged = score("chain", "--merge", *flags)
+    np.testing.assert_array_equal(merged, whole)
+
+
+@pytest.mark.parametrize("estimator", ["ode", "bound"])
+def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, tmp_path):
+    _, told, bpd = score("ranged", f"--estimator={estimator}", "--repeats=1")
+    told = " ".join(told.split())
+    assert "informed decoder with the network's own scales" in told
+    assert "its scale is the network's own, for each pixel" in told
+    model = model_of(tmp_path, "ranged")
+    found = prepared(model, IMAGES, estimator)
+    assert_are(bpd, found.model.score(IMAGES, estimator=found.estimator).bpd, tmp_path)
+    (of_later,) = prepared(model_of(tmp_path, "later"), IMAGES[:3], "bound").notes
+    assert of_later.endswith("from the smallest time to the integers, so the scale is not its own")
+    given = dataclasses.replace(model, decoder_scale=0.1)
+    assert prepared(given, IMAGES, estimator).model.decoder.scale == 0.1
+
+
+def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path):
+    score("ranged", "--estimator=odd")  # writes mine.py
+    model, keys = model_of(tmp_path, "ranged"), image_keys(jax.random.key(0), np.arange(3))
+    spec, none = ImportedSpec.of(model, {}, ""), Discrete(model.pixels.points)
+    how = Estimators(
+        Hutchinson(), model.solver, False, "denoising", 4, "log_snr", True, True, none,
+        model.decoder, None,
+    )  # fmt: skip
+    informed, data = DEQUANTIZATIONS["informed"](spec, None), ImageSet(IMAGES, IMAGES, 256)
+    by_bound = ByBound(4, reconstruction=model.decoder)
+    for task, estimator in (
+        (exact_task(spec, how, informed), ByInformedOde(model.decoder, solver=model.solver)),
+        (bound_task(spec, how, informed, data, 0), by_bound),
+    ):
+        assert task.facts["decoder_scale"] == "learned"
+        assert "informed decoder with the network's own scales" in task.facts["estimator"]
+        x = jnp.asarray(IMAGES[:3])
+        found, expected = jax.jit(lambda x, task=task, estimator=estimator: (
+            task.metric(Weights(model), x, keys), estimator(model, Uniform(), x, keys)
+        ))(x)  # fmt: skip
+        np.testing.assert_allclose(found["bpd"], expected["bpd"], rtol=1e-5)
 
 
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):

@@ -1,5 +1,8 @@
 """The informed decoder: its probabilities, its bounds by quadrature and enumeration, its worth."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from scoremle import Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError
 from scoremle.core import schedules
 from scoremle.core.dequantize import TruncatedNormal, Uniform
 from scoremle.core.keys import image_keys
+from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
 from scoremle.likelihood.bound import likelihood_bound
@@ -19,6 +23,7 @@ from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.informed import ByInformedOde, decoder_worth, fitted_scale
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
+from scoremle.likelihood.scales import LearnedScale
 
 KEY, BITS = jax.random.key(0), np.log(2)
 VP = SDES["vp"]
@@ -28,6 +33,8 @@ PIXELS = Pixels(LEVELS)
 POINTS = PIXELS.points
 EPS = float(VP.time_of_log_snr(jnp.asarray(-2 * np.log(NOISE))))
 DECODER = Informed(POINTS, SCALE)
+# And one that the network tells: of each pixel, by all of z.
+LEARNED = LearnedScale(2 * np.log(0.1), 2 * np.log(0.4))
 MASS = np.array([0.1, 0.5, 0.15, 0.25])
 PAIRS = np.outer(MASS, MASS)
 PAIRS[np.diag_indices(LEVELS)] += 0.3
@@ -50,17 +57,41 @@ def model_of(data):
     def noise(x, t):
         return inner(x.reshape(len(x), -1), t).reshape(x.shape)
 
-    return ScoreModel(noise, VP, EPS, (1, data.dims, 1), PIXELS, Multistep(40))
+    ranged = Ranged(jax.tree_util.Partial(noise))
+    return ScoreModel(ranged, VP, EPS, (1, data.dims, 1), PIXELS, Multistep(40))
+
+
+def told(z, xp=np):
+    """v of what is given, [n D]."""
+    return xp.sin(4 * z + 2 * xp.roll(z, 1, axis=-1))
+
+
+@pytree
+@dataclass(frozen=True)
+class Ranged:
+    """A noise prediction with a range of variances."""
+
+    noise: Any
+
+    def __call__(self, x, t):
+        return self.noise(x, t)
+
+    def both(self, x, t):
+        return self.noise(x, t), told(x.reshape(len(x), -1), jnp).reshape(x.shape)
 
 
 def decoded(data, z, scale):
     """p(k | z) for each pixel and level, [n D levels], in float64."""
+    if isinstance(scale, LearnedScale):
+        scale = (0.1 * 4.0 ** ((told(z) + 1) / 2))[..., None]
     alpha, sigma = (float(c) for c in (VP.alpha(jnp.asarray(EPS)), VP.sigma(jnp.asarray(EPS))))
     with jax.enable_x64(True):
         eps = np.asarray(data.noise(VP)(jnp.asarray(z), jnp.full(len(z), EPS, jnp.float64)))
     estimate = (z - sigma * eps) / alpha
     edges = np.concatenate([[-np.inf], (POINTS[1:] + POINTS[:-1]) / 2, [np.inf]])
-    return np.diff(norm.cdf(edges, estimate[..., None], scale), axis=-1)
+    below, above = ((e - estimate[..., None]) / scale for e in (edges[:-1], edges[1:]))
+    right = norm.sf(below) - norm.sf(above)  # of tails far off
+    return np.where(below > 0, right, norm.cdf(above) - norm.cdf(below))
 
 
 # --- the decoder ------------------------------------------------------------------------------
@@ -106,12 +137,13 @@ def test_its_probabilities_add_up_and_have_gradients():
 # --- in the bound -----------------------------------------------------------------------------
 
 
-def test_the_bound_with_it_is_the_one_by_quadrature():
+@pytest.mark.parametrize("scale", [SCALE, LEARNED])
+def test_the_bound_with_it_is_the_one_by_quadrature(scale):
     """Of one pixel all terms are sums over a grid: each level's bound is unbiased, its error
     honest, and it takes no more evaluations than with the Gaussian."""
     data, copies, draws = one_pixel(), 200, 64
     integers = np.repeat(np.arange(LEVELS), copies)[:, None, None, None].astype(np.uint8)
-    estimator = ByBound(draws, reconstruction=DECODER)
+    estimator = ByBound(draws, reconstruction=Informed(POINTS, scale))
     keys = image_keys(KEY, np.arange(len(integers)))
     found = jax.jit(lambda x, keys: estimator(model_of(data), Uniform(), x, keys))(integers, keys)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
@@ -130,7 +162,7 @@ def test_the_bound_with_it_is_the_one_by_quadrature():
         eps = (x[..., 0] - shares @ POINTS) / s[..., 0]
         expected[k, 0] = gaps @ (np.square(eps - e) @ weights) / 2
         z = np.exp(VP.log_alpha(jnp.asarray(EPS))) * (point + NOISE * e[:, None])
-        expected[k, 1] = -np.log(decoded(data, np.float64(z), SCALE)[:, 0, k]) @ weights
+        expected[k, 1] = -np.log(decoded(data, np.float64(z), scale)[:, 0, k]) @ weights
     expected /= BITS
     prior = prior_kl(VP, POINTS[:, None]) / BITS
     for name, column in (("diffusion", 0), ("reconstruction", 1)):
@@ -164,10 +196,10 @@ def log_probabilities(data, log_density, scale, nodes):
     return np.log(np.einsum(("na,n->a", "na,nb,n->ab")[data.dims - 1], *each, density)).ravel()
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims):
+@pytest.mark.parametrize(("dims", "scale"), [(1, 0.12), (2, 0.12), (2, LEARNED)])
+def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     """With a decoder too sure of itself, so that there is a gap to close."""
-    data, scale, copies = (one_pixel(), two_pixels())[dims - 1], 0.12, 128 // dims
+    data, copies = (one_pixel(), two_pixels())[dims - 1], 128 // dims
     density = (data.log_model, data.log_density)[dims - 1]  # of the ODE; the same, nearly
     exact = log_probabilities(data, lambda z: density(VP, z, EPS), scale, (401, 201)[dims - 1])
     assert np.exp(exact).sum() == pytest.approx(1, abs=1e-3)

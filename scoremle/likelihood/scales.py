@@ -1,0 +1,73 @@
+"""The scale of the informed decoder, where it is not one number for all images.
+
+*Learned*: the network tells it for each pixel. A network with a learned range says by v how far
+the logarithm of a step's variance lies from the least, -1, to the greatest, 1. At the first level
+of its chain of steps that is the variance of L_0, of the last step to the integers (Nichol and
+Dhariwal, arXiv 2102.09672, equation 15):
+
+    log scale^2 = log least + (v + 1) / 2 (log greatest - log least)
+
+    greatest = sigma_0^2,        least = sigma_0^2 (1 - e^(lambda_1 - lambda_0))
+
+At another level v belongs to another step, which does not end at the integers.
+
+*Of others*: fitted to images, but for these images themselves to others. Which images these are,
+is told by their pixels. So the scale of an image depends neither on its place nor on its batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from scoremle.core.pytree import pytree
+from scoremle.types import Data, IntImages, Scalar
+
+__all__ = ["LearnedScale", "Scale", "ScaleOfOthers"]
+
+# Of integers and v, which is None where a network tells no range: a scale that multiplies images.
+Scale = Callable[[IntImages, Data | None], Data]
+
+
+@pytree
+@dataclass(frozen=True)
+class LearnedScale:
+    """What a network with a learned range says of each pixel.
+
+    Args:
+        log_least: the logarithm of the variance at v = -1, in units of the data.
+        log_greatest: that at v = 1.
+
+    Raises ValueError, when it is called, for a network that tells no variance.
+    """
+
+    log_least: Scalar
+    log_greatest: Scalar
+
+    def __call__(self, integers: IntImages, v: Data | None) -> Data:
+        if v is None:
+            raise ValueError("this network tells no variance: give the decoder another scale")
+        width = self.log_greatest - self.log_least
+        return jnp.exp((self.log_least + (v + 1) / 2 * width) / 2)
+
+
+@pytree
+@dataclass(frozen=True, eq=False)
+class ScaleOfOthers:
+    """A number that was fitted to some images, and for these themselves another.
+
+    Args:
+        images: those that ``scale`` was fitted to.
+        scale: of all other images.
+        of_these: of ``images``, and fitted to none of them.
+    """
+
+    images: Integer[Array | np.ndarray, "n h w c"]
+    scale: Scalar
+    of_these: Scalar
+
+    def __call__(self, integers: IntImages, v: Data | None) -> Float[Array, "b 1 1 1"]:
+        same = (integers[:, None] == jnp.asarray(self.images)).all(axis=(2, 3, 4)).any(axis=1)
+        return jnp.where(same, self.of_these, self.scale)[:, None, None, None]
