@@ -142,19 +142,19 @@ class Rule:
         )  # fmt: skip
         return self.update(state, total)
 
-    def _part(self, fixed: Fixed, state: TrainState, images: IntImages, number: Any) -> Gradient:
+    def _part(self, fixed: Fixed, state: TrainState, images: Array, number: Any) -> Gradient:
         # Every so manyth image, so that a batch split over devices stays where it is.
         split = images.reshape(-1, self.accumulate, *images.shape[1:])
         key = jax.random.fold_in(jax.random.fold_in(fixed[0], state.step), number)
         found = _gradient(fixed, state.params, split[:, number], key)
         return jax.tree.map(lambda f: f / self.accumulate, found)
 
-    def _images(self, fixed: Fixed, batch: Any) -> IntImages:
+    def _images(self, fixed: Fixed, batch: Any) -> Array:
         # A barrier: however images come, what is computed from them is the same, to the last bit.
         return jax.lax.optimization_barrier(self.gather(fixed[2], batch))
 
 
-def _gradient(fixed: Fixed, params: Params, images: IntImages, key: PRNGKey) -> Gradient:
+def _gradient(fixed: Fixed, params: Params, images: Array, key: PRNGKey) -> Gradient:
     """Of the loss, which gives a scalar alone or with what it logs."""
 
     def both(*arguments: Any) -> tuple[Scalar, dict[str, Scalar]]:
