@@ -32,7 +32,7 @@ from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, cho
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
-from scoremle.processes import check_agreed
+from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
@@ -91,6 +91,7 @@ def run_eval(
             found = {name: {**facts, **run.trainings(flow=False)} for name, facts in found.items()}
             run.write(found)
             quality |= found
+    together("results")  # the first process alone has written them
     there = run.results()
     results = {name: there[name] for name in names}
     _report(run.folder, results, quality)
