@@ -51,13 +51,17 @@ def numbers(content, name=""):
 
 
 def check_same_numbers(found, expected):
-    """Bits/dim of the mean and of each image to 1e-5; the pixels of samples to a level."""
+    """Bits/dim of the mean and of each image to 1e-5; the pixels of samples to a level.
+
+    A pilot's calibration is a ratio of the small errors of a few images: to a thousandth.
+    """
     results, wanted = (
         numbers(json.loads((folder / "results.json").read_text())) for folder in (found, expected)
     )
     assert results.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert results[name] == pytest.approx(value, abs=1e-5, rel=1e-4), name
+        rel = 1e-3 if name.endswith("calibration") else 1e-4
+        assert results[name] == pytest.approx(value, abs=1e-5, rel=rel), name
     names = {path.name for path in expected.glob("*.npz")}
     assert names == {path.name for path in found.glob("*.npz")} and len(names) == 4
     for name in names:
