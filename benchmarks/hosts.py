@@ -10,6 +10,7 @@ parameters at the end differ from those without a fault. The exit code is 1 if a
 docs/reliability.md does not allow.
 """
 
+import argparse
 import os
 import shutil
 import signal
@@ -24,11 +25,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from helpers.several import Run, parameters  # noqa: E402
-from helpers.tiny_runs import TINY  # noqa: E402
+from helpers.several import Run, parameters
+from helpers.tiny_runs import TINY
 
 HOSTS = ("scoremle0", "scoremle1")
 HUB = "scoremlehub"  # the switch between them
@@ -96,9 +96,10 @@ def for_ten_seconds() -> None:
     mend()
 
 
+NOTHING = "nothing"
 # What happens, to the run, and the exit codes that are allowed.
 FAULTS: dict[str, tuple[Callable[[Any], object], list[int]]] = {
-    "nothing": (lambda run: None, [0, 0]),
+    NOTHING: (lambda run: None, [0, 0]),
     "SIGTERM to the second": (lambda run: run.processes[1].terminate(), [143, 143]),
     "kill -9 of the first": (lambda run: os.kill(run.worker(0), signal.SIGKILL), [2, 2]),
     "kill -9 of the second": (lambda run: os.kill(run.worker(1), signal.SIGKILL), [2, 2]),
@@ -132,10 +133,15 @@ def tried(fault: str, folder: Path) -> tuple[list[int], float, np.ndarray]:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or [fault for fault in FAULTS if fault != "nothing"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    faults = [fault for fault in FAULTS if fault != NOTHING]
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"{', '.join(faults)}; all")
+    chosen = parser.parse_args().faults or faults
+    if unknown := set(chosen) - set(faults):
+        parser.error(f"no faults: {', '.join(unknown)}")
     good = True
     with tempfile.TemporaryDirectory() as place, network():
-        *_, whole = tried("nothing", Path(place, "whole"))
+        *_, whole = tried(NOTHING, Path(place, "whole"))
         print("| what | exit codes | after | difference |\n|---|---|---|---|", flush=True)
         for i, fault in enumerate(chosen):
             codes, seconds, found = tried(fault, Path(place, f"hit{i}"))

@@ -144,9 +144,9 @@ class ScoreModel:
         """What decodes integers, where the noise at t = ``eps`` hides levels from each other.
 
         It is what the network says of the data there, spread by ``decoder_scale``. Where that is
-        None and the network has learned a range of variances, it is the decoder L_0 of its chain
-        of steps, if the first of these is at t = ``eps``. None where the levels can be told apart.
-        Raises UserError for a model of reals.
+        None and the network has learned a range of variances, it is the decoder of L_0 in its
+        chain of steps, if the first of these is at t = ``eps``. None where the levels can be told
+        apart. Raises UserError for a model of reals.
 
         Example:
             >>> print(scoremle.load("digits").decoder)

@@ -73,8 +73,8 @@ def prepared(
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
     solver needs, of an image and of the mean, and the scale of a decoder: of each image by others,
     unless the model has one. Under all labels there is no one condition to check, and these go by
-    the first. ``steps``: how many a chain has; None:
-    all of the model's own. Raises UserError for what does not fit.
+    the first. ``steps``: how many a chain has; None: all of the model's own. Raises UserError for
+    what does not fit.
     """
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work

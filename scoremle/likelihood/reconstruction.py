@@ -96,14 +96,9 @@ class Reconstruction(Protocol):
         ...
 
     def drawn(
-        self,
-        error: Data,
-        centred: PerExample,
-        sde: SDE,
-        integers: IntImages | None,
-        t: Times,
-        v: Data | None = None,
-    ) -> PerExample:
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
+        v: Data | None,
+    ) -> PerExample:  # fmt: skip
         """A draw of the rest, by the ``error`` of the network's prediction of the noise at t.
 
         ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
@@ -128,14 +123,9 @@ class Gaussian:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
 
     def drawn(
-        self,
-        error: Data,
-        centred: PerExample,
-        sde: SDE,
-        integers: IntImages | None,
-        t: Times,
-        v: Data | None = None,
-    ) -> PerExample:
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
+        v: Data | None,
+    ) -> PerExample:  # fmt: skip
         return sum_data(jnp.square(error)) / 2 - centred
 
 
@@ -154,14 +144,9 @@ class Entropy:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
 
     def drawn(
-        self,
-        error: Data,
-        centred: PerExample,
-        sde: SDE,
-        integers: IntImages | None,
-        t: Times,
-        v: Data | None = None,
-    ) -> PerExample:
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
+        v: Data | None,
+    ) -> PerExample:  # fmt: skip
         return jnp.zeros_like(centred)
 
 
@@ -190,14 +175,9 @@ class Discrete:
         return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 
     def drawn(
-        self,
-        error: Data,
-        centred: PerExample,
-        sde: SDE,
-        integers: IntImages | None,
-        t: Times,
-        v: Data | None = None,
-    ) -> PerExample:
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
+        v: Data | None,
+    ) -> PerExample:  # fmt: skip
         return jnp.zeros_like(centred)
 
 
@@ -242,14 +222,9 @@ class Informed:
         return jnp.zeros(len(y), y.dtype)
 
     def drawn(
-        self,
-        error: Data,
-        centred: PerExample,
-        sde: SDE,
-        integers: IntImages | None,
-        t: Times,
-        v: Data | None = None,
-    ) -> PerExample:
+        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
+        v: Data | None,
+    ) -> PerExample:  # fmt: skip
         assert integers is not None  # `known` asks for them
         return -self.log_prob(error, sde, integers, t, v)
 

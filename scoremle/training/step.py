@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 from scoremle.types import AnyArray, IntImages, PRNGKey
 
 __all__ = [
-    "Batches", "Fixed", "Loss", "Metrics", "Params", "Rule", "Step", "TrainState", "init_state",
-    "make_optimizer",
+    "Batches", "Fixed", "Gather", "Loss", "Metrics", "Params", "Rule", "Step", "TrainState",
+    "init_state", "make_optimizer",
 ]  # fmt: skip
 
 Params = Any
@@ -46,8 +46,8 @@ class TrainState(NamedTuple):
 # The images of k steps, or whatever ``gather`` makes them from: arrays [k b ...].
 Batches = Any
 Step = Callable[[TrainState, Batches], tuple[TrainState, Metrics]]
-# What lies on the device, and one batch, give the images of a step.
-Gather = Callable[[Any, Any], IntImages]
+# What lies on the device, and one batch, give the images of a step, or vectors of a loss of these.
+Gather = Callable[[Any, Any], Array]
 # The seed's key, the loss with what it holds, and arrays that stay on the device.
 Fixed = tuple[PRNGKey, Any, Any]
 # The loss with what it logs, and the gradient.
