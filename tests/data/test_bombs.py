@@ -332,12 +332,31 @@ def parquet_of_copies(folder):
     return "images", folder, f"{folder}: no images for testing"
 
 
+def parquet_that_lies(folder):
+    """A page that says that it unpacks to 2 GiB, which the list of the file does not say."""
+    stream = io.BytesIO()
+    table = pa.table({"image": [X.tobytes()] * 3})  # 9,216 bytes, which hardly pack
+    pq.write_table(table, stream, compression="snappy", use_dictionary=False, store_schema=False)
+    column, content = pq.ParquetFile(stream).metadata.row_group(0).column(0), stream.getvalue()
+    start, size = column.data_page_offset, column.total_compressed_size
+    # Fields 1 to 3 and 5 of the header: a page of data, 2 GiB less a byte, all the rest, PLAIN.
+    parts = "1500 15feffffff0f 15", "2c 1506 1500 1506 1506 00 00"
+    before, after = map(bytes.fromhex, parts)
+    rest = 2 * (size - len(before) - 3 - len(after))
+    packed = bytes([rest & 127 | 128, rest >> 7 & 127 | 128, rest >> 14])
+    lie = (before + packed + after).ljust(size, b"\0")
+    (folder / "train.parquet").write_bytes(content[:start] + lie + content[start + size :])
+    words = "refused: it unpacks to more than 200 times its size, as a decompression bomb does"
+    return "images", folder, f"{folder}: train.parquet: {words}"
+
+
 BOMBS = [
     long_name, long_link, pax, pax_of_all, later_name, list_of_holes, wide_xz, tar_that_skips,
     sparse_picture, sparse_photograph, sparse_batch, sparse_imagenet, sparse_mat,
     sparse_partition, sparse_idx, idx_of_many, idx_bomb, zip_that_lies, zip_otherwise,
     zip_listing, npy_header, npz_of_many, npz_in_imagenet, npz_sparse, mat_bomb, mat_that_lies,
     mat_of_cells, pickle_of_lists, pickle_of_texts, pickle_of_labels, parquet_of_copies,
+    parquet_that_lies,
 ]  # fmt: skip
 
 

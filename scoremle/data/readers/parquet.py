@@ -19,6 +19,7 @@ from scoremle.data.readers.base import (
     UnusableImage,
     as_labels,
 )
+from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError
 
@@ -89,8 +90,7 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any
 
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
-        check_ratio(where, sum(group.total_byte_size for group in groups), len(content))
+        check_ratio(where, unpacked_bytes(content, file.metadata), len(content))
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
             raise UserError(f"{where}: two of its columns have the same name")
@@ -108,7 +108,7 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any
                 cell = scalar.as_py()
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
                 yield picture, label
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, BadPage) as error:
         raise UserError(_damaged(where, error)) from error
 
 
