@@ -7,6 +7,7 @@
 #   make docs     the documents as a site, in site/; make notebooks runs its notebooks anew
 #   make model    the small model that the package ships, trained anew
 #   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on
+#   make trackers the tests of trackio and MLflow, which need an environment of their own
 #   make pythons  the quick tests on each Python from 3.11 to 3.13 that is here, with its JAX
 #   make release  all of a release but the upload: checks, wheel, sdist, and the wheel tried
 #   make bench    what a likelihood and a bound cost beside the published ones: some minutes
@@ -28,7 +29,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test check long bench docs notebooks mutants model pythons release clean
+.PHONY: help demo test check long bench docs notebooks mutants model trackers pythons release clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -68,13 +69,16 @@ model: .venv/.demo
 	mkdir -p $(MODEL)/eval
 	cp runs/model/eval/results.json runs/model/eval/exact_*.npz $(MODEL)/eval
 
+trackers: .venv/.trackers
+	.venv/trackers/bin/python -m pytest tests/training/test_trackers.py
+
 pythons:
 	@.ci/pythons $(QUICK)
 
 long: .venv/.dev
 	$(BIN)/python -m pytest -m long
 
-release: check long
+release: check long trackers
 	@$(BIN)/python .ci/release
 
 clean:
@@ -90,6 +94,13 @@ clean:
 	@echo "installing scoremle and what its tests need into .venv (once; about a minute on a fast line)"
 	@$(PIP) -e '.[$(DEV)]'
 	@touch $@ .venv/.demo
+
+# They hold back Pillow, pyarrow and python-dateutil.
+.venv/.trackers: pyproject.toml | .venv/.made
+	@echo "installing trackio, MLflow and wandb into .venv/trackers (once)"
+	@$(BIN)/python -m venv .venv/trackers
+	@.venv/trackers/$(PIP:.venv/%=%) -e '.[dev,wandb,trackio,mlflow]'
+	@touch $@
 
 # A .venv that is there already is kept, made by hand or cut short, if its Python is new enough.
 .venv/.made:
