@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ from scoremle.errors import UserError
 
 __all__ = [
     "Memory", "Needs", "bytes_of_each", "check_devices", "compiled", "fetch", "filled",
-    "in_any_process", "in_gib", "memory", "needs", "of_this_process", "put", "replicate",
-    "replicated", "shardings", "shared", "split_axis", "split_rows", "within_memory",
+    "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
+    "part_axis", "put", "replicate", "replicated", "shardings", "shared", "split_axis",
+    "split_rows", "within_memory",
 ]  # fmt: skip
 
 AXIS = "data"
@@ -189,10 +190,24 @@ def _whole(leaf: Any) -> np.ndarray:
 
 
 def of_this_process(leaf: Any) -> list[np.ndarray]:
-    """What this process has of an array, in one piece or in several."""
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return [np.asarray(piece.data) for piece in leaf.addressable_shards]
-    return [np.asarray(leaf)]
+    """What this process has of an array, whole or in parts."""
+    if part_axis(leaf) is None:
+        return [np.asarray(leaf)]
+    return [np.asarray(part.data) for part in leaf.addressable_shards]
+
+
+def part_axis(leaf: Any) -> int | None:
+    """The axis along which an array is split over several processes; None if each has it whole."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return None
+    place = cast(NamedSharding, leaf.sharding)
+    return place.spec.index(AXIS)
+
+
+def in_host_memory(leaf: Array) -> Array:
+    """A copy of an array that is split over several processes: each has its part in its host."""
+    place = leaf.sharding.with_memory_kind("pinned_host")
+    return jax.block_until_ready(jax.device_put(leaf, place))
 
 
 def in_any_process(flags: np.ndarray) -> np.ndarray:

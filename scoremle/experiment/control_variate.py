@@ -19,7 +19,7 @@ from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.processes import of_the_first
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.terminal import say
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.types import Images, IntImages, PRNGKey
 
 __all__ = ["ControlRun"]

@@ -35,7 +35,8 @@ from scoremle.numerics import check_finite
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
-from scoremle.training.checkpoints import Checkpoints, Restored, tree_hash
+from scoremle.training.checkpoints import Checkpoints, Restored
+from scoremle.training.checksums import tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
 

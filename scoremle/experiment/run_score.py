@@ -21,7 +21,7 @@ from scoremle.experiment.scoring import Prepared
 from scoremle.likelihood.images import Estimator, ImageModel, OdeDifference, Values
 from scoremle.model import ScoreModel, Scores
 from scoremle.resumable import content_hash, fingerprint
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.types import IntImages, Keys
 
 __all__ = ["Scored", "folder_of_parts", "measure", "measure_share"]

@@ -27,7 +27,7 @@ from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
 from scoremle.training import loop, trackers, writers
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.training.memory import checked
 from scoremle.training.program import make_program
 from scoremle.training.step import TrainState

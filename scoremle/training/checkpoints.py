@@ -3,16 +3,17 @@
 A store is a folder of ``checkpoint_N`` folders. Each holds the arrays of a tree (Orbax) and a
 JSON record: the caller's notes, the name, shape and dtype of every leaf, and a SHA-256 over the
 bytes of all leaves. Orbax gives back flipped bits without a word, so the hash is checked on every
-read; the record carries a hash of itself.
+read; the record carries a hash of itself. Arrays that are split over several processes are written
+by all of them, each its parts, and the hashes of the parts lie beside.
 """
 
-import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -20,17 +21,29 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
-from scoremle.devices import fetch
+from scoremle.devices import part_axis
 from scoremle.errors import UserError
-from scoremle.files import SEAL, make_folder, seal, sync, sync_all, writing
+from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
 from scoremle.records import check_record
+from scoremle.training.checksums import (
+    hash_of,
+    named_leaves,
+    part_axes,
+    part_hashes,
+    same_parts,
+)
 from scoremle.training.quiet import quiet
 
-__all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves", "tree_hash"]
+__all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves"]
 
 logger = logging.getLogger(__name__)
 
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+# Of the hashes of parts.
+SHA256 = "sha256"
+# A place where processes meet has a name of its own.
+_saves = itertools.count()
 
 
 class Restored(NamedTuple):
@@ -45,6 +58,13 @@ class _Record(TypedDict):
     meta: dict[str, Any]
     leaves: dict[str, tuple[list[int], str]]
     tree_hash: str
+
+
+class _RecordOfParts(_Record, total=False):
+    """Of leaves that were split: the axis of each, and over how many devices."""
+
+    axes: dict[str, int]
+    devices: int
 
 
 class Damaged(Exception):
@@ -88,18 +108,22 @@ class Checkpoints:
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
         """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
 
-        One process of a run calls it, with arrays that are not split over several. Returns when
-        everything is on disk. Killed at any moment, or without power, it leaves the other
-        checkpoints, and of this number the old one or the new one.
+        All processes of a run call it. Those that have parts of arrays write them, and the first
+        all else. It returns there when everything is on disk. Killed at any moment, or without
+        power, it leaves the other checkpoints, and of this number the old one or the new one.
         """
-        place = self._place(number)
+        place, axes = self._place(number), part_axes(named_leaves(tree))
+        if not (is_writer() or axes):
+            return
         new = place.with_suffix(".new")
         with writing(place):
-            make_folder(self.folder)
-            self._sweep()
-            _write(new, jax.tree.map(np.asarray, tree), meta)
-            sync_all(new)
-            self._put(new, place)
+            if is_writer():
+                make_folder(self.folder)
+                self._sweep()
+            _write(new, jax.tree.map(_as_saved, tree), axes, meta)
+            if is_writer():
+                sync_all(new)
+                self._put(new, place)
 
     def _put(self, new: Path, place: Path) -> None:
         """Gives a checkpoint its place, and removes those that are too many."""
@@ -148,12 +172,11 @@ class Checkpoints:
         path = self.path(number)
         try:
             record = _read_record(path)
-            found = dict(_named(_read_tree(path, _read_shapes(path))))
+            found = dict(named_leaves(_read_tree(path, _read_shapes(path))))
             if found.keys() != record["leaves"].keys():
                 raise Damaged("its arrays are not those of its record")
             # Without its template a tree has another order of leaves.
-            if _hash((name, found[name]) for name in record["leaves"]) != record["tree_hash"]:
-                raise Damaged("checksum differs")
+            _check_sums(path, [(name, found[name]) for name in record["leaves"]], record)
         except Damaged as error:
             raise UserError(f"{path} is damaged ({error})") from None
 
@@ -171,8 +194,7 @@ class Checkpoints:
         if words := difference(record["leaves"], leaves(template)):
             raise UserError(f"{path} {words}: it belongs to another configuration")
         tree = _read_tree(path, template)
-        if tree_hash(tree) != record["tree_hash"]:
-            raise Damaged("checksum differs")
+        _check_sums(path, named_leaves(tree), record)
         return Restored(tree, record["meta"], number)
 
     def _place(self, number: int) -> Path:
@@ -200,31 +222,9 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def tree_hash(tree: Any) -> str:
-    """SHA-256 in hexadecimal of the names, dtypes, shapes and values of all leaves."""
-    return _hash(_named(tree))
-
-
-def _hash(named: Iterable[tuple[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for name, leaf in named:
-        value = np.asarray(fetch(leaf))  # one at a time: a device need not hold them all
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree, by name and in order."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named
-    ]
-
-
 def leaves(tree: Any) -> dict[str, list[Any]]:
     """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
-    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named(tree)}
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(tree)}
 
 
 def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
@@ -241,30 +241,50 @@ def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str
     return extra and f"has {extra}, which the network lacks"
 
 
-def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
+def _as_saved(leaf: Any) -> Any:
+    return np.asarray(leaf) if part_axis(leaf) is None else leaf
+
+
+def _write(path: Path, tree: Any, axes: Mapping[str, int], meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
     from orbax.checkpoint.options import MultiprocessingOptions
 
     quiet()
-    record = {"meta": meta, "leaves": leaves(tree), "tree_hash": tree_hash(tree)}
+    named = named_leaves(tree)
+    record: dict[str, Any]
+    record = {"meta": meta, "leaves": leaves(tree), "tree_hash": hash_of(named, axes)}
+    items = {"state": ocp.args.StandardSave(tree)}
+    if axes:
+        record |= {"axes": axes, "devices": jax.device_count()}
+        items["parts"] = ocp.args.StandardSave({SHA256: part_hashes(named, axes)})
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
-    items = ocp.args.Composite(
-        state=ocp.args.StandardSave(tree),
-        record=ocp.args.JsonSave({**record, SEAL: seal(record)}),
-    )
+    items["record"] = ocp.args.JsonSave({**record, SEAL: seal(record)})
+    if axes:
+        _meet()
     this = jax.process_index()
-    alone = MultiprocessingOptions(primary_host=this, active_processes={this})
+    who = MultiprocessingOptions(
+        primary_host=0 if axes else this,
+        active_processes=set(range(jax.process_count())) if axes else {this},
+    )
     handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        composite_options=ocp.CompositeOptions(multiprocessing_options=who)
     )
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(path, args=items)
+        with ocp.Checkpointer(handler, multiprocessing_options=who) as checkpointer:
+            checkpointer.save(path, args=ocp.args.Composite(**items))
     except ValueError as error:
         # TensorStore tells what the system said in the text of a ValueError.
         if code := OS_ERROR.search(str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         raise
+
+
+def _meet() -> None:
+    """Waits until all processes of a run are here, and asks nothing of the devices."""
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))
+    multihost.sync_global_processes(f"checkpoint {next(_saves)}", processes=everyone)
 
 
 def _read(path: Path, **items: Any) -> Any:
@@ -291,7 +311,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.pop(SEAL, None) != seal(record):
         raise Damaged("its record has been altered")
     try:
-        check_record(record, _Record, "its record")
+        check_record(record, _RecordOfParts, "its record")
     except UserError as error:
         raise Damaged(str(error)) from None
     return record
@@ -301,6 +321,26 @@ def _read_tree(path: Path, template: Any) -> Any:
     import orbax.checkpoint as ocp
 
     return _read(path, state=ocp.args.StandardRestore(jax.tree.map(_as_wanted, template))).state
+
+
+def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]) -> None:
+    """Raises Damaged if the arrays are not what was saved."""
+    axes = record.get("axes", {})
+    if hash_of(named, axes) != record["tree_hash"]:
+        raise Damaged("checksum differs")
+    if axes and not _same_parts(path, named, axes, record["devices"]):
+        raise Damaged("checksum of a part differs")
+
+
+def _same_parts(
+    path: Path, named: list[tuple[str, Any]], axes: dict[str, int], count: int
+) -> bool:
+    import orbax.checkpoint as ocp
+
+    wanted = {SHA256: np.broadcast_to(np.uint8(), (count, len(axes), 32))}
+    hashes = _read(path, parts=ocp.args.StandardRestore(wanted)).parts
+    with _damage():
+        return same_parts(named, axes, hashes[SHA256])
 
 
 def _as_wanted(leaf: Any) -> Any:

@@ -2,8 +2,8 @@
 
 A step uses up the state that it is given, so the loop waits until the memory of the host has a
 copy of it. A thread does the rest: the hash, the files, the disk. It asks nothing of the devices,
-since processes of one run must meet there in the same order. They gather the copy together, the
-first one writes it, and they meet again where they wait for it.
+since processes of one run must meet there in the same order. Each process copies and writes its
+parts of what is split, the first one all else, and they meet again where they wait for it.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scoremle.devices import bytes_of_each, fetch
+from scoremle.devices import fetch, in_host_memory, part_axis
 from scoremle.files import is_writer
 from scoremle.processes import together
 from scoremle.training.checkpoints import Checkpoints
@@ -64,10 +64,13 @@ class Saving:
             self._thread.shutdown()
 
 
-def _copy(leaf: Any) -> np.ndarray | None:
-    whole = fetch(leaf)
+def _copy(leaf: Any) -> Any:
+    if part_axis(leaf) is not None:
+        return in_host_memory(leaf)
+    if not is_writer():
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # it takes no memory
     # On a CPU what is fetched is the memory of the state itself, which the next step uses up.
-    return np.array(whole) if is_writer() else None
+    return np.array(fetch(leaf))
 
 
 def _save(
@@ -75,11 +78,16 @@ def _save(
 ) -> None:
     if before:
         before.result()
-    if is_writer():
-        store.save(number, copy, note)
+    store.save(number, copy, note)
 
 
 def bytes_of_copy(state: Any) -> int:
-    """What a copy takes of the memory of each device: on a CPU its share, and else nothing."""
+    """What a copy takes of the memory of each device: on a CPU its part, and else nothing."""
+
+    def of(leaf: Any) -> int:
+        split = part_axis(leaf) is not None
+        count = jax.device_count() if split else jax.local_device_count()
+        return leaf.size * leaf.dtype.itemsize // count
+
     on_cpu = jax.default_backend() == "cpu"
-    return bytes_of_each(state, 1) // jax.local_device_count() if on_cpu else 0
+    return sum(map(of, jax.tree.leaves(state))) if on_cpu else 0

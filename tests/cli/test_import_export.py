@@ -23,7 +23,7 @@ from scoremle.experiment.results import add_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, read_json
 from scoremle.published import PublishedCheckpoints, safetensors
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 
 
 def built(workdir):

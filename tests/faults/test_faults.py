@@ -32,7 +32,8 @@ from scoremle.model import Scores
 from scoremle.published import PublishedCheckpoints
 from scoremle.resumable import in_parts
 from scoremle.training import checkpoints
-from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 from scoremle.training.writers import JsonLines
 
 # A killed process leaves files open, and Orbax the readers of what can't be read.

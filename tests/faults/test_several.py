@@ -56,6 +56,13 @@ class Trains(Train):
         return self.result(folder)
 
 
+class TrainsInParts(Trains):
+    """The same, with a state of which each has a part, and writes it."""
+
+    def command(self, folder):
+        return *super().command(folder), "--config.devices.fsdp", "--config.model.nf=32"
+
+
 class Evaluates(Evaluate, Trains):
     """Two processes that share an evaluation."""
 
@@ -80,7 +87,7 @@ class Scores(Score, Trains):
         return self.result(folder)
 
 
-@pytest.fixture(params=[Trains, Evaluates, Scores])
+@pytest.fixture(params=[Trains, TrainsInParts, Evaluates, Scores])
 def job(request):
     return request.param()
 

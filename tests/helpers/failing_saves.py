@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401  # before processes are forked
 
 from scoremle.errors import UserError
-from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 
 SHIM = ctypes.CDLL(None)
 FAULTS = {"killed": 0, "no space": errno.ENOSPC, "input/output error": errno.EIO}

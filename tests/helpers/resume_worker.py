@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.errors import UserError
-from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Schedule, run
 from scoremle.training.program import make_step
 from scoremle.training.step import init_state, make_optimizer

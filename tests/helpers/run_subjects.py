@@ -53,7 +53,7 @@ from scoremle.quality import inception
 from scoremle.quality.features import Extractor, load_inception, read_reference
 from scoremle.report.subject import Subject as Reported
 from scoremle.resumable import in_parts
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.training.trackers import KEPT, Run, Tracker
 from scoremle.training.writers import JsonLines
 

@@ -21,7 +21,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.published import safetensors, state_dict
 from scoremle.resumable import in_parts
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import JsonLines
 

@@ -26,7 +26,8 @@ from scoremle.published import (
     pytorch,
     state_dict,
 )
-from scoremle.training.checkpoints import Damaged, tree_hash
+from scoremle.training.checkpoints import Damaged
+from scoremle.training.checksums import tree_hash
 from scoremle.training.step import init_state, make_optimizer
 
 

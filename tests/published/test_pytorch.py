@@ -16,7 +16,7 @@ from scoremle.cli import main as cli
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import pytorch
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 from scoremle.training.step import init_state, make_optimizer
 
 torch = pytest.importorskip("torch")

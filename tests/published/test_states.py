@@ -31,7 +31,8 @@ from scoremle.errors import UserError
 from scoremle.experiment import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import PublishedCheckpoints, state_dict
-from scoremle.training.checkpoints import Damaged, tree_hash
+from scoremle.training.checkpoints import Damaged
+from scoremle.training.checksums import tree_hash
 from scoremle.training.program import make_step
 from scoremle.training.step import init_state, make_optimizer
 

@@ -16,7 +16,8 @@ import pytest
 from helpers.places import ROOT
 
 from scoremle.errors import UserError
-from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 
 
 def make_tree(fill=1.0, width=64, dtype=jnp.float32):

@@ -22,7 +22,8 @@ from helpers.places import ROOT
 
 from scoremle.errors import UserError
 from scoremle.training import loop, writers
-from scoremle.training.checkpoints import Checkpoints, tree_hash
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Rollback
 from scoremle.training.program import make_program, make_step
 from scoremle.training.step import init_state, make_optimizer

@@ -1,6 +1,7 @@
 """A state split over devices (``devices.fsdp``) is the same state, in less memory on each."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from helpers import on_processes, sharded_worker
 
 from scoremle.devices import SMALL, bytes_of_each, split_axis
+from scoremle.errors import UserError
+from scoremle.training.checkpoints import Checkpoints
 
 
 def trained(folder, steps, how, **layout):
@@ -21,7 +24,9 @@ def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_
     split, one = tmp_path / "split", tmp_path / "one"
     state = jax.eval_shape(sharded_worker.init)
     whole = bytes_of_each(state, 1)
+    (split / "checkpoints/checkpoint_1.new").mkdir(parents=True)  # a save that was killed
     found = trained(split, 20, "sharded", processes=2, devices=2)
+    check_both_wrote(Checkpoints(split / "checkpoints", keep=None), state, tmp_path)
     assert found["bytes"] == bytes_of_each(state, 4)
     assert whole / 4 < found["bytes"] < whole / 2.9  # the bias stays whole
     assert str(found["not_finite"]) == "params/out"
@@ -43,6 +48,25 @@ def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_
     for name in ("loss", "kept", "grad_norm"):
         values, wanted = ([row[name] for row in each] for each in rows)
         np.testing.assert_allclose(values, wanted, rtol=1e-5)
+
+
+def check_both_wrote(store, template, folder):
+    """Each process its parts; parts that are not those of the record's hashes are noticed."""
+    path = store.path(2)
+    sizes = [sum(file.stat().st_size for file in (path / f"state/ocdbt.process_{i}").rglob("*"))
+             for i in range(2)]  # fmt: skip
+    assert 0.7 < sizes[1] / sizes[0] < 1  # the bias is in the first
+    store.verify(2)
+    shutil.copytree(path, damaged := folder / "damaged/checkpoint_2")
+    shutil.rmtree(damaged / "parts")
+    shutil.copytree(store.path(1) / "parts", damaged / "parts")
+    damaged = Checkpoints(damaged.parent, keep=None)
+    for read in (damaged.verify, lambda number: damaged.restore(template, number)):
+        with pytest.raises(UserError, match=r"is damaged \(checksum of a part differs"):
+            read(2)
+    shutil.rmtree(damaged.path(2) / "parts")
+    with pytest.raises(UserError, match="is damaged"):
+        damaged.verify(2)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from scoremle.experiment.scoring import Prepared, in_words, prepared
 from scoremle.likelihood.images import Estimator
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
-from scoremle.training.checkpoints import tree_hash
+from scoremle.training.checksums import tree_hash
 
 __all__ = ["run"]
 

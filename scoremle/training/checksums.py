@@ -1,0 +1,76 @@
+"""SHA-256 of all numbers of a tree, also where no process has an array whole.
+
+Such an array is hashed in parts, one for each device, by the process that has it. The hashes of
+the parts are an array themselves, with a row for each device.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from scoremle.devices import fetch, part_axis, split_rows
+
+__all__ = ["hash_of", "named_leaves", "part_axes", "part_hashes", "same_parts", "tree_hash"]
+
+Named = Iterable[tuple[str, Any]]
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree, by name and in order."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named]
+
+
+def tree_hash(tree: Any) -> str:
+    """In hexadecimal, of the names, dtypes, shapes and values of all leaves."""
+    return hash_of(named_leaves(tree))
+
+
+def hash_of(named: Named, in_parts: Collection[str] = ()) -> str:
+    """The hash of the tree with these leaves, without the values of those ``in_parts``.
+
+    One leaf at a time is fetched from its devices.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in named:
+        values = leaf if name in in_parts else np.asarray(fetch(leaf))
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        if name not in in_parts:
+            digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def part_axes(named: Named) -> dict[str, int]:
+    """The leaves of which each device has a part, by name, and the axis that is split."""
+    axes = ((name, part_axis(leaf)) for name, leaf in named)
+    return {name: axis for name, axis in axes if axis is not None}
+
+
+def part_hashes(named: Named, axes: Mapping[str, int]) -> UInt8[jax.Array, "n k 32"]:
+    """Of the part that each of n devices has of each of k leaves; every process hashes its own."""
+    found, count = dict(named), jax.device_count()
+    rows = np.zeros((count, len(axes), 32), np.uint8)
+    for column, (name, axis) in enumerate(axes.items()):
+        size = found[name].shape[axis]
+        for part in found[name].addressable_shards:
+            first = part.index[axis].indices(size)[0]
+            rows[first * count // size, column] = _sha256(part.data)
+    return split_rows(rows)
+
+
+def same_parts(named: Named, axes: Mapping[str, int], hashes: UInt8[np.ndarray, "n k 32"]) -> bool:
+    """Are the leaves what they were when their parts were hashed?"""
+    found = dict(named)
+    return all(
+        np.array_equal(_sha256(part), hashes[row, column])
+        for column, (name, axis) in enumerate(axes.items())
+        for row, part in enumerate(np.split(np.asarray(fetch(found[name])), len(hashes), axis))
+    )
+
+
+def _sha256(values: Any) -> UInt8[np.ndarray, "32"]:
+    return np.frombuffer(hashlib.sha256(np.asarray(values).tobytes()).digest(), np.uint8)
