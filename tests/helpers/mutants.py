@@ -205,7 +205,7 @@ CHANGES: list[tuple[str, ...]] = [
      "jnp.var(integral_rate, axis=0, ddof=1)"),
     ("solvers/multistep.py", "kept * predictor + (1 - kept) * corrector",
      "kept * corrector + (1 - kept) * predictor"),
-    ("solvers/multistep.py", "COVERAGE = 2.0", "COVERAGE = 0.5"),
+    ("solvers/multistep.py", "COVERAGE = 1.9", "COVERAGE = 0.5"),
     ("solvers/multistep.py", "end = max(n, min(count - 1, steps)) + 1", "end = n + 1"),
     ("solvers/multistep.py", "UNLIKE = 3.0", "UNLIKE = 30.0"),
     ("solvers/multistep.py", "factor * (squares - together / (dims + 2))", "together"),
