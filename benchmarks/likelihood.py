@@ -36,7 +36,8 @@ from scoremle.files import read_json, write_json
 from scoremle.likelihood.nodes import PILOT_IMAGES, Pilot
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
-from scoremle.solvers.multistep import Doubling, Planned
+from scoremle.solvers.doubling import Doubling
+from scoremle.solvers.multistep import Planned
 
 DIGITS = (
     "--config=configs/digits.py", "--config.training.n_iters=1200",

@@ -65,7 +65,7 @@ _HOME = {
     "Hutchinson": "core.divergence",
     "Orthogonal": "core.divergence",
     "denoising_loss": "core.loss",
-    "Doubling": "solvers.multistep",
+    "Doubling": "solvers.doubling",
     "Multistep": "solvers.multistep",
     "ode_log_likelihood": "likelihood.ode",
     "likelihood_bound": "likelihood.bound",
@@ -156,7 +156,7 @@ if TYPE_CHECKING:
     from scoremle.sampling.ode import ode_sample as ode_sample
     from scoremle.sampling.predictor_corrector import PredictorCorrector as PredictorCorrector
     from scoremle.sampling.predictor_corrector import pc_sample as pc_sample
-    from scoremle.solvers.multistep import Doubling as Doubling
+    from scoremle.solvers.doubling import Doubling as Doubling
     from scoremle.solvers.multistep import Multistep as Multistep
 
 

@@ -38,7 +38,8 @@ from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Info
 from scoremle.likelihood.steps import BySteps
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
-from scoremle.solvers.multistep import Doubling, Multistep
+from scoremle.solvers.doubling import Doubling
+from scoremle.solvers.multistep import Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, make_optimizer
 from scoremle.training.trackers import TRACKERS

@@ -19,7 +19,7 @@ so the effects of single dimensions are squared and added, not their sum.
 """
 
 import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -30,9 +30,9 @@ from jaxtyping import Array, Float
 from scoremle.core.pytree import pytree
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
-from scoremle.types import AnyArray, Data, PerExample, Scalar, Times
+from scoremle.types import AnyArray, Data, PerExample, Times
 
-__all__ = ["Doubling", "Multistep", "Planned"]
+__all__ = ["Multistep", "Plan", "Planned", "plan"]
 
 ORDER = 3
 # Roughness is measured by the difference of this order, which is zero for cubics.
@@ -49,8 +49,6 @@ MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The steps' estimate of their error, times this, covers the true error of most examples on trained
 # networks (benchmarks/README.md).
 COVERAGE = 1.9
-# The change of a result when the nodes are doubled, times this, covers its error.
-MARGIN = 1.5
 # An example of which the steps tell more than so many times the typical error is unlike those of
 # the pilot, and what they tell above that counts in full.
 UNLIKE = 3.0
@@ -318,107 +316,3 @@ class Multistep:
         """What is stated of examples, by the error that the steps tell of each, in nats."""
         calibrated = self.calibration * jnp.hypot(error, self.typical)
         return jnp.maximum(calibrated, error - UNLIKE * self.typical)
-
-
-class _Best(NamedTuple):
-    solution: Solution
-    change: Float[Array, " b"]
-    running: Array
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Doubling:
-    """Doubles the nodes until an example's result stands still.
-
-    The stated error is 1.5 times the last change of the result, or 1.5 times half the change
-    before if that is more. Where the solution's own estimate is less, it is that: in a field that
-    is smooth in time, a change is many times the error that is left. After the first doubling it
-    always is the solution's own. An example that still moves after ``most`` steps keeps its last
-    value, and an ``error`` above the tolerance. The number of doublings depends on the data, so
-    that there is no derivative in reverse mode: ValueError.
-
-    Args:
-        tolerance: how far a result may still move, in nats for each dimension of the state.
-        fewest: the nodes to begin with.
-        most: the nodes not to exceed.
-
-    Example:
-        >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
-        >>> found = scoremle.ode_log_likelihood(
-        ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
-        ...     eps=1e-3, divergence=scoremle.Exact(), solver=scoremle.Doubling(1e-3),
-        ... )
-        >>> print(bool(abs(found.log_prob[0] + np.log(2 * np.pi)) < 2 * 1e-3))
-        True
-    """
-
-    tolerance: Scalar = 1e-3
-    fewest: int = 16
-    most: int = 1024
-
-    def solve(self, problem: Problem, state: Data) -> Solution:
-        """Solves the problem, all passes by one draw, never a ``fresh`` one."""
-        field, sensitivity = problem.field, problem.sensitivity
-        one_draw = replace(problem, fresh=False)
-        sizes = [self.fewest]
-        while 2 * sizes[-1] <= self.most:
-            sizes.append(2 * sizes[-1])
-        plans = [plan(steps, sizes[-1]) for steps in sizes]
-        levels = Plan(*(jnp.asarray(np.stack(a), state.dtype) for a in zip(*plans, strict=True)))
-        limit = self.tolerance * dims_of(state)
-        end = jnp.full(state.shape[0], problem.stop, state.dtype)
-
-        def run(level: Array) -> Solution:
-            steps = jnp.asarray(sizes, jnp.int32)[level]
-            planned = Planned(Plan(*(a[level] for a in levels)), steps)
-            return planned.solve(one_draw, state)
-
-        def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
-            level, best = carry
-            old, new = best.solution, run(level)
-            gradient = sensitivity(end, new.state, field(end, new.state, ONE_DRAW)[0])
-            shift = sum_data(gradient * (new.state - old.state))
-            change = jnp.abs(shift + mean_integral(new.integrals - old.integrals))
-            change = jnp.where(jnp.isnan(change), jnp.inf, change)  # one of the two is not finite
-            moved = MARGIN * jnp.maximum(change, best.change / 2)
-            error = jnp.where(level == 1, new.error, jnp.minimum(moved, new.error))
-            new = new._replace(error=error, evaluations=old.evaluations + new.evaluations + 1)
-            keep = best.running
-
-            def choose(new: Array, old: Array, axis: int) -> Array:
-                shape = (1,) * axis + (-1,) + (1,) * (new.ndim - axis - 1)
-                return jnp.where(keep.reshape(shape), new, old)
-
-            chosen = Solution(
-                *(
-                    choose(a, b, axis=name == "integrals")
-                    for name, a, b in zip(Solution._fields, new, old, strict=True)
-                )
-            )
-            running = keep & (error > limit) & new.ok
-            return level + 1, _Best(chosen, jnp.where(keep, change, best.change), running)
-
-        def unfinished(carry: tuple[Array, _Best]) -> Array:
-            level, best = carry
-            return jnp.any(best.running) & (level < len(sizes))
-
-        coarse = run(jnp.int32(0))
-        none = jnp.zeros_like(coarse.error)
-        first = _Best(coarse, none, jnp.ones(state.shape[0], bool))
-        found = jax.lax.while_loop(unfinished, refine, (jnp.int32(1), first))[1].solution
-        return found._replace(
-            state=_irreversible(found.state), integrals=_irreversible(found.integrals)
-        )
-
-
-def _irreversible(x: Array) -> Array:
-    """``x``, with a derivative in forward mode alone."""
-
-    def refuse(_: None, cotangent: Array) -> Array:
-        raise ValueError(
-            "Doubling has no derivative in reverse mode: use Multistep(nodes), whose memory for it"
-            " grows by a few states a node"
-        )
-
-    return jax.custom_derivatives.linear_call(lambda _, x: x, refuse, None, x)

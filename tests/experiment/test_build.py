@@ -25,7 +25,8 @@ from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
-from scoremle.solvers.multistep import Doubling, Multistep
+from scoremle.solvers.doubling import Doubling
+from scoremle.solvers.multistep import Multistep
 from scoremle.training import loop
 
 PUBLISHED = sorted(

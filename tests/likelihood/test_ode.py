@@ -11,7 +11,8 @@ from scoremle.core.divergence import Exact, FixedProbe, Hutchinson
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.sde import VP
 from scoremle.likelihood.ode import ode_log_likelihood
-from scoremle.solvers.multistep import Doubling, Multistep, Planned
+from scoremle.solvers.doubling import Doubling
+from scoremle.solvers.multistep import Multistep, Planned
 
 every_sde = pytest.mark.parametrize("name", SDES)
 KEY = jax.random.key(0)
