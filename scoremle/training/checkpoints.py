@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -112,15 +112,15 @@ class Checkpoints:
         all else. It returns there when everything is on disk. Killed at any moment, or without
         power, it leaves the other checkpoints, and of this number the old one or the new one.
         """
-        place, axes = self._place(number), part_axes(named_leaves(tree))
-        if not (is_writer() or axes):
+        if not (is_writer() or part_axes(named_leaves(tree))):
             return
+        place = self._place(number)
         new = place.with_suffix(".new")
         with writing(place):
             if is_writer():
                 make_folder(self.folder)
                 self._sweep()
-            _write(new, jax.tree.map(_as_saved, tree), axes, meta)
+            _write(new, jax.tree.map(_as_saved, tree), meta)
             if is_writer():
                 sync_all(new)
                 self._put(new, place)
@@ -245,12 +245,13 @@ def _as_saved(leaf: Any) -> Any:
     return np.asarray(leaf) if part_axis(leaf) is None else leaf
 
 
-def _write(path: Path, tree: Any, axes: Mapping[str, int], meta: dict[str, Any]) -> None:
+def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
     from orbax.checkpoint.options import MultiprocessingOptions
 
     quiet()
     named = named_leaves(tree)
+    axes = part_axes(named)
     record: dict[str, Any]
     record = {"meta": meta, "leaves": leaves(tree), "tree_hash": hash_of(named, axes)}
     items = {"state": ocp.args.StandardSave(tree)}
