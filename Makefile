@@ -3,7 +3,7 @@
 #   make demo     the whole job on handwritten digits: train, evaluate, sample; into runs/digits
 #   make test     the tests
 #   make check    lint, types and tests
-#   make long     the few tests that take minutes each, which check leaves out
+#   make long     the tests that take longest, half a minute to minutes, which check leaves out
 #   make docs     the documents as a site, in site/; make notebooks runs its notebooks anew
 #   make model    the small model that the package ships, trained anew
 #   make mutants  would the tests notice? wrong changes one at a time, and their tests: hours; goes on

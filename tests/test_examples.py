@@ -49,6 +49,7 @@ def test_minimal_learns_a_density_that_integrates_to_one(tmp_path):
         assert np.asarray(picture).std() > 10, "an empty picture"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_own_network_comes_near_a_density_that_is_known(tmp_path):
     text = printed("own_network", tmp_path, "--steps=2000")
@@ -81,6 +82,7 @@ def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path,
     assert 5.7 < shipped < 6.3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_learned_posterior_is_held_against_the_truth(tmp_path):
     pytest.importorskip("matplotlib")
