@@ -356,7 +356,9 @@ def _read_shapes(path: Path) -> Any:
     import orbax.checkpoint as ocp
 
     handler = ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
+        state=ocp.StandardCheckpointHandler(),
+        parts=ocp.StandardCheckpointHandler(),
+        record=ocp.JsonCheckpointHandler(),
     )
     with _damage(), ocp.Checkpointer(handler) as checkpointer:
         known = checkpointer.metadata(path).item_metadata["state"].tree

@@ -277,8 +277,6 @@ def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):
     assert told.startswith(f"no ranks: scoremle eval '{place}' {flags} measures")
 
 
-@pytest.mark.slow
-@pytest.mark.long
 def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):
     place, found = by_digits
     assert found["mean"] == pytest.approx(found["uncorrected_mean"] + found["correction"])

@@ -36,7 +36,6 @@ class Mortal(Scorer):
         return super().__call__(batch)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_killed_and_stopped(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -89,7 +89,6 @@ def test_intervals_cover_on_a_rough_field():
     check_stated(found)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, beside its own values at ten times the nodes

@@ -19,7 +19,7 @@ def trained(folder, steps, how, **layout):
 
 
 @pytest.mark.slow
-def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_path):
+def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_path, caplog):
     """To 1e-6 of a number: the order of sums differs."""
     split, one = tmp_path / "split", tmp_path / "one"
     state = jax.eval_shape(sharded_worker.init)
@@ -27,6 +27,7 @@ def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_
     (split / "checkpoints/checkpoint_1.new").mkdir(parents=True)  # a save that was killed
     found = trained(split, 20, "sharded", processes=2, devices=2)
     check_both_wrote(Checkpoints(split / "checkpoints", keep=None), state, tmp_path)
+    assert not caplog.records
     assert found["bytes"] == bytes_of_each(state, 4)
     assert whole / 4 < found["bytes"] < whole / 2.9  # the bias stays whole
     assert str(found["not_finite"]) == "params/out"
