@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scoremle.solvers.base import Problem
-from scoremle.solvers.multistep import DIFFERENCE, ORDER, Doubling, Multistep, Planned, plan
+from scoremle.solvers.doubling import Doubling
+from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, plan
 
 
 def no_integrals(rate):
