@@ -1,7 +1,7 @@
 """Saves that a training does not wait for.
 
 A step uses up the state that it is given, so the loop waits until the memory of the host has a
-copy of it. A thread does the rest: the hash, the files, the disk. It asks nothing of the devices,
+copy of it. A thread does the rest: the hash, the files, the disk. It computes nothing on devices,
 since processes of one run must meet there in the same order. Each process copies and writes its
 parts of what is split, the first one all else, and they meet again where they wait for it.
 """
@@ -65,6 +65,7 @@ class Saving:
 
 
 def _copy(leaf: Any) -> Any:
+    """In the memory of the host: what this process has to write, or else what stands for it."""
     if part_axis(leaf) is not None:
         return in_host_memory(leaf)
     if not is_writer():
