@@ -118,17 +118,27 @@ def in_digits(row: Row, dims: int, reference: int) -> dict[str, str]:
     return {name: f"{getattr(row, name):.{places}f}" for name, places in digits.items()}
 
 
-def write(path: Path, table: Sequence[Row], dims: int, reference: int) -> None:
-    """Writes the CSV of images of so many dimensions.
+def write(
+    path: Path, table: Sequence[Row], *, dims: int, reference: int, estimator: str
+) -> None:
+    """Writes the CSV.
 
-    Ranks are among so many test images; of none there is no such column.
+    Args:
+        path: of the file.
+        table: a row for each file.
+        dims: of an image.
+        reference: how many test images a rank is among; for none there is no such column.
+        estimator: what the values are, in words. It stands in each row that has one, since a
+            table may be joined with others.
     """
-    columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "note"]
+    columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "estimator", "note"]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns[0 if reference else 1 :])
     writer.writeheader()
     for row in table:
-        numbers = {} if row.reason else in_digits(row, dims, reference)
-        writer.writerow({"file": cell(row.file), "note": cell(row.note), **numbers})
+        found = {}
+        if not row.reason:
+            found = {**in_digits(row, dims, reference), "estimator": estimator}
+        writer.writerow({"file": cell(row.file), "note": cell(row.note), **found})
     with write_atomically(path) as temporary:
         temporary.write_bytes(text.getvalue().encode())

@@ -77,6 +77,9 @@ def test_an_array(tiny, model, tmp_path, capfd):
         half = 10 ** (np.floor(np.log10(unit * error)) - 1) / 2  # of the error's second digit
         assert (abs(column(out, name) - values) <= 1.01 * half).all(), name
     assert (error >= expected.solver_error / 2 - 0.05).all()  # so few nodes have a large one
+    assert {row["estimator"] for row in rows(out)} == {
+        "exact by the ODE, uniform dequantization; 2 passes of 7 network evaluations"
+    }
     stderr = expected.bpd.std(ddof=1) / np.sqrt(5)
     assert f"mean {expected.bpd.mean():.4f} +- {stderr:.4f} (over images) bits/dim" in told
     assert "each image: 2 passes of 7 network evaluations; the median standard error is 0." in told

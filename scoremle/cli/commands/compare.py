@@ -39,13 +39,15 @@ class Written(NamedTuple):
 class Measured(NamedTuple):
     """Bits/dim of images, and what tells whether others are the same images, where it is known.
 
-    ``png``: what they take as PNG, as a table has it.
+    ``png``: what they take as PNG, as a table has it. ``estimator``: what the values are, in
+    words, if the table says so.
     """
 
     bpd: Float[np.ndarray, " n"]
     images: Any
     solver_error: float | None
     png: Sequence[Written] = ()
+    estimator: str = ""
 
 
 def run(options: Any) -> dict[str, dict[str, Any]]:
@@ -82,7 +84,13 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
             "%d of %d images take other bits/dim as PNG in A than in B: are these the same images,"
             " of one size?", others, len(a.bpd),
         )  # fmt: skip
-    if (a.solver_error is None) != (b.solver_error is None):
+    if a.estimator and b.estimator:
+        if a.estimator != b.estimator:
+            logger.warning(
+                "%s: A is %s, and B is %s: what they differ by is in the difference",
+                kind, a.estimator, b.estimator,
+            )  # fmt: skip
+    elif (a.solver_error is None) != (b.solver_error is None):
         logger.warning(
             "%s: of A and B one has the error of an ODE's solver, and %s has none: if that is a"
             " bound, its gap is in the difference", kind, "A" if a.solver_error is None else "B",
@@ -163,11 +171,12 @@ def _of_scores(path: Path) -> Measured:
         )
         names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
         png = [_as_written(row["png_bpd"]) for row in rows if "png_bpd" in row]
+        estimators = {(row.get("estimator") or "").partition(";")[0] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of scoremle score") from None
     known = errors.size and np.isfinite(errors).all()  # a bound has none
     found = _checked(path, bpd, names, float(errors.mean()) if known else None)
-    return found._replace(png=png)
+    return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
 
 
 def _as_written(text: str) -> Written:

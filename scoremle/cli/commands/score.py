@@ -19,6 +19,7 @@ from scoremle.cli.commands import Partly, score_on_ray
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
+from scoremle.experiment.estimators import Facts
 from scoremle.experiment.models import load_of_images
 from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, test_values
@@ -63,7 +64,10 @@ def run(options: Any) -> dict[str, Any] | Partly:
     rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
-    score_table.write(options.out, rows, model.dims, len(reference))
+    score_table.write(
+        options.out, rows, dims=model.dims, reference=len(reference),
+        estimator=f"{in_words(found.estimator)}; {_cost(scored.mean, options.repeats)}",
+    )  # fmt: skip
     about = About(
         options.model, str(options.images), pixels.levels, model.dims, len(reference),
         _facts(scored, found, options.repeats),
@@ -135,14 +139,18 @@ def _facts(scored: Scored, found: Prepared, passes: int) -> list[str]:
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.4f} (over images)"
     lines = [f"mean {mean['mean']:.4f}{error} bits/dim; {in_words(found.estimator)}"]
     lines += tables.mean_in_parts(mean)
-    cost = f"each image: {passes} {'pass' if passes == 1 else 'passes'}"
-    if (evaluations := mean.get("mean_nfe")) is not None:
-        cost += f" of {evaluations:.0f} network evaluations"
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
         median = np.nanmedian(scored.scores.stderr)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
-    return [*lines, f"{cost}; {told}"]
+    return [*lines, f"each image: {_cost(mean, passes)}; {told}"]
+
+
+def _cost(mean: Facts, passes: int) -> str:
+    cost = "1 pass" if passes == 1 else f"{passes} passes"
+    if (evaluations := mean.get("mean_nfe")) is not None:
+        cost += f" of {evaluations:.0f} network evaluations"
+    return cost
 
 
 def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
