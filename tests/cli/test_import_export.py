@@ -209,7 +209,10 @@ def one_line(capsys, *arguments):
 
 
 def test_mistakes_are_one_line(imported, tmp_path, capsys):
-    assert "no checkpoint_N or checkpoint_N.pth in" in one_line(capsys, "import", tmp_path)
+    err = one_line(capsys, "import", tmp_path)
+    assert "holds no checkpoint_N or checkpoint_N.pth" in err and "from_module" in err
+    err = one_line(capsys, "import", imported)
+    assert "is a working directory already: scoremle score, eval and sample take it" in err
     shutil.copy(FILE, tmp_path / "mine")
     err = one_line(capsys, "import", tmp_path / "mine")
     assert "does not say its SDE and data set" in err and "--name=cifar10_deep_vp" in err

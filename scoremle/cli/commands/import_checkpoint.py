@@ -121,7 +121,15 @@ def _newest(path: Path) -> tuple[int, Path]:
     for folder in (path / "checkpoints", path):
         if there := published.files(folder):
             return max(there.items())
-    raise UserError(f"no checkpoint_N or checkpoint_N.pth in {path} or {path / 'checkpoints'}")
+    if Workdir(path).config_path.exists():
+        raise UserError(
+            f"{path} is a working directory already: scoremle score, eval and sample take it as it"
+            " is"
+        )
+    raise UserError(
+        f"{path} holds no checkpoint_N or checkpoint_N.pth of score_flow or score_sde, and no model"
+        f" of another family: {OTHERS}"
+    )
 
 
 def _dequantizers(path: Path) -> list[tuple[int, Path]]:
