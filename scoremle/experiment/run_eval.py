@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.evaluation import metrics, pictures, statistics, tables
 from scoremle.experiment.build import Experiment
+from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.consistency import Correction, suite_tasks, verdicts
 from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task, Weights, tasks
@@ -35,7 +35,7 @@ from scoremle.numerics import check_finite
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
-from scoremle.training.checkpoints import Checkpoints, Restored
+from scoremle.training.checkpoints import Restored
 from scoremle.training.checksums import tree_hash
 
 __all__ = ["restore_flow", "run_eval"]
@@ -47,8 +47,6 @@ EXTREMES = 32
 FULL = "float32"
 # The pilot's seed differs from that of the evaluation in this.
 PILOT = 2**32 - 3
-# Seconds between looks for a checkpoint.
-WAIT_SECONDS = 10.0
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
 MAX_BIAS = 0.005
 MAX_BIAS_SHARE = 0.2
@@ -141,41 +139,6 @@ def restore_flow(experiment: Experiment, folder: Path) -> Restored:
     restored = place.restore(template, experiment.evaluation.checkpoints.flow)
     check_finite(restored.tree.ema, store.path(restored.number))
     return restored
-
-
-def chosen_checkpoints(
-    store: Checkpoints, begin: int | None, end: int | None, *, wait: bool = False
-) -> Iterable[int] | list[None]:
-    """The numbers from ``begin`` to ``end`` that are there; None stands for the newest.
-
-    Without an end it is the newest; without a beginning, the end alone is meant. With ``wait``
-    they are all the numbers, each given when it is there.
-    """
-    if wait and end is not None:
-        first = end if begin is None else begin
-        return (_await(store, number) for number in range(first, end + 1))
-    there = store.numbers()
-    if not there:
-        raise UserError(f"no checkpoint in {store.folder}: train first")
-    if begin is None and end is None:
-        return [None]
-    last = there[-1] if end is None else end
-    first = last if begin is None else begin
-    if chosen := [number for number in there if first <= number <= last]:
-        return chosen
-    wanted = first if None in (begin, end) else f"{first} to {last}"
-    raise UserError(
-        f"no checkpoint {wanted} in {store.folder}, only {', '.join(map(str, there))}; "
-        "set --config.eval.begin_ckpt and end_ckpt, or neither for the newest"
-    )
-
-
-def _await(store: Checkpoints, number: int) -> int:
-    if number not in store.numbers():
-        say(f"waiting for {store.path(number)}")
-    while number not in store.numbers():
-        time.sleep(WAIT_SECONDS)
-    return number
 
 
 class Measured(NamedTuple):

@@ -20,6 +20,7 @@ so the effects of single dimensions are squared and added, not their sum.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -112,8 +113,9 @@ def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
     return weights / np.linalg.norm(weights)
 
 
+@cache
 def plan(steps: int, room: int | None = None) -> Plan:
-    """The plan of ``steps`` steps, with zeros behind up to ``room`` of them."""
+    """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
     nodes = _nodes(steps)
     rows = np.zeros((4, steps + 1, DIFFERENCE + 1))
     totals = np.zeros((2, steps + 1))
@@ -131,7 +133,10 @@ def plan(steps: int, room: int | None = None) -> Plan:
     corrector = kept * predictor + (1 - kept) * corrector
     found = Plan(nodes, predictor[:, 1:], corrector, integral, contrast, *totals)
     behind = 0 if room is None else room - steps
-    return Plan(*(np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found))
+    padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
+    for a in padded:
+        a.flags.writeable = False
+    return Plan(*padded)
 
 
 def _shares(weights: Weights) -> Float[Array, " n"]:

@@ -9,8 +9,8 @@ from helpers.tiny_runs import TINY
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
+from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.record import flow_record, training_record
-from scoremle.experiment.run_eval import chosen_checkpoints
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints

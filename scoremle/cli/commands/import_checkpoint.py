@@ -127,8 +127,8 @@ def _newest(path: Path) -> tuple[int, Path]:
             " is"
         )
     raise UserError(
-        f"{path} holds no checkpoint_N or checkpoint_N.pth of score_flow or score_sde, and no model"
-        f" of another family: {OTHERS}"
+        f"{path} holds no checkpoint_N or checkpoint_N.pth of score_flow or score_sde, and no"
+        f" model of another family: {OTHERS}"
     )
 
 
