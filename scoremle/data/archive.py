@@ -149,26 +149,22 @@ def is_hidden(name: str) -> bool:
 
 
 def listing(path: Path) -> list[Path]:
-    """The files of a folder, sorted; links that lead out of it are named, not followed."""
+    """The files of a folder, sorted; links that lead out of it and pipes are named, not read."""
     if not path.is_dir():
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is neither a file nor a folder")
         return [path]
-    root, found, outside = path.resolve(), [], []
+    root, found, left = path.resolve(), [], []
     for folder, folders, names in os.walk(path):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
             file = Path(folder) / name
-            if file.is_symlink() and not (
-                file.is_file() and file.resolve().is_relative_to(root)
-            ):
-                outside.append(name)
-            elif file.is_file():
-                found.append(file)
-    if outside:
+            inside = not file.is_symlink() or file.resolve().is_relative_to(root)
+            (found if inside and file.is_file() else left).append(file)
+    if left:
         logger.warning(
-            "%s: %d links lead to folders or out of it and are not followed: %s",
-            path, len(outside), ", ".join(outside[:3]) + (", ..." if outside[3:] else ""),
+            "%s: %d are not read, since they are links to folders or out of it, or no files: %s",
+            path, len(left), ", ".join(file.name for file in left[:3]) + ", ..." * bool(left[3:]),
         )  # fmt: skip
     return found
 

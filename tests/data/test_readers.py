@@ -541,15 +541,18 @@ def test_names_that_point_out_of_an_archive(name, suffix, tmp_path, prepare):
         prepare("images", path)
 
 
-def test_links_are_not_followed(tmp_path, prepare, caplog):
+def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     secret = write_tree(tmp_path / "secret", {"s.png": encoded(X), "d/t.png": encoded(X)})
     folder = one_and(tmp_path, encoded(X), "sub/b.png")
     (folder / "out.png").symlink_to(secret / "s.png")
     (folder / "outside").symlink_to(secret / "d")
     (folder / "inside.png").symlink_to(folder / "sub" / "b.png")
+    os.mkfifo(folder / "pipe.png")
     found = prepare("images", folder, test_fraction=0.5)
     assert sum(found.meta["counts"].values()) == 22
-    assert "2 links lead to folders or out of it and are not followed: " in caplog.text
+    assert "3 are not read, since they are links to folders or out of it, or no files: " in (
+        caplog.text
+    )
     link = tmp_path / "link.tar"
     link.write_bytes(member("a.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
     with pytest.raises(UserError, match="no images in it"):
