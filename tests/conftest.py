@@ -1,5 +1,6 @@
 """What every test may ask for: golden numbers, float64, a quiet CPU that compiles fast."""
 
+import gc
 import os
 import signal
 from functools import cache
@@ -39,6 +40,7 @@ from helpers.tiny_runs import start  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(10_000)  # as the command line does
     # Two runs at once may read an entry that the other is writing: it is compiled again, no harm.
     config.addinivalue_line("filterwarnings", "ignore:.*persistent compilation cache.*")
     # A job that a shell put in the background ignores Ctrl-C, and so does what it starts.

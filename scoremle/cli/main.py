@@ -5,6 +5,7 @@ about mistakes come at once.
 """
 
 import difflib
+import gc
 import importlib
 import json
 import logging
@@ -34,6 +35,9 @@ LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
 
+# New objects from which Python looks for garbage, in place of 700. JAX makes millions while it
+# reads a program, and little garbage: looking took a tenth of the time of a short command.
+SELDOM = 10_000
 DEBUG = "--debug"
 # What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
 MISTAKE = f"\n{UserError.__name__}: "
@@ -119,6 +123,7 @@ def _loaded(module: str) -> ModuleType:
 def _do(run: Callable[[Any], Any], options: Any) -> int:
     """Runs a command; its exit code. With ``--json``, what it gives is all that goes to stdout."""
     keep_programs()
+    gc.set_threshold(SELDOM)
     as_json = getattr(options, "json", False)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         found = run(options)

@@ -6,6 +6,7 @@ are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-S
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import jax
@@ -78,6 +79,11 @@ class Training:
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
+        return self._template
+
+    @cached_property
+    def _template(self) -> TrainState:
+        # Of a deep network it takes more than a second.
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         return jax.eval_shape(
             lambda images: init_state(self._params(images), self.optimizer), images
