@@ -27,7 +27,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Two workers, a file each: most of the time goes into compiling, on one core at a time. A worker
 # that crashes ends the tests: a new one in its place may wait for ever.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# Python compiles what it imports; to compile all that is installed takes half a minute.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile
 
 .PHONY: help demo test check long bench docs notebooks mutants model trackers pythons release clean
 
