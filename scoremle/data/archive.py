@@ -154,7 +154,9 @@ def listing(path: Path) -> list[Path]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is neither a file nor a folder")
         return [path]
-    root, found, left = path.resolve(), [], []
+    root = path.resolve()
+    found: list[Path] = []
+    left: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):

@@ -36,7 +36,7 @@ from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
-__all__ = ["ESTIMATORS", "Prepared", "in_words", "prepared", "worth_of"]
+__all__ = ["ESTIMATORS", "Prepared", "prepared", "worth_of"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation; or a
@@ -50,7 +50,8 @@ Images = Integer[np.ndarray, "n h w c"]
 class Prepared:
     """A model as some images need it, the estimator, and what there is to say of both.
 
-    With ``levels``, the solver's error of the mean can be corrected to ``tolerance``.
+    With ``levels``, the solver's error of the mean can be corrected to ``tolerance``. ``label`` is
+    that of the images, where one was asked for.
     """
 
     model: ScoreModel
@@ -58,6 +59,15 @@ class Prepared:
     notes: list[str]
     levels: Levels | None = None
     tolerance: float = TOLERANCE
+    label: str = ""
+
+    @property
+    def words(self) -> str:
+        """What a number is, with the noise that is given to the integers, if it is."""
+        inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
+        density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
+        dequantized = ", uniform dequantization" * (isinstance(inner, ByOde) or density)
+        return self.estimator.words + dequantized + (self.label and f", label {self.label}")
 
 
 def prepared(
@@ -96,7 +106,7 @@ def prepared(
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
         return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes)
-    return Prepared(one, found, notes, levels, tolerance)
+    return Prepared(one, found, notes, levels, tolerance, label)
 
 
 def _for_mean(
@@ -146,14 +156,6 @@ def _origin(model: ScoreModel, decoder: Informed) -> str:
             " so the scale is not its own"
         )
     return words
-
-
-def in_words(estimator: Estimator) -> str:
-    """What a number is, with the noise that is given to the integers, if it is."""
-    inner = estimator.of_one if isinstance(estimator, ByLabels) else estimator
-    density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
-    dequantized = isinstance(inner, ByOde) or density
-    return estimator.words + ", uniform dequantization" * dequantized
 
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:

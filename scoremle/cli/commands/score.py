@@ -25,7 +25,7 @@ from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, test_values
 from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
-from scoremle.experiment.scoring import Prepared, in_words, prepared
+from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.report.scores import MEANING, About, write_page
 from scoremle.resumable import missing
 from scoremle.terminal import say
@@ -66,7 +66,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
     refuse(options.images, failed, len(rows), options.skip_bad)
     score_table.write(
         options.out, rows, dims=model.dims, reference=len(reference),
-        estimator=f"{in_words(found.estimator)}; {_cost(scored.mean, options.repeats)}",
+        estimator=f"{found.words}; {_cost(scored.mean, options.repeats)}",
     )  # fmt: skip
     about = About(
         options.model, str(options.images), pixels.levels, model.dims, len(reference),
@@ -137,7 +137,7 @@ def _facts(scored: Scored, found: Prepared, passes: int) -> list[str]:
     """The mean, how it is made, and what an image costs."""
     mean = scored.mean
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.4f} (over images)"
-    lines = [f"mean {mean['mean']:.4f}{error} bits/dim; {in_words(found.estimator)}"]
+    lines = [f"mean {mean['mean']:.4f}{error} bits/dim; {found.words}"]
     lines += tables.mean_in_parts(mean)
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
@@ -188,7 +188,7 @@ def _summary(
         "unit": "bits/dim",
         **{name: value for name, value in mean.items() if not _is_nan(value)},
         "left_out": sum(bool(row.reason) for row in rows),
-        "estimator": in_words(found.estimator),
+        "estimator": found.words,
         "model": options.model,
         "table": str(options.out),
         **({"page": str(options.page)} if options.page else {}),

@@ -22,7 +22,7 @@ from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, score_on_ray
 from scoremle.experiment.scorer import Scorer
-from scoremle.experiment.scoring import Prepared, in_words, prepared
+from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.likelihood.images import Estimator
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
@@ -113,7 +113,7 @@ def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Pa
     bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
     stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
     error = "" if stderr is None else f" +- {stderr:.4f} (over images)"
-    words = in_words(found.estimator)
+    words = found.words
     say(tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
     say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
     summary = {
