@@ -27,8 +27,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Two workers, a file each: most of the time goes into compiling, on one core at a time. A worker
 # that crashes ends the tests: a new one in its place may wait for ever.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
-# Python compiles what it imports; to compile all that is installed takes half a minute.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help demo test check long bench docs notebooks mutants model trackers pythons release clean
 
@@ -93,7 +92,8 @@ clean:
 
 .venv/.dev: pyproject.toml | .venv/.made
 	@echo "installing scoremle and what its tests need into .venv (once; about a minute on a fast line)"
-	@$(PIP) -e '.[$(DEV)]'
+	@# Python compiles what it imports; to compile all that is installed takes half a minute.
+	@$(PIP) --no-compile -e '.[$(DEV)]'
 	@touch $@ .venv/.demo
 
 # They hold back Pillow, pyarrow and python-dateutil.

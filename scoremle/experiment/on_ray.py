@@ -24,7 +24,7 @@ from scoremle.experiment.scorer import INDEX, VALUES, Scorer
 from scoremle.files import read_sealed, write_atomically, write_sealed
 from scoremle.progress import progress
 
-__all__ = ["Cluster", "Table", "score_on_ray"]
+__all__ = ["Cluster", "Table", "ray_data", "score_on_ray"]
 
 RECORD = "run.json"
 # CPU cores of a machine for each worker, where there is no GPU: JAX takes several.
@@ -130,7 +130,7 @@ def score_on_ray(
 
     Raises UserError without Ray, for a cluster that is too small, and for what a worker can't do.
     """
-    ray = _ray()
+    ray = ray_data()
     done = table.index()
     left = [(piece, _within(piece, done)) for piece in pieces]
     left = [(piece, there) for piece, there in left if len(there) != piece.count]
@@ -198,7 +198,8 @@ class _Work:
         return {"count": np.asarray([len(good)])}
 
 
-def _ray() -> Any:
+def ray_data() -> Any:
+    """The module ``ray``, with its data. Raises UserError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
         import pyarrow  # noqa: F401

@@ -26,7 +26,8 @@ time.sleep(0.5)
 def test_a_disk_that_is_full(debug, tmp_path):
     more = "import logging; logging.getLogger('scoremle').setLevel('DEBUG')" if debug else ""
     done = subprocess.run(
-        [sys.executable, "-c", more + CODE, str(tmp_path)],
+        # -B: a module that is compiled under the limit would be kept, cut short.
+        [sys.executable, "-B", "-c", more + CODE, str(tmp_path)],
         env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0

@@ -20,7 +20,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
-from scoremle.experiment.on_ray import Cluster, Table, score_on_ray
+from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.likelihood.images import Estimator
@@ -38,6 +38,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images into the folder ``--out``; gives their mean."""
     if options.page or options.shard or options.merge:
         raise UserError("--page, --shard and --merge are not for --engine=ray: leave them out")
+    ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and which nodes do they need")
