@@ -38,9 +38,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from helpers.tiny_runs import start  # noqa: E402
 
+from scoremle.cli.main import SELDOM  # noqa: E402
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.set_threshold(10_000)  # as the command line does
+    gc.set_threshold(SELDOM)
     # Two runs at once may read an entry that the other is writing: it is compiled again, no harm.
     config.addinivalue_line("filterwarnings", "ignore:.*persistent compilation cache.*")
     # A job that a shell put in the background ignores Ctrl-C, and so does what it starts.

@@ -18,7 +18,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -46,6 +46,8 @@ MAX_XZ = 256 << 20
 MAX_RATIO = 200
 SMALL = 64 << 20
 CHUNK = 1 << 20
+# Names in a line.
+SHOWN = 3
 
 
 def is_archive(path: Path) -> bool:
@@ -114,18 +116,22 @@ class Source:
         self, archive: Path, wanted: Callable[[str], bool], limit: int
     ) -> Iterator[tuple[str, bytes]]:
         prefix, size, before = "", archive.stat().st_size, self._passed
+        unread: list[str] = []
         if self.path.is_dir():
             prefix = f"{self._name(archive)}/"
             self._note(prefix, _digest(archive).digest())
         members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
         for name, share, length, read in members(archive):
             self._passed = before + share * size
-            if self._wanted(prefix + name, wanted):
+            if read is None:
+                unread = [*unread[:SHOWN], name]
+            elif self._wanted(prefix + name, wanted):
                 check_size(f"{archive}: {name!r}", length, limit)
                 with _damage(archive):
                     content = read()
                 yield prefix + name, content
         self._passed = before + size
+        _say_unread(archive, unread)
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path).as_posix() if self.path.is_dir() else file.name
@@ -163,12 +169,16 @@ def listing(path: Path) -> list[Path]:
             file = Path(folder) / name
             inside = not file.is_symlink() or file.resolve().is_relative_to(root)
             (found if inside and file.is_file() else left).append(file)
-    if left:
-        logger.warning(
-            "%s: %d are not read, since they are links to folders or out of it, or no files: %s",
-            path, len(left), ", ".join(file.name for file in left[:3]) + ", ..." * bool(left[3:]),
-        )  # fmt: skip
+    _say_unread(path, [file.name for file in left])
     return found
+
+
+def _say_unread(path: Path, names: Sequence[str]) -> None:
+    if names:
+        logger.warning(
+            "%s: links that are not followed, and what is no plain file, are not read: %s",
+            path, ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)]),
+        )  # fmt: skip
 
 
 def _digest(file: Path) -> Any:
@@ -194,8 +204,9 @@ def stamp(path: Path) -> str:
     return digest.hexdigest()
 
 
-# One archive: name, share of the archive passed so far, size, and what gives the content.
-Member = tuple[str, float, int, Callable[[], bytes]]
+# Of an archive: name, share of the archive passed so far, size, and what gives the content; None
+# for a link and whatever else is no plain file.
+Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
@@ -206,9 +217,8 @@ def _zip_members(path: Path) -> Iterator[Member]:
             _check_name(path, info.filename)
             passed += info.file_size
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            if not is_link:
-                share = passed / max(unpacked, 1)
-                yield info.filename, share, info.file_size, partial(read_member, archive, info)
+            content = None if is_link else partial(read_member, archive, info)
+            yield info.filename, passed / max(unpacked, 1), info.file_size, content
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
@@ -257,8 +267,9 @@ def _tar_members(path: Path) -> Iterator[Member]:
                 check_size(f"{path}: {member.name!r}", member.size, MAX_FILE)
                 stream.next_header = archive.offset
                 # A sparse file is small in the archive and may be of any size outside.
-                if member.isfile() and not member.issparse():
-                    content = partial(_content, archive, member)
+                plain = member.isfile() and not member.issparse()
+                content = partial(_content, archive, member) if plain else None
+                if not member.isdir():
                     yield member.name, raw.tell() / size, member.size, content
                 # Else what is kept of members would grow with a million images.
                 archive.members.clear()  # type: ignore[attr-defined]

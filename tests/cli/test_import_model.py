@@ -84,6 +84,8 @@ def test_each_family_is_the_same_model_afterwards(
     told, found = capsys.readouterr().out, scoremle.load(tmp_path / "run")
     same(found, scoremle.load(place))
     assert found.classes and f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
+    err = one_line(capsys, "import", tmp_path / "run", tmp_path / "again")
+    assert "is a working directory already: scoremle score, eval and sample take it" in err
 
 
 def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):

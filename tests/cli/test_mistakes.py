@@ -244,7 +244,8 @@ def idx_flags(path):
     return {"data__dataset": "mnist", "data__image_size": 28, "data__path": path}
 
 
-def test_missing_data(tmp_path, capfd):
+def test_missing_data(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path / "nothing prepared"))
     assert "mnist has no default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
     absent = tmp_path / "absent"
     line = mistake(capfd, "train", tmp_path, **idx_flags(absent))
