@@ -38,7 +38,7 @@ from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["restore_flow", "run_eval"]
+__all__ = ["run_eval"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_eval(
     workdir.check_evaluation(experiment)
     numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
     if any(task.flow for task in todo):
-        flow = restore_flow(experiment, flow_workdir.folder)
+        flow = _restore_flow(experiment, flow_workdir.folder)
     run = EvaluationRun(experiment, workdir.folder / eval_folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
@@ -128,7 +128,7 @@ def _tasks(
     return tasks(experiment, how, choice)
 
 
-def restore_flow(experiment: Experiment, folder: Path) -> Restored:
+def _restore_flow(experiment: Experiment, folder: Path) -> Restored:
     """The flow dequantizer that was trained in this folder."""
     place = Workdir(folder)
     store = place.snapshots
