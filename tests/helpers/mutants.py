@@ -301,7 +301,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/archive.py", 'name.replace("\\\\", "/")', "name"),
     ("data/archive.py", 'or ".." in parts.parts', ""),
     ("data/archive.py", "unpacked > MAX_RATIO * packed", "unpacked > 1000 * MAX_RATIO * packed"),
-    ("data/archive.py", "if not is_link:", "if True:"),
+    ("data/archive.py", "None if is_link else partial(", "partial("),
     ("data/archive.py", "member.isfile() and not member.issparse()", "member.isfile()"),
     ("data/archive.py", "file.resolve().is_relative_to(root)", "True"),
     ("data/unpickle.py", "if full not in NAMES:",
