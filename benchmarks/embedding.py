@@ -137,11 +137,11 @@ def weighted(clock: Clock, waves: np.ndarray, steps: int, room: int | None = Non
     left = of_total @ (wanted - known @ plan.total[: steps + 1])
     spread = of_total @ known @ of_total.T + ROUGH_REST * np.eye(len(changes))
     sizes = np.linalg.solve(spread, left)
-    corrector, total = plan.corrector.copy(), plan.total.copy()
+    corrector, integral = plan.corrector.copy(), plan.integral.copy()
     for size, (end, change) in zip(sizes, changes, strict=True):
         corrector[end] += size * change
-    total[: steps + 1] += sizes @ of_total
-    return plan._replace(corrector=corrector, total=total)
+        integral[end] += size * change
+    return plan._replace(corrector=corrector, integral=integral)
 
 
 def errors(model: ScoreModel, x: Data) -> dict[str, np.ndarray]:

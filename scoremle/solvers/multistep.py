@@ -1,7 +1,7 @@
 """Linear multistep integration: one evaluation of the field a node, on nodes that are fixed.
 
 The state goes by Adams-Bashforth-Moulton of order 3 (predict, evaluate, correct, and the predicted
-value serves the history), the integrals by the quartics that interpolate their rates:
+value serves the history), the integrals by the cubic that interpolates their rates:
 
     guess = u_n + sum_j a_j v_{n-j},    v = v(c, guess),    u_{n+1} = u_n + sum_j b_j v_{n+1-j}
 
@@ -13,7 +13,7 @@ integrals' rates at each node, or from the scatter of a single one's along the n
 
 The stated error has three parts, which add like independent ones: the error of the steps by
 Milne's device; the roughness of the field from node to node, which that device does not see; and
-the distance of the integrals from their quadrature of two orders less. What a rough field does to
+the distance of the integrals from their quadrature of one order less. What a rough field does to
 the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
 so the effects of single dimensions are squared and added, not their sum.
 """
@@ -47,9 +47,9 @@ BLEND = 0.2
 # The error of a step, as a share of what the corrector changed (Milne's device): the predictor is
 # off by 3/8, the corrector by -1/24 of h^4 times the fourth derivative.
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
-# The estimate of the error, times this, covers the true error of most examples on trained networks
-# (benchmarks/README.md).
-COVERAGE = 1.96
+# The steps' estimate of their error, times this, covers the true error of most examples on trained
+# networks (benchmarks/README.md).
+COVERAGE = 2.0
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 # An example of which the steps tell more than so many times the typical error is unlike those of
@@ -65,13 +65,14 @@ class Plan(NamedTuple):
     """Nodes on [0, 1] and, for the step that ends at each, weights of the rates, newest first.
 
     The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
-    variance. ``total`` is the weight of each node's rate in the integrals, and ``gap`` its
-    difference from that of a quadrature of two orders less.
+    variance. ``total`` is the weight of each node's rate in the whole integral, and ``gap`` its
+    difference from that of a quadrature of one order less.
     """
 
     node: Weights
     predictor: Weights
     corrector: Weights
+    integral: Weights
     contrast: Weights
     total: Weights
     gap: Weights
@@ -102,20 +103,6 @@ def _step_weights(nodes: np.ndarray, end: int, first: int, count: int) -> np.nda
     return weights
 
 
-def _totals(nodes: np.ndarray, count: int) -> np.ndarray:
-    """Weights of all rates in an integral, each step by a polynomial through ``count`` of them.
-
-    They are those up to the end of the step, and for the first steps those of the first nodes.
-    """
-    steps = len(nodes) - 1
-    found = np.zeros(steps + 1)
-    for n in range(1, steps + 1):
-        end = max(n, min(count - 1, steps)) + 1
-        used = slice(max(end - count, 0), end)
-        found[used] += _quadrature(nodes[used], nodes[n - 1], nodes[n])
-    return found
-
-
 def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
     """Weights, of norm one, that any cubic gives zero; zeros where there are too few nodes."""
     points = nodes[end::-1][: DIFFERENCE + 1]
@@ -130,18 +117,21 @@ def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
 def plan(steps: int, room: int | None = None) -> Plan:
     """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
     nodes = _nodes(steps)
-    rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
+    rows = np.zeros((4, steps + 1, DIFFERENCE + 1))
+    totals = np.zeros((2, steps + 1))
     for n in range(1, steps + 1):
         rows[0, n] = _step_weights(nodes, n, 1, ORDER)
         rows[1, n] = _step_weights(nodes, n, 0, ORDER)
-        rows[2, n] = _contrast(nodes, n)
-    predictor, corrector, contrast = rows
+        rows[2, n] = _step_weights(nodes, n, 0, ORDER + 1)
+        rows[3, n] = _contrast(nodes, n)
+        coarse = _step_weights(nodes, n, 0, min(n, ORDER))
+        used = min(n, ORDER) + 1
+        totals[:, n - np.arange(used)] += np.stack([rows[2, n], rows[2, n] - coarse])[:, :used]
+    predictor, corrector, integral, contrast = rows
     # While the history is short, the predictor is of a lower order than the rest.
     kept = np.where(np.arange(steps + 1) < ORDER, 0, BLEND)[:, None]
     corrector = kept * predictor + (1 - kept) * corrector
-    total = _totals(nodes, DIFFERENCE + 1)
-    gap = total - _totals(nodes, ORDER)
-    found = Plan(nodes, predictor[:, 1:], corrector, contrast, total, gap)
+    found = Plan(nodes, predictor[:, 1:], corrector, integral, contrast, *totals)
     behind = 0 if room is None else room - steps
     padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
     for a in padded:
@@ -174,7 +164,7 @@ class _Carry(NamedTuple):
     integrals: Float[Array, "m b"]
     lost: Float[Array, "m b"]
     history: Float[Array, "4 b *d"]
-    mean_history: Float[Array, "4 b"]
+    integral_history: Float[Array, "4 m b"]
     effect: Float[Array, " b"]
     squares: Float[Array, " b"]
     gap: Float[Array, " b"]
@@ -217,7 +207,7 @@ class Planned:
             integrals=zeros,
             lost=zeros,
             history=jnp.zeros((DIFFERENCE, *state.shape), dtype),
-            mean_history=jnp.zeros((DIFFERENCE, batch), dtype),
+            integral_history=jnp.zeros((DIFFERENCE, *shape), dtype),
             effect=none,
             squares=none,
             gap=none,
@@ -230,10 +220,9 @@ class Planned:
             guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
             rate, integral_rate = field(clock(w.node), guess, n if fresh else ONE_DRAW)
             history = jnp.concatenate([rate[None], carry.history])
-            mean = mean_integral(integral_rate)
-            mean_history = jnp.concatenate([mean[None], carry.mean_history])
+            integral_history = jnp.concatenate([integral_rate[None], carry.integral_history])
             state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
-            term = span * jnp.asarray(w.total) * integral_rate
+            term = span * jnp.tensordot(w.integral, integral_history, 1)
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
             gradient = problem.sensitivity(clock(w.node), state, rate)
             # The first step's predictor is of the first order, and its difference tells nothing of
@@ -244,16 +233,17 @@ class Planned:
             if several:
                 noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
             else:
-                noise = jnp.square(jnp.tensordot(w.contrast, mean_history, 1))
+                rates = mean_integral(jnp.moveaxis(integral_history, 1, 0))
+                noise = jnp.square(jnp.tensordot(w.contrast, rates, 1))
             return _Carry(
                 state=state,
                 integrals=integrals,
                 lost=lost,
                 history=history[:-1],
-                mean_history=mean_history[:-1],
+                integral_history=integral_history[:-1],
                 effect=carry.effect + effect,
                 squares=carry.squares + jnp.square(effect) + rough_shares[n] * rough,
-                gap=carry.gap + span * w.gap * mean,
+                gap=carry.gap + span * w.gap * mean_integral(integral_rate),
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,
             )

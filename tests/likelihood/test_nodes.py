@@ -118,14 +118,14 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
     together = choice.calibration * np.hypot(raw, choice.typical)
     np.testing.assert_allclose(stated, together, rtol=1e-5)
-    # One pilot of a hundred is unlucky: many eights of the images serve as one.
-    covered, width, draw = [], [], np.random.default_rng(0)
-    for some in (draw.choice(200, 8, replace=False) for _ in range(1000)):
+    # One pilot of a hundred is unlucky: each eight of the images serve as one.
+    covered, width = [], []
+    for some in np.split(np.arange(200), 25):
         factor, typical = _calibration(error[some], raw[some])
         told = factor * np.hypot(raw, typical)
         covered.append(np.mean(error <= told))
         width.append(np.median(told / error))
-    assert np.mean(covered) > 0.96 and np.median(width) < 3.5, (np.mean(covered), np.median(width))
+    assert np.mean(covered) > 0.97 and np.median(width) < 4
     assert np.median(stated / error) < 4
 
 
