@@ -177,7 +177,7 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
     if names:
         logger.warning(
             "%s: links that are not followed, and what is no plain file, are not read: %s",
-            path, ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)]),
+            path, ", ".join([*map(repr, names[:SHOWN]), *["..."] * (len(names) > SHOWN)]),
         )  # fmt: skip
 
 

@@ -551,19 +551,19 @@ def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     found = prepare("images", folder, test_fraction=0.5)
     assert sum(found.meta["counts"].values()) == 22
     words = "links that are not followed, and what is no plain file, are not read: "
-    assert words + "out.png, outside, pipe.png\n" in caplog.text
+    assert words + "'out.png', 'outside', 'pipe.png'\n" in caplog.text
     link = tmp_path / "link.tar"
-    link.write_bytes(member("a.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
+    link.write_bytes(member("a\n.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
     with pytest.raises(UserError, match="no images in it"):
         prepare("images", link)
-    assert f"link.tar: {words}a.png\n" in caplog.text
+    assert f"link.tar: {words}'a\\n.png'\n" in caplog.text
     packed = zipfile.ZipInfo("b.png")
     packed.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(packed, "/etc/passwd")
     with pytest.raises(UserError, match="no images in it"):
         prepare("images", tmp_path / "link.zip")
-    assert f"link.zip: {words}b.png\n" in caplog.text
+    assert f"link.zip: {words}'b.png'\n" in caplog.text
 
 
 def test_bombs(tmp_path, prepare, monkeypatch):
