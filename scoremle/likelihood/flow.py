@@ -21,6 +21,7 @@ from scoremle.core.sde import SDE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
+from scoremle.solvers.clock import BentClock
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
@@ -43,7 +44,7 @@ def flow_log_likelihood(
         noise: the noise prediction eps(x, t).
         sde: what noise is added when.
         x: data.
-        key: draws the probes; one, or one for each example.
+        key: draws the probes, and bends the clocks (`BentClock`); one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated.
         solver: how the ODE is solved.
@@ -53,15 +54,19 @@ def flow_log_likelihood(
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(x))
     ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
+    bent = BentClock.drawn(keys, *flow.span(eps, x.dtype))
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
         probes = divergence.draw(fold_in(keys, draw), x)
-        return flow.velocity_and_divergence(clock, u, divergence, probes)
+        clock, speed = bent.at(clock)
+        velocity, rates = flow.velocity_and_divergence(clock, u, divergence, probes)
+        return velocity * expand(speed, u), rates * speed
 
-    problem = Problem(
-        field, *flow.span(eps, x.dtype),
-        sensitivity=flow.log_density_gradient, fresh=divergence.random,
-    )  # fmt: skip
+    def sensitivity(clock: Times, u: Data, rate: Data) -> Data:
+        clock, speed = bent.at(clock)
+        return flow.log_density_gradient(clock, u, rate / expand(speed, u))
+
+    problem = Problem(field, bent.start, bent.stop, sensitivity, fresh=divergence.random)
     solution = solver.solve(problem, x / expand(jnp.exp(ends[0]), x))
     latent = solution.state * expand(jnp.exp(ends[1]), x)
     log_prob = sde.prior_log_prob(latent) + sum_over(ends[1] - ends[0], x)

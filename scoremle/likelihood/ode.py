@@ -53,7 +53,8 @@ def ode_log_likelihood(
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
         sde: what noise is added when.
         x: data.
-        key: draws the probes and nothing else; one, or one for each example.
+        key: draws the probes, and the times of the nodes of each example, which differ by a few
+            hundredths of the way; one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated; None: exactly up to 64 dimensions, and beyond them
             by one random probe at each node.

@@ -1,7 +1,7 @@
 """Linear multistep integration: one evaluation of the field a node, on nodes that are fixed.
 
 The state goes by Adams-Bashforth-Moulton of order 3 (predict, evaluate, correct, and the predicted
-value serves the history), the integrals by the cubic that interpolates their rates:
+value serves the history), the integrals by the quartics that interpolate their rates:
 
     guess = u_n + sum_j a_j v_{n-j},    v = v(c, guess),    u_{n+1} = u_n + sum_j b_j v_{n+1-j}
 
@@ -13,7 +13,7 @@ integrals' rates at each node, or from the scatter of a single one's along the n
 
 The stated error has three parts, which add like independent ones: the error of the steps by
 Milne's device; the roughness of the field from node to node, which that device does not see; and
-the distance of the integrals from their quadrature of one order less. What a rough field does to
+the distance of the integrals from their quadrature of two orders less. What a rough field does to
 the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
 so the effects of single dimensions are squared and added, not their sum.
 """
@@ -38,17 +38,18 @@ __all__ = ["Multistep", "Plan", "Planned", "plan"]
 ORDER = 3
 # Roughness is measured by the difference of this order, which is zero for cubics.
 DIFFERENCE = ORDER + 1
-# The history begins with one value: short first steps cost least there.
+# The history begins with one value, and the field changes most near the data: the first step is
+# shorter than the last by this factor. Steps grow over this share of them, and so many at most.
 FIRST_STEP = 1 / 3
-STEP_GROWTH = 1.3
+GROWING, MOST_GROWING = 0.15, 5
 # The share of the predictor that the corrector keeps: it widens the stability. The leading errors
 # of the two have opposite signs, so that what remains is no larger than the corrector's own.
 BLEND = 0.2
 # The error of a step, as a share of what the corrector changed (Milne's device): the predictor is
 # off by 3/8, the corrector by -1/24 of h^4 times the fourth derivative.
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
-# The steps' estimate of their error, times this, covers the true error of most examples on trained
-# networks (benchmarks/README.md).
+# The estimate of the error, times this, covers the true error of most examples on trained networks
+# (benchmarks/README.md).
 COVERAGE = 2.0
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
@@ -65,25 +66,22 @@ class Plan(NamedTuple):
     """Nodes on [0, 1] and, for the step that ends at each, weights of the rates, newest first.
 
     The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
-    variance. ``total`` is the weight of each node's rate in the whole integral, and ``gap`` its
-    difference from that of a quadrature of one order less.
+    variance. ``total`` is the weight of each node's rate in the integrals, and ``gap`` its
+    difference from that of a quadrature of two orders less.
     """
 
     node: Weights
     predictor: Weights
     corrector: Weights
-    integral: Weights
     contrast: Weights
     total: Weights
     gap: Weights
 
 
 def _nodes(steps: int) -> np.ndarray:
-    """Ends of the steps: even, but for short first ones that grow, while the history is short."""
-    sizes = np.ones(steps)
-    growing = FIRST_STEP * STEP_GROWTH ** np.arange(min(steps, 10))
-    sizes[: len(growing)] = np.minimum(growing, 1.0)
-    ends = np.concatenate([[0.0], np.cumsum(sizes)])
+    """Ends of the steps: even, but for short first ones that grow by equal factors."""
+    grown = np.arange(steps) / min(GROWING * steps, MOST_GROWING)
+    ends = np.concatenate([[0.0], np.cumsum(FIRST_STEP ** np.maximum(1 - grown, 0))])
     return ends / ends[-1]
 
 
@@ -103,6 +101,20 @@ def _step_weights(nodes: np.ndarray, end: int, first: int, count: int) -> np.nda
     return weights
 
 
+def _totals(nodes: np.ndarray, count: int) -> np.ndarray:
+    """Weights of all rates in an integral, each step by a polynomial through ``count`` of them.
+
+    They are those up to the end of the step, and for the first steps those of the first nodes.
+    """
+    steps = len(nodes) - 1
+    found = np.zeros(steps + 1)
+    for n in range(1, steps + 1):
+        end = max(n, min(count - 1, steps)) + 1
+        used = slice(max(end - count, 0), end)
+        found[used] += _quadrature(nodes[used], nodes[n - 1], nodes[n])
+    return found
+
+
 def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
     """Weights, of norm one, that any cubic gives zero; zeros where there are too few nodes."""
     points = nodes[end::-1][: DIFFERENCE + 1]
@@ -117,21 +129,18 @@ def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
 def plan(steps: int, room: int | None = None) -> Plan:
     """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
     nodes = _nodes(steps)
-    rows = np.zeros((4, steps + 1, DIFFERENCE + 1))
-    totals = np.zeros((2, steps + 1))
+    rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
     for n in range(1, steps + 1):
         rows[0, n] = _step_weights(nodes, n, 1, ORDER)
         rows[1, n] = _step_weights(nodes, n, 0, ORDER)
-        rows[2, n] = _step_weights(nodes, n, 0, ORDER + 1)
-        rows[3, n] = _contrast(nodes, n)
-        coarse = _step_weights(nodes, n, 0, min(n, ORDER))
-        used = min(n, ORDER) + 1
-        totals[:, n - np.arange(used)] += np.stack([rows[2, n], rows[2, n] - coarse])[:, :used]
-    predictor, corrector, integral, contrast = rows
+        rows[2, n] = _contrast(nodes, n)
+    predictor, corrector, contrast = rows
     # While the history is short, the predictor is of a lower order than the rest.
     kept = np.where(np.arange(steps + 1) < ORDER, 0, BLEND)[:, None]
     corrector = kept * predictor + (1 - kept) * corrector
-    found = Plan(nodes, predictor[:, 1:], corrector, integral, contrast, *totals)
+    total = _totals(nodes, DIFFERENCE + 1)
+    gap = total - _totals(nodes, ORDER)
+    found = Plan(nodes, predictor[:, 1:], corrector, contrast, total, gap)
     behind = 0 if room is None else room - steps
     padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
     for a in padded:
@@ -164,7 +173,7 @@ class _Carry(NamedTuple):
     integrals: Float[Array, "m b"]
     lost: Float[Array, "m b"]
     history: Float[Array, "4 b *d"]
-    integral_history: Float[Array, "4 m b"]
+    mean_history: Float[Array, "4 b"]
     effect: Float[Array, " b"]
     squares: Float[Array, " b"]
     gap: Float[Array, " b"]
@@ -207,7 +216,7 @@ class Planned:
             integrals=zeros,
             lost=zeros,
             history=jnp.zeros((DIFFERENCE, *state.shape), dtype),
-            integral_history=jnp.zeros((DIFFERENCE, *shape), dtype),
+            mean_history=jnp.zeros((DIFFERENCE, batch), dtype),
             effect=none,
             squares=none,
             gap=none,
@@ -220,9 +229,10 @@ class Planned:
             guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
             rate, integral_rate = field(clock(w.node), guess, n if fresh else ONE_DRAW)
             history = jnp.concatenate([rate[None], carry.history])
-            integral_history = jnp.concatenate([integral_rate[None], carry.integral_history])
+            mean = mean_integral(integral_rate)
+            mean_history = jnp.concatenate([mean[None], carry.mean_history])
             state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
-            term = span * jnp.tensordot(w.integral, integral_history, 1)
+            term = span * jnp.asarray(w.total) * integral_rate
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
             gradient = problem.sensitivity(clock(w.node), state, rate)
             # The first step's predictor is of the first order, and its difference tells nothing of
@@ -233,17 +243,16 @@ class Planned:
             if several:
                 noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
             else:
-                rates = mean_integral(jnp.moveaxis(integral_history, 1, 0))
-                noise = jnp.square(jnp.tensordot(w.contrast, rates, 1))
+                noise = jnp.square(jnp.tensordot(w.contrast, mean_history, 1))
             return _Carry(
                 state=state,
                 integrals=integrals,
                 lost=lost,
                 history=history[:-1],
-                integral_history=integral_history[:-1],
+                mean_history=mean_history[:-1],
                 effect=carry.effect + effect,
                 squares=carry.squares + jnp.square(effect) + rough_shares[n] * rough,
-                gap=carry.gap + span * w.gap * mean_integral(integral_rate),
+                gap=carry.gap + span * w.gap * mean,
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,
             )

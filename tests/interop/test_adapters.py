@@ -90,7 +90,7 @@ class Wrong(Velocity):
 def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
     """Where no noise is left, such a network has a score that is far too large."""
     model = from_velocity(Wrong(1), data_at=1, shape=(3,))
-    x = jnp.asarray(data(16) * np.array(WIDTHS) / 0.6, float)
+    x = jnp.asarray(data(64) * np.array(WIDTHS) / 0.6, float)
 
     @jax.jit
     def run(solver):

@@ -104,7 +104,7 @@ def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergenc
     exact, fresh = (run(ByOde(d, Multistep(24))) - run(ByOde(d, Multistep(8)))
                     for d in (Exact(), Hutchinson()))  # fmt: skip
     if divergence == Exact():
-        np.testing.assert_array_equal(found, exact)
+        np.testing.assert_allclose(found, exact, atol=1e-5)  # the same, but for rounding
         both = OdeDifference(ByOde(divergence), 8, 24, halved=True)(MODEL, Uniform(), X, KEYS)
         half = OdeDifference(ByOde(divergence), 12, 24)(MODEL, Uniform(), X, KEYS)["bpd"]
         np.testing.assert_allclose(both["halving"], half, atol=1e-6)
@@ -128,10 +128,10 @@ def test_a_mean_of_several_draws_is_corrected_for_its_solver():
     def run(estimator):
         return jax.device_get(jax.jit(lambda x: estimator(model, Uniform(), x, keys))(x))
 
-    by_ode = ByOde(Hutchinson(4), Multistep(8), samples=8)
-    coarse, correction = run(by_ode), run(OdeDifference(by_ode, 8, 48))["bpd"]
+    by_ode = ByOde(Hutchinson(4), Multistep(5), samples=8)
+    coarse, correction = run(by_ode), run(OdeDifference(by_ode, 5, 48))["bpd"]
     truth = run(ByOde(Exact(), Multistep(48), samples=8))["bpd"]
-    without = run(ByOde(Exact(), Multistep(8), samples=8))["bpd"] - truth
+    without = run(ByOde(Exact(), Multistep(5), samples=8))["bpd"] - truth
 
     def off(values):
         return abs(values.mean()), values.std() / 32

@@ -61,7 +61,7 @@ def test_the_solver_stays_below_a_share_of_the_probes():
 
 @pytest.mark.parametrize(
     ("first", "data", "probes"),
-    [("share", Gaussian.random(6, DIMS, 0.2), 1), ("limit", Gaussian.random(6, DIMS), 144)],
+    [("share", Gaussian.random(6, DIMS, 0.2), 1), ("limit", Gaussian.random(6, DIMS), 576)],
 )
 def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
     pilot = setting(Hutchinson(probes), data)[-1]
@@ -117,6 +117,7 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     stated = np.asarray(run(divergence, choice.solver).solver_error)
     raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
     together = choice.calibration * np.hypot(raw, choice.typical)
+    together = np.maximum(together, raw - 3 * choice.typical)  # one that is unlike the pilot's
     np.testing.assert_allclose(stated, together, rtol=1e-5)
     # One pilot of a hundred is unlucky: each eight of the images serve as one.
     covered, width = [], []
