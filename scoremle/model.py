@@ -211,7 +211,8 @@ class ScoreModel:
 
         Args:
             x: data of the model's shape.
-            key: draws the probes; one, or one for each example.
+            key: draws the probes, and the times of the nodes of each example
+                (``ode_log_likelihood``); one, or one for each example.
             condition: what the noise prediction takes, a row for each example or one for all.
             divergence: how traces are estimated; None: the model's own, or exactly up to 64
                 dimensions, and beyond them by one random probe at each node.

@@ -97,7 +97,7 @@ class Pilot:
         noise: the noise prediction eps(x, t).
         sde: what noise is added when.
         x: the images, as reals.
-        key: draws the probes.
+        key: draws the probes, and the times of the nodes of each image.
         eps: the smallest time.
         divergence: how traces are estimated.
         finest: so many nodes are taken for the truth, as far as half of them agree.

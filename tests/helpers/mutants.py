@@ -218,7 +218,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("solvers/clock.py", "part * (self.stop - clock)", "part * (1 - part)"),
     ("solvers/clock.py", "-MOST, MOST", "0, MOST"),
     ("likelihood/flow.py", "rates * speed", "rates"),
-    ("likelihood/flow.py", "rate / expand(speed, u)", "rate"),
+    ("likelihood/flow.py", "rate / expand(speed, u)", "rate", "solvers/test_clock.py"),
     ("likelihood/flow.py", "sum_over(ends[1] - ends[0], x)", "sum_over(ends[0] - ends[1], x)"),
     ("likelihood/flow.py", "log_prob=known(log_prob)", "log_prob=log_prob"),
     ("likelihood/flow.py", "divergence.draw(fold_in(keys, draw), x)", "divergence.draw(keys, x)"),

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.oracles import EPS, SDES, RoughGaussian
+from helpers.oracles import EPS, SDES, Gaussian, RoughGaussian
 
 from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys
 from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.base import ONE_DRAW
 from scoremle.solvers.clock import MOST, BentClock
-from scoremle.solvers.multistep import Planned
+from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.solvers.probability_flow import ProbabilityFlow
 
 
 @pytest.mark.parametrize(("start", "stop"), [(2.0, -3.0), (0.0, 1.0)], ids=["down", "up"])
@@ -60,3 +62,31 @@ def test_no_number_of_nodes_is_lucky_or_unlucky_for_all_examples_of_a_rough_netw
         error = found.log_prob - truth
         assert np.mean(np.abs(error) <= found.solver_error) > 0.9
         assert np.median(found.solver_error / np.abs(error)) < 7
+
+
+def test_a_rate_on_a_bent_clock_tells_the_gradient_of_the_log_density():
+    """Of a Gaussian, at a quarter of the way, where each example has its own time and speed; and
+    the rate is that along the clock of the solver."""
+    sde, eps, key = SDES["vp"], EPS["vp"], jax.random.key(0)
+    data = Gaussian.random(4, 6)
+    x = jnp.asarray(data.draw(1, 50), jnp.float32)
+    flow, seen = ProbabilityFlow(data.noise(sde), sde), {}
+
+    class Spy(Multistep):
+        def solve(self, problem, state):
+            quarter = jnp.full(len(state), 0.75 * problem.start + 0.25 * problem.stop)
+            rate = problem.field(quarter, state, ONE_DRAW)[0]
+            seen.update(rate=rate, gradient=problem.sensitivity(quarter, state, rate))
+            seen.update(u=state, ends=(problem.start, problem.stop))
+            return super().solve(problem, state)
+
+    ode_log_likelihood(data.noise(sde), sde, x, key, eps=eps, divergence=Exact(), solver=Spy(4))
+    start, stop = seen["ends"]
+    bent = BentClock.drawn(example_keys(key, len(x)), start, stop)
+    clock, speed = bent.at(jnp.full(len(x), 0.75 * start + 0.25 * stop))
+    t = sde.time_of_log_snr(3 * jnp.sinh(clock))
+    rho, u = jnp.exp(flow.log_rho(t))[:, None], seen["u"]
+    gradient = -rho * data.noise(sde)(rho * u, t) / sde.sigma(t)[:, None]
+    np.testing.assert_allclose(seen["gradient"], gradient, rtol=1e-3, atol=1e-4)
+    rate = flow.velocity(clock, u) * speed[:, None]
+    np.testing.assert_allclose(seen["rate"], rate, rtol=1e-5, atol=1e-6)
