@@ -1,17 +1,14 @@
-"""Equal blocks one after the other, or one block in a loop: what compiles and runs faster.
+"""Equal blocks one after the other: written out, in a loop, or as calls of one function.
 
 The blocks are residual blocks of DDPM++ as the published CIFAR-10 networks have them, at one
-resolution. In the loop (``jax.lax.scan``) their parameters are stacked within the program, so that
-the tree stays as published. The rest of a network is not equal: levels differ in size, and on the
-way up each block takes a skip connection.
+resolution. ``apart`` is what JAX and XLA make of them: each is compiled for itself. In the
+``loop`` (``jax.lax.scan``) their parameters are stacked within the program. ``calls`` are those of
+the project's networks (scoremle/nn/calls.py). Each is measured with the derivatives that JAX gives
+to convolutions, and with those of scoremle/nn/convolution.py.
 
-On a CPU, XLA brings convolutions into the form that its library computes where they stand in the
-program itself, and not in the body of a loop. ``rewritten`` is the loop with the gradients of its
-convolutions written in that form. Such functions have no derivative in forward mode, which
-likelihoods take. Columns: seconds of processor time to compile, and to run once, the mean of ten
-runs; and their ratios to the blocks apart.
+Columns: seconds of processor time to compile, and to run once, the mean of ten runs.
 
-    python benchmarks/scan.py
+    python benchmarks/blocks.py
 """
 
 import argparse
@@ -26,74 +23,55 @@ import jax
 import jax.numpy as jnp
 
 from scoremle.evaluation.tables import table
-from scoremle.nn.layers import ResnetBlockBigGANpp
+from scoremle.nn import layers
+from scoremle.nn.calls import call
 
 EMBEDDING = 512
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-by_xla = jax.lax.conv_general_dilated
+Network = Callable[[Any, jax.Array], jax.Array]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, pad: Any = "SAME") -> jax.Array:
-    return by_xla(x, kernel, (1, 1), pad, dimension_numbers=LAYOUT)
+class Blocks(nn.Module):
+    """So many equal blocks, each for itself or ``called``."""
 
+    count: int
+    called: bool = False
 
-@jax.custom_vjp
-def rewritten(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution whose gradients are convolutions of images, channels last."""
-    return convolve(x, kernel)
-
-
-def _gradients(given: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = given
-    pads = [(size // 2, size // 2) for size in kernel.shape[:2]]
-    of_kernel = convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), pads)
-    return convolve(g, kernel[::-1, ::-1].swapaxes(2, 3)), of_kernel.transpose(1, 2, 0, 3)
-
-
-rewritten.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _gradients)
-
-
-def programs(count: int, channels: int, size: int, batch: int) -> tuple[Any, dict[str, list[Any]]]:
-    """What programs are given; and forward and gradient of so many blocks: apart, in a loop, and
-    in one that is rewritten."""
-    block = ResnetBlockBigGANpp(nn.swish, 0.0, True, 0.1, jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
-    embedding = jax.random.normal(jax.random.key(1), (batch, EMBEDDING))
-    keys = jax.random.split(jax.random.key(2), count)
-    init = jax.jit(lambda key: block.init(key, x, embedding, train=False))
-    params = [init(key) for key in keys]
-
-    def apply(h: jax.Array, one: Any) -> jax.Array:
-        return jnp.asarray(block.apply(one, h, embedding, train=False))
-
-    def apart(params: list[Any], h: jax.Array) -> jax.Array:
-        for one in params:
-            h = apply(h, one)
+    @nn.compact
+    def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
+        for _ in range(self.count):
+            block = layers.ResnetBlockBigGANpp(nn.swish, 0.0, True, 0.1, jnp.float32)
+            h = call(block, h, embedding) if self.called else block(h, embedding)
         return h
 
-    def loop(params: list[Any], h: jax.Array) -> jax.Array:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        return jax.lax.scan(lambda h, one: (apply(h, one), None), h, stacked)[0]
 
-    def loop_rewritten(params: list[Any], h: jax.Array) -> jax.Array:
-        def conv(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-            return rewritten(x, kernel)  # all convolutions of such a block have stride 1
+def networks(count: int, embedding: jax.Array) -> dict[str, Network]:
+    """The three ways."""
 
-        with mock.patch.object(nn.linear.lax, "conv_general_dilated", conv):
-            return loop(params, h)
+    def of(blocks: Blocks) -> Network:
+        return lambda params, h: jnp.asarray(blocks.apply({"params": params}, h, embedding))
 
-    def gradient(network: Callable[..., jax.Array]) -> Callable[..., Any]:
-        return jax.grad(lambda params, h: jnp.mean(network(params, h) ** 2))
+    def loop(params: Any, h: jax.Array) -> jax.Array:
+        blocks = (params[name] for name in sorted(params))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
 
-    kinds = {"forward": lambda network: network, "gradient": gradient}
-    given = (params, x)
-    return given, {
-        name: [jax.jit(kind(network)).lower(*given) for network in (apart, loop, loop_rewritten)]
-        for name, kind in kinds.items()
-    }
+        def body(h: jax.Array, one: Any) -> tuple[jax.Array, None]:
+            return of(Blocks(1))({"ResnetBlockBigGANpp_0": one}, h), None
+
+        return jax.lax.scan(body, h, stacked)[0]
+
+    return {"apart": of(Blocks(count)), "loop": loop, "calls": of(Blocks(count, called=True))}
 
 
-def seconds(lowered: Any, arguments: Any, repeats: int) -> tuple[float, float]:
+KINDS: dict[str, Callable[[Network], Callable[..., Any]]] = {
+    "forward": lambda network: network,
+    "value and derivative": lambda network: lambda params, h: jax.jvp(
+        lambda h: network(params, h), (h,), (jnp.ones_like(h),)
+    ),
+    "gradient": lambda network: jax.grad(lambda params, h: jnp.mean(network(params, h) ** 2)),
+}
+
+
+def seconds(lowered: Any, arguments: Any, repeats: int = 10) -> tuple[float, float]:
     """Processor time of a compilation, and of a run."""
     began = time.process_time()
     compiled = lowered.compile()
@@ -113,17 +91,23 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8, help="of an image")
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
+    shape = (options.batch, options.size, options.size, options.channels)
+    x = jax.random.normal(jax.random.key(0), shape)
+    embedding = jax.random.normal(jax.random.key(1), (options.batch, EMBEDDING))
+    params = jax.jit(Blocks(options.blocks).init)(jax.random.key(2), x, embedding)["params"]
     rows, found = [], {}
-    sizes = options.blocks, options.channels, options.size, options.batch
-    given, lowered = programs(*sizes)
-    for name, of_each in lowered.items():
-        measured = [seconds(one, given, 10) for one in of_each]
-        for what, each in zip(("compile", "run"), zip(*measured, strict=True), strict=True):
-            found[f"{what} {name}"] = each
-            ratios = (f"{other / each[0]:.2f}" for other in each[1:])
-            rows.append((f"{what} {name}", *(f"{one:.3f}" for one in each), *ratios))
-    columns = ("apart, s", "loop, s", "rewritten, s", "loop / apart", "rewritten / apart")
-    print(table((f"{options.blocks} blocks", *columns), rows))
+    for kind, of in KINDS.items():
+        measured = {}
+        for derivatives, conv in (("JAX's", nn.Conv), ("ours", layers.Conv)):
+            with mock.patch.object(layers, "Conv", conv):
+                for name, network in networks(options.blocks, embedding).items():
+                    jax.clear_caches()  # what was traced with the other convolution
+                    lowered = jax.jit(of(network)).lower(params, x)
+                    measured[f"{name}, {derivatives}"] = seconds(lowered, (params, x))
+        for i, what in enumerate(("compile", "run")):
+            rows.append((f"{what} {kind}", *(f"{each[i]:.3f}" for each in measured.values())))
+        found[kind] = measured
+    print(table((f"{options.blocks} blocks", *measured), rows))
     print(json.dumps(found))
 
 

@@ -34,6 +34,8 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
+from scoremle.nn.calls import call
+from scoremle.nn.convolution import Conv
 from scoremle.nn.from_torch import from_torch
 from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, check_count, wide
 from scoremle.records import check_record
@@ -216,7 +218,8 @@ class ADM(nn.Module):
     ) -> Images:
         """A residual block; it keeps the number of channels unless ``features`` are given."""
         fields = ((GROUPS, GROUPS), EPS, nn.swish, self.use_scale_shift_norm, self.dtype)
-        return ResnetBlock(features or h.shape[-1], *fields, name=name, **options)(h, embedding)
+        block = ResnetBlock(features or h.shape[-1], *fields, name=name, **options)
+        return call(block, h, embedding)
 
     def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
@@ -242,7 +245,7 @@ class ADM(nn.Module):
                 f"{channels} channels do not split into {heads} equal heads of attention: change "
                 "num_heads or num_head_channels"
             )
-        return Attention(heads, self.use_new_attention_order, self.dtype, name=name)(h)
+        return call(Attention(heads, self.use_new_attention_order, self.dtype, name=name), h)
 
 
 class Attention(nn.Module):
@@ -260,11 +263,11 @@ class Attention(nn.Module):
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
         h = group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
-        h = nn.Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
+        h = Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
         split = (3, self.heads) if self.split_first else (self.heads, 3)
         parts = h.reshape(*h.shape[:2], *split, c // self.heads)
         q, k, v = jnp.moveaxis(parts, 2 if self.split_first else 3, 0)
-        h = nn.Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
+        h = Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
         return x + h.reshape(x.shape)
 
 

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
+from scoremle.nn.convolution import Conv
 from scoremle.nn.layers import Activation, wide
 from scoremle.types import AnyArray, Images
 
@@ -45,7 +46,7 @@ Heads = Float[Array, "b pixels head c"]
 def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
     """A convolution that keeps the size of the image, unless the options say otherwise."""
     padding = options.pop("padding", size // 2)
-    return nn.Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
+    return Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
 
 
 def dense(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:

@@ -11,16 +11,20 @@ The parameter tree has the names and shapes of the published checkpoints.
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.errors import UserError
 from scoremle.nn import layers
-from scoremle.types import Images, Times
+from scoremle.nn.calls import call
+from scoremle.types import Images, PRNGKey, Times
 
 __all__ = ["DDPMpp"]
 
@@ -114,7 +118,12 @@ class DDPMpp(nn.Module):
         _check_images(x.shape, len(self.ch_mult))
         x, labels = x.astype(self._wide), labels.astype(self._wide)
         embedding = self._embed(labels, shift)
-        block = functools.partial(self._block, embedding=embedding, train=train)
+        block = functools.partial(
+            self._block,
+            embedding=embedding,
+            keys=self._keys(train),
+            remat=train and self.remat,
+        )
         skips = self._down(x if self.centered else 2 * x - 1, block)
         h = self._middle(skips[-1], block)
         out = self._up(h, skips, x.shape[-1], block)
@@ -135,7 +144,7 @@ class DDPMpp(nn.Module):
         return skips
 
     def _middle(self, h: Images, block) -> Images:
-        return block(self._attention()(block(h)))
+        return block(self._attention(block(h)))
 
     def _up(self, h: Images, skips: list[Images], channels: int, block) -> Images:
         """From the middle to the output, taking back the features of the way down."""
@@ -211,7 +220,22 @@ class DDPMpp(nn.Module):
         hidden = layers.dense(4 * self.nf, dtype=self.dtype)(waves)
         return layers.dense(4 * self.nf, dtype=self.dtype)(self._act(hidden))
 
-    def _block(self, h: Images, *, embedding: Embedding, train: bool, **fields: Any) -> Images:
+    def _keys(self, train: bool) -> Iterator[PRNGKey | None]:
+        """What draws the dropout of each block, in training; else nothing."""
+        if not (train and self.dropout):
+            return itertools.repeat(None)
+        blocks = len(self.ch_mult) * (2 * self.num_res_blocks + 3)  # no fewer than there are
+        return iter(jax.random.split(self.make_rng("dropout"), blocks))
+
+    def _block(
+        self,
+        h: Images,
+        *,
+        embedding: Embedding,
+        keys: Iterator[PRNGKey | None],
+        remat: bool,
+        **fields: Any,
+    ) -> Images:
         biggan = self.resblock_type == "biggan"
         kind = layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp
         block = kind(
@@ -222,16 +246,13 @@ class DDPMpp(nn.Module):
             dtype=self.dtype,
             **fields,
         )
-        if not (train and self.remat):
-            return block(h, embedding, train=train)
-        # Of a function, not of the class, whose parameters would have other names.
-        return nn.remat(lambda block, *inputs: block(*inputs, train=True))(block, h, embedding)
+        return call(block, h, embedding, next(keys), remat=remat)
 
-    def _attention(self) -> layers.AttnBlockpp:
-        return layers.AttnBlockpp(self.skip_rescale, self.init_scale, self.dtype)
+    def _attention(self, h: Images) -> Images:
+        return call(layers.AttnBlockpp(self.skip_rescale, self.init_scale, self.dtype), h)
 
     def _attend(self, h: Images) -> Images:
-        return self._attention()(h) if h.shape[1] in self.attn_resolutions else h
+        return self._attention(h) if h.shape[1] in self.attn_resolutions else h
 
     def _resampler(self, kind, **fields: Any):
         return kind(fir_kernel=self._fir_kernel, dtype=self.dtype, **fields)
@@ -239,12 +260,12 @@ class DDPMpp(nn.Module):
     def _halve(self, h: Images, block) -> Images:
         if self.resblock_type == "ddpm":
             return self._resampler(layers.Downsample, with_conv=self.resamp_with_conv)(h)
-        return block(h, resize=functools.partial(layers.downsample, fir_kernel=self._fir_kernel))
+        return block(h, resize=layers.downsample, fir_kernel=self._fir_kernel)
 
     def _double(self, h: Images, block) -> Images:
         if self.resblock_type == "ddpm":
             return self._resampler(layers.Upsample, with_conv=self.resamp_with_conv)(h)
-        return block(h, resize=functools.partial(layers.upsample, fir_kernel=self._fir_kernel))
+        return block(h, resize=layers.upsample, fir_kernel=self._fir_kernel)
 
     def _conv3x3(self, features: int) -> nn.Conv:
         return layers.conv3x3(features, dtype=self.dtype)

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.types import Images, Times
+from scoremle.nn.convolution import Conv
+from scoremle.types import Images, PRNGKey, Times
 
 __all__ = [
     "ACTIVATIONS",
@@ -79,11 +80,11 @@ def conv3x3(
     features: int, *, dtype: DTypeLike, init_scale: float = 1.0, stride: int = 1
 ) -> nn.Conv:
     init = initializer(init_scale)
-    return nn.Conv(features, (3, 3), strides=stride, kernel_init=init, dtype=dtype)
+    return Conv(features, (3, 3), strides=stride, kernel_init=init, dtype=dtype)
 
 
 def conv1x1(features: int, *, dtype: DTypeLike) -> nn.Conv:
-    return nn.Conv(features, (1, 1), kernel_init=initializer(), dtype=dtype)
+    return Conv(features, (1, 1), kernel_init=initializer(), dtype=dtype)
 
 
 def dense(features: int, *, dtype: DTypeLike) -> nn.Dense:
@@ -240,7 +241,10 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """What the two residual blocks share; a subclass says how x and F(x, t) are resampled."""
+    """What the two residual blocks share; a subclass says how x and F(x, t) are resampled.
+
+    They take x, the embedding, and in training the key that draws what is dropped.
+    """
 
     act: Activation
     dropout: float
@@ -252,13 +256,16 @@ class ResnetBlock(nn.Module):
     def normalized(self, h: Images) -> Images:
         return self.act(group_norm(h.shape[-1], dtype=self.dtype)(h))
 
-    def convolved(self, h: Images, embedding: Embedding | None, features: int, train: bool):
+    def convolved(
+        self, h: Images, embedding: Embedding | None, dropout: PRNGKey | None, features: int
+    ) -> Images:
         """conv, time bias, norm, act, dropout, conv."""
         h = conv3x3(features, dtype=self.dtype)(h)
         if embedding is not None:
             bias = dense(features, dtype=self.dtype)(self.act(embedding))
             h = h + bias[:, None, None, :].astype(h.dtype)
-        h = nn.Dropout(self.dropout, deterministic=not train)(self.normalized(h))
+        drop = nn.Dropout(self.dropout, deterministic=dropout is None)
+        h = drop(self.normalized(h), rng=dropout)
         return conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
 
 
@@ -266,9 +273,11 @@ class ResnetBlockDDPMpp(ResnetBlock):
     """The block of DDPM, at one resolution."""
 
     @nn.compact
-    def __call__(self, x: Images, embedding: Embedding | None, *, train: bool) -> Images:
+    def __call__(
+        self, x: Images, embedding: Embedding | None, dropout: PRNGKey | None = None
+    ) -> Images:
         features = self.features or x.shape[-1]
-        h = self.convolved(self.normalized(x), embedding, features, train)
+        h = self.convolved(self.normalized(x), embedding, dropout, features)
         if x.shape[-1] != features:
             x = NIN(features, self.dtype)(x)
         return add_residual(x, h, rescale=self.skip_rescale)
@@ -277,15 +286,18 @@ class ResnetBlockDDPMpp(ResnetBlock):
 class ResnetBlockBigGANpp(ResnetBlock):
     """The block of BigGAN: ``resize`` halves or doubles both x and what enters F."""
 
-    resize: Callable[[Images], Images] | None = None
+    resize: Callable[[Images, FirKernel], Images] | None = None
+    fir_kernel: FirKernel = None
 
     @nn.compact
-    def __call__(self, x: Images, embedding: Embedding | None, *, train: bool) -> Images:
+    def __call__(
+        self, x: Images, embedding: Embedding | None, dropout: PRNGKey | None = None
+    ) -> Images:
         features = self.features or x.shape[-1]
         h = self.normalized(x)
         if self.resize:
-            h, x = self.resize(h), self.resize(x)
-        h = self.convolved(h, embedding, features, train)
+            h, x = (self.resize(each, self.fir_kernel) for each in (h, x))
+        h = self.convolved(h, embedding, dropout, features)
         if self.resize or x.shape[-1] != features:
             x = conv1x1(features, dtype=self.dtype)(x)
         return add_residual(x, h, rescale=self.skip_rescale)

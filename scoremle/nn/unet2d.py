@@ -33,6 +33,7 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
+from scoremle.nn.calls import call
 from scoremle.nn.from_torch import from_torch
 from scoremle.nn.layers import Activation, wide
 from scoremle.nn.unet2d_fields import (
@@ -231,12 +232,12 @@ class UNet2D(nn.Module):
         features, divisor = h.shape[-1], self.mid_block_scale_factor
         groups = self.norm_num_groups or _groups(features)
         block = self._block(features, (groups, groups), divisor)
-        h = block(name="mid_block.resnets.0")(h, embedding)
+        h = call(block(name="mid_block.resnets.0"), h, embedding)
         if self.add_attention:
             of_resnets = None if self._scale_shift else groups
             attention = self._attention(features, self.attn_norm_num_groups or of_resnets, divisor)
-            h = attention(name="mid_block.attentions.0")(h)
-        return block(name="mid_block.resnets.1")(h, embedding)
+            h = call(attention(name="mid_block.attentions.0"), h)
+        return call(block(name="mid_block.resnets.1"), h, embedding)
 
     def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
         """From the middle to the output, taking back the features of the way down."""
@@ -374,14 +375,14 @@ class UNet2D(nn.Module):
         if kind.family == "k":
             both = (channels // 32, groups or features // 32)
             block = ResnetBlockK(features, both, self.norm_eps, self._act, self.dtype, name=name)
-            return block(h, embedding)
+            return call(block, h, embedding)
         if kind.family == "skip":
             both = (groups or _groups(channels), _groups(features))
             make = self._block(features, both, math.sqrt(2), **options)
         else:
             assert self.norm_num_groups is not None  # check_fields
             make = self._block(features, 2 * (self.norm_num_groups,), 1.0, **options)
-        return make(name=name)(h, embedding)
+        return call(make(name=name), h, embedding)
 
     def _attention(
         self, features: int, groups: int | None, divisor: float
@@ -399,7 +400,7 @@ class UNet2D(nn.Module):
             return h
         skip = kind.family == "skip"
         groups, divisor = (32, math.sqrt(2)) if skip else (self.norm_num_groups, 1.0)
-        return self._attention(h.shape[-1], groups, divisor)(name=name)(h)
+        return call(self._attention(h.shape[-1], groups, divisor)(name=name), h)
 
 
 def unet2d_params(state: Mapping[str, np.ndarray], network: UNet2D) -> dict[str, Any]:

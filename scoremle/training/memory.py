@@ -39,6 +39,7 @@ def checked(program: Program) -> Step:
     def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
         nonlocal known
         if not known:
+            program.compile(state, batches)
             _check(program, state, batches)
             known = True
         return program(state, batches)

@@ -1,11 +1,13 @@
 """The programs of training steps: k of them in one on an accelerator, two for each on a CPU.
 
-On a CPU a call costs nothing beside a step, and XLA runs the gradients of convolutions twenty
-times slower inside a loop (measured with 0.10.2). So there are two calls for each step, for the
-gradient and for the update, and one for each part of a batch that is taken in parts.
+On a CPU a call costs nothing beside a step, and XLA runs JAX's gradients of convolutions twenty
+times slower inside a loop (measured with 0.10.2), where a network has not those of
+``nn/convolution.py``. So there are two calls for each step, for the gradient and for the update,
+and one for each part of a batch that is taken in parts.
 """
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,11 @@ class Program:
             state, row = self.jitted(self.fixed, state, _batch(batches, i))
             rows.append(row)
         return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def compile(self, state: TrainState, batches: Batches) -> None:
+        """What a call with these needs, if it is not compiled yet."""
+        if self.one_by_one:
+            self.jitted.compile(self.fixed, state, _batch(batches, 0))
 
     def lower(self, state: TrainState, batches: Batches) -> jax.stages.Lowered:
         """What XLA is given for a call with these, or with shapes like theirs."""
@@ -118,15 +125,28 @@ def _gradient(rule: Rule, places: Any) -> Any:
     return _Parts(compiled(rule.nothing), compiled(rule.add, donate_argnums=2), rule.accumulate)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _TwoCalls:
-    """A step on a CPU. Two programs compile sooner than one that does both, and run no slower."""
+    """A step on a CPU. Two programs compile at the same time, and run no slower than one."""
 
     gradient: Any
     update: Any
+    compiled: bool = False
 
     def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        self.compile(fixed, state, batch)
         return self.update(state, self.gradient(fixed, state, batch))
+
+    def compile(self, fixed: Fixed, state: TrainState, batch: Any) -> None:
+        """Both at once, for the first batch: most of XLA's work on one keeps one core busy."""
+        if self.compiled:
+            return
+        gradient = self.gradient.lower(fixed, state, batch)
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(gradient.compile)
+            self.update.lower(state, gradient.out_info).compile()
+            other.result()
+        self.compiled = True
 
     def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """Of the call that takes the memory."""

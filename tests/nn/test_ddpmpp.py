@@ -166,9 +166,9 @@ def test_dropout_acts_in_training_only():
     assert relative_error(trained(0), trained(1)) > 1e-2
 
 
-def test_blocks_that_are_computed_again_change_no_gradient_and_no_name():
+def test_blocks_that_are_computed_again_save_memory_and_change_no_gradient_and_no_name():
     config, params, arrays = golden("ddpmpp")
-    found = []
+    found, memory = [], []
     for remat in (False, True):
         net = network(config, dropout=0.5, remat=remat)
 
@@ -178,7 +178,10 @@ def test_blocks_that_are_computed_again_change_no_gradient_and_no_name():
             return jnp.mean(out**2)
 
         assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
-        found.append(jax.jit(jax.grad(loss))(params))
+        program = jax.jit(jax.grad(loss)).lower(params).compile()
+        found.append(program(params))
+        memory.append(program.memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 0.8 * memory[0], memory
     kept, again = map(jax.tree.leaves, found)
     largest = max(jnp.abs(a).max() for a in kept)
     assert max(jnp.abs(a - b).max() for a, b in zip(kept, again, strict=True)) < 1e-5 * largest

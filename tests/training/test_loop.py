@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from helpers import resume_worker as worker
 from helpers.places import ROOT
 
+from scoremle import devices
 from scoremle.errors import UserError
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints
@@ -137,6 +139,32 @@ def test_each_part_of_a_batch_has_a_key_and_images_of_its_own():
     assert float(row["draw"][0]) == pytest.approx(draw, rel=1e-6)
     assert float(state.params) == pytest.approx(-draw, rel=1e-6)  # the mean gradient
     assert float(row["seen"][0]) == pytest.approx((101 + 1010) / 2)  # images 0 and 2, 1 and 3
+
+
+def test_gradient_and_update_are_compiled_once_before_the_first_call(caplog):
+    """On a CPU, where they are two programs, for all steps that are to come."""
+
+    def loss(params, images, key):
+        return jnp.sum(params["a"] * jnp.mean(images)), {}
+
+    optimizer, images = worker.optimizer(), np.ones((2, 4, 1, 1, 1), np.uint8)
+    state = devices.replicate(init_state({"a": jnp.ones(3)}, optimizer))
+    program = make_program(loss, optimizer, 0.9)
+
+    def compiled():
+        told = re.findall(r"Finished XLA compilation of jit\((whole|update)\)", caplog.text)
+        return sorted(told)
+
+    jax.config.update("jax_log_compiles", True)  # in all threads
+    try:
+        program.compile(state, images)
+        assert compiled() == ["update", "whole"]
+        state, row = program(state, images)
+        program(state, images)
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    assert compiled() == ["update", "whole"]
+    np.testing.assert_allclose(row["loss"][0], 3)
 
 
 def test_each_step_has_a_key_of_its_own():

@@ -1,0 +1,61 @@
+"""Blocks as calls give what the blocks themselves give, and equal ones are one function."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle.nn.calls import call
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, scale):
+        return nn.silu(nn.Dense(self.features)(x)) * scale
+
+
+class Blocks(nn.Module):
+    """Three equal blocks, and one of more features."""
+
+    called: bool
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, scale):
+        for features in (4, 4, 4, 5):
+            block = Block(features)
+            x = call(block, x, scale, remat=self.remat) if self.called else block(x, scale)
+        return x
+
+
+X, SCALE = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.float32(0.7)
+PARAMS = Blocks(False).init(jax.random.key(0), X, SCALE)
+
+
+def test_parameters_have_the_names_that_the_blocks_give_them():
+    found = Blocks(True).init(jax.random.key(0), X, SCALE)
+    jax.tree.map(np.testing.assert_array_equal, found, PARAMS)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_values_and_derivatives_are_those_of_the_blocks(remat):
+    def of(network):
+        def loss(params, x):
+            return jnp.sum(jnp.sin(network.apply(params, x, SCALE)))
+
+        slope = jax.jvp(lambda x: loss(PARAMS, x), (X,), (jnp.ones_like(X),))
+        return jax.value_and_grad(loss, (0, 1))(PARAMS, X), slope
+
+    found, expected = of(Blocks(True, remat=remat)), of(Blocks(False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_equal_blocks_are_one_function_and_stay_calls_on_a_cpu():
+    lowered = jax.jit(Blocks(True).apply).lower(PARAMS, X, SCALE)
+    assert len(re.findall(r"func\.func private @_call", lowered.as_text())) == 2
+    assert len(re.findall(r" call\(", lowered.compile().as_text())) == 4
