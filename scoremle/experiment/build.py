@@ -273,6 +273,7 @@ def _training(
         rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
         accumulate=config.training.accumulate,
         sharded=config.devices.fsdp,
+        lighter=None if config.model.remat else "model.remat=True",
         logging=_logging(config.logging),
         grid=grid if config.training.snapshot_sampling else None,
     )
@@ -289,6 +290,7 @@ def _flow_training(config: Any, training: Training, model: ModelSpec, flow: Flow
         measure=objective.measure,
         ema_rate=config.deq.ema_rate,
         schedule=replace(training.schedule, n_iters=config.deq.n_iters),
+        lighter=None,
         grid=None,
     )
 

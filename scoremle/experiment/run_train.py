@@ -135,7 +135,7 @@ def _run(
     )  # fmt: skip
     outcome = loop.run(
         state,
-        checked(step),
+        checked(step, training.lighter),
         feed.batch,
         training.schedule,
         snapshots=place.snapshots,

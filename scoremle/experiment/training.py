@@ -48,7 +48,8 @@ class Training:
     by a key each, the samples that are shown at each snapshot; None: none are. ``rollbacks``: how
     often it goes back to the last good checkpoint when numbers are not finite. ``accumulate``: of
     how many parts a batch's gradient is the mean. ``sharded``: is a state split over the devices?
-    ``logging``: which writers get the numbers besides.
+    ``lighter``: a field of the config that makes a step need less memory. ``logging``: which
+    writers get the numbers besides.
     """
 
     data: ImageSet
@@ -63,6 +64,7 @@ class Training:
     rollbacks: int = 0
     accumulate: int = 1
     sharded: bool = False
+    lighter: str | None = None
     logging: tuple[str, ...] = ()
     grid: Callable[[Params, Keys], IntImages] | None = None
 

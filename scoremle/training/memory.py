@@ -28,11 +28,12 @@ def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs])
     return max(int((room - alone) / an_image), 0) // count * count
 
 
-def checked(program: Program) -> Step:
+def checked(program: Program, lighter: str | None = None) -> Step:
     """The same steps, but the first call compares what they need with what is free.
 
-    Raises UserError if the device could never hold it, and warns if it can't now; either names a
-    batch that fits.
+    ``lighter``: a field of the config, with a value that makes them need less. Raises UserError if
+    the device could never hold what they need, and warns if it can't now. Either names a batch
+    that fits, and that field.
     """
     known = False
 
@@ -40,14 +41,14 @@ def checked(program: Program) -> Step:
         nonlocal known
         if not known:
             program.compile(state, batches)
-            _check(program, state, batches)
+            _check(program, state, batches, lighter)
             known = True
         return program(state, batches)
 
     return step
 
 
-def _check(program: Program, state: TrainState, batches: Batches) -> None:
+def _check(program: Program, state: TrainState, batches: Batches, lighter: str | None) -> None:
     there, wanted = devices.memory(), needs(program.lower(state, batches))
     copy = bytes_of_copy(state)
     if there is None or wanted is None or wanted.work + copy <= there.free:
@@ -59,7 +60,7 @@ def _check(program: Program, state: TrainState, batches: Batches) -> None:
         f" {in_gib(wanted.given)} of state{copied}, and"
     )
     fits = _fitting(program, state, batches, there.free - copy, wanted)
-    remedy = _remedy(program, size, fits)
+    remedy = _remedy(program, size, fits) + (f"; {lighter} needs less" if lighter else "")
     if wanted.given + copy + wanted.work > there.whole:
         raise UserError(f"{words} the device has {in_gib(there.whole)}: {remedy}")
     logger.warning("%s %s are free now: %s", words, in_gib(there.free), remedy)

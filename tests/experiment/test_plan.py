@@ -76,6 +76,8 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, 
     )
     with pytest.raises(UserError, match=told):
         checked(program)(state(), batch(256))
+    with pytest.raises(UserError, match=r"=128 fits.*; model\.remat=True needs less$"):
+        checked(program, "model.remat=True")(state(), batch(256))
     assert not caplog.records
     there = Memory(whole, at_half)
     after, row = checked(program)(state(), batch(256))
