@@ -241,7 +241,7 @@ def fake_step(*_, **__):
 
 def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch):
     monkeypatch.setattr(run_train, "make_program", fake_step)
-    monkeypatch.setattr(run_train, "checked", lambda step: step)
+    monkeypatch.setattr(run_train, "checked", lambda step, lighter: step)
     monkeypatch.setattr(run_train, "_on_eval", lambda *_: lambda state, step: {})
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
@@ -269,7 +269,7 @@ def flow_state(folder):
 
 def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkeypatch):
     monkeypatch.setattr(run_train, "make_program", fake_step)
-    monkeypatch.setattr(run_train, "checked", lambda step: step)
+    monkeypatch.setattr(run_train, "checked", lambda step, lighter: step)
     monkeypatch.setattr(run_train, "_on_eval", lambda *_: lambda state, step: {})
     folder = workdir / "flowpp_dequantizer"
     begun = flow_state(folder)
