@@ -29,19 +29,21 @@ def model(tiny):
 def test_scores_agree_with_an_evaluation(tiny, model):
     """With enough nodes that the solver's error, which hangs on the key, is no part of them; and
     in so many passes that noise is small beside what tells images apart."""
-    passes = 16
+    passes, images = 28, 90
     argv = [f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=trained"]
-    fields = f"--config.eval.num_repeats={passes}", "--config.eval.nodes=24"
-    assert cli.main([*TINY, *argv, *fields]) == 0
+    fields = {"num_repeats": passes, "num_images": images, "nodes": 24}
+    given = (f"--config.eval.{name}={value}" for name, value in fields.items())
+    assert cli.main([*TINY, *argv, *given]) == 0
     with np.load(tiny.workdir / "trained/exact_test_ckpt_2.npz") as saved:
         values = saved["bpd"]
-    scores = model.score(TEST, estimator=ByOde(solver=scoremle.Multistep(24)), repeats=passes)
-    assert scores.bpd.shape == (360,)
+    solver = scoremle.Multistep(fields["nodes"])
+    scores = model.score(TEST[:images], estimator=ByOde(solver=solver), repeats=passes)
+    assert scores.bpd.shape == (images,)
     np.testing.assert_allclose(scores.log_prob, -scores.bpd * 64 * np.log(2))
     # The same images under other noise: what differs is random, image by image.
     difference = scores.bpd - values.mean(axis=0)
     spread = (values[0] - values[1]).std() / np.sqrt(passes)
-    assert abs(difference.mean()) < 4 * spread / np.sqrt(360)
+    assert abs(difference.mean()) < 4 * spread / np.sqrt(images)
     assert 0.7 < difference.std() / spread < 1.3
     assert np.corrcoef(scores.bpd, values.mean(axis=0))[0, 1] > 0.9
 
