@@ -1,7 +1,6 @@
 """Values and derivatives are those of JAX's own convolution, in the form of XLA's library."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +26,14 @@ def case(name):
     keys = jax.random.split(jax.random.key(0), 4)
     x, dx = jax.random.normal(keys[0], (2, 4, *(7, 6)[: len(window)], 3))
     kernel, dkernel = jax.random.normal(keys[1], (2, *window, 3, 5))
-    options = {
-        "window_strides": (1,) * len(window),
-        "padding": padding,
-        "dimension_numbers": AXES[len(window)],
-    }
-    theirs = partial(jax.lax.conv_general_dilated, **options)
-    ours = partial(convolve, strides=options.pop("window_strides"), **options)
+    strides, axes = (1,) * len(window), AXES[len(window)]
+
+    def ours(x, kernel):
+        return convolve(x, kernel, strides, padding, dimension_numbers=axes)
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+
     return (x, kernel), (dx, dkernel), ours, theirs
 
 
