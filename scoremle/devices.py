@@ -35,8 +35,11 @@ SMALL = 2**12
 # some sums of many rows it computes wrongly (docs/troubleshooting.md).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 SUMS = "LIBRARY_FUSION_TYPE_REDUCE"
+# Without loops, what is compiled so runs no slower.
+PRESET, FAST_COMPILE = "xla_cpu_opt_preset", "CPU_OPT_PRESET_FAST_COMPILE"
 
 Devices = Sequence[jax.Device] | None  # all, if None
+Option = tuple[str, str]  # a name and a value for XLA
 
 
 def check_devices() -> None:
@@ -92,22 +95,25 @@ def _of_machine() -> Memory | None:
 def compiled(function: Callable[..., Any], *, gradients: bool = False, **options: Any) -> Any:
     """``jax.jit`` of a whole program, compiled as is quickest on the device at hand.
 
-    A program of gradients says so. No other function may be traced around it, as in ``jax.grad``:
-    for that is ``jax.jit``.
+    A program of gradients, or of what is done with them, says so. No other function may be traced
+    around it, as in ``jax.grad``: for that is ``jax.jit``.
     """
-    return _Compiled(function, SUMS if gradients else "", options)
+    wanted = {YNN: SUMS, PRESET: FAST_COMPILE} if gradients else {YNN: ""}
+    return _Compiled(function, tuple(wanted.items()), options)
 
 
 class _Compiled:
     """Asks which device there is when it is called, and not where a module is imported."""
 
-    def __init__(self, function: Callable[..., Any], by_ynn: str, options: dict[str, Any]) -> None:
-        self._function, self._by_ynn, self._options = function, by_ynn, options
+    def __init__(
+        self, function: Callable[..., Any], wanted: tuple[Option, ...], options: dict[str, Any]
+    ) -> None:
+        self._function, self._wanted, self._options = function, wanted, options
 
     @cached_property
     def jitted(self) -> Any:
-        options = _compiler_options(self._by_ynn)
-        return jax.jit(self._function, compiler_options=options, **self._options)
+        wanted = dict(filter(_is_known, self._wanted))
+        return jax.jit(self._function, compiler_options=wanted or None, **self._options)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.jitted(*arguments, **named)
@@ -117,15 +123,15 @@ class _Compiled:
 
 
 @cache
-def _compiler_options(by_ynn: str) -> dict[str, str] | None:
-    """For XLA; None where the user gives them, and where it knows none of these."""
-    if jax.default_backend() != "cpu" or YNN in os.environ.get("XLA_FLAGS", ""):
-        return None
+def _is_known(option: Option) -> bool:
+    """Is it one of this XLA for this device, and none that the user gives?"""
+    if jax.default_backend() != "cpu" or option[0] in os.environ.get("XLA_FLAGS", ""):
+        return False
     try:
-        jax.jit(jnp.negative, compiler_options={YNN: by_ynn})(0.0)
+        jax.jit(jnp.negative, compiler_options=dict([option]))(0.0)
     except jax.errors.JaxRuntimeError:  # an earlier version, or a later one
-        return None
-    return {YNN: by_ynn}
+        return False
+    return True
 
 
 class Needs(NamedTuple):

@@ -240,6 +240,15 @@ class Downsample(nn.Module):
         return conv3x3(features, dtype=self.dtype, stride=2)(x)
 
 
+def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
+    """``h`` with a share ``rate`` of its numbers 0, the others larger; as it is without a key."""
+    if key is None or rate == 0:
+        return h
+    # Drawn along one axis, for which XLA compiles the generator in a fifth of the time.
+    kept = jax.random.bernoulli(key, 1 - rate, (h.size,)).reshape(h.shape)
+    return jnp.where(kept, h / (1 - rate), 0)
+
+
 class ResnetBlock(nn.Module):
     """What the two residual blocks share; a subclass says how x and F(x, t) are resampled.
 
@@ -264,8 +273,7 @@ class ResnetBlock(nn.Module):
         if embedding is not None:
             bias = dense(features, dtype=self.dtype)(self.act(embedding))
             h = h + bias[:, None, None, :].astype(h.dtype)
-        drop = nn.Dropout(self.dropout, deterministic=dropout is None)
-        h = drop(self.normalized(h), rng=dropout)
+        h = drop(self.normalized(h), self.dropout, dropout)
         return conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
 
 

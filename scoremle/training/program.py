@@ -107,19 +107,21 @@ def make_program(
     result = (places, everywhere)
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu:
-        updated = devices.compiled(rule.update, donate_argnums=0, out_shardings=result)
+        updated = _compiled(rule.update, donate_argnums=0, out_shardings=result)
         jitted: Any = _TwoCalls(_gradient(rule, (everywhere, places.params)), updated)
     else:
         jitted = jax.jit(rule.steps, donate_argnums=1, out_shardings=result)
     return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
 
 
+# A gradient has sums, and its norm is one.
+_compiled = functools.partial(devices.compiled, gradients=True)
+
+
 def _gradient(rule: Rule, places: Any) -> Any:
     """The call, or calls, for the gradient of a batch on a CPU."""
     # All of the state is an argument, so that XLA's account of the memory has all of it.
-    compiled = functools.partial(
-        devices.compiled, gradients=True, keep_unused=True, out_shardings=places
-    )
+    compiled = functools.partial(_compiled, keep_unused=True, out_shardings=places)
     if rule.accumulate == 1:
         return compiled(rule.whole)
     return _Parts(compiled(rule.nothing), compiled(rule.add, donate_argnums=2), rule.accumulate)

@@ -69,9 +69,24 @@ def make_optimizer(
     With warm-up the very first update has rate 0, but Adam's moments take it in.
     """
     rate = (lambda i: lr * jnp.minimum(i / warmup, 1.0)) if warmup > 0 else lr
-    clip = optax.clip_by_global_norm(grad_clip) if grad_clip >= 0 else optax.identity()
-    adam = optax.adamw(rate, b1=beta1, b2=0.999, eps=eps, weight_decay=weight_decay)
+    clip = _clip(grad_clip) if grad_clip >= 0 else optax.identity()
+    # As optax.adamw, and with its state, but nothing is computed for a decay of 0.
+    adam = optax.chain(
+        optax.scale_by_adam(beta1, 0.999, eps),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+    )
     return optax.chain(clip, adam)
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    """By global norm. A factor for all: XLA keeps no array of a clipped gradient."""
+
+    def clip(grads: Params, _: Params) -> Params:
+        share = limit / jnp.maximum(optax.tree.norm(grads), limit)
+        return jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+
+    return optax.stateless(clip)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

@@ -4,6 +4,7 @@ import functools
 import json
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +165,13 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(trained(0), trained(0))
     assert relative_error(trained(0), arrays["out"]) > 1e-2
     assert relative_error(trained(0), trained(1)) > 1e-2
+
+
+def test_what_is_dropped_is_the_share_that_flax_drops():
+    key, h = jax.random.key(3), jax.random.normal(jax.random.key(4), (3, 5, 7, 2))
+    expected = nn.Dropout(0.3, deterministic=False).apply({}, h, rng=key)
+    np.testing.assert_allclose(layers.drop(h, 0.3, key), expected, rtol=1e-6)
+    assert layers.drop(h, 0.3, None) is h and layers.drop(h, 0.0, key) is h
 
 
 def test_blocks_that_are_computed_again_save_memory_and_change_no_gradient_and_no_name():
