@@ -78,7 +78,10 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
 
 
 def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
-    """The state to begin with; says what is trained on what, before a program is compiled."""
+    """The state to begin with, or its shapes where a checkpoint has it.
+
+    Says what is trained on what, before a program is compiled.
+    """
     images, there, template = training.data, jax.devices(), training.template()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
@@ -88,9 +91,10 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
     )
     say(tables.wrapped(words))
     found = place.snapshot_state(template)
-    if found is None:
-        say("making the first parameters")
-    return found or training.init_state()
+    if found or place.preemption.numbers():
+        return found or template
+    say("making the first parameters")
+    return training.init_state()
 
 
 class _ScoreModel(TypedDict):

@@ -123,11 +123,12 @@ def run(
 ) -> Outcome:
     """Train to ``n_iters`` steps, from the newest whole pre-emption checkpoint if there is one.
 
-    ``state`` is the beginning otherwise, and is used up. ``places`` are the shardings of its
-    arrays; None: whole on each device. Callbacks get the state and its step and
-    must not keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into
-    each checkpoint beside the step. Training goes on while a checkpoint is written. At SIGTERM or
-    Ctrl-C the call at work is finished and saved; when this returns, all is on disk.
+    ``state`` is the beginning otherwise, and is used up; where there is such a checkpoint, its
+    shapes are enough. ``places`` are the shardings of its arrays; None: whole on each device.
+    Callbacks get the state and its step and must not keep the state; what ``on_eval`` returns is
+    logged. ``note`` (JSON) is written into each checkpoint beside the step. Training goes on while
+    a checkpoint is written. At SIGTERM or Ctrl-C the call at work is finished and saved; when this
+    returns, all is on disk.
     Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
     and ``rollback`` is None or used up.
     """
@@ -143,6 +144,8 @@ def run(
     if preemption.latest() is not None:
         training.restore(template)
         say(f"going on from step {training.at}, {training.saved}")
+    else:
+        training.at = int(state.step)
     training.state = devices.put(training.state, places)
     with _signals() as signals, contextlib.closing(writer), training.saves:
         while not training.ended:
@@ -181,9 +184,6 @@ class _Run:
     saves: Saving = dataclasses.field(default_factory=Saving)
     pending: list[Numbers] = dataclasses.field(default_factory=list)
     watch: "_Watch" = dataclasses.field(default_factory=lambda: _Watch())
-
-    def __post_init__(self) -> None:
-        self.at = int(self.state.step)
 
     @property
     def finished(self) -> bool:
