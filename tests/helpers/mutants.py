@@ -221,8 +221,9 @@ CHANGES: list[tuple[str, ...]] = [
     ("nn/convolution.py", "if not plain or", "if"),
     ("nn/convolution.py", "images.reshape(*x.shape[:2]", "images.reshape(*x.shape[1::-1]"),
     ("nn/layers.py", "h / (1 - rate)", "h", "nn/test_ddpmpp.py"),
-    ("nn/calls.py", 'kept = "false"', 'kept = "true"'),
-    ("nn/calls.py", "jax.checkpoint(block.apply)", "block.apply"),
+    ("nn/calls.py", '"false" if on_cpu', '"true" if on_cpu'),
+    ("nn/calls.py", "_nothing if remat", "_what_is_dear if remat"),
+    ("nn/calls.py", "primitive.name not in CHEAP", "True"),
     ("training/program.py", "self.update.lower(state, gradient.out_info).compile()",
      "self.update.lower(state, gradient.out_info)", "training/test_loop.py"),
     # Likelihoods
