@@ -36,13 +36,10 @@ def call(block: nn.Module, *inputs: Any, remat: bool = False) -> Any:
     alike = block.clone(parent=None, name=None)
     # A GPU's compiler is not asked: there it was not measured.
     on_cpu = jax.default_backend() == "cpu"
-    keeps = _nothing if remat else _what_is_dear if on_cpu else None
+    nothing = jax.checkpoint_policies.nothing_saveable
+    keeps = nothing if remat else _what_is_dear if on_cpu else None
     with set_xla_metadata(inlineable="false" if on_cpu else None):
         return _call(alike, keeps, block.variables, *inputs)
-
-
-def _nothing(*_: Any, **__: Any) -> bool:
-    return False
 
 
 def _what_is_dear(primitive: Any, *_: Any, **__: Any) -> bool:

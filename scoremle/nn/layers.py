@@ -244,7 +244,7 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
     """``h`` with a share ``rate`` of its numbers 0, the others larger; as it is without a key."""
     if key is None or rate == 0:
         return h
-    # Drawn along one axis, for which XLA compiles the generator in a fifth of the time.
+    # Drawn along one axis: for that XLA compiles the generator sooner.
     kept = jax.random.bernoulli(key, 1 - rate, (h.size,)).reshape(h.shape)
     return jnp.where(kept, h / (1 - rate), 0)
 
