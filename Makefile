@@ -29,6 +29,9 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
+# Tests start hundreds of processes, and each would compile the package's Python anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check long bench docs notebooks mutants model trackers pythons release clean
 
 help:

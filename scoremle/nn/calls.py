@@ -15,11 +15,13 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 __all__ = ["call"]
 
-# What is quickly computed again, and fused with what needs it.
+# What is quickly computed again, and fused with what needs it. Of functions with a derivative of
+# their own (custom_jvp_call) blocks have only activations.
 CHEAP = frozenset({
-    "add", "add_any", "broadcast_in_dim", "convert_element_type", "div", "exp", "logistic", "max",
-    "min", "mul", "neg", "reshape", "rsqrt", "select_n", "sqrt", "square", "squeeze", "sub",
-    "tanh",
+    "abs", "add", "add_any", "broadcast_in_dim", "convert_element_type", "copy",
+    "custom_jvp_call", "div", "eq", "erf", "erfc", "exp", "expm1", "ge", "gt", "integer_pow",
+    "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "reshape",
+    "rsqrt", "select_n", "sqrt", "square", "squeeze", "sub", "tanh",
 })  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Blocks as calls give what the blocks themselves give, and equal ones are one function."""
 
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle.nn import layers, unet2d_fields
 from scoremle.nn.calls import call
 
 
@@ -59,3 +61,25 @@ def test_equal_blocks_are_one_function_and_stay_calls_on_a_cpu():
     lowered = jax.jit(Blocks(True).apply).lower(PARAMS, X, SCALE)
     assert len(re.findall(r"func\.func private @_call", lowered.as_text())) == 2
     assert len(re.findall(r" call\(", lowered.compile().as_text())) == 4
+
+
+class Activated(nn.Module):
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return call(ActivatedBlock(self.activation), x)
+
+
+class ActivatedBlock(Activated):
+    @nn.compact
+    def __call__(self, x):
+        return 3 * self.activation(2 * nn.Dense(5)(x))
+
+
+@pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS | unet2d_fields.ACTIVATIONS))
+def test_a_gradient_keeps_the_result_of_a_product_and_nothing_of_its_activation(name):
+    network = Activated((layers.ACTIVATIONS | unet2d_fields.ACTIVATIONS)[name])
+    params = network.init(jax.random.key(0), X)
+    back = jax.vjp(network.apply, params, X)[1]
+    assert [kept.dtype for kept in jax.tree.leaves(back) if kept.shape == (3, 5)] == [X.dtype]
