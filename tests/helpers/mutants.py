@@ -221,9 +221,11 @@ CHANGES: list[tuple[str, ...]] = [
     ("nn/convolution.py", "if not plain or", "if"),
     ("nn/convolution.py", "images.reshape(*x.shape[:2]", "images.reshape(*x.shape[1::-1]"),
     ("nn/layers.py", "h / (1 - rate)", "h", "nn/test_ddpmpp.py"),
+    ("nn/layers.py", 'checkpoint_name(kept, "kept")', "kept", "nn/test_calls.py"),
     ("nn/calls.py", '"false" if on_cpu', '"true" if on_cpu'),
     ("nn/calls.py", "policies.nothing_saveable", "policies.everything_saveable"),
     ("nn/calls.py", "primitive.name not in CHEAP", "True"),
+    ("nn/calls.py", '"custom_jvp_call", ', ""),
     ("training/program.py", "self.update.lower(state, gradient.out_info).compile()",
      "self.update.lower(state, gradient.out_info)", "training/test_loop.py"),
     # Likelihoods

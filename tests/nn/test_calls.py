@@ -63,23 +63,35 @@ def test_equal_blocks_are_one_function_and_stay_calls_on_a_cpu():
     assert len(re.findall(r" call\(", lowered.compile().as_text())) == 4
 
 
-class Activated(nn.Module):
-    activation: Callable
+class DenseAnd(nn.Module):
+    function: Callable
 
     @nn.compact
-    def __call__(self, x):
-        return call(ActivatedBlock(self.activation), x)
+    def __call__(self, x, *more):
+        return 3 * self.function(2 * nn.Dense(5)(x), *more)
 
 
-class ActivatedBlock(Activated):
+class Called(DenseAnd):
     @nn.compact
-    def __call__(self, x):
-        return 3 * self.activation(2 * nn.Dense(5)(x))
+    def __call__(self, x, *more):
+        return call(DenseAnd(self.function), x, *more)
+
+
+def kept(function, *more):
+    """Types of what a gradient keeps of the features of ``DenseAnd(function)`` as a call."""
+    network = Called(function)
+    params = network.init(jax.random.key(0), X, *more)
+    back = jax.vjp(lambda params, x: network.apply(params, x, *more), params, X)[1]
+    return sorted(str(each.dtype) for each in jax.tree.leaves(back) if each.size == 15)
 
 
 @pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS | unet2d_fields.ACTIVATIONS))
 def test_a_gradient_keeps_the_result_of_a_product_and_nothing_of_its_activation(name):
-    network = Activated((layers.ACTIVATIONS | unet2d_fields.ACTIVATIONS)[name])
-    params = network.init(jax.random.key(0), X)
-    back = jax.vjp(network.apply, params, X)[1]
-    assert [kept.dtype for kept in jax.tree.leaves(back) if kept.shape == (3, 5)] == [X.dtype]
+    assert kept((layers.ACTIVATIONS | unet2d_fields.ACTIVATIONS)[name]) == ["float32"]
+
+
+def test_a_gradient_keeps_what_dropout_keeps_and_not_the_bits_that_drew_it():
+    def drop(h, key):
+        return layers.drop(jnp.tanh(h)[None, None], 0.5, key)[0, 0]
+
+    assert kept(drop, jax.random.key(1)) == ["bool", "float32"]
