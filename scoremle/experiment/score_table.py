@@ -115,7 +115,10 @@ def in_digits(row: Row, dims: int, reference: int) -> dict[str, str]:
     digits["log_prob"] = decimals(error * dims * math.log(2))
     if reference:
         digits["rank"] = math.ceil(math.log10(reference))
-    return {name: f"{getattr(row, name):.{places}f}" for name, places in digits.items()}
+    values = vars(row)
+    if row.solver_error == 0:  # a bound, which has no solver, and so no error of one
+        values = values | {"solver_error": math.nan}
+    return {name: f"{values[name]:.{places}f}" for name, places in digits.items()}
 
 
 def write(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scoremle.cli import main as cli
+from scoremle.experiment import score_table
 
 RNG = np.random.default_rng(0)
 # Images differ by far more than models do.
@@ -115,6 +116,18 @@ def test_a_bound_and_an_exact_value_are_named(both, capsys):
     code, _, err = compare(capsys, both / "bound.csv", both / "exact.csv")
     assert code == 0 and "A is a bound, and B is exact: what they differ by" in err
     assert compare(capsys, both / "exact.csv", both / "exact.csv")[2] == ""
+
+
+def test_a_table_of_a_bound_has_no_error_of_a_solver(capsys, tmp_path):
+    """As it is written; and of the ODE the error may be as small as is written."""
+    for name, error in (("bound", 0.0), ("ode", 1e-9)):
+        row = score_table.Row("1.png", bpd=3.0, error=0.1, probe_stderr=0.1, solver_error=error)
+        score_table.write(
+            tmp_path / f"{name}.csv", [row, row], dims=10, reference=0, estimator=name
+        )
+    _, out, _ = compare(capsys, tmp_path / "bound.csv", tmp_path / "ode.csv", "--json")
+    (found,) = json.loads(out).values()
+    assert (found["a_solver_error"], found["b_solver_error"]) == (None, 0)
 
 
 def test_what_cannot_be_compared(both, capsys, tmp_path):
