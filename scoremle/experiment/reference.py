@@ -1,8 +1,9 @@
 """The values that a model's own test images have: its evaluation, to see other images beside."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -10,52 +11,77 @@ from jaxtyping import Float
 from scoremle.experiment.results import read_results, read_values
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.trained import Trained
-from scoremle.likelihood.images import ByBound, ByOde, Estimator
+from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
+from scoremle.published.family import PublishedModel
 
-__all__ = ["how_to_get", "ranks", "test_values"]
+__all__ = ["Reference", "how_to_get", "ranks", "reference_of"]
 
 EVALUATION = "eval"
+Model = TypeVar("Model", bound=ScoreModel)
 
 
-def test_values(
-    place: str, model: ScoreModel, estimator: Estimator
-) -> Float[np.ndarray, " n"]:
-    """Sorted bits/dim of the test images by the same estimator at the same step; none if unknown.
+class Reference(NamedTuple):
+    """Sorted bits/dim of a model's own test images, none if they are not known.
+
+    ``decoder_scale``: of the decoder that they were measured by, if it was fitted.
+    """
+
+    values: Float[np.ndarray, " n"]
+    decoder_scale: float | None = None
+
+    def as_measured(self, model: Model) -> Model:
+        """The model with the decoder of these."""
+        if self.decoder_scale is None:
+            return model
+        return replace(model, decoder_scale=self.decoder_scale)
+
+
+NOTHING = Reference(np.zeros(0))
+
+
+def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "") -> Reference:
+    """What an evaluation measured by the same estimator, at the same step, under the same label.
 
     Args:
         place: where the model is, as ``load`` takes it.
         model: that was loaded from there.
-        estimator: by which others are measured.
+        estimator: by which others are measured: "ode", "bound" or "steps".
+        label: of a class-conditional model, or "all".
 
     Raises UserError for results that are not as they were written.
     """
-    kind = _kind(estimator)
-    if not isinstance(model, Trained) or kind is None:
-        return np.zeros(0)
+    kind, step = _kind(model, estimator, label), _step(place, model)
+    if kind is None or step is None:
+        return NOTHING
+    known = {"kind": kind, "split": "test", "step": step, "full_pass": True}
     folder = place_of(place) / EVALUATION
     for name, facts in read_results(folder / "results.json").items():
-        if _is_of(facts, kind, model.step):
+        if isinstance(facts, dict) and known.items() <= facts.items():
             values = read_values(folder / f"{name}.npz", "bpd")
             if values is not None:
-                return np.sort(values.mean(axis=0))
-    return np.zeros(0)
+                scale: Any = facts.get("decoder_scale")
+                fitted = scale if isinstance(scale, float) else None
+                return Reference(np.sort(values.mean(axis=0)), fitted)
+    return NOTHING
 
 
-def _kind(estimator: Estimator) -> str | None:
-    """The name that an evaluation has for it."""
-    if isinstance(estimator, ByOde):
-        return "exact"
-    return "bound" if isinstance(estimator, ByBound) else None
+def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
+    """The name that an evaluation has for it. Of chains of steps there are many."""
+    exact, bound = ("exact", "bound") if model.decoder is None else ("ode_bound", "bound_informed")
+    name = {"ode": exact, "bound": bound}.get(estimator)
+    return name and name + f"_label_{label}" * bool(label)
 
 
-def _is_of(facts: Any, kind: str, step: int) -> bool:
-    known = {"kind": kind, "split": "test", "step": step, "full_pass": True}
-    return isinstance(facts, dict) and known.items() <= facts.items()
+def _step(place: str, model: ScoreModel) -> int | None:
+    """At which an evaluation measured the model, if it is in a working directory."""
+    if isinstance(model, Trained):
+        return model.step
+    return 0 if Path(place).is_dir() and Workdir(Path(place)).imported else None
 
 
 def how_to_get(
-    place: str, model: ScoreModel, estimator: Estimator, checkpoint: int | None
+    place: str, model: ScoreModel, estimator: str, label: str = "", checkpoint: int | None = None
 ) -> str:
     """In a line, what gives a model the values that it lacks.
 
@@ -63,17 +89,29 @@ def how_to_get(
         place: where the model is.
         model: that was loaded from there.
         estimator: by which others are measured.
+        label: under which they are.
         checkpoint: its number; None: the newest.
     """
-    kind = _kind(estimator)
-    if isinstance(model, Trained) and kind and Path(place).is_dir():
-        flags = ["--config.eval.bound"] * (kind == "bound")
-        flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
+    if _kind(model, estimator, label) is None:
+        return (
+            "no ranks: no evaluation of the model's own test images by this estimator is known;"
+            " score such images too, and compare"
+        )
+    flags = ["--config.eval.bound"] * (estimator == "bound")
+    flags += [f"--config.eval.label={label}"] * bool(label)
+    flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
+    if Path(place).is_dir() and _step(place, model) is not None:
         measure = f"scoremle {shlex.join(['eval', place, *flags])}"
         return f"no ranks: {measure} measures the model's own test images first"
+    if isinstance(model, PublishedModel):
+        first = f"scoremle {shlex.join(['import', place])} FOLDER --dataset=IMAGES"
+        return (
+            f"no ranks: {first} and then scoremle {shlex.join(['eval', 'FOLDER', *flags])} measure"
+            " images that do belong; then scores of the model in that folder have ranks"
+        )
     return (
-        "no ranks: no evaluation of the model's own test images by this estimator is known; score"
-        " such images too, and compare"
+        "no ranks: no evaluation of the model's own test images is known; score such images too,"
+        " and compare"
     )
 
 

@@ -1,5 +1,6 @@
 """Models of published families as working directories: the values of the files themselves."""
 
+import csv
 import json
 
 import jax
@@ -9,6 +10,7 @@ from helpers.weights import drawn
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.labels import ByLabels
@@ -52,6 +54,16 @@ def imported(golden, tmp_path_factory, images):
     file = of_edm(folder, golden("edm_ncsnpp_ve"))
     assert run("import", file, folder / "run", f"--dataset={images}") == 0
     return file, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def evaluated(imported):
+    """The working directory, its test images measured, and the facts of that."""
+    file, workdir = imported
+    whole = (flag for flag in QUICK if "num_images" not in flag)
+    assert run("eval", workdir, *whole, "--config.seed=5") == 0
+    (result,) = json.loads((workdir / "eval/results.json").read_text()).values()
+    return file, workdir, result
 
 
 def same(one, other):
@@ -100,10 +112,8 @@ def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_evaluation_has_the_values_of_the_model_and_a_report(imported, capsys):
-    file, workdir = imported
-    assert run("eval", workdir, *QUICK, "--config.seed=5") == 0
-    (result,) = json.loads((workdir / "eval/results.json").read_text()).values()
+def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
+    file, workdir, result = evaluated
     assert result["kind"] == "ode_bound" and result["checkpoint"] == 0
     assert result["estimator"] == "ODE bound, informed decoder, 1 draw"
     model, data = scoremle.load(file), scoremle.data.load(
@@ -111,7 +121,7 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(imported, capsys
     )
     decoder = Informed(model.pixels.points, result["decoder_scale"])
     by_ode = ByInformedOde(decoder, solver=scoremle.Multistep(4))
-    expected = model.score(data.test[:3], estimator=by_ode, repeats=2, seed=5)
+    expected = model.score(data.test, estimator=by_ode, repeats=2, seed=5)
     with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
     scale = model.fitted(data.train).decoder_scale
@@ -124,6 +134,35 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(imported, capsys
 
 def result_path(workdir):
     return json.loads((workdir / "config.json").read_text())["data"]["path"]
+
+
+@pytest.mark.slow
+def test_scores_of_an_evaluated_model_have_ranks_by_the_decoder_of_the_evaluation(
+    evaluated, tmp_path
+):
+    _, workdir, result = evaluated
+    place, out, model = str(workdir), tmp_path / "s.csv", scoremle.load(workdir)
+    found = reference_of(place, model, "ode")
+    assert found.as_measured(model).decoder.scale == result["decoder_scale"]
+    for estimator, label in (("bound", ""), ("steps", ""), ("ode", "1")):
+        assert not len(reference_of(place, model, estimator, label).values)
+    np.save(tmp_path / "few.npy", IMAGES[:4])
+    assert run("score", place, tmp_path / "few.npy", "--repeats=1", f"--out={out}") == 0
+    with out.open(newline="") as table:
+        rows = [(float(row["rank"]), float(row["bpd"])) for row in csv.DictReader(table)]
+    for rank, bpd in rows:
+        assert rank == pytest.approx((found.values < bpd).mean(), abs=0.5 / len(found.values))
+
+
+def test_what_gets_ranks_is_told_of_every_model(imported):
+    file, workdir = imported
+    model = scoremle.load(file)
+    told = how_to_get(str(file), model, "bound", "all")
+    assert f"scoremle import {file} FOLDER --dataset=IMAGES and then scoremle eval FOLDER" in told
+    assert "FOLDER --config.eval.bound --config.eval.label=all measure" in told
+    told = how_to_get(str(workdir), scoremle.load(workdir), "ode")
+    assert f"no ranks: scoremle eval {workdir} measures" in told
+    assert "score such images too" in how_to_get(str(workdir), model, "steps")
 
 
 def test_an_evaluation_by_a_chain_of_steps(imported):

@@ -279,7 +279,7 @@ def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):
     place = tmp_path / "a run"
     place.mkdir()
     flags = "--config.eval.bound --config.eval.end_ckpt=1"
-    told = how_to_get(str(place), model, scoremle.ByBound(), 1)
+    told = how_to_get(str(place), model, "bound", checkpoint=1)
     assert told.startswith(f"no ranks: scoremle eval '{place}' {flags} measures")
 
 

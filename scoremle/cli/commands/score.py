@@ -22,7 +22,7 @@ from scoremle.experiment import score_table
 from scoremle.experiment.estimators import Facts
 from scoremle.experiment.models import load_of_images
 from scoremle.experiment.own_images import read_images, refuse
-from scoremle.experiment.reference import how_to_get, test_values
+from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, prepared
@@ -47,9 +47,11 @@ def run(options: Any) -> dict[str, Any] | Partly:
     images = pixels.checked(images, shape)
     say(f"scoring {len(images)} images of {options.images}")
     say("looking at a few of them first: is the model what it says, and which nodes do they need")
+    reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
-        model, images, options.estimator, options.label, options.steps, options.repeats
-    )
+        reference.as_measured(model), images, options.estimator, options.label, options.steps,
+        options.repeats,
+    )  # fmt: skip
     for note in found.notes:
         say(tables.wrapped(note))
     above = options.out.with_name(f"{options.out.name}.parts")
@@ -60,22 +62,24 @@ def run(options: Any) -> dict[str, Any] | Partly:
         names = [look.name for look in looks if look.pixels is not None]
         _check_whole(parts, names, options.repeats)
     scored = _measured(found, images, options, parts)
-    reference = test_values(options.model, model, found.estimator)
-    rows = score_table.rows(looks, images, scored.scores, reference, options.repeats)
+    own = reference.values
+    rows = score_table.rows(looks, images, scored.scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
     score_table.write(
-        options.out, rows, dims=model.dims, reference=len(reference),
+        options.out, rows, dims=model.dims, reference=len(own),
         estimator=f"{found.words}; {_cost(scored.mean, options.repeats)}",
     )  # fmt: skip
     about = About(
-        options.model, str(options.images), pixels.levels, model.dims, len(reference),
+        options.model, str(options.images), pixels.levels, model.dims, len(own),
         _facts(scored, found, options.repeats),
     )  # fmt: skip
     if options.page:
         write_page(options.page, rows, about)
     _remove(parts)
-    no_ranks = how_to_get(options.model, model, found.estimator, options.checkpoint)
+    no_ranks = how_to_get(
+        options.model, model, options.estimator, options.label, options.checkpoint
+    )
     _tell(rows, about, no_ranks)
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     summary = _summary(scored, found, rows, options)

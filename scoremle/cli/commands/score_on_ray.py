@@ -21,6 +21,7 @@ from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
+from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.likelihood.images import Estimator
@@ -42,9 +43,10 @@ def run(options: Any) -> dict[str, Any] | Partly:
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and which nodes do they need")
+    reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
-        model, _first(pieces, kind, options), options.estimator, options.label, options.steps,
-        options.repeats,
+        reference.as_measured(model), _first(pieces, kind, options), options.estimator,
+        options.label, options.steps, options.repeats,
     )  # fmt: skip
     for note in found.notes:
         say(tables.wrapped(note))
