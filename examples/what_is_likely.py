@@ -17,7 +17,7 @@ import scoremle
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.evaluation.tables import table
-from scoremle.experiment.reference import ranks, test_values
+from scoremle.experiment.reference import ranks, reference_of
 from scoremle.files import write_atomically
 
 COLOURS = {"digit": "#0072b2", "black": "#000000", "upside down": "#009e73",
@@ -71,7 +71,7 @@ def measure(
     """bits/dim, errors and ranks of all images."""
     model, _ = scoremle.load("digits").calibrated(found["digit"])
     scores = model.score(np.concatenate(list(found.values())), repeats=passes)
-    reference = test_values("digits", model, model.default_estimator)
+    reference = reference_of("digits", model, "ode").values
     errors = np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2)
     return scores.bpd, errors, ranks(scores.bpd, reference)
 

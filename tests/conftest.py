@@ -15,12 +15,16 @@ pytest.register_assert_rewrite("helpers")
 from helpers.places import CACHE, GOLDEN  # noqa: E402
 
 # For JAX, which is imported below, here and in every process that a test starts. Most of the time
-# goes into compiling: the compiler optimises nothing, which takes it a quarter of the time, and
-# compiled programs are kept, all of them, for the other worker and the next run.
-FLAGS = "--xla_backend_optimization_level=0"
-if jaxlib.version.__version_info__ < (0, 11):  # an unknown flag ends the process
+# goes into compiling: the compiler optimises nothing, which takes it a quarter of the time, and in
+# one thread, since the other worker has one, too. Compiled programs are kept, all of them, for the
+# other worker and the next run.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+VERSION = jaxlib.version.__version_info__
+if VERSION < (0, 13):  # an unknown flag ends the process
+    FLAGS += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
+if VERSION < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
-elif jaxlib.version.__version_info__ < (0, 13):  # what XLA gets wrong: docs/troubleshooting.md
+elif VERSION < (0, 13):  # what XLA gets wrong: docs/troubleshooting.md
     FLAGS += " --xla_cpu_experimental_ynn_fusion_type="
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", FLAGS)

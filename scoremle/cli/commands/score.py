@@ -66,16 +66,11 @@ def run(options: Any) -> dict[str, Any] | Partly:
     rows = score_table.rows(looks, images, scored.scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
-    score_table.write(
-        options.out, rows, dims=model.dims, reference=len(own),
-        estimator=f"{found.words}; {_cost(scored.mean, options.repeats)}",
-    )  # fmt: skip
     about = About(
         options.model, str(options.images), pixels.levels, model.dims, len(own),
         _facts(scored, found, options.repeats),
     )  # fmt: skip
-    if options.page:
-        write_page(options.page, rows, about)
+    _write(rows, about, f"{found.words}; {_cost(scored.mean, options.repeats)}", options)
     _remove(parts)
     no_ranks = how_to_get(
         options.model, model, options.estimator, options.label, options.checkpoint
@@ -87,6 +82,15 @@ def run(options: Any) -> dict[str, Any] | Partly:
         return summary
     say(f"{left_out} of {len(rows)} files have no score: their rows say why")
     return Partly(summary)
+
+
+def _write(rows: Sequence[Row], about: About, estimator: str, options: Any) -> None:
+    """The table, and the page if one is asked for."""
+    score_table.write(
+        options.out, rows, dims=about.dims, reference=about.reference, estimator=estimator
+    )
+    if options.page:
+        write_page(options.page, rows, about)
 
 
 def _score_share(
