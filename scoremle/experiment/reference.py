@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +18,6 @@ from scoremle.published.family import PublishedModel
 __all__ = ["Reference", "how_to_get", "ranks", "reference_of"]
 
 EVALUATION = "eval"
-Model = TypeVar("Model", bound=ScoreModel)
 
 
 class Reference(NamedTuple):
@@ -30,7 +29,7 @@ class Reference(NamedTuple):
     values: Float[np.ndarray, " n"]
     decoder_scale: float | None = None
 
-    def as_measured(self, model: Model) -> Model:
+    def as_measured(self, model: ScoreModel) -> ScoreModel:
         """The model with the decoder of these."""
         if self.decoder_scale is None:
             return model
@@ -92,26 +91,23 @@ def how_to_get(
         label: under which they are.
         checkpoint: its number; None: the newest.
     """
-    if _kind(model, estimator, label) is None:
-        return (
-            "no ranks: no evaluation of the model's own test images by this estimator is known;"
-            " score such images too, and compare"
-        )
+    known = _kind(model, estimator, label) is not None
     flags = ["--config.eval.bound"] * (estimator == "bound")
+    flags += ["--config.eval.dequantization=informed"] * (model.decoder is not None)
     flags += [f"--config.eval.label={label}"] * bool(label)
     flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
-    if Path(place).is_dir() and _step(place, model) is not None:
+    if known and Path(place).is_dir() and _step(place, model) is not None:
         measure = f"scoremle {shlex.join(['eval', place, *flags])}"
         return f"no ranks: {measure} measures the model's own test images first"
-    if isinstance(model, PublishedModel):
+    if known and isinstance(model, PublishedModel):
         first = f"scoremle {shlex.join(['import', place])} FOLDER --dataset=IMAGES"
         return (
             f"no ranks: {first} and then scoremle {shlex.join(['eval', 'FOLDER', *flags])} measure"
             " images that do belong; then scores of the model in that folder have ranks"
         )
     return (
-        "no ranks: no evaluation of the model's own test images is known; score such images too,"
-        " and compare"
+        "no ranks: no evaluation of the model's own test images by this estimator is known; score"
+        " such images too, and compare"
     )
 
 

@@ -159,9 +159,10 @@ def test_what_gets_ranks_is_told_of_every_model(imported):
     model = scoremle.load(file)
     told = how_to_get(str(file), model, "bound", "all")
     assert f"scoremle import {file} FOLDER --dataset=IMAGES and then scoremle eval FOLDER" in told
-    assert "FOLDER --config.eval.bound --config.eval.label=all measure" in told
+    informed = "--config.eval.dequantization=informed"
+    assert f"FOLDER --config.eval.bound {informed} --config.eval.label=all measure" in told
     told = how_to_get(str(workdir), scoremle.load(workdir), "ode")
-    assert f"no ranks: scoremle eval {workdir} measures" in told
+    assert f"no ranks: scoremle eval {workdir} {informed} measures" in told
     assert "score such images too" in how_to_get(str(workdir), model, "steps")
 
 

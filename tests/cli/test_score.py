@@ -1,6 +1,7 @@
 """The command that scores one's own images: the library's values, in a table and on a page."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -281,6 +282,14 @@ def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):
     flags = "--config.eval.bound --config.eval.end_ckpt=1"
     told = how_to_get(str(place), model, "bound", checkpoint=1)
     assert told.startswith(f"no ranks: scoremle eval '{place}' {flags} measures")
+
+
+def test_the_command_that_gets_ranks_measures_what_the_scores_are(tiny, model):
+    """Of a model whose last noise hides the levels: by its decoder, as it is scored."""
+    hidden = dataclasses.replace(model, eps=0.3)
+    told = how_to_get(str(tiny.workdir), hidden, "ode")
+    assert "--config.eval.dequantization=informed measures the model's own test images" in told
+    assert "informed" not in how_to_get(str(tiny.workdir), model, "ode")
 
 
 def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):

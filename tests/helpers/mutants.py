@@ -437,6 +437,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/reference.py", '"full_pass": True', '"full_pass": False'),
     ("experiment/reference.py", "if self.decoder_scale is None", "if True",
      "cli/test_import_model.py"),
+    ("experiment/reference.py", "* (model.decoder is not None)", "* 0"),
     ("experiment/reference.py", 'f"_label_{label}" * bool(label)', '""',
      "cli/test_import_model.py"),
     ("experiment/run_score.py", '"images": content_hash(images),', ""),
