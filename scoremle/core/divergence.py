@@ -25,9 +25,11 @@ from scoremle.types import AnyArray, Data, Keys
 __all__ = [
     "DivergenceEstimator",
     "Exact",
+    "Field",
     "FixedProbe",
     "Hutchinson",
     "Orthogonal",
+    "Probes",
 ]
 
 Probes = Float[Array, "k b *d"]

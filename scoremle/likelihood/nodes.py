@@ -8,15 +8,17 @@ limit. The error that the solver states is calibrated by the measured one.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 from scipy.special import stdtrit
 
-from scoremle.core.divergence import DivergenceEstimator, FixedProbe
+from scoremle.core.divergence import DivergenceEstimator, Field, Probes
 from scoremle.core.sde import SDE
 from scoremle.devices import compiled
 from scoremle.likelihood.flow import flow_log_likelihood
@@ -24,7 +26,7 @@ from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_data, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
+from scoremle.types import Data, Keys, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_for_mean", "choose_nodes"]
 
@@ -90,6 +92,31 @@ class Choice:
         return Multistep(self.nodes, self.calibration, self.typical)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """An estimator whose probes are these if it is to hold them."""
+
+    estimator: DivergenceEstimator
+    probes: Probes
+    hold: Bool[Array, ""]
+
+    @property
+    def random(self) -> bool:
+        return self.estimator.random
+
+    def __repr__(self) -> str:
+        return repr(self.estimator)
+
+    def draw(self, key: Keys, x: Data) -> Probes:
+        return jnp.where(self.hold, self.probes, self.estimator.draw(key, x))
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        return self.estimator(field, x, probes)
+
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        return self.estimator.deviations(estimates)
+
+
 class Pilot:
     """A few images on which the solver is measured at any number of nodes.
 
@@ -118,22 +145,25 @@ class Pilot:
         key_probe, key_fresh = jax.random.split(key)
         self.images, self._bits = len(x), dims_of(x) * math.log(2)
 
-        # The plan is an argument: one compilation serves all numbers of nodes.
-        def solving(divergence: DivergenceEstimator, key: PRNGKey) -> Callable[[int], Likelihood]:
-            @compiled
-            def solve(x: Data, solver: Planned) -> Likelihood:
-                return flow_log_likelihood(
-                    noise, sde, x, key, eps=eps, divergence=divergence, solver=solver
-                )
+        # The same probes for all numbers of nodes: what differs is the solver's error.
+        probes = divergence.draw(key_probe, x)
 
-            return lambda steps: solve(x, Planned.of(steps, finest))
+        # One compilation serves all numbers of nodes, and probes of both kinds.
+        @compiled
+        def solve(x: Data, key: PRNGKey, hold: Bool[Array, ""], solver: Planned) -> Likelihood:
+            return flow_log_likelihood(
+                noise, sde, x, key, eps=eps, divergence=_Held(divergence, probes, hold),
+                solver=solver,
+            )  # fmt: skip
 
-        self._used = self._held = solving(divergence, key_fresh)
+        def solved(steps: int, *, hold: bool) -> Likelihood:
+            key = key_probe if hold and divergence.random else key_fresh
+            return solve(x, key, jnp.asarray(hold), Planned.of(steps, finest))
+
+        self._solved = solved
         self._scatter = None
         if divergence.random:
-            # The same probes for all numbers of nodes: what differs is the solver's error.
-            self._held = solving(FixedProbe(divergence.draw(key_probe, x)), key_probe)
-            found = self._in_bits(self._used(SCATTER_NODES).probe_stderr)
+            found = self._in_bits(solved(SCATTER_NODES, hold=False).probe_stderr)
             self._scatter = _size(found) * math.sqrt(SCATTER_NODES)
         self.bpd = cache(self._bpd)
         self._truth = self.bpd(finest)
@@ -144,7 +174,7 @@ class Pilot:
 
     def _bpd(self, steps: int) -> np.ndarray:
         """Up to a constant, in which all numbers of nodes agree."""
-        return -self._in_bits(self._held(steps).log_prob)
+        return -self._in_bits(self._solved(steps, hold=True).log_prob)
 
     def error_or_doubt(self, steps: int) -> np.ndarray:
         """The error at ``steps`` nodes, with what is uncertain of the truth, in bits/dim."""
@@ -154,8 +184,8 @@ class Pilot:
         """What ``steps`` nodes leave."""
         error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.images)
-        stated = np.maximum(self._in_bits(self._used(steps).solver_error), NEGLIGIBLE)
-        calibration, typical = _calibration(error_or_doubt, stated)
+        stated = self._in_bits(self._solved(steps, hold=False).solver_error)
+        calibration, typical = _calibration(error_or_doubt, np.maximum(stated, NEGLIGIBLE))
         probe, aim = 0.0, LIMIT
         if self._scatter is not None:
             probe = self._scatter / math.sqrt(steps)
