@@ -15,7 +15,7 @@ from scoremle.types import PRNGKey
 __all__ = ["initializer"]
 
 # To compile a generator of fewer numbers takes longer than to draw as many.
-FEW = 2**16
+FEW = 2**14
 
 
 def initializer(scale: float = 1.0) -> Callable[..., Array]:

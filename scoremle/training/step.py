@@ -55,6 +55,7 @@ Gradient = tuple[tuple[Scalar, dict[str, Scalar]], Params]
 Row = dict[str, Scalar]
 
 
+@functools.cache  # the same one for the same numbers, so that programs with it are the same
 def make_optimizer(
     *,
     lr: float,
