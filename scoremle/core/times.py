@@ -60,8 +60,7 @@ def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array,
 
     Raises ValueError for a schedule that has a log-SNR for each dimension.
     """
-    # One program: without, each operation is compiled for itself.
-    ends = jax.jit(lambda t: sde.common_log_snr(t))(jnp.asarray([1.0, eps]))
+    ends = sde.common_log_snr(jnp.asarray([1.0, eps]))
     return ends[0], ends[1]
 
 

@@ -176,7 +176,7 @@ class OdeDifference:
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         by_ode = cast(Any, self.of)
-        held = by_ode.divergence
+        held, half = by_ode.divergence, self.fine // 2
         if held.random:
             held = FixedProbe(held.draw(split(keys)[1], jnp.asarray(x, float)))
 
@@ -184,12 +184,13 @@ class OdeDifference:
             estimator = replace(by_ode, divergence=held, solver=solver)
             return estimator(model, dequantizer, x, keys)["bpd"]
 
-        # In a loop, so that the network is compiled once.
-        counts = (self.fine, self.coarse, self.fine // 2)[: 3 if self.halved else 2]
+        counts = sorted({self.fine, self.coarse, half if self.halved else self.coarse})
         plans = [Planned.of(nodes, self.fine) for nodes in counts]
-        bpd = jax.lax.map(value, jax.tree.map(lambda *each: np.stack(each), *plans))
-        halving = {"halving": bpd[0] - bpd[2]} if self.halved else {}
-        return {"bpd": bpd[0] - bpd[1], **halving}
+        # In a loop, so that the network is compiled once.
+        found = jax.lax.map(value, jax.tree.map(lambda *each: np.stack(each), *plans))
+        bpd = dict(zip(counts, found, strict=True))
+        halving = {"halving": bpd[self.fine] - bpd[half]} if self.halved else {}
+        return {"bpd": bpd[self.fine] - bpd[self.coarse], **halving}
 
 
 def by_draws(

@@ -206,8 +206,7 @@ class Informed:
     @classmethod
     def at(cls, sde: SDE, t: float, points: Float[Array | np.ndarray, " levels"]) -> "Informed":
         """The decoder at a time whose scale is that of the noise there, in units of the data."""
-        scale = jax.jit(lambda t: jnp.exp(-sde.log_snr(t) / 2))  # one program, not one each
-        return cls(points, scale(jnp.asarray(t)))
+        return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
 
     @property
     def words(self) -> str:

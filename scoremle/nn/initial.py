@@ -14,7 +14,7 @@ from scoremle.types import PRNGKey
 
 __all__ = ["initializer"]
 
-# To compile a generator of fewer numbers takes longer than to draw as many.
+# So many are drawn where fewer would do: to compile another program would take longer.
 FEW = 2**14
 
 
@@ -22,7 +22,7 @@ def initializer(scale: float = 1.0) -> Callable[..., Array]:
     """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 stands for almost zero.
 
     The numbers are those of flax's ``variance_scaling(scale, "fan_avg", "uniform")``, for which
-    XLA compiles three programs for each shape. Here small kernels share one.
+    XLA compiles programs for each shape. Here small kernels share one.
     """
 
     def begin(key: PRNGKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

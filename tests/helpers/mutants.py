@@ -264,7 +264,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("likelihood/importance.py", "(apart - probe_variance) / 2", "apart - probe_variance"),
     ("likelihood/importance.py", "math.sqrt(k - 1)", "math.sqrt(k)"),
     ("likelihood/importance.py", "jnp.sum(evaluations, axis=0)", "evaluations[0]"),
-    ("likelihood/images.py", "bpd[0] - bpd[2]", "bpd[0] - bpd[1]"),
+    ("likelihood/images.py", "bpd[self.fine] - bpd[half]", "bpd[self.fine] - bpd[self.coarse]"),
     ("likelihood/images.py", "jnp.exp(log_scale) * y, keys", "y, keys"),
     ("likelihood/images.py", "found.log_prob + dims_of(y) * log_scale", "found.log_prob"),
     ("likelihood/images.py", "return found.log_prob - log_q, _of_solution",
