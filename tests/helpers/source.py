@@ -1,0 +1,96 @@
+"""The package's source as its syntax trees show it: imports, docstrings, lines of code, exports.
+
+Needs the standard library alone. A module is named by its file: ``scoremle/core/sde.py``.
+"""
+
+import ast
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+
+from helpers.places import ROOT
+
+__all__ = [
+    "SOURCES", "described", "dotted", "exported", "imports", "lines_of_code", "longest_chain",
+]  # fmt: skip
+
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted((ROOT / "scoremle").rglob("*.py"))
+}
+_Described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def dotted(file: str) -> str:
+    """The dotted name of a module: scoremle.core.sde."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports(
+    text: str, modules: Collection[str], *, top: bool = False, for_types: bool = False
+) -> set[str]:
+    """Dotted names of the modules that a file imports: anywhere, or at its top alone.
+
+    ``top``: only what is imported together with the file; ``for_types``: and what type checkers
+    see, under ``if TYPE_CHECKING``. A name that a module of the package has counts as that module.
+    """
+    names: set[str] = set()
+    for node in _at_the_top(ast.parse(text), for_types) if top else ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "a relative import hides where it points"
+            of_package = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules)
+            names |= of_package or {node.module}
+    return names
+
+
+def _at_the_top(tree: ast.Module, for_types: bool) -> Iterator[ast.stmt]:
+    for node in tree.body:
+        yield node
+        if for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from node.body
+
+
+def described(text: str) -> Iterator[_Described]:
+    """The module, and the classes and functions in it, that have a docstring."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _Described) and ast.get_docstring(node) is not None:
+            yield node
+
+
+def lines_of_code(text: str) -> int:
+    """The number of lines that are not blank, nor a comment, nor of a docstring."""
+    docstrings = {
+        number
+        for node in described(text)
+        for number in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    return sum(
+        number not in docstrings and line.strip() != "" and not line.lstrip().startswith("#")
+        for number, line in enumerate(text.splitlines(), 1)
+    )
+
+
+def exported(text: str) -> int:
+    """The number of entries of ``__all__``; one that unpacks another list counts as one."""
+    return sum(
+        len(node.value.elts)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        and isinstance(node.value, ast.List | ast.Tuple)
+    )  # fmt: skip
+
+
+def longest_chain(sources: Mapping[str, str]) -> list[str]:
+    """The longest row of modules of which each imports the next at its top."""
+    modules = {dotted(file): text for file, text in sources.items()}
+    after = {
+        module: sorted(imports(text, modules, top=True) & set(modules) - {module})
+        for module, text in modules.items()
+    }
+
+    @cache
+    def chain(module: str) -> list[str]:
+        return [module, *max(map(chain, after[module]), key=len, default=[])]
+
+    return max(map(chain, sorted(modules)), key=len)
