@@ -4,12 +4,14 @@ The table stands in docs/architecture.md too.
 """
 
 import ast
-from pathlib import Path
+import re
+from collections import Counter
+from graphlib import TopologicalSorter
 
 import pytest
 from helpers.places import ROOT
+from helpers.source import SOURCES, described, dotted, imports
 
-PACKAGE = ROOT / "scoremle"
 # Modules of the root that every room may import.
 BASE = {
     "errors", "terminal", "records", "types", "numerics", "files", "resumable", "progress",
@@ -33,15 +35,8 @@ ROW = {room: i for i, row in enumerate(ROWS) for room in row}
 MATHEMATICS = {room for row in ROWS[:5] for room in row} - {"base"}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
 MOST_AT_THE_ROOT = 13
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-def dotted(path: Path) -> str:
-    parts = ("scoremle", *path.relative_to(PACKAGE).with_suffix("").parts)
-    return ".".join(parts).removesuffix(".__init__")
-
-
-MODULES = {dotted(path): path for path in FILES}
+MODULES = {dotted(file): text for file, text in SOURCES.items()}
+each_module = pytest.mark.parametrize("module", MODULES)
 
 
 def room_of(module: str) -> str:
@@ -50,47 +45,73 @@ def room_of(module: str) -> str:
     return "base" if name in BASE else name
 
 
-def imports(path: Path, *, top: bool = False) -> set[str]:
-    """Dotted names of all that a file imports, wherever in it, or at its top alone."""
-    tree, names = ast.parse(path.read_text()), set()
-    for node in tree.body if top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import hides where it points"
-            of_package = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
-            names |= of_package or {node.module}
-    return names
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_to_an_earlier_row(path):
-    room = room_of(dotted(path))
+@each_module
+def test_imports_point_to_an_earlier_row(module):
+    room = room_of(module)
     if room in ("__init__", "__main__"):  # the flat names that people type; the program
         return
     assert room in ROW, f"{room} has no row: give it one, here and in the documentation"
-    for name in imports(path) & set(MODULES) - {"scoremle"}:
+    for name in imports(MODULES[module], MODULES) & set(MODULES) - {"scoremle"}:
         other = room_of(name)
         earlier = other == room or ROW[other] < ROW[room]
         assert earlier, f"{room} imports {name}, which is not in an earlier row"
 
 
-def test_no_modules_import_each_other():
-    left = {module: imports(path, top=True) & set(MODULES) for module, path in MODULES.items()}
-    while free := {module for module, others in left.items() if not others & set(left)}:
-        left = {module: others for module, others in left.items() if module not in free}
-    assert not left, f"a circle among {sorted(left)}"
+@pytest.mark.parametrize(
+    "for_types",
+    [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="nn/unet2d_fields"))],
+)
+def test_no_modules_import_each_other(for_types):
+    """Nor for type checkers, but for the package itself, whose names have their homes below it."""
+    graph = {
+        module: imports(text, MODULES, top=True, for_types=for_types and module != "scoremle")
+        for module, text in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()  # a CycleError names them
 
 
 def test_the_root_holds_rooms_and_little_else():
-    beside = [p.name for p in PACKAGE.glob("*.py")]
-    assert len(beside) <= MOST_AT_THE_ROOT, sorted(beside)
+    beside = [file for file in SOURCES if file.count("/") == 1]
+    assert len(beside) <= MOST_AT_THE_ROOT, beside
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_mathematics_knows_no_config_no_files_and_no_flax(path):
-    room = room_of(dotted(path))
+@each_module
+def test_mathematics_knows_no_config_no_files_and_no_flax(module):
+    room = room_of(module)
     if room in MATHEMATICS:
-        found = {name.split(".")[0] for name in imports(path)} & FRAMEWORKS
+        names = imports(MODULES[module], MODULES)
+        found = {name.split(".")[0] for name in names} & FRAMEWORKS
         assert not found - ({"flax"} if room == "nn" else set())
-        assert "scoremle.files" not in imports(path)
+        assert "scoremle.files" not in names
+
+
+@pytest.mark.xfail(strict=True, reason="ScoreModel.score and an evaluation have a loop each")
+def test_one_loop_goes_over_images_in_passes():
+    loops = [
+        f"{module}:{node.lineno}"
+        for module, text in MODULES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("in_parts")
+        and "passes" in [keyword.arg for keyword in node.keywords]
+    ]  # fmt: skip
+    assert len(loops) == 1, loops
+
+
+# Words that say nothing of what the thing is: a docstring begins with a verb or a noun.
+EMPTY = {"What", "Of", "Where", "How", "All", "Which"}
+FILE_OF_DOCSTRINGS = ROOT / "tests" / "docstrings.txt"
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    """The file has the number of those that do not in each module. It may only shrink."""
+    allowed = dict(line.split() for line in FILE_OF_DOCSTRINGS.read_text().splitlines())
+    found = Counter(
+        file
+        for file, text in SOURCES.items()
+        for node in described(text)
+        if re.match(r"\w*", ast.get_docstring(node)).group() in EMPTY
+    )
+    for file in sorted({*found, *allowed}):
+        more = found[file] - int(allowed.get(file, 0))
+        assert more <= 0, f"{file}: begin each docstring with a verb or a noun, not with {EMPTY}"
+        assert more == 0, f"{file}: write {found[file] or 'no line'} in {FILE_OF_DOCSTRINGS.name}"
