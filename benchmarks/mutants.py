@@ -3,11 +3,12 @@
     python benchmarks/mutants.py [--only=TEXT] [--results=FILE]
 
 A copy of the checkout is changed, one change at a time, and the tests that should see the change
-are run to the first that fails: the one that saw it last time, then the quick, then the slow ones.
-What was found is kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change
-whose source or tests were edited since is run again. The cheapest come first. At the end the
-tests that failed are run without a change: there they must pass, else their failing says nothing.
-Then comes a table by room, and the changes that no test noticed. All changes take hours.
+are run to the first that fails: the one that saw it last time, then the quick, then the slow
+ones. Changes that no longer apply to the source are named first, and left out. What was found is
+kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change whose source or
+tests were edited since is run again. The cheapest come first. At the end the tests that failed
+are run without a change: there they must pass, else their failing says nothing. Then comes a
+table by room, and the changes that no test noticed. All changes take hours.
 """
 
 import argparse
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers.mutants import CHANGES, SEEN_BY  # noqa: E402
+from helpers.source import changed  # noqa: E402
 
 COPIED = ("scoremle", "tests", "configs", "examples", "benchmarks", "docs", "main.py",
           "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")  # fmt: skip
@@ -44,12 +46,26 @@ def main() -> None:
     parser.add_argument("--only", default="", help="changes of files with this in their names")
     parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl")
     options = parser.parse_args()
-    chosen = [change for change in CHANGES if options.only in change[0]]
+    chosen = [change for change in CHANGES if options.only in change[0] and applies(change)]
     with tempfile.TemporaryDirectory() as folder:
         found = Found(options.results, _copied(Path(folder) / "copy"))
         outcomes = {change: found.outcome(change) for change in sorted(chosen, key=found.cost)}
         found.check(chosen)
     _report(outcomes)
+
+
+def applies(change: Change) -> bool:
+    """Whether the source and the tests of a change are there; a line if they are not."""
+    file, definition, old, new, *_ = change
+    source = ROOT / "scoremle" / file
+    missing = [name for name in _tests(change) if not (ROOT / name).is_file()]
+    if not source.is_file() or changed(source.read_text(), definition, old, new) is None:
+        print(f"no longer applies: {file}: {definition}: {old!r}")
+    elif missing or not _tests(change):
+        print(f"no such tests: {file}: {', '.join(missing) or 'none is named'}")
+    else:
+        return True
+    return False
 
 
 class Found:
@@ -61,7 +77,7 @@ class Found:
         found = [json.loads(line) for line in lines]
         self.known = {each["key"]: each for each in found}
         # Of other versions too, the newest last.
-        self.seen_by = {tuple(each["change"][:3]): each["by"] for each in found}
+        self.seen_by = {tuple(each["change"][:4]): each["by"] for each in found}
         self.seconds = {_tests(each["change"]): each.get("seconds", 0) for each in found}
 
     def cost(self, change: Change) -> float:
@@ -74,13 +90,13 @@ class Found:
         key = _key(change, self.copy)
         if key not in self.known:
             start = time.monotonic()
-            outcome, by, why = _tried(change, self.copy, self.seen_by.get(change[:3], ""))
+            outcome, by, why = _tried(change, self.copy, self.seen_by.get(change[:4], ""))
             seconds = round(time.monotonic() - start, 1)
             found = {"key": key, "outcome": outcome, "by": by, "why": why, "change": change,
                      "seconds": seconds}  # fmt: skip
             with self.path.open("a") as file:
                 file.write(json.dumps(found) + "\n")
-            print(f"{outcome:9}{seconds:5.0f} s  {change[0]}: {change[1]!r}  {by}", flush=True)
+            print(f"{outcome:9}{seconds:5.0f} s  {change[0]}: {change[2]!r}  {by}", flush=True)
             self.known[key] = found
         return self.known[key]["outcome"]
 
@@ -92,7 +108,7 @@ class Found:
 
 
 def _tests(change: Sequence[str]) -> tuple[str, ...]:
-    names = (change[3] if len(change) > 3 else SEEN_BY.get(change[0], "")).split()
+    names = (change[4] if len(change) > 4 else SEEN_BY.get(change[0], "")).split()
     return tuple(f"tests/{name}" for name in names)
 
 
@@ -116,10 +132,10 @@ def _copied(copy: Path) -> Path:
 
 def _tried(change: Change, copy: Path, likely: str) -> tuple[str, str, str]:
     """How the tests ended with the change, which failed, and how. ``likely``: it comes first."""
-    file, old, new, *_ = change
+    file, definition, old, new, *_ = change
     source = copy / "scoremle" / file
     text = source.read_text()
-    source.write_text(text.replace(old, new))
+    source.write_text(changed(text, definition, old, new))
     tests = _tests(change)
     try:
         if likely and (ended := _pytest(copy, "not long", [likely])).returncode == 1:
@@ -156,7 +172,7 @@ def _report(outcomes: dict[Change, str]) -> None:
         print(f"| `{room}` | {total} | {rooms[room, 'noticed']} |")
     for change, outcome in outcomes.items():
         if outcome != "noticed":
-            print(f"{outcome}: {change[0]}\n    {change[1]!r}\n    -> {change[2]!r}")
+            print(f"{outcome}: {change[0]}: {change[1]}\n    {change[2]!r}\n    -> {change[3]!r}")
     counts = Counter(outcomes.values())
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
 

@@ -1,6 +1,9 @@
-"""The script that counts code: a package of three modules whose counts are known."""
+"""Counts and changes of source: a package of four modules whose answers are known."""
 
-from helpers.source import exported, imports, lines_of_code, longest_chain
+import ast
+
+import pytest
+from helpers.source import changed, exported, imports, lines_of_code, longest_chain
 
 SOURCES = {
     "scoremle/__init__.py": '''"""Two lines
@@ -48,3 +51,43 @@ def test_imports_are_those_of_the_top_unless_others_are_asked_for():
 
 def test_the_longest_chain_is_of_imports_at_the_top():
     assert longest_chain(SOURCES) == ["scoremle", "scoremle.a.b"]
+
+
+SOURCE = """
+ROWS = {'a': 1,
+        'b': 2}
+# kept
+@final
+class C:
+    limit: int = 3
+    @cached
+    def f(self, x):
+        if (x
+            > self.limit):  # too many
+            return x
+        return 0
+"""
+
+
+@pytest.mark.parametrize(
+    "definition, old, new, line",
+    [
+        ("ROWS", "'b': 2", "'b': 1", "ROWS = {'a': 1, 'b': 1}"),
+        ("C.limit", "3", "4", "    limit: int = 4"),
+        ("C.f", "x > self.limit", "True", "        if True:"),
+        ("C", "return 0", "return x", "        return x"),
+    ],
+)
+def test_a_change_is_found_by_its_definition_and_text(definition, old, new, line):
+    found = changed(SOURCE, definition, old, new)
+    assert line in found.splitlines()
+    plain, before = (ast.unparse(ast.parse(text)).splitlines() for text in (found, SOURCE))
+    assert len(plain) == len(before) and sum(map(str.__ne__, plain, before)) == 1
+
+
+@pytest.mark.parametrize(
+    "definition, old",
+    [("C.f", "nowhere"), ("C.f", "x"), ("C.g", "x"), ("D", "x"), ("ROWS.a", "1")],
+)
+def test_a_change_that_does_not_fit_gives_none(definition, old):
+    assert changed(SOURCE, definition, old, "y") is None

@@ -1,16 +1,18 @@
-"""The package's source as its syntax trees show it: imports, docstrings, lines of code, exports.
+"""The package's source as its syntax trees show it: imports, docstrings, sizes, wrong changes.
 
 Needs the standard library alone. A module is named by its file: ``scoremle/core/sde.py``.
 """
 
 import ast
+import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 
 from helpers.places import ROOT
 
 __all__ = [
-    "SOURCES", "described", "dotted", "exported", "imports", "lines_of_code", "longest_chain",
+    "SOURCES", "changed", "described", "dotted", "exported", "imports", "lines_of_code",
+    "longest_chain",
 ]  # fmt: skip
 
 SOURCES = {
@@ -56,6 +58,38 @@ def described(text: str) -> Iterator[_Described]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, _Described) and ast.get_docstring(node) is not None:
             yield node
+
+
+def changed(text: str, definition: str, old: str, new: str) -> str | None:
+    """The module with ``new`` for ``old`` in a definition; None if ``old`` is not there once.
+
+    The definition is a function, a class or a constant, by its dotted name. ``old`` is compared
+    with the definition as ``ast.unparse`` writes it.
+    """
+    body: list[ast.stmt] = ast.parse(text).body
+    for name in definition.split("."):
+        found = [node for node in body if _name(node) == name]
+        if len(found) != 1:
+            return None
+        body = getattr(found[0], "body", [])
+    (node,) = found
+    plain = ast.unparse(node)
+    if plain.count(old) != 1:
+        return None
+    lines = text.splitlines()
+    decorated = [node, *getattr(node, "decorator_list", [])]
+    first, last = min(each.lineno for each in decorated), node.end_lineno
+    inside = textwrap.indent(plain.replace(old, new), " " * node.col_offset)
+    return "\n".join([*lines[: first - 1], inside, *lines[last:], ""])
+
+
+def _name(node: ast.stmt) -> str:
+    """The name that a statement defines, if it defines one."""
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0])
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.target)
+    return getattr(node, "name", "")
 
 
 def lines_of_code(text: str) -> int:
