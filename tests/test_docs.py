@@ -71,6 +71,17 @@ def test_commands_are_understood(path, monkeypatch):
             assert name in (*COMMANDS, "--help", "--version")
 
 
+def test_the_two_commands_stand_before_all_else_in_the_readme():
+    """Each with how long it takes, and each a target of the Makefile."""
+    top = (ROOT / "README.md").read_text().split("\n## ")[0]
+    commands, python = SHELL.search(top), PYTHON.search(top)
+    assert re.findall(r"^make (\w+) +#.*minutes", commands[1], re.M) == ["demo", "test"]
+    assert commands.start() < python.start() < top.index("| you have | you write |")
+    assert python[1].count("\n") <= 5 and python[2]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}: .venv/" in makefile for target in ("demo", "test"))
+
+
 def test_the_config_in_a_how_to_is_one(tmp_path):
     (code,) = re.findall(r"```python\n([^`]*def get_config[^`]*)```", TRAIN.read_text())
     (tmp_path / "mine.py").write_text(code)
