@@ -2,7 +2,7 @@
 
 import sys
 
-from scoremle.cli.main import main
+from scoremle.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

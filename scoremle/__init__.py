@@ -29,9 +29,9 @@ JAX loads.
 """
 
 import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Any
 
+# True to type checkers. `typing` is not imported for it: signals are not answered yet.
+TYPE_CHECKING = False
 __version__ = "0.2.0.dev0"
 
 _HOME = {
@@ -162,7 +162,7 @@ if TYPE_CHECKING:
 
 if not TYPE_CHECKING:  # with it, every misspelt name would have a type
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name in _HOME:
             return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
         if name in _submodules():
@@ -171,6 +171,8 @@ if not TYPE_CHECKING:  # with it, every misspelt name would have a type
 
 
 def _submodules() -> set[str]:
+    import pkgutil
+
     names = {module.name for module in pkgutil.iter_modules(__path__)}
     return names - {"__main__"}
 

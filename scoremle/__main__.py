@@ -1,8 +1,28 @@
-"""``python -m scoremle``: the command line."""
+"""``scoremle`` and ``python -m scoremle``: the command line, in a process of its own."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from scoremle.cli.main import main
+
+def main() -> int:
+    """Runs the command line; gives the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+    from scoremle.cli.main import main
+
+    return main()
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Ends at once: outside of a command's work nothing is begun, and an error would leave Python
+    in the midst of an import."""
+    if number == signal.SIGINT:
+        os.write(2, b"\r\x1b[K" * os.isatty(2) + b"scoremle: interrupted\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,15 +29,14 @@ class UserError(Exception):
         super().__init__(printable(str(text)))
 
 
-class Stopped(Exception):
-    """A signal ended the work; what was done is saved, and the user was told.
+class Stopped(SystemExit):
+    """The end that a signal asks for: no ``Exception``, so that nobody takes it for a fault.
 
-    The command line exits with 128 plus the signal's number, as shells count.
+    The exit code is 128 plus the signal's number, as shells count.
     """
 
     def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
+        super().__init__(128 + signal)
 
 
 def out_of_memory(error: Exception) -> bool:

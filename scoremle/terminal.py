@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from html import escape
 
 __all__ = [
-    "Formatter", "cell", "html_table", "in_a_line", "is_live", "is_mute", "mute", "passing",
-    "printable", "say",
+    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "is_live", "is_mute", "mute",
+    "passing", "printable", "say",
 ]  # fmt: skip
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What wipes out the line on which a terminal is.
+WIPE = "\r\x1b[K"
 
 
 def printable(text: str) -> str:
@@ -63,7 +65,7 @@ def passing(text: str) -> Iterator[None]:
         yield
     finally:
         if shown:
-            print("\r\x1b[K", end="", flush=True)
+            print(WIPE, end="", flush=True)
 
 
 def say(text: object) -> None:

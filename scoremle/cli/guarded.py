@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from scoremle.cli.signals import ANSWERED, say_stopping
 from scoremle.errors import Stopped, out_of_memory
 from scoremle.terminal import printable
 
@@ -63,8 +64,12 @@ def guarded(process: int | None) -> Iterator[Callable[[], None]]:
 
 
 def _end_with_parent(theirs: socket.socket) -> None:
-    theirs.recv(1)  # nothing comes but the end
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Waits for the end of the parent, however the connection to it ends: by EOF or an error."""
+    try:
+        while theirs.recv(LONGEST):
+            pass
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _leave() -> None:
@@ -87,10 +92,11 @@ def _wait(child: int, ours: socket.socket, whose: str) -> int:
     """The exit code of the child; says a line if it failed."""
 
     def hand_on(*_: object) -> None:
+        say_stopping()
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ANSWERED:
         signal.signal(number, hand_on)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     ours.setblocking(False)

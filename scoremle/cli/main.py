@@ -10,19 +10,17 @@ import importlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli import help as topics
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
-from scoremle.errors import Stopped, UserError, out_of_memory
+from scoremle.cli.signals import answered
+from scoremle.errors import UserError, out_of_memory
 from scoremle.terminal import Formatter, is_mute, passing, printable
 
 if TYPE_CHECKING:
@@ -53,15 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [argument for argument in given if argument != DEBUG]
     try:
-        with _logged(logging.DEBUG if DEBUG in given else logging.INFO), _sigterm():
-            return _run(arguments)
-    except SystemExit as end:  # argparse, after it printed a command's help
+        with _logged(logging.DEBUG if DEBUG in given else logging.INFO):
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+    except SystemExit as end:  # Stopped; argparse, after it printed a command's help
         return int(end.code or 0)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
-    except Stopped as stop:
-        return 128 + stop.signal
     except UserError as error:
         return _mistake(str(error))
     except OSError as error:  # no permission, no space, no folder
@@ -108,16 +106,25 @@ def _command(name: str, arguments: list[str]) -> int:
         parser = PARSERS[name]()
         options = parser.parse_args(arguments)
         parser.check(options)
-        return _do(lambda options: _loaded(module).run(options), options)
+        return _do(experiment.run if module == experiment.__name__ else _run_of(module), options)
     keep_programs()
     importlib.import_module(module).main(arguments)
     return 0
 
 
-def _loaded(module: str) -> ModuleType:
-    """The module of a command, and with it, mostly, JAX: that takes seconds."""
-    with passing("loading"):
-        return importlib.import_module(module)
+def _run_of(module: str) -> Callable[[Any], Any]:
+    """The command of a module, which is loaded for it, and with it, mostly, JAX: it takes seconds.
+
+    Signals are answered from then on.
+    """
+
+    def run(options: Any) -> Any:
+        with passing("loading"):
+            loaded = importlib.import_module(module)
+        with answered():
+            return loaded.run(options)
+
+    return run
 
 
 def _do(run: Callable[[Any], Any], options: Any) -> int:
@@ -151,23 +158,6 @@ def _unknown_command(word: str) -> str:
     near = difflib.get_close_matches(word.replace("_", "-"), COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
     return f"unknown command {word!r}; {hint}"
-
-
-@contextmanager
-def _sigterm() -> Iterator[None]:
-    """SIGTERM ends what is at work as an error does: files whole, the terminal as it was."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread handle signals
-        return
-
-    def stop(number: int, _: object) -> None:
-        raise Stopped(number)
-
-    usual = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A process in two: however the one that works ends, the other says a line and the exit code."""
 
+import signal
 import subprocess
 import sys
 
@@ -49,11 +50,16 @@ def test_sigterm_is_handed_on():
     process = start(f"signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); {WAITS}")
     assert int(process.stdout.readline()) != process.pid
     process.terminate()
-    assert process.communicate() == ("", "") and process.returncode == 143
+    said, errors = process.communicate()
+    assert not said and process.returncode == 143
+    assert errors.startswith("scoremle: stopping") and errors.count("\n") == 1
 
 
-def test_who_works_ends_with_its_parent():
-    process = start(WAITS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("block", [WAITS, f"has_met(); {WAITS}"])
+def test_who_works_ends_with_its_parent(block, number):
+    """What the parent has not read of the connection makes an error of its end."""
+    process = start(block)
     process.stdout.readline()
-    process.kill()
+    process.send_signal(number)
     process.communicate(timeout=30)  # both have their ends of the pipes

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli.guarded import guarded
+from scoremle.cli.signals import answered
 from scoremle.terminal import passing
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def _run_alone(settings: "Settings") -> dict[str, Any]:
         from scoremle.experiment import run as experiment
 
     try:
-        return experiment.run(
-            settings.mode, settings.config, settings.workdir, settings.eval_folder,
-            settings.deq_folder,
-        )  # fmt: skip
+        with answered():
+            return experiment.run(
+                settings.mode, settings.config, settings.workdir, settings.eval_folder,
+                settings.deq_folder,
+            )  # fmt: skip
     except KeyboardInterrupt:
         if settings.mode != "eval":
             raise

@@ -1,0 +1,134 @@
+"""SIGINT and SIGTERM: they end a command wherever they come, and are no error of anything else."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.places import ROOT
+from jax.experimental.buffer_callback import buffer_callback
+
+from scoremle.cli.signals import ANSWERED, answered
+from scoremle.errors import Stopped, UserError
+
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Stopped}
+
+
+def plainly(number, tmp_path):
+    signal.raise_signal(number)
+
+
+def in_an_import(number, tmp_path):
+    """The module is read to its end."""
+    lines = f"import signal\nsignal.raise_signal({number})\nwhole = True\n"
+    (tmp_path / "interrupted.py").write_text(lines)
+    import interrupted
+
+    assert interrupted.whole
+    threading.Event().wait(60)
+
+
+def in_a_finalizer(number, tmp_path):
+    """Python drops its error."""
+
+    class Last:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    Last()
+    threading.Event().wait(60)
+
+
+def in_code_that_takes_it_for_damage(number, tmp_path):
+    try:
+        signal.raise_signal(number)
+    except Exception as error:
+        raise UserError("it is damaged") from error
+
+
+def in_code_that_drops_whatever_comes(number, tmp_path):
+    try:
+        signal.raise_signal(number)
+    except BaseException:
+        pass
+    threading.Event().wait(60)
+
+
+def in_a_function_that_a_program_calls(number, tmp_path):
+    """JAX makes a RuntimeError of it."""
+
+    def called(context, out, x):
+        signal.raise_signal(number)
+
+    x = jnp.ones(3)
+    jax.block_until_ready(buffer_callback(called, jax.typeof(x))(x))
+
+
+@pytest.mark.parametrize("number", ANSWERED)
+@pytest.mark.parametrize(
+    "place",
+    [
+        plainly, in_an_import, in_a_finalizer, in_code_that_takes_it_for_damage,
+        in_code_that_drops_whatever_comes, in_a_function_that_a_program_calls,
+    ],
+)  # fmt: skip
+def test_it_ends_the_work_wherever_it_comes(place, number, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupted", raising=False)
+    before = [*map(signal.getsignal, ANSWERED), sys.unraisablehook]
+    with pytest.raises(ENDS[number]), answered():
+        place(number, tmp_path)
+    assert [*map(signal.getsignal, ANSWERED), sys.unraisablehook] == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_comes_at_once_where_the_end_may_take_long(capfd):
+    with pytest.raises(Stopped), answered():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        os.system("sleep 1; echo compiled >&2")  # no handler runs meanwhile
+    first, *rest = capfd.readouterr().err.splitlines()
+    assert first.startswith("scoremle: stopping") and rest == ["compiled"]
+
+
+def test_what_is_ignored_stays_so(monkeypatch):
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with answered():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+# The program, to which a signal comes when it begins to import a module.
+SCRIPT = """
+import os, signal, sys
+module, number = sys.argv.pop(1), int(sys.argv.pop(1))
+class Finder:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), number)
+sys.meta_path.insert(0, Finder())
+from scoremle.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "words"),
+    [
+        ("scoremle.cli.parsers", signal.SIGINT, ["verify", "docs"]),
+        ("jax._src.lib", signal.SIGTERM, ["verify", "docs"]),
+        ("optax", signal.SIGINT, ["train", "digits", "nowhere"]),
+    ],
+)
+def test_while_the_program_is_loaded_one_line_is_all(module, number, words):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, module, str(int(number)), *words],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    line = "scoremle: interrupted\n" if number == signal.SIGINT else ""
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", line)
