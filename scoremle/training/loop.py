@@ -352,7 +352,8 @@ def _stack(batch: Batch, steps: range) -> Batches:
 def _signals() -> Iterator[list[int]]:
     """A list that fills with the signals SIGTERM and SIGINT, in place of their usual effect.
 
-    The second of a kind has its usual effect again: whoever presses Ctrl-C twice means it.
+    The second of a kind has its usual effect again: whoever presses Ctrl-C twice means it. A
+    signal that is ignored stays so.
     """
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -368,7 +369,8 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, usual[signal.Signals(number)])
 
     for number in usual:
-        signal.signal(number, handle)
+        if usual[number] is not signal.SIG_IGN:
+            signal.signal(number, handle)
     try:
         yield arrived
     finally:
