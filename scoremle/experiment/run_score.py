@@ -24,7 +24,7 @@ from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import tree_hash
 from scoremle.types import IntImages, Keys
 
-__all__ = ["Scored", "folder_of_parts", "measure", "measure_share"]
+__all__ = ["Scored", "facts_of_values", "folder_of_parts", "measure", "measure_share"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
@@ -53,19 +53,32 @@ def folder_of_parts(
         images: all that are scored.
         seed: of everything random.
     """
-    facts = {
-        "model": tree_hash(found.model),
+    facts = facts_of_values(found, place, seed)
+    return above / fingerprint(
+        {**facts, "images": content_hash(images), "shape": list(images.shape)}
+    )
+
+
+def facts_of_values(found: Prepared, place: str, seed: int) -> Facts:
+    """The facts that a value depends on, besides its image and its pass.
+
+    Args:
+        found: what measures.
+        place: of the model, as it was named.
+        seed: of everything random.
+    """
+    model = found.model
+    return {
+        "model": tree_hash(model),
         "place": place,
         "code": hashlib.sha256(_code(place)).hexdigest(),
-        "sde": found.model.sde.describe(),
-        "eps": found.model.eps,
+        "sde": model.sde.describe(),
+        "eps": model.eps,
+        "pixels": describe(model.pixels),
         "estimator": describe(found.estimator),
-        "images": content_hash(images),
-        "shape": list(images.shape),
         "seed": seed,
         "version": scoremle.__version__,
     }
-    return above / fingerprint(facts)
 
 
 def _code(place: str) -> bytes:

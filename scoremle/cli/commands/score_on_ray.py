@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.cli.commands import Partly
-from scoremle.core.pytree import describe
 from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -22,12 +21,11 @@ from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
+from scoremle.experiment.run_score import facts_of_values
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Prepared, prepared
-from scoremle.likelihood.images import Estimator
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
-from scoremle.training.checksums import tree_hash
 
 __all__ = ["run"]
 
@@ -51,7 +49,10 @@ def run(options: Any) -> dict[str, Any] | Partly:
     for note in found.notes:
         say(tables.wrapped(note))
     table = Table(_folder(options.out))
-    table.begin(_facts(found, options))
+    table.begin({
+        **facts_of_values(found, options.model, options.seed),
+        "fit": options.fit, "label": options.label, "repeats": options.repeats,
+    })  # fmt: skip
     score_on_ray(
         _scorer(found, options), pieces, (kind, options.fit), table,
         cluster=Cluster(options.address, options.workers), batch_size=BATCH_SIZE,
@@ -96,19 +97,6 @@ def _model(
 ) -> ScoreModel:
     model = replace(load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
     return model.given(np.array([int(label)])) if label else model
-
-
-def _facts(found: Prepared, options: Any) -> dict[str, Any]:
-    """All that a value depends on, but its image."""
-    estimator: Estimator = found.estimator
-    return {
-        "model": tree_hash(found.model),
-        "estimator": describe(estimator),
-        "fit": options.fit,
-        "label": options.label,
-        "repeats": options.repeats,
-        "seed": options.seed,
-    }
 
 
 def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Partly:
