@@ -1,5 +1,6 @@
 """Whether a working directory belongs to an experiment; which of its checkpoints are meant."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -10,13 +11,14 @@ from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.chosen import chosen_checkpoints
-from scoremle.experiment.record import flow_record, training_record
+from scoremle.experiment.record import flat, flow_record, training_record
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.step import TrainState
 
 STATE = TrainState(*[jnp.zeros(1)] * 4)
+CALM = nullcontext()
 
 @pytest.fixture(scope="module")
 def experiment():
@@ -46,38 +48,60 @@ def begun(experiment, tmp_path):
     return workdir
 
 
-# What may change without a word: in training, in evaluation.
+NETWORK = "model training.sde data.dataset data.image_size data.num_channels data.centered"
+NOT_OF_IT = "model.dropout model.ema_rate model.dtype model.remat model.num_scales"
+# By what goes on: the sections and fields that make it another experiment, and what of them may
+# change without a word.
+COUNTING = {
+    "training": (
+        "model optim training data seed",
+        "training.n_iters training.log_freq training.eval_freq training.snapshot_freq"
+        " training.snapshot_freq_for_preemption training.snapshot_sampling training.on_nan"
+        " training.rollbacks data.path data.on_device",
+    ),
+    "evaluation": (NETWORK, NOT_OF_IT),
+    "flow": (
+        f"{NETWORK} deq optim training.batch_size training.smallest_time training.stratified seed",
+        f"{NOT_OF_IT} deq.n_iters",
+    ),
+}
+
+
+def checks(workdir):
+    return {"training": workdir.check_training, "evaluation": workdir.check_evaluation,
+            "flow": workdir.check_flow}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", COUNTING)
+def test_each_field_makes_another_experiment_or_may_change(begun, experiment, work):
+    check, (counting, free) = checks(begun)[work], map(str.split, COUNTING[work])
+    check(experiment)
+    for name in flat(experiment.config):
+        counts = not {name, name.partition(".")[0]}.isdisjoint(counting) and name not in free
+        with pytest.raises(UserError, match=f"{name} was .* and is now") if counts else CALM:
+            check(with_fields(experiment, **{name.replace(".", "__"): "another"}))
+
+
 @pytest.mark.parametrize(
-    ("fields", "training", "evaluation"),
+    ("fact", "refusing"),
     [
-        ({}, True, True),
-        ({"training__n_iters": 9999}, True, True),
-        ({"training__snapshot_freq": 7}, True, True),
-        ({"eval__probes": 9}, True, True),
-        ({"data__path": "/moved"}, True, True),
-        ({"devices__fsdp": True}, True, True),
-        ({"optim__lr": 0.5}, False, True),
-        ({"seed": 1}, False, True),
-        ({"training__batch_size": 9}, False, True),
-        ({"training__smallest_time": 1e-3}, False, True),
-        ({"model__dtype": "bfloat16"}, False, True),
-        ({"model__dropout": 0.5}, False, True),
-        ({"model__beta_max": 10.0}, False, False),
-        ({"model__skip_rescale": False}, False, False),
-        ({"data__centered": False}, False, False),
-        ({"data__dataset": "mnist"}, False, False),
-        ({"training__sde": "subvpsde"}, False, False),
+        ("levels", {"training", "evaluation", "flow"}),
+        ("data_version", {"training", "evaluation"}),
+        ("train_sha256", {"training"}),
+        ("test_sha256", set()),
     ],
 )
-def test_what_makes_another_experiment(begun, experiment, fields, training, evaluation):
-    changed = with_fields(experiment, **fields)
-    for check, allowed in ((begun.check_training, training), (begun.check_evaluation, evaluation)):
-        if allowed:
-            check(changed)
-        else:
-            (name,) = fields
-            with pytest.raises(UserError, match=name.replace("__", ".") + " was .* and is now"):
-                check(changed)
+def test_each_fact_of_the_data_makes_another_experiment_or_may_change(
+    begun, experiment, fact, refusing
+):
+    data = replace(experiment.data, facts={**experiment.data.facts, "data_version": "1"})
+    begun.describe(replace(experiment, data=data))
+    other = replace(data, facts={**data.facts, fact: "2"})
+    if fact == "levels":
+        other = replace(data, levels=16)
+    for work, check in checks(begun).items():
+        with pytest.raises(UserError, match=fact) if work in refusing else CALM:
+            check(replace(experiment, data=other))
 
 
 @pytest.fixture
