@@ -42,6 +42,16 @@ def test_exact_is_the_trace(shape):
     np.testing.assert_array_equal(stderr, 0)
 
 
+@pytest.mark.parametrize(("dims", "block"), [*((5, b) for b in range(1, 7)), (65, 64)])
+def test_exact_is_the_trace_by_blocks_that_need_not_divide(dims, block):
+    x, matrix = rng.normal(size=(2, dims)), rng.normal(size=(dims, dims))
+    x, exact = jnp.asarray(x, jnp.float32), Exact(block)
+    value, trace = exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(jax.random.key(0), x))
+    np.testing.assert_allclose(value, np.sin(x @ matrix), atol=1e-4)
+    expected = np.einsum("bi,ii->b", np.cos(x @ matrix), matrix)
+    np.testing.assert_allclose(trace, expected[None], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
 def test_hutchinson_is_unbiased_with_the_known_variance(distribution, shape):

@@ -104,6 +104,22 @@ def test_what_was_counted(tmp_path):
     assert found.meta["source_sha256"] == "abc"
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_names_of_classes_become_their_places_in_order(split, tmp_path):
+    """Though they come in another; and validation images that stand for testing keep theirs."""
+    train, test = pictures(3), pictures(2, seed=1)
+    test[1] = train[0]
+    found = prepared(
+        tmp_path / "a",
+        Chunk(train, "train", 0.5, ["dog", "cat", "dog"]),
+        Chunk(test, split, 1.0, ["eel", "ant"]),
+    )
+    assert found.meta["classes"] == ["ant", "cat", "dog", "eel"]
+    np.testing.assert_array_equal(found.labels("train"), [2, 1, 2])
+    np.testing.assert_array_equal(found.labels("test"), [3, 0])
+    assert found.meta["duplicates"]["of train in test"] == 1
+
+
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [

@@ -18,8 +18,9 @@ from PIL import Image
 from scoremle import data
 from scoremle.data import archive as sources
 from scoremle.data.readers import pictures as reading_pictures
-from scoremle.data.readers.base import Options
-from scoremle.data.readers.pictures import split_of
+from scoremle.data.readers.base import Options, UnusableImage
+from scoremle.data.readers.celeba import _Face
+from scoremle.data.readers.pictures import Decoder, fitted, split_of
 from scoremle.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -513,6 +514,20 @@ def test_crop_and_resize(tmp_path, prepare):
     weights = np.array([1, 3, 3, 1]) / 8
     middle = weights @ rows_[1:5, 1:5] @ weights
     assert resized.shape == (3, 3) and abs(resized[1, 1] - middle) <= 1
+
+
+@pytest.mark.parametrize("fit", ["crop", "resize"])
+@pytest.mark.parametrize("shape", [(3, 9), (9, 3)])
+def test_one_side_that_is_too_small_is_enough(fit, shape):
+    """For a picture, a face of CelebA and an array: else it would get black borders."""
+    options, image = Options(size=4, channels=1, fit=fit), np.full((*shape, 1), 9, np.uint8)
+    with pytest.raises(UnusableImage, match="smaller than 4x4"):
+        Decoder(options)("a", encoded(image))
+    with pytest.raises(UserError, match="smaller"):
+        fitted(image[None], options)
+    face = image.repeat(45, axis=0).repeat(45, axis=1)  # a side of 135 or 405; 140 are cropped
+    with pytest.raises(UnusableImage, match="smaller than 140x140"):
+        _Face(options)("a", encoded(face))
 
 
 # Archives and folders that are hostile

@@ -585,4 +585,17 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/record.py", "of_the_network", "name in OF_THE_NETWORK or of_model", "of_model",
      "experiment/test_workdir.py"),
     ("experiment/record.py", "OF_DATA", ", 'train_sha256'", "", "experiment/test_workdir.py"),
+    # Sizes that do not divide, names out of order
+    ("core/divergence.py", "Exact.__call__", "size * jnp.arange(blocks)",
+     "self.block * jnp.arange(blocks)"),
+    ("core/divergence.py", "Exact.__call__", "size = -(-dims // max(blocks, 1))",
+     "size = dims // max(blocks, 1)"),
+    ("data/readers/pictures.py", "Decoder._fitted", "min(image.size) < size",
+     "max(image.size) < size"),
+    ("data/readers/pictures.py", "fitted", "min(shape) < size", "shape[0] < size"),
+    ("data/readers/celeba.py", "_Face.image", "min(image.size) < CROP", "image.width < CROP"),
+    ("data/prepare.py", "_Writer._write_labels", "sorted(set(everything))",
+     "list(dict.fromkeys(everything))"),
+    ("data/prepare.py", "_Writer._choose_test", "(self._labels, self._words)", "(self._words,)"),
+    ("data/prepare.py", "_Writer._choose_test", "(self._labels, self._words)", "(self._labels,)"),
 ]
