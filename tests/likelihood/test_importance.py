@@ -41,7 +41,8 @@ def run(samples, scale, shared, top):
         noise = scale * noisy(key_n, shared)
         mean = noise.mean(axis=0)
         deviations = (noise - mean) / np.sqrt(PROBES * (PROBES - 1))
-        return found(log_weight + mean + 1.0, deviations), jnp.ones(IMAGES)
+        error = jnp.square(log_weight - top)
+        return found(log_weight + mean + 1.0, deviations, error), jnp.ones(IMAGES)
 
     return importance_bound(draw, KEY, samples)
 
@@ -62,6 +63,8 @@ def test_it_is_the_logarithm_of_the_mean_weight():
     np.testing.assert_allclose(bound.log_prob, expected, atol=1e-5)
     shares = np.exp(np.array(weights)) / np.exp(np.array(weights)).sum(axis=0)
     np.testing.assert_allclose(bound.effective_draws, 1 / (shares**2).sum(axis=0), rtol=1e-5)
+    error = (shares * np.square(weights)).sum(axis=0)  # of draws of unlike errors and shares
+    np.testing.assert_allclose(bound.solver_error, error, rtol=1e-4)
     assert (bound.evaluations == 56).all()
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
-from scoremle import VP, Exact, Hutchinson, Multistep, Pixels, ScoreModel
+from scoremle import VP, Exact, Hutchinson, Multistep, Pixels, ScoreModel, Uniform
 from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.labels import ByLabels, mean_over_labels
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -75,6 +75,28 @@ def test_errors_are_those_of_the_label_that_has_it_all(of_one):
     np.testing.assert_allclose(found.bpd, first.bpd + np.log2(LABELS) / 4, rtol=1e-4)
     np.testing.assert_allclose(found.probe_stderr, first.probe_stderr, rtol=1e-4)
     assert ByLabels(of_one, LABELS).words == f"{of_one.words}, mean over 3 labels"
+
+
+def test_errors_are_weighted_by_the_shares_of_the_labels():
+    """Of labels that are unlike in their values and their errors."""
+    bits, rng = IMAGES[0].size * np.log(2), np.random.default_rng(1)
+    columns = {name: jnp.asarray(rng.uniform(0, 1, (LABELS, 2)), jnp.float32)
+               for name in ("bpd", "probe_stderr", "solver_error", "draw_stderr")}  # fmt: skip
+
+    class ByTable:
+        on_host, words = False, "by a table"
+
+        def __call__(self, model, dequantizer, x, keys):
+            (label,) = model.noise.condition
+            return {name: column[label] for name, column in columns.items()} | {
+                "nfe": jnp.ones(2)
+            }
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = ByLabels(ByTable(), LABELS)(MODEL, Uniform(), IMAGES[:2], keys)
+    shares = softmax(-np.asarray(columns.pop("bpd")) * bits, axis=0)
+    for name, column in columns.items():
+        np.testing.assert_allclose(found[name], (shares * column).sum(axis=0), rtol=1e-5)
 
 
 def test_an_estimator_on_the_host_is_refused():

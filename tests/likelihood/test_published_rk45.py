@@ -1,12 +1,15 @@
 """The published algorithm, against the numbers that the original gave with it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
 from helpers.oracles import SDES
 
+from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 
 
@@ -26,3 +29,15 @@ def test_it_gives_the_originals_numbers(name, golden):
     np.testing.assert_allclose(found.latent, arrays[f"{published}/z"], rtol=0, atol=2e-3)
     np.testing.assert_allclose(found.evaluations, arrays[f"{published}/nfe"], rtol=0.15)
     assert found.ok.all() and np.isnan(found.probe_stderr).all()
+
+
+@pytest.mark.parametrize(
+    "divergence", [Exact(), Hutchinson(2), Orthogonal(2), FixedProbe(jnp.ones((2, 1, 2)))], ids=str
+)
+def test_it_takes_one_probe_and_no_more(divergence):
+    sde, x = SDES["vp"], jnp.ones((1, 2))
+    with pytest.raises(ValueError, match="one random probe"):
+        ode_log_likelihood(
+            lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
+            eps=1e-3, divergence=divergence, solver=PublishedRK45(),
+        )  # fmt: skip
