@@ -16,7 +16,7 @@ import pytest
 import scoremle
 from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
-from scoremle.interop.torch import from_module
+from scoremle.interop.torch import _sde, from_module
 from scoremle.likelihood.published_rk45 import PublishedRK45
 
 torch = pytest.importorskip("torch")
@@ -45,6 +45,55 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+SCHEDULES = {
+    "LinearBeta": (scoremle.LinearBeta(0.2, 10.0), scoremle.VP(0.2, 10.0)),
+    "LinearBeta, sub-VP": (scoremle.LinearBeta(0.2, 10.0, "subvp"), scoremle.SubVP(0.2, 10.0)),
+    "GeometricSigma": (scoremle.GeometricSigma(0.02, 30.0), scoremle.VE(0.02, 30.0)),
+    "LinearSigma": (scoremle.LinearSigma(30.0), scoremle.LinearVE(30.0)),
+    "KarrasSigma": (
+        scoremle.KarrasSigma(0.02, 30.0),
+        scoremle.SDE("ve", scoremle.KarrasSigma(0.02, 30.0), 30.0),
+    ),
+    "LinearLogSNR": (scoremle.LinearLogSNR(-8.0, 7.0), SDE),
+    "an SDE": (scoremle.SubVP(), scoremle.SubVP()),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_of_its_own_sde(name):
+    schedule, expected = SCHEDULES[name]
+    found, t = _sde(schedule), jnp.linspace(0.1, 1.0, 5)
+    np.testing.assert_allclose(found.alpha(t), expected.alpha(t), rtol=1e-6)
+    np.testing.assert_allclose(found.sigma(t), expected.sigma(t), rtol=1e-6)
+    assert found.prior_std == expected.prior_std
+
+
+@pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_each_argument_of_a_convolution_is_that_of_torch(dims, transposed):
+    """One at a time, and all of them."""
+    from scoremle.interop.by_torchax import _convolve
+
+    other = {"stride": 3, "padding": 1, "dilation": 2, "groups": 2, "bias": True}
+    if transposed:
+        other |= {"output_padding": 1}
+    rng = np.random.default_rng(0)
+    for fields in ({"stride": 3}, *({"stride": 3, name: other[name]} for name in other), other):
+        how = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0} | fields
+        groups, bias = how.pop("groups", 1), rng.normal(size=6) if how.pop("bias", 0) else None
+        size = (4, 6 // groups) if transposed else (6, 4 // groups)
+        x = rng.normal(size=(2, 4, *range(7, 7 + dims)))
+        weight = rng.normal(size=(*size, *range(2, 2 + dims)))
+        stride, padding, dilation, more = ([value] * dims for value in how.values())
+        arguments = stride, padding, dilation, transposed, more, groups
+        expected = torch.ops.aten.convolution.default(
+            *(None if a is None else torch.from_numpy(a) for a in (x, weight, bias)), *arguments
+        )
+        arrays = (None if a is None else jnp.asarray(a, jnp.float32) for a in (x, weight, bias))
+        np.testing.assert_allclose(_convolve(*arrays, *arguments), expected, atol=1e-3)
 
 
 class MLP(nn.Module):

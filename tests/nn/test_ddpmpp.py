@@ -167,6 +167,24 @@ def test_dropout_acts_in_training_only():
     assert relative_error(trained(0), trained(1)) > 1e-2
 
 
+def test_each_block_drops_by_a_key_of_its_own(monkeypatch):
+    keys, config = [], TINY | {"dropout": 0.5}
+    monkeypatch.setattr(layers, "drop", lambda h, rate, key: keys.append(key) or h)
+    net, x, t = DDPMpp(**config), jnp.zeros((1, 8, 8, 3)), jnp.ones(1)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    jax.eval_shape(lambda: net.init(rngs, x, t))  # without training: none is drawn
+    assert keys and set(keys) == {None}
+    keys.clear()
+
+    @jax.jit
+    def drawn():
+        net.init(rngs, x, t, train=True)
+        return jnp.stack([jax.random.key_data(key) for key in keys])
+
+    found = drawn()
+    assert len(np.unique(found, axis=0)) == len(found) > 5
+
+
 def test_what_is_dropped_is_the_share_that_flax_drops():
     key, h = jax.random.key(3), jax.random.normal(jax.random.key(4), (3, 5, 7, 2))
     expected = nn.Dropout(0.3, deterministic=False).apply({}, h, rng=key)
