@@ -15,6 +15,7 @@ from scoremle.data.prepared import made_whole
 from scoremle.errors import UserError
 from scoremle.files import read_json, read_npz, write_atomically, write_json
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.writers import JsonLines
 
 
 def test_a_new_file_takes_the_place_of_the_old_one_whose_content_stays_what_it_was(tmp_path):
@@ -132,6 +133,15 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_it_returns(tmp_p
     # Both new folders lie in a folder that knows their names.
     assert sorted(order[:2]) == sorted([tmp_path.name, "new"])
     assert order[2:] == [temporary, (temporary, "x.json"), "folder"]
+
+
+def test_a_row_of_the_log_is_on_disk_before_it_returns(tmp_path, order):
+    """So that a checkpoint that comes later leaves no gap behind it."""
+    writer = JsonLines(tmp_path / "metrics.jsonl")
+    writer.rewind(0)
+    del order[:]
+    writer.write(1, {"loss": 1.0})
+    assert order == ["metrics.jsonl"]
 
 
 def test_a_checkpoint_is_on_disk_before_its_name(tmp_path, order):

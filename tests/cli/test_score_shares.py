@@ -1,13 +1,17 @@
 """Scores in shares and on workers: what they put together is what one machine scores."""
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from scoremle.cli import main as cli
+from scoremle.cli.commands.score import _check_whole
 from scoremle.cli.parsers import PARSERS
 from scoremle.data.readers.digits import load_digits
+from scoremle.errors import UserError
+from scoremle.resumable import in_parts
 
 
 @pytest.fixture
@@ -38,6 +42,26 @@ def test_shares_make_the_table_of_one_machine(images, tmp_path, capsys):
     assert len(list((tmp_path / "two.csv.parts").glob("*/pass*.npz"))) == 4
     assert score(images, tmp_path / "two.csv", "--merge") == 0
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ([(0, 7)], ""),
+        ([(0, 4), (4, 7)], ""),
+        ([(3, 7)], "3 of 7 images have no score in .*: 1 to 3 .the first is a.; run"),
+        ([(0, 2), (3, 5)], "3 of 7 images have no score in .*: 3 to 3, 6 to 7 .the first is c.;"),
+        ([], "7 of 7 images have no score in .*: 1 to 7 .the first is a.;"),
+    ],
+)
+def test_images_that_shares_left_out_are_named(shares, words, tmp_path):
+    """By their numbers from 1, though they lack but one of two passes."""
+    for first, stop in shares:
+        in_parts(lambda _, index: {"bpd": index * 1.0}, 7, size=3, passes=2,
+                 folder=tmp_path / "parts", share=slice(first, stop))  # fmt: skip
+    in_parts(lambda _, index: {"bpd": index * 1.0}, 7, size=7, folder=tmp_path / "parts")
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        _check_whole(tmp_path / "parts", "abcdefg", 2)
 
 
 def asked(*flags):

@@ -19,6 +19,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
+from scoremle.experiment import training
 from scoremle.experiment.build import build
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.run_train import run_train
@@ -384,6 +385,15 @@ def test_dropout_acts_in_training_alone():
     np.testing.assert_allclose(losses, undropped, rtol=1e-6)
     assert abs(value - losses.mean()) > 1e-4
     assert more.keys() == {"loss_std"}
+
+
+def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeypatch):
+    bpd = np.array([1.0, 2.0, 4.0, 6.0])
+    monkeypatch.setattr(training, "ByBound", lambda draws: lambda *_: {"bpd": jnp.asarray(bpd)})
+    images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
+    found = training._quick_bound(digits().model, {}, Uniform(), images, jax.random.key(0))
+    assert found["bpd"] == bpd.mean()
+    assert found["bpd_stderr"] == pytest.approx(bpd.std(ddof=1) / 2)
 
 
 # Samplers

@@ -585,18 +585,6 @@ def test_rows_of_a_killed_run_are_not_repeated(tmp_path):
     assert rows(tmp_path) == [{"step": 10, "loss": 1}, {"step": 18, "loss": 3.0, "eval_bpd": None}]
 
 
-def test_tensorboard(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboardX")
-    writer = writers.TensorBoard(tmp_path)
-    writer.rewind(0)
-    writer.write(1, {"loss": 1.0})
-    writer.close()
-    assert list(tmp_path.glob("events.out.*"))
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match=r"pip install 'scoremle\[tensorboard\]'"):
-        writers.TensorBoard(tmp_path)
-
-
 def test_lines_say_what_is_done_and_when_bits_were_measured(capsys, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     lines = writers.Console(10, uniform=4.0)
