@@ -9,7 +9,7 @@ it, in PATH.json.
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from scoremle.published import (
 from scoremle.published.families import OTHERS
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Damaged
+from scoremle.training.saving import Saving
 from scoremle.training.step import TrainState, init_state
 
 __all__ = ["run"]
@@ -45,6 +46,8 @@ __all__ = ["run"]
 DEQUANTIZER = "flowpp_dequantizer"
 IMAGE_SIZE = 32
 LEVELS = 256
+# A store, a number in it, the state, and the notes that are saved with it.
+Checkpoint = tuple[PublishedCheckpoints, int, TrainState, dict[str, Any]]
 
 
 def run(options: Any) -> None:
@@ -76,9 +79,24 @@ def _import_checkpoint(options: Any, place: Workdir) -> None:
         by, experiment = exported.record_of(file).name, _recorded(*record)
     else:
         by, experiment = "the folder's name", _named(options, file, found, network)
-    _convert(number, file, found, experiment, place, by=by)
-    for number, file in _dequantizers(options.path):
-        _convert_dequantizer(number, file, place)
+    _tell(experiment, by)
+    state = published.train_state(found, experiment.training.template(), file)
+    note = _note(found, experiment)
+    score = (place.snapshots, number, state, {**training_record(experiment), **note})
+    flows = [
+        _dequantizer(number, file, place, experiment)
+        for number, file in _dequantizers(options.path)
+    ]
+    for store, number, *_ in [score, *(flows if place.begun else [])]:
+        if number in store.numbers():
+            raise UserError(f"{store.path(number)} is there already: choose another --out")
+    place.describe(experiment)
+    with Saving() as saves:  # in a thread, which no signal interrupts
+        # The score model comes last: without it, the others can be made anew.
+        for checkpoint in (*flows, score):
+            saves.save(*checkpoint)
+    for store, number, *_ in (score, *flows):
+        say(f"  written to  {store.path(number)}")
     say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
 
 
@@ -175,9 +193,7 @@ def _report(file: Path, found: Published, what: str, fields: dict[str, Any]) -> 
     say(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
 
 
-def _convert(
-    number: int, file: Path, found: Published, experiment: Experiment, place: Workdir, *, by: str
-) -> None:
+def _tell(experiment: Experiment, by: str) -> None:
     stated, training = experiment.config["data"], experiment.config["training"]
     objective = {
         "likelihood weighting": training["likelihood_weighting"],
@@ -188,32 +204,18 @@ def _convert(
     height, width, _ = experiment.model.shape
     say(f"  data set    {stated['dataset']}, {height}x{width} (by {by})")
     say(f"  SDE         {training['sde']}, {words} (by {by})")
-    state = published.train_state(found, experiment.training.template(), file)
-    _save(place.snapshots, number, state, found, experiment, training_record(experiment))
-    place.describe(experiment)
-    say(f"  written to  {place.snapshots.path(number)}")
 
 
-def _convert_dequantizer(number: int, file: Path, place: Workdir) -> None:
+def _dequantizer(number: int, file: Path, place: Workdir, experiment: Experiment) -> Checkpoint:
+    """A flow dequantizer of the score model, to be saved."""
     found = _read(file)
     _report(file, found, "dequantizer", _described(file, found, flow_architecture))
-    experiment = build(place.config(), levels=LEVELS)
     template = jax.eval_shape(lambda: init_state(found.params, experiment.training.optimizer))
     state = published.train_state(found, template, file)
     store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
-    _save(store, number, state, found, experiment)
-    say(f"  written to  {store.path(number)}")
+    return store, number, state, _note(found, experiment)
 
 
-def _save(
-    store: PublishedCheckpoints,
-    number: int,
-    state: TrainState,
-    found: Published,
-    experiment: Experiment,
-    record: Mapping[str, Any] | None = None,
-) -> None:
-    if number in store.numbers():
-        raise UserError(f"{store.path(number)} is there already: choose another --out")
-    note = {"dataset": experiment.data.name, "seed": experiment.seed, **(record or {})}
-    store.save(number, state, {**note, "step": found.step, "rng": found.rng})
+def _note(found: Published, experiment: Experiment) -> dict[str, Any]:
+    names = {"dataset": experiment.data.name, "seed": experiment.seed}
+    return {**names, "step": found.step, "rng": found.rng}
