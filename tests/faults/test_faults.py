@@ -1,7 +1,8 @@
-"""At every operation on files, one after the other: an error, a full disk, a kill.
+"""At every operation on files, one after the other: an error, a full disk, a kill, a signal.
 
-Whatever fails, what is there is the old state or the new one, whole; an error is one line; and the
-same work done again ends as if nothing had been. The numbers of these tests stand in
+Whatever fails, what is there is the old state or the new one, whole; an error is one line; a
+signal ends the work, leaves nothing that is half written, and is no damage to what is read; and
+the same work done again ends as if nothing had been. The numbers of these tests stand in
 docs/reliability.md.
 """
 
@@ -10,9 +11,10 @@ import gc
 import itertools
 import logging
 import shutil
+import signal
 import subprocess
+import threading
 from collections import Counter
-from contextlib import suppress
 
 import jax
 import numpy as np
@@ -21,9 +23,10 @@ from helpers import small_places
 from helpers.faults import SEED, Faults, Killed, report
 
 from scoremle import data
+from scoremle.cli.signals import ANSWERED, answered
 from scoremle.data import prepared
 from scoremle.data.readers.messy import Look
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.experiment import score_table
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
@@ -34,6 +37,7 @@ from scoremle.resumable import in_parts
 from scoremle.training import checkpoints
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
+from scoremle.training.saving import Saving
 from scoremle.training.writers import JsonLines
 
 # A killed process leaves files open, and Orbax the readers of what can't be read.
@@ -83,7 +87,11 @@ class Save:
             Checkpoints(folder, keep=None).save(number, OLD, {})
 
     def work(self, folder):
-        Checkpoints(folder, keep=self.keep).save(self.number, NEW, {"new": True})
+        self._save(Checkpoints(folder, keep=self.keep), self.number, NEW, {"new": True})
+
+    def _save(self, *checkpoint):
+        with Saving() as saves:
+            saves.save(*checkpoint)
 
     def state(self, folder):
         store = Checkpoints(folder, keep=None)
@@ -98,14 +106,15 @@ class Replace(Save):
     number, keep = 2, None
 
 
-class ReplacePublished:
+class ReplacePublished(Save):
     """The same in place of a published file."""
 
     def begin(self, folder):
         shutil.copytree(self.theirs, folder)
 
     def work(self, folder):
-        PublishedCheckpoints(folder, keep=None).save(1, small_places.state(20), {"step": 20})
+        store = PublishedCheckpoints(folder, keep=None)
+        self._save(store, 1, small_places.state(20), {"step": 20})
 
     def state(self, folder):
         restored = PublishedCheckpoints(folder, keep=None).restore(small_places.TEMPLATE, 1)
@@ -200,22 +209,41 @@ class Begin:
 
 
 JOBS = [Save, Replace, ReplacePublished, Evaluate, Score, Prepare, Begin]
+ERRORS = (errno.ENOSPC, errno.EIO)
+HALF_WRITTEN = (".tmp", ".new", ".old")
+FAULTS = (errno.ENOSPC, signal.SIGTERM, errno.EIO, signal.SIGINT)
 
 
-def run(work, folder, n, fault):
+def wait_for_saves():
+    """As Python does before it ends. A signal may come while the thread is started."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("save"):
+            thread.join()
+
+
+def run(work, folder, n, fault, **more):
     """Works with a fault; which operation failed, or None if there were fewer than n."""
-    with Faults(folder, n, fault) as faults:
+    with Faults(folder, n, fault, **more) as faults:
         try:
-            work(folder)
-        except UserError as error:
-            assert fault is not None and "\n" not in str(error), error
+            with answered():
+                work(folder)
+        except (UserError, OSError) as error:  # of an OSError the command makes a line, too
+            assert fault in ERRORS and "\n" not in str(error), error
         except Killed:
             assert fault is None
+        except (Stopped, KeyboardInterrupt) as end:
+            assert isinstance(end, KeyboardInterrupt if fault == signal.SIGINT else Stopped)
+            wait_for_saves()
+            assert not [path for path in folder.rglob("*") if path.suffix in HALF_WRITTEN]
+        else:
+            assert faults.kind is None or fault in ERRORS, "it does not end"
     return faults.kind
 
 
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("job", JOBS)
-def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
+def test_whatever_fails_the_old_state_or_the_new_is_whole(job, each, tmp_path):
+    """A kill at every operation, and ``each`` other fault, or these in turn."""
     job = job()
     if isinstance(job, ReplacePublished):
         job.theirs = small_places.make(tmp_path / "places") / "theirs"
@@ -227,8 +255,7 @@ def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
     new = job.state(tmp_path / "ended")
     assert old != new
     for n in itertools.count(1):
-        # A kill at every operation; errors in turn.
-        for fault in (None, errno.ENOSPC if (n + SEED) % 2 else errno.EIO):
+        for fault in (None, *(FAULTS if each else [FAULTS[(n + SEED) % len(FAULTS)]])):
             shutil.copytree(begun, folder)
             kind = run(job.work, folder, n, fault)
             assert job.state(folder) in (old, new), (n, kind, fault)
@@ -241,8 +268,18 @@ def test_whatever_fails_the_old_state_or_the_new_is_whole(job, tmp_path):
     report(f"faults, {type(job).__name__.lower()}", counts)
 
 
-@pytest.mark.parametrize("job", [Evaluate, Prepare, Begin])
-def test_what_can_not_be_read_is_a_line_and_loses_nothing(job, tmp_path):
+class Restore(Save):
+    """A checkpoint, of several that are there."""
+
+    def work(self, folder):
+        Checkpoints(folder, keep=None).restore(TEMPLATE)
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, *ANSWERED])
+@pytest.mark.parametrize("job", [Restore, Evaluate, Prepare, Begin])
+def test_what_can_not_be_read_loses_nothing_and_a_signal_is_no_damage(
+    job, fault, tmp_path, caplog
+):
     """Read again where all is done: by then there are files of each kind."""
     job, done, folder, counts = job(), tmp_path / "done", tmp_path / "work", Counter()
     job.begin(done)
@@ -250,15 +287,17 @@ def test_what_can_not_be_read_is_a_line_and_loses_nothing(job, tmp_path):
     new = job.state(done)
     for n in itertools.count(1):
         shutil.copytree(done, folder)
-        with Faults(folder, n, errno.EIO, reads=True) as faults, suppress(UserError, OSError):
-            job.work(folder)  # of an OSError the command makes a line, too
+        with caplog.at_level(logging.WARNING, "scoremle"):
+            kind = run(job.work, folder, n, fault, reads=True)
+        assert fault == errno.EIO or "damaged" not in caplog.text
         assert job.state(folder) == new, n
         job.work(folder)
         assert job.state(folder) == new, n
         shutil.rmtree(folder)
-        if faults.kind is None:
+        if kind is None:
             break
         counts["survived"] += 1
+    assert counts
     report(f"faults of reading, {type(job).__name__.lower()}", counts)
 
 

@@ -2,7 +2,8 @@
 
    Operations are those that change something, as in faults.py: a file opened for writing, a write,
    an fsync, a renaming, a removal, a new folder. fail_at(folder, n, error) makes the n-th from then
-   on fail with this errno, or (0) kills the process before it; a write has then written half. */
+   on fail with this errno, or (0) kills the process before it; a write has then written half. With
+   -error it sends the process this signal, and the operation is done. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -43,7 +44,9 @@ static int fails(int handle, const char *path) {
         place[length] = 0;
         path = place;
     }
-    return !strncmp(path, folder, strlen(folder)) && ++done == last;
+    if (strncmp(path, folder, strlen(folder)) || ++done != last) return 0;
+    if (with < 0) kill(getpid(), -with);
+    return with >= 0;
 }
 
 static int failed(void) {

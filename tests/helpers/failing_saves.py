@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint  # noqa: F401  # before processes are forked
 
-from scoremle.errors import UserError
+from scoremle.cli.signals import ANSWERED, answered
+from scoremle.errors import Stopped, UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
+from scoremle.training.saving import Saving
 
 SHIM = ctypes.CDLL(None)
-FAULTS = {"killed": 0, "no space": errno.ENOSPC, "input/output error": errno.EIO}
-KILLED = -9
+SIGNALS = {number.name: -number for number in ANSWERED}
+FAULTS = {"killed": 0, "no space": errno.ENOSPC, "input/output error": errno.EIO, **SIGNALS}
+KILLED, STOPPED = -9, "stopped"
 
 
 def tree(fill: float) -> dict[str, np.ndarray]:
@@ -42,9 +45,12 @@ def save(folder: Path, n: int, fault: str) -> tuple[str, int]:
     SHIM.fail_at(os.fsencode(folder), ctypes.c_long(n), FAULTS[fault])
     said = ""
     try:
-        Checkpoints(folder, keep=2).save(3, tree(3), {})
+        with answered(), Saving() as saves:
+            saves.save(Checkpoints(folder, keep=2), 3, tree(3), {})
     except UserError as error:
         said = str(error)
+    except (Stopped, KeyboardInterrupt):
+        said = STOPPED if {path.suffix for path in folder.iterdir()} == {""} else "half written"
     return said, SHIM.operations()
 
 
@@ -77,14 +83,16 @@ def apart(work: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), json.loads(said or "null")
 
 
-def outcome(fault: str, code: int, saved: Any, number: Any) -> str:
+def outcome(n: int, fault: str, code: int, saved: Any, number: Any) -> str:
     if number not in (2, 3):
         return "wrong"
     if fault == "killed" and code == KILLED:
         return f"checkpoint {number} restored"
     if code or not isinstance(saved, list):
         return "wrong"
-    line = saved[0]
+    line, count = saved
+    if fault in SIGNALS and n <= count:
+        return f"stopped, checkpoint {number} restored" if line == STOPPED else "wrong"
     if not line:  # the fault was mended, or there was none
         return "saved" if number == 3 else "wrong"
     refused = line.startswith("can't write ") and "\n" not in line
@@ -100,7 +108,7 @@ def main(place: Path, n: int, stride: int) -> None:
             code, saved = apart(save, folder, n, fault)
             _, number = apart(restore, folder)
             found = {"n": n, "fault": fault, "code": code, "saved": saved, "restored": number}
-            print(json.dumps({**found, "outcome": outcome(fault, code, saved, number)}))
+            print(json.dumps({**found, "outcome": outcome(n, fault, code, saved, number)}))
             shutil.rmtree(folder)
             if fault == "killed" and code != KILLED:  # there were fewer operations
                 return

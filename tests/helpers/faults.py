@@ -1,9 +1,11 @@
-"""A file system that fails, or a process that is killed, at the n-th operation below a folder.
+"""A file system that fails, or a process that is killed or gets a signal, at the n-th operation.
 
-Operations are those that change something: a file opened for writing, a write, an fsync, a
-renaming, a removal, a new folder; with ``reads``, files opened for reading instead. A process that
-was killed does nothing any more: every later operation is refused too, until the block ends. What
-Orbax does within its own temporary folders, in threads, is left alone: ``preloaded`` is for that.
+Operations are those below a folder that change something: a file opened for writing, a write, an
+fsync, a renaming, a removal, a new folder; with ``reads``, files opened for reading instead, or
+(None) too. A
+process that was killed does nothing any more: every later operation is refused too, until the
+block ends. A signal comes before the operation. What Orbax does within its own temporary folders,
+in threads, is left alone: ``preloaded`` is for that.
 """
 
 import builtins
@@ -11,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,29 +37,34 @@ class Killed(BaseException):
 
 
 class Faults:
-    """Within the block the n-th operation fails: with this errno, or (None) as the last one.
+    """Within the block the n-th operation meets a fault: an errno, a signal, or (None) a kill.
 
-    ``done`` counts the operations; ``kind`` is the one that failed, None if none did.
+    ``done`` counts the operations; ``kind`` is the one that met it, None if none did.
     """
 
-    def __init__(self, folder: Path, n: int, errno: int | None, *, reads: bool = False) -> None:
-        self.folder, self.n, self.errno, self.reads = str(folder), n, errno, reads
+    def __init__(
+        self, folder: Path, n: int, fault: int | None, *, reads: bool | None = False
+    ) -> None:
+        self.folder, self.n, self.fault, self.reads = str(folder), n, fault, reads
         self.done, self.kind, self.dead = 0, None, False
         self._patch = pytest.MonkeyPatch()
 
     def step(self, kind: str, path: str) -> None:
         ours = path.startswith(self.folder) and "orbax-checkpoint-tmp" not in path
-        if not ours or (kind == "read") != self.reads:
+        if not ours or self.reads not in (None, kind == "read"):
             return
         if self.dead:
             raise Killed
         self.done += 1
         if self.done == self.n:
             self.kind = kind
-            if self.errno is None:
+            if isinstance(self.fault, signal.Signals):
+                signal.raise_signal(self.fault)
+            elif self.fault is None:
                 self.dead = True
                 raise Killed
-            raise OSError(self.errno, os.strerror(self.errno), path)
+            else:
+                raise OSError(self.fault, os.strerror(self.fault), path)
 
     def __enter__(self) -> "Faults":
         for module in (io, builtins):

@@ -1,0 +1,197 @@
+"""A signal at an operation on files of a command: its exit code says so, and nothing is lost.
+
+Nothing that is read then is taken for damaged, and the same command ends as if nothing had been.
+The quick test tries an operation here and there of commands that are quick, the long one more.
+"""
+
+import gc
+import io
+import shutil
+from collections import Counter
+from contextlib import redirect_stderr
+
+import numpy as np
+import pytest
+from helpers import small_places
+from helpers.faults import SEED, Faults, report
+from helpers.jobs import Train
+from helpers.published_folder import FOLDER
+from helpers.tiny_runs import digest
+from PIL import Image
+
+from scoremle import data
+from scoremle.cli import main as cli
+from scoremle.cli.commands.verify import verify
+from scoremle.cli.signals import ANSWERED
+from scoremle.experiment.results import read_results
+
+# A command that was stopped leaves files open, and Orbax the readers of what was not read.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_left_behind():
+    yield
+    gc.collect()
+
+
+FEW = ("--config.eval.num_images=4", "--config.eval.batch_size=2", "--config.eval.nodes=3")
+
+
+class Command:
+    """One in a folder: what is there before, the words, and what it makes."""
+
+    def __init__(self, request):
+        self.request = request
+
+    def begin(self, folder):
+        shutil.copytree(self.request.getfixturevalue("tiny").workdir, folder)
+
+    def made(self, folder):
+        return digest(folder)
+
+
+class Prepare(Command):
+    """Pictures, of which one is damaged and may be left out."""
+
+    def begin(self, folder):
+        folder.mkdir()
+        for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8)):
+            Image.fromarray(image).save(folder / f"{i}.png")
+        (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+
+    def words(self, folder):
+        how = ("--skip-corrupt", "--test-fraction=0.5")
+        return "data", "prepare", folder, *how, f"--into={folder}/set"
+
+    def made(self, folder):
+        found = data.Prepared(folder / "set")
+        images = [found.images(split).tobytes() for split in ("train", "test")]
+        return found.meta["skipped"], images
+
+
+class Verify(Command):
+    def begin(self, folder):
+        small_places.make(folder)
+
+    def words(self, folder):
+        return "verify", folder
+
+    def made(self, folder):
+        return list(verify(folder))
+
+
+class Import(Command):
+    def begin(self, folder):
+        shutil.copytree(FOLDER, folder / FOLDER.name)
+
+    def words(self, folder):
+        return "import", folder / FOLDER.name, f"--out={folder}/made"
+
+    def made(self, folder):
+        names = digest(folder / "made")
+        return {name: names[name] for name in names if name.endswith((".json", "record/metadata"))}
+
+
+class Export(Command):
+    def words(self, folder):
+        return "export", folder, folder / "made.safetensors", "--card"
+
+
+class Report(Command):
+    def words(self, folder):
+        return "report", folder
+
+
+class Evaluate(Command):
+    def words(self, folder):
+        return "eval", folder, *FEW
+
+    def made(self, folder):
+        results = read_results(folder / "eval/results.json")
+        return {name: facts["mean"] for name, facts in results.items()}
+
+
+class Score(Command):
+    def begin(self, folder):
+        super().begin(folder)
+        np.save(folder / "images.npy", np.zeros((3, 8, 8, 1), np.uint8))
+
+    def words(self, folder):
+        return "score", folder, folder / "images.npy", f"--out={folder}/scores.csv", "--repeats=1"
+
+    def made(self, folder):
+        return (folder / "scores.csv").read_text()
+
+
+class Sample(Command):
+    def words(self, folder):
+        return "sample", folder, "-n=2", "-o", folder / "samples.npy"
+
+    def made(self, folder):
+        return np.load(folder / "samples.npy").tobytes()
+
+
+class Trains(Command):
+    job = Train()
+
+    def begin(self, folder):
+        folder.mkdir()
+
+    def words(self, folder):
+        return self.job.command(folder)
+
+    def made(self, folder):
+        return self.job.result(folder)
+
+
+def run(command, folder, n=0, number=None):
+    with Faults(folder, n, number, reads=None) as faults:
+        return cli.main([str(word) for word in command.words(folder)]), faults
+
+
+def check(command, place, step):
+    """Sends a signal at every so many operations."""
+    begun, folder = place / "begun", place / "work"
+    command.begin(begun)
+    shutil.copytree(begun, folder)
+    code, faults = run(command, folder)
+    assert code == 0
+    whole, counts = command.made(folder), Counter()
+    for n in range(1 + SEED % step, faults.done + 1, step):
+        number = ANSWERED[n % 2]
+        shutil.rmtree(folder)
+        shutil.copytree(begun, folder)
+        with redirect_stderr(io.StringIO()) as said:
+            code, met = run(command, folder, n, number)
+        # The first run of a process may have had some more operations.
+        assert code == (128 + number if met.kind else 0), (n, said.getvalue())
+        assert "damaged" not in said.getvalue() and "error" not in said.getvalue()
+        with redirect_stderr(said):
+            code, _ = run(command, folder)
+        done = "already" in said.getvalue() or "exists" in said.getvalue()
+        assert code == 0 or done, (n, met.kind, said.getvalue())
+        assert command.made(folder) == whole, (n, met.kind)
+        counts["stopped, and done by the same command"] += 1
+    report(f"signals, {type(command).__name__.lower()}", counts)
+
+
+LONG = [
+    (Prepare, 1), (Verify, 1), (Import, 1), (Export, 1), (Report, 5), (Evaluate, 10), (Score, 10),
+    (Sample, 10), (Trains, 100),
+]  # fmt: skip
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        (Prepare, 3), (Verify, 40), (Import, 40),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in LONG),
+    ],
+)  # fmt: skip
+def test_a_signal_ends_a_command_and_loses_nothing(command, step, request, tmp_path):
+    check(command(request), tmp_path, step)
