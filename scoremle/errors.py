@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from scoremle.terminal import printable
+from scoremle.terminal import in_a_line
 
 __all__ = ["Stopped", "UserError", "choose", "nearest", "no_model", "out_of_memory"]
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class UserError(Exception):
     """A mistake that the user can mend: what was wrong, where, what to do, in one line.
 
-    The command line prints it without a traceback and exits with code 2. Control characters, as
-    names of files may have them, become escapes.
+    The command line prints it without a traceback and exits with code 2. Control characters and
+    ends of lines, as names of files may have them, become escapes.
 
     Example:
         >>> try:
@@ -26,7 +26,7 @@ class UserError(Exception):
     """
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(printable(str(text)))
+        super().__init__(in_a_line(str(text)))
 
 
 class Stopped(SystemExit):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import is_live, is_mute, printable, say
+from scoremle.terminal import in_a_line, is_live, is_mute, say
 
 __all__ = ["Progress", "progress"]
 
@@ -40,7 +40,7 @@ class Progress:
     def __init__(
         self, label: str, total: float, unit: str = "", *, every: float = LINE_EVERY
     ) -> None:
-        self._label, self._total = printable(label), total
+        self._label, self._total = in_a_line(label), total
         self._unit, self._every = unit, every
         self._moments: deque[tuple[float, float]] = deque()
         self._facts: list[str] = []

@@ -1,25 +1,29 @@
-"""What reaches a terminal, a spreadsheet or a notebook: names that others chose, and no more.
+"""What reaches a terminal, a table, a page or a document: text that others wrote, and no more.
 
 A file may be called anything. Control characters in its name could clear a terminal or write over
-what it shows, and a cell that begins like a formula is one for a spreadsheet.
+what it shows, an end of a line could forge another line, a cell that begins like a formula is one
+for a spreadsheet, and markup is obeyed by a browser.
 """
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 
 __all__ = [
-    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "is_live", "is_mute", "mute",
-    "passing", "printable", "say",
+    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_live",
+    "is_mute", "mute", "passing", "printable", "say",
 ]  # fmt: skip
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # What wipes out the line on which a terminal is.
 WIPE = "\r\x1b[K"
+# What Markdown obeys within a line: its own marks, HTML, cells of tables, and bare addresses.
+MARKDOWN = re.compile(r"[][\\`*_<>&|~@$#]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -30,6 +34,16 @@ def printable(text: str) -> str:
 def in_a_line(name: str) -> str:
     """The same for a name, of which an end of a line is a part."""
     return printable(name).replace("\n", "\\n")
+
+
+def in_html(text: str) -> str:
+    """The text for HTML, within an element or within the quotes of an attribute."""
+    return escape(printable(text))
+
+
+def in_markdown(text: str) -> str:
+    """The text for a line of Markdown, without any markup of its own."""
+    return MARKDOWN.sub(r"\\\g<0>", in_a_line(text))
 
 
 def _escaped(character: str) -> str:
@@ -68,18 +82,18 @@ def passing(text: str) -> Iterator[None]:
             print(WIPE, end="", flush=True)
 
 
-def say(text: object) -> None:
-    """Prints a line, or lines, at once."""
+def say(*lines: object) -> None:
+    """Prints lines at once. What is given as one line is one, whatever stands in it."""
     if not is_mute():
-        print(printable(str(text)), flush=True)
+        print(*(in_a_line(str(line)) for line in lines), sep="\n", flush=True)
 
 
 class Formatter(logging.Formatter):
     """Of what is logged, on a terminal: lines like those of errors."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:
         kind = "warning: " if record.levelno >= logging.WARNING else ""
-        return printable(f"scoremle: {kind}{super().format(record)}")
+        return in_a_line(f"scoremle: {kind}{super().formatMessage(record)}")
 
 
 def cell(text: str) -> str:
@@ -91,10 +105,10 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: st
     """A table of HTML for a notebook, under its caption."""
 
     def row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{in_html(text)}</{tag}>' for text in cells)}</tr>"
 
     body = "".join(row(cells, "td") for cells in rows)
     return (
-        f"<table><caption>{escape(caption)}</caption><thead>{row(header, 'th')}</thead>"
+        f"<table><caption>{in_html(caption)}</caption><thead>{row(header, 'th')}</thead>"
         f"<tbody>{body}</tbody></table>"
     )

@@ -10,7 +10,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.own_images import refuse
 from scoremle.progress import progress
-from scoremle.terminal import cell, printable, say
+from scoremle.terminal import cell, html_table, in_markdown, printable, say
 
 # Clears the screen, names the window, goes back, turns what follows around; a byte of no UTF-8.
 NAME = "a\x1b[2J\x1b]0;me\x07\r\x9b1m‮\udce9é±图"
@@ -49,8 +49,29 @@ def test_a_cell_is_no_formula(start):
     assert cell(f"a{name}") == printable(f"a{name}")
 
 
+def test_markup_is_text():
+    text = html_table(("<b>",), [('"><script>',)], NAME)
+    assert "<b>" not in text and "<script>" not in text and '">' not in text and SHOWN in text
+    told = in_markdown("[a](b) <b>x</b> | **c** `d` &lt; http://e www.f.g 2.5, a-b\n# h")
+    assert told == (
+        r"\[a\](b) \<b\>x\</b\> \| \*\*c\*\* \`d\` \&lt; http\://e www\.f.g 2.5, a-b\\n\# h"
+    )
+
+
+def test_what_is_logged_takes_one_line(capsys, monkeypatch):
+    def warn(arguments):
+        logging.getLogger("scoremle.here").warning("%s is odd", "a\nscoremle: all is well")
+        return 0
+
+    monkeypatch.setattr(cli, "_run", warn)
+    assert cli.main(["x"]) == 0
+    assert capsys.readouterr().err == "scoremle: warning: a\\nscoremle: all is well is odd\n"
+
+
 def test_a_name_of_several_lines_takes_one(capsys):
     name = "a\n  b.png: scored"
+    say(name, "c")
+    assert capsys.readouterr().out == "a\\n  b.png: scored\nc\n"
     assert cell(name) == r"a\n  b.png: scored"
     assert len(table(("file",), [(name,)]).splitlines()) == 3
     refuse(Path("here"), [(name, "bad"), ("c", "bad")], 3, skip_bad=True)

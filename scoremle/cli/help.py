@@ -85,7 +85,7 @@ def config_table(place: str = "") -> str:
         rows.append((name, kind.__name__, shown, meanings.get(name, "")))
     how = "each set by --config.FIELD=VALUE (booleans also by --config.FIELD and --noconfig.FIELD)"
     head = wrapped(f"fields of {place or 'experiment/defaults.py'}, {how}:")
-    return f"{head}\n\n{_aligned(rows)}"
+    return "\n".join([*head, "", _aligned(rows)])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.cli.signals import answered
 from scoremle.errors import UserError, out_of_memory
-from scoremle.terminal import Formatter, is_mute, passing, printable
+from scoremle.terminal import Formatter, in_a_line, is_mute, passing, printable
 
 if TYPE_CHECKING:
     from scoremle.cli.flags import Settings
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
         return _mistake(f"{words}; {LESS_MEMORY}")
     except KeyboardInterrupt as interrupt:
-        print("; ".join(["scoremle: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+        words = "; ".join(["scoremle: interrupted", *map(str, interrupt.args)])
+        print(in_a_line(words), file=sys.stderr)
         return 130
 
 

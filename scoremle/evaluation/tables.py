@@ -4,7 +4,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from scoremle.terminal import in_a_line
@@ -55,10 +55,10 @@ def screen_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def wrapped(text: str) -> str:
-    """Text in lines that fit the screen, cut between words, the later ones set in."""
-    width = screen_width()
-    return text if width is None else textwrap.fill(text, width, subsequent_indent="  ")
+def wrapped(text: str) -> list[str]:
+    """A line of text as lines that fit the screen, cut between words, the later ones set in."""
+    line, width = in_a_line(text), screen_width()
+    return [line] if width is None else textwrap.wrap(line, width, subsequent_indent="  ")
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -194,7 +194,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name, r in results.items()
         for text in (_what(r), *mean_in_parts(r), *_precision_cost(r))
     )
-    what = (wrapped(f"{name}: {text}") for name, text in told)
+    what = (line for name, text in told for line in wrapped(f"{name}: {text}"))
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
 
 
@@ -214,7 +214,7 @@ def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for measure, m in r["measures"].items()
     ]
     what = dict.fromkeys(map(_measured_with, results.values()))
-    return "\n".join([table(header, rows, spare=SPARE), *map(wrapped, what)])
+    return "\n".join([table(header, rows, spare=SPARE), *chain.from_iterable(map(wrapped, what))])
 
 
 def _measured_with(r: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A model card: what a checkpoint is, what was measured of it, and how to use it, as Markdown."""
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import scoremle
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
+from scoremle.terminal import in_a_line, in_markdown
 from scoremle.training.checkpoints import Restored
 
 __all__ = ["card"]
@@ -25,20 +27,21 @@ def card(
     place: Workdir,
     experiment: Experiment,
     restored: Restored,
-    results: Mapping[str, Any],
+    measured: Mapping[str, Mapping[str, Any]],
     file: Path,
 ) -> str:
-    """The card of the exported ``file``; results of other checkpoints are left out."""
-    use = f"scoremle score {file.name} IMAGES"
+    """The card of the exported ``file``; of those ``measured``, other checkpoints are left out."""
+    use = [f"score {shlex.quote(file.name)} IMAGES"]
     if file.suffix != ".safetensors":
-        use = f"scoremle import {file.name} --out=WORKDIR\nscoremle score WORKDIR IMAGES"
+        use = [f"import {shlex.quote(file.name)} --out=WORKDIR", "score WORKDIR IMAGES"]
+    data = in_markdown(experiment.data.name)
     return "\n".join([
-        f"# {file.stem}", "",
-        f"A score model of {experiment.data.name}, trained and measured with scoremle.", "",
+        f"# {in_markdown(file.stem)}", "",
+        f"A score model of {data}, trained and measured with scoremle.", "",
         *_table(("", ""), _facts(place, experiment, restored)), "",
-        "## Results", "", *_results(results, restored.number), "",
+        "## Results", "", *_results(measured, restored.number), "",
         "## Limits", "", LIMITS, "",
-        "## Use", "", "```sh", use, "```", "",
+        "## Use", "", "```sh", *(in_a_line(f"scoremle {words}") for words in use), "```", "",
     ])  # fmt: skip
 
 
@@ -66,9 +69,8 @@ def _facts(
     yield "licence", "not stated: say which"
 
 
-def _results(results: Mapping[str, Any], number: int) -> list[str]:
-    records = (r for r in results.values() if isinstance(r, dict) and "mean" in r)
-    rows = [_result(r) for r in records if r["checkpoint"] == number]
+def _results(results: Mapping[str, Mapping[str, Any]], number: int) -> list[str]:
+    rows = [_result(r) for r in results.values() if r["checkpoint"] == number]
     header = ("what", "value", "std. error over images", "solver's error", "protocol")
     untold = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
     return list(_table(header, rows)) if rows else untold
@@ -89,4 +91,4 @@ def _result(r: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     for line in (header, ["---"] * len(header), *rows):
-        yield f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |"
+        yield f"| {' | '.join(map(in_markdown, line))} |"

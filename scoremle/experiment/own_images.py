@@ -16,7 +16,7 @@ from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.messy import KINDS, UNKNOWN, Look, in_levels, look_through
 from scoremle.errors import UserError
 from scoremle.progress import progress
-from scoremle.terminal import in_a_line, say
+from scoremle.terminal import say
 
 __all__ = ["read_images", "refuse"]
 
@@ -74,8 +74,7 @@ def refuse(
     first = ": ".join(bad[0])
     if len(bad) > 1 or skip_bad:
         first = f"{len(bad)} of {total} files can't be scored"
-        lines = (f"  {in_a_line(name)}: {reason}" for name, reason in bad)
-        say("\n".join([f"{first}:", *lines]))
+        say(f"{first}:", *(f"  {name}: {reason}" for name, reason in bad))
         first += ", for the reasons above"
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")

@@ -102,9 +102,9 @@ def run_eval(
 
 def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) -> None:
     if results:
-        say(tables.results_table(results))
+        say(*tables.results_table(results).splitlines())
     if quality:
-        say(tables.quality_table(quality))
+        say(*tables.quality_table(quality).splitlines())
     if results or quality:
         say(f"written to {folder}: results.json, arrays and pictures beside it")
 
@@ -221,7 +221,7 @@ class EvaluationRun:
             say("choosing the solver's nodes on a few images")
             choice = self._choose(model)
             how = replace(how, solver=choice.solver)
-            say(tables.wrapped(str(choice)))
+            say(*tables.wrapped(str(choice)))
         found = list(_tasks(experiment, how, self.flow is not None, choice))
         if experiment.model.precision == FULL:
             return found
@@ -250,7 +250,7 @@ class EvaluationRun:
                 "eval.dequantization=informed is for models whose smallest time hides the levels:"
                 " this one tells them apart, so take uniform"
             )
-        say(tables.wrapped(worth_of(fitted, self._others)))
+        say(*tables.wrapped(worth_of(fitted, self._others)))
         return fitted.decoder
 
     @cached_property
@@ -266,7 +266,7 @@ class EvaluationRun:
             {each.kind: each.values for each in measured},
             {each.kind: each.correction for each in measured},
         )
-        say("\n".join(map(str, found)))
+        say(*found)
         name = self._name("checks", checkpoint)
         self.write({name: [asdict(verdict) for verdict in found]})
 

@@ -89,7 +89,7 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
         f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
         f" parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
     )
-    say(tables.wrapped(words))
+    say(*tables.wrapped(words))
     found = place.snapshot_state(template)
     if found or place.preemption.numbers():
         return found or template

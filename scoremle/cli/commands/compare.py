@@ -58,9 +58,9 @@ def run(options: Any) -> dict[str, dict[str, Any]]:
                ((options.first, first), (options.second, second)))  # fmt: skip
         raise UserError(f"nothing was measured of both: {'; '.join(has)}")
     found = {kind: _compared(kind, first[kind], second[kind]) for kind in kinds}
-    say(f"A: {options.first}\nB: {options.second}")
-    say(table(HEADER, [(kind, *_in_words(facts)) for kind, facts in found.items()]))
-    say(wrapped(WORDS))
+    rows = [(kind, *_in_words(facts)) for kind, facts in found.items()]
+    say(f"A: {options.first}", f"B: {options.second}", *table(HEADER, rows).splitlines())
+    say(*wrapped(WORDS))
     return found
 
 

@@ -23,11 +23,11 @@ def run(options: Any) -> dict[str, Any]:
     if picture and picture.suffix.lower() != ".png":
         raise UserError(f"--picture={picture}: the name to draw to must end in .png")
     prepared = _prepared(options)
-    say(tables.table(("data set", prepared.meta["name"]), _facts(prepared)))
+    say(*tables.table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
     if options.what == "show":
         _draw(prepared, options.split, options.picture)
     else:
-        say(f"\nnext: {_training(prepared)}")
+        say("", f"next: {_training(prepared)}")
     return {**prepared.meta, "folder": str(prepared.folder)}
 
 
@@ -101,7 +101,7 @@ def _labels(prepared: data.Prepared) -> str:
 
 def _made_with(options: dict[str, Any]) -> str:
     default = vars(data.Options())
-    return ", ".join(f"{k}={v}" for k, v in options.items() if v != default[k])
+    return ", ".join(f"{k}={v}" for k, v in options.items() if v != default.get(k))
 
 
 def _training(prepared: data.Prepared) -> str:
@@ -124,4 +124,4 @@ def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
     path = picture or Path(f"{prepared.meta['name']}.png")
     caption = f"{prepared.meta['name']}: {len(chosen)} of {len(images):,} {split} images"
     pictures.write_grid(path, images[chosen], prepared.meta["levels"], caption=caption)
-    say(f"\n{len(chosen)} of its {split} images: {path}")
+    say("", f"{len(chosen)} of its {split} images: {path}")

@@ -12,6 +12,7 @@ import scoremle
 from scoremle.cli.cache import FOLDER
 from scoremle.data.prepared import cache_folder
 from scoremle.evaluation.tables import table
+from scoremle.terminal import say
 
 __all__ = ["run", "version"]
 
@@ -27,8 +28,9 @@ GIB = 2**30
 def run(options: Any) -> dict[str, str | int]:
     """Prints them, a line each, and gives them."""
     facts, settings = _facts(), _settings()
-    print(table(("what", "value"), [(name, str(value)) for name, value in facts.items()]))
-    print("\nsettings:", *(f"  {name}={value}" for name, value in settings.items()), sep="\n")
+    rows = [(name, str(value)) for name, value in facts.items()]
+    say(*table(("what", "value"), rows).splitlines())
+    say("", "settings:", *(f"  {name}={value}" for name, value in settings.items()))
     return facts | settings
 
 

@@ -15,7 +15,7 @@ from scoremle import published
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.card import card
 from scoremle.experiment.exported import notes, write_record
-from scoremle.experiment.results import read_results
+from scoremle.experiment.results import measured
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_atomically
 from scoremle.numerics import check_finite
@@ -46,8 +46,8 @@ def run(options: Any) -> None:
         record = write_record(place, path)
         say(f"checkpoint {number}, step {step}: written to {path}; what it is, to {record}")
     if options.card:
-        results = read_results(place.folder / "eval" / "results.json")
-        text = card(place, experiment, restored, results, path)
+        results = place.folder / "eval" / "results.json"
+        text = card(place, experiment, restored, measured(results), path)
         beside = path.with_name(f"{path.name}.md")
         with write_atomically(beside) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -27,9 +27,9 @@ def run(options: Any) -> dict[str, Any]:
     memory = options.memory or _memory()
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).facts(images)
-    say(table(("what", "takes"), _rows(found)))
+    say(*table(("what", "takes"), _rows(found)).splitlines())
     for line in (*_notes(found), *note):
-        say(wrapped(line))
+        say(*wrapped(line))
     return found
 
 

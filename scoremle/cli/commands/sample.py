@@ -20,7 +20,7 @@ from scoremle.experiment.labels import ALL, check_label
 from scoremle.experiment.models import load
 from scoremle.files import write_atomically, write_npz
 from scoremle.model import Sampler, ScoreModel
-from scoremle.terminal import printable, say
+from scoremle.terminal import in_a_line, say
 from scoremle.types import Data, Keys, NoiseFn
 
 __all__ = ["SMALLEST_TIME", "run"]
@@ -34,7 +34,7 @@ def run(options: Any) -> None:
     model = load(options.model, options.checkpoint)
     _check(options.out, model)
     sampler, steps = _sampler(options.sampler, options.steps, model)
-    say(tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
+    say(*tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
     key = jax.random.key(options.seed)
     labels = _labels(model, options.label, options.n, options.seed)
     samples = model.sample(
@@ -82,7 +82,7 @@ def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, 
 def _write(path: Path, samples: np.ndarray, model: ScoreModel, *, caption: str) -> None:
     if path.suffix == ".png":
         levels = cast(Pixels, model.pixels).levels
-        pictures.write_grid(path, samples, levels, caption=printable(caption))
+        pictures.write_grid(path, samples, levels, caption=in_a_line(caption))
     elif path.suffix == ".npz":
         write_npz(path, {"samples": samples})
     else:

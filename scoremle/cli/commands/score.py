@@ -53,7 +53,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
         options.repeats,
     )  # fmt: skip
     for note in found.notes:
-        say(tables.wrapped(note))
+        say(*tables.wrapped(note))
     above = options.out.with_name(f"{options.out.name}.parts")
     parts = folder_of_parts(above, found, options.model, images, options.seed)
     if options.shard:
@@ -173,11 +173,14 @@ def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
         lines.append((*(numbers.get(name, "") for name in columns), row.file))
     shown = slice(0 if about.reference else 1, None)
     say("likeliest, then unlikeliest:")
-    say(tables.table(header[shown], [line[shown] for line in lines], spare=("PNG", "log P, nats")))
+    text = tables.table(
+        header[shown], [line[shown] for line in lines], spare=("PNG", "log P, nats")
+    )
+    say(*text.splitlines())
     for line in about.facts:
-        say(tables.wrapped(line))
-    say(tables.wrapped(_outside(order, about.reference) if about.reference else no_ranks))
-    say(tables.wrapped(MEANING[0]))
+        say(*tables.wrapped(line))
+    say(*tables.wrapped(_outside(order, about.reference) if about.reference else no_ranks))
+    say(*tables.wrapped(MEANING[0]))
 
 
 def _outside(rows: Sequence[Row], reference: int) -> str:

@@ -47,7 +47,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
         options.label, options.steps, options.repeats,
     )  # fmt: skip
     for note in found.notes:
-        say(tables.wrapped(note))
+        say(*tables.wrapped(note))
     table = Table(_folder(options.out))
     table.begin({
         **facts_of_values(found, options.model, options.seed),
@@ -105,7 +105,7 @@ def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Pa
     stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
     error = "" if stderr is None else f" +- {stderr:.4f} (over images)"
     words = found.words
-    say(tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
+    say(*tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
     say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
     summary = {
         "unit": "bits/dim", "mean": float(good.mean()), "stderr": stderr, "images": len(good),

@@ -22,7 +22,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, read_json, read_npz, read_sealed
 from scoremle.published import pytorch, safetensors
 from scoremle.resumable import read_part
-from scoremle.terminal import say
+from scoremle.terminal import in_a_line, say
 from scoremle.training.checkpoints import Checkpoints, Damaged
 
 __all__ = ["run", "verify"]
@@ -74,8 +74,8 @@ def _verified(path: Path, kind: Kind) -> bool | str:
     try:
         return kind.is_whole(path)
     except (UserError, Damaged, OSError) as error:
-        text = " ".join(str(error).splitlines())
-        named = text if str(path) in text else f"{path}: {text}"
+        text, place = in_a_line(str(error)), in_a_line(str(path))
+        named = text if place in text else f"{place}: {text}"
         return named if kind.remedy in named else f"{named}; {kind.remedy}"
 
 
