@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from scoremle.errors import UserError
+from scoremle.evaluation import figures
 from scoremle.files import write_atomically
+from scoremle.terminal import say
 
 __all__ = ["image_grid", "write_captioned", "write_grid", "write_profile"]
 
@@ -75,26 +79,12 @@ def _enlarged(
 
 def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
     """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so."""
+    whole = float(np.dot(profile["bits_per_dim"], np.diff(profile["log_snr_edges"])))
+    title = f"{title}: diffusion term {whole:.3f} bits/dim"
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture of the profile without matplotlib: pip install 'scoremle[plots]'")
+        content = figures.drawn(partial(figures.draw_profile, profile=profile), "png", title=title)
+    except UserError as error:
+        say(f"no picture of the profile: {error}")
         return
-    edges, density = np.asarray(profile["log_snr_edges"]), np.asarray(profile["bits_per_dim"])
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.subplots()
-    axis.stairs(density, edges, fill=True, alpha=0.35)
-    centres = (edges[:-1] + edges[1:]) / 2
-    if profile["stderr"]:
-        axis.errorbar(centres, density, profile["stderr"], fmt="none", color="C0", capsize=2)
-    # A prediction of zero: half a nat for each dimension.
-    axis.axhline(0.5 / np.log(2), color="grey", linestyle="--", label="nothing known of the noise")
-    axis.legend(loc="center left")
-    axis.set(
-        title=f"{title}: diffusion term {np.sum(density * np.diff(edges)):.3f} bits/dim",
-        xlabel="log signal-to-noise ratio: from noise (left) to data",
-        ylabel="bits/dim for each unit of log-SNR",
-        xlim=(edges[0], edges[-1]),
-    )
     with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        temporary.write_bytes(content)

@@ -1,21 +1,29 @@
 """The charts of a report: each a figure with its title, its caption and its words for the blind.
 
-Drawn by matplotlib (extra ``plots``) in one style. On a page a chart is SVG whose ink and colours
-follow the page's own, light or dark. The colours are those of Okabe and Ito, which people who
-don't see red or green can tell apart; what a colour tells is told by a mark or a word, too.
+On a page a chart is SVG whose ink and colours follow the page's own, light or dark. Its name, of
+files and in identifiers, is ours: nothing that a file says is in it.
 """
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.errors import UserError
+from scoremle.evaluation.figures import (
+    ABOVE,
+    COLOURS,
+    INK,
+    LINES,
+    Z95,
+    Draw,
+    draw_profile,
+    drawn,
+)
 from scoremle.files import write_atomically
 from scoremle.training.writers import Row
 
@@ -33,32 +41,17 @@ __all__ = [
     "training_column",
 ]
 
-SIZE = (6.4, 3.6)  # inches
-INK, LINES = "#1f2328", "#d0d7de"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
 VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "scoremle", "font.family": "sans-serif",
-    "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "grid.color": LINES, "axes.grid": True,
-    "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",
-    "axes.facecolor": "none", "legend.frameon": False, "legend.labelcolor": INK,
-}  # fmt: skip
 # Rows of the log on each side that are averaged for a line; one more for so many rows.
 MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
-# Where a legend covers nothing.
-ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
 BINS = 40
 # So few points of a line are marked: of one there would be nothing to see.
 FEW = 10
-Z95 = 1.96
 # On a logarithmic scale.
 LOG_TICKS = [digit * 10.0**power for power in range(-8, 2) for digit in (1, 2, 5)]
 # The corners of a box in turn: lower or upper side, of x and of y.
 ROUND = ((0, 1, 1, 0, 0), (0, 0, 1, 1, 0))
-
-Draw = Callable[[Any], None]  # on axes of matplotlib
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Chart:
     """A figure that is drawn when it is written.
 
     Args:
-        name: of its files.
+        name: of its files and in identifiers: letters, digits and underscores.
         title: what it shows, above it.
         caption: how to read it, below it.
         words: what it shows, for those who can't see it.
@@ -81,7 +74,7 @@ class Chart:
 
     def svg(self) -> str:
         """An ``svg`` element for a page: colours by the page, identifiers of its own."""
-        body = self._drawn("svg", title=False, background="none").decode()
+        body = drawn(self.draw, "svg", background="none").decode()
         body = body[body.index("<svg") :]
         for colour, variable in VARIABLES.items():
             body = body.replace(colour, f"var(--{variable})")
@@ -91,28 +84,9 @@ class Chart:
     def write(self, folder: Path) -> None:
         """Writes NAME.svg and NAME.png, with the title, on white."""
         for kind in ("svg", "png"):
-            content = self._drawn(kind, title=True, background="white")
+            content = drawn(self.draw, kind, title=self.title)
             with write_atomically(folder / f"{self.name}.{kind}") as temporary:
                 temporary.write_bytes(content)
-
-    def _drawn(self, kind: str, *, title: bool, background: str) -> bytes:
-        try:
-            from matplotlib import rc_context
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise UserError(
-                "the charts of a report need the extra: pip install 'scoremle[plots]'"
-            ) from None
-        content = io.BytesIO()
-        with rc_context(STYLE):
-            figure = Figure(figsize=SIZE, layout="constrained")
-            axes = figure.subplots()
-            self.draw(axes)
-            if title:
-                figure.suptitle(self.title)  # above the legend, which stands above the axes
-            dated = {"Date": None} if kind == "svg" else {}
-            figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
-        return content.getvalue()
 
 
 def _columns(rows: Sequence[Row], *names: str) -> list[Float[np.ndarray, " n"]]:
@@ -204,8 +178,11 @@ def training_column(rows: Sequence[Row], name: str, title: str) -> Chart:
     steps, values = _columns(rows, name)
 
     def draw(axes: Any) -> None:
+        from matplotlib.ticker import LogFormatter  # its usual one writes formulas
+
         axes.semilogy(steps, values, ".", color=COLOURS[0], alpha=0.3, markersize=3)
         axes.semilogy(steps, _smooth(values, _half(len(values))), color=COLOURS[0])
+        axes.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
         axes.set(xlabel="step", ylabel=title.lower())
 
     words = f"{title} over the steps, from {values.min():.2g} to {values.max():.2g}."
@@ -243,7 +220,7 @@ def histogram(
 
     beside = "".join(f"; {label} {value:.3f}" for label, value in baselines.items())
     return Chart(
-        f"{name}_histogram", f"Bits/dim of each image: {name}",
+        "histogram", f"Bits/dim of each image: {name}",
         "Lower is likelier. Dashed lines: the means of simple densities fitted to the training"
         " images; a model that learned anything is left of them.",
         f"Histogram of bits/dim of {len(bpd)} images: mean {bpd.mean():.3f}, from"
@@ -252,32 +229,16 @@ def histogram(
     )  # fmt: skip
 
 
-def profile(name: str, found: Mapping[str, Sequence[float]]) -> Chart:
-    """Which noise levels cost the bits of a bound."""
+def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Chart:
+    """Which noise levels cost the bits of a bound, the page's chart of this number of them."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
-
-    def draw(axes: Any) -> None:
-        axes.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.35)
-        if len(found["stderr"]):
-            axes.errorbar(
-                centres, density, Z95 * np.asarray(found["stderr"]), fmt="none",
-                color=COLOURS[0], capsize=2,
-            )  # fmt: skip
-        nothing = 0.5 / np.log(2)
-        axes.axhline(nothing, color=INK, linestyle="--", label="nothing known of the noise")
-        axes.set(
-            xlabel="log signal-to-noise ratio: noise on the left, data on the right",
-            ylabel="bits/dim for each unit of log-SNR", xlim=(edges[0], edges[-1]),
-        )  # fmt: skip
-        axes.legend(**ABOVE)
-
     return Chart(
-        f"{name}_profile", f"Which noise levels cost the bits: {name}",
+        f"profile_{number}", f"Which noise levels cost the bits: {name}",
         f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. Bars: 95 % intervals"
         " over the images. Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
-        draw,
+        partial(draw_profile, profile=found),
     )  # fmt: skip
 
 

@@ -1,22 +1,24 @@
 """A page of HTML in one file: it asks nothing of any server, and opens from a disk.
 
-Text is escaped here, and nowhere else: what is given is plain text, but for a chart's SVG.
+Text is escaped here, and nowhere else: what is given is plain text, but for a chart's SVG. If ever
+some were not, the page's policy has a browser run this page's own script alone, and fetch nothing.
 """
 
 import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 from scoremle.files import write_atomically
 from scoremle.report.charts import Chart
+from scoremle.terminal import in_a_line, in_html
 
 __all__ = ["Card", "Page", "Picture"]
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 # Shows the cards of a gallery whose name has what was typed.
-SEARCH = """<script>
+SEARCH = """
 for (const box of document.querySelectorAll('input[type=search]')) box.oninput = () => {
   const wanted = box.value.toLowerCase();
   let shown = 0;
@@ -26,7 +28,12 @@ for (const box of document.querySelectorAll('input[type=search]')) box.oninput =
   }
   box.nextElementSibling.textContent = `${shown} shown`;
 };
-</script>"""
+"""
+SEARCH_SHA256 = base64.b64encode(hashlib.sha256(SEARCH.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{SEARCH_SHA256}'; style-src 'unsafe-inline';"
+    " img-src data:; base-uri 'none'; form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -67,35 +74,36 @@ class Page:
         """Begins a section."""
         anchor = f"section-{len(self._contents) + 1}"
         self._contents.append((anchor, title))
-        self._body.append(f'<h2 id="{anchor}">{escape(title)}</h2>')
+        self._body.append(f'<h2 id="{anchor}">{in_html(title)}</h2>')
         if text:
             self.text(text)
 
     def text(self, text: str) -> None:
         """A paragraph."""
-        self._body.append(f"<p>{escape(text)}</p>")
+        self._body.append(f"<p>{in_html(text)}</p>")
 
-    def code(self, text: str) -> None:
+    def code(self, *lines: str) -> None:
         """Lines that stay as they are: a command, a citation."""
-        self._body.append(f"<pre><code>{escape(text)}</code></pre>")
+        text = "\n".join(map(in_a_line, lines))
+        self._body.append(f"<pre><code>{in_html(text)}</code></pre>")
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> None:
         """A table with its caption."""
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+        head = "".join(f'<th scope="col">{in_html(cell)}</th>' for cell in header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+            "<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in row) + "</tr>" for row in rows
         )
         self._body.append(
-            f'<div class="wide"><table><caption>{escape(caption)}</caption>'
+            f'<div class="wide"><table><caption>{in_html(caption)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
     def charts(self, charts: Iterable[Chart]) -> None:
         """Charts beside each other where there is room."""
         figures = (
-            f'<figure id="{escape(chart.name)}"><h3>{escape(chart.title)}</h3>'
-            f'<div role="img" aria-label="{escape(chart.words)}">{chart.svg()}</div>'
-            f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+            f'<figure id="{in_html(chart.name)}"><h3>{in_html(chart.title)}</h3>'
+            f'<div role="img" aria-label="{in_html(chart.words)}">{chart.svg()}</div>'
+            f"<figcaption>{in_html(chart.caption)}</figcaption></figure>"
             for chart in charts
         )
         self._body.append(f'<div class="charts">{"".join(figures)}</div>')
@@ -103,7 +111,7 @@ class Page:
     def pictures(self, pictures: Iterable[Picture], size: str) -> None:
         """Pictures in rows; ``size``: small, or large."""
         figures = (
-            f"<figure>{_image(picture)}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+            f"<figure>{_image(picture)}<figcaption>{in_html(picture.caption)}</figcaption></figure>"
             for picture in pictures
         )
         self._body.append(f'<div class="pictures {size}">{"".join(figures)}</div>')
@@ -116,26 +124,28 @@ class Page:
             scale: what the bar of a card says.
         """
         figures = (
-            f'<figure data-name="{escape(card.name.lower())}">{_image(card.picture)}'
+            f'<figure data-name="{in_html(card.name.lower())}">{_image(card.picture)}'
             f'<div class="bar"><i style="left:{card.low:.1%};right:{1 - card.high:.1%}"></i>'
-            f'<b style="left:{card.value:.1%}"></b></div><figcaption><strong>{escape(card.name)}'
-            f"</strong> {escape(card.picture.caption)}</figcaption></figure>"
+            f'<b style="left:{card.value:.1%}"></b></div><figcaption><strong>{in_html(card.name)}'
+            f"</strong> {in_html(card.picture.caption)}</figcaption></figure>"
             for card in cards
         )
         self._body.append(
             '<section><label class="search">Search by name <input type="search">'
-            f"<span>{len(cards)} shown</span></label><p>{escape(scale)}</p>"
-            f'<div class="pictures cards">{"".join(figures)}</div></section>{SEARCH}'
+            f"<span>{len(cards)} shown</span></label><p>{in_html(scale)}</p>"
+            f'<div class="pictures cards">{"".join(figures)}</div></section>'
+            f"<script>{SEARCH}</script>"
         )
 
     def write(self, path: Path) -> None:
         """Writes the page."""
-        links = "".join(f'<a href="#{a}">{escape(title)}</a>' for a, title in self._contents)
+        links = "".join(f'<a href="#{a}">{in_html(title)}</a>' for a, title in self._contents)
         text = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head><body><main>"
-            f"<h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p><nav>{links}</nav>"
+            f"<title>{in_html(self.title)}</title><style>{STYLE}</style></head><body><main>"
+            f"<h1>{in_html(self.title)}</h1><p>{in_html(self.subtitle)}</p><nav>{links}</nav>"
             f"{''.join(self._body)}</main></body></html>\n"
         )
         with write_atomically(path) as temporary:
@@ -144,4 +154,4 @@ class Page:
 
 def _image(picture: Picture) -> str:
     content = base64.b64encode(picture.png).decode()
-    return f'<img alt="{escape(picture.words)}" src="data:image/png;base64,{content}">'
+    return f'<img alt="{in_html(picture.words)}" src="data:image/png;base64,{content}">'

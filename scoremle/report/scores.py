@@ -11,7 +11,6 @@ from PIL import Image
 
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.report.page import Card, Page, Picture
-from scoremle.terminal import printable
 
 __all__ = ["MEANING", "About", "write_page"]
 
@@ -49,8 +48,7 @@ class About:
 def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
     """Writes the page; files without a score are listed with their reasons."""
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
-    title = f"Scores of {printable(about.images)}"
-    page = Page(title, f"By the model {about.model}, likeliest first.")
+    page = Page(f"Scores of {about.images}", f"By the model {about.model}, likeliest first.")
     page.section("What the numbers say")
     for paragraph in MEANING if about.reference else MEANING[:1]:
         page.text(paragraph)
@@ -63,7 +61,7 @@ def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
     )
     if left_out := [row for row in rows if row.reason]:
         page.section("Not scored")
-        page.table(("file", "reason"), ((printable(row.file), row.reason) for row in left_out),
+        page.table(("file", "reason"), ((row.file, row.reason) for row in left_out),
                    f"{len(left_out)} of {len(rows)} files.")  # fmt: skip
     page.section("The mean, and what it cost")
     for fact in about.facts:
@@ -83,7 +81,7 @@ def _ends(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _card(row: Row, about: About, low: float, high: float) -> Card:
-    numbers, name = in_digits(row, about.dims, about.reference), printable(row.file)
+    numbers, name = in_digits(row, about.dims, about.reference), row.file
     error = f" ± {numbers['error']}" * math.isfinite(row.error)
     told = f"{numbers['bpd']}{error} bits/dim"
     facts = [f"PNG {row.png_bpd:.2f}", *row.changes]

@@ -72,7 +72,7 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")
-    page.code("\n".join(shlex.join(["scoremle", "report", str(s.folder)]) for s in subjects))
+    page.code(*(shlex.join(["scoremle", "report", str(s.folder)]) for s in subjects))
     return chart
 
 
@@ -128,7 +128,8 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         drawn.append(charts.estimators(
             {r.kind: (r.facts["mean"], r.stderr, r.is_bound) for r in in_bits}
         ))  # fmt: skip
-    drawn += [charts.profile(r.kind, r.facts["profile"]) for r in in_bits if "profile" in r.facts]
+    profiles = [(r.kind, r.facts["profile"]) for r in in_bits if "profile" in r.facts]
+    drawn += [charts.profile(i, *profile) for i, profile in enumerate(profiles, 1)]
     if result := subject.main_result:
         drawn += _of_the_ode(subject, result)
     page.charts(drawn)
@@ -138,12 +139,12 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
 def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
     """How well it was solved, and what it makes of the images."""
     choice = result.facts.get("solver_choice") or {}
-    if choice.get("tried"):
-        yield charts.solver_nodes(choice["tried"], choice["nodes"], choice["images"])
-    columns = result.columns
-    if columns and "latent_square" in columns:
+    if tried := [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]:
+        yield charts.solver_nodes(tried, choice["nodes"], choice["images"])
+    found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
+    square, neighbours = (None if each is None else each[0] for each in found)
+    if square is not None and neighbours is not None:
         size, channels = subject.config.data.image_size, subject.config.data.num_channels
-        square, neighbours = (columns[f"latent_{name}"][0] for name in ("square", "neighbours"))
         yield charts.latents(square, neighbours, (size, size, channels))
 
 
@@ -248,7 +249,7 @@ def _protocol(page: Page, subject: Subject) -> None:
             f" augmentation: {facts['augmentation']}; smallest time {facts['eps']:g}."
         )
         page.table(("what", "value"), (
-            (name, str(facts[name])) for name in IDENTITY
+            (name, str(facts[name])) for name in IDENTITY if name in facts
         ), "What a comparison needs.")  # fmt: skip
     device = jax.devices()[0]
     page.table(("what", "version"), (
@@ -257,9 +258,9 @@ def _protocol(page: Page, subject: Subject) -> None:
         ("system", platform.platform()),
     ), "Where this page was made.")  # fmt: skip
     page.text("To measure it again:")
-    page.code("\n".join(_again(subject)))
+    page.code(*_again(subject))
     page.text("The method's paper:")
-    page.code(CITATION)
+    page.code(*CITATION.splitlines())
 
 
 def _again(subject: Subject) -> Iterator[str]:

@@ -1,0 +1,96 @@
+"""Figures by matplotlib (extra ``plots``), all in one style, whatever the working folder sets.
+
+The colours are those of Okabe and Ito, which people who don't see red or green can tell apart;
+what a colour tells is told by a mark or a word, too. Text is drawn as it is: a ``$`` in a name
+begins no formula.
+"""
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoremle.errors import UserError
+
+__all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "Draw", "draw_profile", "drawn"]
+
+SIZE = (6.4, 3.6)  # inches
+INK, LINES = "#1f2328", "#d0d7de"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "scoremle", "font.family": "sans-serif",
+    "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.labelcolor": INK,
+    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINES,
+    "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "legend.frameon": False,
+    "legend.labelcolor": INK,
+}  # fmt: skip
+# Where a legend covers nothing.
+ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+Z95 = 1.96
+
+Draw = Callable[[Any], None]  # on axes of matplotlib
+
+
+def drawn(draw: Draw, kind: str, *, title: str = "", background: str = "white") -> bytes:
+    """A figure as a file of this kind, "svg" or "png". Raises UserError without matplotlib.
+
+    Args:
+        draw: draws on the axes.
+        kind: of the file.
+        title: above the figure.
+        background: a colour, or "none".
+    """
+    content = io.BytesIO()
+    with _style() as figure_of:
+        figure = figure_of(figsize=SIZE, layout="constrained")
+        draw(figure.subplots())
+        if title:
+            figure.suptitle(title)  # above the legend, which stands above the axes
+        dated = {"Date": None} if kind == "svg" else {}
+        figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[Any]:
+    """The class of figures, where our style alone counts."""
+    # matplotlib reads a matplotlibrc of the working folder, which may be anybody's.
+    elsewhere = contextlib.chdir(Path(__file__).parent)
+    with contextlib.nullcontext() if "matplotlib" in sys.modules else elsewhere:
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise UserError(
+                "the charts of a report need the extra: pip install 'scoremle[plots]'"
+            ) from None
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield Figure
+
+
+def draw_profile(axes: Any, profile: Mapping[str, Sequence[float]]) -> None:
+    """Draws which noise levels cost the bits of a bound, with 95 % intervals."""
+    edges, density = np.asarray(profile["log_snr_edges"]), np.asarray(profile["bits_per_dim"])
+    axes.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.35)
+    if len(profile["stderr"]):
+        axes.errorbar(
+            (edges[:-1] + edges[1:]) / 2, density, Z95 * np.asarray(profile["stderr"]),
+            fmt="none", color=COLOURS[0], capsize=2,
+        )  # fmt: skip
+    # A prediction of zero: half a nat for each dimension.
+    nothing = 0.5 / np.log(2)
+    axes.axhline(nothing, color=INK, linestyle="--", label="nothing known of the noise")
+    axes.set(
+        xlabel="log signal-to-noise ratio: noise on the left, data on the right",
+        ylabel="bits/dim for each unit of log-SNR", xlim=(edges[0], edges[-1]),
+    )  # fmt: skip
+    axes.legend(**ABOVE)
