@@ -1,18 +1,42 @@
 """Records that others wrote, as JSON: a value of another kind than it is taken for is a line."""
 
+import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from itertools import chain
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, is_typeddict
+from typing import Any, NewType, NotRequired, Union, get_args, get_origin, is_typeddict
 
 from scoremle.errors import UserError
 
-__all__ = ["LARGEST", "check_record", "is_of"]
+__all__ = ["LARGEST", "Count", "Error", "FileName", "Name", "Number", "check_record", "is_of"]
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
-         list: "a list", dict: "an object", NoneType: "null"}  # fmt: skip
+# Texts that may be a part of a file's name, and names of files within a folder.
+Name = NewType("Name", str)
+FileName = NewType("FileName", str)
+Count = NewType("Count", int)
+# A standard error; a number that need not be finite, as all others must.
+Error = NewType("Error", float)
+Number = NewType("Number", float)
+
+WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false",
+         list: "a list", dict: "an object", NoneType: "null",
+         Name: "a name of letters, digits, '_', '-' and '.'",
+         FileName: "the name of a file in the folder", Count: "a whole number of at least 0",
+         Number: "a number", Error: "a finite number of at least 0"}  # fmt: skip
 # Whole numbers beyond these are of no use, and overflow what they are given to.
 LARGEST = {int: 1 << 32, float: sys.float_info.max}
+# What values of these kinds are beside what their supertype is.
+NAME = r"\w[\w.+-]{0,199}"
+MORE: dict[Any, Callable[[Any], object]] = {
+    float: math.isfinite,
+    Name: re.compile(NAME, re.ASCII).fullmatch,
+    FileName: re.compile(rf"{NAME}(/{NAME})*", re.ASCII).fullmatch,
+    Count: lambda value: value >= 0,
+    Error: lambda value: 0 <= value < math.inf,
+}
 
 
 def check_record(record: Mapping[str, Any], form: Any, where: object) -> None:
@@ -20,42 +44,69 @@ def check_record(record: Mapping[str, Any], form: Any, where: object) -> None:
 
     Args:
         record: as JSON gives it. Fields that the form does not have are left alone.
-        form: a class with annotated fields. Those of a TypedDict may not be missing, unless it
-            says so. A tuple is a list in JSON, and a whole number is a number.
+        form: a TypedDict, of which fields may not be missing unless it says so; a dataclass; or
+            the type of an object, such as ``dict[Name, int]``. A tuple is a list in JSON, and a
+            whole number is a number. Numbers are finite.
         where: the file.
     """
-    for name, kind in form.__annotations__.items():
-        if name not in record:
-            if name in getattr(form, "__required_keys__", ()):
-                raise UserError(f"{where}: it lacks {name}; mend it, or make it anew")
-        elif is_typeddict(kind) and isinstance(record[name], dict):
-            check_record(record[name], kind, f"{where}: {name}")
-        elif not _fits(record[name], kind):
-            shown = repr(record[name])
-            raise UserError(
-                f"{where}: {name} must be {_words(kind)}, not"
-                f" {shown if len(shown) < 40 else WORDS.get(type(record[name]), shown[:40])}"
-            )
+    if wrong := _wrong(record, form, where):
+        raise UserError(wrong)
+
+
+def _wrong(value: Any, kind: Any, where: object) -> str:
+    """The first mistake in a value, in words; "" if it is of this kind."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is NotRequired:
+        return _wrong(value, inside[0], where)
+    if origin in (Union, UnionType):
+        found = [(_wrong(value, each, where), get_origin(each) or each) for each in inside]
+        if not all(words for words, _ in found):
+            return ""
+        within = [words for words, of in found if of is type(value) or _has_fields(value, of)]
+        return (within or [_must(value, kind, where)])[0]
+    if _has_fields(value, kind):
+        return _wrong_field(value, kind, where)
+    if origin is type(value) and origin in (dict, list):
+        pairs = value.items() if origin is dict else enumerate(value, 1)
+        names = value if origin is dict else ()
+        keys = (_wrong(name, inside[0], f"{where}: a name in it") for name in names)
+        values = (_wrong(each, inside[-1], f"{where}: {name}") for name, each in pairs)
+        return next(filter(None, chain(keys, values)), "")
+    return "" if _fits(value, kind) else _must(value, kind, where)
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    """Is a value of a kind that has no fields and no names?"""
     origin, inside = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if is_typeddict(kind):
-        return isinstance(value, dict)
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in inside)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
+    if origin is tuple and isinstance(value, list | tuple):
         kinds = inside[:1] * len(value) if inside[-1] is ... else inside
-        return len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, inside[1]) for each in value.values())
-    if origin is list:
-        return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
-    return is_of(value, kind)
+        pairs = zip(value, kinds, strict=False)
+        return len(value) == len(kinds) and not any(_wrong(each, of, "") for each, of in pairs)
+    if kind is Any or origin or is_typeddict(kind):
+        return kind is Any
+    of = getattr(kind, "__supertype__", kind)
+    return is_of(value, of) and bool(MORE.get(kind, lambda value: True)(value))
+
+
+def _wrong_field(record: Mapping[str, Any], form: Any, where: object) -> str:
+    """The first mistake in the fields of a form."""
+    for name, kind in form.__annotations__.items():
+        if name in record:
+            if words := _wrong(record[name], kind, f"{where}: {name}"):
+                return words
+        elif name in getattr(form, "__required_keys__", ()):
+            return f"{where}: it lacks {name}; mend it, or make it anew"
+    return ""
+
+
+def _has_fields(value: Any, kind: Any) -> bool:
+    return isinstance(value, Mapping) and (is_typeddict(kind) or is_dataclass(kind))
+
+
+def _must(value: Any, kind: Any, where: object) -> str:
+    shown = repr(value)
+    shown = shown if len(shown) < 40 else WORDS.get(type(value), shown[:40])
+    return f"{where} must be {_words(kind)}, not {shown}"
 
 
 def is_of(value: Any, kind: type) -> bool:

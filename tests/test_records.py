@@ -8,7 +8,7 @@ import pytest
 
 from scoremle.errors import UserError
 from scoremle.files import read_json, read_npz
-from scoremle.records import check_record
+from scoremle.records import Count, Error, FileName, Name, check_record
 
 
 class Inner(TypedDict):
@@ -24,11 +24,16 @@ class Form(TypedDict):
     shape: tuple[int, ...]
     notes: dict[str, int]
     items: list[str]
+    named: dict[Name, Inner | None]
+    errors: Error | list[Error]
+    files: FileName
+    count: Count
 
 
 GOOD = {
     "name": "x", "counts": {"train": 3}, "rate": 1, "flag": False, "size": [2, 3], "shape": [],
-    "notes": {"a": 1}, "items": ["b"], "more": object(),
+    "notes": {"a": 1}, "items": ["b"], "named": {"a-1.b": {"train": 3}, "_": None}, "errors": [0],
+    "files": "unet/a.json", "count": 0, "more": object(),
 }  # fmt: skip
 
 
@@ -46,17 +51,28 @@ def test_what_fits(size):
         ("counts", {"train": 1.0}, "counts: train must be a whole number, not 1.0"),
         ("counts", {"train": 2**33}, "counts: train must be a whole number, not 8589934592"),
         ("counts", {"train": "x"}, "counts: train must be a whole number, not 'x'"),
-        ("rate", "1", "rate must be a number"),
-        ("rate", True, "rate must be a number, not True"),
-        ("rate", 10**400, "rate must be a number"),
+        ("rate", "1", "rate must be a finite number"),
+        ("rate", True, "rate must be a finite number, not True"),
+        ("rate", 10**400, "rate must be a finite number"),
         ("flag", 1, "flag must be true or false, not 1"),
         ("size", [2], "size must be a whole number or a list of whole numbers or null"),
         ("size", True, "size must be"),
         ("shape", [1, "x"], "shape must be a list of whole numbers"),
         ("shape", 2, "shape must be a list of whole numbers, not 2"),
-        ("notes", {"a": []}, "notes must be an object"),
+        ("notes", {"a": []}, r"notes: a must be a whole number, not \[\]"),
+        ("named", {"../a": {}}, r"named: a name in it must be a name of letters.*, not '\.\./a'"),
+        ("named", {"a": {"train": "x"}}, "named: a: train must be a whole number, not 'x'"),
         ("items", "abc", "items must be a list, not 'abc'"),
-        ("items", list(range(99)), "items must be a list, not a list"),
+        ("items", list(range(99)), "items: 1 must be text, not 0"),
+        ("named", [], r"named must be an object, not \[\]"),
+        ("errors", -1.0, "errors must be a finite number of at least 0 or a list, not -1"),
+        ("errors", [1, float("nan")], "errors: 2 must be a finite number of at least 0, not nan"),
+        ("files", "a/../b", "files must be the name of a file in the folder"),
+        ("files", ".a", "files must be the name"),
+        ("files", "/a", "files must be the name"),
+        ("files", "a\n", "files must be the name"),
+        ("count", -1, "count must be a whole number of at least 0, not -1"),
+        ("count", True, "count must be a whole number of at least 0, not True"),
     ],
 )
 def test_what_does_not(name, value, words):

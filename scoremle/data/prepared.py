@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -84,6 +84,8 @@ class _Meta(TypedDict):
     skipped: list[str]
     notes: dict[str, int]
     options: _Options
+    crop: NotRequired[str]
+    orientation: NotRequired[str]
 
 
 @dataclass(frozen=True)

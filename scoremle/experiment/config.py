@@ -112,8 +112,10 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
 
 
 def _with_tuples(content: Any) -> Any:
-    """JSON knows no tuples, and configs no lists."""
+    """JSON knows no tuples, and configs no lists. Raises UserError for what names no field."""
     if isinstance(content, dict):
+        if wrong := [name for name in content if not name.isidentifier()]:
+            raise UserError(f"{wrong[0][:60]!r} is no name of a field")
         return {name: _with_tuples(value) for name, value in content.items()}
     return tuple(content) if isinstance(content, list) else content
 

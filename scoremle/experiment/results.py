@@ -3,47 +3,35 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import UserError
+from scoremle.experiment.facts import RESULTS
 from scoremle.experiment.lock import alone
 from scoremle.files import SEAL, read_json, read_npz, seal, write_json
 from scoremle.records import check_record
 
-__all__ = ["add_results", "read_results", "read_values"]
+__all__ = ["add_results", "measured", "read_results", "read_values"]
 
 # Seconds for others to write theirs.
 LONGEST_WAIT = 60.0
 
 
-class _Facts(TypedDict, total=False):
-    """What others read of a result."""
-
-    metric: str
-    unit: str
-    kind: str
-    estimator: str
-    mean: float
-    stderr: float | None
-    mean_nfe: float | None
-    mean_solver_error: float | None
-    images: int
-    passes: int
-    split: str
-    full_pass: bool
-    data_hash: str
-    checkpoint: int
-    step: int
+# What is said of each result wherever it is shown.
+TOLD = (
+    "kind", "metric", "unit", "stderr", "estimator", "checkpoint", "step", "split", "images",
+    "passes", "full_pass", "augmentation", "eps",
+)  # fmt: skip
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """What lies in the file; nothing if there is none.
 
     Raises UserError if it can't be read, if a result is not as it was written, or if what it says
-    is of another kind than it must be.
+    is of another kind than it must be, such as a name that can't be one of files.
     """
     results = read_json(path) if path.exists() else {}
     for name, result in results.items():
@@ -54,8 +42,21 @@ def read_results(path: Path) -> dict[str, Any]:
                     f"{path}: {name} is not as it was written: move the file away and evaluate"
                     " again; finished parts are kept"
                 )
-            check_record(rest, _Facts, f"{path}: {name}")
+    check_record(results, RESULTS, path)
     return results
+
+
+def measured(path: Path) -> dict[str, dict[str, Any]]:
+    """The results in the file that are means over images.
+
+    Raises UserError as ``read_results``, and for one that lacks what is said wherever it is shown.
+    """
+    results = read_results(path)
+    found = {n: r for n, r in results.items() if isinstance(r, dict) and "mean" in r}
+    for name, facts in found.items():
+        if lacking := [field for field in TOLD if field not in facts]:
+            raise UserError(f"{path}: {name} lacks {lacking[0]}; evaluate again")
+    return found
 
 
 def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:

@@ -18,22 +18,18 @@ from scoremle.errors import UserError
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
 from scoremle.experiment.imported import Imported
-from scoremle.experiment.results import read_results, read_values
+from scoremle.experiment.results import measured, read_results, read_values
+from scoremle.experiment.rules import check_values
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_npz
 from scoremle.records import is_of
+from scoremle.terminal import in_a_line
 from scoremle.training.writers import Row
 
 __all__ = ["Result", "Subject", "paired"]
 
-CHECKS = "checks_"
+RESULTS = "results.json"
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
-# What the page tells of each result.
-TOLD = (
-    "kind", "metric", "unit", "stderr", "estimator", "checkpoint", "step", "split", "images",
-    "passes", "full_pass", "augmentation", "eps",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,15 +61,24 @@ class Result:
         return float(self.facts["stderr"] or np.nan)
 
     @cached_property
-    def columns(self) -> dict[str, Any] | None:
-        """Arrays [passes images] by name; None where there is no such file."""
-        return read_npz(self.folder / f"{self.name}.npz")
-
-    @cached_property
     def values(self) -> Float[np.ndarray, " n"] | None:
         """Of each image, averaged over the passes; None where there is no such file."""
-        values = read_values(self.folder / f"{self.name}.npz", self.facts["metric"])
+        values = self.column(self.facts["metric"])
         return None if values is None else values.mean(axis=0)
+
+    def column(self, name: str) -> Float[np.ndarray, "passes n"] | None:
+        """An array beside the result; None where there is none.
+
+        Raises UserError for one of other images than the result, or with no finite number.
+        """
+        path = self.folder / f"{self.name}.npz"
+        values, wanted = read_values(path, name), (self.facts["passes"], self.facts["images"])
+        if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
+            raise UserError(
+                f"{path}: {name} has no finite number for each of {wanted[1]} images in each of"
+                f" {wanted[0]} passes, as {self.folder / RESULTS} says: evaluate again"
+            )
+        return values
 
 
 def paired(first: Result, second: Result) -> Difference | None:
@@ -94,13 +99,18 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """By which a reader knows it."""
-        return self.folder.resolve().name
+        """By which a reader knows it, in a line."""
+        return in_a_line(self.folder.resolve().name)
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The resolved config; raises UserError where there is none."""
-        return Workdir(self.folder).config()
+        """The resolved config. Raises UserError where there is none, or none that can be."""
+        found = Workdir(self.folder).config()
+        try:
+            check_values(found)
+        except UserError as error:
+            raise UserError(f"{self.folder / config.RECORD}: {error}") from None
+        return found
 
     @property
     def imported(self) -> Imported | None:
@@ -122,13 +132,9 @@ class Subject:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
-    @cached_property
-    def _results(self) -> dict[str, Any]:
-        return read_results(self._results_path)
-
     @property
     def _results_path(self) -> Path:
-        return self.folder / self.eval_folder / "results.json"
+        return self.folder / self.eval_folder / RESULTS
 
     @cached_property
     def results(self) -> list[Result]:
@@ -136,13 +142,9 @@ class Subject:
 
         Raises UserError for one that lacks what the page tells.
         """
-        measured = {n: r for n, r in self._results.items() if isinstance(r, dict) and "mean" in r}
-        for name, facts in measured.items():
-            if lacking := [field for field in TOLD if field not in facts]:
-                raise UserError(f"{self._results_path}: {name} lacks {lacking[0]}; evaluate again")
-        newest = max((r["checkpoint"] for r in measured.values()), default=None)
-        folder = self.folder / self.eval_folder
-        return [Result(n, r, folder) for n, r in measured.items() if r["checkpoint"] == newest]
+        found, folder = measured(self._results_path), self.folder / self.eval_folder
+        newest = max((r["checkpoint"] for r in found.values()), default=None)
+        return [Result(n, r, folder) for n, r in found.items() if r["checkpoint"] == newest]
 
     @property
     def main_result(self) -> Result | None:
@@ -153,8 +155,8 @@ class Subject:
     @property
     def checks(self) -> list[Mapping[str, Any]]:
         """Verdicts on what must hold between the estimators."""
-        found = (checks for name, checks in self._results.items() if name.startswith(CHECKS))
-        return [verdict for checks in found for verdict in checks]
+        found = read_results(self._results_path).values()
+        return [verdict for checks in found if isinstance(checks, list) for verdict in checks]
 
     @cached_property
     def data(self) -> data.ImageSet | str:
@@ -169,6 +171,8 @@ class Subject:
         if isinstance(self.data, str):
             return self.data
         split = self.data.train if result.facts["split"] == "train" else self.data.test
+        if len(split) < result.facts["images"]:
+            return f"the data set that is here has {len(split)} images of that split"
         return split[: result.facts["images"]]
 
     def sample_pictures(self) -> list[tuple[int, Path]]:

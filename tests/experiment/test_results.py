@@ -9,7 +9,10 @@ from scoremle.experiment.results import add_results, read_results
 
 RESULTS = {
     "exact_test_ckpt_2": {"mean": 1.25, "stderr": None, "solver": {"nodes": 6}, "edges": (1, 2)},
-    "checks_test_ckpt_2": [{"words": "a <= b", "holds": True}, {"words": "c", "holds": False}],
+    "checks_test_ckpt_2": [
+        {"words": "a <= b", "holds": True, "difference": 0.5, "stderr": 0.125, "meaning": ""},
+        {"words": "c", "holds": False, "difference": 2.5, "stderr": 0.125, "meaning": "a fault"},
+    ],
 }
 
 

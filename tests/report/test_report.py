@@ -4,113 +4,20 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers.reported import IMAGES, STEP, Reader, make, result
 from PIL import Image
 
 from scoremle.cli.main import main
 from scoremle.evaluation.statistics import Difference
-from scoremle.experiment.config import published_config
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
 from scoremle.report.subject import Result, Subject, paired
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
-
-IMAGES, STEP = 40, 1200
-CHOICE = {"nodes": 24, "images": 8, "tried": [[12, 0.1], [24, 0.004]]}
-CORRECTED = {
-    "uncorrected_mean": 2.001, "correction": -0.00133, "level_nodes": [24, 256],
-    "level_images": [IMAGES, 64],
-    "errors": {
-        "images": 0.012, "probes": 0.00123, "draws": 0.00234, "solver": 0.0002, "all": 0.01234,
-        "this_set": 0.00265, "finest_bias": 0.0001,
-    },
-}  # fmt: skip
-VOID = {"meta", "img", "use", "path", "br"}
-
-
-def result(name, values, checkpoint=1, **facts):
-    return {
-        "metric": "bpd", "unit": "bits/dim", "kind": name, "mean": float(values.mean()),
-        "stderr": float(values.std(ddof=1) / np.sqrt(values.size)), "images": IMAGES, "passes": 1,
-        "estimator": "exact <for p_eps>", "split": "test", "data_hash": "0123", "seed": 42,
-        "full_pass": False, "augmentation": "none", "eps": 1e-5, "checkpoint": checkpoint,
-        "step": STEP * checkpoint, "ema_hash": "4567", "dataset": "digits",
-        "precision": "float32", "version": "0", **facts,
-    }  # fmt: skip
-
-
-def make(folder, *, shift=0.0, field=None):
-    """A working directory; returns the values of its images."""
-    config = published_config("digits", {"training.n_iters": 777} if field is None else field)
-    write_json(folder / "config.json", config.to_dict())
-    write_json(folder / "data.json", {"name": "digits", "levels": 17})
-    rng = np.random.default_rng(0)
-    values = 2 + 0.2 * rng.normal(size=(1, IMAGES)) + shift
-    bound = values + 0.01
-    steps = np.arange(1, 41)
-    rows = [
-        {"step": int(s), "loss": 1 / s, "eval_loss": 1.1 / s, "grad_norm": 1.0, "eval_bpd": 2.5,
-         "eval_bpd_stderr": 0.1}
-        for s in steps
-    ]  # fmt: skip
-    rows[0]["eval_bpd"] = 30.0  # the average of the parameters is young
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
-    write_json(folder / "eval" / "results.json", {
-        "exact_test_ckpt_1": result("exact", values - 9),
-        "exact_test_ckpt_2": result(
-            "exact", values, 2, mean_nfe=25.0, solver_choice=CHOICE, **CORRECTED, flags={
-                "begin_ckpt": 2, "nodes": 24, "dequantization": "truncated_normal"
-            },
-        ),
-        "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
-        "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
-                                "stderr": 0.1, "meaning": "a fault"}],
-    })  # fmt: skip
-    square = np.where(np.arange(IMAGES) < 30, 1.0, 2.0)[None]  # of 64 dimensions, 2 is no noise
-    neighbours = np.full((1, IMAGES), 0.01)
-    write_npz(folder / "eval" / "exact_test_ckpt_2.npz",
-              {"bpd": values, "latent_square": square, "latent_neighbours": neighbours})
-    (folder / "samples").mkdir()
-    for step in (9, 10, 200):
-        Image.new("L", (8, 8)).save(folder / "samples" / f"step_{step}.png")
-    return values[0]
-
-
-class Reader(HTMLParser):
-    """What a page holds: its texts, its attributes by name, and whether its tags are balanced."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.attributes, self.words = [], {}, []
-        self.feed(page)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attributes)
-
-    def handle_startendtag(self, tag, attributes):
-        for name, value in attributes:
-            self.attributes.setdefault(name, []).append(value)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
@@ -161,8 +68,8 @@ def test_images_are_in_their_order(reported):
 def test_charts_are_written_and_hold_their_data(reported):
     folder, values, text = reported
     names = {path.name for path in (folder / "report" / "charts").iterdir()}
-    drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "exact_histogram",
-             "bound_profile", "estimators", "solver_nodes", "latents"}  # fmt: skip
+    drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "histogram",
+             "profile_1", "estimators", "solver_nodes", "latents"}  # fmt: skip
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     labels = Reader(text).attributes["aria-label"]
     assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
@@ -210,11 +117,11 @@ def test_paired_differences(tmp_path):
     found = []
     for name, values in (("a", first), ("b", second)):
         write_npz(tmp_path / f"{name}.npz", {"bpd": values[None]})
-        found.append(Result(name, result("exact", values), tmp_path))
+        found.append(Result(name, result("exact", values, images=3), tmp_path))
     gap = second - first
     expected = Difference(gap.mean(), gap.std(ddof=1) / np.sqrt(3), 3)
     assert paired(*found) == expected
-    other = Result("b", result("exact", second, seed=43), tmp_path)
+    other = Result("b", result("exact", second, images=3, seed=43), tmp_path)
     assert paired(found[0], other) is None
 
 
@@ -243,7 +150,7 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
     ("file", "old", "new", "words"),
     [
         ("eval/results.json", '"unit"', '"until"', "exact_test_ckpt_1 lacks unit; evaluate again"),
-        ("eval/results.json", '"mean": ', '"mean": "2", "x": ', "mean must be a number, not '2'"),
+        ("eval/results.json", '"mean": ', '"mean": "2", "x": ', "mean must be a finite number"),
         ("eval/results.json", '"kind"', '"seal": "0", "kind"', "is not as it was written"),
         ("metrics.jsonl", "{", "[", "line 1 is no row of numbers"),
         ("metrics.jsonl", '"step"', '"stop"', "line 1 is no row of numbers"),
