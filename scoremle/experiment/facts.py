@@ -141,4 +141,4 @@ class _Verdict(TypedDict):
 
 
 # By name, which is that of the result's files, too.
-RESULTS = dict[Name, _Result | list[_Verdict]]
+RESULTS = dict[Name, _Result | list[_Verdict] | None]

@@ -261,6 +261,7 @@ def test_profile_is_drawn_over_its_bins(tmp_path):
 
 def test_no_profile_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    write_profile(tmp_path / "profile.png", {}, "title")
+    profile = {"log_snr_edges": [0.0, 1.0], "bits_per_dim": [1.0], "stderr": []}
+    write_profile(tmp_path / "profile.png", profile, "title")
     assert "pip install 'scoremle[plots]'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
