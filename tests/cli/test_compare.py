@@ -162,7 +162,7 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
         ("nan", "exact_test_ckpt_1.npz has no bits/dim of images, or some that are no finite"),
         ("flat", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("text", "exact_test_ckpt_1.npz has no bits/dim of images"),
-        ("typed", "checkpoint must be a whole number, not '1'"),
+        ("typed", "checkpoint must be a whole number of at least 0, not '1'"),
         ("altered", "exact_test_ckpt_1 is not as it was written"),
         ("nowhere", "nowhere holds no results: "),
     ):
