@@ -1,4 +1,4 @@
-"""What reaches a terminal, a table, a page or a document: text that others wrote, and no more.
+"""Text that others wrote, as it reaches a terminal, a table, a page or a document, and no more.
 
 A file may be called anything. Control characters in its name could clear a terminal or write over
 what it shows, an end of a line could forge another line, a cell that begins like a formula is one
@@ -89,7 +89,7 @@ def say(*lines: object) -> None:
 
 
 class Formatter(logging.Formatter):
-    """Of what is logged, on a terminal: lines like those of errors."""
+    """Format of what is logged, on a terminal: lines like those of errors."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         kind = "warning: " if record.levelno >= logging.WARNING else ""

@@ -1,4 +1,4 @@
-"""What results.json may say, and of what kind. A field that is read anywhere is named here."""
+"""Types of what results.json says: each field that is read anywhere is named here."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -20,7 +20,7 @@ class _Errors(TypedDict):
 
 
 class _Choice(TypedDict):
-    """What a pilot found of a solver: nothing finite where too few nodes fail."""
+    """Findings of a pilot about a solver: nothing finite where too few nodes fail."""
 
     nodes: Count
     images: Count
@@ -30,7 +30,7 @@ class _Choice(TypedDict):
 
 
 class _Profile(TypedDict):
-    """Which noise levels cost the bits."""
+    """Bits that each noise level costs."""
 
     log_snr_edges: list[float]
     bits_per_dim: list[float]
@@ -38,7 +38,7 @@ class _Profile(TypedDict):
 
 
 class _Progress(TypedDict):
-    """How far a training is."""
+    """Progress of a training."""
 
     steps: Count
     newest_step: Count
@@ -46,7 +46,7 @@ class _Progress(TypedDict):
 
 
 class _Cost(TypedDict):
-    """What less than float32 costs."""
+    """Cost of less than float32."""
 
     mean: float
     stderr: Error | None
@@ -55,7 +55,7 @@ class _Cost(TypedDict):
 
 
 class _Measure(TypedDict):
-    """Of the quality of samples."""
+    """A measure of the quality of samples."""
 
     value: float
     stderr: Error | None
@@ -64,7 +64,7 @@ class _Measure(TypedDict):
 
 
 class _Reference(TypedDict, total=False):
-    """What samples are compared with."""
+    """Features that samples are compared with."""
 
     path: str
     images: Count
@@ -74,7 +74,7 @@ class _Reference(TypedDict, total=False):
 
 
 class _Result(TypedDict, total=False):
-    """What is read anywhere of a result."""
+    """Fields of a result."""
 
     metric: str
     unit: str

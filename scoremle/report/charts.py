@@ -230,7 +230,7 @@ def histogram(
 
 
 def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Chart:
-    """Which noise levels cost the bits of a bound, the page's chart of this number of them."""
+    """Bits that each noise level costs in a bound, as chart number so much of the page."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
     return Chart(

@@ -31,7 +31,7 @@ ERRORS = 2.0
 
 @dataclass(frozen=True)
 class About:
-    """What a page is about: the model by its name, where the images are, and what was measured.
+    """Subject of a page: the model by its name, where the images are, and what was measured.
 
     ``levels`` are those of the images, ``reference`` the number of test images that ranks are
     among, and ``facts`` lines about the mean.

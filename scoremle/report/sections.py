@@ -42,7 +42,7 @@ CITATION = """@inproceedings{song2021maximum,
 
 
 def tell(page: Page, subject: Subject) -> list[Chart]:
-    """All that is known of one working directory; the charts that were drawn."""
+    """Writes all that is known of one working directory; gives the charts that were drawn."""
     drawn: list[Chart] = []
     for section in (_results, _images, _samples, _training, _protocol, _config):
         drawn += section(page, subject) or []
@@ -137,7 +137,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
 
 
 def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
-    """How well it was solved, and what it makes of the images."""
+    """Charts of how well it was solved, and of what it makes of the images."""
     choice = result.facts.get("solver_choice") or {}
     if tried := [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]:
         yield charts.solver_nodes(tried, choice["nodes"], choice["images"])
@@ -223,7 +223,7 @@ def _training(page: Page, subject: Subject) -> list[Chart]:
 
 
 def _curves(subject: Subject) -> Iterator[Chart]:
-    """Of what was logged."""
+    """Charts of what was logged."""
     log, optim = subject.log, subject.config.optim
     logged = {name for row in log for name, value in row.items() if value is not None}
     if "loss" in logged:

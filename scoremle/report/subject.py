@@ -1,4 +1,4 @@
-"""What a report knows of a working directory, read from its files."""
+"""Facts of a working directory for a report, read from its files."""
 
 import json
 import math
@@ -42,7 +42,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """Which estimator, dequantizer and number of draws it is of, in a word."""
+        """Estimator, dequantizer and number of draws, in a word."""
         return self.facts["kind"]
 
     @property
@@ -62,7 +62,7 @@ class Result:
 
     @cached_property
     def values(self) -> Float[np.ndarray, " n"] | None:
-        """Of each image, averaged over the passes; None where there is no such file."""
+        """Values of images, averaged over the passes; None where there is no such file."""
         values = self.column(self.facts["metric"])
         return None if values is None else values.mean(axis=0)
 
@@ -138,7 +138,7 @@ class Subject:
 
     @cached_property
     def results(self) -> list[Result]:
-        """Of the newest checkpoint that was evaluated, in the order in which they were made.
+        """Results of the newest checkpoint that was evaluated, in the order of their making.
 
         Raises UserError for one that lacks what the page tells.
         """
