@@ -5,6 +5,12 @@
 A density p(y) gives the integer image the probability of its bin: with u uniform, -log P(x) <=
 E[-log p(y)] - D log((high - low) / levels). So the famous constants follow from the scaling: 256
 levels on [-1, 1] add log2(256 / 2) = 7 bits/dim, on [0, 1] 8, and 17 levels log2(17 / 2).
+
+A network that was trained on the integers k themselves, without noise, has seen points, such as
+2 k / 255 - 1. They are the middles of bins of a wider range: with the first of L points at a and
+the last at b,
+
+    w = (b - a) / (L - 1),     low = a - w / 2,     high = b + w / 2
 """
 
 import math
@@ -27,6 +33,9 @@ MOST_LEVELS = 2**16
 @dataclass(frozen=True)
 class Pixels:
     """Grey values of images, spread over [low, high).
+
+    That is where integers lie with noise in [0, 1). For a network that was trained without it,
+    give the points where the first and the last value lie to ``of_points``.
 
     Args:
         levels: the number of grey values a channel.
@@ -51,6 +60,26 @@ class Pixels:
             raise ValueError(f"levels must be from 2 to {MOST_LEVELS}, not {self.levels}")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+
+    @classmethod
+    def of_points(cls, levels: int, first: float, last: float) -> "Pixels":
+        """Those whose values are points from ``first`` to ``last``, in the middle of their bins.
+
+        With w = (last - first) / (levels - 1), low is first - w / 2 and high is last + w / 2.
+
+        Args:
+            levels: the number of grey values a channel.
+            first: the real that the lowest value is.
+            last: the real that the highest value is.
+
+        Raises ValueError as the constructor does.
+
+        Example:
+            >>> scoremle.Pixels.of_points(17, -1, 1)  # k / 8 - 1
+            Pixels(levels=17, low=-1.0625, high=1.0625)
+        """
+        half = (last - first) / (max(levels, 2) - 1) / 2
+        return cls(levels, first - half, last + half)
 
     def encode(self, x: IntImages, u: Data | float) -> Data:
         """Integers and their dequantization noise in [0, 1) to reals in [low, high)."""

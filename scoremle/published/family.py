@@ -11,7 +11,7 @@ from scoremle.model import ScoreModel
 __all__ = ["PIXELS", "PublishedModel"]
 
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
-PIXELS = Pixels(256, -1 - 1 / 255, 1 + 1 / 255)
+PIXELS = Pixels.of_points(256, -1, 1)
 # Networks of pixels are of 1024 at most: beyond this, what is taken to be an image fills a memory.
 LARGEST_SIDE = 1 << 12
 

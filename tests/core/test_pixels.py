@@ -106,6 +106,16 @@ def test_the_grid_of_published_training_has_its_ends_on_the_ends():
     )
 
 
+@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 1.0), (-3.0, 0.5)])
+def test_values_that_are_points_are_the_middles_of_their_bins(levels, ends):
+    """The points, and the rule that documents state for who has low and high to say."""
+    pixels, (a, b) = Pixels.of_points(levels, *ends), ends
+    np.testing.assert_allclose(pixels.points, np.linspace(a, b, levels), atol=1e-12)
+    w = (b - a) / (levels - 1)
+    assert (pixels.low, pixels.high) == pytest.approx((a - w / 2, b + w / 2))
+
+
 def test_the_first_value_beyond_the_levels_is_refused():
     images = np.full((1, 2, 2, 1), 16, np.uint8)
     assert Pixels(17).checked(images, (2, 2, 1)) is images
