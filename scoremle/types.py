@@ -17,6 +17,7 @@ __all__ = [
     "Images",
     "IntImages",
     "Keys",
+    "Labels",
     "NoiseFn",
     "PRNGKey",
     "PerExample",
@@ -37,6 +38,8 @@ Images = Float[AnyArray, "b _h _w _c"]
 IntImages = Integer[AnyArray, "b *d"]
 # Times, or what an SDE has at times; where each dimension has its own, the data's axes follow.
 Times = Float[AnyArray, "..."]
+# What a network is told about times: integers where it knows whole steps alone.
+Labels = Float[AnyArray, "..."] | Integer[AnyArray, "..."]
 PerExample = Float[Array, " b"]
 # A number, or what stands for it in a compiled function.
 Scalar = float | Float[Array, ""]

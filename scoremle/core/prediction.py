@@ -8,6 +8,7 @@ network may predict instead
     x_0      (x - sigma eps) / alpha
     v        alpha eps - sigma x_0              (Salimans and Ho, arXiv 2202.00512)
     u        eps - x_0, the velocity of the straight path (arXiv 2209.03003)
+    -u       x_0 - eps, the velocity towards the data (arXiv 2210.02747)
     edm      F = (x_0 - c_skip y) / c_out of y = x / alpha, where the network sees c_in y
              (Karras et al., arXiv 2206.00364, table 1)
 
@@ -15,13 +16,14 @@ All are exact, for any alpha and sigma, in a form whose large terms have cancell
 network is told about t is another choice: ``CONDITIONINGS``. The published networks are told
 999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between the
 nodes of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
-cheaper for it (docs/math.md).
+cheaper for it (docs/math.md). A network that reads t from a table knows whole steps alone
+(``BetweenSteps``).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +31,18 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, expand, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
+    "BETWEEN_REMEDY",
     "CONDITIONINGS",
     "PREDICTIONS",
+    "Between",
+    "BetweenSteps",
     "Conditioned",
     "Conditioning",
     "NetworkNoise",
@@ -48,7 +53,9 @@ __all__ = [
 ]
 
 LABEL_SCALE = 999.0
+BETWEEN_REMEDY = "between='interpolate' mixes the outputs of the two steps on either side"
 
+Between = Literal["interpolate"]
 # (sde, t) -> what the network is told about t
 Conditioning = Callable[[SDE, Times], Times]
 
@@ -65,6 +72,7 @@ CONDITIONINGS: dict[str, Conditioning] = {
     "time": lambda sde, t: t,
     "time_999": lambda sde, t: LABEL_SCALE * t,
     "step": _steps,
+    "alpha": lambda sde, t: sde.alpha(t),
     "sigma": lambda sde, t: sde.sigma(t),
     "log_snr": lambda sde, t: sde.log_snr(t),
     "c_noise": lambda sde, t: -sde.log_snr(t) / 8,  # log(sigma / alpha) / 4
@@ -79,7 +87,45 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
         (alpha * output + sigma * x) / (jnp.square(alpha) + jnp.square(sigma))
     ),
     "u": lambda output, x, alpha, sigma: (alpha * output + x) / (alpha + sigma),
+    "-u": lambda output, x, alpha, sigma: (x - alpha * output) / (alpha + sigma),
 }
+
+
+@pytree
+@dataclass(frozen=True)
+class BetweenSteps:
+    """A network that knows whole steps alone, between two of them: its outputs there, mixed.
+
+    The nearer step counts for more, linearly. The network gets whole numbers as integers, and both
+    steps in one call.
+
+    Args:
+        network: gets integers from 0 to ``steps`` - 1 as its label.
+        steps: how many there are.
+
+    Example:
+        >>> table = jnp.asarray([[0.0], [10.0], [30.0]])
+        >>> network = BetweenSteps(lambda x, label: table[label] + 0 * x, 3)
+        >>> print(network(jnp.zeros((2, 1)), jnp.asarray([1.0, 1.25]))[:, 0])
+        [10. 15.]
+    """
+
+    network: Callable[..., Data]
+    steps: int = static()
+
+    def __call__(self, x: Data, label: Times, *condition: Any) -> Data:
+        label = jnp.clip(label, 0, self.steps - 1)
+        before = jnp.minimum(jnp.floor(label), self.steps - 2)
+        both = jnp.concatenate([before, before + 1]).astype(int)
+        twice, *given = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, *condition))
+        here, there = jnp.split(self.network(twice, both, *given), 2)
+        share = expand(label - before, x)
+        return (1 - share) * here + share * there
+
+    @property
+    def way(self) -> str:
+        """How the network came to JAX, if it did."""
+        return self.network.way  # type: ignore[attr-defined]
 
 
 @pytree
@@ -117,6 +163,7 @@ def noise_fn(
     *,
     prediction: str = "eps",
     conditioning: str | Conditioning = "log_snr",
+    between: Between | None = None,
     sigma_data: float = 0.5,
 ) -> NetworkNoise:
     """The noise prediction of ``network(x, label)``, or of ``network(x, label, condition)``.
@@ -126,13 +173,17 @@ def noise_fn(
             over; or a pytree whose leaves are its parameters, such as
             ``jax.tree_util.Partial(apply, params)`` of ``apply(params, x, label)``.
         sde: what noise is added when.
-        prediction: what its output means: "eps", "score", "x_0", "v", "u" or "edm".
+        prediction: what its output means: "eps", "score", "x_0", "v", "u", "-u" or "edm".
         conditioning: what its label is: "time", "time_999", "step" (the number of a discrete
-            schedule's step), "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a function
-            of (sde, t).
+            schedule's step), "alpha", "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a
+            function of (sde, t).
+        between: "interpolate" for a network that knows whole steps alone, as one with a table of
+            times does: its outputs at the two steps on either side are mixed, at twice the cost.
+            None: its label is any number.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
 
-    Raises ValueError for another prediction or conditioning.
+    Raises ValueError for another prediction, conditioning or ``between``, and for ``between``
+    without the steps of a discrete schedule as labels.
 
     Example:
         >>> def network(x, log_snr):  # E[x_0 | x] of data N(0, I)
@@ -148,7 +199,18 @@ def noise_fn(
     if isinstance(conditioning, str) and conditioning not in CONDITIONINGS:
         choices = ", ".join(CONDITIONINGS)
         raise ValueError(f"conditioning must be one of {choices}, not {conditioning!r}")
-    return NetworkNoise(as_pytree(network), sde, prediction, conditioning, sigma_data)
+    network = as_pytree(network)
+    if between is not None:
+        network = BetweenSteps(network, _count_of_steps(sde, conditioning, between))
+    return NetworkNoise(network, sde, prediction, conditioning, sigma_data)
+
+
+def _count_of_steps(sde: SDE, conditioning: str | Conditioning, between: str) -> int:
+    if between != "interpolate":
+        raise ValueError(f"between must be 'interpolate' or None, not {between!r}")
+    if conditioning != "step" or not hasattr(sde.schedule, "steps"):
+        raise ValueError("between is of networks with conditioning='step' of a Discrete schedule")
+    return sde.schedule.steps
 
 
 @pytree

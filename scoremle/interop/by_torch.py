@@ -23,7 +23,7 @@ from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_ca
 from jaxtyping import Array, Float
 
 from scoremle.interop.frozen import Frozen
-from scoremle.types import AnyArray, Data, Times
+from scoremle.types import AnyArray, Data, Labels
 
 __all__ = ["InTorch"]
 
@@ -39,7 +39,7 @@ class InTorch:
 
     frozen: Frozen
 
-    def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
+    def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
         none = jnp.zeros((0, *x.shape), x.dtype)
         return _products(self.frozen, (x, label, *condition), none)[0]
 
@@ -54,7 +54,7 @@ class InTorch:
 class _Transposed:
     frozen: Frozen
 
-    def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
+    def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
         return _transposed(self.frozen, (x, label, *condition))
 
 

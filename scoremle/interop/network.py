@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Array
 from torch import Tensor, nn
 
+from scoremle.core.prediction import BETWEEN_REMEDY
 from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
 from scoremle.interop.by_torch import InTorch
 from scoremle.interop.by_torchax import translated
 from scoremle.interop.frozen import Frozen
 from scoremle.numerics import within_forms
-from scoremle.types import Data, Times
+from scoremle.types import Data, Labels
 
 __all__ = ["By", "network_of"]
 
@@ -47,7 +48,7 @@ class _AsThere:
     network: Callable[..., Data]
     way: str = static()
 
-    def __call__(self, x: Data, label: Times, *condition: Array) -> Data:
+    def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
         image = x.ndim == 4
         shown = jnp.moveaxis(x, -1, 1) if image else x
         y = self.network(*map(_in_float32, (shown, label, *condition))).astype(x.dtype)
@@ -55,7 +56,12 @@ class _AsThere:
 
 
 def network_of(
-    module: nn.Module, x: np.ndarray, label: np.ndarray, *condition: np.ndarray, by: By | None
+    module: nn.Module,
+    x: np.ndarray,
+    label: np.ndarray,
+    *condition: np.ndarray,
+    by: By | None,
+    steps: bool = False,
 ) -> Callable[..., Data]:
     """``network(x, label, *condition)`` of a module, which is checked at a few such examples.
 
@@ -65,12 +71,16 @@ def network_of(
         label: what the module is told about t of each.
         condition: a third argument, if it takes one.
         by: the way; None: torchax, or torch where that can't be.
+        steps: labels are numbers of steps, and may lie between two. A module that cuts off what
+            lies between is named in a warning.
 
     Raises UserError if the module can't be used, and for what ``by`` names and can't be done.
     """
     frozen = Frozen(module)
     shown = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     inputs = [np.ascontiguousarray(_in_float32(a)) for a in (shown, label, *condition)]
+    if steps:
+        _check_between_steps(frozen, *(_tensor(a, frozen.device) for a in inputs))
     truth = _Truth(frozen, inputs)
     why = _not_torchax(frozen) if by is None else ""
     if by != "torch" and not why:
@@ -124,6 +134,24 @@ class _Truth:
         off = np.abs(terms.sum(axis=1) - self.terms.sum(axis=1))
         if not np.all(off <= TOLERANCE * np.maximum(np.abs(self.terms).sum(axis=1), 1e-6)):
             raise UserError(f"{self.name}: its v'Jv differs from PyTorch's by {off.max():.1e}")
+
+
+def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: Tensor) -> None:
+    """Warns of a module that cuts off fractions of a step; raises UserError if it takes none."""
+    step = label.trunc()
+    try:
+        here, near, next_ = (frozen.quietly(x, step + d, *condition) for d in (0.0, 0.3, 1.0))
+    except UserError as error:
+        try:
+            frozen.quietly(x, step.long(), *condition)
+        except UserError:
+            return  # for another reason, which is told as for any module
+        raise UserError(f"{error}; it takes whole steps alone: {BETWEEN_REMEDY}") from None
+    if torch.equal(here, near) and not torch.equal(here, next_):
+        logger.warning(
+            "%s cuts off fractions of a step, which the ODE falls on: %s",
+            frozen.name, BETWEEN_REMEDY,
+        )  # fmt: skip
 
 
 def _not_torchax(frozen: Frozen) -> str:

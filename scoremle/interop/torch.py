@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from scoremle.core.betas import betas
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import CONDITIONINGS, Conditioning, noise_fn
+from scoremle.core.prediction import CONDITIONINGS, Between, Conditioning, noise_fn
 from scoremle.core.schedules import (
     Discrete,
     GeometricSigma,
@@ -31,7 +31,6 @@ from scoremle.errors import UserError
 from scoremle.model import ScoreModel
 from scoremle.numerics import expand
 from scoremle.published import diffusers
-from scoremle.types import Times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +53,7 @@ def from_module(
     shape: tuple[int, ...],
     prediction: str = "eps",
     conditioning: str | Conditioning | None = None,
+    between: Between | None = None,
     pixels: Pixels | None = None,
     eps: float | None = None,
     condition: ArrayLike | Sequence[float] | None = None,
@@ -70,17 +70,23 @@ def from_module(
             "cosine", "scaled_linear", "sigmoid"), an SDE, or a schedule. One of sigmas is VE,
             others are VP.
         shape: of one example, (h, w, c) or (d,).
-        prediction: what its output means: "eps", "score", "x_0", "v", "u" or "edm".
-        conditioning: what its label is: "step", "time", "time_999", "sigma", "log_snr",
+        prediction: what its output means: "eps", "score", "x_0", "v", "u", "-u" or "edm".
+        conditioning: what its label is: "step", "time", "time_999", "alpha", "sigma", "log_snr",
             "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
+        between: "interpolate" for a module that knows whole steps alone, as one with a table of
+            times (``nn.Embedding``) does, or with labels that it makes integers: it gets integers,
+            and its outputs at the two steps on either side are mixed. None: it gets any number.
         pixels: what its images are, such as Pixels(256); None where the data are reals.
         eps: the smallest time; None: the first step, or 1e-5.
         condition: an example of a third argument, as ``ScoreModel.given`` takes it, for the
             check; None if the module takes none.
         by: "torchax" or "torch", the way to JAX; None: torchax if it can.
 
+    A module that turns out to know whole steps alone is named in a warning.
+
     Raises UserError for a module that can't be used, whatever is wrong with it; for a schedule,
-    prediction, conditioning or shape that there is not; and where PyTorch is not installed.
+    prediction, conditioning, ``between`` or shape that there is not; and where PyTorch is not
+    installed.
     """
     network_of = _with_torch(module)
     sde = _sde(schedule)
@@ -90,14 +96,18 @@ def from_module(
             f" of {', '.join(CONDITIONINGS)}"
         )
     told = conditioning or "step"
-    as_noise = partial(noise_fn, sde=sde, prediction=prediction, conditioning=told)
+    as_noise = partial(
+        noise_fn, sde=sde, prediction=prediction, conditioning=told, between=between
+    )
     try:
         as_noise(module)
         x, label = _examples(sde, told, shape)
     except ValueError as error:
         raise UserError(str(error)) from None
     given = () if condition is None else (_rows(condition, len(x)),)
-    noise = as_noise(network_of(module, x, label, *given, by=by))
+    label = label if between is None else label.astype(np.int32)
+    steps = told == "step" and between is None
+    noise = as_noise(network_of(module, x, label, *given, by=by, steps=steps))
     first = sde.schedule.eps if isinstance(sde.schedule, Discrete) else EPS
     return ScoreModel(noise, sde, first if eps is None else eps, shape, pixels)
 
@@ -163,14 +173,12 @@ def from_velocity(
     _with_torch(velocity)
     if data_at not in (0, 1):
         raise UserError(f"data_at is the t of the data, 0 or 1, not {data_at}")
-    from scoremle.interop.wrappers import Backwards
-
     schedule = _between(LinearLogSNR, *log_snr)
     prior_std = 1 / (1 + math.exp(log_snr[0] / 2))  # of the noise where the path is cut
     return from_module(
-        Backwards(velocity) if data_at else velocity,
-        schedule=SDE("straight", schedule, prior_std), shape=shape, prediction="u",
-        conditioning=_signal if data_at else "sigma", pixels=pixels, condition=condition, by=by,
+        velocity, schedule=SDE("straight", schedule, prior_std), shape=shape,
+        prediction="-u" if data_at else "u", conditioning="alpha" if data_at else "sigma",
+        pixels=pixels, condition=condition, by=by,
     )  # fmt: skip
 
 
@@ -267,11 +275,6 @@ def _between(kind: type[Schedule], *ends: float) -> Schedule:
         return kind(*ends)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _signal(sde: SDE, t: Times) -> Times:
-    """The t of a straight path that ends at the data."""
-    return sde.alpha(t)
 
 
 def _examples(

@@ -1,4 +1,4 @@
-"""Modules round a module: what others call a denoiser or a velocity, as ``module(x, label)``.
+"""A module round a module: a denoiser of azula as ``module(x, label)``.
 
 And when a schedule of azula has a log-SNR, which is what such a denoiser is told.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scoremle.core.sde import SDE
 from scoremle.types import Times
 
-__all__ = ["Around", "Backwards", "Mean", "TimesOf", "times_of"]
+__all__ = ["Around", "Mean", "TimesOf", "times_of"]
 
 # So many log-SNRs of a schedule have their times, each by so many halvings.
 TIMES, HALVINGS = 4096, 60
@@ -28,13 +28,6 @@ class Around(nn.Module):
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()
         self.inside = inside
-
-
-class Backwards(Around):
-    """The negative of a velocity: that from the data to the noise, if it goes the other way."""
-
-    def forward(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
-        return -self.inside(x, label, *condition)
 
 
 class Mean(Around):

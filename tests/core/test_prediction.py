@@ -30,7 +30,7 @@ def target(prediction, x, eps, alpha, sigma):
         return (x_0 - skip * x / alpha) / out
     return {
         "eps": eps, "score": -eps / sigma, "x_0": x_0, "v": alpha * eps - sigma * x_0,
-        "u": eps - x_0,
+        "u": eps - x_0, "-u": x_0 - eps,
     }[prediction]  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def test_what_the_network_is_told(told):
         "time": t[[0, 1, 3]],
         "time_999": 999 * t[[0, 1, 3]],
         "step": np.array([0, 7, 49]),
+        "alpha": np.sqrt(alpha_bar),
         "sigma": np.sqrt(1 - alpha_bar),
         "log_snr": np.log(alpha_bar / (1 - alpha_bar)),
         "c_noise": np.log(np.sqrt(1 / alpha_bar - 1)) / 4,
@@ -173,7 +174,7 @@ def test_a_condition_is_passed_on():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"prediction": "V"}, "one of eps, score, x_0, v, u, edm, not 'V'"),
+        ({"prediction": "V"}, "one of eps, score, x_0, v, u, -u, edm, not 'V'"),
         ({"conditioning": "gamma"}, "one of time, time_999, step, .* not 'gamma'"),
     ],
 )

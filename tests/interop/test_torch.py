@@ -515,6 +515,64 @@ def test_a_wrong_translation_is_seen(monkeypatch, caplog, wrong, words):
     assert words in caplog.text
 
 
+class Table(nn.Module):
+    """t by a table of STEPS rows. ``read``: how a label becomes a row."""
+
+    STEPS = 20
+
+    def __init__(self, read):
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.table, self.inside = read, nn.Embedding(self.STEPS, 3), nn.Linear(3, 3)
+
+    def forward(self, x, label):
+        return self.inside(x) + self.read(self.table, label)
+
+
+def between_rows(table, label):
+    """What lies between two rows, of the table's own weights: no integers are needed."""
+    rows = torch.arange(len(table.weight))
+    return (1 - (label[:, None] - rows).abs()).clamp(min=0) @ table.weight
+
+
+READS = {
+    "raw": lambda table, label: table(label),
+    "cut off": lambda table, label: table(label.long()),
+    "rounded": lambda table, label: table(label.round().long()),
+    "mixed": between_rows,
+}
+
+
+def of_table(read, **options):
+    betas = np.linspace(0.01, 0.3, Table.STEPS)
+    schedule = scoremle.Discrete.of_betas(betas)
+    return from_module(Table(READS[read]), schedule=schedule, shape=(3,), **options)
+
+
+@pytest.mark.parametrize("by", WAYS)
+@pytest.mark.parametrize("read", ["raw", "cut off"])
+def test_between_the_steps_of_a_table_outputs_are_mixed(read, by):
+    """Output and log p are those of the module whose table is straight between its rows."""
+    found, truth = of_table(read, by=by, between="interpolate"), of_table("mixed", by="torch")
+    assert found.noise.network.way in repr(found)
+    label = np.array([0.0, 4.0, 7.3, 18.9, 19.0])
+    x, t = jnp.asarray(data((3,), 5), float), jnp.asarray((label + 1) / Table.STEPS)
+    np.testing.assert_allclose(found.noise(x, t), truth.noise(x, t), atol=2e-6)
+    p, q = (model.log_prob(x, KEY, solver=scoremle.Multistep(12)) for model in (found, truth))
+    np.testing.assert_allclose(p.log_prob, q.log_prob, atol=2e-5)
+
+
+def test_a_module_of_whole_steps_is_named_with_the_remedy(caplog):
+    for read, words in (("cut off", "interpolate"), ("rounded", "interpolate"), ("mixed", "")):
+        caplog.clear()
+        of_table(read, by="torch")
+        assert bool(words) == bool(caplog.text) and words in caplog.text, read
+    of_table("cut off", by="torch", between="interpolate")
+    assert not caplog.text
+    with pytest.raises(UserError, match="whole steps alone: between='interpolate'"):
+        of_table("raw", by="torch")
+
+
 def test_all_probes_of_an_image_share_its_forward_pass():
     class Counting(MLP):
         calls = 0
@@ -581,6 +639,8 @@ class ForEach(PerDimension):
         (made(MLP), {"prediction": "noise"}, "prediction must be one of eps, score"),
         (made(MLP), {"conditioning": "t"}, "conditioning must be one of time"),
         (made(MLP), {"conditioning": "step"}, "'step' is of a Discrete schedule"),
+        (made(MLP), {"between": "interpolate"}, "between is of networks with conditioning='step'"),
+        (made(MLP), {"between": "nearest"}, "between must be 'interpolate' or None"),
         (made(MLP), {"conditioning": None}, "say what the module is told about t"),
         (made(MLP), {"schedule": "linaer"}, "betas are named linear, scaled_linear"),
         (made(MLP), {"schedule": 3}, "must be a name, a schedule or an SDE, not a int"),
