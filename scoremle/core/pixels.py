@@ -63,7 +63,7 @@ class Pixels:
 
     @classmethod
     def of_points(cls, levels: int, first: float, last: float) -> "Pixels":
-        """Those whose values are points from ``first`` to ``last``, in the middle of their bins.
+        """Makes grey values that are points from ``first`` to ``last``, the middles of their bins.
 
         With w = (last - first) / (levels - 1), low is first - w / 2 and high is last + w / 2.
 
@@ -91,7 +91,7 @@ class Pixels:
 
     @property
     def points(self) -> Float[np.ndarray, " levels"]:
-        """Where integers stand without noise: in the middle of their bins."""
+        """The middles of the bins, which integers without noise are."""
         return self.low + (self.high - self.low) * (np.arange(self.levels) + 0.5) / self.levels
 
     def decode(self, y: Data) -> IntImages:
@@ -163,7 +163,7 @@ def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
 
 
 def _remedy(images: np.ndarray, shape: tuple[int, ...], levels: int) -> str:
-    """What makes of these images what was asked for, as far as that can be told."""
+    """Expressions that make of these images what was asked for, as far as that can be told."""
     height, width, channels = shape
     steps = []
     if images.shape == shape or (channels == 1 and images.shape == (height, width)):

@@ -124,7 +124,7 @@ class BetweenSteps:
 
     @property
     def way(self) -> str:
-        """How the network came to JAX, if it did."""
+        """The network's way to JAX, in words, if it came from elsewhere."""
         return self.network.way  # type: ignore[attr-defined]
 
 
