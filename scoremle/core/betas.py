@@ -12,7 +12,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["NAMES", "betas", "with_no_signal_at_the_end"]
+__all__ = ["NAMES", "alpha_squared", "betas", "with_no_signal_at_the_end"]
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
 ALIASES = {"squaredcos_cap_v2": "cosine"}
@@ -52,12 +52,20 @@ def betas(
     raise ValueError(f"betas are named {', '.join(NAMES)}, not {name!r}")
 
 
+def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """alpha^2 at each step: the product of 1 - beta up to it, in the precision of the betas.
+
+    So the tables are that networks were trained with. (PyTorch multiplies in float64, and rounds.)
+    """
+    return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
+
+
 def with_no_signal_at_the_end(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
     """The betas changed so that nothing of the data is left at the last step.
 
     alpha is shifted and scaled (Lin et al., arXiv 2305.08891, algorithm 1): the last beta is 1.
     """
-    alpha = np.sqrt(np.cumprod(1 - betas))
-    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha = np.sqrt(alpha_squared(betas))
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     signal = np.square(alpha)
     return 1 - np.concatenate([signal[:1], signal[1:] / signal[:-1]])

@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from scoremle.core.betas import alpha_squared
 from scoremle.core.kernels import KERNELS
 from scoremle.core.pytree import check, describe, pytree, static
 from scoremle.numerics import floating
@@ -394,17 +395,17 @@ class Discrete(Schedule):
         """Of DDPM's betas: alpha^2 at a step is the product of 1 - beta up to it (VP).
 
         Args:
-            betas: one for each step, above 0 and at most 1.
+            betas: one for each step, above 0 and at most 1; alpha^2 is rounded to their precision.
             log_snr_min: the least lambda. It must be given where the last beta is 1.
 
         Raises ValueError for other betas.
         """
-        betas = np.asarray(betas, np.float64)
+        betas = np.asarray(betas)
         if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
             raise ValueError("betas must be numbers above 0, and at most 1")
         with np.errstate(divide="ignore"):
-            log_alpha2 = np.cumsum(np.log1p(-betas))
-            log_snrs = log_alpha2 - np.log(-np.expm1(log_alpha2))
+            alpha2 = alpha_squared(betas).astype(np.float64)
+            log_snrs = np.log(alpha2) - np.log1p(-alpha2)
         return cls(np.maximum(log_snrs, log_snr_min))
 
     @property

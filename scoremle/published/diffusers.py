@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Float
 
 from scoremle.core.betas import betas, with_no_signal_at_the_end
 from scoremle.core.prediction import noise_fn
@@ -177,21 +176,16 @@ def schedule_of(config: Mapping[str, Any]) -> Discrete:
 
 
 def _schedule(fields: Mapping[str, Any]) -> Discrete:
-    if fields["trained_betas"] is not None:
-        found = np.asarray(fields["trained_betas"], np.float64)
-    else:
-        found = _in_float32(betas(
+    found = fields["trained_betas"]
+    if found is None:
+        found = betas(
             fields["beta_schedule"], fields["num_train_timesteps"],
             fields["beta_start"], fields["beta_end"],
-        ))  # fmt: skip
+        )  # fmt: skip
+    found = np.asarray(found, np.float32)  # as diffusers has them: what the network was trained by
     if fields["rescale_betas_zero_snr"]:
         found = with_no_signal_at_the_end(found)
     return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
-
-
-def _in_float32(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    # As diffusers holds them: what the network was trained with.
-    return betas.astype(np.float32).astype(np.float64)
 
 
 def _there(path: Path) -> Path:

@@ -6,6 +6,11 @@ import pytest
 
 from scoremle.published import diffusers
 
+SCHEDULERS = (
+    {}, {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "sigmoid"},
+    {"trained_betas": np.linspace(1e-4, 0.02, 300).tolist(), "num_train_timesteps": 300},
+)  # fmt: skip
 FIELDS = {"trained_betas": None, "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
           "beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": False}  # fmt: skip
 
@@ -22,3 +27,12 @@ def test_betas_are_numbers_of_float32():
     found = float(diffusers._schedule(FIELDS).log_snr(jnp.float32(1)))
     assert found == pytest.approx(log_snr(exact.astype(np.float32)), abs=4e-6)
     assert found != pytest.approx(log_snr(exact), abs=8e-6)
+
+
+@pytest.mark.parametrize("fields", SCHEDULERS)
+def test_the_log_snr_is_that_of_the_scheduler_s_own_table(fields):
+    """In float64 the products of 1 - beta are others: by 1e-4 in log-SNR at the first step."""
+    theirs = pytest.importorskip("diffusers").DDPMScheduler(**fields).alphas_cumprod.numpy()
+    signal = theirs.astype(np.float64)
+    expected = np.log(signal) - np.log1p(-signal)
+    np.testing.assert_allclose(diffusers.schedule_of(fields).log_snrs, expected, atol=2e-6)
