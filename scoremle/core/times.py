@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.pytree import pytree, static
@@ -25,6 +26,7 @@ __all__ = [
     "TimeSampler",
     "UniformLogSNR",
     "UniformTime",
+    "even_times",
     "log_snr_edges",
     "log_snr_range",
     "unit_draws",
@@ -62,6 +64,16 @@ def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array,
     """
     ends = sde.common_log_snr(jnp.asarray([1.0, eps]))
     return ends[0], ends[1]
+
+
+def even_times(sde: SDE, eps: Scalar, steps: int, dtype: DTypeLike | None = None) -> Times:
+    """Times from t = 1 to t = eps, with so many steps between them that are even in log-SNR.
+
+    Raises ValueError for a schedule that has a log-SNR for each dimension.
+    """
+    low, high = log_snr_range(sde, eps)
+    times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=dtype))
+    return times.at[0].set(1.0).at[-1].set(eps)
 
 
 def log_snr_edges(sde: SDE, eps: Scalar) -> Float[Array, " n"]:

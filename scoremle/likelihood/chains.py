@@ -2,18 +2,21 @@
 
 A model with a discrete schedule has a chain of its own. Some of its steps, evenly spaced and with
 both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv 2102.09672). Any
-other schedule is cut into steps that are even in time, as VDM's is (Kingma et al., arXiv
-2107.00630): with the least variance, nothing clipped, and a decoder that knows the levels alone.
+other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.00630): even in
+log-SNR, with the least variance, nothing clipped, and a decoder that knows the levels alone. They
+begin where the noise leaves the levels apart. Nearer to the data a step has nothing to tell, and a
+network that was trained on dequantized data knows nothing.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from scoremle.core.dequantize import levels_are_hidden
+from scoremle.core.dequantize import levels_are_hidden, truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
+from scoremle.core.times import even_times
 from scoremle.errors import UserError
 from scoremle.likelihood.reconstruction import Discrete as Flat
 from scoremle.likelihood.reconstruction import Informed
@@ -34,13 +37,14 @@ def chain_of(
         pixels: what the images are.
         own: of the model's own chain, if it is known: its variance, and whether it clips.
 
-    Raises UserError for fewer than two steps, and for more than a discrete schedule has.
+    Raises UserError for fewer than two steps, and for more than a discrete schedule has; and
+    ValueError for a schedule that has a log-SNR for each dimension.
     """
     if steps < 2:
         raise UserError(f"a chain has two steps or more, not {steps}")
     schedule = sde.schedule
     if not isinstance(schedule, Discrete):
-        times = eps + (1 - eps) * np.arange(steps + 1) / steps
+        times = np.asarray(even_times(sde, truncation_start(sde, eps, pixels), steps)[::-1])
         hidden, points = levels_are_hidden(sde, eps, pixels), np.asarray(pixels.points)
         decoder = Informed.at(sde, eps, points) if hidden else Flat(points)
         return BySteps(times, clip=False, reconstruction=decoder)

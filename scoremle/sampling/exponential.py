@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_range
+from scoremle.core.times import even_times
 from scoremle.numerics import as_data
 from scoremle.types import Data, NoiseFn
 
@@ -70,9 +70,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
     z = as_data(z)
-    low, high = log_snr_range(sde, eps)
-    t = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=z.dtype))
-    t = t.at[0].set(1.0).at[-1].set(eps)
+    t = even_times(sde, eps, steps, z.dtype)
     h = jnp.diff(sde.log_snr(t)) / 2
     # The middle of a step lies this far beyond its beginning, in units of the step before it: all
     # are as long.

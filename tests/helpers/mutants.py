@@ -542,6 +542,7 @@ CHANGES: list[tuple[str, ...]] = [
      "interop/test_adapters.py"),
     ("likelihood/chains.py", "chain_of", "np.linspace(0, schedule.steps - 1, steps)",
      "np.arange(steps)"),
+    ("likelihood/chains.py", "chain_of", "truncation_start(sde, eps, pixels)", "eps"),
     ("published/edm.py", "_iddpm", "ranged=True)", "ranged=False)"),
     ("experiment/imported.py", "Imported.check", "_sha256(file) != expected", "False"),
     # Files that lie
