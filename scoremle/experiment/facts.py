@@ -82,7 +82,7 @@ class _Result(TypedDict, total=False):
     estimator: str
     model: str
     matching: str
-    divergence: str
+    divergence: str | dict[str, Any]
     probes: Count | None
     dequantizer: str
     importance_samples: Count

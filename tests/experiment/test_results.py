@@ -6,6 +6,7 @@ import pytest
 
 from scoremle.errors import UserError
 from scoremle.experiment.results import add_results, read_results
+from scoremle.experiment.shipped import FOLDER
 
 RESULTS = {
     "exact_test_ckpt_2": {"mean": 1.25, "stderr": None, "solver": {"nodes": 6}, "edges": (1, 2)},
@@ -49,3 +50,9 @@ def test_a_result_that_was_altered_is_named(path, old, new):
 def test_results_of_an_earlier_version_are_read(path):
     path.write_text(json.dumps(RESULTS))
     assert read_results(path) == json.loads(json.dumps(RESULTS))
+
+
+def test_the_results_that_the_package_ships_are_read():
+    """They were written by an evaluation: each field that is typed is of that type."""
+    found = read_results(FOLDER / "digits" / "eval" / "results.json")
+    assert found["exact_test_ckpt_3"]["divergence"]["type"] == "Hutchinson"
