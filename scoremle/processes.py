@@ -4,14 +4,15 @@ All run the same program on the same numbers. The first writes files and talks. 
 step to stop.
 """
 
-import hashlib
 import itertools
+import json
 import os
 import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,20 +21,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scoremle.devices import in_any_process, replicated, split_rows
+from scoremle.devices import replicated, split_rows
 from scoremle.errors import Stopped, UserError
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
 __all__ = [
-    "asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_aside", "stop_if_asked",
-    "together",
+    "asked_to_stop", "check_agreed", "disagreement", "join", "of_the_first", "stdout_aside",
+    "stop_if_asked", "together",
 ]  # fmt: skip
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30
 # What JAX lets a process use. Where a cluster starts it, JAX says: the one GPU of its number.
 VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
+# Facts that a line names, and characters of each.
+SHOWN, LONGEST = 3, 60
+# Seconds in which the other processes say their line, before the first ends.
+LAST_WORDS = 1.0
 
 _parts = itertools.count()
 
@@ -150,14 +155,47 @@ def of_the_first(tree: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
-def check_agreed(what: str, value: bytes) -> None:
-    """Raises UserError where a process knows other than the first: it would wait in vain."""
-    seen = np.frombuffer(hashlib.sha256(value).digest(), np.uint8)
-    if in_any_process(seen != of_the_first(seen)).any():
+def check_agreed(facts: Mapping[str, Any]) -> None:
+    """Raises UserError, in all processes of a run, where they know other facts (of JSON).
+
+    To be called by all, before work in which they would wait for each other in vain.
+    """
+    if jax.process_count() == 1:
+        return
+    known = [json.loads(text) for text in _of_all(json.dumps(facts).encode())]
+    if words := disagreement(known):
+        if not jax.process_index():  # JAX ends the others as soon as the first has ended
+            time.sleep(LAST_WORDS)
         raise UserError(
-            f"the processes of this run do not agree on {what}: do all see the same folder, on"
-            " machines of one kind? start them again"
+            f"the processes of this run do not agree: {words}; start all again, with one command,"
+            " one version, the same data and one folder, on machines of one kind"
         )
+
+
+def _of_all(text: bytes) -> list[bytes]:
+    """The text of each process, in all."""
+    with stdout_aside():
+        lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+        padded = np.frombuffer(text.ljust(max(lengths)), np.uint8)
+        rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row.tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def disagreement(known: Sequence[Mapping[str, Any]]) -> str:
+    """The facts in which another process differs from the first, in words; "" if there are none.
+
+    ``known`` are the facts of each process.
+    """
+    found = []
+    for name in dict.fromkeys(name for facts in known for name in facts):
+        first, *others = (json.dumps(f[name]) if name in f else "unknown" for f in known)
+        for i, value in enumerate(others, 1):
+            if value != first:
+                values = f"{first[:LONGEST]} in process 0 and {value[:LONGEST]} in process {i}"
+                found.append(f"{name} is {values}")
+                break
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return ", ".join([*found[:SHOWN], *more])
 
 
 def together(what: str) -> None:

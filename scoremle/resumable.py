@@ -91,7 +91,7 @@ def in_parts(
 
     for part in _finished(folder):
         put(part)
-    check_agreed(f"what is finished of {label}", done.tobytes())
+    check_agreed({f"hash of what is finished of {label}": content_hash(done)})
     total = int((done | ~others).sum())
     with progress(label, total, unit, done=int(done.sum())) as tell:
         if done.sum() == total:

@@ -236,6 +236,8 @@ def test_no_images():
 
 
 def test_processes_that_see_other_parts_end_with_a_line(monkeypatch):
-    monkeypatch.setattr(processes, "of_the_first", lambda seen: 255 - seen)
-    with pytest.raises(UserError, match="do not agree on what is finished of scores: "):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(processes, "LAST_WORDS", 0)
+    monkeypatch.setattr(processes, "_of_all", lambda text: [text, b"{}"])
+    with pytest.raises(UserError, match=r"do not agree: .*finished of scores is .* in process 1"):
         in_parts(lambda repeat, index: {"row": index}, 4, size=2, label="scores")

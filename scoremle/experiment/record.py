@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 from scoremle.experiment.build import FLOW_FIELDS
 
 __all__ = [
-    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "THE_FLOW", "Recorded", "data_facts", "flat",
-    "flow_record", "of_the_flow", "of_the_network", "of_training", "training_record",
+    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "PLACES", "THE_FLOW", "Recorded", "data_facts",
+    "flat", "flow_record", "of_the_flow", "of_the_network", "of_training", "training_record",
 ]  # fmt: skip
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
@@ -18,6 +18,8 @@ FREE = {
     "data.on_device", "training.on_nan", "training.rollbacks", "logging",
 }  # fmt: skip
 FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
+# Fields that name places of a machine.
+PLACES = {"data.path", "eval.inception", "eval.stats"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
 OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}

@@ -315,7 +315,7 @@ class EvaluationRun:
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
         parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
-        check_agreed(f"how {name} is measured", parts.name.encode())
+        check_agreed(facts)
         flow = self.flow.tree.ema if self.flow and task.flow else None
         prepared = task.prepare(Weights(restored.tree.ema, flow), parts)
 

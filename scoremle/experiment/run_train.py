@@ -40,6 +40,7 @@ SNAPSHOT_SAMPLES = 64
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     with workdir.alone():
+        workdir.check_seen_alike(experiment)
         workdir.check_training(experiment)
         note = training_record(experiment)
         writer = _writer(experiment.training, workdir, note)
@@ -53,6 +54,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     """Trains, or goes on training, a flow dequantizer for a checkpoint of the score model."""
     training = experiment.flow_training
     training.template()  # the flow checks its fields and the size of the images
+    workdir.check_seen_alike(experiment)
     workdir.check_evaluation(experiment)
     restored = workdir.restore(
         experiment.training.template(), experiment.evaluation.checkpoints.for_flow
@@ -65,6 +67,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         "score_hash": tree_hash(score),
     }
     with place.alone():
+        place.check_seen_alike(experiment)
         place.check_flow(experiment)
         _check_score_model(place, of_score)
         note = {**of_score, **flow_record(experiment)}

@@ -49,6 +49,7 @@ from scoremle.experiment.record import (
     of_training,
 )
 from scoremle.files import read_sealed, write_sealed
+from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
 from scoremle.records import check_record
 from scoremle.terminal import say
@@ -109,6 +110,11 @@ class Workdir:
     def begun(self) -> bool:
         """Is there a checkpoint?"""
         return bool(self.snapshots.numbers() or self.preemption.numbers())
+
+    def check_seen_alike(self, experiment: Experiment) -> None:
+        """Raises UserError if the processes of a run see other data or checkpoints."""
+        there = {store.folder.name: store.numbers() for store in (self.snapshots, self.preemption)}
+        check_agreed({**data_facts(experiment), **there})
 
     @property
     def config_path(self) -> Path:

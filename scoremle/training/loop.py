@@ -23,6 +23,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import not_finite
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import hash_of, named_leaves, part_axes
 from scoremle.training.saving import Saving
 from scoremle.training.step import Batches, Step, TrainState
 from scoremle.training.writers import Writer
@@ -147,6 +148,10 @@ def run(
     else:
         training.at = int(state.step)
     training.state = devices.put(training.state, places)
+    if jax.process_count() > 1:  # a hash takes seconds
+        named = named_leaves(training.state)
+        begin = {"step": training.at, "hash of the state": hash_of(named, part_axes(named))}
+        processes.check_agreed({**note, **begin})
     with _signals() as signals, contextlib.closing(writer), training.saves:
         while not training.ended:
             try:

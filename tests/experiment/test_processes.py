@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from helpers.places import ROOT
 from helpers.several import Run, parameters, together
+from helpers.tiny_runs import TINY
 
 from scoremle import processes
 from scoremle.errors import UserError
+from scoremle.experiment.build import build
+from scoremle.experiment.workdir import Workdir
 
 FIELDS = (
     "--config.model.nf=4", "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()",
@@ -65,6 +69,77 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
         (result,) = json.loads(run.said[0].read_text()).values()
         values.append(result["mean"])
     assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ([{"seed": 1, "optim.lr": 0.1}] * 3, ""),
+        ([{"seed": 1}, {"seed": 1}, {"seed": 2}], "seed is 1 in process 0 and 2 in process 2"),
+        ([{}, {"field": ""}], 'field is unknown in process 0 and "" in process 1'),
+        ([{"field": None}, {}], "field is null in process 0 and unknown in process 1"),
+        ([{"dims": (1, 2)}, {"dims": [1, 2]}], ""),
+        (
+            [dict.fromkeys("abcde", 1), {**dict.fromkeys("abcde", 2), "b": 1}],
+            "a is 1 in process 0 and 2 in process 1, c is 1 in process 0 and 2 in process 1, "
+            "d is 1 in process 0 and 2 in process 1, and 1 more",
+        ),
+    ],
+)
+def test_what_processes_disagree_on_is_named(known, words):
+    assert processes.disagreement(known) == words
+
+
+def another_seed(request, folder):
+    place = f"--workdir={folder}/w"
+    return (place,), (place, "--config.seed=3")
+
+
+def other_data(request, folder):
+    """In two places, as two machines may have them."""
+    for i in range(2):
+        images = np.random.default_rng(i).integers(0, 256, (40, 8, 8, 1), np.uint8)
+        np.save(folder / f"images{i}.npy", images)
+    flags = ("--config.data.dataset=images", f"--workdir={folder}/w")
+    return tuple((*flags, f"--config.data.path={folder}/images{i}.npy") for i in range(2))
+
+
+def a_checkpoint_less(request, folder):
+    shutil.copytree(request.getfixturevalue("tiny").workdir, folder / "w0")
+    return tuple((f"--workdir={folder}/w{i}", "--config.training.n_iters=30") for i in range(2))
+
+
+def other_numbers(request, folder):
+    """In a checkpoint of the same step of the same training."""
+    for i in range(2):
+        shutil.copytree(request.getfixturevalue("tiny").workdir, folder / f"w{i}")
+    place = Workdir(folder / "w1")
+    template = build(place.config()).training.template()
+    state, meta, number = place.preemption.restore(template)
+    altered = state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
+    place.preemption.save(number, altered, meta)
+    return tuple((f"--workdir={folder}/w{i}", "--config.training.n_iters=30") for i in range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("differs", "words"),
+    [
+        (another_seed, "seed is 42 in process 0 and 3 in process 1"),
+        pytest.param(other_data, "train_sha256 is", marks=pytest.mark.long),
+        pytest.param(a_checkpoint_less, "checkpoints is [1, 2] in", marks=pytest.mark.long),
+        pytest.param(other_numbers, "hash of the state is", marks=pytest.mark.long),
+    ],
+)
+def test_processes_that_disagree_do_not_train(differs, words, request, tmp_path):
+    first, second = differs(request, tmp_path)
+    common = (*TINY, "--mode=train")
+    run = together((*common, *first), tmp_path / "logs", last=(*common, *second))
+    assert run.codes() == [2, 2], run.texts()
+    for i in range(2):
+        line = rf"scoremle: error: process {i}: .* do not agree: .*{re.escape(words)}.*"
+        assert re.fullmatch(line, run.last(i)), run.texts()
+    assert not any("loss" in text for text in run.texts())
 
 
 @pytest.mark.slow

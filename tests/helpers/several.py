@@ -78,13 +78,14 @@ class Run:
             process.wait()
 
 
-def together(words, logs, processes=2, **more):
-    """One run of so many processes."""
+def together(words, logs, processes=2, *, last=None, **more):
+    """One run of so many processes. The ``last`` may have words of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     joined = (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}")
-    commands = [(*words, *joined, f"--process={i}") for i in range(processes)]
+    each = [*[words] * (processes - 1), last or words]
+    commands = [(*own, *joined, f"--process={i}") for i, own in enumerate(each)]
     return Run(commands if processes > 1 else [words], logs, **more)
 
 

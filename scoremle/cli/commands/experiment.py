@@ -31,12 +31,26 @@ def _run_mode(settings: "Settings") -> dict[str, Any]:
     if not settings.distributed:
         return _run_alone(settings)
     with guarded(settings.process) as has_met:
-        from scoremle.processes import join, stdout_aside
+        from scoremle.processes import check_agreed, join, stdout_aside
 
         join(settings.coordinator, settings.processes, settings.process)
         has_met()
+        check_agreed(_facts(settings))
         with stdout_aside() if settings.json else nullcontext():
             return _run_alone(settings)
+
+
+def _facts(settings: "Settings") -> dict[str, Any]:
+    """Facts that all processes of a run must be given."""
+    import jax
+    import jaxlib
+
+    import scoremle
+    from scoremle.experiment.record import PLACES, flat
+
+    fields = {n: v for n, v in flat(settings.config.to_dict()).items() if n not in PLACES}
+    versions = {module.__name__: module.__version__ for module in (scoremle, jax, jaxlib)}
+    return {**versions, "mode": settings.mode, **fields}
 
 
 def _run_alone(settings: "Settings") -> dict[str, Any]:
@@ -44,7 +58,8 @@ def _run_alone(settings: "Settings") -> dict[str, Any]:
         from scoremle.experiment import run as experiment
 
     try:
-        with answered():
+        # Of several processes JAX takes the signals, and all stop at the same step.
+        with nullcontext() if settings.distributed else answered():
             return experiment.run(
                 settings.mode, settings.config, settings.workdir, settings.eval_folder,
                 settings.deq_folder,
