@@ -1,6 +1,8 @@
 """What every test may ask for: golden numbers, float64, a quiet CPU that compiles fast."""
 
+import contextlib
 import gc
+import io
 import os
 import signal
 from functools import cache
@@ -32,15 +34,13 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import helpers.contracts  # noqa: E402, F401
-import jaxtyping  # noqa: E402
+from helpers import contracts  # noqa: E402
 
-# Before anything of the package is imported.
-jaxtyping.install_import_hook("scoremle", "helpers.contracts.checked")
+contracts.install()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from helpers.tiny_runs import start  # noqa: E402
+from helpers.tiny_runs import run  # noqa: E402
 
 from scoremle.cli.main import SELDOM  # noqa: E402
 
@@ -80,9 +80,8 @@ def x64():
 @pytest.fixture
 def unchecked():
     """Types are not checked for the length of the test: it is about what a user is told."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with contracts.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,10 +112,11 @@ class Training(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, data_cache):
     """A tiny trained model. Read it, and evaluate it into folders of other names."""
     workdir = tmp_path_factory.mktemp("tiny") / "workdir"
-    process = start(f"--workdir={workdir}", "--mode=train")
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    return Training(workdir, stdout, stderr)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run("train", workdir)
+    assert code == 0, err.getvalue()
+    return Training(workdir, out.getvalue(), err.getvalue())
