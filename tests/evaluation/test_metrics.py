@@ -200,8 +200,8 @@ def test_columns_with_more_axes_keep_their_order(tmp_path):
 
 
 def wide(params, x, keys):
-    """The same values, by way of a megabyte for each image."""
-    more = jnp.sin(jnp.arange(2.0**18) * x.reshape(-1, 1))
+    """The same values, by way of 64 kilobytes for each image."""
+    more = jnp.sin(jnp.arange(2.0**14) * x.reshape(-1, 1))
     return metric(params, x, keys) | {"more": jnp.sort(more, axis=1)[:, 1000]}
 
 
@@ -209,11 +209,11 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, monkeypatch, capl
     """On a CPU before it is computed; no value changes."""
     settings = {"metric": jax.jit(wide), "batch_size": 16}
     whole = run(tmp_path / "whole", **settings)
-    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**30, 10 * 2**20))
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**30, 10 * 2**16))
     same(whole, run(tmp_path / "parts", **settings))
     (told,) = caplog.messages
     assert re.fullmatch(
-        r"16 images at once are too many for memory \(0.0\d+ GiB are needed, 0.00977 GiB are"
+        r"16 images at once are too many for memory \(0.00\d+ GiB are needed, 0.00061 GiB are"
         r" free\): going on with 8 at once", told
     )  # fmt: skip
     parts = [len([*(tmp_path / name).glob("*.npz")]) for name in ("whole", "parts")]
