@@ -6,10 +6,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers.tiny_runs import TINY
 
 import scoremle
-from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
@@ -26,35 +24,13 @@ def model(tiny):
     return scoremle.load(tiny.workdir)
 
 
-def test_scores_agree_with_an_evaluation(tiny, model):
-    """With enough nodes that the solver's error, which hangs on the key, is no part of them; and
-    in so many passes that noise is small beside what tells images apart."""
-    passes, images = 28, 90
-    argv = [f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=trained"]
-    fields = {"num_repeats": passes, "num_images": images, "nodes": 24}
-    given = (f"--config.eval.{name}={value}" for name, value in fields.items())
-    assert cli.main([*TINY, *argv, *given]) == 0
-    with np.load(tiny.workdir / "trained/exact_test_ckpt_2.npz") as saved:
-        values = saved["bpd"]
-    solver = scoremle.Multistep(fields["nodes"])
-    scores = model.score(TEST[:images], estimator=ByOde(solver=solver), repeats=passes)
-    assert scores.bpd.shape == (images,)
-    np.testing.assert_allclose(scores.log_prob, -scores.bpd * 64 * np.log(2))
-    # The same images under other noise: what differs is random, image by image.
-    difference = scores.bpd - values.mean(axis=0)
-    spread = (values[0] - values[1]).std() / np.sqrt(passes)
-    assert abs(difference.mean()) < 4 * spread / np.sqrt(images)
-    assert 0.7 < difference.std() / spread < 1.3
-    assert np.corrcoef(scores.bpd, values.mean(axis=0))[0, 1] > 0.9
-
-
 def test_many_images_are_one_program(model):
     before = _compiled_measure.jitted._cache_size()
-    scores = model.score(TEST, batch_size=100)
+    scores = model.score(TEST[:70], batch_size=16)
     assert _compiled_measure.jitted._cache_size() <= before + 1
-    some = model.score(TEST[:200], batch_size=100)
-    np.testing.assert_array_equal(scores.bpd[:200], some.bpd)
-    assert not np.array_equal(some.bpd, model.score(TEST[:200], batch_size=100, seed=1).bpd)
+    some = model.score(TEST[:40], batch_size=16)
+    np.testing.assert_array_equal(scores.bpd[:40], some.bpd)
+    assert not np.array_equal(some.bpd, model.score(TEST[:40], batch_size=16, seed=1).bpd)
 
 
 def test_numbers_of_images_share_programs(model):
@@ -72,10 +48,10 @@ def test_grey_images_need_no_axis_for_their_channel(model):
 
 def test_the_error_over_passes_is_that_of_the_mean(model):
     """It covers the dequantization noise, which the probes' error leaves out."""
-    images, passes = TEST[:100], 4
+    images, passes = TEST[:50], 4
     two_probes = ByOde(scoremle.Hutchinson(probes=2), model.solver)
     means = [
-        model.score(images, seed=s, repeats=passes, estimator=two_probes) for s in range(6)
+        model.score(images, seed=s, repeats=passes, estimator=two_probes) for s in range(5)
     ]
     spread = np.sqrt(np.mean(np.var([m.bpd for m in means], axis=0, ddof=1)))
     stated = np.sqrt(np.mean([m.stderr**2 for m in means]))
@@ -107,9 +83,9 @@ def test_a_model_says_in_a_line_what_it_is(model):
 
 
 def test_errors_come_with_the_scores(model):
-    scores = model.score(TEST[:100])
+    scores = model.score(TEST[:20], batch_size=16)
     assert (scores.probe_stderr > 0).all() and np.isfinite(scores.probe_stderr).all()
-    assert (scores.solver_error >= 0).all() and scores.solver_error.shape == (100,)
+    assert (scores.solver_error >= 0).all() and scores.solver_error.shape == (20,)
 
 
 def test_no_images_have_no_scores(model):
