@@ -16,10 +16,10 @@ from scoremle.nn.applied import matmul_precision
 from scoremle.training.program import make_program
 
 FIELDS = {
-    "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (8,), "model.ema_rate": 0.9,
-    "optim.warmup": 20,
+    "model.nf": 4, "model.ch_mult": (1,), "model.attn_resolutions": (8,), "model.ema_rate": 0.9,
+    "training.batch_size": 32, "optim.lr": 1e-2, "optim.warmup": 20,
 }  # fmt: skip
-STEPS = 150
+STEPS = 100
 DTYPES = ("float32", "bfloat16")
 
 
@@ -99,9 +99,8 @@ def test_the_cost_of_less_precision_is_measured_on_a_few_images():
 
 
 def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
-    few = {"eval__num_images": 12, "eval__bound": True, "eval__bound_draws": 2}
     half, whole = (
-        evaluate(tiny, dtype, eval__dtype=dtype, **few)[1]["bound_test_ckpt_2"]
+        evaluate(tiny, dtype, eval__dtype=dtype, eval__num_images=12)[1]["exact_test_ckpt_2"]
         for dtype in ("bfloat16", "float32")
     )
     cost, gap = half["precision_cost"], half["mean"] - whole["mean"]
@@ -115,10 +114,10 @@ def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
 def test_bits_of_both_trainings_are_within_their_error():
     """Of the same images, noise and times, measured in float32; both have learned something."""
     experiment = digits("float32")
-    x, key = jnp.asarray(experiment.data.test), jax.random.key(0)
+    x, key = jnp.asarray(experiment.data.test[:120]), jax.random.key(0)
     measure = jax.jit(experiment.training.measure)
     whole, half = (measure(trained(dtype).ema, x, key) for dtype in DTYPES)
     assert abs(whole["bpd"] - half["bpd"]) < whole["bpd_stderr"]
-    assert max(whole["bpd"], half["bpd"]) < 3.5 < np.log2(17)
+    assert max(whole["bpd"], half["bpd"]) < 3.9 < np.log2(17)
     leaves = zip(*(jax.tree.leaves(trained(dtype).ema) for dtype in DTYPES), strict=True)
     assert any(np.any(a != b) for a, b in leaves)
