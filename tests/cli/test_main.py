@@ -28,6 +28,7 @@ from scoremle.data import permutation
 from scoremle.experiment.correction import DIFFERENCES
 from scoremle.likelihood.levels import bias_bound, corrected
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.writers import JsonLines
 
 # Training
 
@@ -87,18 +88,19 @@ def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, caps
     assert rows[0] == rows[1]
 
 
-def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path):
+def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path, monkeypatch, capsys):
     """By its exit code; and what is measured of the snapshot before says that there is more."""
-    process = start(
-        f"--workdir={tmp_path}", "--mode=train", "--config.training.n_iters=1000000",
-        "--config.training.snapshot_sampling=False",
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("step 15/"):
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 130
+    write = JsonLines.write
+
+    def interrupted(self, step, row):
+        write(self, step, row)
+        if step == 15:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(JsonLines, "write", interrupted)
+    long = {"training__n_iters": 1_000_000, "training__snapshot_sampling": False}
+    assert run("train", tmp_path, **long) == 130
+    out, err = capsys.readouterr()
     assert re.fullmatch(r"(scoremle: stopping [^\n]+\n)?", err)  # where the step takes long
     step = int(re.search(r"^saved step (\d+) to .*; run the same command to go on$", out, re.M)[1])
     loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
