@@ -11,11 +11,12 @@ __all__ = ["Stopped", "UserError", "choose", "nearest", "no_model", "out_of_memo
 T = TypeVar("T")
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake that the user can mend: what was wrong, where, what to do, in one line.
 
-    The command line prints it without a traceback and exits with code 2. Control characters and
-    ends of lines, as names of files may have them, become escapes.
+    An argument that a function can't take is one, and so is a file that can't be read. The command
+    line prints it without a traceback and exits with code 2. Control characters and ends of lines,
+    as names of files may have them, become escapes.
 
     Example:
         >>> try:

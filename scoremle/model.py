@@ -14,6 +14,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Integer, Key
 
+from scoremle.core.arguments import (
+    as_data,
+    as_index,
+    as_shape,
+    check_count,
+    check_examples,
+    check_number,
+    check_seed,
+)
 from scoremle.core.bijectors import Bijector
 from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
@@ -38,7 +47,7 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import learned_decoder
 from scoremle.likelihood.within import Accuracy, choose_within
-from scoremle.numerics import all_finite, as_data, as_pytree, check_examples, check_values
+from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
@@ -84,7 +93,8 @@ class ScoreModel:
         bijector: from data that are reals to what the network sees; None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
 
-    Raises UserError for pixels and a bijector at once.
+    Raises UserError for pixels and a bijector at once, eps outside (0, 1), and a shape or
+    a decoder_scale that is none.
 
     Example:
         >>> sde = scoremle.VP()
@@ -108,8 +118,11 @@ class ScoreModel:
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
             raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
+        check_number("eps", self.eps, 0, 1)
+        if not (self.decoder_scale is None or callable(self.decoder_scale)):
+            check_number("decoder_scale", self.decoder_scale, above=0)
         object.__setattr__(self, "noise", as_pytree(self.noise))
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", as_shape(self.shape))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._facts().values())})"
@@ -222,9 +235,9 @@ class ScoreModel:
             dtype: of the computation, such as "float64"; None: that of ``x``, which without
                 ``jax_enable_x64`` is float32.
 
-        Raises ValueError for data of another shape, or integers; and UserError for numbers that
-        are not finite or lie where the bijector is not defined, a condition of another number of
-        rows, a dtype that JAX is not set up for, and a tolerance beside a solver or a divergence.
+        Raises UserError for data of another shape, what are not finite reals or lie where the
+        bijector is not defined, a condition of another number of rows, a dtype that JAX is not set
+        up for, and a tolerance beside a solver or a divergence.
 
         Example:
             >>> sde = scoremle.VP()
@@ -285,7 +298,7 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each example or one for all.
             draws: how many times.
 
-        Raises ValueError for data of another shape, integers, and no draws.
+        Raises UserError for data of another shape, what are not finite reals, and no draws.
 
         Example:
             >>> sde = scoremle.VP()
@@ -332,8 +345,9 @@ class ScoreModel:
             seed: of everything random.
             label: under which progress is told, if there is one.
 
-        Raises UserError for images of another shape, type or range than the model's, a seed
-        outside 0..2**32 - 1, no passes, and values that are not finite.
+        Raises UserError for images of another shape, type or range than the model's, an index that
+        is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, and
+        values that are not finite.
 
         Example:
             >>> sde = scoremle.VP()
@@ -347,13 +361,12 @@ class ScoreModel:
             True
         """
         pixels = self._of_integers()
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed must be from 0 to 2**32 - 1, not {seed}")
-        if repeats < 1:
-            raise UserError(f"repeats must be at least 1, not {repeats}")
-        images = pixels.checked(np.asarray(images), self.shape)
+        check_seed(seed)
+        check_count("repeats", repeats)
+        check_count("batch_size", batch_size)
+        images = pixels.checked(images, self.shape)
         n = len(images)
-        numbers = np.arange(n) if index is None else np.asarray(index)
+        numbers = np.arange(n) if index is None else as_index(index)
         if numbers.shape != (n,):
             raise UserError(f"index must have a number for each of {n} images")
         if n == 0:
@@ -439,7 +452,8 @@ class ScoreModel:
             4
         """
         pixels = self._of_integers()
-        x = jnp.asarray(pixels.checked(np.asarray(images), self.shape)[:PILOT_IMAGES])
+        check_seed(seed)
+        x = jnp.asarray(pixels.checked(images, self.shape)[:PILOT_IMAGES])
         if not len(x):
             raise UserError("there are no images to choose the solver's nodes on")
         key_u, key = jax.random.split(jax.random.key(seed))
@@ -464,6 +478,7 @@ class ScoreModel:
             >>> print(model.fitted(np.zeros((1, 8, 8, 1), np.uint8)) is model)  # it has no decoder
             True
         """
+        check_seed(seed)
         decoder = self.decoder
         if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
@@ -492,7 +507,7 @@ class ScoreModel:
             >>> scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1), pixels).check(images)
             []
         """
-        images = self._of_integers().checked(np.asarray(images), self.shape)
+        images = self._of_integers().checked(images, self.shape)
         rows = rows_of(condition, len(images))
         return check(cast(ImageModel, self), jnp.asarray(images), condition=rows)
 
@@ -520,7 +535,7 @@ class ScoreModel:
             devices: that share each batch; None: one.
             label: under which progress is told, if there is one.
 
-        Raises UserError for samples that are not finite.
+        Raises UserError for numbers of samples below 0, and samples that are not finite.
 
         Example:
             >>> sde = scoremle.VP()
@@ -530,6 +545,8 @@ class ScoreModel:
             >>> print(x.shape, f"{x.std():.1f}")
             (1000, 2) 1.0
         """
+        check_count("n", n, least=0)
+        check_count("batch_size", batch_size)
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         plain, draw = replicate(self._plain(), devices), within_memory(_compiled_draw)
 
@@ -579,6 +596,7 @@ class ScoreModel:
             >>> print(f"{x[0, 0]:.2f}")  # N(0, I) to N(0, 4 I)
             2.00
         """
+        z = self._shaped(as_data(z, name="z"), "z")
         x = ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
         return x if self.bijector is None else self.bijector.inverse(x)
 
@@ -591,16 +609,18 @@ class ScoreModel:
 
     def _inside(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample]:
         """Real data as the network sees them, and the logarithm of that map's determinant."""
-        if jnp.shape(x)[1:] != self.shape:
-            raise ValueError(f"x must have shape (n, {', '.join(map(str, self.shape))}), not"
-                             f" {jnp.shape(x)}")  # fmt: skip
-        x = as_data(x, dtype)
-        check_examples(x, "x")
+        x = self._shaped(as_data(x, dtype), "x")
         if self.bijector is None:
             return x, jnp.zeros(len(x), x.dtype)
         z, log_det = self.bijector.forward(x)
         check_examples(z, "x, after the model's bijector,")
         return z, log_det
+
+    def _shaped(self, x: Data, name: str) -> Data:
+        if x.shape[1:] != self.shape:
+            shape = ", ".join(map(str, ("n", *self.shape)))
+            raise UserError(f"{name} must have shape ({shape}), not {x.shape}")
+        return x
 
     def _of_integers(self) -> Pixels:
         if self.pixels is None:

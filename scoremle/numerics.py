@@ -6,19 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from scoremle.devices import in_any_process, of_this_process
 from scoremle.errors import UserError
-from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar, Times
+from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Times
 
 __all__ = [
     "all_finite",
-    "as_data",
     "as_pytree",
-    "check_eps",
-    "check_examples",
     "check_finite",
     "check_values",
     "compensated_add",
@@ -82,33 +79,6 @@ def compensated_add(total: Array, lost: Array, term: Array) -> tuple[Array, Arra
     return new, (new - total) - term
 
 
-def as_data(x: Data, dtype: DTypeLike | None = None) -> Data:
-    """``x`` as a JAX array, in ``dtype``, or in its precision there or in float32.
-
-    A density needs more digits than 16 bits have, whatever the precision of the network. Raises
-    ValueError for integers, and UserError for a ``dtype`` that JAX is not set up for.
-    """
-    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise UserError(
-            f"{jnp.dtype(dtype)} is off in JAX: call jax.config.update('jax_enable_x64', True) at"
-            " the start of the program, or within jax.enable_x64(True)"
-        )
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x is {x.dtype}, and a density is of reals: encode integers first, by"
-            " scoremle.Pixels(levels).encode(x, u) with noise u in [0, 1)"
-        )
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype)
-
-
-def check_eps(eps: Scalar) -> None:
-    """ValueError unless the smallest time is within (0, 1), as far as it is known yet."""
-    with jax.ensure_compile_time_eval():
-        if not isinstance(eps, jax.core.Tracer) and not 0 < eps < 1:
-            raise ValueError(f"eps, the smallest time, must be above 0 and below 1, not {eps}")
-
-
 def not_finite(tree: Any) -> str:
     """The name of the first array in a tree with a number that is not finite; "" if none has."""
     named = jax.tree_util.tree_leaves_with_path(tree)
@@ -125,17 +95,6 @@ def _has_not_finite(leaf: Any) -> bool:
 
 def _reals(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
-
-
-def check_examples(tree: Any, what: str) -> None:
-    """UserError for the first row with a number that is not finite, as far as they are known."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.core.Tracer) or not _reals(leaf):
-            continue
-        rows = np.isfinite(np.atleast_1d(np.asarray(leaf)))
-        bad = ~rows.all(axis=tuple(range(1, rows.ndim)))
-        if bad.any():
-            raise UserError(f"{what} has a number that is not finite, in row {bad.argmax()}")
 
 
 def check_finite(params: Any, where: object) -> None:
@@ -176,13 +135,13 @@ def as_pytree(noise: NoiseFn) -> NoiseFn:
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
     """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not asked.
 
-    Raises ValueError for another shape than that of ``x``, which would be broadcast.
+    Raises UserError for another shape than that of ``x``, which would be broadcast.
     """
     if len(x) == 0:
         return jnp.zeros_like(x)
     found = noise(x, t)
     if jnp.shape(found) != x.shape:
-        raise ValueError(
+        raise UserError(
             f"the noise prediction has shape {jnp.shape(found)} where x has {x.shape}:"
             " eps(x, t) must have the shape of x"
         )

@@ -178,22 +178,6 @@ def test_samples_of_another_shape_are_refused():
         euler_sample(lambda x, t: x[:, :1], SDE, KEY, (8, 2), eps=EPS, steps=2)
 
 
-def test_what_cannot_be_had_is_named():
-    noise = DATA.noise(SDE)
-    settings = {"eps": EPS, "times": TIMES, "draws": 4}
-    for wrong, words in [
-        ({"draws": 0}, "draws must be at least 1, not 0"),
-        ({"eps": 0.0}, "above 0 and below 1, not 0.0"),
-        ({"matching": "score"}, "denoising, sliced, not 'score'"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            scoremle.likelihood_bound(noise, SDE, X, KEY, **{**settings, **wrong})
-    with pytest.raises(ValueError, match=r"above 0 and below 1, not 1\.5"):
-        scoremle.ode_log_likelihood(noise, SDE, X, KEY, eps=1.5)
-    with pytest.raises(ValueError, match="plain, likelihood, not 'snr'"):
-        scoremle.denoising_loss(noise, SDE, X, KEY, times=TIMES, weighting="snr")
-
-
 def test_truncated_normal_noise_of_256_levels_needs_no_scale():
     given = TruncatedNormal(SDE, EPS, scoremle.Pixels())
     assert TruncatedNormal(SDE, EPS) == given and given.start == EPS

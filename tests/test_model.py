@@ -278,8 +278,6 @@ def test_samples_are_integers():
         (lambda: reals(PIXEL).score(IMAGES), "this model is one of reals: use log_prob"),
         (lambda: images().score(IMAGES / 7), r"try \(7 \* images\).round\(\)"),
         (lambda: images().score(IMAGES + 8), "pixels must lie in 0..7, but one is"),
-        (lambda: images().score(IMAGES, seed=-1), "seed must be from 0"),
-        (lambda: images().score(IMAGES, repeats=0), "repeats must be at least 1"),
         (lambda: images().score(IMAGES, index=[1, 2]), "a number for each of 24 images"),
         (lambda: images().score(IMAGES, condition=np.zeros(3)), "condition must have 1 row or 24"),
     ],

@@ -15,7 +15,6 @@ from scoremle import (
     Exact,
     Hutchinson,
     Multistep,
-    Orthogonal,
     Pixels,
     ScoreModel,
     UserError,
@@ -263,7 +262,6 @@ def of_scale(scale):
         (lambda: PLAIN.log_prob(X, KEY, condition=np.zeros((2, 1))), "have 1 row or 3, not 2"),
         (lambda: PLAIN.log_prob(X, KEY, condition={"a": NAN}), "condition has a number that is"),
         (lambda: PLAIN.log_prob(X, KEY, dtype="float64"), "float64 is off in JAX: call"),
-        (lambda: PLAIN.log_prob(X, KEY, tolerance=0.0), "must be above 0"),
         (lambda: PLAIN.log_prob(X[:0], KEY, tolerance=0.1), "a tolerance needs examples"),
         (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
         (
@@ -276,14 +274,10 @@ def of_scale(scale):
             "x, after the model's bijector, has a number that is not finite, in row 0",
         ),
         (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "give one of the two"),
-        (lambda: Exact(block=0), "block must be at least 1, not 0"),
-        (lambda: Hutchinson(probes=0), "probes must be at least 1, not 0"),
-        (lambda: Orthogonal(-1), "probes must be at least 1, not -1"),
-        (lambda: Multistep(0), "nodes must be at least 1, not 0"),
     ],
 )
 def test_mistakes_are_one_line(call, words, unchecked):
-    with pytest.raises((UserError, ValueError), match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 

@@ -12,6 +12,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.core.arguments import check_count
+from scoremle.errors import UserError
+
 __all__ = ["NAMES", "alpha_squared", "betas", "with_no_signal_at_the_end"]
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
@@ -32,10 +35,9 @@ def betas(
         start: the first; None: 0.1 / steps.
         end: the last; None: 20 / steps.
 
-    Raises ValueError for another name, or more steps.
+    Raises UserError for another name, or more steps.
     """
-    if steps > MOST_STEPS:
-        raise ValueError(f"{steps} steps are more than {MOST_STEPS:,}")
+    check_count("steps", steps, 1, MOST_STEPS)
     name = ALIASES.get(name, name)
     start = 0.1 / steps if start is None else start
     end = 20 / steps if end is None else end
@@ -49,7 +51,7 @@ def betas(
         return np.minimum(1 - signal[1:] / signal[:-1], MOST)
     if name == "sigmoid":
         return (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
-    raise ValueError(f"betas are named {', '.join(NAMES)}, not {name!r}")
+    raise UserError(f"betas are named {', '.join(NAMES)}, not {name!r}")
 
 
 def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:

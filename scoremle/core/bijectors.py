@@ -15,9 +15,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from scoremle.core.arguments import as_array, as_data
 from scoremle.core.pytree import check, pytree
 from scoremle.errors import UserError
-from scoremle.numerics import sum_data
+from scoremle.numerics import floating, sum_data
 from scoremle.types import Data, PerExample
 
 __all__ = ["Affine", "Bijector", "Bounded", "Chain"]
@@ -43,7 +44,7 @@ class Affine:
         shift: a number, or one for each dimension.
         scale: likewise; none is 0.
 
-    Raises ValueError for a scale of 0.
+    Raises UserError for a scale of 0, and what is not finite.
 
     Example:
         >>> z, log_det = scoremle.Affine(1.0, 2.0).forward(jnp.asarray([[3.0, 1.0]]))
@@ -55,7 +56,9 @@ class Affine:
     scale: ArrayLike
 
     def __post_init__(self) -> None:
-        check(self, lambda: np.asarray(self.scale) != 0, "scale must not be 0")
+        check(self, lambda: np.isfinite(self.shift), "shift must be finite")
+        check(self, lambda: np.isfinite(self.scale) & np.not_equal(self.scale, 0),
+              "scale must not be 0, and finite")  # fmt: skip
 
     def __repr__(self) -> str:
         return "Affine"
@@ -67,11 +70,13 @@ class Affine:
         Args:
             x: data, two examples or more.
 
-        Raises UserError for a dimension in which they do not differ, or are not finite.
+        Raises UserError for what are not finite reals, and for a dimension in which all are equal.
         """
-        mean, std = np.mean(x, axis=0), np.std(x, axis=0)
-        if not np.all(np.isfinite(std) & (std > 0)):
-            raise UserError("x is not finite, or the same in all examples, in some dimension")
+        as_data(x)
+        digits = np.asarray(x, np.float64)
+        mean, std = np.mean(digits, axis=0), np.std(digits, axis=0)
+        if not np.all(std > 0):
+            raise UserError("x is the same in all examples, in some dimension")
         return cls(mean, std)
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:
@@ -96,7 +101,7 @@ class Bounded:
         low: a number, or one for each dimension.
         high: likewise.
 
-    Raises ValueError unless low < high.
+    Raises UserError unless low < high.
 
     Example:
         >>> bounded = scoremle.Bounded(np.asarray([0.0, -np.inf]), np.asarray([1.0, np.inf]))
@@ -179,5 +184,5 @@ def _next(bound: Array, sign: int) -> Array:
 
 def _like(x: Data, *numbers: ArrayLike) -> tuple[list[Array], Array]:
     """Numbers in the precision of ``x``, and ``x`` as an array of JAX."""
-    x = jnp.asarray(x)
-    return [jnp.asarray(number, x.dtype) for number in numbers], x
+    x = floating(as_array(x, "x"))
+    return [jnp.asarray(as_array(number, "a bound"), x.dtype) for number in numbers], x

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import as_array, check_choice, check_count
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pytree import pytree
+from scoremle.errors import UserError
 from scoremle.numerics import dims_of
 from scoremle.types import AnyArray, Data, Keys
 
@@ -34,6 +36,8 @@ __all__ = [
 
 Probes = Float[Array, "k b *d"]
 Field = Callable[[Data], Data]
+
+DISTRIBUTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
 
 
 @runtime_checkable
@@ -86,11 +90,6 @@ class _Sampled:
         return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
-def _check_count(probes: int) -> None:
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, not {probes}")
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Hutchinson(_Sampled):
@@ -100,7 +99,7 @@ class Hutchinson(_Sampled):
         probes: how many. The work grows with their number.
         distribution: "rademacher" or "gaussian".
 
-    Raises ValueError for less than one probe.
+    Raises UserError for less than one probe, and another distribution.
 
     Example:
         >>> x, hutchinson = jnp.ones((1, 2)), scoremle.Hutchinson(probes=2)
@@ -114,12 +113,12 @@ class Hutchinson(_Sampled):
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
 
     def __post_init__(self) -> None:
-        _check_count(self.probes)
+        check_count("probes", self.probes)
+        check_choice("distribution", self.distribution, DISTRIBUTIONS)
 
     def draw(self, key: Keys, x: Data) -> Probes:
-        sampler = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
         keys, shape = example_keys(key, len(x)), (self.probes, *x.shape[1:])
-        return jnp.moveaxis(draw(sampler[self.distribution], keys, shape, x.dtype), 1, 0)
+        return jnp.moveaxis(draw(DISTRIBUTIONS[self.distribution], keys, shape, x.dtype), 1, 0)
 
 
 @jax.tree_util.register_static
@@ -130,7 +129,7 @@ class Orthogonal(_Sampled):
     Args:
         probes: how many vectors, at most as many as dimensions.
 
-    Raises ValueError for less than one probe, and for more than dimensions.
+    Raises UserError for less than one probe, and for more than dimensions.
 
     Example:
         >>> x, orthogonal = jnp.ones((1, 2)), scoremle.Orthogonal(2)
@@ -144,12 +143,12 @@ class Orthogonal(_Sampled):
     probes: int = 2
 
     def __post_init__(self) -> None:
-        _check_count(self.probes)
+        check_count("probes", self.probes)
 
     def draw(self, key: Keys, x: Data) -> Probes:
         dims = dims_of(x)
         if self.probes > dims:
-            raise ValueError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
+            raise UserError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
         keys = example_keys(key, len(x))
         block = draw(jax.random.normal, keys, (dims, self.probes), x.dtype)
         frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
@@ -171,6 +170,9 @@ class FixedProbe(_Sampled):
     Args:
         vectors: the probes of each example.
 
+    Raises UserError for what is no array of numbers, and, when they are taken, for those of other
+    data.
+
     Example:
         >>> x, fixed = jnp.ones((1, 2)), scoremle.FixedProbe(jnp.ones((1, 1, 2)))
         >>> probes = fixed.draw(jax.random.key(0), x)
@@ -185,7 +187,13 @@ class FixedProbe(_Sampled):
     def __repr__(self) -> str:
         return f"FixedProbe({len(self.vectors)} given)"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vectors", as_array(self.vectors, "vectors"))
+
     def draw(self, key: Keys, x: Data) -> Probes:
+        if self.vectors.shape[1:] != x.shape:
+            shape = ", ".join(map(str, ("k", *x.shape)))
+            raise UserError(f"vectors must have shape ({shape}), not {self.vectors.shape}")
         return jnp.asarray(self.vectors, x.dtype)
 
 
@@ -200,7 +208,7 @@ class Exact:
     Args:
         block: how many derivatives at once.
 
-    Raises ValueError for a block below 1.
+    Raises UserError for a block below 1.
 
     Example:
         >>> x, exact = jnp.ones((1, 2)), scoremle.Exact()
@@ -214,8 +222,7 @@ class Exact:
     random = False
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
+        check_count("block", self.block)
 
     def draw(self, key: Keys, x: Data) -> Probes:
         """None: unit vectors are made a block at a time."""

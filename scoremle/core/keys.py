@@ -8,6 +8,7 @@ fold_in(key, place) at each place of the batch.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +16,51 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Integer, Key
 
+from scoremle.core.arguments import shown
+from scoremle.errors import UserError
 from scoremle.types import Data, Keys, PRNGKey
 
-__all__ = ["draw", "example_keys", "fold_in", "image_keys", "normal", "split"]
+__all__ = ["as_keys", "draw", "example_keys", "fold_in", "image_keys", "normal", "split"]
 
 IMPLEMENTATION = "threefry2x32"
 
 
 def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n"]:
-    """The keys of images by their index, a number of 64 bits."""
+    """The keys of images by their index, a number of 64 bits, from one key."""
+    key = as_keys(key)
+    if key.shape:
+        raise UserError(f"key must be one, not keys of shape {key.shape}")
     index = np.asarray(index, np.uint64)
     high, low = (np.asarray(index >> np.uint64(shift), np.uint32) for shift in (32, 0))
-    return fold_in(fold_in(jnp.broadcast_to(_checked(key), len(index)), high), low)
+    return fold_in(fold_in(jnp.broadcast_to(key, len(index)), high), low)
 
 
 def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
     """A key for each of ``n`` examples: those given, or of one key by their places.
 
-    Raises ValueError for another number of keys, and for a generator other than threefry, whose
-    draws would depend on the batch.
+    Raises UserError for another number of keys, and as ``as_keys``.
     """
-    key = _checked(key)
+    key = as_keys(key)
     if key.shape == ():
         return fold_in(jnp.broadcast_to(key, n), np.arange(n, dtype=np.uint32))
     if key.shape != (n,):
-        raise ValueError(f"{n} examples take one key or {n}, not keys of shape {key.shape}")
+        raise UserError(f"{n} examples take one key or {n}, not keys of shape {key.shape}")
     return key
 
 
-def _checked(key: Keys) -> Keys:
+def as_keys(key: Any, name: str = "key") -> Keys:
+    """Keys with a type, from such ones or from what ``jax.random.PRNGKey`` gives.
+
+    Raises UserError for what is neither, and for a generator other than threefry, whose draws
+    would depend on the batch.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    if dtype == np.uint32 and shape[-1:] == (2,):
+        return jax.random.wrap_key_data(key, impl=IMPLEMENTATION)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise UserError(f"{name} must be one of jax.random.key(seed), not {shown(key)}")
     if (found := str(jax.random.key_impl(key))) != IMPLEMENTATION:
-        raise ValueError(f"keys must be {IMPLEMENTATION}, not {found}")
+        raise UserError(f"{name} must be {IMPLEMENTATION}, not {found}")
     return key
 
 

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scoremle.core.keys import example_keys, normal, split
+from scoremle.core.arguments import as_data, check_choice
+from scoremle.core.keys import as_keys, example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
-from scoremle.numerics import as_data, predict, sum_data
+from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["WEIGHTINGS", "denoising_loss", "denoising_residual"]
@@ -47,7 +48,8 @@ def denoising_loss(
         times: how t is drawn.
         weighting: "likelihood" or "plain".
 
-    Raises ValueError for another weighting, integer ``x``, or a prediction of another shape.
+    Raises UserError for another weighting, data that are not finite reals, or a prediction of
+    another shape.
 
     Example:
         >>> sde, times = scoremle.VP(), scoremle.UniformTime(1e-3)
@@ -58,9 +60,8 @@ def denoising_loss(
         >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
         1.0
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
-    x = as_data(x)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    x, key = as_data(x), as_keys(key)
     if key.shape:
         key_t, key_z = split(example_keys(key, len(x)))
         drawn = tuple(a[:, 0] for a in jax.vmap(lambda k: times(k, 1))(key_t))

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
+from scoremle.core.arguments import as_array, check_count, check_number
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, IntImages
 
@@ -42,7 +44,7 @@ class Pixels:
         low: the real that the lowest value begins at.
         high: the real that the highest value ends at.
 
-    Raises ValueError for fewer than 2 or more than 65,536 levels, and unless low < high.
+    Raises UserError for fewer than 2 or more than 65,536 levels, and unless low < high.
 
     Example:
         >>> pixels, x = scoremle.Pixels(256), jnp.asarray([[0, 17, 255]])
@@ -56,10 +58,11 @@ class Pixels:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.levels <= MOST_LEVELS:
-            raise ValueError(f"levels must be from 2 to {MOST_LEVELS}, not {self.levels}")
+        check_count("levels", self.levels, 2, MOST_LEVELS)
+        check_number("low", self.low)
+        check_number("high", self.high)
         if not self.low < self.high:
-            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+            raise UserError(f"low must be below high, not {self.low} and {self.high}")
 
     @classmethod
     def of_points(cls, levels: int, first: float, last: float) -> "Pixels":
@@ -106,13 +109,14 @@ class Pixels:
         return jnp.clip(k, 0, self.levels - 1).astype(dtype)
 
     def checked(
-        self, images: np.ndarray, shape: tuple[int, ...]
+        self, images: ArrayLike, shape: tuple[int, ...]
     ) -> Integer[np.ndarray, "n h w c"]:
         """Images of this shape as [n h w c]; those of one channel may lack its axis.
 
         Raises UserError that says how to make of other arrays what is wanted.
         """
-        if images.ndim == 3 and images.shape[1:] == shape[:2] and shape[2] == 1:
+        images = np.asarray(as_array(images, "images"))
+        if images.ndim == 3 and (*images.shape[1:], 1) == shape:
             images = images[..., None]
         dtype = np.uint8 if self.levels <= 256 else np.uint16
         if images.dtype != dtype or images.shape[1:] != shape:
@@ -142,11 +146,14 @@ def bits_per_dim(
         pixels: what y = pixels.encode(x, u) is.
         dims: dimensions of one image.
 
+    Raises UserError for no dimensions.
+
     Example:
         >>> uniform = jnp.full(1, 3 * np.log(1 / 2))  # in nats, the density 1/2 on [-1, 1)^3
         >>> print(f"{scoremle.bits_per_dim(uniform, scoremle.Pixels(256), 3)[0]:.4f}")
         8.0000
     """
+    check_count("dims", dims)
     return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from scoremle.core.arguments import as_array, check_choice, check_examples, check_number
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -62,7 +63,7 @@ Conditioning = Callable[[SDE, Times], Times]
 
 def _steps(sde: SDE, t: Times) -> Times:
     if not hasattr(sde.schedule, "label"):
-        raise ValueError(
+        raise UserError(
             f"conditioning 'step' is of a Discrete schedule, not {type(sde.schedule).__name__}"
         )
     return sde.schedule.label(t)
@@ -182,8 +183,8 @@ def noise_fn(
             None: its label is any number.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
 
-    Raises ValueError for another prediction, conditioning or ``between``, and for ``between``
-    without the steps of a discrete schedule as labels.
+    Raises UserError for another prediction, conditioning or ``between``, for ``between`` without
+    the steps of a discrete schedule as labels, and for a sigma_data that is not above 0.
 
     Example:
         >>> def network(x, log_snr):  # E[x_0 | x] of data N(0, I)
@@ -193,12 +194,10 @@ def noise_fn(
         >>> print(f"{noise(x, t)[0, 0] / sde.sigma(0.3):.4f}")
         1.0000
     """
-    if prediction not in (*PREDICTIONS, "edm"):
-        choices = ", ".join((*PREDICTIONS, "edm"))
-        raise ValueError(f"prediction must be one of {choices}, not {prediction!r}")
-    if isinstance(conditioning, str) and conditioning not in CONDITIONINGS:
-        choices = ", ".join(CONDITIONINGS)
-        raise ValueError(f"conditioning must be one of {choices}, not {conditioning!r}")
+    check_choice("prediction", prediction, (*PREDICTIONS, "edm"))
+    if not callable(conditioning):
+        check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_number("sigma_data", sigma_data, above=0)
     network = as_pytree(network)
     if between is not None:
         network = BetweenSteps(network, _count_of_steps(sde, conditioning, between))
@@ -206,10 +205,9 @@ def noise_fn(
 
 
 def _count_of_steps(sde: SDE, conditioning: str | Conditioning, between: str) -> int:
-    if between != "interpolate":
-        raise ValueError(f"between must be 'interpolate' or None, not {between!r}")
+    check_choice("between", between, ("interpolate",))
     if conditioning != "step" or not hasattr(sde.schedule, "steps"):
-        raise ValueError("between is of networks with conditioning='step' of a Discrete schedule")
+        raise UserError("between is of networks with conditioning='step' of a Discrete schedule")
     return sde.schedule.steps
 
 
@@ -242,11 +240,13 @@ def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:
         n: how many examples.
         xp: numpy or jax.numpy.
 
-    Raises UserError for another number of rows.
+    Raises UserError for another number of rows, what are no numbers, and one that is not finite.
     """
 
     def spread(leaf: ArrayLike) -> Any:
-        array = xp.atleast_1d(xp.asarray(leaf))
+        given = as_array(leaf, "condition")
+        check_examples(given, "condition")
+        array = xp.atleast_1d(xp.asarray(given))
         if array.shape[0] not in (1, n):
             raise UserError(f"condition must have 1 row or {n}, not {array.shape[0]}")
         return xp.broadcast_to(array, (n, *array.shape[1:]))

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from scoremle.errors import UserError
+
 __all__ = ["check", "describe", "known", "pytree", "static"]
 
 T = TypeVar("T")
@@ -49,10 +51,17 @@ def known(*values: Any) -> bool:
 
 
 def check(record: Any, holds: Callable[[], Any], words: str) -> None:
-    """ValueError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
+    """UserError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
     with jax.ensure_compile_time_eval():
-        if known(record) and not np.all(holds()):
-            raise ValueError(f"{record}: {words}")
+        if known(record) and not _true(holds):
+            raise UserError(f"{record}: {words}")
+
+
+def _true(holds: Callable[[], Any]) -> bool:
+    try:
+        return bool(np.all(holds()))
+    except (TypeError, ValueError):  # of what is no number
+        return False
 
 
 def describe(value: Any) -> Any:

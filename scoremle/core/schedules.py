@@ -19,9 +19,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import as_array, check_choice, check_number
 from scoremle.core.betas import alpha_squared
 from scoremle.core.kernels import KERNELS
 from scoremle.core.pytree import check, describe, pytree, static
+from scoremle.errors import UserError
 from scoremle.numerics import floating
 from scoremle.types import Scalar, Times
 
@@ -71,8 +73,8 @@ class Schedule(abc.ABC):
         return _inverse(self, floating(lam))
 
     def at(self, code: Any) -> "Schedule":
-        """The schedule of the images that ``code`` describes. ValueError if all share one."""
-        raise ValueError(f"{type(self).__name__} is the same for all images: it takes no code")
+        """The schedule of the images that ``code`` describes. UserError if all share one."""
+        raise UserError(f"{type(self).__name__} is the same for all images: it takes no code")
 
     def describe(self) -> dict[str, Any]:
         """What the schedule is, in values that JSON knows."""
@@ -129,7 +131,7 @@ class PerDimension(Schedule):
     per_dimension = True
 
     def time_of_log_snr(self, lam: Times) -> Times:
-        raise ValueError(
+        raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, and no one time belongs to"
             " them: use what goes by t, such as UniformTime"
         )
@@ -145,7 +147,7 @@ class LinearBeta(Schedule):
         beta_max: beta at t = 1.
         kernel: "vp", "subvp" or "straight": on it depends the lambda that belongs to an alpha.
 
-    Raises ValueError for another kernel, and for betas below 0.
+    Raises UserError for another kernel, and for betas below 0.
 
     Example:
         >>> schedule = scoremle.LinearBeta(0.1, 20.0)
@@ -158,12 +160,11 @@ class LinearBeta(Schedule):
     kernel: str = static(default="vp")
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS or self.kernel == "ve":
-            raise ValueError(f"{self}: kernel must be vp, subvp or straight")
+        check_choice("kernel", self.kernel, [name for name in KERNELS if name != "ve"])
         check(
             self,
-            lambda: self.beta_min >= 0 and self.beta_max > 0,
-            "beta_min must be at least 0, and beta_max above 0",
+            lambda: 0 <= self.beta_min < np.inf and 0 < self.beta_max < np.inf,
+            "beta_min must be at least 0, and beta_max above 0, both finite",
         )
 
     def log_alpha(self, t: Times) -> Times:
@@ -190,7 +191,7 @@ class GeometricSigma(Schedule):
         sigma_min: sigma / alpha at t = 0.
         sigma_max: sigma / alpha at t = 1.
 
-    Raises ValueError unless 0 < sigma_min < sigma_max.
+    Raises UserError unless 0 < sigma_min < sigma_max.
 
     Example:
         >>> schedule = scoremle.GeometricSigma(0.01, 100.0)
@@ -220,7 +221,7 @@ class LinearSigma(Schedule):
     Args:
         sigma_max: sigma / alpha at t = 1.
 
-    Raises ValueError for a sigma_max that is not above 0.
+    Raises UserError for a sigma_max that is not above 0.
 
     Example:
         >>> schedule = scoremle.LinearSigma(50.0)
@@ -231,7 +232,7 @@ class LinearSigma(Schedule):
     sigma_max: Scalar = 50.0
 
     def __post_init__(self) -> None:
-        check(self, lambda: self.sigma_max > 0, "sigma_max must be above 0")
+        check_number("sigma_max", self.sigma_max, above=0)
 
     def log_snr(self, t: Times) -> Times:
         return -2 * (jnp.log(t) + jnp.log(self.sigma_max))
@@ -250,7 +251,7 @@ class KarrasSigma(Schedule):
         sigma_max: sigma / alpha at t = 1.
         rho: the exponent: the larger, the more of the times have little noise.
 
-    Raises ValueError unless 0 < sigma_min < sigma_max, and for a rho that is not above 0.
+    Raises UserError unless 0 < sigma_min < sigma_max, and for a rho that is not above 0.
 
     Example:
         >>> sde = scoremle.SDE("ve", scoremle.KarrasSigma(), prior_std=80.0)
@@ -264,7 +265,7 @@ class KarrasSigma(Schedule):
 
     def __post_init__(self) -> None:
         _check_sigmas(self)
-        check(self, lambda: self.rho > 0, "rho must be above 0")
+        check_number("rho", self.rho, above=0)
 
     @property
     def _ends(self) -> tuple[Times, Times]:
@@ -289,7 +290,7 @@ class LinearLogSNR(Schedule):
         log_snr_min: lambda at t = 1.
         log_snr_max: lambda at t = 0.
 
-    Raises ValueError unless log_snr_min < log_snr_max, both finite.
+    Raises UserError unless log_snr_min < log_snr_max, both finite.
 
     Example:
         >>> schedule = scoremle.LinearLogSNR(-5.0, 13.0)
@@ -322,7 +323,7 @@ class Cosine(Schedule):
         log_snr_min: lambda at t = 1.
         log_snr_max: lambda at t = 0.
 
-    Raises ValueError unless log_snr_min < log_snr_max, both finite.
+    Raises UserError unless log_snr_min < log_snr_max, both finite.
 
     Example:
         >>> schedule = scoremle.Cosine(-12.0, 12.0)
@@ -364,7 +365,7 @@ class Discrete(Schedule):
     Args:
         log_snrs: lambda at each step.
 
-    Raises ValueError for fewer than two steps, and for a lambda that is not finite or does not
+    Raises UserError for fewer than two steps, and for a lambda that is not finite or does not
     fall.
 
     Example:
@@ -376,8 +377,9 @@ class Discrete(Schedule):
     log_snrs: Float[Array | np.ndarray, " T"]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "log_snrs", as_array(self.log_snrs, "log_snrs"))
         if np.ndim(self.log_snrs) != 1 or self.steps < 2:
-            raise ValueError(f"{self}: log_snrs must be those of two steps or more")
+            raise UserError(f"{self}: log_snrs must be those of two steps or more")
         check(self, lambda: np.diff(self.log_snrs) < 0, "log_snrs must fall from step to step")
         check(
             self,
@@ -398,11 +400,11 @@ class Discrete(Schedule):
             betas: one for each step, above 0 and at most 1; alpha^2 is rounded to their precision.
             log_snr_min: the least lambda. It must be given where the last beta is 1.
 
-        Raises ValueError for other betas.
+        Raises UserError for other betas.
         """
-        betas = np.asarray(betas)
+        betas = np.asarray(as_array(betas, "betas"))
         if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
-            raise ValueError("betas must be numbers above 0, and at most 1")
+            raise UserError("betas must be numbers above 0, and at most 1")
         with np.errstate(divide="ignore"):
             alpha2 = alpha_squared(betas).astype(np.float64)
             log_snrs = np.log(alpha2) - np.log1p(-alpha2)
@@ -441,8 +443,8 @@ class Discrete(Schedule):
 def _check_sigmas(schedule: GeometricSigma | KarrasSigma) -> None:
     check(
         schedule,
-        lambda: 0 < schedule.sigma_min < schedule.sigma_max,
-        "sigma_min must be above 0 and below sigma_max",
+        lambda: 0 < schedule.sigma_min < schedule.sigma_max < np.inf,
+        "sigma_min must be above 0 and below sigma_max, both finite",
     )
 
 

@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pytree import describe, pytree
 from scoremle.core.schedules import GeometricSigma, LinearBeta, LinearSigma, Schedule, rate
+from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
@@ -54,7 +56,7 @@ class SDE:
         schedule: the log-SNR at each t.
         prior_std: standard deviation of the prior N(0, prior_std^2 I) at t = 1.
 
-    Raises ValueError for another kernel.
+    Raises UserError for another kernel, and a prior_std that is not above 0.
 
     Example:
         >>> sde = scoremle.SDE("straight", scoremle.Cosine(), prior_std=1.0)
@@ -70,15 +72,15 @@ class SDE:
     chain: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {self.kernel!r}")
+        check_choice("kernel", self.kernel, KERNELS)
+        check_number("prior_std", self.prior_std, above=0)
 
     def describe(self) -> dict[str, Any]:
         """What the SDE is, in values that JSON knows: the same for the same SDE."""
         return describe(self)
 
     def at(self, code: Any) -> "SDE":
-        """The SDE of the images that ``code`` describes. ValueError if all have the same."""
+        """The SDE of the images that ``code`` describes. UserError if all have the same."""
         return dataclasses.replace(self, schedule=self.schedule.at(code))
 
     def log_snr(self, t: ArrayLike) -> Times:
@@ -86,9 +88,9 @@ class SDE:
         return self.schedule.log_snr(floating(t))
 
     def common_log_snr(self, t: ArrayLike) -> Times:
-        """``log_snr``, which all dimensions share. ValueError where each has its own."""
+        """``log_snr``, which all dimensions share. UserError where each has its own."""
         if self.schedule.per_dimension:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.schedule).__name__} has a log-SNR for each dimension, where one for"
                 " all is needed: use what goes by t, such as UniformTime"
             )
@@ -132,6 +134,7 @@ class SDE:
 
     def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
         """``shape[0]`` draws of the prior, by one key or one for each."""
+        shape = as_shape(shape, of_batch=True)
         return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
 
 
@@ -186,7 +189,7 @@ class VP(_LinearBeta):
         beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
         beta_max: beta at t = 1.
 
-    Raises ValueError for betas below 0.
+    Raises UserError for betas below 0.
 
     Example:
         >>> sde = scoremle.VP()
@@ -206,7 +209,7 @@ class SubVP(_LinearBeta):
         beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
         beta_max: beta at t = 1.
 
-    Raises ValueError for betas below 0.
+    Raises UserError for betas below 0.
 
     Example:
         >>> sde = scoremle.SubVP()
@@ -225,7 +228,7 @@ class VE(SDE):
         sigma_min: sigma at t = 0.
         sigma_max: sigma at t = 1, and the standard deviation of the prior.
 
-    Raises ValueError unless 0 < sigma_min < sigma_max.
+    Raises UserError unless 0 < sigma_min < sigma_max.
 
     Example:
         >>> sde = scoremle.VE(0.01, 100.0)
@@ -259,7 +262,7 @@ class LinearVE(SDE):
     Args:
         sigma_max: sigma at t = 1, and the standard deviation of the prior.
 
-    Raises ValueError for a sigma_max that is not above 0.
+    Raises UserError for a sigma_max that is not above 0.
 
     Example:
         >>> print(f"{scoremle.LinearVE(50.0).sigma(0.1):.4f}")

@@ -13,12 +13,14 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree, static
+from scoremle.core.arguments import as_array, check_count, check_number
+from scoremle.core.keys import as_keys
+from scoremle.core.pytree import check, pytree, static
 from scoremle.core.sde import SDE
-from scoremle.numerics import check_eps
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
 __all__ = [
@@ -52,6 +54,8 @@ class TimeSampler(Protocol):
 
 def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
     """``n`` numbers, each uniform in [0, 1)."""
+    check_count("n", n, least=0)
+    key = as_keys(key)
     if not stratified:
         return jax.random.uniform(key, (n,))
     return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
@@ -60,7 +64,7 @@ def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
 def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """lambda at t = 1 and at t = eps; their difference is the paper's constant Z.
 
-    Raises ValueError for a schedule that has a log-SNR for each dimension.
+    Raises UserError for a schedule that has a log-SNR for each dimension.
     """
     ends = sde.common_log_snr(jnp.asarray([1.0, eps]))
     return ends[0], ends[1]
@@ -90,7 +94,7 @@ class UniformTime:
         eps: the smallest time.
         stratified: space the draws of one call evenly.
 
-    Raises ValueError for eps outside (0, 1).
+    Raises UserError for eps outside (0, 1).
 
     Example:
         >>> t, density = scoremle.UniformTime(0.2)(jax.random.key(0), 4)
@@ -102,7 +106,7 @@ class UniformTime:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_number("eps", self.eps, 0, 1)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         u = unit_draws(key, n, self.stratified)
@@ -120,7 +124,7 @@ class UniformLogSNR:
         eps: the smallest time.
         stratified: space the draws of one call evenly.
 
-    Raises ValueError for eps outside (0, 1), and for a log-SNR that each dimension has of its own.
+    Raises UserError for eps outside (0, 1), and for a log-SNR that each dimension has of its own.
 
     Example:
         >>> sde = scoremle.VP()
@@ -135,7 +139,7 @@ class UniformLogSNR:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_number("eps", self.eps, 0, 1)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         low, high = log_snr_range(self.sde, self.eps)
@@ -155,7 +159,8 @@ class BinnedLogSNR:
         shares: the probabilities of the bins: all above zero, with sum one.
         stratified: space the draws of one call evenly.
 
-    Raises ValueError for eps outside (0, 1), and for a log-SNR that each dimension has of its own.
+    Raises UserError for eps outside (0, 1), other shares, and a log-SNR that each dimension has of
+    its own.
 
     Example:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
@@ -171,7 +176,16 @@ class BinnedLogSNR:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_number("eps", self.eps, 0, 1)
+        object.__setattr__(self, "shares", as_array(self.shares, "shares"))
+        check(self, self._are_shares, "shares must be above 0, and their sum 1")
+
+    def _are_shares(self) -> bool:
+        shares = np.asarray(self.shares)
+        return shares.ndim == 1 and bool(shares.min() > 0 and abs(shares.sum() - 1) < 1e-3)
+
+    def __repr__(self) -> str:
+        return f"BinnedLogSNR({np.size(self.shares)} bins)"
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         edges = log_snr_edges(self.sde, self.eps)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.core.arguments import check_count, check_seed
 from scoremle.data.archive import is_archive
 from scoremle.data.dataset import ANY_SIZE, Dataset
 from scoremle.data.image_set import ImageSet, pad_to
@@ -136,10 +137,12 @@ def load(
     Sizes, channels and levels of 0 are the data set's own; ``fit`` brings images of other sizes
     to ``image_size`` (crop or resize).
     """
-    if batch_size < 1:
-        raise UserError(f"training.batch_size must be at least 1, got {batch_size}")
-    if seed < 0:
-        raise UserError(f"seed must not be negative, got {seed}")
+    check_count("batch_size", batch_size)
+    check_seed(seed)
+    for what, number in (
+        ("image_size", image_size), ("num_channels", num_channels), ("levels", levels)
+    ):  # fmt: skip
+        check_count(what, number, least=0)
     dataset = lookup(name)
     if fit and "fit" not in dataset.options:
         raise UserError(f"data.fit is {fit!r}, but {name} has no images of other sizes")

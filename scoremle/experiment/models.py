@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scoremle.core.arguments import check_count
 from scoremle.core.pixels import Pixels
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, no_model
@@ -39,6 +40,8 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
         ((8, 8, 1), 17)
     """
     check_devices()
+    if checkpoint is not None:
+        check_count("checkpoint", checkpoint, least=0)
     if checkpoint is not None and is_model_alone(str(place)):
         raise UserError(
             f"{place} is one model, not a working directory of several checkpoints: leave the"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from scoremle.core.arguments import as_index, check_count, check_seed
 from scoremle.errors import UserError
 from scoremle.experiment.models import load
 from scoremle.likelihood.images import Estimator
@@ -61,6 +62,9 @@ class Scorer:
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        check_seed(seed)
+        check_count("repeats", repeats)
+        check_count("batch_size", batch_size)
         self._place = model
         self._options: dict[str, Any] = {
             "estimator": estimator, "repeats": repeats, "seed": seed, "batch_size": batch_size,
@@ -97,10 +101,7 @@ def index_of(batch: Mapping[str, Any]) -> UInt64[np.ndarray, " n"]:
     Raises UserError if the batch has neither, or no whole numbers from 0 to 2**64 - 1.
     """
     if INDEX in batch:
-        index = np.asarray(batch[INDEX])
-        if index.size and (index.dtype.kind not in "iu" or index.min() < 0):
-            raise UserError(f"{INDEX} must be whole numbers from 0 to 2**64 - 1")
-        return index.astype(np.uint64)
+        return as_index(batch[INDEX])
     if NAME not in batch:
         raise UserError(
             f"a batch must hold {INDEX!r}, a whole number of each image, or {NAME!r}: the"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from scoremle.core.arguments import as_array, as_shape, check_choice
 from scoremle.core.betas import betas
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import CONDITIONINGS, Between, Conditioning, noise_fn
@@ -89,6 +90,8 @@ def from_module(
     installed.
     """
     network_of = _with_torch(module)
+    if by is not None:
+        check_choice("by", by, ("torchax", "torch"))
     sde = _sde(schedule)
     if conditioning is None and not isinstance(sde.schedule, Discrete):
         raise UserError(
@@ -99,11 +102,8 @@ def from_module(
     as_noise = partial(
         noise_fn, sde=sde, prediction=prediction, conditioning=told, between=between
     )
-    try:
-        as_noise(module)
-        x, label = _examples(sde, told, shape)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    as_noise(module)
+    x, label = _examples(sde, told, as_shape(shape))
     given = () if condition is None else (_rows(condition, len(x)),)
     label = label if between is None else label.astype(np.int32)
     steps = told == "step" and between is None
@@ -138,7 +138,7 @@ def from_edm(
     Raises UserError as ``from_module`` does. Source: Karras et al., arXiv 2206.00364.
     """
     return from_module(
-        denoiser, schedule=_between(KarrasSigma, sigma_min, sigma_max), shape=shape,
+        denoiser, schedule=KarrasSigma(sigma_min, sigma_max), shape=shape,
         prediction="x_0", conditioning="sigma", pixels=pixels, condition=condition, by=by,
     )  # fmt: skip
 
@@ -173,7 +173,9 @@ def from_velocity(
     _with_torch(velocity)
     if data_at not in (0, 1):
         raise UserError(f"data_at is the t of the data, 0 or 1, not {data_at}")
-    schedule = _between(LinearLogSNR, *log_snr)
+    if np.shape(as_array(log_snr, "log_snr")) != (2,):
+        raise UserError(f"log_snr must be two numbers, the least and the greatest, not {log_snr}")
+    schedule = LinearLogSNR(*log_snr)
     prior_std = 1 / (1 + math.exp(log_snr[0] / 2))  # of the noise where the path is cut
     return from_module(
         velocity, schedule=SDE("straight", schedule, prior_std), shape=shape,
@@ -209,7 +211,7 @@ def from_azula(
     times = times_of(denoiser.schedule)
     ends = (float(times.log_snr[0]), float(times.log_snr[-1]))
     return from_module(
-        Mean(denoiser), schedule=_between(LinearLogSNR, *ends), shape=shape, prediction="x_0",
+        Mean(denoiser), schedule=LinearLogSNR(*ends), shape=shape, prediction="x_0",
         conditioning=times, pixels=pixels, by=by,
     )  # fmt: skip
 
@@ -253,7 +255,7 @@ def _sde(schedule: str | Schedule | SDE) -> SDE:
     elif isinstance(schedule, str):
         try:
             sde = SDE("vp", Discrete.of_betas(betas(schedule)), 1.0)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"schedule: {error}") from None
     elif isinstance(schedule, LinearBeta):
         sde = SDE(schedule.kernel, schedule, 1.0)
@@ -270,11 +272,6 @@ def _sde(schedule: str | Schedule | SDE) -> SDE:
     return sde
 
 
-def _between(kind: type[Schedule], *ends: float) -> Schedule:
-    try:
-        return kind(*ends)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _examples(
@@ -291,5 +288,5 @@ def _examples(
 
 
 def _rows(condition: ArrayLike | Sequence[float], n: int) -> np.ndarray:
-    rows = np.atleast_1d(np.asarray(condition))
+    rows = np.atleast_1d(np.asarray(as_array(condition, "condition")))
     return np.broadcast_to(rows[:1], (n, *rows.shape[1:]))

@@ -24,15 +24,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scoremle.core.arguments import as_data, check_choice, check_count, check_number
 from scoremle.core.keys import draw, example_keys, fold_in, normal, split
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, log_snr_edges
+from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control, bin_of
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.numerics import (
-    as_data,
-    check_eps,
     dims_of,
     expand,
     predict_ranged,
@@ -175,8 +175,8 @@ def likelihood_bound(
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
-    Raises ValueError for what can't be had: no draws, eps outside (0, 1), another matching,
-    integer ``x``, or a prediction of another shape.
+    Raises UserError for what can't be had: no draws, eps outside (0, 1), another matching, data
+    that are not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -188,9 +188,8 @@ def likelihood_bound(
         >>> print(bool(found.log_prob[0] < truth + 3 * found.stderr[0]), found.bounds)
         True density
     """
-    check_eps(eps)
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws}")
+    check_number("eps", eps, 0, 1)
+    check_count("draws", draws)
     x = as_data(x)
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
@@ -226,10 +225,9 @@ def bound_at(
     ``last_draws`` are those of the reconstruction; ``at_once`` makes all draws one batch of the
     network.
     """
-    if matching not in MATCHINGS:
-        raise ValueError(f"matching must be one of {', '.join(MATCHINGS)}, not {matching!r}")
+    check_choice("matching", matching, MATCHINGS)
     if control is not None and sde.log_snr(t).ndim > 2:
-        raise ValueError("a control variate needs a log-SNR that is one number at each t")
+        raise UserError("a control variate needs a log-SNR that is one number at each t")
     draws, batch = t.shape
     keys = example_keys(key, batch)
     ends = jnp.full(batch, eps, x.dtype)

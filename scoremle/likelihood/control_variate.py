@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import isotonic_regression
 
 from scoremle.core.pytree import pytree
+from scoremle.errors import UserError
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Data, PerExample, Times
 
@@ -79,12 +80,12 @@ class FittedGaussian:
         all examples but a part, and measured on that part. Those of their own examples would be
         far too small along the last axes, and zero along all that fewer examples than dimensions
         leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
-        arXiv 1611.00798.) Raises ValueError for fewer than two examples.
+        arXiv 1611.00798.) Raises UserError for fewer than two examples.
         """
         x = np.concatenate([np.asarray(b, np.float32).reshape(len(b), -1) for b in batches])
         x = x[: most_examples(x.shape[1])]
         if len(x) < 2:
-            raise ValueError(f"a Gaussian is fitted on two examples or more, not {len(x)}")
+            raise UserError(f"a Gaussian is fitted on two examples or more, not {len(x)}")
         mean, axes = _principal(x)
         along, total = _variances(x)
         axes, behind = axes[:, : len(along)], x.shape[1] - len(along)

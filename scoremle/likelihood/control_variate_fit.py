@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from scoremle.core.arguments import as_data
 from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
 from scoremle.devices import compiled
 from scoremle.likelihood.bound import MATCHINGS
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
-from scoremle.numerics import as_data, as_pytree, dims_of, sum_data
+from scoremle.numerics import as_pytree, dims_of, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
 
 __all__ = ["fit_control"]
@@ -75,7 +76,7 @@ def fit_control(
     From fewer than eight examples, or two beside a given Gaussian, nothing can be told: the
     control changes nothing then.
 
-    Raises ValueError for a log-SNR that each dimension has of its own.
+    Raises UserError for a log-SNR that each dimension has of its own.
     """
     if gaussian is None:
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)

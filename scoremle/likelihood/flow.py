@@ -49,12 +49,12 @@ def flow_log_likelihood(
         divergence: how traces are estimated.
         solver: how the ODE is solved.
 
-    Raises ValueError for eps outside (0, 1), and a prediction of another shape.
+    Raises UserError for eps outside (0, 1), and a prediction of another shape.
     """
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(x))
-    ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
     bent = BentClock.drawn(keys, *flow.span(eps, x.dtype))
+    ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
         probes = divergence.draw(fold_in(keys, draw), x)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from scoremle.core.arguments import check_choice, check_count, check_number
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
 from scoremle.core.keys import split
@@ -23,7 +24,7 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR
-from scoremle.likelihood.bound import Bound, likelihood_bound
+from scoremle.likelihood.bound import MATCHINGS, Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
@@ -94,6 +95,8 @@ class ByOde:
         solver: how the ODE is solved.
         samples: draws of the dequantization noise, all in one bound for each image.
 
+    Raises UserError for no draws.
+
     Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also what
     tells whether its latent is white noise: the mean square of its elements over that of the prior
     (``latent_square``), and the correlation of those beside or above each other
@@ -114,6 +117,9 @@ class ByOde:
     divergence: DivergenceEstimator = Hutchinson()
     solver: Solver | PublishedRK45 = Multistep()
     samples: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        check_count("samples", self.samples)
 
     @property
     def on_host(self) -> bool:
@@ -245,6 +251,8 @@ class ByBound:
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
+    Raises UserError for no draws, another matching, and a start outside (0, 1).
+
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
     noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
     of the pixels; ``profile`` adds up to ``diffusion``.
@@ -269,6 +277,12 @@ class ByBound:
     reconstruction: Reconstruction = Gaussian()
     control: Control | None = None
     start: Scalar | None = None
+
+    def __post_init__(self) -> None:
+        check_count("draws", self.draws)
+        check_choice("matching", self.matching, MATCHINGS)
+        if self.start is not None:
+            check_number("start", self.start, 0, 1)
 
     @property
     def words(self) -> str:

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.keys import split
+from scoremle.core.arguments import check_count
+from scoremle.core.keys import as_keys, split
 from scoremle.core.pytree import pytree
 from scoremle.likelihood.ode import Likelihood
 from scoremle.types import Keys, PerExample
@@ -64,6 +65,8 @@ def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
         keys: one for each image, or one of which ``draw`` makes its own.
         samples: how many draws.
 
+    Raises UserError for no draws.
+
     Example:
         >>> sde, pixels, x = scoremle.VP(), scoremle.Pixels(8), jnp.asarray([[1, 6]])
         >>> def draw(keys):
@@ -82,6 +85,8 @@ def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
         log_weight = found.log_prob - log_q
         return log_weight, found.probe_deviations, found.solver_error, found.evaluations
 
+    check_count("samples", samples)
+    keys = as_keys(keys, "keys")
     log_weights, deviations, errors, evaluations = jax.lax.map(one, split(keys, samples))
     total = jax.nn.logsumexp(log_weights, axis=0)
     shares = jnp.exp(log_weights - total)

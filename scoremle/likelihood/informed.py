@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key, Shaped
 from scipy.optimize import minimize_scalar
 
+from scoremle.core.arguments import check_count
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, normal, split
@@ -68,6 +69,9 @@ class ByInformedOde:
     divergence: DivergenceEstimator = Hutchinson()
     solver: Solver | PublishedRK45 = Multistep()
     samples: int = static(default=1)
+
+    def __post_init__(self) -> None:
+        check_count("samples", self.samples)
 
     @property
     def on_host(self) -> bool:

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from scoremle.core.arguments import check_count
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree, static
+from scoremle.errors import UserError
 from scoremle.likelihood.images import Estimator, ImageModel, Values
 from scoremle.types import IntImages, PerExample
 
@@ -42,7 +44,8 @@ class ByLabels:
         of_one: how images are measured under a label: one that can be compiled.
         labels: how many there are, from 0.
 
-    Values: ``bpd``, its errors and ``nfe``. Raises ValueError for an estimator on the host.
+    Values: ``bpd``, its errors and ``nfe``. Raises UserError for an estimator on the host, and no
+    labels.
     """
 
     on_host: ClassVar[bool] = False
@@ -52,7 +55,8 @@ class ByLabels:
 
     def __post_init__(self) -> None:
         if self.of_one.on_host:
-            raise ValueError("ByLabels is compiled, and this estimator can't be")
+            raise UserError("ByLabels is compiled, and this estimator can't be")
+        check_count("labels", self.labels)
 
     @property
     def words(self) -> str:

@@ -18,13 +18,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.special import stdtrit
 
+from scoremle.core.arguments import as_data, check_count
 from scoremle.core.divergence import DivergenceEstimator, Field, Probes
+from scoremle.core.keys import as_keys, split
 from scoremle.core.sde import SDE
 from scoremle.devices import compiled
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.record import Likelihood
-from scoremle.numerics import as_data, dims_of
+from scoremle.numerics import dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, PRNGKey, Scalar
 
@@ -127,7 +129,9 @@ class Pilot:
         key: draws the probes, and the times of the nodes of each image.
         eps: the smallest time.
         divergence: how traces are estimated.
-        finest: so many nodes are taken for the truth, as far as half of them agree.
+        finest: so many nodes are taken for the truth, as far as half of them agree; 128 or more.
+
+    Raises UserError for fewer, and data that are not finite reals.
     """
 
     def __init__(
@@ -141,8 +145,9 @@ class Pilot:
         divergence: DivergenceEstimator,
         finest: int = FINEST,
     ) -> None:
+        check_count("finest", finest, least=NODES[-1])
         x = as_data(x)
-        key_probe, key_fresh = jax.random.split(key)
+        key_probe, key_fresh = split(as_keys(key))
         self.images, self._bits = len(x), dims_of(x) * math.log(2)
 
         # The same probes for all numbers of nodes: what differs is the solver's error.
@@ -227,7 +232,7 @@ def choose_nodes(pilot: Pilot) -> Choice:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
         >>> pilot = scoremle.likelihood.nodes.Pilot(  # of data N(0, I)
         ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, jax.random.normal(key, (4, 2)), key,
-        ...     eps=1e-3, divergence=scoremle.Exact(), finest=64,
+        ...     eps=1e-3, divergence=scoremle.Exact(), finest=128,
         ... )
         >>> choice = scoremle.choose_nodes(pilot)
         >>> print(choice.met, choice.solver_error < 0.005)

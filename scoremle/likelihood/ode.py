@@ -7,17 +7,19 @@ Here are the defaults, and the checks of what was given. `flow.py` has the mathe
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from scoremle.core.arguments import as_data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
-from scoremle.core.prediction import Conditioned
+from scoremle.core.prediction import Conditioned, rows_of
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.within import FEW_DIMS, log_likelihood_within
-from scoremle.numerics import as_data, as_pytree, check_examples, dims_of
+from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Data, Keys, NoiseFn, Scalar
@@ -64,10 +66,9 @@ def ode_log_likelihood(
         dtype: of the computation, such as "float64"; None: that of ``x``, which without
             ``jax_enable_x64`` is float32.
 
-    Raises ValueError for eps outside (0, 1), integer ``x``, or a prediction of another shape; and
-    UserError for numbers that are not finite, a condition of another number of rows, a dtype
-    that JAX is not set up for, and a tolerance where it is traced, has no examples, or stands
-    beside a divergence or a solver.
+    Raises UserError for eps outside (0, 1), data that are not finite reals, a prediction of
+    another shape, a condition of another number of rows, a dtype that JAX is not set up for, and a
+    tolerance where it is traced, has no examples, or stands beside a divergence or a solver.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -77,9 +78,8 @@ def ode_log_likelihood(
         -2.34
     """
     x = as_data(x, dtype)
-    check_examples(x, "x")
     if condition is not None:
-        check_examples(condition, "condition")
+        condition = rows_of(condition, len(x), jnp)
     if tolerance is not None:
         if divergence or solver:
             raise UserError("give a tolerance, or a divergence and a solver, not both")
@@ -96,6 +96,6 @@ def ode_log_likelihood(
     divergence = divergence or Hutchinson()
     probes = divergence.draw(key, x)
     if len(probes) != 1:
-        raise ValueError(f"PublishedRK45 takes one random probe, not {divergence}")
+        raise UserError(f"PublishedRK45 takes one random probe, not {divergence}")
     found = solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
     return replace(found, trace=str(divergence))

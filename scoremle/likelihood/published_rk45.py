@@ -14,8 +14,10 @@ import numpy as np
 import scipy.integrate
 from jaxtyping import Float
 
+from scoremle.core.arguments import check_number
 from scoremle.core.sde import SDE
 from scoremle.devices import compiled
+from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
@@ -48,15 +50,20 @@ class PublishedRK45:
     rtol: float = 1e-5
     atol: float = 1e-5
 
+    def __post_init__(self) -> None:
+        check_number("rtol", self.rtol, above=0)
+        check_number("atol", self.atol, above=0)
+
     def log_likelihood(
         self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: Scalar
     ) -> Likelihood:
         """log p_eps(x) in nats. It knows neither its solver's error nor its probe's: both are NaN.
 
-        Raises ValueError where it is traced: it runs on the host.
+        Raises UserError where it is traced: it runs on the host.
         """
         if isinstance(x, jax.core.Tracer):
-            raise ValueError("PublishedRK45 runs on the host: call it outside of jit and grad")
+            raise UserError("PublishedRK45 runs on the host: call it outside of jit and grad")
+        check_number("eps", eps, 0, 1)
         noise = as_pytree(noise)
         batch, shape, count = x.shape[0], x.shape, x.size
 

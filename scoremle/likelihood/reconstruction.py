@@ -37,6 +37,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
+from scoremle.errors import UserError
 from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
@@ -168,7 +169,7 @@ class Discrete:
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         if integers is None:
-            raise ValueError("the discrete decoder is of integers: pass them as integers=")
+            raise UserError("the discrete decoder is of integers: pass them as integers=")
         if len(y) == 0:
             return jnp.zeros(0, y.dtype)
         points = jnp.asarray(self.points, y.dtype)
@@ -218,7 +219,7 @@ class Informed:
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         if integers is None:
-            raise ValueError("the informed decoder is of integers: pass them as integers=")
+            raise UserError("the informed decoder is of integers: pass them as integers=")
         return jnp.zeros(len(y), y.dtype)
 
     def drawn(

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from scoremle.core.pytree import pytree
+from scoremle.errors import UserError
 from scoremle.types import Data, IntImages, Scalar
 
 __all__ = ["LearnedScale", "Scale", "ScaleOfOthers"]
@@ -40,7 +41,7 @@ class LearnedScale:
         log_least: the logarithm of the variance at v = -1, in units of the data.
         log_greatest: that at v = 1.
 
-    Raises ValueError, when it is called, for a network that tells no variance.
+    Raises UserError, when it is called, for a network that tells no variance.
     """
 
     log_least: Scalar
@@ -48,7 +49,7 @@ class LearnedScale:
 
     def __call__(self, integers: IntImages, v: Data | None) -> Data:
         if v is None:
-            raise ValueError("this network tells no variance: give the decoder another scale")
+            raise UserError("this network tells no variance: give the decoder another scale")
         width = self.log_greatest - self.log_least
         return jnp.exp((self.log_least + (v + 1) / 2 * width) / 2)
 

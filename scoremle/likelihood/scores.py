@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.terminal import html_table
 
@@ -102,12 +103,15 @@ class Scores:
             values: ``bpd`` of each pass and image, and its errors, in bits/dim.
             dims: dimensions of one image.
 
+        Raises UserError for no dimensions.
+
         Example:
             >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
             >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
             >>> print(scores.bpd, scores.stderr)
             [4.] [1.]
         """
+        check_count("dims", dims)
         bpd = values["bpd"]
         passes, n = bpd.shape
         nothing = 0 * bpd  # NaN where a pass failed

@@ -36,10 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from scoremle.core.arguments import as_array, check_choice, check_count, shown
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import NetworkNoise
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import known, pytree, static
 from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges, unit_draws
@@ -208,10 +209,12 @@ def step_bound(
         draws: how many steps are drawn, evenly in log-SNR; None: each is taken once.
         reconstruction: from the first time to the integers; None: by the variance there.
 
-    Raises ValueError for another variance, fewer than two times, no draws, and a schedule that
+    Raises UserError for another variance, fewer than two times, no draws, and a schedule that
     has a log-SNR for each dimension.
     """
-    _check(noise, variance, np.shape(times)[0], draws)
+    _check_chain(variance, times, draws)
+    if variance == "learned" and not hasattr(noise, "both"):
+        raise UserError("this network tells no variance: take variance='small' or 'large'")
     points = jnp.asarray(points, float)
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
@@ -279,15 +282,17 @@ def _variance_of_sum(samples: Float[Array, "T b"], shares: Float[Array, " T"]) -
     return jnp.square(shares) @ around / 2
 
 
-def _check(noise: NoiseFn, variance: str, times: int, draws: int | None) -> None:
-    if variance not in (*FIXED, "learned"):
-        raise ValueError(f"variance must be small, large or learned, not {variance!r}")
-    if variance == "learned" and not hasattr(noise, "both"):
-        raise ValueError("this network tells no variance: take variance='small' or 'large'")
-    if times < 2:
-        raise ValueError(f"a chain has two times or more, not {times}")
-    if draws is not None and draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws}")
+def _check_chain(variance: str, times: Any, draws: int | None) -> None:
+    check_choice("variance", variance, (*FIXED, "learned"))
+    if draws is not None:
+        check_count("draws", draws)
+    if times is None or not known(times):
+        return
+    times = np.asarray(as_array(times, "times"))
+    if times.ndim != 1 or len(times) < 2:
+        raise UserError(f"times of a chain must be two or more, not {shown(times)}")
+    if not (times[0] >= 0 and times[-1] <= 1 and (np.diff(times) > 0).all()):
+        raise UserError("times of a chain must rise, from 0 or later to 1 at most")
 
 
 @pytree
@@ -303,7 +308,8 @@ class BySteps:
         draws: how many steps are drawn for each image; None: each is taken once.
         reconstruction: from the first time to the integers; None: DDPM's L_0.
 
-    Values: those of ``ByBound``. Raises UserError for a model whose schedule has no steps.
+    Values: those of ``ByBound``. Raises UserError for a model whose schedule has no steps, another
+    variance, times that do not rise, and no draws.
     """
 
     on_host: ClassVar[bool] = False
@@ -313,6 +319,9 @@ class BySteps:
     clip: bool = static(default=True)
     draws: int | None = static(default=None)
     reconstruction: Reconstruction | None = None
+
+    def __post_init__(self) -> None:
+        _check_chain(self.variance, self.times, self.draws)
 
     @property
     def words(self) -> str:

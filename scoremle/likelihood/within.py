@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from scoremle.core.arguments import as_data, check_number, check_seed
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import Conditioned, rows_of
@@ -108,8 +109,11 @@ def choose_within(
             "a tolerance needs numbers: outside of jit and grad, let model.within or"
             " scoremle.choose_within choose a solver and a divergence, then compile with these"
         )
-    if not tolerance > 0 or not len(x):
-        raise UserError("a tolerance needs examples, and must be above 0")
+    check_number("tolerance", tolerance, above=0)
+    check_seed(seed)
+    x = as_data(x)
+    if not len(x):
+        raise UserError("a tolerance needs examples")
     few = x[:EXAMPLES]
     rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
     pilot = Pilot(

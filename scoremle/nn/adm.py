@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Integer
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import resample
 from scoremle.nn.blocks import (
@@ -37,7 +38,7 @@ from scoremle.nn.blocks import (
 from scoremle.nn.calls import call
 from scoremle.nn.convolution import Conv
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, check_count, wide
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, wide
 from scoremle.records import check_record
 
 __all__ = ["ADM", "adm_params"]
@@ -298,9 +299,9 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
 
 
 def _check_fields(net: ADM) -> None:
-    check_count("num_res_blocks", net.num_res_blocks)
+    check_count("num_res_blocks", net.num_res_blocks, most=MOST_LAYERS)
     if net.channel_mult:
-        check_count("the length of channel_mult", len(net.channel_mult), MOST_LEVELS)
+        check_count("the length of channel_mult", len(net.channel_mult), most=MOST_LEVELS)
     if not net.channel_mult and net.image_size not in DEFAULT_MULTIPLES:
         sizes = ", ".join(map(str, DEFAULT_MULTIPLES))
         raise UserError(
@@ -308,8 +309,8 @@ def _check_fields(net: ADM) -> None:
             "one): give it"
         )
     for size in net.attention_resolutions:
-        check_count("a size in attention_resolutions", size, MOST_CHANNELS)
+        check_count("a size in attention_resolutions", size, most=MOST_CHANNELS)
     if not all(map(math.isfinite, net.channel_mult)):
         raise UserError(f"channel_mult is {net.channel_mult}: give finite numbers")
     for width in net._widths:
-        check_count("num_channels at a level", width, MOST_CHANNELS)
+        check_count("num_channels at a level", width, most=MOST_CHANNELS)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import layers
 from scoremle.nn.calls import call
@@ -283,11 +284,9 @@ def _check_fields(net: DDPMpp) -> None:
         value = getattr(net, field)
         if value not in choices:
             raise UserError(f"model.{field} is {value!r}: choose one of {', '.join(choices)}")
-    layers.check_count("model.num_res_blocks", net.num_res_blocks)
-    layers.check_count("the length of model.ch_mult", len(net.ch_mult), layers.MOST_LEVELS)
-    layers.check_count("model.nf", net.nf, layers.MOST_CHANNELS)
-    if net.nf < 4:
-        raise UserError(f"model.nf is {net.nf}: normalisation needs at least 4 channels")
+    check_count("model.num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
+    check_count("the length of model.ch_mult", len(net.ch_mult), most=layers.MOST_LEVELS)
+    check_count("model.nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
     if net.log_labels and net.embedding_type != "fourier":
         raise UserError(
             "labels that are noise levels sigma (geometric VE) need "

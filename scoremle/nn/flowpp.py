@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn.layers import check_count
+from scoremle.nn.layers import MOST_LAYERS
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Images, PerExample
 
@@ -121,8 +122,8 @@ def _check(flow: FlowPP, shape: tuple[int, ...]) -> None:
         raise UserError(
             f"deq.variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}"
         )
-    check_count("deq.blocks", flow.blocks)
-    check_count("deq.couplings", flow.couplings)
+    check_count("deq.blocks", flow.blocks, most=MOST_LAYERS)
+    check_count("deq.couplings", flow.couplings, most=MOST_LAYERS)
     if shape[2] % 2:
         raise UserError(
             f"images of size {shape[1]}x{shape[2]}: the dequantizer splits columns into even and "

@@ -29,6 +29,7 @@ from scoremle.types import Images, PRNGKey, Times
 __all__ = [
     "ACTIVATIONS",
     "MOST_CHANNELS",
+    "MOST_LAYERS",
     "MOST_LEVELS",
     "Activation",
     "AttnBlockpp",
@@ -39,7 +40,6 @@ __all__ = [
     "ResnetBlockDDPMpp",
     "Upsample",
     "add_residual",
-    "check_count",
     "conv3x3",
     "dense",
     "group_norm",
@@ -60,12 +60,6 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Far beyond what any network has. To build one of more would take all memory, or would not end.
 MOST_LAYERS, MOST_LEVELS, MOST_CHANNELS = 100, 16, 1 << 16
-
-
-def check_count(name: str, count: int, most: int = MOST_LAYERS) -> None:
-    """Raises UserError for a number of layers, levels or channels that no network has."""
-    if not 0 < count <= most:
-        raise UserError(f"{name} is {count}: it must be from 1 to {most}")
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LEVELS, Activation, check_count
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Activation
 
 if TYPE_CHECKING:
     from scoremle.nn.unet2d import UNet2D
@@ -88,10 +89,10 @@ def check_fields(net: "UNet2D") -> None:
         value = getattr(net, field)
         if value not in choices:
             raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
-    check_count("layers_per_block", net.layers_per_block)
-    check_count("the length of block_out_channels", len(net.block_out_channels), MOST_LEVELS)
+    check_count("layers_per_block", net.layers_per_block, most=MOST_LAYERS)
+    check_count("the length of block_out_channels", len(net.block_out_channels), most=MOST_LEVELS)
     for channels in net.block_out_channels:
-        check_count("one of block_out_channels", channels, MOST_CHANNELS)
+        check_count("one of block_out_channels", channels, most=MOST_CHANNELS)
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         blocks = getattr(net, field)
         if len(blocks) != len(net.block_out_channels):

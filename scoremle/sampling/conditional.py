@@ -19,9 +19,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import as_array, as_data
 from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
-from scoremle.numerics import as_data, expand
+from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
@@ -52,6 +53,8 @@ def inpaint(
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
     """
+    known = as_array(known, "known")
+    x = jnp.where(known, as_array(x, "x"), 0)
     return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
 
 
@@ -74,6 +77,7 @@ def colourise(
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
     """
+    grey = as_data(grey, name="grey")
     x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
     return _complete(noise, sde, key, x, np.array([True, False, False]), COLOURS, eps, method)
 

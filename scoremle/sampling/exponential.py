@@ -19,10 +19,10 @@ error in x_0 is large, and long steps there would take it over.
 import jax
 import jax.numpy as jnp
 
+from scoremle.core.arguments import as_data, check_count, check_number
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
 from scoremle.core.times import even_times
-from scoremle.numerics import as_data
 from scoremle.types import Data, NoiseFn
 
 __all__ = ["ddim_sample", "dpm_solver_sample"]
@@ -37,6 +37,9 @@ def ddim_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) ->
         z: latents, draws of the prior.
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
+
+    Raises UserError for eps outside (0, 1), no steps, latents that are not finite reals, or a
+    prediction of another shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -58,6 +61,9 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
 
+    Raises UserError for eps outside (0, 1), no steps, latents that are not finite reals, or a
+    prediction of another shape.
+
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
         >>> noise = lambda x, t: sde.sigma(t)[:, None] * x
@@ -69,7 +75,9 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
-    z = as_data(z)
+    check_number("eps", eps, 0, 1)
+    check_count("steps", steps)
+    z = as_data(z, name="z")
     t = even_times(sde, eps, steps, z.dtype)
     h = jnp.diff(sde.log_snr(t)) / 2
     # The middle of a step lies this far beyond its beginning, in units of the step before it: all

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import as_data, as_shape, check_count, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
-from scoremle.numerics import as_data, expand, predict
+from scoremle.numerics import expand, predict
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -61,7 +62,8 @@ def ode_sample(
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
 
-    Raises ValueError for eps outside (0, 1), integers, or a prediction of another shape.
+    Raises UserError for eps outside (0, 1), what are not finite reals, or a prediction of another
+    shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -89,7 +91,8 @@ def ode_encode(
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
 
-    Raises ValueError for eps outside (0, 1), integers, or a prediction of another shape.
+    Raises UserError for eps outside (0, 1), what are not finite reals, or a prediction of another
+    shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -103,7 +106,7 @@ def ode_encode(
 def _transport(
     noise: NoiseFn, sde: SDE, x: Data, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
-    x = as_data(x)
+    x = as_data(x, name="x" if encode else "z")
     flow = ProbabilityFlow(noise, sde)
     times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)
     if not encode:
@@ -159,7 +162,8 @@ def euler_sample(
         steps: how many; each is one network evaluation.
         denoise: the last step adds no noise.
 
-    Raises ValueError for a prediction of another shape.
+    Raises UserError for eps outside (0, 1), no steps, another shape, or a prediction of another
+    one.
 
     Example:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
@@ -169,7 +173,10 @@ def euler_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    key_prior, key_steps = split(example_keys(key, shape[0]))
+    check_number("eps", eps, 0, 1)
+    check_count("steps", steps)
+    n, *_ = shape = as_shape(shape, of_batch=True)
+    key_prior, key_steps = split(example_keys(key, n))
     low, high = log_snr_range(sde, eps)
     times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1))
     times = times.at[0].set(1.0).at[-1].set(eps)

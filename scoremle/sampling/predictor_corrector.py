@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from scoremle.core.arguments import as_shape, check_count, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
 from scoremle.core.pytree import known
@@ -141,6 +142,8 @@ class PredictorCorrector:
         probability_flow: the predictor solves the ODE in place of the SDE.
         denoise: the last step adds no noise.
 
+    Raises UserError for no steps, and an snr that is not above 0.
+
     Example:
         >>> corrector = scoremle.sampling.predictor_corrector.ald
         >>> scoremle.PredictorCorrector(steps=500, corrector=corrector).evaluations
@@ -154,6 +157,11 @@ class PredictorCorrector:
     corrector_steps: int = 1
     probability_flow: bool = False
     denoise: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_count("corrector_steps", self.corrector_steps)
+        check_number("snr", self.snr, above=0)
 
     @property
     def evaluations(self) -> int:
@@ -227,7 +235,8 @@ def pc_sample(
         method: which steps to take.
         constraint: what is known of the samples; it is applied before each evaluation.
 
-    Raises UserError where a step of ``method`` is not defined for ``sde``.
+    Raises UserError for eps outside (0, 1), another shape, and where a step of ``method`` is not
+    defined for ``sde``.
 
     Example:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
@@ -238,9 +247,11 @@ def pc_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
+    check_number("eps", eps, 0, 1)
+    n, *_ = shape = as_shape(shape, of_batch=True)
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps
-    key_prior, key_steps = split(example_keys(key, shape[0]))
+    key_prior, key_steps = split(example_keys(key, n))
     x = sde.prior_sample(key_prior, shape)
 
     def step(carry: tuple[Data, Data], inputs: tuple) -> tuple[tuple[Data, Data], None]:

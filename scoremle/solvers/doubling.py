@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_count, check_number
+from scoremle.errors import UserError
 from scoremle.numerics import dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
 from scoremle.solvers.multistep import Plan, Planned, plan
@@ -35,12 +37,14 @@ class Doubling:
     is smooth in time, a change is many times the error that is left. After the first doubling it
     always is the solution's own. An example that still moves after ``most`` steps keeps its last
     value, and an ``error`` above the tolerance. The number of doublings depends on the data, so
-    that there is no derivative in reverse mode: ValueError.
+    that there is no derivative in reverse mode: UserError.
 
     Args:
         tolerance: how far a result may still move, in nats for each dimension of the state.
         fewest: the nodes to begin with.
         most: the nodes not to exceed.
+
+    Raises UserError for a tolerance that is not above 0, and numbers of nodes that are none.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
@@ -55,6 +59,11 @@ class Doubling:
     tolerance: Scalar = 1e-3
     fewest: int = 16
     most: int = 1024
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, above=0)
+        check_count("fewest", self.fewest)
+        check_count("most", self.most, least=self.fewest)
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem, all passes by one draw, never a ``fresh`` one."""
@@ -115,7 +124,7 @@ def _irreversible(x: Array) -> Array:
     """``x``, with a derivative in forward mode alone."""
 
     def refuse(_: None, cotangent: Array) -> Array:
-        raise ValueError(
+        raise UserError(
             "Doubling has no derivative in reverse mode: use Multistep(nodes), whose memory for it"
             " grows by a few states a node"
         )

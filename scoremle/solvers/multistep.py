@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.arguments import check_count, check_number
+from scoremle.core.pytree import check, pytree
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
@@ -293,7 +294,7 @@ class Multistep:
             (``choose_nodes``).
         typical: the error that it told of the pilot's examples, in nats.
 
-    Raises ValueError for less than one node.
+    Raises UserError for less than one node, and a calibration that is not above 0.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
@@ -310,8 +311,9 @@ class Multistep:
     typical: float | Float[Array, ""] = dataclasses.field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise ValueError(f"nodes must be at least 1, not {self.nodes}")
+        check_count("nodes", self.nodes)
+        check_number("calibration", self.calibration, above=0)
+        check(self, lambda: 0 <= self.typical < np.inf, "typical must be at least 0, and finite")
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""

@@ -18,6 +18,7 @@ import optax
 from jax.tree_util import Partial
 
 from scoremle import devices
+from scoremle.errors import UserError
 from scoremle.training.step import Batches, Fixed, Gather, Loss, Metrics, Rule, Step, TrainState
 from scoremle.types import IntImages
 
@@ -73,7 +74,7 @@ def make_step(
     ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
     trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
     scalars of a batch, arrays [k] of k. The state given is used up: its memory becomes that of the
-    state returned. Raises ValueError for images of another number of axes.
+    state returned. Raises UserError for images of another number of axes.
     """
     return _of_images(make_program(loss, optimizer, ema_rate, seed=seed))
 
@@ -179,7 +180,7 @@ def _of_images(stacked: Step) -> Step:
 
     def step(state: TrainState, images: IntImages) -> tuple[TrainState, Metrics]:
         if (axes := np.ndim(images)) not in (4, 5):
-            raise ValueError(
+            raise UserError(
                 "images must be [b h w c], for one step, or [k b h w c], for k steps, not of shape"
                 f" {np.shape(images)}"
             )

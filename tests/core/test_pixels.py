@@ -90,15 +90,6 @@ def test_more_levels_than_a_byte_holds():
     assert Pixels().decode(jnp.zeros((1, 1, 1, 1))).dtype == jnp.uint8
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [((1,), "not 1"), ((2**20,), "from 2 to 65536"), ((256, 1.0, 0.0), "low must be below high")],
-)
-def test_scales_that_are_none(fields, words):
-    with pytest.raises(ValueError, match=words):
-        Pixels(*fields)
-
-
 def test_the_grid_of_published_training_has_its_ends_on_the_ends():
     pixels = Pixels(17, -1.0, 1.0)
     np.testing.assert_allclose(

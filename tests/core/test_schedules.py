@@ -26,10 +26,8 @@ from scoremle.core.kernels import KERNELS
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree
 from scoremle.core.schedules import (
-    Cosine,
     Discrete,
     KarrasSigma,
-    LinearBeta,
     LinearLogSNR,
     Schedule,
 )
@@ -346,12 +344,8 @@ CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: SDE("vq", Cosine(), 1.0), "one of vp, subvp, ve, straight, not 'vq'"),
-        (lambda: LinearBeta(0.1, 20.0, "ve"), "vp, subvp or straight"),
         (lambda: LinearLogSNR(5.0, -5.0), "log_snr_min must be below"),
-        (lambda: Cosine(-np.inf, 10.0), "both finite"),
         (lambda: KarrasSigma(1.0, 0.5), "sigma_min must be above 0"),
-        (lambda: KarrasSigma(rho=0.0), "rho must be above 0"),
         (lambda: Discrete(np.ones(1)), "two steps"),
         (lambda: Discrete(np.array([1.0, 1.0])), "must fall"),
         (lambda: Discrete.of_betas(np.array([0.1, 0.0])), "above 0, and at most 1"),

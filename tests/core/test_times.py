@@ -109,10 +109,3 @@ def test_strata_lower_the_variance(kind):
         return np.asarray(t / p).mean(axis=1).std()
 
     assert spread(True) < spread(False) / 3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("eps", [0.0, 1.0, 1.5, -1e-3])
-def test_the_smallest_time_lies_between_zero_and_one(kind, eps):
-    with pytest.raises(ValueError, match="must be above 0 and below 1"):
-        sampler(kind, "vp", eps, stratified=False)

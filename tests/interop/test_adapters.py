@@ -249,3 +249,28 @@ def test_mistakes_are_one_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "values"),
+    [
+        (from_module, "eps", ("3", 0.0, 1.0, math.nan)),
+        (from_module, "shape", (3, (2.5,), (0,), (2, 3))),
+        (from_module, "by", ("jax", 3)),
+        (from_module, "condition", ("3", [[1.0], [1.0, 2.0]])),
+        (from_edm, "sigma_min", ("3", 0.0, 100.0, math.nan)),
+        (from_edm, "sigma_max", ("3", 0.0, math.inf)),
+        (from_velocity, "log_snr", (3.0, (1.0,), ("a", "b"), (-5.0, math.nan))),
+        (from_velocity, "data_at", ("1", 0.5, 2, None)),
+    ],
+)
+def test_a_bad_argument_is_named_in_one_line(function, argument, values, unchecked):
+    good = {"shape": (3,), "by": "torch"}
+    if function is from_module:
+        good |= {"schedule": scoremle.VP(), "conditioning": "time"}
+    if function is from_velocity:
+        good |= {"data_at": 1}
+    for bad in values:
+        with pytest.raises(UserError, match=argument) as error:
+            function(Net(), **(good | {argument: bad}))
+        assert "\n" not in str(error.value)

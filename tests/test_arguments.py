@@ -1,0 +1,339 @@
+"""Whatever a public function can't take: one line, which names the argument."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import SDES, Gaussian
+
+import scoremle
+from scoremle.core.arguments import as_index
+from scoremle.likelihood.informed import ByInformedOde
+from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.nodes import Pilot
+from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.steps import BySteps
+from scoremle.sampling.conditional import colourise, inpaint
+from scoremle.sampling.ode import ode_draw
+
+SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
+DATA = Gaussian.random(3, 2, 0.6)
+NOISE = DATA.noise(SDE)
+X = DATA.draw(0, 8).astype(np.float32)
+IMAGES = np.zeros((4, 1, 2, 1), np.uint8)
+SHARES = np.full(24, 1 / 24)
+TIMES = scoremle.UniformLogSNR(SDE, EPS)
+FEW = scoremle.Multistep(4)
+
+
+def of_pixels(x, t):
+    return SDE.sigma(t)[:, None, None, None] * x
+
+
+REALS = scoremle.ScoreModel(NOISE, SDE, EPS, (2,), solver=FEW)
+PIXELS = scoremle.ScoreModel(of_pixels, SDE, EPS, (1, 2, 1), scoremle.Pixels(8), solver=FEW)
+DECODER = Informed(PIXELS.pixels.points, 0.1)
+
+
+def draw(keys):
+    return scoremle.ode_log_likelihood(NOISE, SDE, X, KEY, eps=EPS, solver=FEW), jnp.zeros(len(X))
+
+
+# Each function, and arguments that it takes.
+CALLS = {
+    # A model
+    "ScoreModel": (scoremle.ScoreModel, {"noise": NOISE, "sde": SDE, "eps": EPS, "shape": (2,)}),
+    "log_prob": (REALS.log_prob, {"x": X, "key": KEY}),
+    "within": (REALS.within, {"tolerance": 0.1, "x": X}),
+    "bound": (REALS.bound, {"x": X, "key": KEY, "draws": 4}),
+    "encode": (REALS.encode, {"x": X}),
+    "decode": (REALS.decode, {"z": X}),
+    "score": (PIXELS.score, {"images": IMAGES}),
+    "calibrated": (PIXELS.calibrated, {"images": IMAGES}),
+    "pilot_on": (PIXELS.pilot_on, {"images": IMAGES}),
+    "fitted": (PIXELS.fitted, {"images": IMAGES}),
+    "check": (PIXELS.check, {"images": IMAGES}),
+    "sample": (REALS.sample, {"n": 3, "key": KEY}),
+    "load": (scoremle.load, {"place": "digits"}),
+    "Scorer": (scoremle.Scorer, {"model": lambda: PIXELS}),
+    "noise_fn": (scoremle.noise_fn, {"network": NOISE, "sde": SDE}),
+    "Pixels": (scoremle.Pixels, {}),
+    "bits_per_dim": (
+        scoremle.bits_per_dim, {"log_prob": X[:, 0], "pixels": PIXELS.pixels, "dims": 2},
+    ),
+    "of_passes": (scoremle.Scores.of_passes, {"values": {"bpd": X}, "dims": 2}),
+    "data.load": (scoremle.data.load, {"name": "digits"}),
+    # Of arrays
+    "ode_log_likelihood": (
+        scoremle.ode_log_likelihood,
+        {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "solver": FEW},
+    ),
+    "likelihood_bound": (
+        scoremle.likelihood_bound,
+        {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "times": TIMES, "draws": 4},
+    ),
+    "importance_bound": (scoremle.importance_bound, {"draw": draw, "keys": KEY, "samples": 2}),
+    "choose_within": (
+        scoremle.choose_within,
+        {"noise": NOISE, "sde": SDE, "x": X, "tolerance": 0.1, "eps": EPS},
+    ),
+    "Pilot": (
+        Pilot,
+        {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS,
+         "divergence": scoremle.Exact(), "finest": 128},
+    ),
+    "denoising_loss": (
+        scoremle.denoising_loss,
+        {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "times": TIMES, "weighting": "plain"},
+    ),
+    # Samplers
+    "ode_sample": (scoremle.ode_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS}),
+    "ode_encode": (scoremle.ode_encode, {"noise": NOISE, "sde": SDE, "x": X, "eps": EPS}),
+    "ode_draw": (ode_draw, {"noise": NOISE, "sde": SDE, "key": KEY, "shape": (3, 2), "eps": EPS}),
+    "ddim_sample": (
+        scoremle.ddim_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS, "steps": 2},
+    ),
+    "dpm_solver_sample": (
+        scoremle.dpm_solver_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS, "steps": 2},
+    ),
+    "euler_sample": (
+        scoremle.euler_sample,
+        {"noise": NOISE, "sde": SDE, "key": KEY, "shape": (3, 2), "eps": EPS, "steps": 2},
+    ),
+    "pc_sample": (
+        scoremle.pc_sample, {"noise": NOISE, "sde": SDE, "key": KEY, "shape": (3, 2), "eps": EPS},
+    ),
+    "PredictorCorrector": (scoremle.PredictorCorrector, {}),
+    "inpaint": (
+        inpaint,
+        {"noise": NOISE, "sde": SDE, "key": KEY, "x": X, "known": [True, False], "eps": EPS},
+    ),
+    "colourise": (
+        colourise,
+        {"noise": NOISE, "sde": SDE, "key": KEY, "grey": np.zeros((1, 2, 2, 1)), "eps": EPS},
+    ),
+    # Solvers, traces, times, estimators
+    "Multistep": (scoremle.Multistep, {}),
+    "Doubling": (scoremle.Doubling, {}),
+    "PublishedRK45": (PublishedRK45, {}),
+    "Hutchinson": (scoremle.Hutchinson, {}),
+    "Orthogonal": (scoremle.Orthogonal, {}),
+    "Exact": (scoremle.Exact, {}),
+    "FixedProbe": (scoremle.FixedProbe, {"vectors": np.ones((1, 8, 2))}),
+    "UniformTime": (scoremle.UniformTime, {"eps": EPS}),
+    "UniformTime(...)": (scoremle.UniformTime(EPS), {"key": KEY, "n": 3}),
+    "UniformLogSNR": (scoremle.UniformLogSNR, {"sde": SDE, "eps": EPS}),
+    "BinnedLogSNR": (scoremle.BinnedLogSNR, {"sde": SDE, "eps": EPS, "shares": SHARES}),
+    "ByOde": (scoremle.ByOde, {}),
+    "ByBound": (scoremle.ByBound, {}),
+    "BySteps": (BySteps, {}),
+    "ByLabels": (ByLabels, {"of_one": scoremle.ByOde(), "labels": 2}),
+    "ByInformedOde": (ByInformedOde, {"decoder": DECODER}),
+    "TruncatedNormal": (scoremle.TruncatedNormal, {"sde": SDE, "start": EPS}),
+    "Uniform(...)": (scoremle.Uniform(), {"key": KEY, "x": np.zeros((3, 2), int)}),
+    # Noise
+    "SDE": (scoremle.SDE, {"kernel": "vp", "schedule": scoremle.Cosine(), "prior_std": 1.0}),
+    "VP": (scoremle.VP, {}),
+    "SubVP": (scoremle.SubVP, {}),
+    "VE": (scoremle.VE, {}),
+    "LinearVE": (scoremle.LinearVE, {}),
+    "Cosine": (scoremle.Cosine, {}),
+    "LinearLogSNR": (scoremle.LinearLogSNR, {}),
+    "LinearBeta": (scoremle.LinearBeta, {}),
+    "LinearSigma": (scoremle.LinearSigma, {}),
+    "GeometricSigma": (scoremle.GeometricSigma, {}),
+    "KarrasSigma": (scoremle.KarrasSigma, {}),
+    "Discrete": (scoremle.Discrete, {"log_snrs": np.asarray([3.0, 1.0])}),
+    "of_betas": (scoremle.Discrete.of_betas, {"betas": np.asarray([0.1, 0.2])}),
+    "prior_sample": (SDE.prior_sample, {"key": KEY, "shape": (3, 2)}),
+    "Affine": (scoremle.Affine, {"shift": 0.0, "scale": 1.0}),
+    "standardizing": (scoremle.Affine.standardizing, {"x": X}),
+    "Bounded": (scoremle.Bounded, {}),
+}  # fmt: skip
+
+NO_NUMBER = ("3", None, [1.0, 2.0])
+NO_COUNT = (*NO_NUMBER, True, 2.5, 2.0, np.nan, -1)
+COUNT = (*NO_COUNT, 0)
+NUMBER = (*NO_NUMBER, np.nan, np.inf)
+POSITIVE = (*NUMBER, 0.0, -1.0)
+WITHIN_ONE = (*POSITIVE, 1.0, 1.5)
+SEED = (*NO_COUNT, 2**32)
+WORD = ("nonsense", 3, ["plain"])
+NO_KEY = (0, "0", None, np.zeros(3, np.uint32), jax.random.key(0, impl="rbg"))
+NO_ARRAY = ("3", [[1.0, 2.0], [3.0]], np.asarray([["a", "b"]]), X.astype(object))
+NOT_FINITE = np.where(np.arange(8)[:, None] == 3, np.nan, X)
+DATA_OF_REALS = (*NO_ARRAY, NOT_FINITE, np.inf * X, X.astype(int), X > 0, X + 1j, 3.0)
+SHAPE = (3, "2", (2.5,), (-1,), (2, 0), ("a",))
+SHAPE_OF_SEVERAL = (*SHAPE, ())
+IMAGES_OF_INTEGERS = (*NO_ARRAY, IMAGES.astype(float), IMAGES[0])
+INDEX = (*NO_ARRAY[:3], [0.0, 1.0, 2.0, 3.0], [0, 1, 2, -1], [0, 1, 2, 2**64], [0, 1], 3)
+CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
+
+TABLE = [
+    ("ScoreModel", {"eps": WITHIN_ONE, "shape": SHAPE, "decoder_scale": POSITIVE[:1]}),
+    ("log_prob", {"x": DATA_OF_REALS, "key": NO_KEY, "condition": CONDITION, "dtype": WORD,
+                  "tolerance": POSITIVE[:1]}),
+    ("within", {"tolerance": POSITIVE, "x": DATA_OF_REALS, "seed": SEED}),
+    ("bound", {"x": DATA_OF_REALS, "key": NO_KEY, "draws": COUNT, "condition": CONDITION}),
+    ("encode", {"x": DATA_OF_REALS, "condition": CONDITION}),
+    ("decode", {"z": DATA_OF_REALS, "condition": CONDITION}),
+    ("score", {"images": IMAGES_OF_INTEGERS, "index": INDEX, "repeats": COUNT, "seed": SEED,
+               "batch_size": COUNT, "condition": CONDITION}),
+    ("calibrated", {"images": IMAGES_OF_INTEGERS, "seed": SEED}),
+    ("pilot_on", {"images": IMAGES_OF_INTEGERS, "seed": SEED}),
+    ("fitted", {"seed": SEED}),
+    ("check", {"images": IMAGES_OF_INTEGERS, "condition": CONDITION}),
+    ("sample", {"n": NO_COUNT, "key": (*NO_KEY, jax.random.split(KEY, 3)), "batch_size": COUNT,
+                "condition": CONDITION}),
+    ("load", {"checkpoint": ("3", 2.5, -1)}),
+    ("Scorer", {"repeats": COUNT, "seed": SEED, "batch_size": COUNT}),
+    ("noise_fn", {"prediction": WORD, "conditioning": WORD, "sigma_data": POSITIVE}),
+    ("Pixels", {"levels": (*COUNT, 1, 2**16 + 1), "low": (*NUMBER, 1.0), "high": (*NUMBER, -1.0)}),
+    ("bits_per_dim", {"dims": COUNT}),
+    ("of_passes", {"dims": COUNT}),
+    ("data.load", {"batch_size": COUNT, "seed": SEED, "image_size": NO_COUNT,
+                   "num_channels": NO_COUNT, "levels": NO_COUNT}),
+    ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
+                            "condition": CONDITION, "dtype": WORD}),
+    ("likelihood_bound", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
+                          "matching": WORD}),
+    ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
+    ("choose_within", {"x": DATA_OF_REALS, "tolerance": POSITIVE, "eps": WITHIN_ONE, "seed": SEED,
+                       "condition": CONDITION}),
+    ("Pilot", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "finest": (*COUNT, 127)}),
+    ("denoising_loss", {"x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD}),
+    ("ode_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE}),
+    ("ode_encode", {"x": DATA_OF_REALS, "eps": WITHIN_ONE}),
+    ("ode_draw", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
+    ("ddim_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
+    ("dpm_solver_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
+    ("euler_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE,
+                      "steps": COUNT}),
+    ("pc_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
+    ("PredictorCorrector", {"steps": COUNT, "corrector_steps": COUNT, "snr": POSITIVE}),
+    ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE, "known": NO_ARRAY}),
+    ("colourise", {"grey": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE}),
+    ("Multistep", {"nodes": COUNT, "calibration": POSITIVE, "typical": (*NUMBER, -1.0)}),
+    ("Doubling", {"tolerance": POSITIVE, "fewest": COUNT, "most": (*COUNT, 8)}),
+    ("PublishedRK45", {"rtol": POSITIVE, "atol": POSITIVE}),
+    ("Hutchinson", {"probes": COUNT, "distribution": WORD}),
+    ("Orthogonal", {"probes": COUNT}),
+    ("Exact", {"block": COUNT}),
+    ("FixedProbe", {"vectors": NO_ARRAY}),
+    ("UniformTime", {"eps": WITHIN_ONE}),
+    ("UniformTime(...)", {"key": NO_KEY, "n": NO_COUNT}),
+    ("UniformLogSNR", {"eps": WITHIN_ONE}),
+    ("BinnedLogSNR", {"eps": WITHIN_ONE, "shares": (*NO_ARRAY, 2 * SHARES, 1 - SHARES, "a")}),
+    ("ByOde", {"samples": COUNT}),
+    ("ByBound", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1]}),
+    ("BySteps", {"draws": COUNT[:1], "variance": WORD,
+                 "times": (*NO_ARRAY, 0.5, [0.5], [0.5, 0.4], [0.5, np.nan], [0.5, 2.0])}),
+    ("ByLabels", {"labels": COUNT}),
+    ("ByInformedOde", {"samples": COUNT}),
+    ("TruncatedNormal", {"start": WITHIN_ONE}),
+    ("Uniform(...)", {"key": NO_KEY}),
+    ("SDE", {"kernel": WORD, "prior_std": POSITIVE}),
+    ("VP", {"beta_min": (*NUMBER, -1.0), "beta_max": POSITIVE}),
+    ("SubVP", {"beta_min": (*NUMBER, -1.0), "beta_max": POSITIVE}),
+    ("VE", {"sigma_min": POSITIVE, "sigma_max": POSITIVE}),
+    ("LinearVE", {"sigma_max": POSITIVE}),
+    ("Cosine", {"log_snr_min": (*NUMBER, 15.0), "log_snr_max": (*NUMBER, -15.0)}),
+    ("LinearLogSNR", {"log_snr_min": (*NUMBER, 15.0), "log_snr_max": (*NUMBER, -15.0)}),
+    ("LinearBeta", {"beta_min": (*NUMBER, -1.0), "beta_max": POSITIVE, "kernel": (*WORD, "ve")}),
+    ("LinearSigma", {"sigma_max": POSITIVE}),
+    ("GeometricSigma", {"sigma_min": POSITIVE, "sigma_max": POSITIVE}),
+    ("KarrasSigma", {"sigma_min": POSITIVE, "sigma_max": POSITIVE, "rho": POSITIVE}),
+    ("Discrete", {"log_snrs": (*NO_ARRAY, 3.0, [1.0], [1.0, 3.0], [np.inf, 1.0])}),
+    ("of_betas", {"betas": (*NO_ARRAY, 0.5, [0.0, 0.1], [np.nan, 0.1], [0.1, 1.5])}),
+    ("prior_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL}),
+    ("Affine", {"shift": NO_NUMBER[:2], "scale": (*NO_NUMBER[:2], 0.0, np.nan, [1.0, 0.0])}),
+    ("standardizing", {"x": DATA_OF_REALS}),
+    ("Bounded", {"low": (*NO_NUMBER[:2], np.nan), "high": (*NO_NUMBER[:2], np.nan)}),
+]  # fmt: skip
+CASES = [
+    pytest.param(name, argument, bad, id=f"{name}-{argument}-{i}")
+    for name, arguments in TABLE
+    for argument, values in arguments.items()
+    for i, bad in enumerate(values)
+]
+
+
+@pytest.fixture
+def strict():
+    """A warning of a deprecation is an error too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize(("name", "argument", "bad"), CASES)
+def test_a_bad_argument_is_named_in_one_line(name, argument, bad, unchecked, strict):
+    function, good = CALLS[name]
+    with pytest.raises(scoremle.UserError, match=rf"\b{argument}\b") as error:
+        function(**{**good, argument: bad})
+    assert "\n" not in str(error.value)
+
+
+def test_each_public_name_with_numbers_has_a_row():
+    """But for protocols, and what takes models and records alone."""
+    others = {
+        "__version__", "Chain", "DDPMpp", "PerDimension", "Schedule", "Scores", "Uniform",
+        "UserError", "choose_nodes",
+    }  # fmt: skip
+    missing = {*scoremle.__all__} - {name for name, _ in TABLE} - others
+    assert missing == set()
+
+
+ARRAYS = {
+    "list": lambda x: x.tolist(),
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "float64": lambda x: x.astype(np.float64),
+    "longdouble": lambda x: x.astype(np.longdouble),
+    "jax": jnp.asarray,
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("name", ["log_prob", "encode", "likelihood_bound", "ddim_sample"])
+def test_arrays_of_all_kinds_are_the_same_data(name, kind, unchecked, strict):
+    function, good = CALLS[name]
+    argument = "z" if "z" in good else "x"
+    found, expected = (
+        getattr(value, "log_prob", value)
+        for value in (function(**{**good, argument: ARRAYS[kind](X)}), function(**good))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["log_prob", "sample", "denoising_loss", "euler_sample"])
+def test_a_key_without_a_type_is_the_same_key(name, unchecked):
+    function, good = CALLS[name]
+    old = jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))
+    for key in old:
+        found, expected = (
+            getattr(value, "log_prob", value)
+            for value in (function(**{**good, "key": key}), function(**good))
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("index", [[2**64 - 1, 0], np.asarray([3, 4], ">i8"), jnp.arange(2), []])
+def test_an_index_of_whole_numbers_is_kept(index):
+    np.testing.assert_array_equal(as_index(index), np.asarray([*map(int, index)], np.uint64))
+
+
+def test_numbers_that_are_traced_are_not_looked_at():
+    """They are not known before the program runs."""
+
+    def value(x, scale):
+        sde = scoremle.VP(0.1 * scale, 20.0 * scale)
+        times = scoremle.UniformTime(EPS * scale)
+        loss = scoremle.denoising_loss(NOISE, sde, x, KEY, times=times, weighting="plain")
+        found = scoremle.ode_log_likelihood(NOISE, sde, x, KEY, eps=EPS * scale, solver=FEW)
+        return loss.sum() + found.log_prob.sum()
+
+    slopes = jax.jit(jax.grad(value, (0, 1)))(jnp.asarray(X), 1.0)
+    assert all(jnp.isfinite(slope).all() for slope in slopes)
