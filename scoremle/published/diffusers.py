@@ -33,7 +33,17 @@ from scoremle.published import pytorch, safetensors
 from scoremle.published.family import PIXELS, PublishedModel
 from scoremle.records import check_record
 
-__all__ = ["assembled", "files", "is_folder", "load", "refuse_latents", "schedule_of"]
+__all__ = [
+    "CONFIGS",
+    "assembled",
+    "check",
+    "files",
+    "is_folder",
+    "load",
+    "refuse_latents",
+    "schedule_of",
+    "weights_of",
+]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.
@@ -77,6 +87,8 @@ class _Scheduler(TypedDict, total=False):
 # Where an SNR of zero is cut: as far as float32 can tell signal from none.
 LEAST_LOG_SNR = -20.0
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
+# All that `load` may read of a folder but the weights.
+CONFIGS = (INDEX, "config.json", "unet/config.json", SCHEDULER, f"scheduler/{SCHEDULER}")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -90,12 +102,27 @@ def is_folder(path: Path) -> bool:
 
 def load(path: Path) -> PublishedModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
-    network_folder, index = _network_folder(path), path / INDEX
+    return assembled(*_configs(path), lambda: _tensors(_weights(_network_folder(path))), str(path))
+
+
+def check(path: Path) -> None:
+    """Raises UserError for configs in a folder that declare what can't be served."""
+    _declared(*_configs(path), str(path))
+
+
+def weights_of(path: Path) -> list[str]:
+    """The names that the weights in a folder may have, the better ones first."""
+    return [(_network_folder(path) / name).relative_to(path).as_posix() for name in WEIGHTS]
+
+
+def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The network's and the scheduler's."""
+    index = path / INDEX
     refuse_latents(str(path), read_json(index) if index.is_file() else {})
-    config = read_json(_there(network_folder / "config.json"))
+    config = read_json(_there(_network_folder(path) / "config.json"))
     scheduler = read_json(_scheduler(path))
     check_record(scheduler, _Scheduler, _scheduler(path))
-    return assembled(config, scheduler, lambda: _tensors(_weights(network_folder)), str(path))
+    return config, scheduler
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -121,29 +148,44 @@ def assembled(
     ``weights`` gives that once the configs are known to be good. Raises UserError for what can't
     be served, with ``place``, where it is from.
     """
-    if not {"beta_schedule", "trained_betas"} & set(scheduler):
-        raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
-    network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
-    schedule = schedule_of(fields)
-    sde = SDE("vp", schedule, 1.0)
-    prediction = fields["prediction_type"]
-    if prediction not in PREDICTIONS:
-        raise UserError(f"{place}: prediction_type {prediction!r} is none of {list(PREDICTIONS)}")
-    channels, ranged = network.in_channels, _tells_variance(place, network, fields)
+    network, schedule, fields = _declared(config, scheduler, place)
+    sde, channels = SDE("vp", schedule, 1.0), network.in_channels
+    ranged = _tells_variance(place, network, fields)
     params = jax.tree.map(jnp.asarray, unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
-        prediction=PREDICTIONS[prediction], conditioning="step",
+        prediction=PREDICTIONS[fields["prediction_type"]], conditioning="step",
     )  # fmt: skip
-    size = network.sample_size
-    if size is None:
-        raise UserError(f"{place}: the network's config has no sample_size")
-    height, width = size if isinstance(size, tuple) else (size, size)
     return PublishedModel(
-        RangedNoise(noise) if ranged else noise, sde, schedule.eps, (height, width, channels),
+        RangedNoise(noise) if ranged else noise, sde, schedule.eps,
+        (*_size(place, network), channels),
         PIXELS, steps=_steps(fields),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
+
+
+def _declared(
+    config: Mapping[str, Any], scheduler: Mapping[str, Any], place: str
+) -> tuple[UNet2D, Discrete, dict[str, Any]]:
+    """The network, its schedule, and all fields of the scheduler. UserError for other ones."""
+    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+        raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
+    network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
+    if fields["prediction_type"] not in PREDICTIONS:
+        raise UserError(
+            f"{place}: prediction_type {fields['prediction_type']!r} is none of {[*PREDICTIONS]}"
+        )
+    _tells_variance(place, network, fields)
+    _size(place, network)
+    return network, schedule_of(fields), fields
+
+
+def _size(place: str, network: UNet2D) -> tuple[int, int]:
+    """Height and width. Raises UserError where the config does not say them."""
+    size = network.sample_size
+    if size is None:
+        raise UserError(f"{place}: the network's config has no sample_size")
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _tells_variance(place: str, network: UNet2D, scheduler: Mapping[str, Any]) -> bool:

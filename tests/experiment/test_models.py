@@ -1,7 +1,9 @@
 """A model by what a user has: functions of files, the hub's cache, and what is no model."""
 
+import json
 import sys
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -107,28 +109,25 @@ def test_a_mistake_has_its_line_in_a_file_beside_us(file, monkeypatch):
         scoremle.load("mine.py:broken")
 
 
-def test_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
-    """A cache as the hub's library leaves it, offline: the snapshot's folder is what is loaded."""
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The folder of a commit in a cache as the hub's library leaves it, offline."""
     pytest.importorskip("huggingface_hub")
-    snapshot = tmp_path / "hub/models--someone--digits/snapshots/abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text('{"_diffusers_version": "0.1", "vae": []}')
-    refs = tmp_path / "hub/models--someone--digits/refs"
-    refs.mkdir()
-    (refs / "main").write_text("abc")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"snapshots/abc is a pipeline with a vae"):
-        scoremle.load("hf:someone/digits")
-    with pytest.raises(UserError, match="hf:someone/other can't be had from the hub"):
-        scoremle.load("hf:someone/other")
-
-
-def test_a_model_on_the_hub_is_its_folder(tmp_path, monkeypatch):
-    """Two revisions of it in the hub's cache; no file but those that are needed is asked for."""
-    torch, diffusers, hub = map(pytest.importorskip, ("torch", "diffusers", "huggingface_hub"))
-    cache, asked = tmp_path / "models--someone--ddpm", []
+    cache = tmp_path / "models--someone--ddpm"
     (cache / "refs").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_OFFLINE", True)
+
+    def add(revision, commit):
+        (cache / "refs" / revision).write_text(commit)
+        return cache / "snapshots" / commit
+
+    return add
+
+
+def test_a_model_on_the_hub_is_its_folder(cached):
+    """Two revisions of it in the hub's cache; weights in the older form, where no others are."""
+    torch, diffusers = map(pytest.importorskip, ("torch", "diffusers"))
     for seed, revision in enumerate(("main", "v1")):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DModel(
@@ -136,38 +135,77 @@ def test_a_model_on_the_hub_is_its_folder(tmp_path, monkeypatch):
             block_out_channels=(8, 8), norm_num_groups=4,
             down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
         )  # fmt: skip
-        pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
-        pipeline.save_pretrained(cache / "snapshots" / f"of_{revision}")
-        (cache / "refs" / revision).write_text(f"of_{revision}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_OFFLINE", True)
-    download = hub.snapshot_download
-
-    def asking(name, **options):
-        asked.append(options["allow_patterns"])
-        return download(name, **options)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", asking)
-    for place, revision in (("hf:someone/ddpm", "main"), ("hf:someone/ddpm@v1", "v1")):
-        found = scoremle.load(place)
-        expected = scoremle.load(cache / "snapshots" / f"of_{revision}")
-        for mine, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        folder = cached(revision, f"{seed:040d}")
+        diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
+        if seed:
+            unet.save_pretrained(folder / "unet", safe_serialization=False)
+            (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+        found, here = scoremle.load("hf:someone/ddpm" + "@v1" * seed), scoremle.load(folder)
+        for mine, theirs in zip(*map(jax.tree.leaves, (found, here)), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-    needed = [
-        file.relative_to(cache / "snapshots/of_v1").as_posix()
-        for file in (cache / "snapshots/of_v1").rglob("*.*")
-    ]
-    others = ("unet/diffusion_pytorch_model.bin", "unet/model.onnx", "README.md", "code.py")
-    for patterns in asked:
-        assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in needed)
-        assert not any(fnmatch(name, pattern) for name in others for pattern in patterns)
-    del asked[:]
-    unet.save_pretrained(cache / "snapshots/of_v1/unet", safe_serialization=False)
-    (cache / "snapshots/of_v1/unet/diffusion_pytorch_model.safetensors").unlink()
-    scoremle.load("hf:someone/ddpm@v1")
-    assert [fnmatch(others[0], each[-1]) for each in asked] == [False, True]
     with pytest.raises(UserError, match="hf:someone/ddpm@v2 can't be had from the hub"):
         scoremle.load("hf:someone/ddpm@v2")
+
+
+class Hub:
+    """Stands for the hub: files by name, each its content or its size; and what was fetched."""
+
+    def __init__(self, folder, files):
+        self.folder, self.files, self.fetched = folder / COMMIT, files, []
+
+    def snapshot_download(self, repo_id, *, revision, allow_patterns, dry_run=False):
+        assert repo_id == "someone/ddpm" and revision in (None, COMMIT)
+        names = [name for name in self.files if any(fnmatch(name, p) for p in allow_patterns)]
+        if dry_run:
+            sizes = [len(c) if isinstance(c, bytes) else c for c in map(self.files.get, names)]
+            return [
+                SimpleNamespace(filename=n, file_size=s) for n, s in zip(names, sizes, strict=True)
+            ]
+        for name in names:
+            self.fetched.append(name)
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_bytes(self.files[name])
+        return str(self.folder)
+
+
+COMMIT = "0123456789" * 4
+PIPELINE = {
+    "model_index.json": b'{"_diffusers_version": "0.1", "unet": ["diffusers", "UNet2DModel"]}',
+    "unet/config.json": json.dumps(
+        {"_diffusers_version": "0.1", "sample_size": 4, "in_channels": 1, "out_channels": 1,
+         "layers_per_block": 1, "block_out_channels": [8], "norm_num_groups": 4,
+         "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    ).encode(),
+    "scheduler/scheduler_config.json": b'{"beta_schedule": "linear"}',
+    "unet/diffusion_pytorch_model.safetensors": b"no tensors",
+    "unet/diffusion_pytorch_model.bin": b"no tensors",
+    "vae/config.json": b"{}", "vae/diffusion_pytorch_model.safetensors": b"no tensors",
+    "tokenizer/vocab.json": b"{}", "README.md": b"", "code.py": b"",
+}  # fmt: skip
+READ = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "fetched"),
+    [
+        ({}, "is no whole safetensors file", [*READ, "unet/diffusion_pytorch_model.safetensors"]),
+        ({"model_index.json": b'{"vae": []}'}, "is a pipeline with a vae", READ),
+        ({"unet/config.json": b'{"sample_size": 4, "in_channels": "x"}'}, "in_channels", READ),
+        ({"scheduler/scheduler_config.json": b"{}"}, "its scheduler has no betas", READ),
+        ({"unet/config.json": 2 << 20}, "has a unet/config.json of 2097152 bytes", []),
+        ({"unet/diffusion_pytorch_model.safetensors": 1 << 40}, "1099511627776 bytes", READ),
+        ({"unet/diffusion_pytorch_model.safetensors": None}, "of None bytes", READ),
+    ],
+)
+def test_no_more_is_fetched_than_is_read_and_may_be_served(
+    changed, words, fetched, tmp_path, monkeypatch
+):
+    pytest.importorskip("huggingface_hub")
+    hub = Hub(tmp_path, PIPELINE | changed)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    with pytest.raises(UserError, match=words) as error:
+        scoremle.load("hf:someone/ddpm")
+    assert sorted(hub.fetched) == sorted(fetched) and "\n" not in str(error.value)
 
 
 def test_the_hub_needs_its_extra(monkeypatch):
