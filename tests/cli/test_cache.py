@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from scoremle.cli import cache
 from scoremle.cli import main as cli
 
@@ -43,7 +45,7 @@ def before_jax(monkeypatch, **variables: str) -> None:
     monkeypatch.delitem(sys.modules, "jax")
     for name in (cache.FOLDER, cache.LEAST[0]):
         monkeypatch.delenv(name)
-    for name, value in variables.items():
+    for name, value in {cache.SWITCH: "true", **variables}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -72,3 +74,37 @@ def test_env_says_what_a_report_needs(capsys):
     heads = ["what", "----", "", "settings:"]
     assert len(lines) == len(facts) + len(heads)
     assert any(line.startswith("device 0 ") for line in lines)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("opened", ["", "scoremle/programs", "scoremle"])
+def test_programs_of_a_folder_that_others_can_write_to_are_not_run(
+    opened, named, monkeypatch, tmp_path, caplog
+):
+    before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+    folder = cache.programs_folder()
+    folder.mkdir(0o700, parents=True)
+    if named:
+        monkeypatch.setenv(cache.FOLDER, str(folder))
+    place = tmp_path / opened if opened else folder
+    place.chmod(0o777)
+    cache.keep_programs()
+    assert os.environ[cache.SWITCH] == "false" and f"others can write to {place};" in caplog.text
+    monkeypatch.setenv(cache.SWITCH, "true")
+    place.chmod(0o1777)  # sticky: others can't replace what lies there
+    cache.keep_programs()
+    assert os.environ[cache.SWITCH] == ("true" if opened else "false")
+
+
+def test_a_folder_of_another_user_is_not_used(monkeypatch, tmp_path, caplog):
+    before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+    cache.programs_folder().mkdir(parents=True)
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    cache.keep_programs()
+    assert cache.FOLDER not in os.environ and "are not kept" in caplog.text
+
+
+def test_the_folder_is_made_for_the_user_alone(monkeypatch, tmp_path):
+    before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+    cache.keep_programs()
+    assert cache.programs_folder().stat().st_mode & 0o777 == 0o700
