@@ -99,11 +99,14 @@ clean:
 	@$(PIP) --no-compile -e '.[$(DEV)]'
 	@touch $@ .venv/.demo
 
-# They hold back Pillow, pyarrow and python-dateutil.
+# They hold back pyarrow and python-dateutil. trackio asks for an older Pillow, too, whose overflows
+# are known, and works with this one.
 .venv/.trackers: pyproject.toml | .venv/.made
 	@echo "installing trackio, MLflow and wandb into .venv/trackers (once)"
 	@$(BIN)/python -m venv .venv/trackers
-	@.venv/trackers/$(PIP:.venv/%=%) -e '.[dev,wandb,trackio,mlflow]'
+	@.venv/trackers/$(PIP:.venv/%=%) -e '.[dev,wandb,mlflow]'
+	@.venv/trackers/$(PIP:.venv/%=%) 'trackio>=0.10'
+	@.venv/trackers/$(PIP:.venv/%=%) 'pillow>=13'
 	@touch $@
 
 # A .venv that is there already is kept, made by hand or cut short, if its Python is new enough.

@@ -28,6 +28,8 @@ __all__ = ["check_zip", "is_file", "load", "network_parameters", "tensors", "tre
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
 
+# Before, weights_only=True did not keep code from being run (CVE-2025-32434, CVE-2026-24747).
+OLDEST_TORCH = 2, 10
 # Four digits are enough, and no list of parts becomes longer.
 NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
 # Kept beside the parameters, and the same for all networks of a configuration.
@@ -47,12 +49,18 @@ def is_file(path: Path) -> bool:
 def load(path: Path) -> Any:
     """The content of a .pth, its tensors as arrays. No code in it is run.
 
-    Raises Damaged for one that is damaged, or that would take far more memory than it has bytes.
+    Raises Damaged for one that is damaged, or that would take far more memory than it has bytes;
+    and UserError without PyTorch, or with one that a file can make run code.
     """
     try:
         import torch
     except ImportError:
         raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise UserError(
+            f"{path} is not read by PyTorch {torch.__version__}, which a file can make run code:"
+            " pip install -U 'scoremle[torch]'"
+        )
     try:
         if zipfile.is_zipfile(path):
             check_zip(path)

@@ -49,7 +49,7 @@ class Tracker(abc.ABC):
             self._module: Any = importlib.import_module(library)
         except ImportError:
             raise UserError(
-                f"logging={library} needs the extra: pip install 'scoremle[{library}]'"
+                f"logging={library} needs that library: pip install {library}"
             ) from None
         self._library, self._run, self._begun = library, run, False
 

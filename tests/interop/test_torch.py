@@ -499,6 +499,23 @@ def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'torchax'", name="torchax"),
+        AttributeError("The underlying op of 'aten.prod' has no overload name 'dim_Dimname'"),
+    ],
+)
+def test_where_torchax_is_missing_or_does_not_fit_pytorch_is_the_way(error, monkeypatch, caplog):
+    def translated(module):
+        raise error
+
+    monkeypatch.setattr(network, "translated", translated)
+    assert "in PyTorch, on cpu: " in repr(mlp_model(None)) and len(caplog.records) == 1
+    with pytest.raises(UserError, match="MLP can't be translated: "):
+        mlp_model("torchax")
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (lambda y, x: y + 3e-4 * x, "its value differs from PyTorch's by"),
