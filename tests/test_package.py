@@ -3,8 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from helpers.places import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import scoremle
 
@@ -32,3 +36,20 @@ def test_help_names_everything_by_what_it_is_for():
     words = re.findall(r"\w+", scoremle.__doc__)
     assert not {*scoremle.__all__} - {"__version__", *words}
     assert "__main__" not in dir(scoremle) and not {*scoremle.__all__} - {*dir(scoremle)}
+
+
+def test_what_ci_installs_is_within_the_ranges_and_names_no_place():
+    """Of all extras that CI installs, or tests look for."""
+    lines = (ROOT / ".ci/constraints.txt").read_text().splitlines()
+    exact = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines[1:]]
+    versions = {canonicalize_name(name): version for name, version in exact}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    todo = [Requirement("scoremle[dev,parity]"), *map(Requirement, project["dependencies"])]
+    while todo:
+        asked = todo.pop()
+        if asked.name == "scoremle":
+            todo += (Requirement(text) for extra in asked.extras for text in extras[extra])
+        else:
+            version = versions[canonicalize_name(asked.name)]
+            assert asked.specifier.contains(version, prereleases=True), asked
