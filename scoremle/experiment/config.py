@@ -9,7 +9,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -153,11 +153,14 @@ def _shown(value: Any) -> str:
 
 def check_tuple(name: str, text: str) -> None:
     """Raises UserError for a scalar where a tuple is due, which would be taken for one of one."""
-    with suppress(ValueError, SyntaxError):
-        if isinstance(ast.literal_eval(text), int | float):
-            raise UserError(
-                f"{name} is a tuple: write \"({text},)\" for one element, or \"({text},{text})\""
-            )
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return
+    if isinstance(value, int | float):
+        raise UserError(
+            f"{name} is a tuple: write \"({text},)\" for one element, or \"({text},{text})\""
+        )
 
 
 def _module(place: str) -> ModuleType:

@@ -31,7 +31,7 @@ class PublishedModel(ScoreModel):
     classes: int = static(default=0)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not all(0 < side <= LARGEST_SIDE for side in self.shape):
             shape = "x".join(map(str, self.shape))
             raise UserError(f"the model's config says that images are {shape}: mend their size")
+        super().__post_init__()

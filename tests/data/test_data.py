@@ -426,7 +426,7 @@ def test_real_fashion_mnist():
         ("digits", {"num_channels": 3, "image_size": 8}, "num_channels is 3, but digits has 1"),
         ("digits", {"image_size": 4}, "image_size is 4, but the images are 8x8"),
         ("digits", {"batch_size": 0}, "batch_size must be at least 1"),
-        ("digits", {"seed": -1}, "seed must not be negative"),
+        ("digits", {"seed": -1}, "seed must be from 0"),
     ],
 )
 def test_what_cannot_be_loaded(name, fields, message):

@@ -102,7 +102,7 @@ def test_no_images_have_no_scores(model):
         (np.zeros((2, 1, 8, 8), np.uint8), "; try images.transpose(0, 2, 3, 1)"),
         (np.eye(8)[None, ..., None], "; try (16 * images).round().astype(np.uint8)"),
         (16 * np.eye(8), "; try images[None]; try images.round().astype(np.uint8)"),
-        (np.full((2, 8, 8), "a"), "not <U1 of shape (2, 8, 8, 1)"),
+        (np.full((2, 8, 8), "a"), "images is no array of numbers, but of <U1"),
         (np.zeros((2, 28, 28, 1), np.uint8), "of shape (2, 28, 28, 1)"),
         (np.full((2, 8, 8, 1), 17, np.uint8), "pixels must lie in 0..16, but one is 17"),
         ([[0, 1], [2, 3]], "of shape (2, 2)"),

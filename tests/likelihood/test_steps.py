@@ -282,18 +282,9 @@ def test_a_condition_reaches_the_variance():
     assert (np.abs(found.bpd - plain.bpd)[~same] > 1e-3).all()
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
-    [
-        (lambda: BySteps(variance="learned"), ValueError, "tells no variance"),
-        (lambda: BySteps(variance="middle"), ValueError, "small, large or learned"),
-        (lambda: BySteps(np.array([0.5])), ValueError, "two times or more, not 1"),
-        (lambda: BySteps(draws=0), ValueError, "draws must be at least 1"),
-    ],
-)
-def test_mistakes(call, error, words):
-    with pytest.raises(error, match=words):
-        model_of().score(INTEGERS, estimator=call())
+def test_a_network_that_tells_no_variance_has_no_learned_one():
+    with pytest.raises(UserError, match="tells no variance"):
+        model_of().score(INTEGERS, estimator=BySteps(variance="learned"))
 
 
 def test_a_schedule_without_steps_is_a_line():

@@ -255,7 +255,7 @@ def test_forward_and_reverse_derivatives_agree():
         ({"nonlinearity": "gelu"}, (8, 8, 3), "'gelu'.*swish, elu, relu, lrelu"),
         ({"scale_by_sigma": True}, (8, 8, 3), "model.scale_by_sigma"),
         ({"log_labels": True}, (8, 8, 3), "model.embedding_type = 'fourier'"),
-        ({"nf": 3}, (8, 8, 3), "model.nf is 3.*at least 4"),
+        ({"nf": 3}, (8, 8, 3), "model.nf must be from 4 .*not 3"),
         ({"nf": 18}, (8, 8, 3), "18 channels.*4 equal groups.*model.nf"),
         ({"ch_mult": (1, 2, 2)}, (30, 30, 3), "30x30.*2 times.*3 levels.*model.ch_mult.*of 4"),
         ({}, (8, 16, 3), "8x16.*square"),

@@ -54,10 +54,10 @@ def test_a_field_of_a_network(field, value, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("block_out_channels", [0, 32], "one of block_out_channels is 0: it must be from 1 to"),
-        ("block_out_channels", [2**31] * 2, "one of block_out_channels is 2147483648: it must"),
-        ("block_out_channels", [], "the length of block_out_channels is 0"),
-        ("layers_per_block", 2**31, "layers_per_block is 2147483648: it must be from 1 to 100"),
+        ("block_out_channels", [0, 32], "one of block_out_channels must be from 1 "),
+        ("block_out_channels", [2**31] * 2, "one of block_out_channels must be .* not 2147483648"),
+        ("block_out_channels", [], "the length of block_out_channels must be from 1"),
+        ("layers_per_block", 2**31, "layers_per_block must be from 1 to 100, not 2147483648"),
     ],
 )
 def test_counts_that_no_network_has(field, value, words, tmp_path):
@@ -70,8 +70,8 @@ def test_counts_that_no_network_has(field, value, words, tmp_path):
     [
         ("num_train_timesteps", "x", "num_train_timesteps must be a whole number, not 'x'"),
         ("num_train_timesteps", 1.5, "num_train_timesteps must be a whole number"),
-        ("num_train_timesteps", 0, "two steps or more"),
-        ("num_train_timesteps", 10**9, "1000000000 steps are more than 1,000,000"),
+        ("num_train_timesteps", 0, "steps must be from 1 to 1000000, not 0"),
+        ("num_train_timesteps", 10**9, "steps must be from 1 to 1000000, not 1000000000"),
         ("beta_start", [], "beta_start must be a finite number"),
         ("beta_start", float("nan"), "beta_start must be a finite number, not nan"),
         ("beta_start", -1, "betas must be numbers above 0"),
@@ -98,11 +98,11 @@ def test_json_that_is_nested_too_deep(where, tmp_path):
     [
         ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
         ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
-        ({"attention_resolutions": "0"}, "a size in attention_resolutions is 0: it must be from"),
+        ({"attention_resolutions": "0"}, "a size in attention_resolutions must be from"),
         ({"channel_mult": "1,nan"}, "channel_mult must be a list of finite numbers, not"),
         ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
-        ({"num_channels": 0}, "num_channels at a level is 0: it must be from 1 to 65536"),
-        ({"num_res_blocks": 2**31}, "num_res_blocks is 2147483648: it must be from 1 to 100"),
+        ({"num_channels": 0}, "num_channels at a level must be from 1 to 65536, not 0"),
+        ({"num_res_blocks": 2**31}, "num_res_blocks must be from 1 to 100, not 2147483648"),
         ({"diffusion_steps": "x"}, "diffusion_steps must be a whole number"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 2, not 0"),
         ({"diffusion_steps": 8}, "noise_schedule and diffusion_steps: betas must be numbers"),
