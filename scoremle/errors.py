@@ -40,7 +40,7 @@ class Stopped(SystemExit):
         super().__init__(128 + signal)
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice: Python's, or XLA's."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 

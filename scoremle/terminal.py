@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 __all__ = [
     "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_live",
@@ -94,6 +95,9 @@ class Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         kind = "warning: " if record.levelno >= logging.WARNING else ""
         return in_a_line(f"scoremle: {kind}{super().formatMessage(record)}")
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei))
 
 
 def cell(text: str) -> str:

@@ -21,6 +21,7 @@ from scoremle.cli.commands import COMMANDS, Partly, experiment
 from scoremle.cli.parsers import PARSERS
 from scoremle.cli.signals import answered
 from scoremle.errors import UserError, out_of_memory
+from scoremle.experiment.own_code import mistakes
 from scoremle.terminal import Formatter, in_a_line, is_mute, passing, printable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [argument for argument in given if argument != DEBUG]
     try:
-        with _logged(logging.DEBUG if DEBUG in given else logging.INFO):
+        with _logged(logging.DEBUG if DEBUG in given else logging.INFO), mistakes():
             code = _run(arguments)
             sys.stdout.flush()
             return code
@@ -166,6 +167,9 @@ def _logged(least: int) -> Iterator[None]:
     """What this package logs, on stderr: of this level, unless Python set another."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
     level = logger.level
+    # It prints the traceback of an error that is raised, and said in a line.
+    callbacks = logging.getLogger("jax._src.callback")
+    callbacks.disabled = least > logging.DEBUG
     handler.setFormatter(Formatter())
     logger.addHandler(handler)
     logger.setLevel(level or least)
@@ -176,3 +180,4 @@ def _logged(least: int) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = True
+        callbacks.disabled = False

@@ -5,9 +5,7 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 
 import ast
 import importlib
-import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, choose, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
+from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
@@ -44,7 +43,7 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     Raises:
         UserError: there is no such file or name, or the file has a mistake.
     """
-    with _mistakes_of(place), _own_imports_of(place):
+    with mistakes(Path(place)), _own_imports_of(place):
         module = _module(place)
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {place} has no function get_config")
@@ -170,11 +169,7 @@ def _module(place: str) -> ModuleType:
         name = place.removeprefix("configs/").removesuffix(".py")
         hint = f"; did you mean --config={name}?" if name in NAMED else ""
         raise UserError(f"no config file {place} (looked for {Path(place).absolute()}){hint}")
-    spec = importlib.util.spec_from_file_location("scoremle_config_file", place)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(Path(place))
 
 
 def _is_file_name(place: str) -> bool:
@@ -197,23 +192,3 @@ def _own_imports_of(place: str) -> Iterator[None]:
     finally:
         for root in roots:
             sys.path.remove(root)
-
-
-@contextmanager
-def _mistakes_of(path: str) -> Iterator[None]:
-    """Whatever goes wrong in the code of a config file becomes one line that says where."""
-    try:
-        yield
-    except UserError:
-        raise
-    except SyntaxError as error:
-        place = f"{error.filename}, line {error.lineno}"
-        raise UserError(f"config file {place}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        here = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in here if Path(frame.filename).name == Path(path).name]
-        place = f", line {lines[-1]}" if lines else ""
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        if isinstance(error, ModuleNotFoundError) and error.name == "configs":
-            text += "; write: from scoremle.experiment import defaults as default"
-        raise UserError(f"config file {path}{place}: {text}") from error

@@ -262,11 +262,11 @@ def test_missing_flags():
 
 
 BROKEN = {
-    "def get_config():\n    return (1,\n": "line 2: '(' was never closed",
+    "def get_config():\n    return (1,\n": "line 2: SyntaxError: '(' was never closed",
     "x = 1\ny = x / 0\n": "line 2: ZeroDivisionError: division by zero",
     "import nowhere\n": "line 1: ModuleNotFoundError: No module named 'nowhere'",
     "from scoremle.experiment import defaults\ndef get_config():\n    c = defaults.get_config()\n"
-    "    c.a.b = 1\n    return c": "line 4: AttributeError",
+    "    c.a.b = 1\n    return c": "line 4, in get_config: AttributeError",
     "x = 1\n": "has no function get_config",
     "def get_config():\n    return {}\n": "get_config must return a ConfigDict",
     "\nraise SystemExit('no data')\n": "mine.py, line 2: SystemExit: no data",

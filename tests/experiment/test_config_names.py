@@ -51,7 +51,7 @@ def test_a_name_means_no_file_of_the_working_folder(tmp_path, monkeypatch):
     for name in ("digits", "digits.py"):
         Path(name).write_text("raise ValueError('run')")
     assert load_config("digits")[0].data.dataset == "digits"
-    assert failure("digits.py") == "config file digits.py, line 1: ValueError: run"
+    assert failure("digits.py") == "digits.py, line 1: ValueError: run"
 
 
 def test_a_name_that_is_none():

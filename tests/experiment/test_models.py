@@ -83,8 +83,8 @@ def test_the_model_that_ships_knows_digits():
     ("place", "words"),
     [
         ("{file}:other", "has no function other"),
-        ("{file}:broken", r"mine.py, line 13: ZeroDivisionError: division by zero"),
-        ("{file}:leaves", r"mine.py, line 19: SystemExit: no weights"),
+        ("{file}:broken", r"mine.py, line 13, in broken: ZeroDivisionError: division by zero"),
+        ("{file}:leaves", r"mine.py, line 19, in leaves: SystemExit: no weights"),
         ("{file}:number", "must return a ScoreModel, not a int"),
         ("{file}x.py:model", "no file"),
         ("{file}", "is no model of a known family: a folder of diffusers, a .pt"),
@@ -105,7 +105,7 @@ def test_a_number_of_a_checkpoint_is_of_a_working_directory(file):
 
 def test_a_mistake_has_its_line_in_a_file_beside_us(file, monkeypatch):
     monkeypatch.chdir(file.parent)
-    with pytest.raises(UserError, match=r"^mine.py, line 13: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"^mine.py, line 13, in broken: ZeroDivisionError"):
         scoremle.load("mine.py:broken")
 
 

@@ -1,0 +1,113 @@
+"""Python files of the user's own, which are run: configs, and functions that return a model.
+
+An error in one of them is a line with its file, its line and its function: while the file runs,
+and whenever later a function of it is called, such as a noise prediction that JAX traces.
+"""
+
+import importlib.util
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from types import ModuleType
+
+from scoremle.errors import Stopped, UserError, out_of_memory
+
+__all__ = ["imports_beside", "mistakes", "run_file"]
+
+logger = logging.getLogger(__name__)
+
+# Files that were run, by their absolute names, and how a user knows them.
+_known: dict[str, Path] = {}
+# What a compiled program makes of an error in a function that it calls.
+CALLED = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
+# Remedies of the commonest errors, by their kind or by the module that is not found.
+HINTS: dict[str | None, str] = {
+    "configs": "write: from scoremle.experiment import defaults as default",
+    "TracerArrayConversionError": "use jax.numpy in place of numpy there",
+    "TracerBoolConversionError": "use jax.numpy.where in place of if there",
+}
+
+
+def run_file(path: Path) -> ModuleType:
+    """The module of a file, which is run; what it raises is for ``mistakes``.
+
+    Raises UserError if there is no such file.
+    """
+    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"no file {path} (looked for {path.absolute()})")
+    _known[str(path.absolute())] = path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def mistakes(path: Path | None = None) -> Iterator[None]:
+    """In the block an error in a user's file becomes a UserError of one line.
+
+    An exit, too: it is none of the program. With a ``path``, every error is of that file.
+    """
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except (Exception, SystemExit) as error:
+        where = _place(error) or (str(path) if path else "")
+        if not where or out_of_memory(error):
+            raise
+        logger.debug("the error in full:", exc_info=error)
+        kind = type(error).__name__
+        hint = HINTS.get(error.name if isinstance(error, ModuleNotFoundError) else kind)
+        words = "; ".join(filter(None, [_text(error), hint]))
+        raise UserError(f"{where}: {words}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The last line of a user's file that an error passed through; "" if it passed none."""
+    passed = [
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError):
+        passed.append((error.filename or "", error.lineno or 0, "<module>"))
+    for file, line, function in reversed([*passed, *CALLED.findall(str(error))]):
+        if file in _known:
+            within = "" if function == "<module>" else f", in {function}"
+            return f"{_known[file]}, line {line}{within}"
+    return ""
+
+
+def _text(error: BaseException) -> str:
+    """Kind and first line of an error, or of the one whose traceback it quotes."""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    lines = said.strip().splitlines()
+    if CALLED.search(said):
+        return lines[-1]
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+@contextmanager
+def imports_beside(path: Path) -> Iterator[None]:
+    """In the block the folder of a file is on the path.
+
+    What is imported from there is the user's, too. It is forgotten afterwards: beside another file
+    a module of the same name may be another one.
+    """
+    folder, before = path.absolute().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            top = name.partition(".")[0]
+            file = Path(getattr(sys.modules[name], "__file__", None) or "")
+            own = file == folder / f"{top}.py" or file.is_relative_to(folder / top)
+            if own and top not in before:
+                _known[str(file)] = path.parent / file.relative_to(folder)
+                del sys.modules[name]
