@@ -25,6 +25,7 @@ __all__ = [
     "log1mexp",
     "mean_square",
     "not_finite",
+    "output_like",
     "predict",
     "predict_ranged",
     "sum_data",
@@ -135,17 +136,43 @@ def as_pytree(noise: NoiseFn) -> NoiseFn:
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
     """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not asked.
 
-    Raises UserError for another shape than that of ``x``, which would be broadcast.
+    Raises UserError as ``output_like``.
     """
     if len(x) == 0:
         return jnp.zeros_like(x)
-    found = noise(x, t)
-    if jnp.shape(found) != x.shape:
-        raise UserError(
-            f"the noise prediction has shape {jnp.shape(found)} where x has {x.shape}:"
-            " eps(x, t) must have the shape of x"
-        )
+    found = output_like(x, noise(x, t), noise)
     return found.astype(jnp.promote_types(found.dtype, x.dtype))
+
+
+def output_like(
+    x: Data, output: Any, function: Any, *, channels: int = 1
+) -> Shaped[AnyArray, "b *_d"]:
+    """The output of a function of ``x``.
+
+    Raises UserError, which names the function, for what is no array of the shape of ``x``, times
+    so many channels: another shape would be broadcast.
+    """
+    shape, wanted = getattr(output, "shape", None), x.shape
+    if channels > 1:
+        wanted = (*wanted[:-1], channels * wanted[-1])
+    if shape == wanted:
+        return output
+    gives = "None" if output is None else f"a {type(output).__name__}"
+    raise UserError(
+        f"{_named(function)} gives {gives if shape is None else f'shape {shape}'} where x has"
+        f" {x.shape}: it must give an array of shape {wanted}"
+    )
+
+
+def _named(function: Any) -> str:
+    """A function, or the one that is within others, by its name, file and line."""
+    while not hasattr(function, "__code__"):
+        within = [name for name in ("func", "network", "noise") if hasattr(function, name)]
+        if not within:
+            return f"the {type(function).__name__}"
+        function = getattr(function, within[0])
+    code = function.__code__
+    return f"{code.co_name} ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def predict_ranged(noise: NoiseFn, x: Data, t: Times) -> tuple[Data, Data | None]:
@@ -156,7 +183,7 @@ def predict_ranged(noise: NoiseFn, x: Data, t: Times) -> tuple[Data, Data | None
     if not hasattr(noise, "both"):
         return predict(noise, x, t), None
     found, v = noise.both(x, t) if len(x) else (x, x)
-    return predict(lambda *_: found, x, t), v
+    return found.astype(jnp.promote_types(found.dtype, x.dtype)), v
 
 
 def within_forms(noise: NoiseFn) -> NoiseFn:

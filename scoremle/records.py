@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from itertools import chain
@@ -11,23 +10,31 @@ from typing import Any, NewType, NotRequired, Union, get_args, get_origin, is_ty
 
 from scoremle.errors import UserError
 
-__all__ = ["LARGEST", "Count", "Error", "FileName", "Name", "Number", "check_record", "is_of"]
+__all__ = [
+    "LARGEST", "Count", "Error", "FileName", "Levels", "Name", "Number", "Size", "check_record",
+    "is_of",
+]  # fmt: skip
 
 # Texts that may be a part of a file's name, and names of files within a folder.
 Name = NewType("Name", str)
 FileName = NewType("FileName", str)
 Count = NewType("Count", int)
+Size = NewType("Size", int)
+Levels = NewType("Levels", int)  # of grey
 # A standard error; a number that need not be finite, as all others must.
 Error = NewType("Error", float)
 Number = NewType("Number", float)
 
-WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false",
-         list: "a list", dict: "an object", NoneType: "null",
-         Name: "a name of letters, digits, '_', '-' and '.'",
-         FileName: "the name of a file in the folder", Count: "a whole number of at least 0",
-         Number: "a number", Error: "a finite number of at least 0"}  # fmt: skip
+WORDS = {
+    int: "a whole number", float: "a finite number", str: "text", bool: "true or false",
+    list: "a list", dict: "an object", NoneType: "null",
+    Name: "a name of letters, digits, '_', '-' and '.'",
+    FileName: "the name of a file in the folder", Count: "a whole number of at least 0",
+    Size: "a whole number of at least 1", Levels: "a whole number from 2 to 256",
+    Error: "a finite number of at least 0", Number: "a number",
+}  # fmt: skip
 # Whole numbers beyond these are of no use, and overflow what they are given to.
-LARGEST = {int: 1 << 32, float: sys.float_info.max}
+LARGEST = {int: 1 << 32, float: 1 << 53}
 # What values of these kinds are beside what their supertype is.
 NAME = r"\w[\w.+-]{0,199}"
 MORE: dict[Any, Callable[[Any], object]] = {
@@ -35,11 +42,13 @@ MORE: dict[Any, Callable[[Any], object]] = {
     Name: re.compile(NAME, re.ASCII).fullmatch,
     FileName: re.compile(rf"{NAME}(/{NAME})*", re.ASCII).fullmatch,
     Count: lambda value: value >= 0,
+    Size: lambda value: value >= 1,
+    Levels: lambda value: 2 <= value <= 256,
     Error: lambda value: 0 <= value < math.inf,
 }
 
 
-def check_record(record: Mapping[str, Any], form: Any, where: object) -> None:
+def check_record(record: Any, form: Any, where: object) -> None:
     """Raises UserError for a field that is missing or of another kind than the form has.
 
     Args:

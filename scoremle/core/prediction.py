@@ -35,7 +35,7 @@ from scoremle.core.arguments import as_array, check_choice, check_examples, chec
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import as_pytree, expand, predict
+from scoremle.numerics import as_pytree, expand, output_like, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
@@ -119,7 +119,8 @@ class BetweenSteps:
         before = jnp.minimum(jnp.floor(label), self.steps - 2)
         both = jnp.concatenate([before, before + 1]).astype(int)
         twice, *given = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, *condition))
-        here, there = jnp.split(self.network(twice, both, *given), 2)
+        output = output_like(twice, self.network(twice, both, *given), self.network)
+        here, there = jnp.split(output, 2)
         share = expand(label - before, x)
         return (1 - share) * here + share * there
 
@@ -150,11 +151,11 @@ class NetworkNoise:
         label = (CONDITIONINGS[told] if isinstance(told, str) else told)(self.sde, t)
         given = () if condition is None else (condition,)
         if self.prediction != "edm":
-            output = self.network(x, label, *given)
+            output = output_like(x, self.network(x, label, *given), self.network)
             return PREDICTIONS[self.prediction](output, x, alpha, sigma)
         scale = jnp.sqrt(jnp.square(sigma) + jnp.square(self.sigma_data * alpha))
         shown = x / scale
-        output = self.network(shown, label, *given)
+        output = output_like(x, self.network(shown, label, *given), self.network)
         return (sigma * shown - self.sigma_data * alpha * output) / scale
 
 

@@ -38,7 +38,7 @@ from scoremle.files import (
     write_json,
     writing,
 )
-from scoremle.records import check_record
+from scoremle.records import Levels, check_record
 
 __all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
 
@@ -74,7 +74,7 @@ class _Meta(TypedDict):
     source_sha256: str
     counts: _Splits
     shape: tuple[int, int, int]
-    levels: int
+    levels: Levels
     source_levels: int
     split: str
     labels: bool
@@ -103,8 +103,6 @@ class Prepared:
                 " prepare it again"
             )
         check_record(meta, _Meta, self.folder / META)
-        if not 2 <= meta["levels"] <= 256:
-            raise UserError(f"{self.folder / META}: levels must be from 2 to 256")
         return meta
 
     def images(self, split: str) -> np.ndarray:

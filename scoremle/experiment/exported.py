@@ -7,7 +7,7 @@ notes, which hold texts.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,23 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
+from scoremle.experiment.record import CONFIG, DATA, DataFacts
 from scoremle.experiment.trained import Trained, trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.published import safetensors
+from scoremle.records import check_record
 
 __all__ = ["is_file", "load", "notes", "read_record", "record_of", "write_record"]
 
-CONFIG, DATA = "config", "data"
 REMEDY = "export the checkpoint again, or import it with --name"
+
+
+class _Content(TypedDict):
+    """A record, or the notes of a file."""
+
+    config: dict[str, Any]
+    data: DataFacts
 
 
 def record_of(file: Path) -> Path:
@@ -82,12 +90,8 @@ def _record(place: Workdir) -> dict[str, Any]:
 
 
 def _checked(content: Mapping[str, Any], where: Path) -> tuple[ConfigDict, dict[str, Any]]:
-    config, data = content.get(CONFIG), content.get(DATA)
-    if not isinstance(config, dict) or not isinstance(data, dict):
-        raise UserError(f"{where} does not say {CONFIG} and {DATA}: {REMEDY}")
-    if not isinstance(data.get("levels"), int):
-        raise UserError(f"{where} doesn't say the number of grey levels ({DATA}: levels)")
-    return config_of(config, where), data
+    check_record(content, _Content, where)
+    return config_of(content[CONFIG], where), content[DATA]
 
 
 def _check_arrays(found: Any, template: Any, path: Path) -> None:

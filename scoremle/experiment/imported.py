@@ -20,7 +20,7 @@ from scoremle.files import read_sealed, write_atomically, write_sealed
 from scoremle.published.families import FAMILIES
 from scoremle.published.family import PublishedModel
 from scoremle.published.store import PublishedCheckpoints
-from scoremle.records import check_record
+from scoremle.records import FileName, check_record
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
@@ -37,7 +37,7 @@ REMEDY = "put its copy back, or import the model into another folder"
 class _Record(TypedDict):
     family: str
     origin: str
-    files: dict[str, str]
+    files: dict[FileName, str]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Which fields make another experiment, and what a checkpoint says of its own in its notes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from scoremle.experiment.build import FLOW_FIELDS
+from scoremle.records import Levels
 
 __all__ = [
-    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "PLACES", "THE_FLOW", "Recorded", "data_facts",
-    "flat", "flow_record", "of_the_flow", "of_the_network", "of_training", "training_record",
+    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "PLACES", "THE_FLOW", "DataFacts", "Recorded",
+    "data_facts", "flat", "flow_record", "of_the_flow", "of_the_network", "of_training",
+    "training_record",
 ]  # fmt: skip
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
@@ -36,6 +38,15 @@ OF_DATA = ("levels", "data_version", "train_sha256")
 OF_THE_LEVELS = ("levels",)
 # Names in the notes of a checkpoint.
 CONFIG, DATA = "config", "data"
+
+
+class DataFacts(TypedDict):
+    """Facts of a data set in data.json that are read anywhere."""
+
+    levels: Levels
+    name: NotRequired[str]
+    data_version: NotRequired[str]
+    train_sha256: NotRequired[str]
 
 
 @runtime_checkable

@@ -41,6 +41,7 @@ from scoremle.experiment.record import (
     OF_DATA,
     OF_THE_LEVELS,
     THE_FLOW,
+    DataFacts,
     Recorded,
     data_facts,
     flat,
@@ -64,13 +65,8 @@ PREEMPTION_KEEP = 2
 DIFFERENCES_SHOWN = 4
 
 
-class _Known(TypedDict, total=False):
-    config: dict[str, Any]
-    data: dict[str, Any]
-
-
-class _Notes(_Known):
-    """What of a checkpoint's notes is read here. Earlier versions wrote the step alone."""
+class _Notes(TypedDict):
+    """Notes of a checkpoint: earlier versions wrote the step alone."""
 
     step: int
 
@@ -149,7 +145,7 @@ class Workdir:
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about."""
         levels = self._read_data().get("levels")
-        if not isinstance(levels, int):
+        if levels is None:
             raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
         return levels
 
@@ -277,7 +273,6 @@ class Workdir:
             for number in reversed(store.own()):
                 try:
                     meta = store.meta(number)
-                    check_record(meta, _Known, store.path(number))
                 except UserError:  # damaged: named when it is restored
                     continue
                 yield store.path(number), meta
@@ -301,7 +296,11 @@ class Workdir:
         return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
 
     def _read_data(self) -> dict[str, Any]:
-        return read_sealed(self.data_path, REMEDY) if self.data_path.exists() else {}
+        if not self.data_path.exists():
+            return {}
+        found = read_sealed(self.data_path, REMEDY)
+        check_record(found, DataFacts, self.data_path)
+        return found
 
 
 def _field(experiment: Experiment, name: str) -> Any:

@@ -55,7 +55,7 @@ from scoremle.likelihood.bound import (
 from scoremle.likelihood.images import ImageModel, Values, of_bound
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
 from scoremle.likelihood.scales import LearnedScale
-from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
+from scoremle.numerics import dims_of, expand, output_like, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
 __all__ = ["BySteps", "RangedNoise", "has_last_step", "learned_decoder", "step_bound"]
@@ -88,7 +88,8 @@ class RangedNoise:
         channels, behind = x.shape[-1], []
 
         def first_half(*inputs: Any) -> Data:
-            output = self.noise.network(*inputs)
+            network = self.noise.network
+            output = output_like(x, network(*inputs), network, channels=2)
             behind.append(output[..., channels:])
             return output[..., :channels]
 

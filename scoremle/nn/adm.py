@@ -38,7 +38,7 @@ from scoremle.nn.blocks import (
 from scoremle.nn.calls import call
 from scoremle.nn.convolution import Conv
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, wide
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, fields_of, wide
 from scoremle.records import check_record
 
 __all__ = ["ADM", "adm_params"]
@@ -125,7 +125,7 @@ class ADM(nn.Module):
         Flags of training and of the diffusion have no effect. Raises UserError for others.
         """
         fields = {k: v for k, v in flags.items() if k not in OTHER_FLAGS}
-        for name in sorted(fields.keys() - set(cls.__annotations__)):
+        for name in sorted(fields.keys() - fields_of(cls)):
             raise UserError(f"the flag {name} is not known here")
         for name, number in (("attention_resolutions", int), ("channel_mult", float)):
             if isinstance(fields.get(name), str):

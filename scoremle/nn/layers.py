@@ -9,6 +9,7 @@ Class and parameter names are those of the published checkpoints. Parameters are
 is what convolutions compute in; normalisation, softmax and time embedding take at least float32.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -42,6 +43,7 @@ __all__ = [
     "add_residual",
     "conv3x3",
     "dense",
+    "fields_of",
     "group_norm",
     "positional_embedding",
     "wide",
@@ -60,6 +62,11 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Far beyond what any network has. To build one of more would take all memory, or would not end.
 MOST_LAYERS, MOST_LEVELS, MOST_CHANNELS = 100, 16, 1 << 16
+
+
+def fields_of(network: type[nn.Module]) -> set[str]:
+    """Names of the fields of a network, but for Flax's own and the dtype."""
+    return {field.name for field in dataclasses.fields(network)} - {"dtype", "parent", "name"}
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:

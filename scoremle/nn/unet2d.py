@@ -7,7 +7,6 @@ The fields are those of ``config.json``, the layers have the names of the state 
 that of diffusers 0.42 in evaluation. Dropout, which acts in training only, is left out.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from scoremle.nn.blocks import (
 )
 from scoremle.nn.calls import call
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import Activation, wide
+from scoremle.nn.layers import Activation, fields_of, wide
 from scoremle.nn.unet2d_fields import (
     ACTIVATIONS,
     DOWN_BLOCKS,
@@ -150,8 +149,7 @@ class UNet2D(nn.Module):
             for k, v in config.items()
             if k not in WITHOUT_EFFECT and not k.startswith("_")
         }
-        known = {field.name for field in dataclasses.fields(cls)} - {"dtype", "parent", "name"}
-        for name in sorted(given.keys() - known):
+        for name in sorted(given.keys() - fields_of(cls)):
             raise UserError(f"the config has the field {name}, which is not known here")
         check_record(given, cls, "the config")
         network = cls(**given)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from scoremle.published import safetensors
 from scoremle.published.edm_dhariwal import dhariwal
 from scoremle.published.edm_song import song
 from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
 
 __all__ = ["files", "is_file", "load"]
@@ -114,6 +115,16 @@ OUTPUT = re.compile(r".*(aux_conv|out_conv)\.(weight|bias)")
 # Buffers of filters and of a table of sigmas, and what augmentation adds in training.
 NOT_NEEDED = re.compile(r".*\.resample_filter|u|map_augment\.weight")
 PREFIX = "model."
+# What fields may stand in the file, of whatever class and network.
+_Fields = TypedDict("_Fields", {
+    "class": str, "model_type": str, "img_resolution": Size, "img_channels": Size,
+    "label_dim": Count, "channel_mult_emb": Count, "model_channels": Size,
+    "channel_mult": list[Size], "num_blocks": Size, "attn_resolutions": list[Size],
+    "embedding_type": str, "channel_mult_noise": Count, "encoder_type": str,
+    "decoder_type": str, "resample_filter": list[Count], "sigma_data": float, "beta_min": float,
+    "beta_d": float, "epsilon_t": float, "sigma_min": float, "sigma_max": Number, "M": Count,
+    "C_1": float, "C_2": float,
+}, total=False)  # fmt: skip
 
 
 def is_file(path: Path) -> bool:
@@ -143,7 +154,9 @@ def load(path: Path) -> PublishedModel:
             f"{path}: tensors alone do not say their network. Write its fields to {place} as"
             " docs/howto/any-model.md shows for EDM"
         )
-    fields, tensors = read_json(place), safetensors.read(path)
+    fields = read_json(place)
+    check_record(fields, _Fields, place)
+    tensors = safetensors.read(path)
     try:
         return _model(fields, tensors)
     except UserError as error:

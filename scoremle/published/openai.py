@@ -42,6 +42,7 @@ class _Diffusion(TypedDict, total=False):
     noise_schedule: str
     predict_xstart: bool
     rescale_timesteps: bool
+    sigma_small: bool
 
 
 @dataclass(frozen=True)

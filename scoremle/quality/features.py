@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -22,6 +22,7 @@ from scoremle import devices
 from scoremle.errors import UserError
 from scoremle.files import read_npz, write_npz
 from scoremle.quality import inception
+from scoremle.records import Size, check_record
 from scoremle.resumable import Arrays, in_parts
 from scoremle.types import AnyArray
 
@@ -124,6 +125,15 @@ def load_inception(path: Path) -> Extractor:
 # Reference features ------------------------------------------------------------------------------
 
 
+class _Record(TypedDict, total=False):
+    """Fields of a record that are read anywhere."""
+
+    origin: dict[str, Any]
+    dataset: str
+    split: str
+    shape: list[Size]
+
+
 @dataclass(frozen=True)
 class Reference:
     """Features of the images that samples are compared with, and what is known of them."""
@@ -169,9 +179,10 @@ def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) 
         )
         return {"origin": UNRECORDED}
     try:
-        record = dict(json.loads(str(arrays["record"])))
-    except (ValueError, TypeError, RecursionError):
+        record = json.loads(str(arrays["record"]))
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
+    check_record(record, _Record, f"{path}: its record")
     if record.get("origin") != extractor.facts:
         raise UserError(
             f"{path} holds features of another network ({record.get('origin')}) than "

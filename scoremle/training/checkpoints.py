@@ -24,7 +24,7 @@ import numpy as np
 from scoremle.devices import part_axis
 from scoremle.errors import UserError
 from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
-from scoremle.records import check_record
+from scoremle.records import Count, Number, check_record
 from scoremle.training.checksums import (
     hash_of,
     named_leaves,
@@ -54,8 +54,19 @@ class Restored(NamedTuple):
     number: int
 
 
+class _Notes(TypedDict, total=False):
+    """Fields of a caller's notes that are read anywhere."""
+
+    step: Count
+    rng: tuple[Count, Count] | None
+    rollbacks: Count
+    since_the_last_row: dict[str, list[Number]]
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+
 class _Record(TypedDict):
-    meta: dict[str, Any]
+    meta: _Notes
     leaves: dict[str, tuple[list[int], str]]
     tree_hash: str
 

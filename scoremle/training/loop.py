@@ -215,6 +215,8 @@ class _Run:
         self.state = devices.put(self.state, jax.tree.map(lambda leaf: leaf.sharding, template))
         self.at, self.newest = int(self.state.step), number
         unwritten = {k: np.asarray(v, np.float32) for k, v in meta.get(UNWRITTEN, {}).items()}
+        if unwritten and not all(len(unwritten.get(name, ())) for name in (*CHECKED, *unwritten)):
+            raise UserError(f"{self.preemption.path(number)}: {UNWRITTEN} lacks a number")
         self.pending = [unwritten] if unwritten else []
         if rollbacks := max(self.rollbacks, meta.get("rollbacks", 0)):
             self.rollbacks, self.batch = rollbacks, self.rollback.batch(rollbacks)
@@ -292,7 +294,7 @@ class _Run:
     def _has_snapshot(self) -> bool:
         self.saves.wait()
         number, store = self.schedule.snapshot_number(self.at), self.snapshots
-        return number in store.numbers() and store.meta(number)["step"] == self.at
+        return number in store.numbers() and store.meta(number).get("step") == self.at
 
     def _fetch(self) -> Numbers:
         """The numbers of the steps since the last row, as one; checked.
@@ -300,7 +302,8 @@ class _Run:
         The first that is not finite is named: those after it follow from it.
         """
         calls = devices.fetch(self.pending)
-        columns = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+        names = [name for name in calls[-1] if all(name in call for call in calls)]
+        columns = {name: np.concatenate([call[name] for call in calls]) for name in names}
         bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}
         wrong = [(int(places.argmax()), name) for name, places in bad.items() if places.any()]
         if wrong:

@@ -188,7 +188,7 @@ def test_which_checkpoints_are_meant(tmp_path, begin, end, chosen):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{}", "doesn't say the number of grey levels"), ("[]", "holds no JSON object")],
+    [("{}", "it lacks levels"), ("[]", "holds no JSON object")],
 )
 def test_a_record_of_the_data_that_says_nothing(content, words, begun):
     begun.data_path.write_text(content)

@@ -108,6 +108,9 @@ def test_json_that_is_nested_too_deep(where, tmp_path):
         ({"diffusion_steps": 8}, "noise_schedule and diffusion_steps: betas must be numbers"),
         ({"noise_schedule": []}, "noise_schedule must be text"),
         ({"predict_xstart": "False"}, "predict_xstart must be true or false"),
+        ({"sigma_small": "False"}, "sigma_small must be true or false"),
+        ({"dtype": "float16"}, "the flag dtype is not known here"),
+        ({"name": "x"}, "the flag name is not known here"),
     ],
 )
 def test_a_flag(flags, words, tmp_path):

@@ -89,7 +89,7 @@ def test_a_file_of_score_flow_is_taken_with_a_warning(tmp_path, caplog):
         ({"pool_3": np.full((5, 3), np.nan)}, "no finite numbers"),
         ({"pool_3": np.full((5, 3), "1")}, "no finite numbers"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("{")}, "its record can't be read"),
-        ({"pool_3": np.ones((5, 3)), "record": np.asarray("5")}, "its record can't be read"),
+        ({"pool_3": np.ones((5, 3)), "record": np.asarray("5")}, "its record must be an object"),
     ],
 )
 def test_files_that_are_no_features(arrays, words, tmp_path):
