@@ -1,4 +1,4 @@
-"""A mistake in a user's file is a line with its file, its line, its function and what was wrong."""
+"""A mistake in a user's file is one line with its file, line and function, and the error."""
 
 import re
 
