@@ -32,7 +32,7 @@ import importlib
 
 # True to type checkers. `typing` is not imported for it: signals are not answered yet.
 TYPE_CHECKING = False
-__version__ = "0.2.0.dev0"
+__version__ = "0.3.0.dev0"
 
 _HOME = {
     "SDE": "core.sde",

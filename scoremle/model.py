@@ -23,7 +23,7 @@ from scoremle.core.arguments import (
     check_number,
     check_seed,
 )
-from scoremle.core.bijectors import Bijector
+from scoremle.core.bijectors import AtTime, Bijector
 from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
@@ -49,13 +49,14 @@ from scoremle.likelihood.steps import learned_decoder
 from scoremle.likelihood.within import Accuracy, choose_within
 from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
+from scoremle.sampling.ends import end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 
-__all__ = ["Sampler", "ScoreModel", "Scores"]
+__all__ = ["Sampler", "ScoreModel", "Scores", "draw_samples"]
 
 BATCH_SIZE = 256
 
@@ -65,7 +66,10 @@ Condition = Any
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws samples at t = ``eps`` by a key for each."""
+    """Draws samples by a key for each: at t = ``eps``, unless it states another end.
+
+    (``sampling/ends.py``.)
+    """
 
     def __call__(
         self, noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
@@ -249,7 +253,7 @@ class ScoreModel:
         """
         if tolerance is None:
             divergence, solver = divergence or self.divergence, solver or self.solver
-        z, log_det = self._inside(x, dtype)
+        z, log_det = self._at_eps(x, dtype)
         found = ode_log_likelihood(
             self.noise, self.sde, z, key, eps=self.eps, divergence=divergence, solver=solver,
             tolerance=tolerance, condition=condition,
@@ -280,7 +284,7 @@ class ScoreModel:
             >>> print(accuracy.met, model.divergence)
             True Hutchinson(probes=2, distribution='rademacher')
         """
-        z, _ = self._inside(x)
+        z, _ = self._at_eps(x)
         found = choose_within(
             self.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
             seed=seed,
@@ -457,8 +461,8 @@ class ScoreModel:
         if not len(x):
             raise UserError("there are no images to choose the solver's nodes on")
         key_u, key = jax.random.split(jax.random.key(seed))
-        y = pixels.encode(x, Uniform()(key_u, x)[0])
-        return Pilot(self.noise, self.sde, y, key, eps=self.eps, divergence=divergence)
+        z, _ = self._at_eps(pixels.encode(x, Uniform()(key_u, x)[0]))
+        return Pilot(self.noise, self.sde, z, key, eps=self.eps, divergence=divergence)
 
     def fitted(
         self, images: Integer[Array | np.ndarray, "n h w *c"], *, seed: int = 0
@@ -578,7 +582,7 @@ class ScoreModel:
             >>> print(f"{z[0, 0]:.2f}")  # N(0, 4 I) to N(0, I)
             1.00
         """
-        z, _ = self._inside(x)
+        z, _ = self._at_eps(x)
         return ode_encode(self.given(condition).noise, self.sde, z, eps=self.eps)
 
     def decode(self, z: Data, *, condition: Condition = None) -> Data:
@@ -598,7 +602,7 @@ class ScoreModel:
         """
         z = self._shaped(as_data(z, name="z"), "z")
         x = ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
-        return x if self.bijector is None else self.bijector.inverse(x)
+        return self._outside(x, self.eps)
 
     def _plain(self) -> "ScoreModel":
         """The model without what a subclass knows of it: programs do not depend on that."""
@@ -621,6 +625,17 @@ class ScoreModel:
             shape = ", ".join(map(str, ("n", *self.shape)))
             raise UserError(f"{name} must have shape ({shape}), not {x.shape}")
         return x
+
+    def _at_eps(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample]:
+        """Real data as they are at t = ``eps``, and the logarithm of that map's determinant."""
+        z, log_det = self._inside(x, dtype)
+        z, change = AtTime(self.sde, self.eps).forward(z)
+        return z, log_det + change
+
+    def _outside(self, x: Data, end: Scalar | None) -> Data:
+        """Real data from samples at the time ``end``; None: from estimates of the data."""
+        x = x if end is None else AtTime(self.sde, end).inverse(x)
+        return x if self.bijector is None else self.bijector.inverse(x)
 
     def _of_integers(self) -> Pixels:
         if self.pixels is None:
@@ -646,15 +661,21 @@ def _measure(
 _compiled_measure = compiled(_measure)
 
 
-def _draw(
-    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
+def draw_samples(
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition = None, *, sampler: Sampler
 ) -> tuple[Array, Array]:
+    """Samples, a key for each, and whether each was of finite numbers: what ``sample`` compiles.
+
+    Args:
+        model: down to whose smallest time the sampler goes.
+        keys: one for each sample.
+        condition: what the noise prediction takes, a row for each sample or one for all.
+        sampler: with its options bound.
+    """
     noise, shape = model.given(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
-    finite = all_finite(x)
-    if model.bijector is not None:
-        x = model.bijector.inverse(x)
-    return (x if model.pixels is None else model.pixels.decode(x)), finite
+    data = model._outside(x, end_of(sampler, model.eps))
+    return (data if model.pixels is None else model.pixels.decode(data)), all_finite(x)
 
 
-_compiled_draw = compiled(_draw, static_argnames="sampler")
+_compiled_draw = compiled(draw_samples, static_argnames="sampler")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.oracles import EPS, SDES, Gaussian, Mixture
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
 from scipy.stats import norm
 
 from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
@@ -39,7 +39,7 @@ def test_log_prob_is_the_density_within_its_stated_error(name):
     x = data.draw(1, 40).astype(np.float32)
     found = reals(data, name, solver=Multistep(64)).log_prob(jnp.asarray(x), KEY)
     # Of a mixture in the plane p_eps is known up to the prior: at t = 1 nothing of it is left.
-    exact = data.log_density(SDES[name], x.astype(np.float64), EPS[name])
+    exact = of_data(data.log_density, SDES[name], x.astype(np.float64), EPS[name])
     error = np.abs(found.log_prob - exact)
     assert np.mean(error < found.solver_error + 5e-3) > 0.9, np.c_[error, found.solver_error]
     np.testing.assert_array_equal(found.probe_stderr, 0)  # the exact trace, in few dimensions

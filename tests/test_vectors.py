@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.oracles import EPS, SDES, Gaussian, Mixture
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
 from scipy.stats import lognorm, norm
 
 import scoremle
@@ -20,6 +20,7 @@ from scoremle import (
     UserError,
     ode_log_likelihood,
 )
+from scoremle.core.bijectors import AtTime
 from scoremle.likelihood.record import Likelihood
 
 KEY, VP, START = jax.random.key(0), SDES["vp"], EPS["vp"]
@@ -37,7 +38,7 @@ def test_an_exact_trace_gives_the_density_in_any_dimension(dims):
     data = Gaussian.random(0, dims)
     x = data.draw(1, 2).astype(np.float32)
     found = of(data).log_prob(x, KEY, divergence=Exact(), solver=Multistep(48))
-    error = np.abs(found.log_prob - data.log_model(VP, x.astype(np.float64), START))
+    error = np.abs(found.log_prob - of_data(data.log_model, VP, x.astype(np.float64), START))
     # Rounding: of 500 terms in float32, each of a few nats.
     assert (error < found.solver_error + 1e-4 * dims + 1e-3).all(), (error, found.solver_error)
     assert (found.probe_stderr == 0).all() and found.trace == "Exact(block=64)"
@@ -48,8 +49,9 @@ def test_it_is_the_default_up_to_64_dimensions():
         model, x = of(Gaussian.random(0, dims), solver=Multistep(2)), np.zeros((1, dims))
         found = model.log_prob(x, KEY)
         assert found.trace.startswith(words) and f"trace {words}" in repr(found)
-        plain = ode_log_likelihood(model.noise, VP, x, KEY, eps=START, solver=Multistep(2))
-        np.testing.assert_array_equal(plain.log_prob, found.log_prob)
+        z, log_det = AtTime(VP, START).forward(x)
+        plain = ode_log_likelihood(model.noise, VP, z, KEY, eps=START, solver=Multistep(2))
+        np.testing.assert_array_equal(plain.log_prob + log_det, found.log_prob)
 
 
 def test_what_was_found_is_said_in_a_line():
@@ -92,7 +94,7 @@ def test_a_tolerance_in_nats_is_met_at_less_cost():
     """By fewer probes where more is allowed; exactly, where probes would cost more."""
     data = Gaussian.random(3, 80)
     x = data.draw(1, 32).astype(np.float32)
-    model, truth = of(data), data.log_model(VP, x.astype(np.float64), START)
+    model, truth = of(data), of_data(data.log_model, VP, x.astype(np.float64), START)
     traces = []
     for tolerance in (2.0, 0.5, 0.02):
         found = model.log_prob(x, KEY, tolerance=tolerance)
@@ -113,7 +115,8 @@ def test_a_pilot_says_what_it_chose_and_gives_a_model_to_compile():
     assert accuracy.met and accuracy.examples == 6 and accuracy.divergence == Exact()
     assert str(accuracy).startswith(f"{accuracy.solver.nodes} nodes, Exact(block=64): on 6 ")
     compiled = jax.jit(lambda model, x: model.log_prob(x, KEY))(model, x)
-    error = np.abs(compiled.log_prob - data.log_model(VP, np.asarray(x, np.float64), START))
+    truth = of_data(data.log_model, VP, np.asarray(x, np.float64), START)
+    error = np.abs(compiled.log_prob - truth)
     assert (error < 1e-2).all() and np.sqrt(np.mean(compiled.solver_error**2)) < 1e-2
     _, missed = of(data).within(1e-9, x)
     assert not missed.met and "the tolerance is not met" in str(missed)
@@ -149,19 +152,20 @@ def test_a_condition_is_any_pytree_with_a_row_for_each_example_or_one_for_all():
             mean, scale = (np.broadcast_to(condition[k], (4, *np.shape(condition[k])[1:]))[i]
                            for k in ("mean", "scale"))  # fmt: skip
             of_row = Gaussian(mean, data.w * scale**2, data.V)
-            truth = of_row.log_model(VP, x[i : i + 1].astype(np.float64), START)
+            truth = of_data(of_row.log_model, VP, x[i : i + 1].astype(np.float64), START)
             assert abs(found.log_prob[i] - truth[0]) < found.solver_error[i] + 2e-3
         plain = ode_log_likelihood(
             model.noise, VP, x, KEY, eps=START, condition=condition,
             divergence=Exact(), solver=model.solver,
         )  # fmt: skip
+        # At t = 1e-5, where alpha is 1 - 5e-7.
         np.testing.assert_allclose(plain.log_prob, found.log_prob, atol=1e-4)
 
 
 def test_float64_is_had_where_it_is_asked_for(x64):
     data = Gaussian.random(0, 3)
     x = data.draw(1, 5).astype(np.float32)
-    truth = data.log_model(VP, x.astype(np.float64), START)
+    truth = of_data(data.log_model, VP, x.astype(np.float64), START)
     single, double = (
         of(data).log_prob(x, KEY, dtype=dtype, solver=Multistep(512))
         for dtype in ("float32", "float64")
@@ -346,5 +350,6 @@ def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between,
     np.testing.assert_allclose(found.log_prob[~again], once.log_prob[~again], rtol=1e-12)
     np.testing.assert_array_equal(found.evaluations > once.evaluations, again)
     assert found.evaluations.max() < 1000 and found.evaluations.mean() < 4 * once.evaluations[0]
-    arrays = ode_log_likelihood(model.noise, VP, x, KEY, eps=1e-3, tolerance=tolerance)
-    np.testing.assert_array_equal(arrays.log_prob, found.log_prob)
+    z, log_det = AtTime(VP, 1e-3).forward(x)
+    arrays = ode_log_likelihood(model.noise, VP, z, KEY, eps=1e-3, tolerance=tolerance)
+    np.testing.assert_array_equal(arrays.log_prob + log_det, found.log_prob)

@@ -2,9 +2,10 @@
 
     y = -1 + 2 (k + u) / levels,      k in {0, ..., levels - 1},  u in [0, 1)
 
-The reals y have a Gaussian density with independent coordinates, at the noise of the path's start.
-So the probability of an image is a product of differences of normal distribution functions. An
-estimate from K draws of u ~ q has, with the volume of a bin, the expectation
+The reals y have a Gaussian density with independent coordinates: that of data with the noise of
+the path's start, whose size is sigma / alpha in the scale of the data. So the probability of an
+image is a product of differences of normal distribution functions. An estimate from K draws of
+u ~ q has, with the volume of a bin, the expectation
 
     E log (1/K) sum_k p(y_k) (2 / levels)^D / q(u_k)  <=  log P(image)
 
@@ -66,7 +67,7 @@ class Images:
 
     def _moments(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         at, subject = path.scales(np.float64(path.start)), self.subject
-        return at.alpha * subject.means[0], at.alpha**2 * subject.variances[0] + at.sigma**2
+        return subject.means[0], subject.variances[0] + (at.sigma / at.alpha) ** 2
 
     def log_probability(self, images: np.ndarray, path: Path) -> np.ndarray:
         """log P of each image in nats: the mass of its bins."""

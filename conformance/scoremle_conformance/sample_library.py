@@ -202,8 +202,9 @@ def image_log_prob(
     else:
         u = rng.beta(2, 2, size=k.shape)
         log_q = np.log(6 * u * (1 - u)).sum(-1)
-    y = -1 + 2 * (k + u) / levels
-    value, _ = log_prob(network, output, path, y, replace(settings, batch_size=None))
+    y, alpha = -1 + 2 * (k + u) / levels, path.scales(np.float64(path.start)).alpha
+    value, _ = log_prob(network, output, path, alpha * y, replace(settings, batch_size=None))
+    value = value + k.shape[1] * np.log(alpha)
     if fault != "no entropy":
         value = value - log_q
     if fault != "no constant":

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.integrate import quad_vec, solve_ivp
+from scipy.integrate import quad_vec
 
 from scoremle_conformance.adapter import Adapter
 from scoremle_conformance.checks import FAIL, PASS, Case, Evidence
-from scoremle_conformance.fields import OUTPUTS, Field
+from scoremle_conformance.fields import OUTPUTS
 from scoremle_conformance.images import DEQUANTIZERS
 from scoremle_conformance.subjects import log_normal
 
@@ -185,21 +185,11 @@ def _half_precision(adapter: Adapter, cases: list[Case]) -> bool:
     return seen
 
 
-def _latent(field: Field, x: np.ndarray) -> np.ndarray:
-    """Where the probability flow carries ``x``."""
-    velocity = replace(field, output="velocity")
-    path, shape = field.path, x.shape
-    found = solve_ivp(
-        lambda t, state: velocity(state.reshape(shape), t).ravel(),
-        (path.start, path.stop), x.ravel(), rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
-    return found.y[:, -1].reshape(shape)
-
-
 def _of_the_prior(adapter: Adapter, cases: list[Case]) -> bool:
     """Gradients that solver and trace were left out of."""
     for case, found in _complete(cases, "gradient"):
-        wrong = -_latent(found.field, found.x) / found.field.path.prior_std**2
+        path = found.field.path
+        wrong = -found.field.subject.latent(found.x, path) / path.prior_std**2
         off = np.linalg.norm(found.answers - wrong, axis=-1) / np.linalg.norm(wrong, axis=-1)
         return case.verdict == FAIL and bool(off.max() <= case.found.limit)
     return False

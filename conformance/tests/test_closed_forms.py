@@ -12,7 +12,7 @@ from scoremle_conformance.images import DEQUANTIZERS, Images
 from scoremle_conformance.paths import PATHS, cut
 
 MAKERS = [
-    subjects.standard, subjects.anisotropic, subjects.mixture, subjects.point_mass,
+    subjects.far, subjects.anisotropic, subjects.mixture, subjects.point_mass,
     subjects.low_rank, subjects.classes,
 ]  # fmt: skip
 every_path = pytest.mark.parametrize("path", [cut(path) for path in PATHS.values()], ids=str)
@@ -41,8 +41,10 @@ def test_a_density_on_the_line_is_one_and_its_slope_is_the_score(make, path):
 
     x = subject.draw(rng(), 4, path)
     at = path.scales(t)
-    reach = 12 * (abs(at.alpha) * 1.6 + at.sigma)
-    assert quad(density, -reach, reach, limit=400, points=[0.0])[0] == pytest.approx(1, abs=1e-6)
+    middles = at.alpha * subject.means[:, 0]
+    reach = 12 * np.sqrt(at.alpha**2 * subject.variances.max() + at.sigma**2)
+    ends = middles.min() - reach, middles.max() + reach
+    assert quad(density, *ends, limit=400, points=middles)[0] == pytest.approx(1, abs=1e-6)
     slope = [subject.log_density(x + s * 1e-5, path, t) for s in (1, -1)]
     score = Field(subject, path, "score")(x, t)[:, 0]
     np.testing.assert_allclose((slope[0] - slope[1]) / 2e-5, score, rtol=1e-4, atol=1e-6)
@@ -66,10 +68,7 @@ def test_the_model_s_value_is_that_of_the_flow_solved_finely(make, path):
     end = solve_ivp(rate, (path.start, path.stop), start, "DOP853", rtol=1e-8, atol=1e-8).y[:, -1]
     z = end[:6].reshape(2, 3)
     expected = subjects.log_normal(z, 0, path.prior_std**2) + end[6:]
-    # The prior is not exactly what a mixture ends as.
-    mixed = not subject.single and labels is None
-    limit = 2e-3 if mixed else 2e-5
-    np.testing.assert_allclose(subject.log_model(x, path, labels), expected, atol=limit)
+    np.testing.assert_allclose(subject.log_model(x, path, labels), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -112,8 +111,9 @@ def test_images_have_their_probability_and_their_bound(dequantizer):
     u = generator.beta(2, 2, size=shape) if beta else generator.uniform(size=shape)
     y = -1 + 2 * (k.reshape(3, 1, 2) + u) / 8
     log_q = np.log(6 * u * (1 - u)).sum(-1) if beta else 0
-    rows = kind.subject.log_density(y.reshape(-1, 2), path, path.start).reshape(3, -1)
-    logs = rows - log_q + kind.log_volume
+    alpha = path.scales(path.start).alpha
+    rows = kind.subject.log_density(alpha * y.reshape(-1, 2), path, path.start).reshape(3, -1)
+    logs = rows + 2 * np.log(alpha) - log_q + kind.log_volume
     truth = kind.log_probability(k, path)
     np.testing.assert_allclose(np.log(np.exp(logs).mean(1)), truth, atol=0.02)
     one, many = (kind.expected(k, path, draws=n, dequantizer=dequantizer) for n in (1, 16))
@@ -131,8 +131,8 @@ def test_probabilities_of_all_images_are_one():
     from scipy.stats import norm
 
     at = path.scales(path.start)
-    spread = np.hypot(at.alpha * std, at.sigma)
-    expected = np.diff(norm.cdf([-1, 1], at.alpha * mean, spread))[0]
+    spread = np.hypot(std, at.sigma / at.alpha)
+    expected = np.diff(norm.cdf([-1, 1], mean, spread))[0]
     assert inside == pytest.approx(expected, abs=1e-12)
 
 

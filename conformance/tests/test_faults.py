@@ -60,6 +60,17 @@ def test_the_library_and_its_examiner_know_nothing_of_each_other():
         assert not any("sample" in str(module) for module in imported)
 
 
+def test_a_scale_that_is_off_by_a_thousandth_is_seen():
+    class Shrunk(Sample):
+        networks = property(lambda self: [("straight", "velocity")])
+
+        def log_prob(self, field, x, ask):
+            return super().log_prob(field, 0.999 * x, ask)
+
+    cases = examined(Shrunk(), quick=True).of("value")
+    assert {case.name.split(",")[0] for case in cases if case.verdict == FAIL} >= {"far Gaussian"}
+
+
 class Changed(Sample):
     """The honest library, whose answers are changed afterwards."""
 

@@ -3,7 +3,8 @@
     log p(x) = log p(z) + log |det dz/dx|,        z = forward(x)
 
 Networks are made for data of mean zero and standard deviation one, and a diffusion for data
-without bounds. All maps here act on each dimension alone.
+without bounds. At t = eps, where a likelihood starts and samples end, data have shrunk by alpha:
+that is a map as well (`AtTime`). All maps here act on each dimension alone.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from jaxtyping import Array
 
 from scoremle.core.arguments import as_array, as_data
 from scoremle.core.pytree import check, pytree
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import floating, sum_data
-from scoremle.types import Data, PerExample
+from scoremle.numerics import expand, floating, sum_data, sum_over
+from scoremle.types import Data, PerExample, Scalar
 
-__all__ = ["Affine", "Bijector", "Bounded", "Chain"]
+__all__ = ["Affine", "AtTime", "Bijector", "Bounded", "Chain"]
 
 
 @runtime_checkable
@@ -173,6 +175,43 @@ class Chain:
         for each in reversed(self.maps):
             z = each.inverse(z)
         return z
+
+
+@pytree
+@dataclass(frozen=True)
+class AtTime:
+    """z = alpha_t x: from the scale of the data to that of a model at time t.
+
+    A density p_t of z is one of the data with noise of the size sigma_t / alpha_t,
+
+        log p(x) = log p_t(alpha_t x) + sum_i log alpha_t,i
+
+    where each dimension i has its own alpha, or all have the same.
+
+    Args:
+        sde: what noise is added when.
+        t: the time.
+
+    Example:
+        >>> z, log_det = AtTime(scoremle.VP(), 0.5).forward(jnp.asarray([[1.0, 2.0]]))
+        >>> print(z, f"{log_det[0]:.3f}")  # alpha is 0.2812
+        [[0.2812 0.5623]] -2.538
+    """
+
+    sde: SDE
+    t: Scalar
+
+    def _log_alpha(self, x: Data) -> Array:
+        return self.sde.log_alpha(jnp.full(len(x), self.t, x.dtype))
+
+    def forward(self, x: Data) -> tuple[Data, PerExample]:
+        x = jnp.asarray(x)
+        log_alpha = self._log_alpha(x)
+        return expand(jnp.exp(log_alpha), x) * x, sum_over(log_alpha, x)
+
+    def inverse(self, z: Data) -> Data:
+        z = jnp.asarray(z)
+        return z / expand(jnp.exp(self._log_alpha(z)), z)
 
 
 def _next(bound: Array, sign: int) -> Array:

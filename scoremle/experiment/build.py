@@ -258,7 +258,7 @@ def _training(
     model = objective.model
 
     def grid(params: Params, keys: Keys) -> IntImages:
-        return sampler.images(model.model(params), keys, len(keys))[0]
+        return sampler.images(model.model(params), keys)[0]
 
     return Training(
         data=images,

@@ -117,10 +117,10 @@ class SamplingRun:
     def _draw(self) -> Any:
         sampler, model = self._sampling.sampler, self.experiment.model
 
-        def draw(params: Params, keys: Keys, count: int) -> tuple[IntImages, Bool[Array, " n"]]:
-            return sampler.images(model.model(params), keys, count)
+        def draw(params: Params, keys: Keys) -> tuple[IntImages, Bool[Array, " n"]]:
+            return sampler.images(model.model(params), keys)
 
-        return devices.within_memory(devices.compiled(draw, static_argnums=2))
+        return devices.within_memory(devices.compiled(draw))
 
     def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""
@@ -140,7 +140,7 @@ class SamplingRun:
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
             keys = devices.shared(image_keys(key, index))
-            images, finite = devices.fetch(self._draw(params, keys, len(index)))
+            images, finite = devices.fetch(self._draw(params, keys))
             check_values(finite, index, "sample")
             return {"samples": images}
 

@@ -1,19 +1,18 @@
 """Samplers by their names, each as one function that draws."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool
 
-from scoremle.core.pixels import Pixels
+from scoremle import model
 from scoremle.core.sde import SDE
 from scoremle.errors import choose
-from scoremle.model import ScoreModel
-from scoremle.numerics import all_finite
+from scoremle.model import ScoreModel, draw_samples
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
-from scoremle.sampling.ode import denoise, euler_sample, ode_sample
+from scoremle.sampling.ode import euler_sample, ode_draw, ode_sample
 from scoremle.sampling.predictor_corrector import (
     Corrector,
     Predictor,
@@ -26,7 +25,7 @@ from scoremle.sampling.predictor_corrector import (
     reverse_diffusion,
 )
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Images, IntImages, Keys, NoiseFn
+from scoremle.types import Images, IntImages, Keys
 
 __all__ = ["SAMPLERS", "Sampler", "SamplerFields", "Sampling"]
 
@@ -40,21 +39,19 @@ CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "no
 
 
 class Sampler(NamedTuple):
-    """Draws samples of a shape, each by so many evaluations of the network.
+    """Draws samples down to t = ``eps``, each by so many evaluations of the network.
 
     ``mixes``: it takes norms over the samples that are drawn at once, which depend on one another.
     """
 
-    draw: Callable[[NoiseFn, Keys, tuple[int, ...]], Images]
+    draw: model.Sampler
+    eps: float
     evaluations: int
     mixes: bool = False
 
-    def images(
-        self, model: ScoreModel, key: Keys, count: int
-    ) -> tuple[IntImages, Bool[Array, " n"]]:
+    def images(self, model: ScoreModel, keys: Keys) -> tuple[IntImages, Bool[Array, " n"]]:
         """Samples of a model of integer images, and whether each was of finite numbers."""
-        x = self.draw(model.noise, key, (count, *model.shape))
-        return cast(Pixels, model.pixels).decode(x), all_finite(x)
+        return draw_samples(replace(model, eps=self.eps), keys, sampler=self.draw)
 
 
 @dataclass(frozen=True)
@@ -86,17 +83,10 @@ class SamplerFields(NamedTuple):
     probability_flow: bool
 
 
-def _flow_sampler(
-    how: SamplerFields, sde: SDE, transport: Callable[..., Images], nodes: int
-) -> Sampler:
+def _flow_sampler(how: SamplerFields, transport: Callable[..., Images], nodes: int) -> Sampler:
     """Draws latents and takes them to samples."""
-    eps, remove = how.smallest_time, how.noise_removal
-
-    def draw(noise: NoiseFn, key: Keys, shape: tuple[int, ...]) -> Images:
-        x = transport(noise, sde, sde.prior_sample(key, shape), eps=eps)
-        return denoise(noise, sde, x, eps=eps) if remove else x
-
-    return Sampler(draw, nodes + remove)
+    draw = partial(ode_draw, transport=transport, denoised=how.noise_removal)
+    return Sampler(draw, how.smallest_time, nodes + how.noise_removal)
 
 
 def _pc_sampler(how: SamplerFields, sde: SDE) -> Sampler:
@@ -110,35 +100,23 @@ def _pc_sampler(how: SamplerFields, sde: SDE) -> Sampler:
         denoise=how.noise_removal,
     )
     method.check(sde)
-    return Sampler(
-        lambda noise, key, shape: pc_sample(
-            noise, sde, key, shape, eps=how.smallest_time, method=method
-        ),
-        method.evaluations,
-        mixes=method.corrector is langevin,
-    )
+    draw, mixes = partial(pc_sample, method=method), method.corrector is langevin
+    return Sampler(draw, how.smallest_time, method.evaluations, mixes)
 
 
 def _euler_sampler(how: SamplerFields, sde: SDE) -> Sampler:
-    return Sampler(
-        lambda noise, key, shape: euler_sample(
-            noise, sde, key, shape,
-            eps=how.smallest_time, steps=how.steps, denoise=how.noise_removal,
-        ),
-        how.steps,
-    )  # fmt: skip
+    draw = partial(euler_sample, steps=how.steps, denoise=how.noise_removal)
+    return Sampler(draw, how.smallest_time, how.steps)
 
 
 SAMPLERS: dict[str, Callable[[SamplerFields, SDE], Sampler]] = {
     "ode": lambda how, sde: _flow_sampler(
-        how, sde, partial(ode_sample, solver=Multistep(how.steps)), nodes=how.steps + 1
+        how, partial(ode_sample, solver=Multistep(how.steps)), nodes=how.steps + 1
     ),
     "pc": _pc_sampler,
     "euler": _euler_sampler,
-    "ddim": lambda how, sde: _flow_sampler(
-        how, sde, partial(ddim_sample, steps=how.steps), how.steps
-    ),
+    "ddim": lambda how, sde: _flow_sampler(how, partial(ddim_sample, steps=how.steps), how.steps),
     "dpm_solver": lambda how, sde: _flow_sampler(
-        how, sde, partial(dpm_solver_sample, steps=how.steps), how.steps
+        how, partial(dpm_solver_sample, steps=how.steps), how.steps
     ),
 }  # fmt: skip

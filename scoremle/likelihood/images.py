@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from scoremle.core.arguments import check_choice, check_count, check_number
+from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
 from scoremle.core.keys import split
@@ -148,14 +149,14 @@ class ByOde:
     def _log_likelihood(
         self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
     ) -> Likelihood:
-        """log p(y); with ``start``, that of y = z / alpha for a z at that time."""
-        eps: Scalar = model.eps if start is None else start
-        log_scale = jnp.zeros(()) if start is None else model.sde.log_alpha(jnp.asarray(start))
+        """log p(y) of y = z / alpha, for a z at the time ``start``, or at the smallest of all."""
+        at = AtTime(model.sde, model.eps if start is None else start)
+        z, log_det = at.forward(y)
         found = ode_log_likelihood(
-            model.noise, model.sde, jnp.exp(log_scale) * y, keys,
-            eps=eps, divergence=self.divergence, solver=self.solver,
+            model.noise, model.sde, z, keys,
+            eps=at.t, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
-        return replace(found, log_prob=found.log_prob + dims_of(y) * log_scale)
+        return replace(found, log_prob=found.log_prob + log_det)
 
 
 @pytree

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, as_data
+from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
 from scoremle.numerics import expand
@@ -103,7 +104,7 @@ def _complete(
         return replace(sde.perturb(x, t, normal(keys, x)), state)
 
     sample = pc_sample(noise, sde, key, x.shape, eps=eps, method=method, constraint=constraint)
-    return replace(x, sample)
+    return replace(x, AtTime(sde, method.end(eps)).inverse(sample))
 
 
 def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExample]) -> NoiseFn:

@@ -7,6 +7,8 @@ The reverse SDE is dx = [f x - g^2 score] dt + g dw, backwards in time (Song et 
 2011.13456, equation 6); here by Euler's method on times that are even in log-SNR.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,8 +17,9 @@ from scoremle.core.arguments import as_data, as_shape, check_count, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_range
+from scoremle.core.times import even_times
 from scoremle.numerics import expand, predict
+from scoremle.sampling.ends import at_eps, ends
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -30,19 +33,6 @@ __all__ = [
     "ode_encode",
     "ode_sample",
 ]
-
-
-def ode_draw(
-    noise: NoiseFn,
-    sde: SDE,
-    key: Keys,
-    shape: tuple[int, ...],
-    *,
-    eps: float,
-    solver: Solver = Multistep(),
-) -> Data:
-    """Samples at t = ``eps`` of latents from the prior, by one key or one for each."""
-    return ode_sample(noise, sde, sde.prior_sample(key, shape), eps=eps, solver=solver)
 
 
 def ode_sample(
@@ -117,6 +107,34 @@ def _transport(
     return solver.solve(problem, x / rho[0]).state * rho[1]
 
 
+@ends(lambda eps, denoised=False, **options: None if denoised else eps)
+def ode_draw(
+    noise: NoiseFn,
+    sde: SDE,
+    key: Keys,
+    shape: tuple[int, ...],
+    *,
+    eps: float,
+    transport: Callable[..., Data] | None = None,
+    denoised: bool = False,
+) -> Data:
+    """Samples by the probability flow, of latents from the prior.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        key: one, or one for each sample.
+        shape: of all samples.
+        eps: the smallest time, where the samples are.
+        transport: takes latents to samples: ``ddim_sample`` or ``dpm_solver_sample``, with their
+            options bound by functools.partial; None: ``ode_sample``.
+        denoised: samples are the estimates of the data at t = ``eps``.
+    """
+    z = sde.prior_sample(key, shape)
+    x = (transport or ode_sample)(noise, sde, z, eps=eps)
+    return denoise(noise, sde, x, eps=eps) if denoised else x
+
+
 def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array, "n b *d"]:
     """Latents on the way from ``z0`` to ``z1``, at these ``weights`` of ``z1`` from 0 to 1.
 
@@ -141,6 +159,7 @@ def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
 
+@at_eps
 def euler_sample(
     noise: NoiseFn,
     sde: SDE,
@@ -177,9 +196,8 @@ def euler_sample(
     check_count("steps", steps)
     n, *_ = shape = as_shape(shape, of_batch=True)
     key_prior, key_steps = split(example_keys(key, n))
-    low, high = log_snr_range(sde, eps)
-    times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1))
-    times = times.at[0].set(1.0).at[-1].set(eps)
+    x = sde.prior_sample(key_prior, shape)
+    times = even_times(sde, eps, steps, x.dtype)
 
     def step(x: Data, inputs: tuple) -> tuple[Data, None]:
         i, t, t_next = inputs
@@ -190,5 +208,4 @@ def euler_sample(
         return x - drift * dt + jnp.where(i < steps - denoise, diffusion, 0), None
 
     inputs = (jnp.arange(steps), times[:-1], times[1:])
-    x, _ = jax.lax.scan(step, sde.prior_sample(key_prior, shape), inputs)
-    return x
+    return jax.lax.scan(step, x, inputs)[0]

@@ -25,6 +25,7 @@ from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
+from scoremle.sampling.ends import ends
 from scoremle.types import Data, Keys, NoiseFn, Times
 
 __all__ = [
@@ -169,6 +170,10 @@ class PredictorCorrector:
         corrections = 0 if self.corrector is None else self.corrector_steps
         return self.steps * (corrections + (self.predictor is not None))
 
+    def end(self, eps: float) -> float:
+        """The time that the last step leads to: it is taken at t = ``eps``, and as long as all."""
+        return eps if self.predictor is None else max(eps - 1 / self.steps, 0.0)
+
     def check(self, sde: SDE) -> None:
         """Raises UserError where a step is not defined for ``sde``."""
         if self.predictor is ancestral_sampling:
@@ -214,6 +219,7 @@ def unconstrained(keys: Keys, x: Data, t: Times) -> Data:
     return x
 
 
+@ends(lambda eps, method=PredictorCorrector(), **options: method.end(eps))
 def pc_sample(
     noise: NoiseFn,
     sde: SDE,
@@ -224,7 +230,7 @@ def pc_sample(
     method: PredictorCorrector = PredictorCorrector(),
     constraint: Constraint = unconstrained,
 ) -> Data:
-    """Samples by ``method.evaluations`` network evaluations, in constant memory.
+    """Samples at t = ``method.end(eps)``, by ``method.evaluations`` evaluations of the network.
 
     Args:
         noise: the noise prediction eps(x, t).

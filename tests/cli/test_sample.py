@@ -8,6 +8,7 @@ from PIL import Image
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.evaluation.pictures import STRIP, image_grid
+from scoremle.sampling.ends import ends
 from scoremle.sampling.ode import denoise, ode_sample
 
 
@@ -25,6 +26,7 @@ def test_samples_are_those_of_the_sampler(tmp_path, capfd):
     assert "digits, step 2,400), by ode in 7 steps\n" in told
     model = scoremle.load("digits")
 
+    @ends(lambda eps: None)
     def draw(noise, sde, key, shape, *, eps):
         z = sde.prior_sample(key, shape)
         x = ode_sample(noise, sde, z, eps=1e-3, solver=scoremle.Multistep(7))

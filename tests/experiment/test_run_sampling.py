@@ -294,7 +294,9 @@ def mistaken(tiny, flags, words, capfd):
 
 def test_samples_that_are_not_finite_are_refused(tiny, capsys, monkeypatch):
     def draw(run):
-        return lambda params, keys, n: (np.zeros((n, 8, 8, 1), np.uint8), np.arange(n) != 3)
+        return lambda params, keys: (
+            np.zeros((len(keys), 8, 8, 1), np.uint8), np.arange(len(keys)) != 3
+        )  # fmt: skip
 
     monkeypatch.setattr(SamplingRun, "_draw", property(draw))
     assert run(tiny.workdir, "--eval_folder=broken") == 2

@@ -87,6 +87,12 @@ def log_prior(sde: SDE, z: np.ndarray) -> np.ndarray:
     return log_normal(z, prior_std(sde) ** 2)
 
 
+def of_data(log_density, sde: SDE, x: np.ndarray, eps: float) -> np.ndarray:
+    """log p(x) of data with the noise of t = eps, from a log-density of x at that time."""
+    alpha, _ = schedule64(sde, eps)
+    return log_density(sde, alpha * x, eps) + x.shape[1] * np.log(alpha)
+
+
 # --- Gaussian data ----------------------------------------------------------------------------
 
 

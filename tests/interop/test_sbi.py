@@ -70,9 +70,10 @@ def test_a_score_is_sbis_own_but_for_the_prior(sde_type):
 
     estimator, theta, x = untrained(posterior_score_nn, sde_type=sde_type)
     model = documented()["of_npse"](estimator, x.numpy(), sde_type)
-    found = model.log_prob(
-        theta.numpy(), KEY, condition=x.numpy(), solver=scoremle.Multistep(96)
-    )
+    found = scoremle.ode_log_likelihood(  # theta is for sbi a point at the smallest time
+        model.noise, model.sde, theta.numpy(), KEY, eps=model.eps, condition=x.numpy(),
+        solver=scoremle.Multistep(96),
+    )  # fmt: skip
     base = torch.distributions.Normal(estimator.mean_base, estimator.std_base)
     of_sbi = base.log_prob(torch.tensor(np.asarray(found.latent))).sum(1).numpy()
     values = found.log_prob - model.sde.prior_log_prob(jnp.asarray(found.latent)) + of_sbi

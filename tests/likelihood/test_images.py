@@ -10,6 +10,7 @@ from scoremle import VE, VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, S
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.likelihood.images import ByBound, ByOde, OdeDifference
+from scoremle.likelihood.ode import ode_log_likelihood
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
 X = np.arange(12, dtype=np.uint8).reshape(3, *SHAPE)
@@ -51,7 +52,8 @@ def test_nats_become_bits_and_errors_too():
 
 
 def test_noise_of_a_time_asks_for_the_density_of_that_time():
-    """y = z / alpha for a z of that time: log p(y) is log p(z), and the scale of each pixel."""
+    """y = z / alpha for a z of that time: log p(y) is log p(z), and the scale of each pixel. So it
+    is of a model that begins there."""
     how = Exact(), Multistep(12)
 
     class Late:
@@ -65,10 +67,14 @@ def test_noise_of_a_time_asks_for_the_density_of_that_time():
     found = ByOde(*how)(MODEL, Late(), X, KEYS)
     key_u, key_probe = split(KEYS)
     y, alpha = PIXELS.encode(X, Uniform()(key_u, X)[0]), float(VP().alpha(jnp.asarray(START)))
-    late = ScoreModel(noise, VP(), START, SHAPE, PIXELS)
-    nats = late.log_prob(alpha * y, key_probe, divergence=how[0], solver=how[1])
+    nats = ode_log_likelihood(
+        noise, VP(), alpha * y, key_probe, eps=START, divergence=how[0], solver=how[1]
+    )
     log_p = nats.log_prob + 4 * np.log(alpha)
     np.testing.assert_allclose(found["bpd"], np.log2(17 / 2) - log_p / BITS, rtol=1e-5)
+    late = ScoreModel(noise, VP(), START, SHAPE, PIXELS)
+    same = ByOde(*how)(late, Uniform(), X, KEYS)
+    np.testing.assert_array_equal(same["bpd"], found["bpd"])
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(0.01, 20.0)])

@@ -1,4 +1,7 @@
-"""scoremle: ``ScoreModel.log_prob`` of reals and ``ScoreModel.score`` of integer images."""
+"""scoremle: ``ScoreModel.log_prob`` of reals and ``ScoreModel.score`` of integer images.
+
+A density at a stated noise is that of ``ode_log_likelihood``.
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -88,11 +91,16 @@ class ScoreMLE(Adapter):
         return Multistep(default if steps is None else steps)
 
     def _found(self, field: Field, x: Any, ask: Ask) -> Likelihood:
-        return self._model(field, (field.dims,)).log_prob(
-            jnp.asarray(x, jnp.float32), jax.random.key(ask.seed), condition=ask.labels,
-            divergence=_trace(ask),
-            solver=self._solver(ask.steps),
-        )  # fmt: skip
+        model, key = self._model(field, (field.dims,)), jax.random.key(ask.seed)
+        x = jnp.asarray(x, jnp.float32)
+        how: dict[str, Any] = {
+            "divergence": _trace(ask), "condition": ask.labels, "solver": self._solver(ask.steps),
+        }  # fmt: skip
+        if field.path.start:  # x lie at that time, and are not data
+            return scoremle.ode_log_likelihood(
+                model.noise, model.sde, x, key, eps=model.eps, **how
+            )
+        return model.log_prob(x, key, **how)
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
         found = self._found(field, x, ask)

@@ -3,6 +3,7 @@
 Sample j of a seed is the same whatever number is drawn.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,17 +12,16 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.core.pixels import Pixels
-from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
 from scoremle.experiment.labels import ALL, check_label
 from scoremle.experiment.models import load
+from scoremle.experiment.samplers import Sampler
 from scoremle.files import write_atomically, write_npz
-from scoremle.model import Sampler, ScoreModel
+from scoremle.model import ScoreModel
 from scoremle.terminal import in_a_line, say
-from scoremle.types import Data, Keys, NoiseFn
 
 __all__ = ["SMALLEST_TIME", "run"]
 
@@ -37,9 +37,10 @@ def run(options: Any) -> None:
     say(*tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
     key = jax.random.key(options.seed)
     labels = _labels(model, options.label, options.n, options.seed)
-    samples = model.sample(
-        options.n, key, condition=labels, sampler=sampler, devices=jax.devices(), label="samples"
-    )
+    samples = replace(model, eps=sampler.eps).sample(
+        options.n, key,
+        condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
+    )  # fmt: skip
     _write(options.out, samples, model, caption=f"{options.n} samples of {options.model}, "
            f"{options.sampler}, {steps} steps, seed {options.seed}")  # fmt: skip
     say(f"{options.n} samples of seed {options.seed}: {options.out}")
@@ -69,14 +70,7 @@ def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, 
     config.sampling.method, config.sampling.steps = name, steps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
     defaults.resolve(config)
-    found = sampler_of(config, model.sde)
-
-    def draw(
-        noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
-    ) -> Data:
-        return found.draw(noise, key, shape)
-
-    return draw, config.sampling.steps
+    return sampler_of(config, model.sde), config.sampling.steps
 
 
 def _write(path: Path, samples: np.ndarray, model: ScoreModel, *, caption: str) -> None:

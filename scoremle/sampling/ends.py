@@ -1,0 +1,46 @@
+"""Where samplers end, which tells how their samples come to the scale of the data.
+
+Samples of x_t lie around alpha_t x_0, and are divided by alpha_t. Estimates of x_0 are not.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from scoremle.types import Scalar
+
+__all__ = ["at_eps", "end_of", "ends"]
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
+
+
+def ends(end: Callable[..., Scalar | None]) -> Callable[[Draw], Draw]:
+    """States where a sampler ends.
+
+    Args:
+        end: of ``eps`` and the sampler's options, by their names: the time t of the x_t that it
+            gives; None where it gives estimates of x_0.
+    """
+
+    def stated(sampler: Draw) -> Draw:
+        sampler.end = end  # type: ignore[attr-defined]
+        return sampler
+
+    return stated
+
+
+at_eps = ends(lambda eps, **options: eps)
+
+
+def end_of(sampler: Any, eps: Scalar) -> Scalar | None:
+    """The time of the x_t that a sampler gives; None where it gives estimates of x_0.
+
+    Args:
+        sampler: with options bound by functools.partial, or without. One that states nothing ends
+            at ``eps``.
+        eps: the smallest time.
+    """
+    options: dict[str, Any] = {}
+    while isinstance(sampler, partial):
+        sampler, options = sampler.func, {**sampler.keywords, **options}
+    return sampler.end(eps, **options) if hasattr(sampler, "end") else eps
