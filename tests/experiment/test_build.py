@@ -413,14 +413,17 @@ def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeyp
     ],
 )
 def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
-    sampler = digits(*(f"sampling.{field}" for field in fields)).sampling.sampler
+    experiment = digits(*(f"sampling.{field}" for field in fields))
+    sampler, sde = experiment.sampling.sampler, experiment.model.sde
     calls = []
 
     def noise(x, t):
         jax.debug.callback(lambda: calls.append(t))  # when it runs, not when it is traced
         return 0.1 * x
 
-    x = jax.jit(lambda key: sampler.draw(noise, key, (2, 3)))(jax.random.key(0))
+    x = jax.jit(lambda key: sampler.draw(noise, sde, key, (2, 3), eps=sampler.eps))(
+        jax.random.key(0)
+    )
     jax.effects_barrier()
     assert x.shape == (2, 3) and jnp.isfinite(x).all()
     assert len(calls) == sampler.evaluations == evaluations
@@ -436,7 +439,8 @@ def test_noise_removal_ends_at_the_estimate_of_the_data(method):
         return x / sde.sigma(t)[:, None]
 
     def spread(experiment):
-        draw = jax.jit(lambda key: experiment.sampling.sampler.draw(noise, key, (500, 2)))
+        sampler = experiment.sampling.sampler
+        draw = jax.jit(lambda key: sampler.draw(noise, sde, key, (500, 2), eps=sampler.eps))
         return draw(jax.random.key(1)).std()
 
     assert spread(digits(*fields)) < 1e-6

@@ -106,7 +106,7 @@ def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **mor
         writer=FanOut(JsonLines(folder / "metrics.jsonl"), Console(schedule.n_iters)),
         on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
         on_snapshot=lambda state, step: None,
-        note={"config": "worker"},
+        note={"config": {"name": "worker"}},
         **more,
     )
     return state, stopped_by is None

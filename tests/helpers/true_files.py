@@ -337,7 +337,10 @@ def unsealed(name: str) -> Callable[[], Any]:
 
 def results() -> Any:
     return {"exact_test_ckpt_2": {"mean": 1.25, "stderr": 0.03125, "solver": {"nodes": 6}},
-            "bound": [{"mean": 1.5}, {"mean": 2.5}]}  # fmt: skip
+            "checks_test_ckpt_2": [
+                {"words": words, "holds": True, "difference": 0.5, "stderr": 0.25, "meaning": ""}
+                for words in ("a <= b", "a == c")
+            ]}  # fmt: skip
 
 
 RECORD_OF_CHECKPOINT = "checkpoints/checkpoint_1/record/metadata"

@@ -204,7 +204,8 @@ def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=150):
             value = flat(point).numpy()
         return np.append(s * value, s * math.exp(log_alpha(r)) * trace)
 
-    state, h = np.append(x.ravel() / math.exp(log_alpha(low)), 0.0), (high - low) / steps
+    # x is in the scale of the data: at the first noise it is alpha x.
+    state, h = np.append(x.ravel(), 0.0), (high - low) / steps
     for r in low + h * np.arange(steps):
         k1 = rates(r, state)
         k2 = rates(r + h / 2, state + h / 2 * k1)
@@ -212,7 +213,7 @@ def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=150):
         k4 = rates(r + h, state + h * k3)
         state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     z = state[:-1] * math.exp(log_alpha(high))
-    change = D * (log_alpha(high) - log_alpha(low))
+    change = D * log_alpha(high)
     return -0.5 * (z**2).sum() - D / 2 * math.log(2 * math.pi) + change + state[-1]
 
 
@@ -657,7 +658,7 @@ class ForEach(PerDimension):
         (made(MLP), {"conditioning": "t"}, "conditioning must be one of time"),
         (made(MLP), {"conditioning": "step"}, "'step' is of a Discrete schedule"),
         (made(MLP), {"between": "interpolate"}, "between is of networks with conditioning='step'"),
-        (made(MLP), {"between": "nearest"}, "between must be 'interpolate' or None"),
+        (made(MLP), {"between": "nearest"}, "between must be one of interpolate"),
         (made(MLP), {"conditioning": None}, "say what the module is told about t"),
         (made(MLP), {"schedule": "linaer"}, "betas are named linear, scaled_linear"),
         (made(MLP), {"schedule": 3}, "must be a name, a schedule or an SDE, not a int"),

@@ -258,7 +258,7 @@ def test_a_whole_run(whole):
     snapshots = Checkpoints(folder / "checkpoints", keep=None)
     assert snapshots.numbers() == [1, 2, 3, 4]
     assert [snapshots.meta(n)["step"] for n in (1, 2, 3, 4)] == [21, 42, 60, 80]
-    assert snapshots.meta(4)["config"] == "worker"
+    assert snapshots.meta(4)["config"] == {"name": "worker"}
     assert tree_hash(snapshots.restore(template()).tree) == digest
     assert Checkpoints(folder / "checkpoints-meta", keep=2).numbers() == [78, 80]
     steps = [row["step"] for row in rows(folder)]
