@@ -121,7 +121,7 @@ COLUMNS = {
     ),
     "card": (
         on_a_card,
-        {"what": "exact for p_eps", "value": "2.3457 bits/dim",
+        {"what": r"exact for p\_eps", "value": "2.3457 bits/dim",
          "std. error over images": "0.0123", "solver's error": "0.0045",
          "protocol": "uniform dequantization; 360 test images; passes: 2"},
     ),
@@ -158,7 +158,7 @@ CHARTS = {
         "of 3 images: mean 3.000, from 1.000 to 6.000; uniform 4.000.",
     ),
     "profile": (
-        lambda: charts.profile("a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
+        lambda: charts.profile(0, "a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
                                      "stderr": []}),
         "most at log-SNR 1.0.",
     ),

@@ -74,7 +74,8 @@ def test_a_velocity_either_way_has_the_density_of_its_gaussian(data_at, ends):
     found = model.log_prob(jnp.asarray(x, float), KEY, solver=scoremle.Multistep(64))
     t = float(model.sde.sigma(jnp.asarray(model.eps)))
     assert t == pytest.approx(1 / (1 + math.exp(ends[1] / 2)), rel=1e-3)
-    expected = log_normal(x, (1 - t) ** 2 * w + t**2)
+    # Of the data with noise of t / (1 - t): alpha is 1 - t at the cut.
+    expected = log_normal((1 - t) * x, (1 - t) ** 2 * w + t**2) + 3 * math.log(1 - t)
     bits = 3 * math.log(2)
     assert (np.abs(found.log_prob - expected) < 1e-4 * bits + found.solver_error).all()
     assert (found.solver_error < 2e-3 * bits).all(), found.solver_error
