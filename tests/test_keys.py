@@ -390,7 +390,8 @@ def a_finished_part(folder, monkeypatch, experiment):
 
 
 def a_pair_of_results(folder, monkeypatch, experiment):
-    facts = {"metric": "bpd", "kind": "exact", "data_hash": "a", "seed": 0}
+    facts = {"metric": "bpd", "kind": "exact", "data_hash": "a", "seed": 0, "passes": 2,
+             "images": 3}  # fmt: skip
     for name in ("a", "b"):
         write_npz(folder / f"{name}.npz", {"bpd": np.ones((2, 3))})
 

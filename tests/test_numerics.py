@@ -41,5 +41,5 @@ def test_the_first_array_with_one_bad_number_is_named(bad):
 
 def test_a_prediction_that_would_be_broadcast_is_refused():
     x = jnp.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"has shape \(3, 1\) where x has \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"gives shape \(3, 1\) where x has \(3, 2\)"):
         predict(lambda x, t: x[:, :1], x, jnp.ones(3))
