@@ -18,11 +18,13 @@ from PIL import Image
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines, metrics
 from scoremle.experiment import run_score
 from scoremle.experiment.reference import how_to_get
+from scoremle.experiment.score_table import Row
 from scoremle.experiment.shipped import FOLDER
 
 IMAGES = load_digits("")[1][:5]
@@ -274,6 +276,16 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     np.testing.assert_allclose(ranks, expected, atol=0.01)
     assert (ranks[:6] > 0).all() and (ranks[:6] < 1).all()  # black: no rank tells it apart
     assert (ranks[6:] == 1).all()
+
+
+def test_only_images_beyond_all_test_images_are_called_suspicious():
+    def said(*ranks):
+        return [*command._outside([Row("a.png", rank=rank) for rank in ranks], 360)]
+
+    assert said(0.3, 0.9) == []
+    (line,) = said(0.3, 1.0, 1.0)
+    assert "suspicious: unlikelier" in line and line.endswith(": 2")
+    assert [line.split()[1] for line in said(0.0, 0.5, 1.0)] == ["likelier", "unlikelier"]
 
 
 def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):

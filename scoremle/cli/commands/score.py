@@ -7,7 +7,7 @@ CSV of one line a file, in their order; a page shows the images in the order of 
 import itertools
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -179,16 +179,16 @@ def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
     say(*text.splitlines())
     for line in about.facts:
         say(*tables.wrapped(line))
-    say(*tables.wrapped(_outside(order, about.reference) if about.reference else no_ranks))
+    for line in _outside(order, about.reference) if about.reference else (no_ranks,):
+        say(*tables.wrapped(line))
     say(*tables.wrapped(MEANING[0]))
 
 
-def _outside(rows: Sequence[Row], reference: int) -> str:
-    below, above = (sum(row.rank == end for row in rows) for end in (0.0, 1.0))
-    return (
-        f"likelier than all {reference} test images of the model: {below}; unlikelier than all:"
-        f" {above}. Both are suspicious"
-    )
+def _outside(rows: Sequence[Row], reference: int) -> Iterator[str]:
+    """A line for each end of the test images beyond which images lie."""
+    for word, end in (("likelier", 0.0), ("unlikelier", 1.0)):
+        if beyond := sum(row.rank == end for row in rows):
+            yield f"suspicious: {word} than all {reference} test images of the model: {beyond}"
 
 
 def _summary(
