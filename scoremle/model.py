@@ -88,7 +88,8 @@ class ScoreModel:
     Args:
         noise: eps(x, t), or eps(x, t, condition) of a conditional model.
         sde: what noise is added when.
-        eps: the smallest time, where likelihoods start.
+        eps: the smallest time, where likelihoods start and samples end: densities and samples are
+            of data with the noise of that time, which is sigma / alpha in their scale.
         shape: of one example.
         pixels: what its images are; None where the data are reals.
         solver: of the probability-flow ODE, where a method is not given another.
@@ -222,8 +223,9 @@ class ScoreModel:
         tolerance: float | None = None,
         dtype: DTypeLike | None = None,
     ) -> Likelihood:
-        """log p(x) in nats of real data, by the probability-flow ODE.
+        """log p(x) in nats of real data with the noise of t = ``eps``, by the ODE.
 
+        It is log p_eps(alpha x) + sum log alpha, and the bijector's determinant if there is one.
         It is differentiable in x, the condition, and the leaves of the model.
 
         Args:
