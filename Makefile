@@ -66,7 +66,7 @@ mutants: .venv/.dev
 MODEL := scoremle/experiment/shipped/digits
 model: .venv/.demo
 	$(BIN)/scoremle train digits runs/model
-	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors
+	$(BIN)/scoremle export runs/model $(MODEL)/weights.safetensors --force
 	cp runs/model/config.json runs/model/data.json $(MODEL)
 	$(BIN)/scoremle eval runs/model --config.eval.num_repeats=4
 	mkdir -p $(MODEL)/eval

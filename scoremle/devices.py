@@ -5,6 +5,7 @@ The devices are those of all processes of a run.
 
 import math
 import os
+import resource
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
@@ -21,13 +22,15 @@ from jaxtyping import Array
 from scoremle.errors import UserError
 
 __all__ = [
-    "Memory", "Needs", "bytes_of_each", "check_devices", "compiled", "fetch", "filled",
-    "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
-    "part_axis", "put", "replicate", "replicated", "shardings", "shared", "split_axis",
+    "Memory", "Needs", "bytes_of_each", "check_devices", "check_room", "compiled", "fetch",
+    "filled", "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
+    "part_axis", "placed", "put", "replicate", "replicated", "shardings", "shared", "split_axis",
     "split_rows", "within_memory",
 ]  # fmt: skip
 
 AXIS = "data"
+# Address space that the smallest model takes to be compiled and run, on two cores.
+LEAST_ROOM = 2 << 30
 # Arrays of fewer numbers stay whole on each device: little would be saved.
 SMALL = 2**12
 # What XLA gives to its library YNN on a CPU: by default convolutions, matrix products, sums, and
@@ -53,6 +56,13 @@ def check_devices() -> None:
             f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"
             " install JAX for that platform"
         ) from None
+    there = _address_space()
+    if there and there.free < LEAST_ROOM and jax.default_backend() == "cpu":
+        raise UserError(
+            f"the address space has a limit of {in_gib(there.whole)} (ulimit -v), and of the"
+            f" {in_gib(there.free)} that are left XLA needs {in_gib(LEAST_ROOM)} to compile: it"
+            " would end the process without a word; raise the limit, or limit a container instead"
+        )
 
 
 class Memory(NamedTuple):
@@ -88,8 +98,37 @@ def _of_machine() -> Memory | None:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         whole, free = min(whole, limit), min(free, limit - used)
+    if limited := _address_space():
+        whole, free = min(whole, limited.whole), min(free, limited.free)
     count = jax.local_device_count()
     return Memory(whole // count, free // count)
+
+
+def _address_space() -> Memory | None:
+    """The bytes of addresses that this process may have, and has left; None without a limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # no Linux
+        return None
+    return Memory(limit, limit - pages * resource.getpagesize())
+
+
+def check_room(tree: Any) -> None:
+    """Raises UserError where the arrays of a tree, which a file may only map, don't fit memory."""
+    size, there = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), memory()
+    if there and size > there.free:
+        raise UserError(
+            f"its arrays take {in_gib(size)} of memory, of which {in_gib(there.free)} are free"
+        )
+
+
+def placed(tree: Any) -> Any:
+    """The arrays of a tree as JAX's. Raises UserError where memory does not suffice."""
+    check_room(tree)
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def compiled(function: Callable[..., Any], *, gradients: bool = False, **options: Any) -> Any:

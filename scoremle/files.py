@@ -1,5 +1,9 @@
 """Files that are there whole or not at all, after a kill and after a lost power.
 
+What lies in a folder may be a stranger's. ``opened`` alone opens it: a plain file, within a bound,
+without waiting for a pipe. A link is followed where the user named it (``named``), or where it
+stays in the folder that the user named (``inside``).
+
 While a file or folder is written, its name says which process of which machine writes it: no two
 write to the same, and what a process left that is gone can be told and removed.
 
@@ -16,34 +20,157 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from scoremle.bounded import LONGEST_JSON, MAX_FILE, MAX_RATIO, SMALL, check_size, read_arrays
 from scoremle.errors import UserError
 
 __all__ = [
-    "SEAL", "for_this_process", "is_abandoned", "is_gone", "is_writer",
-    "leave_writing_to_others", "machine", "make_folder", "read_json", "read_npz", "read_sealed",
-    "seal", "sync", "sync_all", "temporary_beside", "write_atomically", "write_json", "write_npz",
-    "write_sealed", "writing",
+    "SEAL", "for_this_process", "handle_of", "inside", "is_abandoned", "is_gone", "is_stream",
+    "is_writer", "leave_writing_to_others", "machine", "make_folder", "named", "opened",
+    "read_bytes", "read_json", "read_npz", "read_sealed", "seal", "sync", "sync_all",
+    "temporary_beside", "write_atomically", "write_json", "write_npz", "write_sealed", "writing",
 ]  # fmt: skip
 
 # The name that a seal has beside what it seals.
 SEAL = "seal"
-# Bytes of JSON: more than any record has. Read, they may take thirty times as much memory.
-LONGEST_JSON = 16 << 20
 # What temporary_beside makes: the machine and the process are its groups.
 TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 # Seconds without a write, after which nobody writes any more.
 ABANDONED = 24 * 3600.0
 
+
+# What others made -------------------------------------------------------------------------------
+
+
+def opened(path: Path, most: int) -> BufferedReader:
+    """A plain file of at most ``most`` bytes, open for reading.
+
+    Raises UserError for a link, for what is no plain file, which might be waited for, for one
+    that is longer, and for one that is almost all holes; OSError where there is none.
+    """
+    file = open(path, "rb", opener=handle_of)  # noqa: SIM115
+    try:
+        size = os.fstat(file.fileno()).st_size
+        check_size(path, size, most)
+        if size > SMALL and _is_hollow(file.fileno(), size):
+            raise UserError(
+                f"{path}: refused: of its {size} bytes next to none are on the disk, and holes are"
+                " read as zeros"
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def handle_of(path: Any, flags: int) -> int:
+    """An open plain file, by its number. Raises UserError for a link, and for anything else."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link, which is not followed: name its target") from None
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise UserError(f"{path} is no plain file")
+
+
+def _is_hollow(handle: int, size: int) -> bool:
+    """Is so little of a file on the disk, and the rest holes, that it is like a bomb?"""
+    there, place = 0, 0
+    try:
+        while there * MAX_RATIO < size:
+            start = os.lseek(handle, place, os.SEEK_DATA)
+            place = os.lseek(handle, start, os.SEEK_HOLE)
+            there += place - start
+    except OSError as error:  # no more of it, or a file system that has no holes
+        return error.errno == errno.ENXIO
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    return False
+
+
+def named(path: Path) -> Path:
+    """The file that the user named, which may be a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def inside(folder: Path, *names: str, writing: bool = False) -> Path:
+    """A place in a folder that the user named, without links on the way from there.
+
+    Links of the folder are followed to what is in it, and those of the Hugging Face hub's cache to
+    its blobs.
+
+    Args:
+        folder: it may be a link itself.
+        names: of the place, one below the other.
+        writing: no link is followed.
+
+    Raises UserError for a link that is not followed, and for names that lead out.
+    """
+    root, path = Path(os.path.realpath(folder)), folder.joinpath(*names)
+    place = Path(os.path.normpath(root.joinpath(*names)))
+    real = Path(os.path.realpath(place))
+    if _is_circle(place):
+        raise UserError(f"{path} is a link that leads to itself: remove it")
+    if real == place and place.is_relative_to(root):
+        return path
+    if not writing and (real.is_relative_to(root) or _is_blob(real, root)):
+        return real
+    if real == place:
+        raise UserError(f"{path} is not in {folder}")
+    raise UserError(
+        f"{path} is a link to {real}, and links{'' if writing else ' out'} of a folder are not"
+        f" followed: name {real} itself, or move all of {folder} to where that is and name it"
+        " there"
+    )
+
+
+def _is_circle(place: Path) -> bool:
+    try:
+        place.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
+def _is_blob(real: Path, root: Path) -> bool:
+    """Does a folder of the hub's cache have this file's content from there?
+
+    It has models--OWNER--NAME/snapshots/REVISION, whose files are links into the folders blobs of
+    the model and of the cache.
+    """
+    models = (above.parent for above in (root, *root.parents) if above.name == "snapshots")
+    return any(
+        real.is_relative_to(folder / "blobs")
+        for model in models if "--" in model.name for folder in (model, model.parent)
+    )  # fmt: skip
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A whole file. Raises UserError as ``opened``, and where it can't be read."""
+    try:
+        with opened(path, most) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+# Who writes -------------------------------------------------------------------------------------
 
 _is_writer = True
 
@@ -72,20 +199,53 @@ def for_this_process() -> Iterator[None]:
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of ``path`` when all is on disk."""
-    with writing(path):
-        make_folder(path.parent)
-        _sweep(path.parent)
-        temporary = temporary_beside(path)
-        try:
-            yield temporary
-            if is_writer():
-                # In this order: a name must not be on disk before its content.
-                sync(temporary)
-                os.replace(temporary, path)
-                sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """A temporary path to write to, which takes the place of ``path`` when all is on disk.
+
+    No link is written through: it is replaced. What is a stream gets the content.
+    """
+    with writing(path), (_to_stream if is_stream(path) else _in_place_of)(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    make_folder(path.parent)
+    _sweep(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        if is_writer():
+            # In this order: a name must not be on disk before its content.
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _to_stream(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        if is_writer():
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                raise UserError(f"can't write {path}: nobody reads this pipe") from None
+            os.set_blocking(handle, True)
+            with open(handle, "wb") as stream, temporary.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+
+
+def is_stream(path: Path) -> bool:
+    """Is this what the system has in place of a file, such as /dev/stdout, or a named pipe?"""
+    folder = os.path.realpath(path.parent)
+    if folder == "/dev" or folder.startswith("/proc/"):
+        return path.exists() and not (path.is_dir() or path.is_block_device())
+    return path.is_fifo() and not path.is_symlink()
 
 
 def temporary_beside(path: Path) -> Path:
@@ -184,15 +344,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if there is none."""
+    text = read_bytes(path, LONGEST_JSON)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
-        with path.open("rb") as file:
-            text = file.read(LONGEST_JSON + 1)
-        if len(text) > LONGEST_JSON:
-            raise ValueError(f"it has more than {LONGEST_JSON} bytes")
         content = json.loads(text.decode())
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
@@ -231,11 +386,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_npz(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of a file; None if there is none, or none that can be read without unpickling."""
     try:
-        # Opened here, since numpy leaves open what it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = dict(saved)
+        with opened(path, MAX_FILE) as file:
+            return read_arrays(file, path)
     except Exception:
         # Damaged files come out of zipfile, zlib and numpy as every kind of exception.
         return None
-    # What does not begin like an array comes as bytes.
-    return arrays if all(isinstance(each, np.ndarray) for each in arrays.values()) else None

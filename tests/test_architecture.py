@@ -14,8 +14,8 @@ from helpers.source import SOURCES, described, dotted, imports
 
 # Modules of the root that every room may import.
 BASE = {
-    "errors", "terminal", "records", "types", "numerics", "files", "resumable", "progress",
-    "devices", "processes",
+    "errors", "terminal", "records", "types", "numerics", "bounded", "files", "resumable",
+    "progress", "devices", "processes",
 }  # fmt: skip
 ROWS = (
     ("base",),
@@ -34,7 +34,7 @@ ROWS = (
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}
 MATHEMATICS = {room for row in ROWS[:5] for room in row} - {"base"}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
-MOST_AT_THE_ROOT = 13
+MOST_AT_THE_ROOT = 14
 MODULES = {dotted(file): text for file, text in SOURCES.items()}
 each_module = pytest.mark.parametrize("module", MODULES)
 
@@ -95,6 +95,23 @@ def test_one_loop_goes_over_images_in_passes():
         and "passes" in [keyword.arg for keyword in node.keywords]
     ]  # fmt: skip
     assert len(loops) == 1, loops
+
+
+# Those read what the system says, or the package's own; others open files by scoremle.files.
+READ_THEIR_OWN = {
+    "scoremle.files", "scoremle.devices", "scoremle.cli.cache", "scoremle.cli.help",
+    "scoremle.report.page",
+}  # fmt: skip
+OPENING = re.compile(
+    r"\.read_(?:text|bytes)\(|(?<![\w.])open\((?!.*(?:opener=handle_of|os\.devnull))"
+    r"|\.open\((?:\)|\"r)|np\.load\(|os\.open\("
+)
+
+
+@each_module
+def test_files_of_others_are_opened_in_one_place(module):
+    found = OPENING.findall(MODULES[module])
+    assert not found or module in READ_THEIR_OWN, f"{module}: {found}: call files.opened"
 
 
 # Words that say nothing of what the thing is: a docstring begins with a verb or a noun.

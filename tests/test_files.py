@@ -1,6 +1,7 @@
 """Files are there whole or not at all."""
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -89,6 +90,27 @@ def test_two_that_write_at_once_do_not_meet(tmp_path, monkeypatch):
     files.machine.cache_clear()
     assert there.startswith(".file.node1-cluster-org-")
     assert all(files.TEMPORARY.fullmatch(name) for name in (here, there))
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """A device, a pipe that has a reader, and what a shell gives for >(COMMAND)."""
+    write_json(Path("/dev/null"), {})
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: nobody reads"):
+        write_json(tmp_path / "pipe", {})
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_json(tmp_path / "pipe", {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
+    (tmp_path / "link").symlink_to("pipe")
+    write_json(tmp_path / "link", {})  # no link is written through
+    assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "link").is_symlink()
+    reader, writer = os.pipe()
+    write_json(Path(f"/dev/fd/{writer}"), {"a": 2})
+    os.close(writer)
+    with open(reader, "rb") as content:
+        assert json.load(content) == {"a": 2}
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path):
@@ -199,7 +221,7 @@ def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
 
 def test_a_pipe_in_place_of_json_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UserError, match="can't be read as JSON: it is no file"):
+    with pytest.raises(UserError, match="json is no plain file"):
         read_json(tmp_path / "config.json")
 
 
@@ -208,5 +230,5 @@ def test_json_is_read_no_further_than_records_are_long(tmp_path):
     with (tmp_path / "x").open("wb") as file:
         file.write(b'{"a": 1}')
         file.truncate(1 << 42)
-    with pytest.raises(UserError, match=r"x can't be read as JSON: it has more than \d+ bytes"):
+    with pytest.raises(UserError, match=r"x: refused: of \d+ bytes"):
         read_json(tmp_path / "x")

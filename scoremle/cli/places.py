@@ -44,12 +44,19 @@ def _check_model(place: str) -> None:
 def check_export(options: Any) -> None:
     """Raises UserError for a workdir that is not there, and for a name of another format."""
     exist("workdir")(options)
-    if options.path.suffix in NOT_WRITTEN:
+    path = options.path
+    if path.suffix in NOT_WRITTEN:
         raise UserError(
-            f"{options.path}: a {options.path.suffix} is not written here; name a .safetensors"
+            f"{path}: a {path.suffix} is not written here; name a .safetensors"
             " (the averaged parameters), or a file like checkpoint_1 (the whole training state,"
             " as score_flow saved it)"
         )
+    # What it is stands beside it, if not in it.
+    record = path.suffix != ".safetensors" and not _is_stream(path)
+    beside = [".json"] * record + [".md"] * options.card
+    for place in (path, *(path.with_name(f"{path.name}{ending}") for ending in beside)):
+        _check_can_write(f"{place}", place)
+        _check_not_there(place, options.force)
 
 
 def check_samples(options: Any) -> None:
@@ -77,13 +84,27 @@ def _check_tables(options: Any) -> None:
         if place is None:
             continue
         _check_can_write(f"{flag}={place}", place)
-        if place.exists() and not options.force:
-            raise UserError(f"{place} is there: --force writes over it, or name another {flag}")
+        _check_not_there(place, options.force)
+
+
+def _check_not_there(place: Path, force: bool) -> None:
+    if place.exists() and not (force or _is_stream(place)):
+        raise UserError(f"{place} is there: --force writes over it, or name another file")
+
+
+def _is_stream(place: Path) -> bool:
+    if not place.exists():
+        return False
+    from scoremle.files import is_stream  # imports numpy, which most mistakes have no need of
+
+    return is_stream(place)
 
 
 def _check_can_write(named: str, place: Path) -> None:
     """Raises UserError, in which the place is ``named`` so, where no file can be written."""
     folder = next(above for above in place.absolute().parents if above.exists())
+    if place.is_symlink() and place.is_file():
+        raise UserError(f"can't write {named}: it is a link; name its target, {place.resolve()}")
     if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         what = "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
         raise UserError(f"can't write {named}: {what}; name a file to write")

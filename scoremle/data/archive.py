@@ -3,9 +3,6 @@
 Hostile archives are refused: names that point out of the archive, members that unpack to far more
 than any image or batch has, archives that unpack to far more than they hold. Links are not
 followed, in an archive never, in a folder not out of it.
-
-What a file claims about sizes is not believed: every read has a limit that is checked before it,
-and what must be unpacked comes in chunks, no further than it goes.
 """
 
 import bz2
@@ -19,33 +16,30 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from scoremle.bounded import (
+    MAX_ARRAYS,
+    MAX_FILE,
+    MAX_HEADER,
+    MAX_XZ,
+    check_ratio,
+    check_size,
+    open_zip,
+    read_member,
+    read_no_further,
+)
 from scoremle.errors import UserError
+from scoremle.files import inside, named, opened, read_bytes
 
-__all__ = [
-    "MAX_FILE", "MAX_HEADER", "Source", "check_ratio", "check_size", "hash_files", "is_archive",
-    "is_hidden", "listing", "open_zip", "read_bytes", "read_member", "read_start", "stamp",
-]  # fmt: skip
+__all__ = ["Source", "hash_files", "is_archive", "is_hidden", "listing", "read_start", "stamp"]
 
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# The largest real file is a batch of ImageNet 64x64, 1.6 GB.
-MAX_FILE = 4 << 30
-# Names and attributes of a member, in a tar. Longer ones also take old Pythons minutes to read.
-MAX_HEADER = 64 << 10
-# The list of members of a zip: 150 MB for the PNG files of ImageNet.
-MAX_LISTING = 256 << 20
-# What a .xz may ask for: xz -9 makes files that need 65 MiB.
-MAX_XZ = 256 << 20
-# Images hardly compress; even black ones as BMP stay below this, and bombs are at 1000 and more.
-MAX_RATIO = 200
-SMALL = 64 << 20
-CHUNK = 1 << 20
 # Names in a line.
 SHOWN = 3
 
@@ -65,12 +59,11 @@ class Source:
     def __init__(self, path: Path, *, nested: bool = False) -> None:
         self.path = path
         self.left_out = self.hidden = 0
-        self._archives = [path] if is_archive(path) and path.is_file() else []
-        self._files = [] if self._archives else listing(path)
-        if nested and path.is_dir():
-            self._archives = [file for file in self._files if is_archive(file)]
-            self._files = [file for file in self._files if not is_archive(file)]
-        self._total = sum(file.stat().st_size for file in (*self._files, *self._archives))
+        whole, found = is_archive(path) and path.is_file(), listing(path)
+        packed = {name for name in found if whole or (nested and is_archive(Path(name)))}
+        self._archives = {name: found[name] for name in packed}
+        self._files = {name: file for name, file in found.items() if name not in packed}
+        self._total = sum(file.stat().st_size for file in found.values())
         self._passed = 0.0
         self._hash = hashlib.sha256()
 
@@ -81,7 +74,7 @@ class Source:
     def sha256(self) -> str:
         """Of one file: its own. Of several: of their names and hashes."""
         if not self.path.is_dir():
-            return _digest(self.path).hexdigest()
+            return _digest(named(self.path)).hexdigest()
         return self._hash.hexdigest()
 
     def files(
@@ -96,8 +89,7 @@ class Source:
         a folder, if there is ``unreadable``, that is told its name and why, and the rest is read.
         """
         self._passed = 0.0
-        for file in self._files:
-            name = self._name(file)
+        for name, file in self._files.items():
             if self._wanted(name, wanted):
                 try:
                     content = read_bytes(file, limit)
@@ -109,18 +101,18 @@ class Source:
                 self._note(name, hashlib.sha256(content).digest())
                 self._passed += len(content)
                 yield name, content
-        for archive in self._archives:
-            yield from self._members(archive, wanted, limit)
+        for name, archive in self._archives.items():
+            yield from self._members(name, archive, wanted, limit)
 
     def _members(
-        self, archive: Path, wanted: Callable[[str], bool], limit: int
+        self, name: str, archive: Path, wanted: Callable[[str], bool], limit: int
     ) -> Iterator[tuple[str, bytes]]:
         prefix, size, before = "", archive.stat().st_size, self._passed
         unread: list[str] = []
         if self.path.is_dir():
-            prefix = f"{self._name(archive)}/"
+            prefix = f"{name}/"
             self._note(prefix, _digest(archive).digest())
-        members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+        members = _zip_members if name.lower().endswith(".zip") else _tar_members
         for name, share, length, read in members(archive):
             self._passed = before + share * size
             if read is None:
@@ -132,9 +124,6 @@ class Source:
                 yield prefix + name, content
         self._passed = before + size
         _say_unread(archive, unread)
-
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self.path).as_posix() if self.path.is_dir() else file.name
 
     def _wanted(self, name: str, wanted: Callable[[str], bool]) -> bool:
         if is_hidden(name):
@@ -154,23 +143,37 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def listing(path: Path) -> list[Path]:
-    """The files of a folder, sorted; links that lead out of it and pipes are named, not read."""
+def listing(path: Path) -> dict[str, Path]:
+    """The files of a folder by their names in it, sorted; or that one file.
+
+    They are no links any more. Links that lead out and what is no plain file are named in a line,
+    and left out.
+    """
     if not path.is_dir():
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is neither a file nor a folder")
-        return [path]
-    root = path.resolve()
-    found: list[Path] = []
-    left: list[Path] = []
+        return {path.name: named(path)}
+    found: dict[str, Path] = {}
+    left: list[str] = []
     for folder, folders, names in os.walk(path):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
             file = Path(folder) / name
-            inside = not file.is_symlink() or file.resolve().is_relative_to(root)
-            (found if inside and file.is_file() else left).append(file)
-    _say_unread(path, [file.name for file in left])
+            if real := _plain(file, path):
+                found[file.relative_to(path).as_posix()] = real
+            else:
+                left.append(name)
+    _say_unread(path, left)
     return found
+
+
+def _plain(file: Path, folder: Path) -> Path | None:
+    """The file, or in its folder what it links to; None for anything else."""
+    try:
+        real = inside(folder, str(file.relative_to(folder))) if file.is_symlink() else file
+    except UserError:
+        return None
+    return real if real.is_file() else None
 
 
 def _say_unread(path: Path, names: Sequence[str]) -> None:
@@ -182,15 +185,15 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
 
 
 def _digest(file: Path) -> Any:
-    with file.open("rb") as stream:
+    with opened(file, MAX_ARRAYS) as stream:
         return hashlib.file_digest(stream, "sha256")
 
 
 def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
     """``sha256`` of a folder whose files are read by other means."""
     source = Source(folder)
-    for file in source._files:
-        if source._wanted(name := source._name(file), wanted):
+    for name, file in source._files.items():
+        if source._wanted(name, wanted):
             source._note(name, _digest(file).digest())
     return source.sha256()
 
@@ -198,7 +201,7 @@ def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
 def stamp(path: Path) -> str:
     """Changes when a file below ``path`` comes, goes, or is written; reads none."""
     digest = hashlib.sha256()
-    for file in listing(path):
+    for file in listing(path).values():
         state = file.stat()
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
@@ -210,7 +213,7 @@ Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
-    with _damage(path), open_zip(path, path) as archive:
+    with _damage(path), opened(path, MAX_ARRAYS) as file, open_zip(file, path) as archive:
         infos = sorted((i for i in archive.infolist() if not i.is_dir()), key=_name_of)
         unpacked, passed = sum(info.file_size for info in infos), 0
         for info in infos:
@@ -225,40 +228,9 @@ def _name_of(info: zipfile.ZipInfo) -> str:
     return info.filename
 
 
-@contextmanager
-def open_zip(file: Path | bytes, where: str | Path) -> Iterator[zipfile.ZipFile]:
-    """A zip, or its content, whose members may be read one by one: their sizes are checked."""
-    raw = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb", buffering=0)
-    with _Listed(raw) as stream, zipfile.ZipFile(stream) as archive:
-        infos = archive.infolist()
-        check_ratio(where, sum(info.file_size for info in infos), stream.seek(0, os.SEEK_END))
-        for info in infos:
-            # Python unpacks the others without any bound.
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise UserError(
-                    f"{where}: its member {info.filename!r} is neither stored nor deflated; pack"
-                    " it as zip does unless told otherwise"
-                )
-        yield archive
-
-
-class _Listed(io.BufferedReader):
-    """A file for zipfile, which reads the list of members in one piece, as long as it claims."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > MAX_LISTING:
-            raise zipfile.BadZipFile(f"its list of members has {size} bytes")
-        return super().read(size)
-
-
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with archive.open(info) as stream:
-        return _read(stream, info.file_size)
-
-
 def _tar_members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
-    with _damage(path), path.open("rb") as raw:
+    with _damage(path), opened(path, MAX_ARRAYS) as raw:
         stream: Any = _Unpacked(path, raw)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while member := archive.next():
@@ -278,7 +250,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    content = _read(file, member.size) if file else b""
+    content = read_no_further(file, member.size) if file else b""
     if len(content) < member.size:
         raise EOFError(f"{member.name} is cut off")
     return content
@@ -335,23 +307,6 @@ def _check_name(path: Path, name: str) -> None:
         raise UserError(f"{path}: refused: its member {name!r} points out of the archive")
 
 
-def check_size(where: str | Path, size: int, limit: int) -> None:
-    """Refuses what is longer than any real file of its kind, before it is read."""
-    if not 0 <= size <= limit:
-        raise UserError(
-            f"{where}: refused: of {size} bytes; files of its kind have {limit} at most"
-        )
-
-
-def check_ratio(where: str | Path, unpacked: int, packed: int) -> None:
-    """Refuses what unpacks to far more than images do."""
-    if unpacked > SMALL and unpacked > MAX_RATIO * packed:
-        raise UserError(
-            f"{where}: refused: it unpacks to more than {MAX_RATIO} times its size, as a"
-            " decompression bomb does"
-        )
-
-
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
     try:
@@ -367,34 +322,15 @@ def _damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(stream: Any, limit: int) -> bytes:
-    """Up to ``limit`` bytes, for which no room is made before they are there."""
-    chunks = []
-    while limit and (chunk := stream.read(min(limit, CHUNK))):
-        chunks.append(chunk)
-        limit -= len(chunk)
-    return b"".join(chunks)
-
-
-def read_bytes(file: Path, limit: int = MAX_FILE) -> bytes:
-    """A whole file; one of more than ``limit`` bytes is a UserError."""
-    try:
-        size = file.stat().st_size
-        check_size(file, size, limit)
-        with file.open("rb") as stream:
-            return stream.read(size)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-
-
 def read_start(file: Path, limit: int) -> bytes:
     """The first ``limit`` bytes of a file, or all; of what it unpacks to, if it ends in .gz."""
     packed = file.suffix == ".gz"
     try:
-        if packed:
-            check_ratio(file, limit, file.stat().st_size)
-        with gzip.open(file) if packed else file.open("rb") as stream:
-            return _read(stream, limit)
+        with opened(file, MAX_ARRAYS) as raw:
+            if packed:
+                check_ratio(file, limit, os.fstat(raw.fileno()).st_size)
+            with gzip.open(raw) if packed else nullcontext(raw) as stream:
+                return read_no_further(stream, limit)
     except gzip.BadGzipFile as error:
         raise UserError(f"{file}: not a gzip file ({error}); fetch the file again") from error
     except (EOFError, zlib.error) as error:

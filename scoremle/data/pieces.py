@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from scoremle.data.archive import Source, is_archive, is_hidden, listing, read_bytes
+from scoremle.bounded import MAX_FILE, MAX_PICTURE
+from scoremle.data.archive import Source, is_archive, is_hidden, listing
 from scoremle.data.readers.arrays import check_images, load_npy
 from scoremle.data.readers.base import UnusableImage
 from scoremle.data.readers.messy import as_taken, in_levels, is_heic, is_known
 from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
-from scoremle.data.readers.pictures import MAX_PICTURE
 from scoremle.errors import UserError
+from scoremle.files import inside, named, read_bytes
 
 __all__ = ["MOST_ROWS", "Image", "Kind", "Piece", "images_of", "pieces_of"]
 
@@ -71,8 +72,8 @@ def pieces_of(path: Path) -> list[Piece]:
 
     Raises UserError for a folder of several kinds, and for one of none.
     """
-    folder = path if path.is_dir() else path.parent
-    files = [file.relative_to(folder).as_posix() for file in listing(path)]
+    path = named(path)
+    folder, files = path if path.is_dir() else path.parent, listing(path)
     kinds = {file: kind for file in files if not is_hidden(file) and (kind := _kind(file))}
     counts = Counter(kinds.values())
     if len(counts) != 1:
@@ -81,24 +82,24 @@ def pieces_of(path: Path) -> list[Piece]:
             f"{path} must hold {PICTURES}, {ARCHIVES}, {ARRAYS} or {PARQUET}, all of one kind; it"
             f" holds {found}"
         )
-    (kind,), files = counts, list(kinds)
+    (kind,), names = counts, list(kinds)
     if kind == PICTURES:
-        runs = [(i, tuple(files[i : i + RUN])) for i in range(0, len(files), RUN)]
+        runs = [(i, tuple(names[i : i + RUN])) for i in range(0, len(names), RUN)]
         return [Piece(kind, folder, run, first, len(run)) for first, run in runs]
     return [
         piece
-        for number, file in enumerate(files)
+        for number, file in enumerate(names)
         for piece in _of_file(kind, folder, file, number * MOST_ROWS)
     ]
 
 
 def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
     if kind == ARRAYS:
-        rows = len(_array(folder / file))
+        rows = len(_array(inside(folder, file)))
         for start in range(0, rows, ROWS):
             yield Piece(kind, folder, (file,), first + start, min(ROWS, rows - start), start)
     else:
-        known = count_rows(folder / file) if kind == PARQUET else None
+        known = count_rows(inside(folder, file)) if kind == PARQUET else None
         yield Piece(kind, folder, (file,), first, known)
 
 
@@ -144,15 +145,15 @@ def _contents(
 ) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
     """Names of images, and their files, contents or pixels, in order."""
     if piece.kind == PICTURES:
-        yield from ((file, piece.folder / file) for file in piece.files)
+        yield from ((file, inside(piece.folder, file)) for file in piece.files)
         return
     (file,) = piece.files
-    where = piece.folder / file
+    where = inside(piece.folder, file)
     if piece.kind == ARCHIVES:
         members = Source(where).files(is_known, MAX_PICTURE)
         yield from ((f"{file}/{name}", content) for name, content in members)
     elif piece.kind == PARQUET:
-        rows = enumerate(parquet_rows(read_bytes(where), str(where)))
+        rows = enumerate(parquet_rows(read_bytes(where, MAX_FILE), str(where)))
         yield from ((f"{file} row {i}", content or b"") for i, (content, _) in rows)
     else:
         images = _array(where)

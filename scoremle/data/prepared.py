@@ -28,6 +28,7 @@ import numpy as np
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError
 from scoremle.files import (
+    inside,
     is_abandoned,
     make_folder,
     read_json,
@@ -96,7 +97,7 @@ class Prepared:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        meta = read_sealed(self.folder / META, self._remedy)
+        meta = read_sealed(inside(self.folder, META), self._remedy)
         if meta.get("format") != FORMAT:
             raise UserError(
                 f"{self.folder / META} is not of a data set that this version prepared;"
@@ -125,7 +126,7 @@ class Prepared:
         return f"remove {self.folder} and prepare it again"
 
     def _array(self, name: str, *, always: bool = False) -> np.ndarray:
-        path, split = self.folder / f"{name}.npy", name.removesuffix("_labels")
+        path, split = inside(self.folder, f"{name}.npy"), name.removesuffix("_labels")
         of_one, kind = (self.meta["shape"], np.uint8) if name == split else ([], np.int32)
         shape = (self.meta["counts"][split], *of_one)
         try:
@@ -139,7 +140,7 @@ class Prepared:
                 f" {shape}; {self._remedy}"
             )
         # Of labels earlier versions have none.
-        if sha256 := self.meta.get("sha256", {}).get(path.stem):
+        if sha256 := self.meta.get("sha256", {}).get(name):
             self._compare(path, array, sha256, always or os.environ.get(VERIFY) == "always")
         return array
 
@@ -156,7 +157,7 @@ class Prepared:
 
     def _verified(self) -> dict[str, Any]:
         try:
-            return read_json(self.folder / VERIFIED)
+            return read_json(inside(self.folder, VERIFIED))
         except UserError:
             return {}
 

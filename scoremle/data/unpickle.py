@@ -7,24 +7,22 @@ that the file holds, of one of the types below, made when their count is right. 
 or name is refused, and so is a pickle whose commands would make far more than a batch has.
 """
 
-import math
 import pickletools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from scoremle.bounded import MAX_COMMANDS, File, array_bytes
 from scoremle.errors import UserError
 
-__all__ = ["unpickle"]
+__all__ = ["Name", "Reader", "of", "unpickle"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
 # What a type's state says beside the byte order, if it has no fields.
 PLAIN = (None, None, None, -1, -1, 0)
-NDIM = 4
-# Real batches have up to 300,000. Each makes 100 bytes at most, beside what the file holds.
-MAX_COMMANDS = 1 << 21
 SHOWN = 80
 
 
@@ -37,24 +35,24 @@ class _Type:
 
 
 @dataclass(frozen=True)
-class _Name:
+class Name:
     """Stands for a function or class; as ``numpy.ndarray`` it is named and never called."""
 
     name: str
 
 
 # Stands for the empty array that numpy pickles first, and whose state follows.
-_EMPTY = _Name("array")
+_EMPTY = Name("array")
 
 NAMES = {
     **{
-        f"numpy.{core}.{name}": _Name(name.split(".")[1])
+        f"numpy.{core}.{name}": Name(name.split(".")[1])
         for core in ("core", "_core")
         for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
     },
-    "numpy.ndarray": _Name("ndarray"),
-    "numpy.dtype": _Name("dtype"),
-    "_codecs.encode": _Name("encode"),
+    "numpy.ndarray": Name("ndarray"),
+    "numpy.dtype": Name("dtype"),
+    "_codecs.encode": Name("encode"),
 }
 
 # Commands that put their own argument on the stack.
@@ -72,7 +70,7 @@ def unpickle(content: bytes, where: str) -> Any:
     Raises UserError, which begins with ``where``, for anything else.
     """
     try:
-        return _Reader(len(content)).read(content)
+        return Reader(len(content)).read(content)
     except UserError as error:
         raise UserError(f"{where}: refused: {error}") from None
     except Exception as error:  # a damaged pickle may raise anything
@@ -82,8 +80,13 @@ def unpickle(content: bytes, where: str) -> Any:
         ) from error
 
 
-class _Reader:
-    """Carries out the commands of one pickle of ``size`` bytes."""
+class Reader:
+    """Carries out the commands of one pickle of ``size`` bytes.
+
+    ``names``: what it may name, and what stands for that.
+    """
+
+    names: ClassVar[Mapping[str, Any]] = NAMES
 
     def __init__(self, size: int) -> None:
         self._stack: list[Any] = []
@@ -92,7 +95,8 @@ class _Reader:
         # A text may be named again and again: what is made of texts is no more than the file.
         self._to_encode = size
 
-    def read(self, content: bytes) -> Any:
+    def read(self, content: bytes | File) -> Any:
+        """The content of the pickle. Raises UserError for one that would do more than make it."""
         for count, (command, value, _) in enumerate(pickletools.genops(content)):
             if count == MAX_COMMANDS:
                 raise UserError(f"it has more than {MAX_COMMANDS} commands, which no batch has")
@@ -121,12 +125,12 @@ class _Reader:
             stack.append(tuple(self._marked()))
         elif command in ("APPEND", "APPENDS"):
             items = self._marked() if command == "APPENDS" else self._last(1)
-            _of(list, stack[-1]).extend(items)
+            of(list, stack[-1]).extend(items)
         elif command in ("SETITEM", "SETITEMS"):
             items = self._marked() if command == "SETITEMS" else self._last(2)
-            # Text alone: a tuple of tuples may take for ever to hash.
-            keys = [_of((str, bytes), key) for key in items[::2]]
-            _of(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
+            # No others: a tuple of tuples may take for ever to hash.
+            keys = [of((str, bytes, int), key) for key in items[::2]]
+            of(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
         elif command in ("BINPUT", "LONG_BINPUT"):
             self._memo[value] = stack[-1]
         elif command == "MEMOIZE":
@@ -134,14 +138,16 @@ class _Reader:
         elif command in ("BINGET", "LONG_BINGET"):
             stack.append(self._memo[value])
         elif command == "GLOBAL":
-            stack.append(_named(*value.split(" ", 1)))
+            stack.append(self._named(*value.split(" ", 1)))
         elif command == "STACK_GLOBAL":
-            stack.append(_named(*self._last(2)))
+            stack.append(self._named(*self._last(2)))
         elif command == "REDUCE":
             name, arguments = self._last(2)
-            stack.append(self._called(_of(_Name, name).name, *_of(tuple, arguments)))
+            stack.append(self.called(of(Name, name).name, *of(tuple, arguments)))
         elif command == "BUILD":
-            stack.append(_with_state(*self._last(2)))
+            stack.append(self.with_state(*self._last(2)))
+        elif command == "BINPERSID":
+            stack.append(self.stored(stack.pop()))
         elif command not in ("PROTO", "FRAME", "STOP"):
             raise UserError(f"it uses the command {command}, which no batch of arrays needs")
 
@@ -158,7 +164,7 @@ class _Reader:
         del self._stack[start:]
         return items
 
-    def _called(self, name: str, *arguments: Any) -> Any:
+    def called(self, name: str, *arguments: Any) -> Any:
         match name, *arguments:
             case "_reconstruct", _, _, _:
                 return _EMPTY
@@ -176,38 +182,38 @@ class _Reader:
                 return text.encode("latin1")
         raise ValueError(f"no batch of arrays calls {name} so")
 
+    def _named(self, module: Any, name: Any) -> Any:
+        full = f"{of(str, module)}.{of(str, name)}"
+        if full not in self.names:
+            shown = ascii(full[:SHOWN])[1:-1]
+            raise UserError(f"it names {shown}, which could run code; only arrays are read")
+        return self.names[full]
 
-def _named(module: Any, name: Any) -> _Name:
-    full = f"{_of(str, module)}.{_of(str, name)}"
-    if full not in NAMES:
-        shown = ascii(full[:SHOWN])[1:-1]
-        raise UserError(f"it names {shown}, which could run code; only arrays are read")
-    return NAMES[full]
+    def with_state(self, target: Any, state: Any) -> Any:
+        """An empty array filled, or a type with its byte order."""
+        if target is _EMPTY:
+            _, shape, of_type, fortran, content = of(tuple, state)
+            return _array(content, of_type, shape, "F" if fortran else "C")
+        _, order, *rest = of(tuple, state)
+        if tuple(rest) != PLAIN:
+            raise UserError("it has an array of something else than numbers")
+        # In place: the next array names the same type again.
+        of(_Type, target).order = _one_of("|<>=", order)
+        return target
 
-
-def _with_state(target: Any, state: Any) -> Any:
-    """An empty array filled, or a type with its byte order."""
-    if target is _EMPTY:
-        _, shape, of_type, fortran, content = _of(tuple, state)
-        return _array(content, of_type, shape, "F" if fortran else "C")
-    _, order, *rest = _of(tuple, state)
-    if tuple(rest) != PLAIN:
-        raise UserError("it has an array of something else than numbers")
-    # In place: the next array names the same type again.
-    _of(_Type, target).order = _one_of("|<>=", order)
-    return target
+    def stored(self, key: Any) -> Any:
+        """The thing outside of the pickle that it names by a key."""
+        raise UserError("it names something outside of it, which no batch of arrays does")
 
 
 def _array(content: Any, of_type: Any, shape: Any, order: str) -> np.ndarray:
-    kind = np.dtype(_of(_Type, of_type).order + of_type.code)
-    if len(_of(tuple, shape)) > NDIM or any(_of(int, n) < 0 for n in shape):
-        raise ValueError("an array has no such shape")
-    if math.prod(shape) * kind.itemsize != len(_of(bytes, content)):
+    kind = np.dtype(of(_Type, of_type).order + of_type.code)
+    if array_bytes(of(tuple, shape), kind.itemsize) != len(of(bytes, content)):
         raise ValueError(f"an array has {len(content)} bytes, which its shape contradicts")
     return np.ndarray(shape, kind, content, order="F" if order == "F" else "C")
 
 
-def _of(kind: type | tuple[type, ...], value: Any) -> Any:
+def of(kind: type | tuple[type, ...], value: Any) -> Any:
     """The value, which must be of this kind."""
     if not isinstance(value, kind):
         raise ValueError(f"a {type(value).__name__} where a batch has something else")
@@ -215,7 +221,7 @@ def _of(kind: type | tuple[type, ...], value: Any) -> Any:
 
 
 def _one_of(allowed: Any, value: Any) -> str:
-    text = value.decode("ascii") if isinstance(value, bytes) else _of(str, value)
+    text = value.decode("ascii") if isinstance(value, bytes) else of(str, value)
     if text not in tuple(allowed):
         raise UserError("it has an array of something else than numbers")
     return text

@@ -84,9 +84,9 @@ def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
 
 def recorded_config(folder: Path) -> ConfigDict:
     """The resolved config in a working directory. Raises UserError if it can't be read."""
-    from scoremle.files import read_sealed  # imports numpy, which --help has no need of
+    from scoremle.files import inside, read_sealed  # import numpy, which --help has no need of
 
-    path = folder / RECORD
+    path = inside(folder, RECORD)
     return config_of(read_sealed(path, REMEDY), path)
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
 from scoremle.experiment.record import CONFIG, DATA, DataFacts
 from scoremle.experiment.trained import Trained, trained
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import read_sealed, write_sealed
+from scoremle.files import inside, named, read_sealed, write_sealed
 from scoremle.published import safetensors
 from scoremle.records import check_record
 
@@ -55,7 +55,7 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     path = record_of(file)
     if not path.is_file():
         return None
-    content = read_sealed(path, REMEDY)
+    content = read_sealed(inside(path.parent, path.name), REMEDY)
     return _checked(content, path)
 
 
@@ -67,12 +67,12 @@ def notes(place: Workdir, step: int) -> dict[str, str]:
 def is_file(path: Path) -> bool:
     """Is this a .safetensors of an export, which says so in its notes?"""
     whole = path.suffix == ".safetensors" and path.is_file()
-    return whole and {CONFIG, DATA} <= safetensors.notes(path).keys()
+    return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 
 
 def load(path: Path) -> Trained:
     """The model in a .safetensors of an export. Raises UserError for one that is damaged."""
-    told = safetensors.notes(path)
+    told = safetensors.notes(named(path))
     try:
         content = {name: json.loads(told[name]) for name in (CONFIG, DATA)}
         step = int(told["step"])
@@ -80,9 +80,9 @@ def load(path: Path) -> Trained:
         raise UserError(f"{path}: its notes are damaged: export it again") from None
     config, data = _checked(content, path)
     experiment = build(config, levels=data["levels"])
-    params = jax.tree.map(jnp.asarray, unflatten_dict(safetensors.read(path), sep="."))
+    params = unflatten_dict(safetensors.read(named(path)), sep=".")
     _check_arrays(params, experiment.training.template().ema, path)
-    return trained(experiment, params, step)
+    return trained(experiment, placed(params), step)
 
 
 def _record(place: Workdir) -> dict[str, Any]:

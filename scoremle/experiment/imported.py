@@ -15,8 +15,9 @@ from typing import Any, TypedDict
 
 import jax.numpy as jnp
 
+from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
-from scoremle.files import read_sealed, write_atomically, write_sealed
+from scoremle.files import inside, named, opened, read_sealed, write_atomically, write_sealed
 from scoremle.published.families import FAMILIES
 from scoremle.published.family import PublishedModel
 from scoremle.published.store import PublishedCheckpoints
@@ -49,7 +50,7 @@ class Imported:
     @property
     def files(self) -> Path:
         """Where the copies are."""
-        return self.folder / FOLDER
+        return inside(self.folder, FOLDER)
 
     @property
     def is_there(self) -> bool:
@@ -58,7 +59,7 @@ class Imported:
     @cached_property
     def record(self) -> _Record:
         """What it is. Raises UserError if the file is altered."""
-        found: Any = read_sealed(self.folder / RECORD, REMEDY)
+        found: Any = read_sealed(inside(self.folder, RECORD), REMEDY)
         check_record(found, _Record, self.folder / RECORD)
         if found["family"] not in FAMILIES:
             raise UserError(f"{self.folder / RECORD}: no family {found['family']!r} is known here")
@@ -68,8 +69,13 @@ class Imported:
         """Copies the model that lies at ``path``; the record comes last."""
         hashes = {}
         for name, source in FAMILIES[family].files(path).items():
-            with write_atomically(self.files / name) as temporary:
-                shutil.copyfile(source, temporary)
+            with (
+                opened(named(source), MAX_MODEL) as file,
+                write_atomically(inside(self.folder, FOLDER, name, writing=True)) as temporary,
+                temporary.open("wb") as copy,
+            ):
+                shutil.copyfileobj(file, copy)
+                copy.flush()
                 hashes[name] = _sha256(temporary)
         record = {"family": family, "origin": str(path.absolute()), "files": hashes}
         write_sealed(self.folder / RECORD, record)
@@ -77,7 +83,7 @@ class Imported:
     def check(self) -> None:
         """Raises UserError if a file is missing, or not as it was copied."""
         for name, expected in self.record["files"].items():
-            file = self.files / name
+            file = inside(self.folder, FOLDER, name)
             if not file.is_file() or _sha256(file) != expected:
                 raise UserError(f"{file} is not as it was imported: {REMEDY}")
 
@@ -112,5 +118,5 @@ class ImportedCheckpoints(PublishedCheckpoints):
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with opened(path, MAX_MODEL) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError
-from scoremle.files import is_gone, is_writer, machine, make_folder, writing
+from scoremle.files import handle_of, is_gone, is_writer, machine, make_folder, writing
 from scoremle.records import is_of
 from scoremle.terminal import say
 
@@ -71,7 +71,7 @@ def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
 def _acquire(path: Path, until: float) -> int:
     """An open file that is this process's. Raises UserError if it is another's until then."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = handle_of(path, os.O_RDWR | os.O_CREAT)
         try:
             held = _is_held(handle, path)
             if not held and _is_at(path, handle):
@@ -132,8 +132,11 @@ def _is_touched(path: Path) -> bool:
 def _touched_at(path: Path) -> int | None:
     # Opened anew: a network file system asks its server then, and not before.
     try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
+        handle = handle_of(path, os.O_RDONLY)
+        try:
+            return os.fstat(handle).st_mtime_ns
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return None
 

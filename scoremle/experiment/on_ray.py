@@ -18,10 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import UInt64
 
+from scoremle.bounded import MAX_FILE
 from scoremle.data.pieces import MOST_ROWS, Image, Kind, Piece, images_of
 from scoremle.errors import UserError
 from scoremle.experiment.scorer import INDEX, VALUES, Scorer
-from scoremle.files import read_sealed, write_atomically, write_sealed
+from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
 from scoremle.progress import progress
 
 __all__ = ["Cluster", "Table", "ray_data", "score_on_ray"]
@@ -53,7 +54,7 @@ class Table:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Says what the values depend on. Raises UserError if other values are there."""
-        path = self.folder / RECORD
+        path = inside(self.folder, RECORD)
         if not path.exists():
             write_sealed(path, facts)
             return
@@ -97,7 +98,8 @@ def _columns(file: Path, names: list[str]) -> Batch:
 
     kinds = {INDEX: np.uint64, **dict.fromkeys(VALUES, np.float64)}
     try:
-        table = pq.read_table(file, columns=names)
+        with opened(file, MAX_FILE) as content:
+            table = pq.read_table(content, columns=names)
         return {
             name: table[name].to_numpy().astype(kinds.get(name, object), casting="safe")
             for name in names

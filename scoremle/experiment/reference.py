@@ -12,6 +12,7 @@ from scoremle.experiment.results import read_results, read_values
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.trained import Trained
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import inside
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
 
@@ -54,10 +55,10 @@ def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "")
     if kind is None or step is None:
         return NOTHING
     known = {"kind": kind, "split": "test", "step": step, "full_pass": True}
-    folder = place_of(place) / EVALUATION
-    for name, facts in read_results(folder / "results.json").items():
+    folder = place_of(place)
+    for name, facts in read_results(inside(folder, EVALUATION, "results.json")).items():
         if isinstance(facts, dict) and known.items() <= facts.items():
-            values = read_values(folder / f"{name}.npz", "bpd")
+            values = read_values(inside(folder, EVALUATION, f"{name}.npz"), "bpd")
             if values is not None:
                 scale: Any = facts.get("decoder_scale")
                 fitted = scale if isinstance(scale, float) else None

@@ -27,7 +27,7 @@ from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import write_npz
+from scoremle.files import inside, write_npz
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, choose_nodes
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.model import ScoreModel
@@ -60,7 +60,7 @@ def run_eval(
     Gives the results by their names, as they are in results.json.
     """
     evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
-    flow_workdir, flow = Workdir(workdir.folder / deq_folder), None
+    flow_workdir, flow = Workdir(workdir.inside(deq_folder)), None
     trained = bool(flow_workdir.snapshots.numbers())
     todo = list(_tasks(experiment, evaluation.estimators, trained))
     if not todo and not evaluation.samples:
@@ -72,7 +72,8 @@ def run_eval(
     numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
     if any(task.flow for task in todo):
         flow = _restore_flow(experiment, flow_workdir.folder)
-    run = EvaluationRun(experiment, workdir.folder / eval_folder, workdir, flow_workdir, flow)
+    folder = workdir.inside(eval_folder, writing=True)
+    run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
     names: list[str] = []
@@ -197,7 +198,7 @@ class EvaluationRun:
 
     def results(self) -> dict[str, Any]:
         """What lies in results.json."""
-        return read_results(self.folder / "results.json")
+        return read_results(inside(self.folder, "results.json"))
 
     def trainings(self, *, flow: bool) -> Facts:
         """How far they are now: the model's and, if it counts, the flow's. None ran: not there."""
@@ -314,7 +315,7 @@ class EvaluationRun:
         """Measures images by metrics that take what the task prepares."""
         # Each fact may change a value. The number of passes is not among them, and so another pass
         # is added to those there are.
-        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
+        parts = inside(self.folder, "parts", f"{name}_{fingerprint(facts)}", writing=True)
         check_agreed(facts)
         flow = self.flow.tree.ema if self.flow and task.flow else None
         prepared = task.prepare(Weights(restored.tree.ema, flow), parts)

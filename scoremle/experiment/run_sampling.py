@@ -25,7 +25,7 @@ from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.experiment.samplers import Sampling
-from scoremle.files import write_npz
+from scoremle.files import inside, write_npz
 from scoremle.numerics import check_values
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
@@ -126,7 +126,7 @@ class SamplingRun:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""
         facts = {**self._facts, **checkpoint}
         name = f"samples_ckpt_{checkpoint['checkpoint']}"
-        parts = self.folder / "parts" / f"{name}_{fingerprint(facts)}"
+        parts = inside(self.folder, "parts", f"{name}_{fingerprint(facts)}", writing=True)
         samples = self._samples(params, parts, name)
         self._write(self.folder / f"{name}.npz", samples, checkpoint["step"])
         if not self.judge:

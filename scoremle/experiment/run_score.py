@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 import scoremle
+from scoremle.bounded import MAX_TEXT
 from scoremle.core.dequantize import Uniform
 from scoremle.core.pytree import describe
 from scoremle.devices import compiled
@@ -18,6 +19,7 @@ from scoremle.experiment.correction import DIFFERENCES, Measure, correct
 from scoremle.experiment.estimators import Facts, Task
 from scoremle.experiment.own_model import is_own
 from scoremle.experiment.scoring import Prepared
+from scoremle.files import named, read_bytes
 from scoremle.likelihood.images import Estimator, ImageModel, OdeDifference, Values
 from scoremle.model import ScoreModel, Scores
 from scoremle.resumable import content_hash, fingerprint
@@ -83,7 +85,7 @@ def facts_of_values(found: Prepared, place: str, seed: int) -> Facts:
 
 def _code(place: str) -> bytes:
     """Of a model that is a function of a file."""
-    return Path(place.rpartition(":")[0]).read_bytes() if is_own(place) else b""
+    return read_bytes(named(Path(place.rpartition(":")[0])), MAX_TEXT) if is_own(place) else b""
 
 
 def measure(

@@ -21,7 +21,7 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.experiment.record import CONFIG, flow_record, training_record
 from scoremle.experiment.training import Training
-from scoremle.experiment.workdir import Workdir
+from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
@@ -60,7 +60,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         experiment.training.template(), experiment.evaluation.checkpoints.for_flow
     )
     check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
-    score, place = restored.tree.ema, Workdir(workdir.folder / deq_folder)
+    score, place = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
     of_score = {
         "score_checkpoint": restored.number,
         "score_step": int(restored.meta["step"]),
@@ -107,7 +107,7 @@ class _ScoreModel(TypedDict):
 
 
 def _score_model_path(place: Workdir) -> Any:
-    return place.folder / "score_model.json"
+    return place.inside("score_model.json")
 
 
 def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writ
     run = trackers.Run(place.folder, name, note[CONFIG])
     uniform = math.log2(training.data.levels)
     return writers.FanOut(
-        writers.JsonLines(place.folder / "metrics.jsonl"),
+        writers.JsonLines(place.inside(LOG)),
         *(trackers.TRACKERS[name](run) for name in sorted(names)),
         writers.Console(training.schedule.n_iters, uniform),
     )
@@ -210,7 +210,7 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
         keys = example_keys(jax.random.key(training.seed), SNAPSHOT_SAMPLES)
         ema = devices.replicate(state.ema)
         samples = devices.fetch(draw(ema, devices.shared(keys)))
-        path = place.folder / "samples" / f"step_{step}.png"
+        path = place.inside(SAMPLES, writing=True) / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)
 

@@ -49,7 +49,7 @@ from scoremle.experiment.record import (
     of_the_network,
     of_training,
 )
-from scoremle.files import read_sealed, write_sealed
+from scoremle.files import inside, read_sealed, write_sealed
 from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
 from scoremle.records import check_record
@@ -57,11 +57,14 @@ from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
-__all__ = ["Workdir"]
+__all__ = ["LOG", "SAMPLES", "Workdir"]
 
 logger = logging.getLogger(__name__)
 
 PREEMPTION_KEEP = 2
+SNAPSHOTS, PREEMPTION, SAMPLES, LOG = "checkpoints", "checkpoints-meta", "samples", "metrics.jsonl"
+# What a training writes, beside its records: folders of its own, and of libraries.
+WRITTEN = (SNAPSHOTS, PREEMPTION, SAMPLES, LOG, "tensorboard", "wandb")
 DIFFERENCES_SHOWN = 4
 
 
@@ -92,14 +95,23 @@ class Workdir:
     def snapshots(self) -> PublishedCheckpoints:
         if self.imported:
             return ImportedCheckpoints(self.imported)
-        return PublishedCheckpoints(self.folder / "checkpoints", keep=None)
+        return PublishedCheckpoints(self.inside(SNAPSHOTS), keep=None)
 
     @property
     def preemption(self) -> PublishedCheckpoints:
-        return PublishedCheckpoints(self.folder / "checkpoints-meta", keep=PREEMPTION_KEEP)
+        return PublishedCheckpoints(self.inside(PREEMPTION), keep=PREEMPTION_KEEP)
+
+    def inside(self, *names: str, writing: bool = False) -> Path:
+        """A place in the folder, as ``files.inside``."""
+        return inside(self.folder, *names, writing=writing)
 
     def alone(self) -> AbstractContextManager[None]:
-        """For one training at a time. Raises UserError if another process trains here."""
+        """For one training at a time. Raises UserError if another process trains here.
+
+        And where a link takes the place of a folder that the training writes to.
+        """
+        for name in WRITTEN:
+            self.inside(name, writing=True)
         return alone(self.folder / ".training.lock", "training there")
 
     @property
@@ -114,11 +126,11 @@ class Workdir:
 
     @property
     def config_path(self) -> Path:
-        return self.folder / RECORD
+        return self.inside(RECORD)
 
     @property
     def data_path(self) -> Path:
-        return self.folder / "data.json"
+        return self.inside("data.json")
 
     def config(self) -> ConfigDict:
         """The config that the experiment was begun with."""

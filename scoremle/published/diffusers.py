@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -24,8 +22,9 @@ from scoremle.core.betas import betas, with_no_signal_at_the_end
 from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
+from scoremle.devices import placed
 from scoremle.errors import UserError
-from scoremle.files import read_json
+from scoremle.files import inside, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
@@ -94,15 +93,16 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 def is_folder(path: Path) -> bool:
     """Is this the folder of a pipeline, or of a network, of diffusers?"""
-    configs = (path / INDEX, path / "unet/config.json", path / "config.json")
+    configs = (INDEX, "unet/config.json", "config.json")
     return path.is_dir() and any(
-        config.is_file() and "_diffusers_version" in read_json(config) for config in configs
+        (path / config).is_file() and "_diffusers_version" in read_json(inside(path, config))
+        for config in configs
     )
 
 
 def load(path: Path) -> PublishedModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
-    return assembled(*_configs(path), lambda: _tensors(_weights(_network_folder(path))), str(path))
+    return assembled(*_configs(path), lambda: _tensors(path), str(path))
 
 
 def check(path: Path) -> None:
@@ -112,29 +112,30 @@ def check(path: Path) -> None:
 
 def weights_of(path: Path) -> list[str]:
     """The names that the weights in a folder may have, the better ones first."""
-    return [(_network_folder(path) / name).relative_to(path).as_posix() for name in WEIGHTS]
+    return [Path(_network_folder(path), name).as_posix() for name in WEIGHTS]
 
 
 def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The network's and the scheduler's."""
-    index = path / INDEX
-    refuse_latents(str(path), read_json(index) if index.is_file() else {})
-    config = read_json(_there(_network_folder(path) / "config.json"))
+    index, network = _there(path, INDEX), _network_folder(path)
+    refuse_latents(str(path), read_json(index) if index else {})
+    if not (config := _there(path, network, "config.json")):
+        raise UserError(f"{path / network} has no config.json: a diffusers folder needs it")
     scheduler = read_json(_scheduler(path))
     check_record(scheduler, _Scheduler, _scheduler(path))
-    return config, scheduler
+    return read_json(config), scheduler
 
 
 def files(path: Path) -> dict[str, Path]:
     """What ``load`` reads of a folder, by the names in a pipeline's folder."""
-    network_folder = _network_folder(path)
-    weights = _weights(network_folder)
+    network, (weights, file) = _network_folder(path), _weights(path)
     found = {
-        "unet/config.json": network_folder / "config.json",
-        f"unet/{weights.name}": weights,
+        "unet/config.json": inside(path, network, "config.json"),
+        f"unet/{weights}": file,
         f"scheduler/{SCHEDULER}": _scheduler(path),
     }
-    return found | ({INDEX: path / INDEX} if (path / INDEX).is_file() else {})
+    index = _there(path, INDEX)
+    return found | ({INDEX: index} if index else {})
 
 
 def assembled(
@@ -151,7 +152,7 @@ def assembled(
     network, schedule, fields = _declared(config, scheduler, place)
     sde, channels = SDE("vp", schedule, 1.0), network.in_channels
     ranged = _tells_variance(place, network, fields)
-    params = jax.tree.map(jnp.asarray, unet2d_params(weights(), network))
+    params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
         prediction=PREDICTIONS[fields["prediction_type"]], conditioning="step",
@@ -230,10 +231,9 @@ def _schedule(fields: Mapping[str, Any]) -> Discrete:
     return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
 
 
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} is not there: a diffusers folder needs it")
-    return path
+def _there(path: Path, *names: str) -> Path | None:
+    """A file in the folder; None if there is none."""
+    return inside(path, *names) if path.joinpath(*names).is_file() else None
 
 
 def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
@@ -245,13 +245,13 @@ def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
         )
 
 
-def _network_folder(path: Path) -> Path:
-    return path / "unet" if (path / "unet/config.json").is_file() else path
+def _network_folder(path: Path) -> str:
+    return "unet" if (path / "unet/config.json").is_file() else ""
 
 
 def _scheduler(path: Path) -> Path:
-    for place in (path / "scheduler", path, path.parent / "scheduler"):
-        if (file := place / SCHEDULER).is_file():
+    for folder, *names in ((path, "scheduler"), (path,), (path.parent, "scheduler")):
+        if file := _there(folder, *names, SCHEDULER):
             return file
     raise UserError(
         f"{path} has no {SCHEDULER}, in it or in scheduler/: without it nothing says"
@@ -259,12 +259,15 @@ def _scheduler(path: Path) -> Path:
     )
 
 
-def _weights(folder: Path) -> Path:
+def _weights(path: Path) -> tuple[str, Path]:
+    """Their name, and where they are."""
+    network = _network_folder(path)
     for name in WEIGHTS:
-        if (file := folder / name).is_file():
-            return file
-    raise UserError(f"no {' or '.join(WEIGHTS)} in {folder}")
+        if file := _there(path, network, name):
+            return name, file
+    raise UserError(f"no {' or '.join(WEIGHTS)} in {path / network}")
 
 
-def _tensors(file: Path) -> Mapping[str, np.ndarray]:
-    return safetensors.read(file) if file.suffix == ".safetensors" else pytorch.tensors(file)
+def _tensors(path: Path) -> Mapping[str, np.ndarray]:
+    name, file = _weights(path)
+    return safetensors.read(file) if name.endswith(".safetensors") else pytorch.tensors(file)

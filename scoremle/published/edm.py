@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -28,8 +27,9 @@ from scoremle.core.betas import betas
 from scoremle.core.prediction import Conditioning, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
+from scoremle.devices import check_room, placed
 from scoremle.errors import UserError
-from scoremle.files import read_json
+from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.published import safetensors
 from scoremle.published.edm_dhariwal import dhariwal
@@ -154,9 +154,9 @@ def load(path: Path) -> PublishedModel:
             f"{path}: tensors alone do not say their network. Write its fields to {place} as"
             " docs/howto/any-model.md shows for EDM"
         )
-    fields = read_json(place)
+    fields = read_json(inside(place.parent, place.name))
     check_record(fields, _Fields, place)
-    tensors = safetensors.read(path)
+    tensors = safetensors.read(named(path))
     try:
         return _model(fields, tensors)
     except UserError as error:
@@ -171,6 +171,7 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Publi
     fields = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
     how = _choice(PRECONDITIONINGS, "class", fields.pop("class", None))(fields)
     make = _choice(NETWORKS, "model_type", fields.pop("model_type", None))
+    check_room(tensors)
     named = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
     state = {
         name: np.float32(how.sign if OUTPUT.fullmatch(name) else 1) * array
@@ -178,7 +179,7 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Publi
     }  # fmt: skip
     made = make(fields, state, how.ranged)
     noise = noise_fn(
-        Partial(made.apply, jax.tree.map(jnp.asarray, made.params)), how.sde,
+        Partial(made.apply, placed(made.params)), how.sde,
         prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]

@@ -6,7 +6,7 @@ diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart
 sigma_small and rescale_timesteps. The network is told the number of the step, rescaled to 0..1000
 if that says so. With learn_sigma it tells the variance of its steps, too.
 
-Reading a ``.pt`` needs the extra ``torch``; nothing in it is run.
+Nothing in a ``.pt`` is run.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import jax
-import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
 from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
+from scoremle.devices import placed
 from scoremle.errors import UserError
-from scoremle.files import read_json
+from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
@@ -83,12 +82,12 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:
                 f"{path}: a .pt does not say its architecture. Write the flags that it was trained"
                 f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
             )
-        flags = read_json(place)
+        flags = read_json(inside(place.parent, place.name))
     check_record(flags, _Diffusion, "the flags")
     network = ADM.from_flags(flags)
     schedule = _schedule(flags)
     sde = SDE("vp", schedule, 1.0)
-    params = jax.tree.map(jnp.asarray, adm_params(pytorch.tensors(path), network))
+    params = placed(adm_params(pytorch.tensors(named(path)), network))
     prediction = noise_fn(
         Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",

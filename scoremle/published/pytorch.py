@@ -10,8 +10,8 @@ Kernels are stored as (out, in, height, width) there, dense ones as (out, in). T
 parameters are a list, in the order of the named ones, without the fixed Fourier frequencies.
 """
 
+import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.data.archive import open_zip
+from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
+from scoremle.files import named, opened
+from scoremle.published import torch_file
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["check_zip", "is_file", "load", "network_parameters", "tensors", "trees"]
+__all__ = ["is_file", "load", "network_parameters", "tensors", "trees"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
 
-# Before, weights_only=True did not keep code from being run (CVE-2025-32434, CVE-2026-24747).
-OLDEST_TORCH = 2, 10
 # Four digits are enough, and no list of parts becomes longer.
 NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
 # Kept beside the parameters, and the same for all networks of a configuration.
@@ -39,45 +39,22 @@ ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 def is_file(path: Path) -> bool:
     """Is this what torch.save writes: a zip with a pickle that names its tensors?"""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    with opened(named(path), MAX_MODEL) as file:
+        return torch_file.is_zip(file)
 
 
 def load(path: Path) -> Any:
     """The content of a .pth, its tensors as arrays. No code in it is run.
 
-    Raises Damaged for one that is damaged, or that would take far more memory than it has bytes;
-    and UserError without PyTorch, or with one that a file can make run code.
+    Raises Damaged for one that is damaged, or that would take far more memory than it has bytes.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path} needs PyTorch: pip install 'scoremle[torch]'") from None
-    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
-        raise UserError(
-            f"{path} is not read by PyTorch {torch.__version__}, which a file can make run code:"
-            " pip install -U 'scoremle[torch]'"
-        )
-    try:
-        if zipfile.is_zipfile(path):
-            check_zip(path)
-        return _arrays(torch.load(path, map_location="cpu", weights_only=True), torch.Tensor)
-    except (Damaged, UserError):
-        raise
-    except Exception as error:
-        # Damaged files come out of pickle, zipfile and torch as every kind of exception.
-        raise Damaged(f"not a PyTorch checkpoint: {type(error).__name__}") from None
-
-
-def check_zip(path: Path) -> None:
-    """Raises Damaged unless the members of a zip are no larger than it, as PyTorch writes them."""
-    with open_zip(path, path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > path.stat().st_size:
-        raise Damaged("not a PyTorch checkpoint: its members are compressed, or overlap")
+    with opened(path, MAX_MODEL) as file:
+        try:
+            return torch_file.read(file, os.fstat(file.fileno()).st_size)
+        except Exception as error:
+            # Damaged files come out of pickletools, zipfile and numpy as every kind of exception.
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise Damaged(f"not a PyTorch checkpoint: {text}") from None
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -122,17 +99,6 @@ def network_parameters(arrays: Arrays) -> dict[str, Any]:
         parts.setdefault(int(match[1]), {})[match[2]] = array
     in_order = [parts.get(number, {}) for number in range(max(parts, default=-1) + 1)]
     return dict(zip(_names(in_order), map(_translated, in_order), strict=True)) if parts else {}
-
-
-def _arrays(content: Any, tensor: Any) -> Any:
-    if isinstance(content, tensor):
-        # Strides of zero make a large tensor of a few bytes.
-        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
-            raise Damaged("a tensor has more numbers than there are in the file")
-        return content.numpy()
-    if isinstance(content, dict):
-        return {name: _arrays(value, tensor) for name, value in content.items()}
-    return [_arrays(v, tensor) for v in content] if isinstance(content, list | tuple) else content
 
 
 def _is_frequencies(name: str) -> bool:

@@ -5,7 +5,7 @@ end in what follows. Written by hand, since the format is shorter than a depende
 """
 
 import json
-import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.bounded import LONGEST_JSON, MAX_MODEL, File, array_bytes
 from scoremle.errors import UserError
-from scoremle.files import write_atomically
+from scoremle.files import named, opened, write_atomically
 
 __all__ = ["is_file", "notes", "read", "write"]
 
@@ -26,8 +27,6 @@ DTYPES = {
 KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
 NOTES = "__metadata__"
-# The format allows 100 MB, of which JSON makes gigabytes. Networks that are read here have 100 kB.
-LONGEST_HEADER = 16 << 20
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -48,42 +47,47 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
 
 def is_file(path: Path) -> bool:
     """Is this a file of tensors, by its ending or by how it begins?"""
-    with path.open("rb") as file:
+    with opened(named(path), MAX_MODEL) as file:
         begin = file.read(9)
     return path.suffix == ".safetensors" or begin[8:] == b"{"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of a file, mapped from disk. Raises UserError if it is damaged."""
-    start, header = _header(path)
-    header.pop(NOTES, None)
-    # Once, since each mapping is an open file, of which a process may have a thousand.
-    content = np.memmap(path, np.uint8, "r")[start:]
+    with opened(path, MAX_MODEL) as file:
+        start, header = _header(file, path)
+        header.pop(NOTES, None)
+        # Once, since each mapping is an open file, of which a process may have a thousand.
+        content = np.memmap(file, np.uint8, "r")[start:]
     try:
-        return {name: _array(content, facts) for name, facts in header.items()}
+        arrays = {name: _array(content, facts) for name, facts in header.items()}
+        if sum(array.nbytes for array in arrays.values()) > len(content):
+            raise ValueError("tensors lie over each other")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no whole safetensors file: {error}") from None
+    return arrays
 
 
 def notes(path: Path) -> dict[str, str]:
     """The notes beside the arrays of a file. Raises UserError if it is damaged."""
-    found = _header(path)[1].get(NOTES, {})
+    with opened(path, MAX_MODEL) as file:
+        found = _header(file, path)[1].get(NOTES, {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise UserError(f"{path} is no whole safetensors file: its notes are no texts")
     return found
 
 
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
+def _header(file: File, path: Path) -> tuple[int, dict[str, Any]]:
     """Where the arrays begin, and what stands before them."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, LONGEST_HEADER):
-            raise UserError(f"{path} is no whole safetensors file: its header is cut off")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is no whole safetensors file: {error}") from None
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    # The format allows 100 MB; networks that are read here have 100 kB.
+    if size < 8 or not 2 <= length <= min(size - 8, LONGEST_JSON):
+        raise UserError(f"{path} is no whole safetensors file: its header is cut off")
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from None
     if not isinstance(header, dict):
         raise UserError(f"{path} is no whole safetensors file: its header is no object")
     return 8 + length, header
@@ -92,10 +96,8 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 def _array(content: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     dtype, shape = KINDS[facts["dtype"]], tuple(facts["shape"])
     begin, end = facts["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError("a shape or a place is no whole number")
-    if not begin <= end <= len(content):
+    if not all(type(n) is int for n in (begin, end)) or not 0 <= begin <= end <= len(content):
         raise ValueError("a tensor lies outside of it")
-    if math.prod(shape) * dtype.itemsize != end - begin:
+    if array_bytes(shape, dtype.itemsize) != end - begin:
         raise ValueError("a tensor has another size than its shape")
     return content[begin:end].view(dtype).reshape(shape)

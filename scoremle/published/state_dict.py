@@ -10,8 +10,8 @@ shapes, numbers of entries) is checked against the bytes that are there before m
 first pass finds the end of the message without building anything.
 """
 
-import math
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from scoremle.files import write_atomically
+from scoremle.bounded import MAX_ENTRIES, MAX_MODEL, array_bytes
+from scoremle.errors import UserError
+from scoremle.files import opened, write_atomically
 from scoremle.training.checkpoints import Damaged
 
 __all__ = ["Tree", "read", "write"]
@@ -29,9 +31,7 @@ Tree = dict[str, Any]
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 CHUNK_BYTES = 2**30
-# The largest published state has 6000 entries; names have 30 letters.
-MAX_ENTRIES = 100_000
-LIMITS = {
+LIMITS = {  # names have 30 letters
     "max_str_len": 1000,
     "max_bin_len": 0,
     "max_array_len": 0,
@@ -50,8 +50,8 @@ DTYPES = {
 def read(path: Path) -> Tree:
     """The nested dict of arrays in a file. Raises Damaged if it is not one, or not whole."""
     try:
-        with path.open("rb") as file:
-            _check_whole(file, path.stat().st_size)
+        with opened(path, MAX_MODEL) as file:
+            _check_whole(file, os.fstat(file.fileno()).st_size)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 maps = _Maps()
                 tree = msgpack.unpackb(
@@ -59,6 +59,8 @@ def read(path: Path) -> Tree:
                 )
     except msgpack.OutOfData:
         raise Damaged("it ends too early") from None
+    except UserError:
+        raise
     except (ValueError, msgpack.UnpackException) as error:
         raise Damaged(f"not a flax checkpoint: {error or type(error).__name__}") from None
     if not isinstance(tree, dict):
@@ -101,7 +103,10 @@ def _joined(tree: Tree) -> np.ndarray:
         shape, chunks = (
             [part[str(i)] for i in range(len(part))] for part in (tree["shape"], tree["chunks"])
         )
-        return np.concatenate(chunks).reshape(_checked(shape))
+        whole = np.concatenate(chunks)
+        if array_bytes(shape, whole.itemsize) != whole.nbytes:
+            raise ValueError("an array whose shape is not that of its chunks")
+        return whole.reshape(shape)
     except (KeyError, TypeError):
         raise ValueError("an array with chunks missing") from None
 
@@ -124,21 +129,15 @@ def _array(content: bytes) -> np.ndarray:
     if not isinstance(parts, list) or len(parts) != 3:
         raise ValueError("an array of other than shape, dtype and bytes")
     shape, name, data = parts
-    if not isinstance(name, bytes) or not isinstance(data, bytes):
+    if not (isinstance(shape, list) and isinstance(name, bytes) and isinstance(data, bytes)):
         raise ValueError("an array of other than shape, dtype and bytes")
     dtype = DTYPES.get(name.decode("ascii", "replace"))
     if dtype is None:
         raise ValueError(f"an array of {name[:20]!r}, which is no numeric type")
-    size = math.prod(_checked(shape)) * dtype.itemsize
+    size = array_bytes(shape, dtype.itemsize)
     if size != len(data):
         raise ValueError(f"an array of {size} bytes by its shape {shape} that has {len(data)}")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _checked(shape: Any) -> list[int]:
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array whose shape is not a list of lengths")
-    return shape
 
 
 def _packed(value: Any) -> msgpack.ExtType:

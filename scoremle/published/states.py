@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from scoremle.errors import UserError
+from scoremle.files import named
 from scoremle.published import pytorch, state_dict
 from scoremle.published.mismatch import mismatch
 from scoremle.published.state_dict import Tree
@@ -52,7 +53,7 @@ def read(path: Path) -> Published:
 def decode(path: Path) -> Published:
     """The same, but raises Damaged."""
     of_torch = path.suffix == ".pth"
-    content = pytorch.load(path) if of_torch else state_dict.read(path)
+    content = (pytorch.load if of_torch else state_dict.read)(named(path))
     try:
         return _of_torch(content) if of_torch else _of_flax(content)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:

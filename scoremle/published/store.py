@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scoremle.files import inside
 from scoremle.published.states import Published, decode, read, train_state
 from scoremle.training.checkpoints import Checkpoints, Restored
 
@@ -20,7 +21,7 @@ def files(folder: Path) -> dict[int, Path]:
         name = path.name.removesuffix(".pth").removesuffix(ASIDE if replaced else "")
         number = name.removeprefix("checkpoint_")
         if number.isdecimal() and path.is_file():
-            found[int(number)] = path
+            found[int(number)] = inside(folder, path.name)
     return found
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 
 from scoremle import devices
 from scoremle.errors import UserError
-from scoremle.files import read_npz, write_npz
+from scoremle.files import named, read_npz, write_npz
 from scoremle.quality import inception
 from scoremle.records import Size, check_record
 from scoremle.resumable import Arrays, in_parts
@@ -107,7 +107,7 @@ def load_inception(path: Path) -> Extractor:
     how = "make it with: scoremle convert-inception WEIGHTS.pth " + str(path.with_suffix(".npz"))
     if not path.is_file():
         raise UserError(f"no Inception weights at {path}; {how}")
-    arrays = read_npz(path)
+    arrays = read_npz(named(path))
     if arrays is None or "source_sha256" not in arrays:
         raise UserError(f"{path} is no file of Inception weights; {how}")
     sha256 = str(arrays.pop("source_sha256"))
@@ -158,7 +158,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
     how = "make it with: scoremle stats DATASET --weights=WEIGHTS.npz --out=" + str(path)
     if not path.is_file():
         raise UserError(f"no reference statistics at {path}; {how}")
-    arrays = read_npz(path)
+    arrays = read_npz(named(path))
     if arrays is None or "pool_3" not in arrays:
         raise UserError(f"{path} is no file of features: it has no pool_3; {how}")
     pool = arrays["pool_3"]

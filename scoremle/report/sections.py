@@ -12,7 +12,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 import scoremle
+from scoremle.bounded import MAX_PICTURE
 from scoremle.evaluation import baselines, tables
+from scoremle.files import read_bytes
 from scoremle.published.families import FAMILIES
 from scoremle.report import charts
 from scoremle.report.charts import Chart
@@ -202,11 +204,13 @@ def _samples(page: Page, subject: Subject) -> None:
     over_time = subject.sample_pictures()
     places = np.unique(np.linspace(0, len(over_time) - 1, min(GRIDS, len(over_time))).astype(int))
     pictures = [
-        Picture(path.read_bytes(), f"step {step:,}", f"a grid of samples at step {step:,}")
+        Picture(
+            read_bytes(path, MAX_PICTURE), f"step {step:,}", f"a grid of samples at step {step:,}"
+        )
         for step, path in (over_time[i] for i in places)
     ]
     if final := subject.final_samples():
-        pictures.append(Picture(final.read_bytes(), f"evaluated: {final.name}",
+        pictures.append(Picture(read_bytes(final, MAX_PICTURE), f"evaluated: {final.name}",
                                 "a grid of samples of the evaluated checkpoint"))  # fmt: skip
     if pictures:
         page.section("Samples", "Those of the training start from the same noise at each step.")

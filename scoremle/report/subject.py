@@ -14,13 +14,15 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from scoremle import data
+from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
 from scoremle.experiment.imported import Imported
 from scoremle.experiment.results import measured, read_results, read_values
 from scoremle.experiment.rules import check_values
-from scoremle.experiment.workdir import Workdir
+from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
+from scoremle.files import inside, read_bytes
 from scoremle.records import is_of
 from scoremle.terminal import in_a_line
 from scoremle.training.writers import Row
@@ -71,7 +73,7 @@ class Result:
 
         Raises UserError for one of other images than the result, or with no finite number.
         """
-        path = self.folder / f"{self.name}.npz"
+        path = inside(self.folder, f"{self.name}.npz")
         values, wanted = read_values(path, name), (self.facts["passes"], self.facts["images"])
         if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
             raise UserError(
@@ -128,13 +130,14 @@ class Subject:
 
         Raises UserError for a line that is no row of numbers.
         """
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        path = inside(self.folder, LOG)
+        content = read_bytes(path, MAX_TEXT) if path.exists() else b""
+        lines = content.decode(errors="replace").splitlines()
         return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
     @property
     def _results_path(self) -> Path:
-        return self.folder / self.eval_folder / RESULTS
+        return inside(self.folder, self.eval_folder, RESULTS)
 
     @cached_property
     def results(self) -> list[Result]:
@@ -142,7 +145,7 @@ class Subject:
 
         Raises UserError for one that lacks what the page tells.
         """
-        found, folder = measured(self._results_path), self.folder / self.eval_folder
+        found, folder = measured(self._results_path), inside(self.folder, self.eval_folder)
         newest = max((r["checkpoint"] for r in found.values()), default=None)
         return [Result(n, r, folder) for n, r in found.items() if r["checkpoint"] == newest]
 
@@ -177,17 +180,17 @@ class Subject:
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
-        named = [(path.stem.removeprefix("step_"), path)
-                 for path in self.folder.glob("samples/step_*.png")]  # fmt: skip
+        named = [(path.stem.removeprefix("step_"), inside(self.folder, SAMPLES, path.name))
+                 for path in inside(self.folder, SAMPLES).glob("step_*.png")]  # fmt: skip
         return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
         """The newest grid of samples of an evaluation."""
         found = sorted(
-            (self.folder / self.eval_folder).glob("samples*.png"),
+            inside(self.folder, self.eval_folder).glob("samples*.png"),
             key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)],
         )
-        return found[-1] if found else None
+        return inside(self.folder, self.eval_folder, found[-1].name) if found else None
 
     def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
         """The package's config that differs least, and the fields that differ: its value, ours."""

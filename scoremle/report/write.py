@@ -5,14 +5,19 @@ from datetime import date
 from pathlib import Path
 
 import scoremle
+from scoremle.bounded import MAX_TEXT
+from scoremle.errors import UserError
+from scoremle.files import inside, is_stream, named, read_bytes
 from scoremle.report import sections
 from scoremle.report.page import Page
 from scoremle.report.subject import Subject
 
-__all__ = ["CHARTS", "write_report"]
+__all__ = ["CHARTS", "MADE_BY", "check_own", "write_report"]
 
 # The folder of the charts, beside the page.
 CHARTS = "charts"
+# Every report says so.
+MADE_BY = "Made by scoremle "
 
 
 def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval") -> None:
@@ -23,8 +28,10 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
         out: the page to write.
         eval_folder: where the results lie in each of them.
 
-    Raises UserError for a folder that is no working directory, and without matplotlib.
+    Raises UserError for a folder that is no working directory, for a page that is there and is no
+    report, and without matplotlib.
     """
+    check_own(out)
     subjects = [Subject(folder, eval_folder) for folder in folders]
     names = [f"{subject.name} ({subject.config.data.dataset})" for subject in subjects]
     if len(subjects) == 1:
@@ -33,10 +40,29 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     else:
         page = Page(f"Comparison of {', '.join(names)}", _made())
         drawn = sections.compare(page, subjects)
-    for chart in drawn:
-        chart.write(out.parent / CHARTS)
-    page.write(out)
+    page.write(out)  # first: it is the sign that the charts beside it may be written over
+    if not is_stream(out):
+        for chart in drawn:
+            chart.write(inside(out.parent, CHARTS, writing=True))
 
 
 def _made() -> str:
-    return f"Made by scoremle {scoremle.__version__} on {date.today():%d %B %Y}."
+    return f"{MADE_BY}{scoremle.__version__} on {date.today():%d %B %Y}."
+
+
+def check_own(out: Path) -> None:
+    """Raises UserError for a page, and for charts beside none, that no report has written."""
+    if is_stream(out):
+        return
+    if out.exists() and not _is_own(out):
+        raise UserError(f"{out} is there, and is no report of scoremle: name another --out")
+    charts = out.parent / CHARTS
+    if charts.exists() and not any(map(_is_own, (out, *out.parent.glob("*.html")))):
+        raise UserError(
+            f"{charts} is there without a report, which would write its charts there: name an"
+            " --out in another folder"
+        )
+
+
+def _is_own(page: Path) -> bool:
+    return page.is_file() and MADE_BY.encode() in read_bytes(named(page), MAX_TEXT)

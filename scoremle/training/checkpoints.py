@@ -21,9 +21,20 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from scoremle.bounded import LONGEST_JSON, MAX_MODEL, array_bytes, check_ratio
 from scoremle.devices import part_axis
 from scoremle.errors import UserError
-from scoremle.files import SEAL, is_writer, make_folder, seal, sync, sync_all, writing
+from scoremle.files import (
+    SEAL,
+    inside,
+    is_writer,
+    make_folder,
+    opened,
+    seal,
+    sync,
+    sync_all,
+    writing,
+)
 from scoremle.records import Count, Number, check_record
 from scoremle.training.checksums import (
     hash_of,
@@ -174,7 +185,7 @@ class Checkpoints:
     def meta(self, number: int) -> dict[str, Any]:
         """The notes saved with a checkpoint, without reading its arrays."""
         try:
-            return _read_record(self.path(number))["meta"]
+            return self._read_record(number)["meta"]
         except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
@@ -182,10 +193,11 @@ class Checkpoints:
         """Reads a checkpoint, of whatever network. Raises UserError if it is damaged."""
         path = self.path(number)
         try:
-            record = _read_record(path)
-            found = dict(named_leaves(_read_tree(path, _read_shapes(path))))
-            if found.keys() != record["leaves"].keys():
+            record, shapes = self._read_record(number), _read_shapes(path)
+            if difference(record["leaves"], leaves(shapes)):
                 raise Damaged("its arrays are not those of its record")
+            _check_shapes(path, shapes)
+            found = dict(named_leaves(_read_tree(path, shapes)))
             # Without its template a tree has another order of leaves.
             _check_sums(path, [(name, found[name]) for name in record["leaves"]], record)
         except Damaged as error:
@@ -200,13 +212,19 @@ class Checkpoints:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
     def _restore(self, template: Any, number: int) -> Restored:
-        path = self.path(number)
-        record = _read_record(path)
+        path, record = self.path(number), self._read_record(number)
         if words := difference(record["leaves"], leaves(template)):
             raise UserError(f"{path} {words}: it belongs to another configuration")
+        _check_shapes(path, template)
         tree = _read_tree(path, template)
         _check_sums(path, named_leaves(tree), record)
         return Restored(tree, record["meta"], number)
+
+    def _read_record(self, number: int) -> dict[str, Any]:
+        """The record of a checkpoint. Raises Damaged for one that can't be trusted."""
+        path = self.path(number)
+        _check_plain(inside(self.folder, path.name))
+        return _read_record(path)
 
     def _place(self, number: int) -> Path:
         return self.folder / f"checkpoint_{number}"
@@ -297,6 +315,25 @@ def _meet() -> None:
 
     everyone = set(range(jax.process_count()))
     multihost.sync_global_processes(f"checkpoint {next(_saves)}", processes=everyone)
+
+
+def _check_plain(path: Path) -> None:
+    """Raises Damaged unless a checkpoint is plain files, since Orbax opens whatever is there.
+
+    Its records are JSON, and in folders of the name d lie the numbers.
+    """
+    try:
+        for place in path.rglob("*"):
+            if place.is_symlink() or not place.is_dir():
+                opened(place, MAX_MODEL if place.parent.name == "d" else LONGEST_JSON).close()
+    except (OSError, UserError) as error:
+        raise Damaged(str(error)) from None
+
+
+def _check_shapes(path: Path, shapes: Any) -> None:
+    """Raises UserError for arrays that are far larger than the files that hold them."""
+    declared = sum(array_bytes(a.shape, a.dtype.itemsize) for a in jax.tree.leaves(shapes))
+    check_ratio(path, declared, sum(place.stat().st_size for place in path.rglob("*")))
 
 
 def _read(path: Path, **items: Any) -> Any:

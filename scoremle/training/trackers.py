@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError
-from scoremle.files import read_json, write_json
+from scoremle.files import inside, read_json, write_json
 from scoremle.training.writers import Row, TensorBoard, Writer
 
 __all__ = ["PROJECT", "TRACKERS", "Run", "run_name"]
@@ -57,7 +57,7 @@ class Tracker(abc.ABC):
         """A library forgets nothing: of rows that come again, it keeps what it likes."""
         if not self._begun:
             path = self._run.folder / KEPT
-            kept = read_json(path) if path.exists() else {}
+            kept = read_json(inside(path.parent, KEPT)) if path.exists() else {}
             known = kept.get(self._library)
             if not isinstance(known, str | None):
                 raise UserError(f"{path}: {self._library} must be text: mend it, or remove it")

@@ -9,8 +9,9 @@ import math
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
-from scoremle.files import sync, write_atomically, writing
+from scoremle.files import handle_of, read_bytes, sync, write_atomically, writing
 from scoremle.progress import Progress
 from scoremle.records import is_of
 
@@ -64,15 +65,16 @@ class JsonLines:
         self._path = path
 
     def rewind(self, step: int) -> None:
-        old = self._path.read_text(errors="replace") if self._path.exists() else ""
-        kept = [line + "\n" for line in old.splitlines() if _step_of(line) <= step]
+        old = read_bytes(self._path, MAX_TEXT) if self._path.exists() else b""
+        lines = old.decode(errors="replace").splitlines()
+        kept = [line + "\n" for line in lines if _step_of(line) <= step]
         with write_atomically(self._path) as new:
             new.write_text("".join(kept))
 
     def write(self, step: int, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
         with writing(self._path):
-            with self._path.open("a") as file:
+            with open(self._path, "a", opener=handle_of) as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
             sync(self._path)  # a checkpoint that comes later leaves no gap behind it
 

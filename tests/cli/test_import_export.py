@@ -147,7 +147,13 @@ def test_a_card_says_what_was_measured_of_the_checkpoint(tiny, tmp_path, capsys)
     row = f"{result['mean']:.4f} loss | {result['stderr']:.4f} |  | 30 test images, not the whole"
     assert text.count(row) == 1
     assert "| data | digits: 8x8x1, 17 grey levels |" in text and "scoremle score x.saf" in text
-    assert cli.main(["export", str(workdir), str(path), "--card", "--checkpoint=2"]) == 0
+    again = ["export", str(workdir), str(path), "--card", "--checkpoint=1"]
+    assert cli.main(again) == 2 and f"{path} is there: --force" in capsys.readouterr().err
+    path.unlink()
+    assert cli.main(again) == 2 and f"{path}.md is there: --force" in capsys.readouterr().err
+    assert cli.main([*again, "--force"]) == 0 and path.exists()
+    assert cli.main(["export", str(workdir), "/dev/null"]) == 0
+    assert not Path("/dev/null.json").exists()
 
 
 def test_a_name_that_the_file_contradicts_is_refused(tiny, tmp_path, capsys):

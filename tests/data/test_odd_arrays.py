@@ -90,7 +90,8 @@ def test_labels_that_are_kept(labels, numbers, tmp_path):
 
 def test_an_array_in_the_order_of_fortran(tmp_path):
     np.savez(tmp_path / "x.npz", train=np.asfortranarray(IMAGES), test=IMAGES)
-    found = load_npz(tmp_path / "x.npz")
+    with (tmp_path / "x.npz").open("rb") as file:
+        found = load_npz(file, "x.npz")
     np.testing.assert_array_equal(found["train"], IMAGES)
     assert prepare(tmp_path, train=np.asfortranarray(IMAGES), test=IMAGES) == 0
     np.testing.assert_array_equal(Prepared(tmp_path / "made").images("train"), IMAGES)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle import data
+from scoremle import data, files
 from scoremle.data import archive as sources
 from scoremle.data.readers import pictures as reading_pictures
 from scoremle.data.readers.base import Options, UnusableImage
@@ -656,7 +656,7 @@ def test_archives_that_cannot_be_read(tmp_path, prepare, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(files, "handle_of", refuse)
     with pytest.raises(UserError, match=r"x\.zip: cannot be read: Permission denied$"):
         prepare("images", path)
 

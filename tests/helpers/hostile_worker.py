@@ -1,7 +1,8 @@
 """Reads hostile files in processes of little memory: ``hostile_worker.py read|fuzz ...``.
 
-``read NAME PATH ...`` prepares each data set, and prints a line for each: how its process ended
-(0, or minus the signal), and what its UserError said. ``fuzz COUNT SEED PATH ...`` unpickles that
+``read NAME PATH ...`` prepares each data set, or reads each file by the reader of that name, and
+prints a line for each: how its process ended (0, or minus the signal), how many seconds it
+computed, and what its UserError said. ``fuzz COUNT SEED PATH ...`` unpickles that
 many mutations of the files, and prints how many could be read and how many were refused.
 """
 
@@ -18,10 +19,12 @@ import numpy as np
 import pyarrow.parquet  # noqa: F401  # before memory is limited
 import scipy.io  # noqa: F401
 
-from scoremle import data
+from scoremle import data, published
 from scoremle.data.readers.cifar import unpickle_rows
+from scoremle.data.readers.messy import look_through
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
+from scoremle.published import pytorch, safetensors
 
 # On top of what the process has. No bomb may need it.
 MEMORY = 400 << 20
@@ -36,11 +39,31 @@ def limit() -> None:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
 
+def pictures(path: Path) -> None:
+    """Raises UserError for the first that can't be taken."""
+    looks, _ = look_through(path, (8, 8, 3), "resize", lambda done: None)
+    for look in looks:
+        if look.pixels is None:
+            raise UserError(f"{look.name}: {look.reason}")
+
+
+# Of files that are no data sets.
+READERS = {
+    "pictures": pictures,
+    "parameters of PyTorch": pytorch.tensors,
+    "parameters": lambda path: [np.array(array) for array in safetensors.read(path).values()],
+    "a training state": published.read,
+}
+
+
 def read(name: str, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            options = data.Options(size=64) if name == "celeba" else data.Options()
-            data.DATASETS[name].prepare(Path(path), options, Path(folder) / "prepared")
+            if name in READERS:
+                READERS[name](Path(path))
+            else:
+                options = data.Options(size=64) if name == "celeba" else data.Options()
+                data.DATASETS[name].prepare(Path(path), options, Path(folder) / "prepared")
             text = "read"
         except UserError as error:
             text = str(error)
@@ -58,8 +81,9 @@ def read_all(arguments: list[str]) -> None:
             read(name, path)
             sys.stdout.flush()
             os._exit(0)
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(f"\t{ended}")
+        _, status, used = os.wait4(child, 0)
+        seconds = used.ru_utime + used.ru_stime
+        print(f"\t{seconds:.1f}\t{os.waitstatus_to_exitcode(status)}")
 
 
 # What mutations put in: commands, and the texts that types are made of.

@@ -128,7 +128,7 @@ def test_a_size_that_no_image_has(side):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [([float("inf")], "no whole number"), ("4", "no whole number"), ([-2, -2], "no whole number"),
+    [([float("inf")], "whole numbers"), ("4", "whole numbers"), ([-2, -2], "whole numbers"),
      ([5], "another size than its shape"), (4, "not iterable"), ([0, 2**70], "")],
 )  # fmt: skip
 def test_a_shape_of_a_tensor(shape, words, tmp_path):
@@ -201,7 +201,7 @@ def test_a_header_of_tensors_is_bounded(tmp_path):
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 1 << 25) + b"{")
-        file.truncate(1 << 30)
+        file.truncate(1 << 26)
     with pytest.raises(UserError, match="its header is cut off"):
         safetensors.read(path)
 

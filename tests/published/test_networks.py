@@ -254,11 +254,39 @@ def test_no_code_in_a_pth_is_run(tmp_path, monkeypatch):
     assert not (tmp_path / "harm_was_done").exists()
 
 
-def test_a_pth_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
+def plain(content):
+    """Without an order of names."""
+    if isinstance(content, dict):
+        return {name: plain(value) for name, value in content.items()}
+    return [*map(plain, content)] if isinstance(content, list | tuple) else content
+
+
+@pytest.mark.parametrize("as_a_zip", [True, False])
+def test_what_pytorch_saves_is_read_without_it(as_a_zip, tmp_path, monkeypatch):
+    """Containers, types, views and tied weights; a file of before version 1.6 is no zip."""
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    adam = torch.optim.Adam(module.parameters())
+    module(torch.ones(5, 3)).sum().backward()
+    adam.step()
+    numbers = torch.arange(24.0).reshape(4, 6)
+    content = {
+        "model": module.state_dict(), "optimizer": adam.state_dict(), "tied": [numbers, numbers],
+        "ema": {"shadow_params": [*module.parameters()], "decay": 0.999}, "step": 7, "none": None,
+        "views": (numbers.T, numbers[1:3], numbers[:, ::2], torch.zeros(0), torch.tensor(3)),
+        "types": [numbers.to(kind) for kind in (torch.float64, torch.float16, torch.bfloat16,
+                                                torch.int64, torch.uint8, torch.bool)],
+    }  # fmt: skip
+    path = tmp_path / "m.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=as_a_zip)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    (tmp_path / "checkpoint_1.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"pip install 'scoremle\[torch\]'"):
-        published.read(tmp_path / "checkpoint_1.pth")
+    found = jax.tree.leaves(pytorch.load(path))
+    for one, other in zip(found, jax.tree.leaves(plain(content)), strict=True):
+        if isinstance(other, torch.Tensor):
+            kind = str(other.dtype).removeprefix("torch.")
+            assert str(one.dtype) == kind and one.shape == tuple(other.shape)
+            one, other = one.astype(float), other.detach().double().numpy()
+        np.testing.assert_array_equal(one, other)
 
 
 def test_numbers_of_files(tmp_path):

@@ -25,7 +25,7 @@ DIFFUSION = {"noise_schedule": "cosine", "diffusion_steps": STEPS, "rescale_time
 
 @pytest.fixture
 def load(golden, monkeypatch, tmp_path):
-    """A small model, class-conditional; its tensors in place of a .pt, which needs PyTorch."""
+    """A small model, class-conditional; its tensors in place of a .pt."""
     arrays = golden("adm_guided")
 
     def load(**flags):

@@ -13,7 +13,6 @@ from helpers.tiny_runs import params_of
 import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
-from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import pytorch
@@ -151,13 +150,3 @@ def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-def test_a_pytorch_that_a_file_can_make_run_code_reads_none(tmp_path, monkeypatch):
-    path = tmp_path / "weights.pth"
-    torch.save({"a": torch.zeros(2)}, path)
-    assert pytorch.load(path)["a"].tolist() == [0, 0]
-    for version in ("2.9.1+cpu", "1.13.1"):
-        monkeypatch.setattr(torch, "__version__", version)
-        with pytest.raises(UserError, match=r"weights\.pth is not read by PyTorch [12]"):
-            pytorch.load(path)

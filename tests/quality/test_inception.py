@@ -5,7 +5,6 @@ Tolerances are in units of the mean size of a feature. Rounding makes 4e-6 of it
 in averages 0.6, and an average in place of the last maximum 3.
 """
 
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -169,15 +168,6 @@ def test_converting_a_file(torch_file, state, tmp_path, capsys):
     normalised = ((weight * x).sum((1, 2, 3)) - mean) / np.sqrt(var + 1e-3) * scale + shift
     folded = (kernel * x.transpose(1, 2, 0)[..., None]).sum((0, 1, 2)) + bias
     np.testing.assert_allclose(folded, normalised, rtol=1e-4, atol=1e-4)
-
-
-def test_converting_needs_the_extra(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    file = tmp_path / "weights.pth"
-    file.touch()
-    assert cli.main(["convert-inception", str(file), "out.npz"]) == 2
-    error = f"scoremle: error: {file} needs PyTorch: pip install 'scoremle[torch]'\n"
-    assert capsys.readouterr().err == error
 
 
 def test_mistakes_in_converting(torch_file, tmp_path, capsys):

@@ -6,6 +6,7 @@ are not random: they stand beside it.
 """
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
 from scoremle.evaluation.statistics import difference
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.experiment.results import read_results, read_values
+from scoremle.files import inside, named, read_bytes
 from scoremle.terminal import say
 
 __all__ = ["run"]
@@ -129,8 +132,9 @@ def _read(place: Path) -> dict[str, Measured]:
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
-        facts = read_results(place.with_name(RESULTS)).get(place.stem)
-        return {_kind(place.stem): _of_arrays(place, facts if isinstance(facts, dict) else {})}
+        facts = read_results(inside(place.parent, RESULTS)).get(place.stem)
+        known = facts if isinstance(facts, dict) else {}
+        return {_kind(place.stem): _of_arrays(named(place), known)}
     for folder in (place, place / "eval"):
         if (folder / RESULTS).is_file():
             return _of_results(folder)
@@ -146,11 +150,13 @@ def _kind(name: str) -> str:
 
 
 def _of_results(folder: Path) -> dict[str, Measured]:
-    results = read_results(folder / RESULTS)
+    results = read_results(inside(folder, RESULTS))
     of_bpd = [n for n, facts in results.items()
               if isinstance(facts, dict) and facts.get("metric") == "bpd"]  # fmt: skip
     newest = sorted(of_bpd, key=lambda name: results[name].get("checkpoint", 0))
-    return {_kind(name): _of_arrays(folder / f"{name}.npz", results[name]) for name in newest}
+    return {
+        _kind(name): _of_arrays(inside(folder, f"{name}.npz"), results[name]) for name in newest
+    }
 
 
 def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
@@ -162,9 +168,9 @@ def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
 
 
 def _of_scores(path: Path) -> Measured:
+    content = read_bytes(named(path), MAX_TEXT)
     try:
-        with path.open(newline="") as file:
-            table = list(csv.DictReader(file))
+        table = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
         rows = [row for row in table if row["bpd"]]  # a file that was left out has none
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")

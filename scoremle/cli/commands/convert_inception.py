@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
+from scoremle.files import named, opened
 from scoremle.published import pytorch
 from scoremle.quality.features import PUBLISHED_SHA256, write_inception
 from scoremle.quality.inception import from_torch
@@ -34,7 +36,8 @@ def run(options: Any) -> None:
         params = from_torch(state)
     except UserError as error:
         raise UserError(f"{options.weights} {error}: it is not the Inception of FID") from None
-    sha256 = hashlib.sha256(options.weights.read_bytes()).hexdigest()
+    with opened(named(options.weights), MAX_MODEL) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     write_inception(options.out, params, sha256)
     say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
     say(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
@@ -46,7 +49,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"no file {path}")
     try:
-        items = pytorch.load(path).items()
+        items = pytorch.load(named(path)).items()
     except (Damaged, AttributeError) as error:
         raise UserError(f"{path} is no state dict of PyTorch ({error})") from None
     return {str(name): v.astype(np.float32) for name, v in items if isinstance(v, np.ndarray)}

@@ -17,7 +17,7 @@ from scoremle.experiment.card import card
 from scoremle.experiment.exported import notes, write_record
 from scoremle.experiment.results import measured
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import write_atomically
+from scoremle.files import is_stream, write_atomically
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors, state_dict
 from scoremle.terminal import say
@@ -43,10 +43,10 @@ def run(options: Any) -> None:
         say(f"checkpoint {number}, step {step}: written to {path}")
     else:
         state_dict.write(path, _as_published(experiment, restored))
-        record = write_record(place, path)
-        say(f"checkpoint {number}, step {step}: written to {path}; what it is, to {record}")
+        beside = "" if is_stream(path) else f"; what it is, to {write_record(place, path)}"
+        say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
-        results = place.folder / "eval" / "results.json"
+        results = place.inside("eval", "results.json")
         text = card(place, experiment, restored, measured(results), path)
         beside = path.with_name(f"{path.name}.md")
         with write_atomically(beside) as temporary:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scoremle.errors import UserError
 from scoremle.experiment.models import is_model_alone, is_published
+from scoremle.files import inside, is_stream
 from scoremle.report.write import CHARTS, write_report
 from scoremle.terminal import say
 
@@ -16,9 +17,10 @@ def run(options: Any) -> None:
     """Writes the page, and says where it is."""
     for place in options.workdirs:
         _check(str(place))
-    out = options.out or options.workdirs[0] / "report" / "index.html"
+    out = options.out or inside(options.workdirs[0], "report", writing=True) / "index.html"
     write_report(options.workdirs, out, eval_folder=options.eval_folder)
-    say(f"report: {out}; its charts as SVG and PNG: {out.parent / CHARTS}")
+    charts = "" if is_stream(out) else f"; its charts as SVG and PNG: {out.parent / CHARTS}"
+    say(f"report: {out}{charts}")
 
 
 def _check(place: str) -> None:

@@ -26,6 +26,7 @@ from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, prepared
+from scoremle.files import is_stream
 from scoremle.report.scores import MEANING, About, write_page
 from scoremle.resumable import missing
 from scoremle.terminal import say
@@ -54,7 +55,8 @@ def run(options: Any) -> dict[str, Any] | Partly:
     )  # fmt: skip
     for note in found.notes:
         say(*tables.wrapped(note))
-    above = options.out.with_name(f"{options.out.name}.parts")
+    beside = Path() if is_stream(options.out) else options.out.parent
+    above = beside / f"{options.out.name}.parts"
     parts = folder_of_parts(above, found, options.model, images, options.seed)
     if options.shard:
         return _score_share(found, images, options, parts)

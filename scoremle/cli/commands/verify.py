@@ -7,20 +7,29 @@ with the checksums that they have. What is damaged is a line: what, where, what 
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from scoremle import published
+from scoremle.bounded import LONGEST_JSON, MAX_MODEL, MAX_PICTURE, MAX_TEXT, open_zip
 from scoremle.data import Prepared, is_prepared
-from scoremle.data.archive import open_zip
 from scoremle.errors import UserError
 from scoremle.experiment.results import read_results
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import SEAL, read_json, read_npz, read_sealed
-from scoremle.published import pytorch, safetensors
+from scoremle.files import (
+    SEAL,
+    inside,
+    named,
+    opened,
+    read_bytes,
+    read_json,
+    read_npz,
+    read_sealed,
+)
+from scoremle.published import pytorch, safetensors, torch_file
 from scoremle.resumable import read_part
 from scoremle.terminal import in_a_line, say
 from scoremle.training.checkpoints import Checkpoints, Damaged
@@ -45,7 +54,7 @@ def run(options: Any) -> None:
     path = options.path
     if not path.exists():
         raise UserError(f"there is no folder or file {path}")
-    found = list(verify(path))
+    found = list(verify(named(path)))
     if not found:
         raise UserError(f"{path} holds nothing that could be verified")
     for line in (damaged := list(dict.fromkeys(each for each in found if isinstance(each, str)))):
@@ -56,18 +65,35 @@ def run(options: Any) -> None:
         raise UserError(f"{path}: {len(damaged)} damaged, as listed")
 
 
-def verify(path: Path) -> Iterator[bool | str]:
-    """For each thing at a place and below it: whether a checksum agreed, or what is damaged."""
+def verify(path: Path, folder: Path | None = None) -> Iterator[bool | str]:
+    """For each thing at a place and below it: whether a checksum agreed, or what is damaged.
+
+    ``folder`` is where the place was found; None: the user named it.
+    """
     kind = next((kind for kind in KINDS if kind.is_one(path)), None)
-    if kind:
+    if folder and path.is_symlink():
+        yield from _linked(path, folder, path.is_dir() or kind is not None)
+    elif kind:
         yield _verified(path, kind)
     elif path.is_dir():
-        if (path / "config.json").is_file() and Workdir(path).begun:
+        if _is_workdir(path):
             yield _verified(path, WORKDIR)
-        for inside in sorted(path.iterdir()):
+        for below in sorted(path.iterdir()):
             # What is hidden, or has these endings, is on its way in or out.
-            if not inside.name.startswith(".") and inside.suffix not in (".new", ".old"):
-                yield from verify(inside)
+            if not below.name.startswith(".") and below.suffix not in (".new", ".old"):
+                yield from verify(below, folder or path)
+
+
+def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
+    """A line if a link leads nowhere, or out; its target in the folder is verified there."""
+    try:
+        link.stat()
+        inside(folder, str(link.relative_to(folder)))
+    except UserError as error:
+        if matters:
+            yield str(error)
+    except OSError as error:
+        yield f"{link}: {error.strerror}; remove it"
 
 
 def _verified(path: Path, kind: Kind) -> bool | str:
@@ -107,7 +133,7 @@ def _records(path: Path) -> bool:
 
 def _results(path: Path) -> bool:
     read_results(path)
-    return f'"{SEAL}"' in path.read_text()
+    return f'"{SEAL}"'.encode() in read_bytes(path, LONGEST_JSON)
 
 
 def _json(path: Path) -> bool:
@@ -134,18 +160,20 @@ def _safetensors(path: Path) -> bool:
 
 def _tensors(path: Path) -> bool:
     """Of PyTorch: a zip with a checksum of each member, or a file of an old kind without."""
-    if not zipfile.is_zipfile(path):
-        pytorch.load(path)
-        return False
-    with _damage(), open_zip(path, path) as archive:
-        pytorch.check_zip(path)
-        if name := archive.testzip():
-            raise ValueError(name)
+    with opened(path, MAX_MODEL) as file:
+        if not zipfile.is_zipfile(file):
+            pytorch.load(path)
+            return False
+        with _damage(), open_zip(file, path) as archive:
+            torch_file.check_zip(archive, path.stat().st_size)
+            if name := archive.testzip():
+                raise ValueError(name)
     return True
 
 
 def _lines(path: Path) -> bool:
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    text = read_bytes(path, MAX_TEXT).decode(errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             json.loads(line)
         except (ValueError, RecursionError):
@@ -154,8 +182,8 @@ def _lines(path: Path) -> bool:
 
 
 def _picture(path: Path) -> bool:
-    with _damage(), Image.open(path) as picture:
-        picture.verify()
+    with _damage(), opened(path, MAX_PICTURE) as file:
+        Image.open(file, formats=["PNG"]).verify()
     return True
 
 
@@ -170,6 +198,12 @@ def _damage() -> Iterator[None]:
 
 def _ends(*suffixes: str) -> Callable[[Path], bool]:
     return lambda path: path.suffix in suffixes and path.is_file()
+
+
+def _is_workdir(path: Path) -> bool:
+    with suppress(UserError):  # a link in the place of a folder, which is named for itself
+        return (path / "config.json").is_file() and Workdir(path).begun
+    return False
 
 
 def _is_checkpoint(path: Path) -> bool:

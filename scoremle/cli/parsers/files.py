@@ -54,6 +54,7 @@ def export_parser() -> Parser:
         " import takes",
     )  # fmt: skip
     parser.add_argument("--checkpoint", type=int, help="its number; the newest if left out")
+    parser.add_argument("--force", action="store_true", help="write over files that are there")
     parser.add_argument(
         "--card", action="store_true", help="write a model card too, from the results: PATH.md"
     )
@@ -68,7 +69,7 @@ def convert_inception_parser() -> Parser:
             "scoremle convert-inception weights-inception-2015-12-05-6726825d.pth fid.npz",
         ),
         description="The Inception weights of PyTorch's FID packages, as the npz that eval and"
-        " stats take. Needs the extra torch.",
+        " stats take.",
     )
     parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
     parser.add_argument("out", type=Path, help="the npz to write")

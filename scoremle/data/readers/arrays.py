@@ -5,26 +5,20 @@ or one array to be divided; ``train_labels``, ``test_labels`` or ``labels`` may 
 ``levels`` says how many grey levels there are if not 256.
 """
 
-import io
-import math
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from scoremle.bounded import MAX_ARRAYS, MAX_FILE, File, npy_header
+from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_uint8
-from scoremle.data.archive import (
-    MAX_FILE,
-    MAX_HEADER,
-    Source,
-    check_size,
-    hash_files,
-    open_zip,
-    read_member,
-)
+from scoremle.data.archive import Source, hash_files, listing
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError
+from scoremle.files import named, opened
 
 __all__ = ["check_images", "load_npy", "load_npz", "map_npy", "read_arrays"]
 
@@ -34,15 +28,17 @@ SPLITS = ("train", "test", "val")
 
 def read_arrays(path: Path, options: Options) -> Reading:
     """The images of a .npy or .npz, or of the .npy files of a folder, as they are."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-        raise UserError(f"{path} is neither a file nor a folder")
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")
     if path.suffix == ".npz":
-        arrays = load_npz(path)
+        with opened(named(path), MAX_FILE) as file:
+            arrays = load_npz(file, str(path))
     else:
-        files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-        arrays = {file.stem: load_npy(file) for file in files}
+        files = {Path(name): file for name, file in listing(path).items()}
+        arrays = {
+            name.stem: load_npy(file)
+            for name, file in files.items() if name.suffix == ".npy" and len(name.parts) == 1
+        }  # fmt: skip
     levels = _levels(arrays.pop("levels", np.asarray(256)), path)
     if path.is_dir():
         sha256 = partial(hash_files, path, lambda name: name.endswith(".npy"))
@@ -124,45 +120,27 @@ def load_npy(file: Path) -> np.ndarray:
     """A .npy, mapped and not read. Raises UserError for one that is damaged."""
     try:
         return map_npy(file)
+    except UserError:
+        raise
     except Exception as error:  # a damaged header may raise anything
         raise UserError(_damaged(str(file), error)) from error
 
 
 def map_npy(file: Path) -> np.ndarray:
     """A .npy, mapped and not read; what is wrong with it may raise any exception."""
-    with file.open("rb") as stream:
-        start = stream.read(12)
-    # By version 1 its length is of 2 bytes. numpy reads the header before it looks at its length.
-    if start[6:7] != b"\x01" and int.from_bytes(start[8:], "little") > MAX_HEADER:
-        raise ValueError(f"its header has more than {MAX_HEADER} bytes")
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    with opened(file, MAX_ARRAYS) as stream:
+        found = npy_header(stream, os.fstat(stream.fileno()).st_size)
+        return np.memmap(stream, found.kind, "r", found.start, found.shape, found.order)
 
 
-def load_npz(file: Path | bytes, where: str = "") -> dict[str, np.ndarray]:
-    """All arrays of a .npz, or of its content. Pickled objects and bombs are refused."""
-    where = where or str(file)
+def load_npz(file: File, where: str) -> dict[str, np.ndarray]:
+    """All arrays of a .npz. Pickled objects and bombs are refused."""
     try:
-        with open_zip(file, where) as archive:
-            infos = archive.infolist()
-            check_size(where, sum(info.file_size for info in infos), MAX_FILE)
-            members = ((info.filename, read_member(archive, info)) for info in infos)
-            return {name.removesuffix(".npy"): _array(content) for name, content in members}
+        return arrays_of(file, where)
     except UserError:
         raise
     except Exception as error:  # a damaged zip or header may raise anything
         raise UserError(_damaged(where, error)) from error
-
-
-def _array(content: bytes) -> np.ndarray:
-    """A .npy, without a copy. numpy makes room for the shape that is claimed; here it must fit."""
-    stream, form = io.BytesIO(content), np.lib.format
-    headers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
-    shape, fortran, kind = headers[form.read_magic(stream)](stream)
-    if kind.hasobject:
-        raise ValueError("Python objects")
-    if math.prod(shape) * kind.itemsize != len(content) - stream.tell():
-        raise ValueError("its shape contradicts its size")
-    return np.ndarray(shape, kind, content, stream.tell(), order="F" if fortran else "C")
 
 
 def _damaged(where: str, error: Exception) -> str:

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scoremle.data.archive import Source, read_bytes
+from scoremle.bounded import MAX_PARTITION, MAX_PICTURE
+from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import FITS, MAX_PICTURE, Decoder, chunked, is_picture
+from scoremle.data.readers.pictures import FITS, Decoder, chunked, is_picture
 from scoremle.errors import UserError
+from scoremle.files import inside, read_bytes
 
 __all__ = ["read_celeba"]
 
 PARTITION = "list_eval_partition.txt"
-MAX_PARTITION = 64 << 20
 SPLITS = {"0": "train", "1": "test"}
 CROP = 140
 
@@ -62,7 +63,8 @@ def _partition(path: Path) -> dict[str, str]:
     file = next(iter(sorted(path.rglob(PARTITION))), None)
     if file is None:
         raise UserError(f"{path}: no {PARTITION} in it, which says what is for training")
-    text = read_bytes(file, MAX_PARTITION).decode(errors="replace")
+    content = read_bytes(inside(path, str(file.relative_to(path))), MAX_PARTITION)
+    text = content.decode(errors="replace")
     lines = [line.split() for line in text.splitlines() if line]
     if not lines or any(len(line) != 2 or line[1] not in "012" for line in lines):
         raise UserError(f"{file}: not lines of a file's name and 0, 1 or 2; fetch it again")

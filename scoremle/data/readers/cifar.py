@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from scoremle.bounded import MAX_BATCH
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.data.unpickle import unpickle
@@ -18,8 +19,6 @@ from scoremle.errors import UserError
 __all__ = ["from_rows", "read_cifar10", "read_cifar100", "unpickle_rows"]
 
 PIXELS = 3 * 32 * 32
-# All batches are held at once. The largest, CIFAR-100's for training, has 155 MB.
-MAX_BATCH = 256 << 20
 
 
 def read_cifar10(path: Path, options: Options) -> Reading:

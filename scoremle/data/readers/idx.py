@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scoremle.data.archive import MAX_FILE, check_size, hash_files, read_start
+from scoremle.bounded import MAX_FILE, check_size
+from scoremle.data.archive import hash_files, read_start
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.pictures import fitted
 from scoremle.errors import UserError
+from scoremle.files import inside
 
 __all__ = ["read_emnist", "read_idx", "read_images"]
 
@@ -95,7 +97,7 @@ def _find(folder: Path, split: str, ending: str) -> Path:
     if not names:
         name = f"{SPLITS[split][0]}-{ending}"
         raise _Missing(f"neither {name} nor {name}.gz in {folder}")
-    return names.pop()
+    return inside(folder, names.pop().name)
 
 
 def read_images(file: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ resized in another way. Bits/dim on one say nothing about the other: the version
 format, and stands in everything that is written.
 """
 
+import io
 import itertools
 import re
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def _new(files: Files, source: Source) -> Iterator[Chunk]:
     for name, content in files:
         where = f"{source.path}: {name}"
         if name.endswith(".npz"):
-            images, labels = rows_and_labels(load_npz(content, where), where)
+            images, labels = rows_and_labels(load_npz(io.BytesIO(content), where), where)
         else:
             images, labels = unpickle_rows(content, where)
         split = "train" if name.rsplit("/", 1)[-1].startswith("train") else "test"

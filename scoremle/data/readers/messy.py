@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.pictures import MAX_PICTURE, opened
+from scoremle.data.readers.pictures import decoded, in_mode, is_animated, smallest_alpha, strips
 
 __all__ = [
     "ANY_FITS", "KINDS", "UNKNOWN", "Look", "as_taken", "in_levels", "is_heic", "is_known",
@@ -120,7 +121,11 @@ def as_taken(
         raise UnusableImage(NEEDS_HEIC)
     formats = (*FORMATS, "HEIF") if heic else FORMATS
     changes: Changes = []
-    image, turned = opened(content, formats, lambda image, content: _note(image, content, changes))
+
+    def note(image: Image.Image, content: bytes) -> None:
+        _note(image, content, changes)
+
+    image, turned = decoded(content, formats, note)
     changes += [TURNED] * turned
     image = _recoloured(_plain(image, changes), shape[2], changes)
     if image.size != (shape[1], shape[0]):
@@ -142,7 +147,7 @@ def _heif() -> bool:
 
 def _note(image: Image.Image, content: bytes, changes: Changes) -> None:
     """What opening a picture alone does to it: Pillow says nothing of that."""
-    changes += [FIRST_FRAME] * (getattr(image, "n_frames", 1) > 1)
+    changes += [FIRST_FRAME] * is_animated(image)
     depth = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
     depth = max(depth, int(image.info.get("bit_depth", 8)))
     if image.format == "PNG":
@@ -161,25 +166,30 @@ def _plain(image: Image.Image, changes: Changes) -> Image.Image:
     grey = image.mode in OF_GREY
     try:
         if image.mode in OF_ALPHA or "transparency" in image.info:
-            image = _on_white(image.convert("RGBA"), changes)
-        return image.convert("L" if grey else "RGB")
+            return _on_white(image, "L" if grey else "RGB", changes)
+        return in_mode(image, "L" if grey else "RGB")
     except ValueError:
         raise UnusableImage(f"its colours are {image.mode}; save it as RGB") from None
 
 
-def _on_white(image: Image.Image, changes: Changes) -> Image.Image:
-    opaque = image.getchannel("A").getextrema()[0] == 255
-    changes.append(OPAQUE if opaque else ON_WHITE)
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+def _on_white(image: Image.Image, mode: str, changes: Changes) -> Image.Image:
+    changes.append(OPAQUE if smallest_alpha(image) == 255 else ON_WHITE)
+    whole, top = Image.new(mode, image.size), 0
+    for part in strips(image):
+        white = Image.new("RGBA", part.size, "white")
+        white.alpha_composite(part.convert("RGBA"))
+        whole.paste(white.convert(mode), (0, top))
+        top += part.height
+    return whole
 
 
 def _recoloured(image: Image.Image, channels: int, changes: Changes) -> Image.Image:
     """With so many channels. Colours that are all grey lose nothing."""
     if channels == 1 and image.mode == "RGB":
-        red, green, blue = (np.asarray(band) for band in image.split())
-        changes += [GREY] * (not ((red == green) & (green == blue)).all())
+        parts = map(np.asarray, strips(image))
+        changes += [GREY] * (not all((part == part[..., :1]).all() for part in parts))
     changes += [RGB] * (channels == 3 and image.mode == "L")
-    return image.convert("L" if channels == 1 else "RGB")
+    return in_mode(image, "L" if channels == 1 else "RGB")
 
 
 # Other sizes -------------------------------------------------------------------------------------

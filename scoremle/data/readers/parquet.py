@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.data.archive import Source, check_ratio
+from scoremle.bounded import MAX_FILE, check_ratio
+from scoremle.data.archive import Source
 from scoremle.data.readers.base import (
     Chunk,
     Options,
@@ -22,6 +23,7 @@ from scoremle.data.readers.base import (
 from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError
+from scoremle.files import opened
 
 __all__ = ["count_rows", "is_parquet", "parquet_rows", "read_parquet"]
 
@@ -48,7 +50,8 @@ def count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
     try:
-        return int(pq.ParquetFile(path).metadata.num_rows)
+        with opened(path, MAX_FILE) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
         raise UserError(_damaged(str(path), error)) from error
 

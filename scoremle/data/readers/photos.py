@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import LEFT_OUT, MAX_PICTURE, Decoder, is_picture
+from scoremle.data.readers.pictures import LEFT_OUT, Decoder, is_picture
 from scoremle.errors import UserError
 
 __all__ = ["patches", "read_photos"]

@@ -7,6 +7,7 @@ first picture's channels are those of all, unless 1 or 3 are asked for.
 """
 
 import io
+import math
 import re
 import warnings
 from collections import Counter
@@ -17,26 +18,34 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from scoremle.bounded import MAX_PICTURE, MAX_PIXELS, MAX_SCANNED
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
 from scoremle.errors import UserError
 
 __all__ = [
-    "FITS", "MAX_PICTURE", "Decoder", "chunked", "fitted", "is_picture", "opened",
-    "read_pictures", "split_of",
+    "FITS", "Decoder", "chunked", "decoded", "fitted", "in_mode", "is_animated", "is_picture",
+    "read_pictures", "smallest_alpha", "split_of", "strips",
 ]  # fmt: skip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# Above this Pillow itself warns of a decompression bomb.
-MAX_PIXELS = 80_000_000
-# No file of so many pixels is longer, even as a BMP with 4 bytes for each.
-MAX_PICTURE = 4 * MAX_PIXELS + (1 << 20)
 # What is held in memory at once: so many pictures, or so many bytes of large ones.
 CHUNK, CHUNK_BYTES = 512, 64 << 20
 # A folder "valley" is no split, but "val", "train_32x32" and "test-00000-of-00001" are.
 SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[^a-z].*)?")
 EXIF_ORIENTATION = 0x0112
+# How a scan of a JPEG begins: nothing else in its pixels does.
+START_OF_SCAN = b"\xff\xda"
+# How a TIFF may be packed. Other ways take as much memory as the file claims; of a JPEG in a TIFF
+# libtiff reads a hundred scans at most.
+IN_TIFF = {
+    "raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "tiff_ccitt", "group3",
+    "group4", "jpeg",
+}  # fmt: skip
+TILE = 322, 323  # tags of TIFF: width and height, of which the picture has whole ones
+# Pixels that are converted at once.
+STRIP = 1 << 22
 TURNED = "turned upright by their EXIF orientation"
 LEFT_OUT = "files that are no pictures, left out"
 RECOLOURED = {"L": "made grey, though they had colours", "RGB": "made RGB, though they were grey"}
@@ -56,7 +65,8 @@ def split_of(name: str) -> str | None:
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    whole = image.size == (size, size)
+    return image if whole else image.crop((left, top, left + size, top + size))
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:
@@ -103,12 +113,12 @@ class Decoder:
 
     def image(self, content: bytes) -> Image.Image:
         """A whole picture, grey or RGB with 8 bits, upright."""
-        upright, turned = opened(content, FORMATS, _check_kind)
+        upright, turned = decoded(content, FORMATS, _check_kind)
         opaque = _without_alpha(upright)
         mode = {0: opaque.mode, 1: "L"}.get(self._options.channels, "RGB")
         self.notes[TURNED] += turned
         self.notes[RECOLOURED[mode]] += opaque.mode != mode
-        return opaque.convert(mode)
+        return in_mode(opaque, mode)
 
     def _fitted(self, name: str, image: Image.Image) -> Image.Image:
         size, fit = self._options.size, self._options.fit
@@ -127,7 +137,7 @@ class Decoder:
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
 
 
-def opened(
+def decoded(
     content: bytes, formats: tuple[str, ...], check: Callable[[Image.Image, bytes], None]
 ) -> tuple[Image.Image, bool]:
     """A decoded picture, upright, and whether it was turned to be that.
@@ -144,12 +154,11 @@ def opened(
             warnings.simplefilter("ignore")  # oddities of a file that can be decoded
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=formats)
-            if image.width * image.height > MAX_PIXELS:
-                raise UnusableImage(_TOO_LARGE)
+            _check_claims(image, content)
             check(image, content)
             image.load()
             turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
-            return ImageOps.exif_transpose(image), turned
+            return (ImageOps.exif_transpose(image) if turned else image), turned
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusableImage(_TOO_LARGE) from error
     except UnusableImage:
@@ -161,8 +170,22 @@ def opened(
         raise UnusableImage(f"can't be decoded: {text}") from error
 
 
+def _check_claims(image: Image.Image, content: bytes) -> None:
+    """Raises UnusableImage for what would take far more memory or time than a picture does."""
+    tile = (getattr(image, "tag_v2", {}).get(tag, 1) for tag in TILE)
+    pixels = math.prod(-(-side // of) * of for side, of in zip(image.size, tile, strict=True))
+    if pixels > MAX_PIXELS:
+        raise UnusableImage(_TOO_LARGE)
+    if image.format == "TIFF" and image.info["compression"] not in IN_TIFF:
+        raise UnusableImage(f"a TIFF of {image.info['compression']}: save it as PNG")
+    # An MPO is a JPEG of several frames.
+    of_jpeg = image.format in ("JPEG", "MPO")
+    if of_jpeg and content.count(START_OF_SCAN) * pixels > MAX_SCANNED:
+        raise UnusableImage(f"its pixels are coded more than {MAX_SCANNED} times")
+
+
 def _check_kind(image: Image.Image, content: bytes) -> None:
-    if getattr(image, "n_frames", 1) > 1:
+    if is_animated(image):
         raise UnusableImage("it is an animation, not one picture")
     # Pillow reads colour PNGs of 16 bits as 8 bits without a word; this byte is their depth.
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and content[24] == 16):
@@ -171,15 +194,37 @@ def _check_kind(image: Image.Image, content: bytes) -> None:
         raise UnusableImage("it is CMYK, whose colours depend on a press; save it as RGB")
 
 
+def is_animated(image: Image.Image) -> bool:
+    """Has it more than one frame? They are not counted: a small file may have a million."""
+    return getattr(image, "is_animated", False)
+
+
 def _without_alpha(image: Image.Image) -> Image.Image:
     """Grey or RGB; palettes are written out, and alpha must be opaque everywhere."""
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A").getextrema()
-        if alpha[0] != 255:
+        if smallest_alpha(image) != 255:
             raise UnusableImage("it is partly transparent; put it on a background first")
         image.info.pop("transparency", None)
-    return image.convert("L" if grey else "RGB")
+    return in_mode(image, "L" if grey else "RGB")
+
+
+def smallest_alpha(image: Image.Image) -> int:
+    """The smallest alpha of a picture, from 0 to 255."""
+    alphas = (np.asarray(part.convert("RGBA"))[..., 3] for part in strips(image))
+    return min(int(alpha.min()) for alpha in alphas)
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode of Pillow; itself where it is in that: Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """A large picture in pieces from its top to its end: what is made of one is small."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -202,7 +247,7 @@ def read_pictures(path: Path, options: Options) -> Reading:
 def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
     decoder = Decoder(options)
 
-    def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
+    def one_by_one() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
         for name, content in source.files(is_picture, MAX_PICTURE):
             split = split_of(str(PurePosixPath(name).parent))
             try:
@@ -210,7 +255,7 @@ def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
             except UnusableImage as error:
                 yield split, "", Unusable(name, str(error))
 
-    yield from chunked(decoded(), lambda: source.done)
+    yield from chunked(one_by_one(), lambda: source.done)
     none = np.zeros((0, 1, 1, 1), np.uint8)
     notes = {**decoder.notes, LEFT_OUT: source.left_out}
     yield Chunk(none, None, source.done, notes={k: v for k, v in notes.items() if v})

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scoremle.data.archive import Source, check_ratio, check_size
+from scoremle.bounded import MAX_MAT, check_ratio, check_size
+from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError
 
@@ -21,8 +22,6 @@ NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "single", "dou
 COMPRESSED, ARRAY = 15, 14
 # So much at once becomes 16 MiB at most.
 PIECE = 16 << 10
-# Twice what the larger has, unpacked.
-MAX_MAT = 512 << 20
 FILES = {"train_32x32.mat": "train", "test_32x32.mat": "test"}
 
 

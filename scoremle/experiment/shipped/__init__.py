@@ -5,10 +5,9 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from scoremle.devices import placed
 from scoremle.experiment.build import build
 from scoremle.experiment.trained import Trained, trained
 from scoremle.experiment.workdir import Workdir
@@ -16,7 +15,7 @@ from scoremle.published import safetensors
 
 __all__ = ["NAMES", "load_shipped", "place_of"]
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 NAMES = tuple(sorted(path.parent.name for path in FOLDER.glob("*/config.json")))
 
 
@@ -30,5 +29,5 @@ def load_shipped(name: str) -> Trained:
     place = Workdir(FOLDER / name)
     experiment = build(place.config(), levels=place.levels())
     tensors = safetensors.read(place.folder / "weights.safetensors")
-    params = jax.tree.map(jnp.asarray, unflatten_dict(tensors, sep="."))
+    params = placed(unflatten_dict(tensors, sep="."))
     return trained(experiment, params, experiment.training.schedule.n_iters)
