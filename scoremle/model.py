@@ -493,29 +493,38 @@ class ScoreModel:
         return replace(self, decoder_scale=scale)
 
     def check(
-        self, images: Integer[Array | np.ndarray, "n h w *c"], *, condition: Condition = None
+        self,
+        data: Data | Integer[Array | np.ndarray, "n *d"],
+        *,
+        condition: Condition = None,
     ) -> list[str]:
-        """What is likely wrong with the declaration: a line each, and none if all is well.
+        """Says what is likely wrong with the declaration: a line each, and none if all is well.
 
         Args:
-            images: [n h w c] of the kind that the model was trained on; a few are used.
-            condition: what the noise prediction takes, a row for each image or one for all.
+            data: of the kind that the model was trained on, integers [n h w c] where it is one of
+                images; a few are used.
+            condition: what the noise prediction takes, a row for each example or one for all.
 
-        Raises UserError for fewer than four images, and for images of another shape, type or range
-        than the model's.
+        Raises UserError for fewer than four examples or than 128 numbers in all of them, and for
+        data of another shape, type or range than the model's.
 
         Example:
-            >>> sde, pixels = scoremle.VP(), scoremle.Pixels(256)
-            >>> def noise(x, t):  # of data N(0, 0.09 I)
-            ...     alpha, sigma = (a[:, None, None, None] for a in (sde.alpha(t), sde.sigma(t)))
-            ...     return sigma * x / (0.09 * alpha**2 + sigma**2)
-            >>> images = pixels.decode(0.3 * jax.random.normal(jax.random.key(0), (40, 8, 8, 1)))
-            >>> scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1), pixels).check(images)
+            >>> sde = scoremle.VP()
+            >>> def noise(x, t):  # of data N(0, 4 I)
+            ...     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            ...     return sigma * x / (4 * alpha**2 + sigma**2)
+            >>> model = scoremle.ScoreModel(noise, sde, 1e-3, (2,))
+            >>> model.check(2 * jax.random.normal(jax.random.key(0), (300, 2)))
             []
         """
-        images = self._of_integers().checked(images, self.shape)
-        rows = rows_of(condition, len(images))
-        return check(cast(ImageModel, self), jnp.asarray(images), condition=rows)
+        if self.pixels is None:
+            self._inside(cast(Data, data))  # which says what is wrong with them
+        else:
+            data = self.pixels.checked(data, self.shape)
+        scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
+        return check(
+            self.noise, self.sde, jnp.asarray(data), eps=self.eps, scaling=scaling, condition=rows
+        )
 
     def sample(
         self,

@@ -51,6 +51,8 @@ class Pixels:
         >>> y = pixels.encode(x, jnp.full((1, 3), 0.5))
         >>> print(y[0, 0] == -1 + 1 / 256, pixels.decode(y))
         True [[  0  17 255]]
+        >>> scoremle.Pixels.of_points(17, -1, 1)  # k / 8 - 1
+        Pixels(levels=17, low=-1.0625, high=1.0625)
     """
 
     levels: int = 256
@@ -76,10 +78,6 @@ class Pixels:
             last: the real that the highest value is.
 
         Raises ValueError as the constructor does.
-
-        Example:
-            >>> scoremle.Pixels.of_points(17, -1, 1)  # k / 8 - 1
-            Pixels(levels=17, low=-1.0625, high=1.0625)
         """
         half = (last - first) / (max(levels, 2) - 1) / 2
         return cls(levels, first - half, last + half)

@@ -103,12 +103,6 @@ class BetweenSteps:
     Args:
         network: gets integers from 0 to ``steps`` - 1 as its label.
         steps: how many there are.
-
-    Example:
-        >>> table = jnp.asarray([[0.0], [10.0], [30.0]])
-        >>> network = BetweenSteps(lambda x, label: table[label] + 0 * x, 3)
-        >>> print(network(jnp.zeros((2, 1)), jnp.asarray([1.0, 1.25]))[:, 0])
-        [10. 15.]
     """
 
     network: Callable[..., Data]

@@ -18,7 +18,7 @@ from scoremle.errors import UserError
 from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.experiment.trained import Trained
 from scoremle.likelihood.chains import chain_of
-from scoremle.likelihood.check import FEWEST_IMAGES
+from scoremle.likelihood.check import fewest
 from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
@@ -160,7 +160,7 @@ def _origin(model: ScoreModel, decoder: Informed) -> str:
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:
     """What looks wrong with the model's declaration, if the images are enough to tell."""
-    if len(images) < FEWEST_IMAGES:
+    if len(images) < fewest(model.dims):
         return []
     of_kind = "check, if these images are of the kind that it was trained on"
     return [f"{of_kind}: {line}" for line in model.check(images)]

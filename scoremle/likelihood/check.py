@@ -1,73 +1,78 @@
-"""Is a model what it is declared to be? Told by how well it predicts the noise in a few images.
+"""A check: does a model predict the noise in a few examples as it is declared to?
 
 A network that is fed or read in another way than it was trained predicts the noise badly, and its
-likelihoods are wrong without a sign. So its error (eps - z)^2 is compared, at log-SNRs over the
-whole range and with the same noise, to that of a Gaussian: the stationary one with the mean and
-the power spectrum w of other images (F is the Fourier transform),
+likelihoods are wrong without a sign. So it is tried in other ways: its output is read otherwise,
+it is told of t otherwise, or shown data of another range. It is taken for what gives it the most
+skill (``skill.py``), where that is certainly more than in the declared way. A network that has
+little skill in any way is too young to say.
 
-    eps = sigma F^-1[ F(x - alpha mean) / (alpha^2 w + sigma^2) ]
-
-That is a weak model of images: a network that is worse was not trained there, or is misread. An
-error that is larger by d costs the bound d/2 nats per dimension and unit of log-SNR.
-
-Where the network is worse, its output is read in all other ways; it is told of t in other ways,
-and shown pixels of another range. What then leaves little of the error is what it was trained for.
+Where its error is larger by d than that of a Gaussian of the data, the bound loses d/2 nats per
+dimension and unit of log-SNR: the Gaussian is a weak model, and a network that is worse was not
+trained there, or not for long.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Float
 
-from scoremle.core.keys import example_keys, fold_in, normal
+from scoremle.core.bijectors import Affine, Bijector
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import (
+    BETWEEN_REMEDY,
     CONDITIONINGS,
-    PREDICTIONS,
     Conditioned,
     Conditioning,
     NetworkNoise,
     noise_fn,
 )
+from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
-from scoremle.devices import compiled
 from scoremle.errors import UserError
-from scoremle.likelihood.images import ImageModel
+from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
 from scoremle.likelihood.steps import RangedNoise
-from scoremle.numerics import mean_square
-from scoremle.types import IntImages, NoiseFn, PerExample, Scalar
+from scoremle.types import Data, IntImages, NoiseFn, Times
 
-__all__ = ["check"]
+__all__ = ["check", "fewest"]
 
-# The log-SNRs; the images measured at each, and those for the spectrum.
-NODES, MEASURED_IMAGES, OTHER_IMAGES = 12, 8, 256
-FEWEST_IMAGES = 4
-# By how much an error must exceed another to count, at a node and in the mean over all, and by how
-# many standard errors.
-WORSE, BETTER, CERTAIN = 0.02, 0.005, 2.0
-# A reading that is worse than the Gaussian at more of the nodes than this explains nothing.
-FEW = 0.2
-# What pixels are scaled to; ranges whose ends differ by less than this share are the same.
+# The log-SNRs. Numbers that are measured at each, and the least and the most examples that have
+# them; and numbers for the Gaussian, and the least examples.
+NODES, NUMBERS, EXAMPLES, OTHER_NUMBERS, OTHERS = 12, 2048, (8, 256), 2**20, 256
+# Fewer examples, or fewer numbers in all of them, tell nothing.
+FEWEST, FEWEST_NUMBERS = 4, 128
+# With less skill a network is too young. By how much that of another reading must be certainly
+# larger, and the logarithm of the error under another grid smaller.
+YOUNG, SKILL, GRID = 0.2, 0.01, 0.02
+# What networks predict, by the kernel.
+OF_VP = ("eps", "score", "x_0", "v", "u", "edm")
+LIKELY = {
+    "vp": OF_VP, "subvp": OF_VP, "ve": ("eps", "score", "x_0", "edm"),
+    "straight": ("eps", "x_0", "v", "u", "-u"),
+}  # fmt: skip
+# Ranges of grey levels; two whose ends differ by less than this share are near each other.
 RANGES, NEAR = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5)), 0.1
+# A grid is seen in noise of a step of it, down to this share of one, by a network whose error is
+# below that of no prediction, 1.
+FINEST, SEES = 1 / 8, 0.95
 
-# By how much the error of each example exceeds the Gaussian's at each node.
-Excess = Float[np.ndarray, "k b"]
+# What data are scaled by; None: reals as they are.
+Scaling = Pixels | Bijector | None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a network is fed, and what its output means."""
+    """A way to feed a network, and a meaning of its output."""
 
     prediction: str
     conditioning: str | Conditioning
-    pixels: Pixels
+    scaling: Scaling
 
     def changes(self, other: "Reading") -> int:
         """In how many of these two readings differ."""
@@ -75,125 +80,236 @@ class Reading:
         return sum(a != b for a, b in zip(mine, others, strict=True))
 
 
-def check(model: ImageModel, images: IntImages, *, condition: Any = None) -> list[str]:
-    """What is likely wrong with the declaration of a model: a line each, and none if all is well.
+def fewest(dims: int) -> int:
+    """The number of examples, of so many dimensions each, that a check needs."""
+    return max(FEWEST, -(-FEWEST_NUMBERS // dims))
 
-    The network is asked about a hundred times where all is well, and up to two thousand times
-    where not. It is told of t in other ways only if it is known apart from that, by ``noise_fn``.
+
+def check(
+    noise: NoiseFn,
+    sde: SDE,
+    data: Data | IntImages,
+    *,
+    eps: float,
+    scaling: Scaling = None,
+    condition: Any = None,
+) -> list[str]:
+    """Says what is likely wrong with a declaration: a line each, and none if all is well.
+
+    The network is asked about images a hundred times, and a hundred or two more where its labels
+    are steps or it can see the grid of grey levels. It is asked up to two thousand times where
+    something is wrong, and about vectors. It is told of t in other ways only if it is known apart
+    from that, by ``noise_fn``.
 
     Args:
-        model: of images.
-        images: of the kind that it was trained on; a few of them are used.
-        condition: what the noise prediction takes, a row for each image.
+        noise: eps(x, t), or eps(x, t, condition).
+        sde: what noise is added when.
+        data: of the kind that the network was trained on; a few of them are used.
+        eps: the smallest time.
+        scaling: pixels of integers, or a bijector of reals; None: reals that the network sees as
+            they are.
+        condition: what the noise prediction takes, a row for each example.
 
-    Raises UserError for fewer than four images, and ValueError for a schedule that has a log-SNR
-    for each dimension.
+    Raises UserError for fewer than ``fewest`` examples, and ValueError for a schedule that has a
+    log-SNR for each dimension.
     """
-    if len(images) < FEWEST_IMAGES:
-        raise UserError(f"a check needs {FEWEST_IMAGES} images or more, not {len(images)}")
-    trial = _Trial(model, images, condition)
-    declared = trial.declared
-    found = dict(trial.as_fed(declared, declared.prediction == "edm"))
-    if _worse(found[declared]).any() or _best(declared, found) != declared:
-        for way in (declared, *trial.other_ways()):
-            for scaled in (False, True):
-                found |= trial.as_fed(way, scaled)
-        found = {r: excess for r, excess in found.items() if r == declared or _good(excess)}
-    best = _best(declared, found)
-    return [*trial.differences(best), *trial.regions(found[best])]
+    dims = math.prod(data.shape[1:])
+    if len(data) < fewest(dims):
+        raise UserError(f"a check needs {fewest(dims)} examples or more, not {len(data)}")
+    trial = _Trial(noise, sde, data, eps, scaling, condition)
+    best, errors = trial.best()
+    if certain(-errors.skill) > -YOUNG:
+        skill = max(0.0, float(errors.skill.mean()))
+        return [
+            f"too young to say: it has {skill:.0%} of the skill of a Gaussian of the data; train"
+            " longer, or look for more than one mistake"
+        ]
+    lines = [*trial.differences(best), *trial.regions(errors), *trial.unseen()]
+    if trial.cuts_steps(best, errors):
+        lines.append(f"its output changes from step to step alone: {BETWEEN_REMEDY}")
+    return lines
 
 
 class _Trial:
-    """A network, and the nodes, noise and images that all its readings have in common."""
+    """A network, and the log-SNRs, noise and examples that all its readings have in common."""
 
-    def __init__(self, model: ImageModel, images: IntImages, condition: Any) -> None:
-        count, noise = min(MEASURED_IMAGES, len(images) // 2), model.noise
+    def __init__(
+        self, noise: NoiseFn, sde: SDE, data: Data | IntImages, eps: float, scaling: Scaling,
+        condition: Any,
+    ) -> None:  # fmt: skip
+        dims, (least, most) = math.prod(data.shape[1:]), EXAMPLES
+        count = min(len(data) // 2, most, max(least, -(-NUMBERS // dims)))
         if condition is not None:
             noise = Conditioned(noise, jax.tree.map(lambda row: row[:count], condition))
-        self.sde, (self.noise, self.known) = model.sde, _record_of(noise, model.sde)
-        self.declared = Reading(self.noise.prediction, self.noise.conditioning, model.pixels)
-        self.measured = np.asarray(images[:count])
-        self.others = np.asarray(images[count : count + OTHER_IMAGES])
-        low, high = log_snr_range(model.sde, model.eps)
+        self.sde, self.eps, self.dims = sde, eps, dims
+        self.noise, self.known = _record_of(noise, sde)
+        self.declared = Reading(self.noise.prediction, self.noise.conditioning, scaling)
+        self.likely = dict.fromkeys((self.declared.prediction, *LIKELY[sde.kernel]))
+        self.measured = np.asarray(data[:count])
+        self.others = np.asarray(data[count : count + max(OTHERS, OTHER_NUMBERS // dims)])
+        low, high = log_snr_range(sde, eps)
         self.log_snr = np.linspace(float(low), float(high), NODES)
-        self.t = jnp.clip(model.sde.time_of_log_snr(jnp.asarray(self.log_snr)), model.eps, 1.0)
 
-    def labels(self, conditioning: str | Conditioning) -> Float[Array, " k"]:
-        """What the network is told at the nodes."""
+    def times(self, log_snr: Float[np.ndarray, " k"]) -> Times:
+        return jnp.clip(self.sde.time_of_log_snr(jnp.asarray(log_snr)), self.eps, 1.0)
+
+    def labels(self, conditioning: str | Conditioning, t: Times) -> Times:
+        """The labels that the network gets at these times."""
         tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning
-        return tell(self.sde, self.t)
+        return tell(self.sde, t)
 
-    def as_fed(self, way: Reading, scaled: bool) -> Iterator[tuple[Reading, Excess]]:
-        """All that its output may mean, where a network is fed in this way; ``scaled``: by EDM."""
-        measured, others = (
-            jnp.asarray(way.pixels.points, float)[x] for x in (self.measured, self.others)
-        )
-        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+    def best(self) -> tuple[Reading, Errors]:
+        """The reading that the network was trained for, as it seems, and its errors."""
+        declared, images = self.declared, isinstance(self.declared.scaling, Pixels)
+        found = self.as_fed(declared, declared.prediction == "edm")
+        best = _most_skilled(found, declared)
+        if not images or best != declared or found[declared].worse.any():
+            for way in (declared, *self.other_ways()):
+                for scaled in (False, True) if "edm" in self.likely else (False,):
+                    found |= self.as_fed(way, scaled)
+            best = _most_skilled(found, declared)
+        reading = self.on_grid(best)
+        return reading, found.get(reading, found[best])
+
+    def as_fed(
+        self, way: Reading, scaled: bool, log_snr: Float[np.ndarray, " k"] | None = None
+    ) -> dict[Reading, Errors]:
+        """Measures all meanings of the output of a network that is fed so; ``scaled``: by EDM."""
+        t = self.times(self.log_snr if log_snr is None else log_snr)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = jnp.hypot(sigma, self.noise.sigma_data * alpha) if scaled else jnp.ones_like(alpha)
-        found = _excesses(
-            self.noise.network, measured, others,
-            (alpha, sigma, self.labels(way.conditioning), scale), self.noise.sigma_data,
-        )  # fmt: skip
-        for name in ("edm",) if scaled else PREDICTIONS:
-            excess = np.asarray(found[name])
-            yield replace(way, prediction=name), np.where(np.isfinite(excess), excess, np.nan)
+        measured, others = (_scaled(x, way.scaling) for x in (self.measured, self.others))
+        nodes = Node(alpha, sigma, self.labels(way.conditioning, t), scale)
+        found = errors_of(self.noise.network, measured, others, nodes, self.noise.sigma_data)
+        return {
+            replace(way, prediction=name): found[name]
+            for name in self.likely
+            if (name == "edm") == scaled
+        }
 
     def other_ways(self) -> Iterator[Reading]:
         """To feed the network, with one thing changed."""
-        old, has_steps = self.declared, hasattr(self.sde.schedule, "label")
-        for name in CONDITIONINGS if self.known else ():
+        old, has_steps = self.declared, isinstance(self.sde.schedule, Discrete)
+        # Steps first: 999 t is so near them that it may be as good.
+        for name in dict.fromkeys(("step", *CONDITIONINGS)) if self.known else ():
             if name != old.conditioning and (name != "step" or has_steps):
                 yield replace(old, conditioning=name)
-        for low, high in RANGES:
-            if abs(low - old.pixels.low) + abs(high - old.pixels.high) > NEAR * (high - low):
-                yield replace(old, pixels=replace(old.pixels, low=low, high=high))
+        if isinstance(old.scaling, Pixels):
+            spread = (old.scaling.low, old.scaling.high) in RANGES
+            kinds: list[Callable[..., Pixels]] = [Pixels.of_points, Pixels]
+            for kind, ends in product(kinds[::-1] if spread else kinds, RANGES):
+                if (pixels := kind(old.scaling.levels, *ends)) != old.scaling:
+                    yield replace(old, scaling=pixels)
+        elif old.scaling is not None:
+            yield replace(old, scaling=None)
+        elif (self.others.std(axis=0) > 0).all():
+            yield replace(old, scaling=Affine.standardizing(jnp.asarray(self.others)))
+
+    def on_grid(self, reading: Reading) -> Reading:
+        """The reading, on that of two near grids that the network sees, or on the declared one."""
+        pixels, declared = reading.scaling, self.declared.scaling
+        if not isinstance(pixels, Pixels) or not isinstance(declared, Pixels):
+            return reading
+        pixels = declared if _are_near(declared, pixels) else pixels
+        reading = replace(reading, scaling=pixels)
+        least, most = _log_snr_of_step(pixels), self.log_snr[-1]
+        if least >= most:
+            return reading
+        log_snr = np.linspace(least, min(most, least - 2 * math.log(FINEST)), NODES)
+
+        def errors(reading: Reading) -> Float[np.ndarray, "k b"]:
+            return self.as_fed(reading, reading.prediction == "edm", log_snr)[reading].own
+
+        own = errors(reading)
+        for near in _grids(pixels.levels):
+            if near == pixels or not _are_near(near, pixels):
+                continue
+            error = errors(other := replace(reading, scaling=near))
+            sees = np.minimum(own, error).mean(axis=1) < SEES
+            gain = np.log(without_one(own[sees]) / without_one(error[sees])).sum(axis=0)
+            if certain(gain) > GRID * sees.sum():
+                return other
+        return reading
+
+    def cuts_steps(self, reading: Reading, errors: Errors) -> bool:
+        """Tells whether the output is the same between two steps, and another at other steps."""
+        if not isinstance(self.sde.schedule, Discrete):
+            return False
+
+        def moved(sde: SDE, t: Times) -> Times:
+            return self.labels(reading.conditioning, _within_steps(sde, t))
+
+        way = replace(reading, conditioning=moved)
+        same = errors.own == self.as_fed(way, reading.prediction == "edm")[way].own
+        return bool(same[::2].all() and not same[1::2].any())
 
     def differences(self, reading: Reading) -> Iterator[str]:
-        """What a reading changes in the declared one."""
-        old = self.declared
-        if reading.prediction != old.prediction:
-            yield f"declared {old.prediction}; behaves like {reading.prediction}"
-        if reading.conditioning != old.conditioning:
-            ends, declared = map(self._ends, (reading.conditioning, old.conditioning))
+        """Lines that say what to declare instead."""
+        new, old = reading, self.declared
+        if new.prediction != old.prediction:
+            ends = {"u": " (from_velocity: data_at=0)", "-u": " (from_velocity: data_at=1)"}
             yield (
-                f"labels look like {ends} (conditioning={reading.conditioning!r}); declared are"
-                f" {declared}"
+                f"declared {old.prediction}; behaves like {new.prediction}: say"
+                f" prediction={new.prediction!r}{ends.get(new.prediction, '')}"
             )
-        if reading.pixels != old.pixels:
-            low, high = (f"{end:g}" for end in (reading.pixels.low, reading.pixels.high))
-            was = " to ".join(f"{end:.3g}" for end in (old.pixels.low, old.pixels.high))
-            yield f"looks trained on [{low}, {high}]; declared are pixels from {was}"
-
-    def _ends(self, conditioning: str | Conditioning) -> str:
-        """The least and the greatest label, in words."""
-        labels = self.labels(conditioning)
-        return f"{float(jnp.min(labels)):.4g}..{float(jnp.max(labels)):.4g}"
-
-    def regions(self, excess: Excess) -> Iterator[str]:
-        """Where the network is worse than the Gaussian."""
-        worse, middles = _worse(excess), (self.log_snr[1:] + self.log_snr[:-1]) / 2
-        if worse.all():
+        if new.conditioning != old.conditioning:
+            t = self.times(self.log_snr)
+            like, declared = (_ends(self.labels(way.conditioning, t)) for way in (new, old))
             yield (
-                "at no log-SNR does it predict the noise as well as a Gaussian of the images: it"
-                " is untrained, or declared wrongly in more ways than one"
+                f"labels look like {like}; declared are {declared}: say"
+                f" conditioning={new.conditioning!r}"
             )
+        if new.scaling == old.scaling:
             return
-        (turns,) = np.diff(worse, prepend=False, append=False).nonzero()
+        if isinstance(new.scaling, Pixels) and isinstance(old.scaling, Pixels):
+            like, declared = (_ends(pixels.points) for pixels in (new.scaling, old.scaling))
+            yield (
+                f"grey levels look like {like}; declared are {declared}: say"
+                f" pixels={_grids(new.scaling.levels)[new.scaling]}"
+            )
+        elif new.scaling is None:
+            yield "looks trained on the data as they are: give no bijector"
+        else:
+            yield (
+                "looks trained on data of mean 0 and deviation 1: say"
+                " bijector=Affine.standardizing(data)"
+            )
+
+    def regions(self, errors: Errors) -> Iterator[str]:
+        """Lines that say at which log-SNRs a Gaussian is better, and what that costs."""
+        images = isinstance(self.declared.scaling, Pixels)
+        per, unit = (1 / math.log(2), "bits/dim") if images else (self.dims, "nats")
+        excess = np.maximum((errors.own - errors.gaussian).mean(axis=1), 0)
+        middles = (self.log_snr[1:] + self.log_snr[:-1]) / 2
+        (turns,) = np.diff(errors.worse, prepend=False, append=False).nonzero()
         for first, stop in turns.reshape(-1, 2).tolist():
-            mean = np.maximum(excess[first:stop].mean(axis=1), 0)
-            cost = mean.sum() / 2 * (self.log_snr[1] - self.log_snr[0]) / math.log(2)
-            words = f"worse than a Gaussian of the images, which costs {cost:.2g} bits/dim"
-            if stop == NODES:
-                start = float(self.sde.time_of_log_snr(jnp.asarray(middles[first - 1])))
+            low, high = first and middles[first - 1], middles[min(stop, NODES - 1) - 1]
+            cost = per * excess[first:stop].sum() / 2 * (self.log_snr[1] - self.log_snr[0])
+            words = (
+                f"worse than a Gaussian of the data, which costs {cost:.2g} {unit}: train longer"
+            )
+            if first and stop < NODES:
+                yield f"from log-SNR {low:.1f} to {high:.1f} {words}"
+            elif first:
+                start = float(self.sde.time_of_log_snr(jnp.asarray(low)))
                 yield (
-                    f"above log-SNR {middles[first - 1]:.1f} {words}: if it was not trained"
-                    f" there, start at eps={start:.3g}"
+                    f"above log-SNR {low:.1f} {words}, or start at eps={start:.3g} if it was not"
+                    " trained there"
                 )
-            elif first == 0:
-                yield f"below log-SNR {middles[stop - 1]:.1f} {words}: was it trained there?"
             else:
-                low, high = middles[first - 1], middles[stop - 1]
-                yield f"from log-SNR {low:.1f} to {high:.1f} {words}: was it trained there?"
+                yield f"{f'below log-SNR {high:.1f}' if stop < NODES else 'everywhere'} {words}"
+
+    def unseen(self) -> Iterator[str]:
+        """A line where the smallest noise hides whether a declared range is that of points."""
+        pixels, most = self.declared.scaling, self.log_snr[-1]
+        if not isinstance(pixels, Pixels) or (pixels.low, pixels.high) not in RANGES:
+            return
+        if _log_snr_of_step(pixels) >= most:
+            points = Pixels.of_points(pixels.levels, pixels.low, pixels.high)
+            yield (
+                f"the smallest noise, {math.exp(-most / 2):.2g}, hides the grid of grey levels: if"
+                f" they are {_ends(points.points)}, say pixels={_grids(pixels.levels)[points]}"
+            )
 
 
 def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
@@ -208,63 +324,50 @@ def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
     return noise_fn(noise, sde, conditioning="time"), False
 
 
-@compiled
-def _excesses(
-    network: NoiseFn,
-    measured: Float[Array, "b h w c"],
-    others: Float[Array, "n h w c"],
-    nodes: tuple[Float[Array, " k"], ...],
-    sigma_data: Scalar,
-) -> dict[str, Float[Array, "k b"]]:
-    """Of each prediction: how much the error of the noise exceeds the Gaussian's at each node.
-
-    ``nodes`` are alpha, sigma, the label, and what the network's input is divided by.
-    """
-    mean = jnp.mean(others, axis=(0, 1, 2))
-    keys = example_keys(jax.random.key(0), len(measured))
-    fourier = partial(jnp.fft.fft2, axes=(1, 2), norm="ortho")
-    power = jnp.mean(jnp.square(jnp.abs(fourier(others - mean))), axis=0)
-
-    def at(node: tuple[Array, ...]) -> dict[str, PerExample]:
-        number, alpha, sigma, label, scale = node
-        z = normal(fold_in(keys, number), measured)
-        x = alpha * measured + sigma * z
-        of_gaussian = fourier(x - alpha * mean) / (jnp.square(alpha) * power + jnp.square(sigma))
-        of_gaussian = sigma * jnp.fft.ifft2(of_gaussian, axes=(1, 2), norm="ortho").real
-        output = network(x / scale, jnp.full(len(x), label))[..., : x.shape[-1]]
-        found = {name: read(output, x, alpha, sigma) for name, read in PREDICTIONS.items()}
-        found["edm"] = (sigma * x / scale - sigma_data * alpha * output) / scale
-        least = mean_square(of_gaussian - z)
-        return {name: mean_square(eps - z) - least for name, eps in found.items()}
-
-    return jax.lax.map(at, (jnp.arange(len(nodes[0])), *nodes))
+def _within_steps(sde: SDE, t: Times) -> Times:
+    """Times that are moved within half of their step; every second one into another step."""
+    schedule = cast(Discrete, sde.schedule)
+    label = schedule.label(t)
+    half = jnp.floor(2 * label) / 2
+    within = half + (label - half + 0.25) % 0.5
+    another = jnp.where(label < 1, label + 1, label - 1)
+    return (jnp.where(jnp.arange(len(label)) % 2 == 0, within, another) + 1) / schedule.steps
 
 
-def _best(declared: Reading, found: dict[Reading, Excess]) -> Reading:
-    """The reading with the fewest changes among those of which no other is certainly better."""
-    least = min(found.values(), key=_mean)
-
-    def behind(excess: Excess) -> bool:
-        gaps = (excess - least).mean(axis=0)
-        return not gaps.mean() - CERTAIN * _stderr(gaps) < BETTER
-
-    level = [reading for reading, excess in found.items() if not behind(excess)]
-    return min(level or [declared], key=lambda r: (r.changes(declared), _mean(found[r])))
+def _most_skilled(found: dict[Reading, Errors], declared: Reading) -> Reading:
+    """The reading with the fewest changes, of those that no other certainly exceeds."""
+    skill = {reading: errors.skill for reading, errors in found.items()}
+    most = max(skill.values(), key=np.mean)
+    level = [reading for reading, own in skill.items() if not certain(most - own) > SKILL]
+    return min(level, key=lambda r: (r.changes(declared), -round(float(skill[r].mean()), 2)))
 
 
-def _worse(excess: Excess) -> Bool[np.ndarray, " k"]:
-    """Where it is certainly larger than is tolerated, or no number."""
-    return ~(excess.mean(axis=1) - CERTAIN * _stderr(excess) < WORSE)
+def _grids(levels: int) -> dict[Pixels, str]:
+    """Likely grids, and the words for each: spread over a range, or points from end to end."""
+    of_ranges: dict[Pixels, str] = {}
+    for a, b in RANGES:
+        of_ranges[Pixels(levels, a, b)] = f"Pixels({levels}, {a:g}, {b:g})"
+        of_ranges[Pixels.of_points(levels, a, b)] = f"Pixels.of_points({levels}, {a:g}, {b:g})"
+    return of_ranges
 
 
-def _good(excess: Excess) -> bool:
-    return bool(_worse(excess).mean() <= FEW)
+def _are_near(a: Pixels, b: Pixels) -> bool:
+    return abs(a.low - b.low) + abs(a.high - b.high) < NEAR * (a.high - a.low)
 
 
-def _mean(excess: Excess) -> float:
-    mean = float(excess.mean())
-    return math.inf if math.isnan(mean) else mean
+def _log_snr_of_step(pixels: Pixels) -> float:
+    """The log-SNR at which the noise is as large as a step from level to level."""
+    return -2 * pixels.log_det_per_dim
 
 
-def _stderr(values: Float[np.ndarray, "*k b"]) -> Float[np.ndarray, "*k"] | np.floating:
-    return values.std(axis=-1, ddof=1) / math.sqrt(values.shape[-1])
+def _scaled(x: np.ndarray, scaling: Scaling) -> Data:
+    """Data as the network sees them."""
+    if isinstance(scaling, Pixels):
+        return jnp.asarray(scaling.points, float)[x]
+    y = jnp.asarray(x, float)
+    return y if scaling is None else scaling.forward(y)[0]
+
+
+def _ends(values: Any) -> str:
+    """The least and the greatest, in words."""
+    return f"{np.min(values):.4g}..{np.max(values):.4g}"

@@ -97,6 +97,21 @@ def test_what_the_network_is_told(told):
         assert seen[0][2] == pytest.approx(20.5, abs=1e-4)
 
 
+def test_between_two_whole_steps_outputs_are_mixed():
+    """A table that integers alone can index; beyond its ends are its ends."""
+    rows = jnp.asarray([0.0, 10.0, 30.0])
+    sde = SDE("vp", Discrete(np.array([3.0, 1.0, -2.0])), 1.0)
+
+    def network(x, label, shift):
+        assert jnp.issubdtype(label.dtype, jnp.integer)
+        return rows[label][:, None] + shift
+
+    noise = noise_fn(network, sde, conditioning="step", between="interpolate")
+    label, shift = np.array([-0.5, 0.0, 0.9, 1.0, 1.25, 2.0, 2.5]), jnp.arange(7.0)[:, None]
+    found = noise(jnp.zeros((7, 1)), jnp.asarray((label + 1) / 3), shift)
+    np.testing.assert_allclose((found - shift)[:, 0], [0, 0, 9, 10, 15, 30, 30], atol=1e-4)
+
+
 def test_a_function_may_tell_the_network():
     noise = noise_fn(lambda x, label: x * label[:, None], VP(), conditioning=twice)
     found = noise(jnp.ones((2, 1)), jnp.asarray([0.1, 0.3]))

@@ -204,7 +204,7 @@ def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
     _, told, _ = score("misread", "--repeats=1")
     assert (
         "\ncheck, if these images are of the kind that it was trained on: declared v; behaves like"
-        " eps\n"
+        " eps: say prediction='eps'\n"
     ) in told
     for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
         (worth,) = prepared(model_of(tmp_path, function), images, "bound").notes
