@@ -117,14 +117,14 @@ def check(
     if len(data) < fewest(dims):
         raise UserError(f"a check needs {fewest(dims)} examples or more, not {len(data)}")
     trial = _Trial(noise, sde, data, eps, scaling, condition)
-    best, errors = trial.best()
+    best, errors, hidden = trial.best()
     if certain(-errors.skill) > -YOUNG:
         skill = max(0.0, float(errors.skill.mean()))
         return [
             f"too young to say: it has {skill:.0%} of the skill of a Gaussian of the data; train"
             " longer, or look for more than one mistake"
         ]
-    lines = [*trial.differences(best), *trial.regions(errors), *trial.unseen()]
+    lines = [*trial.differences(best), *trial.regions(errors), *hidden]
     if trial.cuts_steps(best, errors):
         lines.append(f"its output changes from step to step alone: {BETWEEN_REMEDY}")
     return lines
@@ -158,8 +158,9 @@ class _Trial:
         tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning
         return tell(self.sde, t)
 
-    def best(self) -> tuple[Reading, Errors]:
-        """The reading that the network was trained for, as it seems, and its errors."""
+    def best(self) -> tuple[Reading, Errors, list[str]]:
+        """The reading that the network was trained for, as it seems, its errors, and a line if it
+        does not show its grid of grey levels."""
         declared, images = self.declared, isinstance(self.declared.scaling, Pixels)
         found = self.as_fed(declared, declared.prediction == "edm")
         best = _most_skilled(found, declared)
@@ -168,8 +169,8 @@ class _Trial:
                 for scaled in (False, True) if "edm" in self.likely else (False,):
                     found |= self.as_fed(way, scaled)
             best = _most_skilled(found, declared)
-        reading = self.on_grid(best)
-        return reading, found.get(reading, found[best])
+        reading, hidden = self.on_grid(best)
+        return reading, found.get(reading, found[best]), hidden
 
     def as_fed(
         self, way: Reading, scaled: bool, log_snr: Float[np.ndarray, " k"] | None = None
@@ -205,22 +206,24 @@ class _Trial:
         elif (self.others.std(axis=0) > 0).all():
             yield replace(old, scaling=Affine.standardizing(jnp.asarray(self.others)))
 
-    def on_grid(self, reading: Reading) -> Reading:
-        """The reading, on that of two near grids that the network sees, or on the declared one."""
+    def on_grid(self, reading: Reading) -> tuple[Reading, list[str]]:
+        """The reading, on that of two near grids which the network sees, or on the declared one;
+        and a line if it sees neither."""
         pixels, declared = reading.scaling, self.declared.scaling
         if not isinstance(pixels, Pixels) or not isinstance(declared, Pixels):
-            return reading
+            return reading, []
         pixels = declared if _are_near(declared, pixels) else pixels
         reading = replace(reading, scaling=pixels)
         least, most = _log_snr_of_step(pixels), self.log_snr[-1]
         if least >= most:
-            return reading
+            noise = math.exp(-most / 2)
+            return reading, _hidden(pixels, f"the smallest noise, {noise:.2g}, hides")
         log_snr = np.linspace(least, min(most, least - 2 * math.log(FINEST)), NODES)
 
         def errors(reading: Reading) -> Float[np.ndarray, "k b"]:
             return self.as_fed(reading, reading.prediction == "edm", log_snr)[reading].own
 
-        own = errors(reading)
+        own, hidden = errors(reading), []
         for near in _grids(pixels.levels):
             if near == pixels or not _are_near(near, pixels):
                 continue
@@ -228,8 +231,11 @@ class _Trial:
             sees = np.minimum(own, error).mean(axis=1) < SEES
             gain = np.log(without_one(own[sees]) / without_one(error[sees])).sum(axis=0)
             if certain(gain) > GRID * sees.sum():
-                return other
-        return reading
+                return other, []
+            if not certain(-gain) > GRID * sees.sum():
+                why = "the network, too young or trained on bins, does not show"
+                hidden = _hidden(pixels, why)
+        return reading, hidden
 
     def cuts_steps(self, reading: Reading, errors: Errors) -> bool:
         """Tells whether the output is the same between two steps, and another at other steps."""
@@ -299,18 +305,6 @@ class _Trial:
             else:
                 yield f"{f'below log-SNR {high:.1f}' if stop < NODES else 'everywhere'} {words}"
 
-    def unseen(self) -> Iterator[str]:
-        """A line where the smallest noise hides whether a declared range is that of points."""
-        pixels, most = self.declared.scaling, self.log_snr[-1]
-        if not isinstance(pixels, Pixels) or (pixels.low, pixels.high) not in RANGES:
-            return
-        if _log_snr_of_step(pixels) >= most:
-            points = Pixels.of_points(pixels.levels, pixels.low, pixels.high)
-            yield (
-                f"the smallest noise, {math.exp(-most / 2):.2g}, hides the grid of grey levels: if"
-                f" they are {_ends(points.points)}, say pixels={_grids(pixels.levels)[points]}"
-            )
-
 
 def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
     """A network with its declaration, and whether it is known apart from its noise prediction."""
@@ -352,7 +346,22 @@ def _grids(levels: int) -> dict[Pixels, str]:
 
 
 def _are_near(a: Pixels, b: Pixels) -> bool:
+    """Tells whether ends differ by little, or are those of bins and of points of one range."""
+    for ends in RANGES:
+        if {a, b} == {Pixels(a.levels, *ends), Pixels.of_points(a.levels, *ends)}:
+            return True
     return abs(a.low - b.low) + abs(a.high - b.high) < NEAR * (a.high - a.low)
+
+
+def _hidden(pixels: Pixels, why: str) -> list[str]:
+    """A line for a range whose ends may be points, which can't be seen; none for others."""
+    if (pixels.low, pixels.high) not in RANGES:
+        return []
+    points = Pixels.of_points(pixels.levels, pixels.low, pixels.high)
+    return [
+        f"{why} the grid of grey levels: if they are {_ends(points.points)}, say"
+        f" pixels={_grids(pixels.levels)[points]}"
+    ]
 
 
 def _log_snr_of_step(pixels: Pixels) -> float:

@@ -257,9 +257,21 @@ def test_of_two_grids_the_one_that_the_network_sees(points):
         assert (lines == []) if pixels == true else (words in lines[0]), lines
 
 
-def test_a_grid_that_the_smallest_noise_hides_is_said():
+def test_a_grid_that_is_not_seen_is_said():
+    """The smallest noise hides it, or the network knows none."""
     (line,) = model_of(network(), pixels=Pixels()).check(IMAGES)
     assert "hides the grid" in line and "say pixels=Pixels.of_points(256, -1, 1)" in line
+
+    def blind(x, t):  # in noise of less than a step
+        eps = snapped(9, (-1, 1), x, t)
+        return jnp.where(VP().sigma(t)[:, None, None, None] > 0.25, eps, 0)
+
+    images = np.random.default_rng(0).integers(0, 9, (40, 8, 8, 1)).astype(np.uint8)
+    lines = ScoreModel(blind, VP(), 1e-4, (8, 8, 1), Pixels(9, -1, 1)).check(images)
+    assert "does not show the grid" in lines[-1] and "Pixels.of_points(9, -1, 1)" in lines[-1]
+    of_range, line = model_of(network(low=0.0), pixels=Pixels()).check(IMAGES)
+    assert of_range.endswith("say pixels=Pixels(256, 0, 1)")
+    assert "hides the grid" in line and "say pixels=Pixels.of_points(256, 0, 1)" in line
 
 
 def test_a_table_of_steps_is_named_with_the_remedy():
