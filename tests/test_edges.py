@@ -169,12 +169,12 @@ def test_integers_are_no_data(name, unchecked):
 def test_a_prediction_of_another_shape_is_refused(name):
     """It would be broadcast, into values that are finite and wrong."""
     right = DATA.noise(SDE)
-    with pytest.raises(ValueError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
+    with pytest.raises(scoremle.UserError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
         FUNCTIONS[name](lambda x, t: right(x, t)[:, :1], X)
 
 
 def test_samples_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"must give an array of shape \(8, 2\)"):
+    with pytest.raises(scoremle.UserError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
         euler_sample(lambda x, t: x[:, :1], SDE, KEY, (8, 2), eps=EPS, steps=2)
 
 

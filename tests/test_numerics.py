@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle.core.prediction import noise_fn
+from scoremle.core.sde import VP
+from scoremle.errors import UserError
 from scoremle.numerics import compensated_add, log1mexp, not_finite, predict
 
 
@@ -39,7 +42,27 @@ def test_the_first_array_with_one_bad_number_is_named(bad):
     assert not not_finite({"a": tree["a"], "n": tree["b"]["n"]})
 
 
-def test_a_prediction_that_would_be_broadcast_is_refused():
-    x = jnp.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"gives shape \(3, 1\) where x has \(3, 2\)"):
-        predict(lambda x, t: x[:, :1], x, jnp.ones(3))
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [(lambda x: x[:, :1], r"shape \(3, 1\)"), (lambda x: None, "None"), (lambda x: 0.0, "a float"),
+     (lambda x: [x], "a list")],
+)  # fmt: skip
+def test_an_output_that_would_be_broadcast_is_refused(output, words):
+    """The function is named, also where it is within others."""
+    x, t, sde = jnp.zeros((3, 2)), jnp.full(3, 0.5), VP()
+
+    def mine(x, t, *_):
+        return output(x)
+
+    network = jax.tree_util.Partial(mine)
+    for noise in (mine, network, *(noise_fn(network, sde, prediction=p) for p in ("x_0", "edm"))):
+        where = rf"mine \({__file__}, line \d+\) gives {words} where x has \(3, 2\)"
+        with pytest.raises(UserError, match=where):
+            predict(noise, x, t)
+    with pytest.raises(UserError, match=r"the Odd gives None where"):
+        predict(Odd(), x, t)
+
+
+class Odd:
+    def __call__(self, x, t):
+        return None
