@@ -55,7 +55,6 @@ MAX_PARTITION = 64 << 20
 MAX_PIXELS = 80_000_000
 # No file of so many pixels is longer, even as a BMP with 4 bytes for each.
 MAX_PICTURE = 4 * MAX_PIXELS + (1 << 20)
-
 # Pixels of all scans of a JPEG: a progressive one of 80 million pixels has ten scans, or twenty.
 MAX_SCANNED = 1 << 31
 
