@@ -145,6 +145,8 @@ class _Writer:
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if self._shape is None:
             self._shape = images.shape[1:]
+        if not images.size:
+            raise UserError("images of no pixels: " + "x".join(map(str, images.shape[1:])))
         if images.shape[1:] != self._shape:
             first, other = ("x".join(map(str, s)) for s in (self._shape, images.shape[1:]))
             raise UserError(f"images of different sizes: {first} and {other}")

@@ -98,6 +98,8 @@ def _of_arrays(
             f" {levels}"
         )
     chunks = list(reading.chunks)
+    if not chunks:
+        raise UserError(f"{path}: no images in it")
     splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
     counts = Counter(splits)
     if len(counts) > 1:

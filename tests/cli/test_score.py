@@ -117,6 +117,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     [
         ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "images must be uint8 of shape (n, 8, 8, 1)"),
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64, not uint8"),
+        ("x.npy", np.zeros((0, 8, 8, 1), np.uint8), "x.npy: no images in it"),
         ("missing", None, "no file or folder"),
         ("a/x.txt", b"text", "a: x.txt: its name does not end as that of a picture; --skip-bad"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many, but must be one whole number"),

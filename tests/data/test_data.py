@@ -345,6 +345,7 @@ DAMAGED = {
     "truncated within its header": idx_bytes(9)[:10],
     "inconsistent: its header promises 9 images": idx_bytes(9) + b"\0",
     "inconsistent: its header promises 0 images": idx_bytes(0),
+    "inconsistent: its header promises 9 images of 0x0": idx_bytes(9, side=0),
     r"magic number is 0x00000801, not 0x00000803": idx_bytes(9, magic=0x801),
     "training images are 14x14, test images 28x28": idx_bytes(9, side=14),
 }

@@ -127,6 +127,7 @@ def test_names_of_classes_become_their_places_in_order(split, tmp_path):
         ([Chunk(pictures(3), "train", 1.0)], "no images for testing"),
         ([Chunk(pictures(3), "train", 1), Chunk(pictures(3), None, 1)], "others are not; move"),
         ([Chunk(pictures(3), "train", 1), Chunk(pictures(3, size=5), "test", 1)], "4x4x1 and 5x5"),
+        ([Chunk(np.zeros((3, 0, 4, 1), np.uint8), "train", 1)], "of no pixels: 0x4x1"),
     ],
 )
 def test_what_cannot_be_prepared_leaves_nothing(chunks, message, tmp_path):

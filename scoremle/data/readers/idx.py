@@ -122,7 +122,7 @@ def _content(file: Path, magic: int) -> np.ndarray:
     # One byte more than it should hold: enough to see that it is too long, however long it is.
     check_size(file, expected, MAX_FILE)
     content = read_start(file, expected + 1)
-    if len(content) != expected or not shape[0]:
+    if len(content) != expected or 0 in shape:
         state = "truncated" if len(content) < expected else "inconsistent"
         holds = f"{len(content)}" if len(content) <= expected else "more"
         size = "".join(f" of {'x'.join(map(str, shape[1:]))}" for _ in shape[1:2])
