@@ -7,6 +7,8 @@ The quick test tries an operation here and there of commands that are quick, the
 import gc
 import io
 import shutil
+import signal
+import sys
 from collections import Counter
 from contextlib import redirect_stderr
 
@@ -21,9 +23,13 @@ from PIL import Image
 
 from scoremle import data
 from scoremle.cli import main as cli
+from scoremle.cli.commands import stats
 from scoremle.cli.commands.verify import verify
 from scoremle.cli.signals import ANSWERED
 from scoremle.experiment.results import read_results
+from scoremle.experiment.score_table import Row, write
+from scoremle.quality.features import Extractor
+from scoremle.quality.inception import Features
 
 # A command that was stopped leaves files open, and Orbax the readers of what was not read.
 pytestmark = [
@@ -132,6 +138,39 @@ class Score(Command):
         return (folder / "scores.csv").read_text()
 
 
+class Compare(Command):
+    """Two tables of scores, which it only reads."""
+
+    def begin(self, folder):
+        folder.mkdir()
+        for name, error in (("a", 0.1), ("b", 0.2)):
+            row = Row("1.png", bpd=3.0 + error, error=error, probe_stderr=error)
+            write(folder / f"{name}.csv", [row, row], dims=64, reference=0, estimator="exact")
+
+    def words(self, folder):
+        return "compare", folder / "a.csv", folder / "b.csv"
+
+
+class Stats(Command):
+    """Of digits, by features that cost nothing."""
+
+    def begin(self, folder):
+        folder.mkdir()
+        patch = self.request.getfixturevalue("monkeypatch")
+        patch.setattr(stats, "load_inception", lambda _: Extractor(self.apply, "means", 3, "0"))
+
+    def words(self, folder):
+        return "stats", "digits", "--split=test", "--weights=none", f"--out={folder}/stats.npz"
+
+    def made(self, folder):
+        with np.load(folder / "stats.npz") as arrays:
+            return arrays["pool_3"].tobytes()
+
+    @staticmethod
+    def apply(images):
+        return Features(np.mean(images, axis=(1, 2)), np.zeros((len(images), 2)))
+
+
 class Sample(Command):
     def words(self, folder):
         return "sample", folder, "-n=2", "-o", folder / "samples.npy"
@@ -155,8 +194,13 @@ class Trains(Command):
 
 
 def run(command, folder, n=0, number=None):
-    with Faults(folder, n, number, reads=None) as faults:
-        return cli.main([str(word) for word in command.words(folder)]), faults
+    """Before and after a command's work SIGTERM ends it at once, as it does the program."""
+    usual = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with Faults(folder, n, number, reads=None) as faults:
+            return cli.main([str(word) for word in command.words(folder)]), faults
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def check(command, place, step):
@@ -189,7 +233,7 @@ def check(command, place, step):
 
 LONG = [
     (Prepare, 1), (Verify, 1), (Import, 1), (Export, 1), (Report, 5), (Evaluate, 10), (Score, 10),
-    (Sample, 10), (Trains, 100),
+    (Sample, 10), (Stats, 1), (Trains, 100),
 ]  # fmt: skip
 
 
@@ -197,7 +241,7 @@ LONG = [
 @pytest.mark.parametrize(
     ("command", "step"),
     [
-        (Prepare, 3), (Verify, 40), (Import, 40),
+        (Prepare, 3), (Verify, 40), (Import, 40), (Compare, 1), (Stats, 40),
         *(pytest.param(*each, marks=pytest.mark.long) for each in LONG),
     ],
 )  # fmt: skip
