@@ -6,6 +6,7 @@ changes when it is used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -26,9 +27,10 @@ from scoremle.core.arguments import (
 from scoremle.core.bijectors import AtTime, Bijector
 from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
-from scoremle.core.keys import image_keys
+from scoremle.core.keys import image_keys, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.core.prediction import Conditioned, as_condition, rows_of
+from scoremle.core.programs import Programs
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
@@ -255,12 +257,12 @@ class ScoreModel:
         """
         if tolerance is None:
             divergence, solver = divergence or self.divergence, solver or self.solver
-        z, log_det = self._at_eps(x, dtype)
-        found = ode_log_likelihood(
-            self.noise, self.sde, z, key, eps=self.eps, divergence=divergence, solver=solver,
-            tolerance=tolerance, condition=condition,
-        )  # fmt: skip
-        return replace(found, log_prob=found.log_prob + log_det)
+        on_host = tolerance is not None or isinstance(solver, PublishedRK45)
+        z, log_det = self._inside(x, dtype)
+        model, condition = self._apart(condition, len(z))
+        log_prob = _log_prob.function if on_host else _log_prob
+        rows = z, log_det, one_or_each(key, len(z)), condition
+        return log_prob(rows, model, divergence, solver, tolerance)
 
     def within(
         self, tolerance: float, x: Data, *, condition: Condition = None, seed: int = 0
@@ -286,7 +288,7 @@ class ScoreModel:
             >>> print(accuracy.met, model.divergence)
             True Hutchinson(probes=2, distribution='rademacher')
         """
-        z, _ = self._at_eps(x)
+        z = self._at_eps(x)
         found = choose_within(
             self.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
             seed=seed,
@@ -314,13 +316,10 @@ class ScoreModel:
             >>> print(bool(found.log_prob[0] < -np.log(2 * np.pi) + 3 * found.stderr[0]))
             True
         """
+        check_count("draws", draws)
         z, log_det = self._inside(x)
-        times = UniformLogSNR(self.sde, self.eps, stratified=True)
-        noise = self.given(condition).noise
-        found = likelihood_bound(noise, self.sde, z, key, eps=self.eps, times=times, draws=draws)
-        return replace(
-            found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det
-        )
+        model, condition = self._apart(condition, len(z))
+        return _bound((z, log_det, one_or_each(key, len(z)), condition), model, int(draws))
 
     def score(
         self,
@@ -463,7 +462,7 @@ class ScoreModel:
         if not len(x):
             raise UserError("there are no images to choose the solver's nodes on")
         key_u, key = jax.random.split(jax.random.key(seed))
-        z, _ = self._at_eps(pixels.encode(x, Uniform()(key_u, x)[0]))
+        z = self._at_eps(pixels.encode(x, Uniform()(key_u, x)[0]))
         return Pilot(self.noise, self.sde, z, key, eps=self.eps, divergence=divergence)
 
     def fitted(
@@ -593,8 +592,9 @@ class ScoreModel:
             >>> print(f"{z[0, 0]:.2f}")  # N(0, 4 I) to N(0, I)
             1.00
         """
-        z, _ = self._at_eps(x)
-        return ode_encode(self.given(condition).noise, self.sde, z, eps=self.eps)
+        z, _ = self._inside(x)
+        model, condition = self._apart(condition, len(z))
+        return _encode((z, condition), model)
 
     def decode(self, z: Data, *, condition: Condition = None) -> Data:
         """The real data of latents at t = 1, by the probability-flow ODE.
@@ -612,22 +612,29 @@ class ScoreModel:
             2.00
         """
         z = self._shaped(as_data(z, name="z"), "z")
-        x = ode_sample(self.given(condition).noise, self.sde, z, eps=self.eps)
-        return self._outside(x, self.eps)
+        model, condition = self._apart(condition, len(z))
+        return _decode((z, condition), model)
 
-    def _plain(self) -> "ScoreModel":
+    def _plain(self, noise: NoiseFn | None = None) -> "ScoreModel":
         """The model without what a subclass knows of it: programs do not depend on that."""
         return ScoreModel(
-            self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
+            noise or self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
             bijector=self.bijector,
         )  # fmt: skip
 
-    def _inside(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample]:
+    def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
+        """The model under no condition, and the condition that it would be under, checked."""
+        noise: Any = self.given(condition).noise
+        if isinstance(noise, Conditioned):
+            noise, condition = noise.noise, noise.condition
+        return self._plain(noise), as_condition(condition, n)
+
+    def _inside(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample | Scalar]:
         """Real data as the network sees them, and the logarithm of that map's determinant."""
         x = self._shaped(as_data(x, dtype), "x")
         if self.bijector is None:
-            return x, jnp.zeros(len(x), x.dtype)
-        z, log_det = self.bijector.forward(x)
+            return x, 0.0
+        z, log_det = _forward((x,), self.bijector)
         check_examples(z, "x, after the model's bijector,")
         return z, log_det
 
@@ -637,11 +644,9 @@ class ScoreModel:
             raise UserError(f"{name} must have shape ({shape}), not {x.shape}")
         return x
 
-    def _at_eps(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample]:
-        """Real data as they are at t = ``eps``, and the logarithm of that map's determinant."""
-        z, log_det = self._inside(x, dtype)
-        z, change = AtTime(self.sde, self.eps).forward(z)
-        return z, log_det + change
+    def _at_eps(self, x: Data) -> Data:
+        """Real data as they are at t = ``eps``."""
+        return AtTime(self.sde, self.eps).forward(self._inside(x)[0])[0]
 
     def _outside(self, x: Data, end: Scalar | None) -> Data:
         """Real data from samples at the time ``end``; None: from estimates of the data."""
@@ -655,6 +660,58 @@ class ScoreModel:
                 " scoremle.Pixels(256)"
             )
         return self.pixels
+
+
+# Programs: each takes what has a row for each example first, and a model without a condition.
+
+Reals = tuple[Data, PerExample | Scalar, Keys, Condition]
+
+
+@Programs
+def _forward(rows: tuple[Data], bijector: Bijector) -> tuple[Data, PerExample]:
+    return bijector.forward(*rows)
+
+
+@partial(Programs, cut=Likelihood.first)
+def _log_prob(
+    rows: Reals,
+    model: ScoreModel,
+    divergence: DivergenceEstimator | None,
+    solver: Solver | PublishedRK45 | None,
+    tolerance: float | None,
+) -> Likelihood:
+    z, log_det, key, condition = rows
+    z, change = AtTime(model.sde, model.eps).forward(z)
+    found = ode_log_likelihood(
+        model.noise, model.sde, z, key, eps=model.eps, divergence=divergence, solver=solver,
+        tolerance=tolerance, condition=condition,
+    )  # fmt: skip
+    return replace(found, log_prob=found.log_prob + log_det + change)
+
+
+@Programs
+def _bound(rows: Reals, model: ScoreModel, draws: int) -> Bound:
+    z, log_det, key, condition = rows
+    noise = model.given(condition).noise
+    times = UniformLogSNR(model.sde, model.eps, stratified=True)
+    found = likelihood_bound(noise, model.sde, z, key, eps=model.eps, times=times, draws=draws)
+    return replace(
+        found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det
+    )
+
+
+@Programs
+def _encode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
+    x, condition = rows
+    z, _ = AtTime(model.sde, model.eps).forward(x)
+    return ode_encode(model.given(condition).noise, model.sde, z, eps=model.eps)
+
+
+@Programs
+def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
+    z, condition = rows
+    x = ode_sample(model.given(condition).noise, model.sde, z, eps=model.eps)
+    return model._outside(x, model.eps)
 
 
 def _measure(

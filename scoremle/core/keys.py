@@ -20,7 +20,16 @@ from scoremle.core.arguments import shown
 from scoremle.errors import UserError
 from scoremle.types import Data, Keys, PRNGKey
 
-__all__ = ["as_keys", "draw", "example_keys", "fold_in", "image_keys", "normal", "split"]
+__all__ = [
+    "as_keys",
+    "draw",
+    "example_keys",
+    "fold_in",
+    "image_keys",
+    "normal",
+    "one_or_each",
+    "split",
+]
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -38,12 +47,21 @@ def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n
 def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
     """A key for each of ``n`` examples: those given, or of one key by their places.
 
+    Raises UserError as ``one_or_each``.
+    """
+    key = one_or_each(key, n)
+    if key.shape == ():
+        return fold_in(jnp.broadcast_to(key, n), np.arange(n, dtype=np.uint32))
+    return key
+
+
+def one_or_each(key: Keys, n: int) -> Keys:
+    """Keys with a type: one for all of ``n`` examples, or one for each.
+
     Raises UserError for another number of keys, and as ``as_keys``.
     """
     key = as_keys(key)
-    if key.shape == ():
-        return fold_in(jnp.broadcast_to(key, n), np.arange(n, dtype=np.uint32))
-    if key.shape != (n,):
+    if key.shape not in ((), (n,)):
         raise UserError(f"{n} examples take one key or {n}, not keys of shape {key.shape}")
     return key
 

@@ -47,6 +47,7 @@ __all__ = [
     "Conditioned",
     "Conditioning",
     "NetworkNoise",
+    "as_condition",
     "data_of",
     "noise_fn",
     "rows_of",
@@ -226,27 +227,42 @@ class Conditioned:
         return rows_of(self.condition, len(x), jnp)
 
 
-def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:
-    """A row of the condition for each of ``n`` examples, in arrays of ``xp``.
+def as_condition(condition: Any, n: int) -> Any:
+    """The arrays of a condition of ``n`` examples.
 
     Args:
         condition: any pytree of arrays, each with a row for each example or one for all; a number
             is one for all.
         n: how many examples.
-        xp: numpy or jax.numpy.
 
     Raises UserError for another number of rows, what are no numbers, and one that is not finite.
     """
 
-    def spread(leaf: ArrayLike) -> Any:
-        given = as_array(leaf, "condition")
-        check_examples(given, "condition")
+    def checked(leaf: ArrayLike) -> Any:
+        array = as_array(leaf, "condition")
+        check_examples(array, "condition")
+        rows, *_ = np.shape(array) or (1,)
+        if rows not in (1, n):
+            raise UserError(f"condition must have 1 row or {n}, not {rows}")
+        return array
+
+    return jax.tree.map(checked, condition)
+
+
+def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:
+    """A row of the condition for each of ``n`` examples, in arrays of ``xp``.
+
+    Args:
+        condition: as ``as_condition`` takes it, which raises UserError.
+        n: how many examples.
+        xp: numpy or jax.numpy.
+    """
+
+    def spread(given: Any) -> Any:
         array = xp.atleast_1d(xp.asarray(given))
-        if array.shape[0] not in (1, n):
-            raise UserError(f"condition must have 1 row or {n}, not {array.shape[0]}")
         return xp.broadcast_to(array, (n, *array.shape[1:]))
 
-    return jax.tree.map(spread, condition)
+    return jax.tree.map(spread, as_condition(condition, n))
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:

@@ -1,6 +1,6 @@
 """A log-likelihood with the evidence beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -36,6 +36,11 @@ class Likelihood:
     solver_error: PerExample
     ok: Bool[Array, " b"]
     trace: str = static(default="")
+
+    def first(self, n: int) -> "Likelihood":
+        """The first ``n`` examples."""
+        cut = jax.tree.map(lambda leaf: leaf[:n], self)
+        return replace(cut, probe_deviations=self.probe_deviations[:, :n])
 
     def __repr__(self) -> str:
         """What was found, and how sure it is, in a line."""

@@ -1,0 +1,225 @@
+"""Programs of a model: compiled once and found again, with the values of what is not compiled."""
+
+import gc
+import weakref
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoremle import VP, FixedProbe, Multistep, ScoreModel, UserError
+from scoremle import model as models
+from scoremle.core import programs
+
+SDE, KEY = VP(), jax.random.key(0)
+X = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+ROWS: list[int] = []  # of each call of a network: it is called where a program is traced
+FIVE = {8, 9}  # of five rows: those of their program, and one more, to see that it takes any
+
+
+def network(params, x, t, condition=0.0):
+    ROWS.append(len(x))
+    return SDE.sigma(t)[:, None] * x + jnp.tanh(x @ params["w"] + condition) * params["scale"]
+
+
+def params(seed):
+    return {"w": jax.random.normal(jax.random.key(seed), (2, 2)), "scale": 0.3}
+
+
+def of(noise):
+    return ScoreModel(noise, SDE, 1e-3, (2,), solver=Multistep(4))
+
+
+def with_leaves(seed=0):
+    return of(jax.tree_util.Partial(network, params(seed)))
+
+
+def bare(seed=0):
+    given = params(seed)
+    return of(lambda x, t: network(given, x, t))
+
+
+def value(model, x):
+    return model.log_prob(x, KEY).log_prob.sum()
+
+
+CALLS = {
+    "log_prob": lambda model, x: model.log_prob(x, KEY),
+    "a key for each": lambda model, x: model.log_prob(x, jax.random.split(KEY, 8)[: len(x)]),
+    "condition": lambda model, x: model.log_prob(x, KEY, condition=x[:, :1]),
+    "given": lambda model, x: model.given(x[:, :1]).bound(x, KEY, draws=4),
+    "bound": lambda model, x: model.bound(x, KEY, draws=4),
+    "encode": lambda model, x: model.encode(x),
+    "decode": lambda model, x: model.decode(x),
+    "gradient in x": lambda model, x: jax.grad(value, 1)(model, jnp.asarray(x)),
+    "gradient in parameters": lambda model, x: jax.grad(value)(model, x),
+}
+
+
+def traced(function, *arguments):
+    """What it gives, and the rows that were traced."""
+    ROWS.clear()
+    found = function(*arguments)
+    return found, {*ROWS}
+
+
+def same(found, expected):
+    def compare(a, b):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+    jax.tree.map(compare, found, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_program_is_found_again(name):
+    """By the second call, other parameters, and other numbers of rows."""
+    call, model = CALLS[name], with_leaves()
+    first, rows = traced(call, model, X[:5])
+    assert rows <= FIVE  # what a derivative is of may be there
+    for other, x in [
+        (model, X[:5]),
+        (with_leaves(1), X[:5]),
+        *((model, X[:n]) for n in (6, 7, 8)),
+    ]:
+        found, rows = traced(call, other, x)
+        assert rows == set()
+    # Within a program of the caller all is as it is written there.
+    expected, rows = traced(jax.jit(call), model, X[:5])
+    assert rows == {5}
+    same(first, expected)
+    same(found, jax.jit(call)(model, X))
+
+
+@pytest.mark.parametrize("name", ["log_prob", "gradient in x"])
+def test_a_bare_function_is_part_of_its_program(name):
+    call, one, other = CALLS[name], bare(0), bare(1)
+    first, rows = traced(call, one, X[:5])
+    assert rows == FIVE
+    assert traced(call, replace(one, eps=1e-3), X[:6])[1] == set()
+    assert traced(call, other, X[:5])[1] == FIVE
+    again, rows = traced(call, one, X[:5])
+    assert rows == set()
+    same(first, call(with_leaves(0), X[:5]))
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [(0, 0), (1, 1), (3, 4), (600, 1024), (1024, 1024), (1025, 1280), (100_000, 114_688)],
+)
+def test_rows_are_filled_up(rows, size):
+    assert programs._size(np.zeros((rows, 1))) == size
+
+
+def test_a_method_is_the_same_where_it_is_taken_anew():
+    class Net:
+        def noise(self, x, t):
+            return network(params(0), x, t)
+
+    net = Net()
+    assert traced(CALLS["log_prob"], of(net.noise), X)[1] == {8}
+    assert traced(CALLS["log_prob"], of(net.noise), X)[1] == set()
+
+
+def test_within_vmap_it_is_as_without():
+    model = with_leaves()
+    found, rows = traced(jax.vmap(lambda x: model.log_prob(x[None], KEY).latent[0]), X[:3])
+    assert rows == {1}
+    alone = [model.log_prob(x[None], KEY).latent[0] for x in X[:3]]
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+# What can't be had in every way
+
+
+def closing_over(n):
+    return of(lambda x, t: network(params(0), x, t, X[:n, :1])), {}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AskingForNumbers:
+    w: jax.Array
+
+    def __call__(self, x, t):
+        return network(params(0), x, t) + np.linalg.inv(self.w).trace()
+
+
+def asking_for_numbers():
+    return of(AskingForNumbers(jnp.eye(2) / 8)), {}
+
+
+def of_probes_for_each():
+    signs = np.sign(np.random.default_rng(1).normal(size=(1, 5, 2))).astype(np.float32)
+    return with_leaves(), {"divergence": FixedProbe(signs)}
+
+
+@pytest.mark.parametrize(
+    ("case", "first", "second"),
+    [
+        (lambda: closing_over(5), {9, 5}, set()),
+        (of_probes_for_each, {5}, set()),
+        (asking_for_numbers, {*FIVE, 5}, {5}),
+    ],
+    ids=["closes over rows", "probes for each", "asks for numbers"],
+)
+def test_what_can_not_be_filled_up_or_compiled_is_as_it_would_be_without(case, first, second):
+    model, options = case()
+    found, rows = traced(lambda: model.log_prob(X[:5], KEY, **options))
+    assert rows == first
+    again, rows = traced(lambda: model.log_prob(X[:5], KEY, **options))
+    assert rows == second
+    same(found, jax.jit(lambda x: model.log_prob(x, KEY, **options))(X[:5]))
+    same(again, found)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: model.log_prob(np.nan * X[:5], KEY), "x has a number that is not finite"),
+        (lambda model: model.encode(np.nan * X[:5]), "x has a number that is not finite"),
+        (lambda model: model.decode(np.nan * X[:5]), "z has a number that is not finite"),
+        (lambda model: model.bound(X[:5], KEY, condition=np.nan), "condition has a number"),
+        (lambda model: model.given(np.nan).encode(X[:5]), "condition has a number"),
+        (lambda model: model.log_prob(X[:5], jax.random.split(KEY, 8)), "5 examples take one key"),
+        (lambda model: model.bound(X[:5], KEY, condition=X[:, :1]), "1 row or 5, not 8"),
+    ],
+)
+def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
+    model = with_leaves()
+    for name in ("log_prob", "condition", "given", "encode", "decode"):
+        CALLS[name](model, X[:5])
+    with pytest.raises(UserError, match=words):
+        call(model)
+    assert traced(CALLS["log_prob"], model, X[:5])[1] == set()
+
+
+def test_a_mistake_of_a_network_is_told_by_the_rows_that_are_there(unchecked):
+    with pytest.raises(UserError, match=r"gives shape \(5, 1\) where x has \(5, 2\)"):
+        of(lambda x, t: x[:, :1]).log_prob(X[:5], KEY)
+
+
+def test_rows_of_a_function_are_never_cut_to_those_of_the_data():
+    """As many as there are when the data are filled up, they fit by chance."""
+    model, _ = closing_over(8)
+    CALLS["log_prob"](model, X)
+    with pytest.raises(TypeError, match="incompatible shapes"):
+        CALLS["log_prob"](model, X[:5])
+
+
+def test_programs_keep_no_model_alive():
+    def used():
+        big = np.ones((1000, 2), np.float32)
+        model = of(lambda x, t: network(params(0), x, t) + 0 * jnp.asarray(big)[: len(x)])
+        for name in ("log_prob", "gradient in x", "encode"):
+            CALLS[name](model, X[:5])
+        return weakref.ref(model.noise.func), weakref.ref(big)
+
+    before = len(models._log_prob._programs)
+    ends = used()
+    gc.collect()
+    assert [end() for end in ends] == [None, None]
+    assert len(models._log_prob._programs) == before
