@@ -31,7 +31,6 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.model import ScoreModel
 from scoremle.numerics import expand
-from scoremle.published import diffusers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -222,6 +221,8 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
     Its parameters are copied, and nothing of it runs in PyTorch. Raises UserError for a pipeline
     that ``scoremle.load`` would refuse as a folder.
     """
+    from scoremle.published import diffusers  # Flax is slow to import
+
     name = type(pipeline).__name__
     for part in ("unet", "scheduler"):
         if not hasattr(pipeline, part):

@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import isotonic_regression
 
 from scoremle.core.pytree import pytree
 from scoremle.errors import UserError
@@ -82,6 +81,8 @@ class FittedGaussian:
         leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
         arXiv 1611.00798.) Raises UserError for fewer than two examples.
         """
+        from scipy.optimize import isotonic_regression  # slow to import, and seldom needed
+
         x = np.concatenate([np.asarray(b, np.float32).reshape(len(b), -1) for b in batches])
         x = x[: most_examples(x.shape[1])]
         if len(x) < 2:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.integrate
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
@@ -61,6 +60,8 @@ class PublishedRK45:
 
         Raises UserError where it is traced: it runs on the host.
         """
+        from scipy.integrate import solve_ivp  # slow to import, and seldom needed
+
         if isinstance(x, jax.core.Tracer):
             raise UserError("PublishedRK45 runs on the host: call it outside of jit and grad")
         check_number("eps", eps, 0, 1)
@@ -74,7 +75,7 @@ class PublishedRK45:
             return np.concatenate([np.ravel(drift), np.ravel(divergence)]).astype(np.float64)
 
         start = np.concatenate([np.ravel(x).astype(np.float64), np.zeros(batch)])
-        solution = scipy.integrate.solve_ivp(
+        solution = solve_ivp(
             field, (eps, 1.0), start, method="RK45", rtol=self.rtol, atol=self.atol
         )
         end = solution.y[:, -1]
