@@ -7,6 +7,7 @@ torchax changes settings of PyTorch and of JAX when it is imported; they are put
 PyTorch's private backend the name "jax", which can't be undone.
 """
 
+import inspect
 import os
 import sys
 import threading
@@ -29,6 +30,7 @@ __all__ = ["translated"]
 _TRACING = threading.RLock()
 # An environment variable and a field of jax.config.
 TELEMETRY, OPTIONS = "ENABLE_RUNTIME_UPTIME_TELEMETRY", "jax_pjrt_client_create_options"
+SWITCHED_OFF = "__dynamo_disable"  # in torch/_compile.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class _Translated:
     function: Callable[..., Any]
 
     def __call__(self, weights: dict[str, Array], *inputs: Array) -> Array:
-        with _settings_kept():
+        with _settings_kept(), _without_dynamo():
             return self.function(weights, inputs)
 
 
@@ -91,6 +93,26 @@ def _settings_kept() -> Iterator[None]:
             jax.config.update(OPTIONS, options)
             if told is None:
                 os.environ.pop(TELEMETRY, None)
+
+
+@contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """PyTorch's compiler is not imported to be switched off, which takes a second.
+
+    PyTorch does that where a mode such as torchax's is first called, and keeps as an attribute of
+    the mode's function what it is without the compiler: itself, where none was imported.
+    """
+    from torchax.tensor import XLADispatchMode
+
+    function: Any = inspect.unwrap(XLADispatchMode.__torch_dispatch__)
+    if "torch._dynamo" in sys.modules or hasattr(function, SWITCHED_OFF):
+        yield
+        return
+    setattr(function, SWITCHED_OFF, function)
+    try:
+        yield
+    finally:
+        delattr(function, SWITCHED_OFF)
 
 
 def _convolve(
