@@ -85,7 +85,10 @@ class ScoreModel:
 
     A pytree: parameters of the noise prediction and numbers of the SDE are leaves, and two models
     of one architecture are arguments of one compiled program. A bare function is part of the
-    program, with the arrays that it closes over.
+    program, with the arrays that it closes over as they are at its first call.
+
+    A program is found again by calls that differ in numbers alone, and in rows of about the same
+    number: ``core/programs.py``.
 
     Args:
         noise: eps(x, t), or eps(x, t, condition) of a conditional model.

@@ -20,15 +20,15 @@ from scipy.special import stdtrit
 
 from scoremle.core.arguments import as_data, check_count
 from scoremle.core.divergence import DivergenceEstimator, Field, Probes
-from scoremle.core.keys import as_keys, split
+from scoremle.core.keys import as_keys, example_keys, split
+from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
-from scoremle.devices import compiled
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.record import Likelihood
-from scoremle.numerics import dims_of
+from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Data, Keys, NoiseFn, PRNGKey, Scalar
+from scoremle.types import AnyArray, Data, Keys, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["PILOT_IMAGES", "Choice", "Pilot", "choose_for_mean", "choose_nodes"]
 
@@ -100,7 +100,7 @@ class _Held:
 
     estimator: DivergenceEstimator
     probes: Probes
-    hold: Bool[Array, ""]
+    hold: Bool[AnyArray, ""]
 
     @property
     def random(self) -> bool:
@@ -117,6 +117,23 @@ class _Held:
 
     def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
         return self.estimator.deviations(estimates)
+
+
+# One program serves all numbers of nodes, and probes of both kinds.
+@Programs
+def _solved(
+    rows: tuple[Data, Keys],
+    noise: NoiseFn,
+    sde: SDE,
+    eps: Scalar,
+    divergence: DivergenceEstimator,
+    probes: Probes,
+    hold: Bool[AnyArray, ""],
+    solver: Planned,
+) -> Likelihood:
+    return flow_log_likelihood(
+        noise, sde, *rows, eps=eps, divergence=_Held(divergence, probes, hold), solver=solver
+    )
 
 
 class Pilot:
@@ -153,17 +170,11 @@ class Pilot:
         # The same probes for all numbers of nodes: what differs is the solver's error.
         probes = divergence.draw(key_probe, x)
 
-        # One compilation serves all numbers of nodes, and probes of both kinds.
-        @compiled
-        def solve(x: Data, key: PRNGKey, hold: Bool[Array, ""], solver: Planned) -> Likelihood:
-            return flow_log_likelihood(
-                noise, sde, x, key, eps=eps, divergence=_Held(divergence, probes, hold),
-                solver=solver,
-            )  # fmt: skip
-
         def solved(steps: int, *, hold: bool) -> Likelihood:
             key = key_probe if hold and divergence.random else key_fresh
-            return solve(x, key, jnp.asarray(hold), Planned.of(steps, finest))
+            held = divergence, probes, np.asarray(hold)
+            rows = x, example_keys(key, len(x))
+            return _solved(rows, as_pytree(noise), sde, eps, *held, Planned.of(steps, finest))
 
         self._solved = solved
         self._scatter = None

@@ -12,6 +12,7 @@ others. The solver tells which they are: they alone are solved again.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,9 +24,9 @@ from scoremle.core.arguments import as_data, check_number, check_seed
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.core.programs import Programs
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
-from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.nodes import NODES, Pilot
@@ -164,36 +165,42 @@ def log_likelihood_within(
     """
     chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
     given = x, example_keys(key, len(x)), rows_of(condition, len(x), jnp)
-
-    @compiled
-    def solve(given: Any, place: Int[Array, " r"], solver: Solver) -> Likelihood:
-        few, keys, rows = jax.tree.map(lambda leaf: leaf[place], given)
-        return flow_log_likelihood(
-            _under(noise, rows), sde, few, keys,
-            eps=eps, divergence=chosen.divergence, solver=solver,
-        )  # fmt: skip
-
-    found, nodes = solve(given, np.arange(len(x)), chosen.solver), 2 * chosen.solver.nodes
+    model = as_pytree(noise), sde, eps, chosen.divergence
+    found, nodes = _solved(given, *model, chosen.solver), 2 * chosen.solver.nodes
     while nodes <= MOST and (few := np.flatnonzero(~(found.solver_error <= tolerance))).size:
-        # A power of two: not every number of rows is another program.
-        place = np.resize(few, 1 << (few.size - 1).bit_length())
-        again = solve(given, place, Planned.of(nodes, MOST))
+        rows = jax.tree.map(lambda leaf: leaf[few], given)
+        again = _solved(rows, *model, Planned.of(nodes, MOST))
         # The pilot measured no such rows: a factor below 1 is not for them.
         error = jnp.maximum(again.solver_error, chosen.solver.stated(again.solver_error))
         found, nodes = _with_rows(found, few, replace(again, solver_error=error)), 2 * nodes
     return found
 
 
+@partial(Programs, cut=Likelihood.first)
+def _solved(
+    rows: tuple[Data, Keys, Any],
+    noise: NoiseFn,
+    sde: SDE,
+    eps: Scalar,
+    divergence: DivergenceEstimator,
+    solver: Solver,
+) -> Likelihood:
+    x, keys, condition = rows
+    return flow_log_likelihood(
+        _under(noise, condition), sde, x, keys, eps=eps, divergence=divergence, solver=solver
+    )
+
+
 def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
-    """With the first rows of ``again`` in these places; all evaluations count."""
+    """With ``again`` in these rows; all evaluations count."""
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[..., rows].set(new[..., : len(rows)])
+        return old.at[..., rows].set(new)
 
     values: dict[str, Any] = {
         name: put(getattr(found, name), getattr(again, name))
         for name in ("log_prob", "probe_stderr", "probe_deviations", "solver_error", "ok")
     }
-    latent = found.latent.at[rows].set(again.latent[: len(rows)])
-    evaluations = found.evaluations.at[rows].add(again.evaluations[: len(rows)])
+    latent = found.latent.at[rows].set(again.latent)
+    evaluations = found.evaluations.at[rows].add(again.evaluations)
     return replace(found, latent=latent, evaluations=evaluations, **values)

@@ -132,6 +132,17 @@ def test_within_vmap_it_is_as_without():
     np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
+def test_a_tolerance_finds_its_programs_again():
+    def call(seed):
+        return with_leaves(seed).log_prob(X, KEY, tolerance=0.5)
+
+    first, rows = traced(call, 0)
+    assert rows == {8}
+    again, rows = traced(call, 0)
+    assert rows == set()
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
 # What can't be had in every way
 
 
