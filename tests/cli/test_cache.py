@@ -2,11 +2,18 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
+import flax
+import jax
+import jaxlib
+import numpy
 import pytest
+import scipy
 
+import scoremle
 from scoremle.cli import cache
 from scoremle.cli import main as cli
 
@@ -65,8 +72,12 @@ def test_a_home_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
 def test_env_says_what_a_report_needs(capsys):
     assert cli.main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    for name in ("scoremle", "python", "jax", "device 0", "memory", "prepared data sets"):
+    for name in ("device 0", "memory", "prepared data sets"):
         assert facts[name]
+    assert facts["scoremle"] == scoremle.__version__
+    assert facts["python"] == platform.python_version()
+    for module in (jax, jaxlib, flax, numpy, scipy):
+        assert facts[module.__name__] == module.__version__
     assert facts["compiled programs"].startswith(os.environ[cache.FOLDER])
     assert facts[cache.FOLDER] == os.environ[cache.FOLDER]
     assert cli.main(["env"]) == 0
