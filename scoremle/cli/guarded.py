@@ -5,6 +5,7 @@ lines of their own. So the parent has the last word: a line, and the exit code.
 """
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -29,6 +30,8 @@ NEVER_MET = (
     "the processes of this run have not met: were all started, and is --coordinator the machine of"
     " the first, with a port that all reach?"
 )
+# XLA's status, which JAX says in a ValueError where the array of a failed program is fetched.
+STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 MET = "\0"  # said to the parent before any line
 
 
@@ -83,7 +86,8 @@ def _line(error: BaseException) -> str:
     import jax
 
     text = str(error) or type(error).__name__
-    if isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory(error):
+    fetched = isinstance(error, ValueError) and STATUS.match(text)
+    if (fetched or isinstance(error, jax.errors.JaxRuntimeError)) and not out_of_memory(error):
         return f"{LOST} ({text.splitlines()[0][:200]})"
     return text
 

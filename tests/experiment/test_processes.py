@@ -142,13 +142,29 @@ def test_processes_that_disagree_do_not_train(differs, words, request, tmp_path)
     assert not any("loss" in text for text in run.texts())
 
 
+# Two processes that do nothing but agree.
+AGREEING = """
+import sys
+from scoremle.cli.guarded import guarded
+coordinator, processes, process = (word.partition("=")[2] for word in sys.argv[1:])
+with guarded(int(process)) as has_met:
+    from scoremle.processes import check_agreed, join
+    join(coordinator, int(processes), int(process))
+    has_met()
+    while True:
+        check_agreed({})
+        print("agreed", flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path):
-    words = ("train", "digits", tmp_path / "run", *FIELDS, "--config.training.n_iters=100000")
-    run = together(words, tmp_path)
-    run.until_step(5)
-    second = Run([words], tmp_path / "second")
-    assert second.codes() == [2] and "run is in use: process" in second.last(0), second.texts()
+    run = together((), tmp_path, program=("-c", AGREEING))
+    run.until(lambda: all("agreed" in path.read_text() for path in run.said), "agreed")
+    assert_that_one_ends_all(run)
+
+
+def assert_that_one_ends_all(run):
     os.kill(run.worker(1), signal.SIGKILL)
     began = time.monotonic()
     codes = run.codes()
@@ -156,6 +172,17 @@ def test_a_killed_process_ends_the_others(tmp_path):
     assert codes == [2, 2], run.texts()
     assert "error: process 0: another process of this run has ended" in run.last(0)
     assert "error: process 1: its work was ended by signal SIGKILL" in run.last(1)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_killed_process_ends_the_others_in_a_training(tmp_path):
+    words = ("train", "digits", tmp_path / "run", *FIELDS, "--config.training.n_iters=100000")
+    run = together(words, tmp_path)
+    run.until_step(5)
+    second = Run([words], tmp_path / "second")
+    assert second.codes() == [2] and "run is in use: process" in second.last(0), second.texts()
+    assert_that_one_ends_all(run)
 
 
 def test_machines_whose_names_lead_nowhere_are_named_in_a_line(monkeypatch):

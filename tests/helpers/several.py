@@ -21,10 +21,10 @@ LONGEST = 600
 class Run:
     """One process for each of these commands, with so many devices each.
 
-    ``on``: the words before each command, which run it elsewhere.
+    ``on``: the words before each command, which run it elsewhere. ``program``: what Python runs.
     """
 
-    def __init__(self, commands, logs, *, devices=1, on=None, **more):
+    def __init__(self, commands, logs, *, devices=1, on=None, program=("-m", "scoremle"), **more):
         count = f"--xla_force_host_platform_device_count={devices}"
         flags = f"{os.environ.get('XLA_FLAGS', '')} {count}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | more
@@ -35,7 +35,7 @@ class Run:
         places = on or [()] * len(commands)
         for place, words, out, err in zip(places, commands, self.said, self.errors, strict=True):
             with out.open("w") as stdout, err.open("w") as stderr:
-                command = [*place, sys.executable, "-m", "scoremle", *map(str, words)]
+                command = [*place, sys.executable, *program, *map(str, words)]
                 self.processes.append(
                     subprocess.Popen(
                         command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr
