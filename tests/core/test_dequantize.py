@@ -52,7 +52,7 @@ def test_a_flow_draws_from_its_density():
     flow, variables, *_ = tiny("cifar10", (1, 1, 2, 1))
     variables = jax.tree.map(lambda p: p.astype(np.float32), variables)
     dequantizer = Flow(lambda params, e, x: flow.apply(params, e, x), variables, levels=8)
-    side = 100
+    side = 60
     x = jnp.tile(jnp.asarray([3, 5]).reshape(1, 1, 2, 1), (side**2, 1, 1, 1))
     middle = (np.arange(side) + 0.5) / side
     grid = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 1, 2, 1).astype(np.float32)

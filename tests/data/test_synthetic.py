@@ -63,14 +63,14 @@ def perfect_noise(sde, pixels):
 
 
 def test_a_perfect_model_has_the_bits_of_the_probabilities(x64):
-    sde, pixels, eps, n = scoremle.VP(), scoremle.Pixels(LEVELS), 1e-4, 64
+    sde, pixels, eps, n = scoremle.VP(), scoremle.Pixels(LEVELS), 1e-4, 40
     images = IMAGES.test[:n]
     key_u, key = jax.random.split(jax.random.key(0))
     y = pixels.encode(images, jax.random.uniform(key_u, images.shape))
     times = scoremle.UniformLogSNR(sde, eps, stratified=True)
     noise = perfect_noise(sde, pixels)
     bound = jax.jit(
-        lambda y: scoremle.likelihood_bound(noise, sde, y, key, eps=eps, times=times, draws=128)
+        lambda y: scoremle.likelihood_bound(noise, sde, y, key, eps=eps, times=times, draws=64)
     )(y)
     bits = scoremle.bits_per_dim(bound.log_prob, pixels, DIMS)
     truth = -synthetic.log_prob(images) / (DIMS * math.log(2))

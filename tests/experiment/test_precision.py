@@ -30,11 +30,11 @@ def digits(trained_in, measured_in="float32"):
 
 
 @cache
-def trained(dtype):
+def trained(dtype, steps=STEPS):
     training = digits(dtype).training
     program = make_program(training.loss, training.optimizer, training.ema_rate)
     state = training.init_state()
-    for step in range(STEPS):
+    for step in range(steps):
         state, _ = program(state, training.data.batch(step)[None])
     return state
 
@@ -48,7 +48,7 @@ def program_of(experiment):
 
 
 def test_what_must_keep_its_digits_is_float32():
-    state = trained("bfloat16")
+    state = trained("bfloat16", steps=2)
     moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     leaves = jax.tree.leaves((state.params, state.ema, moments))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
@@ -111,6 +111,7 @@ def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
     assert told.count("in bfloat16 bits/dim of 12 images are off from those in float32") == 1
 
 
+@pytest.mark.long
 def test_bits_of_both_trainings_are_within_their_error():
     """Of the same images, noise and times, measured in float32; both have learned something."""
     experiment = digits("float32")

@@ -143,7 +143,7 @@ def test_stated_error_is_honest(name, kind):
 @pytest.mark.parametrize("draws", [20, 100])
 def test_stated_error_is_honest_in_many_dimensions(draws):
     """There the trend in time, which grows with D, is most of the error of evenly spaced times."""
-    sde, dims, copies = SDES["vp"], 2000, 300
+    sde, dims, copies = SDES["vp"], 900, 200
 
     def noise(x, t):
         return (sde.sigma(t) / (0.3 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2))[:, None] * x

@@ -130,9 +130,9 @@ def test_density_integrates_to_one(name):
         fade = sigma * alpha / (alpha**2 + sigma**2)
         return exact(x, t) + fade * (0.4 * u[:, ::-1] * jnp.array([1, -1]) + 0.3 * jnp.sin(2 * u))
 
-    axis = np.linspace(-4, 4, 61)
+    axis = np.linspace(-4, 4, 41)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
-    result = evaluator(noise, name)(grid)
+    result = evaluator(noise, name)(grid, 1e-4)
     assert result.ok.all()
     total = np.exp(result.log_prob.astype(np.float64)).sum() * (axis[1] - axis[0]) ** 2
     assert total == pytest.approx(1, abs=1e-3)
@@ -156,8 +156,8 @@ def test_golden_likelihood(name, golden):
             noise, SDES[name], x, KEY, eps=eps, divergence=divergence, solver=solver
         )
 
-    for nodes, limit in [(32, None), (256, 1e-4)]:
-        result = run(jnp.asarray(arrays["data"]), Planned.of(nodes, 256))
+    for nodes, limit in [(32, None), (128, 1e-4)]:
+        result = run(jnp.asarray(arrays["data"]), Planned.of(nodes, 128))
         error = np.abs(bits_per_dim(result.log_prob, Pixels(), 768) - arrays[f"{truth}/bpd"])
         stated = np.asarray(result.solver_error) / bits
         assert (error < (stated if limit is None else limit)).all(), (error, stated)

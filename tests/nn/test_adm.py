@@ -10,7 +10,7 @@ import pytest
 from helpers.weights import drawn
 
 from scoremle.errors import UserError
-from scoremle.nn.adm import ADM, adm_params
+from scoremle.nn.adm import ADM, DEFAULT_MULTIPLES, adm_params
 
 GOLDEN = (
     "improved",
@@ -84,7 +84,21 @@ def test_output_is_the_published_one(name, golden):
     assert relative_error(out, arrays["out"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_size_of_images_sets_the_channels():
+    assert DEFAULT_MULTIPLES == {
+        512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4),
+        64: (1, 2, 3, 4), 32: (1, 2, 2, 2),
+    }  # fmt: skip
+
+
+# The quick ones have every kind of layer that the others have.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("improved 32", "guided 64") else pytest.param(name, marks=pytest.mark.long)
+        for name in PUBLISHED
+    ],
+)
 def test_networks_have_their_published_sizes(name):
     number, flags = PUBLISHED[name]
     network = ADM.from_flags(flags)

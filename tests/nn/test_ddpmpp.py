@@ -60,7 +60,10 @@ def test_parameters_have_the_published_names(name):
     assert jax.tree.map(lambda p: (p.shape, p.dtype), shape["params"]) == expected
 
 
-@pytest.mark.parametrize(("file", "blocks"), [("ddpmpp_shapes", 4), ("ddpmpp_deep_shapes", 8)])
+@pytest.mark.parametrize(
+    ("file", "blocks"),
+    [("ddpmpp_shapes", 4), pytest.param("ddpmpp_deep_shapes", 8, marks=pytest.mark.long)],
+)
 def test_parameters_of_the_published_cifar10_networks(file, blocks):
     expected = json.loads((GOLDEN / f"{file}.json").read_text())["shapes"]
     args = jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
@@ -194,17 +197,19 @@ def test_what_is_dropped_is_the_share_that_flax_drops():
 
 def test_what_a_gradient_computes_again_saves_memory_and_changes_no_number(monkeypatch):
     """Elementwise work on a CPU, and with ``remat`` all of a block."""
-    config, params, arrays = golden("ddpmpp")
+    small = TINY | {"ch_mult": (1,), "attn_resolutions": (), "dropout": 0.5, "init_scale": 1.0}
+    x, labels = jax.random.normal(jax.random.key(1), (4, 8, 8, 3)), jnp.arange(4.0)
+    params = jax.jit(DDPMpp(**small).init)(jax.random.key(0, impl="rbg"), x, labels)
     found, memory = [], []
     for remat, everything in [(False, True), (False, False), (True, False)]:
         with monkeypatch.context() as patch:
             if everything:
                 patch.setattr(calls, "_what_is_dear", lambda *_, **__: True)
-            net = network(config, dropout=0.5, remat=remat)
+            net = DDPMpp(**small, remat=remat)
 
             def loss(params, net=net):
-                inputs, rngs = (arrays["x"], arrays["labels"]), {"dropout": jax.random.key(0)}
-                out = net.apply({"params": params}, *inputs, train=True, rngs=rngs)
+                rngs = {"dropout": jax.random.key(0)}
+                out = net.apply(params, x, labels, train=True, rngs=rngs)
                 return jnp.mean(out**2)
 
             program = jax.jit(jax.grad(loss)).lower(params).compile()
@@ -229,18 +234,19 @@ def test_an_unconditional_network_does_not_read_the_labels():
 
 
 def test_forward_and_reverse_derivatives_agree():
-    config, params, arrays = golden("residual_out")
-    net, labels = network(config), arrays["labels"]
-    u, v = jax.random.normal(jax.random.key(2), (2, *arrays["x"].shape))
+    net = DDPMpp(**TINY, fir=True, progressive="residual", init_scale=1.0)
+    x, u, v = jax.random.normal(jax.random.key(2), (3, 2, 8, 8, 3))
+    labels = jnp.array([1.0, 999.0])
+    params = jax.jit(net.init)(jax.random.key(0, impl="rbg"), x, labels)
 
     @jax.jit
     def both(x):
-        f = functools.partial(net.apply, {"params": params}, labels=labels)
+        f = functools.partial(net.apply, params, labels=labels)
         _, forward = jax.jvp(f, (x,), (u,))
         (reverse,) = jax.vjp(f, x)[1](v)
         return jnp.vdot(v, forward), jnp.vdot(reverse, u), jnp.linalg.norm(v * forward)
 
-    a, b, scale = both(arrays["x"])
+    a, b, scale = both(x)
     assert abs(a - b) < 1e-4 * scale
 
 

@@ -232,7 +232,13 @@ def test_the_network_of_ddpm_cifar10_has_its_published_size():
 
 
 @pytest.mark.parametrize(
-    "name", ["skip blocks last", "attention everywhere, resampled in residual blocks"]
+    "name",
+    [
+        "skip blocks last",
+        pytest.param(
+            "attention everywhere, resampled in residual blocks", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_derivative_agrees_with_differences(name, x64):
     network, params = randomly(name, dtype=jnp.float64)
