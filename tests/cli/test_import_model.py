@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.small_song import write_song
 from helpers.weights import drawn
 
 import scoremle
@@ -22,12 +23,6 @@ QUICK = (
     "--config.eval.solver=multistep", "--config.eval.nodes=4", "--config.eval.num_images=3",
     "--config.eval.num_repeats=2", "--config.eval.batch_size=3",
 )  # fmt: skip
-
-
-def of_edm(folder, arrays):
-    safetensors.write(folder / "net.safetensors", drawn(json.loads(str(arrays["shapes"]))), {})
-    (folder / "net.json").write_text(str(arrays["fields"]))
-    return folder / "net.safetensors"
 
 
 def of_openai(folder, arrays):
@@ -48,10 +43,10 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def imported(golden, tmp_path_factory, images):
+def imported(tmp_path_factory, images):
     """A model whose last noise hides the levels: its files, and the working directory."""
     folder = tmp_path_factory.mktemp("model")
-    file = of_edm(folder, golden("edm_ncsnpp_ve"))
+    file = write_song(folder, "VEPrecond")
     assert run("import", file, folder / "run", f"--dataset={images}") == 0
     return file, folder / "run"
 
@@ -76,7 +71,7 @@ def test_each_family_is_the_same_model_afterwards(
     family, golden, tmp_path, monkeypatch, request, capsys
 ):
     if family == "edm":
-        place = of_edm(tmp_path, golden("edm_ddpmpp_edm"))
+        place = write_song(tmp_path, "EDMPrecond", classes=10)
     elif family == "openai":
         arrays = golden("adm_guided")
         tensors = drawn(json.loads(str(arrays["shapes"])))
@@ -192,10 +187,10 @@ def test_it_is_sampled(imported, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def of_classes(golden, tmp_path_factory):
+def of_classes(tmp_path_factory):
     """A model of 10 classes, imported without a data set."""
     folder = tmp_path_factory.mktemp("classes")
-    file = of_edm(folder, golden("edm_ddpmpp_edm"))
+    file = write_song(folder, "EDMPrecond", classes=10)
     assert run("import", file, folder / "run") == 0
     return file, folder / "run"
 
