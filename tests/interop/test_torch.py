@@ -184,7 +184,7 @@ def noise64(module, prediction, conditioning):
     return eps
 
 
-def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=150):
+def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=80):
     """log p by Runge-Kutta steps of d(x / alpha) / ds = eps, and the trace of all of torch's J."""
     eps, shape, D = noise64(module.double().eval(), prediction, conditioning), x.shape, x.size
     low, high = -ENDS[1] / 2, -ENDS[0] / 2
@@ -235,7 +235,7 @@ def expected(name):
     x = data(shape, n=1)[0]
     seen = np.moveaxis(x, -1, 0) if x.ndim == 3 else x
     prediction = "eps" if name == "image" else name
-    steps = 40 if name == "image" else 150
+    steps = 40 if name == "image" else 80
     return log_prob64(made(kind), seen, prediction, conditioning, steps=steps)
 
 

@@ -90,6 +90,7 @@ def test_intervals_cover_on_a_rough_field():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, beside its own values at ten times the nodes
     with the same probes."""

@@ -13,7 +13,7 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("subvp", marks=pytest.mark.long)])
 def test_it_gives_the_originals_numbers(name, golden):
     arrays, sde = golden("likelihood"), SDES[name]
     found = PublishedRK45().log_likelihood(
