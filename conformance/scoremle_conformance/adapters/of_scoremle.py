@@ -71,6 +71,11 @@ class ScoreMLE(Adapter):
     fresh, order = True, 3.0
 
     @property
+    def version(self) -> str:
+        """Of the code: that of an editable install may be an older one."""
+        return scoremle.__version__
+
+    @property
     def networks(self) -> list[tuple[str, str]]:
         """A velocity is that of the straight path; on others it has no name for one."""
         return [(p, o) for p, o in super().networks if o != "velocity" or p == "straight"]
