@@ -5,9 +5,8 @@ of. Rows are filled up to a power of two, or a quarter of one where they are man
 last one; what was found for the copies is cut off. So shapes that differ in rows alone share
 programs. A row is computed from itself alone: its values stay as they are, up to rounding.
 
-A function without parameters, such as a noise prediction that is no pytree, is part of a program
-by its identity, with all that it closes over. Its programs end when it does: they keep no model
-alive.
+A function, such as a noise prediction that is no pytree, is part of a program by its identity,
+with all that it closes over. Its programs end when it does: they keep no model alive.
 
 Within a program of the caller, where there are no numbers yet, a function is called as it is. A
 derivative that is taken outside of one has programs, which are found again as well.
@@ -19,7 +18,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,11 @@ logger = logging.getLogger(__name__)
 
 Tree = Any  # any pytree
 Cut = Callable[[Tree, int], Tree]
-# A tree without its leaves, and the kinds of these; a whole number is its own.
-Structure = tuple[PyTreeDef, tuple[str | int, ...]]
+# The kinds of leaves: what is an argument of a program, and what is a part of it by its identity,
+# such as a function. Any other is a part by its value, such as a whole number, and its own kind.
+ARRAY, THING = object(), object()
+# A tree without its leaves, and the kinds of these.
+Structure = tuple[PyTreeDef, tuple[Any, ...]]
 # Above so many rows, whose work is little, a step is a quarter of a power of two.
 FEW = 1024
 ARRAYS = jax.Array | np.ndarray | np.generic | float | complex
@@ -61,10 +63,10 @@ class Programs:
         self._programs: dict[tuple[Any, ...], _Program] = {}
 
     def __call__(self, rows: Tree, *others: Any) -> Tree:
-        structure, arrays, fixed = _parts((rows, others))
+        structure, arrays, things = _parts((rows, others))
         if not (all(map(_has_numbers, arrays)) and _is_hashable(structure)):
             return self.function(rows, *others)
-        program, n, size = self._program(fixed), len(arrays[0]), _size(arrays[0])
+        program, n, size = self._program(things), len(arrays[0]), _size(arrays[0])
 
         def filled() -> Tree:
             if structure not in program.of_any_rows:
@@ -83,23 +85,23 @@ class Programs:
                 found = ways[name]()
                 break
             except Exception as error:
-                logger.info("%s can't be %s: %s", self.function.__name__, name, error)
+                logger.debug("%s can't be %s: %s", self.function.__name__, name, error)
                 failed.add(name)
         else:
             found = self.function(rows, *others)
         program.failed[structure] |= failed
         return found
 
-    def _program(self, fixed: list[Any]) -> "_Program":
-        key = tuple(map(_identity, fixed))
+    def _program(self, things: list[Any]) -> "_Program":
+        key = tuple(map(_identity, things))
         if key not in self._programs:
-            held = [_held(thing, partial(self._programs.pop, key, None)) for thing in fixed]
+            held = [_held(thing, partial(self._programs.pop, key, None)) for thing in things]
             self._programs[key] = _Program(self.function, held)
         return self._programs[key]
 
 
 class _Program:
-    """That of some functions, for each structure.
+    """That with some things in it, for each structure.
 
     ``failed`` are the ways in which it can't be had, and ``of_any_rows`` has those that take one
     row more: so nothing in them, such as labels that a function closes over, has as many as a
@@ -121,35 +123,55 @@ class _Program:
         return (self._alone if known(arrays) else self._within)(structure, arrays)
 
 
+class _Partial(NamedTuple):
+    """A ``jax.tree_util.Partial`` whose function is a leaf, too."""
+
+    function: Any
+    arguments: Tree
+    keywords: Tree
+
+
 def _parts(tree: Tree) -> tuple[Structure, list[Any], list[Any]]:
-    """The structure, the arrays, and all else: functions without parameters, and other things."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_bare)
+    """The structure of a tree, its arrays, and its things."""
+    leaves, treedef = jax.tree.flatten(_opened(tree))
     kinds = tuple(map(_kind, leaves))
-    arrays, functions, things = (
-        [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind == wanted]
-        for wanted in ("array", "function", "thing")
+    arrays, things = (
+        [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is wanted]
+        for wanted in (ARRAY, THING)
     )
-    return (treedef, kinds), arrays, [*(leaf.func for leaf in functions), *things]
+    return (treedef, kinds), arrays, things
 
 
-def _whole(structure: Structure, arrays: list[Any], fixed: list[Any]) -> Tree:
+def _whole(structure: Structure, arrays: list[Any], things: list[Any]) -> Tree:
     """The tree of these parts."""
     treedef, kinds = structure
-    count = kinds.count("function")
-    left = {
-        "array": iter(arrays),
-        "function": map(Partial, fixed[:count]),
-        "thing": iter(fixed[count:]),
-    }
-    return treedef.unflatten(next(left[kind]) if kind in left else kind for kind in kinds)
+    left = {ARRAY: iter(arrays), THING: iter(things)}
+    return _closed(treedef.unflatten(next(left.get(kind, iter([kind]))) for kind in kinds))
 
 
-def _is_bare(node: Any) -> bool:
-    return isinstance(node, Partial) and not (node.args or node.keywords)
+def _opened(tree: Tree) -> Tree:
+    def opened(node: Any) -> Any:
+        if not isinstance(node, Partial):
+            return node
+        return _Partial(node.func, _opened(node.args), _opened(node.keywords))
+
+    return jax.tree.map(opened, tree, is_leaf=lambda node: isinstance(node, Partial))
 
 
-def _kind(leaf: Any) -> str:
-    return "function" if _is_bare(leaf) else "array" if isinstance(leaf, ARRAYS) else "thing"
+def _closed(tree: Tree) -> Tree:
+    def closed(node: Any) -> Any:
+        if not isinstance(node, _Partial):
+            return node
+        return Partial(node.function, *_closed(node.arguments), **_closed(node.keywords))
+
+    return jax.tree.map(closed, tree, is_leaf=lambda node: isinstance(node, _Partial))
+
+
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, ARRAYS):
+        return ARRAY
+    owner = leaf.__self__ if inspect.ismethod(leaf) else leaf
+    return THING if type(owner).__eq__ is object.__eq__ or not _is_hashable(leaf) else leaf
 
 
 def _identity(thing: Any) -> Any:
@@ -171,9 +193,9 @@ def _has_numbers(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer) or array.to_concrete_value() is not None
 
 
-def _is_hashable(structure: Structure) -> bool:
+def _is_hashable(value: Any) -> bool:
     try:
-        hash(structure)
+        hash(value)
     except TypeError:
         return False
     return True
