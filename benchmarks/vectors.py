@@ -6,6 +6,9 @@ probability-flow ODE in t, as most code in PyTorch does; the trace is by reverse
 dimensions in one call. The truth is torchdiffeq's, too: dopri8 in float64 at 1e-10. Seconds are of
 CPU, the second call's, on one thread of PyTorch; ours are compiled before. Under three minutes.
 
+A second table has milliseconds of calls of the model, of 100 vectors: the first, the median of ten
+others, of another number of rows, and of ten where the caller compiles it by ``jax.jit``.
+
     python benchmarks/vectors.py
 """
 
@@ -75,6 +78,38 @@ def by_torchdiffeq(
     return log_prob.double().numpy(), count[0], time.process_time() - began
 
 
+def value(model: scoremle.ScoreModel, x: jax.Array) -> jax.Array:
+    return model.log_prob(x, KEY).log_prob.sum()
+
+
+CALLS = {
+    "log_prob": lambda model, x: model.log_prob(x, KEY),
+    "its gradient in x": jax.grad(value, argnums=1),
+    "its gradient in parameters": jax.grad(value),
+    "bound": lambda model, x: model.bound(x, KEY),
+    "encode": lambda model, x: model.encode(x),
+    "decode": lambda model, x: model.decode(x),
+}
+
+
+def times_of_calls(model: scoremle.ScoreModel, x: jax.Array) -> str:
+    def milliseconds(call, x: jax.Array) -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(call(model, x))
+        return 1000 * (time.perf_counter() - began)
+
+    def median(call) -> str:
+        return f"{np.median([milliseconds(call, x[:100]) for _ in range(10)]):.1f}"
+
+    rows = []
+    for name, call in CALLS.items():
+        first, others = f"{milliseconds(call, x[:100]):.0f}", median(call)
+        fewer, compiled = f"{milliseconds(call, x[:90]):.0f}", jax.jit(call)
+        milliseconds(compiled, x[:100])
+        rows.append((name, first, others, fewer, median(compiled)))
+    return tables.table(("call", "first, ms", "others", "first of 90", "by jax.jit"), rows)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
@@ -104,6 +139,7 @@ def main() -> None:
         row(f"torchdiffeq, dopri5, {tolerance:g}", *found, "")
     header = ("method", "evaluations", "CPU s", "error, mean", "max", "stated, mean")
     print(tables.table(header, rows))
+    print(times_of_calls(model, jnp.asarray(x)))
 
 
 if __name__ == "__main__":
