@@ -274,13 +274,14 @@ def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
 
 
 def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, capfd):
-    few = {"eval__solver": "auto", "eval__num_images": 90, "eval__num_repeats": 2}
+    few = {"eval__solver": "auto", "eval__num_images": 70, "eval__num_repeats": 2}
+    few["training__smallest_time"] = 0.05  # which takes few nodes
     folder, results = evaluate(tiny, "levels", **few)
     result = results["exact_test_ckpt_2"]
     nodes, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
-    assert images == [90, 64] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
+    assert images == [70, 64] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
     values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
-    order = permutation(90, 42, DIFFERENCES)
+    order = permutation(70, 42, DIFFERENCES)
     apart = f"nodes {nodes[0]} to {nodes[1]}"
     (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
     difference, halving = (npz(part)[k].astype(np.float64) for k in ("bpd", "halving"))
@@ -320,6 +321,7 @@ def test_the_published_solver_is_there_to_compare_with(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_suite_measures_everything_and_judges_it(tiny, capfd):
     few = {"eval__num_images": 6, "eval__bound_draws": 8}
     _, results = evaluate(tiny, "suite", eval__suite=True, **few)

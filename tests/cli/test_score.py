@@ -268,6 +268,7 @@ def by_digits(tmp_path_factory):
     return place, json.loads(told.getvalue())
 
 
+@pytest.mark.long
 def test_ranks_are_among_the_models_own_test_images(by_digits):
     out = by_digits[0] / "s.csv"
     with np.load(FOLDER / "digits" / "eval" / "exact_test_ckpt_3.npz") as arrays:
@@ -305,6 +306,7 @@ def test_the_command_that_gets_ranks_measures_what_the_scores_are(tiny, model):
     assert "informed" not in how_to_get(str(tiny.workdir), model, "ode")
 
 
+@pytest.mark.long
 def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):
     place, found = by_digits
     assert found["mean"] == pytest.approx(found["uncorrected_mean"] + found["correction"])

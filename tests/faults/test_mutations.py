@@ -18,7 +18,7 @@ from helpers.places import ROOT
 pytest.importorskip("hypothesis")
 from helpers.subjects import SUBJECTS
 
-EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "15")
+EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "6")
 
 
 @pytest.fixture(scope="module")
