@@ -24,9 +24,9 @@ DEV := dev
 # Arguments of pytest for make pythons, such as tests/core; none: all that is not slow.
 QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-# Two workers, a file each: most of the time goes into compiling, on one core at a time. A worker
-# that crashes ends the tests: a new one in its place may wait for ever.
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+# Two workers, a file each, in the order of tests/conftest.py: most of the time goes into compiling,
+# on one core at a time. A worker that crashes ends the tests: a new one in its place may wait for ever.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Tests start hundreds of processes, and each would compile the package's Python anew.

@@ -54,6 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one keeps a worker when the other has ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @cache
 def load_golden(name: str) -> dict[str, np.ndarray]:
     """All arrays of tests/golden/<name>.npz, by key; read only."""

@@ -55,6 +55,7 @@ def place(tmp_path):
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_folder_with_its_own_module_is_scored(place, capsys):
     out = place / "scores.csv"
     model = f"{place}/a/mine.py:model"

@@ -149,6 +149,7 @@ def test_a_plan_of_a_tiny_network():
     assert doubling._likelihood() == (None, None)
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_prints(capfd):
     words = [flag.replace("--config=", "") for flag in TINY[:1]]
     assert cli.main(["plan", *words, *TINY[1:], "--memory=1GiB", "--devices=3", "--json"]) == 0

@@ -98,6 +98,7 @@ def test_the_cost_of_less_precision_is_measured_on_a_few_images():
     assert asked[0][3] != asked[1][3]
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
     half, whole = (
         evaluate(tiny, dtype, eval__dtype=dtype, eval__num_images=12)[1]["exact_test_ckpt_2"]

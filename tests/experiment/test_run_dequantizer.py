@@ -39,6 +39,7 @@ def hash_of(workdir, name):
     return json.loads((workdir / FOLDER / name / "record/metadata").read_text())["tree_hash"]
 
 
+@pytest.mark.slow
 def test_it_leaves_what_a_training_leaves(trained):
     place = trained.workdir / FOLDER
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ WHAT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHAT)
 def test_values_do_not_depend_on_the_batch_size(tiny, name):
     found = []

@@ -37,6 +37,7 @@ def found():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux")
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_mutation_is_refused_in_a_line_or_read_as_declared(name, found):

@@ -249,6 +249,7 @@ def stated_error(x, key, control):
     return jnp.sqrt(jnp.mean(jnp.square(found.stderr)))
 
 
+@pytest.mark.slow
 # D = 64, and the most that is left of the error without a control, in the mean over the seeds.
 @pytest.mark.parametrize(
     ("n", "left"),

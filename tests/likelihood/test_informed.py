@@ -196,6 +196,7 @@ def log_probabilities(data, log_density, scale, nodes):
     return np.log(np.einsum(("na,n->a", "na,nb,n->ab")[data.dims - 1], *each, density)).ravel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "scale"), [(1, 0.12), (2, 0.12), (2, LEARNED)])
 def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     """With a decoder too sure of itself, so that there is a gap to close."""
