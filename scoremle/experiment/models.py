@@ -16,7 +16,7 @@ from scoremle.numerics import check_finite
 from scoremle.published import hub
 from scoremle.published.families import FAMILIES, OTHERS, family_of
 
-__all__ = ["is_model_alone", "is_published", "load", "load_of_images"]
+__all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
@@ -98,6 +98,14 @@ def load_of_images(
     Raises UserError as ``load``, and for a model of anything else.
     """
     model = load(place, checkpoint)
+    return model, *of_images(model, place)
+
+
+def of_images(model: ScoreModel, place: str) -> tuple[Pixels, tuple[int, int, int]]:
+    """The pixels of the model at a place, and the shape of its images.
+
+    Raises UserError for a model of anything but integer images.
+    """
     if model.pixels is None or len(model.shape) != 3:
         raise UserError(
             f"{place} is no model of integer images: give it a shape (h, w, c) and pixels, such as"
@@ -109,4 +117,4 @@ def load_of_images(
             f"{place} is a model of images of {channels} channels, and those of pictures and of"
             " arrays in files are 1 or 3: from Python, model.score(images) takes others"
         )
-    return model, model.pixels, (height, width, channels)
+    return model.pixels, (height, width, channels)

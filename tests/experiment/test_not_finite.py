@@ -120,7 +120,8 @@ def make(noise, shape, pixels):
 @pytest.mark.parametrize(
     ("name", "words"),
     [("nan", "no image has bits/dim that are a finite number"),
-     ("reals", "is no model of integer images"), ("flat", "is no model of integer images")],
+     ("reals", "no pixels, and takes a .npy of reals of shape (n, 2)"),
+     ("flat", "is no model of integer images")],
 )  # fmt: skip
 def test_an_own_model_that_has_no_value(name, words, tmp_path, capfd):
     """Which is seen where it is used: what a function closes over can't be looked at."""

@@ -1,7 +1,8 @@
 """``scoremle score MODEL IMAGES``: the likelihood of each of one's own images, as a table.
 
-IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8. The table is a
-CSV of one line a file, in their order; a page shows the images in the order of their bits/dim.
+IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8; for a model
+without pixels, a .npy of reals (``score_points``). The table is a CSV of one line a file, in their
+order; a page shows the images in the order of their bits/dim.
 """
 
 import itertools
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.cli.commands import Partly, score_on_ray
+from scoremle.cli.commands import Partly, score_on_ray, score_points
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
 from scoremle.experiment.estimators import Facts
-from scoremle.experiment.models import load_of_images
+from scoremle.experiment.models import load, of_images
 from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
@@ -41,7 +42,10 @@ def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
     if options.engine == "ray":
         return score_on_ray.run(options)
-    model, pixels, shape = load_of_images(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint)
+    if model.pixels is None:
+        return score_points.run(model, options)
+    pixels, shape = of_images(model, options.model)
     looks, images = read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
     )

@@ -59,7 +59,8 @@ def score_parser() -> Parser:
     parser.add_argument("model", help=MODEL)
     parser.add_argument(
         "images", type=Path,
-        help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8",
+        help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of"
+        " reals [n d] for a model without pixels, whose log p is in nats",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("scores.csv"), help="the table to write (scores.csv)"

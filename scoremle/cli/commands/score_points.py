@@ -1,0 +1,184 @@
+"""``scoremle score MODEL points.npy``: log p of points, where the model has no pixels.
+
+The points are reals, [n d] of vectors. The table is a CSV of one line a point, in their order, in
+nats.
+"""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from scoremle.cli.commands import Partly
+from scoremle.core.arguments import shown
+from scoremle.core.keys import image_keys
+from scoremle.data.readers.arrays import load_npy
+from scoremle.errors import UserError
+from scoremle.evaluation import tables
+from scoremle.evaluation.statistics import Values, error_of_few, means, summary
+from scoremle.experiment.score_table import decimals
+from scoremle.files import write_atomically
+from scoremle.model import ScoreModel
+from scoremle.resumable import Arrays, in_parts
+from scoremle.terminal import say
+
+__all__ = ["run"]
+
+# Points at once, and those that are shown of either end.
+BATCH_SIZE, SHOWN = 1024, 3
+OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge")
+
+Columns = dict[str, Float[np.ndarray, " n"]]
+
+
+def run(model: ScoreModel, options: Any) -> dict[str, Any] | Partly:
+    """Finds log p of the points, writes the table, and prints the mean and both ends of it."""
+    given = [f"--{name}" for name in OF_IMAGES if getattr(options, name) not in (None, "", False)]
+    if given or options.estimator != "ode":
+        flag = [*given, "--estimator"][0]
+        raise UserError(f"{flag} is for models of images, and {options.model} has no pixels")
+    points = _read(options.images, model.shape)
+    reasons = _reasons(model, points)
+    _refuse(options, reasons, len(points))
+    known = np.setdiff1d(np.arange(len(points)), [*reasons])
+    say(f"log p of {len(known)} points of {options.images}")
+    values, estimator = _values(model, points[known], known, options)
+    finite = np.isfinite(values["log_prob"]).all(axis=0)
+    reasons |= dict.fromkeys(known[~finite].tolist(), "has no finite log p: check the model")
+    _refuse(options, reasons, len(points))
+    values, known = {name: column[:, finite] for name, column in values.items()}, known[finite]
+    columns, facts = _of_points(values), summary(values, "log_prob") | means(values)
+    _write(options.out, columns, known, reasons, estimator)
+    _tell(facts, columns, known, estimator)
+    say(f"written to {options.out}")
+    told = {"unit": "nats", "points": facts.pop("images"), **facts, "left_out": len(reasons)}
+    told |= {"estimator": estimator, "model": options.model, "table": str(options.out)}
+    return Partly(told) if reasons else told
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Float[np.ndarray, "n *d"]:
+    of_shape = f"({', '.join(map(str, ('n', *shape)))})"
+    wanted = f"the model has no pixels, and takes a .npy of reals of shape {of_shape}"
+    if path.suffix != ".npy":
+        raise UserError(f"{path}: {wanted}")
+    array = load_npy(path)
+    if array.dtype.kind != "f" or array.shape[1:] != shape or not array.size:
+        raise UserError(f"{path} holds {shown(array)}: {wanted}")
+    return np.asarray(array, np.float32)
+
+
+def _reasons(model: ScoreModel, points: Float[np.ndarray, "n *d"]) -> dict[int, str]:
+    """The points that have no log p, by number, and why."""
+    axes = tuple(range(1, points.ndim))
+    finite = np.isfinite(points).all(axis=axes)
+    reasons = {int(i): "has a number that is not finite" for i in np.flatnonzero(~finite)}
+    if model.bijector is not None:
+        inside = np.isfinite(model.bijector.forward(jnp.asarray(points))[0]).all(axis=axes)
+        for i in np.flatnonzero(finite & ~inside):
+            reasons[int(i)] = "lies where the model's bijector is not defined"
+    return reasons
+
+
+def _refuse(options: Any, reasons: dict[int, str], total: int) -> None:
+    """Raises UserError for points without log p, unless they are skipped and others are there."""
+    if not reasons or (options.skip_bad and len(reasons) < total):
+        return
+    first = min(reasons)
+    hint = "" if len(reasons) == total else "; --skip-bad goes on without such points"
+    raise UserError(
+        f"{options.images}: {len(reasons)} of {total} points have no log p: point {first}"
+        f" {reasons[first]}{hint}"
+    )
+
+
+def _values(
+    model: ScoreModel,
+    points: Float[np.ndarray, "n *d"],
+    numbers: Int[np.ndarray, " n"],
+    options: Any,
+) -> tuple[Values, str]:
+    """Columns [passes n], and what they are. A point's randomness belongs to its number."""
+    key, traces = jax.random.key(options.seed), set()
+
+    def work(repeat: int, place: Int[np.ndarray, " size"]) -> Arrays:
+        keys = image_keys(jax.random.fold_in(key, repeat), numbers[place])
+        found = model.log_prob(points[place], keys)
+        traces.add(found.trace)
+        columns = {"probe_stderr": found.probe_stderr, "solver_error": found.solver_error}
+        columns |= {"log_prob": found.log_prob, "nfe": found.evaluations}
+        return {name: np.asarray(column, np.float64) for name, column in columns.items()}
+
+    size = min(BATCH_SIZE, 1 << (len(points) - 1).bit_length())
+    values = in_parts(
+        work, len(points), size=size, passes=options.repeats, label="log p", unit="point"
+    )
+    return values, f"log p by the ODE, trace {' and '.join(traces)}"
+
+
+def _of_points(values: Values) -> Columns:
+    """Means over passes, and their errors: the double of ``error`` covers the truth of about 95 %.
+
+    It is that of a few passes, or of one pass its own, and half of what covers the solver's.
+    """
+    passes = len(values["log_prob"])
+    mean, solver = (values[name].mean(axis=0) for name in ("log_prob", "solver_error"))
+    probes = np.sqrt(np.square(values["probe_stderr"]).mean(axis=0) / passes)
+    stderr = np.full_like(mean, np.nan)
+    if passes > 1:
+        stderr = values["log_prob"].std(axis=0, ddof=1) / math.sqrt(passes)
+    random = error_of_few(stderr, passes) if passes > 1 else probes
+    return {
+        "log_prob": mean,
+        "error": np.hypot(random, solver / 2),
+        "stderr": stderr,
+        "probe_stderr": probes,
+        "solver_error": solver,
+    }
+
+
+def _in_digits(columns: Columns, i: int) -> dict[str, str]:
+    """The numbers of a point, with as many digits as its error warrants."""
+    places = decimals(float(columns["error"][i]))
+    return {name: f"{column[i]:.{places}f}" for name, column in columns.items()}
+
+
+def _write(
+    path: Path,
+    columns: Columns,
+    known: Int[np.ndarray, " n"],
+    reasons: dict[int, str],
+    estimator: str,
+) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["point", *columns, "estimator", "note"])
+    writer.writeheader()
+    rows: dict[int, dict[str, str]] = {
+        number: {"note": f"not scored: it {reason}"} for number, reason in reasons.items()
+    }
+    for i, number in enumerate(known.tolist()):
+        rows[number] = {**_in_digits(columns, i), "estimator": estimator}
+    writer.writerows({"point": number, **row} for number, row in sorted(rows.items()))
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode())
+
+
+def _tell(
+    facts: dict[str, Any], columns: Columns, known: Int[np.ndarray, " n"], estimator: str
+) -> None:
+    """Prints the mean over points, and both ends of the list."""
+    error = "" if facts["stderr"] is None else f" +- {facts['stderr']:.4f} (over points)"
+    passes = facts["passes"]
+    cost = f"{passes} pass{'es' * (passes > 1)} of {facts['mean_nfe']:.0f} network evaluations"
+    say(*tables.wrapped(f"mean {facts['mean']:.4f}{error} nats a point; {estimator}; {cost}"))
+    order = np.argsort(-columns["log_prob"], kind="stable").tolist()
+    ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
+    rows = [(_in_digits(columns, i), str(known[i])) for i in ends]
+    lines = [(row["log_prob"], row["error"], number) for row, number in rows]
+    say("likeliest, then unlikeliest:")
+    say(*tables.table(("log p, nats", "error", "point"), lines).splitlines())

@@ -1,0 +1,108 @@
+"""The command that finds log p of points: the library's values, in a table."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from scoremle.cli import main as cli
+from scoremle.core.keys import image_keys
+from scoremle.experiment.own_model import own_model
+
+MODEL = """
+import jax.numpy as jnp
+import scoremle
+
+def model(**options):
+    '''Data N((1, -2), diag(1/4, 1)), of which little is left at t = 1.'''
+    sde = scoremle.VP()
+    def noise(x, t):
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        variance = alpha**2 * jnp.asarray([0.25, 1.0]) + sigma**2
+        return sigma * (x - alpha * jnp.asarray([1.0, -2.0])) / variance
+    return scoremle.ScoreModel(noise, sde, eps=1e-4, shape=(2,), **options)
+
+def positive():
+    return model(bijector=scoremle.Bounded(low=0.0))
+"""
+X = np.random.default_rng(0).normal([1, -2], [0.5, 1], size=(7, 2))
+
+
+@pytest.fixture
+def score(tmp_path, capfd, monkeypatch):
+    """Scores an array: the exit code, both sides of what is printed, and the table."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MODEL)
+
+    def scored(points, *flags, model="model"):
+        np.save("x.npy", points)
+        code = cli.main(["score", f"mine.py:{model}", "x.npy", *flags])
+        told, said = capfd.readouterr()
+        table = []
+        if (tmp_path / "scores.csv").exists():
+            with open("scores.csv", newline="") as file:
+                table = list(csv.DictReader(file))
+        return code, told, said, table
+
+    return scored
+
+
+def test_points_have_the_librarys_values_and_errors(score):
+    code, told, said, table = score(X, "--repeats=3", "--seed=5", "--json")
+    assert code == 0 and [row["point"] for row in table] == [*map(str, range(7))]
+    model = own_model("mine.py:model")
+    passes = [
+        model.log_prob(X, image_keys(jax.random.fold_in(jax.random.key(5), i), np.arange(7)))
+        for i in range(3)
+    ]
+    values = np.asarray([found.log_prob for found in passes], float)
+    summary = json.loads(told)
+    assert summary["mean"] == pytest.approx(values.mean(), abs=1e-5)
+    assert summary["stderr"] == pytest.approx(values.mean(axis=0).std(ddof=1) / 7**0.5, rel=1e-3)
+    assert (summary["unit"], summary["points"], summary["passes"]) == ("nats", 7, 3)
+    solver = np.mean([found.solver_error for found in passes], axis=0)
+    for i, row in enumerate(table):
+        error = float(row["error"])
+        assert float(row["log_prob"]) == pytest.approx(values[:, i].mean(), abs=error)
+        assert error == pytest.approx(solver[i] / 2, rel=0.2)  # few nodes: their error is larger
+    truth = -0.5 * (((X - [1, -2]) / [0.5, 1]) ** 2).sum(axis=1) - np.log(2 * np.pi * 0.5)
+    # Of data that are N(0, I) at t = 1, which these are but for alpha = 0.0066.
+    np.testing.assert_allclose([float(row["log_prob"]) for row in table], truth, atol=0.05)
+    assert f"mean {values.mean():.4f} +- " in said and "3 passes of 33 network evaluations" in said
+
+
+def test_points_without_log_p_are_refused_or_left_out(score):
+    """Each with its reason: no number, and outside of what the bijector takes."""
+    points = np.abs(X) + 0.1
+    points[2, 1], points[4] = np.nan, -1
+    code, _, said, table = score(points, model="positive")
+    assert code == 2 and not table
+    assert "2 of 7 points have no log p: point 2 has a number that is not finite; --skip" in said
+    code, told, _, table = score(points, "--skip-bad", "--json", "--repeats=1", model="positive")
+    assert code == 3 and json.loads(told)["left_out"] == 2
+    notes = [row["note"] for row in table]
+    assert [i for i, note in enumerate(notes) if note] == [2, 4]
+    assert "bijector" in notes[4] and table[4]["log_prob"] == ""
+    alone = own_model("mine.py:positive").log_prob(
+        points[[6]], image_keys(jax.random.fold_in(jax.random.key(0), 0), np.asarray([6]))
+    )
+    assert float(table[6]["log_prob"]) == pytest.approx(float(alone.log_prob[0]), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("points", "flags", "words"),
+    [
+        (X[:, :1], (), "float64 of shape (7, 1): the model has no pixels, and takes"),
+        (X.astype(int), (), "int64 of shape (7, 2)"),
+        (X[:0], (), "float64 of shape (0, 2)"),
+        (np.full((2, 2), np.nan), ("--skip-bad",), "2 of 2 points have no log p"),
+        (X, ("--page=x.html",), "--page is for models of images"),
+        (X, ("--estimator=bound",), "--estimator is for models of images"),
+        (X, ("--label=3",), "--label is for models of images"),
+    ],
+)
+def test_mistakes_are_one_line(score, points, flags, words):
+    code, told, said, table = score(points, *flags)
+    assert (code, told, table) == (2, "", []) and words in said and said.count("\n") == 1
