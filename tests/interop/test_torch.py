@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import subprocess
 import sys
 import threading
 from functools import cache
@@ -442,6 +443,27 @@ def settings():
         torch._utils._get_available_device_type(),  # where DataParallel goes
         jax.config.jax_pjrt_client_create_options, jax.config.jax_default_matmul_precision,
     )  # fmt: skip
+
+
+IMPORTED = """
+import sys
+import torch
+from scoremle.interop.torch import from_velocity
+
+class Net(torch.nn.Linear):
+    def forward(self, x, t):
+        return super().forward(torch.cat([x, t[:, None]], 1))
+
+model = from_velocity(Net(2, 1), data_at=1, shape=(1,), by="torchax")
+print(*sorted({"flax", "torch._dynamo"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+def test_what_is_slow_to_import_is_not_imported_for_a_module():
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_the_module_and_all_settings_stay_as_they_were(by):

@@ -21,7 +21,7 @@ from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
-from scoremle.evaluation.statistics import Values, error_of_few, means, summary
+from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
 from scoremle.files import write_atomically
 from scoremle.model import ScoreModel
@@ -35,6 +35,7 @@ BATCH_SIZE, SHOWN = 1024, 3
 OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
+Values = dict[str, Float[np.ndarray, "passes n"]]
 
 
 def run(model: ScoreModel, options: Any) -> dict[str, Any] | Partly:
@@ -53,13 +54,13 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any] | Partly:
     reasons |= dict.fromkeys(known[~finite].tolist(), "has no finite log p: check the model")
     _refuse(options, reasons, len(points))
     values, known = {name: column[:, finite] for name, column in values.items()}, known[finite]
-    columns, facts = _of_points(values), summary(values, "log_prob") | means(values)
+    columns, facts = _of_points(values), _facts(values)
     _write(options.out, columns, known, reasons, estimator)
     _tell(facts, columns, known, estimator)
     say(f"written to {options.out}")
-    told = {"unit": "nats", "points": facts.pop("images"), **facts, "left_out": len(reasons)}
-    told |= {"estimator": estimator, "model": options.model, "table": str(options.out)}
-    return Partly(told) if reasons else told
+    summary = {"unit": "nats", **facts, "left_out": len(reasons), "estimator": estimator}
+    summary |= {"model": options.model, "table": str(options.out)}
+    return Partly(summary) if reasons else summary
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Float[np.ndarray, "n *d"]:
@@ -119,6 +120,20 @@ def _values(
         work, len(points), size=size, passes=options.repeats, label="log p", unit="point"
     )
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
+
+
+def _facts(values: Values) -> dict[str, Any]:
+    """The mean over points, and its standard error over points, after the mean over passes."""
+    of_points = values["log_prob"].mean(axis=0)
+    n = len(of_points)
+    return {
+        "mean": float(of_points.mean()),
+        "stderr": float(of_points.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        "points": n,
+        "passes": len(values["log_prob"]),
+        "mean_solver_error": float(values["solver_error"].mean()),
+        "mean_nfe": float(values["nfe"].mean()),
+    }
 
 
 def _of_points(values: Values) -> Columns:
