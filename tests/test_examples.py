@@ -229,6 +229,7 @@ def test_the_readme_picture_shows_the_table_of_the_benchmarks():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_likely_is_in_order_and_drawn(tmp_path):
     """Black lies among the digits; inverted digits and noise beyond all test digits."""
     pytest.importorskip("matplotlib")

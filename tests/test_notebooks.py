@@ -24,6 +24,7 @@ def pictures(path: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
     for library in ("nbclient", "ipykernel", "matplotlib", NEEDED.get(path.stem, "scipy")):

@@ -52,10 +52,12 @@ def test_pickled(scorer, expected):
     same(pickle.loads(data)({"image": IMAGES[:2], "index": INDEX[:2]}), expected, slice(2))
 
 
-def test_a_name_is_an_index():
-    index = scoremle.experiment.scorer.index_of({"name": np.asarray(["a.png", "b.png"])})
+def test_a_name_is_an_index_and_comes_back(scorer):
+    names = ["a.png", "b.png"]
+    found = scorer({"image": IMAGES[:2], "name": names})
     # printf a.png | sha256sum: the first 8 bytes, the lowest first
-    assert index.tolist() == [6394935000140220287, 17652824638580349279]
+    assert found["index"].tolist() == [6394935000140220287, 17652824638580349279]
+    assert found["name"].tolist() == names
 
 
 def test_nothing(scorer):
