@@ -1,5 +1,6 @@
 """Every reader on small files laid out as the real ones; every hostile file is one clear line."""
 
+import contextlib
 import gzip
 import io
 import os
@@ -43,12 +44,17 @@ def any_number(monkeypatch):
 
 
 @pytest.fixture
-def prepare(tmp_path):
-    """Prepares what is at a path, and gives the folder."""
+def prepare(tmp_path, monkeypatch):
+    """Prepares what is at a path, and gives the folder; the shares that were read end at one."""
+    shares = []
+    told = contextlib.nullcontext(shares.append)
+    monkeypatch.setattr("scoremle.data.prepare.progress", lambda *_: told)
 
     def run(name, path, **options):
+        shares.clear()
         folder = tmp_path / f"prepared{len(list(tmp_path.glob('prepared*')))}"
         data.DATASETS[name].prepare(Path(path), Options(**options), folder)
+        assert shares == sorted(shares) and 0.9 < shares[-1] <= 1
         return data.Prepared(folder)
 
     return run

@@ -126,6 +126,7 @@ def test_classes_are_a_condition(tmp_path):
         ({"variance_type": "learned"}, None),
         ({"thresholding": True}, None),
         ({"clip_sample_range": 2.0}, None),
+        ({"clip_sample_range": 0.5}, None),
     ],
 )
 def test_the_bound_of_a_scheduler(folder, tmp_path, fields, words):

@@ -12,6 +12,7 @@ import scoremle
 from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
 from scoremle.published import safetensors
+from scoremle.published.edm_parts import FIELDS, fields_of
 from scoremle.solvers.multistep import Multistep
 
 CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm", "adm_iddpm")
@@ -160,6 +161,13 @@ def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
         scoremle.load(path)
     assert words in str(error.value) and str(path.with_suffix("")) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name, value in FIELDS.items() if value is None])
+def test_a_field_that_is_missing_is_named(name):
+    given = {field: 1 for field in FIELDS if field not in (name, "channel_mult_emb")}
+    with pytest.raises(UserError, match=f"the field {name} is missing"):
+        fields_of(given, {})
 
 
 def test_fields_and_labels_are_asked_for(golden, tmp_path):

@@ -113,7 +113,10 @@ def test_stats_of_a_data_set(no_inception, tmp_path, capsys):
     path = tmp_path / "digits.npz"
     command = ["stats", "Digits", "--weights=w.npz", f"--out={path}", "--split=test"]
     assert cli.main([*command, "--image_size=10"]) == 0
-    assert f"{path}: features of 360 test images of digits (stand-in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{path}: features of 360 test images of digits (stand-in" in told
+    flags = f"--config.eval.inception=w.npz --config.eval.stats={path}\n"
+    assert told.endswith(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {flags}")
     assert [file.name for file in tmp_path.iterdir()] == ["digits.npz"]  # the parts are gone
     found = features.read_reference(path, stand_in())
     facts = {"dataset": "digits", "split": "test", "shape": [10, 10, 1], "images": 360}
