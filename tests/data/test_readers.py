@@ -21,6 +21,7 @@ from scoremle.data import archive as sources
 from scoremle.data.readers import pictures as reading_pictures
 from scoremle.data.readers.base import Options, UnusableImage
 from scoremle.data.readers.celeba import _Face
+from scoremle.data.readers.cifar import rows_and_labels
 from scoremle.data.readers.pictures import Decoder, fitted, split_of
 from scoremle.errors import UserError
 
@@ -185,6 +186,15 @@ def test_bad_cifar(message, tmp_path, prepare, monkeypatch):
         prepare("cifar10", packed(".tar.gz", tmp_path, BAD_CIFAR[message]))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("label", [-1, 1 << 31, 1 << 70, True, 1.0, [1]])
+def test_a_label_of_cifar_is_a_whole_number_below_2_to_the_31(label):
+    rows = np.zeros((1, 12), np.uint8)
+    with pytest.raises(UserError, match="its labels are no list of whole numbers"):
+        rows_and_labels({"data": rows, "labels": [label]}, "batch")
+    _, labels = rows_and_labels({"data": rows, "labels": [(1 << 31) - 1]}, "batch")
+    assert labels.tolist() == [(1 << 31) - 1]
 
 
 # ImageNet
