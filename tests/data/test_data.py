@@ -364,6 +364,7 @@ def test_damaged_idx_file(folder, message):
     ("content", "message"),
     [
         (struct.pack(">2I", 0x801, 8) + bytes(8), "8 labels, but there are 9 images"),
+        (struct.pack(">2I", 0x801, 10) + bytes(10), "10 labels, but there are 9 images"),
         (struct.pack(">2I", 0x803, 9) + bytes(9), "not an idx file of labels"),
         (struct.pack(">2I", 0x801, 9) + bytes(8), "its header promises 9 labels, 17 bytes"),
     ],

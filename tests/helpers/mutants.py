@@ -569,6 +569,8 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/readers/cifar.py", "rows_and_labels", "type(n) is int and 0 <= n < 1 << 31",
      "type(n) is int", "data/test_readers.py"),
     ("data/readers/idx.py", "_chunks", "done += len(chunk)", "done += 1", "data/test_readers.py"),
+    ("data/readers/idx.py", "_split", "len(labels) != len(images)", "len(labels) < len(images)",
+     "data/test_data.py"),
     ("published/diffusers.py", "_steps", "scheduler['clip_sample_range'] != 1",
      "scheduler['clip_sample_range'] > 1", "published/test_diffusers.py"),
     ("published/edm_parts.py", "fields_of",
