@@ -3,8 +3,8 @@
 The blocks are residual blocks of DDPM++ as the published CIFAR-10 networks have them, at one
 resolution. ``apart`` is what JAX and XLA make of them: each is compiled for itself. In the
 ``loop`` (``jax.lax.scan``) their parameters are stacked within the program. ``calls`` are those of
-the project's networks (scoremle/nn/calls.py). Each is measured with the derivatives that JAX gives
-to convolutions, and with those of scoremle/nn/convolution.py.
+the project's networks (scoremle/xla.py). Each is measured with the derivatives that JAX gives
+to convolutions, and with those of scoremle/xla.py.
 
 Columns: seconds of processor time to compile, and to run once, the mean of ten runs.
 
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from scoremle.evaluation.tables import table
 from scoremle.nn import layers
-from scoremle.nn.calls import call
+from scoremle.xla import call
 
 EMBEDDING = 512
 Network = Callable[[Any, jax.Array], jax.Array]

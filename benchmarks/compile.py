@@ -26,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle.devices import compiled, replicate
+from scoremle.devices import replicate
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state
+from scoremle.xla import compiled
 
 STEP = "training step"
 DEEP = "vp/cifar10_ddpmpp_deep_continuous"

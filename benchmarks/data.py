@@ -28,7 +28,7 @@ from scoremle.training.program import make_step
 
 COUNT, BATCH = 50_000, 128
 STEPS = 400
-CONFIG = str(Path(__file__).resolve().parents[1] / "configs/vp/cifar10_ddpmpp_continuous.py")
+CONFIG = "vp/cifar10_ddpmpp_continuous"
 
 
 def seconds_a_batch(batch: Callable[[int], object]) -> float:

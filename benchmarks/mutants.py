@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from helpers.mutants import CHANGES, SEEN_BY  # noqa: E402
 from helpers.source import changed  # noqa: E402
 
-COPIED = ("scoremle", "tests", "configs", "examples", "benchmarks", "docs", "main.py",
+COPIED = ("scoremle", "tests", "examples", "benchmarks", "docs", "main.py",
           "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")  # fmt: skip
 SECONDS = 1200
 # What the exit code of pytest says (5: no such tests). Any other: nothing was left to be tested.

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from train_step import CONFIG, LEVELS, QUICK
 
-from scoremle.devices import compiled
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state
+from scoremle.xla import compiled
 
 # An instruction's name and definition; what a fusion calls; where in the source it comes from.
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from scoremle import devices
+from scoremle import devices, xla
 from scoremle.evaluation.tables import table
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
@@ -61,9 +61,9 @@ def of_jax(config: Any, images: np.ndarray) -> tuple[Calls, float]:
         state, row = step(state, images[None])
         return row
 
-    forward = devices.compiled(apply)
-    derive = devices.compiled(lambda p, x: jax.jvp(lambda y: apply(p, y), (x,), (x,)))
-    gradient = devices.compiled(
+    forward = xla.compiled(apply)
+    derive = xla.compiled(lambda p, x: jax.jvp(lambda y: apply(p, y), (x,), (x,)))
+    gradient = xla.compiled(
         jax.grad(lambda p, x: jnp.mean(apply(p, x) ** 2)), gradients=True
     )
     programs = {FORWARD: forward, DERIVATIVE: derive, GRADIENT: gradient}

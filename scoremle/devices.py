@@ -1,4 +1,4 @@
-"""Where arrays lie, whole on each device or split over all; what room there is; how XLA compiles.
+"""Where arrays lie, whole on each device or split over all; and what room there is.
 
 The devices are those of all processes of a run.
 """
@@ -8,7 +8,6 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,8 +21,8 @@ from jaxtyping import Array
 from scoremle.errors import UserError
 
 __all__ = [
-    "Memory", "Needs", "bytes_of_each", "check_devices", "check_room", "compiled", "fetch",
-    "filled", "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
+    "Memory", "Needs", "bytes_of_each", "check_devices", "check_room", "fetch", "filled",
+    "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
     "part_axis", "placed", "put", "replicate", "replicated", "shardings", "shared", "split_axis",
     "split_rows", "within_memory",
 ]  # fmt: skip
@@ -33,16 +32,7 @@ AXIS = "data"
 LEAST_ROOM = 2 << 30
 # Arrays of fewer numbers stay whole on each device: little would be saved.
 SMALL = 2**12
-# What XLA gives to its library YNN on a CPU: by default convolutions, matrix products, sums, and
-# what leads to them. Convolutions are quicker without it and the sums of a gradient with it, and
-# some sums of many rows it computes wrongly (docs/troubleshooting.md).
-YNN = "xla_cpu_experimental_ynn_fusion_type"
-SUMS = "LIBRARY_FUSION_TYPE_REDUCE"
-# Without loops, what is compiled so runs no slower.
-PRESET, FAST_COMPILE = "xla_cpu_opt_preset", "CPU_OPT_PRESET_FAST_COMPILE"
-
 Devices = Sequence[jax.Device] | None  # all, if None
-Option = tuple[str, str]  # a name and a value for XLA
 
 
 def check_devices() -> None:
@@ -129,48 +119,6 @@ def placed(tree: Any) -> Any:
     """The arrays of a tree as JAX's. Raises UserError where memory does not suffice."""
     check_room(tree)
     return jax.tree.map(jnp.asarray, tree)
-
-
-def compiled(function: Callable[..., Any], *, gradients: bool = False, **options: Any) -> Any:
-    """``jax.jit`` of a whole program, compiled as is quickest on the device at hand.
-
-    A program of gradients, or of what is done with them, says so. No other function may be traced
-    around it, as in ``jax.grad``: for that is ``jax.jit``.
-    """
-    wanted = {YNN: SUMS, PRESET: FAST_COMPILE} if gradients else {YNN: ""}
-    return _Compiled(function, tuple(wanted.items()), options)
-
-
-class _Compiled:
-    """Asks which device there is when it is called, and not where a module is imported."""
-
-    def __init__(
-        self, function: Callable[..., Any], wanted: tuple[Option, ...], options: dict[str, Any]
-    ) -> None:
-        self._function, self._wanted, self._options = function, wanted, options
-
-    @cached_property
-    def jitted(self) -> Any:
-        wanted = dict(filter(_is_known, self._wanted))
-        return jax.jit(self._function, compiler_options=wanted or None, **self._options)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.jitted(*arguments, **named)
-
-    def lower(self, *arguments: Any, **named: Any) -> jax.stages.Lowered:
-        return self.jitted.lower(*arguments, **named)
-
-
-@cache
-def _is_known(option: Option) -> bool:
-    """Is it one of this XLA for this device, and none that the user gives?"""
-    if jax.default_backend() != "cpu" or option[0] in os.environ.get("XLA_FLAGS", ""):
-        return False
-    try:
-        jax.jit(jnp.negative, compiler_options=dict([option]))(0.0)
-    except jax.errors.JaxRuntimeError:  # an earlier version, or a later one
-        return False
-    return True
 
 
 class Needs(NamedTuple):

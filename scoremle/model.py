@@ -34,18 +34,19 @@ from scoremle.core.programs import Programs
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
-from scoremle.devices import compiled, filled, replicate, split_rows, within_memory
+from scoremle.devices import filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
-from scoremle.likelihood.images import ByOde, Estimator, ImageModel, Values
-from scoremle.likelihood.informed import ByInformedOde, fitted_scale
+from scoremle.likelihood.images import ByOde, Estimator, pixels_of
+from scoremle.likelihood.informed import fitted_scale
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
+from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import learned_decoder
 from scoremle.likelihood.within import Accuracy, choose_within
@@ -56,7 +57,8 @@ from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, PRNGKey, Scalar
+from scoremle.types import Data, Keys, NoiseFn, PerExample, PRNGKey, Scalar
+from scoremle.xla import compiled
 
 __all__ = ["Sampler", "ScoreModel", "Scores", "draw_samples"]
 
@@ -175,7 +177,7 @@ class ScoreModel:
             >>> print(scoremle.load("digits").decoder)
             None
         """
-        pixels = self._of_integers()
+        pixels = pixels_of(self)
         if not levels_are_hidden(self.sde, self.eps, pixels):
             return None
         if self.decoder_scale is not None:
@@ -191,10 +193,7 @@ class ScoreModel:
             >>> print(scoremle.load("digits").default_estimator.words)
             exact by the ODE
         """
-        decoder = self.decoder
-        if decoder is None:
-            return ByOde(solver=self.solver)
-        return ByInformedOde(decoder, solver=self.solver)
+        return ByOde(solver=self.solver, decoder=self.decoder)
 
     def given(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
@@ -333,7 +332,7 @@ class ScoreModel:
         repeats: int = 1,
         dequantizer: Dequantizer | None = None,
         estimator: Estimator | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         seed: int = 0,
         label: str = "",
@@ -368,10 +367,11 @@ class ScoreModel:
             >>> print(bool(abs(scores.bpd[0] - 3.61) < 4 * scores.stderr[0] + 0.01))
             True
         """
-        pixels = self._of_integers()
+        pixels = pixels_of(self)
         check_seed(seed)
         check_count("repeats", repeats)
-        check_count("batch_size", batch_size)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         images = pixels.checked(images, self.shape)
         n = len(images)
         numbers = np.arange(n) if index is None else as_index(index)
@@ -379,29 +379,13 @@ class ScoreModel:
             raise UserError(f"index must have a number for each of {n} images")
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
-        estimator = estimator or self.default_estimator
-        measure = _measure if estimator.on_host else within_memory(_compiled_measure)
-        model, dequantizer = replicate((self._plain(), dequantizer or Uniform()), devices)
-
-        def work(repeat: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-            key = jax.random.fold_in(jax.random.key(seed), repeat)
-            batch = images[place], image_keys(key, numbers[place])
-            given = jax.tree.map(lambda row: row[place], rows)
-            found = jax.device_get(
-                measure(estimator, model, dequantizer, *split_rows((*batch, given), devices))
-            )
-            check_values(np.isfinite(found["bpd"]), numbers[place], "bits/dim of image")
-            return found
-
-        # A power of two: not every number of images is another program.
-        size = min(batch_size, 1 << (n - 1).bit_length())
-        size = filled(size, devices)
-        least = size if estimator.on_host else len(devices)
-        values = in_parts(work, n, size=size, least=least, passes=repeats, label=label)
-        return Scores.of_passes(
-            {name: column.astype(np.float64) for name, column in values.items()}, self.dims
-        )
+        found = score_images(
+            self._plain(), estimator or self.default_estimator, images, numbers,
+            dequantizer=dequantizer, condition=condition, passes=repeats, seed=seed,
+            batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
+        )  # fmt: skip
+        check_values(found.finite, numbers, "bits/dim of image")
+        return Scores.of_passes(found.values, self.dims)
 
     def calibrated(
         self,
@@ -459,7 +443,7 @@ class ScoreModel:
             >>> print(pilot.images)
             4
         """
-        pixels = self._of_integers()
+        pixels = pixels_of(self)
         check_seed(seed)
         x = jnp.asarray(pixels.checked(images, self.shape)[:PILOT_IMAGES])
         if not len(x):
@@ -491,7 +475,7 @@ class ScoreModel:
         if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
         few = np.asarray(images)[:PILOT_IMAGES]
-        scale = fitted_scale(cast(ImageModel, self), few, jax.random.key(seed))
+        scale = fitted_scale(self, few, jax.random.key(seed))
         return replace(self, decoder_scale=scale)
 
     def check(
@@ -656,14 +640,6 @@ class ScoreModel:
         x = x if end is None else AtTime(self.sde, end).inverse(x)
         return x if self.bijector is None else self.bijector.inverse(x)
 
-    def _of_integers(self) -> Pixels:
-        if self.pixels is None:
-            raise UserError(
-                "this model is one of reals: use log_prob, or give it pixels, such as"
-                " scoremle.Pixels(256)"
-            )
-        return self.pixels
-
 
 # Programs: each takes what has a row for each example first, and a model without a condition.
 
@@ -715,21 +691,6 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     z, condition = rows
     x = ode_sample(model.given(condition).noise, model.sde, z, eps=model.eps)
     return model._outside(x, model.eps)
-
-
-def _measure(
-    estimator: Estimator,
-    model: ScoreModel,
-    dequantizer: Dequantizer,
-    x: IntImages,
-    keys: Key[Array, " b"],
-    condition: Condition,
-) -> Values:
-    given = cast(ImageModel, model.given(condition))  # its pixels are there
-    return estimator(given, dequantizer, x, keys)
-
-
-_compiled_measure = compiled(_measure)
 
 
 def draw_samples(

@@ -26,8 +26,10 @@ __all__ = [
     "mean_square",
     "not_finite",
     "output_like",
+    "permutation",
     "predict",
     "predict_ranged",
+    "random_words",
     "sum_data",
     "sum_over",
     "within_forms",
@@ -53,6 +55,16 @@ def expand(s: Float[Array, "..."], like: Data) -> Float[Array, "..."]:
 def dims_of(x: Shaped[AnyArray, "b *d"]) -> int:
     """Dimensions of one example; there may be none."""
     return math.prod(x.shape[1:])
+
+
+def permutation(size: int, *key: int) -> Integer[np.ndarray, " size"]:
+    """A permutation of ``range(size)`` that depends on the key alone, on any numpy version."""
+    return np.argsort(random_words(size, *key), kind="stable")
+
+
+def random_words(size: int, *key: int) -> Integer[np.ndarray, " size"]:
+    """Raw 64-bit words of PCG64, whose stream numpy promises to keep."""
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
 
 
 def sum_data(x: Data) -> PerExample:

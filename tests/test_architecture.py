@@ -15,7 +15,7 @@ from helpers.source import SOURCES, described, dotted, imports
 # Modules of the root that every room may import.
 BASE = {
     "errors", "terminal", "records", "types", "numerics", "bounded", "files", "resumable",
-    "progress", "devices", "processes",
+    "progress", "devices", "xla", "processes",
 }  # fmt: skip
 ROWS = (
     ("base",),
@@ -85,7 +85,6 @@ def test_mathematics_knows_no_config_no_files_and_no_flax(module):
         assert "scoremle.files" not in names
 
 
-@pytest.mark.xfail(strict=True, reason="ScoreModel.score and an evaluation have a loop each")
 def test_one_loop_goes_over_images_in_passes():
     loops = [
         f"{module}:{node.lineno}"

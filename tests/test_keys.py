@@ -20,6 +20,7 @@ from scoremle.cli import cache
 from scoremle.cli import main as cli
 from scoremle.cli.commands import score_on_ray, stats
 from scoremle.cli.parsers import PARSERS
+from scoremle.core.dequantize import Flow
 from scoremle.core.pixels import Pixels
 from scoremle.data import archive, dataset
 from scoremle.data.dataset import Dataset
@@ -27,14 +28,17 @@ from scoremle.data.prepare import prepare
 from scoremle.data.prepared import Prepared
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
-from scoremle.experiment import control_variate, run_eval, run_sampling, run_score
+from scoremle.experiment import control_variate, run_eval, run_sampling
 from scoremle.experiment.build import build
 from scoremle.experiment.control_variate import ControlRun
+from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.reference import Reference, reference_of
 from scoremle.experiment.results import add_results
+from scoremle.experiment.scoring import Prepared as Scoring
 from scoremle.experiment.trained import Trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
+from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.quality import features
 from scoremle.report.subject import Result, paired
 from scoremle.resumable import in_parts, read_part
@@ -191,15 +195,14 @@ def of_experiments(experiment):
 
 
 def parts_of_an_evaluation(folder, monkeypatch, experiment):
-    (task, *_) = run_eval._tasks(experiment, experiment.evaluation.estimators, False)
-    task = replace(task, prepare=lambda weights, parts: answer(parts))
+    one = Measurement("exact", MODEL, scoremle.ByOde(), facts=scoremle.ByOde().describe())
+    flow_of = replace(one, dequantizer=Flow(of_zero, {}, 17))
+    on_host = replace(one, estimator=scoremle.ByOde(solver=PublishedRK45()))
     workdir = Workdir(folder)
 
-    def key(experiment=experiment, task=task, flow=None, **changed):
-        checkpoint = restored(**changed)
+    def key(experiment=experiment, one=one, flow=None, **changed):
         run = run_eval.EvaluationRun(experiment, folder, workdir, workdir, flow)
-        facts = run._facts_of(task, checkpoint)
-        return asked(run._measuring, task, checkpoint, run._name(task.name, 1), facts)
+        return run._parts(run._name(one.kind, 1), run._facts_of(one, restored(**changed)))
 
     yield "", key()
     yield SAME, key()
@@ -210,16 +213,16 @@ def parts_of_an_evaluation(folder, monkeypatch, experiment):
     yield "number of images", key(with_evaluation(experiment, num_images=10))
     yield "split", key(with_evaluation(experiment, split="train"))
     yield "flips", key(with_data(experiment, random_flip=True))
-    yield "estimator", key(task=replace(task, facts={**task.facts, "estimator": "other"}))
-    yield "kind", key(task=replace(task, name="other"))
+    yield "estimator", key(one=replace(one, facts={**one.facts, "estimator": "other"}))
+    yield "kind", key(one=replace(one, kind="other"))
     yield "step", key(step=2)
     yield "checkpoint", key(number=2)
     yield "parameters", key(value=2.0)
     for step in (1, 2):
-        yield f"flow {step}", key(task=replace(task, flow=True), flow=restored(step=step))
+        yield f"flow {step}", key(one=flow_of, flow=restored(step=step))
     for size in (7, 8):
         sized = with_evaluation(experiment, batch_size=size)
-        yield f"batches of {size} on the host", key(sized, replace(task, on_host=True))
+        yield f"batches of {size} on the host", key(sized, on_host)
     with monkeypatch.context() as patch:
         patch.setattr(scoremle, "__version__", "other")
         yield "version", key()
@@ -255,7 +258,7 @@ def of_zero(x, t):
 
 
 MODEL = scoremle.ScoreModel(of_zero, scoremle.VP(), 1e-3, (8, 8, 1), Pixels(17))
-FOUND = run_score.Prepared(MODEL, scoremle.ByOde(), [])
+FOUND = Scoring(MODEL, scoremle.ByOde(), [])
 OTHERS = {
     "SDE": replace(FOUND, model=replace(MODEL, sde=scoremle.SubVP())),
     "smallest time": replace(FOUND, model=replace(MODEL, eps=1e-2)),
@@ -271,7 +274,7 @@ def parts_of_scores(folder, monkeypatch, experiment):
     place = f"{file}:model"
 
     def key(found=FOUND, place=place, images=IMAGES, seed=0):
-        return run_score.folder_of_parts(folder, found, place, images, seed)
+        return found.parts(folder, place, images, seed)
 
     yield "", key()
     yield SAME, key()

@@ -26,7 +26,7 @@ import numpy as np
 from jax.tree_util import Partial, PyTreeDef
 
 from scoremle.core.pytree import known
-from scoremle.devices import compiled
+from scoremle.xla import compiled
 
 __all__ = ["Programs"]
 

@@ -2,7 +2,7 @@
 
 from scoremle.data.dataset import Dataset
 from scoremle.data.feed import Feed, feed
-from scoremle.data.image_set import ImageSet, pad_to, permutation
+from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.prepared import Prepared, is_prepared
 from scoremle.data.readers.base import Options
 from scoremle.data.readers.pictures import FITS

@@ -17,22 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scoremle.errors import UserError
+from scoremle.numerics import permutation, random_words
 
-__all__ = ["ImageSet", "Rows", "pad_to", "permutation"]
+__all__ = ["ImageSet", "Rows", "pad_to"]
 
 # Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
 FLIP_STREAM = 1
 # Between the seeds of one order and the next: seeds that people choose lie nearer to each other.
 STRIDE = 0x9E3779B1
-
-
-def permutation(size: int, *key: int) -> np.ndarray:
-    """A permutation of ``range(size)`` that depends on the key alone, on any numpy version."""
-    return np.argsort(_words(size, *key), kind="stable")
-
-
-def _words(size: int, *key: int) -> np.ndarray:
-    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
 
 
 # Two epochs: a batch may straddle a boundary, and each order takes milliseconds to make.
@@ -89,7 +81,7 @@ class ImageSet:
         """The training batch of this step, by number."""
         flipped = np.zeros(self.batch_size, bool)
         if self.random_flip:
-            words = _words(self.batch_size, self.seed, int(step), FLIP_STREAM)
+            words = random_words(self.batch_size, self.seed, int(step), FLIP_STREAM)
             flipped = words >> np.uint64(63) == 1
         return Rows(self.indices(step).astype(np.int32), flipped)
 

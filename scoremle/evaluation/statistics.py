@@ -1,46 +1,22 @@
-"""Statistics of a metric's values: means over images and passes, with their errors."""
+"""Statistics of values of images: differences, profiles, errors of few passes."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma, stdtrit
 
-from scoremle.likelihood.levels import Corrected
+from scoremle.likelihood.mean import Values, standard_error
 
-__all__ = [
-    "Difference", "Values", "difference", "error_of_few", "means", "moderated", "profile",
-    "summary", "with_correction",
-]  # fmt: skip
-
-# A column may have more axes; ``profile`` has one, over log-SNR.
-Values = dict[str, Float[np.ndarray, "repeats n *more"]]
+__all__ = ["Difference", "difference", "error_of_few", "moderated", "profile"]
 
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6
 COVERAGE = 0.95
 # Fewer variances can't tell what they have in common; more freedom is as good as infinite.
 FEWEST_VARIANCES, MOST_FREEDOM = 4, 1e4
-
-
-def summary(values: Values, name: str) -> dict[str, float | int | None]:
-    """The mean over images of ``values[name]`` and its errors.
-
-    ``stderr`` is over images, after the mean over passes. ``noise_stderr`` is the part of it that
-    comes from dequantization and estimation, from the spread over passes; None with a single pass.
-    """
-    v = values[name]
-    repeats, n = v.shape
-    return {
-        "mean": float(v.mean()),
-        "stderr": _error(v.mean(axis=0).var(ddof=1), n) if n > 1 else None,
-        "noise_stderr": _error(v.var(axis=0, ddof=1).mean(), v.size) if repeats > 1 else None,
-        "images": n,
-        "passes": repeats,
-    }
 
 
 class Difference(NamedTuple):
@@ -59,72 +35,8 @@ def difference(
 ) -> Difference:
     """The second less the first, image by image: what both have in common cancels."""
     gap = second - first
-    stderr = _error(gap.var(ddof=1), len(gap)) if len(gap) > 1 else float("nan")
+    stderr = standard_error(gap.var(ddof=1), len(gap)) if len(gap) > 1 else float("nan")
     return Difference(float(gap.mean()), stderr, len(gap))
-
-
-def _error(variance: np.floating, count: int) -> float:
-    return float(np.sqrt(variance / count))
-
-
-def means(values: Values) -> dict[str, float | None]:
-    """What else is known, averaged over images: the terms of a bound, errors, evaluations.
-
-    Errors are also given of the mean: random ones shrink with the number of images, the solver's
-    may all have one sign and do not.
-    """
-    found: dict[str, float | None] = {}
-    for name, v in values.items():
-        if name not in ("bpd", "loss", "profile"):
-            found[f"mean_{name}"] = float(v.mean()) if np.isfinite(v).all() else None
-    for name in ("probe_stderr", "draw_stderr"):
-        if name in values:
-            v = values[name]
-            of_mean = np.sqrt(np.square(v).mean() / v.size)
-            found[f"{name}_of_mean"] = float(of_mean) if np.isfinite(of_mean) else None
-    return found
-
-
-def with_correction(
-    result: Mapping[str, Any],
-    found: Corrected,
-    finest_bias: float,
-    nodes: Sequence[int],
-    differences: Sequence[Float[np.ndarray, " m"]],
-) -> dict[str, Any]:
-    """What a correction of the mean changes in a result: the value, and its errors part by part.
-
-    ``errors`` are standard errors: of the ``images``, the ``probes``, the ``draws`` (of the
-    dequantization noise), the ``solver`` (the correction's), ``all`` together, and of the mean as
-    one of ``this_set`` of images, without their part. None where it takes a second pass to tell.
-    ``finest_bias`` bounds what none of them has: the error of the finest level.
-    """
-    noise, probes = result["noise_stderr"], result.get("probe_stderr_of_mean")
-    this_set = None if noise is None else float(np.hypot(noise, found.correction_stderr))
-    return {
-        "mean": found.mean,
-        "stderr": found.stderr,
-        "uncorrected_mean": result["mean"],
-        "correction": found.correction,
-        "errors": {
-            "images": _without(result["stderr"], noise),
-            "probes": probes,
-            "draws": _without(noise, probes),
-            "solver": found.correction_stderr,
-            "all": found.stderr,
-            "this_set": this_set,
-            "finest_bias": finest_bias,
-        },
-        "level_nodes": list(nodes),
-        "level_images": [result["images"], *map(len, differences)],
-    }
-
-
-def _without(whole: float | None, part: float | None) -> float | None:
-    """The standard error that is left without a part; zero where the part seems larger."""
-    if whole is None or part is None:
-        return None
-    return float(np.sqrt(max(whole**2 - part**2, 0)))
 
 
 def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:

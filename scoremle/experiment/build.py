@@ -21,20 +21,16 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, choose
-from scoremle.experiment.evaluation import (
-    BOUND_TIMES,
-    CheckpointNumbers,
-    Estimators,
-    Evaluation,
-)
+from scoremle.experiment.evaluation import BOUND_TIMES, LEARNED, CheckpointNumbers, Evaluation
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler, SamplerFields, Sampling
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
+from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Informed
+from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
 from scoremle.likelihood.steps import BySteps
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
@@ -297,10 +293,26 @@ def _flow_training(config: Any, training: Training, model: ModelSpec, flow: Flow
 
 def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
     evaluation = config.eval
+    times = evaluation.bound_times.lower()
     return Evaluation(
-        estimators=_estimators(config, model),
+        by_ode=ByOde(
+            _divergence(evaluation, model.dims),
+            choose(SOLVERS, evaluation.solver, "eval.solver")(evaluation),
+            evaluation.importance_samples,
+        ),
+        by_bound=ByBound(
+            evaluation.bound_draws,
+            "denoising" if evaluation.dsm else "sliced",
+            choose(BOUND_TIMES, times, "eval.bound_times")(
+                model.sde, model.eps, evaluation.bound_stratified
+            ),
+            Gaussian() if evaluation.offset else Entropy(),
+        ),
+        discrete=_discrete(model.pixels, config.data.uniform_dequantization),
+        chain=_chain(evaluation.bound_steps, model),
+        pilot=evaluation.solver.lower() == "auto",
+        learned_times=times == LEARNED,
         dequantization=evaluation.dequantization,
-        importance_samples=evaluation.importance_samples,
         label=evaluation.label.lower(),
         bpd=evaluation.enable_bpd,
         bound=evaluation.bound,
@@ -310,7 +322,7 @@ def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
         split=evaluation.dataset,
         num_images=evaluation.num_images,
         batch_size=evaluation.batch_size,
-        repeats=evaluation.num_repeats,
+        passes=evaluation.num_repeats,
         tolerance=evaluation.tolerance,
         checkpoints=CheckpointNumbers(
             begin=evaluation.begin_ckpt,
@@ -320,29 +332,6 @@ def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
             for_flow=evaluation.ckpt_id,
         ),
     )
-
-
-def _estimators(config: Any, model: ModelSpec) -> Estimators:
-    evaluation = config.eval
-    choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")
-    return Estimators(
-        divergence=_divergence(evaluation, model.dims),
-        solver=choose(SOLVERS, evaluation.solver, "eval.solver")(evaluation),
-        pilot=evaluation.solver.lower() == "auto",
-        matching="denoising" if evaluation.dsm else "sliced",
-        draws=evaluation.bound_draws,
-        times=evaluation.bound_times.lower(),
-        stratified=evaluation.bound_stratified,
-        offset=evaluation.offset,
-        discrete=_discrete(model.pixels, config.data.uniform_dequantization),
-        decoder=_informed(model),
-        chain=_chain(evaluation.bound_steps, model),
-    )
-
-
-def _informed(model: ModelSpec) -> Informed:
-    with jax.ensure_compile_time_eval():
-        return Informed.at(model.sde, model.eps, model.pixels.points)
 
 
 def _chain(steps: int, model: ModelSpec) -> BySteps | None:

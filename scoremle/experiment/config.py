@@ -4,7 +4,6 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 """
 
 import ast
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,12 +36,18 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     """The config that ``--config=place`` means, and what fills the fields that flags leave unset.
 
     Args:
-        place: a Python file with ``get_config()``, whose name ends in .py, or one of ``NAMED``.
-            If it has a ``resolve()`` too, that stands for the one of ``defaults``.
+        place: one of ``NAMED``, or a Python file with ``get_config()``, whose name ends in .py. If
+            it has a ``resolve()`` too, that stands for the one of ``defaults``. The path at which
+            a named config was published, such as configs/vp/..., stands for it where there is no
+            such file.
 
     Raises:
         UserError: there is no such file or name, or the file has a mistake.
     """
+    published = place.rpartition("configs/")[2].removesuffix(".py")
+    if not _is_file_name(place) or (published in NAMED and not Path(place).exists()):
+        named = choose(NAMED, published, "config")
+        return named.get_config(), named.resolve
     with mistakes(Path(place)), _own_imports_of(place):
         module = _module(place)
         if not hasattr(module, "get_config"):
@@ -163,12 +168,8 @@ def check_tuple(name: str, text: str) -> None:
 
 
 def _module(place: str) -> ModuleType:
-    if not _is_file_name(place):
-        return importlib.import_module(choose(NAMED, place, "config"))
     if not Path(place).is_file():
-        name = place.removeprefix("configs/").removesuffix(".py")
-        hint = f"; did you mean --config={name}?" if name in NAMED else ""
-        raise UserError(f"no config file {place} (looked for {Path(place).absolute()}){hint}")
+        raise UserError(f"no config file {place} (looked for {Path(place).absolute()})")
     return run_file(Path(place))
 
 

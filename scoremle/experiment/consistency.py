@@ -6,26 +6,18 @@ Where a mean is corrected for its solver, so is the difference.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.core.divergence import Exact
 from scoremle.evaluation.statistics import difference
-from scoremle.experiment.build import Experiment
-from scoremle.experiment.estimators import Task, bound_task, exact_task
-from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
-from scoremle.likelihood.nodes import Choice
 
-__all__ = ["RELATIONS", "Correction", "Verdict", "suite_tasks", "verdicts"]
+__all__ = ["RELATIONS", "Correction", "Verdict", "verdicts"]
 
-SAMPLES = 10
-# An exact trace takes as many derivatives as dimensions.
-MOST_DIMS = 64
 # Standard errors of a difference that are no contradiction.
 TOLERANCE = 4.0
 
@@ -41,33 +33,6 @@ RELATIONS = (
     ("bound_sliced", "==", "bound", FAULT),
     ("exact_trace", "==", "exact", FAULT),
 )
-
-
-def suite_tasks(
-    experiment: Experiment,
-    how: Estimators,
-    *,
-    variational: bool,
-    choice: Choice | None = None,
-) -> Iterator[Task]:
-    """All that can be measured; ``variational``: a flow dequantizer was trained."""
-    model = experiment.model
-    by_name = {name: make(model, experiment.flow) for name, make in DEQUANTIZATIONS.items()}
-    flow = [by_name["variational"]] if variational else []
-    uniform = by_name["uniform"]
-    for dequantization in (uniform, by_name["truncated_normal"], *flow):
-        yield exact_task(model, how, dequantization, 1, choice)
-    for dequantization in (uniform, *flow):
-        yield exact_task(model, how, dequantization, SAMPLES, choice)
-    if model.dims <= MOST_DIMS:
-        exact = exact_task(model, replace(how, divergence=Exact()), uniform, 1, choice)
-        yield replace(exact, name="exact_trace")
-    images, seed = experiment.data, experiment.seed
-    denoising = replace(how, matching="denoising")
-    for dequantization in (uniform, *flow, by_name["none"]):
-        yield bound_task(model, denoising, dequantization, images, seed)
-    sliced = replace(how, matching="sliced")
-    yield replace(bound_task(model, sliced, uniform, images, seed), name="bound_sliced")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scoremle.core.dequantize import Uniform
-from scoremle.data import ImageSet, permutation
+from scoremle.data import ImageSet
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.numerics import permutation
 from scoremle.processes import of_the_first
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.terminal import say

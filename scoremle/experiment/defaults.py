@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.likelihood_weighting = False  # weight g(t)^2: maximum likelihood
     config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)
     config.training.stratified = False  # draw t stratified in the batch, one random offset
-    config.training.n_jitted_steps = 5  # optimisation steps fused in one call
+    config.training.n_jitted_steps = 5  # optimisation steps between two looks at their numbers
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
     config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
 

@@ -1,103 +1,29 @@
-"""What an evaluation is: how bits/dim are estimated, and what is measured of which checkpoints."""
+"""The record of an evaluation: its estimators, images and checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from scoremle.core.dequantize import Dequantizer, TruncatedNormal, Uniform
-from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.sde import SDE
-from scoremle.core.times import BinnedLogSNR, TimeSampler, UniformLogSNR, UniformTime
-from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
-from scoremle.likelihood.control_variate import Control
+from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.likelihood.images import ByBound, ByOde
-from scoremle.likelihood.informed import ByInformedOde
-from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian, Informed
+from scoremle.likelihood.reconstruction import Discrete
 from scoremle.likelihood.steps import BySteps
-from scoremle.solvers.base import Solver
 
-__all__ = [
-    "BOUND_TIMES",
-    "DEQUANTIZATIONS",
-    "CheckpointNumbers",
-    "Dequantization",
-    "Estimators",
-    "Evaluation",
-]
+__all__ = ["BOUND_TIMES", "LEARNED", "CheckpointNumbers", "Evaluation"]
 
-# From the SDE, eps, whether to stratify, and a control if it was fitted.
-BOUND_TIMES: dict[str, Callable[[SDE, float, bool, Any], TimeSampler]] = {
-    "learned": lambda sde, eps, stratified, control: BinnedLogSNR(
-        sde, eps, control.shares, stratified
-    ),
-    "log_snr": lambda sde, eps, stratified, control: UniformLogSNR(sde, eps, stratified),
-    "time": lambda sde, eps, stratified, control: UniformTime(eps, stratified),
+# Times that are fitted to a network, when there is one.
+LEARNED = "learned"
+# From the SDE, eps, and whether to stratify.
+BOUND_TIMES: dict[str, Callable[[SDE, float, bool], TimeSampler]] = {
+    LEARNED: UniformLogSNR,
+    "log_snr": UniformLogSNR,
+    "time": lambda sde, eps, stratified: UniformTime(eps, stratified),
 }
-
-
-class Dequantization(NamedTuple):
-    """A way to dequantize: its name, what makes it of a flow's parameters, and where it begins.
-
-    ``start`` is None where that is the model's smallest time.
-    """
-
-    name: str
-    dequantizer: Callable[[Params], Dequantizer]
-    start: float | None = None
-
-
-DEQUANTIZATIONS: dict[str, Callable[[ModelSpec, FlowSpec], Dequantization]] = {
-    "uniform": lambda model, flow: Dequantization("uniform", lambda params: Uniform()),
-    "truncated_normal": lambda model, flow: Dequantization(
-        "truncated_normal",
-        lambda params: TruncatedNormal(model.sde, model.truncation_start, model.pixels),
-        model.truncation_start,
-    ),
-    "variational": lambda model, flow: Dequantization("variational", flow.dequantizer),
-    "none": lambda model, flow: Dequantization(
-        "none", lambda params: Uniform(), model.truncation_start
-    ),
-    "informed": lambda model, flow: Dequantization("informed", lambda params: Uniform()),
-}
-
-
-@dataclass(frozen=True)
-class Estimators:
-    """How bits/dim are estimated: by the ODE (the first three fields), and by bounds.
-
-    ``pilot``: the solver's nodes are chosen by a pilot. ``offset``: bounds count the step from the
-    smallest time to the data. ``discrete`` has the points where integers stand, ``decoder`` is
-    what the network says of them at the smallest time. ``chain``: a bound of steps.
-    """
-
-    divergence: DivergenceEstimator
-    solver: Solver | PublishedRK45
-    pilot: bool
-    matching: str
-    draws: int
-    times: str
-    stratified: bool
-    offset: bool
-    discrete: Discrete
-    decoder: Informed
-    chain: BySteps | None
-
-    def by_ode(self, dequantization: str, samples: int = 1) -> ByOde | ByInformedOde:
-        """Of the ODE, from dequantized integers or by the decoder."""
-        if dequantization == "informed":
-            return ByInformedOde(self.decoder, self.divergence, self.solver, samples)
-        return ByOde(self.divergence, self.solver, samples)
-
-    def by_bound(self, model: ModelSpec, control: Control | None = None) -> ByBound:
-        """Of bounds; ``control`` where it was fitted."""
-        times = BOUND_TIMES[self.times](model.sde, model.eps, self.stratified, control)
-        reconstruction = Gaussian() if self.offset else Entropy()
-        return ByBound(self.draws, self.matching, times, reconstruction, control)
 
 
 class CheckpointNumbers(NamedTuple):
-    """Which checkpoints are meant; None: the newest, or the end alone for a beginning.
+    """Numbers of checkpoints; None: the newest, or the end alone for a beginning.
 
     An evaluation is of those from ``begin`` to ``end``, which it may wait for, with that of the
     ``flow`` dequantizer. A flow dequantizer is trained ``for_flow``.
@@ -112,15 +38,22 @@ class CheckpointNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured, and of which images and checkpoints.
+    """The estimators, images and checkpoints of an evaluation.
 
-    ``tolerance``: what the solver may add to the error of a mean, in bits/dim. ``label``: the
+    With ``pilot``, the steps of the solver of ``by_ode`` are chosen for a checkpoint; with
+    ``learned_times``, the times and the control variate of ``by_bound`` are fitted to it.
+    ``discrete`` decodes integers without a network, and ``chain`` is a bound of steps.
+    ``tolerance``: bits/dim that the solver may add to the standard error of a mean. ``label``: the
     class of a model of classes, or "all".
     """
 
-    estimators: Estimators
+    by_ode: ByOde
+    by_bound: ByBound
+    discrete: Discrete
+    chain: BySteps | None
+    pilot: bool
+    learned_times: bool
     dequantization: str
-    importance_samples: int
     label: str
     bpd: bool
     bound: bool
@@ -130,11 +63,16 @@ class Evaluation:
     split: str
     num_images: int
     batch_size: int
-    repeats: int
+    passes: int
     tolerance: float
     checkpoints: CheckpointNumbers
 
     @property
     def exact(self) -> bool:
-        """Is there an exact likelihood among what is measured?"""
-        return self.suite or (self.bpd and not self.bound and self.estimators.chain is None)
+        """Whether an exact likelihood is among what is measured."""
+        return self.suite or (self.bpd and not self.bound and self.chain is None)
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything but samples is measured."""
+        return self.suite or self.bpd or self.loss

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.core.pytree import describe
-from scoremle.devices import Needs, bytes_of_each, compiled, needs
+from scoremle.devices import Needs, bytes_of_each, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
@@ -27,6 +27,7 @@ from scoremle.training.memory import largest_batch
 from scoremle.training.program import Program, make_program
 from scoremle.training.saving import bytes_of_copy
 from scoremle.training.step import TrainState
+from scoremle.xla import compiled
 
 __all__ = ["Plan"]
 
@@ -61,7 +62,7 @@ class Plan:
     def facts(self, test_images: int) -> dict[str, Any]:
         """All of it, by name: bytes, seconds, numbers. None where nothing tells."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
-        step, images = self.step.seconds * self.batch, test_images * evaluation.repeats
+        step, images = self.step.seconds * self.batch, test_images * evaluation.passes
         an_image, nodes = self._likelihood()
         drawn = self.experiment.sampling.sampler.evaluations
         return {
@@ -80,9 +81,9 @@ class Plan:
             "training_steps": training.schedule.n_iters,
             "training_seconds": step * training.schedule.n_iters / self.devices,
             "evaluation_images": test_images,
-            "evaluation_passes": evaluation.repeats,
+            "evaluation_passes": evaluation.passes,
             "likelihood_evaluations": nodes,
-            "pilot": evaluation.exact and evaluation.estimators.pilot,
+            "pilot": evaluation.exact and evaluation.pilot,
             "likelihood_seconds_image": an_image,
             "evaluation_seconds": an_image and an_image * images / self.devices,
             "samples": SAMPLES,
@@ -189,7 +190,7 @@ class Plan:
     @cached_property
     def derivative(self) -> Pace:
         """Of the noise prediction and its estimated divergence."""
-        model, divergence = self.experiment.model, self.experiment.evaluation.estimators.divergence
+        model, divergence = self.experiment.model, self.experiment.evaluation.by_ode.divergence
 
         def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
             probes = divergence.draw(jax.random.key(0), x)
@@ -211,11 +212,11 @@ class Plan:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
         how = self.experiment.evaluation
         if how.bound:
-            one = self.forward if how.estimators.matching == "denoising" else self.derivative
-            return how.estimators.draws * one.seconds, how.estimators.draws
-        if not isinstance(how.estimators.solver, Multistep):
+            one = self.forward if how.by_bound.matching == "denoising" else self.derivative
+            return how.by_bound.draws * one.seconds, how.by_bound.draws
+        if not isinstance(how.by_ode.solver, Multistep):
             return None, None  # it takes as many as an image needs
-        nodes = (int(describe(how.estimators.solver)["nodes"]) + 1) * how.importance_samples
+        nodes = (int(describe(how.by_ode.solver)["nodes"]) + 1) * how.by_ode.samples
         return nodes * self.derivative.seconds, nodes
 
     # Time

@@ -2,36 +2,34 @@
 
 import logging
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import scoremle
-from scoremle.data import permutation
-from scoremle.devices import compiled
 from scoremle.errors import UserError
-from scoremle.evaluation import metrics, pictures, statistics, tables
+from scoremle.evaluation import pictures, statistics, tables
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.chosen import chosen_checkpoints
-from scoremle.experiment.consistency import Correction, suite_tasks, verdicts
-from scoremle.experiment.correction import DIFFERENCES, Measure, correct
-from scoremle.experiment.estimators import Facts, Task, Weights, tasks
-from scoremle.experiment.evaluation import Estimators, Evaluation
+from scoremle.experiment.consistency import Correction, verdicts
+from scoremle.experiment.evaluation import Evaluation
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.precision import cost_of_precision
+from scoremle.experiment.measurements import Facts, Measurement, measurements
+from scoremle.experiment.precision import IMAGES, cost_of_precision
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
+from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, choose_nodes
 from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.model import ScoreModel
-from scoremle.numerics import check_finite
+from scoremle.numerics import check_finite, permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
@@ -43,6 +41,8 @@ __all__ = ["run_eval"]
 logger = logging.getLogger(__name__)
 
 EXTREMES = 32
+# The folder of finished parts, in that of the results.
+PARTS = "parts"
 # The precision in which nothing is lost.
 FULL = "float32"
 # The pilot's seed differs from that of the evaluation in this.
@@ -60,18 +60,15 @@ def run_eval(
     Gives the results by their names, as they are in results.json.
     """
     evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
-    flow_workdir, flow = Workdir(workdir.inside(deq_folder)), None
-    trained = bool(flow_workdir.snapshots.numbers())
-    todo = list(_tasks(experiment, evaluation.estimators, trained))
-    if not todo and not evaluation.samples:
+    if not evaluation.measures and not evaluation.samples:
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
     judged_by = judge(experiment.sampling, experiment.data) if evaluation.samples else None
     workdir.check_evaluation(experiment)
     numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
-    if any(task.flow for task in todo):
-        flow = _restore_flow(experiment, flow_workdir.folder)
+    flow_workdir = Workdir(workdir.inside(deq_folder))
+    flow = _restore_flow(experiment, flow_workdir)
     folder = workdir.inside(eval_folder, writing=True)
     run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
@@ -82,7 +79,7 @@ def run_eval(
         restored = workdir.restore(experiment.template, number)
         check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
         _say_if_older(workdir, restored)
-        measured = [run.measure(task, restored) for task in run.tasks(restored)]
+        measured = [run.measure(each, restored) for each in run.measurements(restored)]
         names += [found.name for found in measured]
         if evaluation.suite:
             run.judge(measured, restored.number)
@@ -111,7 +108,7 @@ def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) 
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:
-    """Where the newest snapshot is behind the training."""
+    """Prints a line if the newest snapshot is behind the training."""
     training, step = workdir.training(), restored.meta["step"]
     newest = restored.number == workdir.snapshots.latest()
     if training and newest and step < training["newest_step"]:
@@ -121,23 +118,21 @@ def _say_if_older(workdir: Workdir, restored: Restored) -> None:
         )
 
 
-def _tasks(
-    experiment: Experiment, how: Estimators, variational: bool, choice: Choice | None = None
-) -> Iterable[Task]:
-    if experiment.evaluation.suite:
-        return suite_tasks(experiment, how, variational=variational, choice=choice)
-    return tasks(experiment, how, choice)
+def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
+    """The flow dequantizer in this folder; None where the evaluation asks for none.
 
-
-def _restore_flow(experiment: Experiment, folder: Path) -> Restored:
-    """The flow dequantizer that was trained in this folder."""
-    place = Workdir(folder)
-    store = place.snapshots
-    if not store.numbers():
+    The suite takes it where there is one. Raises UserError where one is asked for and lacks.
+    """
+    evaluation, store = experiment.evaluation, place.snapshots
+    trained = bool(store.numbers())
+    asked = evaluation.bpd and not evaluation.chain and evaluation.dequantization == "variational"
+    if not (trained if evaluation.suite else asked):
+        return None
+    if not trained:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
     place.check_flow_evaluation(experiment)
     template = experiment.flow_training.template()
-    restored = place.restore(template, experiment.evaluation.checkpoints.flow)
+    restored = place.restore(template, evaluation.checkpoints.flow)
     check_finite(restored.tree.ema, store.path(restored.number))
     return restored
 
@@ -162,7 +157,7 @@ def _correction(result: Facts) -> Correction:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """What is the same for all checkpoints; the ``flow`` dequantizer, if a task needs it."""
+    """The evaluation of any checkpoint; ``flow`` is the dequantizer, if one takes part."""
 
     experiment: Experiment
     folder: Path
@@ -197,11 +192,11 @@ class EvaluationRun:
         return data.train if self._evaluation.split == "train" else data.test
 
     def results(self) -> dict[str, Any]:
-        """What lies in results.json."""
+        """The content of results.json."""
         return read_results(inside(self.folder, "results.json"))
 
     def trainings(self, *, flow: bool) -> Facts:
-        """How far they are now: the model's and, if it counts, the flow's. None ran: not there."""
+        """The steps of the trainings so far: the model's, and the flow's if it counts."""
         found = {"training": self.workdir.training()}
         if flow and self.flow:
             found["dequantizer_training"] = self.flow_workdir.training(flow=True)
@@ -212,39 +207,36 @@ class EvaluationRun:
         if results:
             add_results(self.folder / "results.json", results)
 
-    def tasks(self, restored: Restored) -> list[Task]:
-        """What is to be measured of a checkpoint, after a pilot chose what is left to choose."""
-        experiment, how, choice = self.experiment, self._evaluation.estimators, None
-        model = experiment.model.model(restored.tree.ema)
-        if self._evaluation.dequantization == "informed":
-            how = replace(how, decoder=self._decoder(model))
-        if self._evaluation.exact and how.pilot:
+    def measurements(self, restored: Restored) -> list[Measurement]:
+        """The measurements of a checkpoint; a pilot chooses the solver's steps first."""
+        evaluation, decoder, choice = self._evaluation, None, None
+        model = self.experiment.model.model(restored.tree.ema)
+        if evaluation.dequantization == "informed":
+            decoder = self._decoder(model)
+        if evaluation.exact and evaluation.pilot:
             say("choosing the solver's nodes on a few images")
             choice = self._choose(model)
-            how = replace(how, solver=choice.solver)
             say(*tables.wrapped(str(choice)))
-        found = list(_tasks(experiment, how, self.flow is not None, choice))
-        if experiment.model.precision == FULL:
-            return found
-        full = replace(experiment, model=experiment.model.in_float32)
-        pairs = zip(found, _tasks(full, how, self.flow is not None, choice), strict=True)
-        return [replace(task, in_float32=same.metric) for task, same in pairs]
+        return measurements(
+            self.experiment, restored.tree.ema, flow=self.flow and self.flow.tree.ema,
+            choice=choice, decoder=decoder, folder=self.folder / PARTS,
+        )  # fmt: skip
 
     def _choose(self, model: ScoreModel) -> Choice:
         """The solver's nodes, by a few images of the other split; and levels for the mean."""
         evaluation, seed = self._evaluation, self.experiment.seed
         pilot = model.pilot_on(
-            self._others, divergence=evaluation.estimators.divergence, seed=seed ^ PILOT
+            self._others, divergence=evaluation.by_ode.divergence, seed=seed ^ PILOT
         )
         if evaluation.label == ALL:  # a mean of probabilities is not corrected
             return choose_nodes(pilot)
         return choose_for_mean(
-            pilot, images=len(self.images), passes=evaluation.repeats,
+            pilot, images=len(self.images), passes=evaluation.passes,
             tolerance=evaluation.tolerance,
         )  # fmt: skip
 
     def _decoder(self, model: ScoreModel) -> Informed:
-        """What the network says of integers, its scale fitted to the pilot's images."""
+        """The decoder of integers by the network, its scale fitted to the pilot's images."""
         fitted = model.fitted(self._others, seed=self.experiment.seed ^ PILOT)
         if fitted.decoder is None:
             raise UserError(
@@ -271,76 +263,71 @@ class EvaluationRun:
         name = self._name("checks", checkpoint)
         self.write({name: [asdict(verdict) for verdict in found]})
 
-    def measure(self, task: Task, restored: Restored) -> Measured:
-        """Evaluates one task on one checkpoint, and writes all about it."""
-        name, facts = self._name(task.name, restored.number), self._facts_of(task, restored)
-        measuring = self._measuring(task, restored, name, facts)
-        values, seconds = measuring(task.metric, self.images, self._evaluation.repeats)
-        write_npz(self.folder / f"{name}.npz", values)
-        self._check_finite(task, values, name)
+    def measure(self, one: Measurement, restored: Restored) -> Measured:
+        """Makes one measurement of one checkpoint, and writes all about it."""
+        evaluation = self._evaluation
+        name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
+        parts = self._parts(name, facts)
+        check_agreed(facts)
+        score = partial(
+            score_images, one.model, one.estimator, self.images, dequantizer=one.dequantizer,
+            passes=evaluation.passes, seed=self.experiment.seed, parts=parts, label=name,
+            batch_size=min(evaluation.batch_size, len(self.images)),
+        )  # fmt: skip
+        found = score()
+        write_npz(self.folder / f"{name}.npz", found.values)
+        self._check_finite(one, found, name)
+        if one.choice and one.choice.levels:
+            found = score(levels=one.choice.levels, tolerance=evaluation.tolerance)
         result = {
-            "metric": task.column,
-            "unit": "bits/dim" if task.column == "bpd" else "loss",
-            **statistics.summary(values, task.column),
-            **statistics.means(values),
+            "metric": found.column,
+            "unit": "bits/dim" if found.column == "bpd" else "loss",
+            **found.facts,
             **facts,
-            **self.trainings(flow=task.flow),
-            **task.notes,
+            **self.trainings(flow=one.of_flow),
+            **({"solver_choice": asdict(one.choice)} if one.choice else {}),
             "flags": self._flags,
-            "seconds_per_image": seconds,
         }
-        if task.levels is not None:
-            result |= correct(
-                task, self.images, values, result, measuring,
-                seed=self.experiment.seed, tolerance=self._evaluation.tolerance,
-            )  # fmt: skip
-        if task.in_float32 and task.column == "bpd":
-            result["precision_cost"] = cost_of_precision(
-                task.metric, task.in_float32, self.images, measuring
-            )
-        if task.log_snr_edges is not None:
-            result["profile"] = statistics.profile(values, task.log_snr_edges)
+        if self.experiment.model.precision != FULL and found.column == "bpd":
+            result["precision_cost"] = self._precision_cost(one, restored, parts)
+        if one.log_snr_edges is not None:
+            result["profile"] = statistics.profile(found.values, one.log_snr_edges)
             pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
         self.write({name: result})
-        if "probe_bias" in values:
+        if "probe_bias" in found.values:
             _warn_of_optimism(name, result)
-        means = values[task.column].mean(axis=0)
+        means = found.values[found.column].mean(axis=0)
         self._write_extremes(name, result["unit"], means)
-        return Measured(name, task.name, means, _correction(result))
+        return Measured(name, one.kind, means, _correction(result))
+
+    def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> Facts:
+        spec, seed = self.experiment.model.in_float32, self.experiment.seed ^ DIFFERENCES
+
+        def bpd(model: ScoreModel, words: str) -> np.ndarray:
+            few = score_images(
+                model, one.estimator, self.images[:IMAGES], dequantizer=one.dequantizer, seed=seed,
+                parts=parts / words, label=words,
+            )  # fmt: skip
+            return few.values["bpd"][0]
+
+        full, _ = spec.measured(restored.tree.ema, one.estimator)
+        return cost_of_precision(bpd, one.model, full)
+
+    def _parts(self, name: str, facts: Facts) -> Path:
+        """The folder of finished parts. Each of the facts may change a value.
+
+        The number of passes is not among them, and so another pass is added to those there are.
+        """
+        return inside(self.folder, PARTS, f"{name}_{fingerprint(facts)}", writing=True)
 
     def _name(self, kind: str, checkpoint: int) -> str:
         return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"
 
-    def _measuring(self, task: Task, restored: Restored, name: str, facts: Facts) -> Measure:
-        """Measures images by metrics that take what the task prepares."""
-        # Each fact may change a value. The number of passes is not among them, and so another pass
-        # is added to those there are.
-        parts = inside(self.folder, "parts", f"{name}_{fingerprint(facts)}", writing=True)
-        check_agreed(facts)
-        flow = self.flow.tree.ema if self.flow and task.flow else None
-        prepared = task.prepare(Weights(restored.tree.ema, flow), parts)
-
-        def measure(
-            metric: metrics.Metric, images: np.ndarray, repeats: int, apart: str = ""
-        ) -> tuple[statistics.Values, float]:
-            return metrics.evaluate(
-                metric if task.on_host else compiled(metric),
-                prepared,
-                images,
-                batch_size=min(self._evaluation.batch_size, len(images)),
-                repeats=repeats,
-                seed=self.experiment.seed ^ (DIFFERENCES if apart else 0),
-                parts=parts / apart,
-                label=f"{name} {apart}".strip(),
-            )
-
-        return measure
-
-    def _facts_of(self, task: Task, restored: Restored) -> Facts:
-        facts = {"kind": task.name, **self._facts, **task.facts, **_checkpoint_facts(restored)}
-        if self.flow and task.flow:
+    def _facts_of(self, one: Measurement, restored: Restored) -> Facts:
+        facts = {"kind": one.kind, **self._facts, **one.facts, **_checkpoint_facts(restored)}
+        if self.flow and one.of_flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(self.flow).items()}
-        if task.on_host:  # the published solver's norm mixes the images of a batch
+        if one.estimator.on_host:  # the published solver's norm mixes the images of a batch
             facts["batch_size"] = self._evaluation.batch_size
         return facts
 
@@ -362,12 +349,13 @@ class EvaluationRun:
             "version": scoremle.__version__,
         }
 
-    def _check_finite(self, task: Task, values: statistics.Values, name: str) -> None:
-        bad = np.flatnonzero(~np.isfinite(values[task.column]).all(axis=0))
+    def _check_finite(self, one: Measurement, found: Scored, name: str) -> None:
+        bad = np.flatnonzero(~found.finite)
         if len(bad):
+            hint = "; try --config.eval.solver=doubling" * isinstance(one.estimator, ByOde)
             raise UserError(
-                f"{task.column} is not finite for {len(bad)} images (first: number {bad[0]});"
-                f" their values are in {self.folder / name}.npz{task.hint}"
+                f"{found.column} is not finite for {len(bad)} images (first: number {bad[0]});"
+                f" their values are in {self.folder / name}.npz{hint}"
             )
 
     def _write_extremes(self, name: str, unit: str, scores: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 import scoremle
-from scoremle import devices
+from scoremle import devices, xla
 from scoremle.core.keys import image_keys
 from scoremle.data import ImageSet
 from scoremle.errors import UserError
@@ -120,7 +120,7 @@ class SamplingRun:
         def draw(params: Params, keys: Keys) -> tuple[IntImages, Bool[Array, " n"]]:
             return sampler.images(model.model(params), keys)
 
-        return devices.within_memory(devices.compiled(draw))
+        return devices.within_memory(xla.compiled(draw))
 
     def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from scoremle import data, devices
+from scoremle import data, devices, xla
 from scoremle.core.keys import example_keys
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
@@ -186,7 +186,7 @@ def _on_eval(
     training: Training, held: tuple[Params, ...]
 ) -> Callable[[TrainState, int], dict[str, float]]:
     """What is measured of test images and averaged parameters."""
-    test, measure = training.data.test, devices.compiled(training.measure)
+    test, measure = training.data.test, xla.compiled(training.measure)
     size = min(training.data.batch_size, len(test))
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
@@ -203,7 +203,7 @@ def _on_eval(
 def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, int], None]:
     if training.grid is None:
         return lambda state, step: None
-    draw = devices.compiled(training.grid)
+    draw = xla.compiled(training.grid)
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.

@@ -5,21 +5,27 @@
     steps    the bound of a chain of steps: of the model's own, the number that its authors report
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.core.pixels import Pixels
+import scoremle
+from scoremle.bounded import MAX_TEXT
+from scoremle.core.pytree import describe
 from scoremle.errors import UserError
 from scoremle.experiment.labels import ALL, check_label, under
+from scoremle.experiment.own_model import is_own
 from scoremle.experiment.trained import Trained
+from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
-from scoremle.likelihood.images import ByBound, ByOde, Estimator, ImageModel
+from scoremle.likelihood.images import ByBound, ByOde, Estimator, pixels_of
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import Levels
@@ -32,9 +38,12 @@ from scoremle.likelihood.nodes import (
 )
 from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
+from scoremle.likelihood.score_images import Scored, score_images
 from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
 from scoremle.published.family import PublishedModel
+from scoremle.resumable import content_hash, fingerprint
+from scoremle.training.checksums import tree_hash
 
 __all__ = ["ESTIMATORS", "Prepared", "prepared", "worth_of"]
 
@@ -61,6 +70,10 @@ class Prepared:
     tolerance: float = TOLERANCE
     label: str = ""
 
+    def score(self, images: Images, **options: Any) -> Scored:
+        """``score_images`` of the model by the estimator."""
+        return score_images(self.model, self.estimator, images, **options)
+
     @property
     def words(self) -> str:
         """What a number is, with the noise that is given to the integers, if it is."""
@@ -68,6 +81,32 @@ class Prepared:
         density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
         dequantized = ", uniform dequantization" * (isinstance(inner, ByOde) or density)
         return self.estimator.words + dequantized + (self.label and f", label {self.label}")
+
+    def facts(self, place: str, seed: int) -> dict[str, Any]:
+        """The facts that a value depends on, besides its image and its pass.
+
+        Args:
+            place: of the model, as it was named.
+            seed: of everything random.
+        """
+        model = self.model
+        code = named(Path(place.rpartition(":")[0])) if is_own(place) else None
+        return {
+            "model": tree_hash(model),
+            "place": place,
+            "code": hashlib.sha256(read_bytes(code, MAX_TEXT) if code else b"").hexdigest(),
+            "sde": model.sde.describe(),
+            "eps": model.eps,
+            "pixels": describe(model.pixels),
+            "estimator": describe(self.estimator),
+            "seed": seed,
+            "version": scoremle.__version__,
+        }
+
+    def parts(self, above: Path, place: str, images: Images, seed: int) -> Path:
+        """The folder of finished parts in ``above``: a name for all that a value depends on."""
+        of_images = {"images": content_hash(images), "shape": list(images.shape)}
+        return above / fingerprint(self.facts(place, seed) | of_images)
 
 
 def prepared(
@@ -129,15 +168,14 @@ def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
     decoder = cast(Informed, model.decoder)
     if model.decoder_scale is not None or isinstance(decoder.scale, LearnedScale):
         return model
-    asked = cast(ImageModel, model)  # it has pixels
-    return replace(model, decoder_scale=scale_of_others(asked, images, jax.random.key(0)))
+    return replace(model, decoder_scale=scale_of_others(model, images, jax.random.key(0)))
 
 
 def worth_of(model: ScoreModel, images: Images) -> str:
     """What the decoder of a model is worth, on a few images; and where its scale is from."""
     few, key = images[:PILOT_IMAGES], jax.random.key(0)
-    asked, decoder = cast(ImageModel, model), cast(Informed, model.decoder)
-    informed, flat = decoder_worth(asked, decoder, few, key)
+    decoder = cast(Informed, model.decoder)
+    informed, flat = decoder_worth(model, decoder, few, key)
     return (
         f"its last noise hides the levels: from there to the integers the informed decoder takes"
         f" {informed:.2f} bits/dim, and a flat one would take {flat:.2f}{_origin(model, decoder)}"
@@ -174,7 +212,7 @@ def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps |
         return None
     own = model.steps if isinstance(model, PublishedModel) else None
     if steps is not None:
-        return chain_of(steps, model.sde, model.eps, cast(Pixels, model.pixels), own)
+        return chain_of(steps, model.sde, model.eps, pixels_of(model), own)
     if own is None:
         raise UserError(
             "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"

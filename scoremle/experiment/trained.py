@@ -45,6 +45,6 @@ def load_workdir(workdir: Path, checkpoint: int | None = None) -> Trained | Publ
 
 def trained(experiment: Experiment, params: Params, step: int) -> Trained:
     """The model of these parameters of an experiment."""
-    estimators = experiment.evaluation.estimators
-    fields = vars(experiment.model.model(params)) | {"solver": estimators.solver}
-    return Trained(**fields, dataset=experiment.data.name, step=step, pilot=estimators.pilot)
+    evaluation = experiment.evaluation
+    fields = vars(experiment.model.model(params)) | {"solver": evaluation.by_ode.solver}
+    return Trained(**fields, dataset=experiment.data.name, step=step, pilot=evaluation.pilot)

@@ -7,7 +7,7 @@ are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-S
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from scoremle import devices
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import example_keys, split
-from scoremle.core.loss import denoising_loss
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
+from scoremle.likelihood.by_loss import ByLoss
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
-from scoremle.likelihood.images import ByBound, ImageModel
+from scoremle.likelihood.images import ByBound
 from scoremle.likelihood.reconstruction import Reconstruction
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, init_state
@@ -133,21 +133,17 @@ class Objective:
                 normaliser = high - low
         return (2 / self.model.dims if self.reduce_mean else 1.0) / normaliser
 
-    def describe(self) -> dict[str, Any]:
-        """What stands beside a loss."""
-        names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
-        return {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
+    @property
+    def by_loss(self) -> ByLoss:
+        """The loss in the published scaling, as an estimator."""
+        weighting = "likelihood" if self.likelihood_weighting else "plain"
+        return ByLoss(self.times, self.published_scale, weighting, self.uniform_dequantization)
 
     def losses(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
         """The loss of each example in the published scaling; with ``train``, under dropout."""
-        pixels, model = self.model.pixels, self.model
-        key_u, key_loss, key_dropout = split(key, 3)
-        dequantized = self.uniform_dequantization
-        y = pixels.encode(x, Uniform()(key_u, x)[0]) if dequantized else pixels.encode_grid(x)
-        return self.published_scale * denoising_loss(
-            model.noise(params, key_dropout if train else None), model.sde, y, key_loss,
-            times=self.times, weighting="likelihood" if self.likelihood_weighting else "plain",
-        )  # fmt: skip
+        model = self.model
+        noise = model.noise(params, split(key, 3)[2] if train else None)
+        return self.by_loss.losses(noise, model.sde, model.pixels, x, key)
 
     def loss(self, params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
         """What training minimises, and the spread of the loss within the batch."""
@@ -192,6 +188,5 @@ class FlowObjective:
 def _quick_bound(
     model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey
 ) -> Numbers:
-    images = cast(ImageModel, model.model(score))  # it has pixels
-    bpd = ByBound(EVAL_DRAWS)(images, dequantizer, x, example_keys(key, len(x)))["bpd"]
+    bpd = ByBound(EVAL_DRAWS)(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

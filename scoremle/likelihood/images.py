@@ -6,6 +6,20 @@ There are two ways to log p: the probability-flow ODE and the variational bound.
 of how it is done, called with a model, a dequantizer, images and a key for each of them. Values
 are per image; all but the numbers of evaluations and of effective draws are in bits/dim. A bias is
 estimate minus truth: to be subtracted.
+
+A model that was trained down to t = eps, where noise still hides the levels from each other, says
+nothing of integers k by itself. Its estimate of the data there does: p(k | z), the decoder
+`Informed` of `reconstruction.py`. With the density of the ODE at t = eps,
+
+    P(k) = int p_eps(z) p(k | z) dz >= exp E_q[ log p_eps(z) + log p(k | z) - log q(z) ],
+
+    q(z) = N(alpha y_k, sigma^2 I)
+
+(the expectation of -log q is the entropy, D/2 log(2 pi e sigma^2)): *ODE bound, informed decoder*.
+It is a bound and never exact: the first line is a normalised distribution over the integers, and
+several draws z close in on its P(k), importance weighted as in `importance.py`. The noise
+itself, not only its entropy, stays in the weight, because it pairs off with that in log p_eps.
+Neither clean nor uniformly dequantized data may take the place of z: they do not lie at t = eps.
 """
 
 from dataclasses import dataclass, replace
@@ -20,18 +34,19 @@ from scoremle.core.arguments import check_choice, check_count, check_number
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
-from scoremle.core.keys import split
+from scoremle.core.keys import normal, split
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR
+from scoremle.errors import UserError
 from scoremle.likelihood.bound import MATCHINGS, Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Gaussian, Informed, Reconstruction
-from scoremle.numerics import dims_of
+from scoremle.likelihood.reconstruction import LOG_2PI, Gaussian, Informed, Reconstruction
+from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
@@ -43,8 +58,8 @@ __all__ = [
     "ImageModel",
     "OdeDifference",
     "Values",
-    "by_draws",
     "of_bound",
+    "pixels_of",
 ]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
@@ -65,14 +80,24 @@ class ImageModel(Protocol):
     def eps(self) -> float: ...
 
     @property
-    def pixels(self) -> Pixels: ...
+    def pixels(self) -> Pixels | None: ...
+
+
+def pixels_of(model: ImageModel) -> Pixels:
+    """The pixels of a model of integers. Raises UserError for a model of reals."""
+    if model.pixels is None:
+        raise UserError(
+            "this model is one of reals: use log_prob, or give it pixels, such as"
+            " scoremle.Pixels(256)"
+        )
+    return model.pixels
 
 
 @runtime_checkable
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 
-    ``words`` say what its number is.
+    ``words`` name the number that it gives, and ``describe()`` is what results say of it.
     """
 
     @property
@@ -80,6 +105,8 @@ class Estimator(Protocol):
 
     @property
     def words(self) -> str: ...
+
+    def describe(self) -> dict[str, Any]: ...
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -95,6 +122,8 @@ class ByOde:
         divergence: how traces are estimated.
         solver: how the ODE is solved.
         samples: draws of the dequantization noise, all in one bound for each image.
+        decoder: from the model's smallest time to the integers, in place of a dequantizer; the
+            draws are then of the noise there.
 
     Raises UserError for no draws.
 
@@ -118,6 +147,7 @@ class ByOde:
     divergence: DivergenceEstimator = Hutchinson()
     solver: Solver | PublishedRK45 = Multistep()
     samples: int = static(default=1)
+    decoder: Informed | None = None
 
     def __post_init__(self) -> None:
         check_count("samples", self.samples)
@@ -128,23 +158,47 @@ class ByOde:
 
     @property
     def words(self) -> str:
+        if self.decoder:
+            many = "s" * (self.samples > 1)
+            return f"ODE bound, {self.decoder.words}, {self.samples} draw{many}"
         if self.samples == 1:
             return "exact by the ODE"
         return f"importance-weighted bound by the ODE, {self.samples} draws"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "estimator": self.words,
+            "model": "ODE",
+            "importance_samples": self.samples,
+            "solver": describe(self.solver),
+            "divergence": describe(self.divergence),
+            "probes": getattr(self.divergence, "probes", None),
+            # A finished part of an earlier version has no such columns.
+            "latents": ["square", "neighbours"] if self.samples == 1 else [],
+            **(self.decoder.describe() if self.decoder else {}),
+        }
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         key_u, key_probe = split(keys)
+        pixels = pixels_of(model)
 
-        def draw(keys: Keys) -> tuple[Likelihood, PerExample]:
+        def dequantized(keys: Keys) -> tuple[Likelihood, PerExample]:
             u, log_q = dequantizer(keys, x)
-            y = model.pixels.encode(x, u)
+            y = pixels.encode(x, u)
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
-        prior_std = model.sde.prior_std
-        log_prob, values = by_draws(draw, key_u, self.samples, dims_of(x), prior_std=prior_std)
-        return {"bpd": bits_per_dim(log_prob, model.pixels, dims_of(x)), **values}
+        def decoded(keys: Keys) -> tuple[Likelihood, PerExample]:
+            return self._decoded(cast(Informed, self.decoder), model, x, keys, key_probe)
+
+        draw = decoded if self.decoder else dequantized
+        log_prob, values = _by_draws(
+            draw, key_u, self.samples, dims_of(x), prior_std=model.sde.prior_std
+        )
+        if self.decoder:
+            return {"bpd": -log_prob / (dims_of(x) * jnp.log(2.0)), **values}
+        return {"bpd": bits_per_dim(log_prob, pixels, dims_of(x)), **values}
 
     def _log_likelihood(
         self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
@@ -157,6 +211,23 @@ class ByOde:
             eps=at.t, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
         return replace(found, log_prob=found.log_prob + log_det)
+
+    def _decoded(
+        self, decoder: Informed, model: ImageModel, x: IntImages, keys: Keys, key_probe: Keys
+    ) -> tuple[Likelihood, PerExample]:
+        """log p_eps(z), and log q(z) less log p(x | z), of a draw z of the noise at t = eps."""
+        y, t = decoder.encode(x), jnp.full(len(x), model.eps)
+        noise = normal(keys, y)
+        z = model.sde.perturb(y, t, noise)
+        found = ode_log_likelihood(
+            model.noise, model.sde, z, key_probe,
+            eps=model.eps, divergence=self.divergence, solver=self.solver,
+        )  # fmt: skip
+        prediction, v = predict_ranged(model.noise, z, t)
+        log_decoded = decoder.log_prob(prediction - noise, model.sde, x, t, v)
+        log_sigma = jnp.log(model.sde.sigma(t))
+        log_q = -sum_data(jnp.square(noise)) / 2 - sum_over(LOG_2PI / 2 + log_sigma, y)
+        return replace(found, evaluations=found.evaluations + 1), log_q - log_decoded
 
 
 @pytree
@@ -172,7 +243,7 @@ class OdeDifference:
     """
 
     on_host: ClassVar[bool] = False
-    words: ClassVar[str] = "difference of two numbers of nodes"
+    words: ClassVar[str] = "difference of two numbers of steps"
 
     of: Estimator
     coarse: int = static()
@@ -199,8 +270,11 @@ class OdeDifference:
         halving = {"halving": bpd[self.fine] - bpd[half]} if self.halved else {}
         return {"bpd": bpd[self.fine] - bpd[self.coarse], **halving}
 
+    def describe(self) -> dict[str, Any]:
+        return describe(self)
 
-def by_draws(
+
+def _by_draws(
     draw: Draw, keys: Keys, samples: int, dims: int, *, prior_std: Scalar
 ) -> tuple[PerExample, Values]:
     """log p less log q in nats, importance weighted over several draws; and its columns."""
@@ -288,14 +362,26 @@ class ByBound:
     @property
     def words(self) -> str:
         decoder = self.reconstruction
-        informed = f", {decoder.words}" if isinstance(decoder, Informed) else ""
-        return f"variational bound, {self.draws} times{informed}"
+        decoded = f", {decoder.words}" * (decoder.bounds == "probability")
+        return f"variational bound (SDE), {self.draws} times{decoded}"
+
+    def describe(self) -> dict[str, Any]:
+        decoder = self.reconstruction
+        return {
+            "estimator": self.words,
+            "model": "SDE",
+            "matching": self.matching,
+            "draws": self.draws,
+            "times": describe(self.times),
+            "reconstruction": type(decoder).__name__,
+            **(decoder.describe() if isinstance(decoder, Informed) else {}),
+        }
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         key_u, key_bound = split(keys)
-        pixels, dims, bits = model.pixels, dims_of(x), dims_of(x) * jnp.log(2.0)
+        pixels, dims, bits = pixels_of(model), dims_of(x), dims_of(x) * jnp.log(2.0)
         eps = model.eps if self.start is None else self.start
         terms: Values = {}
         if (y := self.reconstruction.encode(x)) is None:

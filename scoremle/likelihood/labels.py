@@ -62,6 +62,9 @@ class ByLabels:
     def words(self) -> str:
         return f"{self.of_one.words}, mean over {self.labels} labels"
 
+    def describe(self) -> dict[str, Any]:
+        return {**self.of_one.describe(), "estimator": self.words}
+
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:

@@ -15,11 +15,11 @@ from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
 from scoremle.core.sde import SDE
-from scoremle.devices import compiled
 from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
+from scoremle.xla import compiled
 
 __all__ = ["PublishedRK45", "published_rates"]
 

@@ -28,7 +28,7 @@ a number, or the choices of `scales.py`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,8 @@ def log_normal_mass(below: Data, above: Data) -> Data:
 class Reconstruction(Protocol):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
-    ``bounds`` says what the whole bound then is a bound on. Where nothing is ``random``, the
-    network is not asked.
+    ``bounds`` says what the whole bound then is a bound on, and ``words`` name it. The network is
+    not evaluated where nothing is ``random``.
     """
 
     @property
@@ -87,6 +87,9 @@ class Reconstruction(Protocol):
 
     @property
     def random(self) -> bool: ...
+
+    @property
+    def words(self) -> str: ...
 
     def encode(self, integers: IntImages) -> Data | None:
         """Where integers stand, if they are decoded; None if they are to be dequantized."""
@@ -116,6 +119,7 @@ class Gaussian:
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = True
+    words: ClassVar[str] = "Gaussian decoder"
 
     def encode(self, integers: IntImages) -> None:
         return None
@@ -137,6 +141,7 @@ class Entropy:
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = False
+    words: ClassVar[str] = "no step to the data"
 
     def encode(self, integers: IntImages) -> None:
         return None
@@ -163,6 +168,7 @@ class Discrete:
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
+    words: ClassVar[str] = "discrete decoder"
 
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]
@@ -213,6 +219,11 @@ class Informed:
     def words(self) -> str:
         learned = isinstance(self.scale, LearnedScale)
         return "informed decoder" + " with the network's own scales" * learned
+
+    def describe(self) -> dict[str, Any]:
+        """The scale, as results state it: a number, or "learned" by the network."""
+        learned = callable(self.scale)
+        return {"decoder_scale": "learned" if learned else float(cast(float, self.scale))}
 
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]

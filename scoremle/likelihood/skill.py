@@ -28,9 +28,9 @@ from scipy.special import stdtrit
 
 from scoremle.core.keys import example_keys, fold_in, normal
 from scoremle.core.prediction import PREDICTIONS
-from scoremle.devices import compiled
 from scoremle.numerics import mean_square
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar
+from scoremle.xla import compiled
 
 __all__ = ["Errors", "Node", "certain", "errors_of", "without_one"]
 

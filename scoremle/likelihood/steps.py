@@ -40,7 +40,7 @@ from scoremle.core.arguments import as_array, check_choice, check_count, shown
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import NetworkNoise
-from scoremle.core.pytree import known, pytree, static
+from scoremle.core.pytree import describe, known, pytree, static
 from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges, unit_draws
@@ -52,7 +52,7 @@ from scoremle.likelihood.bound import (
     reconstruction_draws,
     variance_of_mean,
 )
-from scoremle.likelihood.images import ImageModel, Values, of_bound
+from scoremle.likelihood.images import ImageModel, Values, of_bound, pixels_of
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, output_like, predict_ranged, sum_data
@@ -333,12 +333,15 @@ class BySteps:
             count = f"{len(self.times) - (self.reconstruction is not None)} "
         return f"variational bound of a chain of {count}steps, {kind} variance{clipped}"
 
+    def describe(self) -> dict[str, Any]:
+        return {"estimator": self.words, "model": "chain", "times": describe(self.times)}
+
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values:
         found = step_bound(
             model.noise, model.sde, x, keys,
-            points=model.pixels.points, times=self._times(model.sde.schedule),
+            points=pixels_of(model).points, times=self._times(model.sde.schedule),
             variance=self.variance, clip=self.clip, draws=self.draws,
             reconstruction=self.reconstruction,
         )  # fmt: skip

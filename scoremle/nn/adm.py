@@ -35,11 +35,10 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
-from scoremle.nn.calls import call
-from scoremle.nn.convolution import Conv
 from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, fields_of, wide
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Conv, fields_of, wide
 from scoremle.records import check_record
+from scoremle.xla import call
 
 __all__ = ["ADM", "adm_params"]
 

@@ -20,8 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
-from scoremle.nn.convolution import Conv
-from scoremle.nn.layers import Activation, wide
+from scoremle.nn.layers import Activation, Conv, wide
 from scoremle.types import AnyArray, Images
 
 __all__ = [

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import layers
-from scoremle.nn.calls import call
 from scoremle.types import Images, PRNGKey, Times
+from scoremle.xla import call
 
 __all__ = ["DDPMpp"]
 

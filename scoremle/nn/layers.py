@@ -23,9 +23,8 @@ from jaxtyping import Array, Float
 
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.convolution import Conv
-from scoremle.nn.initial import initializer
 from scoremle.types import Images, PRNGKey, Times
+from scoremle.xla import convolve
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +34,7 @@ __all__ = [
     "Activation",
     "AttnBlockpp",
     "Combine",
+    "Conv",
     "Downsample",
     "GaussianFourierProjection",
     "ResnetBlockBigGANpp",
@@ -49,6 +49,7 @@ __all__ = [
     "wide",
 ]
 
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 Activation = Callable[[Array], Array]
 Embedding = Float[Array, "b e"]
 FirKernel = tuple[float, ...] | None  # None: nearest neighbours and 2x2 means, no filter
@@ -72,6 +73,11 @@ def fields_of(network: type[nn.Module]) -> set[str]:
 def wide(dtype: DTypeLike) -> jnp.dtype:
     """The type for what must not lose digits: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def initializer(scale: float = 1.0) -> Callable[..., Array]:
+    """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 stands for almost zero."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def conv3x3(

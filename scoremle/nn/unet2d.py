@@ -32,7 +32,6 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
-from scoremle.nn.calls import call
 from scoremle.nn.from_torch import from_torch
 from scoremle.nn.layers import Activation, fields_of, wide
 from scoremle.nn.unet2d_fields import (
@@ -55,6 +54,7 @@ from scoremle.nn.unet2d_layers import (
     k_upsample,
 )
 from scoremle.records import check_record
+from scoremle.xla import call
 
 __all__ = ["UNet2D", "unet2d_params"]
 

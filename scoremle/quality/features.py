@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
 
-from scoremle import devices
+from scoremle import devices, xla
 from scoremle.errors import UserError
 from scoremle.files import named, read_npz, write_npz
 from scoremle.quality import inception
@@ -116,7 +116,7 @@ def load_inception(path: Path) -> Extractor:
     if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
         raise UserError(f"{path} has weights that are no finite float32 numbers; {how}")
     params = devices.replicate(unflatten_dict(arrays, sep="/"))
-    apply = partial(devices.compiled(inception.Inception().apply), {"params": params})
+    apply = partial(xla.compiled(inception.Inception().apply), {"params": params})
     origin = "published weights" if sha256 == PUBLISHED_SHA256 else "weights of unknown origin"
     size = arrays["fc/kernel"].shape[0]
     return Extractor(apply, f"Inception-2015, {origin}", size, sha256)

@@ -40,7 +40,6 @@ def checked(program: Program, lighter: str | None = None) -> Step:
     def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
         nonlocal known
         if not known:
-            program.compile(state, batches)
             _check(program, state, batches, lighter)
             known = True
         return program(state, batches)

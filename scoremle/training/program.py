@@ -1,13 +1,5 @@
-"""The programs of training steps: k of them in one on an accelerator, two for each on a CPU.
+"""The program of a training step, called once for each of k batches."""
 
-On a CPU a call costs nothing beside a step, and XLA runs JAX's gradients of convolutions twenty
-times slower inside a loop (measured with 0.10.2), where a network has not those of
-``nn/convolution.py``. So there are two calls for each step, for the gradient and for the update,
-and one for each part of a batch that is taken in parts.
-"""
-
-import functools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +9,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from scoremle import devices
+from scoremle import devices, xla
 from scoremle.errors import UserError
 from scoremle.training.step import Batches, Fixed, Gather, Loss, Metrics, Rule, Step, TrainState
 from scoremle.types import IntImages
@@ -27,34 +19,25 @@ __all__ = ["Program", "make_program", "make_step"]
 
 @dataclass(frozen=True)
 class Program:
-    """k steps, called with a state and k batches. ``jitted`` makes all, or one if ``one_by_one``.
+    """k steps, called with a state and k batches, each of which is taken in ``accumulate`` parts.
 
-    A batch is taken in ``accumulate`` parts, one after the other.
+    ``jitted`` makes one step.
     """
 
     jitted: Any
     fixed: Fixed
-    one_by_one: bool
     accumulate: int = 1
 
     def __call__(self, state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
-        if not self.one_by_one:
-            return self.jitted(self.fixed, state, batches)
         rows = []
         for i in range(len(jax.tree.leaves(batches)[0])):
             state, row = self.jitted(self.fixed, state, _batch(batches, i))
             rows.append(row)
         return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def compile(self, state: TrainState, batches: Batches) -> None:
-        """What a call with these needs, if it is not compiled yet."""
-        if self.one_by_one:
-            self.jitted.compile(self.fixed, state, _batch(batches, 0))
-
     def lower(self, state: TrainState, batches: Batches) -> jax.stages.Lowered:
-        """What XLA is given for a call with these, or with shapes like theirs."""
-        given = _batch(batches, 0) if self.one_by_one else batches
-        return self.jitted.lower(self.fixed, state, given)
+        """The program that XLA is given for a call with these, or with shapes like theirs."""
+        return self.jitted.lower(self.fixed, state, _batch(batches, 0))
 
 
 def _batch(batches: Batches, i: int) -> Any:
@@ -106,73 +89,11 @@ def make_program(
     everywhere: Any = devices.replicated()
     places = places or TrainState(*[everywhere] * 4)
     result = (places, everywhere)
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:
-        updated = _compiled(rule.update, donate_argnums=0, out_shardings=result)
-        jitted: Any = _TwoCalls(_gradient(rule, (everywhere, places.params)), updated)
-    else:
-        jitted = jax.jit(rule.steps, donate_argnums=1, out_shardings=result)
-    return Program(jitted, fixed, one_by_one=on_cpu, accumulate=accumulate)
-
-
-# A gradient has sums, and its norm is one.
-_compiled = functools.partial(devices.compiled, gradients=True)
-
-
-def _gradient(rule: Rule, places: Any) -> Any:
-    """The call, or calls, for the gradient of a batch on a CPU."""
     # All of the state is an argument, so that XLA's account of the memory has all of it.
-    compiled = functools.partial(_compiled, keep_unused=True, out_shardings=places)
-    if rule.accumulate == 1:
-        return compiled(rule.whole)
-    return _Parts(compiled(rule.nothing), compiled(rule.add, donate_argnums=2), rule.accumulate)
-
-
-@dataclass
-class _TwoCalls:
-    """A step on a CPU. Two programs compile at the same time, and run no slower than one."""
-
-    gradient: Any
-    update: Any
-    compiled: bool = False
-
-    def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        self.compile(fixed, state, batch)
-        return self.update(state, self.gradient(fixed, state, batch))
-
-    def compile(self, fixed: Fixed, state: TrainState, batch: Any) -> None:
-        """Both at once, for the first batch: most of XLA's work on one keeps one core busy."""
-        if self.compiled:
-            return
-        gradient = self.gradient.lower(fixed, state, batch)
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(gradient.compile)
-            self.update.lower(state, gradient.out_info).compile()
-            other.result()
-        self.compiled = True
-
-    def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        """Of the call that takes the memory."""
-        return self.gradient.lower(fixed, state, batch)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The gradient of a batch on a CPU, a call for each part: a loop would be slow there, too."""
-
-    nothing: Any
-    add: Any
-    parts: int
-
-    def __call__(self, fixed: Fixed, state: TrainState, batch: Any) -> Any:
-        total = self.nothing(fixed, state, batch)
-        for number in range(self.parts):
-            total = self.add(fixed, state, total, batch, number)
-        return total
-
-    def lower(self, fixed: Fixed, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        total = self.nothing.lower(fixed, state, batch).out_info
-        return self.add.lower(fixed, state, total, batch, 0)
+    jitted = xla.compiled(
+        rule.step, gradients=True, donate_argnums=1, keep_unused=True, out_shardings=result
+    )
+    return Program(jitted, fixed, accumulate)
 
 
 def _of_images(stacked: Step) -> Step:

@@ -35,7 +35,7 @@ Loss = Callable[[Params, IntImages, PRNGKey], Scalar | tuple[Scalar, dict[str, S
 
 
 class TrainState(NamedTuple):
-    """All that training changes; ``step`` counts the updates made."""
+    """The state that training changes; ``step`` counts the updates made."""
 
     step: Int[Array, ""]
     params: Params
@@ -99,7 +99,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 @dataclass(frozen=True)
 class Rule:
-    """What a step does, as functions that programs are compiled of.
+    """A training step, as a function that a program is compiled of.
 
     Args:
         optimizer: makes updates of gradients.
@@ -114,32 +114,27 @@ class Rule:
     gather: Gather
     accumulate: int = 1
 
-    def steps(
-        self, fixed: Fixed, state: TrainState, batches: Batches
-    ) -> tuple[TrainState, Metrics]:
-        """One after the other, in a loop on the device."""
-        return jax.lax.scan(functools.partial(self._one, fixed), state, batches)
+    def step(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Row]:
+        """One step: the gradient of a batch, or the sum over its parts, and the update."""
+        if self.accumulate == 1:
+            return self._update(state, self._whole(fixed, state, batch))
+        images = self._images(fixed, batch)
 
-    def whole(self, fixed: Fixed, state: TrainState, batch: Any) -> Gradient:
+        def add(total: Gradient, number: Any) -> tuple[Gradient, None]:
+            found = self._part(fixed, state, images, number)
+            return jax.tree.map(jnp.add, total, found), None
+
+        shapes = jax.eval_shape(self._part, fixed, state, images, jnp.zeros((), int))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, nothing, jnp.arange(self.accumulate))
+        return self._update(state, total)
+
+    def _whole(self, fixed: Fixed, state: TrainState, batch: Any) -> Gradient:
         """The gradient of a batch at once."""
         key = jax.random.fold_in(fixed[0], state.step)
         return _gradient(fixed, state.params, self._images(fixed, batch), key)
 
-    def nothing(self, fixed: Fixed, state: TrainState, batch: Any) -> Gradient:
-        """Zeros, to which the parts' gradients are added."""
-        shapes = jax.eval_shape(
-            self._part, fixed, state, self._images(fixed, batch), jnp.zeros((), int)
-        )
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def add(
-        self, fixed: Fixed, state: TrainState, total: Gradient, batch: Any, number: Any
-    ) -> Gradient:
-        """The sum with the gradient of this part, as its share of the batch."""
-        found = self._part(fixed, state, self._images(fixed, batch), number)
-        return jax.tree.map(jnp.add, total, found)
-
-    def update(self, state: TrainState, found: Gradient) -> tuple[TrainState, Row]:
+    def _update(self, state: TrainState, found: Gradient) -> tuple[TrainState, Row]:
         """The state after a gradient."""
         (value, more), grads = found
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -148,15 +143,6 @@ class Rule:
         ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, state.ema, params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
-
-    def _one(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Row]:
-        if self.accumulate == 1:
-            return self.update(state, self.whole(fixed, state, batch))
-        total, _ = jax.lax.scan(
-            lambda total, number: (self.add(fixed, state, total, batch, number), None),
-            self.nothing(fixed, state, batch), jnp.arange(self.accumulate),
-        )  # fmt: skip
-        return self.update(state, total)
 
     def _part(self, fixed: Fixed, state: TrainState, images: Array, number: Any) -> Gradient:
         # Every so manyth image, so that a batch split over devices stays where it is.
@@ -171,7 +157,7 @@ class Rule:
 
 
 def _gradient(fixed: Fixed, params: Params, images: Array, key: PRNGKey) -> Gradient:
-    """Of the loss, which gives a scalar alone or with what it logs."""
+    """The loss with its logged scalars, and its gradient."""
 
     def both(*arguments: Any) -> tuple[Scalar, dict[str, Scalar]]:
         found = fixed[1](*arguments)

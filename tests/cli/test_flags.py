@@ -17,8 +17,9 @@ from scoremle.cli.commands import COMMANDS
 from scoremle.errors import Stopped, UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.build import build
+from scoremle.experiment.configs import NAMED
 
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*_continuous.py"))
+CONFIGS = sorted(f"configs/{name}.py" for name in NAMED if name.endswith("_continuous"))
 OWN = ["configs/digits.py", "configs/fashion_mnist.py", "configs/own_images.py"]
 
 
@@ -39,7 +40,7 @@ def failure(*argv: str) -> str:
 
 
 def field_failure(flag: str) -> str:
-    return failure("--config=configs/default.py", "--workdir=w", "--mode=train", flag)
+    return failure("--config=configs/digits.py", "--workdir=w", "--mode=train", flag)
 
 
 # Values

@@ -13,7 +13,6 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.likelihood.images import ByOde
-from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.published import openai, safetensors
@@ -115,7 +114,7 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
         "images", path=result_path(workdir), image_size=8, num_channels=3
     )
     decoder = Informed(model.pixels.points, result["decoder_scale"])
-    by_ode = ByInformedOde(decoder, solver=scoremle.Multistep(4))
+    by_ode = ByOde(solver=scoremle.Multistep(4), decoder=decoder)
     expected = model.score(data.test, estimator=by_ode, repeats=2, seed=5)
     with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)

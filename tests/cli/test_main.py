@@ -24,9 +24,9 @@ from helpers.tiny_runs import (
 from PIL import Image
 
 from scoremle.cli import main as cli
-from scoremle.data import permutation
-from scoremle.experiment.correction import DIFFERENCES
 from scoremle.likelihood.levels import bias_bound, corrected
+from scoremle.likelihood.score_images import DIFFERENCES
+from scoremle.numerics import permutation
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.writers import JsonLines
 
@@ -356,7 +356,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
 def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys, monkeypatch):
     """As it would in a process of its own, whose signals are those of this one."""
     monkeypatch.setattr(
-        "scoremle.experiment.run_eval.metrics.evaluate",
+        "scoremle.experiment.run_eval.score_images",
         lambda *_, **__: signal.raise_signal(number),
     )
     before = signal.getsignal(signal.SIGTERM)
@@ -406,14 +406,14 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     def measured(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.evaluation.metrics._timed", measured)
+    monkeypatch.setattr("scoremle.likelihood.score_images._timed", measured)
     folder = f"--eval_folder={exact[0].name}"
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
 
 
 @pytest.mark.parametrize("batch_size", [90, 1000])
 def test_another_batch_size_measures_nothing_again(tiny, exact, batch_size, monkeypatch):
-    monkeypatch.setattr("scoremle.evaluation.metrics._timed", None)
+    monkeypatch.setattr("scoremle.likelihood.score_images._timed", None)
     other = {"eval__batch_size": batch_size, "eval__num_repeats": 2}
     assert evaluate(tiny, exact[0].name, **other)[1] == exact[1]
 
@@ -422,7 +422,7 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.evaluation.metrics.evaluate", interrupted)
+    monkeypatch.setattr("scoremle.experiment.run_eval.score_images", interrupted)
     assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
     line = "scoremle: interrupted; the same command goes on where it was\n"
     assert capsys.readouterr().err == line

@@ -21,11 +21,12 @@ from scoremle.cli import main as cli
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.data.readers.digits import load_digits
-from scoremle.evaluation import baselines, metrics
-from scoremle.experiment import run_score
+from scoremle.evaluation import baselines
 from scoremle.experiment.reference import how_to_get
 from scoremle.experiment.score_table import Row
+from scoremle.experiment.scoring import Prepared
 from scoremle.experiment.shipped import FOLDER
+from scoremle.likelihood import score_images
 
 IMAGES = load_digits("")[1][:5]
 
@@ -198,8 +199,8 @@ def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
 
 def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
     """With the batches that were finished; nothing of them is left in the end."""
-    out, timed, batches = tmp_path / "s.csv", metrics._timed, []
-    monkeypatch.setattr(run_score, "BATCH_SIZE", 2)
+    out, timed, batches = tmp_path / "s.csv", score_images._timed, []
+    monkeypatch.setattr(score_images, "BATCH_SIZE", 2)
 
     def stopped(*arguments):
         if len(batches) == 4:
@@ -207,7 +208,7 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
         batches.append(arguments)
         return timed(*arguments)
 
-    monkeypatch.setattr(metrics, "_timed", stopped)
+    monkeypatch.setattr(score_images, "_timed", stopped)
     options = tiny.workdir, folder, f"--out={out}", "--repeats=2"
     code, _, told = score(capfd, *options)
     assert code == 130 and f"finished batches are in {out}.parts: the same command" in told
@@ -215,36 +216,36 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
     done, batches[:] = len(batches), []
     code, told, _ = score(capfd, *options, "--json")
     assert code == 0 and done + len(batches) == 6  # three batches a pass
+    monkeypatch.undo()
     expected = model.score(IMAGES, repeats=2).bpd.mean()
     assert json.loads(told)["mean"] == pytest.approx(expected, 1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "s.csv"]
 
 
 def test_parts_are_those_of_the_same_work(tiny, tmp_path):
-    found = run_score.Prepared(scoremle.load("digits"), scoremle.ByOde(), [])
+    found = Prepared(scoremle.load("digits"), scoremle.ByOde(), [])
     places = {
-        run_score.folder_of_parts(tmp_path, *work)
-        for work in (
+        prepared.parts(tmp_path, *work)
+        for prepared, *work in (
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
             (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
-            (run_score.Prepared(scoremle.load(tiny.workdir), found.estimator, []), "digits",
-             IMAGES, 0),
-            (run_score.Prepared(found.model, scoremle.ByBound(), []), "digits", IMAGES, 0),
+            (Prepared(scoremle.load(tiny.workdir), found.estimator, []), "digits", IMAGES, 0),
+            (Prepared(found.model, scoremle.ByBound(), []), "digits", IMAGES, 0),
         )
     }  # fmt: skip
     assert len(places) == 6
-    assert run_score.folder_of_parts(tmp_path, found, "digits", IMAGES, 0) in places
+    assert found.parts(tmp_path, "digits", IMAGES, 0) in places
 
 
 def test_a_value_that_is_not_finite(tiny, folder, tmp_path, capfd, monkeypatch):
     """Of one image, which is refused after the others are measured, or a row."""
-    timed = metrics._timed
+    timed = score_images._timed
 
     def failing(*arguments):
         found = timed(*arguments)
         return found | {"bpd": np.where(np.arange(len(found["bpd"])) == 1, np.nan, found["bpd"])}
 
-    monkeypatch.setattr(metrics, "_timed", failing)
+    monkeypatch.setattr(score_images, "_timed", failing)
     out = tmp_path / "s.csv"
     code, _, told = score(capfd, tiny.workdir, folder, f"--out={out}")
     assert code == 2 and "digit1.png: its bits/dim are not a finite number; --skip-bad" in told

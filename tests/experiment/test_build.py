@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.places import ROOT
 from ml_collections import ConfigDict
 
 from scoremle import data
@@ -21,6 +20,7 @@ from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment import training
 from scoremle.experiment.build import build
+from scoremle.experiment.configs import NAMED
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
@@ -30,9 +30,7 @@ from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
 from scoremle.training import loop
 
-PUBLISHED = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*_continuous.py")
-)
+PUBLISHED = sorted(name for name in NAMED if name.endswith("_continuous"))
 DIGITS = ("data.dataset=digits", "data.image_size=8", "data.num_channels=1")
 SMALL = (
     "model.nf=4", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=(1,)",
@@ -42,7 +40,7 @@ SMALL = (
 
 def config(path, *fields):
     flags = [f"--config.{field}" for field in fields]
-    argv = [f"--config={ROOT / path}", "--workdir=w", "--mode=eval", *flags]
+    argv = [f"--config={path}", "--workdir=w", "--mode=eval", *flags]
     return cli.parse(argv).config
 
 

@@ -2,26 +2,21 @@
 
 import csv
 import dataclasses
+from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.printed import assert_printed, column
 
 import scoremle
-from scoremle import Hutchinson, Uniform
 from scoremle.cli import main as cli
-from scoremle.core.keys import image_keys
-from scoremle.data import ImageSet
-from scoremle.experiment.estimators import Weights, bound_task, exact_task
-from scoremle.experiment.evaluation import DEQUANTIZATIONS, Estimators
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.images import ByBound
-from scoremle.likelihood.informed import ByInformedOde, scale_of_others
+from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.reconstruction import Discrete, Informed
+from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.steps import BySteps
 
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
@@ -177,27 +172,24 @@ def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, 
     assert prepared(given, IMAGES, estimator).model.decoder.scale == 0.1
 
 
-def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path):
+@pytest.mark.parametrize("bound", [False, True])
+def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bound):
     score("ranged", "--estimator=odd")  # writes mine.py
-    model, keys = model_of(tmp_path, "ranged"), image_keys(jax.random.key(0), np.arange(3))
-    spec, none = ImportedSpec.of(model, {}, ""), Discrete(model.pixels.points)
-    how = Estimators(
-        Hutchinson(), model.solver, False, "denoising", 4, "log_snr", True, True, none,
-        model.decoder, None,
+    model = model_of(tmp_path, "ranged")
+    by_ode, by_bound = ByOde(solver=model.solver), ByBound(4)
+    evaluation = SimpleNamespace(
+        by_ode=by_ode, by_bound=by_bound, dequantization="informed", label="", suite=False,
+        bpd=True, bound=bound, loss=False, chain=None,
     )  # fmt: skip
-    informed, data = DEQUANTIZATIONS["informed"](spec, None), ImageSet(IMAGES, IMAGES, 256)
-    by_bound = ByBound(4, reconstruction=model.decoder)
-    for task, estimator in (
-        (exact_task(spec, how, informed), ByInformedOde(model.decoder, solver=model.solver)),
-        (bound_task(spec, how, informed, data, 0), by_bound),
-    ):
-        assert task.facts["decoder_scale"] == "learned"
-        assert "informed decoder with the network's own scales" in task.facts["estimator"]
-        x = jnp.asarray(IMAGES[:3])
-        found, expected = jax.jit(lambda x, task=task, estimator=estimator: (
-            task.metric(Weights(model), x, keys), estimator(model, Uniform(), x, keys)
-        ))(x)  # fmt: skip
-        np.testing.assert_allclose(found["bpd"], expected["bpd"], rtol=1e-5)
+    experiment = SimpleNamespace(evaluation=evaluation, model=ImportedSpec.of(model, {}, ""))
+    (found,) = measurements(experiment, model, decoder=model.decoder, folder=tmp_path)
+    assert found.kind == ("bound_informed" if bound else "ode_bound")
+    assert found.facts["decoder_scale"] == "learned"
+    assert "informed decoder with the network's own scales" in found.facts["estimator"]
+    expected = dataclasses.replace(by_ode, decoder=model.decoder)
+    if bound:
+        expected = dataclasses.replace(by_bound, reconstruction=model.decoder, start=model.eps)
+    assert describe(found.estimator) == describe(expected)
 
 
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from helpers.places import GOLDEN, ROOT
+from helpers.places import GOLDEN
 from scoremle.cli import main as cli
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
@@ -21,7 +21,7 @@ FILE = FOLDER / "checkpoints" / "checkpoint_1"
 DEQUANTIZER = FOLDER / "flowpp_dequantizer" / "checkpoints" / "checkpoint_1"
 
 
-SUBVP = f"--config={ROOT}/configs/subvp/cifar10_ddpmpp_continuous.py"
+SUBVP = "--config=subvp/cifar10_ddpmpp_continuous"
 
 
 # What config.json of the folder says.

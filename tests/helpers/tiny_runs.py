@@ -13,7 +13,7 @@ from scoremle.cli import main as cli
 from scoremle.core.sde import VP
 
 TINY = (
-    f"--config={ROOT / 'configs' / 'digits.py'}",
+    "--config=digits",
     "--config.model.nf=4",
     "--config.model.ch_mult=(1,)",
     "--config.model.attn_resolutions=(1,)",

@@ -20,7 +20,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
 from scoremle.likelihood.bound import likelihood_bound
 from scoremle.likelihood.images import ByBound, ByOde
-from scoremle.likelihood.informed import ByInformedOde, decoder_worth, fitted_scale
+from scoremle.likelihood.informed import decoder_worth, fitted_scale
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
 from scoremle.likelihood.scales import LearnedScale
@@ -208,8 +208,8 @@ def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     integers = np.repeat(levels, copies, axis=0)[:, None, :, None].astype(np.uint8)
     gaps, model = {}, model_of(data)
     for samples in (1, 8, 128):
-        estimator = ByInformedOde(
-            Informed(POINTS, scale), Exact(), Multistep(24), samples=samples
+        estimator = ByOde(
+            Exact(), Multistep(24), samples, decoder=Informed(POINTS, scale)
         )
         found = model.score(integers, estimator=estimator).log_prob.reshape(-1, copies)
         gap = exact - found.mean(axis=1)
@@ -227,11 +227,11 @@ def test_the_ode_bound_has_the_columns_of_the_ode():
     def measure(estimator, x):
         return estimator(model_of(two_pixels()), Uniform(), x, keys)
 
-    one = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16)), x)
+    one = measure(ByOde(Hutchinson(2), Multistep(16), decoder=DECODER), x)
     assert set(one) == {"bpd", "probe_stderr", "solver_error", "nfe",
                         "latent_square", "latent_neighbours"}  # fmt: skip
     assert (one["nfe"] == 18).all()  # 17 of the solver
-    many = measure(ByInformedOde(DECODER, Hutchinson(2), Multistep(16), samples=4), x)
+    many = measure(ByOde(Hutchinson(2), Multistep(16), 4, DECODER), x)
     assert set(many) - set(one) == {"draw_stderr", "probe_bias", "effective_draws"}
     assert (many["nfe"] == 4 * 18).all()
 
@@ -239,8 +239,8 @@ def test_the_ode_bound_has_the_columns_of_the_ode():
 def test_the_ode_bound_by_the_published_solver():
     model, x = model_of(one_pixel()), np.zeros((3, 1, 1, 1), np.uint8)
     # In one dimension a probe of +-1 is exact.
-    held = ByInformedOde(DECODER, Hutchinson(), PublishedRK45())
-    ours = model.score(x, estimator=ByInformedOde(DECODER, Exact(), Multistep(64)))
+    held = ByOde(Hutchinson(), PublishedRK45(), decoder=DECODER)
+    ours = model.score(x, estimator=ByOde(Exact(), Multistep(64), decoder=DECODER))
     np.testing.assert_allclose(model.score(x, estimator=held).bpd, ours.bpd, atol=5e-3)
 
 
@@ -311,7 +311,7 @@ def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
         "uniform": (ByOde(*trace), None),
         "truncated": (ByOde(*trace), TruncatedNormal(sde, eps, pixels)),
         "informed bound": (ByBound(128, reconstruction=informed), None),
-        "informed ODE bound": (ByInformedOde(informed, *trace), None),
+        "informed ODE bound": (ByOde(*trace, decoder=informed), None),
     }
     found = {}
     for name, (estimator, dequantizer) in ways.items():

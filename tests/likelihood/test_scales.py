@@ -16,7 +16,7 @@ from scoremle.core.keys import fold_in, image_keys, normal, split
 from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE
 from scoremle.likelihood.images import ByBound
-from scoremle.likelihood.informed import ByInformedOde, fitted_scale, scale_of_others
+from scoremle.likelihood.informed import fitted_scale, scale_of_others
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 from scoremle.likelihood.steps import RangedNoise
@@ -76,8 +76,8 @@ def test_the_default_decoder_is_the_l_0_of_the_chain_for_the_same_noise(x64):
     t = jnp.full(IMAGES, model.eps)
     error = model.noise(CHAIN.perturb(other.encode(INTEGERS), t, z), t) - z
     of_other = -other.log_prob(error, CHAIN, jnp.asarray(INTEGERS), t) / (12 * BITS)
-    gap = bpd(ByInformedOde(model.decoder, solver=Multistep(4))) - bpd(
-        ByInformedOde(other, solver=Multistep(4))
+    gap = bpd(ByOde(solver=Multistep(4), decoder=model.decoder)) - bpd(
+        ByOde(solver=Multistep(4), decoder=other)
     )
     np.testing.assert_allclose(gap + of_other, published_last(np.asarray(z)), rtol=1e-7)
 
@@ -113,7 +113,7 @@ def test_a_range_of_other_steps_is_not_taken_for_one():
     plain = noise_fn(lambda x, label: network(x, label)[..., :3], CHAIN, conditioning="step")
     assert not callable(ranged(noise=plain).decoder.scale)
     with pytest.raises(ValueError, match="this network tells no variance: give the decoder"):
-        by_ode = ByInformedOde(ranged().decoder, solver=Multistep(4))
+        by_ode = ByOde(solver=Multistep(4), decoder=ranged().decoder)
         ranged(noise=plain).score(INTEGERS, estimator=by_ode)
 
 
@@ -170,15 +170,15 @@ def test_its_halves_are_fitted_to_each_other():
 def test_a_score_does_not_depend_on_its_batch():
     model, images = gaussian()
     decoder = Informed(model.pixels.points, scale_of_others(model, images, KEY))
-    estimator, order = ByInformedOde(decoder), np.random.default_rng(0).permutation(24)
+    estimator, order = ByOde(decoder=decoder), np.random.default_rng(0).permutation(24)
     whole = model.score(images, estimator=estimator)
     parts = model.score(images[order], index=order, estimator=estimator, batch_size=5)
     np.testing.assert_allclose(parts.bpd, whole.bpd[order], rtol=1e-6)
     of_these = Informed(model.pixels.points, decoder.scale.of_these)
-    alone = model.score(images[:8], estimator=ByInformedOde(of_these))
+    alone = model.score(images[:8], estimator=ByOde(decoder=of_these))
     np.testing.assert_allclose(whole.bpd[:8], alone.bpd, rtol=1e-6)
     rest = Informed(model.pixels.points, decoder.scale.scale)
-    others = model.score(images[8:], index=np.arange(8, 24), estimator=ByInformedOde(rest))
+    others = model.score(images[8:], index=np.arange(8, 24), estimator=ByOde(decoder=rest))
     np.testing.assert_allclose(whole.bpd[8:], others.bpd, rtol=1e-6)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scoremle.nn import layers, unet2d_fields
-from scoremle.nn.calls import call
+from scoremle.xla import call
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ def test_values_and_derivatives_are_those_of_the_blocks(remat):
 
 def test_equal_blocks_are_one_function_and_stay_calls_on_a_cpu():
     lowered = jax.jit(Blocks(True).apply).lower(PARAMS, X, SCALE)
-    assert len(re.findall(r"func\.func private @_call", lowered.as_text())) == 2
+    assert len(re.findall(r"func\.func private @scoremle_block", lowered.as_text())) == 2
     assert len(re.findall(r" call\(", lowered.compile().as_text())) == 4
 
 

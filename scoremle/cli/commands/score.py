@@ -6,7 +6,6 @@ order; a page shows the images in the order of their bits/dim.
 """
 
 import itertools
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,14 +19,14 @@ from scoremle.cli.commands import Partly, score_on_ray, score_points
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment import score_table
-from scoremle.experiment.estimators import Facts
 from scoremle.experiment.models import load, of_images
 from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, reference_of
-from scoremle.experiment.run_score import Scored, folder_of_parts, measure, measure_share
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.files import is_stream
+from scoremle.likelihood.score_images import Scored
+from scoremle.model import Scores
 from scoremle.report.scores import MEANING, About, write_page
 from scoremle.resumable import missing
 from scoremle.terminal import say
@@ -61,22 +60,22 @@ def run(options: Any) -> dict[str, Any] | Partly:
         say(*tables.wrapped(note))
     beside = Path() if is_stream(options.out) else options.out.parent
     above = beside / f"{options.out.name}.parts"
-    parts = folder_of_parts(above, found, options.model, images, options.seed)
+    parts = found.parts(above, options.model, images, options.seed)
     if options.shard:
         return _score_share(found, images, options, parts)
     if options.merge:
         names = [look.name for look in looks if look.pixels is not None]
         _check_whole(parts, names, options.repeats)
-    scored = _measured(found, images, options, parts)
-    own = reference.values
-    rows = score_table.rows(looks, images, scored.scores, own, options.repeats)
+    scored = _scored(found, images, options, parts)
+    own, scores = reference.values, Scores.of_passes(scored.values, model.dims)
+    rows = score_table.rows(looks, images, scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
     about = About(
         options.model, str(options.images), pixels.levels, model.dims, len(own),
-        _facts(scored, found, options.repeats),
+        _facts(scored, scores, found, options.repeats),
     )  # fmt: skip
-    _write(rows, about, f"{found.words}; {_cost(scored.mean, options.repeats)}", options)
+    _write(rows, about, f"{found.words}; {_cost(scored, options.repeats)}", options)
     _remove(parts)
     no_ranks = how_to_get(
         options.model, model, options.estimator, options.label, options.checkpoint
@@ -105,9 +104,11 @@ def _score_share(
     """Scores a share of the images and writes no table: the command with --merge does."""
     number, count = options.shard
     first, stop = (len(images) * i // count for i in (number - 1, number))
-    measure_share(
-        found, images, slice(first, stop), seed=options.seed, passes=options.repeats, parts=parts
-    )
+    if stop > first:
+        found.score(
+            images, seed=options.seed, passes=options.repeats, parts=parts, label="scores",
+            share=slice(first, stop),
+        )  # fmt: skip
     say(
         f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
         " are done, the same command with --merge puts them together"
@@ -129,15 +130,21 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     )
 
 
-def _measured(
+def _scored(
     found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
 ) -> Scored:
     try:
-        return measure(found, images, seed=options.seed, passes=options.repeats, parts=parts)
+        scored = found.score(
+            images, seed=options.seed, passes=options.repeats, parts=parts, label="scores",
+            levels=found.levels, tolerance=found.tolerance,
+        )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished batches are in {parts.parent}: the same command goes on"
         ) from None
+    if scored.mean is None:
+        raise UserError("no image has bits/dim that are a finite number: check the model")
+    return scored
 
 
 def _remove(parts: Path) -> None:
@@ -147,22 +154,22 @@ def _remove(parts: Path) -> None:
         parts.parent.rmdir()
 
 
-def _facts(scored: Scored, found: Prepared, passes: int) -> list[str]:
+def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
     """The mean, how it is made, and what an image costs."""
-    mean = scored.mean
-    error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.4f} (over images)"
-    lines = [f"mean {mean['mean']:.4f}{error} bits/dim; {found.words}"]
-    lines += tables.mean_in_parts(mean)
+    facts = scored.facts
+    error = "" if facts["stderr"] is None else f" +- {facts['stderr']:.4f} (over images)"
+    lines = [f"mean {facts['mean']:.4f}{error} bits/dim; {found.words}"]
+    lines += tables.mean_in_parts(facts)
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
-        median = np.nanmedian(scored.scores.stderr)
+        median = np.nanmedian(scores.stderr)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
-    return [*lines, f"each image: {_cost(mean, passes)}; {told}"]
+    return [*lines, f"each image: {_cost(scored, passes)}; {told}"]
 
 
-def _cost(mean: Facts, passes: int) -> str:
+def _cost(scored: Scored, passes: int) -> str:
     cost = "1 pass" if passes == 1 else f"{passes} passes"
-    if (evaluations := mean.get("mean_nfe")) is not None:
+    if (evaluations := scored.facts.get("mean_nfe")) is not None:
         cost += f" of {evaluations:.0f} network evaluations"
     return cost
 
@@ -200,17 +207,13 @@ def _outside(rows: Sequence[Row], reference: int) -> Iterator[str]:
 def _summary(
     scored: Scored, found: Prepared, rows: Sequence[Row], options: Any
 ) -> dict[str, Any]:
-    mean = scored.mean
+    facts = scored.mean.to_json() if scored.mean else {}
     return {
         "unit": "bits/dim",
-        **{name: value for name, value in mean.items() if not _is_nan(value)},
+        **facts,
         "left_out": sum(bool(row.reason) for row in rows),
         "estimator": found.words,
         "model": options.model,
         "table": str(options.out),
         **({"page": str(options.page)} if options.page else {}),
     }
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -21,7 +21,6 @@ from scoremle.experiment.labels import ALL
 from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
-from scoremle.experiment.run_score import facts_of_values
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.model import BATCH_SIZE, ScoreModel
@@ -50,7 +49,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
         say(*tables.wrapped(note))
     table = Table(_folder(options.out))
     table.begin({
-        **facts_of_values(found, options.model, options.seed),
+        **found.facts(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.repeats,
     })  # fmt: skip
     score_on_ray(

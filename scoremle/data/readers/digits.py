@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scoremle.data.image_set import permutation
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
+from scoremle.numerics import permutation
 
 __all__ = ["LEVELS", "load_digits", "read_digits", "stratified_split"]
 

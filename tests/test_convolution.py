@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.nn.convolution import convolve
+from scoremle.xla import convolve
 
 # Name: window, padding.
 CASES: dict[str, tuple] = {

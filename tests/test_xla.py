@@ -10,7 +10,7 @@ from helpers.places import ROOT
 LOSSES = """
 import jax, jax.numpy as jnp, numpy as np
 from helpers.oracles import Gaussian
-from scoremle import SubVP, devices
+from scoremle import SubVP, xla
 
 sde, data = SubVP(), Gaussian.random(1, 2)
 key_z, key_t = jax.random.split(jax.random.key(0))
@@ -23,10 +23,10 @@ def losses(t, z, x):
     return jnp.sum((noise(sde.perturb(x, t, z), t) - z) ** 2, axis=1)
 
 right = losses(t, z, x)
-program = devices.compiled(losses)
+program = xla.compiled(losses)
 np.testing.assert_allclose(program(t, z, x), right, rtol=1e-4, atol=1e-5)
 print("by YNN:", *("ynn_fusion" in compiled.lower(t, z, x).compile().as_text() for compiled in (
-    jax.jit(losses), program, devices.compiled(losses, gradients=True))))
+    jax.jit(losses), program, xla.compiled(losses, gradients=True))))
 """
 
 

@@ -1,7 +1,10 @@
-"""Evaluation over a data set: every image once, whatever interrupts it; honest errors."""
+"""The one loop over images: every image once, whatever interrupts it; honest errors."""
 
 import re
+from dataclasses import dataclass, field
 from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,46 +13,54 @@ import pytest
 
 from scoremle import devices
 from scoremle.core.keys import draw, image_keys
-from scoremle.evaluation import metrics as module
-from scoremle.evaluation.metrics import evaluate
-from scoremle.evaluation.statistics import means, profile, summary
+from scoremle.evaluation.statistics import profile
+from scoremle.likelihood import score_images as module
+from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.score_images import score_images
 from scoremle.resumable import fingerprint
 
 IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None]
+MODEL: Any = 3.0  # of which the estimator here takes a multiple
 
 
-def metric(params, x, keys):
+def column_of(params, x, keys):
     """The image itself, and noise that depends on all that it may depend on."""
     place = x[:, 0, 0, 0].astype(jnp.float32)
     return {"bpd": params * place, "noise": draw(jax.random.uniform, keys, ())}
 
 
-def run(folder, images=IMAGES, *, batch_size=5, repeats=2, metric=metric):
-    values, _ = evaluate(
-        metric,
-        3.0,
-        images,
-        batch_size=batch_size,
-        repeats=repeats,
-        seed=1,
-        parts=folder,
-        label="l",
-    )
-    return values
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Toy:
+    """An estimator of these values; on the host each batch that is measured is noted."""
+
+    metric: Any = column_of
+    on_host: bool = True
+    stop: int | None = None
+    words: str = "toy"
+    batches: list = field(default_factory=list, compare=False)
+
+    def describe(self):
+        return {}
+
+    def __call__(self, model, dequantizer, x, keys):
+        if self.on_host:
+            if len(self.batches) == self.stop:
+                raise KeyboardInterrupt
+            self.batches.append(np.unique(x).tolist())  # the last is filled up with its last
+        return self.metric(model, x, keys)
+
+
+def run(folder, images=IMAGES, *, batch_size=5, passes=2, toy=None, **more):
+    return score_images(
+        MODEL, toy or Toy(), images, batch_size=batch_size, passes=passes, seed=1, parts=folder,
+        label="l", **more,
+    ).values  # fmt: skip
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Positions of the batches that were measured, not read."""
-    calls = []
-    timed = module._timed
-
-    def counting(measure, params, batch, keys):
-        calls.append(np.unique(batch).tolist())  # the last batch is filled up with its last
-        return timed(measure, params, batch, keys)
-
-    monkeypatch.setattr(module, "_timed", counting)
-    return calls
+def toy():
+    return Toy()
 
 
 def same(a, b):
@@ -59,10 +70,10 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
-def test_every_image_once_a_pass_in_order(tmp_path, batch_size, measured):
-    values = run(tmp_path, batch_size=batch_size)
+def test_every_image_once_a_pass_in_order(tmp_path, batch_size, toy):
+    values = run(tmp_path, batch_size=batch_size, toy=toy)
     np.testing.assert_array_equal(values["bpd"], [3.0 * np.arange(23)] * 2)
-    assert [*chain(*measured)] == [*range(23)] * 2
+    assert [*chain(*toy.batches)] == [*range(23)] * 2
     assert len(np.unique(values["noise"])) == 46  # fresh for every image of every pass
 
 
@@ -80,84 +91,71 @@ def test_one_program_for_all_batches(tmp_path):
 
     def counting(params, x, keys):
         compiled.append(x.shape)
-        return metric(params, x, keys)
+        return column_of(params, x, keys)
 
-    run(tmp_path, metric=jax.jit(counting))
+    run(tmp_path, toy=Toy(counting, on_host=False))
     assert compiled == [(5, 1, 1, 1)]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 9])
-def test_an_interrupted_run_ends_with_the_same_values(tmp_path, stop, measured, monkeypatch):
-    whole = run(tmp_path / "whole")
-    del measured[:]
-    counting = module._timed
-
-    def stopping(*arguments):
-        if len(measured) == stop:
-            raise KeyboardInterrupt
-        return counting(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_timed", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts")
-    same(run(tmp_path / "parts"), whole)
-    assert [*chain(*measured)] == [*range(23)] * 2  # none twice, none left out
+def test_an_interrupted_run_ends_with_the_same_values(tmp_path, stop):
+    whole, stopped, rest = run(tmp_path / "whole"), Toy(stop=stop), Toy()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", toy=stopped)
+    same(run(tmp_path / "parts", toy=rest), whole)
+    # none twice, none left out
+    assert [*chain(*stopped.batches, *rest.batches)] == [*range(23)] * 2
 
 
-def test_lost_and_unreadable_batches_alone_are_measured_again(tmp_path, measured):
+def test_lost_and_unreadable_batches_alone_are_measured_again(tmp_path, toy):
     whole = run(tmp_path)
-    del measured[:]
     (tmp_path / "pass0_image5.npz").unlink()
     (tmp_path / "pass1_image20.npz").write_bytes(b"")
     damaged = tmp_path / "pass1_image0.npz"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    same(run(tmp_path), whole)
-    assert measured == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [20, 21, 22]]
+    same(run(tmp_path, toy=toy), whole)
+    assert toy.batches == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [20, 21, 22]]
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 23])
-def test_a_run_goes_on_with_another_batch_size(tmp_path, batch_size, measured):
+def test_a_run_goes_on_with_another_batch_size(tmp_path, batch_size, toy):
     """And with parts of several sizes that lie in a folder, of which some were lost."""
     whole = run(tmp_path)
     for name in ("pass0_image5", "pass0_image10", "pass1_image0", "pass1_image20"):
         (tmp_path / f"{name}.npz").unlink()
-    del measured[:]
-    same(run(tmp_path, batch_size=batch_size), whole)
-    assert [*chain(*measured)] == [*range(5, 15), *range(5), *range(20, 23)]
-    assert max(map(len, measured)) <= batch_size
-    del measured[:]
-    same(run(tmp_path, batch_size=3), whole)
-    assert not measured
+    same(run(tmp_path, batch_size=batch_size, toy=toy), whole)
+    assert [*chain(*toy.batches)] == [*range(5, 15), *range(5), *range(20, 23)]
+    assert max(map(len, toy.batches)) <= batch_size
+    again = Toy()
+    same(run(tmp_path, batch_size=3, toy=again), whole)
+    assert not again.batches
 
 
-def test_a_part_carries_its_own_place(tmp_path, measured):
+def test_a_part_carries_its_own_place(tmp_path, toy):
     """Shares of a run that were measured apart are put together by laying them in one folder."""
     whole = run(tmp_path / "a")
     for part in sorted((tmp_path / "a").iterdir()):
         part.rename(part.with_name(f"{part.stem}_of_another.npz"))
-    del measured[:]
-    same(run(tmp_path / "a"), whole)
-    assert not measured
+    same(run(tmp_path / "a", toy=toy), whole)
+    assert not toy.batches
 
 
-def test_more_passes_are_added_to_those_there_are(tmp_path, measured):
-    run(tmp_path, repeats=1)
-    del measured[:]
-    values = run(tmp_path, repeats=2)
-    assert [*chain(*measured)] == [*range(23)]
+def test_more_passes_are_added_to_those_there_are(tmp_path, toy):
+    run(tmp_path, passes=1)
+    values = run(tmp_path, passes=2, toy=toy)
+    assert [*chain(*toy.batches)] == [*range(23)]
     same(values, run(tmp_path / "at once"))
 
 
 def test_progress_tells_the_mean_and_its_error_over_images(tmp_path, capsys):
-    for repeats in (1, 3):
-        images = run(tmp_path / str(repeats), repeats=repeats)["bpd"].mean(axis=0)
+    for passes in (1, 3):
+        images = run(tmp_path / str(passes), passes=passes)["bpd"].mean(axis=0)
         told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
-        total = 23 * repeats
+        total = 23 * passes
         compiling, line = capsys.readouterr().out.splitlines()
         assert compiling.startswith("l  compiling")
         assert line.startswith(f"l  image {total}/{total}  {told}  ") and line.endswith("  ETA 0s")
-        run(tmp_path / str(repeats), repeats=repeats)  # again: nothing is measured
+        run(tmp_path / str(passes), passes=passes)  # again: nothing is measured
         again = capsys.readouterr().out
         assert again == f"l  image {total}/{total}  {told}  ETA 0s\n"
 
@@ -169,16 +167,30 @@ def test_the_mean_so_far_takes_each_image_once():
     assert module._mean_so_far(rows, done) == f"bpd {10 / 3:.4f} +- {error:.4f}"
 
 
-def test_seconds_an_image_leave_compilation_out(tmp_path, monkeypatch):
-    seconds = iter([60.0, 0.5])
+def test_seconds_an_image_leave_compilation_out(monkeypatch):
+    moments = iter([0.0, 60.0 * 12, 1000.0, 1000.0 + 0.5 * 12])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    found = score_images(MODEL, Toy(), IMAGES, batch_size=12)
+    assert found.seconds == 0.5 and "seconds" not in found.values
 
-    def timed(metric, params, batch, keys):
-        return {"bpd": np.zeros(len(batch)), "seconds": np.full(len(batch), next(seconds))}
 
-    monkeypatch.setattr(module, "_timed", timed)
-    settings = {"batch_size": 12, "repeats": 1, "seed": 1}
-    values, pace = evaluate(metric, 3.0, IMAGES, **settings)
-    assert pace == 0.5 and values.keys() == {"bpd"}
+def test_a_share_is_given_back_alone_and_kept_for_the_whole(tmp_path, toy):
+    whole = run(tmp_path / "whole")
+    for share in (slice(0, 7), slice(7, 23)):
+        same(run(tmp_path / "parts", share=share), {k: v[:, share] for k, v in whole.items()})
+    same(run(tmp_path / "parts", toy=toy), whole)
+    assert not toy.batches
+
+
+def test_the_mean_is_over_images_whose_values_are_finite(tmp_path):
+    def some(params, x, keys):
+        place = x[:, 0, 0, 0].astype(jnp.float32)
+        return {"bpd": jnp.where(place == 3, jnp.nan, place)}
+
+    found = score_images(MODEL, Toy(some), IMAGES[:6], passes=2)
+    assert found.finite.tolist() == [True, True, True, False, True, True]
+    assert (found.mean.mean, found.mean.images, found.mean.passes) == (2.4, 5, 2)
+    assert score_images(MODEL, Toy(some), IMAGES[3:4]).mean is None
 
 
 def test_fingerprints():
@@ -190,11 +202,11 @@ def test_fingerprints():
 
 
 def test_columns_with_more_axes_keep_their_order(tmp_path):
-    def split(params, x, key):
+    def split(params, x, keys):
         place = x[:, 0, 0, 0].astype(jnp.float32)
         return {"bpd": place, "profile": jnp.stack([place, 2 * place], axis=1)}
 
-    values = run(tmp_path, metric=split)
+    values = run(tmp_path, toy=Toy(split))
     expected = np.arange(23)[:, None] * np.array([1.0, 2.0])
     np.testing.assert_array_equal(values["profile"], [expected, expected])
 
@@ -202,12 +214,12 @@ def test_columns_with_more_axes_keep_their_order(tmp_path):
 def wide(params, x, keys):
     """The same values, by way of 64 kilobytes for each image."""
     more = jnp.sin(jnp.arange(2.0**14) * x.reshape(-1, 1))
-    return metric(params, x, keys) | {"more": jnp.sort(more, axis=1)[:, 1000]}
+    return column_of(params, x, keys) | {"more": jnp.sort(more, axis=1)[:, 1000]}
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, monkeypatch, caplog):
     """On a CPU before it is computed; no value changes."""
-    settings = {"metric": jax.jit(wide), "batch_size": 16}
+    settings = {"toy": Toy(wide, on_host=False), "batch_size": 16}
     whole = run(tmp_path / "whole", **settings)
     monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**30, 10 * 2**16))
     same(whole, run(tmp_path / "parts", **settings))
@@ -237,10 +249,15 @@ def test_profile_by_hand():
 # Errors
 
 
-def test_summary_by_hand():
-    values = {"bpd": np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])}
+def of(values):
+    (column,) = {"bpd", "loss"} & set(values)
+    return Mean.of(values, column)
+
+
+def test_a_mean_by_hand():
+    found = of({"bpd": np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]])})
     # Means over passes 2, 2, 5: variance 3. Variances over passes 2, 0, 2: mean 4/3.
-    assert summary(values, "bpd") == {
+    assert found.to_json() == {
         "mean": 3.0,
         "stderr": pytest.approx(np.sqrt(3 / 3)),
         "noise_stderr": pytest.approx(np.sqrt(4 / 3 / 6)),
@@ -249,17 +266,16 @@ def test_summary_by_hand():
     }
 
 
-def test_what_cannot_be_told_is_none():
-    assert summary({"loss": np.array([[1.0, 3.0]])}, "loss")["noise_stderr"] is None
-    assert summary({"loss": np.array([[1.0], [3.0]])}, "loss")["stderr"] is None
-    found = means({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
-    assert found == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
+def test_an_unknown_error_is_none():
+    assert of({"loss": np.array([[1.0, 3.0]])}).noise_stderr is None
+    assert of({"loss": np.array([[1.0], [3.0]])}).stderr is None
+    found = of({"bpd": np.ones((1, 2)), "probe_stderr": np.array([[0.1, np.nan]])})
+    assert found.columns == {"mean_probe_stderr": None, "probe_stderr_of_mean": None}
 
 
 def test_errors_of_the_mean_by_hand():
-    found = means(
-        {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
-    )
+    values = {"draw_stderr": np.array([[0.3, 0.4], [0.0, 0.0]]), "prior": np.array([[1.0, 3.0]])}
+    found = of(values | {"bpd": np.ones((2, 2))}).columns
     assert found["mean_prior"] == 2.0
     assert found["draw_stderr_of_mean"] == pytest.approx(0.5 / 4)  # of four independent values
 
@@ -267,15 +283,14 @@ def test_errors_of_the_mean_by_hand():
 def test_stated_errors_are_those_over_repeated_experiments():
     """Of 4000 evaluations, 68 % of the means lie within one error, 95 % within two."""
     rng = np.random.default_rng(0)
-    trials, n, repeats, mean = 4000, 40, 3, 2.0
+    trials, n, passes, mean = 4000, 40, 3, 2.0
     inside = np.zeros((trials, 2))
     noise_only = np.zeros((trials, 2))
     for trial in range(trials):
         images = mean + rng.normal(size=n)
-        values = images + 0.7 * rng.normal(size=(repeats, n))
-        found = summary({"bpd": values}, "bpd")
-        inside[trial] = abs(found["mean"] - mean) < found["stderr"] * np.array([1, 2])
-        error = abs(found["mean"] - images.mean())
-        noise_only[trial] = error < found["noise_stderr"] * np.array([1, 2])
+        found = of({"bpd": images + 0.7 * rng.normal(size=(passes, n))})
+        inside[trial] = abs(found.mean - mean) < found.stderr * np.array([1, 2])
+        error = abs(found.mean - images.mean())
+        noise_only[trial] = error < found.noise_stderr * np.array([1, 2])
     np.testing.assert_allclose(inside.mean(axis=0), [0.683, 0.954], atol=0.025)
     np.testing.assert_allclose(noise_only.mean(axis=0), [0.683, 0.954], atol=0.025)

@@ -1,1 +1,0 @@
-from scoremle.experiment.defaults import get_config, resolve

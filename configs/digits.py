@@ -1,1 +1,0 @@
-from scoremle.experiment.configs.digits import get_config

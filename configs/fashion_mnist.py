@@ -1,1 +1,0 @@
-from scoremle.experiment.configs.fashion_mnist import get_config

@@ -1,1 +1,0 @@
-from scoremle.experiment.configs.own_images import get_config

@@ -1,1 +1,0 @@
-from scoremle.experiment.configs.subvp.imagenet32_ddpmpp_continuous import get_config

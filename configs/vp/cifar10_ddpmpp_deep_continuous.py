@@ -1,1 +1,0 @@
-from scoremle.experiment.configs.vp.cifar10_ddpmpp_deep_continuous import get_config

@@ -1,0 +1,114 @@
+"""Experiments by name (``--config=digits``): a table of the fields that differ from the defaults.
+
+The eight published ones have their published names; ``configs/NAME.py`` means the same.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from scoremle.experiment import defaults
+
+__all__ = ["NAMED", "Named"]
+
+
+def _imagenet_resolve(config: ConfigDict) -> None:
+    """As by default, but likelihood training with importance sampling starts later."""
+    training = config.training
+    likelihood = training.likelihood_weighting and training.importance_weighting
+    if training.smallest_time is None and training.sde.lower() == "vpsde" and likelihood:
+        training.smallest_time = 5e-5
+    defaults.resolve(config)
+
+
+class Named(NamedTuple):
+    """A config: a line about it, its fields by their dotted names, and what fills unset fields."""
+
+    about: str
+    fields: dict[str, Any]
+    resolve: Callable[[ConfigDict], None] = defaults.resolve
+
+    def get_config(self) -> ConfigDict:
+        """The config, whose unset fields are not filled yet."""
+        config = defaults.get_config()
+        config.update_from_flattened_dict(self.fields)
+        return config
+
+
+DEEP = {"training.n_iters": 950_001, "model.num_res_blocks": 8}
+# The SDE sets the smallest times of training and sampling: both 1e-2 (see defaults.py).
+SUBVP = {"training.sde": "subvpsde"}
+IMAGENET = {
+    "data.dataset": "ImageNet", "data.random_flip": False, "model.dropout": 0.0,
+    "eval.num_repeats": 1,
+    "deq.variant": "imagenet32", "deq.filters": 128, "deq.blocks": 8, "deq.couplings": 8,
+}  # fmt: skip
+# Maximum likelihood on a CPU: a small network, times stratified over the batch.
+SMALL = {
+    "training.likelihood_weighting": True, "training.importance_weighting": True,
+    "training.stratified": True, "training.batch_size": 64,
+    "eval.num_samples": 100, "eval.num_repeats": 1,
+    "data.random_flip": False, "data.uniform_dequantization": True,
+    "model.nf": 16, "model.num_res_blocks": 1, "model.dropout": 0.0,
+}  # fmt: skip
+SMALL_FLOW = {"deq.filters": 32, "deq.components": 8, "deq.blocks": 1}
+FASHION = SMALL | SMALL_FLOW | {
+    "training.n_iters": 4000, "training.snapshot_freq": 1000,
+    "training.snapshot_freq_for_preemption": 500,
+    "eval.batch_size": 250, "eval.bound_draws": 16,
+    "data.dataset": "fashion_mnist", "data.image_size": 28, "data.num_channels": 1,
+    "model.ch_mult": (1, 2, 2), "model.attn_resolutions": (7,), "model.ema_rate": 0.999,
+    "deq.n_iters": 1000, "optim.lr": 1e-3, "optim.warmup": 500,
+}  # fmt: skip
+
+NAMED = {
+    "digits": Named(
+        "scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes on a"
+        " CPU.",
+        SMALL | SMALL_FLOW | {
+            "training.n_iters": 2400, "training.snapshot_freq": 800,
+            "training.snapshot_freq_for_preemption": 400,
+            "eval.batch_size": 360, "eval.bound_draws": 64,
+            "eval.probes": 2,  # their difference gives their error
+            "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1,
+            "model.ch_mult": (1, 2), "model.attn_resolutions": (4,), "model.ema_rate": 0.995,
+            "deq.n_iters": 800, "optim.lr": 2e-3, "optim.warmup": 100,
+        },
+    ),
+    "fashion_mnist": Named(
+        "Fashion-MNIST (28x28, grey): a small DDPM++ that a CPU trains in about an hour.", FASHION
+    ),
+    "fashion_mnist14": Named(
+        "Fashion-MNIST halved to 14x14: a quarter of the work, for a CPU that has minutes.",
+        FASHION | {
+            "training.batch_size": 128, "training.snapshot_freq": 4000, "eval.batch_size": 500,
+            "eval.probes": 2, "data.image_size": 14, "data.fit": "resize", "model.ch_mult": (1, 2),
+        },
+    ),
+    "own_images": Named(
+        "Your own colour images at 16x16: a small DDPM++ that a CPU trains in minutes. For larger"
+        " images set data.image_size, and give the network more: model.nf, steps, warm-up.",
+        SMALL | {
+            "training.n_iters": 500, "training.snapshot_freq": 500,
+            "training.snapshot_freq_for_preemption": 250,
+            "eval.batch_size": 100, "eval.num_samples": 64, "eval.nodes": 48,
+            "eval.bound_draws": 16,
+            "data.dataset": "images", "data.fit": "resize", "data.image_size": 16,
+            "data.num_channels": 3,
+            "model.ch_mult": (1, 2, 2), "model.attn_resolutions": (8,), "model.ema_rate": 0.995,
+            "optim.lr": 2e-3, "optim.warmup": 100,
+        },
+    ),
+}  # fmt: skip
+for sde, words, of_sde in (("vp", "VP", {}), ("subvp", "sub-VP", SUBVP)):
+    for data, images, of_data, resolve in (
+        ("cifar10", "CIFAR-10", {}, defaults.resolve),
+        ("imagenet32", "ImageNet 32x32", IMAGENET, _imagenet_resolve),
+    ):
+        for depth, blocks, of_depth in (("", 4, {}), ("_deep", 8, DEEP)):
+            NAMED[f"{sde}/{data}_ddpmpp{depth}_continuous"] = Named(
+                f"{images}, {words} SDE, DDPM++ with {blocks} residual blocks a level.",
+                {**of_data, **of_depth, **of_sde},
+                defaults.resolve if sde == "subvp" else resolve,
+            )

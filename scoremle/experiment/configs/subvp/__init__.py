@@ -1,1 +1,0 @@
-"""The sub-VP SDE: four published configs."""

@@ -1,1 +1,0 @@
-"""The VP SDE: four published configs."""

@@ -1,0 +1,253 @@
+"""From integer images to numbers: the one loop over images, and the mean over them.
+
+Every score of every image goes through here: ``ScoreModel.score`` and ``Scorer``, ``scoremle
+score`` (alone, in shares, on Ray) and ``scoremle eval``. The key of an image belongs to its index
+and to the pass: a value depends neither on the batch nor on the other images.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
+
+from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.keys import image_keys
+from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
+from scoremle.errors import UserError
+from scoremle.likelihood.images import Estimator, OdeDifference
+from scoremle.likelihood.images import Values as Columns
+from scoremle.likelihood.levels import Levels, bias_bound, corrected
+from scoremle.likelihood.mean import Mean, Values
+from scoremle.numerics import permutation
+from scoremle.resumable import Arrays, in_parts
+from scoremle.types import IntImages
+from scoremle.xla import compiled
+
+__all__ = ["DIFFERENCES", "Scored", "score_images"]
+
+# Images in a batch, and values in all of them: a batch is what a kill loses.
+BATCH_SIZE, BATCH_VALUES = 256, 2**18
+# In this the seed of differences differs from that of the values; and the key of their order.
+DIFFERENCES = 2**32 - 4
+# The solver may add this share of the noise's standard error, where that is more than its limit.
+NOISE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Values of images by an estimator, and their mean.
+
+    ``values`` has columns [passes n], in bits/dim but for those that say otherwise. ``mean`` is
+    over the images whose values are finite; None if there are none. ``seconds`` are those of an
+    image, without the compilation.
+    """
+
+    values: Values
+    mean: Mean | None
+    seconds: float
+
+    @property
+    def column(self) -> str:
+        """The column that the mean is of."""
+        return _column(self.values)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The mean, as results state it, and the seconds."""
+        of_mean = self.mean.to_json() if self.mean else {}
+        return of_mean | {"seconds_per_image": self.seconds}
+
+    @property
+    def finite(self) -> Bool[np.ndarray, " n"]:
+        """Marks the images whose values are finite in each pass."""
+        return np.asarray(np.isfinite(self.values[self.column]).all(axis=0))
+
+
+def score_images(
+    model: Any,
+    estimator: Estimator,
+    images: Integer[np.ndarray, "n h w c"],
+    index: Integer[np.ndarray, " n"] | None = None,
+    *,
+    dequantizer: Dequantizer | None = None,
+    condition: Any = None,
+    passes: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    parts: Path | None = None,
+    share: slice = slice(None),
+    levels: Levels | None = None,
+    tolerance: float = 0.0,
+    label: str = "",
+) -> Scored:
+    """Bits/dim of images by an estimator, in independent passes, and their mean.
+
+    Finished batches lie in ``parts``: a second call takes them from there.
+
+    Args:
+        model: a pytree, as the estimator takes it; most take an ``ImageModel``.
+        estimator: measures bits/dim.
+        images: integers, as the model takes them.
+        index: the number of each image, to which its randomness belongs; None: its place.
+        dequantizer: None: uniform noise.
+        condition: what the noise prediction takes, a row for each image or one for all.
+        passes: how many, each with fresh noise and probes.
+        seed: of everything random.
+        batch_size: how many images at once, or fewer where memory does not suffice; None: by the
+            size of an image. No value depends on it, but those of the published solver.
+        devices: that share each batch; None: all.
+        parts: a folder whose name stands for all that a value depends on; None: nothing is kept.
+        share: of the images: only these are measured, and given back.
+        levels: of the solver, to correct the mean by; None: it is not corrected.
+        tolerance: bits/dim that the solver may add to the standard error of a corrected mean; a
+            quarter of the noise's standard error, where that is more.
+        label: under which progress is shown.
+
+    Raises UserError for a difference of levels that is not finite.
+    """
+    measure = partial(
+        _measured, model, dequantizer=dequantizer or Uniform(), devices=devices,
+        batch_size=batch_size, label=label,
+    )  # fmt: skip
+    rows = rows_of(condition, len(images))
+    index = np.arange(len(images)) if index is None else index
+    values, seconds = measure(
+        estimator, images, index, rows, passes=passes, seed=seed, parts=parts, share=share
+    )
+    found = Scored(values, None, seconds)
+    if not (finite := found.finite).any():
+        return found
+    mean = Mean.of({name: column[:, finite] for name, column in values.items()}, found.column)
+    if levels is None or finite.sum() < 2:
+        return replace(found, mean=mean)
+
+    def differences(by: OdeDifference, place: Integer[np.ndarray, " m"]) -> Values:
+        chosen = np.flatnonzero(finite)[place]
+        words = f"nodes {by.coarse} to {by.fine}"
+        found, _ = measure(
+            by, images[chosen], np.arange(len(chosen)),
+            jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
+            parts=parts and parts / words, label=f"{label} {words}".strip(),
+        )  # fmt: skip
+        if not all(np.isfinite(column).all() for column in found.values()):
+            raise UserError(f"{label}, {words}: a difference is not finite")
+        return found
+
+    bpd = values[found.column].mean(axis=0)[finite]
+    by = partial(OdeDifference, estimator)
+    return replace(found, mean=_corrected(mean, bpd, differences, by, levels, tolerance, seed))
+
+
+def _measured(
+    model: Any,
+    estimator: Estimator,
+    images: Integer[np.ndarray, "n h w c"],
+    index: Integer[np.ndarray, " n"],
+    rows: Any,
+    *,
+    dequantizer: Dequantizer,
+    devices: Sequence[jax.Device] | None,
+    batch_size: int | None,
+    seed: int,
+    passes: int = 1,
+    parts: Path | None = None,
+    share: slice = slice(None),
+    label: str = "",
+) -> tuple[Values, float]:
+    """Values [passes n] of a share of the images, and the seconds that an image took."""
+    n, key = len(images), jax.random.key(seed)
+    size = filled(_size(n, images[0].size, batch_size), devices)
+    # Batches of the published solver, which mixes their images, and those that several processes
+    # share have a size that is not changed.
+    halves = not estimator.on_host and jax.process_count() == 1
+    program: Any = _measure if estimator.on_host else _compiled_measure
+    program = within_memory(program) if halves else program
+    model, dequantizer = replicate((model, dequantizer), devices)
+
+    def work(repeat: int, place: Int[np.ndarray, " size"]) -> Arrays:
+        keys = image_keys(jax.random.fold_in(key, repeat), index[place])
+        batch = images[place], keys, jax.tree.map(lambda row: row[place], rows)
+        return _timed(program, estimator, model, dequantizer, *split_rows(batch, devices))
+
+    found = in_parts(
+        work, n, size=size, least=len(devices or jax.devices()) if halves else size,
+        passes=passes, folder=parts, label=label, describe=_mean_so_far, share=share,
+    )  # fmt: skip
+    found = {name: column[:, share].astype(np.float64) for name, column in found.items()}
+    # The first batch compiles: the lower median over batches is what an image costs.
+    pace = np.quantile(np.unique(found.pop("seconds")), 0.5, method="lower") if found else 0.0
+    return found, float(pace)
+
+
+def _timed(program: Callable[..., Columns], *arguments: Any) -> Arrays:
+    """The values of a batch, and the seconds that each image took."""
+    began = time.monotonic()
+    values = fetch(program(*arguments))
+    count = len(values[_column(values)])
+    return {"seconds": np.full(count, (time.monotonic() - began) / count), **values}
+
+
+def _size(n: int, dims: int, most: int | None) -> int:
+    """The images of a batch; not every number of images is another program."""
+    most = most or 1 << max(1, min(BATCH_SIZE, BATCH_VALUES // dims)).bit_length() - 1
+    return min(most, 1 << (n - 1).bit_length())
+
+
+def _column(values: Any) -> str:
+    return "bpd" if "bpd" in values else "loss"
+
+
+def _mean_so_far(rows: Arrays, done: Bool[np.ndarray, "passes n"]) -> str:
+    """The mean over images and its error, from the passes that there are of each."""
+    name, there = _column(rows), done.any(axis=0)
+    images = rows[name][:, there].mean(axis=0, dtype=np.float64, where=done[:, there])
+    error = f" +- {images.std(ddof=1) / np.sqrt(len(images)):.4f}" if len(images) > 1 else ""
+    return f"{name} {images.mean():.4f}{error}"
+
+
+def _measure(
+    estimator: Estimator,
+    model: Any,
+    dequantizer: Dequantizer,
+    x: IntImages,
+    keys: Key[Array, " b"],
+    condition: Any,
+) -> Columns:
+    if condition is not None:
+        model = replace(model, noise=Conditioned(model.noise, condition))
+    return estimator(model, dequantizer, x, keys)
+
+
+_compiled_measure = compiled(_measure)
+
+
+def _corrected(
+    mean: Mean,
+    values: Float[np.ndarray, " n"],
+    measure: Callable[[OdeDifference, Integer[np.ndarray, " m"]], Values],
+    by: Callable[[int, int, bool], OdeDifference],
+    levels: Levels,
+    tolerance: float,
+    seed: int,
+) -> Mean:
+    """The mean at the finest level, by differences on some of the images, in random order."""
+    noise = mean.noise_stderr or mean.columns.get("probe_stderr_of_mean") or 0.0
+    sizes = levels.sizes(mean.images, max(tolerance, NOISE_SHARE * noise))
+    order = permutation(mean.images, seed, DIFFERENCES)
+    differences, bias = [], levels.bias
+    for size, (coarse, fine) in zip(sizes, pairwise(levels.nodes), strict=True):
+        last = fine == levels.nodes[-1]
+        found = measure(by(coarse, fine, last), order[:size])
+        differences.append(found["bpd"][0])
+        bias = bias_bound(found["halving"][0]) if last else bias
+    of_mean = corrected(values, order, differences)
+    return mean.corrected(of_mean, bias, levels.nodes, differences)

@@ -1,0 +1,69 @@
+"""What a CPU needs is in programs of a CPU alone: it is chosen where a program is lowered."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import scoremle
+from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
+from scoremle.likelihood.images import ByBound, ByOde
+
+STAYS = 'inlineable = "false"'
+FIELDS = {"model.nf": 8, "model.ch_mult": (1, 1), "model.attn_resolutions": ()}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """A likelihood, a bound, a training step and a sampler, each with its arguments."""
+    experiment = build(published_config("digits", FIELDS), levels=17)
+    training = experiment.training
+    params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), training.template().params)
+    model, keys = experiment.model.model(params), jax.random.split(jax.random.key(0), 2)
+    x = jnp.zeros((2, 8, 8, 1), jnp.uint8)
+
+    def estimated(estimator):
+        return lambda model: estimator(model, scoremle.Uniform(), x, keys)["bpd"]
+
+    def step(params):
+        return jax.value_and_grad(lambda p: training.loss(p, x, jax.random.key(1))[0])(params)
+
+    def sampled(model):
+        return scoremle.ode_sample(model.noise, model.sde, jnp.zeros((2, 8, 8, 1)), eps=1e-3)
+
+    return {
+        "likelihood": (estimated(ByOde(solver=scoremle.Multistep(2))), model),
+        "bound": (estimated(ByBound(2)), model),
+        "training step": (step, params),
+        "sampler": (sampled, model),
+    }
+
+
+@pytest.mark.parametrize("name", ["likelihood", "bound", "training step", "sampler"])
+def test_nothing_of_a_cpu_is_in_a_program_of_a_gpu(programs, name):
+    function, argument = programs[name]
+    leaves, tree = jax.tree.flatten(argument)
+    program = jax.jit(lambda leaves: function(jax.tree.unflatten(tree, leaves)))
+    on_cpu, on_gpu = (
+        jax.export.export(program, platforms=[platform])(leaves).mlir_module()
+        for platform in ("cpu", "cuda")
+    )
+    assert STAYS in on_cpu and STAYS not in on_gpu
+    if name == "training step":  # gradients of convolutions as JAX writes them, for cuDNN
+        assert "[f, 0, 1, b]" in on_gpu and "[f, 0, 1, b]" not in on_cpu
+
+
+def test_the_derivatives_of_both_platforms_are_equal():
+    from scoremle import xla
+
+    rng = np.random.default_rng(0)
+    sizes = (2, 5, 6, 3), (3, 2, 3, 4)
+    x, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
+    fixed = {"window": (3, 2), "padding": ((1, 0), (2, -1)), "precision": None}
+    g = jnp.asarray(rng.normal(size=xla._convolved(x, kernel, **fixed).shape), jnp.float32)
+    for there, here, given in (
+        (xla._images_of, xla._images_of_on_cpu, (g, kernel)),
+        (xla._kernel_of, xla._kernel_of_on_cpu, (g, x)),
+    ):
+        np.testing.assert_allclose(there(*given, **fixed), here(*given, **fixed), atol=1e-4)
