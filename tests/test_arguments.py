@@ -10,7 +10,6 @@ from helpers.oracles import SDES, Gaussian
 
 import scoremle
 from scoremle.core.arguments import as_index
-from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.nodes import Pilot
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -131,7 +130,6 @@ CALLS = {
     "ByBound": (scoremle.ByBound, {}),
     "BySteps": (BySteps, {}),
     "ByLabels": (ByLabels, {"of_one": scoremle.ByOde(), "labels": 2}),
-    "ByInformedOde": (ByInformedOde, {"decoder": DECODER}),
     "TruncatedNormal": (scoremle.TruncatedNormal, {"sde": SDE, "start": EPS}),
     "Uniform(...)": (scoremle.Uniform(), {"key": KEY, "x": np.zeros((3, 2), int)}),
     # Noise
@@ -232,7 +230,6 @@ TABLE = [
     ("BySteps", {"draws": COUNT[:1], "variance": WORD,
                  "times": (*NO_ARRAY, 0.5, [0.5], [0.5, 0.4], [0.5, np.nan], [0.5, 2.0])}),
     ("ByLabels", {"labels": COUNT}),
-    ("ByInformedOde", {"samples": COUNT}),
     ("TruncatedNormal", {"start": WITHIN_ONE}),
     ("Uniform(...)", {"key": NO_KEY}),
     ("SDE", {"kernel": WORD, "prior_std": POSITIVE}),

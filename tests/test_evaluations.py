@@ -12,7 +12,6 @@ import scoremle
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys
 from scoremle.core.pixels import Pixels
-from scoremle.likelihood.informed import ByInformedOde
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Informed
@@ -58,7 +57,7 @@ CASES = {
     "ODE, three draws": lambda: of_an_image(
         scoremle.ByOde(EXACT, scoremle.Multistep(9), samples=3)),
     "informed ODE, two draws": lambda: of_an_image(
-        ByInformedOde(INFORMED, EXACT, scoremle.Multistep(9), samples=2)),
+        scoremle.ByOde(EXACT, scoremle.Multistep(9), 2, INFORMED)),
     "chain of steps": lambda: of_an_image(BySteps(np.linspace(1e-3, 1, 6))),
     "chain of steps, three of them": lambda: of_an_image(
         BySteps(np.linspace(1e-3, 1, 6), draws=3)),

@@ -662,7 +662,7 @@ CHANGES: list[tuple[str, ...]] = [
     # Errors and numbers of evaluations
     ("solvers/doubling.py", "Doubling.solve", "old.evaluations + new.evaluations + 1",
      "old.evaluations + new.evaluations", "test_evaluations.py"),
-    ("likelihood/informed.py", "ByInformedOde.__call__", "found.evaluations + 1",
+    ("likelihood/images.py", "ByOde._decoded", "found.evaluations + 1",
      "found.evaluations", "test_evaluations.py"),
     ("likelihood/bound.py", "bound_at", "evaluations=jnp.full(batch, draws + last_draws)",
      "evaluations=jnp.full(batch, draws)", "test_evaluations.py"),
