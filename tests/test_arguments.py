@@ -13,7 +13,6 @@ from scoremle.core.arguments import as_index
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.nodes import Pilot
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.steps import BySteps
 from scoremle.sampling.conditional import colourise, inpaint
 from scoremle.sampling.ode import ode_draw
@@ -34,7 +33,6 @@ def of_pixels(x, t):
 
 REALS = scoremle.ScoreModel(NOISE, SDE, EPS, (2,), solver=FEW)
 PIXELS = scoremle.ScoreModel(of_pixels, SDE, EPS, (1, 2, 1), scoremle.Pixels(8), solver=FEW)
-DECODER = Informed(PIXELS.pixels.points, 0.1)
 
 
 def draw(keys):
