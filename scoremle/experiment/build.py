@@ -21,7 +21,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, choose
-from scoremle.experiment.evaluation import BOUND_TIMES, LEARNED, CheckpointNumbers, Evaluation
+from scoremle.experiment.evaluation import BOUND_TIMES, CheckpointNumbers, Evaluation
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
 from scoremle.experiment.rules import check_values
@@ -311,7 +311,7 @@ def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
         discrete=_discrete(model.pixels, config.data.uniform_dequantization),
         chain=_chain(evaluation.bound_steps, model),
         pilot=evaluation.solver.lower() == "auto",
-        learned_times=times == LEARNED,
+        bound_times=times,
         dequantization=evaluation.dequantization,
         label=evaluation.label.lower(),
         bpd=evaluation.enable_bpd,

@@ -40,8 +40,8 @@ class CheckpointNumbers(NamedTuple):
 class Evaluation:
     """The estimators, images and checkpoints of an evaluation.
 
-    With ``pilot``, the steps of the solver of ``by_ode`` are chosen for a checkpoint; with
-    ``learned_times``, the times and the control variate of ``by_bound`` are fitted to it.
+    With ``pilot``, the steps of the solver of ``by_ode`` are chosen for a checkpoint; if
+    ``bound_times`` are learned, those of ``by_bound`` and its control variate are fitted to it.
     ``discrete`` decodes integers without a network, and ``chain`` is a bound of steps.
     ``tolerance``: bits/dim that the solver may add to the standard error of a mean. ``label``: the
     class of a model of classes, or "all".
@@ -52,7 +52,7 @@ class Evaluation:
     discrete: Discrete
     chain: BySteps | None
     pilot: bool
-    learned_times: bool
+    bound_times: str
     dequantization: str
     label: str
     bpd: bool

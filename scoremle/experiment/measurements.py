@@ -13,11 +13,12 @@ from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.control_variate import ControlRun
+from scoremle.experiment.evaluation import LEARNED
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.likelihood.nodes import Choice
-from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.model import ScoreModel
 
 __all__ = ["Facts", "Measurement", "measurements"]
@@ -102,20 +103,28 @@ class _Checkpoint:
 
     def bound(self, dequantization: str, by_bound: ByBound) -> Measurement:
         """By the variational bound; learned times are fitted on training images."""
-        experiment, spec = self.experiment, self.spec
-        kind, start, facts = _named("bound", dequantization), spec.eps, {}
+        experiment, spec, evaluation = self.experiment, self.spec, self.experiment.evaluation
+        kind, start = _named("bound", dequantization), spec.eps
+        facts: Facts = {
+            "importance_samples": 1,
+            "offset": isinstance(by_bound.reconstruction, Gaussian),
+            "times": evaluation.bound_times,
+            "stratified": by_bound.times is None or by_bound.times.stratified,
+            "control": None,
+        }
         if dequantization in ("none", "informed"):
-            decoder = self.decoder or experiment.evaluation.discrete
+            decoder = self.decoder or evaluation.discrete
             start = spec.eps if self.decoder else spec.truncation_start
             by_bound = replace(by_bound, reconstruction=decoder, times=None, start=start)
-        elif experiment.evaluation.learned_times:
+            facts |= {"offset": None, "times": "log_snr", "stratified": True}
+        elif evaluation.bound_times == LEARNED:
             run = ControlRun(spec, by_bound.matching, experiment.data, experiment.seed)
-            control, facts = run.kept(self.params, self.folder), run.describe()
-            stratified = by_bound.times is None or by_bound.times.stratified
-            times = BinnedLogSNR(spec.sde, spec.eps, control.shares, stratified)
+            control = run.kept(self.params, self.folder)
+            times = BinnedLogSNR(spec.sde, spec.eps, control.shares, facts["stratified"])
             by_bound = replace(by_bound, times=times, control=control)
+            facts |= run.describe()
         edges = np.asarray(log_snr_edges(spec.sde, start), np.float64)
-        kind += "_sliced" * (by_bound.matching == "sliced" and experiment.evaluation.suite)
+        kind += "_sliced" * (by_bound.matching == "sliced" and evaluation.suite)
         return self.measurement(
             kind, by_bound, dequantization, facts=facts, log_snr_edges=edges
         )
@@ -160,8 +169,9 @@ def _asked_for(of: _Checkpoint) -> Iterator[Measurement]:
     elif evaluation.bpd:
         yield of.exact(evaluation.dequantization, by_ode)
     if evaluation.loss:
-        by_loss = of.experiment.objective.by_loss
-        yield Measurement("loss", of.model, by_loss, facts=by_loss.describe())
+        objective = of.experiment.objective
+        facts = {"estimator": objective.by_loss.words, **objective.describe()}
+        yield Measurement("loss", of.model, objective.by_loss, facts=facts)
 
 
 def _suite(of: _Checkpoint) -> Iterator[Measurement]:

@@ -133,6 +133,11 @@ class Objective:
                 normaliser = high - low
         return (2 / self.model.dims if self.reduce_mean else 1.0) / normaliser
 
+    def describe(self) -> dict[str, Any]:
+        """The fields that results state beside a loss."""
+        names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
+        return {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
+
     @property
     def by_loss(self) -> ByLoss:
         """The loss in the published scaling, as an estimator."""

@@ -41,9 +41,7 @@ class ByLoss:
     dequantized: bool = static()
 
     def describe(self) -> dict[str, Any]:
-        facts = describe(self)
-        return {"estimator": self.words, **{name: facts[name] for name in ("times", "weighting")},
-                "uniform_dequantization": self.dequantized, "scale": facts["scale"]}  # fmt: skip
+        return {"estimator": self.words, **describe(self)}
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
