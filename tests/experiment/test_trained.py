@@ -14,7 +14,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, read_json, read_sealed, write_sealed
 from scoremle.likelihood.images import ByOde
-from scoremle.model import _compiled_measure
+from scoremle.likelihood.score_images import _compiled_measure
 
 TEST = load_digits("")[1]
 

@@ -12,8 +12,9 @@ import pytest
 from helpers.golden_networks import NETWORKS, golden, network
 from helpers.places import GOLDEN
 
+from scoremle import xla
 from scoremle.errors import UserError
-from scoremle.nn import DDPMpp, calls, layers, resample
+from scoremle.nn import DDPMpp, layers, resample
 
 TINY = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
 
@@ -204,7 +205,7 @@ def test_what_a_gradient_computes_again_saves_memory_and_changes_no_number(monke
     for remat, everything in [(False, True), (False, False), (True, False)]:
         with monkeypatch.context() as patch:
             if everything:
-                patch.setattr(calls, "_what_is_dear", lambda *_, **__: True)
+                patch.setattr(xla, "_what_is_dear", lambda *_, **__: True)
             net = DDPMpp(**small, remat=remat)
 
             def loss(params, net=net):
