@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from scoremle.core.dequantize import Uniform
 from scoremle.data import ImageSet
+from scoremle.errors import UserError
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
@@ -91,6 +92,11 @@ class ControlRun:
             fitted = {**vars(control.gaussian), **vars(control)}
             del fitted["gaussian"]
             found = jax.device_get(fitted)
+            if not all(np.isfinite(array).all() for array in found.values()):
+                raise UserError(
+                    "the network's output is not finite on training images, to which the bound's"
+                    " control variate is fitted"
+                )
             write_npz(path, found)
         arrays = {name: jnp.asarray(array) for name, array in of_the_first(found).items()}
         gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})

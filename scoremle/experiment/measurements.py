@@ -117,6 +117,7 @@ class _Checkpoint:
             start = spec.eps if self.decoder else spec.truncation_start
             by_bound = replace(by_bound, reconstruction=decoder, times=None, start=start)
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
+            facts |= {} if self.decoder else {"start": float(start)}
         elif evaluation.bound_times == LEARNED:
             run = ControlRun(spec, by_bound.matching, experiment.data, experiment.seed)
             control = run.kept(self.params, self.folder)

@@ -79,7 +79,8 @@ class Prepared:
         """What a number is, with the noise that is given to the integers, if it is."""
         inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
         density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
-        dequantized = ", uniform dequantization" * (isinstance(inner, ByOde) or density)
+        density |= isinstance(inner, ByOde) and inner.decoder is None
+        dequantized = ", uniform dequantization" * density
         return self.estimator.words + dequantized + (self.label and f", label {self.label}")
 
     def facts(self, place: str, seed: int) -> dict[str, Any]:

@@ -202,8 +202,8 @@ def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, ima
     flags = (*QUICK, *data, f"--config.eval.label={label}", "--config.seed=5")
     assert run("eval", workdir, *flags) == 0
     told, name = capsys.readouterr().out, f"exact_label_{label}_test_ckpt_0"
-    words = "mean over all labels (log of the mean probability)" if label == "all" else "label 7"
-    assert f"{name}: exact for p_eps (probability-flow ODE), {words}; 1 probe;" in told
+    words = "mean over 10 labels" if label == "all" else "label 7"
+    assert f"{name}: exact by the ODE, {words}; 1 probe;" in told
     result = json.loads((workdir / "eval/results.json").read_text())[name]
     assert result["label"] == label and result["kind"] == f"exact_label_{label}"
     model = scoremle.load(file)

@@ -24,6 +24,7 @@ from scoremle.experiment.configs import NAMED
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
+from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
 from scoremle.solvers.doubling import Doubling
@@ -224,21 +225,22 @@ def test_names_of_choices_in_upper_case():
 
 def test_estimators_and_solvers():
     def estimators(*fields):
-        return digits(*fields).evaluation.estimators
+        return digits(*fields).evaluation
 
     default = estimators("eval.nodes=9", "eval.probes=3")
-    assert (default.divergence, default.solver) == (Hutchinson(3), Multistep(9))
+    assert default.by_ode == ByOde(Hutchinson(3), Multistep(9))
     assert default.pilot
     fixed = estimators("eval.solver=multistep")
-    assert fixed.solver == Multistep(32) and not fixed.pilot
-    assert estimators("eval.divergence=orthogonal").divergence == Orthogonal(2)
+    assert fixed.by_ode.solver == Multistep(32) and not fixed.pilot
+    assert estimators("eval.divergence=orthogonal").by_ode.divergence == Orthogonal(2)
     published = estimators("eval.solver=rk45_reference", "eval.probes=1")
-    assert published.solver == PublishedRK45(1e-5, 1e-5)
+    assert published.by_ode.solver == PublishedRK45(1e-5, 1e-5)
     other = estimators("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")
+    other = other.by_ode
     assert other.divergence == Hutchinson(other.divergence.probes, "gaussian")
     assert other.solver == Doubling(1e-3 * np.log(2))  # in nats
-    assert estimators("eval.divergence=exact").divergence == Exact()
-    assert estimators("eval.dsm=False").matching == "sliced"
+    assert estimators("eval.divergence=exact").by_ode.divergence == Exact()
+    assert estimators("eval.dsm=False").by_bound.matching == "sliced"
 
 
 def test_choose_names_the_nearest_and_the_rest():
@@ -334,7 +336,7 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.experiment.training.denoising_loss",
+        "scoremle.likelihood.by_loss.denoising_loss",
         lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")
@@ -350,15 +352,22 @@ def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
 
 def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
     """Dequantization, the loss and dropout; of what is logged, the loss and the bound."""
-    training, used, key = "scoremle.experiment.training", [], jax.random.key(3)
+    by_loss, used, key = "scoremle.likelihood.by_loss", [], jax.random.key(3)
 
     class Noted(Uniform):
         def __call__(self, key, x):
             used.append(key)
             return super().__call__(key, x)
 
-    def loss(key_dropout, sde, y, key, **_):
-        used.extend([key_dropout, key])
+    class Keyed:
+        def __init__(self, key):
+            self.key = key
+
+        def __call__(self, x, t):
+            return x
+
+    def loss(noise, sde, y, key, **_):
+        used.extend([noise.key, key])
         return jnp.zeros(len(y))
 
     def different(count):
@@ -367,13 +376,13 @@ def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
 
     objective = digits("data.uniform_dequantization=True").objective
     x = np.zeros((2, 8, 8, 1), int)
-    monkeypatch.setattr(f"{training}.Uniform", Noted)
-    monkeypatch.setattr(f"{training}.denoising_loss", loss)
-    monkeypatch.setattr(type(objective.model), "noise", lambda self, params, key: key)
+    monkeypatch.setattr(f"{by_loss}.Uniform", Noted)
+    monkeypatch.setattr(f"{by_loss}.denoising_loss", loss)
+    monkeypatch.setattr(type(objective.model), "noise", lambda self, params, key: Keyed(key))
     objective.losses(None, x, key, train=True)
     assert different(3)
     used.clear()
-    monkeypatch.setattr(f"{training}._quick_bound", lambda *given: used.append(given[-1]) or {})
+    monkeypatch.setattr(training, "_quick_bound", lambda *given: used.append(given[-1]) or {})
     monkeypatch.setattr(
         type(objective), "losses", lambda self, params, x, key, train: used.append(key) or x
     )

@@ -1,5 +1,6 @@
 """A network trained in bfloat16 is measured in float32, and is as good as one trained so."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -81,21 +82,21 @@ def test_products_are_of_the_highest_precision_unless_asked():
 
 
 def test_the_cost_of_less_precision_is_measured_on_a_few_images():
-    """By metrics that are off by a tenth of the image, and one in full that is not."""
-    images = np.arange(40, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    asked = []
+    """By a model that is off by a tenth of the image, and one in full that is not."""
+    model = digits("float32").model.model(trained("float32").ema)
+    full, images, asked = replace(model, eps=2 * model.eps), np.arange(16), []
 
-    def measure(metric, few, repeats, apart):
-        asked.append((len(few), repeats, matmul_precision(), apart))
-        return {"bpd": metric(few.reshape(1, -1))}, 0.0
+    def measure(by, label):
+        asked.append((by is full, matmul_precision(), label))
+        return 2.0 + images / 10 * (by is model)
 
     with jax.default_matmul_precision("bfloat16"):
-        found = cost_of_precision(lambda x: 2.0 + x / 10, lambda x: 2.0 + x * 0, images, measure)
+        found = cost_of_precision(measure, model, full)
     spread = np.std(np.arange(16) / 10, ddof=1) / 4
     wanted = {"mean": 0.75, "stderr": spread, "largest": 1.5, "images": 16}
     assert found == pytest.approx(wanted)
-    assert [each[:3] for each in asked] == [(16, 1, "bfloat16"), (16, 1, "highest")]
-    assert asked[0][3] != asked[1][3]
+    assert [each[:2] for each in asked] == [(False, "bfloat16"), (True, "highest")]
+    assert asked[0][2] != asked[1][2]
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_several_samples_make_a_tighter_bound(tiny, capfd):
     folder, several = evaluate(tiny, "samples", eval__importance_samples=4, **few)
     result = several["exact_k4_test_ckpt_2"]
     assert (result["importance_samples"], result["dequantizer"]) == (4, "uniform")
-    assert "importance-weighted bound, 4 draws" in result["estimator"]
+    assert "importance-weighted bound by the ODE, 4 draws" in result["estimator"]
     values = npz(folder / "exact_k4_test_ckpt_2.npz")
     assert ((values["effective_draws"] >= 1) & (values["effective_draws"] <= 4.001)).all()
     assert (values["nfe"] == 4 * one["exact_test_ckpt_2"]["mean_nfe"]).all()

@@ -131,7 +131,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     scale = scale_of_others(plain, IMAGES, jax.random.key(0))
     informed = ByBound(reconstruction=Informed(plain.pixels.points, scale))
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
-    assert "; variational bound, 1000 times, informed decoder\n" in told
+    assert "; variational bound (SDE), 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
     assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
     assert "the informed decoder takes" in told and "and a flat one would take" in told
@@ -141,7 +141,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
     expected = model_of(tmp_path, "levels").score(few, estimator=ByBound())
     assert_are(bpd, expected.bpd, tmp_path)
-    assert "; variational bound, 1000 times, uniform dequantization\n" in told
+    assert "; variational bound (SDE), 1000 times, uniform dequantization\n" in told
 
 
 @pytest.mark.parametrize("estimator", ["ode", "bound"])

@@ -192,7 +192,7 @@ def test_a_step_is_compiled_once(caplog):
     with jax.log_compiles():
         for number in range(3):
             state, _ = step(state, worker.batch(number))
-    compiled = [each for each in caplog.messages if each.startswith("Compiling jit(update)")]
+    compiled = [each for each in caplog.messages if each.startswith("Compiling jit(step)")]
     assert len(compiled) == 1
 
 
