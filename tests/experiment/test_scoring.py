@@ -13,7 +13,7 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
-from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Informed

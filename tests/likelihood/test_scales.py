@@ -15,7 +15,7 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import fold_in, image_keys, normal, split
 from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE
-from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.informed import fitted_scale, scale_of_others
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
@@ -99,7 +99,7 @@ def test_where_a_network_tells_its_scale_none_is_fitted():
     assert model.fitted(INTEGERS) is model
     words = "informed decoder with the network's own scales"
     assert model.default_estimator.words == f"ODE bound, {words}, 1 draw"
-    assert ByBound(reconstruction=model.decoder).words == f"variational bound, 1000 times, {words}"
+    assert ByBound(reconstruction=model.decoder).words == f"variational bound (SDE), 1000 times, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().given(jnp.zeros(1))
     assert isinstance(given.decoder.scale, LearnedScale)
