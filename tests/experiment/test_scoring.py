@@ -11,6 +11,8 @@ from helpers.printed import assert_printed, column
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.core.pytree import describe
+from scoremle.experiment.measurements import measurements
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.images import ByBound, ByOde
@@ -179,7 +181,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     by_ode, by_bound = ByOde(solver=model.solver), ByBound(4)
     evaluation = SimpleNamespace(
         by_ode=by_ode, by_bound=by_bound, dequantization="informed", label="", suite=False,
-        bpd=True, bound=bound, loss=False, chain=None,
+        bpd=True, bound=bound, loss=False, chain=None, bound_times="log_snr",
     )  # fmt: skip
     experiment = SimpleNamespace(evaluation=evaluation, model=ImportedSpec.of(model, {}, ""))
     (found,) = measurements(experiment, model, decoder=model.decoder, folder=tmp_path)

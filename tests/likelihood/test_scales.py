@@ -99,7 +99,8 @@ def test_where_a_network_tells_its_scale_none_is_fitted():
     assert model.fitted(INTEGERS) is model
     words = "informed decoder with the network's own scales"
     assert model.default_estimator.words == f"ODE bound, {words}, 1 draw"
-    assert ByBound(reconstruction=model.decoder).words == f"variational bound (SDE), 1000 times, {words}"
+    by_bound = ByBound(reconstruction=model.decoder)
+    assert by_bound.words == f"variational bound (SDE), 1000 times, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().given(jnp.zeros(1))
     assert isinstance(given.decoder.scale, LearnedScale)
