@@ -33,8 +33,8 @@ from scoremle.core.sde import SDE
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
 from scoremle.likelihood.levels import Levels, bias_bound, corrected
-from scoremle.likelihood.nodes import FINEST, PILOT_IMAGES, Choice, Pilot, choose_for_mean
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.likelihood.pilot import FINEST, PILOT_IMAGES, Choice, Pilot
 from scoremle.solvers.multistep import Planned
 from scoremle.types import Data, NoiseFn
 
@@ -96,7 +96,7 @@ class Subject:
             self.noise, self.sde, x, jax.random.key(seed), eps=self.eps, divergence=Hutchinson(),
             finest=FINEST,
         )  # fmt: skip
-        return choose_for_mean(pilot, images=OF_IMAGES, passes=1, tolerance=TOLERANCE)
+        return pilot.for_mean(OF_IMAGES, 1, TOLERANCE)
 
 
 def held_probe(x: Data, seed: int) -> FixedProbe:
@@ -145,14 +145,15 @@ def digits() -> Subject:
 
 def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: int) -> Outcomes:
     """Whether the intervals of means and of single images cover, from one set and one seed."""
-    passes = [subject.solve(x, 10 * seed + i, Hutchinson(), choice.nodes) for i in range(PASSES)]
+    steps = choice.solver.nodes
+    passes = [subject.solve(x, 10 * seed + i, Hutchinson(), steps) for i in range(PASSES)]
     bpd = -np.mean([subject.bits(x, each.log_prob) for each in passes], axis=0)
     probes = subject.bits(x, np.sqrt(sum(np.square(p.probe_stderr) for p in passes)) / PASSES)
     raw = np.mean([p.solver_error for p in passes], axis=0)
     solver = choice.solver.stated(raw)
     noise = np.sqrt(np.mean(probes**2) / len(x))
     order = np.random.default_rng(seed).permutation(len(x))
-    levels = choice.levels or Levels((choice.nodes,), (), 0.0)
+    levels = choice.levels or Levels((choice.solver.nodes,), (), 0.0)
     differences, bias = [], levels.bias
     sizes = levels.sizes(len(x), max(TOLERANCE, noise / 4))
     for size, (coarse, fine) in zip(sizes, pairwise(levels.nodes), strict=True):
@@ -177,9 +178,9 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
 
 def of_solver(subject: Subject, choice: Choice, x: Data) -> Outcomes:
     """Whether the stated error of an image's solver covers the true one, and their ratio."""
-    divergence, known = subject.held(subject, x, choice.nodes)
-    error = np.abs(subject.bpd(x, 0, divergence, choice.nodes) - known)
-    raw = subject.solve(x, 3, Hutchinson(), choice.nodes).solver_error
+    divergence, known = subject.held(subject, x, choice.solver.nodes)
+    error = np.abs(subject.bpd(x, 0, divergence, choice.solver.nodes) - known)
+    raw = subject.solve(x, 3, Hutchinson(), choice.solver.nodes).solver_error
     stated = subject.bits(x, choice.solver.stated(raw))
     return {"solver": error <= stated, "stated / true": stated / error}
 
@@ -192,7 +193,7 @@ def of_pilot(
     rows: list[Outcomes] = []
     for number in range(sets):
         x = subject.draw(100 * pilot + number, images)
-        known = subject.known(subject, x, choice.nodes)
+        known = subject.known(subject, x, choice.solver.nodes)
         for repeat in range(repeats // sets):
             seed = 10_000 * (pilot + 1) + 100 * number + repeat
             rows.append(of_mean(subject, choice, x, known, seed))

@@ -33,8 +33,8 @@ from scoremle.evaluation import tables
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
-from scoremle.likelihood.nodes import PILOT_IMAGES, Pilot
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
+from scoremle.likelihood.pilot import PILOT_IMAGES, Pilot
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Planned
@@ -270,8 +270,9 @@ def measure(subject: Subject) -> tuple[list[Row], dict[str, float | None]]:
     jvp, vjp = pass_costs(subject.noise, subject.y)
     mine, theirs = subject.memory()
     print(
-        f"value + jvp {jvp:.2f}, value + vjp {vjp:.2f}; auto takes {subject.auto.nodes} nodes; "
-        f"memory {mine:.2f} MB an image, published {theirs:.2f}"
+        f"value + jvp {jvp:.2f}, value + vjp {vjp:.2f}; auto takes"
+        f" {subject.auto.solver.nodes} steps; memory {mine:.2f} MB an image,"
+        f" published {theirs:.2f}"
     )
     ours = [subject.ours(nodes) for nodes in NODES]
     held = subject.held_probe()

@@ -24,7 +24,7 @@ def values(images: int, passes: int) -> tuple[np.ndarray, int]:
     """bits/dim [passes images], and the network evaluations of each."""
     model, choice = scoremle.load("digits").calibrated(load_digits("")[1])
     x = np.tile(load_digits("")[1][:images], (passes, 1, 1, 1))  # each copy has noise of its own
-    return model.score(x, label="scores").bpd.reshape(passes, images), choice.nodes + 1
+    return model.score(x, label="scores").bpd.reshape(passes, images), choice.solver.nodes + 1
 
 
 def row(bpd: np.ndarray, passes: int, evaluations: int) -> tuple[str, ...]:

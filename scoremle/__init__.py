@@ -15,7 +15,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     vectors of other scales     Affine  Bounded  Chain
     of arrays, in nats          ode_log_likelihood  likelihood_bound  importance_bound
     traces and solvers          Hutchinson  Orthogonal  FixedProbe  Exact
-                                Multistep  Doubling  choose_nodes  choose_within
+                                Multistep  Doubling
     what noise is added when    VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
                                 GeometricSigma  KarrasSigma  LinearBeta  LinearLogSNR
                                 LinearSigma  PerDimension
@@ -72,8 +72,6 @@ _HOME = {
     "importance_bound": "likelihood.importance",
     "ByBound": "likelihood.images",
     "ByOde": "likelihood.images",
-    "choose_nodes": "likelihood.nodes",
-    "choose_within": "likelihood.within",
     "euler_sample": "sampling.ode",
     "ode_encode": "sampling.ode",
     "ode_sample": "sampling.ode",
@@ -143,10 +141,8 @@ if TYPE_CHECKING:
     from scoremle.likelihood.images import ByBound as ByBound
     from scoremle.likelihood.images import ByOde as ByOde
     from scoremle.likelihood.importance import importance_bound as importance_bound
-    from scoremle.likelihood.nodes import choose_nodes as choose_nodes
     from scoremle.likelihood.ode import ode_log_likelihood as ode_log_likelihood
     from scoremle.likelihood.scores import Scores as Scores
-    from scoremle.likelihood.within import choose_within as choose_within
     from scoremle.model import ScoreModel as ScoreModel
     from scoremle.nn import DDPMpp as DDPMpp
     from scoremle.sampling.exponential import ddim_sample as ddim_sample

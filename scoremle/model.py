@@ -25,11 +25,11 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
-from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
+from scoremle.core.dequantize import Dequantizer, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import Conditioned, as_condition, rows_of
+from scoremle.core.prediction import as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
@@ -38,10 +38,11 @@ from scoremle.devices import filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
-from scoremle.likelihood.images import ByOde, Estimator, pixels_of
+from scoremle.likelihood.image_model import pixels_of
+from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
-from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, Pilot, choose_nodes
 from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_for_images, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
@@ -49,7 +50,6 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import learned_decoder
-from scoremle.likelihood.within import Accuracy, choose_within
 from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ends import end_of
@@ -212,9 +212,7 @@ class ScoreModel:
             >>> print(f"{found.log_prob[0]:.1f}")  # -log 2 pi
             -1.8
         """
-        if condition is None:
-            return self
-        return replace(self, noise=Conditioned(self.noise, condition))
+        return replace(self, noise=conditioned(self.noise, condition))
 
     def log_prob(
         self,
@@ -268,14 +266,15 @@ class ScoreModel:
 
     def within(
         self, tolerance: float, x: Data, *, condition: Condition = None, seed: int = 0
-    ) -> tuple["ScoreModel", Accuracy]:
-        """The model whose log p of such data is within about so many nats, and what was chosen.
+    ) -> tuple["ScoreModel", Choice]:
+        """Chooses solver and trace so that log p of such data is accurate to ``tolerance`` nats.
 
-        A pilot on the first examples chooses the cheapest solver and divergence for that. The
-        tolerance is one of a root mean square: an example may have a larger error, and states it.
+        A pilot on the first examples chooses the cheapest of both. Returns the model that has
+        them, and the choice with the errors that were measured.
 
         Args:
-            tolerance: in nats, of the errors of solver and probes together.
+            tolerance: in nats, of the errors of solver and probes together, in root mean square:
+                an example may have a larger error, and states it.
             x: data of the model's shape, of which the first 32 are used.
             condition: what the noise prediction takes, a row for each example or one for all.
             seed: of the pilot's probes.
@@ -286,8 +285,8 @@ class ScoreModel:
             >>> sde, key = scoremle.VP(), jax.random.key(0)
             >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
             >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(100,))
-            >>> model, accuracy = model.within(0.05, jax.random.normal(key, (4, 100)))
-            >>> print(accuracy.met, model.divergence)
+            >>> model, choice = model.within(0.05, jax.random.normal(key, (4, 100)))
+            >>> print(choice.met, model.divergence)
             True Hutchinson(probes=2, distribution='rademacher')
         """
         z = self._at_eps(x)
@@ -332,6 +331,7 @@ class ScoreModel:
         repeats: int = 1,
         dequantizer: Dequantizer | None = None,
         estimator: Estimator | None = None,
+        tolerance: float | None = None,
         batch_size: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         seed: int = 0,
@@ -346,6 +346,10 @@ class ScoreModel:
             repeats: independent passes, whose spread tells the error.
             dequantizer: None: uniform noise.
             estimator: None: ``default_estimator``.
+            tolerance: bits/dim that the solver may add to the standard error of the mean over
+                images, or a quarter of that by the probes. A pilot on the first images chooses the
+                solver's steps, and the mean is corrected to more of them. None: the model's own
+                solver, so that a value depends on its own image alone.
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
             devices: that share each batch; None: one.
@@ -353,8 +357,8 @@ class ScoreModel:
             label: under which progress is told, if there is one.
 
         Raises UserError for images of another shape, type or range than the model's, an index that
-        is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, and
-        values that are not finite.
+        is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, a
+        tolerance beside an estimator, and values that are not finite.
 
         Example:
             >>> sde = scoremle.VP()
@@ -379,13 +383,25 @@ class ScoreModel:
             raise UserError(f"index must have a number for each of {n} images")
         if n == 0:
             return Scores(*np.zeros((5, 0)))
+        model, choice = self, None
+        if tolerance is not None:
+            if estimator:
+                raise UserError("give a tolerance, or an estimator with its solver, not both")
+            check_number("tolerance", tolerance, above=0)
+            choice = choose_for_images(
+                self.given(condition), images, mean_over=n, passes=repeats, tolerance=tolerance,
+                seed=seed,
+            )  # fmt: skip
+            model = replace(self, solver=choice.solver)
         found = score_images(
-            self._plain(), estimator or self.default_estimator, images, numbers,
+            model._plain(), estimator or model.default_estimator, images, numbers,
             dequantizer=dequantizer, condition=condition, passes=repeats, seed=seed,
             batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
+            levels=choice.levels if choice else None, tolerance=tolerance or 0.0,
         )  # fmt: skip
         check_values(found.finite, numbers, "bits/dim of image")
-        return Scores.of_passes(found.values, self.dims)
+        scores = Scores.of_passes(found.values, self.dims)
+        return replace(scores, mean=found.mean, choice=choice)
 
     def calibrated(
         self,
@@ -394,9 +410,10 @@ class ScoreModel:
         divergence: DivergenceEstimator = Hutchinson(),
         seed: int = 0,
     ) -> tuple["ScoreModel", Choice]:
-        """The model with as many nodes as likelihoods of such images need, and why so many.
+        """Chooses the solver's steps for likelihoods of such images, and calibrates its error.
 
-        The stated error of its solver is calibrated on them, and its decoder fitted to them, too.
+        Returns the model that has this solver, its decoder fitted to the images, and the choice
+        with the errors that were measured.
 
         Args:
             images: [n h w c] integers, of which a few are used.
@@ -414,43 +431,13 @@ class ScoreModel:
             ... )
             >>> images = np.arange(8, dtype=np.uint8).reshape(4, 1, 2, 1)
             >>> model, choice = model.calibrated(images, divergence=scoremle.Exact())
-            >>> print(choice.met, model.solver.nodes == choice.nodes)
+            >>> print(choice.met, model.solver == choice.solver)
             True True
         """
-        choice = choose_nodes(self.pilot_on(images, divergence=divergence, seed=seed))
-        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
-
-    def pilot_on(
-        self,
-        images: Integer[Array | np.ndarray, "n h w *c"],
-        *,
-        divergence: DivergenceEstimator = Hutchinson(),
-        seed: int = 0,
-    ) -> Pilot:
-        """The first few of these images, on which the solver is measured.
-
-        Args:
-            images: [n h w c] integers.
-            divergence: how traces are estimated.
-            seed: of probes and dequantization noise.
-
-        Raises UserError for no images, and for those of another shape, type or range than the
-        model's.
-
-        Example:
-            >>> images = np.full((4, 8, 8, 1), 8, np.uint8)
-            >>> pilot = scoremle.load("digits").pilot_on(images)
-            >>> print(pilot.images)
-            4
-        """
-        pixels = pixels_of(self)
         check_seed(seed)
-        x = jnp.asarray(pixels.checked(images, self.shape)[:PILOT_IMAGES])
-        if not len(x):
-            raise UserError("there are no images to choose the solver's nodes on")
-        key_u, key = jax.random.split(jax.random.key(seed))
-        z = self._at_eps(pixels.encode(x, Uniform()(key_u, x)[0]))
-        return Pilot(self.noise, self.sde, z, key, eps=self.eps, divergence=divergence)
+        images = pixels_of(self).checked(images, self.shape)
+        choice = choose_for_images(self, images, divergence=divergence, seed=seed)
+        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
 
     def fitted(
         self, images: Integer[Array | np.ndarray, "n h w *c"], *, seed: int = 0

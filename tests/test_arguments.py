@@ -11,7 +11,7 @@ from helpers.oracles import SDES, Gaussian
 import scoremle
 from scoremle.core.arguments import as_index
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.nodes import Pilot
+from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.steps import BySteps
 from scoremle.sampling.conditional import colourise, inpaint
@@ -50,7 +50,6 @@ CALLS = {
     "decode": (REALS.decode, {"z": X}),
     "score": (PIXELS.score, {"images": IMAGES}),
     "calibrated": (PIXELS.calibrated, {"images": IMAGES}),
-    "pilot_on": (PIXELS.pilot_on, {"images": IMAGES}),
     "fitted": (PIXELS.fitted, {"images": IMAGES}),
     "check": (PIXELS.check, {"images": IMAGES}),
     "sample": (REALS.sample, {"n": 3, "key": KEY}),
@@ -74,7 +73,7 @@ CALLS = {
     ),
     "importance_bound": (scoremle.importance_bound, {"draw": draw, "keys": KEY, "samples": 2}),
     "choose_within": (
-        scoremle.choose_within,
+        choose_within,
         {"noise": NOISE, "sde": SDE, "x": X, "tolerance": 0.1, "eps": EPS},
     ),
     "Pilot": (
@@ -177,9 +176,9 @@ TABLE = [
     ("encode", {"x": DATA_OF_REALS, "condition": CONDITION}),
     ("decode", {"z": DATA_OF_REALS, "condition": CONDITION}),
     ("score", {"images": IMAGES_OF_INTEGERS, "index": INDEX, "repeats": COUNT, "seed": SEED,
-               "batch_size": COUNT, "condition": CONDITION}),
+               "batch_size": tuple(bad for bad in COUNT if bad is not None),
+               "condition": CONDITION, "tolerance": POSITIVE[:1]}),
     ("calibrated", {"images": IMAGES_OF_INTEGERS, "seed": SEED}),
-    ("pilot_on", {"images": IMAGES_OF_INTEGERS, "seed": SEED}),
     ("fitted", {"seed": SEED}),
     ("check", {"images": IMAGES_OF_INTEGERS, "condition": CONDITION}),
     ("sample", {"n": NO_COUNT, "key": (*NO_KEY, jax.random.split(KEY, 3)), "batch_size": COUNT,
@@ -276,7 +275,7 @@ def test_each_public_name_with_numbers_has_a_row():
     """But for protocols, and what takes models and records alone."""
     others = {
         "__version__", "Chain", "DDPMpp", "PerDimension", "Schedule", "Scores", "Uniform",
-        "UserError", "choose_nodes",
+        "UserError",
     }  # fmt: skip
     missing = {*scoremle.__all__} - {name for name, _ in TABLE} - others
     assert missing == set()

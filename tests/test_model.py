@@ -245,7 +245,7 @@ def test_calibration_gives_another_model_and_changes_none():
     model = images()
     before = model.score(IMAGES)
     calibrated, choice = model.calibrated(IMAGES)
-    assert calibrated.solver.nodes == choice.nodes
+    assert calibrated.solver == choice.solver
     np.testing.assert_array_equal(model.score(IMAGES).bpd, before.bpd)
 
 
@@ -255,7 +255,7 @@ def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(
     model, choice = images().calibrated(IMAGES[:8])
     others = np.arange(8, 24)
     found = model.score(IMAGES[others], index=others)
-    finer = replace(model, solver=Multistep(8 * choice.nodes))
+    finer = replace(model, solver=Multistep(8 * choice.solver.nodes))
     error = np.abs(found.bpd - finer.score(IMAGES[others], index=others).bpd)
     assert np.mean(error <= found.solver_error) >= 0.9
     assert np.median(found.solver_error / error) <= 4

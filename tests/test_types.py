@@ -34,7 +34,7 @@ def bits(images: np.ndarray, key: jax.Array) -> float:
     finer = scoremle.ByOde(scoremle.Hutchinson(probes=8), scoremle.Multistep(nodes=64))
     scores: scoremle.Scores = model.score(images, repeats=2, estimator=finer)
     better, choice = model.calibrated(images)
-    print(choice.nodes, better.check(images), len(scores), scores.to_pandas().columns)
+    print(choice.solver.nodes, better.check(images), len(scores), scores.to_pandas().columns)
     samples: np.ndarray = model.sample(4, key)
     return float(scores.bpd.mean()) + float(scores.stderr.max()) + float(samples.mean())
 

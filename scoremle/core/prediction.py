@@ -48,6 +48,7 @@ __all__ = [
     "Conditioning",
     "NetworkNoise",
     "as_condition",
+    "conditioned",
     "data_of",
     "noise_fn",
     "rows_of",
@@ -225,6 +226,11 @@ class Conditioned:
 
     def _whole(self, x: Data) -> Any:
         return rows_of(self.condition, len(x), jnp)
+
+
+def conditioned(noise: NoiseFn, condition: Any) -> NoiseFn:
+    """The noise prediction under a condition; itself, where that is None."""
+    return noise if condition is None else Conditioned(as_pytree(noise), condition)
 
 
 def as_condition(condition: Any, n: int) -> Any:

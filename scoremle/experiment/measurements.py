@@ -17,7 +17,7 @@ from scoremle.experiment.evaluation import LEARNED
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.likelihood.images import ByBound, ByOde, Estimator
-from scoremle.likelihood.nodes import Choice
+from scoremle.likelihood.pilot import Choice
 from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.model import ScoreModel
 

@@ -25,7 +25,7 @@ from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
 from scoremle.likelihood.images import ByOde
-from scoremle.likelihood.nodes import PILOT_IMAGES, Choice, choose_for_mean, choose_nodes
+from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.model import ScoreModel
@@ -214,25 +214,18 @@ class EvaluationRun:
         if evaluation.dequantization == "informed":
             decoder = self._decoder(model)
         if evaluation.exact and evaluation.pilot:
-            say("choosing the solver's nodes on a few images")
-            choice = self._choose(model)
+            say("choosing the solver's steps on a few images")
+            choice = choose_for_images(
+                model, self._others, divergence=evaluation.by_ode.divergence,
+                # A mean of probabilities, over all labels, is not corrected.
+                mean_over=1 if evaluation.label == ALL else len(self.images),
+                passes=evaluation.passes, tolerance=evaluation.tolerance,
+                seed=self.experiment.seed ^ PILOT,
+            )  # fmt: skip
             say(*tables.wrapped(str(choice)))
         return measurements(
             self.experiment, restored.tree.ema, flow=self.flow and self.flow.tree.ema,
             choice=choice, decoder=decoder, folder=self.folder / PARTS,
-        )  # fmt: skip
-
-    def _choose(self, model: ScoreModel) -> Choice:
-        """The solver's nodes, by a few images of the other split; and levels for the mean."""
-        evaluation, seed = self._evaluation, self.experiment.seed
-        pilot = model.pilot_on(
-            self._others, divergence=evaluation.by_ode.divergence, seed=seed ^ PILOT
-        )
-        if evaluation.label == ALL:  # a mean of probabilities is not corrected
-            return choose_nodes(pilot)
-        return choose_for_mean(
-            pilot, images=len(self.images), passes=evaluation.passes,
-            tolerance=evaluation.tolerance,
         )  # fmt: skip
 
     def _decoder(self, model: ScoreModel) -> Informed:
@@ -285,7 +278,7 @@ class EvaluationRun:
             **found.facts,
             **facts,
             **self.trainings(flow=one.of_flow),
-            **({"solver_choice": asdict(one.choice)} if one.choice else {}),
+            **({"solver_choice": one.choice.to_json()} if one.choice else {}),
             "flags": self._flags,
         }
         if self.experiment.model.precision != FULL and found.column == "bpd":

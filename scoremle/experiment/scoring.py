@@ -6,7 +6,6 @@
 """
 
 import hashlib
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,17 +24,12 @@ from scoremle.experiment.trained import Trained
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
-from scoremle.likelihood.images import ByBound, ByOde, Estimator, pixels_of
+from scoremle.likelihood.image_model import pixels_of
+from scoremle.likelihood.images import ByBound, ByOde, Estimator
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import Levels
-from scoremle.likelihood.nodes import (
-    FEWEST,
-    PILOT_IMAGES,
-    Choice,
-    choose_for_mean,
-    choose_nodes,
-)
+from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
 from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 from scoremle.likelihood.score_images import Scored, score_images
@@ -48,9 +42,8 @@ from scoremle.training.checksums import tree_hash
 __all__ = ["ESTIMATORS", "Prepared", "prepared", "worth_of"]
 
 ESTIMATORS = ("ode", "bound", "steps")
-# Bits/dim that the solver may add to the standard error of a mean, as in an evaluation; or a
-# quarter of what the probes leave of it.
-TOLERANCE, PROBES_SHARE = 5e-4, 0.25
+# Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.
+TOLERANCE = 5e-4
 
 Images = Integer[np.ndarray, "n h w c"]
 
@@ -59,20 +52,19 @@ Images = Integer[np.ndarray, "n h w c"]
 class Prepared:
     """A model as some images need it, the estimator, and what there is to say of both.
 
-    With ``levels``, the solver's error of the mean can be corrected to ``tolerance``. ``label`` is
-    that of the images, where one was asked for.
+    By ``levels`` the mean over images can be corrected for its solver. ``label`` is that of the
+    images, where one was asked for.
     """
 
     model: ScoreModel
     estimator: Estimator
     notes: list[str]
     levels: Levels | None = None
-    tolerance: float = TOLERANCE
     label: str = ""
 
     def score(self, images: Images, **options: Any) -> Scored:
         """``score_images`` of the model by the estimator."""
-        return score_images(self.model, self.estimator, images, **options)
+        return score_images(self.model, self.estimator, images, tolerance=TOLERANCE, **options)
 
     @property
     def words(self) -> str:
@@ -129,14 +121,14 @@ def prepared(
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = under(model, label)
-    notes, levels, tolerance = [] if label == ALL else _doubts(one, images), None, TOLERANCE
+    notes, levels = [] if label == ALL else _doubts(one, images), None
     if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
-        if one.decoder is None and label != ALL and len(images) >= FEWEST:
-            one, choice, tolerance = _for_mean(one, images, passes)
-        else:
-            choice = choose_nodes(one.pilot_on(images))
-            one = replace(one, solver=choice.solver)
-        levels = choice.levels
+        # A mean of probabilities, over all labels, is not corrected.
+        mean_over = 1 if label == ALL else len(images)
+        choice = choose_for_images(
+            one, images, mean_over=mean_over, passes=passes, tolerance=TOLERANCE
+        )
+        one, levels = replace(one, solver=choice.solver), choice.levels
         notes.append(str(choice))
     if one.decoder and not chain:
         one = _scaled(one, images)
@@ -146,22 +138,7 @@ def prepared(
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
         return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes)
-    return Prepared(one, found, notes, levels, tolerance, label)
-
-
-def _for_mean(
-    model: ScoreModel, images: Images, passes: int
-) -> tuple[ScoreModel, Choice, float]:
-    """The model with as many nodes as an image needs, and levels for the mean.
-
-    The fewer images, the larger is the error that their probes leave of the mean, and the less
-    is to be paid for a smaller one of the solver.
-    """
-    pilot = model.pilot_on(images)
-    probes = choose_nodes(pilot).probe_stderr / math.sqrt(len(images) * passes)
-    tolerance = max(TOLERANCE, PROBES_SHARE * probes)
-    choice = choose_for_mean(pilot, images=len(images), passes=passes, tolerance=tolerance)
-    return replace(model, solver=choice.solver), choice, tolerance
+    return Prepared(one, found, notes, levels, label)
 
 
 def _scaled(model: ScoreModel, images: Images) -> ScoreModel:

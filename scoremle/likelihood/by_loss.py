@@ -12,7 +12,8 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
-from scoremle.likelihood.images import ImageModel, Values, pixels_of
+from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.images import Values
 from scoremle.types import IntImages, Keys, NoiseFn, PerExample, Scalar
 
 __all__ = ["ByLoss"]

@@ -35,13 +35,12 @@ from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
 from scoremle.core.keys import normal, split
-from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.pixels import bits_per_dim
 from scoremle.core.pytree import describe, pytree, static
-from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR
-from scoremle.errors import UserError
 from scoremle.likelihood.bound import MATCHINGS, Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control
+from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -49,48 +48,19 @@ from scoremle.likelihood.reconstruction import LOG_2PI, Gaussian, Informed, Reco
 from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Images, IntImages, Keys, NoiseFn, PerExample, Scalar
+from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
 __all__ = [
     "ByBound",
     "ByOde",
     "Estimator",
-    "ImageModel",
     "OdeDifference",
     "Values",
     "of_bound",
-    "pixels_of",
 ]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 Values = dict[str, PerExample | Float[Array, "b bins"]]
-
-
-@runtime_checkable
-class ImageModel(Protocol):
-    """What a model of integer images is to an estimator."""
-
-    @property
-    def noise(self) -> NoiseFn: ...
-
-    @property
-    def sde(self) -> SDE: ...
-
-    @property
-    def eps(self) -> float: ...
-
-    @property
-    def pixels(self) -> Pixels | None: ...
-
-
-def pixels_of(model: ImageModel) -> Pixels:
-    """The pixels of a model of integers. Raises UserError for a model of reals."""
-    if model.pixels is None:
-        raise UserError(
-            "this model is one of reals: use log_prob, or give it pixels, such as"
-            " scoremle.Pixels(256)"
-        )
-    return model.pixels
 
 
 @runtime_checkable

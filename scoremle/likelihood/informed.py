@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 
 from scoremle.core.keys import image_keys, normal
 from scoremle.core.sde import SDE
-from scoremle.likelihood.images import ImageModel, pixels_of
-from scoremle.likelihood.nodes import PILOT_IMAGES
+from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.reconstruction import Informed, decoding_cost
 from scoremle.likelihood.scales import ScaleOfOthers
 from scoremle.numerics import as_pytree, predict_ranged

@@ -22,7 +22,8 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
-from scoremle.likelihood.images import Estimator, ImageModel, Values
+from scoremle.likelihood.image_model import ImageModel
+from scoremle.likelihood.images import Estimator, Values
 from scoremle.types import IntImages, PerExample
 
 __all__ = ["ByLabels", "mean_over_labels"]

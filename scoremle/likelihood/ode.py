@@ -12,14 +12,15 @@ from jax.typing import DTypeLike
 
 from scoremle.core.arguments import as_data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
-from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
+from scoremle.likelihood.pilot import FEW_DIMS
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.likelihood.within import FEW_DIMS, log_likelihood_within
-from scoremle.numerics import as_pytree, dims_of
+from scoremle.likelihood.within import log_likelihood_within
+from scoremle.numerics import dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Data, Keys, NoiseFn, Scalar
@@ -46,10 +47,9 @@ def ode_log_likelihood(
     modes in ``x``, ``condition``, and the parameters of ``noise``. In reverse mode memory grows by
     five times ``x`` for each node, beside that of one evaluation with its derivatives.
 
-    With a ``tolerance`` a pilot on the first 32 examples chooses the cheapest solver and trace
-    (``choose_within``). The errors of both together are about that in root mean square. An example
-    whose solver states more is solved again with twice the nodes, until it states less, by at most
-    1,024 nodes.
+    With a ``tolerance`` a pilot on the first 32 examples chooses the cheapest solver and trace.
+    The errors of both together are about that in root mean square. An example whose solver states
+    more is solved again with twice the steps, until it states less, by at most 1,024 steps.
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
@@ -86,8 +86,7 @@ def ode_log_likelihood(
         return log_likelihood_within(
             noise, sde, x, key, tolerance=tolerance, eps=eps, condition=condition
         )
-    if condition is not None:
-        noise = Conditioned(as_pytree(noise), condition)
+    noise = conditioned(noise, condition)
     if not isinstance(solver, PublishedRK45):
         divergence = divergence or (Exact() if dims_of(x) <= FEW_DIMS else Hutchinson())
         return flow_log_likelihood(

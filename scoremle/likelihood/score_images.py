@@ -19,13 +19,14 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import image_keys
-from scoremle.core.prediction import Conditioned, rows_of
+from scoremle.core.prediction import conditioned, rows_of
 from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.images import Estimator, OdeDifference
 from scoremle.likelihood.images import Values as Columns
 from scoremle.likelihood.levels import Levels, bias_bound, corrected
 from scoremle.likelihood.mean import Mean, Values
+from scoremle.likelihood.pilot import NOISE_SHARE
 from scoremle.numerics import permutation
 from scoremle.resumable import Arrays, in_parts
 from scoremle.types import IntImages
@@ -37,8 +38,6 @@ __all__ = ["DIFFERENCES", "Scored", "score_images"]
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
 # In this the seed of differences differs from that of the values; and the key of their order.
 DIFFERENCES = 2**32 - 4
-# The solver may add this share of the noise's standard error, where that is more than its limit.
-NOISE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def _measure(
     condition: Any,
 ) -> Columns:
     if condition is not None:
-        model = replace(model, noise=Conditioned(model.noise, condition))
+        model = replace(model, noise=conditioned(model.noise, condition))
     return estimator(model, dequantizer, x, keys)
 
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
+from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.pilot import Choice
 from scoremle.terminal import html_table
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ __all__ = ["Scores"]
 
 # Rows of each end that a notebook shows.
 SHOWN = 5
+# In bits/dim: a solver's error above this is worth a line.
+LARGE = 0.01
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +38,9 @@ class Scores:
     cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
     not in ``stderr``, and does not shrink with more passes. A bound has none.
 
+    ``mean`` is that over images, with its errors part by part; None where it was not asked for.
+    ``choice`` is the pilot's, of the solver, if a tolerance was given: ``mean`` is then corrected.
+
     Example:
         >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
         >>> scores = scoremle.Scores.of_passes({"bpd": bpd}, dims=10)
@@ -46,6 +53,8 @@ class Scores:
     stderr: Float[np.ndarray, " n"]
     probe_stderr: Float[np.ndarray, " n"]
     solver_error: Float[np.ndarray, " n"]
+    mean: Mean | None = None
+    choice: Choice | None = None
 
     def __len__(self) -> int:
         return len(self.bpd)
@@ -57,7 +66,7 @@ class Scores:
         facts = [f"{self._mean()} bits/dim in the mean"]
         if not np.isnan(self.stderr).all():
             facts.append(f"an image +- {np.sqrt(np.nanmean(np.square(self.stderr))):.3f}")
-        return f"Scores({images}: {'; '.join(facts)})"
+        return f"Scores({images}: {'; '.join([*facts, *self._of_solver()])})"
 
     def _repr_html_(self) -> str:
         """A table of the first and the last images, for notebooks."""
@@ -125,11 +134,28 @@ class Scores:
         )
 
     def _columns(self) -> dict[str, np.ndarray]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in found.items() if isinstance(column, np.ndarray)}
 
     def _mean(self) -> str:
         """The mean over images, and its standard error where there are several."""
-        mean = f"{self.bpd.mean():.3f}"
-        if len(self) == 1:
-            return mean
-        return f"{mean} +- {self.bpd.std(ddof=1) / np.sqrt(len(self)):.3f}"
+        mean, stderr = self.bpd.mean(), None
+        if self.mean:
+            mean, stderr = self.mean.mean, self.mean.stderr
+        elif len(self) > 1:
+            stderr = self.bpd.std(ddof=1) / np.sqrt(len(self))
+        return f"{mean:.3f}" + ("" if stderr is None else f" +- {stderr:.3f}")
+
+    def _of_solver(self) -> list[str]:
+        """The solver's error: of the mean where that is corrected, and of most images."""
+        if not (error := self.solver_error).any():
+            return []
+        found = [f"the solver's error {np.median(error):.2g} in the median"]
+        if self.choice:
+            steps, examples = self.choice.solver.nodes, self.choice.examples
+            found.append(f"{steps} steps, chosen on {examples} images")
+        if large := int(np.sum(error > LARGE)):
+            found.append(
+                f"that of {large} above {LARGE}: give a tolerance, or a solver of more steps"
+            )
+        return found

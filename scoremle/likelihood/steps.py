@@ -52,7 +52,8 @@ from scoremle.likelihood.bound import (
     reconstruction_draws,
     variance_of_mean,
 )
-from scoremle.likelihood.images import ImageModel, Values, of_bound, pixels_of
+from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.images import Values, of_bound
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, output_like, predict_ranged, sum_data

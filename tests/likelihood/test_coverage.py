@@ -14,8 +14,8 @@ from helpers.places import ROOT
 from scipy.stats import binom
 
 from scoremle.core.divergence import Exact, Hutchinson
-from scoremle.likelihood.nodes import PILOT_IMAGES
 from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.pilot import PILOT_IMAGES
 
 sys.path.append(str(ROOT / "benchmarks"))
 import coverage

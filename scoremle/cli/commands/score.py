@@ -136,7 +136,7 @@ def _scored(
     try:
         scored = found.score(
             images, seed=options.seed, passes=options.repeats, parts=parts, label="scores",
-            levels=found.levels, tolerance=found.tolerance,
+            levels=found.levels,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -1,4 +1,4 @@
-"""The pilot takes the fewest nodes whose error is what it says and small beside the probes'."""
+"""The pilot takes the fewest steps whose error is what it says and small beside the probes'."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,14 @@ import pytest
 from helpers.oracles import SDES, Gaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
-from scoremle.likelihood.nodes import (
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.pilot import (
     LIMIT,
-    NODES,
     SHARE,
+    STEPS,
     Pilot,
     _calibration,
-    choose_for_mean,
-    choose_nodes,
 )
-from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.multistep import Multistep
 
 DIMS = 8
@@ -32,11 +30,11 @@ def setting(divergence, data=Gaussian.random(6, DIMS)):  # noqa: B008
 
 def test_the_measured_error_is_the_true_one():
     data, sde, noise, x, pilot = setting(Exact())
-    choice = choose_nodes(pilot)
+    choice = pilot.fewest()
     assert choice.met and choice.solver_error <= LIMIT and choice.probe_stderr == 0
     result = ode_log_likelihood(
         noise, sde, jnp.asarray(x), jax.random.key(0), eps=1e-5, divergence=Exact(),
-        solver=Multistep(choice.nodes),
+        solver=Multistep(choice.solver.nodes),
     )  # fmt: skip
     exact = data.log_model(sde, x.astype(np.float64), 1e-5)
     error = -(result.log_prob - exact) / (DIMS * np.log(2))  # in bits/dim: estimate minus truth
@@ -45,17 +43,17 @@ def test_the_measured_error_is_the_true_one():
     np.testing.assert_allclose(size, choice.solver_error, rtol=0.1, atol=1e-5)
     np.testing.assert_allclose(error.mean(), choice.solver_bias, rtol=0.1, atol=1e-5)
     pilot._truth = pilot._truth + 1  # the bias has a sign
-    below = pilot.measure(choice.nodes).solver_bias
+    below = pilot.measure(choice.solver.nodes).solver_bias
     np.testing.assert_allclose(below, choice.solver_bias - 1, rtol=1e-6)
 
 
 def test_the_solver_stays_below_a_share_of_the_probes():
-    choice = choose_nodes(setting(Hutchinson())[-1])
-    assert choice.nodes in NODES and choice.met
-    assert [steps for steps, _ in choice.tried] == [n for n in NODES if n <= choice.nodes]
-    assert choice.tried[-1] == (choice.nodes, choice.solver_error)
+    choice = setting(Hutchinson())[-1].fewest()
+    assert choice.solver.nodes in STEPS and choice.met
+    assert [steps for steps, _ in choice.tried] == [n for n in STEPS if n <= choice.solver.nodes]
+    assert choice.tried[-1] == (choice.solver.nodes, choice.solver_error)
     assert choice.solver_error <= min(LIMIT, SHARE * choice.probe_stderr)
-    more = choose_nodes(setting(Hutchinson(16))[-1])
+    more = setting(Hutchinson(16))[-1].fewest()
     assert more.probe_stderr < 0.5 * choice.probe_stderr
 
 
@@ -65,8 +63,8 @@ def test_the_solver_stays_below_a_share_of_the_probes():
 )
 def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
     pilot = setting(Hutchinson(probes), data)[-1]
-    choice = choose_nodes(pilot)
-    tried = [pilot.measure(nodes) for nodes in NODES[: NODES.index(choice.nodes) + 1]]
+    choice = pilot.fewest()
+    tried = [pilot.measure(nodes) for nodes in STEPS[: STEPS.index(choice.solver.nodes) + 1]]
     met = {
         "share": [c.solver_error <= SHARE * c.probe_stderr for c in tried],
         "limit": [c.solver_error <= LIMIT for c in tried],
@@ -101,7 +99,7 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
 ):
     data, sde, noise, _, pilot = setting(divergence)
     choice = pilot.measure(nodes)
-    assert choice.solver == Multistep(nodes, choice.calibration, choice.typical)
+    assert choice.solver.nodes == nodes
     x = data.draw(8, 200).astype(np.float32)
     truth = data.log_model(sde, x.astype(np.float64), 1e-5)
 
@@ -116,8 +114,9 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     error = np.abs(run(Exact(), Multistep(nodes)).log_prob - truth)
     stated = np.asarray(run(divergence, choice.solver).solver_error)
     raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
-    together = choice.calibration * np.hypot(raw, choice.typical)
-    together = np.maximum(together, raw - 3 * choice.typical)  # one that is unlike the pilot's
+    calibration, typical = choice.solver.calibration, choice.solver.typical
+    together = calibration * np.hypot(raw, typical)
+    together = np.maximum(together, raw - 3 * typical)  # one that is unlike the pilot's
     np.testing.assert_allclose(stated, together, rtol=1e-5)
     # One pilot of a hundred is unlucky: each eight of the images serve as one.
     covered, width = [], []
@@ -139,16 +138,16 @@ def test_too_few_images_calibrate_nothing():
 def test_levels_for_a_mean_begin_with_what_an_image_needs():
     _, sde, noise, x, pilot = setting(Exact())
     options = {"images": 50_000, "passes": 1, "tolerance": 5e-4}
-    choice = choose_for_mean(pilot, **options)
-    assert choice.levels is not None and choice.levels.nodes[0] == choice.nodes
-    assert choice.nodes >= choose_nodes(pilot).nodes and choice.solver.nodes == choice.nodes
+    choice = pilot.for_mean(**options)
+    assert choice.levels is not None and choice.levels.nodes[0] == choice.solver.nodes
+    assert choice.solver.nodes >= pilot.fewest().solver.nodes
     assert choice.levels.bias <= 2.5e-4
-    told = f"corrected to {choice.levels.nodes[-1]} nodes"
+    told = f"corrected to {choice.levels.nodes[-1]} steps"
     assert (told in str(choice)) == (len(choice.levels.nodes) > 1)
-    assert choose_for_mean(pilot, **options | {"images": 1}).levels is None
+    assert pilot.for_mean(**options | {"images": 1}).levels is None
 
     def failing(x, t):
         return jnp.where(x[:1] == x, jnp.nan, noise(x, t))
 
     failed = Pilot(failing, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=Exact())
-    assert choose_for_mean(failed, **options).levels is None
+    assert failed.for_mean(**options).levels is None

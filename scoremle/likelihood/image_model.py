@@ -1,0 +1,37 @@
+"""The protocol of a model of integer images: what an estimator and a pilot take of it."""
+
+from typing import Protocol, runtime_checkable
+
+from scoremle.core.pixels import Pixels
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.types import NoiseFn
+
+__all__ = ["ImageModel", "pixels_of"]
+
+
+@runtime_checkable
+class ImageModel(Protocol):
+    """What a model of integer images is to an estimator."""
+
+    @property
+    def noise(self) -> NoiseFn: ...
+
+    @property
+    def sde(self) -> SDE: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def pixels(self) -> Pixels | None: ...
+
+
+def pixels_of(model: ImageModel) -> Pixels:
+    """The pixels of a model of integers. Raises UserError for a model of reals."""
+    if model.pixels is None:
+        raise UserError(
+            "this model is one of reals: use log_prob, or give it pixels, such as"
+            " scoremle.Pixels(256)"
+        )
+    return model.pixels

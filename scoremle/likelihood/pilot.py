@@ -1,0 +1,422 @@
+"""The pilot: a solver and a trace for a tolerance, by a few examples on which they are measured.
+
+A solver's error should be small beside the probes' error: unlike that, it may have the same sign
+for all examples. On a few examples, with the same probes, the solver of fixed steps is compared
+with itself at many steps. These are compared with half as many, which limits how far to trust
+them. The error that the solver states is calibrated by the measured one.
+
+Images: the fewest steps are taken whose error is below a share of the probes' standard error,
+and below a limit in bits/dim. A mean over many images has levels of the solver, too (`levels.py`).
+
+Reals, within a tolerance in nats: the fewest steps are taken whose error is at most half of it. At
+each of N steps k probes leave an error of s / sqrt(N k). So the rest of the tolerance asks for k
+of them, at a cost of k derivatives a step; the exact trace of D dimensions costs D, and none of
+its value is random. The cheaper of the two is taken.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+from scipy.special import stdtrit
+
+from scoremle.core.arguments import as_data, check_count, check_number, check_seed
+from scoremle.core.bijectors import AtTime
+from scoremle.core.dequantize import Uniform
+from scoremle.core.divergence import DivergenceEstimator, Exact, Field, Hutchinson, Probes
+from scoremle.core.keys import as_keys, example_keys, split
+from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.programs import Programs
+from scoremle.core.pytree import known
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.flow import flow_log_likelihood
+from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.levels import Levels, choose_levels
+from scoremle.likelihood.record import Likelihood
+from scoremle.numerics import as_pytree, dims_of
+from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.types import AnyArray, Data, Keys, NoiseFn, PRNGKey, Scalar
+
+__all__ = [
+    "FEW_DIMS", "NOISE_SHARE", "PILOT_IMAGES", "Choice", "Pilot", "choose_for_images",
+    "choose_within",
+]  # fmt: skip
+
+# The exact trace is the default up to so many dimensions.
+FEW_DIMS = 64
+SCATTER_STEPS = 32
+STEPS = (12, 16, 24, 32, 48, 64, 96, 128)
+FINEST = 256
+PILOT_IMAGES = 8
+# The solver's error is at most this share of the probes' standard error, and at most this many
+# bits/dim: an error of the mean counts where that of an image no longer does.
+SHARE = 0.25
+LIMIT = 0.005
+# The solver may add this share of the noise's standard error to that of a mean, where that is more
+# than its tolerance.
+NOISE_SHARE = 0.25
+# Examples of reals, of which a few may have most of the error; and their probes, whose spread
+# gives the error of one.
+EXAMPLES, PROBES = 32, 4
+# The share of a tolerance in nats that the solver may take: its errors may all have one sign.
+SOLVER_SHARE = 0.5
+# The share of errors that a calibrated one covers.
+COVERAGE = 0.95
+# Fewer examples don't show the spread of their errors.
+FEWEST = 4
+# In bits/dim: a stated error below this is none to calibrate.
+NEGLIGIBLE = 1e-9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The solver and the trace that a pilot chose, and what they leave on its examples.
+
+    All errors are in ``unit``: "bits/dim" of images, "nats" of reals. ``solver_error`` is a root
+    mean square over the examples, with what is uncertain of the solution that it was measured
+    against: an example may have more, and states it. ``solver_bias`` is the mean of estimate minus
+    truth, to be subtracted from a mean in bits/dim, and its standard error. ``probe_stderr`` is
+    what the probes of one example leave. ``met`` is false if even the most steps missed the aim.
+    ``levels`` are those of a mean, where one is corrected. ``tried`` has numbers of steps, and the
+    solver's error at each.
+    """
+
+    solver: Multistep
+    divergence: DivergenceEstimator
+    unit: str
+    solver_error: float
+    solver_bias: float
+    solver_bias_stderr: float
+    probe_stderr: float
+    examples: int
+    met: bool
+    levels: Levels | None = None
+    tried: tuple[tuple[int, float], ...] = ()
+
+    def __str__(self) -> str:
+        missed = "" if self.met else " (more than was aimed at)"
+        many, unit = self.examples, self.unit
+        if unit == "nats":
+            return (
+                f"{self.solver.nodes} steps, {self.divergence}: on {many} examples the solver"
+                f" states {self.solver_error:.2g} nats{missed}, and the probes leave"
+                f" {self.probe_stderr:.2g}"
+            )
+        return (
+            f"{self.solver.nodes} steps: on {many} images the solver's error is"
+            f" {self.solver_error:.4f} {unit} an image{missed}; estimate minus truth is"
+            f" {self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean over them; the"
+            f" probes' error is {self.probe_stderr:.4f} an image{self._of_mean()}"
+        )
+
+    def _of_mean(self) -> str:
+        if self.levels is None or len(self.levels.nodes) == 1:
+            return ""
+        return f"; the mean over images is corrected to {self.levels.nodes[-1]} steps"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields under the names that they have in results."""
+        return {
+            "nodes": self.solver.nodes,
+            "solver_error": self.solver_error,
+            "solver_bias": self.solver_bias,
+            "solver_bias_stderr": self.solver_bias_stderr,
+            "probe_stderr": self.probe_stderr,
+            "calibration": float(self.solver.calibration),
+            "typical": float(self.solver.typical),
+            "images": self.examples,
+            "met": self.met,
+            "levels": self.levels and asdict(self.levels),
+            "tried": [list(each) for each in self.tried],
+        }
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An estimator whose probes are these if it is to hold them."""
+
+    estimator: DivergenceEstimator
+    probes: Probes
+    hold: Bool[AnyArray, ""]
+
+    @property
+    def random(self) -> bool:
+        return self.estimator.random
+
+    def __repr__(self) -> str:
+        return repr(self.estimator)
+
+    def draw(self, key: Keys, x: Data) -> Probes:
+        return jnp.where(self.hold, self.probes, self.estimator.draw(key, x))
+
+    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+        return self.estimator(field, x, probes)
+
+    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
+        return self.estimator.deviations(estimates)
+
+
+# One program serves all numbers of steps, and probes of both kinds.
+@Programs
+def _solved(
+    rows: tuple[Data, Keys],
+    noise: NoiseFn,
+    sde: SDE,
+    eps: Scalar,
+    divergence: DivergenceEstimator,
+    probes: Probes,
+    hold: Bool[AnyArray, ""],
+    solver: Planned,
+) -> Likelihood:
+    return flow_log_likelihood(
+        noise, sde, *rows, eps=eps, divergence=_Held(divergence, probes, hold), solver=solver
+    )
+
+
+class Pilot:
+    """A few examples on which the solver is measured at any number of steps.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
+        x: the examples, as the network takes them.
+        key: draws the probes, and the times of the steps of each example.
+        eps: the smallest time.
+        divergence: how traces are estimated.
+        finest: so many steps are taken for the truth, as far as half of them agree; 128 or more.
+
+    Raises UserError for fewer, and data that are not finite reals.
+    """
+
+    def __init__(
+        self,
+        noise: NoiseFn,
+        sde: SDE,
+        x: Data,
+        key: PRNGKey,
+        *,
+        eps: Scalar,
+        divergence: DivergenceEstimator,
+        finest: int = FINEST,
+    ) -> None:
+        check_count("finest", finest, least=STEPS[-1])
+        x = as_data(x)
+        key_probe, key_fresh = split(as_keys(key))
+        self.divergence = divergence
+        self.examples, self.bits = len(x), dims_of(x) * math.log(2)  # nats in a bit/dim
+
+        # The same probes for all numbers of steps: what differs is the solver's error.
+        probes = divergence.draw(key_probe, x)
+
+        def solved(steps: int, *, hold: bool) -> Likelihood:
+            key = key_probe if hold and divergence.random else key_fresh
+            held = divergence, probes, np.asarray(hold)
+            rows = x, example_keys(key, len(x))
+            return _solved(rows, as_pytree(noise), sde, eps, *held, Planned.of(steps, finest))
+
+        self._solved = solved
+        self._scatter = None
+        if divergence.random:
+            found = self._in_bits(solved(SCATTER_STEPS, hold=False).probe_stderr)
+            self._scatter = _size(found) * math.sqrt(SCATTER_STEPS)
+        self.bpd = cache(self._bpd)
+        self._truth = self.bpd(finest)
+        self._doubt = self.bpd(finest // 2) - self._truth
+
+    def _in_bits(self, values: jax.Array) -> np.ndarray:
+        return np.asarray(values, np.float64) / self.bits
+
+    def _bpd(self, steps: int) -> np.ndarray:
+        """Up to a constant, in which all numbers of steps agree."""
+        return -self._in_bits(self._solved(steps, hold=True).log_prob)
+
+    def error_or_doubt(self, steps: int) -> np.ndarray:
+        """The error at ``steps`` steps, with what is uncertain of the truth, in bits/dim."""
+        return np.hypot(self.bpd(steps) - self._truth, self._doubt)
+
+    def measure(self, steps: int) -> Choice:
+        """The errors that ``steps`` steps leave, in bits/dim, and the solver that states them."""
+        error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
+        bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.examples)
+        stated = self._in_bits(self._solved(steps, hold=False).solver_error)
+        calibration, typical = _calibration(error_or_doubt, np.maximum(stated, NEGLIGIBLE))
+        probe, aim = 0.0, LIMIT
+        if self._scatter is not None:
+            probe = self._scatter / math.sqrt(steps)
+            aim = min(LIMIT, SHARE * probe)
+        return Choice(
+            solver=Multistep(steps, calibration, typical * self.bits),
+            divergence=self.divergence,
+            unit="bits/dim",
+            solver_error=_size(error_or_doubt),
+            solver_bias=float(error.mean()),
+            solver_bias_stderr=bias_stderr,
+            probe_stderr=probe,
+            examples=self.examples,
+            met=_size(error_or_doubt) <= aim,
+        )
+
+    def fewest(self) -> Choice:
+        """The fewest of ``STEPS`` that are enough for such images; the most, if none are."""
+        for steps in STEPS:
+            choice = self.measure(steps)
+            if choice.met:
+                break
+        return replace(choice, tried=self._tried(STEPS[: STEPS.index(steps) + 1]))
+
+    def for_mean(self, images: int, passes: int, tolerance: float) -> Choice:
+        """As many steps as each image needs, or more, and the levels that correct the mean.
+
+        There are no levels for fewer than two images, from fewer than four of the pilot, and where
+        one of these fails.
+
+        Args:
+            images: of which the mean is wanted.
+            passes: over each of them.
+            tolerance: bits/dim that the solver may add to the standard error of the mean; a
+                quarter of what the probes leave of it, where that is more.
+        """
+        choice = self.fewest()
+        values = {steps: self.bpd(steps) for steps in (*STEPS, FINEST)}
+        finite = all(np.isfinite(bpd).all() for bpd in values.values())
+        if self.examples < FEWEST or images < 2 or not finite:
+            return choice
+        noise = choice.probe_stderr / math.sqrt(images * passes)
+        levels = choose_levels(
+            values, coarsest=choice.solver.nodes, images=images, passes=passes,
+            tolerance=max(tolerance, NOISE_SHARE * noise),
+        )  # fmt: skip
+        choice = self.measure(levels.nodes[0])
+        return replace(choice, levels=levels, tried=self._tried((*STEPS, FINEST)))
+
+    def within(self, tolerance: float, dims: int) -> Choice:
+        """The cheapest solver and trace for errors of so many nats together.
+
+        Args:
+            tolerance: nats, of a root mean square over examples.
+            dims: of an example.
+        """
+        for steps in STEPS:
+            choice = self.measure(steps)
+            solver = choice.solver
+            # None is stated from too few examples.
+            stated = float(solver.calibration * math.sqrt(2) * solver.typical)
+            error = max(self.bits * choice.solver_error, stated)
+            if met := error <= SOLVER_SHARE * tolerance:
+                break
+        left = math.sqrt(1 - SOLVER_SHARE**2) * tolerance
+        of_one = self.bits * choice.probe_stderr * math.sqrt(PROBES)
+        probes = max(2, math.ceil((of_one / left) ** 2))
+        exact = dims <= FEW_DIMS or probes >= dims
+        return replace(
+            choice,
+            divergence=Exact() if exact else Hutchinson(probes),
+            unit="nats",
+            solver_error=error,
+            solver_bias=self.bits * choice.solver_bias,
+            solver_bias_stderr=self.bits * choice.solver_bias_stderr,
+            probe_stderr=0.0 if exact else of_one / math.sqrt(probes),
+            met=met,
+        )
+
+    def _tried(self, steps: Iterable[int]) -> tuple[tuple[int, float], ...]:
+        return tuple((each, _size(self.error_or_doubt(each))) for each in steps)
+
+
+def _size(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
+    """The factor of the stated errors and the typical one together, and the typical one.
+
+    1 and nothing, where the examples are too few or the solver fails on one of them.
+    """
+    if len(error) < FEWEST or not np.isfinite(error + stated).all():
+        return 1.0, 0.0
+    typical = _size(stated)
+    deviations = stdtrit(len(error), (1 + COVERAGE) / 2)  # of Student's t
+    return float(deviations) * _size(error / np.hypot(stated, typical)), typical
+
+
+def choose_for_images(
+    model: ImageModel,
+    images: Integer[Array | np.ndarray, "n h w c"],
+    *,
+    divergence: DivergenceEstimator = Hutchinson(),
+    mean_over: int = 1,
+    passes: int = 1,
+    tolerance: float = 0.0,
+    seed: int = 0,
+) -> Choice:
+    """The solver of likelihoods of such images; of a mean over several, its levels, too.
+
+    Args:
+        model: of images.
+        images: integers as the model takes them, of which the first eight are used.
+        divergence: how traces are estimated.
+        mean_over: of how many images the mean is wanted, each in so many ``passes``.
+        passes: over them.
+        tolerance: bits/dim that the solver may add to the standard error of that mean.
+        seed: of probes and dequantization noise.
+
+    Raises UserError for no images.
+    """
+    x = jnp.asarray(images[:PILOT_IMAGES])
+    if not len(x):
+        raise UserError("there are no images to choose the solver's steps on")
+    key_u, key = jax.random.split(jax.random.key(seed))
+    y = pixels_of(model).encode(x, Uniform()(key_u, x)[0])
+    z, _ = AtTime(model.sde, model.eps).forward(y)
+    pilot = Pilot(model.noise, model.sde, z, key, eps=model.eps, divergence=divergence)
+    return pilot.for_mean(mean_over, passes, tolerance)
+
+
+def choose_within(
+    noise: NoiseFn,
+    sde: SDE,
+    x: Data,
+    *,
+    tolerance: float,
+    eps: Scalar,
+    condition: Any = None,
+    seed: int = 0,
+) -> Choice:
+    """The cheapest solver and trace for log p with errors of about so many nats.
+
+    Args:
+        noise: the noise prediction eps(x, t), or eps(x, t, condition).
+        sde: what noise is added when.
+        x: data at t = ``eps``, of which the first 32 examples are used.
+        tolerance: in nats, of the errors of solver and probes together, in root mean square.
+        eps: the smallest time, where the density is taken.
+        condition: any pytree of arrays, with a row for each example or one for all.
+        seed: of the pilot's probes.
+
+    Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
+    """
+    if not known(x, as_pytree(noise), condition):
+        raise UserError(
+            "a tolerance needs numbers: outside of jit and grad, let model.within choose a solver"
+            " and a divergence, then compile with these"
+        )
+    check_number("tolerance", tolerance, above=0)
+    check_seed(seed)
+    x = as_data(x)
+    if not len(x):
+        raise UserError("a tolerance needs examples")
+    few = x[:EXAMPLES]
+    rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
+    pilot = Pilot(
+        conditioned(noise, rows), sde, few, jax.random.key(seed), eps=eps,
+        divergence=Hutchinson(PROBES),
+    )  # fmt: skip
+    return pilot.within(tolerance, dims_of(x))
