@@ -265,6 +265,30 @@ def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(
     np.testing.assert_array_equal(again.solver_error, found.solver_error)
 
 
+def test_a_tolerance_corrects_the_mean_and_says_by_what():
+    """Beside many steps with the same noise: each probe of signs gives the exact trace here."""
+    model, many = images(), np.concatenate([IMAGES] * 20)
+    found = model.score(many, tolerance=1e-4)
+    mean = found.mean
+    finer = replace(model, solver=Multistep(512)).score(many)
+    left = abs(mean.mean - finer.bpd.mean())
+    assert left <= 3 * mean.errors.solver + mean.errors.finest_bias
+    assert left < abs(found.bpd.mean() - finer.bpd.mean()) / 10
+    assert found.choice.solver.nodes == mean.level_nodes[0] < mean.level_nodes[1]
+    assert f"{mean.mean:.3f} +- {mean.stderr:.3f}" in repr(found)
+    assert f"{mean.level_nodes[0]} steps, chosen on 8 images" in repr(found)
+    with pytest.raises(UserError, match="tolerance"):
+        model.score(IMAGES, tolerance=1e-3, estimator=model.default_estimator)
+
+
+def test_a_large_error_of_the_solver_is_told():
+    rough = replace(images(), solver=Multistep(3)).score(IMAGES)
+    assert (rough.solver_error > 0.01).all()
+    assert f"that of {len(IMAGES)} above 0.01" in repr(rough)
+    fine = replace(images(), solver=Multistep(256)).score(IMAGES)
+    assert "above" not in repr(fine)
+
+
 def test_samples_are_integers():
     drawn = images().sample(400, KEY)
     assert drawn.dtype == np.uint8 and drawn.shape == (400, *SHAPE)

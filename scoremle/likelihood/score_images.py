@@ -135,7 +135,7 @@ def score_images(
         found, _ = measure(
             by, images[chosen], np.arange(len(chosen)),
             jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
-            parts=parts and parts / words, label=f"{label} {words}".strip(),
+            parts=parts and parts / words, label=label and f"{label} {words}",
         )  # fmt: skip
         if not all(np.isfinite(column).all() for column in found.values()):
             raise UserError(f"{label}, {words}: a difference is not finite")
