@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 
 __all__ = [
     "Memory", "Needs", "bytes_of_each", "check_devices", "check_room", "fetch", "filled",
@@ -40,7 +40,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except Exception as error:  # an assertion, where the plugin of an asked platform is missing
-        text = next(iter(str(error).splitlines()), type(error).__name__).partition(" (set ")[0]
+        text = first_line(error).partition(" (set ")[0]
         asked = jax.config.values["jax_platforms"]
         raise UserError(
             f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from scoremle.terminal import in_a_line
 
-__all__ = ["Stopped", "UserError", "choose", "nearest", "no_model", "out_of_memory"]
+__all__ = ["Stopped", "UserError", "choose", "first_line", "nearest", "no_model", "out_of_memory"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,19 @@ class Stopped(SystemExit):
 
     def __init__(self, signal: int) -> None:
         super().__init__(128 + signal)
+
+
+def first_line(error: BaseException, *, named: bool = False) -> str:
+    """The first line of an error's message, or its type where it has none.
+
+    Args:
+        error: of whatever kind.
+        named: put its type in front, but for a UserError.
+    """
+    lines, kind = str(error).strip().splitlines(), type(error).__name__
+    if not lines:
+        return kind
+    return f"{kind}: {lines[0]}" if named and not isinstance(error, UserError) else lines[0]
 
 
 def out_of_memory(error: BaseException) -> bool:

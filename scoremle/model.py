@@ -29,7 +29,7 @@ from scoremle.core.dequantize import Dequantizer, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import as_condition, conditioned, rows_of
+from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from scoremle.devices import replicated, split_rows
-from scoremle.errors import Stopped, UserError
+from scoremle.errors import Stopped, UserError, first_line
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
@@ -66,10 +66,10 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
             coordinator or None, processes, process, heartbeat_timeout_seconds=HEARTBEAT
         )
     except (ValueError, RuntimeError) as error:
-        text = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"the processes of this run can't be joined: {text}; say --coordinator=HOST:PORT,"
-            " --processes=N and --process=I, or start them by a cluster that JAX knows"
+            f"the processes of this run can't be joined: {first_line(error)}; say"
+            " --coordinator=HOST:PORT, --processes=N and --process=I, or start them by a cluster"
+            " that JAX knows"
         ) from None
     if tasks == 1:
         for name in VISIBLE:
@@ -103,7 +103,7 @@ def _meet() -> None:
     except RuntimeError as error:
         if "gloo" not in str(error):
             raise
-        name, text = socket.gethostname(), str(error).splitlines()[0][:300]
+        name, text = socket.gethostname(), first_line(error)[:300]
         raise UserError(
             f"the processes of this run can't reach each other: {text}; on CPUs a machine is"
             f" reached by its own name, which must lead to an address that the others see: {name}"

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from scoremle.errors import out_of_memory
+from scoremle.errors import first_line, out_of_memory
 from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.processes import check_agreed, stop_if_asked
 from scoremle.progress import progress
@@ -138,7 +138,7 @@ def _halved(size: int, least: int, unit: str, error: Exception) -> int:
         raise error
     logger.warning(
         "%d %ss at once are too many for memory (%s): going on with %d at once",
-        size, unit, next(iter(str(error).splitlines()), "out of memory"), half,
+        size, unit, first_line(error), half,
     )  # fmt: skip
     return half
 

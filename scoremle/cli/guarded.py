@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from scoremle.cli.signals import ANSWERED, say_stopping
-from scoremle.errors import Stopped, out_of_memory
+from scoremle.errors import Stopped, first_line, out_of_memory
 from scoremle.terminal import printable
 
 __all__ = ["guarded"]
@@ -88,7 +88,7 @@ def _line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     fetched = isinstance(error, ValueError) and STATUS.match(text)
     if (fetched or isinstance(error, jax.errors.JaxRuntimeError)) and not out_of_memory(error):
-        return f"{LOST} ({text.splitlines()[0][:200]})"
+        return f"{LOST} ({first_line(error)[:200]})"
     return text
 
 

@@ -32,7 +32,7 @@ from scoremle.bounded import (
     read_member,
     read_no_further,
 )
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, opened, read_bytes
 
 __all__ = ["Source", "hash_files", "is_archive", "is_hidden", "listing", "read_start", "stamp"]
@@ -316,7 +316,7 @@ def _damage(path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged archive may raise anything
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         raise UserError(
             f"{path}: truncated or damaged archive ({text}); fetch the file again"
         ) from error

@@ -26,7 +26,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from scoremle.data.readers.arrays import map_npy
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import (
     inside,
     is_abandoned,
@@ -132,8 +132,7 @@ class Prepared:
         try:
             array = map_npy(path)
         except Exception as error:  # a damaged header may raise anything
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is damaged ({text}); {self._remedy}") from error
+            raise UserError(f"{path} is damaged ({first_line(error)}); {self._remedy}") from error
         if array.shape != shape or array.dtype != kind:
             raise UserError(
                 f"{path} holds {array.dtype} of shape {array.shape}, not {kind.__name__} of"

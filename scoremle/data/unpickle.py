@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scoremle.bounded import MAX_COMMANDS, File, array_bytes
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 
 __all__ = ["Name", "Reader", "of", "unpickle"]
 
@@ -74,7 +74,7 @@ def unpickle(content: bytes, where: str) -> Any:
     except UserError as error:
         raise UserError(f"{where}: refused: {error}") from None
     except Exception as error:  # a damaged pickle may raise anything
-        text = str(error).splitlines()[0][:SHOWN] if str(error) else type(error).__name__
+        text = first_line(error)[:SHOWN]
         raise UserError(
             f"{where}: not a pickle, or a damaged one ({text}); fetch it again"
         ) from error

@@ -20,7 +20,7 @@ from jaxtyping import UInt64
 
 from scoremle.bounded import MAX_FILE
 from scoremle.data.pieces import MOST_ROWS, Image, Kind, Piece, images_of
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.experiment.scorer import INDEX, VALUES, Scorer
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
 from scoremle.progress import progress
@@ -257,6 +257,5 @@ def _in_a_line(ray: Any) -> Iterator[None]:
         cause: BaseException = error
         while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
             cause = inner
-        text = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise UserError(f"a worker failed: {text}") from error
+        raise UserError(f"a worker failed: {first_line(cause)}") from error
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.interop.wrappers import Around
 
 __all__ = ["Frozen"]
@@ -38,7 +38,8 @@ class Frozen:
             # What torch.compile gives is traced anew in every thread: its origin is taken.
             self.module = copy.deepcopy(getattr(module, "_orig_mod", module))
         except Exception as error:
-            raise UserError(f"{self.name} can't be copied: {_line(error)}") from error
+            words = first_line(error, named=True)
+            raise UserError(f"{self.name} can't be copied: {words}") from error
         self.module.eval().float().requires_grad_(False)
         state = [*self.module.parameters(), *self.module.buffers()]
         self.device = state[0].device if state else torch.device("cpu")
@@ -49,7 +50,8 @@ class Frozen:
             y = self.module(x, label, *condition)
         except Exception as error:
             shapes = ", ".join(f"{_dtype(a)} {list(a.shape)}" for a in (x, label, *condition))
-            raise UserError(f"{self.name} failed on inputs {shapes}: {_line(error)}") from error
+            words = first_line(error, named=True)
+            raise UserError(f"{self.name} failed on inputs {shapes}: {words}") from error
         if not isinstance(y, Tensor):
             raise UserError(
                 f"{self.name} gives a {type(y).__name__}, not a tensor: wrap it in a module whose"
@@ -107,7 +109,8 @@ class Frozen:
                 y, places, v, retain_graph=True, materialize_grads=True, **options
             )
         except Exception as error:
-            raise UserError(f"{self.name} can't be differentiated: {_line(error)}") from error
+            words = first_line(error, named=True)
+            raise UserError(f"{self.name} can't be differentiated: {words}") from error
 
 
 @contextlib.contextmanager
@@ -122,7 +125,3 @@ def _differentiable_twice(wanted: bool) -> Iterator[None]:
 
 def _dtype(a: Tensor) -> str:
     return str(a.dtype).removeprefix("torch.")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

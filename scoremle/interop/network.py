@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from scoremle.core.prediction import BETWEEN_REMEDY
 from scoremle.core.pytree import pytree, static
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.interop.by_torch import InTorch
 from scoremle.interop.by_torchax import translated
 from scoremle.interop.frozen import Frozen
@@ -196,5 +196,4 @@ def _tensor(a: np.ndarray, device: torch.device) -> Tensor:
 def _line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torchax":
         return "torchax is not installed: pip install 'scoremle[torchax]'"
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return text.strip().splitlines()[0]
+    return first_line(error, named=True)

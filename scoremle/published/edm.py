@@ -28,7 +28,7 @@ from scoremle.core.prediction import Conditioning, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.devices import check_room, placed
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.published import safetensors
@@ -163,8 +163,8 @@ def load(path: Path) -> PublishedModel:
         raise UserError(f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Fields and tensors may be anything at all.
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path}: its tensors do not fit {place.name}: {text}") from None
+        words = first_line(error, named=True)
+        raise UserError(f"{path}: its tensors do not fit {place.name}: {words}") from None
 
 
 def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PublishedModel:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.published import diffusers
 
 __all__ = ["PREFIX", "download"]
@@ -62,5 +62,5 @@ def _fetched(place: str, names: Sequence[str], largest: int) -> Path:
         raise
     except Exception as error:
         # No network, no such model, a name that is none: every kind of exception.
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{place} can't be had from the hub: {text}") from error
+        words = first_line(error, named=True)
+        raise UserError(f"{place} can't be had from the hub: {words}") from error

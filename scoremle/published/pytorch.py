@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from scoremle.bounded import MAX_MODEL
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import named, opened
 from scoremle.published import torch_file
 from scoremle.training.checkpoints import Damaged
@@ -53,8 +53,7 @@ def load(path: Path) -> Any:
             return torch_file.read(file, os.fstat(file.fileno()).st_size)
         except Exception as error:
             # Damaged files come out of pickletools, zipfile and numpy as every kind of exception.
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise Damaged(f"not a PyTorch checkpoint: {text}") from None
+            raise Damaged(f"not a PyTorch checkpoint: {first_line(error, named=True)}") from None
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

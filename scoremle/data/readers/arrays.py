@@ -17,7 +17,7 @@ from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_uint8
 from scoremle.data.archive import Source, hash_files, listing
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import named, opened
 
 __all__ = ["check_images", "load_npy", "load_npz", "map_npy", "read_arrays"]
@@ -144,7 +144,7 @@ def load_npz(file: File, where: str) -> dict[str, np.ndarray]:
 
 
 def _damaged(where: str, error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     if "allow_pickle" in text or "Python objects" in text:
         return f"{where}: refused: it holds pickled objects, which could run code; save uint8"
     return f"{where}: can't be read as an array ({text}); save it again"

@@ -22,7 +22,7 @@ from scoremle.data.readers.base import (
 )
 from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import opened
 
 __all__ = ["count_rows", "is_parquet", "parquet_rows", "read_parquet"]
@@ -64,7 +64,7 @@ def _check_pyarrow(path: Path) -> None:
 
 
 def _damaged(where: str, error: Exception) -> str:
-    return f"{where}: truncated or no parquet file ({str(error).splitlines()[0]})"
+    return f"{where}: truncated or no parquet file ({first_line(error)})"
 
 
 def _chunks(source: Source, options: Options) -> Iterator[Chunk]:

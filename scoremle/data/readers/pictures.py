@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scoremle.bounded import MAX_PICTURE, MAX_PIXELS, MAX_SCANNED
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 
 __all__ = [
     "FITS", "Decoder", "chunked", "decoded", "fitted", "in_mode", "is_animated", "is_picture",
@@ -164,7 +164,7 @@ def decoded(
     except UnusableImage:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             text = f"it is no {', '.join(formats[:-1])} or {formats[-1]}"
         raise UnusableImage(f"can't be decoded: {text}") from error

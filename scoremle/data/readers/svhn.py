@@ -14,7 +14,7 @@ import numpy as np
 from scoremle.bounded import MAX_MAT, check_ratio, check_size
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 
 __all__ = ["read_svhn"]
 
@@ -55,8 +55,9 @@ def _read(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # scipy raises many kinds for damaged files
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where}: truncated or no .mat file ({text}); fetch it again") from error
+        raise UserError(
+            f"{where}: truncated or no .mat file ({first_line(error)}); fetch it again"
+        ) from error
     x, y = found.get("X"), found.get("y")
     if x is None or y is None or x.dtype != np.uint8 or x.shape[:3] != (32, 32, 3) or x.ndim != 4:
         raise UserError(f"{where}: lacks X, uint8 of shape (32, 32, 3, n), or y")
