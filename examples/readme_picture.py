@@ -35,7 +35,7 @@ def main() -> None:
 def draw_order(axis: Any) -> None:
     """Bits/dim of every fourth test digit, in order, with digits along the curve."""
     images = scoremle.data.load("digits").test[::4]
-    scores = scoremle.load("digits").score(images, repeats=4, label="digits")
+    scores = scoremle.load("digits").score(images, passes=4, label="digits")
     print(scores)
     order = np.argsort(scores.bpd)
     rank = np.arange(len(order))

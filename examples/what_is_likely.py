@@ -70,7 +70,7 @@ def measure(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bits/dim, errors and ranks of all images."""
     model, _ = scoremle.load("digits").calibrated(found["digit"])
-    scores = model.score(np.concatenate(list(found.values())), repeats=passes)
+    scores = model.score(np.concatenate(list(found.values())), passes=passes)
     reference = reference_of("digits", model, "ode").values
     errors = np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2)
     return scores.bpd, errors, ranks(scores.bpd, reference)

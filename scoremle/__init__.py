@@ -4,7 +4,7 @@
 
     model = scoremle.load("digits")                     # a small model that the package ships
     images = scoremle.data.load("digits").test[:16]     # uint8 (16, 8, 8, 1)
-    scores = model.score(images, repeats=4)             # bits/dim of each image, with its error
+    scores = model.score(images, passes=4)             # bits/dim of each image, with its error
 
 What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each:
 

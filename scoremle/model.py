@@ -328,7 +328,7 @@ class ScoreModel:
         *,
         condition: Condition = None,
         index: Sequence[int] | Integer[Array | np.ndarray, " n"] | None = None,
-        repeats: int = 1,
+        passes: int = 1,
         dequantizer: Dequantizer | None = None,
         estimator: Estimator | None = None,
         tolerance: float | None = None,
@@ -343,7 +343,7 @@ class ScoreModel:
             images: [n h w c], or [n h w] where the model has one channel.
             condition: what the noise prediction takes, a row for each image or one for all.
             index: the number of each image, to which its randomness belongs; None: its place.
-            repeats: independent passes, whose spread tells the error.
+            passes: independent passes, whose spread tells the error.
             dequantizer: None: uniform noise.
             estimator: None: ``default_estimator``.
             tolerance: bits/dim that the solver may add to the standard error of the mean over
@@ -367,13 +367,13 @@ class ScoreModel:
             ...     eps=1e-3, shape=(1, 2, 1), pixels=scoremle.Pixels(8),
             ... )
             >>> images = np.asarray([1, 6], np.uint8).reshape(1, 1, 2, 1)
-            >>> scores = model.score(images, repeats=20)
+            >>> scores = model.score(images, passes=20)
             >>> print(bool(abs(scores.bpd[0] - 3.61) < 4 * scores.stderr[0] + 0.01))
             True
         """
         pixels = pixels_of(self)
         check_seed(seed)
-        check_count("repeats", repeats)
+        check_count("passes", passes)
         if batch_size is not None:
             check_count("batch_size", batch_size)
         images = pixels.checked(images, self.shape)
@@ -389,13 +389,13 @@ class ScoreModel:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
-                self.given(condition), images, mean_over=n, passes=repeats, tolerance=tolerance,
+                self.given(condition), images, mean_over=n, passes=passes, tolerance=tolerance,
                 seed=seed,
             )  # fmt: skip
             model = replace(self, solver=choice.solver)
         found = score_images(
             model._plain(), estimator or model.default_estimator, images, numbers,
-            dequantizer=dequantizer, condition=condition, passes=repeats, seed=seed,
+            dequantizer=dequantizer, condition=condition, passes=passes, seed=seed,
             batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
             levels=choice.levels if choice else None, tolerance=tolerance or 0.0,
         )  # fmt: skip

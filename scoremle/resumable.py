@@ -79,15 +79,15 @@ def in_parts(
     others[share] = False
 
     def put(part: Arrays) -> None:
-        repeat, first = part.pop("place")
-        if repeat >= passes or first >= n:
+        number, first = part.pop("place")
+        if number >= passes or first >= n:
             return
         for name, values in part.items():
             values = values[: n - first]
             if name not in rows:
                 rows[name] = np.zeros((passes, n, *values.shape[1:]), values.dtype)
-            rows[name][repeat, first : first + len(values)] = values
-            done[repeat, first : first + len(values)] = True
+            rows[name][number, first : first + len(values)] = values
+            done[number, first : first + len(values)] = True
 
     for part in _finished(folder):
         put(part)
@@ -98,22 +98,22 @@ def in_parts(
             tell(total, describe(rows, done))
         todo = [*_missing(done | others, size)][::-1]
         while todo:
-            repeat, first, stop = todo.pop()
+            number, first, stop = todo.pop()
             if stop - first > size:  # it was halved meanwhile
-                todo.append((repeat, first + size, stop))
+                todo.append((number, first + size, stop))
                 stop = first + size
             index = np.minimum(first + np.arange(size), stop - 1)
             try:
-                found = work(repeat, index)
+                found = work(number, index)
             except (MemoryError, RuntimeError) as error:
                 size = _halved(size, least, unit, error)
-                todo.append((repeat, first, stop))
+                todo.append((number, first, stop))
                 continue
             part = {name: np.asarray(values)[: stop - first] for name, values in found.items()}
-            part["place"] = np.asarray([repeat, first])
+            part["place"] = np.asarray([number, first])
             if folder:
                 sealed = {**part, SEAL: np.asarray(_seal(folder, part))}
-                write_npz(folder / f"pass{repeat}_{unit}{first}.npz", sealed)
+                write_npz(folder / f"pass{number}_{unit}{first}.npz", sealed)
             put(part)
             tell(int(done.sum()), describe(rows, done))
             stop_if_asked()
@@ -124,9 +124,9 @@ def missing(n: int, *, passes: int, folder: Path) -> Int[np.ndarray, " k"]:
     """Which of n images lack a finished part in ``folder``, in whatever pass."""
     done = np.zeros((passes, n), bool)
     for part in _finished(folder):
-        repeat, first = part.pop("place")
-        if repeat < passes:
-            done[repeat, first : first + len(next(iter(part.values())))] = True
+        number, first = part.pop("place")
+        if number < passes:
+            done[number, first : first + len(next(iter(part.values())))] = True
     return np.flatnonzero(~done.all(axis=0))
 
 
@@ -167,8 +167,8 @@ def read_part(path: Path) -> Arrays | None:
     lengths = {array.shape[:1] for name, array in part.items() if name != "place"}
     if len(lengths) != 1 or () in lengths:
         return None
-    repeat, first = part["place"].tolist()
-    at_its_place = re.fullmatch(rf"pass{repeat}_[a-z]+{first}(\D.*)?", path.stem)
+    number, first = part["place"].tolist()
+    at_its_place = re.fullmatch(rf"pass{number}_[a-z]+{first}(\D.*)?", path.stem)
     sealed = stated is None or str(stated) == _seal(path.parent, part)
     return part if at_its_place and sealed else None
 
@@ -184,8 +184,8 @@ def _seal(folder: Path, part: Arrays) -> str:
 
 def _missing(done: Bool[np.ndarray, "passes n"], size: int) -> Iterator[tuple[int, int, int]]:
     """Pass, first and end of what is to be done, in order, at most ``size`` images each."""
-    for repeat, row in enumerate(done):
+    for number, row in enumerate(done):
         (edges,) = np.diff(row, prepend=True, append=True).nonzero()
         for begin, end in edges.reshape(-1, 2).tolist():
             for first in range(begin, end, size):
-                yield repeat, first, min(first + size, end)
+                yield number, first, min(first + size, end)

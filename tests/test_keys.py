@@ -308,7 +308,7 @@ def table_on_ray(folder, monkeypatch, experiment):
     yield SAME, key()
     for name, found in OTHERS.items():
         yield name, key(found=found)
-    for flag in ("fit=resize", "label=3", "repeats=9", "seed=1"):
+    for flag in ("fit=resize", "label=3", "passes=9", "seed=1"):
         yield flag, key(f"--{flag}")
 
 

@@ -146,7 +146,7 @@ def test_scores_are_the_dequantization_bound_and_close_on_the_probability():
     u = (np.arange(1000) + 0.5) / 1000
     y = -1 + 2 * (np.arange(8)[:, None] + u) / 8
     per_level = -(norm.logpdf(y, 0.1, 0.3).mean(axis=1) + np.log(2 / 8)) / bits
-    scores = model.score(IMAGES, repeats=16, estimator=ByOde(Exact(), Multistep(48)))
+    scores = model.score(IMAGES, passes=16, estimator=ByOde(Exact(), Multistep(48)))
     expected = per_level[IMAGES].mean(axis=(1, 2, 3))
     gap = scores.bpd - expected
     assert abs(gap.mean()) < 4 * np.sqrt(np.mean(scores.stderr**2) / len(gap)) + 2e-3
@@ -164,7 +164,7 @@ def test_scores_by_a_bound_lie_above_and_say_their_error():
     start = truncation_start(VP, 1e-5, PIXELS)
     decoder = ByBound(64, reconstruction=Discrete(points), start=start)
     for estimator in (ByBound(64), decoder):
-        found = images().score(IMAGES, repeats=4, estimator=estimator)
+        found = images().score(IMAGES, passes=4, estimator=estimator)
         assert np.mean(found.bpd - truth) > 0
         assert (found.solver_error == 0).all() and (found.probe_stderr > 0).all()
 
@@ -193,14 +193,14 @@ def test_what_does_not_fit_memory_is_done_in_halves(monkeypatch, caplog):
 
 def test_a_value_belongs_to_its_image():
     """Not to the batch size, its place, or the other images."""
-    whole = images().score(IMAGES, repeats=2)
+    whole = images().score(IMAGES, passes=2)
     for batch_size in (5, 64):
-        again = images().score(IMAGES, repeats=2, batch_size=batch_size)
+        again = images().score(IMAGES, passes=2, batch_size=batch_size)
         np.testing.assert_allclose(again.bpd, whole.bpd, atol=1e-5)
     some = np.array([17, 3, 11])
-    part = images().score(IMAGES[some], index=some, repeats=2)
+    part = images().score(IMAGES[some], index=some, passes=2)
     np.testing.assert_allclose(part.bpd, whole.bpd[some], atol=1e-5)
-    elsewhere = images().score(IMAGES[some], repeats=2)
+    elsewhere = images().score(IMAGES[some], passes=2)
     assert not np.allclose(elsewhere.bpd, part.bpd, atol=1e-4)
     far = images().score(IMAGES[some], index=some + 2**40)
     assert not np.allclose(far.bpd, images().score(IMAGES[some], index=some).bpd, atol=1e-4)
@@ -259,7 +259,7 @@ def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(
     error = np.abs(found.bpd - finer.score(IMAGES[others], index=others).bpd)
     assert np.mean(error <= found.solver_error) >= 0.9
     assert np.median(found.solver_error / error) <= 4
-    model.score(IMAGES[::-1], repeats=2, seed=1)
+    model.score(IMAGES[::-1], passes=2, seed=1)
     again = model.score(IMAGES[others], index=others)
     np.testing.assert_array_equal(again.bpd, found.bpd)
     np.testing.assert_array_equal(again.solver_error, found.solver_error)

@@ -32,7 +32,7 @@ def of_vectors() -> scoremle.ScoreModel:
 def bits(images: np.ndarray, key: jax.Array) -> float:
     model = scoremle.load("digits")
     finer = scoremle.ByOde(scoremle.Hutchinson(probes=8), scoremle.Multistep(nodes=64))
-    scores: scoremle.Scores = model.score(images, repeats=2, estimator=finer)
+    scores: scoremle.Scores = model.score(images, passes=2, estimator=finer)
     better, choice = model.calibrated(images)
     print(choice.solver.nodes, better.check(images), len(scores), scores.to_pandas().columns)
     samples: np.ndarray = model.sample(4, key)

@@ -38,7 +38,7 @@ class Scorer:
     Args:
         model: what ``load`` takes, or a function without arguments that returns a ScoreModel.
         estimator: None: the model's own.
-        repeats: independent passes, whose spread tells the error.
+        passes: independent passes, whose spread tells the error.
         seed: of everything random.
         batch_size: how many images the compiled program takes at once; no value depends on it.
 
@@ -58,16 +58,16 @@ class Scorer:
         model: str | Path | Callable[[], ScoreModel],
         *,
         estimator: Estimator | None = None,
-        repeats: int = 1,
+        passes: int = 1,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
     ) -> None:
         check_seed(seed)
-        check_count("repeats", repeats)
+        check_count("passes", passes)
         check_count("batch_size", batch_size)
         self._place = model
         self._options: dict[str, Any] = {
-            "estimator": estimator, "repeats": repeats, "seed": seed, "batch_size": batch_size,
+            "estimator": estimator, "passes": passes, "seed": seed, "batch_size": batch_size,
         }  # fmt: skip
         self.model = model() if callable(model) else load(model)
 

@@ -172,8 +172,8 @@ def _measured(
     program = within_memory(program) if halves else program
     model, dequantizer = replicate((model, dequantizer), devices)
 
-    def work(repeat: int, place: Int[np.ndarray, " size"]) -> Arrays:
-        keys = image_keys(jax.random.fold_in(key, repeat), index[place])
+    def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
+        keys = image_keys(jax.random.fold_in(key, number), index[place])
         batch = images[place], keys, jax.tree.map(lambda row: row[place], rows)
         return _timed(program, estimator, model, dequantizer, *split_rows(batch, devices))
 

@@ -115,7 +115,7 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
     )
     decoder = Informed(model.pixels.points, result["decoder_scale"])
     by_ode = ByOde(solver=scoremle.Multistep(4), decoder=decoder)
-    expected = model.score(data.test, estimator=by_ode, repeats=2, seed=5)
+    expected = model.score(data.test, estimator=by_ode, passes=2, seed=5)
     with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
     scale = model.fitted(data.train).decoder_scale
@@ -169,7 +169,7 @@ def test_an_evaluation_by_a_chain_of_steps(imported):
     model = scoremle.load(file)
     data = scoremle.data.load("images", path=result_path(workdir), image_size=8, num_channels=3)
     chain = scoremle.likelihood.chains.chain_of(6, model.sde, model.eps, model.pixels)
-    expected = model.score(data.test[:3], estimator=chain, repeats=2, seed=5)
+    expected = model.score(data.test[:3], estimator=chain, passes=2, seed=5)
     with np.load(workdir / "chain/bound_steps_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
 
@@ -209,7 +209,7 @@ def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, ima
     model = scoremle.load(file)
     test = scoremle.data.load("images", path=str(images), image_size=8, num_channels=3).test
     by = ByOde(solver=scoremle.Multistep(4))
-    options = {"repeats": 2, "seed": 5}
+    options = {"passes": 2, "seed": 5}
     if label == "all":
         expected = model.score(test[:3], estimator=ByLabels(by, 10), **options)
     else:

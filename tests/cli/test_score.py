@@ -75,7 +75,7 @@ def test_an_array(tiny, model, tmp_path, capfd):
         capfd, tiny.workdir, tmp_path / "x.npy", f"--out={out}", "--repeats=2", "--seed=3"
     )
     assert code == 0 and f"written to {out}" in told
-    expected = model.score(IMAGES, seed=3, repeats=2)
+    expected = model.score(IMAGES, seed=3, passes=2)
     assert [row["file"] for row in rows(out)] == ["0", "1", "2", "3", "4"]
     error, png = column(out, "error"), baselines.png_bpd(IMAGES)
     for name, values in (*vars(expected).items(), ("png_bpd", png)):
@@ -174,7 +174,7 @@ def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, c
         assert row["note"].startswith("not scored: ") and row["bpd"] == row["error"] == ""
     assert found[7]["note"] == "shrunk; padded with black" and found[1]["note"] == ""
     images = np.concatenate([IMAGES, np.zeros((1, 8, 8, 1), np.uint8)])  # the wide one is black
-    expected = model.score(images, repeats=4).bpd
+    expected = model.score(images, passes=4).bpd
     assert_printed(printed.column(out), expected)
     assert summary["mean"] == pytest.approx(expected.mean(), 1e-5)
 
@@ -217,7 +217,7 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
     code, told, _ = score(capfd, *options, "--json")
     assert code == 0 and done + len(batches) == 6  # three batches a pass
     monkeypatch.undo()
-    expected = model.score(IMAGES, repeats=2).bpd.mean()
+    expected = model.score(IMAGES, passes=2).bpd.mean()
     assert json.loads(told)["mean"] == pytest.approx(expected, 1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "s.csv"]
 

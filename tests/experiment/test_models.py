@@ -53,7 +53,7 @@ def test_a_function_of_a_file_is_scored_from_the_command_line(file, tmp_path, ca
     assert code == 0, capsys.readouterr().err
     model = scoremle.load(f"{file}:model")
     bpd = [float(line.split(",")[0]) for line in out.read_text().splitlines()[1:]]
-    expected = model.score(images, repeats=4)
+    expected = model.score(images, passes=4)
     np.testing.assert_allclose(bpd, expected.bpd, atol=5 * expected.solver_error.max() + 1e-3)
 
 

@@ -111,7 +111,7 @@ def test_the_steps_of_the_model_are_taken_as_its_family_says(score, tmp_path):
     code, told, bpd = score("chain", "--estimator=steps", "--repeats=2")
     assert code == 0
     by_steps = BySteps(variance="large", clip=False)
-    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
+    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, passes=2)
     assert_are(bpd, expected.bpd, tmp_path)
     words = "bits/dim; variational bound of a chain of steps, fixed large variance\n"
     assert words in told and "nodes:" not in told
@@ -121,7 +121,7 @@ def test_a_part_of_the_steps(score, tmp_path):
     code, told, bpd = score("chain", "--estimator=steps", "--steps=4", "--repeats=2")
     times = (np.array([0, 13, 26, 39]) + 1) / 40
     by_steps = BySteps(times, variance="large", clip=False)
-    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, repeats=2)
+    expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, passes=2)
     assert_are(bpd, expected.bpd, tmp_path)
     assert code == 0 and "a chain of 4 steps, fixed large variance\n" in told
 
@@ -210,11 +210,11 @@ def test_a_label_or_the_mean_over_all(score, tmp_path):
     model, by_steps = model_of(tmp_path, "labelled"), BySteps(clip=False)
     code, told, bpd = score("labelled", "--label=2", *flags)
     assert code == 0 and "variance, label 2\n" in told
-    one = model.score(IMAGES, condition=np.array([2]), estimator=by_steps, repeats=2)
+    one = model.score(IMAGES, condition=np.array([2]), estimator=by_steps, passes=2)
     assert_are(bpd, one.bpd, tmp_path)
     _, told, every = score("labelled", "--label=all", *flags)
     assert "mean over 3 labels\n" in told
-    expected = model.score(IMAGES, estimator=ByLabels(by_steps, 3), repeats=2)
+    expected = model.score(IMAGES, estimator=ByLabels(by_steps, 3), passes=2)
     assert_are(every, expected.bpd, tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_the_error_over_passes_is_that_of_the_mean(model):
     images, passes = TEST[:50], 4
     two_probes = ByOde(scoremle.Hutchinson(probes=2), model.solver)
     means = [
-        model.score(images, seed=s, repeats=passes, estimator=two_probes) for s in range(5)
+        model.score(images, seed=s, passes=passes, estimator=two_probes) for s in range(5)
     ]
     spread = np.sqrt(np.mean(np.var([m.bpd for m in means], axis=0, ddof=1)))
     stated = np.sqrt(np.mean([m.stderr**2 for m in means]))
@@ -68,7 +68,7 @@ def test_the_error_over_passes_is_that_of_the_mean(model):
     ("settings", "words"),
     [
         ({"seed": -1}, "seed must be from 0"), ({"seed": 2**32}, "not 4294967296"),
-        ({"repeats": 0}, "repeats must be at least 1, not 0"),
+        ({"passes": 0}, "passes must be at least 1, not 0"),
     ],
 )  # fmt: skip
 def test_seeds_and_passes_that_are_none(model, settings, words):

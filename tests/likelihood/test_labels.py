@@ -49,11 +49,11 @@ def test_it_is_the_mean_of_probabilities():
 
 def test_the_mean_over_the_classes_is_the_likelihood_of_the_mixture():
     """For every draw of the dequantization noise, since all labels are asked with the same."""
-    found = MODEL.score(IMAGES, estimator=ByLabels(BY_ODE, LABELS), repeats=2)
-    expected = replace(MODEL, noise=mixture).score(IMAGES, estimator=BY_ODE, repeats=2)
+    found = MODEL.score(IMAGES, estimator=ByLabels(BY_ODE, LABELS), passes=2)
+    expected = replace(MODEL, noise=mixture).score(IMAGES, estimator=BY_ODE, passes=2)
     np.testing.assert_allclose(found.bpd, expected.bpd, atol=2e-3)
     np.testing.assert_allclose(found.stderr, expected.stderr, atol=2e-3)
-    each = [MODEL.score(IMAGES, condition=np.array([c]), estimator=BY_ODE, repeats=2)
+    each = [MODEL.score(IMAGES, condition=np.array([c]), estimator=BY_ODE, passes=2)
             for c in range(LABELS)]  # fmt: skip
     most, least = (take([e.bpd for e in each], axis=0) for take in (np.max, np.min))
     assert (least - 1e-4 < found.bpd).all() and (found.bpd < most).all()

@@ -87,7 +87,7 @@ def _scorer(found: Prepared, options: Any) -> partial[Scorer]:
         "" if options.label == ALL else options.label,
     )  # fmt: skip
     return partial(
-        Scorer, model, estimator=found.estimator, repeats=options.repeats, seed=options.seed
+        Scorer, model, estimator=found.estimator, passes=options.repeats, seed=options.seed
     )
 
 
