@@ -24,7 +24,7 @@ from scoremle import load
 from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
-from scoremle.experiment.trained import Trained
+from scoremle.model import ScoreModel
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.sampling.predictor_corrector import (
@@ -95,7 +95,7 @@ def timed(function: Callable[..., jax.Array], *arguments: Any) -> tuple[np.ndarr
     return result, time.perf_counter() - began
 
 
-def flow_table(model: Trained, count: int) -> str:
+def flow_table(model: ScoreModel, count: int) -> str:
     """Evaluations and milliseconds a sample that each sampler of the flow needs."""
     sde = model.sde
     z = sde.prior_sample(jax.random.key(1), (count, *model.shape))
@@ -137,7 +137,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(value), float(influence.std(ddof=1) / np.sqrt(len(x)))
 
 
-def distribution_table(model: Trained, images: np.ndarray, count: int) -> str:
+def distribution_table(model: ScoreModel, images: np.ndarray, count: int) -> str:
     """Distance from the data and milliseconds a sample, by the number of steps."""
     shape = (count, *model.shape)
     rows = []

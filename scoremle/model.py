@@ -49,7 +49,7 @@ from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
-from scoremle.likelihood.steps import learned_decoder
+from scoremle.likelihood.steps import BySteps, learned_decoder
 from scoremle.numerics import all_finite, as_pytree, check_values
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ends import end_of
@@ -60,7 +60,7 @@ from scoremle.terminal import html_table
 from scoremle.types import Data, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 from scoremle.xla import compiled
 
-__all__ = ["Sampler", "ScoreModel", "Scores", "draw_samples"]
+__all__ = ["Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
 
 BATCH_SIZE = 256
 
@@ -78,6 +78,28 @@ class Sampler(Protocol):
     def __call__(
         self, noise: NoiseFn, sde: SDE, key: Keys, shape: tuple[int, ...], *, eps: float
     ) -> Data: ...
+
+
+@pytree
+@dataclass(frozen=True)
+class Origin:
+    """The origin of a model that was trained: facts beside its density.
+
+    Args:
+        dataset: the name of the data set that it was trained on; "": unknown.
+        step: after how many steps of a training of this package; None: another trained it.
+        pilot: its config leaves the solver's steps to a pilot.
+        published: it is of a published family, whose networks others trained.
+        chain: the bound that its authors report, by their own chain of steps; None: not known.
+        classes: how many labels its noise prediction takes one of as condition; 0: none.
+    """
+
+    dataset: str = static(default="")
+    step: int | None = static(default=None)
+    pilot: bool = static(default=True)
+    published: bool = static(default=False)
+    chain: BySteps | None = None
+    classes: int = static(default=0)
 
 
 @pytree
@@ -104,6 +126,7 @@ class ScoreModel:
             it, or the noise at t = ``eps``, over alpha.
         bijector: from data that are reals to what the network sees; None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
+        origin: facts about its training, if any; no value of a density depends on them.
 
     Raises UserError for pixels and a bijector at once, eps outside (0, 1), and a shape or
     a decoder_scale that is none.
@@ -126,6 +149,7 @@ class ScoreModel:
     decoder_scale: Scalar | Scale | None = None
     bijector: Bijector | None = None
     divergence: DivergenceEstimator | None = None
+    origin: Origin = Origin()
 
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
@@ -152,7 +176,10 @@ class ScoreModel:
         facts |= {"grey levels": f"{self.pixels.levels} levels"} if self.pixels else {}
         words = [f"{count:,} parameters"] * bool(count)
         words += [network.way] if hasattr(network, "way") else []  # a module's way to JAX
-        return facts | ({"network": ", ".join(words)} if words else {})
+        facts |= {"network": ", ".join(words)} if words else {}
+        facts |= {"data set": self.origin.dataset} if self.origin.dataset else {}
+        step = self.origin.step
+        return facts | ({} if step is None else {"training": f"step {step:,}"})
 
     @property
     def dims(self) -> int:
@@ -590,7 +617,7 @@ class ScoreModel:
         return _decode((z, condition), model)
 
     def _plain(self, noise: NoiseFn | None = None) -> "ScoreModel":
-        """The model without what a subclass knows of it: programs do not depend on that."""
+        """The model without its origin and its decoder: programs do not depend on these."""
         return ScoreModel(
             noise or self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
             bijector=self.bijector,

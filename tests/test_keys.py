@@ -35,7 +35,6 @@ from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.reference import Reference, reference_of
 from scoremle.experiment.results import add_results
 from scoremle.experiment.scoring import Prepared as Scoring
-from scoremle.experiment.trained import Trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -308,7 +307,7 @@ def table_on_ray(folder, monkeypatch, experiment):
     yield SAME, key()
     for name, found in OTHERS.items():
         yield name, key(found=found)
-    for flag in ("fit=resize", "label=3", "passes=9", "seed=1"):
+    for flag in ("fit=resize", "label=3", "repeats=9", "seed=1"):
         yield flag, key(f"--{flag}")
 
 
@@ -329,7 +328,7 @@ def test_each_fact_makes_another_key(case, tmp_path, monkeypatch, experiment):
 
 
 def ranks_of_an_evaluation(folder, monkeypatch, experiment):
-    model = Trained(*(getattr(MODEL, field.name) for field in fields(MODEL)), step=7)
+    model = replace(MODEL, origin=scoremle.model.Origin(step=7))
     write_npz(folder / "eval" / "a.npz", {"bpd": np.ones((2, 3))})
     facts = {"kind": "exact", "split": "test", "step": 7, "full_pass": True}
 

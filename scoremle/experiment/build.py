@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler, SamplerFields, Sampling
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
@@ -173,7 +174,7 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
 def _imported(imported: Imported, images: data.ImageSet, config: Any) -> ModelSpec:
     """The model in a working directory, if it is one of such images."""
     model = imported.load()
-    levels = cast(Pixels, model.pixels).levels
+    levels = pixels_of(model).levels
     found, needed = (*images.shape, images.levels), (*model.shape, levels)
     if found != needed:
         words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))

@@ -18,9 +18,10 @@ from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
 from scoremle.experiment.record import CONFIG, DATA, DataFacts
-from scoremle.experiment.trained import Trained, trained
+from scoremle.experiment.trained import trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, named, read_sealed, write_sealed
+from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 from scoremle.records import check_record
 
@@ -70,7 +71,7 @@ def is_file(path: Path) -> bool:
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 
 
-def load(path: Path) -> Trained:
+def load(path: Path) -> ScoreModel:
     """The model in a .safetensors of an export. Raises UserError for one that is damaged."""
     told = safetensors.notes(named(path))
     try:

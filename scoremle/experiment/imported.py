@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
 from scoremle.files import inside, named, opened, read_sealed, write_atomically, write_sealed
+from scoremle.model import ScoreModel
 from scoremle.published.families import FAMILIES
-from scoremle.published.family import PublishedModel
 from scoremle.published.store import PublishedCheckpoints
 from scoremle.records import FileName, check_record
 from scoremle.training.checkpoints import Restored
@@ -87,7 +87,7 @@ class Imported:
             if not file.is_file() or _sha256(file) != expected:
                 raise UserError(f"{file} is not as it was imported: {REMEDY}")
 
-    def load(self) -> PublishedModel:
+    def load(self) -> ScoreModel:
         """The model. Raises UserError for altered files."""
         self.check()
         family = FAMILIES[self.record["family"]]

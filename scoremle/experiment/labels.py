@@ -7,7 +7,6 @@ import numpy as np
 
 from scoremle.errors import UserError
 from scoremle.model import ScoreModel
-from scoremle.published.family import PublishedModel
 
 __all__ = ["ALL", "check_label", "under"]
 
@@ -16,7 +15,7 @@ ALL = "all"
 
 def check_label(model: ScoreModel, label: str, flag: str = "--label") -> int:
     """How many classes a model has. Raises UserError for a label that is none of them."""
-    classes = model.classes if isinstance(model, PublishedModel) else 0
+    classes = model.origin.classes
     choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
     if label and not classes:
         raise UserError(f"this model takes no class labels: leave {flag} out")

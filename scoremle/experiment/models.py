@@ -9,7 +9,7 @@ from scoremle.errors import UserError, no_model
 from scoremle.experiment import exported
 from scoremle.experiment.own_model import is_own, own_model
 from scoremle.experiment.shipped import NAMES, load_shipped
-from scoremle.experiment.trained import Trained, load_workdir
+from scoremle.experiment.trained import load_workdir
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
@@ -19,7 +19,7 @@ from scoremle.published.families import FAMILIES, OTHERS, family_of
 __all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
 
 
-def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Trained:
+def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
     """The model at a place.
 
     Args:
@@ -52,7 +52,7 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel | Train
     return model
 
 
-def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel | Trained:
+def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
     path = Path(place)
     if not path.exists():
         if is_own(str(place)):

@@ -19,13 +19,13 @@ from scoremle.core.pytree import describe
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.experiment.labels import ALL, check_label, under
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import Estimator
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
-from scoremle.published.family import PublishedModel
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
 __all__ = ["FlowSpec", "ImportedSpec", "ModelSpec", "NetworkSpec", "Params"]
@@ -155,11 +155,11 @@ class ImportedSpec(ModelSpec):
         return _precision(jnp.float32)
 
     @classmethod
-    def of(cls, model: PublishedModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
+    def of(cls, model: ScoreModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
         """That of a model. Raises UserError for a label that is none of its classes."""
         classes = check_label(model, label, "--config.eval.label")
-        shape, pixels = cast(Any, model.shape), cast(Pixels, model.pixels)
-        return cls(model.sde, model.eps, shape, pixels, record, model.steps, classes, label)
+        shape, pixels = cast(Any, model.shape), pixels_of(model)
+        return cls(model.sde, model.eps, shape, pixels, record, model.origin.chain, classes, label)
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         raise UserError("a model of a published family is not trained on")

@@ -10,11 +10,9 @@ from jaxtyping import Float
 
 from scoremle.experiment.results import read_results, read_values
 from scoremle.experiment.shipped import place_of
-from scoremle.experiment.trained import Trained
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside
 from scoremle.model import ScoreModel
-from scoremle.published.family import PublishedModel
 
 __all__ = ["Reference", "how_to_get", "ranks", "reference_of"]
 
@@ -75,8 +73,8 @@ def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
 
 def _step(place: str, model: ScoreModel) -> int | None:
     """At which an evaluation measured the model, if it is in a working directory."""
-    if isinstance(model, Trained):
-        return model.step
+    if model.origin.step is not None:
+        return model.origin.step
     return 0 if Path(place).is_dir() and Workdir(Path(place)).imported else None
 
 
@@ -100,7 +98,7 @@ def how_to_get(
     if known and Path(place).is_dir() and _step(place, model) is not None:
         measure = f"scoremle {shlex.join(['eval', place, *flags])}"
         return f"no ranks: {measure} measures the model's own test images first"
-    if known and isinstance(model, PublishedModel):
+    if known and model.origin.published:
         first = f"scoremle {shlex.join(['import', place])} FOLDER --dataset=IMAGES"
         return (
             f"no ranks: {first} and then scoremle {shlex.join(['eval', 'FOLDER', *flags])} measure"

@@ -20,7 +20,6 @@ from scoremle.core.pytree import describe
 from scoremle.errors import UserError
 from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.experiment.own_model import is_own
-from scoremle.experiment.trained import Trained
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
@@ -35,7 +34,6 @@ from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 from scoremle.likelihood.score_images import Scored, score_images
 from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
-from scoremle.published.family import PublishedModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import tree_hash
 
@@ -122,7 +120,7 @@ def prepared(
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = under(model, label)
     notes, levels = [] if label == ALL else _doubts(one, images), None
-    if estimator == "ode" and (not isinstance(model, Trained) or model.pilot):
+    if estimator == "ode" and model.origin.pilot:
         # A mean of probabilities, over all labels, is not corrected.
         mean_over = 1 if label == ALL else len(images)
         choice = choose_for_images(
@@ -188,7 +186,7 @@ def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps |
         if steps is not None:
             raise UserError(f"--steps is of --estimator=steps, not of {estimator}")
         return None
-    own = model.steps if isinstance(model, PublishedModel) else None
+    own = model.origin.chain
     if steps is not None:
         return chain_of(steps, model.sde, model.eps, pixels_of(model), own)
     if own is None:

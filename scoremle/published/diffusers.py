@@ -26,10 +26,11 @@ from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.files import inside, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
-from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.published.family import published_model
 from scoremle.records import check_record
 
 __all__ = [
@@ -100,7 +101,7 @@ def is_folder(path: Path) -> bool:
     )
 
 
-def load(path: Path) -> PublishedModel:
+def load(path: Path) -> ScoreModel:
     """The model in a folder. Raises UserError for what is missing, or can't be served."""
     return assembled(*_configs(path), lambda: _tensors(path), str(path))
 
@@ -143,7 +144,7 @@ def assembled(
     scheduler: Mapping[str, Any],
     weights: Callable[[], Mapping[str, np.ndarray]],
     place: str,
-) -> PublishedModel:
+) -> ScoreModel:
     """The model of a network's and a scheduler's config and the network's state dict.
 
     ``weights`` gives that once the configs are known to be good. Raises UserError for what can't
@@ -157,10 +158,9 @@ def assembled(
         Partial(Applied(network, None if ranged else channels), params), sde,
         prediction=PREDICTIONS[fields["prediction_type"]], conditioning="step",
     )  # fmt: skip
-    return PublishedModel(
+    return published_model(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps,
-        (*_size(place, network), channels),
-        PIXELS, steps=_steps(fields),
+        (*_size(place, network), channels), chain=_steps(fields),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
 

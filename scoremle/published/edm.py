@@ -31,10 +31,11 @@ from scoremle.devices import check_room, placed
 from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 from scoremle.published.edm_dhariwal import dhariwal
 from scoremle.published.edm_song import song
-from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.published.family import published_model
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
 
@@ -137,7 +138,7 @@ def files(path: Path) -> dict[str, Path]:
     return {"model.safetensors": path, "model.json": path.with_suffix(".json")}
 
 
-def load(path: Path) -> PublishedModel:
+def load(path: Path) -> ScoreModel:
     """The model of a file of tensors and the fields beside it.
 
     Raises UserError for a pickle, for fields that are missing or not known, and for tensors that
@@ -167,7 +168,7 @@ def load(path: Path) -> PublishedModel:
         raise UserError(f"{path}: its tensors do not fit {place.name}: {words}") from None
 
 
-def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PublishedModel:
+def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ScoreModel:
     fields = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
     how = _choice(PRECONDITIONINGS, "class", fields.pop("class", None))(fields)
     make = _choice(NETWORKS, "model_type", fields.pop("model_type", None))
@@ -183,10 +184,9 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Publi
         prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]
-    return PublishedModel(
+    return published_model(
         RangedNoise(noise) if how.ranged else noise, how.sde, how.eps, (size, size, channels),
-        PIXELS,
-        steps=BySteps(variance="learned") if how.ranged else None,
+        chain=BySteps(variance="learned") if how.ranged else None,
         classes=fields.get("label_dim", 0),
     )  # fmt: skip
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from scoremle.model import ScoreModel
 from scoremle.published import diffusers, edm, openai
-from scoremle.published.family import PublishedModel
 
 __all__ = ["FAMILIES", "OTHERS", "Family", "family_of"]
 
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
     words: str
     is_one: Callable[[Path], bool]
-    load: Callable[[Path], PublishedModel]
+    load: Callable[[Path], ScoreModel]
     files: Callable[[Path], dict[str, Path]]
     main: str = ""
 

@@ -1,14 +1,15 @@
-"""What is known of a model of a published family, beyond what a ScoreModel is."""
+"""A model of a published family, as its loaders give it."""
 
-from dataclasses import dataclass
+from typing import Any
 
 from scoremle.core.pixels import Pixels
-from scoremle.core.pytree import pytree, static
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.steps import BySteps
-from scoremle.model import ScoreModel
+from scoremle.model import Origin, ScoreModel
+from scoremle.types import NoiseFn
 
-__all__ = ["PIXELS", "PublishedModel"]
+__all__ = ["PIXELS", "published_model"]
 
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
 PIXELS = Pixels.of_points(256, -1, 1)
@@ -16,22 +17,29 @@ PIXELS = Pixels.of_points(256, -1, 1)
 LARGEST_SIDE = 1 << 12
 
 
-@pytree
-@dataclass(frozen=True, repr=False)
-class PublishedModel(ScoreModel):
-    """A model that others trained.
+def published_model(
+    noise: NoiseFn,
+    sde: SDE,
+    eps: float,
+    shape: tuple[int, ...],
+    *,
+    chain: BySteps | None = None,
+    classes: int = 0,
+    **fields: Any,
+) -> ScoreModel:
+    """The model of images of 256 levels that others trained.
 
     Args:
-        steps: the bound that its authors report, by the variance and the clipping of its own
+        noise, sde, eps, shape: as ``ScoreModel`` takes them.
+        chain: the bound that its authors report, by the variance and the clipping of its own
             chain of steps; None if it has none that is known here.
         classes: how many labels its noise prediction takes one of as condition; 0: none.
+        fields: of ``ScoreModel``, besides.
+
+    Raises UserError for a shape that no image has.
     """
-
-    steps: BySteps | None = None
-    classes: int = static(default=0)
-
-    def __post_init__(self) -> None:
-        if not all(0 < side <= LARGEST_SIDE for side in self.shape):
-            shape = "x".join(map(str, self.shape))
-            raise UserError(f"the model's config says that images are {shape}: mend their size")
-        super().__post_init__()
+    if not all(0 < side <= LARGEST_SIDE for side in shape):
+        size = "x".join(map(str, shape))
+        raise UserError(f"the model's config says that images are {size}: mend their size")
+    origin = Origin(published=True, chain=chain, classes=classes)
+    return ScoreModel(noise, sde, eps, shape, PIXELS, origin=origin, **fields)

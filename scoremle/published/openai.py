@@ -24,10 +24,11 @@ from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.model import ScoreModel
 from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch
-from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.published.family import published_model
 from scoremle.records import check_record
 from scoremle.types import Times
 
@@ -70,7 +71,7 @@ def files(path: Path) -> dict[str, Path]:
     return {"model.pt": path, "model.json": flags_beside(path)}
 
 
-def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:
+def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
     """The model of a checkpoint; without ``flags``, those of the file beside it.
 
     Raises UserError if there are none, or if they do not fit the tensors.
@@ -95,9 +96,9 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> PublishedModel:
     )  # fmt: skip
     noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)
-    return PublishedModel(
-        noise, sde, schedule.eps, shape, PIXELS,
-        steps=BySteps(variance=_variance(flags)),
+    return published_model(
+        noise, sde, schedule.eps, shape,
+        chain=BySteps(variance=_variance(flags)),
         classes=network.num_classes if network.class_cond else 0,
     )  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_an_imported_model_is_a_trained_one(imported):
     model = scoremle.load(imported)
     experiment = built(imported)
     network = experiment.model.network
-    assert (model.step, network.nf, network.ch_mult) == (3, 4, (1, 2))
+    assert (model.origin.step, network.nf, network.ch_mult) == (3, 4, (1, 2))
     assert network.attn_resolutions == (16,)  # of images that the name says are 32x32
     config = experiment.config
     assert (config["optim"]["lr"], config["model"]["ema_rate"]) == (0.002, 0.9)
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_pytorch_is_imported(tmp_path, capsys):
     name = "--name=ve/cifar10_ncsnpp_continuous"
     assert cli.main(["import", str(path), name, f"--out={out}"]) == 0, capsys.readouterr().err
     model = scoremle.load(out)
-    assert model.step == 7
+    assert model.origin.step == 7
     want = jax.tree.map(lambda a: 2 * a, params)
     want["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
     assert tree_hash(params_of(model)) == tree_hash(want)

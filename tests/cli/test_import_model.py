@@ -89,7 +89,7 @@ def test_each_family_is_the_same_model_afterwards(
     assert run("import", place, tmp_path / "run") == 0
     told, found = capsys.readouterr().out, scoremle.load(tmp_path / "run")
     same(found, scoremle.load(place))
-    assert found.classes and f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
+    assert found.origin.classes and f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
     err = one_line(capsys, "import", tmp_path / "run", tmp_path / "again")
     assert "is a working directory already: scoremle score, eval and sample take it" in err
 

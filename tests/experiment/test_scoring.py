@@ -30,7 +30,7 @@ import scoremle
 from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps, RangedNoise
-from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.published.family import PIXELS, published_model
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
 SDE = scoremle.SDE("vp", SCHEDULE, 1.0)
@@ -41,7 +41,7 @@ def noise(x, t):
 
 def chain():
     steps = BySteps(variance="large", clip=False)
-    return PublishedModel(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps)
+    return published_model(noise, SDE, SCHEDULE.eps, (4, 4, 1), chain=steps)
 
 def plain():
     return scoremle.ScoreModel(noise, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS)
@@ -70,7 +70,7 @@ def labelled():
         return noise(x - (SDE.alpha(t) * label / 4)[:, None, None, None], t)
 
     steps = BySteps(variance="small", clip=False)
-    return PublishedModel(given, SDE, SCHEDULE.eps, (4, 4, 1), PIXELS, steps=steps, classes=3)
+    return published_model(given, SDE, SCHEDULE.eps, (4, 4, 1), chain=steps, classes=3)
 """
 normal = np.random.default_rng(0).normal(size=(10, 4, 4, 1))
 IMAGES = np.clip(127.5 * (1 + normal * np.sqrt(0.3)), 0, 255).astype(np.uint8)

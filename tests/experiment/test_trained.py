@@ -115,9 +115,9 @@ def test_other_images_are_refused(model, images, words, unchecked):
 
 
 def test_loading(tiny, model, tmp_path):
-    assert model.step == 20
+    assert model.origin.step == 20
     first = scoremle.load(str(tiny.workdir), checkpoint=1)
-    assert first.step == 10
+    assert first.origin.step == 10
     assert any(
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(first.noise), jax.tree.leaves(model.noise), strict=True)

@@ -202,7 +202,7 @@ def check_export(folder: Path) -> None:
     model = scoremle.load(folder / "source" / "model.safetensors")
     x = jax.ShapeDtypeStruct((1, *model.shape), np.float32)
     t = jax.ShapeDtypeStruct((1,), np.float32)
-    assert jax.eval_shape(model.noise, x, t).shape == x.shape and type(model.step) is int
+    assert jax.eval_shape(model.noise, x, t).shape == x.shape and type(model.origin.step) is int
 
 
 def check_exported_record(folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_learned_range_is_told_too(tmp_path):
     found = jax.jit(model.noise.both)(jnp.asarray(x), jnp.asarray((label + 1) / 1000, jnp.float32))
     expected = theirs(network, x, label)
     np.testing.assert_allclose(jnp.concatenate(found, -1), expected, rtol=1e-3, atol=1e-4)
-    assert model.steps.words.endswith("chain of steps, learned variance")
+    assert model.origin.chain.words.endswith("chain of steps, learned variance")
 
 
 def test_channels_behind_the_noise_are_left_out(tmp_path):
@@ -115,7 +115,7 @@ def test_classes_are_a_condition(tmp_path):
     found = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(x), t)
     expected = theirs(network, x, label, torch.as_tensor(classes))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    assert model.classes == 3
+    assert model.origin.classes == 3
 
 
 @pytest.mark.parametrize(

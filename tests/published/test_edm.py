@@ -45,9 +45,9 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     error = np.abs(eps - expected).max(axis=(1, 2, 3)) / np.abs(expected).max(axis=(1, 2, 3))
     # Their own number has lost digits where little noise is: it is the data less its noise. And
     # the number of a step, up to 999, is off by 6e-5 in float32.
-    limit = 2e-5 if model.steps else 1e-5
+    limit = 2e-5 if model.origin.chain else 1e-5
     assert (error < limit + 1e-6 / sigma).all(), error
-    assert model.classes == json.loads(str(arrays["fields"])).get("label_dim", 0)
+    assert model.origin.classes == json.loads(str(arrays["fields"])).get("label_dim", 0)
     assert model.shape == y.shape[1:]
 
 
@@ -100,7 +100,7 @@ def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_p
     for j in range(1000, 0, -1):
         u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(kept[j - 1] / kept[j], 0.001) - 1)
     np.testing.assert_allclose(model.sde.schedule.log_snrs, -2 * np.log(u[999::-1]), rtol=1e-6)
-    assert model.steps.words.endswith("chain of steps, learned variance, estimates clipped")
+    assert model.origin.chain.words.endswith("chain of steps, learned variance, estimates clipped")
     label = np.array([0, 300, 990])
     np.testing.assert_allclose(arrays["sigma"], u[999 - label], rtol=1e-6)
     x = jnp.asarray(arrays["x"] / np.hypot(1, arrays["sigma"])[:, None, None, None])

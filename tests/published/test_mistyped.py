@@ -15,7 +15,7 @@ from scoremle.cli import main as cli
 from scoremle.core.sde import VP
 from scoremle.errors import UserError
 from scoremle.published import pytorch, safetensors
-from scoremle.published.family import PIXELS, PublishedModel
+from scoremle.published.family import published_model
 
 UNET = {
     "_class_name": "UNet2DModel", "_diffusers_version": "0.30", "sample_size": 8, "in_channels": 1,
@@ -123,7 +123,7 @@ def test_a_flag(flags, words, tmp_path):
 @pytest.mark.parametrize("side", [0, -1, 2**63])
 def test_a_size_that_no_image_has(side):
     with pytest.raises(UserError, match=f"images are 8x{side}x3: mend their size"):
-        PublishedModel(lambda x, t: x, VP(), 1e-3, (8, side, 3), PIXELS)
+        published_model(lambda x, t: x, VP(), 1e-3, (8, side, 3))
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,9 @@ def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
 )
 def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
     model = load(**flags)
-    assert model.steps.words.endswith(f"chain of steps, {words} variance, estimates clipped")
-    assert model.classes == 1000
+    told = f"chain of steps, {words} variance, estimates clipped"
+    assert model.origin.chain.words.endswith(told)
+    assert model.origin.classes == 1000
 
 
 def test_the_flags_say_what_the_network_predicts(load):

@@ -116,7 +116,7 @@ def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
     model = scoremle.load(out)
     place = Workdir(out)
     experiment = build(place.config(), levels=place.levels())
-    assert model.step == 3 and experiment.training.ema_rate == DECAY
+    assert model.origin.step == 3 and experiment.training.ema_rate == DECAY
 
     # Outputs of the parameters and of their average.
     found, apply = published.read(path), jax.jit(experiment.model.network.apply)

@@ -6,23 +6,21 @@ how it is evaluated, and on what.
 
 import shlex
 from pathlib import Path
-from typing import cast
 
 from ml_collections import ConfigDict
 
 from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
-from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.models import load
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_sealed
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.model import ScoreModel
 from scoremle.published import hub
 from scoremle.published.families import FAMILIES, family_of
-from scoremle.published.family import PublishedModel
 from scoremle.terminal import say
 
 __all__ = ["import_model"]
@@ -39,13 +37,13 @@ def import_model(path: Path, place: Workdir, dataset: str) -> bool:
     family = family_of(path)
     if family is None:
         return False
-    model = cast(PublishedModel, load(path))
+    model = load(path)
     if place.config_path.exists() or (place.begun and not place.imported):
         raise UserError(f"{place.folder} is a working directory already: choose another")
     config = _config(model, dataset)
     Imported(place.folder).write(family, path)
     write_sealed(
-        place.data_path, {"name": config.data.dataset, "levels": cast(Pixels, model.pixels).levels}
+        place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels}
     )
     write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
     _report(path, FAMILIES[family].words, model, place, config)
@@ -74,7 +72,7 @@ def _config(model: ScoreModel, dataset: str) -> ConfigDict:
 
 
 def _report(
-    path: Path, words: str, model: PublishedModel, place: Workdir, config: ConfigDict
+    path: Path, words: str, model: ScoreModel, place: Workdir, config: ConfigDict
 ) -> None:
     low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
     say(f"{path}")
@@ -86,5 +84,5 @@ def _report(
     own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
     if not config.data.dataset:
         own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]
-    own += label if model.classes else []
+    own += label if model.origin.classes else []
     say(f"next: scoremle {shlex.join(own)}")

@@ -5,13 +5,12 @@ Sample j of a seed is the same whatever number is drawn.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment import defaults
@@ -20,6 +19,7 @@ from scoremle.experiment.labels import ALL, check_label
 from scoremle.experiment.models import load
 from scoremle.experiment.samplers import Sampler
 from scoremle.files import write_atomically, write_npz
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.model import ScoreModel
 from scoremle.terminal import in_a_line, say
 
@@ -75,7 +75,7 @@ def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, 
 
 def _write(path: Path, samples: np.ndarray, model: ScoreModel, *, caption: str) -> None:
     if path.suffix == ".png":
-        levels = cast(Pixels, model.pixels).levels
+        levels = pixels_of(model).levels
         pictures.write_grid(path, samples, levels, caption=in_a_line(caption))
     elif path.suffix == ".npz":
         write_npz(path, {"samples": samples})

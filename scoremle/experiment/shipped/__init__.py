@@ -9,8 +9,9 @@ from flax.traverse_util import unflatten_dict
 
 from scoremle.devices import placed
 from scoremle.experiment.build import build
-from scoremle.experiment.trained import Trained, trained
+from scoremle.experiment.trained import trained
 from scoremle.experiment.workdir import Workdir
+from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 
 __all__ = ["NAMES", "load_shipped", "place_of"]
@@ -24,7 +25,7 @@ def place_of(name: str) -> Path:
     return Path(name) if Path(name).exists() else FOLDER / name
 
 
-def load_shipped(name: str) -> Trained:
+def load_shipped(name: str) -> ScoreModel:
     """The model of this name, one of ``NAMES``."""
     place = Workdir(FOLDER / name)
     experiment = build(place.config(), levels=place.levels())
