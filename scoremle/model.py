@@ -518,7 +518,7 @@ class ScoreModel:
             []
         """
         if self.pixels is None:
-            self._inside(cast(Data, data))  # which says what is wrong with them
+            self._inside(cast(Data, data), name="data")  # which says what is wrong with them
         else:
             data = self.pixels.checked(data, self.shape)
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
@@ -630,13 +630,15 @@ class ScoreModel:
             noise, condition = noise.noise, noise.condition
         return self._plain(noise), as_condition(condition, n)
 
-    def _inside(self, x: Data, dtype: DTypeLike | None = None) -> tuple[Data, PerExample | Scalar]:
+    def _inside(
+        self, x: Data, dtype: DTypeLike | None = None, name: str = "x"
+    ) -> tuple[Data, PerExample | Scalar]:
         """Real data as the network sees them, and the logarithm of that map's determinant."""
-        x = self._shaped(as_data(x, dtype), "x")
+        x = self._shaped(as_data(x, dtype, name), name)
         if self.bijector is None:
             return x, 0.0
         z, log_det = _forward((x,), self.bijector)
-        check_examples(z, "x, after the model's bijector,")
+        check_examples(z, f"{name}, after the model's bijector,")
         return z, log_det
 
     def _shaped(self, x: Data, name: str) -> Data:

@@ -207,6 +207,7 @@ class Pilot:
         finest: int = FINEST,
     ) -> None:
         check_count("finest", finest, least=STEPS[-1])
+        check_number("eps", eps, 0, 1)
         x = as_data(x)
         key_probe, key_fresh = split(as_keys(key))
         self.divergence = divergence
