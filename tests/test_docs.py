@@ -100,7 +100,7 @@ def test_the_page_on_vectors_runs_as_it_stands():
     first, with_tolerance, double = seen[0], seen[1], seen[-1]
     np.testing.assert_allclose(first.log_prob, -1.5 * np.log(2 * np.pi), atol=1e-3)
     assert with_tolerance.trace.startswith("Hutchinson(probes=2")
-    assert names["accuracy"].met and double.log_prob.dtype == np.float64
+    assert names["choice"].met and double.log_prob.dtype == np.float64
     assert names["by_parameters"]["scale"].shape == () and names["by_x"].shape == (5, 2)
     assert np.all(np.isfinite(names["by_x"])) and np.all(names["by_x"] < 0)
 

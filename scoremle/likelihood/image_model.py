@@ -12,7 +12,7 @@ __all__ = ["ImageModel", "pixels_of"]
 
 @runtime_checkable
 class ImageModel(Protocol):
-    """What a model of integer images is to an estimator."""
+    """A model of integer images, as an estimator takes it."""
 
     @property
     def noise(self) -> NoiseFn: ...
