@@ -139,6 +139,7 @@ def test_levels_for_a_mean_begin_with_what_an_image_needs():
     _, sde, noise, x, pilot = setting(Exact())
     options = {"images": 50_000, "passes": 1, "tolerance": 5e-4}
     choice = pilot.for_mean(**options)
+    assert [steps for steps, _ in choice.tried] == [*STEPS, 256]
     assert choice.levels is not None and choice.levels.nodes[0] == choice.solver.nodes
     assert choice.solver.nodes >= pilot.fewest().solver.nodes
     assert choice.levels.bias <= 2.5e-4
