@@ -5,7 +5,7 @@ from scoremle.data.feed import Feed, feed
 from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.prepared import Prepared, is_prepared
 from scoremle.data.readers.base import Options
-from scoremle.data.readers.pictures import FITS
+from scoremle.data.readers.fits import FITS
 from scoremle.data.registry import DATASETS, load, lookup
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "load",
     "lookup",
     "pad_to",
-    "permutation",
 ]

@@ -19,8 +19,8 @@ from jaxtyping import Integer, UInt8
 from scoremle.bounded import MAX_FILE, MAX_PICTURE
 from scoremle.data.archive import Source, is_archive, is_hidden, listing
 from scoremle.data.readers.arrays import check_images, load_npy
-from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.messy import as_taken, in_levels, is_heic, is_known
+from scoremle.data.readers.base import Look, by, in_levels
+from scoremle.data.readers.decoding import is_picture, look_at
 from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
 from scoremle.errors import UserError
 from scoremle.files import inside, named, read_bytes
@@ -104,7 +104,7 @@ def _of_file(kind: str, folder: Path, file: str, first: int) -> Iterator[Piece]:
 
 
 def _kind(file: str) -> str:
-    if is_known(file):
+    if is_picture(file):
         return PICTURES
     if is_parquet(file):
         return PARQUET
@@ -127,17 +127,16 @@ def images_of(
     for index, (name, content) in enumerate(_contents(piece, kind), piece.first):
         if index in without:
             continue
-        try:
-            if isinstance(content, Path):
-                content = read_bytes(content, MAX_PICTURE)
-            if isinstance(content, bytes):
-                content, _ = as_taken(content, kind.shape, fit, heic=is_heic(name))
-                content = in_levels(content, kind.levels)
+        if isinstance(content, np.ndarray):
             yield Image(index, name, content)
-        except UnusableImage as error:
-            yield Image(index, name, None, str(error))
+            continue
+        try:
+            content = read_bytes(content, MAX_PICTURE) if isinstance(content, Path) else content
+            look = look_at(name, content, kind.shape, fit)
         except UserError as error:  # too large, or gone: the others may do
-            yield Image(index, name, None, str(error))
+            look = Look(name, reason=str(error))
+        pixels = None if look.pixels is None else in_levels(look.pixels, kind.levels)
+        yield Image(index, name, pixels, look.reason)
 
 
 def _contents(
@@ -150,17 +149,17 @@ def _contents(
     (file,) = piece.files
     where = inside(piece.folder, file)
     if piece.kind == ARCHIVES:
-        members = Source(where).files(is_known, MAX_PICTURE)
+        members = Source(where).files(is_picture, MAX_PICTURE)
         yield from ((f"{file}/{name}", content) for name, content in members)
     elif piece.kind == PARQUET:
         rows = enumerate(parquet_rows(read_bytes(where, MAX_FILE), str(where)))
-        yield from ((f"{file} row {i}", content or b"") for i, (content, _) in rows)
+        yield from ((f"{file} row {i}", content) for i, (content, _) in rows)
     else:
         images = _array(where)
         if images.shape[1:] != kind.shape:
             raise UserError(
-                f"{where}: arrays are taken as they are: {_by(images.shape[1:])}, not"
-                f" {_by(kind.shape)}"
+                f"{where}: arrays are taken as they are: {by(images.shape[1:])}, not"
+                f" {by(kind.shape)}"
             )
         rows = enumerate(images[piece.start :][: piece.count], piece.start)
         yield from ((f"{file} row {i}", np.asarray(pixels)) for i, pixels in rows)
@@ -168,7 +167,3 @@ def _contents(
 
 def _array(file: Path) -> UInt8[np.ndarray, "n h w c"]:
     return check_images(load_npy(file), str(file))
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

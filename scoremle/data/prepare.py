@@ -21,7 +21,7 @@ import numpy as np
 
 import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
-from scoremle.data.readers.base import Chunk, Options, Reading, Unusable
+from scoremle.data.readers.base import Chunk, Look, Options, Reading, by, in_levels
 from scoremle.errors import UserError
 from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
@@ -120,7 +120,7 @@ class _Writer:
         self._labels: dict[str, list] = {split: [] for split in SPLITS}
         self._words: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._ways: set[bool] = set()
-        self._unusable: list[Unusable] = []
+        self._unusable: list[Look] = []
         self._notes: Counter[str] = Counter()
         self._constant = 0
 
@@ -138,7 +138,8 @@ class _Writer:
         self._ways.add(split is None)
         for part, chosen in self._divided(split, words):
             self._words[part].append(words[chosen])
-            self._rows_of(part).add(self._reduced(images[chosen]))
+            reduced = in_levels(images[chosen], self._levels, self._own_levels)
+            self._rows_of(part).add(reduced)
             if labels is not None:
                 self._labels[part] += labels[chosen].tolist()
 
@@ -146,10 +147,10 @@ class _Writer:
         if self._shape is None:
             self._shape = images.shape[1:]
         if not images.size:
-            raise UserError("images of no pixels: " + "x".join(map(str, images.shape[1:])))
+            raise UserError(f"images of no pixels: {by(images.shape[1:])}")
         if images.shape[1:] != self._shape:
-            first, other = ("x".join(map(str, s)) for s in (self._shape, images.shape[1:]))
-            raise UserError(f"images of different sizes: {first} and {other}")
+            other = by(images.shape[1:])
+            raise UserError(f"images of different sizes: {by(self._shape)} and {other}")
         if images.max() >= self._own_levels:
             raise UserError(
                 f"a pixel is {images.max()}, but with {self._own_levels} levels the values are"
@@ -166,11 +167,6 @@ class _Writer:
         for_test = words < np.uint64(self._options.test_fraction * 2.0**64)
         yield "train", np.flatnonzero(~for_test)
         yield "test", np.flatnonzero(for_test)
-
-    def _reduced(self, images: np.ndarray) -> np.ndarray:
-        if self._levels == self._own_levels:
-            return images
-        return (images.astype(np.uint32) * self._levels // self._own_levels).astype(np.uint8)
 
     def _rows_of(self, split: str) -> _Rows:
         if split not in self._rows:
@@ -207,7 +203,7 @@ class _Writer:
                 "of train in test": int(np.isin(words[1], words[0]).sum()),
             },
             "constant_images": self._constant,
-            "skipped": [name for name, _ in self._unusable],
+            "skipped": [look.name for look in self._unusable],
             "notes": dict(self._notes),
         }
 
@@ -217,7 +213,7 @@ class _Writer:
 
     def _check_usable(self, source: str) -> None:
         if self._unusable and not self._options.skip_corrupt:
-            shown = [f"{name} ({reason})" for name, reason in self._unusable[:SHOWN]]
+            shown = [f"{look.name} ({look.reason})" for look in self._unusable[:SHOWN]]
             more = len(self._unusable) - len(shown)
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
             count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"

@@ -135,7 +135,7 @@ def load(
     """The named data set, padded with zeros to ``image_size`` if that is larger than its own.
 
     Sizes, channels and levels of 0 are the data set's own; ``fit`` brings images of other sizes
-    to ``image_size`` (crop or resize).
+    to ``image_size`` (crop, resize or pad).
     """
     check_count("batch_size", batch_size)
     check_seed(seed)

@@ -13,7 +13,9 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_arrays
-from scoremle.data.readers.messy import KINDS, UNKNOWN, Look, in_levels, look_through
+from scoremle.data.readers.base import Look, in_levels
+from scoremle.data.readers.decoding import KINDS
+from scoremle.data.readers.pictures import UNKNOWN, look_through
 from scoremle.errors import UserError
 from scoremle.progress import progress
 from scoremle.terminal import say

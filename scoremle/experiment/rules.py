@@ -26,7 +26,7 @@ ONLY = {
 }
 CHOICES = {
     "eval.dataset": ("train", "test"),
-    "data.fit": ("", "crop", "resize"),
+    "data.fit": ("", "crop", "resize", "pad"),
     "data.on_device": ("auto", "true", "false"),
     "training.on_nan": ("stop", "rollback"),
     "model.embedding": ("time", "log_snr"),

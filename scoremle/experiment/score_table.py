@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer
 
-from scoremle.data.readers.messy import Look
+from scoremle.data.readers.base import Look
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.reference import ranks

@@ -18,7 +18,6 @@ from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS
 from scoremle.cli.parsers import (
-    ANY_FITS,
     DATASETS,
     ESTIMATORS,
     FITS,
@@ -26,7 +25,6 @@ from scoremle.cli.parsers import (
     SAMPLERS,
     ModeParser,
 )
-from scoremle.data.readers import messy
 from scoremle.errors import UserError
 from scoremle.experiment import samplers, scoring
 from scoremle.experiment.configs import NAMED
@@ -49,7 +47,6 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
 def test_names_that_stand_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(data.FITS) == FITS
-    assert tuple(messy.ANY_FITS) == ANY_FITS
     assert scoring.ESTIMATORS == ESTIMATORS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
 

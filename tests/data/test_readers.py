@@ -19,10 +19,12 @@ from PIL import Image
 from scoremle import data, files
 from scoremle.data import archive as sources
 from scoremle.data.readers import pictures as reading_pictures
-from scoremle.data.readers.base import Options, UnusableImage
-from scoremle.data.readers.celeba import _Face
+from scoremle.data.readers.base import Options
+from scoremle.data.readers.celeba import _face
 from scoremle.data.readers.cifar import rows_and_labels
-from scoremle.data.readers.pictures import Decoder, fitted, split_of
+from scoremle.data.readers.decoding import GREY, TURNED, UNPALETTED
+from scoremle.data.readers.fits import fitted
+from scoremle.data.readers.pictures import Decoder, split_of
 from scoremle.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -437,17 +439,16 @@ RGBA = np.concatenate([X, np.full((32, 32, 1), 128, np.uint8)], axis=2)
 UNUSABLE = {
     "b.png (can't be decoded: it is no PNG": b"<html>not found</html>",
     "can't be decoded: image file is truncated": encoded(X)[:-900],
-    "can't be decoded: it is no PNG, JPEG": encoded(X, "GIF"),
-    "it has 16 bits a channel": encoded(Image.fromarray(X[..., 0].astype(np.uint16) * 256)),
-    "b.png (it has 16 bits a channel; save it with 8)": png16(),
-    "it is partly transparent": encoded(RGBA),
-    "it is partly transparent; put it": encoded(
+    "it would be cut to 8 bits": encoded(Image.fromarray(X[..., 0].astype(np.uint16) * 256)),
+    "b.png (of 32x32, it would be cut to 8 bits a channel)": png16(),
+    "it would be put on white": encoded(RGBA),
+    "it would be put on white where it is transparent": encoded(
         Image.fromarray(X).quantize(8), transparency=0
     ),
-    "it is CMYK": encoded(Image.fromarray(X).convert("CMYK"), "JPEG"),
-    "it is an animation": animation(),
+    "it would be made RGB of CMYK": encoded(Image.fromarray(X).convert("CMYK"), "JPEG"),
+    "it would be the first of several frames": animation(),
     "a decompression bomb": bomb(),
-    "can't be decoded": b"",
+    "it is empty": b"",
 }
 
 
@@ -478,8 +479,11 @@ def both_splits(picture: bytes, tmp_path: Path, suffix: str) -> Path:
 def test_palettes_and_opaque_alpha_are_written_out(tmp_path, prepare):
     palette = Image.fromarray(X).quantize(16)
     expected = np.asarray(palette.convert("RGB"))
-    found = prepare("images", both_splits(encoded(palette), tmp_path / "p", ".png"))
-    np.testing.assert_array_equal(found.images("train")[0], expected)
+    for suffix in (".png", ".gif"):
+        content = encoded(palette, suffix[1:].upper())
+        found = prepare("images", both_splits(content, tmp_path / suffix[1:], suffix))
+        np.testing.assert_array_equal(found.images("train")[0], expected)
+        assert found.meta["notes"] == {UNPALETTED: 2}
     opaque = np.concatenate([X, np.full((32, 32, 1), 255, np.uint8)], axis=2)
     found = prepare("images", both_splits(encoded(opaque), tmp_path / "a", ".png"))
     np.testing.assert_array_equal(found.images("train")[0], X)
@@ -492,15 +496,16 @@ def test_pictures_are_turned_upright(tmp_path, prepare):
     stored = np.asarray(Image.open(io.BytesIO(content)))
     found = prepare("images", both_splits(content, tmp_path, ".png"))
     np.testing.assert_array_equal(found.images("train")[0], np.rot90(stored, -1))
-    assert found.meta["notes"] == {"turned upright by their EXIF orientation": 2}
+    assert found.meta["notes"] == {TURNED: 2}
 
 
 def test_colours_that_are_changed_are_counted(tmp_path):
     for name, shape in (("train/a", (8, 8, 3)), ("train/b", (8, 8)), ("test/c", (8, 8, 3))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full(shape, 40, np.uint8)).save(tmp_path / f"{name}.png")
+        pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     found = data.lookup("images").find(str(tmp_path), Options(channels=1))
-    assert found.meta["notes"] == {"made grey, though they had colours": 2}
+    assert found.meta["notes"] == {GREY: 2}
 
 
 def test_sizes_and_channels_are_never_changed_in_silence(tmp_path, prepare):
@@ -515,7 +520,7 @@ def test_sizes_and_channels_are_never_changed_in_silence(tmp_path, prepare):
     for channels in (1, 3):
         found = prepare("images", folder, channels=channels, test_fraction=0.5)
         assert found.meta["shape"] == [32, 32, channels]
-    with pytest.raises(UserError, match=r"21 images can't be used: .*smaller than 48x48"):
+    with pytest.raises(UserError, match=r"21 images can't be used: .*enlarged"):
         prepare("images", folder, size=48, fit="resize", channels=1)
 
 
@@ -537,13 +542,12 @@ def test_crop_and_resize(tmp_path, prepare):
 def test_one_side_that_is_too_small_is_enough(fit, shape):
     """For a picture, a face of CelebA and an array: else it would get black borders."""
     options, image = Options(size=4, channels=1, fit=fit), np.full((*shape, 1), 9, np.uint8)
-    with pytest.raises(UnusableImage, match="smaller than 4x4"):
-        Decoder(options)("a", encoded(image))
+    small = "of {}x{}, it would be enlarged"
+    assert Decoder(options)("a", encoded(image)).reason == small.format(*shape)
     with pytest.raises(UserError, match="smaller"):
         fitted(image[None], options)
     face = image.repeat(45, axis=0).repeat(45, axis=1)  # a side of 135 or 405; 140 are cropped
-    with pytest.raises(UnusableImage, match="smaller than 140x140"):
-        _Face(options)("a", encoded(face))
+    assert _face("a", encoded(face), 4).reason == small.format(*face.shape)
 
 
 # Archives and folders that are hostile
@@ -817,7 +821,7 @@ def test_parquet(tmp_path, prepare):
     with pytest.raises(UserError, match="truncated or no parquet file"):
         prepare("images", folder)
     pq.write_table(pa.table({"img": [{"bytes": None, "path": "x"}]}), folder / "test-2.parquet")
-    with pytest.raises(UserError, match=r"it has no picture in the file|no column of encoded"):
+    with pytest.raises(UserError, match=r"it is empty|no column of encoded"):
         prepare("images", folder)
 
 

@@ -25,7 +25,7 @@ from helpers.faults import SEED, Faults, Killed, report
 from scoremle import data
 from scoremle.cli.signals import ANSWERED, answered
 from scoremle.data import prepared
-from scoremle.data.readers.messy import Look
+from scoremle.data.readers.base import Look
 from scoremle.errors import Stopped, UserError
 from scoremle.experiment import score_table
 from scoremle.experiment.results import add_results, read_results

@@ -21,7 +21,7 @@ import scipy.io  # noqa: F401
 
 from scoremle import data, published
 from scoremle.data.readers.cifar import unpickle_rows
-from scoremle.data.readers.messy import look_through
+from scoremle.data.readers.pictures import look_through
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 from scoremle.published import pytorch, safetensors

@@ -22,10 +22,10 @@ from scoremle.cli.parsers.files import (
 )
 from scoremle.cli.parsers.models import compare_parser, report_parser, sample_parser, score_parser
 from scoremle.cli.parsers.program import completion_parser, env_parser, verify_parser
-from scoremle.cli.parsers.words import ANY_FITS, DATASETS, ESTIMATORS, FITS, SAMPLERS
+from scoremle.cli.parsers.words import DATASETS, ESTIMATORS, FITS, SAMPLERS
 
 __all__ = [
-    "ANY_FITS", "DATASETS", "ESTIMATORS", "FITS", "PARSERS", "PUBLISHED", "SAMPLERS",
+    "DATASETS", "ESTIMATORS", "FITS", "PARSERS", "PUBLISHED", "SAMPLERS",
     "ModeParser",
 ]  # fmt: skip
 

@@ -54,7 +54,7 @@ def data_parser() -> Parser:
 
 CHANNELS = "1: grey, 3: RGB; 0: as the images are"
 SPLITS, SPLIT = ("train", "test"), "which images (train)"
-FIT = "bring images of other sizes to --size: crop the centre, or resize the centred square"
+FIT = "bring other sizes to --size: crop the centre, resize the centred square, or pad with black"
 FRACTION = "share of the images to test on, where the source does not say (default: 0.1)"
 SKIP = "leave out images that can't be used, and count them"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
-from scoremle.cli.parsers.words import ANY_FITS, ESTIMATORS, SAMPLERS, at_least, seed, shard
+from scoremle.cli.parsers.words import ESTIMATORS, FITS, SAMPLERS, at_least, seed, shard
 from scoremle.cli.places import check_samples, check_scores, exist
 
 __all__ = ["compare_parser", "report_parser", "sample_parser", "score_parser"]
@@ -88,7 +88,7 @@ def score_parser() -> Parser:
         "--label", default="",
         help="of a class-conditional model: a number, or all for the mean over its labels",
     )  # fmt: skip
-    parser.add_argument("--fit", choices=ANY_FITS, default="", help=ANY_FIT)
+    parser.add_argument("--fit", choices=FITS, default="", help=ANY_FIT)
     parser.add_argument(
         "--skip-bad", action="store_true",
         help="go on without files that can't be scored: they are rows with a reason, and the exit"

@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable
 
 __all__ = [
-    "ANY_FITS", "DATASETS", "ESTIMATORS", "FITS", "NAMES", "SAMPLERS", "at_least", "seed", "shard",
+    "DATASETS", "ESTIMATORS", "FITS", "NAMES", "SAMPLERS", "at_least", "seed", "shard",
 ]  # fmt: skip
 
 # The names in scoremle.data and in experiment/samplers.py, whose import brings JAX.
 SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
-FITS = ("crop", "resize")
-ANY_FITS = (*FITS, "pad")
+FITS = ("crop", "resize", "pad")
 # Those of scoremle.experiment.scoring, likewise.
 ESTIMATORS = ("ode", "bound", "steps")
 SEEDS = 2**32

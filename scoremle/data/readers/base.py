@@ -1,4 +1,4 @@
-"""What a reader of some format gives: a stream of images, whose data set is then prepared.
+"""The stream of images that a reader of some format gives, to prepare a data set of.
 
 A reader knows a format and nothing else. It is called with the place of the files and with
 :class:`Options`, and gives a :class:`Reading`: chunks of images in a fixed order. What is the same
@@ -16,16 +16,18 @@ from jaxtyping import UInt8
 from scoremle.errors import UserError
 
 __all__ = [
-    "Chunk", "Options", "Reader", "Reading", "Unusable", "UnusableImage", "as_labels",
+    "NO_IMAGES", "Chunk", "Look", "Options", "Reader", "Reading", "UnusableImage", "as_labels",
+    "by", "in_levels",
 ]  # fmt: skip
 
 # As they are kept.
 LABELS = np.iinfo(np.int32)
+NO_IMAGES = np.zeros((0, 1, 1, 1), np.uint8)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are made of a source; what is 0 or '' is as the source has it."""
+    """Ways to make images of a source; what is 0 or '' is as the source has it."""
 
     size: int = 0
     channels: int = 0
@@ -35,11 +37,13 @@ class Options:
     skip_corrupt: bool = False
 
 
-class Unusable(NamedTuple):
-    """An image that can't be used, by name, and why."""
+class Look(NamedTuple):
+    """A picture as it was taken: pixels, and how they were changed; or why there are none."""
 
     name: str
-    reason: str
+    pixels: UInt8[np.ndarray, "h w c"] | None = None
+    changes: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class UnusableImage(Exception):
@@ -59,7 +63,7 @@ class Chunk(NamedTuple):
     split: str | None
     done: float
     labels: Sequence[int] | Sequence[str] | np.ndarray | None = None
-    unusable: Sequence[Unusable] = ()
+    unusable: Sequence[Look] = ()
     notes: Mapping[str, int] = {}
 
 
@@ -91,3 +95,18 @@ def as_labels(labels: Any, count: int, where: str) -> np.ndarray:
     if whole and count and not LABELS.min <= int(found.min()) <= int(found.max()) <= LABELS.max:
         raise UserError(f"{where}: a label is beyond {LABELS.max} or below {LABELS.min}")
     return found.astype(int) if whole else found
+
+
+def in_levels(
+    pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256
+) -> np.ndarray:
+    """Pixels of so many grey levels of their own, as those of a model with ``levels``."""
+    if levels == own:
+        return pixels
+    dtype = np.uint8 if levels <= 256 else np.uint16
+    return (pixels.astype(np.uint32) * levels // own).astype(dtype)
+
+
+def by(shape: Sequence[int]) -> str:
+    """Sizes as they are read: 32x32x3."""
+    return "x".join(map(str, shape))

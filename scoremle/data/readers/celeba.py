@@ -13,8 +13,10 @@ from PIL import Image
 
 from scoremle.bounded import MAX_PARTITION, MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import FITS, Decoder, chunked, is_picture
+from scoremle.data.readers.base import Look, Options, Reading
+from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.fits import FITS
+from scoremle.data.readers.pictures import chunked
 from scoremle.errors import UserError
 from scoremle.files import inside, read_bytes
 
@@ -25,38 +27,31 @@ SPLITS = {"0": "train", "1": "test"}
 CROP = 140
 
 
-class _Face(Decoder):
-    def image(self, content: bytes) -> Image.Image:
-        image = super().image(content)
-        if min(image.size) < CROP:
-            raise UnusableImage(f"{image.height}x{image.width} is smaller than {CROP}x{CROP}")
-        return FITS["crop"](image, CROP)
-
-
 def read_celeba(path: Path, options: Options) -> Reading:
     """A folder with list_eval_partition.txt and img_align_celeba, a folder or a zip."""
     if not options.size or options.size > CROP:
         raise UserError(f"celeba needs a size from 1 to {CROP}, such as 64, not {options.size}")
     source = Source(path, nested=True)
     partition = _partition(path)
-    decoder = _Face(Options(size=options.size, channels=3, fit="resize"))
 
-    def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
+    def looks() -> Iterator[tuple[str, str, Look]]:
         for name, content in source.files(is_picture, MAX_PICTURE):
             file = name.rsplit("/", 1)[-1]
             if file not in partition:
                 raise UserError(f"{path}: {name} is not in {PARTITION}")
             if split := SPLITS.get(partition[file]):
-                try:
-                    yield split, "", decoder(name, content)
-                except UnusableImage as error:
-                    yield split, "", Unusable(name, str(error))
-
-    def chunks() -> Iterator[Chunk]:
-        yield from chunked(decoded(), lambda: source.done)
+                yield split, "", _face(name, content, options.size)
 
     facts = {"crop": f"centre {CROP}x{CROP}, resized by averaging"}
-    return Reading(chunks(), source.sha256, facts=facts)
+    return Reading(chunked(looks(), source), source.sha256, facts=facts)
+
+
+def _face(name: str, content: bytes, size: int) -> Look:
+    face = look_at(name, content, (CROP, CROP, 3), "crop", strict=True)
+    if face.pixels is None:
+        return face
+    small = FITS["resize"](Image.fromarray(face.pixels), (size, size), [])
+    return face._replace(pixels=np.asarray(small))
 
 
 def _partition(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from scoremle.bounded import MAX_FILE, check_size
 from scoremle.data.archive import hash_files, read_start
 from scoremle.data.readers.base import Chunk, Options, Reading
-from scoremle.data.readers.pictures import fitted
+from scoremle.data.readers.fits import fitted
 from scoremle.errors import UserError
 from scoremle.files import inside
 

@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import load_npz
-from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
+from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.cifar import rows_and_labels, unpickle_rows
-from scoremle.data.readers.pictures import Decoder, chunked, is_picture
+from scoremle.data.readers.decoding import is_picture
+from scoremle.data.readers.pictures import Decoder, chunked
 from scoremle.errors import UserError
 
 __all__ = ["read_imagenet"]
@@ -78,16 +77,8 @@ def _new(files: Files, source: Source) -> Iterator[Chunk]:
 
 def _old(files: Files, source: Source) -> Iterator[Chunk]:
     decoder = Decoder(Options(channels=3))
-
-    def decoded() -> Iterator[tuple[str | None, str, np.ndarray | Unusable]]:
-        for name, content in files:
-            split = _split(name, source.path)
-            try:
-                yield split, "", decoder(name, content)
-            except UnusableImage as error:
-                yield split, "", Unusable(name, str(error))
-
-    yield from chunked(decoded(), lambda: source.done)
+    looks = ((_split(name, source.path), "", decoder(name, content)) for name, content in files)
+    return chunked(looks, source)
 
 
 def _of_one_size(chunks: Iterator[Chunk], path: Path) -> Iterator[Chunk]:

@@ -8,18 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scoremle.bounded import MAX_FILE, check_ratio
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import (
-    Chunk,
-    Options,
-    Reading,
-    Unusable,
-    UnusableImage,
-    as_labels,
-)
+from scoremle.data.readers.base import Look, Options, Reading, as_labels
 from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError, first_line
@@ -40,7 +31,7 @@ def read_parquet(path: Path, options: Options) -> Reading:
     """One file, or all those of a folder."""
     _check_pyarrow(path)
     source = Source(path)
-    return Reading(_chunks(source, options), source.sha256)
+    return Reading(chunked(_looks(source, options), source), source.sha256)
 
 
 def count_rows(path: Path) -> int:
@@ -67,27 +58,16 @@ def _damaged(where: str, error: Exception) -> str:
     return f"{where}: truncated or no parquet file ({first_line(error)})"
 
 
-def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
+def _looks(source: Source, options: Options) -> Iterator[tuple[str | None, str | int, Look]]:
     decoder = Decoder(options)
-
-    def decoded() -> Iterator[tuple[str | None, str | int, np.ndarray | Unusable]]:
-        for name, content in source.files(is_parquet):
-            split = split_of(name)
-            rows = parquet_rows(content, f"{source.path}: {name}")
-            for row, (picture, label) in enumerate(rows):
-                place = f"{name} row {row}"
-                try:
-                    if picture is None:
-                        raise UnusableImage("it has no picture in the file")
-                    yield split, label, decoder(place, picture)
-                except UnusableImage as error:
-                    yield split, label, Unusable(place, str(error))
-
-    yield from chunked(decoded(), lambda: source.done)
+    for name, content in source.files(is_parquet):
+        rows = parquet_rows(content, f"{source.path}: {name}")
+        for row, (picture, label) in enumerate(rows):
+            yield split_of(name), label, decoder(f"{name} row {row}", picture)
 
 
-def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any]]:
-    """Encoded picture and label of each row."""
+def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes, Any]]:
+    """Encoded picture, empty where there is none, and label of each row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -110,7 +90,7 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes | None, Any
             for scalar, label in zip(cells, known, strict=True):
                 cell = scalar.as_py()
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield picture, label
+                yield picture or b"", label
     except (pa.ArrowException, OSError, BadPage) as error:
         raise UserError(_damaged(where, error)) from error
 

@@ -6,16 +6,18 @@ one) are for testing.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 
 from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import Chunk, Options, Reading, Unusable, UnusableImage
-from scoremle.data.readers.pictures import LEFT_OUT, Decoder, is_picture
+from scoremle.data.readers.base import NO_IMAGES, Chunk, Look, Options, Reading
+from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.pictures import LEFT_OUT
 from scoremle.errors import UserError
 
 __all__ = ["patches", "read_photos"]
@@ -41,16 +43,16 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     count = min(len(hashes) - 1, max(1, round(options.test_fraction * len(hashes))))
     test = set(sorted(hashes)[:count])
     size = options.size or SIZE
-    decoder = Decoder(Options(channels=options.channels))
     channels = 0
     photographs = {"train": 0, "test": 0}
     for name, content in source.files(is_picture, MAX_PICTURE):
         split = "test" if _hash(content) in test else "train"
-        try:
-            found = patches(decoder.image(content), size)
-        except UnusableImage as error:
-            none = np.zeros((0, 1, 1, 1), np.uint8)
-            yield Chunk(none, split, source.done, unusable=[Unusable(name, str(error))])
+        look = look_at(name, content, (0, 0, options.channels), strict=True)
+        found = NO_IMAGES if look.pixels is None else patches(look.pixels, size)
+        if not len(found):
+            reason = look.reason or f"it is smaller than a patch of {size}x{size}"
+            bad = Look(name, reason=reason)
+            yield Chunk(NO_IMAGES, split, source.done, unusable=[bad])
             continue
         channels = channels or found.shape[3]
         if found.shape[3] != channels:
@@ -59,25 +61,22 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
                 " 1 or 3 channels"
             )
         photographs[split] += 1
-        yield Chunk(found, split, source.done, [name] * len(found))
+        yield Chunk(found, split, source.done, [name] * len(found), notes=Counter(look.changes))
     notes = {f"photographs for {split}ing": n for split, n in photographs.items()}
-    notes |= {k: v for k, v in {**decoder.notes, LEFT_OUT: source.left_out}.items() if v}
-    yield Chunk(np.zeros((0, 1, 1, 1), np.uint8), None, source.done, notes=notes)
+    notes |= {LEFT_OUT: source.left_out} if source.left_out else {}
+    yield Chunk(NO_IMAGES, None, source.done, notes=notes)
 
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def patches(image: Image.Image, size: int) -> np.ndarray:
-    """All whole squares of the centred grid, row by row, [n size size c]."""
-    pixels = np.asarray(image)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
+def patches(
+    pixels: UInt8[np.ndarray, "h w c"], size: int
+) -> UInt8[np.ndarray, "n size size c"]:
+    """The whole squares of the centred grid, row by row."""
     rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
-    if not rows or not columns:
-        height, width = pixels.shape[:2]
-        raise UnusableImage(f"{height}x{width} is smaller than a patch of {size}x{size}")
     top, left = ((n % size) // 2 for n in pixels.shape[:2])
     grid = pixels[top : top + rows * size, left : left + columns * size]
-    grid = grid.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
-    return grid.reshape(rows * columns, size, size, -1)
+    grid = grid.reshape(rows, size, columns, size, pixels.shape[2]).swapaxes(1, 2)
+    return grid.reshape(rows * columns, size, size, pixels.shape[2])

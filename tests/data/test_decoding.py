@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.data.readers import messy
-from scoremle.data.readers.base import UnusableImage
-from scoremle.data.readers.messy import Look, as_taken, look_through
+from scoremle.data.readers import decoding, pictures
+from scoremle.data.readers.base import Look, UnusableImage, in_levels
+from scoremle.data.readers.decoding import look_at
+from scoremle.data.readers.fits import PADDED
+from scoremle.data.readers.pictures import look_through
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 COLOUR = np.stack([GREY, 2 * GREY, 3 * GREY], axis=-1)
@@ -43,35 +45,39 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
     [
         *((encoded(COLOUR, kind, **how), 3, COLOUR, []) for kind, how in LOSSLESS.items()),
         (encoded(GREY), 1, GREY, []),
-        (encoded(COLOUR), 1, luma(COLOUR), [messy.GREY]),
+        (encoded(COLOUR), 1, luma(COLOUR), [decoding.GREY]),
         (encoded(np.stack([GREY] * 3, axis=-1)), 1, GREY, []),  # colours that are grey
-        *((encoded(colour), 1, luma(colour), [messy.GREY]) for colour in NEARLY_GREY),
-        (encoded(GREY), 3, np.stack([GREY] * 3, axis=-1), [messy.RGB]),
-        (encoded(DEEP), 1, GREY, [messy.CUT]),
-        (encoded(DEEP, "TIFF"), 1, GREY, [messy.CUT]),
-        (encoded(np.dstack([COLOUR, ALPHA | 255])), 3, COLOUR, [messy.OPAQUE]),
-        (encoded(np.dstack([GREY, ALPHA])), 1, WHITE, [messy.ON_WHITE]),
+        *((encoded(colour), 1, luma(colour), [decoding.GREY]) for colour in NEARLY_GREY),
+        (encoded(GREY), 3, np.stack([GREY] * 3, axis=-1), [decoding.RGB]),
+        (encoded(DEEP), 1, GREY, [decoding.CUT]),
+        (encoded(DEEP, "TIFF"), 1, GREY, [decoding.CUT]),
+        (encoded(np.dstack([COLOUR, ALPHA | 255])), 3, COLOUR, [decoding.OPAQUE]),
+        (encoded(np.dstack([GREY, ALPHA])), 1, WHITE, [decoding.ON_WHITE]),
         (encoded(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)), 3, COLOUR,
-         [messy.UNPALETTED]),
-        (encoded(Image.fromarray(GREY).convert("P")), 1, GREY, [messy.UNPALETTED]),
+         [decoding.UNPALETTED]),
+        (encoded(Image.fromarray(GREY).convert("P")), 1, GREY, [decoding.UNPALETTED]),
         (encoded(FRAMES[0], "WEBP", lossless=True, save_all=True, append_images=FRAMES[1:]), 3,
-         COLOUR, [messy.FIRST_FRAME]),
+         COLOUR, [decoding.FIRST_FRAME]),
         (encoded(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), 3, COLOUR,
-         [messy.FIRST_FRAME]),
+         [decoding.FIRST_FRAME]),
         (encoded(Image.fromarray(255 - np.dstack([COLOUR, 255 | COLOUR[..., 0]]), "CMYK"), "TIFF"),
          3, COLOUR, ["made RGB of CMYK, without a profile of its colours"]),
-        (encoded(GREY.T.copy(), exif=TRANSPOSED), 1, GREY, [messy.TURNED]),
+        (encoded(GREY.T.copy(), exif=TRANSPOSED), 1, GREY, [decoding.TURNED]),
     ],
 )  # fmt: skip
 def test_what_is_done_to_a_picture_is_said(content, channels, pixels, changes):
-    found, said = as_taken(content, (8, 8, channels))
-    np.testing.assert_array_equal(found, np.reshape(pixels, (8, 8, channels)))
-    assert said == changes
+    found = look_at("a", content, (8, 8, channels))
+    np.testing.assert_array_equal(found.pixels, np.reshape(pixels, (8, 8, channels)))
+    assert list(found.changes) == changes
+    strict = look_at("a", content, (8, 8, channels), strict=True)
+    refused = [change for change in changes if change not in decoding.HARMLESS]
+    assert strict.reason == "".join(f"of 8x8, it would be {change}" for change in refused[:1])
+    assert (strict.pixels is None) == bool(refused)
 
 
 @pytest.mark.parametrize("levels", [2, 4, 17, 32, 1024])
 def test_grey_levels_are_bins_as_wide_as_can_be(levels):
-    found = messy.in_levels(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), levels).ravel()
+    found = in_levels(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), levels).ravel()
     counts = np.bincount(found, minlength=levels)
     assert len(counts) == levels and counts.max() <= counts.min() + 1
     np.testing.assert_array_equal(found, np.sort(found))
@@ -80,9 +86,9 @@ def test_grey_levels_are_bins_as_wide_as_can_be(levels):
 def test_of_a_moving_gif_the_first_frame_is_taken():
     frames = [Image.fromarray(image) for image in (GREY, 255 - GREY)]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    found, said = as_taken(content, (8, 8, 1))
-    np.testing.assert_array_equal(found[..., 0], GREY)
-    assert said[0] == messy.FIRST_FRAME
+    found = look_at("a", content, (8, 8, 1))
+    np.testing.assert_array_equal(found.pixels[..., 0], GREY)
+    assert found.changes[0] == decoding.FIRST_FRAME
 
 
 @pytest.mark.parametrize(
@@ -90,21 +96,21 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
     [
         (b"text", "can't be decoded: it is no PNG, JPEG, WEBP, BMP, GIF or TIFF"),
         (encoded(COLOUR)[:60], "can't be decoded"),
+        (b"", "it is empty"),
         (encoded(GREY.astype(np.float32), "TIFF"), "more than 16 bits"),
         (encoded(GREY[:5]), "5x8, not 8x8"),
     ],
 )
 def test_what_cannot_be_taken_has_a_reason(content, words):
-    with pytest.raises(UnusableImage, match=words):
-        as_taken(content, (8, 8, 1))
+    found = look_at("a", content, (8, 8, 1))
+    assert found.pixels is None and words in found.reason
 
 
 def test_other_colours_are_made_rgb_or_named():
-    assert as_taken(encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))[1] == [
-        "made RGB of LAB, without a profile of its colours"
-    ]
+    found = look_at("a", encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))
+    assert found.changes == ("made RGB of LAB, without a profile of its colours",)
     with pytest.raises(UnusableImage, match="its colours are La; save it as RGB"):
-        messy._plain(Image.new("La", (8, 8)), [])
+        decoding._plain(Image.new("La", (8, 8)), [])
 
 
 def wide(value=200):
@@ -121,19 +127,19 @@ def wide(value=200):
         ("resize", (2, 2), np.ones((2, 2)), ["cropped to its centre", "shrunk"]),
         ("resize", (8, 8), np.ones((8, 8)), ["cropped to its centre", "enlarged"]),
         ("crop", (8, 8), np.ones((8, 8)), ["cropped to its centre", "enlarged"]),
-        ("pad", (12, 12), np.pad(wide(1), ((4, 4), (0, 0))), [messy.PADDED]),
-        ("pad", (14, 14), np.pad(wide(1), ((5, 5), (1, 1))), [messy.PADDED]),
+        ("pad", (12, 12), np.pad(wide(1), ((4, 4), (0, 0))), [PADDED]),
+        ("pad", (14, 14), np.pad(wide(1), ((5, 5), (1, 1))), [PADDED]),
     ],
 )
 def test_other_sizes_are_fitted_as_named(fit, shape, light, changes):
-    found, said = as_taken(encoded(wide()), (*shape, 1), fit)
-    np.testing.assert_array_equal(found[..., 0], 200 * light)
-    assert said == changes
+    found = look_at("a", encoded(wide()), (*shape, 1), fit)
+    np.testing.assert_array_equal(found.pixels[..., 0], 200 * light)
+    assert list(found.changes) == changes
 
 
 def test_a_large_picture_is_padded_whole():
-    found, said = as_taken(encoded(wide()), (6, 6, 1), "pad")
-    assert said == ["shrunk", messy.PADDED]
+    _, found, changes, _ = look_at("a", encoded(wide()), (6, 6, 1), "pad")
+    assert changes == ("shrunk", PADDED)
     assert found[:2].sum() == found[4:].sum() == 0 and found[2:4, 2:4].min() > 120
 
 
@@ -149,11 +155,11 @@ def test_each_file_has_its_line_in_order(tmp_path):
     assert hidden == 1 and shares == sorted(shares) and len(shares) == 3
     assert [look.name for look in looks] == ["a.png", "b.txt", "f", "c/d.JPG", "c/e.gif"]
     assert [look.pixels is not None for look in looks] == [True, False, False, False, True]
-    assert looks[1] == Look("b.txt", reason=messy.UNKNOWN) and "decoded" in looks[3].reason
+    assert looks[1] == Look("b.txt", reason=pictures.UNKNOWN) and "decoded" in looks[3].reason
 
 
 def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(messy, "MAX_PICTURE", len(encoded(GREY)))
+    monkeypatch.setattr(pictures, "MAX_PICTURE", len(encoded(GREY)))
     (tmp_path / "a.png").write_bytes(encoded(GREY))
     (tmp_path / "b.png").write_bytes(encoded(GREY) + b"more")
     looks, _ = look_through(tmp_path, (8, 8, 1), "", lambda share: None)
@@ -162,13 +168,13 @@ def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
 
 
 def test_heic_takes_an_extra(monkeypatch):
-    heif = messy._heif()
-    monkeypatch.setattr(messy, "_heif", lambda: False)
-    with pytest.raises(UnusableImage, match=r"pip install 'scoremle\[heic\]'"):
-        as_taken(b"anything", (8, 8, 1), heic=True)
+    heif = decoding._heif()
+    monkeypatch.setattr(decoding, "_heif", lambda: False)
+    found = look_at("a.heic", b"anything", (8, 8, 1))
+    assert "pip install 'scoremle[heic]'" in found.reason
     monkeypatch.undo()
     if not heif:
         pytest.skip("needs pillow-heif")
     content = encoded(np.full((64, 64, 3), 90, np.uint8), "HEIF", quality=-1)
-    found, said = as_taken(content, (64, 64, 3), heic=True)
-    assert abs(found.astype(int) - 90).max() <= 1 and said == []
+    found = look_at("a.HEIC", content, (64, 64, 3))
+    assert abs(found.pixels.astype(int) - 90).max() <= 1 and not found.changes

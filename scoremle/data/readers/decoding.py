@@ -1,0 +1,216 @@
+"""A picture from the content of its file, as a model takes it: what was done to it, or why not.
+
+One convention holds for what must be changed: it is done in the one usual way, and it is said of
+each picture. Another size alone is refused, since no way to fit it is the usual one: ``crop``,
+``resize`` or ``pad`` must be named. Where the reading is strict, any change is refused that loses
+or adds something which nobody asked for.
+"""
+
+import importlib
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from scoremle.bounded import MAX_PIXELS, MAX_SCANNED
+from scoremle.data.readers.base import Look, UnusableImage, by
+from scoremle.data.readers.fits import CROPPED, FITS, PADDED, SHRUNK, Changes
+from scoremle.errors import first_line
+
+__all__ = ["KINDS", "is_picture", "look_at"]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HEIC = (".heic", ".heif")
+NEEDS_HEIC = "HEIC needs the extra: pip install 'scoremle[heic]'"
+KINDS = "PNG, JPEG, WebP, BMP, GIF, TIFF; HEIC with the extra heic"
+EXIF_ORIENTATION = 0x0112
+# How a scan of a JPEG begins: nothing else in its pixels does.
+START_OF_SCAN = b"\xff\xda"
+# How a TIFF may be packed. Other ways take as much memory as the file claims; of a JPEG in a TIFF
+# libtiff reads a hundred scans at most.
+IN_TIFF = {
+    "raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "tiff_ccitt", "group3",
+    "group4", "jpeg",
+}  # fmt: skip
+TILE = 322, 323  # tags of TIFF: width and height, of which the picture has whole ones
+BITS_PER_SAMPLE = 258  # likewise
+OF_GREY, OF_ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
+USUAL = {*OF_GREY, *OF_ALPHA, "P", "RGB"}
+# Pixels that are converted at once.
+STRIP = 1 << 22
+
+# What is done to a picture, in the words of its row.
+TURNED = "turned upright by its EXIF orientation"
+FIRST_FRAME = "the first of several frames"
+CUT = "cut to 8 bits a channel"
+UNPALETTED = "written out of its palette"
+OPAQUE = "opaque alpha left out"
+ON_WHITE = "put on white where it is transparent"
+OTHER_COLOURS = "made RGB of {}, without a profile of its colours"
+GREY, RGB = "made grey of colours", "made RGB of grey"
+# These a strict reading does, too: they lose nothing, or were asked for.
+HARMLESS = {TURNED, UNPALETTED, OPAQUE, GREY, RGB, CROPPED, SHRUNK, PADDED}
+
+_TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
+
+
+def is_picture(name: str) -> bool:
+    """True if the name ends as that of a picture."""
+    return name.lower().endswith(SUFFIXES + HEIC)
+
+
+def look_at(
+    name: str,
+    content: bytes,
+    shape: tuple[int, int, int],
+    fit: str = "",
+    *,
+    strict: bool = False,
+) -> Look:
+    """The picture in a file, or why there is none.
+
+    Args:
+        name: of the file.
+        content: of the file.
+        shape: height, width and channels that are wanted; 0: as the picture has them.
+        fit: how pictures of other sizes get there; "": they don't.
+        strict: refuses changes that are not harmless.
+    """
+    changes: Changes = []
+    try:
+        image = _plain(_upright(name, content, changes), changes)
+        image = _recoloured(image, shape[2], changes)
+        own = image.height, image.width
+        wanted = shape[0] or own[0], shape[1] or own[1]
+        if own != wanted:
+            if not fit:
+                raise UnusableImage(f"{by(own)}, not {by(wanted)}")
+            image = FITS[fit](image, wanted[::-1], changes)
+        for change in changes:
+            if strict and change not in HARMLESS:
+                raise UnusableImage(f"of {by(own)}, it would be {change}")
+    except UnusableImage as error:
+        return Look(name, reason=str(error))
+    return Look(name, np.asarray(image).reshape(*wanted, -1), tuple(changes))
+
+
+def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:
+    """The decoded picture. Raises UnusableImage for one that is damaged, or of another format."""
+    formats: tuple[str, ...] = FORMATS
+    if not content:
+        raise UnusableImage("it is empty")
+    if name.lower().endswith(HEIC):
+        if not _heif():
+            raise UnusableImage(NEEDS_HEIC)
+        formats = (*FORMATS, "HEIF")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities of a file that can be decoded
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=formats)
+            _check_claims(image, content)
+            _note(image, content, changes)
+            image.load()
+            turned = image.getexif().get(EXIF_ORIENTATION) in range(2, 9)
+            changes += [TURNED] * turned
+            return ImageOps.exif_transpose(image) if turned else image
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UnusableImage(_TOO_LARGE) from error
+    except UnusableImage:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        text = first_line(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            text = f"it is no {', '.join(formats[:-1])} or {formats[-1]}"
+        raise UnusableImage(f"can't be decoded: {text}") from error
+
+
+@cache
+def _heif() -> bool:
+    """True if HEIC can be read. Pillow knows of it from then on."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def _check_claims(image: Image.Image, content: bytes) -> None:
+    """Raises UnusableImage for what would take far more memory or time than a picture does."""
+    tile = (getattr(image, "tag_v2", {}).get(tag, 1) for tag in TILE)
+    pixels = math.prod(-(-side // of) * of for side, of in zip(image.size, tile, strict=True))
+    if pixels > MAX_PIXELS:
+        raise UnusableImage(_TOO_LARGE)
+    if image.format == "TIFF" and image.info["compression"] not in IN_TIFF:
+        raise UnusableImage(f"a TIFF of {image.info['compression']}: save it as PNG")
+    # An MPO is a JPEG of several frames.
+    of_jpeg = image.format in ("JPEG", "MPO")
+    if of_jpeg and content.count(START_OF_SCAN) * pixels > MAX_SCANNED:
+        raise UnusableImage(f"its pixels are coded more than {MAX_SCANNED} times")
+
+
+def _note(image: Image.Image, content: bytes, changes: Changes) -> None:
+    """Notes what opening a picture alone does to it: Pillow says nothing of that."""
+    # Frames are not counted: a small file may have a million.
+    changes += [FIRST_FRAME] * getattr(image, "is_animated", False)
+    depth = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+    depth = max(depth, int(image.info.get("bit_depth", 8)))
+    if image.format == "PNG":
+        depth = max(depth, content[24])  # of the header
+    if depth > 16 or image.mode in ("I", "F"):
+        raise UnusableImage("it has more than 16 bits a channel, of no known scale")
+    changes += [CUT] * (depth > 8)
+
+
+def _plain(image: Image.Image, changes: Changes) -> Image.Image:
+    """Grey or RGB of 8 bits, without alpha."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    changes += [UNPALETTED] * (image.mode in ("P", "PA"))
+    changes += [OTHER_COLOURS.format(image.mode)] * (image.mode not in USUAL)
+    mode = "L" if image.mode in OF_GREY else "RGB"
+    try:
+        if image.mode in OF_ALPHA or "transparency" in image.info:
+            return _on_white(image, mode, changes)
+        return _in_mode(image, mode)
+    except ValueError:
+        raise UnusableImage(f"its colours are {image.mode}; save it as RGB") from None
+
+
+def _on_white(image: Image.Image, mode: str, changes: Changes) -> Image.Image:
+    whole, top, alpha = Image.new(mode, image.size), 0, 255
+    for part in (strip.convert("RGBA") for strip in _strips(image)):
+        alpha = min(alpha, np.asarray(part)[..., 3].min())
+        white = Image.new("RGBA", part.size, "white")
+        white.alpha_composite(part)
+        whole.paste(white.convert(mode), (0, top))
+        top += part.height
+    changes.append(OPAQUE if alpha == 255 else ON_WHITE)
+    return whole
+
+
+def _recoloured(image: Image.Image, channels: int, changes: Changes) -> Image.Image:
+    """The picture with so many channels; 0: as it is. Colours that are all grey lose nothing."""
+    mode = {0: image.mode, 1: "L", 3: "RGB"}[channels]
+    if mode == "L" and image.mode == "RGB":
+        parts = map(np.asarray, _strips(image))
+        changes += [GREY] * (not all((part == part[..., :1]).all() for part in parts))
+    changes += [RGB] * (mode == "RGB" and image.mode == "L")
+    return _in_mode(image, mode)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode of Pillow; itself where it is in that: Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """A large picture in pieces from its top to its end: what is made of one is small."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
