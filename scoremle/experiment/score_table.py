@@ -77,7 +77,7 @@ def rows(
         "error": np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2),
         "rank": ranks(scores.bpd, reference),
         "png_bpd": png_bpd(images),
-        **vars(scores),
+        **{name: getattr(scores, name) for name in ("log_prob", "bpd", *BITS[3:])},
     }
     found, scored = [], itertools.count()
     for look in looks:

@@ -78,7 +78,8 @@ def test_an_array(tiny, model, tmp_path, capfd):
     expected = model.score(IMAGES, seed=3, passes=2)
     assert [row["file"] for row in rows(out)] == ["0", "1", "2", "3", "4"]
     error, png = column(out, "error"), baselines.png_bpd(IMAGES)
-    for name, values in (*vars(expected).items(), ("png_bpd", png)):
+    expected_columns = {name: v for name, v in vars(expected).items() if np.ndim(v)}
+    for name, values in (expected_columns | {"png_bpd": png}).items():
         unit = 64 * math.log(2) if name == "log_prob" else 1
         half = 10 ** (np.floor(np.log10(unit * error)) - 1) / 2  # of the error's second digit
         assert (abs(column(out, name) - values) <= 1.01 * half).all(), name
