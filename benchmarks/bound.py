@@ -14,9 +14,7 @@ draws. So the ratios of the last line, JSON, are two: ``sd_ratio`` is of the int
 alone, ``sd_ratio_whole`` of the whole bounds.
 """
 
-import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import answer, parser_of, reals, timed, train
 
 from scoremle.cli import main as cli
-from scoremle.core.dequantize import Uniform
 from scoremle.core.loss import denoising_residual
 from scoremle.core.sde import SDE
 from scoremle.core.times import BinnedLogSNR, UniformLogSNR, log_snr_range
-from scoremle.evaluation import tables
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.workdir import Workdir
@@ -91,11 +88,10 @@ def ours(noise: NoiseFn, sde: SDE, x: Data, key: PRNGKey, *, draws: int, **optio
 def repeated(estimate: Estimator, x: Data, repeats: int) -> tuple[Estimate, float]:
     """Every estimate [repeats n], and the seconds for one of them."""
     run = jax.jit(estimate)
-    jax.block_until_ready(run(x, jax.random.key(0)))  # compiled
-    began = time.monotonic()
-    found = [jax.device_get(run(x, jax.random.key(1 + i))) for i in range(repeats)]
-    seconds = (time.monotonic() - began) / (repeats * len(x))
-    return {name: np.stack([f[name] for f in found]).astype(float) for name in found[0]}, seconds
+    timed(run, x, jax.random.key(0))  # compiles
+    found, seconds = timed(lambda: [run(x, jax.random.key(1 + i)) for i in range(repeats)])
+    values = {name: np.stack([f[name] for f in found]).astype(float) for name in found[0]}
+    return values, seconds.passed / (repeats * len(x))
 
 
 def spread(values: np.ndarray) -> float:
@@ -132,22 +128,19 @@ def estimators(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="train on digits for 600 steps")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bound"))
     parser.add_argument("--evaluations", type=int, default=128)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=12)
     options, flags = parser.parse_known_args()
-    flags = [*(QUICK if options.quick else ()), *flags, f"--workdir={options.workdir}"]
-    workdir = Workdir(options.workdir)
-    if not workdir.snapshots.numbers() and (code := cli.main([*flags, "--mode=train"])):
-        raise SystemExit(code)
-    experiment = build(cli.parse([*flags, "--mode=eval"]).config)
+    flags = [*(QUICK if options.quick else ()), *flags]
+    workdir = Workdir(train(flags, options.workdir))
+    experiment = build(cli.parse([*flags, f"--workdir={workdir.folder}", "--mode=eval"]).config)
     params = workdir.snapshots.restore(experiment.training.template(), None)[0].ema
-    x = jnp.asarray(experiment.data.test[: options.images])
     model = experiment.model
-    y = model.pixels.encode(x, Uniform()(jax.random.key(7), x)[0])
+    y = reals(model.pixels, experiment.data.test[: options.images], jax.random.key(7))
     bits, scale = model.dims * np.log(2), model.pixels.log_det_per_dim / np.log(2)
 
     rows, sd, sd_integral, found = [], {}, {}, {}
@@ -164,7 +157,7 @@ def main() -> None:
              f"{covered:.1%}", f"{seconds:.4f}")
         )  # fmt: skip
     header = ("estimator", "mean", "sd", "of the integral", "stated", "coverage", "s")
-    print(tables.table(header, rows))
+    answer(header, rows)
     first, last = "published", rows[-1][0]
     difference = found[last]["mean"] - found[first]["mean"]
     print(json.dumps({

@@ -9,8 +9,6 @@ line says what is right. Lines of where a network is worse than a Gaussian are n
 these are. A line that the grid of grey levels can't be seen counts as neither.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import answer, parser_of
 from jax.tree_util import Partial
 
 import scoremle
@@ -28,7 +27,6 @@ from scoremle.core.prediction import CONDITIONINGS
 from scoremle.core.schedules import Cosine, Discrete, KarrasSigma, LinearLogSNR
 from scoremle.core.sde import SDE
 from scoremle.data.readers.digits import load_digits
-from scoremle.evaluation import tables
 
 WIDTH, BATCH, CHUNK, WAVES = 128, 64, 100, jnp.asarray([1.0, 2, 4, 8]) * np.pi / 2
 TRAINED_ON, CHECKED_ON = 20_000, 600
@@ -270,7 +268,7 @@ def remedies(truth: Declared, declared: Declared) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rows, began, alarms, named = [], time.process_time(), 0, 0
@@ -295,9 +293,8 @@ def main() -> None:
         ))  # fmt: skip
         print(" ".join(rows[-1]), *right, "|", *wrong, sep="\n    ", flush=True)
     header = ("data", "SDE", "network", "steps", "declared rightly", "to be named", "named")
-    print(tables.table(header, rows))
     counts = {"networks": len(rows), "alarms": alarms, "named": named}
-    print(json.dumps(counts | {"cpu_s": round(time.process_time() - began)}))
+    answer(header, rows, counts | {"cpu_s": round(time.process_time() - began)})
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ diffusers; torchax and torchdiffeq are left out where they are not installed. Un
     python benchmarks/interop.py
 """
 
-import argparse
 import math
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -22,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from common import KEY, answer, parser_of, timed
 
 import scoremle
 from scoremle.core.divergence import FixedProbe, Hutchinson
-from scoremle.evaluation import tables
 from scoremle.interop.torch import from_diffusers, from_module
 from scoremle.solvers.multistep import Planned
 
@@ -34,7 +32,6 @@ NODES, FINEST = (32, 128), 512
 TOLERANCES = (1e-3, 1e-5)
 SDE = scoremle.VP()
 BITS = SIZE * SIZE * 3 * math.log(2)
-KEY = jax.random.key(0)
 
 
 class Told(torch.nn.Module):
@@ -71,20 +68,10 @@ def models(network: torch.nn.Module) -> dict[str, scoremle.ScoreModel]:
     return found
 
 
-def seconds(function, *arguments) -> tuple:
-    """The result, the first call's seconds of CPU, and the second's."""
-    times = []
-    for _ in range(2):
-        began = time.process_time()
-        result = jax.block_until_ready(function(*arguments))
-        times.append(time.process_time() - began)
-    return result, *times
-
-
 def by_dopri5(
     network: torch.nn.Module, x: np.ndarray, probe: np.ndarray, tolerance: float
 ) -> tuple:
-    """log p of images, evaluations and seconds of CPU, by dopri5 in t."""
+    """log p of images and evaluations, by dopri5 in t."""
     from torchdiffeq import odeint
 
     x, v = (torch.from_numpy(np.moveaxis(a, -1, 1).copy()) for a in (x, probe))
@@ -103,22 +90,21 @@ def by_dopri5(
             (product,) = torch.autograd.grad(drift, point, v)
         return drift.detach(), (product * v).sum((1, 2, 3))
 
-    began = time.process_time()
     t = torch.tensor([EPS, 1.0], dtype=torch.float64)
     z, change = (
         a[-1] for a in odeint(rates, (x, torch.zeros(len(x))), t, rtol=tolerance, atol=tolerance)
     )
     log_prob = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((1, 2, 3)) + change
-    return log_prob.numpy(), count, time.process_time() - began
+    return log_prob.numpy(), count
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser_of(__doc__).parse_args()
     torch.set_num_threads(1)  # several wait for one another by spinning, which is CPU time too
     network = Told(unet())
     x = np.random.default_rng(0).normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32) / 2
     probe = Hutchinson().draw(KEY, jnp.asarray(x))
-    forward = _forward(network, x)
+    forward = forward_seconds(network, x)
     rows, truth = [], None
 
     @jax.jit
@@ -134,30 +120,27 @@ def main() -> None:
 
     for name, model in models(network.unet).items():
         plans = {nodes: Planned.of(nodes, FINEST) for nodes in (*NODES, FINEST)}
-        _, first, usual = seconds(log_prob, model, x, plans[NODES[0]])
+        (_, first), (_, usual) = (timed(log_prob, model, x, plans[NODES[0]]) for _ in range(2))
         if truth is None:
             truth = np.asarray(log_prob(model, x, plans[FINEST]), np.float64)
         for nodes in NODES:
-            values, _, taken = seconds(log_prob, model, x, plans[nodes])
-            row(f"{name}, {nodes} nodes", values, taken, first - usual)
+            values, taken = timed(log_prob, model, x, plans[nodes])
+            compiling = first.computing - usual.computing
+            row(f"{name}, {nodes} nodes", values, taken.computing, compiling)
     if find_spec("torchdiffeq"):
         for tolerance in TOLERANCES:
-            values, count, taken = by_dopri5(network, x, np.asarray(probe[0]), tolerance)
-            row(f"torch alone, {tolerance:g}: {count} evaluations", values, taken, None)
+            (values, count), taken = timed(by_dopri5, network, x, np.asarray(probe[0]), tolerance)
+            name = f"torch alone, {tolerance:g}: {count} evaluations"
+            row(name, values, taken.computing, None)
     columns = ("way", "CPU s/image", "forward passes", "solver, bits/dim", "compiling, s")
-    print(tables.table(columns, rows))
+    answer(columns, rows)
 
 
-def _forward(network: torch.nn.Module, x: np.ndarray) -> float:
+def forward_seconds(network: torch.nn.Module, x: np.ndarray) -> float:
     """Seconds of CPU an image of PyTorch's forward pass."""
     images, label = torch.from_numpy(np.moveaxis(x, -1, 1).copy()), torch.full((BATCH,), 500.0)
-    times = []
     with torch.no_grad():
-        for _ in range(10):
-            began = time.process_time()
-            network(images, label)
-            times.append(time.process_time() - began)
-    return min(times) / BATCH
+        return min(timed(network, images, label)[1].computing for _ in range(10)) / BATCH
 
 
 if __name__ == "__main__":

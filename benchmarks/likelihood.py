@@ -16,20 +16,17 @@ line of JSON for each network.
 the published algorithm with the cheapest of ours that is at least as good.
 """
 
-import argparse
 import json
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import KEY, NETWORKS, TRAINED, answer, least, parser_of, reals, timed, train
 
-from scoremle.cli import main as cli
-from scoremle.core.dequantize import Uniform
 from scoremle.core.divergence import FixedProbe, Hutchinson
-from scoremle.evaluation import tables
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json
@@ -39,21 +36,6 @@ from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Planned
 
-DIGITS = (
-    "--config=configs/digits.py", "--config.training.n_iters=1200",
-    "--config.training.snapshot_freq=1200", "--config.training.snapshot_sampling=False",
-)  # fmt: skip
-FASHION = ("--config=configs/fashion_mnist14.py",)
-SUB_VP = "--config.training.sde=subvpsde"
-LOG_SNR = "--config.model.embedding=log_snr"
-NETWORKS = {
-    "digits_vp": DIGITS,
-    "digits_subvp": (*DIGITS, SUB_VP),
-    "digits_vp_log_snr": (*DIGITS, LOG_SNR),
-    "fashion14_vp": FASHION,
-    "fashion14_subvp": (*FASHION, SUB_VP),
-    "fashion14_vp_log_snr": (*FASHION, LOG_SNR),
-}
 QUICK = "digits_vp"
 
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 144, 160, 192, 224, 256, 384)
@@ -62,28 +44,15 @@ TOLERANCES = (1e-3, 1e-4, 1e-5)
 DOUBLINGS = (1e-2, 3e-3, 1e-3)
 REPEATS, PASSES = 2, 40
 MEASURED = "likelihood.json"
-KEY = jax.random.key(0)
 
 Row = dict[str, float | str]
 
 
-def train(flags: tuple[str, ...], workdir: Path) -> None:
-    """Trains into the folder, unless that was done."""
-    if not Workdir(workdir).snapshots.numbers():
-        code = cli.main([*flags, f"--workdir={workdir}", "--mode=train"])
-        if code:
-            raise SystemExit(code)
-
-
-def timed(function, *arguments, repeats: int = REPEATS) -> tuple:
-    """The result of a compiled function, and the seconds of the quickest of several calls."""
-    result = jax.block_until_ready(function(*arguments))
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - began)
-    return result, min(seconds)
+def quickest(function, *arguments) -> tuple:
+    """The result of a compiled function, and the fewest seconds of some calls but the first."""
+    timed(function, *arguments)
+    calls = [timed(function, *arguments) for _ in range(REPEATS)]
+    return calls[0][0], min(seconds.passed for _, seconds in calls)
 
 
 def megabytes(function, *arguments) -> float:
@@ -102,11 +71,9 @@ def pass_costs(noise, x: jax.Array) -> tuple[float, float]:
         y, pull = jax.vjp(value, x)
         return y, pull(v)
 
-    functions = [jax.jit(f) for f in (value, lambda x: jax.jvp(value, (x,), (v,)), reverse)]
-    # In turns, so that other work on the machine slows all three alike.
-    rounds = [[timed(f, x, repeats=1)[1] for f in functions] for _ in range(PASSES)]
-    plain, jvp, vjp = np.min(rounds, axis=0)
-    return float(jvp / plain), float(vjp / plain)
+    functions = {"value": value, "jvp": lambda x: jax.jvp(value, (x,), (v,)), "vjp": reverse}
+    seconds = least({name: partial(jax.jit(f), x) for name, f in functions.items()}, PASSES)
+    return seconds["jvp"] / seconds["value"], seconds["vjp"] / seconds["value"]
 
 
 def double(tree):
@@ -122,14 +89,14 @@ class Subject:
         self.spec = spec = experiment.model
         self.params = place.snapshots.restore(experiment.training.template())[0].ema
         self.noise, self.sde = spec.noise(self.params), spec.sde
-        x = jnp.asarray(experiment.data.test[: images + PILOT_IMAGES])
-        both = spec.pixels.encode(x, Uniform()(KEY, x)[0])
+        x = experiment.data.test[: images + PILOT_IMAGES]
+        both = reals(spec.pixels, x)
         self.y, others = both[:images], both[images:]
         self.bits = spec.dims * np.log(2)
         self.probe = Hutchinson().draw(jax.random.key(1), self.y)
         self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
         self.truth = self._truth()
-        self.auto = spec.model(self.params).calibrated(np.asarray(x[:PILOT_IMAGES]))[1]
+        self.auto = spec.model(self.params).calibrated(x[:PILOT_IMAGES])[1]
         self.pilot = Pilot(
             self.noise, self.sde, others, KEY,
             eps=spec.eps, divergence=Hutchinson(), finest=2 * NODES[-1],
@@ -182,7 +149,7 @@ class Subject:
     def ours(self, nodes: int) -> Row:
         """With new probes at each node; the solver's error with the truth's probe."""
         plan = Planned.of(nodes, NODES[-1])
-        held, (fresh, seconds) = self.held(self.y, plan), timed(self.fresh, self.y, plan)
+        held, (fresh, seconds) = self.held(self.y, plan), quickest(self.fresh, self.y, plan)
         error = self._error(held.log_prob)
         probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
         bare, choice = self._stated(fresh.solver_error, error), self.pilot.measure(nodes)
@@ -198,7 +165,7 @@ class Subject:
         """With the truth's probe, whose standard error is ``probe``."""
         divergence, solver = FixedProbe(self.probe), Doubling(tolerance * np.log(2))
         run = jax.jit(lambda y: self._likelihood(y, divergence, solver))
-        found, seconds = timed(run, self.y, repeats=1)
+        found, seconds = quickest(run, self.y)
         error = self._error(found.log_prob)
         return {
             **self._row(f"doubling, {tolerance:g}", error, probe, seconds),
@@ -209,12 +176,12 @@ class Subject:
     def published(self, tolerance: float, probe: float) -> Row:
         """``probe`` is the standard error of one probe that is held fixed."""
         solver, eps = PublishedRK45(tolerance, tolerance), self.spec.eps
-        began = time.perf_counter()
-        found = solver.log_likelihood(self.noise, self.sde, self.y, self.probe[0], eps=eps)
-        seconds = time.perf_counter() - began
+        found, seconds = timed(
+            lambda: solver.log_likelihood(self.noise, self.sde, self.y, self.probe[0], eps=eps)
+        )
         row = self._row(
-            f"published, {tolerance:g}", self._error(found.log_prob), probe, seconds
-        )  # fmt: skip
+            f"published, {tolerance:g}", self._error(found.log_prob), probe, seconds.passed
+        )
         return {**row, "evaluations": int(found.evaluations[0])}
 
     def held_probe(self) -> float:
@@ -327,8 +294,8 @@ def draw(path: Path, curves: dict[str, list[Row]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_likelihood"))
+    parser = parser_of(__doc__)
+    parser.add_argument("--workdir", type=Path, default=TRAINED)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} alone, with 8 images")
@@ -340,7 +307,7 @@ def main() -> None:
     for name in names:
         print(f"\n{name}")
         rows, records[name] = measure(Subject(options.workdir / name, images))
-        print(tables.table(HEADER, list(map(in_words, rows))), flush=True)
+        answer(HEADER, list(map(in_words, rows)))
         write_json(options.workdir / name / MEASURED, {"rows": rows, **records[name]})
     picture = options.workdir / "likelihood.png"
     files = {name: options.workdir / name / MEASURED for name in NETWORKS}

@@ -11,7 +11,6 @@ are run without a change: there they must pass, else their failing says nothing.
 table by room, and the changes that no test noticed. All changes take hours.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,11 +24,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from common import ROOT, parser_of
 
-from helpers.mutants import CHANGES, SEEN_BY  # noqa: E402
-from helpers.source import changed  # noqa: E402
+from helpers.mutants import CHANGES, SEEN_BY  # isort: skip
+from helpers.source import changed  # isort: skip
 
 COPIED = ("scoremle", "tests", "examples", "benchmarks", "docs", "main.py",
           "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")  # fmt: skip
@@ -42,7 +40,7 @@ Change = tuple[str, ...]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="changes of files with this in their names")
     parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl")
     options = parser.parse_args()

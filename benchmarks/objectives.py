@@ -10,15 +10,12 @@ A run that was stopped goes on where it was. The spread of the training loss is 
 one image, relative to its mean, averaged over the second half of the training.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
-
-from scoremle.cli import main as cli
-from scoremle.evaluation import tables
+from common import answer, parser_of, run
 
 OBJECTIVES = {
     "plain": (False, False),
@@ -49,8 +46,7 @@ def measure(sde: str, objective: str, seed: int, steps: int, workdir: Path) -> d
     """Trains and evaluates once; bits/dim, and the relative spread of the loss."""
     common = arguments(sde, objective, seed, steps, workdir)
     for mode in (["train"], ["eval"], ["eval", "--config.eval.bound"]):
-        if code := cli.main([*common, f"--mode={mode[0]}", *mode[1:]]):
-            raise SystemExit(code)
+        run(*common, f"--mode={mode[0]}", *mode[1:])
     results = json.loads((workdir / "eval" / "results.json").read_text())
     by_kind = {r["kind"]: r["mean"] for r in results.values()}
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -65,7 +61,7 @@ def with_spread(values: list[float], digits: int = 3) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
@@ -85,8 +81,7 @@ def main() -> None:
             columns = [[run[key] for run in found] for key in ("exact", "bound", "spread")]
             rows.append((sde, objective, *map(with_spread, columns)))
     header = ("SDE", "objective", "exact bits/dim (ODE)", "bound (SDE)", "sd / mean of the loss")
-    print(tables.table(header, rows))
-    print(json.dumps({"steps": options.steps, "seeds": options.seeds, "runs": record}))
+    answer(header, rows, {"steps": options.steps, "seeds": options.seeds, "runs": record})
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""The exact likelihood beside peers: one field, one probe, and only the solver differs.
+"""The exact likelihood beside peers: one field, one trace, and only the solver differs.
 
-Two fields: a mixture of eight Gaussians in the plane, in closed form, VP from t = 1e-3; and the
-network of ``scoremle.load("digits")`` on test digits, as it was trained, from t = 1e-5. Each is
-one function compiled by JAX that all libraries call, so that none gains by another's network.
-Value and derivative count as one evaluation: by forward mode in JAX, by reverse mode in torch and
-SciPy, as their users do. There is one probe for each example, the same for all: errors are those
-of the solvers alone, against SciPy's DOP853 in float64. The peers solve the probability-flow ODE
-in t with x and log p in one state, the batch together. Seconds are of CPU, without compilation.
-Prints versions and a table for each field, and draws ``peers.png`` into the workdir. Needs
+    python benchmarks/peers.py [--quick] [--subjects vectors]
+
+Three fields: a mixture of eight Gaussians in the plane, in closed form, VP from t = 1e-3; the
+network of ``scoremle.load("digits")`` on test digits, as it was trained, from t = 1e-5; and an MLP
+of random weights on 256 vectors of 10 dimensions, over the noise prediction of N(0, I), VP from t
+= 1e-3. Each is one function compiled by JAX that all libraries call, so that none gains by
+another's network. Value and derivative count as one evaluation: by forward mode in JAX, by reverse
+mode in torch and SciPy, as their users do. Of vectors the trace is exact. Elsewhere there is one
+probe for each example, the same for all. So errors are those of the solvers alone, against SciPy's
+DOP853 in float64. The peers solve the probability-flow ODE in t with x and log p in one state, the
+batch together. Seconds are of CPU, without compilation. Prints versions and a table for each
+field, and draws ``peers.png`` into the workdir. ``--quick``: fewer digits and settings. Needs
 diffrax, torchdiffeq, flow_matching and matplotlib.
-
-    python benchmarks/peers.py [--quick]
-
-``--quick``: fewer digits and settings.
 """
 
-import argparse
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,20 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.integrate
 import torch
+from common import KEY, answer, mlp, mlp_params, parser_of, reals, timed
 from flax.traverse_util import unflatten_dict
 from flow_matching.solver import ODESolver
+from jax.tree_util import Partial
 from torchdiffeq import odeint
 
 import scoremle
-from scoremle.core.dequantize import Uniform
-from scoremle.core.divergence import FixedProbe
+from scoremle.core.divergence import Exact, FixedProbe
 from scoremle.core.sde import SDE
-from scoremle.evaluation import tables
 from scoremle.experiment.build import build
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.ode import ode_log_likelihood
-from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
+from scoremle.likelihood.published_rk45 import published_rates
 from scoremle.numerics import sum_data
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Planned
@@ -51,11 +49,26 @@ from scoremle.solvers.multistep import Planned
 PACKAGES = ("jax", "torch", "diffrax", "torchdiffeq", "flow_matching", "scipy")
 NODES, STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192), (8, 16, 32, 64)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
-FINEST, KEY, SEED = 1e-7, jax.random.key(0), 0
-RATES = jax.jit(published_rates)
+FINEST, SEED = 1e-7, 0
 # Joint Distillation for Fast Likelihood Evaluation and Sampling, arXiv 2512.02636, on CIFAR-10
 # and ImageNet 64x64: evaluations, and the greatest error in bits/dim.
 DISTILLED = (1, 8), 2.9
+
+
+@jax.jit
+def drift_and_trace(noise, sde, x, t, probes):
+    """The probability flow's, by reverse mode: the mean of v'Jv over probes v [k n ...]."""
+    axes = (None, None, None, None, 0)
+    drift, traces = jax.vmap(published_rates, axes, (None, 0))(noise, sde, x, t, probes)
+    return drift, traces.mean(axis=0)
+
+
+class Found(NamedTuple):
+    """log p, evaluations of the field, and the error that is stated if one is."""
+
+    log_prob: np.ndarray
+    evaluations: int
+    stated: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,50 +83,53 @@ class Subject:
     unit: str
     nats: float
     sde: SDE
+    exact: bool = False
 
     @property
-    def probe(self) -> np.ndarray:
-        """What flow_matching draws by itself from the seed."""
+    def probes(self) -> np.ndarray:
+        """[k n ...]: what flow_matching draws by itself from the seed; or a frame, whose mean of
+        v'Jv is the trace."""
+        if self.exact:
+            dims = self.x.shape[1]
+            return np.repeat(math.sqrt(dims) * np.eye(dims)[:, None], len(self.x), axis=1)
         torch.manual_seed(SEED)
-        return ((torch.randn(self.x.shape) < 0) * 2.0 - 1.0).numpy()
+        return ((torch.randn(self.x.shape) < 0) * 2.0 - 1.0).numpy()[None]
 
-    def drift(self, x, t):
-        """The probability flow's, at one time."""
+    def reverse(self, x, t):
+        """Drift and trace at one time, by reverse mode."""
         times = jnp.full(len(x), t, x.dtype)
-        return RATES(self.noise, self.sde, x, times, self.probe)[0]
+        return drift_and_trace(self.noise, self.sde, x, times, jnp.asarray(self.probes, x.dtype))
 
-    def rates(self, x, t):
-        """Drift and its derivative along the probe, in forward mode."""
-        probe = jnp.asarray(self.probe)
-        value, along = jax.jvp(lambda x: self.drift(x, t), (x,), (probe,))
-        return value, sum_data(along * probe)
+    def forward(self, x, t):
+        """The same by forward mode."""
+
+        def along(probe):
+            drift, change = jax.jvp(lambda x: self.reverse(x, t)[0], (x,), (probe,))
+            return drift, sum_data(change * probe)
+
+        probes = jnp.asarray(self.probes, x.dtype)
+        drift, traces = jax.vmap(along, out_axes=(None, 0))(probes)
+        return drift, traces.mean(axis=0)
+
+    def by_scipy(self, method: str, tolerance: float) -> Found:
+        """The whole batch and its log-densities are one vector."""
+        shape, size, dtype = self.x.shape, self.x.size, jnp.asarray(0.0).dtype
+
+        def field(t, state):
+            x = jnp.asarray(state[:size].reshape(shape), dtype)
+            return np.concatenate([np.ravel(a) for a in self.reverse(x, t)])
+
+        start = np.concatenate([np.ravel(self.x).astype(float), np.zeros(len(self.x))])
+        found = scipy.integrate.solve_ivp(
+            field, (self.eps, 1.0), start, method=method, rtol=tolerance, atol=tolerance
+        )
+        latent = jnp.asarray(found.y[:size, -1].reshape(shape), dtype)
+        log_prob = np.asarray(self.sde.prior_log_prob(latent)) + found.y[size:, -1]
+        return Found(log_prob, found.nfev)
 
     def truth(self) -> np.ndarray:
-        """log p by DOP853 in float64."""
         with jax.enable_x64(True):
-            probe, shape = jnp.asarray(self.probe, float), self.x.shape
-
-            def field(t, state):
-                x = jnp.asarray(state[: self.x.size].reshape(shape))
-                drift, trace = RATES(
-                    self.precise, self.sde, x, jnp.full(len(x), t), probe
-                )
-                return np.concatenate([np.ravel(drift), trace])
-
-            start = np.concatenate([np.ravel(self.x).astype(float), np.zeros(len(self.x))])
-            end = scipy.integrate.solve_ivp(
-                field, (self.eps, 1.0), start, method="DOP853", rtol=FINEST, atol=FINEST
-            ).y[:, -1]
-            latent = jnp.asarray(end[: self.x.size].reshape(shape))
-            return np.asarray(self.sde.prior_log_prob(latent)) + end[self.x.size :]
-
-
-class Found(NamedTuple):
-    """log p, evaluations of the field, and the error that is stated if one is."""
-
-    log_prob: np.ndarray
-    evaluations: int
-    stated: np.ndarray | None = None
+            return replace(self, noise=self.precise).by_scipy("DOP853", FINEST).log_prob
 
 
 # --- the fields -------------------------------------------------------------------------------
@@ -133,7 +149,7 @@ def mixture() -> Subject:
 
     rng = np.random.default_rng(SEED)
     x = means[rng.integers(0, 8, 256)] + std * rng.normal(size=(256, 2))
-    both = jax.tree_util.Partial(noise)
+    both = Partial(noise)
     x = x.astype(np.float32)
     return Subject("mixture of 8 Gaussians, 2D", both, both, 1e-3, x, "nats", 1.0, sde)
 
@@ -141,15 +157,24 @@ def mixture() -> Subject:
 def digits(images: int) -> Subject:
     place = Workdir(place_of("digits"))
     experiment = build(place.config())
-    spec, x = experiment.model, jnp.asarray(experiment.data.test[:images])
+    spec, x = experiment.model, experiment.data.test[:images]
     params = unflatten_dict(safetensors.read(place.folder / "weights.safetensors"), sep=".")
-    y = spec.pixels.encode(x, Uniform()(KEY, x)[0])
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(a, float), params)
         precise = replace(spec, network=spec.network.clone(dtype=jnp.float64)).noise(double)
     return Subject(
-        "trained network, digits", spec.noise(params), precise, spec.eps, np.asarray(y),
-        "bits/dim", spec.dims * math.log(2), spec.sde,
+        "trained network, digits", spec.noise(params), precise, spec.eps,
+        np.asarray(reals(spec.pixels, x)), "bits/dim", spec.dims * math.log(2), spec.sde,
+    )  # fmt: skip
+
+
+def vectors(dims: int = 10) -> Subject:
+    params = mlp_params(dims)
+    x = np.random.default_rng(1).normal(size=(256, dims)).astype(np.float32)
+    return Subject(
+        f"MLP of random weights, {dims} dimensions", Partial(mlp, params),
+        Partial(mlp, [a.astype(float) for a in params]), 1e-3, x, "nats", 1.0, scoremle.VP(),
+        exact=True,
     )  # fmt: skip
 
 
@@ -157,12 +182,12 @@ def digits(images: int) -> Subject:
 
 
 def ours(subject: Subject) -> Callable[[int], Found]:
-    probe = FixedProbe(jnp.asarray(subject.probe)[None])
+    trace = Exact() if subject.exact else FixedProbe(jnp.asarray(subject.probes))
 
     @jax.jit
     def run(x, plan):
         return ode_log_likelihood(
-            subject.noise, subject.sde, x, KEY, eps=subject.eps, divergence=probe, solver=plan
+            subject.noise, subject.sde, x, KEY, eps=subject.eps, divergence=trace, solver=plan
         )
 
     def solve(nodes: int) -> Found:
@@ -179,7 +204,7 @@ def euler(subject: Subject) -> Callable[[int], Found]:
         size = (1 - subject.eps) / steps
 
         def step(i, state):
-            rates = subject.rates(state[0], subject.eps + i * size)
+            rates = subject.forward(state[0], subject.eps + i * size)
             return jax.tree.map(lambda a, b: a + size * b, state, rates)
 
         z, change = jax.lax.fori_loop(0, steps, step, (x, jnp.zeros(len(x))))
@@ -189,7 +214,7 @@ def euler(subject: Subject) -> Callable[[int], Found]:
 
 
 def by_diffrax(subject: Subject) -> Callable[[float], Found]:
-    term = diffrax.ODETerm(lambda t, state, _: subject.rates(state[0], t))
+    term = diffrax.ODETerm(lambda t, state, _: subject.forward(state[0], t))
 
     @jax.jit
     def run(x, tolerance):
@@ -210,13 +235,7 @@ def by_diffrax(subject: Subject) -> Callable[[float], Found]:
 
 
 def by_scipy(subject: Subject) -> Callable[[float], Found]:
-    def solve(tolerance: float) -> Found:
-        found = PublishedRK45(tolerance, tolerance).log_likelihood(
-            subject.noise, subject.sde, jnp.asarray(subject.x), subject.probe, eps=subject.eps
-        )
-        return Found(found.log_prob, int(found.evaluations[0]))
-
-    return solve
+    return lambda tolerance: subject.by_scipy("RK45", tolerance)
 
 
 def tensor(a) -> torch.Tensor:
@@ -224,19 +243,15 @@ def tensor(a) -> torch.Tensor:
 
 
 def by_torchdiffeq(subject: Subject) -> Callable[[float], Found]:
-    batch, probe = len(subject.x), subject.probe
-
     def solve(tolerance: float) -> Found:
         count = 0
 
         def field(t, state):
             nonlocal count
             count += 1
-            times = jnp.full(batch, np.float32(t))
-            rates = RATES(subject.noise, subject.sde, state[0].numpy(), times, probe)
-            return tuple(map(tensor, rates))
+            return tuple(map(tensor, subject.reverse(jnp.asarray(state[0].numpy()), float(t))))
 
-        start = tensor(subject.x), torch.zeros(batch)
+        start = tensor(subject.x), torch.zeros(len(subject.x))
         t = torch.tensor([subject.eps, 1.0], dtype=torch.float64)
         ends = odeint(field, start, t, method="dopri5", rtol=tolerance, atol=tolerance)
         z, change = (a[-1].numpy() for a in ends)
@@ -254,7 +269,7 @@ class Velocity(torch.nn.Module):
 
         @jax.jit
         def forward(x, s):
-            return jax.vjp(lambda x: -span * subject.drift(x, 1 - s * span), x)
+            return jax.vjp(lambda x: -span * subject.reverse(x, 1 - s * span)[0], x)
 
         backward = jax.jit(lambda pull, v: pull(v)[0])
 
@@ -286,8 +301,9 @@ def by_flow_matching(subject: Subject) -> Callable[[float], Found]:
         velocity.count = 0
         torch.manual_seed(SEED)  # its probe
         _, log_prob = solver.compute_likelihood(
-            x, prior, None, "dopri5", atol=tolerance, rtol=tolerance
-        )
+            x, prior, None, "dopri5", atol=tolerance, rtol=tolerance,
+            exact_divergence=subject.exact,
+        )  # fmt: skip
         return Found(log_prob.numpy(), velocity.count)
 
     return solve
@@ -313,20 +329,25 @@ def compare(subject: Subject, nodes: tuple, tolerances: tuple) -> Curves:
         solve, curves[name] = make(subject), []
         for setting in {"ours": nodes, "Euler": STEPS}.get(name, tolerances):
             if not curves[name]:
-                jax.block_until_ready(solve(setting))  # compiles, for all settings
-            began = time.process_time()
-            found = jax.block_until_ready(solve(setting))
-            taken = time.process_time() - began
+                timed(solve, setting)  # compiles, for all settings
+            found, seconds = timed(solve, setting)
             error = np.abs(np.asarray(found.log_prob, float) - truth) / subject.nats
             told = "" if found.stated is None else f"{found.stated.mean() / subject.nats:.1e}"
             rows.append((
-                f"{name}, {words.format(setting)}", str(found.evaluations), f"{taken:.3f}",
-                f"{error.mean():.1e}", f"{error.max():.1e}", told,
+                f"{name}, {words.format(setting)}", str(found.evaluations),
+                f"{seconds.computing:.3f}", f"{error.mean():.1e}", f"{error.max():.1e}", told,
             ))  # fmt: skip
             curves[name].append((found.evaluations, float(error.mean())))
     header = ("method", "evaluations", "CPU s", f"error, {subject.unit}, mean", "max", "stated")
-    print(f"\n{subject.name}, {len(subject.x)} examples\n{tables.table(header, rows)}", flush=True)
+    print(f"\n{subject.name}, {len(subject.x)} examples")
+    answer(header, rows)
     return curves
+
+
+def subjects(quick: bool) -> dict[str, Callable[[], Subject]]:
+    return {
+        "mixture": mixture, "digits": lambda: digits(4 if quick else 16), "vectors": vectors
+    }  # fmt: skip
 
 
 def draw(path: Path, found: list[tuple[Subject, Curves]]) -> None:
@@ -335,34 +356,45 @@ def draw(path: Path, found: list[tuple[Subject, Curves]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(11, 4.6), layout="constrained")
-    for axis, (subject, curves) in zip(axes, found, strict=True):
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(5.5 * len(found), 4.6), layout="constrained", squeeze=False
+    )
+    for axis, (subject, curves) in zip(axes[0], found, strict=True):
         for name, mark in zip(curves, "os^vD<", strict=True):
             width = 2.5 if name == "ours" else 1.0
             axis.loglog(*zip(*curves[name], strict=True), marker=mark, lw=width, ms=5, label=name)
         axis.set(title=subject.name, xlabel="evaluations of the field (value and derivative)")
         axis.set_ylabel(f"error of log p, mean, {subject.unit}")
         axis.grid(alpha=0.3)
-    bottom = axes[-1].get_ylim()[0]
-    axes[-1].set_ylim(bottom)
-    axes[-1].fill_between(
-        DISTILLED[0], bottom, DISTILLED[1], color="gray", alpha=0.25, lw=0,
-        label="distilled (F2D2): 0 to 2.9 bits/dim,\nas its paper says, of other data",
-    )  # fmt: skip
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        if subject.unit == "bits/dim":
+            bottom = axis.get_ylim()[0]
+            axis.set_ylim(bottom)
+            axis.fill_between(
+                DISTILLED[0], bottom, DISTILLED[1], color="gray", alpha=0.25, lw=0,
+                label="distilled (F2D2): 0 to 2.9 bits/dim,\nas its paper says, of other data",
+            )  # fmt: skip
+    lines: dict[str, Any] = {}
+    for axis in axes[0]:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_peers"))
     parser.add_argument("--quick", action="store_true", help="fewer digits and tolerances")
+    names = list(subjects(True))
+    parser.add_argument("--subjects", nargs="+", choices=names, default=names)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
-    images, every = (4, 2) if options.quick else (16, 1)
-    chosen = NODES[::every], TOLERANCES[::every]
-    found = [(s, compare(s, *chosen)) for s in (mixture(), digits(images))]
+    every, made = 2 if options.quick else 1, subjects(options.quick)
+    found: list[tuple[Subject, Curves]] = []
+    for name in options.subjects:
+        subject = made[name]()
+        found.append((subject, compare(subject, NODES[::every], TOLERANCES[::every])))
     options.workdir.mkdir(parents=True, exist_ok=True)
     draw(options.workdir / "peers.png", found)
     print(f"\ndrawn: {options.workdir / 'peers.png'}")

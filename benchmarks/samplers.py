@@ -11,17 +11,15 @@ docs/howto/sampling.md:
   2 E|X - Y| - E|X - X'| - E|Y - Y'| of integer images, at equal numbers of steps.
 """
 
-import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from common import parser_of, timed, train
 
 from scoremle import load
-from scoremle.cli import main as cli
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import tables
 from scoremle.model import ScoreModel
@@ -87,12 +85,10 @@ def samplers(sde: Any) -> dict[str, Callable[..., tuple[Callable[..., jax.Array]
     return found
 
 
-def timed(function: Callable[..., jax.Array], *arguments: Any) -> tuple[np.ndarray, float]:
+def once_compiled(function: Callable[..., jax.Array], *arguments: Any) -> tuple[np.ndarray, float]:
     """The result, and the seconds it took without compiling."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    began = time.perf_counter()
-    result = np.asarray(compiled(*arguments))
-    return result, time.perf_counter() - began
+    result, seconds = timed(jax.jit(function).lower(*arguments).compile(), *arguments)
+    return np.asarray(result), seconds.passed
 
 
 def flow_table(model: ScoreModel, count: int) -> str:
@@ -101,7 +97,7 @@ def flow_table(model: ScoreModel, count: int) -> str:
     z = sde.prior_sample(jax.random.key(1), (count, *model.shape))
 
     def run(transport: Callable[..., jax.Array], steps: int) -> tuple[np.ndarray, float]:
-        return timed(lambda noise, z: transport(noise, sde, z, steps), model.noise, z)
+        return once_compiled(lambda noise, z: transport(noise, sde, z, steps), model.noise, z)
 
     fine, _ = run(FLOWS["`ode` (multistep)"], FINE)
     rows = []
@@ -145,7 +141,7 @@ def distribution_table(model: ScoreModel, images: np.ndarray, count: int) -> str
         cells = []
         for steps in LONG_LADDER:
             draw, evaluations = at(steps)
-            x, seconds = timed(
+            x, seconds = once_compiled(
                 lambda noise, key, draw=draw: model.pixels.decode(draw(noise, key, shape)),
                 model.noise, jax.random.key(2),
             )  # fmt: skip
@@ -157,18 +153,14 @@ def distribution_table(model: ScoreModel, images: np.ndarray, count: int) -> str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     parser.add_argument("--count", type=int, default=256, help="samples")
     options = parser.parse_args()
-    if not (options.workdir / "checkpoints").exists():
-        flags = ["--config=configs/digits.py", f"--workdir={options.workdir}", "--mode=train"]
-        if code := cli.main(flags):
-            raise SystemExit(code)
-    model = load(options.workdir)
-    train, test, _ = load_digits("")
+    model = load(train(["--config=configs/digits.py"], options.workdir))
+    images = np.concatenate(load_digits("")[:2])
     flow = flow_table(model, options.count)
-    distribution = distribution_table(model, np.concatenate([train, test]), options.count)
+    distribution = distribution_table(model, images, options.count)
     print(flow, distribution, sep="\n\n")
 
 

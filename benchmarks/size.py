@@ -8,23 +8,19 @@ Exported names are the entries of ``__all__`` in every module; the names of othe
 package itself repeats do not count twice. REVISION: of git; without one, the files as they are.
 """
 
-import argparse
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from collections.abc import Mapping
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from common import ROOT, parser_of
 
-from helpers.source import SOURCES, exported, lines_of_code, longest_chain  # noqa: E402
+from helpers.source import SOURCES, exported, lines_of_code, longest_chain  # isort: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("revision", nargs="?", default="", help="of git")
     revision = parser.parse_args().revision
     sources = of_revision(revision) if revision else SOURCES

@@ -5,13 +5,13 @@ platform, so that programs of other platforms have none of it. Measured with jax
 
     convolutions   JAX writes their gradients with channels elsewhere. Within a call or a loop
                    XLA's CPU compiler does not bring them into the form of its library, and they
-                   take twenty times as long (benchmarks/blocks.py). Here they are written in it.
+                   take twenty times as long (benchmarks/network.py). Here they are written in it.
     blocks         XLA writes out each call and compiles equal blocks anew. As calls that stay,
                    they compile in less than half the time, and run as fast (the same script).
     YNN            A library that XLA leaves much to. Convolutions are quicker without it, sums of
                    a gradient with it. Some sums of many rows are wrong (docs/troubleshooting.md).
 
-Each is needless with the jaxlib that does it by itself: the scripts tell.
+Each is needless with the jaxlib that does it by itself: the script tells.
 """
 
 import os

@@ -6,6 +6,7 @@ limits are those that a share of 90 %, or of 99 %, passes once in a thousand tim
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from scoremle.likelihood.pilot import PILOT_IMAGES
 
 sys.path.append(str(ROOT / "benchmarks"))
 import coverage
-import stated
 
 CHANCE = 1e-3
 HALF_OF_NORMAL = 0.6745
@@ -105,14 +105,14 @@ def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need
     """The digits network that ships with the package, with one held probe. All its images meet the
     network's roughness at the same nodes, so that at 32 their errors are small by luck: hence the
     nodes about it."""
-    model, x = stated.subject(stated.SHIPPED, ROOT, 32)
-    found = stated.measure(model, x, probes=1)
+    subject, x = coverage.network(coverage.SHIPPED, ROOT, 32)
+    found = coverage.of_default(subject, x, probes=1)
     default = ode_log_likelihood(
-        model.noise, model.sde, x, stated.KEY, eps=model.eps, divergence=Hutchinson()
+        subject.noise, subject.sde, x, jax.random.key(0), eps=subject.eps, divergence=Hutchinson()
     )
     bits = x[0].size * np.log(2)
     np.testing.assert_allclose(
-        default.solver_error / bits, found.stated[stated.DEFAULT], rtol=1e-2, atol=1e-6
+        default.solver_error / bits, found.stated[coverage.DEFAULT], rtol=1e-2, atol=1e-6
     )
-    assert found.covered(stated.DEFAULT) >= 0.9 and found.covered(*stated.NODES) >= 0.9
-    assert found.width(*stated.NODES) <= 4
+    assert found.covered(coverage.DEFAULT) >= 0.9 and found.covered(*coverage.NODES) >= 0.9
+    assert found.width(*coverage.NODES) <= 4
