@@ -411,7 +411,7 @@ def pt_of_tuples(folder):
 
 def pt_that_makes_room(folder):
     pickled = b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
-    words = f"{folder}/x.pt: not a PyTorch checkpoint: UserError: it names __builtin__.bytearray"
+    words = f"{folder}/x.pt: not a PyTorch checkpoint: it names __builtin__.bytearray"
     return "parameters of PyTorch", tensors(folder, pickled, {}), words
 
 
