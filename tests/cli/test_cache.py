@@ -16,6 +16,8 @@ import scipy
 import scoremle
 from scoremle.cli import cache
 from scoremle.cli import main as cli
+from scoremle.cli.commands import env
+from scoremle.cli.parsers import PARSERS
 
 
 def process(code: str, **variables: str) -> str:
@@ -85,6 +87,14 @@ def test_env_says_what_a_report_needs(capsys):
     heads = ["what", "----", "", "settings:"]
     assert len(lines) == len(facts) + len(heads)
     assert any(line.startswith("device 0 ") for line in lines)
+
+
+def test_env_lists_the_settings_that_somebody_made(monkeypatch, capsys):
+    monkeypatch.delenv(cache.FOLDER)
+    options = PARSERS["env"]().parse_args([])
+    monkeypatch.setenv(cache.FOLDER, "as keep_programs sets it")
+    env.run(options)
+    assert f"{cache.FOLDER}=" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("named", [False, True])

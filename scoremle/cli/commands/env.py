@@ -11,6 +11,8 @@ import jax
 import scoremle
 from scoremle.cli.cache import FOLDER
 from scoremle.data.prepared import cache_folder
+from scoremle.devices import check_devices
+from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
@@ -20,14 +22,12 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
     "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",
 )  # fmt: skip
-# Settings that change what a command does.
-PREFIXES = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 GIB = 2**30
 
 
 def run(options: Any) -> dict[str, str | int]:
     """Prints them, a line each, and gives them."""
-    facts, settings = _facts(), _settings()
+    facts, settings = _facts(), options.settings
     rows = [(name, str(value)) for name, value in facts.items()]
     say(*table(("what", "value"), rows).splitlines())
     say("", "settings:", *(f"  {name}={value}" for name, value in settings.items()))
@@ -58,11 +58,6 @@ def _facts() -> dict[str, str | int]:
     }
 
 
-def _settings() -> dict[str, str]:
-    """Of the environment, by their names there."""
-    return {name: v for name, v in sorted(os.environ.items()) if name.startswith(PREFIXES)}
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -72,10 +67,10 @@ def _version(package: str) -> str:
 
 def _devices() -> dict[str, str]:
     try:
-        devices = jax.devices()
-    except RuntimeError as error:  # a driver that does not answer is what the report is about
-        return {"devices": f"none: {' '.join(str(error).split())}"}
-    return {f"device {i}": _device(device) for i, device in enumerate(devices)}
+        check_devices()
+    except UserError as error:  # a driver that does not answer is what the report is about
+        return {"devices": f"none: {error}"}
+    return {f"device {i}": _device(device) for i, device in enumerate(jax.devices())}
 
 
 def _device(device: jax.Device) -> str:

@@ -1,11 +1,15 @@
 """Arguments of ``env``, ``completion`` and ``verify``."""
 
+import os
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
 from scoremle.cli.places import exist
 
 __all__ = ["completion_parser", "env_parser", "verify_parser"]
+
+# How variables begin that change what a command does.
+SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 
 
 def env_parser() -> Parser:
@@ -15,6 +19,9 @@ def env_parser() -> Parser:
         description="Versions, devices, memory and cache folders: what a report of a fault needs.",
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+    # Before JAX and the cache of programs add settings of their own.
+    settings = {name: v for name, v in sorted(os.environ.items()) if name.startswith(SETTINGS)}
+    parser.set_defaults(settings=settings)
     return parser
 
 
