@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scoremle.cli.commands import COMMANDS
+from scoremle.cli.commands import COMMANDS, SELDOM
 from scoremle.cli.parsers import DATASETS, PARSERS
 from scoremle.errors import choose
 from scoremle.evaluation.tables import screen_width, wrapped
@@ -47,6 +47,7 @@ def screen() -> str:
     """What fits one screen: first steps, commands, configs and data sets."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    rows.insert(len(COMMANDS) - len(SELDOM), "seldom needed:")
     named = {"configs:": ", ".join(NAMED), "data sets:": ", ".join(DATASETS)}
     lists = [
         textwrap.fill(words, 80, initial_indent=f"{what:11}", subsequent_indent=" " * 11)

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from scoremle.errors import UserError
 
-__all__ = ["COMMANDS", "Parser", "Partly"]
+__all__ = ["COMMANDS", "SELDOM", "Parser", "Partly"]
 
 # Name on the command line -> module, and one line of help. In the order of a first use.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("scoremle.cli.commands.experiment", "train a model, or go on training it"),
     "eval": ("scoremle.cli.commands.experiment", "bits/dim of a whole test set, with errors"),
     "sample": ("scoremle.cli.commands.sample", "samples of a model, as a picture or an array"),
-    "plan": ("scoremle.cli.commands.plan", "what a config will take: memory, time, on k devices"),
     "score": (
         "scoremle.cli.commands.score",
         "the likelihood of each of your own images, as a CSV",
@@ -28,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "two models on the same images: the difference and its error",
     ),
     "data": ("scoremle.cli.commands.data", "prepare a data set, or look at one"),
+    "plan": ("scoremle.cli.commands.plan", "what a config will take: memory, time, on k devices"),
+    "verify": ("scoremle.cli.commands.verify", "whether what lies there is as it was written"),
+    "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
+    "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
     "train-deq": ("scoremle.cli.commands.experiment", "train a flow dequantizer for a model"),
     "stats": ("scoremle.cli.commands.stats", "features of a data set, to compare samples with"),
     "import": (
@@ -42,14 +45,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "scoremle.cli.commands.convert_inception",
         "PyTorch's weights of the Inception network, as ours",
     ),
-    "verify": ("scoremle.cli.commands.verify", "whether what lies there is as it was written"),
-    "env": ("scoremle.cli.commands.env", "versions, devices, folders: for a report of a fault"),
     "completion": (
         "scoremle.cli.commands.completion",
         "a script that completes words, for bash, zsh or fish",
     ),
-    "help": ("scoremle.cli.help", "a command; config: every field; exit-codes"),
 }
+# Those that few need.
+SELDOM = (
+    "train-deq", "stats", "import", "export", "convert-inception", "completion",
+)  # fmt: skip
 
 
 class Partly(NamedTuple):

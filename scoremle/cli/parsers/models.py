@@ -97,7 +97,8 @@ def score_parser() -> Parser:
     parser.add_argument("--checkpoint", type=int, help="its number; unset: the newest")
     parser.add_argument("--seed", type=seed, default=0, help="of dequantization and probes (0)")
     parser.add_argument("--json", action="store_true", help="the summary as JSON, on stdout")
-    shares = parser.add_mutually_exclusive_group()
+    cluster = parser.add_argument_group("on a cluster")
+    shares = cluster.add_mutually_exclusive_group()
     shares.add_argument(
         "--shard", type=shard, metavar="I/N", nargs="?", const="",
         help="score the I-th of N shares; without I/N, that of a task of an array or of a cluster",
@@ -106,12 +107,12 @@ def score_parser() -> Parser:
         "--merge", action="store_true",
         help="make the table of what shares left; no image may be missing",
     )  # fmt: skip
-    parser.add_argument(
+    cluster.add_argument(
         "--engine", choices=("ray",), default="",
         help="ray: workers of a cluster write Parquet files into the folder --out",
     )  # fmt: skip
-    parser.add_argument("--workers", type=at_least(1), help="of Ray; unset: one a GPU")
-    parser.add_argument("--address", default="", help="of a Ray cluster that runs; unset: here")
+    cluster.add_argument("--workers", type=at_least(1), help="of Ray; unset: one a GPU")
+    cluster.add_argument("--address", default="", help="of a Ray cluster that runs; unset: here")
     return parser
 
 
