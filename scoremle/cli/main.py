@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli import help as topics
@@ -130,11 +130,11 @@ def _run_of(module: str) -> Callable[[Any], Any]:
 
 
 def _do(run: Callable[[Any], Any], options: Any) -> int:
-    """Runs a command; its exit code. With ``--json``, what it gives is all that goes to stdout."""
+    """Runs a command; its exit code. With ``--json``, what it gives is all that is printed."""
     keep_programs()
     gc.set_threshold(SELDOM)
     as_json = getattr(options, "json", False)
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if as_json else sys.stdout):
         found = run(options)
     result, code = (found.result, 3) if isinstance(found, Partly) else (found, 0)
     if as_json and not is_mute():
