@@ -40,7 +40,8 @@ def check_devices() -> None:
     try:
         jax.devices()
     except Exception as error:  # an assertion, where the plugin of an asked platform is missing
-        text = first_line(error).partition(" (set ")[0]
+        none = "none of that platform answers"
+        text = first_line(error).partition(" (set ")[0] if str(error) else none
         asked = jax.config.values["jax_platforms"]
         raise UserError(
             f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"

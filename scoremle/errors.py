@@ -6,7 +6,10 @@ from typing import TypeVar
 
 from scoremle.terminal import in_a_line
 
-__all__ = ["Stopped", "UserError", "choose", "first_line", "nearest", "no_model", "out_of_memory"]
+__all__ = [
+    "Stopped", "UserError", "choose", "first_line", "nearest", "no_chain", "no_labels", "no_model",
+    "out_of_memory",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -63,17 +66,33 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     key = name.lower()
     if key in table:
         return table[key]
-    near = nearest(key, table)
-    hint = f"did you mean {near}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}; {hint}there are: {', '.join(table)}")
+    raise UserError(f"unknown {what} {name!r}; {_there(key, table)}")
 
 
 def no_model(place: object, names: Iterable[str]) -> UserError:
     """For a place where nothing is, and which is none of the ``names`` of models."""
+    there = _there(str(place), names)
+    return UserError(f"there is no folder or file {place}, and no model of that name; {there}")
+
+
+def no_labels(flag: str = "--label") -> UserError:
+    """For a label of a model that has no classes."""
+    return UserError(f"this model takes no class labels: leave {flag} out")
+
+
+def no_chain() -> UserError:
+    """For the steps of a model that has none of its own."""
     return UserError(
-        f"there is no folder or file {place}, and no model of that name; there are:"
-        f" {', '.join(names)}"
+        "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"
+        " VDM has it; or take --estimator=ode or bound"
     )
+
+
+def _there(name: str, names: Iterable[str]) -> str:
+    """The names that there are, and first the one that may be meant."""
+    names = list(names)
+    near = nearest(name, names)
+    return f"did you mean {near}? " * bool(near) + f"there are: {', '.join(names)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

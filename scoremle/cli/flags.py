@@ -5,7 +5,6 @@ directory that was begun knows its own. ``--config.<field>=VALUE`` sets one of i
 typed flag that ml_collections defines for it. Nothing of JAX is imported: mistakes come at once.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.config import (
     RECORD,
     Resolve,
     check_tuple,
     load_config,
+    nearest_field,
     recorded_config,
 )
+from scoremle.experiment.configs import NAMED
 
 __all__ = ["MODES", "Settings", "fields_of", "named_config", "parse", "split"]
 
@@ -194,6 +195,9 @@ def _recorded(argv: list[str], mode: str) -> tuple[ConfigDict, Resolve]:
     (workdir, _), (folder, _) = split("workdir", argv), split("deq_folder", argv)
     if not workdir:
         raise _missing(WORDS[mode][0] if mode else "config", mode)
+    if mode in ("eval", "train_deq") and not Path(workdir).exists():
+        hint = f"; first: scoremle train {workdir} runs/{workdir}" if workdir in NAMED else ""
+        raise UserError(f"there is no folder {workdir}{hint}")
     if not (Path(workdir) / RECORD).is_file():
         raise UserError(
             f"{workdir} has no {RECORD}, which a training and scoremle import write: name the"
@@ -224,12 +228,7 @@ def _unknown_field(name: str, known: Iterable[str]) -> str:
     inside = [field for field in known if field.startswith(f"{name}.")]
     if inside:
         return f"{name} is a group of fields; set one of them, such as {inside[0]}"
-    return f"unknown field {name}{_nearest(name, known)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"unknown field {name}{nearest_field(name, known)}"
 
 
 def _check_tuples(config: ConfigDict) -> None:
@@ -290,8 +289,8 @@ def _parse_flags(argv: list[str], config: ConfigDict, mode: str) -> flags.FlagVa
 
 def _unknown_flag(name: str, fields: Iterable[str]) -> str:
     meant = [f"--config.{field}" for field in fields if f".{field}".endswith(f".{name}")]
-    hint = f"; did you mean {' or '.join(meant)}?" if meant else _nearest(f"--{name}", NAMES)
-    return f"unknown flag --{name}{hint}"
+    near = " or ".join(meant) or nearest(f"--{name}", NAMES)
+    return f"unknown flag --{name}" + (f"; did you mean {near}?" if near else "")
 
 
 def _flag_error(text: str, config: ConfigDict) -> str:

@@ -1,13 +1,14 @@
 """What can be said of the places that a command names, before JAX is imported."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scoremle.errors import UserError, no_model
+from scoremle.errors import UserError, no_chain, no_labels, no_model
 
-__all__ = ["check_export", "check_samples", "check_scores", "exist"]
+__all__ = ["check_export", "check_import", "check_samples", "check_scores", "exist"]
 
 
 # Models that a name stands for.
@@ -41,6 +42,25 @@ def _check_model(place: str) -> None:
         raise no_model(place, names)
 
 
+def _check_has(options: Any) -> None:
+    """Raises UserError for a label or steps of a model that was trained here: it has none."""
+    place = Path(options.model)
+    shipped = not place.exists() and (SHIPPED / place).is_dir()
+    folder = SHIPPED / place if shipped else place
+    if not (folder / "config.json").is_file() or (folder / "published.json").exists():
+        return
+    if options.label:
+        raise no_labels()
+    if getattr(options, "estimator", "") == "steps" and options.steps is None:
+        raise no_chain()
+
+
+def check_import(options: Any) -> None:
+    """Raises UserError for files of others that are not there."""
+    if not (options.path.exists() or str(options.path).startswith("hf:")):
+        raise UserError(f"there is no folder or file {options.path}")
+
+
 def check_export(options: Any) -> None:
     """Raises UserError for a workdir that is not there, and for a name of another format."""
     exist("workdir")(options)
@@ -68,15 +88,19 @@ def check_samples(options: Any) -> None:
     if options.out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"-o {options.out}: the name to write must end in .png, .npy or .npz")
     _check_can_write(f"-o {options.out}", options.out)
+    _check_has(options)
 
 
 def check_scores(options: Any) -> None:
     """Raises UserError for what is not there, and for a table that can't be written."""
     if not options.images.exists():
         raise UserError(f"no file or folder {options.images}")
+    if options.steps is not None and options.estimator != "steps":
+        raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if not options.engine:  # which writes a folder, and goes on in it
         _check_tables(options)
     _check_model(options.model)
+    _check_has(options)
 
 
 def _check_tables(options: Any) -> None:
@@ -105,6 +129,17 @@ def _check_can_write(named: str, place: Path) -> None:
     folder = next(above for above in place.absolute().parents if above.exists())
     if place.is_symlink() and place.is_file():
         raise UserError(f"can't write {named}: it is a link; name its target, {place.resolve()}")
-    if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if place.is_dir() or not _takes_files(folder):
         what = "it is a folder" if place.is_dir() else f"{folder} is none that can be written to"
         raise UserError(f"can't write {named}: {what}; name a file to write")
+
+
+def _takes_files(folder: Path) -> bool:
+    """Can a file be made in it? In some, such as /proc, not even by who may write."""
+    if not os.access(folder, os.W_OK):
+        return False
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True

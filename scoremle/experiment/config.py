@@ -5,7 +5,7 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 
 import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from scoremle.records import LARGEST, is_of
 
 __all__ = [
     "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "config_of", "load_config",
-    "published_config", "recorded_config", "with_defaults",
+    "nearest_field", "published_config", "recorded_config", "with_defaults",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -64,9 +64,23 @@ def _check_fields(config: ConfigDict, place: str) -> None:
     known = _names(defaults.get_config())
     for name in _names(config):
         if name not in known:
-            near = nearest(name, known)
-            hint = f"; did you mean {near}?" if near else ""
+            hint = nearest_field(name, known)
             raise UserError(f"config file {place}: unknown field {name}{hint}")
+
+
+def nearest_field(name: str, known: Iterable[str]) -> str:
+    """A question for the field or group that is most like this one; "" if none is.
+
+    The last part of its name decides: a group is often left out, or another is named.
+    """
+    known = list(known)
+    ends = {field: field.rpartition(".")[2] for field in known}
+    ends |= {group: group for field in known if (group := field.rpartition(".")[0])}
+    last = nearest(name.rpartition(".")[2], ends.values())
+    meant = [field for field, end in ends.items() if end == last]
+    near = nearest(name, meant) if "." in name else ""
+    near = near or " or ".join(meant)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _names(fields: ConfigDict, prefix: str = "") -> list[str]:

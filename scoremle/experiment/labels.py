@@ -5,7 +5,7 @@ A label is a number, or "all" for the mean over all of them.
 
 import numpy as np
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, no_labels
 from scoremle.model import ScoreModel
 
 __all__ = ["ALL", "check_label", "under"]
@@ -18,7 +18,7 @@ def check_label(model: ScoreModel, label: str, flag: str = "--label") -> int:
     classes = model.origin.classes
     choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
     if label and not classes:
-        raise UserError(f"this model takes no class labels: leave {flag} out")
+        raise no_labels(flag)
     if classes and not label:
         raise UserError(f"this model is one of {classes} classes of images: say {choices}")
     if label not in ("", ALL) and not (label.isdecimal() and int(label) < classes):

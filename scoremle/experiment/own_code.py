@@ -24,6 +24,15 @@ logger = logging.getLogger(__name__)
 _known: dict[str, Path] = {}
 # What a compiled program makes of an error in a function that it calls.
 CALLED = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
+# What ml_collections says of a field of a config, and how it is said here.
+OF_FIELDS = (
+    (r'.*Did you mean "(\w+)" instead of "(\w+)".*', r"no field \2; did you mean \1?"),
+    (
+        r"Could not override field '(\w+)'.*\)\. (.*) is of original type <class '(\w+)'> and"
+        r" cannot be casted to type <class '(?:\w+\.)*(\w+)'>",
+        r"\1 must be \4, not \3 '\2'",
+    ),
+)
 # Remedies of the commonest errors, by their kind or by the module that is not found.
 HINTS: dict[str | None, str] = {
     "configs": "write: from scoremle.experiment import defaults as default",
@@ -85,6 +94,9 @@ def _place(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     """Kind and first line of an error, or of the one whose traceback it quotes."""
     said = error.msg if isinstance(error, SyntaxError) else str(error)
+    for pattern, words in OF_FIELDS:
+        if match := re.fullmatch(pattern, said):
+            return match.expand(words)
     lines = said.strip().splitlines()
     if CALLED.search(said):
         return lines[-1]

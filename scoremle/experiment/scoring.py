@@ -17,7 +17,7 @@ from jaxtyping import Integer
 import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
-from scoremle.errors import UserError
+from scoremle.errors import no_chain
 from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.experiment.own_model import is_own
 from scoremle.files import named, read_bytes
@@ -183,15 +183,10 @@ def _doubts(model: ScoreModel, images: Images) -> list[str]:
 def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps | None:
     """The chain that is asked for, if one is. Raises UserError for one that is not known."""
     if estimator != "steps":
-        if steps is not None:
-            raise UserError(f"--steps is of --estimator=steps, not of {estimator}")
         return None
     own = model.origin.chain
     if steps is not None:
         return chain_of(steps, model.sde, model.eps, pixels_of(model), own)
     if own is None:
-        raise UserError(
-            "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"
-            " VDM has it; or take --estimator=ode or bound"
-        )
+        raise no_chain()
     return own

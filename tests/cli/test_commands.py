@@ -174,15 +174,30 @@ def test_words_stand_anywhere_among_the_flags(line):
         ("train digits w --json", "--json is for eval, and for --print-config"),
         ("eval", "missing WORKDIR, such as in: scoremle eval runs/digits"),
         ("eval w x --config=digits", "unexpected argument 'x'"),
-        ("eval w", "w has no config.json"),
+        ("eval w", "there is no folder w"),
+        ("eval digits", "no folder digits; first: scoremle train digits runs/digits"),
+        ("score digits . --steps=9", "--steps is of --estimator=steps, not of ode"),
+        ("score digits . --estimator=steps", "no chain of steps is known of this model"),
+        ("score digits . --label=3", "this model takes no class labels"),
+        ("sample digits --label=all", "this model takes no class labels"),
+        ("score digit .", "no model of that name; did you mean digits? there are: digits"),
+        ("score digits . --out=/proc/x.csv", "can't write --out=/proc/x.csv"),
+        ("score digits . --page=/proc/x.html", "can't write --page=/proc/x.html"),
+        ("sample digits -o /proc/x.npy", "can't write -o /proc/x.npy"),
+        ("import nofile.pth", "there is no folder or file nofile.pth"),
+        ("train digits w --config.trainig=3", "unknown field trainig; did you mean training?"),
+        ("train digits w --config.train.n_iters=3", "did you mean training.n_iters?"),
+        ("train digits w --config.n_iter=3", "did you mean deq.n_iters or training.n_iters?"),
+        ("train digits w --config.evil.bound=1", "did you mean eval.bound?"),
         ("train digits w --print-confg", "did you mean --print_config?"),
         ("data show digits --splot=test", "unrecognized arguments: --splot=test"),
     ],
 )
 def test_mistakes_in_commands(line, words):
     command, *arguments = line.split()
+    parser = PARSERS[command]()
     with pytest.raises(UserError) as error:
-        PARSERS[command]().parse_args(arguments)
+        parser.check(parser.parse_args(arguments))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

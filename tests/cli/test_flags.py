@@ -292,10 +292,17 @@ def test_a_misspelt_field_of_a_config_file(tmp_path):
         ("c.training.niters = 5", "unknown field training.niters; did you mean training.n_iters?"),
         ("c.sed = 5", "unknown field sed; did you mean seed?"),
         ("c.mine = {'own': 1}", "unknown field mine.own"),
+        ("c.trainig = 5", "unknown field trainig; did you mean training?"),
+        ("c.trainig.n_iters = 5", "no field trainig; did you mean training?"),
+        ("c.training.n_iters = '5'", "n_iters must be int, not str '5'"),
+        ("c.model.ch_mult = 2", "ch_mult must be tuple, not int '2'"),
+        ("c.eval = True", "eval must be ConfigDict, not bool 'True'"),
     ]:
         file.write_text(f"{start}  c = base()\n  {line}\n  return c\n")
-        words = f"config file {file}: {words}"
-        assert failure(f"--config={file}", "--workdir=w", "--mode=train") == words
+        failed = failure(f"--config={file}", "--workdir=w", "--mode=train")
+        where = re.escape(str(file))
+        assert re.match(rf"config file {where}: |{where}, line 4, in get_config: ", failed)
+        assert failed.endswith(words)
 
 
 def test_missing_config_file(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoremle.cli.commands import Parser
-from scoremle.cli.places import check_export
+from scoremle.cli.places import check_export, check_import
 
 __all__ = ["PUBLISHED", "convert_inception_parser", "export_parser", "import_parser"]
 
@@ -18,6 +18,7 @@ def import_parser() -> Parser:
             "scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10",
         ),
         description="Says what a published model is, and makes a workdir of it.",
+        check=check_import,
     )
     parser.add_argument(
         "path", type=Path,
