@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -20,6 +21,8 @@ __all__ = ["Progress", "progress"]
 
 # Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
 LINE_EVERY, BAR_EVERY = 20.0, 0.1
+# Seconds from which a line says that something compiles.
+LONG = 2.0
 # Seconds over which the speed is measured.
 WINDOW = 60.0
 # Cells of a bar.
@@ -45,6 +48,7 @@ class Progress:
         self._moments: deque[tuple[float, float]] = deque()
         self._facts: list[str] = []
         self._named: set[str] = set()
+        self._late: Timer | None = None
         self._bar = self._live()
 
     def _live(self) -> "_LiveBar | _LiveLine | None":
@@ -66,11 +70,18 @@ class Progress:
         if not self._unit:
             self._moments.append((done, self._printed))
         elif done < self._total:
-            kept = " (once: kept for the next time)" * ("JAX_COMPILATION_CACHE_DIR" in os.environ)
-            self.doing(done, f"compiling{kept}")
+            kept = " what was not kept from before" * ("JAX_COMPILATION_CACHE_DIR" in os.environ)
+            compiling = f"compiling{kept}"
+            if self._bar:
+                self.doing(done, compiling)
+            else:
+                self._late = Timer(LONG, self.doing, (done, compiling))
+                self._late.daemon = True
+                self._late.start()
 
     def tell(self, done: float, text: str = "") -> None:
         """So much is done now. Facts in the text stand two spaces apart, the dearest first."""
+        self._begun()
         self._facts = text.split("  ")
         now = time.monotonic()
         pace = self._pace(done, now)
@@ -100,8 +111,14 @@ class Progress:
         self._named.add(what)
 
     def close(self) -> None:
+        self._begun()
         if self._bar:
             self._bar.stop()
+
+    def _begun(self) -> None:
+        """Nothing compiles any more: what would say so is not said."""
+        if self._late:
+            self._late.cancel()
 
     def _show(self, bar: "_LiveBar | _LiveLine", done: float, pace: list[str]) -> None:
         bar.show(done, [self._place(done), *pace[:1], *self._facts, *pace[1:]])

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from fcntl import ioctl
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from scoremle import progress as module
 from scoremle.progress import Progress, progress
 
-COMPILING = "compiling (once: kept for the next time)"
+COMPILING = "compiling what was not kept from before"
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +45,21 @@ def test_lines_now_and_then_and_one_at_the_end(clock, capsys):
             clock[0] = seconds
             tell(done, f"mean {done}")
     assert capsys.readouterr().out.splitlines() == [
-        f"label  {COMPILING}",
         "label  image 40/100  mean 40  1.8 images/s  ETA 33s",
         "label  image 100/100  mean 100  2.6 images/s  ETA 0s",
     ]
+
+
+def test_a_line_says_what_compiles_for_long(capsys, monkeypatch):
+    """And none what does not."""
+    monkeypatch.setattr(module, "LONG", 0.02)
+    with progress("label", 5, "image"):
+        time.sleep(0.2)
+    assert capsys.readouterr().out == f"label  {COMPILING}\n"
+    with progress("label", 5, "image") as tell:
+        tell(0)
+        time.sleep(0.2)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_time_to_go_leaves_compilation_out(clock, capsys):
@@ -55,8 +67,8 @@ def test_the_time_to_go_leaves_compilation_out(clock, capsys):
     shown = Progress("", 100, "step", every=0)
     shown.start()
     told(clock, shown, (60, 1), (60.5, 2), (64.5, 10))
-    compiling, first, second, third = capsys.readouterr().out.splitlines()
-    assert (compiling, first) == (COMPILING, "step 1/100")
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "step 1/100"
     assert second == "step 2/100  2.0 steps/s  ETA 49s"
     assert third == "step 10/100  2.0 steps/s  ETA 45s"
 
@@ -122,7 +134,7 @@ def test_what_is_done_is_a_line_once(capsys):
         shown.doing(step, "drawing")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
-        COMPILING, "step 2/10", "drawing", "step 4/10",
+        "step 2/10", "drawing", "step 4/10",
     ]  # fmt: skip
 
 
@@ -230,7 +242,7 @@ def test_no_color_where_none_is_wanted():
 
 def test_a_terminal_that_can_not_move_its_cursor_gets_lines():
     text = on_terminal(TRAINING, 80, TERM="dumb")
-    assert "\x1b" not in text and text.startswith(COMPILING)
+    assert "\x1b" not in text and text.startswith("step 100/1500")
 
 
 def notebook(monkeypatch):

@@ -109,6 +109,8 @@ def _check_tables(options: Any) -> None:
             continue
         _check_can_write(f"{flag}={place}", place)
         _check_not_there(place, options.force)
+    if not _is_stream(options.out):
+        _check_not_there(options.out.with_name(f"{options.out.name}.json"), options.force)
 
 
 def _check_not_there(place: Path, force: bool) -> None:

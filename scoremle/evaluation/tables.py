@@ -10,7 +10,8 @@ from typing import Any
 from scoremle.terminal import in_a_line
 
 __all__ = [
-    "mean_in_parts", "quality_table", "results_table", "screen_width", "table", "wrapped",
+    "mean_in_parts", "quality_table", "results_table", "screen_width", "solver_of_mean", "table",
+    "wrapped",
 ]  # fmt: skip
 
 # What is left out first where there is no room; it stands in results.json.
@@ -116,11 +117,11 @@ def _is_upper(r: Mapping[str, Any]) -> bool:
     return random is not None and whole is not None and random > whole
 
 
-def _solver(r: Mapping[str, Any]) -> float | None:
+def solver_of_mean(r: Mapping[str, Any]) -> float | None:
     """What covers the solver's error of the mean, or as far as known of an image."""
     if errors := r.get("errors"):
         return 2 * errors["solver"] + errors["finest_bias"]
-    return r["mean_solver_error"]
+    return r.get("mean_solver_error")
 
 
 def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
@@ -183,7 +184,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 _number(r["mean"]) + (" bits/dim" if r["unit"] == "bits/dim" else ""),
                 _number(r["stderr"]),
                 _number(_from_draws(r), 5) + "*" * _is_upper(r),
-                "" if "mean_solver_error" not in r else _number(_solver(r), 5),
+                "" if "mean_solver_error" not in r else _number(solver_of_mean(r), 5),
                 "" if nfe is None else f"{nfe:.0f}",
                 f"{seconds:.2g}" if (seconds := r.get("seconds_per_image")) else "",
             )

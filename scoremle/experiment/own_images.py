@@ -5,6 +5,7 @@ said.
 """
 
 import itertools
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from scoremle.progress import progress
 from scoremle.terminal import say
 
 __all__ = ["read_images", "refuse"]
+
+logger = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz")
 FIT = ", or --fit=crop, resize or pad where it is the size"
@@ -76,7 +79,8 @@ def refuse(
     first = ": ".join(bad[0])
     if len(bad) > 1 or skip_bad:
         first = f"{len(bad)} of {total} files can't be scored"
-        say(f"{first}:", *(f"  {name}: {reason}" for name, reason in bad))
+        for name, reason in bad:
+            logger.warning("%s: %s", name, reason)
         first += ", for the reasons above"
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")

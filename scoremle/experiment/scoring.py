@@ -50,13 +50,14 @@ Images = Integer[np.ndarray, "n h w c"]
 class Prepared:
     """A model as some images need it, the estimator, and what there is to say of both.
 
-    By ``levels`` the mean over images can be corrected for its solver. ``label`` is that of the
-    images, where one was asked for.
+    ``doubts`` are about the model's declaration. By ``levels`` the mean over images can be
+    corrected for its solver. ``label`` is that of the images, where one was asked for.
     """
 
     model: ScoreModel
     estimator: Estimator
     notes: list[str]
+    doubts: list[str]
     levels: Levels | None = None
     label: str = ""
 
@@ -107,22 +108,24 @@ def prepared(
     label: str = "",
     steps: int | None = None,
     passes: int = 1,
+    correct: bool = False,
 ) -> Prepared:
     """What scores these images in so many passes, by the name of the estimator.
 
     A few images tell whether the model is what it is declared to be, how many nodes the ODE's
     solver needs, of an image and of the mean, and the scale of a decoder: of each image by others,
     unless the model has one. Under all labels there is no one condition to check, and these go by
-    the first. ``steps``: how many a chain has; None: all of the model's own. Raises UserError for
-    what does not fit.
+    the first. ``steps``: how many a chain has; None: all of the model's own. To ``correct`` the
+    mean, the pilot chooses levels, too. Raises UserError for what does not fit.
     """
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = under(model, label)
-    notes, levels = [] if label == ALL else _doubts(one, images), None
+    notes, levels = list[str](), None
+    doubts = [] if label == ALL else _doubts(one, images)
     if estimator == "ode" and model.origin.pilot:
         # A mean of probabilities, over all labels, is not corrected.
-        mean_over = 1 if label == ALL else len(images)
+        mean_over = len(images) if correct and label != ALL else 1
         choice = choose_for_images(
             one, images, mean_over=mean_over, passes=passes, tolerance=TOLERANCE
         )
@@ -135,8 +138,8 @@ def prepared(
     if estimator == "bound":
         found = ByBound(reconstruction=one.decoder or Gaussian())
     if label == ALL:
-        return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes)
-    return Prepared(one, found, notes, levels, label)
+        return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
+    return Prepared(one, found, notes, doubts, levels, label)
 
 
 def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
@@ -173,8 +176,11 @@ def _origin(model: ScoreModel, decoder: Informed) -> str:
 
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:
-    """What looks wrong with the model's declaration, if the images are enough to tell."""
-    if len(images) < fewest(model.dims):
+    """What looks wrong with the model's declaration, if the images are enough to tell.
+
+    A model that was trained here is what its config says.
+    """
+    if model.origin.step is not None or len(images) < fewest(model.dims):
         return []
     of_kind = "check, if these images are of the kind that it was trained on"
     return [f"{of_kind}: {line}" for line in model.check(images)]

@@ -48,8 +48,9 @@ def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
 
 
 def test_training_prints_its_progress_and_nothing_else(tiny):
-    phases = ("compiling", "measuring test images", "writing a snapshot")
+    phases = ("measuring test images", "writing a snapshot")
     first, making, *lines = tiny.stdout.splitlines()
+    lines = [line for line in lines if not line.startswith("compiling")]  # if that took long
     assert making == "making the first parameters"
     named = [line for line in lines if line.startswith(phases)]
     assert [line.partition(" (")[0] for line in named] == list(phases)
@@ -264,7 +265,7 @@ def test_a_range_of_checkpoints(tiny, capsys):
     assert first["ema_hash"] != second["ema_hash"]
     assert first["full_pass"] is False
     told = capsys.readouterr().out
-    assert told.count("loss_test_ckpt_1 ") == 3  # compiling, progress, and one table
+    assert len(re.findall("loss_test_ckpt_1  (?!compiling)", told)) == 2  # progress and a table
 
 
 def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):

@@ -90,17 +90,22 @@ def test_an_array(tiny, model, tmp_path, capfd):
     }
     stderr = expected.bpd.std(ddof=1) / np.sqrt(5)
     assert f"mean {expected.bpd.mean():.4f} +- {stderr:.4f} (over images) bits/dim" in told
-    assert "each image: 2 passes of 7 network evaluations; the median standard error is 0." in told
+    assert len(told.splitlines()) == 6  # progress, verdict, mean, two ends, the file
+    beside = json.loads((tmp_path / "mine.csv.json").read_text())
+    assert beside["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
+    assert beside["facts"][1] in told
+    cost = "each image: 2 passes of 7 network evaluations; the median standard error is 0."
+    assert beside["facts"][2].startswith(cost)
 
 
 def test_pictures(tiny, model, folder, tmp_path, capfd):
     out = tmp_path / "s.csv"
     flags = f"--out={out}", "--repeats=1", "--json"
     code, told, said = score(capfd, tiny.workdir, folder, *flags)
-    assert code == 0 and "their 256 grey levels become the model's 17" in said
-    assert "one pass can't tell its error" in said
-    expected = model.score(IMAGES)
-    assert json.loads(told)["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
+    assert code == 0 and said == ""
+    expected, summary = model.score(IMAGES), json.loads(told)
+    assert summary["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
+    assert "one pass can't tell its error" in summary["facts"][2]
     assert [row["file"] for row in rows(out)] == [f"digit{i}.png" for i in range(5)]
     assert_printed(printed.column(out), expected.bpd)
     assert {row["stderr"] for row in rows(out)} == {"nan"}  # one pass can't tell
@@ -154,11 +159,11 @@ def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path,
     out = tmp_path / "s.csv"
     code, told, error = score(capfd, tiny.workdir, messy(folder), f"--out={out}")
     assert code == 2 and not out.exists() and "scoring" not in told
-    listed = [line.split(": ")[0] for line in told.splitlines() if line.startswith("  ")]
-    assert "3 of 8 files can't be scored:\n" in told and "wide.bmp: 9x20, not 8x8" in told
-    assert listed == ["  a.jpg", "  notes.txt", "  wide.bmp"]
-    assert "--skip-bad goes on without such files, or --fit=crop, resize or pad" in error
-    assert error.count("\n") == 1
+    *listed, last = error.splitlines()
+    assert [line.split(": ")[2] for line in listed] == ["a.jpg", "notes.txt", "wide.bmp"]
+    assert listed[2] == "scoremle: warning: wide.bmp: 9x20, not 8x8"
+    assert "3 of 8 files can't be scored" in last
+    assert "--skip-bad goes on without such files, or --fit=crop, resize or pad" in last
 
 
 def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, capfd):
@@ -167,7 +172,7 @@ def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, c
     code, told, said = score(capfd, tiny.workdir, messy(folder), *options)
     summary = json.loads(told)
     assert code == 3 and summary["left_out"] == 2
-    assert "2 of 8 files have no score: their rows say why\n" in said
+    assert [line.split(": ")[2] for line in said.splitlines()] == ["a.jpg", "notes.txt"]
     found = rows(out)
     names = ["a.jpg", *(f"digit{i}.png" for i in range(5)), "notes.txt", "wide.bmp"]
     assert [row["file"] for row in found] == names
@@ -220,18 +225,18 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
     monkeypatch.undo()
     expected = model.score(IMAGES, passes=2).bpd.mean()
     assert json.loads(told)["mean"] == pytest.approx(expected, 1e-5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "s.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "s.csv", "s.csv.json"}
 
 
 def test_parts_are_those_of_the_same_work(tiny, tmp_path):
-    found = Prepared(scoremle.load("digits"), scoremle.ByOde(), [])
+    found = Prepared(scoremle.load("digits"), scoremle.ByOde(), [], [])
     places = {
         prepared.parts(tmp_path, *work)
         for prepared, *work in (
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
             (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
-            (Prepared(scoremle.load(tiny.workdir), found.estimator, []), "digits", IMAGES, 0),
-            (Prepared(found.model, scoremle.ByBound(), []), "digits", IMAGES, 0),
+            (Prepared(scoremle.load(tiny.workdir), found.estimator, [], []), "digits", IMAGES, 0),
+            (Prepared(found.model, scoremle.ByBound(), [], []), "digits", IMAGES, 0),
         )
     }  # fmt: skip
     assert len(places) == 6
@@ -266,7 +271,8 @@ def by_digits(tmp_path_factory):
     names = [f"--{what}={place / name}" for what, name in (("out", "s.csv"), ("page", "p.html"))]
     told = io.StringIO()
     with redirect_stdout(told):
-        assert cli.main(["score", "digits", str(place / "x.npy"), *names, "--json"]) == 0
+        line = ["score", "digits", str(place / "x.npy"), *names, "--correct", "--json"]
+        assert cli.main(line) == 0
     return place, json.loads(told.getvalue())
 
 
@@ -282,14 +288,51 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     assert (ranks[6:] == 1).all()
 
 
-def test_only_images_beyond_all_test_images_are_called_suspicious():
-    def said(*ranks):
-        return [*command._outside([Row("a.png", rank=rank) for rank in ranks], 360)]
+@pytest.mark.parametrize(
+    ("ranks", "reference", "words"),
+    [
+        ((0.3, 0.9), 360, "0 of 2 stand out: each lies within the 360 test images of the model"),
+        ((0.3, 1.0, 1.0), 360, "2 of 3 stand out, where by chance about 0.02 would: 2 unlikelier"),
+        ((0.0, 0.5, 1.0, 1.0), 39, "0.2 would: 1 likelier and 2 unlikelier than all 39 test"),
+        ((0.0, 1.0), 2, "no verdict: 2 test images of the model are too few for ranks, as by"
+         " chance 67% of images of their kind lie beyond all of them; of 39, 5%"),
+        ((0.0, 1.0), 0, ""),
+    ],
+)  # fmt: skip
+def test_the_verdict(ranks, reference, words):
+    told = command._verdict([Row("a.png", rank=rank) for rank in ranks], reference)
+    assert words in told and bool(words) == bool(told)
 
-    assert said(0.3, 0.9) == []
-    (line,) = said(0.3, 1.0, 1.0)
-    assert "suspicious: unlikelier" in line and line.endswith(": 2")
-    assert [line.split()[1] for line in said(0.0, 0.5, 1.0)] == ["likelier", "unlikelier"]
+
+def test_as_many_images_stand_out_by_chance_as_is_said():
+    """Of the kind of the test images: 2 in one more than there are."""
+    rng = np.random.default_rng(0)
+    for reference in (2, 39):
+        values = np.sort(rng.normal(size=(20_000, reference)), axis=1)
+        beyond = rng.normal(size=20_000)
+        outside = (beyond < values[:, 0]) | (beyond > values[:, -1])
+        assert abs(outside.mean() - 2 / (reference + 1)) < 0.015
+
+
+def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, capfd, monkeypatch):
+    """And not without being asked to; what was stopped goes on."""
+    out, page, measured = tmp_path / "s.csv", tmp_path / "p.html", Prepared.score
+
+    def stopped(self, *arguments, **options):
+        if options.get("levels"):
+            assert out.exists() and page.exists()
+            raise KeyboardInterrupt
+        return measured(self, *arguments, **options)
+
+    monkeypatch.setattr(Prepared, "score", stopped)
+    flags = f"--out={out}", f"--page={page}", "--repeats=1"
+    code, _, told = score(capfd, "digits", folder, *flags, "--correct")
+    assert code == 130 and "is written, and its mean is not corrected" in told
+    before = rows(out)
+    assert score(capfd, "digits", folder, *flags, "--force")[0] == 0
+    beside = json.loads((tmp_path / "s.csv.json").read_text())
+    assert "correction" not in beside and "at most" in beside["facts"][1]
+    assert [row["file"] for row in rows(out)] == [row["file"] for row in before]
 
 
 def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -24,6 +25,7 @@ from scoremle.likelihood.steps import BySteps
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
 OWN = """
 import dataclasses
+import json
 import jax.numpy as jnp
 import numpy as np
 import scoremle
@@ -81,7 +83,7 @@ def score(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN)
 
     def score(function, *flags, images=IMAGES):
-        """Exit code, what is printed on either side, and the column of bits/dim."""
+        """Exit code, what is said, on the screen or beside the table, and the bits/dim."""
         np.save(tmp_path / "x.npy", images)
         out = tmp_path / "s.csv"
         places = (f"{tmp_path / 'mine.py'}:{function}", str(tmp_path / "x.npy"), f"--out={out}")
@@ -89,8 +91,10 @@ def score(tmp_path, capsys):
         told = capsys.readouterr()
         if code:
             return code, told.err, None
+        facts = json.loads((tmp_path / "s.csv.json").read_text())["facts"]
+        words = "\n".join([told.out, *facts, ""])
         with out.open(newline="") as file:
-            return code, told.out, np.array([float(row["bpd"]) for row in csv.DictReader(file)])
+            return code, words, np.array([float(row["bpd"]) for row in csv.DictReader(file)])
 
     return score
 
@@ -201,7 +205,9 @@ def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
         " eps: say prediction='eps'\n"
     ) in told
     for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
-        (worth,) = prepared(model_of(tmp_path, function), images, "bound").notes
+        found = prepared(model_of(tmp_path, function), images, "bound")
+        (worth,) = found.notes
+        assert not found.doubts
         assert worth.startswith("its last noise hides the levels")
 
 

@@ -6,6 +6,7 @@ order; a page shows the images in the order of their bits/dim.
 """
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,21 +25,27 @@ from scoremle.experiment.own_images import read_images, refuse
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.experiment.scoring import Prepared, prepared
-from scoremle.files import is_stream
+from scoremle.files import is_stream, write_json
 from scoremle.likelihood.score_images import Scored
 from scoremle.model import Scores
-from scoremle.report.scores import MEANING, About, write_page
+from scoremle.report.scores import About, write_page
 from scoremle.resumable import missing
-from scoremle.terminal import say
+from scoremle.terminal import passing, say
 
 __all__ = ["run"]
 
 # Images that are shown of either end of the list.
 SHOWN = 3
+# Test images beyond all of which one of 20 others lies by chance.
+FEWEST = 39
 
 
 def run(options: Any) -> dict[str, Any] | Partly:
-    """Scores the images, writes the table, and prints its mean and its ends; gives the mean."""
+    """Scores the images, writes the table, and prints the answer; gives what is beside the table.
+
+    The table and the page are written when the scores are there. To ``--correct`` the mean comes
+    after that, and then the page is written again.
+    """
     if options.engine == "ray":
         return score_on_ray.run(options)
     model = load(options.model, options.checkpoint)
@@ -49,15 +56,14 @@ def run(options: Any) -> dict[str, Any] | Partly:
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
     )
     images = pixels.checked(images, shape)
-    say(f"scoring {len(images)} images of {options.images}")
-    say("looking at a few of them first: is the model what it says, and which nodes do they need")
     reference = reference_of(options.model, model, options.estimator, options.label)
-    found = prepared(
-        reference.as_measured(model), images, options.estimator, options.label, options.steps,
-        options.repeats,
-    )  # fmt: skip
-    for note in found.notes:
-        say(*tables.wrapped(note))
+    with passing("choosing the solver's steps on a few images"):
+        found = prepared(
+            reference.as_measured(model), images, options.estimator, options.label, options.steps,
+            options.repeats, options.correct,
+        )  # fmt: skip
+    for doubt in found.doubts:
+        say(*tables.wrapped(doubt))
     beside = Path() if is_stream(options.out) else options.out.parent
     above = beside / f"{options.out.name}.parts"
     parts = found.parts(above, options.model, images, options.seed)
@@ -71,29 +77,44 @@ def run(options: Any) -> dict[str, Any] | Partly:
     rows = score_table.rows(looks, images, scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
-    about = About(
-        options.model, str(options.images), pixels.levels, model.dims, len(own),
-        _facts(scored, scores, found, options.repeats),
-    )  # fmt: skip
-    _write(rows, about, f"{found.words}; {_cost(scored, options.repeats)}", options)
-    _remove(parts)
     no_ranks = how_to_get(
         options.model, model, options.estimator, options.label, options.checkpoint
     )
-    _tell(rows, about, no_ranks)
+    verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
+
+    def write(scored: Scored) -> dict[str, Any]:
+        facts = [verdict, _mean(scored, found), *_facts(scored, scores, found, options.repeats)]
+        about = About(
+            options.model, str(options.images), pixels.levels, model.dims, len(own), facts
+        )
+        summary = _summary(scored, found, rows, options) | {"facts": facts}
+        _write(rows, about, f"{found.words}; {_cost(scored, options.repeats)}", options, summary)
+        return summary
+
+    summary = write(scored)
+    if found.levels:
+        scored = _corrected(found, images, options, parts)
+        summary = write(scored)
+    _remove(parts)
+    say(*tables.wrapped(verdict), *tables.wrapped(_mean(scored, found)))
+    for line in _ends(rows, model.dims, len(own)):
+        say(*tables.wrapped(line))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
-    summary = _summary(scored, found, rows, options)
     if not (left_out := summary["left_out"]):
         return summary
     say(f"{left_out} of {len(rows)} files have no score: their rows say why")
     return Partly(summary)
 
 
-def _write(rows: Sequence[Row], about: About, estimator: str, options: Any) -> None:
-    """The table, and the page if one is asked for."""
+def _write(
+    rows: Sequence[Row], about: About, estimator: str, options: Any, summary: dict[str, Any]
+) -> None:
+    """The table, what is known of it in a file beside it, and the page if one is asked for."""
     score_table.write(
         options.out, rows, dims=about.dims, reference=about.reference, estimator=estimator
     )
+    if not is_stream(options.out):
+        write_json(options.out.with_name(f"{options.out.name}.json"), summary)
     if options.page:
         write_page(options.page, rows, about)
 
@@ -105,10 +126,7 @@ def _score_share(
     number, count = options.shard
     first, stop = (len(images) * i // count for i in (number - 1, number))
     if stop > first:
-        found.score(
-            images, seed=options.seed, passes=options.repeats, parts=parts, label="scores",
-            share=slice(first, stop),
-        )  # fmt: skip
+        _scores(found, images, options, parts, share=slice(first, stop))
     say(
         f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
         " are done, the same command with --merge puts them together"
@@ -134,10 +152,7 @@ def _scored(
     found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
 ) -> Scored:
     try:
-        scored = found.score(
-            images, seed=options.seed, passes=options.repeats, parts=parts, label="scores",
-            levels=found.levels,
-        )  # fmt: skip
+        scored = _scores(found, images, options, parts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished batches are in {parts.parent}: the same command goes on"
@@ -147,6 +162,31 @@ def _scored(
     return scored
 
 
+def _corrected(
+    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
+) -> Scored:
+    """The same scores, which are in ``parts``, and their mean corrected for its solver."""
+    try:
+        return _scores(found, images, options, parts, levels=found.levels)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{options.out} is written, and its mean is not corrected: the same command with"
+            " --force goes on"
+        ) from None
+
+
+def _scores(
+    found: Prepared,
+    images: Integer[np.ndarray, "n h w c"],
+    options: Any,
+    parts: Path,
+    **more: Any,
+) -> Scored:
+    return found.score(
+        images, seed=options.seed, passes=options.repeats, parts=parts, label="scores", **more
+    )
+
+
 def _remove(parts: Path) -> None:
     """Finished parts, once all that is made of them is written."""
     shutil.rmtree(parts, ignore_errors=True)
@@ -154,17 +194,23 @@ def _remove(parts: Path) -> None:
         parts.parent.rmdir()
 
 
-def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
-    """The mean, how it is made, and what an image costs."""
+def _mean(scored: Scored, found: Prepared) -> str:
+    """The mean with its errors, and what it is."""
     facts = scored.facts
     error = "" if facts["stderr"] is None else f" +- {facts['stderr']:.4f} (over images)"
-    lines = [f"mean {facts['mean']:.4f}{error} bits/dim; {found.words}"]
-    lines += tables.mean_in_parts(facts)
+    solver = tables.solver_of_mean(facts)
+    of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
+    return f"mean {facts['mean']:.4f}{error} bits/dim{of_solver}; {found.words}"
+
+
+def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
+    """How the mean is made, what an image costs, and what the pilot found."""
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
         median = np.nanmedian(scores.stderr)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
-    return [*lines, f"each image: {_cost(scored, passes)}; {told}"]
+    cost = f"each image: {_cost(scored, passes)}; {told}"
+    return [*tables.mean_in_parts(scored.facts), cost, *found.notes]
 
 
 def _cost(scored: Scored, passes: int) -> str:
@@ -174,34 +220,45 @@ def _cost(scored: Scored, passes: int) -> str:
     return cost
 
 
-def _tell(rows: Sequence[Row], about: About, no_ranks: str) -> None:
-    """Prints both ends of the list, the mean, and what the numbers mean."""
-    order = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
-    ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
-    header = ("rank", "bits/dim", "error", "log P, nats", "PNG", "file")
-    lines = []
-    for row in ends:
-        numbers = in_digits(row, about.dims, about.reference)
-        columns = ("rank", "bpd", "error", "log_prob", "png_bpd")
-        lines.append((*(numbers.get(name, "") for name in columns), row.file))
-    shown = slice(0 if about.reference else 1, None)
-    say("likeliest, then unlikeliest:")
-    text = tables.table(
-        header[shown], [line[shown] for line in lines], spare=("PNG", "log P, nats")
+def _verdict(rows: Sequence[Row], reference: int) -> str:
+    """How many images lie beyond all test images of the model; "" without such images.
+
+    Of images of their kind, 2 in ``reference`` + 1 lie there by chance.
+    """
+    if not reference:
+        return ""
+    chance = 2 / (reference + 1)
+    if reference < FEWEST:
+        return (
+            f"no verdict: {reference} test images of the model are too few for ranks, as by chance"
+            f" {chance:.0%} of images of their kind lie beyond all of them; of {FEWEST}, 5%"
+        )
+    beyond = {"likelier": 0.0, "unlikelier": 1.0}
+    counts = {word: sum(row.rank == end for row in rows) for word, end in beyond.items()}
+    found = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+    if not found:
+        return (
+            f"0 of {len(rows)} stand out: each lies within the {reference} test images of the"
+            " model"
+        )
+    return (
+        f"{sum(counts.values())} of {len(rows)} stand out, where by chance about"
+        f" {chance * len(rows):.1g} would: {found} than all {reference} test images of the model"
     )
-    say(*text.splitlines())
-    for line in about.facts:
-        say(*tables.wrapped(line))
-    for line in _outside(order, about.reference) if about.reference else (no_ranks,):
-        say(*tables.wrapped(line))
-    say(*tables.wrapped(MEANING[0]))
 
 
-def _outside(rows: Sequence[Row], reference: int) -> Iterator[str]:
-    """A line for each end of the test images beyond which images lie."""
-    for word, end in (("likelier", 0.0), ("unlikelier", 1.0)):
-        if beyond := sum(row.rank == end for row in rows):
-            yield f"suspicious: {word} than all {reference} test images of the model: {beyond}"
+def _ends(rows: Sequence[Row], dims: int, reference: int) -> Iterator[str]:
+    """A line for each end of the list: a few images, the outermost first."""
+    order = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
+    likely, rest = order[:SHOWN], order[SHOWN:]
+    for word, end in (("likeliest", likely), ("unlikeliest", rest[-SHOWN:][::-1])):
+        shown = []
+        for row in end:
+            numbers = in_digits(row, dims, reference)
+            error = f" +- {numbers['error']}" * math.isfinite(row.error)
+            shown.append(f"{row.file} {numbers['bpd']}{error}")
+        if shown:
+            yield f"{word}: {', '.join(shown)}"
 
 
 def _summary(

@@ -45,7 +45,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
         reference.as_measured(model), _first(pieces, kind, options), options.estimator,
         options.label, options.steps, options.repeats,
     )  # fmt: skip
-    for note in found.notes:
+    for note in (*found.doubts, *found.notes):
         say(*tables.wrapped(note))
     table = Table(_folder(options.out))
     table.begin({

@@ -88,6 +88,11 @@ def score_parser() -> Parser:
         "--label", default="",
         help="of a class-conditional model: a number, or all for the mean over its labels",
     )  # fmt: skip
+    parser.add_argument(
+        "--correct", action="store_true",
+        help="then take the solver's error off the mean, by more steps on some images: it may take"
+        " longer than the scores",
+    )  # fmt: skip
     parser.add_argument("--fit", choices=FITS, default="", help=ANY_FIT)
     parser.add_argument(
         "--skip-bad", action="store_true",
