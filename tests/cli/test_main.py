@@ -304,7 +304,7 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, c
     gap = result["correction"] + choice["solver_bias"]
     assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
     told = capfd.readouterr().out
-    assert f"{nodes[0]} nodes: on 8 images" in told
+    assert f"{nodes[0]} steps: on 8 images" in told
     assert f"of correction; {nodes[0]} to {nodes[1]} nodes on 64 images" in told
     part.unlink()
     evaluate(tiny, "levels", **few)

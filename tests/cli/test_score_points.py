@@ -70,7 +70,9 @@ def test_points_have_the_librarys_values_and_errors(score):
     truth = -0.5 * (((X - [1, -2]) / [0.5, 1]) ** 2).sum(axis=1) - np.log(2 * np.pi * 0.5)
     # Of data that are N(0, I) at t = 1, which these are but for alpha = 0.0066.
     np.testing.assert_allclose([float(row["log_prob"]) for row in table], truth, atol=0.05)
-    assert f"mean {values.mean():.4f} +- " in said and "3 passes of 33 network evaluations" in said
+    assert said == ""
+    _, told, _, _ = score(X, "--repeats=3", "--seed=5", "--force")
+    assert f"mean {values.mean():.4f} +- " in told and "3 passes of 33 network evaluations" in told
 
 
 def test_points_without_log_p_are_refused_or_left_out(score):

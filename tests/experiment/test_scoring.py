@@ -139,7 +139,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
     assert "; variational bound (SDE), 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
-    assert "ODE bound, informed decoder, 1 draw\n" in told and "nodes: on 8 images" in told
+    assert "ODE bound, informed decoder, 1 draw\n" in told and "steps: on 8 images" in told
     assert "the informed decoder takes" in told and "and a flat one would take" in told
     assert "no image has a scale that was fitted to it" in " ".join(told.split())
     assert abs(ode - bpd).max() < 0.5
@@ -201,7 +201,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
     _, told, _ = score("misread", "--repeats=1")
     assert (
-        "\ncheck, if these images are of the kind that it was trained on: declared v; behaves like"
+        "check, if these images are of the kind that it was trained on: declared v; behaves like"
         " eps: say prediction='eps'\n"
     ) in told
     for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell

@@ -34,8 +34,9 @@ FIRST = 256
 
 def run(options: Any) -> dict[str, Any] | Partly:
     """Scores the images into the folder ``--out``; gives their mean."""
-    if options.page or options.shard or options.merge:
-        raise UserError("--page, --shard and --merge are not for --engine=ray: leave them out")
+    if options.page or options.shard or options.merge or options.correct:
+        flags = "--page, --shard, --merge and --correct"
+        raise UserError(f"{flags} are not for --engine=ray: leave them out")
     ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)

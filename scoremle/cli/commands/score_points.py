@@ -32,7 +32,7 @@ __all__ = ["run"]
 
 # Points at once, and those that are shown of either end.
 BATCH_SIZE, SHOWN = 1024, 3
-OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge")
+OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge", "correct")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
 Values = dict[str, Float[np.ndarray, "passes n"]]
