@@ -204,7 +204,7 @@ def _mean(scored: Scored, found: Prepared) -> str:
 
 
 def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
-    """How the mean is made, what an image costs, and what the pilot found."""
+    """Facts of the mean, of what an image costs, and of the pilot."""
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
         median = np.nanmedian(scores.stderr)
@@ -221,7 +221,7 @@ def _cost(scored: Scored, passes: int) -> str:
 
 
 def _verdict(rows: Sequence[Row], reference: int) -> str:
-    """How many images lie beyond all test images of the model; "" without such images.
+    """Counts the images that lie beyond all test images of the model; "" without such images.
 
     Of images of their kind, 2 in ``reference`` + 1 lie there by chance.
     """
