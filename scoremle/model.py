@@ -31,7 +31,7 @@ from scoremle.core.keys import image_keys, one_or_each
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
 from scoremle.devices import filled, replicate, split_rows, within_memory
@@ -264,7 +264,8 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each example or one for all.
             divergence: how traces are estimated; None: the model's own, or exactly up to 64
                 dimensions, and beyond them by one random probe at each node.
-            solver: None: the model's own.
+            solver: None: the model's own; if that is ``Multistep()``, rows of which it states more
+                than 0.01 nats are solved again, as ``ode_log_likelihood`` says.
             tolerance: in nats, instead of a divergence and a solver: a pilot chooses them, as
                 ``ode_log_likelihood`` says.
             dtype: of the computation, such as "float64"; None: that of ``x``, which without
@@ -283,8 +284,11 @@ class ScoreModel:
             -1.84
         """
         if tolerance is None:
-            divergence, solver = divergence or self.divergence, solver or self.solver
-        on_host = tolerance is not None or isinstance(solver, PublishedRK45)
+            divergence = divergence or self.divergence
+            # The default solver is refined row by row; one that was chosen is taken as it is.
+            refined = self.solver == Multistep() and known(x, key, self, condition)
+            solver = solver or (None if refined else self.solver)
+        on_host = solver is None or isinstance(solver, PublishedRK45)
         z, log_det = self._inside(x, dtype)
         model, condition = self._apart(condition, len(z))
         log_prob = _log_prob.function if on_host else _log_prob

@@ -4,28 +4,34 @@ Here are the defaults, and the checks of what was given. `flow.py` has the mathe
 `within.py` what meets a tolerance.
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from scoremle.core.arguments import as_data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
-from scoremle.likelihood.pilot import FEW_DIMS
+from scoremle.likelihood.pilot import FEW_DIMS, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.likelihood.within import log_likelihood_within
-from scoremle.numerics import dims_of
+from scoremle.likelihood.refine import refined
+from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
 __all__ = ["Likelihood", "ode_log_likelihood"]
+
+# Nats that the solver may leave of a row, if nothing else is asked for.
+TOLERANCE = 0.01
 
 
 def ode_log_likelihood(
@@ -60,7 +66,9 @@ def ode_log_likelihood(
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated; None: exactly up to 64 dimensions, and beyond them
             by one random probe at each node.
-        solver: how the ODE is solved; None: ``Multistep()``.
+        solver: how the ODE is solved. None: ``Multistep()``, and again by more steps for each row
+            of which it states more than 0.01 nats and more than a quarter of the probes' error;
+            where a program is traced, ``Multistep()`` alone.
         tolerance: in nats, instead of a divergence and a solver.
         condition: any pytree of arrays, with a row for each example or one for all.
         dtype: of the computation, such as "float64"; None: that of ``x``, which without
@@ -83,18 +91,41 @@ def ode_log_likelihood(
     if tolerance is not None:
         if divergence or solver:
             raise UserError("give a tolerance, or a divergence and a solver, not both")
-        return log_likelihood_within(
-            noise, sde, x, key, tolerance=tolerance, eps=eps, condition=condition
-        )
-    noise = conditioned(noise, condition)
+        chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
+        return refined(
+            noise, sde, x, key, eps=eps, divergence=chosen.divergence, solver=chosen.solver,
+            tolerance=tolerance, condition=condition,
+        )  # fmt: skip
     if not isinstance(solver, PublishedRK45):
         divergence = divergence or (Exact() if dims_of(x) <= FEW_DIMS else Hutchinson())
+        if solver is None and known(x, key, as_pytree(noise), sde, eps, condition):
+            found = refined(
+                noise, sde, x, key, eps=eps, divergence=divergence, solver=Multistep(),
+                tolerance=TOLERANCE, condition=condition,
+            )  # fmt: skip
+            _warn_of_rows(found)
+            return found
         return flow_log_likelihood(
-            noise, sde, x, key, eps=eps, divergence=divergence, solver=solver or Multistep()
-        )
+            conditioned(noise, condition), sde, x, key, eps=eps, divergence=divergence,
+            solver=solver or Multistep(),
+        )  # fmt: skip
+    noise = conditioned(noise, condition)
     divergence = divergence or Hutchinson()
     probes = divergence.draw(key, x)
     if len(probes) != 1:
         raise UserError(f"PublishedRK45 takes one random probe, not {divergence}")
     found = solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
     return replace(found, trace=str(divergence))
+
+
+def _warn_of_rows(found: Likelihood) -> None:
+    """Warns of rows whose solver error stayed large."""
+    large = np.asarray(found.solver_error > TOLERANCE)
+    if count := int(np.sum(large & np.asarray(found.ok))):
+        most = float(np.max(np.asarray(found.solver_error)[large]))
+        warnings.warn(
+            f"the solver's error may exceed {TOLERANCE} nats of {count} of {len(large)} examples,"
+            f" up to {most:.2g}: see solver_error, and compute in float64 (dtype=) if that is less"
+            " than log p is rounded to",
+            stacklevel=3,
+        )

@@ -25,7 +25,9 @@ class Likelihood:
     belong to each of several probes. ``solver_error`` should cover the solver's error: its own
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
     evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
-    ``log_prob`` and its errors are NaN. ``trace`` says how traces were taken.
+    ``log_prob`` and its errors are NaN. ``trace`` says how traces were taken. ``refined``: rows
+    were solved again by more steps, until the solver states little error or none is to be gained;
+    it is false where a program is traced, of derivatives, and by a solver that was given.
     """
 
     log_prob: PerExample
@@ -36,6 +38,7 @@ class Likelihood:
     solver_error: PerExample
     ok: Bool[Array, " b"]
     trace: str = static(default="")
+    refined: bool = static(default=False)
 
     def first(self, n: int) -> "Likelihood":
         """The first ``n`` examples."""

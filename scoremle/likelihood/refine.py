@@ -1,8 +1,9 @@
-"""log p within so many nats: by what a pilot chose, and more steps for rows that need them.
+"""log p whose solver states little error of every row: more steps for the rows that need them.
 
 Between the modes of a density the field turns within a moment, and the few examples that pass
 there may need many times the steps of the others. The error that the solver states of each shows
-which they are: they alone are solved again.
+which they are: they alone are solved again, by twice the steps, until it is small enough or does
+not fall by half any more, as where float32 rounds. So the value of a row depends on no other row.
 """
 
 from dataclasses import replace
@@ -20,44 +21,61 @@ from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import flow_log_likelihood
-from scoremle.likelihood.pilot import choose_within
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree
-from scoremle.solvers.base import Solver
-from scoremle.solvers.multistep import Planned
+from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["log_likelihood_within"]
+__all__ = ["refined"]
 
 # An example is solved again by no more steps than these.
 MOST = 1024
+# The share of the probes' standard error that the solver's may have, where that is larger.
+SHARE = 0.25
+# Fewer rows are solved again in the program of the batch, filled up: it is there already.
+FEW = 256
 
 
-def log_likelihood_within(
+def refined(
     noise: NoiseFn,
     sde: SDE,
     x: Data,
     key: Keys,
     *,
-    tolerance: float,
     eps: Scalar,
+    divergence: DivergenceEstimator,
+    solver: Multistep,
+    tolerance: float,
     condition: Any = None,
 ) -> Likelihood:
-    """log p_eps(x) in nats by what `choose_within` finds, and more nodes for rows that need them.
+    """log p_eps(x) in nats, with more steps for rows of which the solver states a larger error.
 
-    Its arguments are those of `ode_log_likelihood`.
+    Args:
+        noise, sde, x, key, eps, condition: as `ode_log_likelihood` takes them.
+        divergence: how traces are estimated.
+        solver: of the first solution.
+        tolerance: nats of a row's solver, or a quarter of its probes' standard error.
     """
-    chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
     given = x, example_keys(key, len(x)), rows_of(condition, len(x), jnp)
-    model = as_pytree(noise), sde, eps, chosen.divergence
-    found, steps = _solved(given, *model, chosen.solver), 2 * chosen.solver.nodes
-    while steps <= MOST and (few := np.flatnonzero(~(found.solver_error <= tolerance))).size:
-        rows = jax.tree.map(lambda leaf: leaf[few], given)
-        again = _solved(rows, *model, Planned.of(steps, MOST))
+    model = as_pytree(noise), sde, eps, divergence
+    found, steps = _solved(given, *model, Planned.of(solver.nodes, MOST)), 2 * solver.nodes
+    found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
+    falls = np.ones(len(x), bool)
+    while steps <= MOST and (few := np.flatnonzero(falls & _too_large(found, tolerance))).size:
+        place = np.resize(few, len(x)) if len(x) <= FEW else few
+        rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
+        again = _solved(rows, *model, Planned.of(steps, MOST)).first(len(few))
         # The pilot measured no such rows: a factor below 1 is not for them.
-        error = jnp.maximum(again.solver_error, chosen.solver.stated(again.solver_error))
+        error = jnp.maximum(again.solver_error, solver.stated(again.solver_error))
+        falls[few] = np.asarray(error < found.solver_error[few] / 2)
         found, steps = _with_rows(found, few, replace(again, solver_error=error)), 2 * steps
     return found
+
+
+def _too_large(found: Likelihood, tolerance: float) -> np.ndarray:
+    """Marks the rows of which the solver states more than it may, or nothing."""
+    probes = np.nan_to_num(np.asarray(found.probe_stderr))
+    return ~(np.asarray(found.solver_error) <= np.maximum(tolerance, SHARE * probes))
 
 
 @partial(Programs, cut=Likelihood.first)
@@ -67,7 +85,7 @@ def _solved(
     sde: SDE,
     eps: Scalar,
     divergence: DivergenceEstimator,
-    solver: Solver,
+    solver: Planned,
 ) -> Likelihood:
     x, keys, condition = rows
     return flow_log_likelihood(
