@@ -286,7 +286,7 @@ class ScoreModel:
         if tolerance is None:
             divergence = divergence or self.divergence
             # The default solver is refined row by row; one that was chosen is taken as it is.
-            refined = self.solver == Multistep() and known(x, key, self, condition)
+            refined = known(x, key, self, condition) and self.solver == Multistep()
             solver = solver or (None if refined else self.solver)
         on_host = solver is None or isinstance(solver, PublishedRK45)
         z, log_det = self._inside(x, dtype)

@@ -325,6 +325,34 @@ def between():
         return model, x, np.asarray(truth.log_prob)
 
 
+def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(between, x64):
+    """Each row as it would be alone; where a program is traced, by the first solution."""
+    model, x, truth = between
+    found = model.log_prob(x, KEY, divergence=Exact())
+    error = np.abs(found.log_prob - truth)
+    assert found.refined and found.solver_error.max() < 0.01 and error.max() < 0.02
+    assert found.evaluations.max() > 4 * found.evaluations.min()
+    keys = example_keys(KEY, len(x))
+    for rows in (slice(38, 39), slice(30, 41)):
+        some = model.log_prob(x[rows], keys[rows], divergence=Exact())
+        np.testing.assert_allclose(some.log_prob, found.log_prob[rows], rtol=1e-9)
+    first = jax.jit(lambda x: model.log_prob(x, KEY, divergence=Exact()))(x)
+    once = model.log_prob(x, KEY, divergence=Exact(), solver=Multistep())
+    assert not first.refined and not once.refined and (once.solver_error > 0.01).any()
+    np.testing.assert_allclose(first.log_prob, once.log_prob, rtol=1e-9)
+
+
+def test_rows_whose_error_stays_large_are_told(unchecked):
+    """A field that jumps at each step: no number of steps resolves it."""
+
+    def noise(x, t):
+        return jnp.sign(jnp.sin(1e7 * t))[:, None] * x
+
+    model = ScoreModel(noise, VP, eps=1e-3, shape=(2,))
+    with pytest.warns(UserWarning, match="of 3 of 3 examples"):
+        model.log_prob(jnp.ones((3, 2)), KEY)
+
+
 def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(between, x64):
     (model, x, truth), tolerance = between, 0.05
     solver = scoremle.Doubling(tolerance / model.dims)

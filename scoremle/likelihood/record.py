@@ -26,8 +26,8 @@ class Likelihood:
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
     evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
     ``log_prob`` and its errors are NaN. ``trace`` says how traces were taken. ``refined``: rows
-    were solved again by more steps, until the solver states little error or none is to be gained;
-    it is false where a program is traced, of derivatives, and by a solver that was given.
+    were solved again by more steps, if the solver stated a large error of them; it is false where
+    a program is traced, of derivatives, and by a solver that was given.
     """
 
     log_prob: PerExample

@@ -2,8 +2,8 @@
 
 Between the modes of a density the field turns within a moment, and the few examples that pass
 there may need many times the steps of the others. The error that the solver states of each shows
-which they are: they alone are solved again, by twice the steps, until it is small enough or does
-not fall by half any more, as where float32 rounds. So the value of a row depends on no other row.
+which they are: they alone are solved again, by twice the steps, until it is small enough. So the
+value of a row depends on no other row.
 """
 
 from dataclasses import replace
@@ -60,14 +60,12 @@ def refined(
     model = as_pytree(noise), sde, eps, divergence
     found, steps = _solved(given, *model, Planned.of(solver.nodes, MOST)), 2 * solver.nodes
     found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
-    falls = np.ones(len(x), bool)
-    while steps <= MOST and (few := np.flatnonzero(falls & _too_large(found, tolerance))).size:
+    while steps <= MOST and (few := np.flatnonzero(_too_large(found, tolerance))).size:
         place = np.resize(few, len(x)) if len(x) <= FEW else few
         rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
         again = _solved(rows, *model, Planned.of(steps, MOST)).first(len(few))
         # The pilot measured no such rows: a factor below 1 is not for them.
         error = jnp.maximum(again.solver_error, solver.stated(again.solver_error))
-        falls[few] = np.asarray(error < found.solver_error[few] / 2)
         found, steps = _with_rows(found, few, replace(again, solver_error=error)), 2 * steps
     return found
 

@@ -14,6 +14,7 @@ import scoremle
 from scoremle import Exact, Hutchinson, Multistep
 from scoremle.core.keys import draw, example_keys
 from scoremle.likelihood.ode import Likelihood
+from scoremle.likelihood.pilot import FEW_DIMS
 from scoremle_conformance.adapter import Adapter, Answer, Ask
 from scoremle_conformance.fields import OUTPUTS, Field
 from scoremle_conformance.images import Images
@@ -65,7 +66,7 @@ class ScoreMLE(Adapter):
         "probe error", "solver error", "images", "several draws", "dequantizer",
     })  # fmt: skip
     settings: ClassVar = {
-        "default": "float32 and the defaults: Multistep of 32 nodes, new probes at each node",
+        "default": "float32, and log_prob and score called with nothing else",
         "best": "float32, Multistep of 256 nodes",
     }
     fresh, order = True, 3.0
@@ -91,15 +92,17 @@ class ScoreMLE(Adapter):
         noise = scoremle.noise_fn(network, sde, prediction=prediction, conditioning=told)
         return scoremle.ScoreModel(noise, sde, eps, shape, **more)
 
-    def _solver(self, steps: int | None) -> Multistep:
-        default = 32 if self.setting == "default" else 256
-        return Multistep(default if steps is None else steps)
+    def _solver(self, steps: int | None) -> Multistep | None:
+        default = None if self.setting == "default" else Multistep(256)
+        return default if steps is None else Multistep(steps)
 
     def _found(self, field: Field, x: Any, ask: Ask) -> Likelihood:
         model, key = self._model(field, (field.dims,)), jax.random.key(ask.seed)
         x = jnp.asarray(x, jnp.float32)
+        few = self.setting == "default" and ask.exact and field.dims <= FEW_DIMS
         how: dict[str, Any] = {
-            "divergence": _trace(ask), "condition": ask.labels, "solver": self._solver(ask.steps),
+            "divergence": None if few else _trace(ask), "condition": ask.labels,
+            "solver": self._solver(ask.steps),
         }  # fmt: skip
         if field.path.start:  # x lie at that time, and are not data
             return scoremle.ode_log_likelihood(
@@ -124,5 +127,7 @@ class ScoreMLE(Adapter):
         return model.score(
             images.astype(np.uint8), seed=ask.seed,
             dequantizer=Beta() if ask.dequantizer == "beta" else None,
-            estimator=scoremle.ByOde(_trace(ask), self._solver(ask.steps), ask.draws),
+            estimator=scoremle.ByOde(
+                _trace(ask), self._solver(ask.steps) or Multistep(), ask.draws
+            ),
         ).log_prob  # fmt: skip
