@@ -21,6 +21,7 @@ from scoremle import (
     ode_log_likelihood,
 )
 from scoremle.core.bijectors import AtTime
+from scoremle.core.keys import example_keys
 from scoremle.likelihood.record import Likelihood
 
 KEY, VP, START = jax.random.key(0), SDES["vp"], EPS["vp"]

@@ -68,14 +68,19 @@ class Errors(NamedTuple):
     def skill(self) -> Float[np.ndarray, " b"]:
         """The skill in all examples but one, for each."""
         own, zero, gaussian = map(without_one, self)
-        explained = np.maximum(1 - own / zero, -1).sum(axis=0)
+        explained = np.maximum(1 - _over(own, zero), -1).sum(axis=0)
         # What no Gaussian explains, such as v of white data, other models do: at one log-SNR.
-        return explained / np.maximum(np.maximum(1 - gaussian / zero, 0).sum(axis=0), 1)
+        return explained / np.maximum(np.maximum(1 - _over(gaussian, zero), 0).sum(axis=0), 1)
 
     @property
     def worse(self) -> Bool[np.ndarray, " k"]:
         """Tells at which log-SNRs the network is certainly worse than the Gaussian."""
         return np.asarray(certain(without_one(self.own - self.gaussian))) > WORSE
+
+
+def _over(error: Float[np.ndarray, "k b"], zero: Float[np.ndarray, "k b"]) -> np.ndarray:
+    """The share of E_0; 1 where that is 0, as of images that are all black: nothing to explain."""
+    return np.divide(error, zero, out=np.ones_like(error), where=zero > 0)
 
 
 def errors_of(
