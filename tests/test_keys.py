@@ -88,7 +88,7 @@ def stamp_of_files(folder, monkeypatch, experiment):
 
 def folder_of_a_prepared_set(folder, monkeypatch, experiment):
     other = {"size": 4, "channels": 3, "fit": "crop", "levels": 2, "test_fraction": 0.5,
-             "skip_corrupt": True}  # fmt: skip
+             "skip_bad": True}  # fmt: skip
     one, two = folder / "one", folder / "two"
     for place in (one, two):
         place.write_text("12")

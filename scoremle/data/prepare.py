@@ -212,14 +212,14 @@ class _Writer:
             rows.close()
 
     def _check_usable(self, source: str) -> None:
-        if self._unusable and not self._options.skip_corrupt:
+        if self._unusable and not self._options.skip_bad:
             shown = [f"{look.name} ({look.reason})" for look in self._unusable[:SHOWN]]
             more = len(self._unusable) - len(shown)
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
             count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
             raise UserError(
                 f"{source}: {count} can't be used: {listing}; mend or remove"
-                " them, or leave them out with scoremle data prepare --skip-corrupt"
+                " them, or leave them out with scoremle data prepare --skip-bad"
             )
         if not self._rows:
             raise UserError(f"{source}: no images in it")

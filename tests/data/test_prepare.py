@@ -94,7 +94,7 @@ def test_what_was_counted(tmp_path):
         tmp_path / "a",
         Chunk(train, "train", 0.5, unusable=notes, notes={"odd": 1}),
         Chunk(test, "test", 1.0, notes={"odd": 2}),
-        skip_corrupt=True,
+        skip_bad=True,
     )
     assert found.meta["duplicates"] == {
         "within train": 1, "within test": 1, "of train in test": 2,

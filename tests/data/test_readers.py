@@ -461,7 +461,7 @@ def test_pictures_that_cannot_be_used_are_named_and_skipped_only_on_request(
         prepare("images", folder)
     text = str(error.value)
     assert "1 image can't be used: b.png (" in text and message in text and "\n" not in text
-    found = prepare("images", folder, skip_corrupt=True, test_fraction=0.5)
+    found = prepare("images", folder, skip_bad=True, test_fraction=0.5)
     assert found.meta["skipped"] == ["b.png"]
     assert sum(found.meta["counts"].values()) == 20
 

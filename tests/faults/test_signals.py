@@ -75,7 +75,7 @@ class Prepare(Command):
         (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
 
     def words(self, folder):
-        how = ("--skip-corrupt", "--test-fraction=0.5")
+        how = ("--skip-bad", "--test-fraction=0.5")
         return "data", "prepare", folder, *how, f"--into={folder}/set"
 
     def made(self, folder):

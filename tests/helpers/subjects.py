@@ -167,7 +167,7 @@ SUBJECTS = {
     ),
     "a picture that is fitted": Subject(
         lambda: picture("BMP"), file("train/0.png", pictures),
-        dataset("images", size=16, fit="resize", channels=1, skip_corrupt=True),
+        dataset("images", size=16, fit="resize", channels=1, skip_bad=True),
     ),
     "a tar": Subject(lambda: packed_tar(pictures()), file("x.tar"), dataset("images", "x.tar")),
     "a tar.gz": Subject(

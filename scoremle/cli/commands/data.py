@@ -39,7 +39,7 @@ def _prepared(options: Any) -> data.Prepared:
     dataset = _lookup(name)
     how = data.Options(
         options.size, options.channels, options.fit, options.levels,
-        options.test_fraction, options.skip_corrupt,
+        options.test_fraction, options.skip_bad,
     )  # fmt: skip
     if how.levels and not 2 <= how.levels <= 256:
         raise UserError(f"--levels must be from 2 to 256, not {how.levels}")

@@ -42,7 +42,7 @@ def data_parser() -> Parser:
         command.add_argument("--fit", default="", choices=FITS, help=FIT)
         command.add_argument("--levels", type=int, default=0, help="grey levels: 2**bits")
         command.add_argument("--test-fraction", type=_fraction, default=0.1, help=FRACTION)
-        command.add_argument("--skip-corrupt", action="store_true", help=SKIP)
+        command.add_argument("--skip-bad", action="store_true", help=SKIP)
         if what == "prepare":
             command.add_argument("--into", type=Path, help="a new folder; else in the cache")
         else:

@@ -34,7 +34,7 @@ class Options:
     fit: str = ""
     levels: int = 0
     test_fraction: float = 0.1
-    skip_corrupt: bool = False
+    skip_bad: bool = False
 
 
 class Look(NamedTuple):
