@@ -179,7 +179,7 @@ def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, 
 
 
 @pytest.mark.parametrize("bound", [False, True])
-def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bound):
+def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bound, unchecked):
     score("ranged", "--estimator=odd")  # writes mine.py
     model = model_of(tmp_path, "ranged")
     by_ode, by_bound = ByOde(solver=model.solver), ByBound(4)

@@ -442,8 +442,6 @@ CHANGES: list[tuple[str, ...]] = [
      "len(content) < expected or 0 in shape"),
     ("data/readers/decoding.py", "_note", "max(depth, content[24])", "max(depth, 8)"),
     ("data/readers/decoding.py", "_on_white", "[..., 3].min()", "[..., 3].max()"),
-    ("data/readers/decoding.py", "look_at", "strict and change not in HARMLESS",
-     "change not in HARMLESS"),
     ("data/readers/decoding.py", "_check_claims", "('JPEG', 'MPO')", "('JPEG',)",
      "data/test_bombs.py"),
     ("data/readers/decoding.py", "_check_claims", "-(-side // of) * of", "side",

@@ -14,7 +14,7 @@ from PIL import Image
 from scoremle.bounded import MAX_PARTITION, MAX_PICTURE
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Look, Options, Reading
-from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.decoding import is_picture, look_at, not_enlarged
 from scoremle.data.readers.fits import FITS
 from scoremle.data.readers.pictures import chunked
 from scoremle.errors import UserError
@@ -47,7 +47,7 @@ def read_celeba(path: Path, options: Options) -> Reading:
 
 
 def _face(name: str, content: bytes, size: int) -> Look:
-    face = look_at(name, content, (CROP, CROP, 3), "crop", strict=True)
+    face = not_enlarged(look_at(name, content, (CROP, CROP, 3), "crop"))
     if face.pixels is None:
         return face
     small = FITS["resize"](Image.fromarray(face.pixels), (size, size), [])

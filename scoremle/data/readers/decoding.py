@@ -2,8 +2,7 @@
 
 One convention holds for what must be changed: it is done in the one usual way, and it is said of
 each picture. Another size alone is refused, since no way to fit it is the usual one: ``crop``,
-``resize`` or ``pad`` must be named. Where the reading is strict, any change is refused that loses
-or adds something which nobody asked for.
+``resize`` or ``pad`` must be named.
 """
 
 import importlib
@@ -18,10 +17,10 @@ from PIL import Image, ImageOps
 
 from scoremle.bounded import MAX_PIXELS, MAX_SCANNED
 from scoremle.data.readers.base import Look, UnusableImage, by
-from scoremle.data.readers.fits import CROPPED, FITS, PADDED, SHRUNK, Changes
+from scoremle.data.readers.fits import ENLARGED, FITS, Changes
 from scoremle.errors import first_line
 
-__all__ = ["KINDS", "is_picture", "look_at"]
+__all__ = ["KINDS", "is_picture", "look_at", "not_enlarged"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -53,8 +52,6 @@ OPAQUE = "opaque alpha left out"
 ON_WHITE = "put on white where it is transparent"
 OTHER_COLOURS = "made RGB of {}, without a profile of its colours"
 GREY, RGB = "made grey of colours", "made RGB of grey"
-# These a strict reading does, too: they lose nothing, or were asked for.
-HARMLESS = {TURNED, UNPALETTED, OPAQUE, GREY, RGB, CROPPED, SHRUNK, PADDED}
 
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
 
@@ -64,14 +61,7 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES + HEIC)
 
 
-def look_at(
-    name: str,
-    content: bytes,
-    shape: tuple[int, int, int],
-    fit: str = "",
-    *,
-    strict: bool = False,
-) -> Look:
+def look_at(name: str, content: bytes, shape: tuple[int, int, int], fit: str = "") -> Look:
     """The picture in a file, or why there is none.
 
     Args:
@@ -79,7 +69,6 @@ def look_at(
         content: of the file.
         shape: height, width and channels that are wanted; 0: as the picture has them.
         fit: how pictures of other sizes get there; "": they don't.
-        strict: refuses changes that are not harmless.
     """
     changes: Changes = []
     try:
@@ -91,12 +80,16 @@ def look_at(
             if not fit:
                 raise UnusableImage(f"{by(own)}, not {by(wanted)}")
             image = FITS[fit](image, wanted[::-1], changes)
-        for change in changes:
-            if strict and change not in HARMLESS:
-                raise UnusableImage(f"of {by(own)}, it would be {change}")
     except UnusableImage as error:
         return Look(name, reason=str(error))
     return Look(name, np.asarray(image).reshape(*wanted, -1), tuple(changes))
+
+
+def not_enlarged(look: Look) -> Look:
+    """The picture as it is, or why it can't be used where it would be enlarged, for training."""
+    if ENLARGED not in look.changes:
+        return look
+    return Look(look.name, reason="it is too small: it would be enlarged")
 
 
 def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:

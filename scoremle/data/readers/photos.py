@@ -47,7 +47,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     photographs = {"train": 0, "test": 0}
     for name, content in source.files(is_picture, MAX_PICTURE):
         split = "test" if _hash(content) in test else "train"
-        look = look_at(name, content, (0, 0, options.channels), strict=True)
+        look = look_at(name, content, (0, 0, options.channels))
         found = NO_IMAGES if look.pixels is None else patches(look.pixels, size)
         if not len(found):
             reason = look.reason or f"it is smaller than a patch of {size}x{size}"

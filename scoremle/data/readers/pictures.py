@@ -15,7 +15,7 @@ import numpy as np
 from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import NO_IMAGES, Chunk, Look, Options, Reading, by
-from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.decoding import is_picture, look_at, not_enlarged
 from scoremle.data.readers.fits import FITS
 from scoremle.errors import UserError
 
@@ -49,7 +49,7 @@ class Decoder:
     def __call__(self, name: str, content: bytes) -> Look:
         size, fit, channels = self._options.size, self._options.fit, self._options.channels
         side = size if fit else 0
-        look = look_at(name, content, (side, side, channels), fit, strict=True)
+        look = not_enlarged(look_at(name, content, (side, side, channels), fit))
         if look.pixels is None:
             return look
         shape = look.pixels.shape
