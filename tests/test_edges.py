@@ -155,7 +155,7 @@ def test_a_model_of_no_examples():
     assert len(model.score(np.zeros((0, *shape), np.uint8))) == 0
     samples = model.sample(0, KEY)
     assert samples.shape == (0, *shape) and samples.dtype == np.uint8
-    with pytest.raises(scoremle.UserError, match="no images to choose the solver's nodes on"):
+    with pytest.raises(scoremle.UserError, match="no images to choose the solver's steps on"):
         model.calibrated(np.zeros((0, *shape), np.uint8))
 
 

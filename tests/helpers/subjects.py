@@ -131,7 +131,7 @@ def check_model(name: str) -> Callable[[Path], None]:
         assert len(model.shape) == 3 and all(type(n) is int and n > 0 for n in model.shape)
         assert 0 < model.eps < 1 and model.pixels is not None
         x = jax.ShapeDtypeStruct((1, *model.shape), np.float32)
-        label = jax.ShapeDtypeStruct((1,), np.int32) if getattr(model, "classes", 0) else None
+        label = jax.ShapeDtypeStruct((1,), np.int32) if model.origin.classes else None
         noise = model.given(np.zeros(1, int)).noise if label else model.noise
         assert jax.eval_shape(noise, x, jax.ShapeDtypeStruct((1,), np.float32)).shape == x.shape
 
