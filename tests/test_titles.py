@@ -21,7 +21,6 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.progress import _duration
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
-from scoremle.report.scores import About
 from scoremle.report.subject import Result, Subject
 
 FACTS = {
@@ -83,17 +82,6 @@ def of_two_results(tmp_path, monkeypatch, capsys):
     return compare.HEADER, ("exact", *compare._in_words(compare._compared("exact", a, b)))
 
 
-def of_scores(tmp_path, monkeypatch, capsys):
-    rows = [Row(f"{i}.png", "", (), np.zeros((8, 8, 1), np.uint8), bpd, error=0.25, rank=i / 4,
-                log_prob=-10.0 * i, png_bpd=i + 0.5)
-            for i, bpd in enumerate((3.0, 2.0, 4.0), 1)]  # fmt: skip
-    score._tell(rows, About("digits", "images", 17, 64, 360, []), "")
-    title, table = capsys.readouterr().out.split("\n", 1)
-    assert title == "likeliest, then unlikeliest:"
-    assert re.findall(r"\d\.png", table) == ["2.png", "1.png", "3.png"]
-    return of_lines(table)
-
-
 QUALITY = {
     "measures": {"FID": {"value": 12.3456, "stderr": 0.21, "samples": 50, "reference_images": 60}},
     "features": "a", "reference": {"path": "b", "origin": "c"}, "step": 1,
@@ -130,11 +118,6 @@ COLUMNS = {
         {"measured": "exact", "A": "2.5000", "B": "4.0000", "B - A": "1.5000",
          "std. error": "0.5000", "images": "2", "solver, A": "0.01000", "solver, B": "0.02000"},
     ),
-    "scores": (
-        of_scores,
-        {"rank": "0.500", "bits/dim": "2.00", "error": "0.25", "log P, nats": "-20",
-         "PNG": "2.50", "file": "2.png"},
-    ),
 }  # fmt: skip
 
 
@@ -143,6 +126,15 @@ def test_columns_hold_what_their_heads_say(name, tmp_path, monkeypatch, capsys):
     table, expected = COLUMNS[name]
     header, row = table(tmp_path, monkeypatch, capsys)
     assert dict(zip(header, row, strict=True)) == expected
+
+
+def test_the_ends_of_a_list_are_the_likeliest_and_the_unlikeliest():
+    rows = [Row(f"{i}.png", "", (), np.zeros((8, 8, 1), np.uint8), bpd, error=0.25, rank=i / 4)
+            for i, bpd in enumerate((3.0, 2.0, 4.0, 5.0), 1)]  # fmt: skip
+    assert list(score._ends(rows, 64, 360)) == [
+        "likeliest: 2.png 2.00 +- 0.25, 1.png 3.00 +- 0.25, 3.png 4.00 +- 0.25",
+        "unlikeliest: 4.png 5.00 +- 0.25",
+    ]
 
 
 STEPS = [{"step": i, "loss": 5.0 - i, "grad_norm": 2.0**i, "eval_bpd": 6.0 - i,
