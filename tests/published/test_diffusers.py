@@ -130,8 +130,8 @@ def test_classes_are_a_condition(tmp_path):
     ],
 )
 def test_the_bound_of_a_scheduler(folder, tmp_path, fields, words):
-    steps = scoremle.load(edited(folder, tmp_path, SCHEDULER, **fields)).steps
-    assert words is None if steps is None else steps.words.endswith(f"chain of steps, {words}")
+    chain = scoremle.load(edited(folder, tmp_path, SCHEDULER, **fields)).origin.chain
+    assert words is None if chain is None else chain.words.endswith(f"chain of steps, {words}")
 
 
 def test_log_p_is_that_of_the_torch_module_in_float64(tmp_path):
