@@ -73,7 +73,7 @@ def test_parameters_that_are_not_finite(door, broken, capfd):
 def test_parameters_that_are_not_finite_from_python(broken):
     with pytest.raises(UserError, match=re.escape(WORDS)):
         scoremle.load(broken / "workdir")
-    assert scoremle.load(broken / "workdir", 1).step == 10
+    assert scoremle.load(broken / "workdir", 1).origin.step == 10
 
 
 def nan_where_white(x, t):
