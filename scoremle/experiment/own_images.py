@@ -19,7 +19,7 @@ from scoremle.data.readers.decoding import KINDS
 from scoremle.data.readers.pictures import UNKNOWN, look_through
 from scoremle.errors import UserError
 from scoremle.progress import progress
-from scoremle.terminal import say
+from scoremle.terminal import in_a_line, say
 
 __all__ = ["read_images", "refuse"]
 
@@ -80,7 +80,7 @@ def refuse(
     if len(bad) > 1 or skip_bad:
         first = f"{len(bad)} of {total} files can't be scored"
         for name, reason in bad:
-            logger.warning("%s: %s", name, reason)
+            logger.warning("%s: %s", in_a_line(name), reason)
         first += ", for the reasons above"
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")

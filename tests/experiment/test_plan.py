@@ -158,8 +158,10 @@ def test_the_command_measures_and_prints(capfd):
     assert found["memory_bytes"] == 2**30 and found["devices"] == 3
     assert found["step_seconds"] > 0 and found["evaluation_images"] == 360
     assert found["step_measured_with"] == found["batch"] == 32
-    assert "3 devices: the time of one over 3, an ideal split" in captured.err
-    assert "the same with devices.fsdp, on 3 devices" in captured.err
+    assert captured.err == ""
+    notes = "\n".join(command._notes(found))
+    assert "3 devices: the time of one over 3, an ideal split" in notes
+    assert "the same with devices.fsdp, on 3 devices" in notes
     assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
