@@ -161,7 +161,7 @@ def test_the_command_measures_and_prints(capfd):
     assert captured.err == ""
     notes = "\n".join(command._notes(found))
     assert "3 devices: the time of one over 3, an ideal split" in notes
-    assert "the same with devices.fsdp, on 3 devices" in notes
+    assert "the same with devices.fsdp, on 3 devices" in dict(command._rows(found))
     assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),

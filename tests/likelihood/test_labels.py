@@ -86,6 +86,9 @@ def test_errors_are_weighted_by_the_shares_of_the_labels():
     class ByTable:
         on_host, words = False, "by a table"
 
+        def describe(self):
+            return {"estimator": self.words}
+
         def __call__(self, model, dequantizer, x, keys):
             (label,) = model.noise.condition
             return {name: column[label] for name, column in columns.items()} | {

@@ -37,12 +37,12 @@ def test_scores_are_of_all_passes():
 def test_a_line_tells_the_mean_and_its_errors():
     """Means 3, 4, 7: sd 2.0817, over sqrt 3 1.202. Passes apart by 2, 0, 2: errors 1, 0, 1."""
     assert repr(scores()) == (
-        "Scores(3 images: 4.667 +- 1.202 bits/dim in the mean; an image +- 0.816)"
+        "Scores(3 images: 4.667 +- 1.202 bits/dim in the mean; an image +- 0.816; the solver's"
+        " error 0.25 in the median; that of 3 above 0.01: give a tolerance, or a solver of more"
+        " steps)"
     )
-    assert repr(scores(BPD[:1])) == "Scores(3 images: 4.000 +- 1.155 bits/dim in the mean)"
-    assert repr(scores(BPD[:, :1])) == (
-        "Scores(1 image: 3.000 bits/dim in the mean; an image +- 1.000)"
-    )
+    assert "(3 images: 4.000 +- 1.155 bits/dim in the mean; the" in repr(scores(BPD[:1]))
+    assert "(1 image: 3.000 bits/dim in the mean; an image +- 1.000; " in repr(scores(BPD[:, :1]))
     assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
 
 
