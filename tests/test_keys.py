@@ -257,7 +257,7 @@ def of_zero(x, t):
 
 
 MODEL = scoremle.ScoreModel(of_zero, scoremle.VP(), 1e-3, (8, 8, 1), Pixels(17))
-FOUND = Scoring(MODEL, scoremle.ByOde(), [])
+FOUND = Scoring(MODEL, scoremle.ByOde(), [], [])
 OTHERS = {
     "SDE": replace(FOUND, model=replace(MODEL, sde=scoremle.SubVP())),
     "smallest time": replace(FOUND, model=replace(MODEL, eps=1e-2)),
