@@ -22,7 +22,7 @@ from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.likelihood.refine import refined
+from scoremle.likelihood.refine import refined, too_large
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
@@ -120,8 +120,8 @@ def ode_log_likelihood(
 
 def _warn_of_rows(found: Likelihood) -> None:
     """Warns of rows whose solver error stayed large."""
-    large = np.asarray(found.solver_error > TOLERANCE)
-    if count := int(np.sum(large & np.asarray(found.ok))):
+    large = too_large(found, TOLERANCE) & np.asarray(found.ok)
+    if count := int(np.sum(large)):
         most = float(np.max(np.asarray(found.solver_error)[large]))
         warnings.warn(
             f"the solver's error may exceed {TOLERANCE} nats of {count} of {len(large)} examples,"

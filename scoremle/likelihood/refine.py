@@ -26,7 +26,7 @@ from scoremle.numerics import as_pytree
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["refined"]
+__all__ = ["refined", "too_large"]
 
 # An example is solved again by no more steps than these.
 MOST = 1024
@@ -60,7 +60,7 @@ def refined(
     model = as_pytree(noise), sde, eps, divergence
     found, steps = _solved(given, *model, Planned.of(solver.nodes, MOST)), 2 * solver.nodes
     found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
-    while steps <= MOST and (few := np.flatnonzero(_too_large(found, tolerance))).size:
+    while steps <= MOST and (few := np.flatnonzero(too_large(found, tolerance))).size:
         place = np.resize(few, len(x)) if len(x) <= FEW else few
         rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
         again = _solved(rows, *model, Planned.of(steps, MOST)).first(len(few))
@@ -70,7 +70,7 @@ def refined(
     return found
 
 
-def _too_large(found: Likelihood, tolerance: float) -> np.ndarray:
+def too_large(found: Likelihood, tolerance: float) -> np.ndarray:
     """Marks the rows of which the solver states more than it may, or nothing."""
     probes = np.nan_to_num(np.asarray(found.probe_stderr))
     return ~(np.asarray(found.solver_error) <= np.maximum(tolerance, SHARE * probes))

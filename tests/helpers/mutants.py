@@ -288,7 +288,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("likelihood/flow.py", "flow_log_likelihood", "divergence.draw(fold_in(keys, draw), x)",
      "divergence.draw(keys, x)"),
     ("likelihood/ode.py", "ode_log_likelihood", "dims_of(x) <= FEW_DIMS", "dims_of(x) < FEW_DIMS"),
-    ("likelihood/refine.py", "_too_large", "np.maximum(tolerance,", "np.maximum(99 * tolerance,"),
+    ("likelihood/refine.py", "too_large", "np.maximum(tolerance,", "np.maximum(99 * tolerance,"),
     ("likelihood/pilot.py", "Pilot.measure", "aim = min(LIMIT, SHARE * probe)",
      "aim = max(LIMIT, SHARE * probe)"),
     ("likelihood/pilot.py", "Pilot.fewest", "if choice.met:", "if True:"),
