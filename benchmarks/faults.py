@@ -1,4 +1,4 @@
-"""What comes of faults, damage and kills, for as long as one likes; also between two machines.
+"""Counts what faults, damage and kills do, for as long as one likes; also between two machines.
 
     python benchmarks/faults.py [--minutes=10 | --long] [--seed=1]
     python benchmarks/faults.py --hosts [FAULT ...]   # needs Linux, root, iproute2 and util-linux

@@ -1,4 +1,4 @@
-"""What a network costs: to compile, to run, where its time goes, and what torch's takes.
+"""Measures the cost of a network: to compile, to run, by kinds of work, and beside torch's.
 
     python benchmarks/network.py torch      # --quick, but for calls: a small network
     python benchmarks/network.py shares
@@ -248,7 +248,7 @@ def _kind(opcodes: set[str], source: str, network: str) -> str:
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> Counter[str]:
-    """Of each instruction, in the run in which it took least."""
+    """Milliseconds of each instruction, in the run in which it took least."""
     least: dict[str, float] = {}
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0

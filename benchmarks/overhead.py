@@ -47,7 +47,7 @@ SAVES, MOST, LENGTHS = 3, 0.02, (0.05, 0.1, 0.2, 0.5)
 
 
 def seconds_a_batch(batch: Callable[[int], object]) -> float:
-    """Of computing; the median over runs of steps in order."""
+    """Seconds to compute a batch; the median over runs of steps in order."""
 
     def run(start: int) -> list[object]:
         return [jax.block_until_ready(batch(step)) for step in range(start, start + RUN)]
@@ -57,7 +57,7 @@ def seconds_a_batch(batch: Callable[[int], object]) -> float:
 
 
 def modes(folder: Path) -> dict[str, Callable[[int], object]]:
-    """How a batch is had, by name."""
+    """The ways to get a batch, by name."""
     images = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
     np.save(folder / "train.npy", images)
     mapped = np.load(folder / "train.npy", mmap_mode="r")
@@ -85,7 +85,7 @@ def sent(images: data.ImageSet, on_device: str) -> Callable[[int], object]:
 
 
 def seconds_a_step(experiment: Experiment, few: int) -> float:
-    """Of batch 128, from one step of ``few`` images."""
+    """Estimates the seconds of a step of 128 images, from one of ``few`` images."""
     training = experiment.training
     step = make_step(training.loss, training.optimizer, training.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
