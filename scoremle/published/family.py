@@ -1,7 +1,5 @@
 """A model of a published family, as its loaders give it."""
 
-from typing import Any
-
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -25,7 +23,6 @@ def published_model(
     *,
     chain: BySteps | None = None,
     classes: int = 0,
-    **fields: Any,
 ) -> ScoreModel:
     """The model of images of 256 levels that others trained.
 
@@ -34,7 +31,6 @@ def published_model(
         chain: the bound that its authors report, by the variance and the clipping of its own
             chain of steps; None if it has none that is known here.
         classes: how many labels its noise prediction takes one of as condition; 0: none.
-        fields: of ``ScoreModel``, besides.
 
     Raises UserError for a shape that no image has.
     """
@@ -42,4 +38,4 @@ def published_model(
         size = "x".join(map(str, shape))
         raise UserError(f"the model's config says that images are {size}: mend their size")
     origin = Origin(published=True, chain=chain, classes=classes)
-    return ScoreModel(noise, sde, eps, shape, PIXELS, origin=origin, **fields)
+    return ScoreModel(noise, sde, eps, shape, PIXELS, origin=origin)
