@@ -21,6 +21,7 @@ from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import flow_log_likelihood
+from scoremle.likelihood.pilot import SHARE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree
 from scoremle.solvers.multistep import Multistep, Planned
@@ -30,8 +31,6 @@ __all__ = ["refined", "too_large"]
 
 # An example is solved again by no more steps than these.
 MOST = 1024
-# The share of the probes' standard error that the solver's may have, where that is larger.
-SHARE = 0.25
 # Fewer rows are solved again in the program of the batch, filled up: it is there already.
 FEW = 256
 
