@@ -24,6 +24,7 @@ from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
 from scoremle.files import write_atomically
+from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, in_parts
 from scoremle.terminal import say
@@ -124,16 +125,10 @@ def _values(
 
 def _facts(values: Values) -> dict[str, Any]:
     """The mean over points, and its standard error over points, after the mean over passes."""
-    of_points = values["log_prob"].mean(axis=0)
-    n = len(of_points)
-    return {
-        "mean": float(of_points.mean()),
-        "stderr": float(of_points.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-        "points": n,
-        "passes": len(values["log_prob"]),
-        "mean_solver_error": float(values["solver_error"].mean()),
-        "mean_nfe": float(values["nfe"].mean()),
-    }
+    mean = Mean.of(values, "log_prob")
+    columns = {name: mean.columns[name] for name in ("mean_solver_error", "mean_nfe")}
+    counts = {"points": mean.images, "passes": mean.passes}
+    return {"mean": mean.mean, "stderr": mean.stderr, **counts, **columns}
 
 
 def _of_points(values: Values) -> Columns:
