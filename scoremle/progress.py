@@ -25,8 +25,8 @@ LINE_EVERY, BAR_EVERY = 20.0, 0.1
 LONG = 2.0
 # Seconds over which the speed is measured.
 WINDOW = 60.0
-# Cells of a bar.
-SHORTEST, LONGEST = 10, 40
+# Cells of a bar, and their colour until the end: rich's own is red, as if something failed.
+SHORTEST, LONGEST, COLOUR = 10, 40, "cyan"
 # How much is done now, and what else there is to say.
 Tell = Callable[..., None]
 
@@ -36,8 +36,9 @@ class Progress:
 
     Where nobody knows how many units there are, ``total`` is infinite, and no time to go is told.
     Work in units begins with a compilation. Its speed and time to go count from the first that is
-    told, and so leave that out. A line is printed ``every`` so many seconds, and one at the end. A
-    share is work that others follow: it has no line at the end, and its bar goes away.
+    told, and so leave that out; the elapsed time counts from the start. A line is printed
+    ``every`` so many seconds, and one at the end. A share is work that others follow: it has no
+    line at the end, and its bar goes away.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class Progress:
     def start(self, done: float = 0) -> None:
         """Begin, or begin again, with so much that is done already."""
         self._moments.clear()
-        self._printed = self._shown = time.monotonic()
+        self._began = self._printed = self._shown = time.monotonic()
         if self._bar:
             self._bar.start()
         if not self._unit:
-            self._moments.append((done, self._printed))
+            self._moments.append((done, self._began))
         elif done < self._total:
             kept = " what was not kept from before" * ("JAX_COMPILATION_CACHE_DIR" in os.environ)
             compiling = f"compiling{kept}"
@@ -84,13 +85,13 @@ class Progress:
         self._begun()
         self._facts = text.split("  ")
         now = time.monotonic()
-        pace = self._pace(done, now)
+        times, speed = self._pace(done, now)
         ended = done >= self._total and bool(self._unit)
         if self._bar:
-            self._show(self._bar, done, pace)
+            self._show(self._bar, done, times, speed)
         elif ended or now - self._printed >= self._every:
             self._printed = now
-            self._print(self._place(done), *self._facts, *reversed(pace))
+            self._print(self._place(done), *self._facts, *speed, *times[::-1])
 
     def move(self, done: float) -> None:
         """So much is done now, and the rest is as it was: a bar moves, and no line is printed."""
@@ -98,7 +99,7 @@ class Progress:
         pace = self._pace(done, now)
         if self._bar and now - self._shown >= BAR_EVERY:
             self._shown = now
-            self._show(self._bar, done, pace)
+            self._show(self._bar, done, *pace)
 
     def doing(self, done: float, what: str) -> None:
         """What is done now. The first time it compiles: a line, and no part of the speed."""
@@ -120,8 +121,10 @@ class Progress:
         if self._late:
             self._late.cancel()
 
-    def _show(self, bar: "_LiveBar | _LiveLine", done: float, pace: list[str]) -> None:
-        bar.show(done, [self._place(done), *pace[:1], *self._facts, *pace[1:]])
+    def _show(
+        self, bar: "_LiveBar | _LiveLine", done: float, times: list[str], speed: list[str]
+    ) -> None:
+        bar.show(done, [self._place(done), *times, *self._facts, *speed])
 
     def _print(self, *words: str) -> None:
         say("  ".join(filter(None, [self._label, *words])))
@@ -131,28 +134,30 @@ class Progress:
             return f"{done / self._total:.0%}"
         return f"{self._unit} {done}" + f"/{self._total}" * (self._total < math.inf)
 
-    def _pace(self, done: float, now: float) -> list[str]:
-        """The time to go, and the speed; nothing where there is none yet."""
+    def _pace(self, done: float, now: float) -> tuple[list[str], list[str]]:
+        """The time to go, if it is known yet, and what has elapsed; the speed, if it is known."""
         moments = self._moments
         if not moments or now - moments[-1][1] >= BAR_EVERY:
             moments.append((done, now))
         while len(moments) > 1 and moments[1][1] <= now - WINDOW:
             moments.popleft()
+        times, speed = [f"elapsed {_duration(now - self._began)}"], list[str]()
         before, since = moments[0]
         if done == before or now == since:
-            return ["ETA 0s"] * (done >= self._total)
+            return times, speed
         rate = (done - before) / (now - since)
-        speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+        if self._unit:
+            speed = [f"{rate:.1f} {self._unit}s/s" if rate >= 1 else f"{rate:.2g} {self._unit}s/s"]
         left = (self._total - done) / rate
-        eta = [f"ETA {_duration(left)}"] * (left < math.inf)
-        return [*eta, f"{speed} {self._unit}s/s"] if self._unit else eta
+        return [f"ETA {_duration(left)}"] * (0 < left < math.inf) + times, speed
 
 
 class _LiveBar:
     """A bar between a label and words, of which the last give way where the screen is narrow."""
 
     def __init__(self, label: str, total: float, *, transient: bool) -> None:
-        self._label, self._total, self._cells = label, total, BarColumn(SHORTEST)
+        self._label, self._total = label, total
+        self._cells = BarColumn(SHORTEST, complete_style=COLOUR, pulse_style=COLOUR)
         before, after = (
             TextColumn(f"{{task.{field}}}", markup=False)
             for field in ("fields[label]", "description")

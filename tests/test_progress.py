@@ -45,8 +45,8 @@ def test_lines_now_and_then_and_one_at_the_end(clock, capsys):
             clock[0] = seconds
             tell(done, f"mean {done}")
     assert capsys.readouterr().out.splitlines() == [
-        "label  image 40/100  mean 40  1.8 images/s  ETA 33s",
-        "label  image 100/100  mean 100  2.6 images/s  ETA 0s",
+        "label  image 40/100  mean 40  1.8 images/s  elapsed 21s  ETA 33s",
+        "label  image 100/100  mean 100  2.6 images/s  elapsed 41s",
     ]
 
 
@@ -68,9 +68,9 @@ def test_the_time_to_go_leaves_compilation_out(clock, capsys):
     shown.start()
     told(clock, shown, (60, 1), (60.5, 2), (64.5, 10))
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == "step 1/100"
-    assert second == "step 2/100  2.0 steps/s  ETA 49s"
-    assert third == "step 10/100  2.0 steps/s  ETA 45s"
+    assert first == "step 1/100  elapsed 1m00s"
+    assert second == "step 2/100  2.0 steps/s  elapsed 1m00s  ETA 49s"
+    assert third == "step 10/100  2.0 steps/s  elapsed 1m04s  ETA 45s"
 
 
 def test_the_time_to_go_leaves_out_what_compiles_later(clock, capsys):
@@ -84,9 +84,9 @@ def test_the_time_to_go_leaves_out_what_compiles_later(clock, capsys):
     told(clock, shown, (51, 20), (60, 29))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
-        "step 20/100  1.0 steps/s  ETA 1m20s",
-        "step 20/100  0.91 steps/s  ETA 1m28s",
-        "step 29/100  0.95 steps/s  ETA 1m15s",
+        "step 20/100  1.0 steps/s  elapsed 50s  ETA 1m20s",
+        "step 20/100  0.91 steps/s  elapsed 51s  ETA 1m28s",
+        "step 29/100  0.95 steps/s  elapsed 1m00s  ETA 1m15s",
     ]
 
 
@@ -99,20 +99,22 @@ def test_the_speed_is_that_of_the_last_minute(clock, capsys):
         clock[0] = second
         shown.move(second - 29)
     told(clock, shown, (130, 101))
-    assert capsys.readouterr().out.splitlines()[-1] == "step 101/1000  1.0 steps/s  ETA 14m59s"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "step 101/1000  1.0 steps/s  elapsed 2m10s  ETA 14m59s"
 
 
 def test_what_was_done_before_does_not_count_as_speed(clock, capsys):
     shown = Progress("", 100, "step", every=0)
     shown.start(90)
     told(clock, shown, (1, 91), (3, 92))
-    assert capsys.readouterr().out.splitlines()[-1] == "step 92/100  0.5 steps/s  ETA 16s"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "step 92/100  0.5 steps/s  elapsed 3s  ETA 16s"
 
 
 def test_nothing_left_to_do(capsys):
     with progress("label", 5, "image", done=5) as tell:
         tell(5, "mean 1")
-    assert capsys.readouterr().out == "label  image 5/5  mean 1  ETA 0s\n"
+    assert capsys.readouterr().out == "label  image 5/5  mean 1  elapsed 0s\n"
 
 
 def test_a_share_is_told_only_while_it_lasts(clock, capsys):
@@ -121,8 +123,8 @@ def test_a_share_is_told_only_while_it_lasts(clock, capsys):
             clock[0] = seconds
             tell(done)
     assert capsys.readouterr().out.splitlines() == [
-        "preparing x  25%  ETA 1m03s",
-        "preparing x  50%  ETA 50s",
+        "preparing x  25%  elapsed 21s  ETA 1m03s",
+        "preparing x  50%  elapsed 50s  ETA 50s",
     ]
 
 
@@ -153,7 +155,7 @@ def test_a_bar_on_a_terminal(unit, monkeypatch, capsys):
         tell(total, "bpd [2.5]")
     out = capsys.readouterr().out
     place = "step 10/10" if unit else "100%"
-    assert "[label] {x}" in out and f"{place}  ETA 0s  bpd [2.5]" in out
+    assert "[label] {x}" in out and f"{place}  elapsed 0s  bpd [2.5]" in out
     assert out.endswith("\x1b[2K") == (not unit)  # a share is wiped out when it is done
 
 
@@ -206,8 +208,8 @@ def screens(text: str) -> list[str]:
     ("columns", "last"),
     [
         (60, "  loss 0.1234"),
-        (70, "  loss 0.1234  bpd 1.961 +- 0.011"),
-        (80, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
+        (80, "  loss 0.1234  bpd 1.961 +- 0.011"),
+        (100, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
         (120, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
     ],
 )
@@ -217,7 +219,8 @@ def test_a_bar_is_whole_at_any_width(columns, last):
     assert max(map(len, lines)) <= columns
     assert any(COMPILING in line for line in lines[:3])
     assert any("step 964/1500" in line for line in lines)
-    pattern = rf"[━╸╺ ]{{10,}} step 965/1500  ETA \S+{re.escape(last)}(  [\d.]+ steps/s)?"
+    times = r"ETA \S+  elapsed 1s"
+    pattern = rf"[━╸╺ ]{{10,}} step 965/1500  {times}{re.escape(last)}(  [\d.]+ steps/s)?"
     assert re.fullmatch(pattern, lines[-1].rstrip()), lines[-1]
     assert lines[-1].rstrip().endswith("steps/s") == (columns == 120)
 
@@ -262,9 +265,9 @@ def test_a_notebook_has_one_line_that_is_written_over(clock, monkeypatch):
     assert [line.rstrip() for line in lines] == [
         "",
         f"label  {COMPILING}  image 0/100",
-        "label  image 1/100",
-        "label  image 50/100  ETA 1s  49.0 images/s",
-        "label  image 100/100  ETA 0s  49.5 images/s",
+        "label  image 1/100  elapsed 1s",
+        "label  image 50/100  ETA 1s  elapsed 2s  49.0 images/s",
+        "label  image 100/100  elapsed 3s  49.5 images/s",
     ]
     assert shown.getvalue().count("\n") == 1
     assert len(lines[2]) == len(lines[1]), "the longer text before it still shows"

@@ -140,7 +140,8 @@ def losses(rows: Sequence[Row]) -> Chart:
 def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
     """bits/dim of test images while training, with its error; from where it beats ``uniform``.
 
-    Before, the average of the parameters is still young, and its bits/dim mean nothing.
+    Before, the averaged parameters are mostly those of the beginning, and their bits/dim mean
+    nothing.
     """
     steps, values, errors = _columns(rows, "eval_bpd", "eval_bpd_stderr")
     known = np.flatnonzero(values < uniform)

@@ -129,8 +129,8 @@ class TensorBoard:
 class Console:
     """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row.
 
-    bits/dim that do not beat the ``uniform`` distribution are those of an average of parameters
-    that is still young, whatever the network has learned; they are labelled so.
+    bits/dim that do not beat the ``uniform`` distribution come too early: the averaged parameters
+    are mostly those of the beginning, whatever the network has learned. They are labelled so.
     """
 
     def __init__(self, n_iters: int, uniform: float = math.inf) -> None:
@@ -144,8 +144,8 @@ class Console:
     def write(self, step: int, row: Row) -> None:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
-            young = " (young average)" * (row["eval_bpd"] >= self._uniform)
-            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}{young}"
+            early = " (too early: above uniform)" * (row["eval_bpd"] >= self._uniform)
+            self._bpd = step, f"bpd {row['eval_bpd']:.3f}{stderr}{early}"
         words = [f"loss {row['loss']:.4f}"]
         if self._bpd:
             at, text = self._bpd

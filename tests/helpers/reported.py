@@ -50,7 +50,7 @@ def make(folder, *, shift=0.0, field=None):
          "eval_bpd_stderr": 0.1}
         for s in steps
     ]  # fmt: skip
-    rows[0]["eval_bpd"] = 30.0  # the average of the parameters is young
+    rows[0]["eval_bpd"] = 30.0  # above uniform: too early
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [0.1, 0.2], "stderr": [0.01, 0.02]}
     write_json(folder / "eval" / "results.json", {
