@@ -197,15 +197,20 @@ def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
 
 def test_both_ends_of_an_evaluation_stand_below_their_captions(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "write_captioned", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(pictures, "write_parts", lambda *arguments: drawn.append(arguments))
     monkeypatch.setattr(EvaluationRun, "images", PIXELS)
     experiment = build(cli.parse([*TINY, "--workdir=w", "--mode=train"]).config)
     workdir = Workdir(tmp_path)
-    EvaluationRun(experiment, tmp_path, workdir, workdir)._write_extremes("a", "bits/dim", BPD)
+    facts = FACTS | {"dataset": "digits"}
+    EvaluationRun(experiment, tmp_path, workdir, workdir)._write_extremes("a", facts, BPD)
     ((path, parts, levels, _),) = drawn
     assert path.name == "a_likeliest_then_unlikeliest.png" and levels == 17
-    assert list(parts) == ["lowest bits/dim: 1.000 to 2.000", "highest bits/dim: 3.000 to 4.000"]
-    assert [images[:, 0, 0, 0].tolist() for images in parts.values()] == [[1, 4], [3, 2]]
+    assert [part.caption.splitlines() for part in parts] == [
+        [f"{tmp_path.name} at step 800: exact for p_eps",
+         "2 lowest bits/dim of 5 test images of digits"], ["2 highest"],
+    ]  # fmt: skip
+    assert [part.images[:, 0, 0, 0].tolist() for part in parts] == [[1, 4], [2, 3]]
+    assert [part.values for part in parts] == [["1.000", "2.000"], ["4.000", "3.000"]]
 
 
 @pytest.mark.parametrize(

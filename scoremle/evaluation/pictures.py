@@ -1,9 +1,10 @@
 """Pictures as PNG: grids of images, and which noise levels cost the bits of a bound."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,12 +15,20 @@ from scoremle.evaluation import figures
 from scoremle.files import write_atomically
 from scoremle.terminal import say
 
-__all__ = ["image_grid", "write_captioned", "write_grid", "write_profile"]
+__all__ = ["Part", "image_grid", "write_grid", "write_parts", "write_profile"]
 
 GAP = 1
 MIN_SIDE = 480
-# In pixels: the strip with a caption, the gap between parts of a picture, the type.
+# In pixels: the strip with a line of text, the gap between parts of a picture, the type.
 STRIP, PART_GAP, CAPTION_SIZE = 20, 16, 14
+
+
+class Part(NamedTuple):
+    """Images under a caption of any number of lines, each above its value where there are some."""
+
+    caption: str
+    images: UInt8[np.ndarray, "n h w c"]
+    values: Sequence[str] = ()
 
 
 def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -> np.ndarray:
@@ -42,31 +51,48 @@ def write_grid(
     caption: str = "",
 ) -> None:
     """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
-    write_captioned(path, {caption: images}, levels, columns or math.ceil(math.sqrt(len(images))))
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    write_parts(path, [Part(caption, images)], levels, columns)
 
 
-def write_captioned(
-    path: Path, parts: Mapping[str, UInt8[np.ndarray, "n h w c"]], levels: int, columns: int
-) -> None:
-    """Writes grids one below the other as PNG, a gap between them, each under its caption."""
-    grids = [_enlarged(images, levels, columns) for images in parts.values()]
-    strips = [STRIP if caption else 0 for caption in parts]
-    height = sum(strips) + sum(grid.height + PART_GAP for grid in grids) - PART_GAP
-    picture = Image.new(grids[0].mode, (grids[0].width, height), "white")
-    draw, top = ImageDraw.Draw(picture), 0
-    for caption, strip, grid in zip(parts, strips, grids, strict=True):
-        _write_line(draw, caption, top, picture.width - 2 * GAP)
-        picture.paste(grid, (0, top + strip))
-        top += strip + grid.height + PART_GAP
+def write_parts(path: Path, parts: Sequence[Part], levels: int, columns: int) -> None:
+    """Writes grids one below the other as PNG, a gap between them."""
+    blocks: list[Image.Image] = []
+    for part in parts:
+        rows = [*_rows(part, levels, columns)]
+        gap = [Image.new(rows[0].mode, (rows[0].width, PART_GAP), "white")] if blocks else []
+        blocks += gap + rows
+    height = sum(block.height for block in blocks)
+    picture, top = Image.new(blocks[0].mode, (blocks[0].width, height)), 0
+    for block in blocks:
+        picture.paste(block, (0, top))
+        top += block.height
     with write_atomically(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
-def _write_line(draw: ImageDraw.ImageDraw, text: str, top: int, room: int) -> None:
-    """In smaller type where there is no room for it."""
-    width = draw.textlength(text, font_size=CAPTION_SIZE)
-    size = CAPTION_SIZE * min(1, room / max(width, 1))
-    draw.text((GAP, top), text, fill="black", font_size=size)
+def _rows(part: Part, levels: int, columns: int) -> Iterator[Image.Image]:
+    """The lines of the caption, then the grid: with values row by row, each above its own."""
+    size = columns if part.values else len(part.images)
+    starts = range(0, len(part.images), size)
+    grids = [_enlarged(part.images[start : start + size], levels, columns) for start in starts]
+    for line in part.caption.splitlines():
+        yield _line(grids[0], [line], 1)
+    for start, grid in zip(starts, grids, strict=True):
+        yield grid
+        if part.values:
+            yield _line(grid, part.values[start : start + size], columns)
+
+
+def _line(grid: Image.Image, texts: Sequence[str], cells: int) -> Image.Image:
+    """A strip as wide as a grid, a text in each cell: in smaller type where there is no room."""
+    strip = Image.new(grid.mode, (grid.width, STRIP), "white")
+    draw, room = ImageDraw.Draw(strip), grid.width / cells - 2 * GAP
+    for i, text in enumerate(texts):
+        width = draw.textlength(text, font_size=CAPTION_SIZE)
+        size = CAPTION_SIZE * min(1, room / max(width, 1))
+        draw.text((GAP + i * grid.width / cells, 0), text, fill="black", font_size=size)
+    return strip
 
 
 def _enlarged(
@@ -79,8 +105,6 @@ def _enlarged(
 
 def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
     """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so."""
-    whole = float(np.dot(profile["bits_per_dim"], np.diff(profile["log_snr_edges"])))
-    title = f"{title}: diffusion term {whole:.3f} bits/dim"
     try:
         content = figures.drawn(partial(figures.draw_profile, profile=profile), "png", title=title)
     except UserError as error:

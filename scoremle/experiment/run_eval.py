@@ -32,7 +32,7 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite, permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
-from scoremle.terminal import say
+from scoremle.terminal import in_a_line, say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.checksums import tree_hash
 
@@ -285,12 +285,13 @@ class EvaluationRun:
             result["precision_cost"] = self._precision_cost(one, restored, parts)
         if one.log_snr_edges is not None:
             result["profile"] = statistics.profile(found.values, one.log_snr_edges)
-            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], name)
+            title = f"{name}, {result['mean']:.3f} bits/dim: which noise levels cost them"
+            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], title)
         self.write({name: result})
         if "probe_bias" in found.values:
             _warn_of_optimism(name, result)
         means = found.values[found.column].mean(axis=0)
-        self._write_extremes(name, result["unit"], means)
+        self._write_extremes(name, result, means)
         return Measured(name, one.kind, means, _correction(result))
 
     def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> Facts:
@@ -351,19 +352,23 @@ class EvaluationRun:
                 f" their values are in {self.folder / name}.npz{hint}"
             )
 
-    def _write_extremes(self, name: str, unit: str, scores: np.ndarray) -> None:
+    def _write_extremes(self, name: str, result: Facts, scores: np.ndarray) -> None:
         """The likeliest and the unlikeliest images, one below the other in one picture."""
         order = np.argsort(scores)
         count = min(EXTREMES, len(order) // 2)
-        if count:
-            ends = {"lowest": order[:count], "highest": order[-count:]}
-            parts = {
-                f"{end} {unit}: {scores[chosen[0]]:.3f} to {scores[chosen[-1]]:.3f}":
-                    self.images[chosen]
-                for end, chosen in ends.items()
-            }  # fmt: skip
-            path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
-            pictures.write_captioned(path, parts, self.experiment.data.levels, 8)
+        if not count:
+            return
+        model = f"{in_a_line(self.workdir.folder.absolute().name)} at step {result['step']:,}"
+        whole = f"{len(order):,} {result['split']} images of {result['dataset']}"
+        lowest = f"{model}: {result['estimator']}\n{count} lowest {result['unit']} of {whole}"
+        parts = [
+            pictures.Part(caption, self.images[end], [f"{score:.3f}" for score in scores[end]])
+            for caption, end in (
+                (lowest, order[:count]), (f"{count} highest", order[-count:][::-1])
+            )
+        ]  # fmt: skip
+        path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
+        pictures.write_parts(path, parts, self.experiment.data.levels, 8)
 
 
 def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:

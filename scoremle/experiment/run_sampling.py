@@ -155,9 +155,9 @@ class SamplingRun:
     def _write(self, path: Path, samples: np.ndarray, step: int) -> None:
         write_npz(path, {"samples": samples})
         grid = path.with_suffix(".png")
-        shown, levels = samples[:GRID_SAMPLES], self.experiment.data.levels
-        caption = f"{len(shown)} of {len(samples)} samples of step {step:,}"
-        pictures.write_grid(grid, shown, levels, caption=caption)
+        shown, data = samples[:GRID_SAMPLES], self.experiment.data
+        caption = f"{len(shown)} of {len(samples)} samples of {data.name} at step {step:,}"
+        pictures.write_grid(grid, shown, data.levels, caption=caption)
         say(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}")
 
     def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:

@@ -236,8 +236,10 @@ def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Cha
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
     return Chart(
         f"profile_{number}", f"Which noise levels cost the bits: {name}",
-        f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. Bars: 95 % intervals"
-        " over the images. Dashed: a network that predicts no noise at all.",
+        f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. The reconstruction"
+        " term, below zero, gives back most of it: at the right end the noise is finer than the"
+        " dequantization, and nothing can be known of it. Bars: 95 % intervals over the images."
+        " Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
         partial(draw_profile, profile=found),
     )  # fmt: skip

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from scoremle.evaluation.pictures import (
+    Part,
     image_grid,
-    write_captioned,
     write_grid,
+    write_parts,
     write_profile,
 )
 from scoremle.evaluation.tables import results_table, table
@@ -70,7 +71,8 @@ def test_one_image_of_one_pixel_is_a_picture_too(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels):
     black = np.zeros((8, 8, 8, channels), np.uint8)
-    write_captioned(tmp_path / "p.png", {"lowest": black, "highest": black}, 2, columns=4)
+    parts = [Part(caption, black) for caption in ("lowest", "highest")]
+    write_parts(tmp_path / "p.png", parts, 2, columns=4)
     picture = read(tmp_path / "p.png").reshape(2 * (20 + 247) + 16, 481, channels)
     for top in (0, 20 + 247 + 16):
         strip, grid = picture[top : top + 20], picture[top + 20 : top + 20 + 247]
@@ -78,6 +80,20 @@ def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels)
         write_grid(tmp_path / "g.png", black, 2, columns=4)
         np.testing.assert_array_equal(grid.squeeze(), read(tmp_path / "g.png"))
     assert (picture[267:283] == WHITE).all(), "the gap"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_image_of_a_part_stands_above_its_value(tmp_path, channels):
+    images = np.zeros((5, 8, 8, channels), np.uint8)
+    images[1] = images[4] = 1
+    parts = [Part("two\nlines", images, ["", "2.000", "", "", "5.000"])]
+    write_parts(tmp_path / "p.png", parts, 2, columns=4)
+    picture = read(tmp_path / "p.png").reshape(2 * 20 + 2 * (130 + 20), 481, channels)
+    for row, (image, text) in enumerate((([0, 255, 0, 0], [1]), ([255, *[WHITE] * 3], [0]))):
+        top = 40 + 150 * row
+        assert (picture[top + 65, 60:481:117].max(axis=-1) == image).all()
+        written = picture[top + 130 : top + 150].min(axis=(0, 2))
+        assert [i for i in range(4) if written[117 * i + 2 : 117 * i + 117].min() < 100] == text
 
 
 def test_table_aligns_its_columns():
