@@ -233,6 +233,7 @@ def test_samples_have_the_mean_and_the_deviation_of_the_data(name, kernel):
         (SAMPLERS["euler"], 0.01),
         (SAMPLERS["euler_maruyama"], 0.005),
         (by_steps(euler_maruyama, steps=50), 0.0),
+        (SAMPLERS["euler_maruyama, flow"], 0.01),
         (SAMPLERS["ald alone"], 0.01),
         (lambda noise, sde, key, shape, *, eps: None, 0.01),
     ],

@@ -7,9 +7,11 @@ from t = 1 to t = eps, Langevin steps first move x towards p_t (the corrector),
 
 and then a step of length 1/N leads to an earlier time (the predictor), x <- mean + std z.
 
-Steps and times are the published ones. So the N steps, though N - 1 would do, take 1/N each, and
-the DDPM and SMLD rules read beta or sigma at the multiple of 1 / (N - 1) below t. With many steps
-that leaves an error of relative size eps.
+Steps and times of the SDE are the published ones. So the N steps, though N - 1 would do, take 1/N
+each, and the DDPM and SMLD rules read beta or sigma at the multiple of 1 / (N - 1) below t. With
+many steps that leaves an error of relative size eps, which the noise of later steps hides. The
+probability flow adds no noise, and would contract its samples by a power of eps too much: its N
+steps take (1 - eps) / N each, and end at t = eps.
 """
 
 from collections.abc import Callable
@@ -41,8 +43,27 @@ __all__ = [
     "reverse_diffusion",
 ]
 
-# (sde, x, score, t, steps) -> mean of the next state, and the standard deviation around it
-Predictor = Callable[[SDE, Data, Data, Times, int], tuple[Data, Times]]
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a predictor.
+
+    Args:
+        length: of the step, in time.
+        intervals: in a unit of time, between those times at which the DDPM and SMLD rules read
+            beta or sigma.
+    """
+
+    length: float
+    intervals: float
+
+    def grid(self, t: Times, back: int = 0) -> Times:
+        """The time of the grid below t, and ``back`` intervals further down."""
+        return (jnp.floor(t * self.intervals) - back) / self.intervals
+
+
+# (sde, x, score, t, step) -> mean of the next state, and the standard deviation around it
+Predictor = Callable[[SDE, Data, Data, Times, Step], tuple[Data, Times]]
 # (sde, score, z, t, snr) -> size of the Langevin step, in units of the variance that a forward
 # step keeps
 Corrector = Callable[[SDE, Data, Data, Times, float], Times]
@@ -50,61 +71,49 @@ Corrector = Callable[[SDE, Data, Data, Times, float], Times]
 Constraint = Callable[[Keys, Data, Times], Data]
 
 
-def euler_maruyama(
-    sde: SDE, x: Data, score: Data, t: Times, steps: int
-) -> tuple[Data, Times]:
+def euler_maruyama(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
     """Euler's step of the reverse SDE."""
     g2 = sde.g2(t)
     drift = expand(sde.f(t), x) * x - expand(g2, x) * score
-    return x - drift / steps, jnp.sqrt(g2 / steps)
+    return x - drift * step.length, jnp.sqrt(g2 * step.length)
 
 
-def reverse_diffusion(
-    sde: SDE, x: Data, score: Data, t: Times, steps: int
-) -> tuple[Data, Times]:
+def reverse_diffusion(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
     """The forward rule x -> scale x + spread z, reversed as the SDE is."""
-    scale, spread = FORWARD_RULES[sde.chain](sde, t, steps)
+    scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     return x - expand(scale - 1, x) * x + expand(jnp.square(spread), x) * score, spread
 
 
-def ancestral_sampling(
-    sde: SDE, x: Data, score: Data, t: Times, steps: int
-) -> tuple[Data, Times]:
+def ancestral_sampling(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
     """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone."""
-    scale, spread = FORWARD_RULES[sde.chain](sde, t, steps)
+    scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     variance = jnp.square(spread)
     mean = (x + expand(variance, x) * score) / expand(scale, x)
     if sde.chain == "smld":
-        sigma2 = jnp.square(sde.sigma(_grid(t, steps)))
+        sigma2 = jnp.square(sde.sigma(step.grid(t)))
         spread = spread * jnp.sqrt(1 - variance / sigma2)
     return mean, spread
 
 
-def _grid(t: Times, steps: int, back: int = 0) -> Times:
-    """The multiple of 1 / (steps - 1) below t, and ``back`` further down."""
-    intervals = max(steps - 1, 1)
-    return (jnp.floor(t * intervals) - back) / intervals
-
-
-def _ddpm(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
-    beta = -2 * sde.f(_grid(t, steps)) / steps
+def _ddpm(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
+    beta = -2 * sde.f(step.grid(t)) * step.length
     return jnp.sqrt(1 - beta), jnp.sqrt(beta)
 
 
-def _smld(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
+def _smld(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
     # Between neighbouring sigmas, the first of which comes after 0.
-    before = _grid(t, steps, back=1)
+    before = step.grid(t, back=1)
     below = jnp.where(before < 0, 0, jnp.square(sde.sigma(before)))
-    return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(_grid(t, steps))) - below)
+    return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(step.grid(t))) - below)
 
 
-def _euler(sde: SDE, t: Times, steps: int) -> tuple[Times, Times]:
-    return 1 + sde.f(t) / steps, jnp.sqrt(sde.g2(t) / steps)
+def _euler(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
+    return 1 + sde.f(t) * step.length, jnp.sqrt(sde.g2(t) * step.length)
 
 
-# (scale, spread) of the forward step x -> scale x + spread z of length 1/steps, by the chain that
-# the SDE was published with.
-FORWARD_RULES: dict[str | None, Callable[[SDE, Times, int], tuple[Times, Times]]] = {
+# (scale, spread) of the forward step x -> scale x + spread z, by the chain that the SDE was
+# published with.
+FORWARD_RULES: dict[str | None, Callable[[SDE, Times, Step], tuple[Times, Times]]] = {
     "ddpm": _ddpm,
     "smld": _smld,
     None: _euler,
@@ -171,8 +180,23 @@ class PredictorCorrector:
         return self.steps * (corrections + (self.predictor is not None))
 
     def end(self, eps: float) -> float:
-        """The time that the last step leads to: it is taken at t = ``eps``, and as long as all."""
-        return eps if self.predictor is None else max(eps - 1 / self.steps, 0.0)
+        """The time that the last step leads to: of the SDE, it begins at t = ``eps``."""
+        if self.predictor is None or self.probability_flow:
+            return eps
+        return max(eps - 1 / self.steps, 0.0)
+
+    def grid(self, eps: float) -> tuple[Times, Step]:
+        """The times at which the steps down to ``eps`` begin, and the step."""
+        times = jnp.linspace(1, eps, self.steps, endpoint=not self.probability_flow)
+        if not self.probability_flow:
+            return times, self.published
+        length = (1 - eps) / self.steps
+        return times, Step(length, 1 / length)
+
+    @property
+    def published(self) -> Step:
+        """The step that the published samplers take."""
+        return Step(1 / self.steps, max(self.steps - 1, 1))
 
     def check(self, sde: SDE) -> None:
         """Raises UserError where a step is not defined for ``sde``."""
@@ -193,14 +217,16 @@ class PredictorCorrector:
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
                 )
 
-    def predict(self, noise: NoiseFn, sde: SDE, x: Data, t: Times) -> tuple[Data, Times]:
+    def predict(
+        self, noise: NoiseFn, sde: SDE, x: Data, t: Times, step: Step
+    ) -> tuple[Data, Times]:
         """Mean of the state that follows ``x``, and the standard deviation around it."""
         if self.predictor is None:
             return x, jnp.zeros_like(t)
         score = score_of(noise, sde)(x, t)
         if not self.probability_flow:
-            return self.predictor(sde, x, score, t, self.steps)
-        mean, std = self.predictor(sde, x, score / 2, t, self.steps)
+            return self.predictor(sde, x, score, t, step)
+        mean, std = self.predictor(sde, x, score / 2, t, step)
         return mean, jnp.zeros_like(std)
 
     def correct(self, noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> Data:
@@ -209,9 +235,10 @@ class PredictorCorrector:
             return x
         score = score_of(noise, sde)(x, t)
         # The share of the variance that a forward step keeps: 1 for VE.
-        kept = 1 + 2 * sde.f(_grid(t, self.steps)) / self.steps
-        step = expand(kept, x) * expand(self.corrector(sde, score, z, t, self.snr), x)
-        return x + step * score + jnp.sqrt(2 * step) * z
+        step = self.published
+        kept = 1 + 2 * sde.f(step.grid(t)) * step.length
+        size = expand(kept, x) * expand(self.corrector(sde, score, z, t, self.snr), x)
+        return x + size * score + jnp.sqrt(2 * size) * z
 
 
 def unconstrained(keys: Keys, x: Data, t: Times) -> Data:
@@ -259,6 +286,7 @@ def pc_sample(
     corrections = 0 if method.corrector is None else method.corrector_steps
     key_prior, key_steps = split(example_keys(key, n))
     x = sde.prior_sample(key_prior, shape)
+    times, of_grid = method.grid(eps)
 
     def step(carry: tuple[Data, Data], inputs: tuple) -> tuple[tuple[Data, Data], None]:
         x, _ = carry
@@ -271,10 +299,10 @@ def pc_sample(
             return method.correct(noise, sde, constraint(keys[2 * j], x, t), t, z)
 
         x = jax.lax.fori_loop(0, corrections, correct, x)
-        mean, std = method.predict(noise, sde, constraint(keys[-2], x, t), t)
+        mean, std = method.predict(noise, sde, constraint(keys[-2], x, t), t, of_grid)
         z = normal(keys[-1], x)
         return (mean + expand(std, x) * z, mean), None
 
-    times = jnp.linspace(1, eps, method.steps, dtype=x.dtype)
-    (x, mean), _ = jax.lax.scan(step, (x, x), (times, jnp.arange(method.steps)))
+    inputs = times.astype(x.dtype), jnp.arange(method.steps)
+    (x, mean), _ = jax.lax.scan(step, (x, x), inputs)
     return mean if method.denoise else x
