@@ -379,8 +379,8 @@ class ScoreModel:
             estimator: None: ``default_estimator``.
             tolerance: bits/dim that the solver may add to the standard error of the mean over
                 images, or a quarter of that by the probes. A pilot on the first images chooses the
-                solver's steps, and the mean is corrected to more of them. None: the model's own
-                solver, so that a value depends on its own image alone.
+                solver's steps, and more steps on some images correct the mean over all. None: the
+                model's own solver, so that a value depends on its own image alone.
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
             devices: that share each batch; None: one.

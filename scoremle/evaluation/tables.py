@@ -129,26 +129,27 @@ def mean_in_parts(r: Mapping[str, Any]) -> list[str]:
     if not (errors := r.get("errors")):
         return []
     nodes, images = r["level_nodes"], r["level_images"]
-    steps = (
-        f"; {coarse} to {fine} nodes on {m} images"
+    differences = ", ".join(
+        f"{coarse} to {fine} nodes on {m} images"
         for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
     )
     known = [name for name in PARTS if errors[name] is not None]
     parts = [f"{name} {errors[name]:.5f}" for name in known]
     parts.append(f"all together {_number(errors['all'], 5)}")
     if errors["this_set"] is not None:
-        parts.append(f"of the mean of this set of images {errors['this_set']:.5f}")
-    unknown = ", ".join(name for name in PARTS if name not in known)
+        parts.append(f"without that of the images {errors['this_set']:.5f}")
+    unknown = " and ".join(name for name in PARTS if name not in known)
     corrected = (
-        f"{r['mean']:.5f} = {r['uncorrected_mean']:.5f} at {nodes[0]} nodes"
-        f" {r['correction']:+.5f} of correction{''.join(steps)}"
+        f"mean over images {r['mean']:.5f} = {r['uncorrected_mean']:.5f} at {nodes[0]} nodes"
+        f" {r['correction']:+.5f} of correction, by differences of {differences}"
     )
+    uncorrected = f"mean over images {r['mean']:.5f}, all at {nodes[0]} nodes"
     return [
-        corrected if nodes[1:] else f"{r['mean']:.5f}: all images at {nodes[0]} nodes",
-        f"standard errors: {', '.join(parts)}"
-        + f"; so few passes do not tell apart: {unknown}" * bool(unknown),
-        f"not counted in these: the error of {nodes[-1]} nodes,"
-        f" at most {errors['finest_bias']:.5f}",
+        corrected if nodes[1:] else uncorrected,
+        f"standard error of this mean by source: {', '.join(parts)}"
+        + f"; the parts of {unknown} can't be told from so few passes" * bool(unknown),
+        f"the solver's error with {nodes[-1]} nodes comes on top: at most"
+        f" {errors['finest_bias']:.5f} bits/dim",
     ]
 
 

@@ -4,8 +4,8 @@ A model with a discrete schedule has a chain of its own. Some of its steps, even
 both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv 2102.09672). Any
 other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.00630): even in
 log-SNR, with the least variance, nothing clipped, and a decoder that knows the levels alone. They
-begin where the noise leaves the levels apart. Nearer to the data a step has nothing to tell, and a
-network that was trained on dequantized data knows nothing.
+begin with a noise under which the levels can still be told apart. Nearer to the data a step has
+nothing to tell, and a network that was trained on dequantized data knows nothing.
 """
 
 from dataclasses import replace

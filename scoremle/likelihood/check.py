@@ -255,7 +255,8 @@ class _Trial:
         if new.prediction != old.prediction:
             ends = {"u": " (from_velocity: data_at=0)", "-u": " (from_velocity: data_at=1)"}
             yield (
-                f"declared {old.prediction}; behaves like {new.prediction}: say"
+                f"the declared prediction is {old.prediction}, but the output looks like"
+                f" {new.prediction}: say"
                 f" prediction={new.prediction!r}{ends.get(new.prediction, '')}"
             )
         if new.conditioning != old.conditioning:

@@ -305,7 +305,7 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, c
     assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
     told = capfd.readouterr().out
     assert f"{nodes[0]} steps: on 8 images" in told
-    assert f"of correction; {nodes[0]} to {nodes[1]} nodes on 64 images" in told
+    assert f"of correction, by differences of {nodes[0]} to {nodes[1]} nodes on 64 images" in told
     part.unlink()
     evaluate(tiny, "levels", **few)
     assert f"{apart}  image 64/64" in capfd.readouterr().out

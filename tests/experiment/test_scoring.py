@@ -201,8 +201,8 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
     _, told, _ = score("misread", "--repeats=1")
     assert (
-        "check, if these images are of the kind that it was trained on: declared v; behaves like"
-        " eps: say prediction='eps'\n"
+        "check, if these images are of the kind that it was trained on: the declared prediction is"
+        " v, but the output looks like eps: say prediction='eps'\n"
     ) in told
     for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
         found = prepared(model_of(tmp_path, function), images, "bound")

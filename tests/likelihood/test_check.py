@@ -78,7 +78,16 @@ def test_it_is_silent_when_all_is_well(kind):
 
 
 STEP_LABELS = "labels look like 0..999; declared are 0.001..1: say conditioning='step'"
-V = "declared eps; behaves like v: say prediction='v'"
+
+
+def looks(declared, like):
+    return (
+        f"the declared prediction is {declared}, but the output looks like {like}: say"
+        f" prediction={like!r}"
+    )
+
+
+V = looks("eps", "v")
 ZERO_TO_ONE = (
     "grey levels look like 0..1; declared are -1..1: say pixels=Pixels.of_points(256, 0, 1)"
 )
@@ -88,13 +97,12 @@ ZERO_TO_ONE = (
     ("truth", "declared", "lines"),
     [
         ({"kind": "v"}, {}, [V]),
-        ({"kind": "x_0"}, {}, ["declared eps; behaves like x_0: say prediction='x_0'"]),
-        ({"kind": "score"}, {}, ["declared eps; behaves like score: say prediction='score'"]),
-        ({"kind": "edm"}, {}, ["declared eps; behaves like edm: say prediction='edm'"]),
-        ({}, {"prediction": "v"}, ["declared v; behaves like eps: say prediction='eps'"]),
-        ({}, {"prediction": "edm"}, ["declared edm; behaves like eps: say prediction='eps'"]),
-        ({"kind": "u"}, {"prediction": "v"}, ["declared v; behaves like u: say prediction='u'"
-                                              " (from_velocity: data_at=0)"]),
+        ({"kind": "x_0"}, {}, [looks("eps", "x_0")]),
+        ({"kind": "score"}, {}, [looks("eps", "score")]),
+        ({"kind": "edm"}, {}, [looks("eps", "edm")]),
+        ({}, {"prediction": "v"}, [looks("v", "eps")]),
+        ({}, {"prediction": "edm"}, [looks("edm", "eps")]),
+        ({"kind": "u"}, {"prediction": "v"}, [looks("v", "u") + " (from_velocity: data_at=0)"]),
         ({}, {"conditioning": "time"}, [STEP_LABELS]),
         ({"labels": "time"}, {}, ["labels look like 0.001..1; declared are 0..999: say"
                                   " conditioning='time'"]),
