@@ -89,6 +89,7 @@ def test_the_config_in_a_how_to_is_one(tmp_path):
     assert (config.data.dataset, config.model.nf) == ("fashion_mnist", 32)
 
 
+@pytest.mark.long
 def test_the_page_on_vectors_runs_as_it_stands():
     """But for the blocks that need PyTorch (tests/interop/test_sbi.py)."""
     blocks = re.findall(r"```python\n(.*?)```", VECTORS.read_text(), re.DOTALL)
@@ -217,8 +218,15 @@ WITH_CODE = [
 ]
 
 
+FIRST_PAGES = (ROOT / "README.md", ROOT / "docs" / "quickstart.md")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.long] * (path not in FIRST_PAGES), id=path.stem)
+     for path in WITH_CODE],
+)  # fmt: skip
 def test_python_runs_and_prints_what_stands_below_it(path):
     pytest.importorskip("sklearn")
     for code, told in PYTHON.findall(path.read_text()):

@@ -90,6 +90,8 @@ def test_the_source_holds_the_package_and_little_else(clone):
     assert there == {path for path in ours if path.suffix != ".pyc"}
 
 
+@pytest.mark.long
+@pytest.mark.long
 def test_a_wheel_does_the_whole_job_from_an_empty_folder(clone, tmp_path):
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, clone, cwd=tmp_path)
     programs = installed(tmp_path / "venv", *tmp_path.glob("*.whl"))

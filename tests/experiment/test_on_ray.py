@@ -3,7 +3,9 @@
 import functools
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import scoremle
 from scoremle.data.pieces import Kind, pieces_of
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
+from scoremle.experiment import on_ray
 from scoremle.experiment.on_ray import Cluster, Table, _workers, score_on_ray
 from scoremle.experiment.scorer import Scorer
 
@@ -36,10 +39,53 @@ class Mortal(Scorer):
         return super().__call__(batch)
 
 
-@pytest.mark.slow
-def test_killed_and_stopped(tmp_path):
+class Serial:
+    """Ray's data in this process, where one worker does all."""
+
+    exceptions = SimpleNamespace(RayError=ZeroDivisionError)
+
+    @property
+    def data(self):
+        return self
+
+    def ActorPoolStrategy(self, size):
+        return size
+
+    def from_items(self, items, **_):
+        self.batches = [{"item": np.fromiter([item], object)} for item in items]
+        return self
+
+    def map_batches(self, work, *, batch_size, fn_constructor_args=(), **_):
+        if not fn_constructor_args:
+            self.batches = [found for batch in self.batches for found in work(batch)]
+            return self
+        names = self.batches[0]
+        rows = {name: np.concatenate([batch[name] for batch in self.batches]) for name in names}
+        work, starts = work(*fn_constructor_args), range(0, len(rows["index"]), batch_size)
+        self.batches = [work({name: rows[name][i : i + batch_size] for name in rows})
+                        for i in starts]  # fmt: skip
+        return self
+
+    def iter_batches(self, **_):
+        return self.batches
+
+
+@pytest.fixture
+def serial(monkeypatch, tmp_path):
+    monkeypatch.setattr(on_ray, "ray_data", Serial)
+    monkeypatch.setattr(on_ray, "_running", lambda *_: nullcontext((1, 0)))
+    (tmp_path / "died").touch()  # and will not again: it would be the death of the test
+
+
+@pytest.fixture
+def ray():
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers find no tests
+
+
+@pytest.mark.parametrize("engine", ["serial", pytest.param("ray", marks=pytest.mark.long)])
+def test_killed_and_stopped(engine, request, tmp_path):
+    request.getfixturevalue(engine)
     for i, pixels in enumerate(IMAGES):
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i:02}.png")
     (tmp_path / f"{BAD:02}.png").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""Trains on several devices: ``sharded_worker.py FOLDER STEPS whole|sharded [PORT PROCESSES I]``.
+"""Trains on several devices: ``sharded_worker.py FOLDER STEPS [PORT PROCESSES I]``.
 
 Goes on from what lies in FOLDER, and leaves there its state and what a test asks of it. What is
 trained has large arrays and takes no time.
@@ -6,6 +6,7 @@ trained has large arrays and takes no time.
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -51,23 +52,27 @@ def with_nan(state):
 
 
 def train(folder, steps, sharded, accumulate=1, backend="cpu"):
-    jax.default_backend = lambda: backend  # what a GPU does, one scan, runs here as well
     state = init()
     places = devices.shardings(state, sharded=sharded)
     late = small.Late(folder, steps, 6)  # it trains while it saves
-    return loop.run(
-        state,
-        make_program(loss, small.optimizer(), 0.9, seed=5, accumulate=accumulate, places=places),
-        late.batch,
-        loop.Schedule(steps, 5, 5, 5, 10, 10),
-        snapshots=Checkpoints(folder / "checkpoints", keep=None),
-        preemption=late,
-        writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
-        on_eval=lambda state, step: {},
-        on_snapshot=lambda state, step: None,
-        note={},
-        places=places,
-    ).state
+    # What a GPU does, one scan, runs on a CPU as well.
+    with mock.patch.object(jax, "default_backend", lambda: backend):
+        program = make_program(
+            loss, small.optimizer(), 0.9, seed=5, accumulate=accumulate, places=places
+        )
+        return loop.run(
+            state,
+            program,
+            late.batch,
+            loop.Schedule(steps, 5, 5, 5, 10, 10),
+            snapshots=Checkpoints(folder / "checkpoints", keep=None),
+            preemption=late,
+            writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
+            on_eval=lambda state, step: {},
+            on_snapshot=lambda state, step: None,
+            note={},
+            places=places,
+        ).state
 
 
 def first_state(sharded):
@@ -110,7 +115,7 @@ def work(folder, steps, sharded):
 
 
 if __name__ == "__main__":
-    place, steps, how, *where = sys.argv[1:]
+    place, steps, *where = sys.argv[1:]
     if where:
         processes.join(f"127.0.0.1:{where[0]}", *map(int, where[1:]))
-    work(Path(place), int(steps), how == "sharded")
+    work(Path(place), int(steps), sharded=True)

@@ -13,8 +13,12 @@ from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 
 
-def trained(folder, steps, how, **layout):
-    on_processes.run("sharded_worker", folder, steps, how, **layout)
+def trained(folder, steps, **layout):
+    """Split over the devices of processes, if some are named; whole, in this one, if none is."""
+    if layout:
+        on_processes.run("sharded_worker", folder, steps, **layout)
+    else:
+        sharded_worker.work(folder, steps, sharded=False)
     return np.load(folder / f"{steps}.npz")
 
 
@@ -25,21 +29,21 @@ def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_
     state = jax.eval_shape(sharded_worker.init)
     whole = bytes_of_each(state, 1)
     (split / "checkpoints/checkpoint_1.new").mkdir(parents=True)  # a save that was killed
-    found = trained(split, 20, "sharded", processes=2, devices=2)
+    found = trained(split, 20, processes=2, devices=2)
     check_both_wrote(Checkpoints(split / "checkpoints", keep=None), state, tmp_path)
     assert not caplog.records
     assert found["bytes"] == bytes_of_each(state, 4)
     assert whole / 4 < found["bytes"] < whole / 2.9  # the bias stays whole
     assert str(found["not_finite"]) == "params/out"
-    expected = trained(one, 20, "whole")
+    expected = trained(one, 20)
     assert expected["bytes"] == whole
     np.testing.assert_allclose(found["state"], expected["state"], atol=1e-6)
     np.testing.assert_array_equal(found["first"], expected["first"])
     assert found["first_bytes"] < expected["first_bytes"] / 2.4
 
-    trained(split, 30, "whole")
-    found = trained(split, 40, "sharded", devices=4)
-    expected = trained(one, 40, "whole")
+    trained(split, 30)
+    found = trained(split, 40, devices=4)
+    expected = trained(one, 40)
     np.testing.assert_allclose(found["state"], expected["state"], atol=1e-6)
     rows = [
         [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
