@@ -88,8 +88,8 @@ def _tried(seed: int, test: str) -> Counter[tuple[str, str]]:
     """What a test says that it counted; says how it failed if it did."""
     file = f"tests/faults/test_{test}.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-xqs", "-m", MARKS.get(test, "not long"), "--timeout=0", "-p", "no:cacheprovider", file],
-        cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-xqs", "-m", MARKS.get(test, "not long"),
+         "--timeout=0", "-p", "no:cacheprovider", file], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "SCOREMLE_SEED": str(seed), "SCOREMLE_EXAMPLES": EXAMPLES},
     )  # fmt: skip
     found = Counter({
