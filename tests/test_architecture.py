@@ -99,7 +99,7 @@ def test_one_loop_goes_over_images_in_passes():
 
 # Those read what the system says, or the package's own; others open files by scoremle.files.
 READ_THEIR_OWN = {
-    "scoremle.files", "scoremle.devices", "scoremle.cli.cache", "scoremle.cli.help",
+    "scoremle.files", "scoremle.devices", "scoremle.cli.cache", "scoremle.cli.flags",
     "scoremle.report.page",
 }  # fmt: skip
 OPENING = re.compile(

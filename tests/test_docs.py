@@ -17,10 +17,8 @@ import pytest
 from helpers.places import ROOT
 from PIL import Image
 
-from scoremle.cli import flags
 from scoremle.cli import main as cli
-from scoremle.cli.commands import COMMANDS
-from scoremle.cli.parsers import PARSERS
+from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.experiment.config import load_config
 
 DOCUMENTS = sorted(
@@ -64,9 +62,9 @@ def test_commands_are_understood(path, monkeypatch):
         if name in ("eval", "train-deq"):
             arguments.append("--config=digits")  # where there is no working directory to know it
         if name.startswith("--config"):
-            flags.parse([name, *arguments])
-        elif name in PARSERS and "--help" not in arguments:
-            PARSERS[name]().parse_args(arguments)
+            parser_of("").checked([name, *arguments])
+        elif name in COMMANDS and "--help" not in arguments:
+            parser_of(name).parse_args(arguments)
         else:
             assert name in (*COMMANDS, "--help", "--version")
 

@@ -16,10 +16,10 @@ from helpers.extractors import stand_in
 from helpers.tiny_runs import TINY
 
 import scoremle
+from scoremle import data
 from scoremle.cli import cache
 from scoremle.cli import main as cli
-from scoremle.cli.commands import score_on_ray, stats
-from scoremle.cli.parsers import PARSERS
+from scoremle.cli.commands import parser_of, score_on_ray, stats
 from scoremle.core.dequantize import Flow
 from scoremle.core.pixels import Pixels
 from scoremle.data import archive, dataset
@@ -109,17 +109,22 @@ def folder_of_a_prepared_set(folder, monkeypatch, experiment):
 
 
 def parts_of_features(folder, monkeypatch, experiment):
-    state = {"images": IMAGES, "extractor": stand_in()}
-    monkeypatch.setattr(stats, "load_inception", lambda path: state["extractor"])
-    monkeypatch.setattr(stats, "_images", lambda *_: (state["images"], state.get("levels", 17)))
-    monkeypatch.setattr(stats, "extract", lambda *_, folder, **__: answer(folder))
+    state = {"images": IMAGES, "levels": 17, "extractor": stand_in()}
+    monkeypatch.setattr(features, "load_inception", lambda path: state["extractor"])
+    monkeypatch.setattr(features, "extract", lambda *_, folder, **__: answer(folder))
+
+    def load(*_, **__):
+        images = state["images"]
+        return SimpleNamespace(train=images, test=images, levels=state["levels"])
+
+    monkeypatch.setattr(data, "load", load)
     command = "digits", "--weights=w.npz", f"--out={folder / 'out.npz'}"
 
     def key(*flags, **facts):
         with monkeypatch.context() as patch:
             for name, value in facts.items():
                 patch.setitem(state, name, value)
-            return asked(stats.run, PARSERS["stats"]().parse_args([*command, *flags]))
+            return asked(stats.run, parser_of("stats").parse_args([*command, *flags]))
 
     yield "", key()
     yield SAME, key()
@@ -301,7 +306,7 @@ def table_on_ray(folder, monkeypatch, experiment):
     def key(*flags, found=FOUND):
         monkeypatch.setattr(score_on_ray, "prepared", lambda *_: found)
         command = "digits", "images", f"--out={folder / 'out'}", *flags
-        return asked(score_on_ray.run, PARSERS["score"]().parse_args(command))
+        return asked(score_on_ray.run, parser_of("score").parse_args(command))
 
     yield "", key()
     yield SAME, key()

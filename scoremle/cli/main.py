@@ -4,28 +4,23 @@ Everything heavy is imported after the arguments are known to be good: ``--help`
 about mistakes come at once.
 """
 
-import difflib
 import gc
 import importlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any
 
-from scoremle.cli import help as topics
 from scoremle.cli.cache import keep_programs
-from scoremle.cli.commands import COMMANDS, Partly, experiment
-from scoremle.cli.parsers import PARSERS
+from scoremle.cli.commands import COMMANDS, parser_of
+from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
-from scoremle.errors import UserError, out_of_memory
+from scoremle.errors import UserError, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
 from scoremle.terminal import Formatter, in_a_line, is_mute, passing, printable
-
-if TYPE_CHECKING:
-    from scoremle.cli.flags import Settings
 
 __all__ = ["main", "parse"]
 
@@ -37,7 +32,7 @@ LESS_MEMORY = (
 # New objects from which Python looks for garbage, in place of 700. JAX makes millions while it
 # reads a program, and little garbage: looking took a tenth of the time of a short command.
 SELDOM = 10_000
-DEBUG = "--debug"
+DEBUG, HELP = "--debug", ("-h", "-help", "--help")
 # What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
 MISTAKE = f"\n{UserError.__name__}: "
 
@@ -85,81 +80,51 @@ def _mistake(text: str) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    asked = [argument for argument in arguments if argument not in HELP]
     if not arguments:
-        print(topics.screen(), file=sys.stderr)
+        print(screen(), file=sys.stderr)
         return 2
     name, *rest = arguments
     if name in COMMANDS:
         return _command(name, rest)
-    elif {"--help", "-help", "-h"} & set(arguments):
-        _help(arguments)
+    elif len(asked) < len(arguments):
+        config = parser_of("").parse_args(asked).config
+        print(config_table(config) if config else screen())
     elif "--version" in arguments:
         print(importlib.import_module("scoremle.cli.commands.env").version())
     elif name.startswith("-"):
-        return _do(experiment.run, parse(arguments))
+        return _command("", arguments)
     else:
-        raise UserError(_unknown_command(name))
+        near = nearest(name.replace("_", "-"), COMMANDS)
+        hint = f"did you mean {near}?" if near else f"there are: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
     return 0
 
 
-def _command(name: str, arguments: list[str]) -> int:
-    module, _ = COMMANDS[name]
-    if name in PARSERS:
-        parser = PARSERS[name]()
-        options = parser.parse_args(arguments)
-        parser.check(options)
-        return _do(experiment.run if module == experiment.__name__ else _run_of(module), options)
-    keep_programs()
-    importlib.import_module(module).main(arguments)
-    return 0
-
-
-def _run_of(module: str) -> Callable[[Any], Any]:
-    """The command of a module, which is loaded for it, and with it, mostly, JAX: it takes seconds.
-
-    Signals are answered from then on.
-    """
-
-    def run(options: Any) -> Any:
-        with passing("loading"):
-            loaded = importlib.import_module(module)
-        with answered():
-            return loaded.run(options)
-
-    return run
-
-
-def _do(run: Callable[[Any], Any], options: Any) -> int:
-    """Runs a command; its exit code. With ``--json``, what it gives is all that is printed."""
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Runs a command; its exit code. With ``--json``, what it returns is all that is printed."""
+    parser = parser_of(name)
+    options = parser.checked(arguments)
     keep_programs()
     gc.set_threshold(SELDOM)
+    if parser.needs:
+        with passing("loading"):
+            importlib.import_module(parser.needs)
     as_json = getattr(options, "json", False)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if as_json else sys.stdout):
-        found = run(options)
-    result, code = (found.result, 3) if isinstance(found, Partly) else (found, 0)
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere if as_json else sys.stdout),
+        answered() if parser.needs else nullcontext(),
+    ):
+        found = parser.run(options)
     if as_json and not is_mute():
-        print(json.dumps(result, indent=2))
-    return code
+        print(json.dumps(found, indent=2))
+    return 3 if found and found.get("left_out") else 0
 
 
-def _help(arguments: list[str]) -> None:
-    from scoremle.cli.flags import split
-
-    place, _ = split("config", arguments)
-    topics.main(["config", place] if place else [])
-
-
-def parse(argv: list[str]) -> "Settings":
-    """Read flags of the published form. Raises UserError for any mistake in them."""
-    from scoremle.cli import flags  # with absl and ml_collections, which commands may not need
-
-    return flags.parse(argv)
-
-
-def _unknown_command(word: str) -> str:
-    near = difflib.get_close_matches(word.replace("_", "-"), COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
-    return f"unknown command {word!r}; {hint}"
+def parse(argv: Sequence[str]) -> Any:
+    """Reads flags of the published form. Raises UserError for any mistake in them."""
+    return parser_of("").checked(argv)
 
 
 @contextmanager

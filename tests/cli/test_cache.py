@@ -16,8 +16,7 @@ import scipy
 import scoremle
 from scoremle.cli import cache
 from scoremle.cli import main as cli
-from scoremle.cli.commands import env
-from scoremle.cli.parsers import PARSERS
+from scoremle.cli.commands import env, parser_of
 
 
 def process(code: str, **variables: str) -> str:
@@ -91,7 +90,7 @@ def test_env_says_what_a_report_needs(capsys):
 
 def test_env_lists_the_settings_that_somebody_made(monkeypatch, capsys):
     monkeypatch.delenv(cache.FOLDER)
-    options = PARSERS["env"]().parse_args([])
+    options = parser_of("env").parse_args([])
     monkeypatch.setenv(cache.FOLDER, "as keep_programs sets it")
     env.run(options)
     assert f"{cache.FOLDER}=" not in capsys.readouterr().out

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.cli.commands.score import _check_whole
-from scoremle.cli.parsers import PARSERS
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.resumable import in_parts
@@ -65,7 +65,7 @@ def test_images_that_shares_left_out_are_named(shares, words, tmp_path):
 
 
 def asked(*flags):
-    return PARSERS["score"]().parse_args(["digits", "x.npy", *flags])
+    return parser_of("score").parse_args(["digits", "x.npy", *flags])
 
 
 @pytest.mark.parametrize(("task", "share"), [

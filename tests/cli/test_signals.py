@@ -119,7 +119,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("module", "number", "words"),
     [
-        ("scoremle.cli.parsers", signal.SIGINT, ["verify", "docs"]),
+        ("scoremle.cli.parser", signal.SIGINT, ["verify", "docs"]),
         ("jax._src.lib", signal.SIGTERM, ["verify", "docs"]),
         ("optax", signal.SIGINT, ["train", "digits", "nowhere"]),
     ],

@@ -20,8 +20,8 @@ from helpers.tiny_runs import TINY
 from PIL import Image
 
 from scoremle import data
-from scoremle.cli import flags
 from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import prepare as preparing
 from scoremle.data import prepared as folders
@@ -417,7 +417,7 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
     ):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
     words = re.search(r"^next: scoremle train (own_images runs/images .*)$", out, re.MULTILINE)[1]
-    config = flags.parse([*words.split(), *TINY[1:]], "train").config
+    config = parser_of("train").checked([*words.split(), *TINY[1:]]).config
     assert build(config).data.shape == (4, 4, 3)
     assert scoremle_data("show", "mine", "--split=test", "--picture=grid.png") == 0
     with Image.open("grid.png") as picture:
@@ -451,7 +451,7 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
         (("prepare", "mnist", "--into=x"), "mnist has no default place"),
         (("prepare", "mnist", "--path=nowhere"), "no data folder or file"),
         (("prepare", "nope"), "no folder or file nope, and as a name: unknown data set 'nope'"),
-        (("show", "digits", "--picture=f.jpg"), "--picture=f.jpg: the name to draw to must end"),
+        (("show", "digits", "--picture=f.jpg"), "the name to write must end in .png"),
         (("prepare",), "the following arguments are required: NAME|PATH"),
         (("prepare", "digits", "--levels=1"), "--levels must be from 2 to 256, not 1"),
         (("prepare", "digits", "--test-fraction=2"), "2 is not between 0 and 1"),

@@ -9,7 +9,6 @@ import pytest
 from helpers.tiny_runs import TINY
 
 from scoremle import devices
-from scoremle.cli import flags
 from scoremle.cli import main as cli
 from scoremle.cli.commands import plan as command
 from scoremle.devices import Memory, Needs, needs
@@ -118,7 +117,7 @@ def pace(seconds):
 
 
 def tiny(*more):
-    return build(flags.parse([*TINY, "--mode=train", "--workdir=w", *more]).config)
+    return build(cli.parse([*TINY, "--mode=train", "--workdir=w", *more]).config)
 
 
 def test_a_plan_of_a_tiny_network():
@@ -187,7 +186,7 @@ def test_a_batch_that_does_not_fit_here_is_not_run(monkeypatch):
 
 
 def test_a_data_set_that_is_not_here_is_said(tmp_path):
-    config = flags.parse([*TINY, "--print-config", "--config.data.dataset=cifar10",
+    config = cli.parse([*TINY, "--print-config", "--config.data.dataset=cifar10",
                           f"--config.data.path={tmp_path / 'no'}"]).config  # fmt: skip
     experiment, images, (note,) = command._experiment(config)
     assert images == 10_000 and experiment.model.shape == (8, 8, 1)

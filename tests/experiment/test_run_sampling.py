@@ -18,7 +18,7 @@ from scoremle.cli import main as cli
 from scoremle.evaluation import tables
 from scoremle.experiment.run_sampling import Judge, SamplingRun
 from scoremle.quality import features, metrics
-from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference
+from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference, load_inception
 
 SETTINGS = (
     "--config.eval.enable_sampling",
@@ -46,7 +46,7 @@ def patch():
 @pytest.fixture(scope="module")
 def stats(patch, tmp_path_factory):
     """Reference features of the digits by the stand-in, which takes the place of Inception."""
-    for module in ("scoremle.cli.commands.stats", "scoremle.experiment.run_sampling"):
+    for module in ("scoremle.quality.features", "scoremle.experiment.run_sampling"):
         patch.setattr(f"{module}.load_inception", lambda path: stand_in())
     patch.setattr(features, "BATCH_SIZE", 20)
     path = tmp_path_factory.mktemp("stats") / "digits.npz"
@@ -246,7 +246,7 @@ def test_bits_per_dim_alone_never_touch_inception(tiny, monkeypatch, capfd):
 )
 def test_what_is_missing_is_told_before_sampling_begins(tiny, flags, words, capfd):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scoremle.experiment.run_sampling.load_inception", features.load_inception)
+        patch.setattr("scoremle.experiment.run_sampling.load_inception", load_inception)
         mistaken(tiny, [f"--config.eval.{flag}" for flag in flags], words, capfd)
 
 

@@ -23,7 +23,6 @@ from PIL import Image
 
 from scoremle import data
 from scoremle.cli import main as cli
-from scoremle.cli.commands import stats
 from scoremle.cli.commands.verify import verify
 from scoremle.cli.signals import ANSWERED
 from scoremle.experiment.results import read_results
@@ -157,7 +156,7 @@ class Stats(Command):
     def begin(self, folder):
         folder.mkdir()
         patch = self.request.getfixturevalue("monkeypatch")
-        patch.setattr(stats, "load_inception", lambda _: Extractor(self.apply, "means", 3, "0"))
+        patch.setattr(features, "load_inception", lambda _: Extractor(self.apply, "means", 3, "0"))
 
     def words(self, folder):
         return "stats", "digits", "--split=test", "--weights=none", f"--out={folder}/stats.npz"

@@ -11,7 +11,7 @@ import jax
 
 from helpers.tiny_runs import TINY
 from scoremle import processes
-from scoremle.cli import flags
+from scoremle.cli import main as cli
 from scoremle.cli.commands import experiment
 from scoremle.experiment import run_sampling
 from scoremle.quality.features import Extractor, Reference
@@ -49,9 +49,9 @@ def work(folder, eval_folder, trains):
     common = (*FIELDS, f"--workdir={folder}", f"--eval_folder={eval_folder}")
     for mode in TRAININGS * trains:
         split = jax.device_count() > 1
-        experiment.run(flags.parse([*common, f"--mode={mode}", f"--config.devices.fsdp={split}"]))
+        experiment.run(cli.parse([*common, f"--mode={mode}", f"--config.devices.fsdp={split}"]))
     for words in EVALUATIONS:
-        experiment.run(flags.parse([*common, "--mode=eval", *words]))
+        experiment.run(cli.parse([*common, "--mode=eval", *words]))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_files_that_are_no_features(arrays, words, tmp_path):
 
 @pytest.fixture
 def no_inception(monkeypatch):
-    monkeypatch.setattr("scoremle.cli.commands.stats.load_inception", lambda path: stand_in())
+    monkeypatch.setattr("scoremle.quality.features.load_inception", lambda path: stand_in())
 
 
 def test_stats_of_a_data_set(no_inception, tmp_path, capsys):

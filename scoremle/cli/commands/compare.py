@@ -8,26 +8,28 @@ are not random: they stand beside it.
 import csv
 import io
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
-from scoremle.bounded import MAX_TEXT
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
-from scoremle.evaluation.statistics import difference
 from scoremle.evaluation.tables import table, wrapped
-from scoremle.experiment.results import read_results, read_values
-from scoremle.files import inside, named, read_bytes
 from scoremle.terminal import say
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["parser", "run"]
 
 logger = logging.getLogger(__name__)
 
+PLACES = (
+    "a working directory that was evaluated, its folder of an evaluation, a .npz in that, or a"
+    " .csv of scoremle score"
+)
 RESULTS = "results.json"
 NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
@@ -46,11 +48,24 @@ class Measured(NamedTuple):
     words, if the table says so.
     """
 
-    bpd: Float[np.ndarray, " n"]
+    bpd: "np.ndarray"
     images: Any
     solver_error: float | None
     png: Sequence[Written] = ()
     estimator: str = ""
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, needs="scoremle.evaluation.statistics",
+        examples=("runs/vp runs/subvp", "before.csv after.csv --json"),
+        description="The difference of bits/dim between two models, image by image, with its"
+        " error: B less A.",
+    )  # fmt: skip
+    parser.add_argument("first", metavar="A", type=Path, help=PLACES)
+    parser.add_argument("second", metavar="B", type=Path, help=PLACES)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
 
 
 def run(options: Any) -> dict[str, dict[str, Any]]:
@@ -77,6 +92,8 @@ HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "s
 
 def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
     """Raises UserError if they are not of the same images."""
+    from scoremle.evaluation.statistics import difference
+
     known = None not in (a.images, b.images)
     if len(a.bpd) != len(b.bpd) or (known and a.images != b.images):
         raise UserError(
@@ -129,6 +146,9 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
 
 def _read(place: Path) -> dict[str, Measured]:
     """By what was measured: of a folder the newest checkpoint, of a file what is in it."""
+    from scoremle.experiment.results import read_results
+    from scoremle.files import inside, named
+
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
@@ -138,10 +158,7 @@ def _read(place: Path) -> dict[str, Measured]:
     for folder in (place, place / "eval"):
         if (folder / RESULTS).is_file():
             return _of_results(folder)
-    raise UserError(
-        f"{place} holds no results: name a working directory that was evaluated, its folder of an"
-        " evaluation, a .npz in that, or a .csv of scoremle score"
-    )
+    raise UserError(f"{place} holds no results: name {PLACES}")
 
 
 def _kind(name: str) -> str:
@@ -150,6 +167,9 @@ def _kind(name: str) -> str:
 
 
 def _of_results(folder: Path) -> dict[str, Measured]:
+    from scoremle.experiment.results import read_results
+    from scoremle.files import inside
+
     results = read_results(inside(folder, RESULTS))
     of_bpd = [n for n, facts in results.items()
               if isinstance(facts, dict) and facts.get("metric") == "bpd"]  # fmt: skip
@@ -160,14 +180,21 @@ def _of_results(folder: Path) -> dict[str, Measured]:
 
 
 def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
+    from scoremle.experiment.results import read_values
+
     values = read_values(path, "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
-    bpd = values.astype(np.float64).mean(axis=0)
+    bpd = values.astype(float).mean(axis=0)
     return _checked(path, bpd, facts.get("data_hash"), facts.get("mean_solver_error"))
 
 
 def _of_scores(path: Path) -> Measured:
+    import numpy as np
+
+    from scoremle.bounded import MAX_TEXT
+    from scoremle.files import named, read_bytes
+
     content = read_bytes(named(path), MAX_TEXT)
     try:
         table = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
@@ -189,10 +216,8 @@ def _as_written(text: str) -> Written:
     return Written(float(text), 10.0 ** -len(text.partition(".")[2]))
 
 
-def _checked(
-    path: Path, bpd: Float[np.ndarray, " n"], images: Any, solver_error: float | None
-) -> Measured:
+def _checked(path: Path, bpd: "np.ndarray", images: Any, solver_error: float | None) -> Measured:
     """Raises UserError where there is no image, or one without a finite number."""
-    if not (bpd.size and np.isfinite(bpd).all()):
+    if not (bpd.size and math.isfinite(bpd.sum())):
         raise UserError(f"{path} has no bits/dim of images, or some that are no finite number")
     return Measured(bpd, images, solver_error)

@@ -8,18 +8,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from scoremle.bounded import MAX_MODEL
+from scoremle.cli.parser import Parser, check_ending
 from scoremle.errors import UserError
-from scoremle.files import named, opened
-from scoremle.published import pytorch
-from scoremle.quality.features import PUBLISHED_SHA256, write_inception
-from scoremle.quality.inception import from_torch
 from scoremle.terminal import say
-from scoremle.training.checkpoints import Damaged
 
-__all__ = ["run"]
+__all__ = ["parser", "run"]
 
 ORIGINS = {
     True: "the published weights",
@@ -27,29 +20,51 @@ ORIGINS = {
 }
 
 
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, needs="scoremle.quality.inception", check=_check,
+        examples=(
+            "pt_inception-2015-12-05-6726825d.pth fid.npz",
+            "weights-inception-2015-12-05-6726825d.pth fid.npz",
+        ),
+        description="The Inception weights of PyTorch's FID packages, as the npz that eval and"
+        " stats take.",
+    )  # fmt: skip
+    parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
+    parser.add_argument("out", type=Path, help="the npz to write")
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_ending("", options.out, ".npz")
+    if not options.weights.is_file():
+        raise UserError(f"no file {options.weights}")
+
+
 def run(options: Any) -> None:
     """Converts and writes them."""
-    if options.out.suffix != ".npz":
-        raise UserError(f"{options.out}: the name to write must end in .npz")
-    state = _load(options.weights)
+    import numpy as np
+
+    from scoremle.bounded import MAX_MODEL
+    from scoremle.files import named, opened
+    from scoremle.published import pytorch
+    from scoremle.quality.features import PUBLISHED_SHA256, write_inception
+    from scoremle.quality.inception import from_torch
+    from scoremle.training.checkpoints import Damaged
+
+    weights = options.weights
+    try:  # nothing but arrays is unpickled
+        items = pytorch.load(named(weights)).items()
+    except (Damaged, AttributeError) as error:
+        raise UserError(f"{weights} is no state dict of PyTorch ({error})") from None
+    state = {str(n): v.astype(np.float32) for n, v in items if isinstance(v, np.ndarray)}
     try:
         params = from_torch(state)
     except UserError as error:
-        raise UserError(f"{options.weights} {error}: it is not the Inception of FID") from None
-    with opened(named(options.weights), MAX_MODEL) as file:
+        raise UserError(f"{weights} {error}: it is not the Inception of FID") from None
+    with opened(named(weights), MAX_MODEL) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     write_inception(options.out, params, sha256)
     say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
-    say(f"sha256 of {options.weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+    say(f"sha256 of {weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
     say(f"next: scoremle stats DATASET --weights={options.out} --out=STATS.npz")
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a state dict, by name; nothing but arrays is unpickled."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        items = pytorch.load(named(path)).items()
-    except (Damaged, AttributeError) as error:
-        raise UserError(f"{path} is no state dict of PyTorch ({error})") from None
-    return {str(name): v.astype(np.float32) for name, v in items if isinstance(v, np.ndarray)}

@@ -1,29 +1,100 @@
 """``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
 
+import argparse
+import math
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from scoremle import data
+import scoremle
+from scoremle.cli.parser import Parser, check_ending
 from scoremle.errors import UserError
-from scoremle.evaluation import pictures, tables
+from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
-__all__ = ["name_of", "run"]
+__all__ = ["DATASETS", "FITS", "SPLITS", "name_of", "parser", "run"]
 
+# The names in scoremle.data, whose import brings JAX.
+DATASETS = (
+    "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
+    "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
+)  # fmt: skip
+FITS, SPLITS = ("crop", "resize", "pad"), ("train", "test")
+EXAMPLES = ("prepare photos/ --size=32 --fit=crop", "show digits --picture=digits.png")
+COMMANDS = {
+    "prepare": (
+        "turn any source into arrays, checked, once",
+        ("photos/ --size=32 --fit=crop", "cifar10 --path=cifar-10-binary.tar.gz"),
+    ),
+    "show": (
+        "print the facts of a data set and draw some images",
+        ("digits --picture=digits.png", "photos/ --size=32 --fit=crop"),
+    ),
+}
 SHOWN = 64
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check, needs="scoremle.data", examples=EXAMPLES,
+        description="Prepare data sets, and look at them.",
+    )  # fmt: skip
+    parser.set_defaults(into=None, picture=None)
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    for what, (text, examples) in COMMANDS.items():
+        add = commands.add_parser(
+            what, help=text, description=text, examples=examples
+        ).add_argument
+        own = f"your own images by their path, or one of {', '.join(DATASETS)}"
+        add("name", metavar="NAME|PATH", help=own)
+        add("--path", default="", help="files of NAME; an own PATH needs none")
+        add("--size", type=int, default=0, help="height and width; 0: as it is")
+        add(
+            "--channels", type=int, default=0, choices=(0, 1, 3),
+            help="1: grey, 3: RGB; 0: as the images are",
+        )  # fmt: skip
+        add(
+            "--fit", default="", choices=FITS,
+            help="bring other sizes to --size: crop the centre, resize the centred square, or pad"
+            " with black",
+        )  # fmt: skip
+        add("--levels", type=int, default=0, help="grey levels: 2**bits")
+        add(
+            "--test-fraction", type=_fraction, default=0.1,
+            help="share of the images to test on, where the source does not say (default: 0.1)",
+        )  # fmt: skip
+        skip = "leave out images that can't be used, and count them"
+        add("--skip-bad", action="store_true", help=skip)
+        if what == "prepare":
+            add("--into", type=Path, help="a new folder; else in the cache")
+        else:
+            add("--split", default="train", choices=SPLITS, help="which images (train)")
+            add("--picture", type=Path, help="file to draw to: NAME.png")
+        add("--json", action="store_true", help="its facts as JSON, on stdout")
+    return parser
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _check(options: Any) -> None:
+    if options.picture:
+        check_ending("--picture=", options.picture, ".png")
+    if options.levels and not 2 <= options.levels <= 256:
+        raise UserError(f"--levels must be from 2 to 256, not {options.levels}")
+    if options.into and options.into.exists():
+        raise UserError(f"--into={options.into} exists; name a new folder, or remove it")
 
 
 def run(options: Any) -> dict[str, Any]:
     """Runs one of the two; gives the facts of the data set."""
-    picture = getattr(options, "picture", None)
-    if picture and picture.suffix.lower() != ".png":
-        raise UserError(f"--picture={picture}: the name to draw to must end in .png")
     prepared = _prepared(options)
-    say(*tables.table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
+    say(*table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
     if options.what == "show":
         _draw(prepared, options.split, options.picture)
     else:
@@ -31,30 +102,25 @@ def run(options: Any) -> dict[str, Any]:
     return {**prepared.meta, "folder": str(prepared.folder)}
 
 
-def _prepared(options: Any) -> data.Prepared:
+def _prepared(options: Any) -> "scoremle.data.Prepared":
     """Finds the data set, or makes it; an own path is a set of images."""
     name, path = options.name, options.path
-    if name.lower() not in data.DATASETS and (Path(name).exists() or os.sep in name):
+    if name.lower() not in scoremle.data.DATASETS and (Path(name).exists() or os.sep in name):
         name, path = name_of(Path(name)), name
     dataset = _lookup(name)
-    how = data.Options(
+    how = scoremle.data.Options(
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_bad,
     )  # fmt: skip
-    if how.levels and not 2 <= how.levels <= 256:
-        raise UserError(f"--levels must be from 2 to 256, not {how.levels}")
-    into = getattr(options, "into", None)
-    if into is None:
+    if options.into is None:
         return dataset.find(path, how)
-    if into.exists():
-        raise UserError(f"--into={into} exists; name a new folder, or remove it")
-    dataset.prepare(dataset.place_of(path), how, into)
-    return data.Prepared(into)
+    dataset.prepare(dataset.place_of(path), how, options.into)
+    return scoremle.data.Prepared(options.into)
 
 
-def _lookup(name: str) -> data.Dataset:
+def _lookup(name: str) -> "scoremle.data.Dataset":
     try:
-        return data.lookup(name)
+        return scoremle.data.lookup(name)
     except UserError as error:
         raise UserError(f"no folder or file {name}, and as a name: {error}") from None
 
@@ -63,22 +129,23 @@ def name_of(path: Path) -> str:
     """The data set that a path holds: the one it was prepared as, or one's own images."""
     if not path.exists():
         raise UserError(f"no folder or file {path}")
-    if path.is_dir() and data.is_prepared(path):
-        return str(data.Prepared(path).meta["name"])
+    if path.is_dir() and scoremle.data.is_prepared(path):
+        return str(scoremle.data.Prepared(path).meta["name"])
     return "images"
 
 
-def _facts(prepared: data.Prepared) -> list[tuple[str, str]]:
+def _facts(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
     meta = prepared.meta
     counts, shape, levels = meta["counts"], meta["shape"], meta["levels"]
+    labels = prepared.labels("train")
     reduced = f", from {meta['source_levels']}" if levels != meta["source_levels"] else ""
     rows = [
         ("version", meta["version"]),
         ("images", f"{counts['train']} for training, {counts['test']} for testing"),
         ("shape", "x".join(map(str, shape))),
-        ("levels", f"{levels} ({np.log2(levels):.4g} bits){reduced}"),
+        ("levels", f"{levels} ({math.log2(levels):.4g} bits){reduced}"),
         ("split", meta["split"]),
-        ("labels", _labels(prepared)),
+        ("labels", "none" if labels is None else f"{len({*labels.tolist()})} different"),
         *((what.replace("_", " "), meta.get(what, "")) for what in ("crop", "orientation")),
         *((f"duplicates {where}", str(n)) for where, n in meta["duplicates"].items()),
         ("images of one colour", str(meta["constant_images"])),
@@ -92,19 +159,12 @@ def _facts(prepared: data.Prepared) -> list[tuple[str, str]]:
     return [(what, value) for what, value in rows if value]
 
 
-def _labels(prepared: data.Prepared) -> str:
-    labels = prepared.labels("train")
-    if labels is None:
-        return "none"
-    return f"{len(np.unique(labels))} different"
-
-
 def _made_with(options: dict[str, Any]) -> str:
-    default = vars(data.Options())
+    default = vars(scoremle.data.Options())
     return ", ".join(f"{k}={v}" for k, v in options.items() if v != default.get(k))
 
 
-def _training(prepared: data.Prepared) -> str:
+def _training(prepared: "scoremle.data.Prepared") -> str:
     """The command that trains on it."""
     meta = prepared.meta
     fields = {
@@ -117,11 +177,14 @@ def _training(prepared: data.Prepared) -> str:
     return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
 
 
-def _draw(prepared: data.Prepared, split: str, picture: Path | None) -> None:
+def _draw(prepared: "scoremle.data.Prepared", split: str, picture: Path | None) -> None:
     """Images from all over the split, in one picture."""
+    from scoremle.evaluation.pictures import write_grid
+
     images = prepared.images(split)
-    chosen = np.linspace(0, len(images) - 1, min(SHOWN, len(images))).astype(int)
+    shown = min(SHOWN, len(images))
+    chosen = [len(images) * i // shown for i in range(shown)]
     path = picture or Path(f"{prepared.meta['name']}.png")
-    caption = f"{prepared.meta['name']}: {len(chosen)} of {len(images):,} {split} images"
-    pictures.write_grid(path, images[chosen], prepared.meta["levels"], caption=caption)
-    say("", f"{len(chosen)} of its {split} images: {path}")
+    caption = f"{prepared.meta['name']}: {shown} of {len(images):,} {split} images"
+    write_grid(path, images[chosen], prepared.meta["levels"], caption=caption)
+    say("", f"{shown} of its {split} images: {path}")

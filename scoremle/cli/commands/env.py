@@ -6,23 +6,34 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import scoremle
 from scoremle.cli.cache import FOLDER
-from scoremle.data.prepared import cache_folder
-from scoremle.devices import check_devices
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
-__all__ = ["run", "version"]
+__all__ = ["parser", "run", "version"]
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
     "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",
 )  # fmt: skip
 GIB = 2**30
+# How variables begin that change what a command does.
+SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, needs="jax", examples=("", "--json"),
+        description="Versions, devices, memory and cache folders: what a report of a fault needs.",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    # Before JAX and the cache of programs add settings of their own.
+    settings = {name: v for name, v in sorted(os.environ.items()) if name.startswith(SETTINGS)}
+    parser.set_defaults(settings=settings)
+    return parser
 
 
 def run(options: Any) -> dict[str, str | int]:
@@ -54,7 +65,7 @@ def _facts() -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "memory": _memory(),
         "compiled programs": _programs(),
-        "prepared data sets": str(cache_folder()),
+        "prepared data sets": str(scoremle.data.prepared.cache_folder()),
     }
 
 
@@ -66,14 +77,16 @@ def _version(package: str) -> str:
 
 
 def _devices() -> dict[str, str]:
+    import jax
+
     try:
-        check_devices()
+        scoremle.devices.check_devices()
     except UserError as error:  # a driver that does not answer is what the report is about
         return {"devices": f"none: {error}"}
     return {f"device {i}": _device(device) for i, device in enumerate(jax.devices())}
 
 
-def _device(device: jax.Device) -> str:
+def _device(device: Any) -> str:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
     return f"{device.platform}, {device.device_kind}{memory}"
@@ -89,6 +102,8 @@ def _memory() -> str:
 
 
 def _programs() -> str:
+    import jax
+
     config: Any = jax.config  # whose fields no type checker knows
     folder = config.jax_compilation_cache_dir
     if not (folder and config.jax_enable_compilation_cache):

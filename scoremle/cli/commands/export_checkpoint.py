@@ -6,28 +6,74 @@ the whole training state as score_flow saved it, which Flax 0.3.3 reads. That fo
 for what it is: PATH.json says it, and ``scoremle import`` reads it.
 """
 
+from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from scoremle import published
-from scoremle.experiment.build import Experiment, build
-from scoremle.experiment.card import card
-from scoremle.experiment.exported import notes, write_record
-from scoremle.experiment.results import measured
-from scoremle.experiment.workdir import Workdir
-from scoremle.files import is_stream, write_atomically
-from scoremle.numerics import check_finite
-from scoremle.published import safetensors, state_dict
+from scoremle.cli.parser import Parser, check_exists, check_file, is_stream
+from scoremle.errors import UserError
 from scoremle.terminal import say
-from scoremle.training.checkpoints import Restored
 
-__all__ = ["run"]
+__all__ = ["parser", "run"]
+
+# Names by which formats go that are not written here.
+NOT_WRITTEN = (
+    ".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip",
+)  # fmt: skip
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check, needs="scoremle.experiment.exported",
+        examples=(
+            "runs/digits digits.safetensors --card",
+            "runs/digits published/checkpoint_1 --checkpoint=1",
+        ),
+        description="Writes a checkpoint in the published format, or as safetensors.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("workdir", type=Path, help="where the checkpoint is")
+    add(
+        "path", type=Path,
+        help="file to write: NAME.safetensors gets the averaged parameters, which scoremle score"
+        " takes; another name, such as checkpoint_1, the whole training state, which scoremle"
+        " import takes",
+    )  # fmt: skip
+    add("--checkpoint", type=int, help="its number; the newest if left out")
+    add("--force", action="store_true", help="write over files that are there")
+    card = "write a model card too, from the results: PATH.md"
+    add("--card", action="store_true", help=card)
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_exists(options.workdir)
+    path = options.path
+    if path.suffix in NOT_WRITTEN:
+        raise UserError(
+            f"{path}: a {path.suffix} is not written here; name a .safetensors"
+            " (the averaged parameters), or a file like checkpoint_1 (the whole training state,"
+            " as score_flow saved it)"
+        )
+    # What it is stands beside it, if not in it.
+    record = path.suffix != ".safetensors" and not is_stream(path)
+    for ending in ("", *[".json"] * record, *[".md"] * options.card):
+        check_file("", path.with_name(path.name + ending), force=options.force)
 
 
 def run(options: Any) -> None:
     """Reads the checkpoint and writes the file."""
+    import jax
+    import numpy as np
+
+    from scoremle.experiment.build import build
+    from scoremle.experiment.card import card
+    from scoremle.experiment.exported import notes, write_record
+    from scoremle.experiment.results import measured
+    from scoremle.experiment.workdir import Workdir
+    from scoremle.files import write_atomically
+    from scoremle.numerics import check_finite
+    from scoremle.published import published_tree, safetensors, state_dict
+
     place, path = Workdir(options.workdir), options.path
     experiment = build(place.config(), levels=place.levels())
     restored = place.restore(experiment.training.template(), options.checkpoint)
@@ -42,7 +88,9 @@ def run(options: Any) -> None:
         safetensors.write(path, arrays, notes(place, step))
         say(f"checkpoint {number}, step {step}: written to {path}")
     else:
-        state_dict.write(path, _as_published(experiment, restored))
+        rng = restored.meta.get("rng") or [0, experiment.seed]
+        lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
+        state_dict.write(path, published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng))
         beside = "" if is_stream(path) else f"; what it is, to {write_record(place, path)}"
         say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
@@ -52,9 +100,3 @@ def run(options: Any) -> None:
         with write_atomically(beside) as temporary:
             temporary.write_text(text, encoding="utf-8")
         say(f"its card: {beside}")
-
-
-def _as_published(experiment: Experiment, restored: Restored) -> state_dict.Tree:
-    rng = restored.meta.get("rng") or [0, experiment.seed]
-    lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
-    return published.published_tree(restored.tree, lr=lr, ema_rate=ema_rate, rng=rng)

@@ -1,92 +1,184 @@
 """``scoremle import PATH WORKDIR``: says what a published model is, and makes a workdir of it.
 
-Models of diffusers, improved- and guided-diffusion and EDM are copied as they are
-(`import_model.py`). Of score_flow and score_sde a checkpoint is written that training can go on
-from. The architecture comes from the arrays, step and rates from the file; SDE, objective and
-data set from the name of the folder. What nothing says (dropout, activations, the size of the
-images) is that of the published config. A file that ``scoremle export`` wrote has all of it beside
-it, in PATH.json.
+The files of a model of diffusers, improved- or guided-diffusion or EDM are copied, and sealed. No
+config could train such a model on, so the working directory holds what it is; its config says how
+it is evaluated, and on what.
+
+Of score_flow and score_sde a checkpoint is written that training can go on from. The architecture
+comes from the arrays, step and rates from the file; SDE, objective and data set from the name of
+the folder. What nothing says (dropout, activations, the size of the images) is that of the
+published config. A file that ``scoremle export`` wrote has all of it beside it, in PATH.json.
 """
 
 import shlex
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from ml_collections import ConfigDict
 
-from scoremle import published
-from scoremle.cli.commands.import_model import import_model
-from scoremle.cli.parsers import PUBLISHED
+import scoremle
+from scoremle.cli.commands.data import name_of
+from scoremle.cli.commands.sample import SMALLEST_TIME
+from scoremle.cli.flags import FLOW_FOLDER
+from scoremle.cli.parser import Parser, check_exists
 from scoremle.errors import UserError
-from scoremle.experiment import exported
-from scoremle.experiment.build import Experiment, build
-from scoremle.experiment.config import published_config
-from scoremle.experiment.record import training_record
-from scoremle.experiment.workdir import Workdir
-from scoremle.numerics import check_finite
-from scoremle.published import (
-    ATTENTION,
-    Origin,
-    Published,
-    PublishedCheckpoints,
-    architecture,
-    flow_architecture,
-)
-from scoremle.published.families import OTHERS
+from scoremle.experiment import defaults
+from scoremle.experiment.config import RECORD, published_config
 from scoremle.terminal import say
-from scoremle.training.checkpoints import Damaged
-from scoremle.training.saving import Saving
-from scoremle.training.step import TrainState, init_state
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from scoremle.experiment.build import Experiment
+    from scoremle.experiment.workdir import Workdir
+    from scoremle.published import Published
 
-DEQUANTIZER = "flowpp_dequantizer"
+__all__ = ["parser", "run"]
+
+PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
 IMAGE_SIZE = 32
 LEVELS = 256
-# A store, a number in it, the state, and the notes that are saved with it.
-Checkpoint = tuple[PublishedCheckpoints, int, TrainState, dict[str, Any]]
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check, needs="scoremle.experiment.models",
+        examples=(PUBLISHED, "ddpm-cifar10-32/ runs/ddpm --dataset=cifar10"),
+        description="Says what a published model is, and makes a workdir of it.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add(
+        "path", type=Path,
+        help="a folder or file of score_flow or score_sde, or a model of another family that"
+        " scoremle score takes",
+    )  # fmt: skip
+    add("workdir", type=Path, nargs="?", help="to write; runs/NAME if left out")
+    add("--out", type=Path, help="the same")
+    add(
+        "--dataset", default="",
+        help="of another family: what scoremle eval measures on, a name or the path of own images",
+    )  # fmt: skip
+    add("--name", help=f"name that the folder had, such as {PUBLISHED}")
+    return parser
+
+
+def _check(options: Any) -> None:
+    if not str(options.path).startswith("hf:"):
+        check_exists(options.path)
+    if options.workdir and options.out:
+        raise UserError("--out is another way to say WORKDIR: give one of the two")
 
 
 def run(options: Any) -> None:
     """Reports what lies there, and makes a working directory of it."""
-    if options.workdir and options.out:
-        raise UserError("--out is another way to say WORKDIR: give one of the two")
-    if exported.is_file(options.path):
+    from scoremle.experiment import exported
+    from scoremle.experiment.workdir import Workdir
+    from scoremle.published import hub
+    from scoremle.published.families import family_of
+
+    path = options.path
+    if exported.is_file(path):
         raise UserError(
-            f"{options.path} has the averaged parameters alone, and scoremle score takes it as it"
+            f"{path} has the averaged parameters alone, and scoremle score takes it as it"
             " is; for a working directory export the whole state: scoremle export WORKDIR"
             " checkpoint_1"
         )
-    name = options.name or options.path.name
+    name = options.name or path.name
     place = Workdir(options.workdir or options.out or Path("runs") / name)
-    if import_model(options.path, place, options.dataset):
-        return
-    if options.dataset:
+    if not path.exists():
+        path = hub.download(str(path))
+    if family := family_of(path):
+        _import_model(path, family, place, options.dataset)
+    elif options.dataset:
         raise UserError("--dataset is of other families: here the folder's name says the data set")
-    _import_checkpoint(options, place)
+    else:
+        _import_checkpoint(path, options.name, place)
 
 
-def _import_checkpoint(options: Any, place: Workdir) -> None:
+# Models of other families ------------------------------------------------------------------------
+
+
+def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> None:
+    """Makes the working directory. ``dataset``: a name or a path; "" if it is not known."""
+    from scoremle.experiment.imported import Imported
+    from scoremle.files import write_sealed
+    from scoremle.likelihood.image_model import pixels_of
+    from scoremle.published.families import FAMILIES
+
+    model = scoremle.load(path)
+    if place.config_path.exists() or (place.begun and not place.imported):
+        raise UserError(f"{place.folder} is a working directory already: choose another")
+    config = _config_of(model, dataset)
+    Imported(place.folder).write(family, path)
+    write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
+    write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
+    low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
+    say(f"{path}")
+    say(f"  family      {FAMILIES[family].words}")
+    say(f"  model       {model}")
+    say(f"  log-SNR     {high:.2f} to {low:.2f}")
+    say(f"  bits/dim    {model.default_estimator.words}")
+    say(f"  written to  {place.folder}")
+    own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
+    if not config.data.dataset:
+        own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]
+    own += label if model.origin.classes else []
+    say(f"next: scoremle {shlex.join(own)}")
+
+
+def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
+    """The config of its evaluation. Raises UserError for images that are not square."""
+    from scoremle.experiment.imported import IMPORTED
+
+    height, width, channels = model.shape
+    if height != width:
+        raise UserError(f"a working directory is of square images, not of {height}x{width}")
+    config, path = defaults.get_config(), Path(dataset)
+    if dataset and path.exists():
+        config.data.dataset, config.data.path = name_of(path), str(path.absolute())
+    else:
+        config.data.dataset = dataset.lower()
+    config.data.image_size, config.data.num_channels = height, channels
+    config.data.random_flip = False
+    config.data.uniform_dequantization = True  # levels stand in the middle of their bins
+    config.model.name = IMPORTED
+    config.training.smallest_time = model.eps
+    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
+    config.eval.dequantization = "informed" if model.decoder else "uniform"
+    defaults.resolve(config)
+    return config
+
+
+# Checkpoints of score_flow and score_sde ---------------------------------------------------------
+
+
+def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
     """Converts a checkpoint and its flow dequantizers."""
-    number, file = _newest(options.path)
-    found = _read(file)
-    network = _described(file, found, architecture)
-    _report(file, found, "network", network)
-    if record := None if options.name else exported.read_record(file):
+    from scoremle.experiment import exported
+    from scoremle.experiment.record import training_record
+    from scoremle.published import PublishedCheckpoints, files
+    from scoremle.training.saving import Saving
+    from scoremle.training.step import init_state
+
+    number, file = _newest(path)
+    found, network = _read(file, "network")
+    if record := None if name else exported.read_record(file):
         by, experiment = exported.record_of(file).name, _recorded(*record)
     else:
-        by, experiment = "the folder's name", _named(options, file, found, network)
+        by, experiment = "the folder's name", _named(path, name, file, found, network)
     _tell(experiment, by)
-    state = published.train_state(found, experiment.training.template(), file)
-    note = _note(found, experiment)
-    score = (place.snapshots, number, state, {**training_record(experiment), **note})
-    flows = [
-        _dequantizer(number, file, place, experiment)
-        for number, file in _dequantizers(options.path)
-    ]
+
+    def to_save(store: Any, number: int, file: Path, found: Any, template: Any) -> list[Any]:
+        note = {"dataset": experiment.data.name, "seed": experiment.seed, "rng": found.rng}
+        state = scoremle.published.train_state(found, template, file)
+        return [store, number, state, {**note, "step": found.step}]
+
+    score = to_save(place.snapshots, number, file, found, experiment.training.template())
+    score[-1] = training_record(experiment) | score[-1]
+    store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / "checkpoints", keep=None), []
+    for count, flow in sorted(files(path / FLOW_FOLDER / "checkpoints").items()):
+        of_flow, _ = _read(flow, "dequantizer")
+        template = init_state(of_flow.params, experiment.training.optimizer)
+        flows.append(to_save(store, count, flow, of_flow, template))
     for store, number, *_ in [score, *(flows if place.begun else [])]:
         if number in store.numbers():
             raise UserError(f"{store.path(number)} is there already: choose another --out")
@@ -100,46 +192,16 @@ def _import_checkpoint(options: Any, place: Workdir) -> None:
     say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
 
 
-def _recorded(config: ConfigDict, facts: dict[str, Any]) -> Experiment:
-    """The experiment that an exported file is of."""
-    experiment = build(config, levels=facts["levels"])
-    data = replace(
-        experiment.data,
-        name=facts.get("name", experiment.data.name),
-        facts={name: fact for name, fact in facts.items() if name not in ("name", "levels")},
-    )
-    return replace(experiment, data=data)
-
-
-def _named(options: Any, file: Path, found: Published, network: dict[str, Any]) -> Experiment:
-    """The experiment that the name of a published folder tells."""
-    known = published.origin(Path(options.name) if options.name else file.resolve())
-    if known is None:
-        raise UserError(
-            f"the name of {options.path} does not say its SDE and data set: pass the name that "
-            f"the folder had when it was published, such as --name={PUBLISHED}"
-        )
-    _check_channels(file, known, network["num_channels"])
-    return build(_config(known, found, network), levels=LEVELS)
-
-
-def _read(file: Path) -> Published:
-    try:
-        found = published.read(file)
-    except UserError as error:
-        raise UserError(f"{error}; nor is it a model of another family: {OTHERS}") from None
-    check_finite({"params": found.params, "ema": found.ema}, file)
-    return found
-
-
 def _newest(path: Path) -> tuple[int, Path]:
+    from scoremle.published.families import OTHERS
+
     if path.is_file():
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
         return int(number) if number.isdecimal() else 0, path
     for folder in (path / "checkpoints", path):
-        if there := published.files(folder):
+        if there := scoremle.published.files(folder):
             return max(there.items())
-    if Workdir(path).config_path.exists():
+    if (path / RECORD).exists():
         raise UserError(
             f"{path} is a working directory already: scoremle score, eval and sample take it as it"
             " is"
@@ -150,50 +212,75 @@ def _newest(path: Path) -> tuple[int, Path]:
     )
 
 
-def _dequantizers(path: Path) -> list[tuple[int, Path]]:
-    return sorted(published.files(path / DEQUANTIZER / "checkpoints").items())
+def _read(file: Path, what: str) -> tuple["Published", dict[str, Any]]:
+    """Reads a checkpoint of a network or a dequantizer, and says and returns its fields, too."""
+    import jax
 
+    from scoremle.published.families import OTHERS
+    from scoremle.training.checkpoints import Damaged
 
-def _described(
-    file: Path, found: Published, describe: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
     try:
-        return describe(found.params)
+        found = scoremle.published.read(file)
+    except UserError as error:
+        raise UserError(f"{error}; nor is it a model of another family: {OTHERS}") from None
+    scoremle.numerics.check_finite({"params": found.params, "ema": found.ema}, file)
+    describe = "architecture" if what == "network" else "flow_architecture"
+    try:
+        fields = getattr(scoremle.published, describe)(found.params)
     except Damaged as error:
         raise UserError(f"{file}: {error}") from None
-
-
-def _check_channels(file: Path, known: Origin, channels: int) -> None:
-    named = published_config(known.config, {}).data.num_channels
-    if channels != named:
-        raise UserError(
-            f"{file} has num_channels {channels}, and {known.dataset} has {named}: it is not the"
-            " model of that name"
-        )
-
-
-def _config(known: Origin, found: Published, network: dict[str, Any]) -> ConfigDict:
-    """The nearest published config, with what the file and the folder's name say."""
-    elsewhere = (ATTENTION, "num_channels")  # the number of channels is the named data set's
-    fields = {
-        **known.fields,
-        **{f"model.{name}": value for name, value in network.items() if name not in elsewhere},
-        "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
-        "model.ema_rate": found.ema_rate,
-        "optim.lr": found.lr,
-    }
-    return published_config(known.config, fields)
-
-
-def _report(file: Path, found: Published, what: str, fields: dict[str, Any]) -> None:
     arrays = jax.tree.leaves(found.params)
     say(f"{file}")
     say(f"  step        {found.step:,}")
     say(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
     say(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+    return found, fields
 
 
-def _tell(experiment: Experiment, by: str) -> None:
+def _recorded(config: ConfigDict, facts: dict[str, Any]) -> "Experiment":
+    """The experiment that an exported file is of."""
+    from scoremle.experiment.build import build
+
+    experiment = build(config, levels=facts["levels"])
+    data = replace(
+        experiment.data,
+        name=facts.get("name", experiment.data.name),
+        facts={name: fact for name, fact in facts.items() if name not in ("name", "levels")},
+    )
+    return replace(experiment, data=data)
+
+
+def _named(
+    path: Path, name: str | None, file: Path, found: "Published", network: dict[str, Any]
+) -> "Experiment":
+    """The experiment that the name of a published folder tells: the nearest published config."""
+    from scoremle.experiment.build import build
+    from scoremle.published import ATTENTION, origin
+
+    known = origin(Path(name) if name else file.resolve())
+    if known is None:
+        raise UserError(
+            f"the name of {path} does not say its SDE and data set: pass the name that the folder"
+            f" had when it was published, such as --name={PUBLISHED}"
+        )
+    channels = published_config(known.config, {}).data.num_channels
+    if network["num_channels"] != channels:
+        raise UserError(
+            f"{file} has num_channels {network['num_channels']}, and {known.dataset} has"
+            f" {channels}: it is not the model of that name"
+        )
+    elsewhere = (ATTENTION, "num_channels")  # the number of channels is the named data set's
+    fields = {
+        **known.fields,
+        **{f"model.{field}": value for field, value in network.items() if field not in elsewhere},
+        "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
+        "model.ema_rate": found.ema_rate,
+        "optim.lr": found.lr,
+    }
+    return build(published_config(known.config, fields), levels=LEVELS)
+
+
+def _tell(experiment: "Experiment", by: str) -> None:
     stated, training = experiment.config["data"], experiment.config["training"]
     objective = {
         "likelihood weighting": training["likelihood_weighting"],
@@ -204,18 +291,3 @@ def _tell(experiment: Experiment, by: str) -> None:
     height, width, _ = experiment.model.shape
     say(f"  data set    {stated['dataset']}, {height}x{width} (by {by})")
     say(f"  SDE         {training['sde']}, {words} (by {by})")
-
-
-def _dequantizer(number: int, file: Path, place: Workdir, experiment: Experiment) -> Checkpoint:
-    """A flow dequantizer of the score model, to be saved."""
-    found = _read(file)
-    _report(file, found, "dequantizer", _described(file, found, flow_architecture))
-    template = jax.eval_shape(lambda: init_state(found.params, experiment.training.optimizer))
-    state = published.train_state(found, template, file)
-    store = PublishedCheckpoints(place.folder / DEQUANTIZER / "checkpoints", keep=None)
-    return store, number, state, _note(found, experiment)
-
-
-def _note(found: Published, experiment: Experiment) -> dict[str, Any]:
-    names = {"dataset": experiment.data.name, "seed": experiment.seed}
-    return {**names, "step": found.step, "rng": found.rng}

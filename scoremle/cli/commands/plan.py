@@ -1,29 +1,57 @@
 """``scoremle plan CONFIG``: what a training, an evaluation and samples will take."""
 
+import argparse
+import re
 from typing import Any
 
-from scoremle import devices
+import scoremle
 from scoremle.cli.commands.experiment import print_config
-from scoremle.cli.flags import Settings
-from scoremle.devices import in_gib
+from scoremle.cli.flags import ConfigParser
+from scoremle.cli.parser import Parser, at_least
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
-from scoremle.experiment.build import Experiment, build
-from scoremle.experiment.plan import Plan
 from scoremle.terminal import say
 
-__all__ = ["run"]
+__all__ = ["parser", "run"]
 
 # Test images of a data set that is not here.
 IMAGES = 10_000
+SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def parser(name: str) -> Parser:
+    words = {"config": "a name that scoremle --help lists, a Python file, or a workdir"}
+    parser = ConfigParser(
+        name, words, run=run, needs="scoremle.experiment.plan",
+        examples=("digits", "vp/cifar10_ddpmpp_continuous --memory=24GB --devices=8"),
+        description="What a training, its evaluation and 50,000 samples will take: parameters,"
+        " FLOPs, memory, the largest batch, time. It compiles and runs a few steps on this"
+        " machine: some minutes for a large network.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", type=_bytes, help="of a device, as 24GB (default: what this one has)"
+    )
+    parser.add_argument(
+        "--devices", metavar="K", type=at_least(1), default=1,
+        help="that share the work, by an ideal split (1)",
+    )  # fmt: skip
+    return parser
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([A-Za-z]*)", text)
+    if not match or match[2].upper() not in SIZES:
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 24GB or 500MB")
+    return int(float(match[1]) * SIZES[match[2].upper()])
 
 
 def run(options: Any) -> dict[str, Any]:
     """Prints it, and gives it."""
-    settings: Settings = options.settings
-    if settings.print_config:
-        return print_config(settings)
-    experiment, images, note = _experiment(settings.config)
+    from scoremle.experiment.plan import Plan
+
+    if options.print_config:
+        return print_config(options)
+    experiment, images, note = _experiment(options.config)
     memory = options.memory or _memory()
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).facts(images)
@@ -33,8 +61,10 @@ def run(options: Any) -> dict[str, Any]:
     return found
 
 
-def _experiment(config: Any) -> tuple[Experiment, int, list[str]]:
+def _experiment(config: Any) -> tuple[Any, int, list[str]]:
     """What to plan for, how many test images, and what must be said of them."""
+    from scoremle.experiment.build import build
+
     try:
         experiment = build(config)
     except UserError as error:
@@ -48,22 +78,24 @@ def _experiment(config: Any) -> tuple[Experiment, int, list[str]]:
 
 
 def _memory() -> int:
-    there = devices.memory()
+    there = scoremle.devices.memory()
     if there is None:
         raise UserError("this device does not say how much memory it has: name it, --memory=24GB")
     return there.whole
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    in_gib = scoremle.devices.in_gib
     over = f", on {found['devices']} devices" * (found["devices"] > 1)
     batch, memory = found["batch"], in_gib(found["memory_bytes"])
-    copy = found["copy_bytes"]
+    copy, state, split = (found[f"{name}bytes"] for name in ("copy_", "state_", "split_state_"))
+    split_saves = f"{in_gib(split)}: {in_gib(state - split)} less"
     passes = f"{found['evaluation_images']:,} images, passes: {found['evaluation_passes']}"
     return [
         ("parameters", f"{found['parameters']:,}"),
         ("FLOPs of a step", f"{found['flops_step']:.3g}; of an image {found['flops_image']:.3g}"),
-        ("memory of the state", in_gib(found["state_bytes"])),
-        *[(f"the same with devices.fsdp{over}", _split(found))] * (found["devices"] > 1),
+        ("memory of the state", in_gib(state)),
+        *[(f"the same with devices.fsdp{over}", split_saves)] * (found["devices"] > 1),
         *[("its copy, while that is saved", in_gib(copy))] * (copy > 0),
         (f"memory of a step of {batch}", f"{in_gib(found['work_bytes'])} beside the state"),
         (f"largest batch in {memory}{over}", f"{found['largest_batch']:,}"),
@@ -72,12 +104,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (f"evaluation, {passes}{over}", _time(found["evaluation_seconds"])),
         (f"{found['samples']:,} samples{over}", _time(found["samples_seconds"])),
     ]
-
-
-def _split(found: dict[str, Any]) -> str:
-    """The state of a device where it is split over all, and what that saves."""
-    saved = found["state_bytes"] - found["split_state_bytes"]
-    return f"{in_gib(found['split_state_bytes'])}: {in_gib(saved)} less"
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -4,17 +4,43 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from scoremle.cli.parser import SHIPPED, Parser, check_exists
 from scoremle.errors import UserError
-from scoremle.experiment.models import is_model_alone, is_published
-from scoremle.files import inside, is_stream
-from scoremle.report.write import CHARTS, write_report
 from scoremle.terminal import say
 
-__all__ = ["run"]
+__all__ = ["parser", "run"]
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check_there, needs="scoremle.report.write",
+        examples=("runs/digits", "runs/digits runs/other --out=comparison.html"),
+        description="A page about a training and its evaluation, to look at: one file of HTML that"
+        " needs no network. Its charts are also written beside it, as SVG and PNG.",
+    )  # fmt: skip
+    parser.add_argument(
+        "workdirs", metavar="WORKDIR", nargs="+", type=Path,
+        help="the folder of a training and its results; several are compared with the first",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="the page to write (WORKDIR/report/index.html)")
+    parser.add_argument(
+        "--eval-folder", metavar="NAME", default="eval", help="folder in WORKDIR to read (eval)"
+    )
+    return parser
+
+
+def _check_there(options: Any) -> None:
+    """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
+    for place in options.workdirs:
+        if ":" not in str(place) and not (SHIPPED / place).is_dir():
+            check_exists(place)
 
 
 def run(options: Any) -> None:
     """Writes the page, and says where it is."""
+    from scoremle.files import inside, is_stream
+    from scoremle.report.write import CHARTS, write_report
+
     for place in options.workdirs:
         _check(str(place))
     out = options.out or inside(options.workdirs[0], "report", writing=True) / "index.html"
@@ -25,6 +51,8 @@ def run(options: Any) -> None:
 
 def _check(place: str) -> None:
     """Raises UserError for a model that is no working directory, and for any other file."""
+    from scoremle.experiment.models import is_model_alone, is_published
+
     if is_model_alone(place):
         model = shlex.quote(place)
         make = f"scoremle import {model} WORKDIR makes one of it, and "

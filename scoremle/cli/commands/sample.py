@@ -7,77 +7,105 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Integer
-
+import scoremle
+from scoremle.cli.parser import (
+    MODEL,
+    Parser,
+    at_least,
+    check_ending,
+    check_file,
+    check_model,
+    seed,
+)
 from scoremle.errors import UserError
-from scoremle.evaluation import pictures, tables
+from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
-from scoremle.experiment.build import sampler_of
-from scoremle.experiment.labels import ALL, check_label
-from scoremle.experiment.models import load
-from scoremle.experiment.samplers import Sampler
-from scoremle.files import write_atomically, write_npz
-from scoremle.likelihood.image_model import pixels_of
-from scoremle.model import ScoreModel
 from scoremle.terminal import in_a_line, say
 
-__all__ = ["SMALLEST_TIME", "run"]
+__all__ = ["SAMPLERS", "SMALLEST_TIME", "parser", "run"]
 
+# The names in experiment/samplers.py, whose import brings JAX.
+SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
 # Where sampling ends, unless the model begins later: as published for the VP SDE.
 SMALLEST_TIME = 1e-3
 
 
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check, needs="scoremle.experiment.models",
+        examples=(
+            "digits -n 64 -o grid.png",
+            "runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100",
+        ),
+        description="Draws samples of a model.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("model", help=MODEL)
+    add("-n", type=at_least(1), default=64, help="how many (64)")
+    add(
+        "-o", "--out", type=Path, default=Path("samples.png"), metavar="FILE",
+        help="a picture of all (.png), or an array (.npy, .npz) (samples.png)",
+    )  # fmt: skip
+    add("--seed", type=seed, default=0, help="of everything random (0)")
+    of_sampler = "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler (ode)"
+    add("--sampler", choices=SAMPLERS, default="ode", help=of_sampler)
+    add("--steps", type=at_least(1), help="of the sampler; unset: its own number")
+    add(
+        "--label", default="",
+        help="of a class-conditional model: a number, or all to draw one for each sample",
+    )  # fmt: skip
+    add("--checkpoint", type=int, help="its number; unset: the newest")
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_ending("-o ", options.out, ".png", ".npy", ".npz")
+    check_file("-o ", options.out)
+    check_model(options)
+
+
 def run(options: Any) -> None:
     """Draws the samples and writes the file."""
-    model = load(options.model, options.checkpoint)
-    _check(options.out, model)
-    sampler, steps = _sampler(options.sampler, options.steps, model)
-    say(*tables.wrapped(f"{model}, by {options.sampler} in {steps} steps"))
-    key = jax.random.key(options.seed)
-    labels = _labels(model, options.label, options.n, options.seed)
+    import jax
+    import numpy as np
+
+    from scoremle.experiment.build import sampler_of
+    from scoremle.experiment.labels import ALL, check_label
+
+    model = scoremle.load(options.model, options.checkpoint)
+    as_picture = options.out.suffix.lower() == ".png"
+    if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
+        raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
+    config = defaults.get_config()
+    config.sampling.method, config.sampling.steps = options.sampler, options.steps
+    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
+    defaults.resolve(config)
+    sampler, steps = sampler_of(config, model.sde), config.sampling.steps
+    say(*wrapped(f"{model}, by {options.sampler} in {steps} steps"))
+    classes, labels = check_label(model, options.label), None
+    if options.label == ALL:  # what is drawn so has the mean over labels for its density
+        labels = np.random.default_rng(options.seed).integers(classes, size=options.n)
+    elif classes:
+        labels = np.full(options.n, int(options.label))
     samples = replace(model, eps=sampler.eps).sample(
-        options.n, key,
+        options.n, jax.random.key(options.seed),
         condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
     )  # fmt: skip
-    _write(options.out, samples, model, caption=f"{options.n} samples of {options.model}, "
-           f"{options.sampler}, {steps} steps, seed {options.seed}")  # fmt: skip
+    how = f"{options.sampler}, {steps} steps, seed {options.seed}"
+    caption = f"{options.n} samples of {options.model}, {how}"
+    _write(options.out, samples, model.pixels, caption)
     say(f"{options.n} samples of seed {options.seed}: {options.out}")
 
 
-def _check(path: Path, model: ScoreModel) -> None:
-    """Raises UserError, before anything is drawn, if the file can't hold the samples."""
-    if path.suffix == ".png" and (model.pixels is None or model.shape[-1] not in (1, 3)):
-        raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
+def _write(path: Path, samples: Any, pixels: Any, caption: str) -> None:
+    import numpy as np
 
+    from scoremle.evaluation.pictures import write_grid
+    from scoremle.files import write_atomically, write_npz
 
-def _labels(
-    model: ScoreModel, label: str, n: int, seed: int
-) -> Integer[np.ndarray, " n"] | None:
-    """The class of each sample; None for a model without classes. UserError for another label."""
-    classes = check_label(model, label)
-    if not classes:
-        return None
-    if label == ALL:  # what is drawn so has the mean over labels for its density
-        return np.random.default_rng(seed).integers(classes, size=n)
-    return np.full(n, int(label))
-
-
-def _sampler(name: str, steps: int | None, model: ScoreModel) -> tuple[Sampler, int]:
-    """The sampler that a config would name so, and its steps."""
-    config = defaults.get_config()
-    config.sampling.method, config.sampling.steps = name, steps
-    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
-    defaults.resolve(config)
-    return sampler_of(config, model.sde), config.sampling.steps
-
-
-def _write(path: Path, samples: np.ndarray, model: ScoreModel, *, caption: str) -> None:
-    if path.suffix == ".png":
-        levels = pixels_of(model).levels
-        pictures.write_grid(path, samples, levels, caption=in_a_line(caption))
-    elif path.suffix == ".npz":
+    if path.suffix.lower() == ".png":
+        write_grid(path, samples, pixels.levels, caption=in_a_line(caption))
+    elif path.suffix.lower() == ".npz":
         write_npz(path, {"samples": samples})
     else:
         with write_atomically(path) as temporary, temporary.open("wb") as file:

@@ -5,51 +5,192 @@ without pixels, a .npy of reals (``score_points``). The table is a CSV of one li
 order; a page shows the images in the order of their bits/dim.
 """
 
+from __future__ import annotations
+
+import argparse
 import itertools
 import math
+import os
+import re
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import Integer
-
-from scoremle.cli.commands import Partly, score_on_ray, score_points
+import scoremle
+from scoremle.cli.commands.data import FITS
+from scoremle.cli.parser import MODEL, Parser, at_least, check_file, check_model, is_stream, seed
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
-from scoremle.experiment import score_table
-from scoremle.experiment.models import load, of_images
-from scoremle.experiment.own_images import read_images, refuse
-from scoremle.experiment.reference import how_to_get, reference_of
-from scoremle.experiment.score_table import Row, in_digits
-from scoremle.experiment.scoring import Prepared, prepared
-from scoremle.files import is_stream, write_json
-from scoremle.likelihood.score_images import Scored
-from scoremle.model import Scores
-from scoremle.report.scores import About, write_page
-from scoremle.resumable import missing
 from scoremle.terminal import passing, say
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Integer
 
+    from scoremle.experiment.score_table import Row
+    from scoremle.experiment.scoring import Prepared
+    from scoremle.likelihood.score_images import Scored
+    from scoremle.model import Scores
+    from scoremle.report.scores import About
+
+__all__ = ["ESTIMATORS", "parser", "run"]
+
+# The names in experiment/scoring.py, whose import brings JAX.
+ESTIMATORS = ("ode", "bound", "steps")
+# How clusters number tasks, in variables: the number, the first one, how many there are.
+TASKS = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
+    ("OMPI_COMM_WORLD_RANK", "", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "", "SLURM_NTASKS"),
+)
 # Images that are shown of either end of the list.
 SHOWN = 3
 # Test images beyond all of which one of 20 others lies by chance.
 FEWEST = 39
 
 
-def run(options: Any) -> dict[str, Any] | Partly:
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, check=_check, needs="scoremle.experiment.scoring",
+        examples=(
+            "digits my_pictures --fit=resize --page=scores.html",
+            "runs/digits images.npy --repeats=8 --out=scores.csv",
+        ),
+        description="The likelihood of each of your own images, as a CSV of one line a file, in"
+        " their order. Ctrl-C loses little: the same command goes on.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("model", help=MODEL)
+    add(
+        "images", type=Path,
+        help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of"
+        " reals [n d] for a model without pixels, whose log p is in nats",
+    )  # fmt: skip
+    table = "the table to write (scores.csv)"
+    add("--out", type=Path, default=Path("scores.csv"), help=table)
+    page = "a page of HTML to write: the images in the order of their bits/dim"
+    add("--page", type=Path, metavar="FILE", help=page)
+    add("--force", action="store_true", help="write over --out and --page")
+    add(
+        "--repeats", type=at_least(1), default=4,
+        help="passes over each image, whose spread tells its error; each costs the same (4)",
+    )  # fmt: skip
+    add(
+        "--estimator", choices=ESTIMATORS, default="ode",
+        help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
+        " report it (ode)",
+    )  # fmt: skip
+    add(
+        "--steps", type=int,
+        help="of --estimator=steps: some of the model's own, or a chain as VDM has it; unset: all"
+        " of its own",
+    )  # fmt: skip
+    label = "of a class-conditional model: a number, or all for the mean over its labels"
+    add("--label", default="", help=label)
+    add(
+        "--correct", action="store_true",
+        help="then take the solver's error off the mean, by more steps on some images: it may take"
+        " longer than the scores",
+    )  # fmt: skip
+    add(
+        "--fit", choices=FITS, default="",
+        help="bring pictures of other sizes to the model's: crop the centre, resize the largest"
+        " centred part, or pad all of it with black",
+    )  # fmt: skip
+    add(
+        "--skip-bad", action="store_true",
+        help="go on without files that can't be scored: they are rows with a reason, and the exit"
+        " code is 3",
+    )  # fmt: skip
+    add("--checkpoint", type=int, help="its number; unset: the newest")
+    add("--seed", type=seed, default=0, help="of dequantization and probes (0)")
+    add("--json", action="store_true", help="the summary as JSON, on stdout")
+    cluster = parser.add_argument_group("on a cluster")
+    shares = cluster.add_mutually_exclusive_group()
+    shares.add_argument(
+        "--shard", type=_share, metavar="I/N", nargs="?", const="",
+        help="score the I-th of N shares; without I/N, that of a task of an array or of a cluster",
+    )  # fmt: skip
+    shares.add_argument(
+        "--merge", action="store_true",
+        help="make the table of what shares left; no image may be missing",
+    )  # fmt: skip
+    cluster.add_argument(
+        "--engine", choices=("ray",), default="",
+        help="ray: workers of a cluster write Parquet files into the folder --out",
+    )  # fmt: skip
+    cluster.add_argument("--workers", type=at_least(1), help="of Ray; unset: one a GPU")
+    cluster.add_argument("--address", default="", help="of a Ray cluster that runs; unset: here")
+    return parser
+
+
+def _share(text: str) -> tuple[int, int]:
+    """A share and the number of shares: I/N, or without a text those of a task of a cluster."""
+    if not text:
+        return _share_of_task()
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text} is no I/N with I from 1 to N, such as 3/10")
+    return int(match[1]), int(match[2])
+
+
+def _share_of_task() -> tuple[int, int]:
+    for names in TASKS:
+        found = [os.environ.get(name, "") if name else "0" for name in names]
+        if all(map(str.isdecimal, found)):
+            number, least, count = map(int, found)
+            return number - least + 1, count
+    raise argparse.ArgumentTypeError(
+        "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: say I/N"
+    )
+
+
+def _check(options: Any) -> None:
+    if not options.images.exists():
+        raise UserError(f"no file or folder {options.images}")
+    if options.steps is not None and options.estimator != "steps":
+        raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
+    if not options.engine:  # which writes a folder, and goes on in it
+        check_file("--out=", options.out, force=options.force)
+        if not is_stream(options.out):
+            check_file("--out=", _beside(options.out), force=options.force)
+        if options.page:
+            check_file("--page=", options.page, force=options.force)
+    elif options.page or options.shard or options.merge or options.correct:
+        flags = "--page, --shard, --merge and --correct"
+        raise UserError(f"{flags} are not for --engine=ray: leave them out")
+    check_model(options)
+
+
+def _beside(table: Path) -> Path:
+    """The file beside a table, with what is known of it."""
+    return table.with_name(f"{table.name}.json")
+
+
+def run(options: Any) -> dict[str, Any]:
     """Scores the images, writes the table, and prints the answer; gives what is beside the table.
 
     The table and the page are written when the scores are there. To ``--correct`` the mean comes
     after that, and then the page is written again.
     """
+    from scoremle.experiment import score_table
+    from scoremle.experiment.models import of_images
+    from scoremle.experiment.own_images import read_images, refuse
+    from scoremle.experiment.reference import how_to_get, reference_of
+    from scoremle.experiment.scoring import prepared
+    from scoremle.report.scores import About
+
     if options.engine == "ray":
+        from scoremle.cli.commands import score_on_ray
+
         return score_on_ray.run(options)
-    model = load(options.model, options.checkpoint)
+    model = scoremle.load(options.model, options.checkpoint)
     if model.pixels is None:
+        from scoremle.cli.commands import score_points
+
         return score_points.run(model, options)
     pixels, shape = of_images(model, options.model)
     looks, images = read_images(
@@ -73,7 +214,7 @@ def run(options: Any) -> dict[str, Any] | Partly:
         names = [look.name for look in looks if look.pixels is not None]
         _check_whole(parts, names, options.repeats)
     scored = _scored(found, images, options, parts)
-    own, scores = reference.values, Scores.of_passes(scored.values, model.dims)
+    own, scores = reference.values, scoremle.Scores.of_passes(scored.values, model.dims)
     rows = score_table.rows(looks, images, scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
@@ -100,21 +241,24 @@ def run(options: Any) -> dict[str, Any] | Partly:
     for line in _ends(rows, model.dims, len(own)):
         say(*tables.wrapped(line))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
-    if not (left_out := summary["left_out"]):
-        return summary
-    say(f"{left_out} of {len(rows)} files have no score: their rows say why")
-    return Partly(summary)
+    if left_out := summary["left_out"]:
+        say(f"{left_out} of {len(rows)} files have no score: their rows say why")
+    return summary
 
 
 def _write(
     rows: Sequence[Row], about: About, estimator: str, options: Any, summary: dict[str, Any]
 ) -> None:
     """The table, what is known of it in a file beside it, and the page if one is asked for."""
+    from scoremle.experiment import score_table
+    from scoremle.files import write_json
+    from scoremle.report.scores import write_page
+
     score_table.write(
         options.out, rows, dims=about.dims, reference=about.reference, estimator=estimator
     )
     if not is_stream(options.out):
-        write_json(options.out.with_name(f"{options.out.name}.json"), summary)
+        write_json(_beside(options.out), summary)
     if options.page:
         write_page(options.page, rows, about)
 
@@ -136,11 +280,12 @@ def _score_share(
 
 def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     """Raises UserError if shares left an image without a score."""
-    left = missing(len(names), passes=passes, folder=parts)
+    left = scoremle.resumable.missing(len(names), passes=passes, folder=parts)
     if not len(left):
         return
-    ends = np.flatnonzero(np.diff(left, prepend=-2, append=len(names) + 1) != 1)
-    ranges = [f"{left[i] + 1} to {left[j - 1] + 1}" for i, j in itertools.pairwise(ends)]
+    runs = itertools.groupby(enumerate(left), lambda pair: pair[1] - pair[0])
+    ends = [[int(number) + 1 for _, number in run] for _, run in runs]
+    ranges = [f"{run[0]} to {run[-1]}" for run in ends]
     raise UserError(
         f"{len(left)} of {len(names)} images have no score in {parts.parent}: {', '.join(ranges)}"
         f" (the first is {names[left[0]]}); run their shares, or leave out --merge to score them"
@@ -207,7 +352,7 @@ def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list
     """Facts of the mean, of what an image costs, and of the pilot."""
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
-        median = np.nanmedian(scores.stderr)
+        median = statistics.median(error for error in scores.stderr if error == error)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
     cost = f"each image: {_cost(scored, passes)}; {told}"
     return [*tables.mean_in_parts(scored.facts), cost, *found.notes]
@@ -249,6 +394,8 @@ def _verdict(rows: Sequence[Row], reference: int) -> str:
 
 def _ends(rows: Sequence[Row], dims: int, reference: int) -> Iterator[str]:
     """A line for each end of the list: a few images, the outermost first."""
+    from scoremle.experiment.score_table import in_digits
+
     order = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     likely, rest = order[:SHOWN], order[SHOWN:]
     for word, end in (("likeliest", likely), ("unlikeliest", rest[-SHOWN:][::-1])):

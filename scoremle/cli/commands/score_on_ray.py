@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.cli.commands import Partly
 from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -32,11 +31,8 @@ __all__ = ["run"]
 FIRST = 256
 
 
-def run(options: Any) -> dict[str, Any] | Partly:
+def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; gives their mean."""
-    if options.page or options.shard or options.merge or options.correct:
-        flags = "--page, --shard, --merge and --correct"
-        raise UserError(f"{flags} are not for --engine=ray: leave them out")
     ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
@@ -99,7 +95,7 @@ def _model(
     return model.given(np.array([int(label)])) if label else model
 
 
-def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Partly:
+def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any]:
     bpd, reasons = table.column("bpd"), table.column("reason")
     bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
     stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
@@ -112,7 +108,6 @@ def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any] | Pa
         "left_out": len(bad), "estimator": words, "model": options.model,
         "table": str(table.folder),
     }  # fmt: skip
-    if not len(bad):
-        return summary
-    say(f"{len(bad)} images could not be scored; the first: {reasons[bad[0]]}")
-    return Partly(summary)
+    if len(bad):
+        say(f"{len(bad)} images could not be scored; the first: {reasons[bad[0]]}")
+    return summary

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scoremle.cli.commands import Partly
 from scoremle.core.arguments import shown
 from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
@@ -39,7 +38,7 @@ Columns = dict[str, Float[np.ndarray, " n"]]
 Values = dict[str, Float[np.ndarray, "passes n"]]
 
 
-def run(model: ScoreModel, options: Any) -> dict[str, Any] | Partly:
+def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     """Finds log p of the points, writes the table, and prints the mean and both ends of it."""
     given = [f"--{name}" for name in OF_IMAGES if getattr(options, name) not in (None, "", False)]
     if given or options.estimator != "ode":
@@ -61,7 +60,7 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any] | Partly:
     say(f"written to {options.out}")
     summary = {"unit": "nats", **facts, "left_out": len(reasons), "estimator": estimator}
     summary |= {"model": options.model, "table": str(options.out)}
-    return Partly(summary) if reasons else summary
+    return summary
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Float[np.ndarray, "n *d"]:

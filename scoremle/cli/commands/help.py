@@ -1,18 +1,19 @@
-"""``scoremle --help``, on one screen, and ``scoremle help TOPIC``."""
+"""``scoremle help TOPIC``, and ``scoremle --help``, on one screen."""
 
-import importlib
-import re
 import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from scoremle.cli.commands import COMMANDS, SELDOM
-from scoremle.cli.parsers import DATASETS, PARSERS
+from scoremle.cli.commands import COMMANDS, SELDOM, parser_of
+from scoremle.cli.commands.data import DATASETS
+from scoremle.cli.flags import MEANINGS, fields_of, named_config
+from scoremle.cli.parser import Parser
 from scoremle.errors import choose
 from scoremle.evaluation.tables import screen_width, wrapped
+from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["FIELD_LINE", "TOPICS", "config_table", "main", "screen"]
+__all__ = ["TOPICS", "config_table", "screen"]
 
 START = """\
 How likely is an image under a diffusion model, and how sure are you?
@@ -39,12 +40,35 @@ EXIT_CODES = """\
 What runs several commands, such as make demo, stops with the first that was
 stopped.
 """
-# One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
-FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
+TOPICS = ("config", "exit-codes")
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(
+        name, run=run, examples=("score", "config digits"),
+        description="Explains a command, or a topic. Without one: the first steps, and what there"
+        " is.",
+    )  # fmt: skip
+    parser.add_argument("topic", nargs="?", help=f"a command, or {' or '.join(TOPICS)}")
+    parser.add_argument("name", nargs="?", default="", help="config: a name, or a Python file")
+    return parser
+
+
+def run(options: Any) -> None:
+    """Prints what there is about a topic."""
+    if options.topic is None:
+        print(screen())
+    elif options.topic == "config":
+        print(config_table(options.name))
+    elif options.topic == "exit-codes":
+        print(EXIT_CODES, end="")
+    else:
+        topics = {name: name for name in (*COMMANDS, *TOPICS)}
+        parser_of(choose(topics, options.topic, "topic")).print_help()
 
 
 def screen() -> str:
-    """What fits one screen: first steps, commands, configs and data sets."""
+    """The first screen: first steps, commands, configs and data sets."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     rows.insert(len(COMMANDS) - len(SELDOM), "seldom needed:")
@@ -56,34 +80,16 @@ def screen() -> str:
     return "\n".join([START, "commands:", *rows, "", *lists])
 
 
-def main(arguments: list[str]) -> None:
-    """Prints what there is about a topic: a command, ``config [NAME]``, ``exit-codes``."""
-    topic, *rest = arguments or ["--help"]
-    if topic in ("-h", "--help"):
-        print(screen())
-    elif topic in TOPICS:
-        print(TOPICS[topic](*rest[:1]))
-    elif topic in PARSERS:
-        PARSERS[topic]().print_help()
-    else:
-        module, _ = choose({**COMMANDS, **dict.fromkeys(TOPICS, ("", ""))}, topic, "topic")
-        importlib.import_module(module).main(["--help"])
-
-
 def config_table(place: str = "") -> str:
     """Name, type, value and meaning of each field of a config, or of the defaults."""
-    from scoremle.cli.flags import fields_of, named_config
-    from scoremle.experiment import defaults
-
     config = named_config(place)[0] if place else defaults.get_config()
-    meanings = dict(FIELD_LINE.findall(Path(defaults.__file__).read_text(encoding="utf-8")))
     rows = [("field", "type", "default", "meaning")]
     fields = fields_of(config)
     # In the order of experiment/defaults.py, which is by importance; a config iterates by name.
-    for name in dict.fromkeys([*meanings, *fields]):
+    for name, meaning in MEANINGS.items():
         kind, value = fields[name]
         shown = "unset" if value is None else repr(value)
-        rows.append((name, kind.__name__, shown, meanings.get(name, "")))
+        rows.append((name, kind.__name__, shown, meaning))
     how = "each set by --config.FIELD=VALUE (booleans also by --config.FIELD and --noconfig.FIELD)"
     head = wrapped(f"fields of {place or 'experiment/defaults.py'}, {how}:")
     return "\n".join([*head, "", _aligned(rows)])
@@ -98,9 +104,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     below = [f"{start.rstrip()}\n    {what}" for start, what in zip(starts, meanings, strict=True)]
     room = screen_width()
     return "\n".join(beside if room is None or max(map(len, beside)) <= room else below)
-
-
-TOPICS: dict[str, Callable[..., str]] = {
-    "config": config_table,
-    "exit-codes": lambda *_: EXIT_CODES.rstrip(),
-}

@@ -1,0 +1,183 @@
+"""Parsers of arguments, and checks of these that several commands share.
+
+Nothing of JAX or NumPy is imported: help, and mistakes in arguments, come at once.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scoremle.errors import UserError, nearest, no_chain, no_labels, no_model
+
+__all__ = [
+    "MODEL", "Parser", "at_least", "check_ending", "check_exists", "check_file", "check_model",
+    "is_stream", "seed",
+]  # fmt: skip
+
+# Models that a name stands for.
+SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
+MODEL = (
+    "digits (it ships with the package), a working directory, a folder of diffusers,"
+    " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of scoremle export"
+    " or of EDM, or FILE.py:function"
+)
+UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
+SEEDS = 2**32
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but mistakes are lines like all others, and help begins with examples.
+
+    ``--eval_folder`` is ``--eval-folder``, and words may stand anywhere among the flags.
+
+    Args:
+        name: the command's name; "" for the published form.
+        examples: arguments to copy.
+        run: does the work. What it returns is printed with ``--json``.
+        check: raises UserError for what the arguments name and can't be used.
+        needs: a module that ``run`` imports and that takes seconds. It is imported before.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        examples: Sequence[str] = (),
+        run: Callable[[Any], Any] = print,
+        check: Callable[[Any], None] = lambda options: None,
+        needs: str = "",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**{"prog": f"scoremle {name}".rstrip(), **settings})
+        self.examples, self.run, self.check, self.needs = examples, run, check, needs
+
+    def checked(self, arguments: Sequence[str]) -> Any:
+        """The options that arguments mean. Raises UserError for a mistake in them."""
+        options = self.parse_args(arguments)
+        self.check(options)
+        return options
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The same, but for what ``check`` looks at."""
+        given = [UNDERSCORED.sub(lambda flag: flag[0].replace("_", "-"), text) for text in args]
+        parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
+        options, rest = parse(given, namespace)
+        if rest:
+            raise UserError(self.unknown(rest[0]))
+        return options
+
+    def unknown(self, argument: str) -> str:
+        """The message for an argument that is none of the command's."""
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}; flags are written --name=value"
+        flag, known = argument.partition("=")[0], list(self._option_string_actions)
+        fields = [name for name in known if name.endswith(f".{flag.lstrip('-')}")]
+        near = " or ".join(fields) or nearest(flag, known)
+        return f"unknown flag {flag}" + f"; did you mean {near}?" * bool(near)
+
+    def format_help(self) -> str:
+        examples = "".join(f"  {self.prog} {example}\n" for example in self.examples)
+        return "\n".join(filter(None, [examples, super().format_help()]))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an integer that is not below ``least``."""
+
+    def integer(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
+        return int(text)
+
+    return integer
+
+
+def seed(text: str) -> int:
+    """The type of a seed. JAX takes 32 bits of it: a larger one would be another one."""
+    number = at_least(0)(text)
+    if number >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not below {SEEDS}")
+    return number
+
+
+# Places ------------------------------------------------------------------------------------------
+
+
+def check_exists(place: Path) -> None:
+    """Raises UserError if nothing lies at a place."""
+    if not place.exists():
+        raise UserError(f"there is no folder or file {place}")
+
+
+def check_ending(flag: str, place: Path, *endings: str) -> None:
+    """Raises UserError for the name of a file to write that has none of the endings."""
+    if place.suffix.lower() not in endings:
+        *others, last = endings
+        words = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{flag}{place}: the name to write must end in {words}")
+
+
+def check_model(options: Any) -> None:
+    """Raises UserError for a model that is not there.
+
+    What ``hf:`` and ``FILE.py:function`` name is left to the command. A label, and steps of its
+    own, are refused for a model that was trained here: it has none.
+    """
+    place = Path(options.model)
+    names = sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+    if not (place.exists() or ":" in options.model or options.model in names):
+        raise no_model(place, names)
+    folder = place if place.exists() else SHIPPED / place
+    if (folder / "config.json").is_file() and not (folder / "published.json").exists():
+        if options.label:
+            raise no_labels()
+        if getattr(options, "estimator", "") == "steps" and options.steps is None:
+            raise no_chain()
+
+
+def check_file(flag: str, place: Path, *, force: bool = True) -> None:
+    """Raises UserError where no file can be written, or one is that ``force`` must write over.
+
+    Args:
+        flag: how the user named the place; "" for the place alone.
+        place: of the file.
+        force: write over what is there.
+    """
+    folder = next(above for above in place.absolute().parents if above.exists())
+    what = ""
+    if place.is_symlink() and place.is_file():
+        what = f"it is a link; name its target, {place.resolve()}"
+    elif place.is_dir():
+        what = "it is a folder; name a file to write"
+    elif not _takes_files(folder):
+        what = f"{folder} is none that can be written to; name a file to write"
+    if what:
+        raise UserError(f"can't write {flag}{place}: {what}")
+    if place.exists() and not (force or is_stream(place)):
+        raise UserError(f"{place} is there: --force writes over it, or name another file")
+
+
+def is_stream(place: Path) -> bool:
+    """Whether a place is a stream, such as /dev/stdout."""
+    if not place.exists():
+        return False
+    from scoremle.files import is_stream  # imports NumPy, which most mistakes have no need of
+
+    return is_stream(place)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder. In some, such as /proc, nobody may."""
+    if not os.access(folder, os.W_OK):
+        return False
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
