@@ -13,20 +13,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.cli.parser import Parser
+from scoremle.cli.parser import Parser, adder
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import (
     RECORD,
     Resolve,
     check_types,
+    fields_of,
     load_config,
     nearest_field,
     recorded_config,
 )
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["FLOW_FOLDER", "MEANINGS", "ConfigParser", "fields_of", "named_config"]
+__all__ = ["FLOW_FOLDER", "MEANINGS", "ConfigParser"]
 
 FLOW_FOLDER = "flowpp_dequantizer"
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
@@ -46,46 +47,46 @@ class ConfigParser(Parser):
 
     Args:
         name: the command's name; "" for the published form.
+        text: what it does, and examples.
         words: help of the arguments that stand without a flag: ``config``, ``workdir``.
         **settings: those of Parser.
     """
 
-    def __init__(self, name: str, words: dict[str, str], **settings: Any) -> None:
-        usage = " ".join([f"scoremle {name}", *map(str.upper, words)])
+    def __init__(
+        self, name: str, text: str | None, words: dict[str, str], **settings: Any
+    ) -> None:
+        usage = " ".join(["scoremle", name, *map(str.upper, words), "[--config.FIELD=VALUE ...]"])
         super().__init__(
-            name, usage=f"{usage} [--config.FIELD=VALUE ...] [FLAGS]", check=self._set_config,
-            allow_abbrev=False, **settings,
+            name, text, usage=f"{usage} [FLAGS]", check=self._set_config, allow_abbrev=False,
+            **settings,
         )  # fmt: skip
         self.set_defaults(mode=name.replace("-", "_"), deq_folder=FLOW_FOLDER)
         self._words, self._switches = words, set[str]()
-        for word, text in words.items():
-            self.add_argument(word, nargs="?", default=SUPPRESS, metavar=word.upper(), help=text)
+        add = adder(self)
+        for word, what in words.items():
+            add(word, what, nargs="?", default=SUPPRESS, metavar=word.upper())
         own = "another config than that of the workdir, by name or as a file"
-        self.add_argument("--config", help=SUPPRESS if "config" in words else own)
-        self.add_argument("--workdir", help=SUPPRESS)
-        self.add_argument(
-            "--config.FIELD", metavar="VALUE", default=SUPPRESS,
-            help="set a field of the config; scoremle help config lists them",
-        )  # fmt: skip
-        self.add_argument(
-            "--print-config", action="store_true",
-            help="print the config, flags included, and do nothing else",
-        )  # fmt: skip
-        self.add_argument("--json", action="store_true", help="as JSON, on stdout")
+        add("--config", SUPPRESS if "config" in words else own)
+        add("--workdir", SUPPRESS)
+        add("--config.FIELD", "set a field of the config; scoremle help config lists them",
+            metavar="VALUE", default=SUPPRESS)  # fmt: skip
+        add("--print-config", "print the config, flags included, and do nothing else",
+            action="store_true")  # fmt: skip
+        add("--json", "as JSON, on stdout", action="store_true")
         self._add_fields()
 
     def _add_fields(self) -> None:
         """Adds a flag for each field, and for a boolean also ``--noconfig.FIELD``, unlisted."""
         group = self.add_argument_group()
         self._action_groups.remove(group)
+        add = adder(group)
         for name, (kind, _) in fields_of(defaults.get_config()).items():
-            flag, shared = f"config.{name}", {"default": SUPPRESS, "help": MEANINGS[name]}
-            group.add_argument(f"--{flag}", metavar="VALUE", **shared)
+            flag = f"config.{name}"
+            add(f"--{flag}", MEANINGS[name], metavar="VALUE", default=SUPPRESS)
             if kind is bool:
                 self._switches.add(f"--{flag}")
-                group.add_argument(
-                    f"--no{flag}", dest=flag, action="store_const", const="false", **shared
-                )
+                add(f"--no{flag}", MEANINGS[name], dest=flag, default=SUPPRESS,
+                    action="store_const", const="false")  # fmt: skip
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As Parser does; a boolean flag without a value is true."""
@@ -106,7 +107,7 @@ class ConfigParser(Parser):
         if options.config and not options.workdir and (Path(options.config) / RECORD).is_file():
             options.workdir, options.config = options.config, None  # it has its config
         own = options.config is None
-        config, resolve = self._recorded(options) if own else named_config(options.config)
+        config, resolve = self._recorded(options) if own else load_config(options.config)
         for name, (kind, _) in fields_of(config).items():
             if (text := getattr(options, f"config.{name}", None)) is not None:
                 config.update_from_flattened_dict({name: _value(name, kind, text)})
@@ -119,7 +120,7 @@ class ConfigParser(Parser):
 
     def _missing(self, name: str) -> UserError:
         word = name.upper() if name in self._words else f"--{name}"
-        return UserError(f"missing {word}, such as in: {self.prog} {self.examples[0]}")
+        return UserError(f"missing {word}, such as in: {self.examples[0]}")
 
     def _recorded(self, options: Any) -> tuple[ConfigDict, Resolve]:
         """The config of the working directory; its flow dequantizer has one of its own."""
@@ -143,28 +144,6 @@ class ConfigParser(Parser):
         # Fields that follow others follow them again, so that flags mean what they always mean.
         defaults.unresolve(config)
         return config, defaults.resolve
-
-
-def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
-    """Type and value of every field, by its dotted name."""
-    found: dict[str, tuple[type, Any]] = {}
-    for name in config:
-        if isinstance(config[name], ConfigDict):
-            found |= fields_of(config[name], f"{prefix}{name}.")
-        else:
-            found[prefix + name] = (config.get_type(name), config[name])
-    return found
-
-
-def named_config(place: str) -> tuple[ConfigDict, Resolve]:
-    """As ``load_config``. Raises UserError too if the file's config lacks a field."""
-    config, resolve = load_config(place)
-    if missing := [name for name in MEANINGS if name not in fields_of(config)]:
-        raise UserError(
-            f"config file {place} lacks the field {missing[0]};"
-            " start from scoremle.experiment.defaults.get_config()"
-        )
-    return config, resolve
 
 
 def _value(name: str, kind: type, text: str) -> Any:

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from scoremle.errors import UserError, nearest, no_chain, no_labels, no_model
 
 __all__ = [
-    "MODEL", "Parser", "at_least", "check_ending", "check_exists", "check_file", "check_model",
-    "is_stream", "seed",
+    "MODEL", "Parser", "adder", "at_least", "check_ending", "check_exists", "check_file",
+    "check_model", "is_stream", "seed",
 ]  # fmt: skip
 
 # Models that a name stands for.
@@ -26,6 +26,7 @@ MODEL = (
     " or of EDM, or FILE.py:function"
 )
 UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
+EXAMPLE = re.compile(r"^ {4}(scoremle .*)$", re.MULTILINE)
 SEEDS = 2**32
 
 
@@ -36,7 +37,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         name: the command's name; "" for the published form.
-        examples: arguments to copy.
+        text: a paragraph that says what it does, and examples, which are indented: the docstring
+            of its module.
         run: does the work. What it returns is printed with ``--json``.
         check: raises UserError for what the arguments name and can't be used.
         needs: a module that ``run`` imports and that takes seconds. It is imported before.
@@ -45,15 +47,19 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self,
         name: str = "",
+        text: str | None = "",
         *,
-        examples: Sequence[str] = (),
         run: Callable[[Any], Any] = print,
         check: Callable[[Any], None] = lambda options: None,
         needs: str = "",
         **settings: Any,
     ) -> None:
-        super().__init__(**{"prog": f"scoremle {name}".rstrip(), **settings})
-        self.examples, self.run, self.check, self.needs = examples, run, check, needs
+        what, *rest = (text or "").split("\n\n")
+        self.examples = EXAMPLE.findall("\n".join(rest))
+        super().__init__(
+            **{"prog": f"scoremle {name}".rstrip(), "description": what.strip(), **settings}
+        )
+        self.run, self.check, self.needs = run, check, needs
 
     def checked(self, arguments: Sequence[str]) -> Any:
         """The options that arguments mean. Raises UserError for a mistake in them."""
@@ -80,11 +86,20 @@ class Parser(argparse.ArgumentParser):
         return f"unknown flag {flag}" + f"; did you mean {near}?" * bool(near)
 
     def format_help(self) -> str:
-        examples = "".join(f"  {self.prog} {example}\n" for example in self.examples)
+        examples = "".join(f"  {example}\n" for example in self.examples)
         return "\n".join(filter(None, [examples, super().format_help()]))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def adder(group: Any) -> Callable[..., None]:
+    """A function that adds an argument to a parser or a group: its names, and a line about it."""
+
+    def add(names: str, help: str, **settings: Any) -> None:
+        group.add_argument(*names.split(), help=help, **settings)
+
+    return add
 
 
 def at_least(least: int) -> Callable[[str], int]:

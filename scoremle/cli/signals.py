@@ -22,7 +22,7 @@ from typing import Any, cast
 from scoremle.errors import Stopped
 from scoremle.terminal import WIPE
 
-__all__ = ["ANSWERED", "answered", "say_stopping"]
+__all__ = ["ANSWERED", "answered", "going_on", "say_stopping"]
 
 ANSWERED = (signal.SIGINT, signal.SIGTERM)
 # Seconds until a line says that the signal has come; between two tries to stop.
@@ -67,6 +67,15 @@ def answered() -> Iterator[None]:
         of_handler.close()
         thread.join()
         heard.close()
+
+
+@contextmanager
+def going_on(words: str) -> Iterator[None]:
+    """In the block Ctrl-C is told with words that say how the work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(words) from None
 
 
 def say_stopping() -> None:

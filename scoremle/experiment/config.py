@@ -3,7 +3,6 @@
 ml_collections could load them, but a mistake in one would be a traceback. Here it is one line.
 """
 
-import ast
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "check_tuple", "check_types", "config_of", "load_config",
+    "RECORD", "REMEDY", "Resolve", "check_types", "config_of", "fields_of", "load_config",
     "nearest_field", "published_config", "recorded_config", "with_defaults",
 ]  # fmt: skip
 
@@ -60,12 +59,28 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
 
 
 def _check_fields(config: ConfigDict, place: str) -> None:
-    """Raises UserError for a field that nothing reads, which may be one that was misspelt."""
-    known = _names(defaults.get_config())
-    for name in _names(config):
+    """Raises UserError for a field that is missing, or that nothing reads: it may be misspelt."""
+    given, known = fields_of(config), fields_of(defaults.get_config())
+    for name in given:
         if name not in known:
             hint = nearest_field(name, known)
             raise UserError(f"config file {place}: unknown field {name}{hint}")
+    if missing := [name for name in known if name not in given]:
+        raise UserError(
+            f"config file {place} lacks the field {missing[0]};"
+            " start from scoremle.experiment.defaults.get_config()"
+        )
+
+
+def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
+    """Type and value of every field, by its dotted name."""
+    found: dict[str, tuple[type, Any]] = {}
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            found |= fields_of(config[name], f"{prefix}{name}.")
+        else:
+            found[prefix + name] = (config.get_type(name), config[name])
+    return found
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str:
@@ -81,16 +96,6 @@ def nearest_field(name: str, known: Iterable[str]) -> str:
     near = nearest(name, meant) if "." in name else ""
     near = near or " or ".join(meant)
     return f"; did you mean {near}?" if near else ""
-
-
-def _names(fields: ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted names of all fields."""
-    names: list[str] = []
-    for name in fields:
-        inside = fields.get(name)
-        deeper = isinstance(inside, ConfigDict) and len(inside)
-        names += _names(inside, f"{prefix}{name}.") if deeper else [prefix + name]
-    return names
 
 
 def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
@@ -167,18 +172,6 @@ def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
 def _shown(value: Any) -> str:
     """A value in a line."""
     return "a group of fields" if isinstance(value, ConfigDict) else repr(value)[:60]
-
-
-def check_tuple(name: str, text: str) -> None:
-    """Raises UserError for a scalar where a tuple is due, which would be taken for one of one."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return
-    if isinstance(value, int | float):
-        raise UserError(
-            f"{name} is a tuple: write \"({text},)\" for one element, or \"({text},{text})\""
-        )
 
 
 def _module(place: str) -> ModuleType:

@@ -14,10 +14,11 @@ from helpers.places import ROOT
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS, help
-from scoremle.cli.flags import MEANINGS, fields_of
+from scoremle.cli.flags import MEANINGS
 from scoremle.errors import Stopped, UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.build import build
+from scoremle.experiment.config import fields_of
 from scoremle.experiment.configs import NAMED
 
 CONFIGS = sorted(f"configs/{name}.py" for name in NAMED if name.endswith("_continuous"))

@@ -1,8 +1,11 @@
-"""``scoremle compare A B``: which of two models finds the same images likelier, and how surely.
+"""The difference of bits/dim between two models, image by image, with its error: B less A.
 
-Image by image, so that what makes an image likely or unlikely under both cancels: the standard
-error is that of the mean difference, and has all that is random in it. Errors of the ODE's solver
-are not random: they stand beside it.
+    scoremle compare runs/vp runs/subvp
+    scoremle compare before.csv after.csv --json
+
+What makes an image likely or unlikely under both cancels: the standard error is that of the mean
+difference, and has all that is random in it. Errors of the ODE's solver are not random: they stand
+beside it.
 """
 
 import csv
@@ -56,12 +59,7 @@ class Measured(NamedTuple):
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, needs="scoremle.evaluation.statistics",
-        examples=("runs/vp runs/subvp", "before.csv after.csv --json"),
-        description="The difference of bits/dim between two models, image by image, with its"
-        " error: B less A.",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run, needs="scoremle.evaluation.statistics")
     parser.add_argument("first", metavar="A", type=Path, help=PLACES)
     parser.add_argument("second", metavar="B", type=Path, help=PLACES)
     parser.add_argument("--json", action="store_true", help="as JSON")

@@ -1,4 +1,9 @@
-"""``scoremle completion SHELL``: a script that completes commands, flags and fields of configs."""
+"""Prints a script that completes commands, flags and fields of the config. For bash, into this
+shell: source <(scoremle completion bash)
+
+    scoremle completion bash
+    scoremle completion fish
+"""
 
 import argparse
 import shlex
@@ -18,11 +23,7 @@ WORDS = {"config": [*NAMED], "topic": [*TOPICS, *COMMANDS]}
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, examples=("bash", "fish"),
-        description="Prints a script that completes commands, flags and fields of the config. For"
-        " bash, into this shell: source <(scoremle completion bash)",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that it is for")
     return parser
 

@@ -1,7 +1,10 @@
-"""``scoremle convert-inception``: the Inception weights of PyTorch's FID packages, as our npz.
+"""Converts the Inception weights of PyTorch's FID packages to the npz that eval and stats take.
 
-The source is pt_inception-2015-12-05-6726825d.pth (also named weights-inception-...). Its hash is
-kept in the npz: only features of those weights are called Inception's in results.
+    scoremle convert-inception pt_inception-2015-12-05-6726825d.pth fid.npz
+    scoremle convert-inception weights-inception-2015-12-05-6726825d.pth fid.npz
+
+The hash of the source is kept in the npz: only features of the published weights are called
+Inception's in results.
 """
 
 import hashlib
@@ -21,15 +24,7 @@ ORIGINS = {
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, needs="scoremle.quality.inception", check=_check,
-        examples=(
-            "pt_inception-2015-12-05-6726825d.pth fid.npz",
-            "weights-inception-2015-12-05-6726825d.pth fid.npz",
-        ),
-        description="The Inception weights of PyTorch's FID packages, as the npz that eval and"
-        " stats take.",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.quality.inception")
     parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
     parser.add_argument("out", type=Path, help="the npz to write")
     return parser

@@ -1,4 +1,8 @@
-"""``scoremle data prepare NAME|PATH`` and ``scoremle data show NAME|PATH``."""
+"""Prepares data sets, and looks at them.
+
+    scoremle data prepare photos/ --size=32 --fit=crop
+    scoremle data show digits --picture=digits.png
+"""
 
 import argparse
 import math
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, check_ending
+from scoremle.cli.parser import Parser, adder, check_ending
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
@@ -21,57 +25,46 @@ DATASETS = (
     "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
 )  # fmt: skip
 FITS, SPLITS = ("crop", "resize", "pad"), ("train", "test")
-EXAMPLES = ("prepare photos/ --size=32 --fit=crop", "show digits --picture=digits.png")
-COMMANDS = {
-    "prepare": (
-        "turn any source into arrays, checked, once",
-        ("photos/ --size=32 --fit=crop", "cifar10 --path=cifar-10-binary.tar.gz"),
-    ),
-    "show": (
-        "print the facts of a data set and draw some images",
-        ("digits --picture=digits.png", "photos/ --size=32 --fit=crop"),
-    ),
+TEXTS = {
+    "prepare": """turns any source into arrays, checked, once
+
+    scoremle data prepare photos/ --size=32 --fit=crop
+    scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz
+""",
+    "show": """prints the facts of a data set and draws some images
+
+    scoremle data show digits --picture=digits.png
+    scoremle data show photos/ --size=32 --fit=crop
+""",
 }
 SHOWN = 64
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check, needs="scoremle.data", examples=EXAMPLES,
-        description="Prepare data sets, and look at them.",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.data")
     parser.set_defaults(into=None, picture=None)
     commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
-    for what, (text, examples) in COMMANDS.items():
-        add = commands.add_parser(
-            what, help=text, description=text, examples=examples
-        ).add_argument
-        own = f"your own images by their path, or one of {', '.join(DATASETS)}"
-        add("name", metavar="NAME|PATH", help=own)
-        add("--path", default="", help="files of NAME; an own PATH needs none")
-        add("--size", type=int, default=0, help="height and width; 0: as it is")
-        add(
-            "--channels", type=int, default=0, choices=(0, 1, 3),
-            help="1: grey, 3: RGB; 0: as the images are",
-        )  # fmt: skip
-        add(
-            "--fit", default="", choices=FITS,
-            help="bring other sizes to --size: crop the centre, resize the centred square, or pad"
-            " with black",
-        )  # fmt: skip
-        add("--levels", type=int, default=0, help="grey levels: 2**bits")
-        add(
-            "--test-fraction", type=_fraction, default=0.1,
-            help="share of the images to test on, where the source does not say (default: 0.1)",
-        )  # fmt: skip
-        skip = "leave out images that can't be used, and count them"
-        add("--skip-bad", action="store_true", help=skip)
+    for what, text in TEXTS.items():
+        add = adder(commands.add_parser(what, text=text, help=text.partition("\n")[0]))
+        add("name", f"your own images by their path, or one of {', '.join(DATASETS)}",
+            metavar="NAME|PATH")  # fmt: skip
+        add("--path", "files of NAME; an own PATH needs none", default="")
+        add("--size", "height and width; 0: as it is", type=int, default=0)
+        add("--channels", "1: grey, 3: RGB; 0: as the images are", type=int, default=0,
+            choices=(0, 1, 3))  # fmt: skip
+        add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
+            " pad with black", default="", choices=FITS)  # fmt: skip
+        add("--levels", "grey levels: 2**bits", type=int, default=0)
+        add("--test-fraction", "share of the images to test on, where the source does not say"
+            " (default: 0.1)", type=_fraction, default=0.1)  # fmt: skip
+        add("--skip-bad", "leave out images that can't be used, and count them",
+            action="store_true")  # fmt: skip
         if what == "prepare":
-            add("--into", type=Path, help="a new folder; else in the cache")
+            add("--into", "a new folder; else in the cache", type=Path)
         else:
-            add("--split", default="train", choices=SPLITS, help="which images (train)")
-            add("--picture", type=Path, help="file to draw to: NAME.png")
-        add("--json", action="store_true", help="its facts as JSON, on stdout")
+            add("--split", "which images (train)", default="train", choices=SPLITS)
+            add("--picture", "file to draw to: NAME.png", type=Path)
+        add("--json", "its facts as JSON, on stdout", action="store_true")
     return parser
 
 
@@ -107,7 +100,10 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
     name, path = options.name, options.path
     if name.lower() not in scoremle.data.DATASETS and (Path(name).exists() or os.sep in name):
         name, path = name_of(Path(name)), name
-    dataset = _lookup(name)
+    try:
+        dataset = scoremle.data.lookup(name)
+    except UserError as error:
+        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
     how = scoremle.data.Options(
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_bad,
@@ -116,13 +112,6 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
         return dataset.find(path, how)
     dataset.prepare(dataset.place_of(path), how, options.into)
     return scoremle.data.Prepared(options.into)
-
-
-def _lookup(name: str) -> "scoremle.data.Dataset":
-    try:
-        return scoremle.data.lookup(name)
-    except UserError as error:
-        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
 
 
 def name_of(path: Path) -> str:

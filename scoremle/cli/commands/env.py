@@ -1,4 +1,8 @@
-"""``scoremle env``: what a report of a fault needs: versions, devices, memory, folders."""
+"""Versions, devices, memory and cache folders: what a report of a fault needs.
+
+    scoremle env
+    scoremle env --json
+"""
 
 import importlib.metadata
 import os
@@ -25,10 +29,7 @@ SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, needs="jax", examples=("", "--json"),
-        description="Versions, devices, memory and cache folders: what a report of a fault needs.",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run, needs="jax")
     parser.add_argument("--json", action="store_true", help="as JSON")
     # Before JAX and the cache of programs add settings of their own.
     settings = {name: v for name, v in sorted(os.environ.items()) if name.startswith(SETTINGS)}

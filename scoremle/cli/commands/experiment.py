@@ -5,71 +5,65 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from scoremle.cli.flags import FLOW_FOLDER, ConfigParser, fields_of
+from scoremle.cli.flags import FLOW_FOLDER, ConfigParser
 from scoremle.cli.guarded import guarded
-from scoremle.cli.parser import Parser, at_least
-from scoremle.cli.signals import answered
+from scoremle.cli.parser import Parser, adder, at_least
+from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError
+from scoremle.experiment.config import fields_of
 from scoremle.terminal import passing
 
 __all__ = ["parser", "print_config", "run"]
 
 MODES = ("train", "eval", "train_deq")
 WORKDIR = "the folder of its checkpoints and results"
-WORDS = {"workdir": f"{WORKDIR}; it knows the config"}
-TEXTS: dict[str, dict[str, Any]] = {
-    "": {"words": {}, "examples": ("--config=digits --workdir=runs/digits --mode=train",)},
-    "train": {
-        "words": {
-            "config": "what to train on what: a name that scoremle --help lists, or a Python file"
-            " with get_config(). Not needed to go on: the workdir knows it",
-            "workdir": WORKDIR,
-        },
-        "examples": (
-            "digits runs/digits",
-            "fashion_mnist runs/fashion --config.training.batch_size=64",
-        ),
-        "description": "Trains a model. Ctrl-C saves and stops; the same command goes on.",
-    },
-    "eval": {
-        "words": WORDS,
-        "examples": (
-            "runs/digits",
-            "runs/digits --config.eval.bound --config.eval.num_images=100",
-        ),
-        "description": "Measures bits/dim of a whole test set: the exact likelihood, or the"
-        " bound.",
-    },
-    "train-deq": {
-        "words": WORDS,
-        "examples": ("runs/digits", "runs/digits --config.deq.n_iters=2000 --deq-folder=long"),
-        "description": "Trains a flow dequantizer for the newest checkpoint of a model. Then"
-        " scoremle eval WORKDIR --config.eval.dequantizer measures with it.",
-    },
+CONFIG = (
+    "what to train on what: a name that scoremle --help lists, or a Python file with get_config()."
+    " Not needed to go on: the workdir knows it"
+)
+KNOWN = {"workdir": f"{WORKDIR}; it knows the config"}
+OF_TRAIN = {"config": CONFIG, "workdir": WORKDIR}
+WORDS: dict[str, dict[str, str]] = {"": {}, "train": OF_TRAIN, "eval": KNOWN, "train-deq": KNOWN}
+TEXTS = {
+    "": """
+
+    scoremle --config=digits --workdir=runs/digits --mode=train
+""",
+    "train": """Trains a model. Ctrl-C saves and stops; the same command goes on.
+
+    scoremle train digits runs/digits
+    scoremle train fashion_mnist runs/fashion --config.training.batch_size=64
+""",
+    "eval": """Measures bits/dim of a whole test set: the exact likelihood, or the bound.
+
+    scoremle eval runs/digits
+    scoremle eval runs/digits --config.eval.bound --config.eval.num_images=100
+""",
+    "train-deq": """Trains a flow dequantizer for the newest checkpoint of a model. Then
+scoremle eval WORKDIR --config.eval.dequantizer measures with it.
+
+    scoremle train-deq runs/digits
+    scoremle train-deq runs/digits --config.deq.n_iters=2000 --deq-folder=long
+""",
 }
-# Flags that only the help of these commands lists.
-LISTED = {"--eval-folder": ("eval",), "--deq-folder": ("eval", "train-deq")}
 
 
 def parser(name: str) -> Parser:
-    parser = ConfigParser(name, run=run, **TEXTS[name])
+    parser = ConfigParser(name, TEXTS[name], WORDS[name], run=run)
 
-    def add(flag: str, help: str = SUPPRESS, **settings: Any) -> None:
-        listed = name in LISTED.get(flag, (name,))
-        parser.add_argument(flag, help=help if listed else SUPPRESS, **settings)
-
+    add = adder(parser)
     if not name:
-        add("--mode", choices=MODES)
-    add("--eval-folder", "folder in WORKDIR to write (eval)", metavar="NAME", default="eval")
+        add("--mode", SUPPRESS, choices=MODES)
+    folder = "folder in WORKDIR to write (eval)" if name == "eval" else SUPPRESS
+    add("--eval-folder", folder, metavar="NAME", default="eval")
     flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})"
-    add("--deq-folder", flow, metavar="NAME", default=FLOW_FOLDER)
-    add(
-        "--distributed", "one of several processes of a run, as the cluster says; elsewhere"
-        " --coordinator=HOST:PORT --processes=N --process=I", action="store_true",
-    )  # fmt: skip
-    add("--coordinator", default="")
-    add("--processes", type=at_least(0))
-    add("--process", type=at_least(0))
+    folder = SUPPRESS if name == "train" else flow
+    add("--deq-folder", folder, metavar="NAME", default=FLOW_FOLDER)
+    add("--distributed", "one of several processes of a run, as the cluster says; elsewhere"
+        " --coordinator=HOST:PORT --processes=N --process=I", action="store_true")  # fmt: skip
+    add("--coordinator", SUPPRESS, default="")
+    add("--processes", SUPPRESS, type=at_least(0))
+    add("--process", SUPPRESS, type=at_least(0))
     return parser
 
 
@@ -118,13 +112,9 @@ def _run_alone(
     with passing("loading"):
         from scoremle.experiment import run as experiment
 
-    try:
-        with signals():
-            return experiment.run(
-                options.mode, options.config, options.workdir, options.eval_folder,
-                options.deq_folder,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        if options.mode != "eval":
-            raise
-        raise KeyboardInterrupt("the same command goes on where it was") from None
+    is_eval = options.mode == "eval"
+    goes_on = going_on("the same command goes on where it was") if is_eval else nullcontext()
+    with goes_on, signals():
+        return experiment.run(
+            options.mode, options.config, options.workdir, options.eval_folder, options.deq_folder
+        )

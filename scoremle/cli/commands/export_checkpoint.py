@@ -1,4 +1,7 @@
-"""``scoremle export WORKDIR PATH``: a checkpoint in the published format, or as safetensors.
+"""Writes a checkpoint in the published format, or as safetensors.
+
+    scoremle export runs/digits digits.safetensors --card
+    scoremle export runs/digits published/checkpoint_1 --checkpoint=1
 
 A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses,
 and in its notes what they are: ``scoremle score`` and ``scoremle.load`` take it. Any other gets
@@ -9,7 +12,7 @@ for what it is: PATH.json says it, and ``scoremle import`` reads it.
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, check_exists, check_file, is_stream
+from scoremle.cli.parser import Parser, adder, check_exists, check_file, is_stream
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -22,26 +25,15 @@ NOT_WRITTEN = (
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check, needs="scoremle.experiment.exported",
-        examples=(
-            "runs/digits digits.safetensors --card",
-            "runs/digits published/checkpoint_1 --checkpoint=1",
-        ),
-        description="Writes a checkpoint in the published format, or as safetensors.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add("workdir", type=Path, help="where the checkpoint is")
-    add(
-        "path", type=Path,
-        help="file to write: NAME.safetensors gets the averaged parameters, which scoremle score"
-        " takes; another name, such as checkpoint_1, the whole training state, which scoremle"
-        " import takes",
-    )  # fmt: skip
-    add("--checkpoint", type=int, help="its number; the newest if left out")
-    add("--force", action="store_true", help="write over files that are there")
-    card = "write a model card too, from the results: PATH.md"
-    add("--card", action="store_true", help=card)
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.exported")
+    add = adder(parser)
+    add("workdir", "where the checkpoint is", type=Path)
+    add("path", "file to write: NAME.safetensors gets the averaged parameters, which scoremle"
+        " score takes; another name, such as checkpoint_1, the whole training state, which"
+        " scoremle import takes", type=Path)  # fmt: skip
+    add("--checkpoint", "its number; the newest if left out", type=int)
+    add("--force", "write over files that are there", action="store_true")
+    add("--card", "write a model card too, from the results: PATH.md", action="store_true")
     return parser
 
 

@@ -1,16 +1,20 @@
-"""``scoremle help TOPIC``, and ``scoremle --help``, on one screen."""
+"""Explains a command, or a topic. Without one: the first steps, and what there is.
+
+    scoremle help score
+    scoremle help config digits
+"""
 
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 from scoremle.cli.commands import COMMANDS, SELDOM, parser_of
 from scoremle.cli.commands.data import DATASETS
-from scoremle.cli.flags import MEANINGS, fields_of, named_config
+from scoremle.cli.flags import MEANINGS
 from scoremle.cli.parser import Parser
 from scoremle.errors import choose
-from scoremle.evaluation.tables import screen_width, wrapped
+from scoremle.evaluation.tables import screen_width, table, wrapped
 from scoremle.experiment import defaults
+from scoremle.experiment.config import fields_of, load_config
 from scoremle.experiment.configs import NAMED
 
 __all__ = ["TOPICS", "config_table", "screen"]
@@ -41,14 +45,11 @@ What runs several commands, such as make demo, stops with the first that was
 stopped.
 """
 TOPICS = ("config", "exit-codes")
+HEADER = ("field", "type", "default", "meaning")
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, examples=("score", "config digits"),
-        description="Explains a command, or a topic. Without one: the first steps, and what there"
-        " is.",
-    )  # fmt: skip
+    parser = Parser(name, __doc__, run=run)
     parser.add_argument("topic", nargs="?", help=f"a command, or {' or '.join(TOPICS)}")
     parser.add_argument("name", nargs="?", default="", help="config: a name, or a Python file")
     return parser
@@ -81,26 +82,20 @@ def screen() -> str:
 
 
 def config_table(place: str = "") -> str:
-    """Name, type, value and meaning of each field of a config, or of the defaults."""
-    config = named_config(place)[0] if place else defaults.get_config()
-    rows = [("field", "type", "default", "meaning")]
-    fields = fields_of(config)
+    """Name, type, value and meaning of each field of a config, or of the defaults.
+
+    On a screen without room for them, meanings stand below their fields.
+    """
+    fields, rows = fields_of(load_config(place)[0] if place else defaults.get_config()), []
     # In the order of experiment/defaults.py, which is by importance; a config iterates by name.
     for name, meaning in MEANINGS.items():
         kind, value = fields[name]
-        shown = "unset" if value is None else repr(value)
-        rows.append((name, kind.__name__, shown, meaning))
+        rows.append((name, kind.__name__, "unset" if value is None else repr(value), meaning))
+    lines = table(HEADER, rows).splitlines()
+    if (room := screen_width()) and max(map(len, lines)) > room:
+        narrow = table(HEADER[:3], [row[:3] for row in rows]).splitlines()
+        below = [f"{line}\n    {row[3]}" for line, row in zip(narrow[2:], rows, strict=True)]
+        lines = [*narrow[:2], *below]
     how = "each set by --config.FIELD=VALUE (booleans also by --config.FIELD and --noconfig.FIELD)"
     head = wrapped(f"fields of {place or 'experiment/defaults.py'}, {how}:")
-    return "\n".join([*head, "", _aligned(rows)])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table; on a screen without room for it, meanings stand below their fields."""
-    *columns, meanings = zip(*rows, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    starts = ["  ".join(map(str.ljust, row, widths)) for row in zip(*columns, strict=True)]
-    beside = [f"{start}  {what}" for start, what in zip(starts, meanings, strict=True)]
-    below = [f"{start.rstrip()}\n    {what}" for start, what in zip(starts, meanings, strict=True)]
-    room = screen_width()
-    return "\n".join(beside if room is None or max(map(len, beside)) <= room else below)
+    return "\n".join([*head, "", *lines])

@@ -1,4 +1,7 @@
-"""``scoremle import PATH WORKDIR``: says what a published model is, and makes a workdir of it.
+"""Says what a published model is, and makes a workdir of it.
+
+    scoremle import cifar10_deep_vp_likelihood_iw_flip
+    scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10
 
 The files of a model of diffusers, improved- or guided-diffusion or EDM are copied, and sealed. No
 config could train such a model on, so the working directory holds what it is; its config says how
@@ -21,7 +24,7 @@ import scoremle
 from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.cli.flags import FLOW_FOLDER
-from scoremle.cli.parser import Parser, check_exists
+from scoremle.cli.parser import Parser, adder, check_exists
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import RECORD, published_config
@@ -40,24 +43,15 @@ LEVELS = 256
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check, needs="scoremle.experiment.models",
-        examples=(PUBLISHED, "ddpm-cifar10-32/ runs/ddpm --dataset=cifar10"),
-        description="Says what a published model is, and makes a workdir of it.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add(
-        "path", type=Path,
-        help="a folder or file of score_flow or score_sde, or a model of another family that"
-        " scoremle score takes",
-    )  # fmt: skip
-    add("workdir", type=Path, nargs="?", help="to write; runs/NAME if left out")
-    add("--out", type=Path, help="the same")
-    add(
-        "--dataset", default="",
-        help="of another family: what scoremle eval measures on, a name or the path of own images",
-    )  # fmt: skip
-    add("--name", help=f"name that the folder had, such as {PUBLISHED}")
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
+    add = adder(parser)
+    add("path", "a folder or file of score_flow or score_sde, or a model of another family that"
+        " scoremle score takes", type=Path)  # fmt: skip
+    add("workdir", "to write; runs/NAME if left out", type=Path, nargs="?")
+    add("--out", "the same", type=Path)
+    add("--dataset", "of another family: what scoremle eval measures on, a name or the path of own"
+        " images", default="")  # fmt: skip
+    add("--name", f"name that the folder had, such as {PUBLISHED}")
     return parser
 
 

@@ -1,4 +1,10 @@
-"""``scoremle plan CONFIG``: what a training, an evaluation and samples will take."""
+"""Measures what a training, its evaluation and 50,000 samples will take: parameters, FLOPs,
+memory, the largest batch, time. It compiles and runs a few steps on this machine: some minutes for
+a large network.
+
+    scoremle plan digits
+    scoremle plan vp/cifar10_ddpmpp_continuous --memory=24GB --devices=8
+"""
 
 import argparse
 import re
@@ -7,7 +13,7 @@ from typing import Any
 import scoremle
 from scoremle.cli.commands.experiment import print_config
 from scoremle.cli.flags import ConfigParser
-from scoremle.cli.parser import Parser, at_least
+from scoremle.cli.parser import Parser, adder, at_least
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
@@ -21,20 +27,11 @@ SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 def parser(name: str) -> Parser:
     words = {"config": "a name that scoremle --help lists, a Python file, or a workdir"}
-    parser = ConfigParser(
-        name, words, run=run, needs="scoremle.experiment.plan",
-        examples=("digits", "vp/cifar10_ddpmpp_continuous --memory=24GB --devices=8"),
-        description="What a training, its evaluation and 50,000 samples will take: parameters,"
-        " FLOPs, memory, the largest batch, time. It compiles and runs a few steps on this"
-        " machine: some minutes for a large network.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory", type=_bytes, help="of a device, as 24GB (default: what this one has)"
-    )
-    parser.add_argument(
-        "--devices", metavar="K", type=at_least(1), default=1,
-        help="that share the work, by an ideal split (1)",
-    )  # fmt: skip
+    parser = ConfigParser(name, __doc__, words, run=run, needs="scoremle.experiment.plan")
+    add = adder(parser)
+    add("--memory", "of a device, as 24GB (default: what this one has)", type=_bytes)
+    add("--devices", "that share the work, by an ideal split (1)", metavar="K", type=at_least(1),
+        default=1)  # fmt: skip
     return parser
 
 
@@ -52,7 +49,9 @@ def run(options: Any) -> dict[str, Any]:
     if options.print_config:
         return print_config(options)
     experiment, images, note = _experiment(options.config)
-    memory = options.memory or _memory()
+    there = scoremle.devices.memory()
+    if not (memory := options.memory or (there and there.whole)):
+        raise UserError("this device does not say how much memory it has: name it, --memory=24GB")
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).facts(images)
     say(*table(("what", "takes"), _rows(found)).splitlines())
@@ -75,13 +74,6 @@ def _experiment(config: Any) -> tuple[Any, int, list[str]]:
     experiment = build(config, levels=config.data.levels or 256)  # raises what is not of the data
     note = f"the data set is not here, so that {IMAGES:,} test images are taken: {missing}"
     return experiment, config.eval.num_images or IMAGES, [note]
-
-
-def _memory() -> int:
-    there = scoremle.devices.memory()
-    if there is None:
-        raise UserError("this device does not say how much memory it has: name it, --memory=24GB")
-    return there.whole
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:

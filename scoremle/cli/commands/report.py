@@ -1,10 +1,15 @@
-"""``scoremle report WORKDIR...``: a page about a training and its evaluation, to look at."""
+"""Writes a page about a training and its evaluation, to look at: one file of HTML that needs no
+network. Its charts are also written beside it, as SVG and PNG.
+
+    scoremle report runs/digits
+    scoremle report runs/digits runs/other --out=comparison.html
+"""
 
 import shlex
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import SHIPPED, Parser, check_exists
+from scoremle.cli.parser import SHIPPED, Parser, adder, check_exists
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -12,20 +17,12 @@ __all__ = ["parser", "run"]
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check_there, needs="scoremle.report.write",
-        examples=("runs/digits", "runs/digits runs/other --out=comparison.html"),
-        description="A page about a training and its evaluation, to look at: one file of HTML that"
-        " needs no network. Its charts are also written beside it, as SVG and PNG.",
-    )  # fmt: skip
-    parser.add_argument(
-        "workdirs", metavar="WORKDIR", nargs="+", type=Path,
-        help="the folder of a training and its results; several are compared with the first",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="the page to write (WORKDIR/report/index.html)")
-    parser.add_argument(
-        "--eval-folder", metavar="NAME", default="eval", help="folder in WORKDIR to read (eval)"
-    )
+    parser = Parser(name, __doc__, run=run, check=_check_there, needs="scoremle.report.write")
+    add = adder(parser)
+    add("workdirs", "the folder of a training and its results; several are compared with the"
+        " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
+    add("--out", "the page to write (WORKDIR/report/index.html)", type=Path)
+    add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval")
     return parser
 
 

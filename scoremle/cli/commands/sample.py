@@ -1,4 +1,7 @@
-"""``scoremle sample MODEL``: samples of any model, as a picture or an array.
+"""Draws samples of a model.
+
+    scoremle sample digits -n 64 -o grid.png
+    scoremle sample runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100
 
 Sample j of a seed is the same whatever number is drawn.
 """
@@ -11,6 +14,7 @@ import scoremle
 from scoremle.cli.parser import (
     MODEL,
     Parser,
+    adder,
     at_least,
     check_ending,
     check_file,
@@ -31,30 +35,19 @@ SMALLEST_TIME = 1e-3
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check, needs="scoremle.experiment.models",
-        examples=(
-            "digits -n 64 -o grid.png",
-            "runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100",
-        ),
-        description="Draws samples of a model.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add("model", help=MODEL)
-    add("-n", type=at_least(1), default=64, help="how many (64)")
-    add(
-        "-o", "--out", type=Path, default=Path("samples.png"), metavar="FILE",
-        help="a picture of all (.png), or an array (.npy, .npz) (samples.png)",
-    )  # fmt: skip
-    add("--seed", type=seed, default=0, help="of everything random (0)")
-    of_sampler = "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler (ode)"
-    add("--sampler", choices=SAMPLERS, default="ode", help=of_sampler)
-    add("--steps", type=at_least(1), help="of the sampler; unset: its own number")
-    add(
-        "--label", default="",
-        help="of a class-conditional model: a number, or all to draw one for each sample",
-    )  # fmt: skip
-    add("--checkpoint", type=int, help="its number; unset: the newest")
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
+    add = adder(parser)
+    add("model", MODEL)
+    add("-n", "how many (64)", type=at_least(1), default=64)
+    add("-o --out", "a picture of all (.png), or an array (.npy, .npz) (samples.png)", type=Path,
+        default=Path("samples.png"), metavar="FILE")  # fmt: skip
+    add("--seed", "of everything random (0)", type=seed, default=0)
+    add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler (ode)",
+        choices=SAMPLERS, default="ode")  # fmt: skip
+    add("--steps", "of the sampler; unset: its own number", type=at_least(1))
+    add("--label", "of a class-conditional model: a number, or all to draw one for each sample",
+        default="")  # fmt: skip
+    add("--checkpoint", "its number; unset: the newest", type=int)
     return parser
 
 

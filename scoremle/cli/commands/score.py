@@ -1,8 +1,11 @@
-"""``scoremle score MODEL IMAGES``: the likelihood of each of one's own images, as a table.
+"""The likelihood of each of your own images, as a CSV of one line a file, in their order. Ctrl-C
+loses little: the same command goes on.
 
-IMAGES is a picture, a folder or archive of pictures, or a .npy or .npz of uint8; for a model
-without pixels, a .npy of reals (``score_points``). The table is a CSV of one line a file, in their
-order; a page shows the images in the order of their bits/dim.
+    scoremle score digits my_pictures --fit=resize --page=scores.html
+    scoremle score runs/digits images.npy --repeats=8 --out=scores.csv
+
+A page shows the images in the order of their bits/dim. A model without pixels takes points
+(``score_points``).
 """
 
 from __future__ import annotations
@@ -14,27 +17,34 @@ import os
 import re
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scoremle
 from scoremle.cli.commands.data import FITS
-from scoremle.cli.parser import MODEL, Parser, at_least, check_file, check_model, is_stream, seed
+from scoremle.cli.parser import (
+    MODEL,
+    Parser,
+    adder,
+    at_least,
+    check_file,
+    check_model,
+    is_stream,
+    seed,
+)
+from scoremle.cli.signals import going_on
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.terminal import passing, say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Integer
-
     from scoremle.experiment.score_table import Row
     from scoremle.experiment.scoring import Prepared
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
-    from scoremle.report.scores import About
 
 __all__ = ["ESTIMATORS", "parser", "run"]
 
@@ -53,77 +63,45 @@ FEWEST = 39
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(
-        name, run=run, check=_check, needs="scoremle.experiment.scoring",
-        examples=(
-            "digits my_pictures --fit=resize --page=scores.html",
-            "runs/digits images.npy --repeats=8 --out=scores.csv",
-        ),
-        description="The likelihood of each of your own images, as a CSV of one line a file, in"
-        " their order. Ctrl-C loses little: the same command goes on.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add("model", help=MODEL)
-    add(
-        "images", type=Path,
-        help="a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of"
-        " reals [n d] for a model without pixels, whose log p is in nats",
-    )  # fmt: skip
-    table = "the table to write (scores.csv)"
-    add("--out", type=Path, default=Path("scores.csv"), help=table)
-    page = "a page of HTML to write: the images in the order of their bits/dim"
-    add("--page", type=Path, metavar="FILE", help=page)
-    add("--force", action="store_true", help="write over --out and --page")
-    add(
-        "--repeats", type=at_least(1), default=4,
-        help="passes over each image, whose spread tells its error; each costs the same (4)",
-    )  # fmt: skip
-    add(
-        "--estimator", choices=ESTIMATORS, default="ode",
-        help="the ODE, the variational bound, or the bound of the model's own steps as its authors"
-        " report it (ode)",
-    )  # fmt: skip
-    add(
-        "--steps", type=int,
-        help="of --estimator=steps: some of the model's own, or a chain as VDM has it; unset: all"
-        " of its own",
-    )  # fmt: skip
-    label = "of a class-conditional model: a number, or all for the mean over its labels"
-    add("--label", default="", help=label)
-    add(
-        "--correct", action="store_true",
-        help="then take the solver's error off the mean, by more steps on some images: it may take"
-        " longer than the scores",
-    )  # fmt: skip
-    add(
-        "--fit", choices=FITS, default="",
-        help="bring pictures of other sizes to the model's: crop the centre, resize the largest"
-        " centred part, or pad all of it with black",
-    )  # fmt: skip
-    add(
-        "--skip-bad", action="store_true",
-        help="go on without files that can't be scored: they are rows with a reason, and the exit"
-        " code is 3",
-    )  # fmt: skip
-    add("--checkpoint", type=int, help="its number; unset: the newest")
-    add("--seed", type=seed, default=0, help="of dequantization and probes (0)")
-    add("--json", action="store_true", help="the summary as JSON, on stdout")
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.scoring")
+    add = adder(parser)
+    add("model", MODEL)
+    add("images", "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy"
+        " of reals [n d] for a model without pixels, whose log p is in nats",
+        type=Path)  # fmt: skip
+    add("--out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"))
+    add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
+        metavar="FILE")  # fmt: skip
+    add("--force", "write over --out and --page", action="store_true")
+    add("--repeats", "passes over each image, whose spread tells its error; each costs the same"
+        " (4)", type=at_least(1), default=4)  # fmt: skip
+    add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
+        " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
+    add("--steps", "of --estimator=steps: some of the model's own, or a chain as VDM has it;"
+        " unset: all of its own", type=int)  # fmt: skip
+    add("--label", "of a class-conditional model: a number, or all for the mean over its labels",
+        default="")  # fmt: skip
+    add("--correct", "then take the solver's error off the mean, by more steps on some images: it"
+        " may take longer than the scores", action="store_true")  # fmt: skip
+    add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
+        " largest centred part, or pad all of it with black",
+        choices=FITS, default="")  # fmt: skip
+    add("--skip-bad", "go on without files that can't be scored: they are rows with a reason, and"
+        " the exit code is 3", action="store_true")  # fmt: skip
+    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("--seed", "of dequantization and probes (0)", type=seed, default=0)
+    add("--json", "the summary as JSON, on stdout", action="store_true")
     cluster = parser.add_argument_group("on a cluster")
-    shares = cluster.add_mutually_exclusive_group()
-    shares.add_argument(
-        "--shard", type=_share, metavar="I/N", nargs="?", const="",
-        help="score the I-th of N shares; without I/N, that of a task of an array or of a cluster",
-    )  # fmt: skip
-    shares.add_argument(
-        "--merge", action="store_true",
-        help="make the table of what shares left; no image may be missing",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--engine", choices=("ray",), default="",
-        help="ray: workers of a cluster write Parquet files into the folder --out",
-    )  # fmt: skip
-    cluster.add_argument("--workers", type=at_least(1), help="of Ray; unset: one a GPU")
-    cluster.add_argument("--address", default="", help="of a Ray cluster that runs; unset: here")
+    add = adder(cluster.add_mutually_exclusive_group())
+    add("--shard", "score the I-th of N shares; without I/N, that of a task of an array or of a"
+        " cluster", type=_share, metavar="I/N", nargs="?", const="")  # fmt: skip
+    add("--merge", "make the table of what shares left; no image may be missing",
+        action="store_true")  # fmt: skip
+    add = adder(cluster)
+    add("--engine", "ray: workers of a cluster write Parquet files into the folder --out",
+        choices=("ray",), default="")  # fmt: skip
+    add("--workers", "of Ray; unset: one a GPU", type=at_least(1))
+    add("--address", "of a Ray cluster that runs; unset: here", default="")
     return parser
 
 
@@ -181,7 +159,8 @@ def run(options: Any) -> dict[str, Any]:
     from scoremle.experiment.own_images import read_images, refuse
     from scoremle.experiment.reference import how_to_get, reference_of
     from scoremle.experiment.scoring import prepared
-    from scoremle.report.scores import About
+    from scoremle.files import write_json
+    from scoremle.report.scores import About, write_page
 
     if options.engine == "ray":
         from scoremle.cli.commands import score_on_ray
@@ -208,12 +187,19 @@ def run(options: Any) -> dict[str, Any]:
     beside = Path() if is_stream(options.out) else options.out.parent
     above = beside / f"{options.out.name}.parts"
     parts = found.parts(above, options.model, images, options.seed)
+    score = partial(
+        found.score, images,
+        seed=options.seed, passes=options.repeats, parts=parts, label="scores",
+    )  # fmt: skip
     if options.shard:
-        return _score_share(found, images, options, parts)
+        return _score_share(score, len(images), options.shard, parts)
     if options.merge:
         names = [look.name for look in looks if look.pixels is not None]
         _check_whole(parts, names, options.repeats)
-    scored = _scored(found, images, options, parts)
+    with going_on(f"finished batches are in {parts.parent}: the same command goes on"):
+        scored = score()
+    if scored.mean is None:
+        raise UserError("no image has bits/dim that are a finite number: check the model")
     own, scores = reference.values, scoremle.Scores.of_passes(scored.values, model.dims)
     rows = score_table.rows(looks, images, scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
@@ -224,21 +210,28 @@ def run(options: Any) -> dict[str, Any]:
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
 
     def write(scored: Scored) -> dict[str, Any]:
+        """Writes the table, what is known of it in a file beside it, and the page."""
         facts = [verdict, _mean(scored, found), *_facts(scored, scores, found, options.repeats)]
-        about = About(
-            options.model, str(options.images), pixels.levels, model.dims, len(own), facts
-        )
         summary = _summary(scored, found, rows, options) | {"facts": facts}
-        _write(rows, about, f"{found.words}; {_cost(scored, options.repeats)}", options, summary)
+        score_table.write(
+            options.out, rows, dims=model.dims, reference=len(own),
+            estimator=f"{found.words}; {_cost(scored, options.repeats)}",
+        )  # fmt: skip
+        if not is_stream(options.out):
+            write_json(_beside(options.out), summary)
+        if options.page:
+            of = options.model, str(options.images), pixels.levels, model.dims, len(own)
+            write_page(options.page, rows, About(*of, facts))
         return summary
 
     summary = write(scored)
     if found.levels:
-        scored = _corrected(found, images, options, parts)
+        with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
+                      " with --force goes on"):  # fmt: skip
+            scored = score(levels=found.levels)
         summary = write(scored)
     _remove(parts)
-    say(*tables.wrapped(verdict), *tables.wrapped(_mean(scored, found)))
-    for line in _ends(rows, model.dims, len(own)):
+    for line in (verdict, _mean(scored, found), *_ends(rows, model.dims, len(own))):
         say(*tables.wrapped(line))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     if left_out := summary["left_out"]:
@@ -246,31 +239,14 @@ def run(options: Any) -> dict[str, Any]:
     return summary
 
 
-def _write(
-    rows: Sequence[Row], about: About, estimator: str, options: Any, summary: dict[str, Any]
-) -> None:
-    """The table, what is known of it in a file beside it, and the page if one is asked for."""
-    from scoremle.experiment import score_table
-    from scoremle.files import write_json
-    from scoremle.report.scores import write_page
-
-    score_table.write(
-        options.out, rows, dims=about.dims, reference=about.reference, estimator=estimator
-    )
-    if not is_stream(options.out):
-        write_json(_beside(options.out), summary)
-    if options.page:
-        write_page(options.page, rows, about)
-
-
 def _score_share(
-    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
+    score: Callable[..., Scored], images: int, share: tuple[int, int], parts: Path
 ) -> dict[str, Any]:
     """Scores a share of the images and writes no table: the command with --merge does."""
-    number, count = options.shard
-    first, stop = (len(images) * i // count for i in (number - 1, number))
+    number, count = share
+    first, stop = (images * i // count for i in (number - 1, number))
     if stop > first:
-        _scores(found, images, options, parts, share=slice(first, stop))
+        score(share=slice(first, stop))
     say(
         f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
         " are done, the same command with --merge puts them together"
@@ -285,50 +261,10 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
         return
     runs = itertools.groupby(enumerate(left), lambda pair: pair[1] - pair[0])
     ends = [[int(number) + 1 for _, number in run] for _, run in runs]
-    ranges = [f"{run[0]} to {run[-1]}" for run in ends]
+    ranges = ", ".join(f"{run[0]} to {run[-1]}" for run in ends)
     raise UserError(
-        f"{len(left)} of {len(names)} images have no score in {parts.parent}: {', '.join(ranges)}"
-        f" (the first is {names[left[0]]}); run their shares, or leave out --merge to score them"
-        " here"
-    )
-
-
-def _scored(
-    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
-) -> Scored:
-    try:
-        scored = _scores(found, images, options, parts)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"finished batches are in {parts.parent}: the same command goes on"
-        ) from None
-    if scored.mean is None:
-        raise UserError("no image has bits/dim that are a finite number: check the model")
-    return scored
-
-
-def _corrected(
-    found: Prepared, images: Integer[np.ndarray, "n h w c"], options: Any, parts: Path
-) -> Scored:
-    """The same scores, which are in ``parts``, and their mean corrected for its solver."""
-    try:
-        return _scores(found, images, options, parts, levels=found.levels)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{options.out} is written, and its mean is not corrected: the same command with"
-            " --force goes on"
-        ) from None
-
-
-def _scores(
-    found: Prepared,
-    images: Integer[np.ndarray, "n h w c"],
-    options: Any,
-    parts: Path,
-    **more: Any,
-) -> Scored:
-    return found.score(
-        images, seed=options.seed, passes=options.repeats, parts=parts, label="scores", **more
+        f"{len(left)} of {len(names)} images have no score in {parts.parent}: {ranges} (the first"
+        f" is {names[left[0]]}); run their shares, or leave out --merge to score them here"
     )
 
 

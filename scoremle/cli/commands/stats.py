@@ -1,6 +1,8 @@
-"""``scoremle stats``: Inception features of a data set's images, to compare samples with.
+"""Inception features of a data set's images, to compare samples with. A run that was killed goes
+on where it was.
 
-A run that was killed goes on where it was.
+    scoremle stats cifar10 --weights=inception.npz --out=cifar10.npz
+    scoremle stats digits --weights=inception.npz --out=digits.npz --image-size=32
 """
 
 import shlex
@@ -10,7 +12,7 @@ from typing import Any
 
 import scoremle
 from scoremle.cli.commands.data import DATASETS, SPLITS
-from scoremle.cli.parser import Parser, check_ending
+from scoremle.cli.parser import Parser, adder, check_ending
 from scoremle.terminal import say
 
 __all__ = ["parser", "run"]
@@ -18,22 +20,16 @@ __all__ = ["parser", "run"]
 
 def parser(name: str) -> Parser:
     parser = Parser(
-        name, run=run, needs="scoremle.quality.features",
+        name, __doc__, run=run, needs="scoremle.quality.features",
         check=lambda options: check_ending("--out=", options.out, ".npz"),
-        examples=(
-            "cifar10 --weights=inception.npz --out=cifar10.npz",
-            "digits --weights=inception.npz --out=digits.npz --image-size=32",
-        ),
-        description="Inception features of a data set's images, to compare samples with. A run"
-        " that was killed goes on where it was.",
     )  # fmt: skip
-    add = parser.add_argument
-    add("dataset", help=f"one of {', '.join(DATASETS)}")
-    add("--weights", type=Path, required=True, help="from convert-inception")
-    add("--out", type=Path, required=True, help="the npz to write, for eval.stats")
-    add("--path", default="", help="folder of the data set, as data.path")
-    add("--split", choices=SPLITS, default="train", help="which images (train)")
-    add("--image-size", type=int, default=0, help="pad with zeros, as data.image_size")
+    add = adder(parser)
+    add("dataset", f"one of {', '.join(DATASETS)}")
+    add("--weights", "from convert-inception", type=Path, required=True)
+    add("--out", "the npz to write, for eval.stats", type=Path, required=True)
+    add("--path", "folder of the data set, as data.path", default="")
+    add("--split", "which images (train)", choices=SPLITS, default="train")
+    add("--image-size", "pad with zeros, as data.image_size", type=int, default=0)
     return parser
 
 

@@ -1,7 +1,9 @@
-"""``scoremle verify PATH``: whether what lies there is as it was written.
+"""Reads all that lies in a place (a workdir, a prepared data set, checkpoints, results, a model)
+and compares it with the checksums that it has. What is damaged is a line: what, where, what to do.
+The exit code is then 2, else 0.
 
-Workdirs, prepared data sets, checkpoints, results and files of models are read whole and compared
-with the checksums that they have. What is damaged is a line: what, where, what to do.
+    scoremle verify runs/digits
+    scoremle verify ~/.cache/scoremle
 """
 
 import json
@@ -22,11 +24,8 @@ __all__ = ["parser", "run", "verify"]
 
 def parser(name: str) -> Parser:
     parser = Parser(
-        name, run=run, check=lambda options: check_exists(options.path),
-        needs="scoremle.experiment.workdir", examples=("runs/digits", "~/.cache/scoremle"),
-        description="Reads all that lies in a place (a workdir, a prepared data set, checkpoints,"
-        " results, a model) and compares it with the checksums that it has. What is damaged is a"
-        " line: what, where, what to do. The exit code is then 2, else 0.",
+        name, __doc__, run=run, check=lambda options: check_exists(options.path),
+        needs="scoremle.experiment.workdir",
     )  # fmt: skip
     parser.add_argument("path", type=Path, help="a folder, with all below it, or a file")
     return parser
