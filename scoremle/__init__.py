@@ -21,7 +21,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
                                 LinearSigma  PerDimension
     training                    denoising_loss  UniformTime  UniformLogSNR  BinnedLogSNR
     samples and latents         ode_sample  ode_encode  dpm_solver_sample  ddim_sample
-                                euler_sample  pc_sample  PredictorCorrector
+                                euler_sample  pc_sample  PredictorCorrector  Samples
     a mistake that you can mend UserError
 
 Names and rooms are imported when they are first used, so that the command line can speak before
@@ -75,6 +75,7 @@ _HOME = {
     "euler_sample": "sampling.ode",
     "ode_encode": "sampling.ode",
     "ode_sample": "sampling.ode",
+    "Samples": "sampling.samples",
     "ddim_sample": "sampling.exponential",
     "dpm_solver_sample": "sampling.exponential",
     "PredictorCorrector": "sampling.predictor_corrector",
@@ -152,6 +153,7 @@ if TYPE_CHECKING:
     from scoremle.sampling.ode import ode_sample as ode_sample
     from scoremle.sampling.predictor_corrector import PredictorCorrector as PredictorCorrector
     from scoremle.sampling.predictor_corrector import pc_sample as pc_sample
+    from scoremle.sampling.samples import Samples as Samples
     from scoremle.solvers.doubling import Doubling as Doubling
     from scoremle.solvers.multistep import Multistep as Multistep
 

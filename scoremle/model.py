@@ -7,13 +7,13 @@ changes when it is used.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, overload, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Integer, Key
+from jaxtyping import Array, Bool, Integer, Key
 
 from scoremle.core.arguments import (
     as_data,
@@ -27,7 +27,7 @@ from scoremle.core.arguments import (
 from scoremle.core.bijectors import AtTime, Bijector
 from scoremle.core.dequantize import Dequantizer, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
-from scoremle.core.keys import image_keys, one_or_each
+from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
@@ -41,7 +41,7 @@ from scoremle.likelihood.check import check
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
-from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
 from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_for_images, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
@@ -50,10 +50,11 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, learned_decoder
-from scoremle.numerics import all_finite, as_pytree, check_values
+from scoremle.numerics import all_finite, as_pytree, check_values, expand, predict, sum_data
 from scoremle.resumable import Arrays, in_parts
 from scoremle.sampling.ends import end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
+from scoremle.sampling.samples import Samples
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
@@ -63,6 +64,8 @@ from scoremle.xla import compiled
 __all__ = ["Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
 
 BATCH_SIZE = 256
+# The number of the probes' keys from that of a sample, which draws its latent.
+PROBES = np.uint32(1)
 
 # Any pytree of arrays, each with a row for each example or one for all; None: there is none.
 Condition = Any
@@ -286,8 +289,8 @@ class ScoreModel:
         if tolerance is None:
             divergence = divergence or self.divergence
             # The default solver is refined row by row; one that was chosen is taken as it is.
-            refined = known(x, key, self, condition) and self.solver == Multistep()
-            solver = solver or (None if refined else self.solver)
+            refined = known(x, key, self, condition)
+            solver = solver or (self._chosen_solver if refined else self.solver)
         on_host = solver is None or isinstance(solver, PublishedRK45)
         z, log_det = self._inside(x, dtype)
         model, condition = self._apart(condition, len(z))
@@ -530,6 +533,20 @@ class ScoreModel:
             self.noise, self.sde, jnp.asarray(data), eps=self.eps, scaling=scaling, condition=rows
         )
 
+    @overload
+    def sample(
+        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler = ode_draw,
+        batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
+        label: str = "", log_prob: Literal[False] = False,
+    ) -> np.ndarray: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler = ode_draw,
+        batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
+        label: str = "", log_prob: Literal[True],
+    ) -> Samples: ...  # fmt: skip
+
     def sample(
         self,
         n: int,
@@ -540,7 +557,8 @@ class ScoreModel:
         batch_size: int = BATCH_SIZE,
         devices: Sequence[jax.Device] | None = None,
         label: str = "",
-    ) -> np.ndarray:
+        log_prob: bool = False,
+    ) -> np.ndarray | Samples:
         """Samples, integers where the model is one of images; each has its own key.
 
         Args:
@@ -553,8 +571,12 @@ class ScoreModel:
                 depends on it.
             devices: that share each batch; None: one.
             label: under which progress is told, if there is one.
+            log_prob: gives ``Samples``: reals with log p of each in nats and its errors, from the
+                same solution of the ODE, by the model's own solver and divergence. The default of
+                either is that of the method ``log_prob``.
 
-        Raises UserError for numbers of samples below 0, and samples that are not finite.
+        Raises UserError for numbers of samples below 0, samples that are not finite, and
+        ``log_prob`` of a sampler other than the ODE's.
 
         Example:
             >>> sde = scoremle.VP()
@@ -566,21 +588,34 @@ class ScoreModel:
         """
         check_count("n", n, least=0)
         check_count("batch_size", batch_size)
+        model, condition = self._apart(condition, n)
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
-        plain, draw = replicate(self._plain(), devices), within_memory(_compiled_draw)
+        model = replicate(model, devices)
+        if log_prob:
+            _check_density(sampler, self.solver)
+            draw = partial(_draw_with_log_prob, model, self.divergence, self._chosen_solver)
+        else:
+            draw = partial(within_memory(_draw), model, sampler=sampler)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            batch = split_rows((image_keys(key, place), given), devices)
-            x, finite = draw(plain, *batch, sampler=sampler)
+            found, finite = draw(*split_rows((image_keys(key, place), given), devices))
             check_values(finite, place, "sample")
-            return {"x": np.asarray(x)}
+            return {name: np.asarray(column) for name, column in found.items()}
 
         if n == 0:
-            return work(0, np.arange(0))["x"]
-        size = filled(min(batch_size, n), devices)
-        least = len(devices)
-        return in_parts(work, n, size=size, least=least, label=label, unit="sample")["x"][0]
+            found = work(0, np.arange(0))
+        else:
+            size = filled(min(batch_size, n), devices)
+            least = len(devices)
+            parts = in_parts(work, n, size=size, least=least, label=label, unit="sample")
+            found = {name: column[0] for name, column in parts.items()}
+        if not log_prob:
+            return found["x"]
+        samples = Samples(**found)
+        if self._chosen_solver is None:
+            warn_of_rows(samples.solver_error, samples.probe_stderr)
+        return samples
 
     def encode(self, x: Data, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1, by the probability-flow ODE.
@@ -619,6 +654,11 @@ class ScoreModel:
         z = self._shaped(as_data(z, name="z"), "z")
         model, condition = self._apart(condition, len(z))
         return _decode((z, condition), model)
+
+    @property
+    def _chosen_solver(self) -> Solver | PublishedRK45 | None:
+        """The solver; None if it is the default one, which is refined row by row."""
+        return None if self.solver == Multistep() else self.solver
 
     def _plain(self, noise: NoiseFn | None = None) -> "ScoreModel":
         """The model without its origin and its decoder: programs do not depend on these."""
@@ -713,6 +753,17 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     return model._outside(x, model.eps)
 
 
+def _check_density(sampler: Sampler, solver: Any) -> None:
+    """Raises UserError unless samples of this sampler have a density."""
+    if sampler is not ode_draw:
+        raise UserError(
+            "log_prob=True is for the default sampler, the ODE: other samples do not come with a"
+            " density; draw them without it, and call the model's log_prob"
+        )
+    if isinstance(solver, PublishedRK45):
+        raise UserError("log_prob=True needs another solver than PublishedRK45: Multistep(), say")
+
+
 def draw_samples(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition = None, *, sampler: Sampler
 ) -> tuple[Array, Array]:
@@ -730,4 +781,56 @@ def draw_samples(
     return (data if model.pixels is None else model.pixels.decode(data)), all_finite(x)
 
 
-_compiled_draw = compiled(draw_samples, static_argnames="sampler")
+Columns = dict[str, Array]
+
+
+@partial(compiled, static_argnames="sampler")
+def _draw(
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
+) -> tuple[Columns, Bool[Array, " b"]]:
+    x, finite = draw_samples(model, keys, condition, sampler=sampler)
+    return {"x": x}, finite
+
+
+def _draw_with_log_prob(
+    model: ScoreModel,
+    divergence: DivergenceEstimator | None,
+    solver: Any,
+    keys: Key[Array, " b"],
+    condition: Condition,
+) -> tuple[Columns, Bool[Array, " b"]]:
+    """The columns of ``Samples``, and whether each sample was of finite numbers."""
+    z, found = ode_decode(
+        model.noise, model.sde, model.sde.prior_sample(keys, (len(keys), *model.shape)),
+        fold_in(keys, PROBES), eps=model.eps, divergence=divergence, solver=solver,
+        condition=condition,
+    )  # fmt: skip
+    x, log_det, error = _to_data((z, condition), model)
+    log_prob = found.log_prob + log_det
+    columns = {
+        "x": x,
+        "log_prob": log_prob,
+        "solver_error": found.solver_error + error,
+        "probe_stderr": found.probe_stderr,
+        "latent": found.latent,
+        "evaluations": found.evaluations,
+    }
+    if model.pixels is not None:
+        columns["integers"] = model.pixels.decode(x)
+    return columns, all_finite(x) & jnp.isfinite(log_prob)
+
+
+@Programs
+def _to_data(
+    rows: tuple[Data, Condition], model: ScoreModel
+) -> tuple[Data, PerExample, PerExample]:
+    """Data of samples at t = ``eps``, log |det dz/dx|, and what rounding x does to log p."""
+    z, condition = rows
+    x, at_eps = model._outside(z, model.eps), AtTime(model.sde, model.eps)
+    if model.bijector is None:
+        return x, at_eps.forward(x)[1], jnp.zeros(len(x), x.dtype)
+    inside, log_det = model.bijector.forward(x)
+    again, change = at_eps.forward(inside)
+    t = jnp.full(len(z), model.eps, z.dtype)
+    score = -predict(model.given(condition).noise, z, t) / expand(model.sde.sigma(t), z)
+    return x, log_det + change, jnp.abs(sum_data(score * (again - z)))

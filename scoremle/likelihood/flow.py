@@ -6,10 +6,14 @@
 
     log p_eps(x) = log prior(x_1) + D (log rho_1 - log rho_eps) + int div_u (du/dc) dc
 
+The same ODE from latents z to data x gives log p_eps(x) of the samples as they are drawn.
+
 The density is that of the model at t = eps, exact but for the solver and the trace estimate, whose
-errors are given beside it. A solver with fixed nodes draws new probes at each: the divergence does
-not act on the path, so its estimate stays unbiased, and the probes' error falls with the number of
-nodes (by about its root), at no cost.
+errors are given beside it. What an error of the state does to the result is the same in both
+directions, but for its sign: from x the end z is wrong, and from z the log p that is found is not
+that of the x that is found. A solver with fixed nodes draws new probes at each: the divergence
+does not act on the path, so its estimate stays unbiased, and the probes' error falls with the
+number of nodes (by about its root), at no cost.
 """
 
 import jax.numpy as jnp
@@ -25,7 +29,7 @@ from scoremle.solvers.clock import BentClock
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
-__all__ = ["flow_log_likelihood"]
+__all__ = ["along_flow", "flow_log_likelihood"]
 
 
 def flow_log_likelihood(
@@ -51,13 +55,37 @@ def flow_log_likelihood(
 
     Raises UserError for eps outside (0, 1), and a prediction of another shape.
     """
+    return along_flow(noise, sde, x, key, eps=eps, divergence=divergence, solver=solver)[1]
+
+
+def along_flow(
+    noise: NoiseFn,
+    sde: SDE,
+    start: Data,
+    key: Keys,
+    *,
+    eps: Scalar,
+    divergence: DivergenceEstimator,
+    solver: Solver,
+    decode: bool = False,
+) -> tuple[Data, Likelihood]:
+    """The other end of the ODE, and log p_eps of the one of its ends that is data.
+
+    Args:
+        noise, sde, key, eps, divergence, solver: as `flow_log_likelihood` takes them.
+        start: data at t = ``eps``; with ``decode`` latents at t = 1.
+        decode: goes from latents to data.
+    """
     flow = ProbabilityFlow(noise, sde)
-    keys = example_keys(key, len(x))
-    bent = BentClock.drawn(keys, *flow.span(eps, x.dtype))
-    ends = [flow.log_rho(jnp.full(len(x), t, x.dtype)) for t in (eps, 1.0)]
+    keys = example_keys(key, len(start))
+    bent = BentClock.drawn(keys, *flow.span(eps, start.dtype))
+    log_rho = [flow.log_rho(jnp.full(len(start), t, start.dtype)) for t in (eps, 1.0)]
+    clocks, sign = (bent.start, bent.stop), 1
+    if decode:
+        log_rho, clocks, sign = log_rho[::-1], clocks[::-1], -1
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
-        probes = divergence.draw(fold_in(keys, draw), x)
+        probes = divergence.draw(fold_in(keys, draw), start)
         clock, speed = bent.at(clock)
         velocity, rates = flow.velocity_and_divergence(clock, u, divergence, probes)
         return velocity * expand(speed, u), rates * speed
@@ -66,19 +94,20 @@ def flow_log_likelihood(
         clock, speed = bent.at(clock)
         return flow.log_density_gradient(clock, u, rate / expand(speed, u))
 
-    problem = Problem(field, bent.start, bent.stop, sensitivity, fresh=divergence.random)
-    solution = solver.solve(problem, x / expand(jnp.exp(ends[0]), x))
-    latent = solution.state * expand(jnp.exp(ends[1]), x)
-    log_prob = sde.prior_log_prob(latent) + sum_over(ends[1] - ends[0], x)
-    log_prob = log_prob + jnp.mean(solution.integrals, axis=0)
-    deviations, scatter = divergence.deviations(solution.integrals), solution.scatter
-    variance = jnp.sum(jnp.square(deviations), axis=0)
+    problem = Problem(field, *clocks, sensitivity, fresh=divergence.random)
+    solution = solver.solve(problem, start / expand(jnp.exp(log_rho[0]), start))
+    end = solution.state * expand(jnp.exp(log_rho[1]), start)
+    latent = start if decode else end
+    log_det = sum_over(log_rho[1] - log_rho[0], start) + jnp.mean(solution.integrals, axis=0)
+    log_prob = sde.prior_log_prob(latent) + sign * log_det
+    deviations = sign * divergence.deviations(solution.integrals)
+    variance, scatter = jnp.sum(jnp.square(deviations), axis=0), solution.scatter
     ok = solution.ok & jnp.isfinite(log_prob)
 
     def known(values: Float[Array, "*m b"]) -> Float[Array, "*m b"]:
         return jnp.where(ok, values, jnp.nan)
 
-    return Likelihood(
+    return end, Likelihood(
         log_prob=known(log_prob),
         latent=latent,
         evaluations=solution.evaluations,

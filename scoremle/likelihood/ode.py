@@ -18,17 +18,17 @@ from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.likelihood.flow import flow_log_likelihood
+from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.likelihood.refine import refined, too_large
+from scoremle.likelihood.refine import Rows, refined, too_large
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["Likelihood", "ode_log_likelihood"]
+__all__ = ["Likelihood", "ode_decode", "ode_log_likelihood", "warn_of_rows"]
 
 # Nats that the solver may leave of a row, if nothing else is asked for.
 TOLERANCE = 0.01
@@ -95,20 +95,12 @@ def ode_log_likelihood(
         return refined(
             noise, sde, x, key, eps=eps, divergence=chosen.divergence, solver=chosen.solver,
             tolerance=tolerance, condition=condition,
-        )  # fmt: skip
+        )[1]  # fmt: skip
     if not isinstance(solver, PublishedRK45):
-        divergence = divergence or (Exact() if dims_of(x) <= FEW_DIMS else Hutchinson())
-        if solver is None and known(x, key, as_pytree(noise), sde, eps, condition):
-            found = refined(
-                noise, sde, x, key, eps=eps, divergence=divergence, solver=Multistep(),
-                tolerance=TOLERANCE, condition=condition,
-            )  # fmt: skip
-            _warn_of_rows(found)
-            return found
-        return flow_log_likelihood(
-            conditioned(noise, condition), sde, x, key, eps=eps, divergence=divergence,
-            solver=solver or Multistep(),
-        )  # fmt: skip
+        found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
+        if found.refined:
+            warn_of_rows(found.solver_error, found.probe_stderr)
+        return found
     noise = conditioned(noise, condition)
     divergence = divergence or Hutchinson()
     probes = divergence.draw(key, x)
@@ -118,14 +110,63 @@ def ode_log_likelihood(
     return replace(found, trace=str(divergence))
 
 
-def _warn_of_rows(found: Likelihood) -> None:
-    """Warns of rows whose solver error stayed large."""
-    large = too_large(found, TOLERANCE) & np.asarray(found.ok)
+def ode_decode(
+    noise: NoiseFn,
+    sde: SDE,
+    z: Data,
+    key: Keys,
+    *,
+    eps: Scalar,
+    divergence: DivergenceEstimator | None = None,
+    solver: Solver | None = None,
+    condition: Any = None,
+) -> tuple[Data, Likelihood]:
+    """Data at t = ``eps`` of latents ``z``, and log p_eps of these data in nats, in one solution.
+
+    ``solver_error`` is of log p at the data that are found, and so contains what their own error
+    does to it.
+
+    Args:
+        z: latents at t = 1.
+        noise, sde, key, eps, divergence, solver, condition: as ``ode_log_likelihood`` takes them.
+    """
+    z = as_data(z, name="z")
+    return _along_flow(noise, sde, z, key, eps, divergence, solver, condition, decode=True)
+
+
+def _along_flow(
+    noise: NoiseFn,
+    sde: SDE,
+    start: Data,
+    key: Keys,
+    eps: Scalar,
+    divergence: DivergenceEstimator | None,
+    solver: Solver | None,
+    condition: Any,
+    *,
+    decode: bool = False,
+) -> tuple[Data, Likelihood]:
+    """`along_flow` with the defaults: an exact trace in few dimensions, and rows refined."""
+    divergence = divergence or (Exact() if dims_of(start) <= FEW_DIMS else Hutchinson())
+    if solver is None and known(start, key, as_pytree(noise), sde, eps, condition):
+        return refined(
+            noise, sde, start, key, eps=eps, divergence=divergence, solver=Multistep(),
+            tolerance=TOLERANCE, condition=condition, decode=decode,
+        )  # fmt: skip
+    return along_flow(
+        conditioned(noise, condition), sde, start, key, eps=eps, divergence=divergence,
+        solver=solver or Multistep(), decode=decode,
+    )  # fmt: skip
+
+
+def warn_of_rows(solver_error: Rows, probe_stderr: Rows) -> None:
+    """Warns of rows whose solver error stayed large, after they were solved again."""
+    error = np.asarray(solver_error)
+    large = too_large(error, probe_stderr, TOLERANCE) & ~np.isnan(error)
     if count := int(np.sum(large)):
-        most = float(np.max(np.asarray(found.solver_error)[large]))
         warnings.warn(
             f"the solver's error may exceed {TOLERANCE} nats of {count} of {len(large)} examples,"
-            f" up to {most:.2g}: see solver_error, and compute in float64 (dtype=) if that is less"
-            " than log p is rounded to",
+            f" up to {np.max(error[large]):.2g}: see solver_error, and compute in float64 if that"
+            " is less than log p is rounded to",
             stacklevel=3,
         )

@@ -13,21 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
-from scoremle.likelihood.flow import flow_log_likelihood
+from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import SHARE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["refined", "too_large"]
+__all__ = ["Rows", "refined", "too_large"]
+
+Rows = Float[Array | np.ndarray, " n"]
 
 # An example is solved again by no more steps than these.
 MOST = 1024
@@ -38,7 +40,7 @@ FEW = 256
 def refined(
     noise: NoiseFn,
     sde: SDE,
-    x: Data,
+    start: Data,
     key: Keys,
     *,
     eps: Scalar,
@@ -46,48 +48,61 @@ def refined(
     solver: Multistep,
     tolerance: float,
     condition: Any = None,
-) -> Likelihood:
-    """log p_eps(x) in nats, with more steps for rows of which the solver states a larger error.
+    decode: bool = False,
+) -> tuple[Data, Likelihood]:
+    """`along_flow`, with more steps for rows of which the solver states a larger error.
 
     Args:
-        noise, sde, x, key, eps, condition: as `ode_log_likelihood` takes them.
-        divergence: how traces are estimated.
+        noise, sde, key, eps, condition: as `ode_log_likelihood` takes them.
+        start, divergence, decode: as `along_flow` takes them.
         solver: of the first solution.
         tolerance: nats of a row's solver, or a quarter of its probes' standard error.
     """
-    given = x, example_keys(key, len(x)), rows_of(condition, len(x), jnp)
-    model = as_pytree(noise), sde, eps, divergence
-    found, steps = _solved(given, *model, Planned.of(solver.nodes, MOST)), 2 * solver.nodes
+    given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
+    model = as_pytree(noise), sde, eps, divergence, decode
+    end, found = _solved(given, *model, Planned.of(solver.nodes, MOST))
     found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
-    while steps <= MOST and (few := np.flatnonzero(too_large(found, tolerance))).size:
-        place = np.resize(few, len(x)) if len(x) <= FEW else few
+    steps = 2 * solver.nodes
+    while steps <= MOST:
+        large = too_large(found.solver_error, found.probe_stderr, tolerance)
+        if not (few := np.flatnonzero(large)).size:
+            break
+        place = np.resize(few, len(start)) if len(start) <= FEW else few
         rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
-        again = _solved(rows, *model, Planned.of(steps, MOST)).first(len(few))
+        end_again, again = _first(_solved(rows, *model, Planned.of(steps, MOST)), len(few))
         # The pilot measured no such rows: a factor below 1 is not for them.
         error = jnp.maximum(again.solver_error, solver.stated(again.solver_error))
         found, steps = _with_rows(found, few, replace(again, solver_error=error)), 2 * steps
-    return found
+        end = end.at[few].set(end_again)
+    return end, found
 
 
-def too_large(found: Likelihood, tolerance: float) -> np.ndarray:
+def too_large(solver_error: Rows, probe_stderr: Rows, tolerance: float) -> Bool[np.ndarray, " n"]:
     """Marks the rows of which the solver states more than it may, or nothing."""
-    probes = np.nan_to_num(np.asarray(found.probe_stderr))
-    return ~(np.asarray(found.solver_error) <= np.maximum(tolerance, SHARE * probes))
+    probes = np.nan_to_num(np.asarray(probe_stderr))
+    return ~(np.asarray(solver_error) <= np.maximum(tolerance, SHARE * probes))
 
 
-@partial(Programs, cut=Likelihood.first)
+def _first(found: Any, n: int) -> Any:
+    end, likelihood = found
+    return end[:n], likelihood.first(n)
+
+
+@partial(Programs, cut=_first)
 def _solved(
     rows: tuple[Data, Keys, Any],
     noise: NoiseFn,
     sde: SDE,
     eps: Scalar,
     divergence: DivergenceEstimator,
+    decode: bool,
     solver: Planned,
-) -> Likelihood:
-    x, keys, condition = rows
-    return flow_log_likelihood(
-        conditioned(noise, condition), sde, x, keys, eps=eps, divergence=divergence, solver=solver
-    )
+) -> tuple[Data, Likelihood]:
+    start, keys, condition = rows
+    return along_flow(
+        conditioned(noise, condition), sde, start, keys,
+        eps=eps, divergence=divergence, solver=solver, decode=decode,
+    )  # fmt: skip
 
 
 def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
