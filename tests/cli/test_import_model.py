@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.small_song import write_song
 from helpers.weights import drawn
 
@@ -195,7 +196,7 @@ def of_classes(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["7", "all"])
+@some("label", ["7", "all"], quick=["all"])
 def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, images, capsys):
     file, workdir = of_classes
     data = ("--config.data.dataset=images", f"--config.data.path={images}")

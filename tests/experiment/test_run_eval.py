@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
@@ -24,7 +25,7 @@ WHAT = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WHAT)
+@some("name", WHAT, quick=["bound", "loss"])
 def test_values_do_not_depend_on_the_batch_size(tiny, name):
     found = []
     for size in (12, 5):

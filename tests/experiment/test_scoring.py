@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.printed import assert_printed, column
 
 import scoremle
@@ -150,7 +151,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     assert "; variational bound (SDE), 1000 times, uniform dequantization\n" in told
 
 
-@pytest.mark.parametrize("estimator", ["ode", "bound"])
+@some("estimator", ["ode", "bound"], quick=["bound"])
 def test_shares_have_the_scales_of_the_whole(score, estimator, tmp_path):
     flags = f"--estimator={estimator}", "--repeats=1"
     _, _, whole = score("chain", *flags)
@@ -163,7 +164,7 @@ def test_shares_have_the_scales_of_the_whole(score, estimator, tmp_path):
     np.testing.assert_array_equal(merged, whole)
 
 
-@pytest.mark.parametrize("estimator", ["ode", "bound"])
+@some("estimator", ["ode", "bound"], quick=["bound"])
 def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, tmp_path):
     _, told, bpd = score("ranged", f"--estimator={estimator}", "--repeats=1")
     told = " ".join(told.split())

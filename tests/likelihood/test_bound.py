@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
+from helpers.marks import some
 from helpers.oracles import (
     EPS,
     SDES,
@@ -26,7 +27,7 @@ from scoremle.likelihood.bound import likelihood_bound, variance_of_mean
 from scoremle.likelihood.reconstruction import Entropy
 from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp", "ve"])
 KEY = jax.random.key(0)
 DATA = Gaussian.random(11, 4, 0.6)
 
@@ -116,7 +117,7 @@ def test_gaussian_has_its_analytic_bound(name, matching, offset):
         assert abs(error.mean()) < 4 * error.std() / np.sqrt(images) + 1e-5, part
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@some("name", ["vp", "ve"], quick=["ve"])
 @pytest.mark.parametrize("kind", ["log_snr", "log_snr_stratified", "time", "time_stratified"])
 def test_stated_error_is_honest(name, kind):
     """Repeats on one image: unbiased, with the spread that they state. eps keeps the weights of
@@ -140,7 +141,7 @@ def test_stated_error_is_honest(name, kind):
     assert inside.mean() > 0.85
 
 
-@pytest.mark.parametrize("draws", [20, 100])
+@some("draws", [20, 100], quick=[20])
 def test_stated_error_is_honest_in_many_dimensions(draws):
     """There the trend in time, which grows with D, is most of the error of evenly spaced times."""
     sde, dims, copies = SDES["vp"], 900, 200
@@ -182,7 +183,7 @@ def test_examples_are_independent():
     assert b.log_prob[1] < a.log_prob[1]
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@some("name", ["vp", "ve"], quick=["vp"])
 def test_mixture_bound_is_above_the_exact_value(name):
     """E -log p_0(x) <= E bound over data: nearly equal for the exact noise only."""
     data, sde, eps, images = Mixture.in_plane(), SDES[name], EPS[name], 300
@@ -214,7 +215,7 @@ def test_the_variance_of_the_mean_of_four_draws_by_hand():
 # --- golden numbers ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["vp", "subvp"])
+@pytest.fixture(scope="module", params=["vp", pytest.param("subvp", marks=pytest.mark.long)])
 def pieces(request, golden):
     """The terms of bound.npz from the library's parts, on the t, z and probes of the file."""
     name, arrays = request.param, golden("bound")

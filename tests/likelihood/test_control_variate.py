@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, log_snr64
 from scipy.integrate import quad
 
@@ -152,8 +153,10 @@ def test_integrals_over_the_bins(name):
 # The bound with it
 
 
-@pytest.mark.parametrize(
-    ("name", "matching"), [("vp", "denoising"), ("ve", "denoising"), ("vp", "sliced")]
+@some(
+    "name, matching",
+    [("vp", "denoising"), ("ve", "denoising"), ("vp", "sliced")],
+    quick=[("ve", "denoising"), ("vp", "sliced")],
 )
 def test_where_the_gaussian_is_right_little_is_left_to_chance(name, matching):
     eps, x = 1e-3, DATA.draw(2, 100)
@@ -174,7 +177,7 @@ def test_where_the_gaussian_is_right_little_is_left_to_chance(name, matching):
     assert 0.5 < np.sqrt(np.mean(error**2)) / stated < 1.25
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp"])
+@some("name", ["vp", "subvp"], quick=["subvp"])
 def test_wrong_coefficients_leave_the_mean_and_the_error_honest(name):
     """With coefficients out of nowhere the error is larger, and it is known to be."""
     eps, copies = 1e-2, 400
@@ -198,7 +201,7 @@ def test_wrong_coefficients_leave_the_mean_and_the_error_honest(name):
     assert 0.8 < found.log_prob.std() / np.sqrt(np.mean(found.stderr**2)) < 1.25
 
 
-@pytest.mark.parametrize("draws", [16, 64])
+@some("draws", [16, 64], quick=[16])
 def test_stated_error_covers_on_data_that_are_no_gaussian(draws):
     """A mixture's noise is half explained: unbiased, and 95 % lie within two stated errors."""
     name, eps, images, copies = "vp", 1e-3, 40, 20
@@ -251,16 +254,10 @@ def stated_error(x, key, control):
 
 @pytest.mark.slow
 # D = 64, and the most that is left of the error without a control, in the mean over the seeds.
-@pytest.mark.parametrize(
-    ("n", "left"),
-    [
-        (2, 1.0),
-        pytest.param(8, 0.4, marks=pytest.mark.long),
-        pytest.param(32, 0.3, marks=pytest.mark.long),
-        (64, 0.3),
-        pytest.param(128, 0.3, marks=pytest.mark.long),
-        (640, 0.2),
-    ],
+@some(
+    "n, left",
+    [(2, 1.0), (8, 0.4), (32, 0.3), (64, 0.3), (128, 0.3), (640, 0.2)],
+    quick=[(64, 0.3)],
 )
 def test_no_number_of_examples_makes_it_worse_than_none(n, left):
     """Of 8 fits none states 1.05 times the error without it. With the covariance as it stands, it

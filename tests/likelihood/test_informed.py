@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, Mixture, prior_kl
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -197,7 +198,7 @@ def log_probabilities(data, log_density, scale, nodes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dims", "scale"), [(1, 0.12), (2, 0.12), (2, LEARNED)])
+@some("dims, scale", [(1, 0.12), (2, 0.12), (2, LEARNED)], quick=[(2, LEARNED)])
 def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     """With a decoder too sure of itself, so that there is a gap to close."""
     data, copies = (one_pixel(), two_pixels())[dims - 1], 64

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson
@@ -14,7 +15,7 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep, Planned
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp", "ve_linear"])
 KEY = jax.random.key(0)
 
 
@@ -118,7 +119,7 @@ def test_noise_beyond_the_range_of_floats():
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve_linear"])
+@some("name", ["vp", "ve_linear"], quick=["vp"])
 def test_density_integrates_to_one(name):
     """Whatever the field: here a mixture's with a vortex and a wave that no density has."""
     data, sde = Mixture.in_plane(), SDES[name]
@@ -141,7 +142,7 @@ def test_density_integrates_to_one(name):
 # --- golden numbers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp"])
+@some("name", ["vp", "subvp"], quick=["vp"])
 def test_golden_likelihood(name, golden):
     arrays = golden("likelihood")
     truth = f"{name}/f64_tol1e-10_dop853"
@@ -168,8 +169,10 @@ def test_golden_likelihood(name, golden):
 # --- error bars -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "distribution"), [("vp", "rademacher"), ("vp", "gaussian"), ("ve", "rademacher")]
+@some(
+    "name, distribution",
+    [("vp", "rademacher"), ("vp", "gaussian"), ("ve", "rademacher")],
+    quick=[("vp", "gaussian"), ("ve", "rademacher")],
 )
 def test_probe_error_is_honest(name, distribution):
     """Many estimates of one image: their mean is the exact value, their spread what they say."""
@@ -220,7 +223,7 @@ def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
     assert np.median(a.solver_error) < 0.5 * spread
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@some("name", ["vp", "ve"], quick=["ve"])
 def test_doubling_meets_its_tolerance_for_each_example(name):
     data, sde = Mixture.on_line(), SDES[name]
     x = np.concatenate([data.draw(1, 30), [[-1.2], [1.1]]]).astype(np.float32)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.marks import some
 from helpers.oracles import Gaussian, Mixture, log_normal, schedule64
 from helpers.schedules import SCHEDULES, Curved
 from jax.tree_util import Partial
@@ -38,7 +39,8 @@ PAIRS = [
     ("vp", "discrete"),
     ("vp", "learned"),
 ]
-every_pair = pytest.mark.parametrize(("kernel", "name"), PAIRS)
+QUICK = [("straight", "linear_sigma"), ("subvp", "cosine"), ("ve", "karras"), ("vp", "learned")]
+every_pair = some("kernel, name", PAIRS, quick=QUICK)
 
 
 def pair(kernel, name):
@@ -140,9 +142,7 @@ def bound(sde, x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", [likelihood, bound])
-@pytest.mark.parametrize(
-    "name", ["vp", pytest.param("cosine", marks=pytest.mark.long), "learned"]
-)
+@some("name", ["vp", "cosine", "learned"], quick=["learned"])
 def test_derivatives_in_the_schedule(name, function, x64):
     """Forward and in reverse, against differences: the bisection's derivative is in them."""
     sde = VP() if name == "vp" else SDE("vp", SCHEDULES[name], 1.0)

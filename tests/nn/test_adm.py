@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.weights import drawn
 
 from scoremle.errors import UserError
@@ -74,7 +75,7 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@some("name", GOLDEN, quick=["improved_no_scale_shift", "guided_legacy_order", "guided_half"])
 def test_output_is_the_published_one(name, golden):
     flags, tensors, arrays = published(name, golden)
     network = ADM.from_flags(flags)
@@ -95,10 +96,7 @@ def test_the_size_of_images_sets_the_channels():
 QUICK = ("improved 32", "guided 64")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*QUICK, *(pytest.param(n, marks=pytest.mark.long) for n in PUBLISHED if n not in QUICK)],
-)
+@some("name", PUBLISHED, quick=QUICK)
 def test_networks_have_their_published_sizes(name):
     number, flags = PUBLISHED[name]
     network = ADM.from_flags(flags)

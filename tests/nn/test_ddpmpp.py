@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import NETWORKS, golden, network
+from helpers.marks import some
 from helpers.places import GOLDEN
 
 from scoremle import xla
@@ -29,14 +30,14 @@ def relative_error(a, b):
     return np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@some("name", NETWORKS, quick=["ncsnpp_ve", "residual_out", "output_skip", "ddpm_blocks"])
 def test_output_is_the_published_one(name):
     out = run(name)
     assert out.dtype == np.float32
     assert relative_error(out, golden(name)[2]["out"]) < (2e-4 if name == "ncsnpp_ve" else 2e-5)
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp_ve"])
+@some("name", ["ddpmpp", "ncsnpp_ve"], quick=["ncsnpp_ve"])
 def test_float64_agrees_with_the_published_network_in_float64(name):
     config, params, arrays = golden(name)
     t, model = arrays["t"].astype(np.float64), config["model"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.flows import SMALL, golden_variables, tiny
+from helpers.marks import some
 from helpers.places import GOLDEN
 
 from scoremle.errors import UserError
@@ -139,7 +140,7 @@ def test_layers_begin_normalised_on_the_first_batch(weight_norm, golden):
 # --- a bijection, with its density ------------------------------------------------------------
 
 
-@every_variant
+@some("variant", SMALL, quick=["imagenet32"])
 def test_log_density_is_that_of_the_jacobian(variant, x64, shallow):
     flow, variables, noise, x = tiny(variant)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from helpers.marks import some
 
 from scoremle.errors import UserError
 from scoremle.nn.unet2d import UNet2D, unet2d_params
@@ -160,7 +161,14 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# All kinds of blocks, and of what stands between them.
+QUICK = (
+    "old", "ncsnpp", "attention everywhere, resampled in residual blocks",
+    "attention resampled by convolutions", "no middle", "k", "classes as embeddings",
+)  # fmt: skip
+
+
+@some("name", CONFIGS, quick=QUICK)
 def test_output_is_that_of_diffusers(name):
     network = UNet2D.from_config(CONFIGS[name])
     params = unet2d_params(tensors(name), network)

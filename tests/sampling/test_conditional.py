@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, Mixture, schedule
 
 from scoremle.sampling.conditional import colourise, guided, inpaint
 from scoremle.sampling.predictor_corrector import PredictorCorrector, langevin, reverse_diffusion
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp"])
 N = 2000
 EPS = 1e-3
 
@@ -53,7 +54,7 @@ def test_independent_entries_are_not_disturbed(name):
     moments_are(x, data.mu[~known], np.diag([0.5, 0.2]), 0.1)
 
 
-@pytest.mark.parametrize("name", ["subvp", "ve"])
+@some("name", ["subvp", "ve"], quick=["ve"])
 def test_correctors_lead_to_the_conditional_distribution(name):
     """Of correlated entries: approximate without, nearer with Langevin steps."""
     data, known = Gaussian.of([0.2, -0.1], [[1.0, 0.7], [0.7, 1.0]]), np.array([True, False])

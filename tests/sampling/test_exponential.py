@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, prior_std, schedule64
 
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp", "ve_linear"])
 every_sampler = pytest.mark.parametrize(
     ("sample", "order"), [(ddim_sample, 1), (dpm_solver_sample, 2)]
 )

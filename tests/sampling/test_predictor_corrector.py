@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
+from helpers.marks import some
 from helpers.oracles import (
     SDES,
     Gaussian,
@@ -109,7 +110,7 @@ def test_single_steps_are_those_of_the_original(name, rule, i, golden):
         check(x, f"{rule}/x")
 
 
-@pytest.mark.parametrize(
+@some(
     "chain",
     [
         "vp/pc_euler_maruyama_none",
@@ -120,6 +121,12 @@ def test_single_steps_are_those_of_the_original(name, rule, i, golden):
         "subvp/pc_reverse_diffusion_none_denoise",
         "ve/pc_euler_maruyama_none_denoise",
         "ve/pc_reverse_diffusion_langevin_denoise",
+        "ve/pc_ancestral_sampling_none_denoise",
+    ],
+    quick=[
+        "vp/pc_euler_maruyama_none",
+        "vp/pc_reverse_diffusion_langevin_denoise",
+        "subvp/pc_euler_maruyama_none_denoise",
         "ve/pc_ancestral_sampling_none_denoise",
     ],
 )
@@ -264,7 +271,7 @@ def distance(x, sde, t):
     return stats.kstest((MIXTURE.weights * parts).sum(1), "uniform").statistic
 
 
-@every_sde
+@some("name", SDES, quick=["subvp"])
 def test_distribution_on_the_line(name):
     """Langevin steps included, for all four SDEs."""
     sde, n, eps = SDES[name], 4000, 1e-2 if name == "ve_linear" else 1e-3
@@ -276,7 +283,7 @@ def test_distribution_on_the_line(name):
 
 
 @pytest.mark.parametrize("corrector", [langevin, ald])
-@every_sde
+@some("name", SDES, quick=["vp"])
 def test_correctors_keep_the_distribution(name, corrector):
     """And lead to it: from samples that are all shifted."""
     sde, n = SDES[name], 4000
