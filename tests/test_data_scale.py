@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from scipy.stats import norm
 
 import scoremle
@@ -54,7 +55,7 @@ MODELS = {
     "of each dimension": (SDE("vp", Slopes(), 1.0), 1e-5),
 }
 long = pytest.mark.long
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = some("name", MODELS, quick=["subvp", "straight", "of each dimension"])
 
 
 def model_of(name, dims=2, table=MODELS, **options):
@@ -153,7 +154,7 @@ IMAGES = np.asarray(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "of each dimension"])
+@some("name", [name for name in MODELS if name != "of each dimension"], quick=["a table"])
 def test_integers_have_the_probability_of_the_data(name):
     """Many draws of uniform noise in one bound: nearly log P of each pixel's bin."""
     model = replace(model_of(name), shape=SHAPE, pixels=PIXELS)
@@ -196,8 +197,8 @@ SAMPLERS = {
     "ancestral_sampling": by_steps(ancestral_sampling),
     "ald alone": by_steps(None, ald, steps=400, snr=0.35, corrector_steps=6),
 }
-SELDOM = {(kernel, name) for kernel in ("vp", "subvp", "ve") for name in [*SAMPLERS][1:]}
-SLOW = ("euler, noisy", "euler_maruyama, noisy", "euler_maruyama, flow", "ald alone")
+SELDOM = {(kernel, name) for kernel in ("vp", "subvp", "ve") for name in SAMPLERS}
+SLOW = ("reverse_diffusion, langevin", "euler, noisy", "euler_maruyama, noisy", "euler_maruyama, flow", "ald alone")
 PAIRS = [
     pytest.param(name, kernel, marks=long if name in SLOW or (kernel, name) in SELDOM else [])
     for kernel, (sde, _) in SAMPLED.items()

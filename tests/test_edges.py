@@ -16,6 +16,7 @@ from scoremle.sampling.ode import euler_sample
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
 DATA = Gaussian.random(3, 2, 0.6)
+NOISE = DATA.noise(SDE)
 TIMES = scoremle.UniformLogSNR(SDE, EPS)
 X = DATA.draw(0, 8)
 
@@ -65,32 +66,34 @@ def test_a_value_of_minus_infinity_is_refused():
 @every_function
 def test_an_array_of_numpy_is_one_of_jax(name):
     """float64 becomes float32 without a warning, and the values are those of float32."""
-    found = FUNCTIONS[name](DATA.noise(SDE), X)
+    found = FUNCTIONS[name](NOISE, X)
     assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, FUNCTIONS[name](DATA.noise(SDE), jnp.float32(X)))
+    np.testing.assert_array_equal(found, FUNCTIONS[name](NOISE, jnp.float32(X)))
 
 
 @every_function
 def test_the_precision_is_that_of_the_data(name, x64):
-    assert FUNCTIONS[name](DATA.noise(SDE), X.astype(np.float32)).dtype == jnp.float32
-    assert FUNCTIONS[name](DATA.noise(SDE), X).dtype == jnp.float64
+    of = partial(FUNCTIONS[name], NOISE)
+    assert jax.eval_shape(of, X.astype(np.float32)).dtype == jnp.float32
+    assert jax.eval_shape(of, X).dtype == jnp.float64
 
 
 @every_function
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_data_of_16_bits_are_computed_in_float32(name, dtype):
     """The values are those of the same numbers in float32, whatever the network computes in."""
-    noise, x = DATA.noise(SDE), jnp.asarray(X, dtype)
-    found = FUNCTIONS[name](noise, x)
+    x = jnp.asarray(X, dtype)
+    found = FUNCTIONS[name](NOISE, x)
     assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, FUNCTIONS[name](noise, x.astype(jnp.float32)))
-    assert FUNCTIONS[name](lambda x, t: noise(x, t).astype(dtype), x).dtype == jnp.float32
+    np.testing.assert_array_equal(found, FUNCTIONS[name](NOISE, x.astype(jnp.float32)))
+    low = partial(FUNCTIONS[name], lambda x, t: NOISE(x, t).astype(dtype))
+    assert jax.eval_shape(low, x).dtype == jnp.float32
 
 
 @every_function
 def test_no_examples_give_no_values(name):
     shape = (0, 2) if name == "latents" else (0,)
-    assert FUNCTIONS[name](DATA.noise(SDE), X[:0]).shape == shape
+    assert FUNCTIONS[name](NOISE, X[:0]).shape == shape
 
 
 SAMPLERS = {
@@ -102,20 +105,17 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_latents_of_16_bits_and_none(name):
-    sample, noise, z = SAMPLERS[name], DATA.noise(SDE), jnp.asarray(X, jnp.bfloat16)
-    found = sample(noise, SDE, z, eps=EPS)
-    np.testing.assert_array_equal(found, sample(noise, SDE, z.astype(jnp.float32), eps=EPS))
-    assert sample(noise, SDE, z[:0], eps=EPS).shape == (0, 2)
+    sample, z = partial(SAMPLERS[name], NOISE, SDE, eps=EPS), jnp.asarray(X, jnp.bfloat16)
+    np.testing.assert_array_equal(sample(z), sample(z.astype(jnp.float32)))
+    assert sample(z[:0]).shape == (0, 2)
 
 
 @pytest.mark.parametrize("divergence", [scoremle.Exact(), scoremle.Hutchinson(2)])
 @pytest.mark.parametrize("solver", [scoremle.Multistep(8), scoremle.Doubling(most=32)])
 def test_an_example_that_failed_knows_no_error(divergence, solver):
     """Its neighbours know theirs."""
-    right = DATA.noise(SDE)
-
     def noise(x, t):
-        return jnp.where(x > 50, jnp.nan, right(x, t))
+        return jnp.where(x > 50, jnp.nan, NOISE(x, t))
 
     found = scoremle.ode_log_likelihood(
         noise, SDE, X + 100 * (np.arange(8) == 3)[:, None], KEY, eps=EPS,
@@ -162,15 +162,14 @@ def test_a_model_of_no_examples():
 @every_function
 def test_integers_are_no_data(name, unchecked):
     with pytest.raises(ValueError, match=r"[xz] is uint8.*encode integers first.*Pixels"):
-        FUNCTIONS[name](DATA.noise(SDE), np.zeros((8, 2), np.uint8))
+        FUNCTIONS[name](NOISE, np.zeros((8, 2), np.uint8))
 
 
 @every_function
 def test_a_prediction_of_another_shape_is_refused(name):
     """It would be broadcast, into values that are finite and wrong."""
-    right = DATA.noise(SDE)
     with pytest.raises(scoremle.UserError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
-        FUNCTIONS[name](lambda x, t: right(x, t)[:, :1], X)
+        FUNCTIONS[name](lambda x, t: NOISE(x, t)[:, :1], X)
 
 
 def test_samples_of_another_shape_are_refused():

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-import pytest
+from helpers.marks import some
 from helpers.places import ROOT
 
 # Losses of a Gaussian, of many rows of two dimensions: XLA's own choice gives nan here.
@@ -30,9 +30,10 @@ print("by YNN:", *("ynn_fusion" in compiled.lower(t, z, x).compile().as_text() f
 """
 
 
-@pytest.mark.parametrize(
-    ("flags", "by_ynn"),
+@some(
+    "flags, by_ynn",
     [("", "True False True"), ("--xla_cpu_experimental_ynn_fusion_type=", "False False False")],
+    quick=[("", "True False True")],
 )
 def test_xla_computes_losses_of_many_rows_without_the_fusion_that_is_wrong(
     flags, by_ynn, monkeypatch
