@@ -30,6 +30,8 @@ elif VERSION < (0, 13):  # what XLA gets wrong: docs/troubleshooting.md
     FLAGS += " --xla_cpu_experimental_ynn_fusion_type="
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Threads of a library wait for one another by spinning, on the core of the other worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -198,7 +198,10 @@ SAMPLERS = {
     "ald alone": by_steps(None, ald, steps=400, snr=0.35, corrector_steps=6),
 }
 SELDOM = {(kernel, name) for kernel in ("vp", "subvp", "ve") for name in SAMPLERS}
-SLOW = ("reverse_diffusion, langevin", "euler, noisy", "euler_maruyama, noisy", "euler_maruyama, flow", "ald alone")
+SLOW = (
+    "reverse_diffusion, langevin", "euler, noisy", "euler_maruyama, noisy",
+    "euler_maruyama, flow", "ald alone",
+)  # fmt: skip
 PAIRS = [
     pytest.param(name, kernel, marks=long if name in SLOW or (kernel, name) in SELDOM else [])
     for kernel, (sde, _) in SAMPLED.items()

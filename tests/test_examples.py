@@ -33,6 +33,7 @@ def printed(name: str, folder: Path, *flags: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_minimal_learns_a_density_that_integrates_to_one(tmp_path):
     pytest.importorskip("matplotlib")
     flags = ["--steps=1500", "--grid=72", f"--out={tmp_path / 'moons.png'}"]
@@ -67,11 +68,9 @@ def test_own_network_comes_near_a_density_that_is_known(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path, monkeypatch):
+def test_any_model_sets_a_model_of_diffusers_beside_the_one_that_ships(tmp_path):
     for library in ("torch", "diffusers", "sklearn"):
         pytest.importorskip(library)
-    # Threads of torch wait for one another by spinning: beside another worker, for minutes.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = printed("any_model", tmp_path, "--quick", f"--folder={tmp_path}")
     assert "bits/dim; variational bound of a chain of steps, fixed small variance" in text
     assert "bits/dim; ODE bound, informed decoder, 1 draw" in text
@@ -124,6 +123,7 @@ def test_the_truth_of_the_two_moons_is_a_posterior():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_maximum_and_a_chain_find_what_a_grid_does(tmp_path):
     text = printed("map_and_hmc", tmp_path, "--rounds=60", "--chains=48")
     found, height, exact, top = re.search(

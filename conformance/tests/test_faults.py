@@ -37,7 +37,9 @@ def test_there_are_twelve():
     assert list(NAMES.values()) == [signature.name for signature in SIGNATURES][:12]
 
 
-@pytest.mark.parametrize("fault", NAMES)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=[pytest.mark.long] * (i % 2)) for i, name in enumerate(NAMES)]
+)
 def test_a_planted_fault_is_named(fault):
     assert named(Sample(fault)) == [NAMES[fault]]
 

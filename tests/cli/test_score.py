@@ -315,6 +315,22 @@ def test_as_many_images_stand_out_by_chance_as_is_said():
         assert abs(outside.mean() - 2 / (reference + 1)) < 0.015
 
 
+# A Gaussian of independent pixels, whose solver a pilot chooses.
+GAUSSIAN = """
+import jax.numpy as jnp
+import scoremle
+
+SDE = scoremle.VP()
+
+def noise(x, t):
+    alpha, sigma = (c[:, None, None, None] for c in (SDE.alpha(t), SDE.sigma(t)))
+    return sigma * x / (0.3 * jnp.square(alpha) + jnp.square(sigma))
+
+def model():
+    return scoremle.ScoreModel(noise, SDE, 1e-5, (8, 8, 1), scoremle.Pixels(256))
+"""
+
+
 def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, capfd, monkeypatch):
     """And not without being asked to; what was stopped goes on."""
     out, page, measured = tmp_path / "s.csv", tmp_path / "p.html", Prepared.score
@@ -326,11 +342,13 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
         return measured(self, *arguments, **options)
 
     monkeypatch.setattr(Prepared, "score", stopped)
-    flags = f"--out={out}", f"--page={page}", "--repeats=1"
-    code, _, told = score(capfd, "digits", folder, *flags, "--correct")
+    (tmp_path / "gaussian.py").write_text(GAUSSIAN)
+    words = f"{tmp_path}/gaussian.py:model", folder, f"--out={out}", f"--page={page}"
+    flags = *words, "--repeats=1"
+    code, _, told = score(capfd, *flags, "--correct")
     assert code == 130 and "is written, and its mean is not corrected" in told
     before = rows(out)
-    assert score(capfd, "digits", folder, *flags, "--force")[0] == 0
+    assert score(capfd, *flags, "--force")[0] == 0
     beside = json.loads((tmp_path / "s.csv.json").read_text())
     assert "correction" not in beside and "at most" in beside["facts"][1]
     assert [row["file"] for row in rows(out)] == [row["file"] for row in before]

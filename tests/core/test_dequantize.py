@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.flows import tiny
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule64
 from scipy.stats import norm
 
@@ -141,7 +142,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("samples", [1, 64])
+@some("samples", [1, 64], quick=[64])
 @pytest.mark.parametrize("name", ["uniform", "truncated normal"])
 @pytest.mark.parametrize("case", CASES)
 def test_bounds_lie_above_and_converge(case, name, samples):

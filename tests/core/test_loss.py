@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, drift_and_diffusion64, schedule, schedule64
 from helpers.reference_kernels import REFERENCE
 
@@ -35,7 +36,7 @@ def network_losses():
     return residual
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+@some("name", ["vp", "subvp", "ve"], quick=["subvp", "ve"])
 def test_golden_losses(name, golden, network_losses):
     arrays, dims = golden("losses"), 16 * 16 * 3
     residual, weight = network_losses(name, golden, reference=True)
@@ -55,7 +56,7 @@ def test_golden_losses(name, golden, network_losses):
         check("likelihood/per_example_mean", 2 * weight * residual / dims, 5e-5)
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp"])
+@some("name", ["vp", "subvp"], quick=["subvp"])
 def test_the_exact_kernel_differs_from_the_reference_by_its_expansion_only(
     name, golden, network_losses
 ):
@@ -83,7 +84,7 @@ def mean_loss(sde, times, weighting, seed):
     return loss.mean(), loss.std() / np.sqrt(REPEATS)
 
 
-@pytest.mark.parametrize("name", SDES)
+@some("name", SDES, quick=["subvp", "ve_linear"])
 def test_objectives_estimate_their_integrals(name):
     sde = SDES[name]
     grid = np.exp(np.linspace(np.log(EPS), 0, 4001))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 from scoremle import VP, FixedProbe, Multistep, ScoreModel, UserError
 from scoremle import model as models
@@ -73,7 +74,10 @@ def same(found, expected):
     jax.tree.map(compare, found, expected)
 
 
-@pytest.mark.parametrize("name", CALLS)
+QUICK = ("log_prob", "condition", "given", "decode", "gradient in parameters")
+
+
+@some("name", CALLS, quick=QUICK)
 def test_a_program_is_found_again(name):
     """By the second call, other parameters, and other numbers of rows."""
     call, model = CALLS[name], with_leaves()
@@ -239,7 +243,7 @@ def test_programs_keep_no_model_alive(kind):
     def used():
         big = np.ones((1000, 2), np.float32)
         model = of(noise_of(kind, big))
-        for name in ("log_prob", "gradient in x", "encode"):
+        for name in ("gradient in x", "encode"):
             assert traced(CALLS[name], model, X[:5])[1] <= FIVE
         return weakref.ref(big)
 

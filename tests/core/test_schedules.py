@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.schedules import (
     BETAS,
     SCHEDULES,
@@ -40,7 +41,7 @@ STEP = Number(1e-3)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 MONOTONE = SCHEDULES["learned"]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
-either_precision = pytest.mark.parametrize("bits", [32, 64])
+either_precision = some("bits", [32, 64], quick=[32])
 
 
 def slope(function, x, h):

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, drift_and_diffusion64, log_snr64, schedule64
 from scipy import stats
 
 from scoremle.core.times import BINS, BinnedLogSNR, UniformLogSNR, UniformTime
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp", "ve_linear"])
 either = pytest.mark.parametrize("stratified", [False, True])
 KINDS = ("time", "log_snr", "binned")
 # A density over the bins that rises fourfold, with a fall in the middle.

@@ -27,25 +27,24 @@ from scoremle.interop import network  # noqa: E402
 from scoremle.interop.by_torch import InTorch  # noqa: E402
 from scoremle.interop.frozen import Frozen  # noqa: E402
 
-WAYS = (
-    "torch",
-    pytest.param(
-        "torchax", marks=pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
-    ),
-)
+NEEDS = {
+    "torch": [],
+    "torchax": [pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")],
+}
+WAYS = [pytest.param(way, marks=marks) for way, marks in NEEDS.items()]
+
+
+def by_both(quick):
+    """Parametrizes by both ways, of which one is left to the long tests."""
+    ways = [pytest.param(way, marks=[*marks, *[pytest.mark.long] * (way != quick)])
+            for way, marks in NEEDS.items()]  # fmt: skip
+    return pytest.mark.parametrize("by", ways)
+
+
 KEY = jax.random.key(0)
 ENDS = (-8.0, 7.0)
 SDE = scoremle.SDE("vp", scoremle.LinearLogSNR(*ENDS), 1.0)
 SIGMA_DATA = 0.5
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Torch's threads wait for one another by spinning: beside another worker, for minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 SCHEDULES = {
@@ -240,8 +239,14 @@ def expected(name):
     return log_prob64(made(kind), seen, prediction, conditioning, steps=steps)
 
 
-@pytest.mark.parametrize("by", WAYS)
-@pytest.mark.parametrize("name", SUBJECTS)
+# Each output on one way, and images on both.
+QUICK = {*zip(SUBJECTS, ["torch", "torchax"] * 4, strict=False), ("image", "torchax")}
+
+
+@pytest.mark.parametrize(("name", "by"), [
+    pytest.param(name, by, marks=[*marks, *[pytest.mark.long] * ((name, by) not in QUICK)])
+    for name in SUBJECTS for by, marks in NEEDS.items()
+])  # fmt: skip
 def test_values_and_densities_are_the_modules_own(name, by):
     conditioning, kind, shape = SUBJECTS[name]
     prediction = "eps" if name == "image" else name
@@ -300,6 +305,7 @@ def test_log_p_has_a_gradient(by):
     np.testing.assert_allclose(np.vdot(gradient, way), expected, rtol=2e-3)
 
 
+@by_both(quick="torchax")
 def test_attention_has_a_second_derivative(by):
     model = from_module(
         made(Convolutions), schedule=SDE, shape=(4, 4, 2), conditioning="log_snr", by=by
@@ -337,6 +343,7 @@ def test_in_pytorch_a_module_has_a_derivative_in_reverse_alone():
     np.testing.assert_allclose(ours, published, atol=5e-3)
 
 
+@by_both(quick="torchax")
 def test_classes_and_contexts(by):
     """A label in integers, and a context whose gradient is that of differences."""
     few, model = scoremle.Multistep(8), mlp_model(by, made(MLP, classes=3), condition=[0])
@@ -365,6 +372,7 @@ def test_classes_and_contexts(by):
     np.testing.assert_allclose(jnp.vdot(jax.grad(log_prob)(context), way), change, rtol=5e-3)
 
 
+@by_both(quick="torch")
 def test_two_models_in_one_program_and_in_two_threads(by):
     models = [mlp_model(by, made(MLP)), mlp_model(by, made(MLP, classes=1), condition=[0])]
     conditions, x = (None, np.array([0])), jnp.asarray(data((6,), n=4), float)
@@ -394,6 +402,7 @@ def test_two_models_in_one_program_and_in_two_threads(by):
         np.testing.assert_allclose(np.stack(several), np.stack([own] * 3), atol=1e-3)
 
 
+@by_both(quick="torch")
 def test_under_vmap_and_by_the_sliced_bound(by):
     """Draws under vmap, and the bound whose integrand is a product of forward mode."""
     model, x = mlp_model(by), jnp.asarray(data((6,), n=4), float)
@@ -414,6 +423,7 @@ def test_under_vmap_and_by_the_sliced_bound(by):
     assert (gaps < 5 * np.hypot(bounds[0].stderr, bounds[1].stderr)).all()
 
 
+@by_both(quick="torchax")
 def test_images_of_integers_are_scored_by_a_name_of_betas(by):
     """The pixels of a pipeline, its steps and its labels: all by schedule="linear"."""
     pixels = scoremle.Pixels(8)

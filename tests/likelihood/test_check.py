@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.places import ROOT
 from jax.tree_util import Partial
 
@@ -68,7 +69,7 @@ def model_of(network, prediction="eps", conditioning="step", pixels=PIXELS):
     return ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), pixels)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@some("kind", KINDS, quick=["eps", "v", "edm"])
 def test_it_is_silent_when_all_is_well(kind):
     assert model_of(network(kind), kind).check(IMAGES) == []
     told = model_of(network(kind, "time"), kind, "time")
@@ -77,6 +78,7 @@ def test_it_is_silent_when_all_is_well(kind):
     assert model_of(network(kind, low=0.0), kind, pixels=pixels).check(IMAGES) == []
 
 
+long = pytest.mark.long
 STEP_LABELS = "labels look like 0..999; declared are 0.001..1: say conditioning='step'"
 
 
@@ -97,11 +99,11 @@ ZERO_TO_ONE = (
     ("truth", "declared", "lines"),
     [
         ({"kind": "v"}, {}, [V]),
-        ({"kind": "x_0"}, {}, [looks("eps", "x_0")]),
-        ({"kind": "score"}, {}, [looks("eps", "score")]),
-        ({"kind": "edm"}, {}, [looks("eps", "edm")]),
+        pytest.param({"kind": "x_0"}, {}, [looks("eps", "x_0")], marks=long),
+        pytest.param({"kind": "score"}, {}, [looks("eps", "score")], marks=long),
+        pytest.param({"kind": "edm"}, {}, [looks("eps", "edm")], marks=long),
         ({}, {"prediction": "v"}, [looks("v", "eps")]),
-        ({}, {"prediction": "edm"}, [looks("edm", "eps")]),
+        pytest.param({}, {"prediction": "edm"}, [looks("edm", "eps")], marks=long),
         ({"kind": "u"}, {"prediction": "v"}, [looks("v", "u") + " (from_velocity: data_at=0)"]),
         ({}, {"conditioning": "time"}, [STEP_LABELS]),
         ({"labels": "time"}, {}, ["labels look like 0.001..1; declared are 0..999: say"
@@ -110,7 +112,7 @@ ZERO_TO_ONE = (
         ({}, {"pixels": Pixels.of_points(256, 0, 1)},
          ["grey levels look like -1..1; declared are 0..1: say"
           " pixels=Pixels.of_points(256, -1, 1)"]),
-        ({"kind": "v"}, {"conditioning": "time"}, [V, STEP_LABELS]),
+        pytest.param({"kind": "v"}, {"conditioning": "time"}, [V, STEP_LABELS], marks=long),
         ({"kind": "v", "low": 0.0}, {}, [V, ZERO_TO_ONE]),
     ],
 )  # fmt: skip
