@@ -38,7 +38,8 @@ def test_there_are_twelve():
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=[pytest.mark.long] * (i % 2)) for i, name in enumerate(NAMES)]
+    "fault",
+    [pytest.param(name, marks=[pytest.mark.long] * (i % 2)) for i, name in enumerate(NAMES)],
 )
 def test_a_planted_fault_is_named(fault):
     assert named(Sample(fault)) == [NAMES[fault]]
