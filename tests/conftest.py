@@ -52,6 +52,8 @@ MAPS = 30_000
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(SELDOM)
+    # The disk takes longer than most tests; that it is asked, and when, tests/test_files.py tests.
+    os.fsync = lambda handle: None
     # Two runs at once may read an entry that the other is writing: it is compiled again, no harm.
     config.addinivalue_line("filterwarnings", "ignore:.*persistent compilation cache.*")
     # A job that a shell put in the background ignores Ctrl-C, and so does what it starts.

@@ -274,15 +274,18 @@ def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
     assert list(results) == ["loss_test_ckpt_2"]
 
 
-def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, capfd):
-    few = {"eval__solver": "auto", "eval__num_images": 70, "eval__num_repeats": 2}
+def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
+    tiny, capfd, monkeypatch
+):
+    monkeypatch.setattr("scoremle.likelihood.levels.FEWEST_DIFFERENCES", 16)
+    few = {"eval__solver": "auto", "eval__num_images": 21, "eval__num_repeats": 2}
     few["training__smallest_time"] = 0.05  # which takes few nodes
     folder, results = evaluate(tiny, "levels", **few)
     result = results["exact_test_ckpt_2"]
     nodes, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
-    assert images == [70, 64] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
+    assert images == [21, 16] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
     values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
-    order = permutation(70, 42, DIFFERENCES)
+    order = permutation(21, 42, DIFFERENCES)
     apart = f"nodes {nodes[0]} to {nodes[1]}"
     (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
     difference, halving = (npz(part)[k].astype(np.float64) for k in ("bpd", "halving"))
@@ -291,7 +294,7 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, c
     assert result["mean"] == pytest.approx(found.mean, abs=1e-9)
     assert result["uncorrected_mean"] == pytest.approx(values.mean(), abs=1e-6)
     assert result["stderr"] == errors["all"] == pytest.approx(found.stderr)
-    assert errors["solver"] == pytest.approx(difference.std(ddof=1) / 8)
+    assert errors["solver"] == pytest.approx(difference.std(ddof=1) / 4)
     assert errors["probes"] < errors["this_set"] == pytest.approx(
         np.hypot(result["noise_stderr"], errors["solver"])
     )
@@ -305,10 +308,10 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(tiny, c
     assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
     told = capfd.readouterr().out
     assert f"{nodes[0]} steps: on 8 images" in told
-    assert f"of correction, by differences of {nodes[0]} to {nodes[1]} nodes on 64 images" in told
+    assert f"of correction, by differences of {nodes[0]} to {nodes[1]} nodes on 16 images" in told
     part.unlink()
     evaluate(tiny, "levels", **few)
-    assert f"{apart}  image 64/64" in capfd.readouterr().out
+    assert f"{apart}  image 16/16" in capfd.readouterr().out
     again = npz(part)["bpd"]
     np.testing.assert_array_equal(again, difference)
 

@@ -54,12 +54,6 @@ def nothing_is_left_behind():
 
 
 @pytest.fixture(autouse=True)
-def the_disk_is_not_waited_for(monkeypatch):
-    """That it is asked, and when, tests/test_files.py tests."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-
-
-@pytest.fixture(autouse=True)
 def orbax_writes_each_tree_once(tmp_path, monkeypatch):
     """What Orbax has written is then copied, by another program: it takes a tenth of the time."""
     write = checkpoints._write

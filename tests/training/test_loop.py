@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import resume_worker as worker
+from helpers.marks import some
 from helpers.places import ROOT
 
 from scoremle import devices
@@ -352,7 +353,7 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(whole, tm
 
 
 # Within a call, at its first step, and where something is due at the boundary anyway.
-@pytest.mark.parametrize("stops", [(16,), (0, 31, 38, 65), (20,), (6, 41)])
+@some("stops", [(16,), (0, 31, 38, 65), (20,), (6, 41)], quick=[(0, 31, 38, 65), (20,)])
 def test_the_log_of_a_stopped_run_is_that_of_an_uninterrupted_one(whole, stops, tmp_path, capsys):
     left = set(stops)
 
