@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian
 
 import scoremle
@@ -37,7 +38,7 @@ FUNCTIONS = {
         noise, SDE, x, eps=EPS, solver=scoremle.Multistep(8)
     ),
 }
-every_function = pytest.mark.parametrize("name", FUNCTIONS)
+every_function = some("name", FUNCTIONS, quick=["exact", "bound", "latents"])
 
 
 @pytest.mark.parametrize(("eps", "hidden"), [(1e-5, False), (1e-3, True)])
@@ -110,8 +111,13 @@ def test_latents_of_16_bits_and_none(name):
     assert sample(z[:0]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("divergence", [scoremle.Exact(), scoremle.Hutchinson(2)])
-@pytest.mark.parametrize("solver", [scoremle.Multistep(8), scoremle.Doubling(most=32)])
+@pytest.mark.parametrize(
+    ("divergence", "solver"),
+    [
+        (scoremle.Exact(), scoremle.Multistep(8)),
+        (scoremle.Hutchinson(2), scoremle.Doubling(most=32)),
+    ],
+)
 def test_an_example_that_failed_knows_no_error(divergence, solver):
     """Its neighbours know theirs."""
     def noise(x, t):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 import scoremle
 from scoremle.errors import UserError
@@ -204,7 +205,7 @@ def denoiser_of(kind):
     return denoise.KarrasDenoiser(Net(), getattr(noise, f"{kind}Schedule")())
 
 
-@pytest.mark.parametrize("kind", ["typed", "VP", "VE", "Cosine", "Rectified", "Decay"])
+@some("kind", ["typed", "VP", "VE", "Cosine", "Rectified", "Decay"], quick=["typed", "VE"])
 def test_denoisers_of_azula(kind):
     """At its own times and scales, in float64."""
     model = from_azula(denoiser_of(kind), shape=(3,))

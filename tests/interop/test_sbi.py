@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.places import ROOT
 
 import scoremle
@@ -64,7 +65,7 @@ def test_flow_matching_is_sbis_own():
     assert (error < found.solver_error + 5e-3).all(), (error, found.solver_error)
 
 
-@pytest.mark.parametrize("sde_type", ["vp", "subvp", "ve"])
+@some("sde_type", ["vp", "subvp", "ve"], quick=["ve"])
 def test_a_score_is_sbis_own_but_for_the_prior(sde_type):
     from sbi.neural_nets.factory import posterior_score_nn
 
@@ -95,7 +96,7 @@ class Velocity(torch.nn.Module):
         return self.out(torch.tanh(self.inside(torch.cat(told, 1))))
 
 
-@pytest.mark.parametrize("by", ["torchax", "torch"])
+@some("by", ["torchax", "torch"], quick=["torchax"])
 def test_a_velocity_with_a_condition_is_flow_matchings_own(by):
     solver = pytest.importorskip("flow_matching.solver")
     pytest.importorskip(by)

@@ -476,6 +476,7 @@ def test_what_is_slow_to_import_is_not_imported_for_a_module():
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
+@by_both(quick="torchax")
 def test_the_module_and_all_settings_stay_as_they_were(by):
     module, before = made(MLP).half(), settings()
     model = mlp_model(by, module)
@@ -599,7 +600,7 @@ def of_table(read, **options):
     return from_module(Table(READS[read]), schedule=schedule, shape=(3,), **options)
 
 
-@pytest.mark.parametrize("by", WAYS)
+@by_both(quick="torchax")
 @pytest.mark.parametrize("read", ["raw", "cut off"])
 def test_between_the_steps_of_a_table_outputs_are_mixed(read, by):
     """Output and log p are those of the module whose table is straight between its rows."""
