@@ -35,7 +35,7 @@ from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.config import published_config
 from scoremle.numerics import not_finite
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.program import make_step
+from scoremle.training.program import make_program
 from scoremle.training.saving import Saving
 
 CONFIG, LEVELS = "vp/cifar10_ddpmpp_continuous", 256
@@ -87,7 +87,7 @@ def sent(images: data.ImageSet, on_device: str) -> Callable[[int], object]:
 def seconds_a_step(experiment: Experiment, few: int) -> float:
     """Estimates the seconds of a step of 128 images, from one of ``few`` images."""
     training = experiment.training
-    step = make_step(training.loss, training.optimizer, training.ema_rate)
+    step = make_program(training.loss, training.optimizer, training.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
     state = jax.tree.map(jnp.zeros_like, training.template())  # what it costs is the same
     for _ in range(3):  # the state comes back placed on the devices, which is another program

@@ -16,8 +16,6 @@ import optax
 from scipy.stats import norm
 
 import scoremle
-from scoremle.training.program import make_step
-from scoremle.training.step import init_state
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=3000, help="training steps")
@@ -65,7 +63,6 @@ def model(params):
 
 sizes = [(DIMS + 6, 256), (256, 256), (256, 256), (256, DIMS)]
 params = [(rng.normal(size=s).astype("f") / s[0] ** 0.5, np.zeros(s[1], "f")) for s in sizes]
-params = jax.tree.map(jnp.asarray, params)
 
 # 4. Training by maximum likelihood; the step keeps a running average of the parameters.
 times = scoremle.UniformLogSNR(sde, eps, stratified=True)
@@ -78,16 +75,14 @@ def loss(params, x, key):
     return nats.mean()
 
 
-step = make_step(loss, optimizer, ema_rate=0.995)
-state = init_state(params, optimizer)
-for i in range(flags.steps):
-    state, metrics = step(state, train[rng.integers(len(train), size=256)])
-    if i % 500 == 0:
-        print(f"step {i}  loss {metrics['loss']:.2f} nats", flush=True)
+ema = scoremle.fit(
+    loss, params, lambda i: train[np.random.default_rng(i).integers(len(train), size=256)],
+    steps=flags.steps, optimizer=optimizer, ema_rate=0.995, every=500,
+)  # fmt: skip
 
 # 5. The exact log-likelihood by the probability-flow ODE, and the bound that training lowered:
 # image by image beside the truth, only what the model adds is left to differ.
-noise, key, solver = model(state.ema), jax.random.key(1), scoremle.Multistep(nodes=48)
+noise, key, solver = model(ema), jax.random.key(1), scoremle.Multistep(nodes=48)
 exact = scoremle.ode_log_likelihood(
     noise, sde, test, key, eps=eps, divergence=scoremle.Exact(), solver=solver
 )

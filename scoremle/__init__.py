@@ -19,7 +19,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     what noise is added when    VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
                                 GeometricSigma  KarrasSigma  LinearBeta  LinearLogSNR
                                 LinearSigma  PerDimension
-    training                    denoising_loss  UniformTime  UniformLogSNR  BinnedLogSNR
+    training                    fit  denoising_loss  UniformTime  UniformLogSNR  BinnedLogSNR
     samples and latents         ode_sample  ode_encode  dpm_solver_sample  ddim_sample
                                 euler_sample  pc_sample  PredictorCorrector  Samples
     a mistake that you can mend UserError
@@ -82,6 +82,7 @@ _HOME = {
     "pc_sample": "sampling.predictor_corrector",
     "ScoreModel": "model",
     "Scores": "likelihood.scores",
+    "fit": "training.fit",
     "load": "experiment.models",
     "Scorer": "experiment.scorer",
     "DDPMpp": "nn",
@@ -156,6 +157,7 @@ if TYPE_CHECKING:
     from scoremle.sampling.samples import Samples as Samples
     from scoremle.solvers.doubling import Doubling as Doubling
     from scoremle.solvers.multistep import Multistep as Multistep
+    from scoremle.training.fit import fit as fit
 
 
 if not TYPE_CHECKING:  # with it, every misspelt name would have a type

@@ -40,6 +40,8 @@ UNWRITTEN = "since_the_last_row"
 SPIKE, REMEMBERED = 10, 10
 # What gives the images of a step, or what they are made from.
 Batch = Callable[[int], Any]
+OnEval = Callable[[TrainState, int], dict[str, float]]
+OnSnapshot = Callable[[TrainState, int], None]
 # Of some steps, by name: arrays on the device or fetched from it.
 Numbers = Mapping[str, Any]
 
@@ -113,12 +115,12 @@ def run(
     batch: Batch,
     schedule: Schedule,
     *,
-    snapshots: Checkpoints,
-    preemption: Checkpoints,
     writer: Writer,
-    on_eval: Callable[[TrainState, int], dict[str, float]],
-    on_snapshot: Callable[[TrainState, int], None],
     note: dict[str, Any],
+    snapshots: Checkpoints | None = None,
+    preemption: Checkpoints | None = None,
+    on_eval: OnEval | None = None,
+    on_snapshot: OnSnapshot = lambda state, step: None,
     rollback: Rollback | None = None,
     places: Any = None,
 ) -> Outcome:
@@ -126,10 +128,10 @@ def run(
 
     ``state`` is the beginning otherwise, and is used up; where there is such a checkpoint, its
     shapes are enough. ``places`` are the shardings of its arrays; None: whole on each device.
-    Callbacks get the state and its step and must not keep the state; what ``on_eval`` returns is
-    logged. ``note`` (JSON) is written into each checkpoint beside the step. Training goes on while
-    a checkpoint is written. At SIGTERM or Ctrl-C the call at work is finished and saved; when this
-    returns, all is on disk.
+    Nothing is saved in a store that is None. Callbacks get the state and its step and must not
+    keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into each
+    checkpoint beside the step. Training goes on while a checkpoint is written. At SIGTERM or
+    Ctrl-C the call at work is finished and saved; when this returns, all is on disk.
     Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
     and ``rollback`` is None or used up.
     """
@@ -142,8 +144,8 @@ def run(
         state, step, batch, schedule, snapshots, preemption, writer, on_eval, on_snapshot, note,
         rollback or Rollback(0, lambda k: batch),
     )  # fmt: skip
-    if preemption.latest() is not None:
-        training.restore(template)
+    if preemption and preemption.latest() is not None:
+        training.restore(preemption, template)
         say(f"going on from step {training.at}, {training.saved}")
     else:
         training.at = int(state.step)
@@ -160,7 +162,8 @@ def run(
                 training.go_back(error, template)
     if training.finished:
         return Outcome(training.state, None)
-    say(f"saved step {training.at} to {training.saved}; run the same command to go on")
+    if preemption:
+        say(f"saved step {training.at} to {training.saved}; run the same command to go on")
     return Outcome(training.state, signals[0])
 
 
@@ -175,11 +178,11 @@ class _Run:
     step: Step
     batch: Batch
     schedule: Schedule
-    snapshots: Checkpoints
-    preemption: Checkpoints
+    snapshots: Checkpoints | None
+    preemption: Checkpoints | None
     writer: Writer
-    on_eval: Callable[[TrainState, int], dict[str, float]]
-    on_snapshot: Callable[[TrainState, int], None]
+    on_eval: OnEval | None
+    on_snapshot: OnSnapshot
     note: dict[str, Any]
     rollback: Rollback
     at: int = 0
@@ -198,35 +201,37 @@ class _Run:
     def saved(self) -> Path | None:
         """The newest checkpoint to go on from, when it is on disk."""
         self.saves.wait()
-        return None if self.newest is None else self.preemption.path(self.newest)
+        if self.preemption is None or self.newest is None:
+            return None
+        return self.preemption.path(self.newest)
 
-    def restore(self, template: TrainState) -> None:
+    def restore(self, store: Checkpoints, template: TrainState) -> None:
         """Goes to the newest pre-emption checkpoint that is whole and has finite numbers alone."""
-        self.state, meta, number = self.preemption.restore(template)
+        self.state, meta, number = store.restore(template)
         while where := not_finite(self.state):
-            earlier = [n for n in self.preemption.numbers() if n < number]
-            path = self.preemption.path(number)
+            earlier = [n for n in store.numbers() if n < number]
+            path = store.path(number)
             if not earlier:
                 raise UserError(f"{path} has numbers that are not finite ({where}): move it away")
             logger.warning(
                 "%s has numbers that are not finite (%s): trying the one before", path, where
             )
-            self.state, meta, number = self.preemption.restore(template, earlier[-1])
+            self.state, meta, number = store.restore(template, earlier[-1])
         self.state = devices.put(self.state, jax.tree.map(lambda leaf: leaf.sharding, template))
         self.at, self.newest = int(self.state.step), number
         unwritten = {k: np.asarray(v, np.float32) for k, v in meta.get(UNWRITTEN, {}).items()}
         if unwritten and not all(len(unwritten.get(name, ())) for name in (*CHECKED, *unwritten)):
-            raise UserError(f"{self.preemption.path(number)}: {UNWRITTEN} lacks a number")
+            raise UserError(f"{store.path(number)}: {UNWRITTEN} lacks a number")
         self.pending = [unwritten] if unwritten else []
         if rollbacks := max(self.rollbacks, meta.get("rollbacks", 0)):
             self.rollbacks, self.batch = rollbacks, self.rollback.batch(rollbacks)
 
     def go_back(self, error: Diverged, template: TrainState) -> None:
         """To the last good checkpoint; raises the error if there is none, or too often."""
-        if self.saved is None or self.rollbacks >= self.rollback.limit:
+        if not self.preemption or not self.saved or self.rollbacks >= self.rollback.limit:
             raise error
         self.rollbacks += 1
-        self.restore(template)
+        self.restore(self.preemption, template)
         say(
             f"{str(error).partition(':')[0]}: back to step {self.at}, {self.saved}, with another"
             f" order of the images ({self.rollbacks} of at most {self.rollback.limit} times)"
@@ -270,7 +275,7 @@ class _Run:
         row = {name: float(column.mean(dtype=np.float64)) for name, column in columns.items()}
         row |= {f"{name}_max": float(columns[name].max()) for name in CHECKED}
         self.watch(self.at, row["loss"])
-        if "eval" in due:
+        if self.on_eval and "eval" in due:
             self.writer.at(self.at, "measuring test images")
             row |= {f"eval_{k}": value for k, value in self.on_eval(self.state, self.at).items()}
         self.writer.write(self.at, row)
@@ -278,12 +283,12 @@ class _Run:
 
     def _save(self, due: set[str]) -> None:
         copy, note = self.saves.copy(self.state), {**self.note, "step": self.at}
-        if "snapshot" in due:
+        if self.snapshots and "snapshot" in due:
             self.writer.at(self.at, "writing a snapshot")
             number = self.schedule.snapshot_number(self.at)
             self.saves.save(self.snapshots, number, copy, note)
             self.on_snapshot(self.state, self.at)
-        if "preemption" in due or self.ended:
+        if self.preemption and ("preemption" in due or self.ended):
             note = {**note, "rollbacks": self.rollbacks}
             if self.pending:
                 (columns,) = self.pending
@@ -292,8 +297,11 @@ class _Run:
             self.newest = self.at
 
     def _has_snapshot(self) -> bool:
+        """Whether the snapshot of this step is saved, if any is to be."""
         self.saves.wait()
         number, store = self.schedule.snapshot_number(self.at), self.snapshots
+        if store is None:
+            return True
         return number in store.numbers() and store.meta(number).get("step") == self.at
 
     def _fetch(self) -> Numbers:
@@ -321,7 +329,7 @@ class _Run:
         kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
         return Diverged(
             f"{name} is {value} at step {step}: stopped, nothing saved; {kept}. "
-            "Try a lower optim.lr, a longer optim.warmup or a larger training.smallest_time"
+            "Try a lower learning rate, a longer warm-up or a larger smallest time"
         )
 
 
@@ -339,7 +347,7 @@ class _Watch:
         if high and not self._high:
             logger.warning(
                 "loss %.4g up to step %d is more than %d times what it was (%.4g): a lower"
-                " optim.lr or a longer optim.warmup may help", loss, step, SPIKE, usual,
+                " learning rate or a longer warm-up may help", loss, step, SPIKE, usual,
             )  # fmt: skip
         self._high = high
         self._before.append(loss)

@@ -5,16 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.tree_util import Partial
 
 from scoremle import devices, xla
-from scoremle.errors import UserError
-from scoremle.training.step import Batches, Fixed, Gather, Loss, Metrics, Rule, Step, TrainState
-from scoremle.types import IntImages
+from scoremle.training.step import Batches, Fixed, Gather, Loss, Metrics, Rule, TrainState
 
-__all__ = ["Program", "make_program", "make_step"]
+__all__ = ["Program", "make_program"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +46,6 @@ def _batch(batches: Batches, i: int) -> Any:
     )  # fmt: skip
 
 
-def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_rate: float, *, seed: int = 0
-) -> Step:
-    """Compile ``step(state, images)``: one step for a batch [b h w c], k for batches [k b h w c].
-
-    ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
-    trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
-    scalars of a batch, arrays [k] of k. The state given is used up: its memory becomes that of the
-    state returned. Raises UserError for images of another number of axes.
-    """
-    return _of_images(make_program(loss, optimizer, ema_rate, seed=seed))
-
-
 def make_program(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -73,12 +57,15 @@ def make_program(
     accumulate: int = 1,
     places: Any = None,
 ) -> Program:
-    """The same for k batches, stacked, from which ``gather`` makes the images of a step.
+    """Compiles a step for k batches, stacked, from which ``gather`` makes the examples of a step.
 
-    It may take them from ``resident`` arrays; then a batch is, for example, numbers of images. The
-    gradient of a batch is the mean over ``accumulate`` parts of it, one after the other, so that
-    memory holds the activations of one. ``places`` are the shardings of a state; None: whole on
-    each device.
+    ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
+    trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
+    arrays [k]. The state given is used up: its memory becomes that of the state returned.
+    ``gather`` may take the examples from ``resident`` arrays; then a batch is, for example,
+    numbers of images. The gradient of a batch is the mean over ``accumulate`` parts of it, one
+    after the other, so that memory holds the activations of one. ``places`` are the shardings of a
+    state; None: whole on each device.
     """
     rule = Rule(optimizer, ema_rate, gather, accumulate)
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
@@ -94,20 +81,3 @@ def make_program(
         rule.step, gradients=True, donate_argnums=1, keep_unused=True, out_shardings=result
     )
     return Program(jitted, fixed, accumulate)
-
-
-def _of_images(stacked: Step) -> Step:
-    """The same for one batch of images, which is a stack of one, or for a stack of them."""
-
-    def step(state: TrainState, images: IntImages) -> tuple[TrainState, Metrics]:
-        if (axes := np.ndim(images)) not in (4, 5):
-            raise UserError(
-                "images must be [b h w c], for one step, or [k b h w c], for k steps, not of shape"
-                f" {np.shape(images)}"
-            )
-        # Where its result will lie: else the second call would be compiled anew.
-        state = devices.replicate(state)
-        state, metrics = stacked(state, images if axes == 5 else images[None])
-        return state, metrics if axes == 5 else {name: m[0] for name, m in metrics.items()}
-
-    return step

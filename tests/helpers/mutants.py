@@ -465,7 +465,6 @@ CHANGES: list[tuple[str, ...]] = [
     # Training
     ("training/program.py", "_Parts.__call__", "for number in range(self.parts)",
      "for number in range(1)"),
-    ("training/program.py", "_of_images", "devices.replicate(state)", "state"),
     ("training/step.py", "Rule.whole", "key = jax.random.fold_in(fixed[0], state.step)",
      "key = fixed[0]"),
     ("training/step.py", "Rule.update", "rate * e + (1 - rate) * p", "rate * p + (1 - rate) * e"),

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from helpers.steps import make_step
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Schedule, run
-from scoremle.training.program import make_step
 from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import Console, FanOut, JsonLines
 

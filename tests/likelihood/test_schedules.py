@@ -8,6 +8,7 @@ import pytest
 from helpers.marks import some
 from helpers.oracles import Gaussian, Mixture, log_normal, schedule64
 from helpers.schedules import SCHEDULES, Curved
+from helpers.steps import make_step
 from jax.tree_util import Partial
 from scipy import stats
 
@@ -22,7 +23,6 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.program import make_step
 from scoremle.training.step import init_state
 
 KEY = jax.random.key(0)

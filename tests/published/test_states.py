@@ -24,6 +24,7 @@ from helpers.published_folder import (
     experiment,
     restore,
 )
+from helpers.steps import make_step
 
 from scoremle import data, published
 from scoremle.cli import main as cli
@@ -33,7 +34,6 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.published import PublishedCheckpoints, state_dict
 from scoremle.training.checkpoints import Damaged
 from scoremle.training.checksums import tree_hash
-from scoremle.training.program import make_step
 from scoremle.training.step import init_state, make_optimizer
 
 OBJECTIVE = (

@@ -20,14 +20,16 @@ import pytest
 from helpers import resume_worker as worker
 from helpers.marks import some
 from helpers.places import ROOT
+from helpers.steps import make_step
 
 from scoremle import devices
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
+from scoremle.training.fit import fit
 from scoremle.training.loop import Rollback
-from scoremle.training.program import make_program, make_step
+from scoremle.training.program import make_program
 from scoremle.training.step import init_state, make_optimizer
 
 
@@ -181,9 +183,6 @@ def test_one_batch_is_one_step():
     assert {name: (value.shape, float(value)) for name, value in row.items()} == {
         name: ((), float(value[0])) for name, value in rows.items()
     }
-    for shape in [(2, 2, 1), (4, 4), (1, 1, 4, 2, 2, 1)]:
-        with pytest.raises(ValueError, match=r"must be \[b h w c\], for one step"):
-            step(state, np.zeros(shape, np.uint8))
 
 
 def test_a_step_is_compiled_once(caplog):
@@ -213,6 +212,38 @@ def test_a_loss_may_log_nothing():
     assert {"loss", "grad_norm"} == set(
         make_step(alone, optimizer, 0.9)(state, worker.batch(1))[1]
     )
+
+
+def fitted(steps, folder=None, batch=lambda i: worker.batch(i), **more):
+    """The average of parameters after so many steps; nothing divides anything."""
+    how = {"optimizer": worker.optimizer(), "ema_rate": 0.9, "seed": 5, "every": 4, **more}
+    return fit(worker.loss, worker.init_params(), batch, steps=steps, folder=folder, **how)
+
+
+def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
+    step = make_step(worker.loss, worker.optimizer(), 0.9, seed=5)
+    state = template()
+    for i in range(10):
+        state, _ = step(state, worker.batch(i))
+    expected = tree_hash(state.ema)
+    assert tree_hash(fitted(10)) == expected
+    assert capsys.readouterr().out.splitlines()[-1].startswith("step 10/10  loss ")
+
+    def killed(i):
+        if i == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return worker.batch(i)
+
+    with pytest.raises(Stopped):
+        fitted(10, tmp_path, killed)
+    asked = []
+    ended = fitted(10, tmp_path, lambda i: asked.append(i) or worker.batch(i))
+    assert tree_hash(ended) == expected
+    assert asked == [7, 8, 9]
+    with pytest.raises(UserError, match="loss is nan"):
+        fitted(3, batch=lambda i: np.full((4, 2, 2, 1), np.nan))
+    with pytest.raises(UserError, match="ema_rate"):
+        fitted(3, ema_rate=1.5)
 
 
 def test_schedule():
@@ -442,7 +473,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite(tmp_path, monkeypatch, bad_step
     with pytest.raises(UserError, match=f"{what} is inf at step {bad_step}: stopped") as error:
         worker.train(tmp_path, batch=batch)
     message = str(error.value)
-    for advice in ("optim.lr", "optim.warmup", "training.smallest_time"):
+    for advice in ("learning rate", "warm-up", "smallest time"):
         assert advice in message
     store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
     if bad_step < 10:

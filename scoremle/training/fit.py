@@ -1,0 +1,78 @@
+"""Trains a network of one's own on arrays, by the loop that trains experiments."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scoremle.core.arguments import check_count, check_number
+from scoremle.errors import Stopped
+from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.loop import Schedule, run
+from scoremle.training.program import make_program
+from scoremle.training.step import Loss, Params, init_state
+from scoremle.training.writers import Console
+from scoremle.types import AnyArray
+
+__all__ = ["fit"]
+
+
+def fit(
+    loss: Loss,
+    params: Params,
+    batch: Callable[[int], AnyArray],
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    ema_rate: float = 0.999,
+    seed: int = 0,
+    every: int = 1000,
+    folder: str | Path | None = None,
+) -> Params:
+    """Minimises a loss; returns the running average of the parameters.
+
+    Args:
+        loss: of parameters, a batch and a key: a scalar, such as the mean of ``denoising_loss``.
+        params: the first parameters, a tree of arrays.
+        batch: gives the examples of step i, [b ...]. Where training goes on from a checkpoint, i
+            goes on, too.
+        steps: in all.
+        optimizer: of optax.
+        ema_rate: the share of the average that a step keeps.
+        seed: of the keys.
+        every: how many steps pass between two lines, and between two checkpoints.
+        folder: of checkpoints, of which the newest two are kept. With one, the same call goes on
+            from the newest that is whole, and ends with the same bits as a training that was not
+            stopped. None: no checkpoints.
+
+    Raises UserError for a loss, gradient or parameter that is not finite, and a folder with
+    checkpoints of other parameters; Stopped after SIGTERM or Ctrl-C, when the step is saved.
+
+    Example:
+        >>> import optax
+        >>> x = 3 + jax.random.normal(jax.random.key(0), (500,))
+        >>> mean = scoremle.fit(
+        ...     lambda mean, x, key: jnp.mean(jnp.square(x - mean)), jnp.zeros(()),
+        ...     lambda i: x, steps=300, optimizer=optax.adam(0.1), ema_rate=0.9,
+        ... )  # doctest: +ELLIPSIS
+        step 300/300  loss ...
+        >>> print(f"{mean:.1f}")
+        3.0
+    """
+    check_count("steps", steps)
+    check_count("every", every)
+    check_number("ema_rate", ema_rate, 0, 1)
+    outcome = run(
+        init_state(jax.tree.map(jnp.asarray, params), optimizer),
+        make_program(loss, optimizer, ema_rate, seed=seed),
+        batch,
+        Schedule(steps, 1, every, steps, every, every),
+        preemption=None if folder is None else Checkpoints(Path(folder), keep=2),
+        writer=Console(steps),
+        note={"seed": seed},
+    )
+    if outcome.signal is not None:
+        raise Stopped(outcome.signal)
+    return outcome.state.ema
