@@ -64,7 +64,7 @@ def model(params):
 sizes = [(DIMS + 6, 256), (256, 256), (256, 256), (256, DIMS)]
 params = [(rng.normal(size=s).astype("f") / s[0] ** 0.5, np.zeros(s[1], "f")) for s in sizes]
 
-# 4. Training by maximum likelihood; the step keeps a running average of the parameters.
+# 4. Training by maximum likelihood; `fit` returns the running average of the parameters.
 times = scoremle.UniformLogSNR(sde, eps, stratified=True)
 optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, flags.steps))
 

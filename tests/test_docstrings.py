@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import scoremle
-from scoremle.nn.adm import ADM
 from scoremle.nn.flowpp import FlowPP
-from scoremle.nn.unet2d import UNet2D
+from scoremle.zoo.adm import ADM
+from scoremle.zoo.unet2d import UNet2D
 
 IMPORTED = {"scoremle": scoremle, "jax": jax, "jnp": jnp, "np": np, "dataclasses": dataclasses}
 # Those whose methods users call on what they hold.

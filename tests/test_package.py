@@ -27,6 +27,24 @@ assert scoremle.VP is sys.modules['scoremle.core.sde'].VP
     assert done.returncode == 0, done.stderr
 
 
+def test_a_score_loads_little():
+    """Modules of the package that an import and a score take; none of rooms that few need."""
+    code = """
+import sys
+import scoremle
+count = lambda: sum(name.split(".")[0] == "scoremle" for name in sys.modules)
+alone = count()
+scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=scoremle.ByBound(1))
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("scoremle.")}
+others = {"ray", "torch", "diffusers", "matplotlib", "orbax", "huggingface_hub"} & {*sys.modules}
+print(alone, count(), sorted(rooms & {"zoo", "interop", "quality", "report", "cli"}), others)
+print(scoremle.zoo.families.FAMILIES["edm"].words)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    alone, scored, rest = done.stdout.splitlines()[0].split(maxsplit=2)
+    assert int(alone) <= 1 and int(scored) <= 142 and rest == "['zoo'] set()", done
+
+
 def test_other_names_are_errors():
     with pytest.raises(AttributeError, match="no attribute 'sdes'"):
         scoremle.sdes  # noqa: B018

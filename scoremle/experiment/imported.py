@@ -19,11 +19,11 @@ from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
 from scoremle.files import inside, named, opened, read_sealed, write_atomically, write_sealed
 from scoremle.model import ScoreModel
-from scoremle.published.families import FAMILIES
 from scoremle.published.store import PublishedCheckpoints
 from scoremle.records import FileName, check_record
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
+from scoremle.zoo.families import FAMILIES
 
 __all__ = ["IMPORTED", "NUMBER", "Imported", "ImportedCheckpoints"]
 

@@ -13,8 +13,7 @@ from scoremle.experiment.trained import load_workdir
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
-from scoremle.published import hub
-from scoremle.published.families import FAMILIES, OTHERS, family_of
+from scoremle.zoo.families import FAMILIES, HUB, OTHERS, family_of
 
 __all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
 
@@ -57,7 +56,9 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
     if not path.exists():
         if is_own(str(place)):
             return own_model(str(place))
-        if str(place).startswith(hub.PREFIX):
+        if str(place).startswith(HUB):
+            from scoremle.zoo import hub  # with a network of diffusers
+
             return load(hub.download(str(place)))
         if str(place) in NAMES:
             return load_shipped(str(place))
@@ -79,7 +80,7 @@ def is_published(place: str) -> bool:
     """Does this name a model of a published family?"""
     path = Path(place)
     if not path.exists():
-        return place.startswith(hub.PREFIX)
+        return place.startswith(HUB)
     return not exported.is_file(path) and family_of(path) is not None
 
 

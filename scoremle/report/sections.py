@@ -15,11 +15,11 @@ import scoremle
 from scoremle.bounded import MAX_PICTURE
 from scoremle.evaluation import baselines, tables
 from scoremle.files import read_bytes
-from scoremle.published.families import FAMILIES
 from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
 from scoremle.report.subject import Result, Subject, paired
+from scoremle.zoo.families import FAMILIES
 
 __all__ = ["compare", "tell"]
 

@@ -16,7 +16,8 @@ from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Informed
-from scoremle.published import openai, safetensors
+from scoremle.published import safetensors
+from scoremle.zoo import families, openai
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
 QUICK = (
@@ -27,7 +28,7 @@ QUICK = (
 
 def of_openai(folder, arrays):
     (folder / "net.pt").write_bytes(b"tensors, in place of which others are read")
-    openai.flags_beside(folder / "net.pt").write_text(str(arrays["flags"]))
+    families.flags_beside(folder / "net.pt").write_text(str(arrays["flags"]))
     return folder / "net.pt"
 
 

@@ -33,7 +33,7 @@ import scoremle
 from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps, RangedNoise
-from scoremle.published.family import PIXELS, published_model
+from scoremle.zoo.family import PIXELS, published_model
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
 SDE = scoremle.SDE("vp", SCHEDULE, 1.0)

@@ -31,9 +31,9 @@ from scoremle.experiment.config import config_of
 from scoremle.experiment.record import training_record
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, seal
-from scoremle.nn.unet2d import UNet2D
 from scoremle.published import safetensors, state_dict
 from scoremle.resumable import in_parts
+from scoremle.zoo.unet2d import UNet2D
 
 Files = dict[str, bytes]
 

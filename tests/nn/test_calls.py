@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.nn import layers, unet2d_fields
+from scoremle.nn import layers
 from scoremle.xla import call
+from scoremle.zoo import unet2d_fields
 
 
 class Block(nn.Module):

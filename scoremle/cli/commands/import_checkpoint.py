@@ -66,8 +66,7 @@ def run(options: Any) -> None:
     """Reports what lies there, and makes a working directory of it."""
     from scoremle.experiment import exported
     from scoremle.experiment.workdir import Workdir
-    from scoremle.published import hub
-    from scoremle.published.families import family_of
+    from scoremle.zoo.families import family_of
 
     path = options.path
     if exported.is_file(path):
@@ -79,6 +78,8 @@ def run(options: Any) -> None:
     name = options.name or path.name
     place = Workdir(options.workdir or options.out or Path("runs") / name)
     if not path.exists():
+        from scoremle.zoo import hub  # with a network of diffusers
+
         path = hub.download(str(path))
     if family := family_of(path):
         _import_model(path, family, place, options.dataset)
@@ -96,7 +97,7 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     from scoremle.experiment.imported import Imported
     from scoremle.files import write_sealed
     from scoremle.likelihood.image_model import pixels_of
-    from scoremle.published.families import FAMILIES
+    from scoremle.zoo.families import FAMILIES
 
     model = scoremle.load(path)
     if place.config_path.exists() or (place.begun and not place.imported):
@@ -187,7 +188,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
 
 
 def _newest(path: Path) -> tuple[int, Path]:
-    from scoremle.published.families import OTHERS
+    from scoremle.zoo.families import OTHERS
 
     if path.is_file():
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
@@ -210,8 +211,8 @@ def _read(file: Path, what: str) -> tuple["Published", dict[str, Any]]:
     """Reads a checkpoint of a network or a dequantizer, and says and returns its fields, too."""
     import jax
 
-    from scoremle.published.families import OTHERS
     from scoremle.training.checkpoints import Damaged
+    from scoremle.zoo.families import OTHERS
 
     try:
         found = scoremle.published.read(file)

@@ -10,9 +10,9 @@ import pytest
 import scoremle
 from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
-from scoremle.published import diffusers as family
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Multistep
+from scoremle.zoo import diffusers as family
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -25,14 +25,15 @@ from scoremle.errors import UserError
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.model import ScoreModel
-from scoremle.nn.adm import ADM, CHANNELS, adm_params
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch
-from scoremle.published.family import published_model
 from scoremle.records import check_record
 from scoremle.types import Times
+from scoremle.zoo.adm import ADM, CHANNELS, adm_params
+from scoremle.zoo.families import flags_beside
+from scoremle.zoo.family import published_model
 
-__all__ = ["files", "flags_beside", "is_file", "load"]
+__all__ = ["files", "load"]
 
 RESCALED_TO = 1000.0
 
@@ -52,18 +53,6 @@ class RescaledStep:
     def __call__(self, sde: SDE, t: Times) -> Times:
         schedule = cast(Discrete, sde.schedule)
         return schedule.label(t) * (RESCALED_TO / schedule.steps)
-
-
-def flags_beside(path: Path) -> Path:
-    """Where the flags of a checkpoint are."""
-    return path.with_suffix(".json")
-
-
-def is_file(path: Path) -> bool:
-    """Is this a checkpoint, by its ending or, with flags beside it, by what it holds?"""
-    if not path.is_file():
-        return False
-    return path.suffix == ".pt" or (pytorch.is_file(path) and flags_beside(path).is_file())
 
 
 def files(path: Path) -> dict[str, Path]:

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from scoremle.nn import resample
-from scoremle.nn.blocks import Embedding, Images, Times, attend, conv, dense, group_norm
 from scoremle.nn.layers import Activation
+from scoremle.zoo.blocks import Embedding, Images, Times, attend, conv, dense, group_norm
 
 __all__ = [
     "Attention",

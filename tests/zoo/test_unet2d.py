@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from helpers.marks import some
 
 from scoremle.errors import UserError
-from scoremle.nn.unet2d import UNet2D, unet2d_params
-from scoremle.nn.unet2d_layers import Learned
+from scoremle.zoo.unet2d import UNet2D, unet2d_params
+from scoremle.zoo.unet2d_layers import Learned
 
 # Two levels, one layer each, and so few pixels that it compiles in a second.
 TINY = {

@@ -33,13 +33,13 @@ from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.model import ScoreModel
 from scoremle.published import safetensors
-from scoremle.published.edm_dhariwal import dhariwal
-from scoremle.published.edm_song import song
-from scoremle.published.family import published_model
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
+from scoremle.zoo.edm_dhariwal import dhariwal
+from scoremle.zoo.edm_song import song
+from scoremle.zoo.family import published_model
 
-__all__ = ["files", "is_file", "load"]
+__all__ = ["files", "load"]
 
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -126,11 +126,6 @@ _Fields = TypedDict("_Fields", {
     "beta_d": float, "epsilon_t": float, "sigma_min": float, "sigma_max": Number, "M": Count,
     "C_1": float, "C_2": float,
 }, total=False)  # fmt: skip
-
-
-def is_file(path: Path) -> bool:
-    """Is this a file of tensors, or a pickle of EDM, which is refused by name?"""
-    return path.is_file() and (path.suffix == ".pkl" or safetensors.is_file(path))
 
 
 def files(path: Path) -> dict[str, Path]:

@@ -15,8 +15,8 @@ from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.steps import step_bound
-from scoremle.published import openai
 from scoremle.solvers.multistep import Multistep
+from scoremle.zoo import families, openai
 
 STEPS, CLASSES = 8, jnp.asarray([4, 0])
 IMAGES = len(CLASSES)
@@ -34,7 +34,7 @@ def load(golden, monkeypatch, tmp_path):
             shapes |= {name: (6, *shapes[name][1:]) for name in ("out.2.weight", "out.2.bias")}
         monkeypatch.setattr(openai.pytorch, "load", lambda path: drawn(shapes))
         flags = {**json.loads(str(arrays["flags"])), **DIFFUSION, **flags}
-        openai.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
+        families.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
         return openai.load(tmp_path / "model.pt")
 
     return load
@@ -111,11 +111,11 @@ def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
     for name, member in (("weights.bin", "weights/data.pkl"), ("images.bin", "a.png")):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(member, b"")
-    assert not openai.is_file(tmp_path / "weights.bin")  # it may be anything
+    assert not families.is_openai(tmp_path / "weights.bin")  # it may be anything
     for name in ("weights.json", "images.json"):
         (tmp_path / name).write_text("{}")
-    assert openai.is_file(tmp_path / "weights.bin")
-    assert not openai.is_file(tmp_path / "images.bin") and not openai.is_file(tmp_path)
+    assert families.is_openai(tmp_path / "weights.bin")
+    assert not families.is_openai(tmp_path / "images.bin") and not families.is_openai(tmp_path)
 
 
 @pytest.mark.parametrize(

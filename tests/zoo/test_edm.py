@@ -12,8 +12,8 @@ import scoremle
 from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
 from scoremle.published import safetensors
-from scoremle.published.edm_parts import FIELDS, fields_of
 from scoremle.solvers.multistep import Multistep
+from scoremle.zoo.edm_parts import FIELDS, fields_of
 
 CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm", "adm_iddpm")
 

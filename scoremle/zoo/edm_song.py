@@ -15,7 +15,9 @@ from flax.traverse_util import flatten_dict
 
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
-from scoremle.published.edm_parts import (
+from scoremle.published.pytorch import network_parameters
+from scoremle.training.checkpoints import Damaged
+from scoremle.zoo.edm_parts import (
     Arrays,
     Made,
     check_choice,
@@ -25,8 +27,6 @@ from scoremle.published.edm_parts import (
     parts_of,
     renamed,
 )
-from scoremle.published.pytorch import network_parameters
-from scoremle.training.checkpoints import Damaged
 
 __all__ = ["song"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError, first_line
-from scoremle.published import diffusers
+from scoremle.zoo import diffusers
+from scoremle.zoo.families import HUB
 
-__all__ = ["PREFIX", "download"]
+__all__ = ["download"]
 
-PREFIX = "hf:"
 LARGEST_CONFIG, LARGEST_WEIGHTS = 1 << 20, 8 << 30
 
 
@@ -42,7 +42,7 @@ def _fetched(place: str, names: Sequence[str], largest: int) -> Path:
         from huggingface_hub.errors import DryRunError
     except ImportError:
         raise UserError(f"{place} needs the extra hub: pip install 'scoremle[hub]'") from None
-    model, _, revision = place.removeprefix(PREFIX).partition("@")
+    model, _, revision = place.removeprefix(HUB).partition("@")
     asked: dict[str, Any] = {
         "repo_id": model, "revision": revision or None, "allow_patterns": [*names],
     }  # fmt: skip

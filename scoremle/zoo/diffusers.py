@@ -28,17 +28,17 @@ from scoremle.files import inside, read_json
 from scoremle.likelihood.steps import BySteps, RangedNoise
 from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
-from scoremle.nn.unet2d import UNet2D, unet2d_params
 from scoremle.published import pytorch, safetensors
-from scoremle.published.family import published_model
 from scoremle.records import check_record
+from scoremle.zoo.families import INDEX
+from scoremle.zoo.family import published_model
+from scoremle.zoo.unet2d import UNet2D, unet2d_params
 
 __all__ = [
     "CONFIGS",
     "assembled",
     "check",
     "files",
-    "is_folder",
     "load",
     "refuse_latents",
     "schedule_of",
@@ -86,19 +86,10 @@ class _Scheduler(TypedDict, total=False):
 
 # Where an SNR of zero is cut: as far as float32 can tell signal from none.
 LEAST_LOG_SNR = -20.0
-INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
+SCHEDULER = "scheduler_config.json"
 # All that `load` may read of a folder but the weights.
 CONFIGS = (INDEX, "config.json", "unet/config.json", SCHEDULER, f"scheduler/{SCHEDULER}")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-
-def is_folder(path: Path) -> bool:
-    """Is this the folder of a pipeline, or of a network, of diffusers?"""
-    configs = (INDEX, "unet/config.json", "config.json")
-    return path.is_dir() and any(
-        (path / config).is_file() and "_diffusers_version" in read_json(inside(path, config))
-        for config in configs
-    )
 
 
 def load(path: Path) -> ScoreModel:

@@ -23,7 +23,10 @@ from jaxtyping import Array, Integer
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.blocks import (
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Conv, fields_of, wide
+from scoremle.records import check_record
+from scoremle.xla import call
+from scoremle.zoo.blocks import (
     Embedding,
     Images,
     ResnetBlock,
@@ -35,10 +38,7 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
-from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Conv, fields_of, wide
-from scoremle.records import check_record
-from scoremle.xla import call
+from scoremle.zoo.from_torch import from_torch
 
 __all__ = ["ADM", "adm_params"]
 

@@ -21,7 +21,10 @@ from jaxtyping import Array, Num
 
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.blocks import (
+from scoremle.nn.layers import Activation, fields_of, wide
+from scoremle.records import check_record
+from scoremle.xla import call
+from scoremle.zoo.blocks import (
     Embedding,
     Images,
     ResnetBlock,
@@ -32,9 +35,8 @@ from scoremle.nn.blocks import (
     group_norm,
     positional_embedding,
 )
-from scoremle.nn.from_torch import from_torch
-from scoremle.nn.layers import Activation, fields_of, wide
-from scoremle.nn.unet2d_fields import (
+from scoremle.zoo.from_torch import from_torch
+from scoremle.zoo.unet2d_fields import (
     ACTIVATIONS,
     DOWN_BLOCKS,
     UP_BLOCKS,
@@ -43,7 +45,7 @@ from scoremle.nn.unet2d_fields import (
     check_fields,
     kind_of,
 )
-from scoremle.nn.unet2d_layers import (
+from scoremle.zoo.unet2d_layers import (
     Attention,
     Fourier,
     Learned,
@@ -53,8 +55,6 @@ from scoremle.nn.unet2d_layers import (
     k_downsample,
     k_upsample,
 )
-from scoremle.records import check_record
-from scoremle.xla import call
 
 __all__ = ["UNet2D", "unet2d_params"]
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.published import diffusers
+from scoremle.zoo import diffusers
 
 SCHEDULERS = (
     {}, {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},

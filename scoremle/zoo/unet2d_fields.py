@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,6 @@ import jax
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Activation
-
-if TYPE_CHECKING:
-    from scoremle.nn.unet2d import UNet2D
 
 __all__ = [
     "ACTIVATIONS",
@@ -83,8 +80,8 @@ def kind_of(block: str, kinds: Mapping[str, Kind]) -> Kind:
     return kinds[block.removeprefix("UNetRes")]
 
 
-def check_fields(net: "UNet2D") -> None:
-    """Raises UserError for a value that is not known here, or fields that do not go together."""
+def check_fields(net: Any) -> None:
+    """Raises UserError for fields of a ``UNet2D`` that are not known, or do not go together."""
     for field, choices in CHOICES.items():
         value = getattr(net, field)
         if value not in choices:
@@ -115,7 +112,7 @@ def check_fields(net: "UNet2D") -> None:
     _check_skip_blocks(net, down, up)
 
 
-def _check_skip_blocks(net: "UNet2D", down: list[str], up: list[str]) -> None:
+def _check_skip_blocks(net: Any, down: list[str], up: list[str]) -> None:
     """The pyramid of images must be halved and doubled as often as the features are."""
     halving, doubling = ([family == "skip" for family in side[:-1]] for side in (down, up))
     up_to_the_end = [family == "skip" for family in up] if any(doubling) else []

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from scoremle.errors import UserError
-from scoremle.nn.adm import ADM, adm_params
 from scoremle.nn.applied import Applied
-from scoremle.published.edm_parts import (
+from scoremle.zoo.adm import ADM, adm_params
+from scoremle.zoo.edm_parts import (
     Arrays,
     Made,
     Parts,

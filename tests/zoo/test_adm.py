@@ -11,7 +11,7 @@ from helpers.marks import some
 from helpers.weights import drawn
 
 from scoremle.errors import UserError
-from scoremle.nn.adm import ADM, DEFAULT_MULTIPLES, adm_params
+from scoremle.zoo.adm import ADM, DEFAULT_MULTIPLES, adm_params
 
 GOLDEN = (
     "improved",

@@ -1,0 +1,109 @@
+"""The families of models that others trained: how each is told, loaded, and copied.
+
+What the parts of each mean; lambda is the log-SNR, from the smallest time to the greatest:
+
+    family              output              label                   lambda
+    ------------------  ------------------  ----------------------  ---------------------------
+    diffusers           eps, x_0 or v       number of the step      9.2 .. -10.1 linear,
+                                                                    10.1 .. -19.8 cosine
+    improved-, guided-  eps or x_0, and v   number of the step,     the same; 4000 cosine steps
+    diffusion           of variances        perhaps times 1000 / T  11.5 .. -22.6
+    EDM                 F                   log(sigma) / 4          12.4 .. -8.8
+    VP, VE of EDM       eps; -eps           999 t; log(sigma / 2)   13.8 .. -10.0; 7.8 .. -9.2
+    iDDPM of EDM        eps, and v          number of the step      10.1 .. -19.8
+
+In all of them level k of a pixel stands at 2k/255 - 1 (`PIXELS`), and a class is a number.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scoremle.files import inside, read_json
+from scoremle.model import ScoreModel
+from scoremle.published import pytorch, safetensors
+
+__all__ = ["FAMILIES", "HUB", "INDEX", "OTHERS", "Family", "family_of", "flags_beside"]
+
+# What a model on the Hugging Face hub is named by: ``hf:OWNER/NAME[@REVISION]``.
+HUB = "hf:"
+# The file of a pipeline of diffusers that names its parts.
+INDEX = "model_index.json"
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether this is the folder of a pipeline, or of a network, of diffusers."""
+    configs = (INDEX, "unet/config.json", "config.json")
+    return path.is_dir() and any(
+        (path / config).is_file() and "_diffusers_version" in read_json(inside(path, config))
+        for config in configs
+    )
+
+
+def flags_beside(path: Path) -> Path:
+    """The file of the flags that a checkpoint was trained with."""
+    return path.with_suffix(".json")
+
+
+def is_openai(path: Path) -> bool:
+    """Whether this is a ``.pt``, or a checkpoint of PyTorch with flags beside it."""
+    if not path.is_file():
+        return False
+    return path.suffix == ".pt" or (pytorch.is_file(path) and flags_beside(path).is_file())
+
+
+def is_edm(path: Path) -> bool:
+    """Whether this is a file of tensors, or a pickle of EDM, which is refused by name."""
+    return path.is_file() and (path.suffix == ".pkl" or safetensors.is_file(path))
+
+
+class Family(NamedTuple):
+    """Models of one kind.
+
+    Args:
+        words: the kind, in words.
+        is_one: whether a model of the kind lies at a path.
+        module: of this room: it loads them.
+        main: the file that is loaded, by the name that a copy of it has; "" is the folder that
+            the copies lie in.
+    """
+
+    words: str
+    is_one: Callable[[Path], bool]
+    module: str
+    main: str = ""
+
+    def load(self, path: Path) -> ScoreModel:
+        """The model at a path."""
+        return self._imported.load(path)
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """The files that a model is read from, by the names that a copy of them has."""
+        return self._imported.files(path)
+
+    @property
+    def _imported(self) -> Any:
+        return importlib.import_module(f"scoremle.zoo.{self.module}")
+
+
+FAMILIES = {
+    "diffusers": Family("a folder of diffusers", is_diffusers, "diffusers"),
+    "openai": Family(
+        "a .pt of improved- or guided-diffusion", is_openai, "openai", "model.pt"
+    ),
+    "edm": Family(
+        "a .safetensors of EDM, its fields beside it", is_edm, "edm", "model.safetensors"
+    ),
+}  # fmt: skip
+
+# For whatever is none of these.
+OTHERS = (
+    f"{', '.join(family.words for family in FAMILIES.values())}; use"
+    " scoremle.interop.torch.from_module in a FILE.py:function for any other"
+)
+
+
+def family_of(path: Path) -> str | None:
+    """The name of the family of what lies at a path; None if it is of none."""
+    return next((name for name, family in FAMILIES.items() if family.is_one(path)), None)
