@@ -45,6 +45,8 @@ READ: dict[type, Callable[[str], Any]] = {
 class ConfigParser(Parser):
     """A parser with a flag for each field of a config. It sets ``options.config`` to the config.
 
+    With ``--print-config`` that is printed, and nothing else is run.
+
     Args:
         name: the command's name; "" for the published form.
         text: what it does, and examples.
@@ -114,6 +116,8 @@ class ConfigParser(Parser):
         check_types(config)
         resolve(config)
         options.config = config
+        if options.print_config:
+            self.run, self.needs = _print, ""
         for needed in ("workdir", "mode"):
             if not (getattr(options, needed) or options.print_config or options.mode == "plan"):
                 raise self._missing(needed)
@@ -144,6 +148,13 @@ class ConfigParser(Parser):
         # Fields that follow others follow them again, so that flags mean what they always mean.
         defaults.unresolve(config)
         return config, defaults.resolve
+
+
+def _print(options: Any) -> dict[str, Any]:
+    """Prints the config, flags included, and returns it."""
+    for name, (_, value) in fields_of(options.config).items():
+        print(f"{name} = {'unset' if value is None else repr(value)}")
+    return options.config.to_dict()
 
 
 def _value(name: str, kind: type, text: str) -> Any:

@@ -4,6 +4,7 @@ Nothing of JAX or NumPy is imported: help, and mistakes in arguments, come at on
 """
 
 import argparse
+import math
 import os
 import re
 import tempfile
@@ -27,7 +28,6 @@ MODEL = (
 )
 UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
 EXAMPLE = re.compile(r"^ {4}(scoremle .*)$", re.MULTILINE)
-SEEDS = 2**32
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,23 +102,21 @@ def adder(group: Any) -> Callable[..., None]:
     return add
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an integer that is not below ``least``."""
+def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
+    """The type of an integer that is not below ``least``, but below ``below``."""
 
     def integer(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
+        if int(text) >= below:
+            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
         return int(text)
 
     return integer
 
 
-def seed(text: str) -> int:
-    """The type of a seed. JAX takes 32 bits of it: a larger one would be another one."""
-    number = at_least(0)(text)
-    if number >= SEEDS:
-        raise argparse.ArgumentTypeError(f"{text} is not below {SEEDS}")
-    return number
+# The type of a seed. JAX takes 32 bits of it: a larger one would be another one.
+seed = at_least(0, below=2**32)
 
 
 # Places ------------------------------------------------------------------------------------------

@@ -17,10 +17,7 @@ from scoremle.terminal import say
 
 __all__ = ["parser", "run"]
 
-ORIGINS = {
-    True: "the published weights",
-    False: "not the published weights, so results won't be called FID, KID or IS",
-}
+OTHERS = "not the published weights, so results won't be called FID, KID or IS"
 
 
 def parser(name: str) -> Parser:
@@ -61,5 +58,6 @@ def run(options: Any) -> None:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     write_inception(options.out, params, sha256)
     say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
-    say(f"sha256 of {weights}: {sha256}, {ORIGINS[sha256 == PUBLISHED_SHA256]}")
+    origin = "the published weights" if sha256 == PUBLISHED_SHA256 else OTHERS
+    say(f"sha256 of {weights}: {sha256}, {origin}")
     say(f"next: scoremle stats DATASET --weights={options.out} --out=STATS.npz")

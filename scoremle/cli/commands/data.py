@@ -156,12 +156,9 @@ def _made_with(options: dict[str, Any]) -> str:
 def _training(prepared: "scoremle.data.Prepared") -> str:
     """The command that trains on it."""
     meta = prepared.meta
-    fields = {
-        "dataset": meta["name"],
-        "path": prepared.folder,
-        "image_size": max(meta["shape"][:2]),
-        "num_channels": meta["shape"][2],
-    }
+    size, channels = max(meta["shape"][:2]), meta["shape"][2]
+    fields = {"dataset": meta["name"], "path": prepared.folder, "image_size": size}
+    fields["num_channels"] = channels
     flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
     return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
 

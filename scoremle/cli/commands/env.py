@@ -84,13 +84,12 @@ def _devices() -> dict[str, str]:
         scoremle.devices.check_devices()
     except UserError as error:  # a driver that does not answer is what the report is about
         return {"devices": f"none: {error}"}
-    return {f"device {i}": _device(device) for i, device in enumerate(jax.devices())}
-
-
-def _device(device: Any) -> str:
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
-    return f"{device.platform}, {device.device_kind}{memory}"
+    found = {}
+    for i, device in enumerate(jax.devices()):
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
+        found[f"device {i}"] = f"{device.platform}, {device.device_kind}{memory}"
+    return found
 
 
 def _memory() -> str:

@@ -10,10 +10,9 @@ from scoremle.cli.guarded import guarded
 from scoremle.cli.parser import Parser, adder, at_least
 from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError
-from scoremle.experiment.config import fields_of
 from scoremle.terminal import passing
 
-__all__ = ["parser", "print_config", "run"]
+__all__ = ["parser", "run"]
 
 MODES = ("train", "eval", "train_deq")
 WORKDIR = "the folder of its checkpoints and results"
@@ -50,15 +49,13 @@ scoremle eval WORKDIR --config.eval.dequantizer measures with it.
 
 def parser(name: str) -> Parser:
     parser = ConfigParser(name, TEXTS[name], WORDS[name], run=run)
-
     add = adder(parser)
     if not name:
         add("--mode", SUPPRESS, choices=MODES)
     folder = "folder in WORKDIR to write (eval)" if name == "eval" else SUPPRESS
     add("--eval-folder", folder, metavar="NAME", default="eval")
-    flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})"
-    folder = SUPPRESS if name == "train" else flow
-    add("--deq-folder", folder, metavar="NAME", default=FLOW_FOLDER)
+    flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})" * (name != "train")
+    add("--deq-folder", flow or SUPPRESS, metavar="NAME", default=FLOW_FOLDER)
     add("--distributed", "one of several processes of a run, as the cluster says; elsewhere"
         " --coordinator=HOST:PORT --processes=N --process=I", action="store_true")  # fmt: skip
     add("--coordinator", SUPPRESS, default="")
@@ -68,9 +65,7 @@ def parser(name: str) -> Parser:
 
 
 def run(options: Any) -> dict[str, Any]:
-    """Prints the config, or runs the mode; returns the config, or what was measured."""
-    if options.print_config:
-        return print_config(options)
+    """Runs the mode; returns what was measured."""
     if options.json and options.mode != "eval":
         raise UserError("--json is for eval, and for --print-config")
     if not (options.distributed or options.coordinator or options.processes or options.process):
@@ -84,13 +79,6 @@ def run(options: Any) -> dict[str, Any]:
         with stdout_aside() if options.json else nullcontext():
             # Of several processes JAX takes the signals, and all stop at the same step.
             return _run_alone(options, nullcontext)
-
-
-def print_config(options: Any) -> dict[str, Any]:
-    """Prints the config, flags included, and returns it."""
-    for name, (_, value) in fields_of(options.config).items():
-        print(f"{name} = {'unset' if value is None else repr(value)}")
-    return options.config.to_dict()
 
 
 def _facts(options: Any) -> dict[str, Any]:

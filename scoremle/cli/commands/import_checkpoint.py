@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["parser", "run"]
 
 PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
-IMAGE_SIZE = 32
-LEVELS = 256
+IMAGE_SIZE, LEVELS = 32, 256
 
 
 def parser(name: str) -> Parser:

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import scoremle
-from scoremle.cli.commands.experiment import print_config
 from scoremle.cli.flags import ConfigParser
 from scoremle.cli.parser import Parser, adder, at_least
 from scoremle.errors import UserError
@@ -46,8 +45,6 @@ def run(options: Any) -> dict[str, Any]:
     """Prints it, and gives it."""
     from scoremle.experiment.plan import Plan
 
-    if options.print_config:
-        return print_config(options)
     experiment, images, note = _experiment(options.config)
     there = scoremle.devices.memory()
     if not (memory := options.memory or (there and there.whole)):

@@ -17,7 +17,7 @@ __all__ = ["parser", "run"]
 
 
 def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check_there, needs="scoremle.report.write")
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.report.write")
     add = adder(parser)
     add("workdirs", "the folder of a training and its results; several are compared with the"
         " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
@@ -26,7 +26,7 @@ def parser(name: str) -> Parser:
     return parser
 
 
-def _check_there(options: Any) -> None:
+def _check(options: Any) -> None:
     """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
     for place in options.workdirs:
         if ":" not in str(place) and not (SHIPPED / place).is_dir():
@@ -35,28 +35,21 @@ def _check_there(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Writes the page, and says where it is."""
+    from scoremle.experiment.models import is_model_alone, is_published
     from scoremle.files import inside, is_stream
     from scoremle.report.write import CHARTS, write_report
 
-    for place in options.workdirs:
-        _check(str(place))
+    for place in map(str, options.workdirs):
+        if is_model_alone(place):
+            model = shlex.quote(place)
+            make = f"scoremle import {model} WORKDIR makes one of it, and " * is_published(place)
+            raise UserError(
+                f"{place} is a model, and a report is of a working directory: {make}scoremle score"
+                f" {model} IMAGES --page=FILE.html writes a page about images under it"
+            )
+        if Path(place).is_file():
+            raise UserError(f"{place} is a file, and a report is of a working directory")
     out = options.out or inside(options.workdirs[0], "report", writing=True) / "index.html"
     write_report(options.workdirs, out, eval_folder=options.eval_folder)
     charts = "" if is_stream(out) else f"; its charts as SVG and PNG: {out.parent / CHARTS}"
     say(f"report: {out}{charts}")
-
-
-def _check(place: str) -> None:
-    """Raises UserError for a model that is no working directory, and for any other file."""
-    from scoremle.experiment.models import is_model_alone, is_published
-
-    if is_model_alone(place):
-        model = shlex.quote(place)
-        make = f"scoremle import {model} WORKDIR makes one of it, and "
-        raise UserError(
-            f"{place} is a model, and a report is of a working directory:"
-            f" {make if is_published(place) else ''}scoremle score {model} IMAGES"
-            " --page=FILE.html writes a page about images under it"
-        )
-    if Path(place).is_file():
-        raise UserError(f"{place} is a file, and a report is of a working directory")

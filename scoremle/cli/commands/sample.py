@@ -62,8 +62,10 @@ def run(options: Any) -> None:
     import jax
     import numpy as np
 
+    from scoremle.evaluation.pictures import write_grid
     from scoremle.experiment.build import sampler_of
     from scoremle.experiment.labels import ALL, check_label
+    from scoremle.files import write_atomically, write_npz
 
     model = scoremle.load(options.model, options.checkpoint)
     as_picture = options.out.suffix.lower() == ".png"
@@ -84,22 +86,13 @@ def run(options: Any) -> None:
         options.n, jax.random.key(options.seed),
         condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
     )  # fmt: skip
-    how = f"{options.sampler}, {steps} steps, seed {options.seed}"
-    caption = f"{options.n} samples of {options.model}, {how}"
-    _write(options.out, samples, model.pixels, caption)
-    say(f"{options.n} samples of seed {options.seed}: {options.out}")
-
-
-def _write(path: Path, samples: Any, pixels: Any, caption: str) -> None:
-    import numpy as np
-
-    from scoremle.evaluation.pictures import write_grid
-    from scoremle.files import write_atomically, write_npz
-
-    if path.suffix.lower() == ".png":
-        write_grid(path, samples, pixels.levels, caption=in_a_line(caption))
-    elif path.suffix.lower() == ".npz":
-        write_npz(path, {"samples": samples})
+    if as_picture and model.pixels:
+        how = f"{options.sampler}, {steps} steps, seed {options.seed}"
+        caption = in_a_line(f"{options.n} samples of {options.model}, {how}")
+        write_grid(options.out, samples, model.pixels.levels, caption=caption)
+    elif options.out.suffix.lower() == ".npz":
+        write_npz(options.out, {"samples": samples})
     else:
-        with write_atomically(path) as temporary, temporary.open("wb") as file:
+        with write_atomically(options.out) as temporary, temporary.open("wb") as file:
             np.save(file, samples)
+    say(f"{options.n} samples of seed {options.seed}: {options.out}")

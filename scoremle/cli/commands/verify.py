@@ -79,6 +79,10 @@ def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
 COPY = "put a copy back"
 RECORD = "put its copy back, or move it away and run the training's command, which writes it anew"
 AGAIN = "remove it, and run the command again that wrote it"
+BEFORE = "put a copy back, or remove it: the one before is taken"
+PART = "remove it: its images are worked on again"
+RESULT = "move it away and evaluate again"
+LOG = "go on with the training, which writes it anew"
 
 
 class Kind(NamedTuple):
@@ -90,8 +94,8 @@ class Kind(NamedTuple):
 
     is_one: Callable[[Path], bool]
     read: Callable[[Path], Any]
+    sealed: bool | None
     remedy: str
-    sealed: bool | None = True
     holds: bool = False
 
 
@@ -119,8 +123,15 @@ def _kinds() -> tuple[Kind, ...]:
     from scoremle.resumable import read_part
     from scoremle.training.checkpoints import Checkpoints, Damaged
 
-    def number(path: Path) -> str:
-        return path.name.removeprefix("checkpoint_")
+    def is_checkpoint(path: Path) -> bool:
+        return path.name.removeprefix("checkpoint_").isdecimal() and path.is_dir()
+
+    def checkpoint(path: Path) -> None:
+        Checkpoints(path.parent, keep=None).verify(int(path.name.removeprefix("checkpoint_")))
+
+    def is_published(path: Path) -> bool:
+        number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
+        return number.isdecimal() and path.is_file()
 
     def is_workdir(path: Path) -> bool:
         with suppress(UserError):  # a link in the place of a folder, which is named for itself
@@ -140,34 +151,19 @@ def _kinds() -> tuple[Kind, ...]:
             raise Damaged("its arrays can't be read, or are of another place")
 
     return (
-        Kind(is_prepared, lambda path: Prepared(path).verify(), "prepare it again"),
-        Kind(
-            lambda path: number(path).isdecimal() and path.is_dir(),
-            lambda path: Checkpoints(path.parent, keep=None).verify(int(number(path))),
-            "put a copy back, or remove it: the one before is taken",
-        ),
-        Kind(
-            lambda path: number(path).removesuffix(".pth").isdecimal() and path.is_file(),
-            scoremle.published.read, COPY, sealed=False,
-        ),
-        Kind(is_workdir, lambda path: Workdir(path).check_records(), RECORD, holds=True),
-        Kind(
-            lambda path: path.match("pass*.npz"), arrays,
-            "remove it: its images are worked on again",
-        ),
-        Kind(
-            lambda path: path.name == "results.json", results, "move it away and evaluate again",
-            sealed=None,
-        ),
-        Kind(_ends(".json"), record, RECORD, sealed=None),
-        Kind(_ends(".npz"), arrays, AGAIN),
-        Kind(_ends(".safetensors"), safetensors.read, COPY, sealed=False),
-        Kind(_ends(".pt", ".bin"), _tensors, COPY, sealed=None),
-        Kind(
-            _ends(".jsonl"), _lines, "go on with the training, which writes it anew", sealed=False
-        ),
-        Kind(_ends(".png"), _picture, AGAIN),
-    )  # fmt: skip
+        Kind(is_prepared, lambda path: Prepared(path).verify(), True, "prepare it again"),
+        Kind(is_checkpoint, checkpoint, True, BEFORE),
+        Kind(is_published, scoremle.published.read, False, COPY),
+        Kind(is_workdir, lambda path: Workdir(path).check_records(), True, RECORD, holds=True),
+        Kind(lambda path: path.match("pass*.npz"), arrays, True, PART),
+        Kind(lambda path: path.name == "results.json", results, None, RESULT),
+        Kind(_ends(".json"), record, None, RECORD),
+        Kind(_ends(".npz"), arrays, True, AGAIN),
+        Kind(_ends(".safetensors"), safetensors.read, False, COPY),
+        Kind(_ends(".pt", ".bin"), _tensors, None, COPY),
+        Kind(_ends(".jsonl"), _lines, False, LOG),
+        Kind(_ends(".png"), _picture, True, AGAIN),
+    )
 
 
 def _ends(*suffixes: str) -> Callable[[Path], bool]:
