@@ -131,9 +131,7 @@ def check_exists(place: Path) -> None:
 def check_ending(flag: str, place: Path, *endings: str) -> None:
     """Raises UserError for the name of a file to write that has none of the endings."""
     if place.suffix.lower() not in endings:
-        *others, last = endings
-        words = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"{flag}{place}: the name to write must end in {words}")
+        raise UserError(f"{flag}{place}: the name to write must end in {' or '.join(endings)}")
 
 
 def check_model(options: Any) -> None:

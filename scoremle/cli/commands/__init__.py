@@ -28,11 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stats": ("stats", "features of a data set, to compare samples with"),
     "import": ("import_checkpoint", "a published checkpoint: what it is, and a workdir of it"),
     "export": ("export_checkpoint", "a checkpoint in the published format, or as safetensors"),
-    "convert-inception": (
-        "convert_inception", "PyTorch's weights of the Inception network, as ours",
-    ),
+    "convert-inception": ("convert_inception", "PyTorch's weights of Inception, as ours"),
     "completion": ("completion", "a script that completes words, for bash, zsh or fish"),
-}  # fmt: skip
+}
 # Those that few need.
 SELDOM = ("train-deq", "stats", "import", "export", "convert-inception", "completion")
 

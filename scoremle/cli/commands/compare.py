@@ -15,15 +15,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["parser", "run"]
 
@@ -37,24 +34,17 @@ RESULTS = "results.json"
 NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
-class Written(NamedTuple):
-    """A number of a table, and the unit of its last place: rows have as many as they warrant."""
-
-    value: float
-    unit: float
-
-
 class Measured(NamedTuple):
     """Bits/dim of images, and what tells whether others are the same images, where it is known.
 
-    ``png``: what they take as PNG, as a table has it. ``estimator``: what the values are, in
-    words, if the table says so.
+    ``bpd``: an array [n]. ``png``: what they take as PNG, as a table has it, and as a number.
+    ``estimator``: what the values are, in words, if the table says so.
     """
 
-    bpd: "np.ndarray"
+    bpd: Any
     images: Any
     solver_error: float | None
-    png: Sequence[Written] = ()
+    png: Sequence[tuple[str, float]] = ()
     estimator: str = ""
 
 
@@ -125,9 +115,10 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
     }
 
 
-def _agree(one: Written, other: Written) -> bool:
-    """May they be one number?"""
-    return abs(one.value - other.value) < 1.01 * max(one.unit, other.unit)
+def _agree(one: tuple[str, float], other: tuple[str, float]) -> bool:
+    """Whether two numbers may be one, which was written with more or fewer digits."""
+    unit = max(10.0 ** -len(text.partition(".")[2]) for text, _ in (one, other))
+    return abs(one[1] - other[1]) < 1.01 * unit
 
 
 def _in_words(facts: dict[str, Any]) -> list[str]:
@@ -201,7 +192,7 @@ def _of_scores(path: Path) -> Measured:
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
         names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
-        png = [_as_written(row["png_bpd"]) for row in rows if "png_bpd" in row]
+        png = [(row["png_bpd"], float(row["png_bpd"])) for row in rows if "png_bpd" in row]
         estimators = {(row.get("estimator") or "").partition(";")[0] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of images by scoremle score") from None
@@ -210,11 +201,7 @@ def _of_scores(path: Path) -> Measured:
     return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
 
 
-def _as_written(text: str) -> Written:
-    return Written(float(text), 10.0 ** -len(text.partition(".")[2]))
-
-
-def _checked(path: Path, bpd: "np.ndarray", images: Any, solver_error: float | None) -> Measured:
+def _checked(path: Path, bpd: Any, images: Any, solver_error: float | None) -> Measured:
     """Raises UserError where there is no image, or one without a finite number."""
     if not (bpd.size and math.isfinite(bpd.sum())):
         raise UserError(f"{path} has no bits/dim of images, or some that are no finite number")

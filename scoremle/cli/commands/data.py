@@ -127,6 +127,7 @@ def _facts(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
     meta = prepared.meta
     counts, shape, levels = meta["counts"], meta["shape"], meta["levels"]
     labels = prepared.labels("train")
+    made, default = meta["options"].items(), vars(scoremle.data.Options())
     reduced = f", from {meta['source_levels']}" if levels != meta["source_levels"] else ""
     rows = [
         ("version", meta["version"]),
@@ -140,17 +141,12 @@ def _facts(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
         ("images of one colour", str(meta["constant_images"])),
         ("skipped, unusable", str(len(meta["skipped"]))),
         *((note, str(n)) for note, n in meta["notes"].items()),
-        ("made with", _made_with(meta["options"])),
+        ("made with", ", ".join(f"{k}={v}" for k, v in made if v != default.get(k))),
         ("source", meta["source"]),
         ("source sha256", meta["source_sha256"]),
         ("folder", str(prepared.folder)),
     ]
     return [(what, value) for what, value in rows if value]
-
-
-def _made_with(options: dict[str, Any]) -> str:
-    default = vars(scoremle.data.Options())
-    return ", ".join(f"{k}={v}" for k, v in options.items() if v != default.get(k))
 
 
 def _training(prepared: "scoremle.data.Prepared") -> str:

@@ -106,12 +106,9 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
     write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
     low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
-    say(f"{path}")
-    say(f"  family      {FAMILIES[family].words}")
-    say(f"  model       {model}")
+    say(f"{path}", f"  family      {FAMILIES[family].words}", f"  model       {model}")
     say(f"  log-SNR     {high:.2f} to {low:.2f}")
-    say(f"  bits/dim    {model.default_estimator.words}")
-    say(f"  written to  {place.folder}")
+    say(f"  bits/dim    {model.default_estimator.words}", f"  written to  {place.folder}")
     own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
     if not config.data.dataset:
         own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]
@@ -224,8 +221,7 @@ def _read(file: Path, what: str) -> tuple["Published", dict[str, Any]]:
     except Damaged as error:
         raise UserError(f"{file}: {error}") from None
     arrays = jax.tree.leaves(found.params)
-    say(f"{file}")
-    say(f"  step        {found.step:,}")
+    say(f"{file}", f"  step        {found.step:,}")
     say(f"  parameters  {sum(array.size for array in arrays):,} in {len(arrays)} arrays")
     say(f"  {what:11} " + ", ".join(f"{name} {value}" for name, value in fields.items()))
     return found, fields

@@ -63,11 +63,9 @@ def _experiment(config: Any) -> tuple[Any, int, list[str]]:
 
     try:
         experiment = build(config)
+        return experiment, config.eval.num_images or len(experiment.data.test), []
     except UserError as error:
         missing = str(error)
-    else:
-        images = len(experiment.data.test)
-        return experiment, config.eval.num_images or images, []
     experiment = build(config, levels=config.data.levels or 256)  # raises what is not of the data
     note = f"the data set is not here, so that {IMAGES:,} test images are taken: {missing}"
     return experiment, config.eval.num_images or IMAGES, [note]

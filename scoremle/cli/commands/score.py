@@ -131,7 +131,7 @@ def _check(options: Any) -> None:
         raise UserError(f"no file or folder {options.images}")
     if options.steps is not None and options.estimator != "steps":
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
-    if not options.engine:  # which writes a folder, and goes on in it
+    if not options.engine:
         check_file("--out=", options.out, force=options.force)
         if not is_stream(options.out):
             check_file("--out=", _beside(options.out), force=options.force)
@@ -140,6 +140,10 @@ def _check(options: Any) -> None:
     elif options.page or options.shard or options.merge or options.correct:
         flags = "--page, --shard, --merge and --correct"
         raise UserError(f"{flags} are not for --engine=ray: leave them out")
+    else:  # into a folder, in which the same command goes on
+        options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
+        if options.out.is_file():
+            raise UserError(f"--out={options.out} must be a folder: workers write files into it")
     check_model(options)
 
 
@@ -260,8 +264,8 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     if not len(left):
         return
     runs = itertools.groupby(enumerate(left), lambda pair: pair[1] - pair[0])
-    ends = [[int(number) + 1 for _, number in run] for _, run in runs]
-    ranges = ", ".join(f"{run[0]} to {run[-1]}" for run in ends)
+    numbers = [[int(number) + 1 for _, number in run] for _, run in runs]
+    ranges = ", ".join(f"{run[0]} to {run[-1]}" for run in numbers)
     raise UserError(
         f"{len(left)} of {len(names)} images have no score in {parts.parent}: {ranges} (the first"
         f" is {names[left[0]]}); run their shares, or leave out --merge to score them here"

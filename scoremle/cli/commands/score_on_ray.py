@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ FIRST = 256
 
 
 def run(options: Any) -> dict[str, Any]:
-    """Scores the images into the folder ``--out``; gives their mean."""
+    """Scores the images into the folder ``--out``; returns their mean."""
     ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
@@ -44,7 +43,7 @@ def run(options: Any) -> dict[str, Any]:
     )  # fmt: skip
     for note in (*found.doubts, *found.notes):
         say(*tables.wrapped(note))
-    table = Table(_folder(options.out))
+    table = Table(options.out)
     table.begin({
         **found.facts(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.repeats,
@@ -54,14 +53,6 @@ def run(options: Any) -> dict[str, Any]:
         cluster=Cluster(options.address, options.workers), batch_size=BATCH_SIZE,
     )  # fmt: skip
     return _summary(table, found, options)
-
-
-def _folder(out: Path) -> Path:
-    """Where the files go: --out, or what its default is here."""
-    folder = out.with_suffix("") if out.suffix == ".csv" else out
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder} must be a folder: workers write files into it")
-    return folder
 
 
 def _first(
