@@ -27,6 +27,7 @@ from scoremle.cli.commands.verify import verify
 from scoremle.cli.signals import ANSWERED
 from scoremle.experiment.results import read_results
 from scoremle.experiment.score_table import Row, write
+from scoremle.quality import features
 from scoremle.quality.features import Extractor
 from scoremle.quality.inception import Features
 
