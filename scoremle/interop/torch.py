@@ -221,7 +221,7 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
     Its parameters are copied, and nothing of it runs in PyTorch. Raises UserError for a pipeline
     that ``scoremle.load`` would refuse as a folder.
     """
-    from scoremle.published import diffusers  # Flax is slow to import
+    from scoremle.zoo import diffusers  # Flax is slow to import
 
     name = type(pipeline).__name__
     for part in ("unet", "scheduler"):
