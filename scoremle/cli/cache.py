@@ -77,7 +77,7 @@ def _open_to_others(folder: Path) -> Path | None:
 
 
 def programs_folder() -> Path:
-    """Where programs of this machine are kept: another processor could not run them."""
+    """The folder of programs that this machine compiled: another processor could not run them."""
     caches = os.environ.get("XDG_CACHE_HOME")
     above = Path(caches) if caches else Path.home() / ".cache"
     return above / "scoremle" / "programs" / _machine()

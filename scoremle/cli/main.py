@@ -129,7 +129,7 @@ def parse(argv: Sequence[str]) -> Any:
 
 @contextmanager
 def _logged(least: int) -> Iterator[None]:
-    """What this package logs, on stderr: of this level, unless Python set another."""
+    """Prints on stderr what this package logs, from a level on, unless Python set another."""
     logger, handler = logging.getLogger("scoremle"), logging.StreamHandler()
     level = logger.level
     # It prints the traceback of an error that is raised, and said in a line.

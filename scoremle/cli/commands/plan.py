@@ -58,7 +58,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def _experiment(config: Any) -> tuple[Any, int, list[str]]:
-    """What to plan for, how many test images, and what must be said of them."""
+    """The experiment, its number of test images, and notes about these."""
     from scoremle.experiment.build import build
 
     try:
@@ -94,7 +94,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
-    """What the numbers are."""
+    """Lines that say how the numbers were found."""
     whole = found["step_measured_with"] == found["batch"]
     how = "" if whole else f" by the pace of {found['step_measured_with']} images at a time"
     pilot = " (a pilot may choose other numbers)" * found["pilot"]

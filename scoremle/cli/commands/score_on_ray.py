@@ -69,7 +69,7 @@ def _first(
 
 
 def _scorer(found: Prepared, options: Any) -> partial[Scorer]:
-    """What makes a worker's: it loads the model, as these images need it."""
+    """Makes the scorer of a worker, which loads the model with what the pilot chose."""
     model = partial(
         _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
         "" if options.label == ALL else options.label,

@@ -171,7 +171,7 @@ def _ends(*suffixes: str) -> Callable[[Path], bool]:
 
 
 def _tensors(path: Path) -> bool:
-    """Of PyTorch: a zip with a checksum of each member, or a file of an old kind without."""
+    """Reads a file of PyTorch: a zip with a checksum of each member, or an old kind without."""
     from scoremle.bounded import MAX_MODEL, open_zip
     from scoremle.published import pytorch, torch_file
 
