@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from scoremle import sampling as sampling
     from scoremle import solvers as solvers
     from scoremle import training as training
+    from scoremle import weights as weights
     from scoremle.core.bijectors import Affine as Affine
     from scoremle.core.bijectors import Bounded as Bounded
     from scoremle.core.bijectors import Chain as Chain

@@ -22,7 +22,7 @@ ROWS = (
     ("core",),
     ("solvers",),
     ("likelihood", "sampling", "nn"),
-    ("model",),
+    ("model", "weights"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("data", "training"),
     ("quality", "evaluation", "published"),

@@ -33,6 +33,8 @@ def of_pixels(x, t):
 
 REALS = scoremle.ScoreModel(NOISE, SDE, EPS, (2,), solver=FEW)
 PIXELS = scoremle.ScoreModel(of_pixels, SDE, EPS, (1, 2, 1), scoremle.Pixels(8), solver=FEW)
+ONES = np.ones(8)
+SAMPLES = scoremle.Samples(X, ONES, ONES, 0 * ONES, X, ONES.astype(int))
 
 
 def draw(keys):
@@ -62,6 +64,7 @@ CALLS = {
     ),
     "of_passes": (scoremle.Scores.of_passes, {"values": {"bpd": X}, "dims": 2}),
     "data.load": (scoremle.data.load, {"name": "digits"}),
+    "reweigh": (scoremle.weights.reweigh, {"samples": SAMPLES, "log_target": lambda x: x[:, 0]}),
     # Of arrays
     "ode_log_likelihood": (
         scoremle.ode_log_likelihood,
@@ -166,6 +169,7 @@ SHAPE_OF_SEVERAL = (*SHAPE, ())
 IMAGES_OF_INTEGERS = (*NO_ARRAY, IMAGES.astype(float), IMAGES[0])
 INDEX = (*NO_ARRAY[:3], [0.0, 1.0, 2.0, 3.0], [0, 1, 2, -1], [0, 1, 2, 2**64], [0, 1], 3)
 CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
+NO_TARGETS = (*NO_NUMBER, X, np.full(8, np.inf), np.full(8, -np.inf))
 
 TABLE = [
     ("ScoreModel", {"eps": WITHIN_ONE, "shape": SHAPE, "decoder_scale": POSITIVE[:1]}),
@@ -191,6 +195,7 @@ TABLE = [
     ("of_passes", {"dims": COUNT}),
     ("data.load", {"batch_size": COUNT, "seed": SEED, "image_size": NO_COUNT,
                    "num_channels": NO_COUNT, "levels": NO_COUNT}),
+    ("reweigh", {"log_target": tuple((lambda x, bad=bad: bad) for bad in NO_TARGETS)}),
     ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
                             "condition": CONDITION, "dtype": WORD}),
     ("likelihood_bound", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
@@ -274,8 +279,8 @@ def test_a_bad_argument_is_named_in_one_line(name, argument, bad, unchecked, str
 def test_each_public_name_with_numbers_has_a_row():
     """But for protocols, and what takes models and records alone."""
     others = {
-        "__version__", "Chain", "DDPMpp", "PerDimension", "Schedule", "Scores", "Uniform",
-        "UserError",
+        "__version__", "Chain", "DDPMpp", "PerDimension", "Samples", "Schedule", "Scores",
+        "Uniform", "UserError",
     }  # fmt: skip
     missing = {*scoremle.__all__} - {name for name, _ in TABLE} - others
     assert missing == set()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import scoremle
+from scoremle import weights
 from scoremle.nn.flowpp import FlowPP
 from scoremle.zoo.adm import ADM
 from scoremle.zoo.unet2d import UNet2D
@@ -33,6 +34,7 @@ def methods(record: type) -> dict[str, object]:
 
 
 NAMES = {name: getattr(scoremle, name) for name in scoremle.__all__ if name != "__version__"}
+NAMES |= {f"weights.{name}": getattr(weights, name) for name in weights.__all__}
 PUBLIC = NAMES | {name: value for record in RECORDS for name, value in methods(record).items()}
 NETWORKS = {network.__name__: network for network in (ADM, FlowPP, UNet2D)}
 every_name = pytest.mark.parametrize("name", PUBLIC)

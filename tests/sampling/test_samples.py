@@ -97,7 +97,7 @@ ORACLES = {
     "VE, Karras": lambda: of(PLANE, *pair("ve", "karras")),
     "VP, a table": lambda: of(PLANE, *pair("vp", "discrete")),
     "straight, 80 dimensions, exact": lambda: of(
-        mixture(80), *pair("straight", "log_snr"), divergence=Exact()
+        mixture(80), *pair("straight", "log_snr"), divergence=Exact(), solver=Multistep(48)
     ),
     "sub-VP, cosine, 100 dimensions, orthogonal": lambda: of(
         mixture(100), *pair("subvp", "cosine"), divergence=Orthogonal(4)
