@@ -111,7 +111,8 @@ def build(
     """The records of a resolved config. Raises UserError for values that can't be had.
 
     With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
-    number of levels are enough. A model that was ``imported`` is not of the config.
+    number of levels are enough, and its parameters tell whether the network is that of the config.
+    A model that was ``imported`` is not of the config.
     """
     check_devices()
     check_values(config)
@@ -127,7 +128,7 @@ def build(
     )
     sampler = sampler_of(config, model.sde)
     training = _training(config, images, replace(objective, model=trained), sampler)
-    if not imported:
+    if not imported and levels is None:
         training.template()  # the network checks its fields and the size of the images
     return Experiment(
         data=images,

@@ -3,7 +3,8 @@
 A solver's error should be small beside the probes' error: unlike that, it may have the same sign
 for all examples. On a few examples, with the same probes, the solver of fixed steps is compared
 with itself at many steps. These are compared with half as many, which limits how far to trust
-them. The error that the solver states is calibrated by the measured one.
+them: where that doubt is large, twice as many are taken. The error that the solver states is
+calibrated by the measured one.
 
 Images: the fewest steps are taken whose error is below a share of the probes' standard error,
 and below a limit in bits/dim. A mean over many images has levels of the solver, too (`levels.py`).
@@ -42,7 +43,8 @@ from scoremle.likelihood.levels import Levels, choose_levels
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import AnyArray, Data, Keys, NoiseFn, PRNGKey, Scalar
+from scoremle.types import AnyArray, Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
+from scoremle.xla import compiled
 
 __all__ = [
     "FEW_DIMS", "NOISE_SHARE", "PILOT_IMAGES", "Choice", "Pilot", "choose_for_images",
@@ -59,6 +61,9 @@ PILOT_IMAGES = 8
 # bits/dim: an error of the mean counts where that of an image no longer does.
 SHARE = 0.25
 LIMIT = 0.005
+# The doubt of a solution that is taken for the truth is at most this share of an error that is
+# measured against it: so the stated error grows by an eighth at most.
+DOUBT = 0.5
 # The solver may add this share of the noise's standard error to that of a mean, where that is more
 # than its tolerance.
 NOISE_SHARE = 0.25
@@ -191,6 +196,7 @@ class Pilot:
         eps: the smallest time.
         divergence: how traces are estimated.
         finest: so many steps are taken for the truth, as far as half of them agree; 128 or more.
+            None: 128, or 256 where half of 128 agree too little for the steps that are chosen.
 
     Raises UserError for fewer, and data that are not finite reals.
     """
@@ -204,39 +210,54 @@ class Pilot:
         *,
         eps: Scalar,
         divergence: DivergenceEstimator,
-        finest: int = FINEST,
+        finest: int | None = FINEST,
     ) -> None:
-        check_count("finest", finest, least=STEPS[-1])
+        if finest is not None:
+            check_count("finest", finest, least=STEPS[-1])
         check_number("eps", eps, 0, 1)
         x = as_data(x)
         key_probe, key_fresh = split(as_keys(key))
-        self.divergence = divergence
+        self.divergence, self._finest = divergence, finest or FINEST
         self.examples, self.bits = len(x), dims_of(x) * math.log(2)  # nats in a bit/dim
 
         # The same probes for all numbers of steps: what differs is the solver's error.
         probes = divergence.draw(key_probe, x)
 
+        @cache
         def solved(steps: int, *, hold: bool) -> Likelihood:
             key = key_probe if hold and divergence.random else key_fresh
             held = divergence, probes, np.asarray(hold)
-            rows = x, example_keys(key, len(x))
-            return _solved(rows, as_pytree(noise), sde, eps, *held, Planned.of(steps, finest))
+            rows, plan = (x, example_keys(key, len(x))), Planned.of(steps, self._finest)
+            return _solved(rows, as_pytree(noise), sde, eps, *held, plan)
 
-        self._solved = solved
-        self._scatter = None
+        self._solved, self._scatter = solved, 0.0
         if divergence.random:
             found = self._in_bits(solved(SCATTER_STEPS, hold=False).probe_stderr)
             self._scatter = _size(found) * math.sqrt(SCATTER_STEPS)
-        self.bpd = cache(self._bpd)
-        self._truth = self.bpd(finest)
-        self._doubt = self.bpd(finest // 2) - self._truth
+        self._believe(finest or STEPS[-1])
+
+    def _believe(self, steps: int) -> None:
+        """Takes so many steps for the truth, and what half of them change for its doubt."""
+        self._believed, self._truth = steps, self.bpd(steps)
+        self._doubt = self.bpd(steps // 2) - self._truth
 
     def _in_bits(self, values: jax.Array) -> np.ndarray:
         return np.asarray(values, np.float64) / self.bits
 
-    def _bpd(self, steps: int) -> np.ndarray:
+    def bpd(self, steps: int) -> np.ndarray:
         """Up to a constant, in which all numbers of steps agree."""
         return -self._in_bits(self._solved(steps, hold=True).log_prob)
+
+    def _probe_stderr(self, steps: int) -> float:
+        """The standard error by the probes of an example, in bits/dim; 0 of an exact trace."""
+        return self._scatter / math.sqrt(steps)
+
+    def _aim(self, steps: int) -> float:
+        """The error that the solver may have, in bits/dim."""
+        return min(LIMIT, SHARE * self._probe_stderr(steps)) if self.divergence.random else LIMIT
+
+    def _meets(self, steps: int) -> bool:
+        return _size(self.error_or_doubt(steps)) <= self._aim(steps)
 
     def error_or_doubt(self, steps: int) -> np.ndarray:
         """The error at ``steps`` steps, with what is uncertain of the truth, in bits/dim."""
@@ -248,10 +269,6 @@ class Pilot:
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.examples)
         stated = self._in_bits(self._solved(steps, hold=False).solver_error)
         calibration, typical = _calibration(error_or_doubt, np.maximum(stated, NEGLIGIBLE))
-        probe, aim = 0.0, LIMIT
-        if self._scatter is not None:
-            probe = self._scatter / math.sqrt(steps)
-            aim = min(LIMIT, SHARE * probe)
         return Choice(
             solver=Multistep(steps, calibration, typical * self.bits),
             divergence=self.divergence,
@@ -259,18 +276,19 @@ class Pilot:
             solver_error=_size(error_or_doubt),
             solver_bias=float(error.mean()),
             solver_bias_stderr=bias_stderr,
-            probe_stderr=probe,
+            probe_stderr=self._probe_stderr(steps),
             examples=self.examples,
-            met=_size(error_or_doubt) <= aim,
+            met=self._meets(steps),
         )
 
     def fewest(self) -> Choice:
         """The fewest of ``STEPS`` that are enough for such images; the most, if none are."""
-        for steps in STEPS:
-            choice = self.measure(steps)
-            if choice.met:
-                break
-        return replace(choice, tried=self._tried(STEPS[: STEPS.index(steps) + 1]))
+        steps = next(filter(self._meets, STEPS), STEPS[-1])
+        error = _size(self.bpd(steps) - self._truth)
+        if self._believed < self._finest and not _size(self._doubt) <= DOUBT * error:
+            self._believe(self._finest)
+            return self.fewest()
+        return replace(self.measure(steps), tried=self._tried(STEPS[: STEPS.index(steps) + 1]))
 
     def for_mean(self, images: int, passes: int, tolerance: float) -> Choice:
         """As many steps as each image needs, or more, and the levels that correct the mean.
@@ -285,9 +303,10 @@ class Pilot:
                 quarter of what the probes leave of it, where that is more.
         """
         choice = self.fewest()
+        if self.examples < FEWEST or images < 2:
+            return choice
         values = {steps: self.bpd(steps) for steps in (*STEPS, FINEST)}
-        finite = all(np.isfinite(bpd).all() for bpd in values.values())
-        if self.examples < FEWEST or images < 2 or not finite:
+        if not all(np.isfinite(bpd).all() for bpd in values.values()):
             return choice
         noise = choice.probe_stderr / math.sqrt(images * passes)
         levels = choose_levels(
@@ -374,11 +393,20 @@ def choose_for_images(
     x = jnp.asarray(images[:PILOT_IMAGES])
     if not len(x):
         raise UserError("there are no images to choose the solver's steps on")
-    key_u, key = jax.random.split(jax.random.key(seed))
-    y = pixels_of(model).encode(x, Uniform()(key_u, x)[0])
-    z, _ = AtTime(model.sde, model.eps).forward(y)
-    pilot = Pilot(model.noise, model.sde, z, key, eps=model.eps, divergence=divergence)
+    z, key = _dequantized(model, x, jax.random.key(seed))
+    pilot = Pilot(
+        model.noise, model.sde, z, key, eps=model.eps, divergence=divergence,
+        finest=FINEST if mean_over > 1 else None,  # levels of a mean go so far in any case
+    )  # fmt: skip
     return pilot.for_mean(mean_over, passes, tolerance)
+
+
+@compiled
+def _dequantized(model: ImageModel, x: IntImages, key: PRNGKey) -> tuple[Data, PRNGKey]:
+    """The images as the network takes them, with uniform noise; and a key that is left."""
+    key_u, key = jax.random.split(key)
+    y = pixels_of(model).encode(x, Uniform()(key_u, x)[0])
+    return AtTime(model.sde, model.eps).forward(y)[0], key
 
 
 def choose_within(
@@ -418,6 +446,6 @@ def choose_within(
     rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
     pilot = Pilot(
         conditioned(noise, rows), sde, few, jax.random.key(seed), eps=eps,
-        divergence=Hutchinson(PROBES),
+        divergence=Hutchinson(PROBES), finest=FINEST,
     )  # fmt: skip
     return pilot.within(tolerance, dims_of(x))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.oracles import SDES, Gaussian
+from helpers.oracles import SDES, Gaussian, RoughGaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
 from scoremle.likelihood.ode import ode_log_likelihood
@@ -20,11 +20,11 @@ from scoremle.solvers.multistep import Multistep
 DIMS = 8
 
 
-def setting(divergence, data=Gaussian.random(6, DIMS)):  # noqa: B008
+def setting(divergence, data=Gaussian.random(6, DIMS), **options):  # noqa: B008
     sde = SDES["vp"]
     x = data.draw(7, 8).astype(np.float32)
-    noise = data.noise(sde)
-    pilot = Pilot(noise, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=divergence)
+    noise, key = data.noise(sde), jax.random.key(1)
+    pilot = Pilot(noise, sde, jnp.asarray(x), key, eps=1e-5, divergence=divergence, **options)
     return data, sde, noise, x, pilot
 
 
@@ -45,6 +45,24 @@ def test_the_measured_error_is_the_true_one():
     pilot._truth = pilot._truth + 1  # the bias has a sign
     below = pilot.measure(choice.solver.nodes).solver_bias
     np.testing.assert_allclose(below, choice.solver_bias - 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "believed"), [(0.0, 128), (0.1, 256)])
+def test_more_steps_are_taken_for_the_truth_where_half_of_them_disagree(size, believed):
+    base = Gaussian.random(6, DIMS)
+    data = RoughGaussian(np.zeros(DIMS), base.w, base.V, size)
+    _, sde, _, x, pilot = setting(Exact(), data, finest=None)
+    choice = pilot.fewest()
+    truth = -data.log_model(sde, x.astype(np.float64), 1e-5) / (DIMS * np.log(2))
+
+    def of(steps):
+        return np.sqrt(np.mean((pilot.bpd(steps) - truth) ** 2))
+
+    doubt = pilot.bpd(believed) - pilot.bpd(believed // 2)
+    error = np.hypot(pilot.bpd(choice.solver.nodes) - pilot.bpd(believed), doubt)
+    assert choice.solver_error == np.sqrt(np.mean(error**2))
+    assert of(choice.solver.nodes) <= 1.2 * choice.solver_error
+    assert believed == 256 or choice.solver_error < 1.2 * of(choice.solver.nodes)
 
 
 def test_the_solver_stays_below_a_share_of_the_probes():
