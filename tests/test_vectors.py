@@ -68,6 +68,7 @@ def test_what_was_found_is_said_in_a_line():
         assert repr(nothing) == "Likelihood(no values; trace T)"
 
 
+@pytest.mark.long
 def test_blocks_change_no_value_and_bound_the_memory():
     data = Mixture.of([0.5, 0.5], np.random.default_rng(0).normal(size=(2, 60)), [0.5, 0.8])
     x = jnp.asarray(data.draw(1, 4), jnp.float32)

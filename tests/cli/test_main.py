@@ -194,6 +194,7 @@ def test_bound(tiny):
     assert (other[1, 300:] != values["bpd"][1, 300:]).all()
 
 
+@pytest.mark.long
 def test_bound_as_published(tiny):
     """Independent times, uniform in log-SNR, no control; the stated errors say what that costs."""
     _, results = evaluate(

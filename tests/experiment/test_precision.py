@@ -31,11 +31,11 @@ def digits(trained_in, measured_in="float32"):
 
 
 @cache
-def trained(dtype, steps=STEPS):
+def trained(dtype):
     training = digits(dtype).training
     program = make_program(training.loss, training.optimizer, training.ema_rate)
     state = training.init_state()
-    for step in range(steps):
+    for step in range(STEPS):
         state, _ = program(state, training.data.batch(step)[None])
     return state
 
@@ -49,7 +49,9 @@ def program_of(experiment):
 
 
 def test_what_must_keep_its_digits_is_float32():
-    state = trained("bfloat16", steps=2)
+    training = digits("bfloat16").training
+    program = make_program(training.loss, training.optimizer, training.ema_rate)
+    state, _ = program.lower(training.template(), training.data.batch(0)[None]).out_info
     moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     leaves = jax.tree.leaves((state.params, state.ema, moments))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}

@@ -144,7 +144,7 @@ def test_processes_that_disagree_do_not_train(differs, words, request, tmp_path)
 
 # Two processes that do nothing but agree.
 AGREEING = """
-import sys
+import sys, time
 from scoremle.cli.guarded import guarded
 coordinator, processes, process = (word.partition("=")[2] for word in sys.argv[1:])
 with guarded(int(process)) as has_met:
@@ -154,6 +154,7 @@ with guarded(int(process)) as has_met:
     while True:
         check_agreed({})
         print("agreed", flush=True)
+        time.sleep(0.1)
 """
 
 

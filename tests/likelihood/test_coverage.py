@@ -73,6 +73,7 @@ def test_the_rough_oracle_is_the_integral_it_says():
     assert np.abs(subject.bpd(y, 0, Exact(), 24) - found).max() > 5e-3
 
 
+@pytest.mark.long
 def test_intervals_cover_on_a_rough_field():
     """Of means, of the set's and of all data; of single images; and of the solver of an image."""
     subject, pilots, sets = coverage.rough(), 3, 10

@@ -197,6 +197,7 @@ def test_what_is_dropped_is_the_share_that_flax_drops():
     assert layers.drop(h, 0.3, None) is h and layers.drop(h, 0.0, key) is h
 
 
+@pytest.mark.long
 def test_what_a_gradient_computes_again_saves_memory_and_changes_no_number(monkeypatch):
     """Elementwise work on a CPU, and with ``remat`` all of a block."""
     small = TINY | {"ch_mult": (1,), "attn_resolutions": (), "dropout": 0.5, "init_scale": 1.0}

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.golden_networks import golden
+from helpers.marks import some
 from helpers.pytorch_checkpoints import as_pytorch
 from helpers.tiny_runs import params_of
 
@@ -104,7 +105,7 @@ def gradients(module, seed):
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@some("name", NAMES, quick=["ddpmpp"])
 def test_a_training_of_pytorch_is_imported_and_goes_on(name, tmp_path):
     # The name says that images are 32x32, twice the golden ones.
     training = Training(network(name, enlarged=2))

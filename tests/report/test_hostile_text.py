@@ -108,7 +108,14 @@ RECORDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[MARKUP, PATH, LINES], ids=["markup", "path", "lines"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(MARKUP, id="markup"),
+        pytest.param(PATH, id="path", marks=pytest.mark.long),
+        pytest.param(LINES, id="lines"),
+    ],
+)
 def text(request):
     return request.param
 

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from scoremle.sampling.predictor_corrector import (
 )
 
 every_sde = pytest.mark.parametrize("name", SDES)
+long = partial(pytest.param, marks=pytest.mark.long)
 PREDICTORS = {
     f.__name__: f for f in (euler_maruyama, reverse_diffusion, ancestral_sampling)
 } | {"none": None}
@@ -240,8 +241,8 @@ def test_langevin_steps_repair_a_coarse_predictor(x64):
     ("name", "method"),
     [
         ("vp", PredictorCorrector(50, reverse_diffusion, ald, corrector_steps=2)),
-        ("subvp", PredictorCorrector(50, euler_maruyama, denoise=False)),
-        ("ve", PredictorCorrector(50, ancestral_sampling)),
+        long("subvp", PredictorCorrector(50, euler_maruyama, denoise=False)),
+        long("ve", PredictorCorrector(50, ancestral_sampling)),
         ("ve_linear", PredictorCorrector(50, euler_maruyama, ald, probability_flow=True)),
     ],
 )

@@ -134,6 +134,7 @@ def test_the_bound_of_a_scheduler(folder, tmp_path, fields, words):
     assert words is None if chain is None else chain.words.endswith(f"chain of steps, {words}")
 
 
+@pytest.mark.long
 def test_log_p_is_that_of_the_torch_module_in_float64(tmp_path):
     pipeline(num_train_timesteps=50, beta_end=0.3).save_pretrained(tmp_path)
     model = scoremle.load(tmp_path)

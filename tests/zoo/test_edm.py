@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.weights import drawn
 
 import scoremle
@@ -31,7 +32,7 @@ def written(folder, arrays, change=None, **fields):
     return folder / "model.safetensors"
 
 
-@pytest.mark.parametrize("name", CASES)
+@some("name", CASES, quick=["ddpmpp_vp", "ncsnpp_ve", "adm_iddpm"])
 def test_the_denoiser_is_theirs(name, golden, tmp_path):
     arrays = golden(f"edm_{name}")
     model = scoremle.load(written(tmp_path, arrays))
