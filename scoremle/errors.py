@@ -4,14 +4,17 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from scoremle.terminal import in_a_line
-
 __all__ = [
-    "Stopped", "UserError", "choose", "first_line", "nearest", "no_chain", "no_labels", "no_model",
-    "out_of_memory",
+    "Stopped", "UserError", "choose", "first_line", "in_a_line", "nearest", "no_chain",
+    "no_labels", "no_model", "out_of_memory",
 ]  # fmt: skip
 
 T = TypeVar("T")
+
+
+def in_a_line(text: str) -> str:
+    """The text in one line: what is no visible character becomes an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UserError(ValueError):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
+from scoremle.errors import in_a_line
+
 __all__ = [
     "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_live",
     "is_mute", "mute", "passing", "printable", "say",
@@ -29,12 +31,7 @@ MARKDOWN = re.compile(r"[][\\`*_<>&|~@$#]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 
 def printable(text: str) -> str:
     """The text with what is no visible character, but for ends of lines, as an escape."""
-    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
-
-
-def in_a_line(name: str) -> str:
-    """The same for a name, of which an end of a line is a part."""
-    return printable(name).replace("\n", "\\n")
+    return "\n".join(map(in_a_line, text.split("\n")))
 
 
 def in_html(text: str) -> str:
@@ -45,10 +42,6 @@ def in_html(text: str) -> str:
 def in_markdown(text: str) -> str:
     """The text for a line of Markdown, without any markup of its own."""
     return MARKDOWN.sub(r"\\\g<0>", in_a_line(text))
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 _is_mute = False

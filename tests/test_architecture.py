@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 from helpers.places import ROOT
-from helpers.source import SOURCES, described, dotted, imports
+from helpers.source import SOURCES, described, dotted, imports, longest_chain
 
 # Modules of the root that every room may import.
 BASE = {
@@ -36,6 +36,7 @@ ROW = {room: i for i, row in enumerate(ROWS) for room in row}
 MATHEMATICS = {room for row in ROWS[:5] for room in row} - {"base"}
 FRAMEWORKS = {"flax", "optax", "orbax", "ml_collections", "absl", "tensorflow", "torch", "PIL"}
 MOST_AT_THE_ROOT = 15
+LONGEST_CHAIN = 24
 MODULES = {dotted(file): text for file, text in SOURCES.items()}
 each_module = pytest.mark.parametrize("module", MODULES)
 
@@ -66,6 +67,10 @@ def test_no_modules_import_each_other(for_types):
         for module, text in MODULES.items()
     }
     TopologicalSorter(graph).prepare()  # a CycleError names them
+
+
+def test_no_chain_of_imports_is_longer():
+    assert len(chain := longest_chain(SOURCES)) <= LONGEST_CHAIN, chain
 
 
 def test_the_root_holds_rooms_and_little_else():

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_count
+from scoremle.core.schedules import alpha_squared
 from scoremle.errors import UserError
 
-__all__ = ["NAMES", "alpha_squared", "betas", "with_no_signal_at_the_end"]
+__all__ = ["NAMES", "betas", "with_no_signal_at_the_end"]
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
 ALIASES = {"squaredcos_cap_v2": "cosine"}
@@ -52,14 +53,6 @@ def betas(
     if name == "sigmoid":
         return (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
     raise UserError(f"betas are named {', '.join(NAMES)}, not {name!r}")
-
-
-def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    """alpha^2 at each step: the product of 1 - beta up to it, in the precision of the betas.
-
-    So the tables are that networks were trained with. (PyTorch multiplies in float64, and rounds.)
-    """
-    return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
 
 
 def with_no_signal_at_the_end(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:

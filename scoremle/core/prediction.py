@@ -21,7 +21,7 @@ cheaper for it (docs/math.md). A network that reads t from a table knows whole s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ __all__ = [
     "Conditioned",
     "Conditioning",
     "NetworkNoise",
+    "RangedNoise",
     "as_condition",
     "conditioned",
     "data_of",
@@ -153,6 +154,38 @@ class NetworkNoise:
         shown = x / scale
         output = output_like(x, self.network(shown, label, *given), self.network)
         return (sigma * shown - self.sigma_data * alpha * output) / scale
+
+
+@pytree
+@dataclass(frozen=True)
+class RangedNoise:
+    """The noise prediction of a network with a second output, the variance of its steps.
+
+    ``noise`` is that of the network with all its channels: the second half are v.
+    """
+
+    noise: NetworkNoise
+
+    @property
+    def network(self) -> Callable[..., Data]:
+        return self.noise.network
+
+    def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
+        return self.both(x, t, condition)[0]
+
+    def both(self, x: Data, t: Times, condition: Any = None) -> tuple[Data, Data]:
+        """eps, and v: -1 for the least variance, 1 for the greatest."""
+        channels, behind = x.shape[-1], []
+
+        def first_half(*inputs: Any) -> Data:
+            network = self.noise.network
+            output = output_like(x, network(*inputs), network, channels=2)
+            behind.append(output[..., channels:])
+            return output[..., :channels]
+
+        prediction = replace(self.noise, network=first_half)(x, t, condition)
+        return prediction, behind[0]
+
 
 
 def noise_fn(

@@ -20,7 +20,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, check_choice, check_number
-from scoremle.core.betas import alpha_squared
 from scoremle.core.kernels import KERNELS
 from scoremle.core.pytree import check, describe, pytree, static
 from scoremle.errors import UserError
@@ -37,6 +36,7 @@ __all__ = [
     "LinearSigma",
     "PerDimension",
     "Schedule",
+    "alpha_squared",
     "rate",
 ]
 
@@ -353,6 +353,14 @@ class Cosine(Schedule):
     def time_of_log_snr(self, lam: Times) -> Times:
         first, _, between = self._angles
         return (jnp.arctan(jnp.exp(-lam / 2)) - first) / between
+
+
+def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """alpha^2 at each step: the product of 1 - beta up to it, in the precision of the betas.
+
+    So the tables are that networks were trained with. (PyTorch multiplies in float64, and rounds.)
+    """
+    return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
 
 
 @pytree

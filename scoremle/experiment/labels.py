@@ -3,17 +3,21 @@
 A label is a number, or "all" for the mean over all of them.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from scoremle.errors import UserError, no_labels
-from scoremle.model import ScoreModel
+
+if TYPE_CHECKING:
+    from scoremle.model import ScoreModel
 
 __all__ = ["ALL", "check_label", "under"]
 
 ALL = "all"
 
 
-def check_label(model: ScoreModel, label: str, flag: str = "--label") -> int:
+def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
     """How many classes a model has. Raises UserError for a label that is none of them."""
     classes = model.origin.classes
     choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
@@ -26,6 +30,6 @@ def check_label(model: ScoreModel, label: str, flag: str = "--label") -> int:
     return classes
 
 
-def under(model: ScoreModel, label: str) -> ScoreModel:
+def under(model: "ScoreModel", label: str) -> "ScoreModel":
     """The model of one label; of all the first, which stands for them in a pilot."""
     return model.given(np.array([0 if label == ALL else int(label)])) if label else model

@@ -30,6 +30,7 @@ from scoremle.core.prediction import (
     Conditioned,
     Conditioning,
     NetworkNoise,
+    RangedNoise,
     noise_fn,
 )
 from scoremle.core.schedules import Discrete
@@ -37,7 +38,6 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
 from scoremle.errors import UserError
 from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
-from scoremle.likelihood.steps import RangedNoise
 from scoremle.types import Data, IntImages, NoiseFn, Times
 
 __all__ = ["check", "fewest"]

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from scoremle.core.arguments import check_count
 from scoremle.core.keys import as_keys, split
 from scoremle.core.pytree import pytree
-from scoremle.likelihood.ode import Likelihood
+from scoremle.likelihood.record import Likelihood
 from scoremle.types import Keys, PerExample
 
 __all__ = ["Draw", "ImportanceBound", "importance_bound"]

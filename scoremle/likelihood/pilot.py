@@ -40,7 +40,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.levels import Levels, choose_levels
-from scoremle.likelihood.record import Likelihood
+from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import AnyArray, Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
@@ -57,9 +57,8 @@ SCATTER_STEPS = 32
 STEPS = (12, 16, 24, 32, 48, 64, 96, 128)
 FINEST = 256
 PILOT_IMAGES = 8
-# The solver's error is at most this share of the probes' standard error, and at most this many
-# bits/dim: an error of the mean counts where that of an image no longer does.
-SHARE = 0.25
+# The solver's error is at most this many bits/dim, too: an error of the mean counts where that of
+# an image no longer does.
 LIMIT = 0.005
 # The doubt of a solution that is taken for the truth is at most this share of an error that is
 # measured against it: so the stated error grows by an eighth at most.
@@ -254,7 +253,7 @@ class Pilot:
 
     def _aim(self, steps: int) -> float:
         """The error that the solver may have, in bits/dim."""
-        return min(LIMIT, SHARE * self._probe_stderr(steps)) if self.divergence.random else LIMIT
+        return min(LIMIT, HIDDEN * self._probe_stderr(steps)) if self.divergence.random else LIMIT
 
     def _meets(self, steps: int) -> bool:
         return _size(self.error_or_doubt(steps)) <= self._aim(steps)

@@ -9,7 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 from scoremle.core.pytree import known, pytree, static
 from scoremle.types import Data, PerExample
 
-__all__ = ["Likelihood"]
+__all__ = ["HIDDEN", "Likelihood"]
+
+# The error of a solver is hidden up to this share of the probes' standard error.
+HIDDEN = 0.25
 
 
 @pytree

@@ -21,8 +21,7 @@ from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import along_flow
-from scoremle.likelihood.pilot import SHARE
-from scoremle.likelihood.record import Likelihood
+from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, Scalar
@@ -80,7 +79,7 @@ def refined(
 def too_large(solver_error: Rows, probe_stderr: Rows, tolerance: float) -> Bool[np.ndarray, " n"]:
     """Marks the rows of which the solver states more than it may, or nothing."""
     probes = np.nan_to_num(np.asarray(probe_stderr))
-    return ~(np.asarray(solver_error) <= np.maximum(tolerance, SHARE * probes))
+    return ~(np.asarray(solver_error) <= np.maximum(tolerance, HIDDEN * probes))
 
 
 def _first(found: Any, n: int) -> Any:

@@ -27,8 +27,7 @@ the decoder `Discrete`.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import jax
@@ -39,7 +38,6 @@ from jaxtyping import Array, Float, Int, Key
 from scoremle.core.arguments import as_array, check_choice, check_count, shown
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.keys import example_keys, fold_in, normal, split
-from scoremle.core.prediction import NetworkNoise
 from scoremle.core.pytree import describe, known, pytree, static
 from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
@@ -56,46 +54,15 @@ from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.images import Values, of_bound
 from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
 from scoremle.likelihood.scales import LearnedScale
-from scoremle.numerics import dims_of, expand, output_like, predict_ranged, sum_data
+from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "RangedNoise", "has_last_step", "learned_decoder", "step_bound"]
+__all__ = ["BySteps", "has_last_step", "learned_decoder", "step_bound"]
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}
 # Of the published approximation of the normal distribution, and its least log-probability.
 CUBIC, LEAST = 0.044715, math.log(1e-12)
-
-
-@pytree
-@dataclass(frozen=True)
-class RangedNoise:
-    """The noise prediction of a network that tells the variance of its steps, too.
-
-    ``noise`` is that of the network with all its channels: the second half are v.
-    """
-
-    noise: NetworkNoise
-
-    @property
-    def network(self) -> Callable[..., Data]:
-        return self.noise.network
-
-    def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
-        return self.both(x, t, condition)[0]
-
-    def both(self, x: Data, t: Times, condition: Any = None) -> tuple[Data, Data]:
-        """eps, and v: -1 for the least variance, 1 for the greatest."""
-        channels, behind = x.shape[-1], []
-
-        def first_half(*inputs: Any) -> Data:
-            network = self.noise.network
-            output = output_like(x, network(*inputs), network, channels=2)
-            behind.append(output[..., channels:])
-            return output[..., :channels]
-
-        prediction = replace(self.noise, network=first_half)(x, t, condition)
-        return prediction, behind[0]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas, with_no_signal_at_the_end
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.files import inside, read_json
-from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch, safetensors

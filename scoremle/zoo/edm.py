@@ -24,13 +24,13 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
-from scoremle.core.prediction import Conditioning, noise_fn
+from scoremle.core.prediction import Conditioning, RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.devices import check_room, placed
 from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, read_json
-from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 from scoremle.records import Count, Number, Size, check_record

@@ -17,13 +17,13 @@ from typing import Any, TypedDict, cast
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.files import inside, named, read_json
-from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch

@@ -32,7 +32,8 @@ import numpy as np
 import scoremle
 from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.steps import BySteps, RangedNoise
+from scoremle.core.prediction import RangedNoise
+from scoremle.likelihood.steps import BySteps
 from scoremle.zoo.family import PIXELS, published_model
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))

@@ -14,10 +14,9 @@ from jax.tree_util import Partial
 
 from scoremle import Affine, Pixels, ScoreModel, UserError
 from scoremle.core.betas import betas
-from scoremle.core.prediction import BETWEEN_REMEDY, noise_fn
+from scoremle.core.prediction import BETWEEN_REMEDY, RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete, LinearLogSNR
 from scoremle.core.sde import SDE, VP
-from scoremle.likelihood.steps import RangedNoise
 
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -13,13 +13,12 @@ from scoremle import Multistep, Pixels, ScoreModel, Uniform
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.keys import fold_in, image_keys, normal, split
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
 from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.informed import fitted_scale, scale_of_others
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
-from scoremle.likelihood.steps import RangedNoise
 
 KEY, BITS = jax.random.key(0), np.log(2)
 

@@ -14,7 +14,7 @@ from scoremle import Pixels, ScoreModel, UserError
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE, VE, VP, SubVP
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.reconstruction import (
@@ -23,7 +23,7 @@ from scoremle.likelihood.reconstruction import (
     decoding_cost,
     log_normal_mass,
 )
-from scoremle.likelihood.steps import BySteps, RangedNoise, published_log_mass, step_bound
+from scoremle.likelihood.steps import BySteps, published_log_mass, step_bound
 
 KEY, BITS = jax.random.key(0), np.log(2)
 PIXELS = Pixels(8, -1 - 1 / 7, 1 + 1 / 7)  # levels at 2k/7 - 1, as DDPM's are at 2k/255 - 1
