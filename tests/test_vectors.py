@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
 from scipy.stats import lognorm, norm
 
@@ -34,7 +35,7 @@ def of(data, **options):
 # The trace
 
 
-@pytest.mark.parametrize("dims", [1, 7, 64, 65, 500])
+@some("dims", [1, 7, 64, 65, 500], quick=[1, 7, 64, 65])
 def test_an_exact_trace_gives_the_density_in_any_dimension(dims):
     data = Gaussian.random(0, dims)
     x = data.draw(1, 2).astype(np.float32)
@@ -363,6 +364,7 @@ def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(between
     assert max(error.max(), found.solver_error.max()) < tolerance, (error, found.solver_error)
 
 
+@pytest.mark.long
 def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between, x64):
     """They state an error above it, and get more nodes; the others keep their values."""
     (model, x, truth), tolerance = between, 0.05

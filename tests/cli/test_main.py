@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.tiny_runs import (
     IMAGES,
     PROTOCOL,
@@ -220,7 +221,7 @@ def test_loss(tiny):
     assert 0.1 < result["mean"] < 10
 
 
-@pytest.mark.parametrize("method", ["ode", "euler", "ddim", "dpm_solver"])
+@some("method", ["ode", "euler", "ddim", "dpm_solver"], quick=["euler", "dpm_solver"])
 def test_sampling(tiny, method):
     folder = tiny.workdir / f"samples_{method}"
     code = run(

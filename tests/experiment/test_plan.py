@@ -149,6 +149,7 @@ def test_a_plan_of_a_tiny_network():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_and_prints(capfd):
     words = [flag.replace("--config=", "") for flag in TINY[:1]]
     assert cli.main(["plan", *words, *TINY[1:], "--memory=1GiB", "--devices=3", "--json"]) == 0
@@ -162,6 +163,9 @@ def test_the_command_measures_and_prints(capfd):
     assert "3 devices: the time of one over 3, an ideal split" in notes
     assert "the same with devices.fsdp, on 3 devices" in dict(command._rows(found))
     assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
+
+
+def test_mistakes_of_the_command(capfd):
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
         (["plan", "digits", "--memory=much"], "--memory: much is no size such as 24GB"),

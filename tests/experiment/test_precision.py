@@ -85,7 +85,8 @@ def test_products_are_of_the_highest_precision_unless_asked():
 
 def test_the_cost_of_less_precision_is_measured_on_a_few_images():
     """By a model that is off by a tenth of the image, and one in full that is not."""
-    model = digits("float32").model.model(trained("float32").ema)
+    experiment = digits("float32")
+    model = experiment.model.model(experiment.training.init_state().ema)
     full, images, asked = replace(model, eps=2 * model.eps), np.arange(16), []
 
     def measure(by, label):
@@ -102,6 +103,7 @@ def test_the_cost_of_less_precision_is_measured_on_a_few_images():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_in_bfloat16_says_what_that_costs(tiny, capfd):
     half, whole = (
         evaluate(tiny, dtype, eval__dtype=dtype, eval__num_images=12)[1]["exact_test_ckpt_2"]

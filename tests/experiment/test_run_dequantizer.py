@@ -98,6 +98,7 @@ def test_a_flow_of_another_kind_is_named(trained, capfd):
     assert "deq.heads was 2 and is now 1" in line
 
 
+@pytest.mark.long
 def test_several_samples_make_a_tighter_bound(tiny, capfd):
     few = FEW | {"eval__probes": 2}
     _, one = evaluate(tiny, "samples", **few)

@@ -25,7 +25,7 @@ WHAT = {
 
 
 @pytest.mark.slow
-@some("name", WHAT, quick=["bound", "loss"])
+@some("name", WHAT, quick=["loss"])
 def test_values_do_not_depend_on_the_batch_size(tiny, name):
     found = []
     for size in (12, 5):

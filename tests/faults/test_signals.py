@@ -241,7 +241,7 @@ LONG = [
 @pytest.mark.parametrize(
     ("command", "step"),
     [
-        (Prepare, 3), (Verify, 40), (Import, 40), (Compare, 1), (Stats, 40),
+        (Prepare, 5), (Verify, 40), (Compare, 1),
         *(pytest.param(*each, marks=pytest.mark.long) for each in LONG),
     ],
 )  # fmt: skip

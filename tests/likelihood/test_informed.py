@@ -284,6 +284,7 @@ def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
     assert far.decoder is None and far.fitted(x // 128) is far
 
 
+@pytest.mark.long
 def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
     """Images of one grey level in 64 pixels, 8 / 64 bits/dim, and the model that knows it, on
     DDPM's thousand steps. At their end a pixel alone tells its level no better than to 2.4 bits,

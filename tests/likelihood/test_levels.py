@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from helpers.marks import some
 
 from scoremle.likelihood.levels import (
     FEWEST_DIFFERENCES,
@@ -38,7 +39,7 @@ def test_by_hand():
     assert alone.stderr == pytest.approx(np.sqrt(7 / 3))
 
 
-@pytest.mark.parametrize(("m1", "m2"), [(60, 20), (200, 60), (200, 200)])
+@some("m1, m2", [(60, 20), (200, 60), (200, 200)], quick=[(60, 20)])
 def test_brute_force(m1, m2):
     """Over 4,000 sets of 200 images, mean and spread are those that are stated; and over 4,000
     orders of one set, the spread is at most that of the differences."""

@@ -119,7 +119,8 @@ def test_noise_beyond_the_range_of_floats():
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-2)
 
 
-@some("name", ["vp", "ve_linear"], quick=["vp"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["vp", "ve_linear"])
 def test_density_integrates_to_one(name):
     """Whatever the field: here a mixture's with a vortex and a wave that no density has."""
     data, sde = Mixture.in_plane(), SDES[name]

@@ -193,6 +193,7 @@ def test_evaluation_of_a_folder_as_published(workdir):
     assert FILE.read_bytes() == (workdir / "checkpoints" / "checkpoint_1").read_bytes()
 
 
+@pytest.mark.long
 def test_evaluation_with_the_published_dequantizer_and_samples(workdir):
     flags = (
         "--config.eval.dequantizer",
