@@ -1,4 +1,4 @@
-"""The protocol of a model of integer images: what an estimator and a pilot take of it."""
+"""Protocols of a model of integer images: what an estimator and a pilot take of it."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,12 +7,20 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.types import NoiseFn
 
-__all__ = ["ImageModel", "pixels_of"]
+__all__ = ["HasPixels", "ImageModel", "pixels_of"]
 
 
 @runtime_checkable
-class ImageModel(Protocol):
-    """A model of integer images, as an estimator takes it."""
+class HasPixels(Protocol):
+    """A model of integer images, whatever its density is made of."""
+
+    @property
+    def pixels(self) -> Pixels | None: ...
+
+
+@runtime_checkable
+class ImageModel(HasPixels, Protocol):
+    """A model of integer images by its noise prediction."""
 
     @property
     def noise(self) -> NoiseFn: ...
@@ -23,11 +31,8 @@ class ImageModel(Protocol):
     @property
     def eps(self) -> float: ...
 
-    @property
-    def pixels(self) -> Pixels | None: ...
 
-
-def pixels_of(model: ImageModel) -> Pixels:
+def pixels_of(model: HasPixels) -> Pixels:
     """The pixels of a model of integers. Raises UserError for a model of reals."""
     if model.pixels is None:
         raise UserError(

@@ -79,7 +79,7 @@ class Estimator(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     def __call__(
-        self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
+        self, model: Any, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> Values: ...
 
 

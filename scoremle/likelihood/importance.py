@@ -29,7 +29,7 @@ from scoremle.core.pytree import pytree
 from scoremle.likelihood.record import Likelihood
 from scoremle.types import Keys, PerExample
 
-__all__ = ["Draw", "ImportanceBound", "importance_bound"]
+__all__ = ["Draw", "ImportanceBound", "importance_bound", "jackknife"]
 
 # A key for each image to the likelihood of dequantized images and log q(u | x).
 Draw = Callable[[Keys], tuple[Likelihood, PerExample]]
@@ -95,7 +95,7 @@ def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
     apart = jnp.einsum("kb,kmb->b", shares, jnp.square(deviations))
     return ImportanceBound(
         log_prob=total - math.log(samples),
-        draw_stderr=_jackknife(log_weights),
+        draw_stderr=jackknife(log_weights),
         probe_stderr=jnp.sqrt(probe_variance),
         probe_bias=(apart - probe_variance) / 2,
         effective_draws=1 / jnp.sum(jnp.square(shares), axis=0),
@@ -104,7 +104,7 @@ def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
     )
 
 
-def _jackknife(log_weights: Float[Array, "k b"]) -> PerExample:
+def jackknife(log_weights: Float[Array, "k b"]) -> PerExample:
     """Standard error of the logarithm of the mean weight, from leaving out each draw in turn."""
     k = len(log_weights)
     if k == 1:
