@@ -1,12 +1,14 @@
 """What ends work before its end: a user's mistake, the commonest of which is a name; a signal."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 __all__ = [
-    "Stopped", "UserError", "choose", "first_line", "in_a_line", "nearest", "no_chain",
-    "no_labels", "no_model", "out_of_memory",
+    "Stopped", "UserError", "as_flag", "choose", "first_line", "in_a_line", "named_as", "nearest",
+    "no_chain", "no_labels", "no_model", "out_of_memory",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -57,6 +59,29 @@ def first_line(error: BaseException, *, named: bool = False) -> str:
     if not lines:
         return kind
     return f"{kind}: {lines[0]}" if named and not isinstance(error, UserError) else lines[0]
+
+
+@contextmanager
+def named_as(name_of: Callable[[str], str], arguments: Iterable[str]) -> Iterator[None]:
+    """In the block a UserError names arguments of Python as its reader knows them.
+
+    An argument is named where it begins the message, before "must be", and as ``name=value``.
+
+    Args:
+        name_of: makes of ``name``, or of ``name=True``, a flag or a field of a config.
+        arguments: their names.
+    """
+    names = "|".join(arguments)
+    named = re.compile(rf"(?<![\w.-])({names})(=True\b|(?==| must be))|^({names})\b")
+    try:
+        yield
+    except UserError as error:
+        raise UserError(named.sub(lambda match: name_of(match[0]), str(error))) from None
+
+
+def as_flag(argument: str) -> str:
+    """The flag of an argument of Python: ``--skip-bad`` of ``skip_bad=True``."""
+    return "--" + argument.removesuffix("=True").replace("_", "-")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -67,9 +67,9 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of this run can't be joined: {first_line(error)}; say"
-            " --coordinator=HOST:PORT, --processes=N and --process=I, or start them by a cluster"
-            " that JAX knows"
+            f"the processes of this run can't be joined: {first_line(error)}; give"
+            " coordinator=HOST:PORT, processes=N and process=I, or start them by a cluster that"
+            " JAX knows"
         ) from None
     if tasks == 1:
         for name in VISIBLE:

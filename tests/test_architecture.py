@@ -12,6 +12,9 @@ import pytest
 from helpers.places import ROOT
 from helpers.source import SOURCES, described, dotted, imports, longest_chain
 
+from scoremle.experiment import defaults
+from scoremle.experiment.config import fields_of
+
 # Modules of the root that every room may import.
 BASE = {
     "errors", "terminal", "records", "types", "numerics", "bounded", "files", "resumable",
@@ -115,6 +118,28 @@ OPENING = re.compile(
 def test_files_of_others_are_opened_in_one_place(module):
     found = OPENING.findall(MODULES[module])
     assert not found or module in READ_THEIR_OWN, f"{module}: {found}: call files.opened"
+
+
+# Below the rooms that read configs these alone: they speak of published configs, or name a command
+# that makes what is missing, or a flag of SLURM; no_labels and no_chain are for the rooms above.
+NAME_FLAGS = {
+    "scoremle.errors", "scoremle.processes", "scoremle.published.mismatch",
+    "scoremle.published.origin", "scoremle.quality.features",
+}  # fmt: skip
+FIELDS = "|".join(re.escape(name) for name in fields_of(defaults.get_config()) if "." in name)
+OF_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|(?<![\w.])({FIELDS})\b")
+
+
+@each_module
+def test_messages_below_the_command_line_name_arguments_of_python(module):
+    """The rooms that read configs and flags make fields and flags of these: errors.named_as."""
+    if ROW.get(room_of(module), 99) < ROW["experiment"] and module not in NAME_FLAGS:
+        text = MODULES[module]
+        docstrings = {ast.get_docstring(node, clean=False) for node in described(text)}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = OF_COMMAND_LINE.search(node.value)
+                assert node.value in docstrings or not found, f"{module}: {node.value}"
 
 
 # Words that say nothing of what the thing is: a docstring begins with a verb or a noun.

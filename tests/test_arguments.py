@@ -10,6 +10,7 @@ from helpers.oracles import SDES, Gaussian
 
 import scoremle
 from scoremle.core.arguments import as_index
+from scoremle.errors import UserError, as_flag, named_as
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -336,3 +337,19 @@ def test_numbers_that_are_traced_are_not_looked_at():
 
     slopes = jax.jit(jax.grad(value, (0, 1)))(jnp.asarray(X), 1.0)
     assert all(jnp.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("fit is 'crop', but a fit image is needed", "--fit is 'crop', but a fit image is needed"),
+        ("no place; it needs path=PLACE: a path", "no place; it needs --path=PLACE: a path"),
+        ("leave them out by skip_bad=True", "leave them out by --skip-bad"),
+        ("the length of fit must be 1", "the length of --fit must be 1"),
+        ("my.fit=3 and a-path=2 and paths", "my.fit=3 and a-path=2 and paths"),
+    ],
+)
+def test_a_mistake_names_flags_to_those_who_type_them(text, told):
+    with pytest.raises(UserError) as error, named_as(as_flag, ("fit", "path", "skip_bad")):
+        raise UserError(text)
+    assert str(error.value) == told

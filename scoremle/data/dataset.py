@@ -63,7 +63,7 @@ class Dataset:
         """Where its files are: at ``path``, or where the system installs them; else None."""
         if path and self.packaged:
             raise UserError(
-                f"data.path is {path!r}, but {self.name} comes with {self.packaged};"
+                f"path is {path!r}, but {self.name} comes with {self.packaged};"
                 " leave it empty"
             )
         if not path and not (self.place and Path(self.place).exists()):
@@ -90,8 +90,7 @@ class Dataset:
 
     @property
     def _needs(self) -> str:
-        how = "--config.data.path=PLACE (or --path=PLACE, with scoremle data)"
-        return f"it needs {how}: {self.needs}"
+        return f"it needs path=PLACE: {self.needs}"
 
     def _cached(self, place: Path | None, options: Options) -> Path:
         files = [str(place.resolve()), stamp(place)] if place else []
@@ -107,14 +106,14 @@ class Dataset:
         meta, place = prepared.meta, prepared.folder
         if meta["name"] != self.name:
             raise UserError(
-                f"{place} holds {meta['name']}, not {self.name}: set data.dataset to that"
+                f"{place} holds {meta['name']}, not {self.name}: load it by that name"
             )
         asked = {"levels": options.levels, "fit": options.fit}
         made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
         for name, value in asked.items():
             if value and made[name] and value != made[name]:
                 raise UserError(
-                    f"data.{name} is {value!r}, but {place} was prepared with {made[name]!r}"
+                    f"{name} is {value!r}, but {place} was prepared with {made[name]!r}"
                 )
         return prepared
 
@@ -132,8 +131,7 @@ class Dataset:
         if len(found) > 1:
             listing = ", ".join(str(prepared.folder) for prepared in found)
             raise UserError(
-                f"{self.name} is prepared more than once; set --config.data.path to one of"
-                f" {listing}"
+                f"{self.name} is prepared more than once; it needs path=PLACE, one of {listing}"
             )
         if not found:
             raise UserError(f"{self.name} has no default place; {self._needs}")

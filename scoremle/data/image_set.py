@@ -98,9 +98,9 @@ def pad_to(images: np.ndarray, size: int) -> np.ndarray:
     height, width = images.shape[1:3]
     if size < max(height, width):
         raise UserError(
-            f"data.image_size is {size}, but the images are {height}x{width};"
+            f"image_size is {size}, but the images are {height}x{width};"
             f" set it to {max(height, width)}, or larger to pad with zeros"
-            " (files of pictures can be made smaller: data.fit)"
+            " (files of pictures can be made smaller, by fit=resize)"
         )
     if size == height == width:
         return images  # without a copy, which would read all of a mapped file

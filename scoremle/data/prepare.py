@@ -114,7 +114,7 @@ class _Writer:
         self._folder, self._own_levels, self._options = folder, levels, options
         self._levels = options.levels or levels
         if self._levels > levels:
-            raise UserError(f"data.levels is {self._levels}, but the images have {levels}")
+            raise UserError(f"levels is {self._levels}, but the images have {levels}")
         self._shape: tuple[int, ...] | None = None
         self._rows: dict[str, _Rows] = {}
         self._labels: dict[str, list] = {split: [] for split in SPLITS}
@@ -219,7 +219,7 @@ class _Writer:
             count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
             raise UserError(
                 f"{source}: {count} can't be used: {listing}; mend or remove"
-                " them, or leave them out with scoremle data prepare --skip-bad"
+                " them, or leave them out by skip_bad=True"
             )
         if not self._rows:
             raise UserError(f"{source}: no images in it")
@@ -244,7 +244,7 @@ class _Writer:
             if split not in self._rows or not self._rows[split].count:
                 raise UserError(
                     f"{source}: no images for {split}ing; give more images, another"
-                    " --test-fraction, or folders named train and test"
+                    " test_fraction=SHARE, or folders named train and test"
                 )
 
     def _write_labels(self) -> tuple[dict[str, str], list[str]]:

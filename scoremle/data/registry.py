@@ -145,7 +145,7 @@ def load(
         check_count(what, number, least=0)
     dataset = lookup(name)
     if fit and "fit" not in dataset.options:
-        raise UserError(f"data.fit is {fit!r}, but {name} has no images of other sizes")
+        raise UserError(f"fit is {fit!r}, but {name} has no images of other sizes")
     # Without fit, images of any size keep their own.
     size = 0 if "fit" in dataset.options and not fit else image_size
     options = Options(size, num_channels, fit, levels)
@@ -158,10 +158,10 @@ def load(
         prepared = dataset.find(path, options)
         train, test = (prepared.images(split) for split in ("train", "test"))
     if num_channels and num_channels != train.shape[3]:
-        raise UserError(f"data.num_channels is {num_channels}, but {name} has {train.shape[3]}")
+        raise UserError(f"num_channels is {num_channels}, but {name} has {train.shape[3]}")
     if image_size and train.shape[1:3] != (image_size, image_size):
         say(f"{name}: images of {'x'.join(map(str, train.shape[1:3]))} are padded with zeros to"
-            f" {image_size}x{image_size} (data.image_size); bits/dim are of the padded images,"
+            f" {image_size}x{image_size} (image_size); bits/dim are of the padded images,"
             " whose border costs next to nothing")  # fmt: skip
     return ImageSet(
         name=dataset.name,

@@ -20,7 +20,8 @@ from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Ort
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.devices import check_devices
-from scoremle.errors import UserError, choose
+from scoremle.errors import UserError, as_flag, choose, named_as
+from scoremle.experiment.config import as_fields
 from scoremle.experiment.evaluation import BOUND_TIMES, CheckpointNumbers, Evaluation
 from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
@@ -129,7 +130,8 @@ def build(
     sampler = sampler_of(config, model.sde)
     training = _training(config, images, replace(objective, model=trained), sampler)
     if not imported and levels is None:
-        training.template()  # the network checks its fields and the size of the images
+        with as_fields("model"):
+            training.template()  # the network checks its fields and the size of the images
     return Experiment(
         data=images,
         model=model,
@@ -151,17 +153,21 @@ def images_of(config: Any) -> data.ImageSet:
             "the data set to measure on is not known: set --config.data.dataset, and for images of"
             " your own --config.data.dataset=images --config.data.path=PATH"
         )
-    return data.load(
-        config.data.dataset,
-        path=config.data.path,
-        image_size=config.data.image_size,
-        num_channels=config.data.num_channels,
-        fit=config.data.fit,
-        levels=config.data.levels,
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        random_flip=config.data.random_flip,
-    )
+    def of_preparing(argument: str) -> str:
+        return f"scoremle data prepare {as_flag(argument)}"
+
+    with as_fields("data"), named_as(of_preparing, ("skip_bad", "test_fraction")):
+        return data.load(
+            config.data.dataset,
+            path=config.data.path,
+            image_size=config.data.image_size,
+            num_channels=config.data.num_channels,
+            fit=config.data.fit,
+            levels=config.data.levels,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            random_flip=config.data.random_flip,
+        )
 
 
 def _no_images(config: Any, levels: int) -> data.ImageSet:

@@ -5,22 +5,22 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.errors import UserError, choose, nearest
+from scoremle.errors import UserError, choose, named_as, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED
 from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "check_types", "config_of", "fields_of", "load_config",
-    "nearest_field", "published_config", "recorded_config", "with_defaults",
+    "RECORD", "REMEDY", "Resolve", "as_fields", "check_types", "config_of", "fields_of",
+    "load_config", "nearest_field", "published_config", "recorded_config", "with_defaults",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -81,6 +81,11 @@ def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any
         else:
             found[prefix + name] = (config.get_type(name), config[name])
     return found
+
+
+def as_fields(group: str) -> AbstractContextManager[None]:
+    """In the block a mistake names arguments as fields of a group of the config: ``data.fit``."""
+    return named_as(lambda argument: f"{group}.{argument}", defaults.get_config()[group])
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str:

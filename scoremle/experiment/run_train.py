@@ -18,6 +18,7 @@ from scoremle.core.keys import example_keys
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment
+from scoremle.experiment.config import as_fields
 from scoremle.experiment.networks import Params
 from scoremle.experiment.record import CONFIG, flow_record, training_record
 from scoremle.experiment.training import Training
@@ -46,14 +47,16 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         writer = _writer(experiment.training, workdir, note)
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
-        _run(experiment.training, workdir, state, writer, note)
+        with as_fields("training"):
+            _run(experiment.training, workdir, state, writer, note)
     say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
 def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> None:
     """Trains, or goes on training, a flow dequantizer for a checkpoint of the score model."""
     training = experiment.flow_training
-    training.template()  # the flow checks its fields and the size of the images
+    with as_fields("deq"):
+        training.template()  # the flow checks its fields and the size of the images
     workdir.check_seen_alike(experiment)
     workdir.check_evaluation(experiment)
     restored = workdir.restore(
@@ -75,7 +78,8 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         state = _first_state(experiment, training, place)
         place.describe(experiment)
         write_sealed(_score_model_path(place), of_score)
-        _run(training, place, state, writer, note, (score,))
+        with as_fields("training"):
+            _run(training, place, state, writer, note, (score,))
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
     say(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer")
 

@@ -116,7 +116,7 @@ class DDPMpp(nn.Module):
         ``shift`` is added to the waves of the noise labels, as EDM adds what it knows of a class.
         """
         _check_fields(self)
-        _check_images(x.shape, len(self.ch_mult))
+        _check_images(x.shape, self.ch_mult)
         x, labels = x.astype(self._wide), labels.astype(self._wide)
         embedding = self._embed(labels, shift)
         block = functools.partial(
@@ -283,30 +283,30 @@ def _check_fields(net: DDPMpp) -> None:
     for field, choices in _CHOICES.items():
         value = getattr(net, field)
         if value not in choices:
-            raise UserError(f"model.{field} is {value!r}: choose one of {', '.join(choices)}")
-    check_count("model.num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
-    check_count("the length of model.ch_mult", len(net.ch_mult), most=layers.MOST_LEVELS)
-    check_count("model.nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
+            raise UserError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
+    check_count("num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
+    check_count("the length of ch_mult", len(net.ch_mult), most=layers.MOST_LEVELS)
+    check_count("nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
     if net.log_labels and net.embedding_type != "fourier":
         raise UserError(
             "labels that are noise levels sigma (geometric VE) need "
-            f"model.embedding_type = 'fourier', not {net.embedding_type!r}"
+            f"embedding_type='fourier', not {net.embedding_type!r}"
         )
     if net.scale_by_sigma and not net.log_labels:
         raise UserError(
-            "model.scale_by_sigma divides by the labels, which are noise levels sigma only for "
-            "the geometric VE SDE (log_labels): set model.scale_by_sigma to False"
+            "scale_by_sigma divides by the labels, which are noise levels sigma only for the "
+            "geometric VE SDE (log_labels): set scale_by_sigma=False"
         )
 
 
-def _check_images(shape: tuple[int, ...], levels: int) -> None:
+def _check_images(shape: tuple[int, ...], ch_mult: tuple[int, ...]) -> None:
     _, height, width, _ = shape
     if height != width:
         raise UserError(f"images are {height}x{width}: the network takes square images; pad them")
-    multiple = 2 ** (levels - 1)
+    multiple = 2 ** (len(ch_mult) - 1)
     if height % multiple:
         raise UserError(
-            f"images of size {height}x{width} cannot be halved {levels - 1} times, which "
-            f"{levels} levels need: take fewer entries in model.ch_mult, or pad the images to a "
-            f"data.image_size that is a multiple of {multiple}"
+            f"images of size {height}x{width} cannot be halved {len(ch_mult) - 1} times, which "
+            f"ch_mult={ch_mult} needs: take fewer levels, or pad the images to a multiple of "
+            f"{multiple}"
         )

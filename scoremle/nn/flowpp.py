@@ -120,17 +120,17 @@ class FlowPP(nn.Module):
 def _check(flow: FlowPP, shape: tuple[int, ...]) -> None:
     if flow.variant not in VARIANTS:
         raise UserError(
-            f"deq.variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}"
+            f"variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}"
         )
-    check_count("deq.blocks", flow.blocks, most=MOST_LAYERS)
-    check_count("deq.couplings", flow.couplings, most=MOST_LAYERS)
+    check_count("blocks", flow.blocks, most=MOST_LAYERS)
+    check_count("couplings", flow.couplings, most=MOST_LAYERS)
     if shape[2] % 2:
         raise UserError(
             f"images of size {shape[1]}x{shape[2]}: the dequantizer splits columns into even and "
-            "odd ones; pad the images to an even data.image_size"
+            "odd ones; pad the images to an even size"
         )
     if flow.filters % flow.heads:
-        raise UserError(f"deq.filters {flow.filters} does not divide by deq.heads {flow.heads}")
+        raise UserError(f"filters={flow.filters} does not divide by heads={flow.heads}")
 
 
 def split(x: Images) -> Pair:

@@ -359,7 +359,7 @@ def _stack(batch: Batch, steps: range) -> Batches:
     size = jax.tree.leaves(batches)[0].shape[1]
     if size % jax.device_count():
         raise UserError(
-            f"training.batch_size {size} does not divide over {jax.device_count()} devices"
+            f"batch_size={size} does not divide over {jax.device_count()} devices"
         )
     return devices.split_rows(batches, axis=1)
 

@@ -55,7 +55,7 @@ def _check(program: Program, state: TrainState, batches: Batches, lighter: str |
     size = jax.tree.leaves(batches)[0].shape[1]
     copied = f" and {in_gib(copy)} of its copy, to be saved" if copy else ""
     words = (
-        f"a step of training.batch_size={size} needs {in_gib(wanted.work)} beside"
+        f"a step of batch_size={size} needs {in_gib(wanted.work)} beside"
         f" {in_gib(wanted.given)} of state{copied}, and"
     )
     fits = _fitting(program, state, batches, there.free - copy, wanted)
@@ -84,9 +84,9 @@ def _fitting(
 def _remedy(program: Program, size: int, fits: int) -> str:
     """What to set where a batch of this size does not fit, and this one does."""
     if not fits:
-        return "no batch fits: lower model.nf"
+        return "no batch fits: take a smaller network"
     now, count = program.accumulate, jax.device_count()
     parts = [n for n in range(now + 1, size + 1)
              if size % (n * count) == 0 and size * now <= n * fits]  # fmt: skip
-    other = f", or training.accumulate={parts[0]} with this one" if parts else ""
-    return f"training.batch_size={fits} fits{other}"
+    other = f", or accumulate={parts[0]} with this one" if parts else ""
+    return f"batch_size={fits} fits{other}"

@@ -138,7 +138,7 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
         ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
          "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
         ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
-        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads 4"),
+        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads=4"),
         ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
     ],
 )  # fmt: skip

@@ -401,7 +401,7 @@ def test_missing_folder_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"no data folder or file .*absent.*dataset-fashion-mnist"):
         load("fashion_mnist", path=str(tmp_path / "absent"))
-    with pytest.raises(UserError, match=r"no default place; it needs --config\.data\.path"):
+    with pytest.raises(UserError, match=r"no default place; it needs path=PLACE"):
         load("mnist")
 
 
@@ -421,10 +421,10 @@ def test_real_fashion_mnist():
     ("name", "fields", "message"),
     [
         ("digitz", {}, "unknown data set 'digitz'; did you mean digits.*fashion_mnist"),
-        ("CIFAR10", {}, "needs --config.data.path=PLACE .*: cifar-10-binary.tar.gz or cifar-"),
-        ("ImageNet", {}, "needs --config.data.path=PLACE .*: a folder with the train and the val"),
-        ("digits", {"fit": "crop"}, "data.fit is 'crop', but digits has no images of other"),
-        ("digits", {"levels": 18}, "data.levels is 18, but the images have 17"),
+        ("CIFAR10", {}, "needs path=PLACE: cifar-10-binary.tar.gz or cifar-"),
+        ("ImageNet", {}, "needs path=PLACE: a folder with the train and the val"),
+        ("digits", {"fit": "crop"}, "fit is 'crop', but digits has no images of other"),
+        ("digits", {"levels": 18}, "levels is 18, but the images have 17"),
         ("digits", {"num_channels": 3, "image_size": 8}, "num_channels is 3, but digits has 1"),
         ("digits", {"image_size": 4}, "image_size is 4, but the images are 8x8"),
         ("digits", {"batch_size": 0}, "batch_size must be at least 1"),

@@ -226,9 +226,9 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
     monkeypatch.setenv("SCOREMLE_DATA", str(cache))
-    with pytest.raises(UserError, match=r"holds mnist, not cifar10: set data\.dataset"):
+    with pytest.raises(UserError, match=r"holds mnist, not cifar10"):
         data.load("cifar10", path=str(made))
-    with pytest.raises(UserError, match=r"data\.levels is 4, but .* was prepared with 256"):
+    with pytest.raises(UserError, match=r"levels is 4, but .* was prepared with 256"):
         data.load("mnist", path=str(made), levels=4)
     # Other files or options are another folder; then the name alone says too little.
     idx_folder(tmp_path, 6)
@@ -447,7 +447,7 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
     [
         (("prepare", "digts"), "unknown data set 'digts'; did you mean digits?"),
         (("prepare", "./nothing"), "no folder or file nothing"),
-        (("prepare", "mnist"), "mnist has no default place; it needs --config.data.path=PLACE"),
+        (("prepare", "mnist"), "mnist has no default place; it needs --path=PLACE"),
         (("prepare", "mnist", "--into=x"), "mnist has no default place"),
         (("prepare", "mnist", "--path=nowhere"), "no data folder or file"),
         (("prepare", "nope"), "no folder or file nope, and as a name: unknown data set 'nope'"),

@@ -73,7 +73,7 @@ def test_pixels_of_centred_data_begin_at_minus_one():
 
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_published_configs_say_where_their_data_must_be(path):
-    with pytest.raises(UserError, match=r"needs --config\.data\.path=P.*(cifar-10-binary|PNG)"):
+    with pytest.raises(UserError, match=r"needs data\.path=P.*(cifar-10-binary|PNG)"):
         build(config(path))
 
 
@@ -140,7 +140,7 @@ def test_images_that_are_padded_are_said(capsys):
     digits_of_another_size = data.load("digits", image_size=10)
     assert digits_of_another_size.shape == (10, 10, 1)
     (told,) = capsys.readouterr().out.splitlines()
-    assert "images of 8x8 are padded with zeros to 10x10 (data.image_size)" in told
+    assert "images of 8x8 are padded with zeros to 10x10 (image_size)" in told
     assert told.endswith("bits/dim are of the padded images, whose border costs next to nothing")
     data.load("digits", image_size=8)
     assert "padded" not in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, 
     monkeypatch.setattr(devices, "memory", lambda: there)
     told = (
         r"of state and \S+ GiB of its copy, to be saved, and the device has .*:"
-        r" training\.batch_size=128 fits"
+        r" batch_size=128 fits"
     )
     with pytest.raises(UserError, match=told):
         checked(program)(state(), batch(256))
@@ -82,9 +82,9 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, 
     after, row = checked(program)(state(), batch(256))
     assert int(after.step) == 1 and np.isfinite(row["loss"]).all()
     (told,) = caplog.messages
-    assert "are free now: training.batch_size=128 fits" in told
+    assert "are free now: batch_size=128 fits" in told
     there = Memory(whole - 1, 100)
-    with pytest.raises(UserError, match=r"no batch fits: lower model\.nf"):
+    with pytest.raises(UserError, match=r"no batch fits: take a smaller network"):
         checked(program)(state(), batch(256))
 
 
@@ -93,9 +93,9 @@ def test_parts_of_a_batch_take_less_and_are_named(program, monkeypatch):
     whole, parts = (needs(p.lower(state(), batch(4096))) for p in (program, in_parts))
     assert parts.work < whole.work / 2
     assert module._remedy(program, 128, 40) == (
-        "training.batch_size=40 fits, or training.accumulate=4 with this one"
+        "batch_size=40 fits, or accumulate=4 with this one"
     )
-    assert module._remedy(in_parts, 128, 60).endswith("training.accumulate=16 with this one")
+    assert module._remedy(in_parts, 128, 60).endswith("accumulate=16 with this one")
 
 
 def test_only_the_first_call_looks(program, monkeypatch):

@@ -646,7 +646,7 @@ except UserError as error:
         capture_output=True,
         text=True,
     )
-    assert "training.batch_size 3 does not divide over 4 devices" in done.stdout, done.stderr
+    assert "batch_size=3 does not divide over 4 devices" in done.stdout, done.stderr
     store = Checkpoints(whole[0] / "checkpoints", keep=None)
     one = store.restore(template()).tree.params["in"]
     np.testing.assert_allclose(np.load(file), one, rtol=1e-3, atol=1e-4)

@@ -13,7 +13,7 @@ from typing import Any
 
 import scoremle
 from scoremle.cli.parser import Parser, adder, check_ending
-from scoremle.errors import UserError
+from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
@@ -38,6 +38,8 @@ TEXTS = {
 """,
 }
 SHOWN = 64
+# Arguments of Python that are flags here.
+NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")
 
 
 def parser(name: str) -> Parser:
@@ -86,7 +88,8 @@ def _check(options: Any) -> None:
 
 def run(options: Any) -> dict[str, Any]:
     """Runs one of the two; gives the facts of the data set."""
-    prepared = _prepared(options)
+    with named_as(as_flag, NAMED):
+        prepared = _prepared(options)
     say(*table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
     if options.what == "show":
         _draw(prepared, options.split, options.picture)

@@ -9,7 +9,7 @@ from scoremle.cli.flags import FLOW_FOLDER, ConfigParser
 from scoremle.cli.guarded import guarded
 from scoremle.cli.parser import Parser, adder, at_least
 from scoremle.cli.signals import answered, going_on
-from scoremle.errors import UserError
+from scoremle.errors import UserError, as_flag, named_as
 from scoremle.terminal import passing
 
 __all__ = ["parser", "run"]
@@ -73,7 +73,8 @@ def run(options: Any) -> dict[str, Any]:
     with guarded(options.process) as has_met:
         from scoremle.processes import check_agreed, join, stdout_aside
 
-        join(options.coordinator, options.processes, options.process)
+        with named_as(as_flag, ("coordinator", "processes", "process")):
+            join(options.coordinator, options.processes, options.process)
         has_met()
         check_agreed(_facts(options))
         with stdout_aside() if options.json else nullcontext():

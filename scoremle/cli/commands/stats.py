@@ -13,6 +13,7 @@ from typing import Any
 import scoremle
 from scoremle.cli.commands.data import DATASETS, SPLITS
 from scoremle.cli.parser import Parser, adder, check_ending
+from scoremle.errors import as_flag, named_as
 from scoremle.terminal import say
 
 __all__ = ["parser", "run"]
@@ -39,7 +40,10 @@ def run(options: Any) -> None:
     from scoremle.resumable import content_hash, fingerprint
 
     extractor = load_inception(options.weights)
-    found = scoremle.data.load(options.dataset, path=options.path, image_size=options.image_size)
+    with named_as(as_flag, ("path", "image_size")):
+        found = scoremle.data.load(
+            options.dataset, path=options.path, image_size=options.image_size
+        )
     images = getattr(found, options.split)
     facts = {
         "dataset": options.dataset.lower(),

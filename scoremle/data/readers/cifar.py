@@ -49,8 +49,8 @@ def _chunks(source: Source, names: Mapping[str, str], label_bytes: int) -> Itera
         likely = binary if any(name in found for name in binary) else python
         missing = [name for name in likely if name not in found]
         raise UserError(
-            f"{source.path}: no {', '.join(missing)} in it; fetch it again, or point data.path to"
-            " another place"
+            f"{source.path}: no {', '.join(missing)} in it; fetch it again, or give another"
+            " path=PLACE"
         )
     for i, (name, split) in enumerate(zip(files, names.values(), strict=True)):
         where, content = f"{source.path}: {name}", found.pop(name)

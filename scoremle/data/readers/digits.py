@@ -24,7 +24,7 @@ def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
     """Training images, test images, uint8 [n 8 8 1], and the number of levels."""
     if path:
         raise UserError(
-            f"data.path is {path!r}, but digits come with scikit-learn; leave it empty"
+            f"path is {path!r}, but digits come with scikit-learn; leave it empty"
         )
     images, labels = _digits()
     train, test = stratified_split(labels)
