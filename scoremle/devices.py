@@ -21,10 +21,9 @@ from jaxtyping import Array
 from scoremle.errors import UserError, first_line
 
 __all__ = [
-    "Memory", "Needs", "bytes_of_each", "check_devices", "check_room", "fetch", "filled",
-    "in_any_process", "in_gib", "in_host_memory", "memory", "needs", "of_this_process",
-    "part_axis", "placed", "put", "replicate", "replicated", "shardings", "shared", "split_axis",
-    "split_rows", "within_memory",
+    "Needs", "bytes_of_each", "check_devices", "check_room", "fetch", "filled", "in_gib",
+    "in_host_memory", "memory", "needs", "part_axis", "placed", "put", "replicate", "replicated",
+    "shardings", "shared", "split_rows", "within_memory",
 ]  # fmt: skip
 
 AXIS = "data"

@@ -38,9 +38,9 @@ from scoremle.errors import UserError
 
 __all__ = [
     "SEAL", "for_this_process", "handle_of", "inside", "is_abandoned", "is_gone", "is_stream",
-    "is_writer", "leave_writing_to_others", "machine", "make_folder", "named", "opened",
-    "read_bytes", "read_json", "read_npz", "read_sealed", "seal", "sync", "sync_all",
-    "temporary_beside", "write_atomically", "write_json", "write_npz", "write_sealed", "writing",
+    "is_writer", "machine", "make_folder", "named", "opened", "read_bytes", "read_json",
+    "read_npz", "read_sealed", "seal", "sync", "sync_all", "temporary_beside", "write_atomically",
+    "write_json", "write_npz", "write_sealed", "writing",
 ]  # fmt: skip
 
 # The name that a seal has beside what it seals.

@@ -26,10 +26,7 @@ from scoremle.errors import Stopped, UserError, first_line
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
-__all__ = [
-    "asked_to_stop", "check_agreed", "disagreement", "join", "of_the_first", "stdout_aside",
-    "stop_if_asked", "together",
-]  # fmt: skip
+__all__ = ["asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_aside", "together"]
 
 # Seconds without a sign of life, after which a process is taken for dead and all others end.
 HEARTBEAT = 30

@@ -17,8 +17,8 @@ from typing import Any
 from scoremle.errors import in_a_line
 
 __all__ = [
-    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_live",
-    "is_mute", "mute", "passing", "printable", "say",
+    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_mute",
+    "passing", "printable", "say",
 ]  # fmt: skip
 
 # How a formula begins, in some spreadsheet.

@@ -16,7 +16,7 @@ from scoremle.core.arguments import check_count
 from scoremle.core.schedules import alpha_squared
 from scoremle.errors import UserError
 
-__all__ = ["NAMES", "betas", "with_no_signal_at_the_end"]
+__all__ = ["betas", "with_no_signal_at_the_end"]
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
 ALIASES = {"squaredcos_cap_v2": "cosine"}

@@ -24,8 +24,6 @@ import jax.numpy as jnp
 from scoremle.numerics import log1mexp
 from scoremle.types import Times
 
-__all__ = ["KERNELS", "Kernel"]
-
 
 class Kernel(NamedTuple):
     """log alpha and sigma at a log-SNR, and the log-SNR at a log alpha (NaN if it can't tell)."""

@@ -21,7 +21,7 @@ from scoremle.core.times import TimeSampler
 from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["WEIGHTINGS", "denoising_loss", "denoising_residual"]
+__all__ = ["denoising_loss"]
 
 WEIGHTINGS: dict[str, Callable[[SDE, Times], Times]] = {
     "plain": lambda sde, t: jnp.ones_like(t),

@@ -39,22 +39,10 @@ from scoremle.numerics import as_pytree, expand, output_like, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
-    "BETWEEN_REMEDY",
-    "CONDITIONINGS",
-    "PREDICTIONS",
-    "Between",
-    "BetweenSteps",
-    "Conditioned",
-    "Conditioning",
-    "NetworkNoise",
-    "RangedNoise",
-    "as_condition",
-    "conditioned",
-    "data_of",
-    "noise_fn",
-    "rows_of",
+    "BETWEEN_REMEDY", "CONDITIONINGS", "PREDICTIONS", "Between", "Conditioned", "Conditioning",
+    "NetworkNoise", "RangedNoise", "as_condition", "conditioned", "data_of", "noise_fn", "rows_of",
     "score_of",
-]
+]  # fmt: skip
 
 LABEL_SCALE = 999.0
 BETWEEN_REMEDY = "between='interpolate' mixes the outputs of the two steps on either side"

@@ -27,18 +27,9 @@ from scoremle.numerics import floating
 from scoremle.types import Scalar, Times
 
 __all__ = [
-    "Cosine",
-    "Discrete",
-    "GeometricSigma",
-    "KarrasSigma",
-    "LinearBeta",
-    "LinearLogSNR",
-    "LinearSigma",
-    "PerDimension",
-    "Schedule",
-    "alpha_squared",
-    "rate",
-]
+    "Cosine", "Discrete", "GeometricSigma", "KarrasSigma", "LinearBeta", "LinearLogSNR",
+    "LinearSigma", "PerDimension", "Schedule",
+]  # fmt: skip
 
 
 def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:

@@ -35,8 +35,6 @@ from scoremle.bounded import (
 from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, opened, read_bytes
 
-__all__ = ["Source", "hash_files", "is_archive", "is_hidden", "listing", "read_start", "stamp"]
-
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -17,8 +17,6 @@ from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-__all__ = ["ANY_SIZE", "Dataset"]
-
 # The options that say what images become, all of which readers of any size have a use for.
 ANY_SIZE = frozenset({"size", "channels", "fit"})
 

@@ -17,8 +17,6 @@ from jaxtyping import Array
 from scoremle.data.image_set import ImageSet, Rows
 from scoremle.types import AnyArray
 
-__all__ = ["Feed", "Prefetch", "feed"]
-
 # Of the device's memory, which the network needs more than the data.
 SHARE = 1 / 4
 # Where the device does not say how much memory it has: on a CPU, where it is the process's own.

@@ -19,8 +19,6 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.numerics import permutation, random_words
 
-__all__ = ["ImageSet", "Rows", "pad_to"]
-
 # Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
 FLIP_STREAM = 1
 # Between the seeds of one order and the next: seeds that people choose lie nearer to each other.

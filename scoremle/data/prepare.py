@@ -26,8 +26,6 @@ from scoremle.errors import UserError
 from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
 
-__all__ = ["prepare"]
-
 SHOWN = 5
 SPLITS = ("train", "test", "val")
 # Images that are worked on at once: chunks may be large.

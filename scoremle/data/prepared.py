@@ -41,7 +41,7 @@ from scoremle.files import (
 )
 from scoremle.records import Levels, check_record
 
-__all__ = ["FORMAT", "META", "Prepared", "cache_folder", "is_prepared", "made_whole"]
+__all__ = ["cache_folder"]
 
 META = "meta.json"
 VERIFIED = ".verified.json"

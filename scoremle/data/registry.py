@@ -32,8 +32,6 @@ from scoremle.errors import UserError, choose
 from scoremle.files import for_this_process
 from scoremle.terminal import say
 
-__all__ = ["DATASETS", "load", "lookup"]
-
 
 def _read_images(path: Path, options: Options) -> Reading:
     """Images of one's own, in whatever form they are."""

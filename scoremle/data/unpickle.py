@@ -17,7 +17,7 @@ import numpy as np
 from scoremle.bounded import MAX_COMMANDS, File, array_bytes
 from scoremle.errors import UserError, first_line
 
-__all__ = ["Name", "Reader", "of", "unpickle"]
+__all__ = ["Name", "Reader", "of"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")

@@ -25,8 +25,6 @@ from jaxtyping import Array, Float
 from scoremle.interop.frozen import Frozen
 from scoremle.types import AnyArray, Data, Labels
 
-__all__ = ["InTorch"]
-
 # x, label, condition
 Inputs = tuple[AnyArray, ...]
 Probes = Float[Array, "k b *d"]

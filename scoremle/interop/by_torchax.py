@@ -24,8 +24,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from torch import nn
 
-__all__ = ["translated"]
-
 # A module holds the arrays that it is traced with, and torchax has modes that it turns on and off.
 _TRACING = threading.RLock()
 # An environment variable and a field of jax.config.

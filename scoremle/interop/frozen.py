@@ -20,8 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scoremle.errors import UserError, first_line
 from scoremle.interop.wrappers import Around
 
-__all__ = ["Frozen"]
-
 # The choice of an attention kernel is one for the whole process.
 _CHOICE = threading.Lock()
 

@@ -28,8 +28,6 @@ from scoremle.interop.frozen import Frozen
 from scoremle.numerics import within_forms
 from scoremle.types import Data, Labels
 
-__all__ = ["By", "network_of"]
-
 logger = logging.getLogger(__name__)
 
 By = Literal["torchax", "torch"]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from scoremle.interop.network import By
 
-__all__ = ["from_azula", "from_diffusers", "from_edm", "from_module", "from_velocity"]
+__all__ = ["from_module", "from_velocity"]
 
 # The smallest time of schedules that are not a table of steps.
 EPS = 1e-5

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from scoremle.core.sde import SDE
 from scoremle.types import Times
 
-__all__ = ["Around", "Mean", "TimesOf", "times_of"]
-
 # So many log-SNRs of a schedule have their times, each by so many halvings.
 TIMES, HALVINGS = 4096, 60
 

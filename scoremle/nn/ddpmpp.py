@@ -27,8 +27,6 @@ from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import call
 
-__all__ = ["DDPMpp"]
-
 Embedding = Float[Array, "b e"] | None
 
 _CHOICES = {

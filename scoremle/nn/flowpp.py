@@ -35,8 +35,6 @@ from scoremle.nn.layers import MOST_LAYERS
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Images, PerExample
 
-__all__ = ["VARIANTS", "FlowPP"]
-
 Pair = tuple[Images, Images]
 Mixture = Float[AnyArray, "b h w c k"]
 Kernel = Float[AnyArray, "3 3 c k"]

@@ -27,27 +27,8 @@ from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import convolve
 
 __all__ = [
-    "ACTIVATIONS",
-    "MOST_CHANNELS",
-    "MOST_LAYERS",
-    "MOST_LEVELS",
-    "Activation",
-    "AttnBlockpp",
-    "Combine",
-    "Conv",
-    "Downsample",
-    "GaussianFourierProjection",
-    "ResnetBlockBigGANpp",
-    "ResnetBlockDDPMpp",
-    "Upsample",
-    "add_residual",
-    "conv3x3",
-    "dense",
-    "fields_of",
-    "group_norm",
-    "positional_embedding",
-    "wide",
-]
+    "MOST_CHANNELS", "MOST_LAYERS", "MOST_LEVELS", "Activation", "Conv", "fields_of", "wide",
+]  # fmt: skip
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 Activation = Callable[[Array], Array]

@@ -20,14 +20,7 @@ from jaxtyping import Float
 
 from scoremle.types import AnyArray, Images
 
-__all__ = [
-    "conv_downsample_2d",
-    "downsample_2d",
-    "naive_downsample_2d",
-    "naive_upsample_2d",
-    "upsample_2d",
-    "upsample_conv_2d",
-]
+__all__ = ["downsample_2d", "naive_downsample_2d", "naive_upsample_2d", "upsample_2d"]
 
 Kernel = Sequence[float] | np.ndarray
 Weight = Float[AnyArray, "kh kw c features"]

@@ -13,8 +13,6 @@ from typing import Any
 
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["ATTENTION", "architecture", "flow_architecture"]
-
 ATTENTION = "attention at levels"
 
 

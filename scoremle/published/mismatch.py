@@ -7,8 +7,6 @@ from scoremle.published.architecture import ATTENTION, architecture, flow_archit
 from scoremle.published.origin import Origin, config_name, origin
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["mismatch"]
-
 OF_DATA = ("num_channels", "image_size")
 OF_THE_FLOW = ("variant", "filters", "components", "blocks", "couplings")
 

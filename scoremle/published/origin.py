@@ -10,8 +10,6 @@ from pathlib import Path
 
 from scoremle.published.architecture import ATTENTION
 
-__all__ = ["Origin", "config_name", "origin"]
-
 SCORE_FLOW = re.compile(
     r"(cifar10|imagenet32)(_deep)?_(vp|subvp)(_likelihood)?(_iw)?(_flip)?", re.IGNORECASE
 )

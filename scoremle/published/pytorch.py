@@ -25,7 +25,7 @@ from scoremle.files import named, opened
 from scoremle.published import torch_file
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["is_file", "load", "network_parameters", "tensors", "trees"]
+__all__ = ["is_file", "load", "network_parameters", "tensors"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]

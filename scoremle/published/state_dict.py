@@ -24,7 +24,7 @@ from scoremle.errors import UserError
 from scoremle.files import opened, write_atomically
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["Tree", "read", "write"]
+__all__ = ["write"]
 
 Tree = dict[str, Any]
 

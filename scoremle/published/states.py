@@ -23,8 +23,6 @@ from scoremle.published.state_dict import Tree
 from scoremle.training.checkpoints import Damaged, difference, leaves
 from scoremle.training.step import TrainState
 
-__all__ = ["Published", "decode", "published_tree", "read", "train_state"]
-
 GROUP_NORM = "GroupNorm_"
 
 

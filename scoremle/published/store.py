@@ -7,7 +7,7 @@ from scoremle.files import inside
 from scoremle.published.states import Published, decode, read, train_state
 from scoremle.training.checkpoints import Checkpoints, Restored
 
-__all__ = ["PublishedCheckpoints", "files"]
+__all__ = ["PublishedCheckpoints"]
 
 ASIDE = ".published"
 

@@ -30,7 +30,7 @@ from scoremle.bounded import (
 )
 from scoremle.data.unpickle import NAMES, Name, Reader, of
 
-__all__ = ["check_zip", "is_zip", "read"]
+__all__ = ["check_zip"]
 
 CONTENT = "/data.pkl"
 # The first pickle of a file that is no zip.

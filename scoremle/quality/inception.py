@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
 
-__all__ = ["Features", "Inception", "from_torch", "resize", "shapes"]
+__all__ = ["from_torch"]
 
 SIDE = 299
 CLASSES = 1008

@@ -22,16 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax
 
-__all__ = [
-    "Estimate",
-    "PrecisionRecall",
-    "class_score",
-    "frechet_distance",
-    "frechet_of_moments",
-    "kernel_distance",
-    "precision_recall",
-    "squared_mmd",
-]
+__all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
 
 Features = Float[np.ndarray, "_n d"]
 

@@ -15,17 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.types import Data, PerExample, Times
 
-__all__ = [
-    "ONE_DRAW",
-    "Draw",
-    "Field",
-    "Problem",
-    "Sensitivity",
-    "Solution",
-    "Solver",
-    "insensitive",
-    "mean_integral",
-]
+__all__ = ["Draw", "Problem", "Solver"]
 
 Integrals = Float[Array, "m b"]
 Draw = Int[Array, ""] | np.integer

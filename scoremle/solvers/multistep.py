@@ -34,7 +34,7 @@ from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
 
-__all__ = ["Multistep", "Plan", "Planned", "plan"]
+__all__ = ["Multistep", "Planned"]
 
 ORDER = 3
 # Roughness is measured by the difference of this order, which is zero for cubics.

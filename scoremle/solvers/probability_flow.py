@@ -30,7 +30,7 @@ from scoremle.core.sde import SDE
 from scoremle.numerics import expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
 
-__all__ = ["DATA_VARIANCE", "ProbabilityFlow"]
+__all__ = ["ProbabilityFlow"]
 
 # Any value gives the same likelihood; this one, about that of images scaled to [-1, 1], gives it
 # soon.

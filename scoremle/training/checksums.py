@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from scoremle.devices import fetch, part_axis, split_rows
 
-__all__ = ["hash_of", "named_leaves", "part_axes", "part_hashes", "same_parts", "tree_hash"]
+__all__ = ["tree_hash"]
 
 Named = Iterable[tuple[str, Any]]
 

@@ -14,8 +14,6 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
-__all__ = ["quiet"]
-
 logger = logging.getLogger("scoremle")
 
 # What a thread of Orbax names in what it logs; the libraries whose threads are meant.

@@ -21,10 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.types import AnyArray, IntImages, PRNGKey
 
-__all__ = [
-    "Batches", "Fixed", "Gather", "Loss", "Metrics", "Params", "Rule", "Step", "TrainState",
-    "init_state", "make_optimizer",
-]  # fmt: skip
+__all__ = ["TrainState", "init_state", "make_optimizer"]
 
 Params = Any
 Metrics = dict[str, Float[AnyArray, "*k"]]

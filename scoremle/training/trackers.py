@@ -20,7 +20,7 @@ from scoremle.errors import UserError
 from scoremle.files import inside, read_json, write_json
 from scoremle.training.writers import Row, TensorBoard, Writer
 
-__all__ = ["PROJECT", "TRACKERS", "Run", "run_name"]
+__all__ = ["TRACKERS", "Run", "run_name"]
 
 PROJECT = "scoremle"
 # The file in a run's folder that says what it is known by, for each library.

@@ -15,7 +15,7 @@ from scoremle.files import handle_of, read_bytes, sync, write_atomically, writin
 from scoremle.progress import Progress
 from scoremle.records import is_of
 
-__all__ = ["Console", "FanOut", "JsonLines", "Row", "TensorBoard", "Writer"]
+__all__ = ["Console", "FanOut", "JsonLines", "Row", "Writer"]
 
 Row = dict[str, float]
 

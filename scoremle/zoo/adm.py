@@ -40,8 +40,6 @@ from scoremle.zoo.blocks import (
 )
 from scoremle.zoo.from_torch import from_torch
 
-__all__ = ["ADM", "adm_params"]
-
 Labels = Integer[Array, " b"]
 
 CHANNELS = 3

@@ -23,20 +23,6 @@ from scoremle.errors import UserError
 from scoremle.nn.layers import Activation, Conv, wide
 from scoremle.types import AnyArray, Images
 
-__all__ = [
-    "Embedding",
-    "Images",
-    "ResnetBlock",
-    "Times",
-    "TimestepEmbedding",
-    "attend",
-    "check_images",
-    "conv",
-    "dense",
-    "group_norm",
-    "positional_embedding",
-]
-
 Times = Num[AnyArray, " b"]
 Embedding = Float[Array, "b _e"]
 Heads = Float[Array, "b pixels head c"]

@@ -34,16 +34,7 @@ from scoremle.zoo.families import INDEX
 from scoremle.zoo.family import published_model
 from scoremle.zoo.unet2d import UNet2D, unet2d_params
 
-__all__ = [
-    "CONFIGS",
-    "assembled",
-    "check",
-    "files",
-    "load",
-    "refuse_latents",
-    "schedule_of",
-    "weights_of",
-]
+__all__ = ["assembled", "refuse_latents"]
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.

@@ -39,8 +39,6 @@ from scoremle.zoo.edm_dhariwal import dhariwal
 from scoremle.zoo.edm_song import song
 from scoremle.zoo.family import published_model
 
-__all__ = ["files", "load"]
-
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 SIGMA_DATA = 0.5

@@ -23,8 +23,6 @@ from scoremle.zoo.edm_parts import (
     renamed,
 )
 
-__all__ = ["dhariwal"]
-
 DEFAULTS = {
     "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3,
     "attn_resolutions": [32, 16, 8],

@@ -13,18 +13,6 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = [
-    "Arrays",
-    "Made",
-    "Parts",
-    "check_choice",
-    "check_shape",
-    "fields_of",
-    "interleaved",
-    "parts_of",
-    "renamed",
-]
-
 Arrays = Mapping[str, np.ndarray]
 # Way and kind, such as "dec.up", and tensors by their names in the part.
 Parts = list[tuple[str, dict[str, np.ndarray]]]

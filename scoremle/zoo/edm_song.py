@@ -28,8 +28,6 @@ from scoremle.zoo.edm_parts import (
     renamed,
 )
 
-__all__ = ["song"]
-
 DEFAULTS = {
     "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
     "attn_resolutions": [16], "embedding_type": "positional", "channel_mult_noise": 1,

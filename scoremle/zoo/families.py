@@ -24,7 +24,7 @@ from scoremle.files import inside, read_json
 from scoremle.model import ScoreModel
 from scoremle.published import pytorch, safetensors
 
-__all__ = ["FAMILIES", "HUB", "INDEX", "OTHERS", "Family", "family_of", "flags_beside"]
+__all__ = ["FAMILIES", "HUB", "OTHERS", "family_of"]
 
 # What a model on the Hugging Face hub is named by: ``hf:OWNER/NAME[@REVISION]``.
 HUB = "hf:"

@@ -7,8 +7,6 @@ from scoremle.likelihood.steps import BySteps
 from scoremle.model import Origin, ScoreModel
 from scoremle.types import NoiseFn
 
-__all__ = ["PIXELS", "published_model"]
-
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
 PIXELS = Pixels.of_points(256, -1, 1)
 # Networks of pixels are of 1024 at most: beyond this, what is taken to be an image fills a memory.

@@ -15,8 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scoremle.errors import UserError
 
-__all__ = ["from_torch"]
-
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
 

@@ -33,8 +33,6 @@ from scoremle.zoo.adm import ADM, CHANNELS, adm_params
 from scoremle.zoo.families import flags_beside
 from scoremle.zoo.family import published_model
 
-__all__ = ["files", "load"]
-
 RESCALED_TO = 1000.0
 
 

@@ -56,8 +56,6 @@ from scoremle.zoo.unet2d_layers import (
     k_upsample,
 )
 
-__all__ = ["UNet2D", "unet2d_params"]
-
 Labels = Num[Array, " b"] | Embedding
 Resnet = Callable[..., Images]
 

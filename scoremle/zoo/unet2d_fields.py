@@ -11,16 +11,6 @@ from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Activation
 
-__all__ = [
-    "ACTIVATIONS",
-    "DOWN_BLOCKS",
-    "UP_BLOCKS",
-    "WITHOUT_EFFECT",
-    "Kind",
-    "check_fields",
-    "kind_of",
-]
-
 ACTIVATIONS: dict[str, Activation] = {
     "swish": nn.swish,
     "silu": nn.swish,

@@ -11,17 +11,6 @@ from scoremle.nn import resample
 from scoremle.nn.layers import Activation
 from scoremle.zoo.blocks import Embedding, Images, Times, attend, conv, dense, group_norm
 
-__all__ = [
-    "Attention",
-    "Fourier",
-    "Learned",
-    "ResnetBlockK",
-    "fir_downsample",
-    "fir_upsample",
-    "k_downsample",
-    "k_upsample",
-]
-
 FIR_KERNEL = (1, 3, 3, 1)
 
 

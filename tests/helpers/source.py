@@ -4,6 +4,7 @@ Needs the standard library alone. A module is named by its file: ``scoremle/core
 """
 
 import ast
+import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -12,7 +13,7 @@ from helpers.places import ROOT
 
 __all__ = [
     "SOURCES", "changed", "described", "dotted", "exported", "imports", "lines_of_code",
-    "longest_chain",
+    "listed", "longest_chain", "names_taken",
 ]  # fmt: skip
 
 SOURCES = {
@@ -51,6 +52,32 @@ def _at_the_top(tree: ast.Module, for_types: bool) -> Iterator[ast.stmt]:
         yield node
         if for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             yield from node.body
+
+
+def names_taken(text: str, modules: Collection[str]) -> set[str]:
+    """Dotted names that a text takes from modules of the package: by import, or written out."""
+    names = set(re.findall(r"scoremle(?:\.\w+)+", text))
+    if not (python := parsed(text)):
+        return names
+    aliases = {}
+    for node in ast.walk(python):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                names.add(full := f"{node.module}.{alias.name}")
+                if full in modules:
+                    aliases[alias.asname or alias.name] = full
+    for node in ast.walk(python):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.add(f"{aliases.get(node.value.id)}.{node.attr}")
+    return names
+
+
+def parsed(text: str) -> ast.Module | None:
+    """The syntax tree of Python; None of a document."""
+    try:
+        return ast.parse(text)
+    except SyntaxError:
+        return None
 
 
 def described(text: str) -> Iterator[_Described]:
@@ -107,12 +134,18 @@ def lines_of_code(text: str) -> int:
 
 def exported(text: str) -> int:
     """The number of entries of ``__all__``; one that unpacks another list counts as one."""
-    return sum(
-        len(node.value.elts)
+    return len(listed(text))
+
+
+def listed(text: str) -> list[str]:
+    """The entries of ``__all__``."""
+    return [
+        entry.value if isinstance(entry, ast.Constant) else ast.unparse(entry)
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
         and isinstance(node.value, ast.List | ast.Tuple)
-    )  # fmt: skip
+        for entry in node.value.elts
+    ]  # fmt: skip
 
 
 def longest_chain(sources: Mapping[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError, first_line
 from scoremle.files import named, opened
 
-__all__ = ["check_images", "load_npy", "load_npz", "map_npy", "read_arrays"]
+__all__ = ["load_npy", "read_arrays"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")

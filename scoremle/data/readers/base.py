@@ -15,10 +15,7 @@ from jaxtyping import UInt8
 
 from scoremle.errors import UserError
 
-__all__ = [
-    "NO_IMAGES", "Chunk", "Look", "Options", "Reader", "Reading", "UnusableImage", "as_labels",
-    "by", "in_levels",
-]  # fmt: skip
+__all__ = ["Look", "in_levels"]
 
 # As they are kept.
 LABELS = np.iinfo(np.int32)

@@ -20,8 +20,6 @@ from scoremle.data.readers.pictures import chunked
 from scoremle.errors import UserError
 from scoremle.files import inside, read_bytes
 
-__all__ = ["read_celeba"]
-
 PARTITION = "list_eval_partition.txt"
 SPLITS = {"0": "train", "1": "test"}
 CROP = 140

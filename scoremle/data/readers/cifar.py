@@ -16,8 +16,6 @@ from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 
-__all__ = ["from_rows", "read_cifar10", "read_cifar100", "unpickle_rows"]
-
 PIXELS = 3 * 32 * 32
 
 

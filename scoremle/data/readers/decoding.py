@@ -20,7 +20,7 @@ from scoremle.data.readers.base import Look, UnusableImage, by
 from scoremle.data.readers.fits import ENLARGED, FITS, Changes
 from scoremle.errors import first_line
 
-__all__ = ["KINDS", "is_picture", "look_at", "not_enlarged"]
+__all__ = ["KINDS"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -14,7 +14,7 @@ from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
 from scoremle.numerics import permutation
 
-__all__ = ["LEVELS", "load_digits", "read_digits", "stratified_split"]
+__all__ = ["LEVELS", "load_digits"]
 
 LEVELS = 17
 SPLIT_SEED = 0

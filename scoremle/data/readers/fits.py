@@ -9,8 +9,6 @@ from PIL import Image
 from scoremle.data.readers.base import Options, by
 from scoremle.errors import UserError
 
-__all__ = ["FITS", "Changes", "fitted"]
-
 CROPPED, SHRUNK, ENLARGED = "cropped to its centre", "shrunk", "enlarged"
 PADDED = "padded with black"
 

@@ -19,8 +19,6 @@ from scoremle.data.readers.fits import fitted
 from scoremle.errors import UserError
 from scoremle.files import inside
 
-__all__ = ["read_emnist", "read_idx", "read_images"]
-
 IMAGES, LABELS = 0x803, 0x801
 CHUNK = 4096
 # Split -> how its files begin, MNIST's way and EMNIST's.

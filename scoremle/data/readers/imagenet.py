@@ -20,8 +20,6 @@ from scoremle.data.readers.decoding import is_picture
 from scoremle.data.readers.pictures import Decoder, chunked
 from scoremle.errors import UserError
 
-__all__ = ["read_imagenet"]
-
 BATCH = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?")
 SIZES = (32, 64)
 Files = Iterator[tuple[str, bytes]]

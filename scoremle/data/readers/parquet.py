@@ -16,8 +16,6 @@ from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError, first_line
 from scoremle.files import opened
 
-__all__ = ["count_rows", "is_parquet", "parquet_rows", "read_parquet"]
-
 LABELS = ("label", "labels", "fine_label")
 # All rows may hold the same large picture, which the file has once.
 ROWS = 16

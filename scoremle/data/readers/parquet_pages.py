@@ -9,8 +9,6 @@ the sizes of the page, unpacked and packed, and the others are passed over.
 import re
 from typing import Any
 
-__all__ = ["BadPage", "unpacked_bytes"]
-
 UNPACKED, PACKED = 2, 3
 # Types of Thrift's compact protocol.
 BOOLEANS, BYTE, INTEGERS, DOUBLE, BINARY, LISTS, STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12

@@ -20,8 +20,6 @@ from scoremle.data.readers.decoding import is_picture, look_at
 from scoremle.data.readers.pictures import LEFT_OUT
 from scoremle.errors import UserError
 
-__all__ = ["patches", "read_photos"]
-
 SIZE = 32
 
 

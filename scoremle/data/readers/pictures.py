@@ -19,9 +19,7 @@ from scoremle.data.readers.decoding import is_picture, look_at, not_enlarged
 from scoremle.data.readers.fits import FITS
 from scoremle.errors import UserError
 
-__all__ = [
-    "LEFT_OUT", "UNKNOWN", "Decoder", "chunked", "look_through", "read_pictures", "split_of",
-]  # fmt: skip
+__all__ = ["UNKNOWN", "look_through"]
 
 # What is held in memory at once: so many pictures, or so many bytes of large ones.
 CHUNK, CHUNK_BYTES = 512, 64 << 20

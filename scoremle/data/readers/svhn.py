@@ -16,8 +16,6 @@ from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError, first_line
 
-__all__ = ["read_svhn"]
-
 NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "single", "double"}
 COMPRESSED, ARRAY = 15, 14
 # So much at once becomes 16 MiB at most.

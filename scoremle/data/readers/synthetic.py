@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 from scoremle.data.readers.base import Chunk, Options, Reading
 
-__all__ = ["COUNTS", "LEVELS", "log_masses", "log_prob", "read_synthetic"]
+__all__ = ["log_prob"]
 
 SIDE, LEVELS = 8, 16
 LOWEST, HIGHEST = 0.2, 0.8
