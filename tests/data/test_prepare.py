@@ -235,7 +235,7 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     assert len(data.load("mnist", path=str(folder)).train) == 6
     assert data.load("mnist", path=str(folder), levels=4).levels == 4
     assert len(list(cache.iterdir())) == 3
-    with pytest.raises(UserError, match="mnist is prepared more than once; set"):
+    with pytest.raises(UserError, match="mnist is prepared more than once; it needs path="):
         data.load("mnist")
 
 
