@@ -3,10 +3,10 @@
     python benchmarks/mutants.py [--only=TEXT] [--results=FILE]
 
 A copy of the checkout is changed, one change at a time, and the tests that should see the change
-are run to the first that fails: the one that saw it last time, then the quick, then the slow
-ones. Changes that no longer apply to the source are named first, and left out. What was found is
-kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change whose source or
-tests were edited since is run again. The cheapest come first. At the end the tests that failed
+are run to the first that fails: the one that saw it last time, then the quick, the slow and the
+long ones. Changes that no longer apply to the source are named first, and left out. What was
+found is kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change whose
+source or tests were edited since is run again. The cheapest come first. At the end the tests that failed
 are run without a change: there they must pass, else their failing says nothing. Then comes a
 table by room, and the changes that no test noticed. All changes take hours.
 """
@@ -34,7 +34,7 @@ COPIED = ("scoremle", "tests", "examples", "benchmarks", "docs", "main.py",
 SECONDS = 1200
 # What the exit code of pytest says (5: no such tests). Any other: nothing was left to be tested.
 ENDED = {0: "survived", 1: "noticed", 5: "survived"}
-QUICK, SLOW = "not slow and not long", "slow and not long"
+STAGES = ("not slow and not long", "slow and not long", "long")
 
 Change = tuple[str, ...]
 
@@ -101,7 +101,7 @@ class Found:
     def check(self, changes: list[Change]) -> None:
         """Ends the program if a test that noticed a change fails without it too."""
         by = {self.known[_key(change, self.copy)]["by"] for change in changes} - {""}
-        if by and _pytest(self.copy, "not long", sorted(by)).returncode:
+        if by and _pytest(self.copy, "", sorted(by)).returncode:
             raise SystemExit("tests that noticed changes fail without any: run the tests")
 
 
@@ -136,11 +136,12 @@ def _tried(change: Change, copy: Path, likely: str) -> tuple[str, str, str]:
     source.write_text(changed(text, definition, old, new))
     tests = _tests(change)
     try:
-        if likely and (ended := _pytest(copy, "not long", [likely])).returncode == 1:
+        if likely and (ended := _pytest(copy, "", [likely])).returncode == 1:
             return "noticed", *_failed(ended.stdout)
-        ended = _pytest(copy, QUICK, tests)
-        if ENDED.get(ended.returncode) == "survived":
-            ended = _pytest(copy, SLOW, tests)
+        for marked in STAGES:
+            ended = _pytest(copy, marked, tests)
+            if ENDED.get(ended.returncode) != "survived":
+                break
     except subprocess.TimeoutExpired:
         return "slow", "", ""
     finally:
