@@ -6,9 +6,9 @@ A copy of the checkout is changed, one change at a time, and the tests that shou
 are run to the first that fails: the one that saw it last time, then the quick, the slow and the
 long ones. Changes that no longer apply to the source are named first, and left out. What was
 found is kept in a file (mutants.jsonl), so that a run that was stopped goes on; a change whose
-source or tests were edited since is run again. The cheapest come first. At the end the tests that failed
-are run without a change: there they must pass, else their failing says nothing. Then comes a
-table by room, and the changes that no test noticed. All changes take hours.
+source or tests were edited since is run again. The cheapest come first. At the end the tests that
+failed are run without a change: there they must pass, else their failing says nothing. Then comes
+a table by room, and the changes that no test noticed. All changes take hours.
 """
 
 import hashlib
