@@ -22,8 +22,6 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 logger = logging.getLogger(__name__)
 
 PLACES = (

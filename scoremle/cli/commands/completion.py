@@ -14,8 +14,6 @@ from scoremle.cli.commands.help import TOPICS
 from scoremle.cli.parser import Parser
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["parser", "run"]
-
 # What is sourced must be evaluated there, or it would complete a word at once.
 ZSH = "autoload -Uz compinit && compinit\neval"
 # Words that complete an argument, but are not all that it takes.

@@ -15,8 +15,6 @@ from scoremle.cli.parser import Parser, check_ending
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 OTHERS = "not the published weights, so results won't be called FID, KID or IS"
 
 

@@ -17,7 +17,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
-__all__ = ["parser", "run", "version"]
+__all__ = ["version"]
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",

@@ -12,8 +12,6 @@ from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.terminal import passing
 
-__all__ = ["parser", "run"]
-
 MODES = ("train", "eval", "train_deq")
 WORKDIR = "the folder of its checkpoints and results"
 CONFIG = (

@@ -16,8 +16,6 @@ from scoremle.cli.parser import Parser, adder, check_exists, check_file, is_stre
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 # Names by which formats go that are not written here.
 NOT_WRITTEN = (
     ".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip",

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from scoremle.experiment.workdir import Workdir
     from scoremle.published import Published
 
-__all__ = ["parser", "run"]
-
 PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
 IMAGE_SIZE, LEVELS = 32, 256
 

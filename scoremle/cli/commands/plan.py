@@ -17,8 +17,6 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 # Test images of a data set that is not here.
 IMAGES = 10_000
 SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}

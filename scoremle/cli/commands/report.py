@@ -13,8 +13,6 @@ from scoremle.cli.parser import SHIPPED, Parser, adder, check_exists
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 
 def parser(name: str) -> Parser:
     parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.report.write")

@@ -26,7 +26,7 @@ from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
 from scoremle.terminal import in_a_line, say
 
-__all__ = ["SAMPLERS", "SMALLEST_TIME", "parser", "run"]
+__all__ = ["SAMPLERS", "SMALLEST_TIME"]
 
 # The names in experiment/samplers.py, whose import brings JAX.
 SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")

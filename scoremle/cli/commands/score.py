@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
 
-__all__ = ["ESTIMATORS", "parser", "run"]
+__all__ = ["ESTIMATORS"]
 
 # The names in experiment/scoring.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")

@@ -16,8 +16,6 @@ from scoremle.cli.parser import Parser, adder, check_ending
 from scoremle.errors import as_flag, named_as
 from scoremle.terminal import say
 
-__all__ = ["parser", "run"]
-
 
 def parser(name: str) -> Parser:
     parser = Parser(
