@@ -42,8 +42,8 @@ def parser(name: str) -> Parser:
     add("-o --out", "a picture of all (.png), or an array (.npy, .npz) (samples.png)", type=Path,
         default=Path("samples.png"), metavar="FILE")  # fmt: skip
     add("--seed", "of everything random (0)", type=seed, default=0)
-    add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler (ode)",
-        choices=SAMPLERS, default="ode")  # fmt: skip
+    add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler; unset:"
+        " that of the model's config, or ode", choices=SAMPLERS)  # fmt: skip
     add("--steps", "of the sampler; unset: its own number", type=at_least(1))
     add("--label", "of a class-conditional model: a number, or all to draw one for each sample",
         default="")  # fmt: skip
@@ -65,6 +65,8 @@ def run(options: Any) -> None:
     from scoremle.evaluation.pictures import write_grid
     from scoremle.experiment.build import sampler_of
     from scoremle.experiment.labels import ALL, check_label
+    from scoremle.experiment.shipped import place_of
+    from scoremle.experiment.workdir import Workdir
     from scoremle.files import write_atomically, write_npz
 
     model = scoremle.load(options.model, options.checkpoint)
@@ -72,11 +74,17 @@ def run(options: Any) -> None:
     if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
     config = defaults.get_config()
-    config.sampling.method, config.sampling.steps = options.sampler, options.steps
+    own = Workdir(place_of(options.model))
+    if options.sampler:
+        config.sampling.method = options.sampler
+    elif model.origin.step is not None and own.config_path.exists():
+        config.sampling = own.config().sampling
+    if options.steps:
+        config.sampling.steps = options.steps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
     defaults.resolve(config)
     sampler, steps = sampler_of(config, model.sde), config.sampling.steps
-    say(*wrapped(f"{model}, by {options.sampler} in {steps} steps"))
+    say(*wrapped(f"{model}, by {config.sampling.method} in {steps} steps"))
     classes, labels = check_label(model, options.label), None
     if options.label == ALL:  # what is drawn so has the mean over labels for its density
         labels = np.random.default_rng(options.seed).integers(classes, size=options.n)
@@ -87,7 +95,7 @@ def run(options: Any) -> None:
         condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
     )  # fmt: skip
     if as_picture and model.pixels:
-        how = f"{options.sampler}, {steps} steps, seed {options.seed}"
+        how = f"{config.sampling.method}, {steps} steps, seed {options.seed}"
         caption = in_a_line(f"{options.n} samples of {options.model}, {how}")
         write_grid(options.out, samples, model.pixels.levels, caption=caption)
     elif options.out.suffix.lower() == ".npz":
