@@ -53,6 +53,19 @@ def test_xla_says_what_a_step_needs(program):
     assert 1 <= (many.work - few.work) / 192 / activations < 4
 
 
+@pytest.mark.parametrize(
+    ("function", "given", "least", "most"),
+    [
+        (lambda x: jnp.tile(x, 50), {}, 200_000, 210_000),  # its result
+        (lambda x: jnp.sort(jnp.tile(x, 50))[0], {}, 200_000, 500_000),  # on the way to it
+        (lambda x: x + 1, {"donate_argnums": 0}, 0, 3999),  # in the place of what is given
+    ],
+)
+def test_work_is_what_is_new(function, given, least, most):
+    found = needs(jax.jit(function, **given).lower(jnp.ones(1000)))
+    assert found.given == 4000 and least <= found.work <= most
+
+
 def test_the_largest_batch_fits_and_one_more_image_does_not(program):
     few, many = (needs(program.lower(state(), batch(size))) for size in (64, 256))
     room = 10 << 20
