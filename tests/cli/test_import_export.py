@@ -198,7 +198,7 @@ def test_a_checkpoint_of_pytorch_is_imported(tmp_path, capsys):
     name = "--name=ve/cifar10_ncsnpp_continuous"
     assert cli.main(["import", str(path), name, f"--out={out}"]) == 0, capsys.readouterr().err
     model = scoremle.load(out)
-    assert model.origin.step == 7
+    assert model.origin.step == 7 and (out / "checkpoints/checkpoint_24").is_dir()
     want = jax.tree.map(lambda a: 2 * a, params)
     want["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
     assert tree_hash(params_of(model)) == tree_hash(want)
