@@ -1,1 +1,1 @@
-"""What everything rests on: SDEs, times, predictions, pixels, traces, the loss."""
+"""Foundations: SDEs, times, predictions, pixels, traces, the loss."""

@@ -59,9 +59,9 @@ class DivergenceEstimator(Protocol):
         ...
 
     def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
-        """What each of several estimates, or of their integrals, adds to the error of their mean.
+        """Scaled deviations of several estimates, or of their integrals, from their mean.
 
-        The sum of the squares is the variance of the mean. NaN where one estimate can't tell.
+        The sum of their squares is the variance of the mean. NaN for a single random estimate.
         """
         ...
 
@@ -76,7 +76,7 @@ def _quadratic_forms(field: Field, x: Data, probes: Probes) -> tuple[Data, Float
 
 
 class _Sampled:
-    """What all estimators by random probes share."""
+    """Base of the estimators by random probes."""
 
     random = True
 
@@ -156,8 +156,8 @@ class Orthogonal(_Sampled):
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
         value, estimates = super().__call__(field, x, probes)
-        # Drawn without replacement, they tell more than their spread: the correction of a finite
-        # population. The mean stays.
+        # Probes drawn without replacement have a smaller error than their spread suggests: the
+        # correction of a finite population. The mean stays.
         mean = jnp.mean(estimates, axis=0)
         return value, mean + math.sqrt(1 - self.probes / dims_of(x)) * (estimates - mean)
 
@@ -165,13 +165,13 @@ class Orthogonal(_Sampled):
 @pytree
 @dataclass(frozen=True, eq=False)
 class FixedProbe(_Sampled):
-    """Probes that are given: to repeat an estimate, or to compare solvers on the same one.
+    """Given probes: to repeat an estimate, or to compare solvers on the same one.
 
     Args:
         vectors: the probes of each example.
 
-    Raises UserError for what is no array of numbers, and, when they are taken, for those of other
-    data.
+    Raises UserError for what is no array of numbers, and, when a trace is taken, for probes of
+    another shape than the data's.
 
     Example:
         >>> x, fixed = jnp.ones((1, 2)), scoremle.FixedProbe(jnp.ones((1, 1, 2)))
@@ -225,7 +225,7 @@ class Exact:
         check_count("block", self.block)
 
     def draw(self, key: Keys, x: Data) -> Probes:
-        """None: unit vectors are made a block at a time."""
+        """Draws no probes: unit vectors are made a block at a time."""
         return jnp.zeros((0, *x.shape), x.dtype)
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
@@ -242,7 +242,7 @@ class Exact:
         if blocks <= 1:
             value, trace = part(0)
             return value, trace[None]
-        # In reverse a block is computed anew, so that its memory is that of one, too.
+        # The backward pass computes each block anew, so that it takes the memory of one block.
         value, traces = jax.lax.map(jax.checkpoint(part), size * jnp.arange(blocks))
         return value[0], jnp.sum(traces, axis=0, keepdims=True)
 

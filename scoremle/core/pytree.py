@@ -46,7 +46,7 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def known(*values: Any) -> bool:
-    """Are these numbers, and not what stands for them while a program is traced?"""
+    """Whether these are numbers, and not tracers."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
@@ -65,7 +65,7 @@ def _true(holds: Callable[[], Any]) -> bool:
 
 
 def describe(value: Any) -> Any:
-    """What makes a record what it is, in values that JSON knows: its type, and all its numbers.
+    """Returns the identity of a record as values of JSON: its type and all its numbers.
 
     A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
     same before and after a record was on a device. A function is its name.

@@ -52,7 +52,7 @@ class Schedule(abc.ABC):
         0.500
     """
 
-    # Is lambda one number at each t, or one for each dimension of the data?
+    # Whether lambda has a number for each dimension of the data, rather than one at each t.
     per_dimension: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -68,13 +68,13 @@ class Schedule(abc.ABC):
         raise UserError(f"{type(self).__name__} is the same for all images: it takes no code")
 
     def describe(self) -> dict[str, Any]:
-        """What the schedule is, in values that JSON knows."""
+        """Describes the schedule in values of JSON."""
         return describe(self)
 
 
 @jax.custom_jvp
 def _inverse(schedule: Schedule, lam: Times) -> Times:
-    # By the bits of t, whose order is that of the floats: all digits, near 0 too.
+    # Bisects the bits of t, which have the order of the floats: all digits are found, near 0 too.
     integer = jnp.int32 if lam.dtype.itemsize == 4 else jnp.int64
     one = jax.lax.bitcast_convert_type(jnp.ones_like(lam), integer)
 
@@ -85,7 +85,7 @@ def _inverse(schedule: Schedule, lam: Times) -> Times:
         early = schedule.log_snr(t) > lam
         return jnp.where(early, middle, before), jnp.where(early, behind, middle)
 
-    # So many halvings leave neighbours of the numbers up to 1.0.
+    # After so many halvings the ends are neighbouring floats.
     halvings = 30 if integer == jnp.int32 else 62
     _, found = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(one), one))
     return jax.lax.bitcast_convert_type(found, lam.dtype)
@@ -349,7 +349,7 @@ class Cosine(Schedule):
 def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
     """alpha^2 at each step: the product of 1 - beta up to it, in the precision of the betas.
 
-    So the tables are that networks were trained with. (PyTorch multiplies in float64, and rounds.)
+    Networks were trained with these tables. (PyTorch multiplies in float64, and rounds.)
     """
     return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
 
@@ -393,7 +393,7 @@ class Discrete(Schedule):
     def of_betas(
         cls, betas: Float[np.ndarray, " T"], *, log_snr_min: float = -np.inf
     ) -> "Discrete":
-        """Of DDPM's betas: alpha^2 at a step is the product of 1 - beta up to it (VP).
+        """Makes a schedule of DDPM's betas: alpha^2 at a step is the product of 1 - beta up to it.
 
         Args:
             betas: one for each step, above 0 and at most 1; alpha^2 is rounded to their precision.

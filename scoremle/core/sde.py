@@ -76,7 +76,7 @@ class SDE:
         check_number("prior_std", self.prior_std, above=0)
 
     def describe(self) -> dict[str, Any]:
-        """What the SDE is, in values that JSON knows: the same for the same SDE."""
+        """Describes the SDE in values of JSON, which are the same for equal SDEs."""
         return describe(self)
 
     def at(self, code: Any) -> "SDE":
@@ -177,7 +177,7 @@ class _LinearBeta(SDE):
         return self.schedule.beta_max
 
     def log_alpha(self, t: ArrayLike) -> Times:
-        # Known before lambda is: through lambda it would lose a digit.
+        # Computed without lambda, through which it would lose a digit.
         return self.schedule.log_alpha(floating(t))
 
 

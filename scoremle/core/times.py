@@ -1,4 +1,4 @@
-"""How training and the bound draw t, with the density of the draw.
+"""Draws of t for training and the bound, with the density of the draw.
 
 The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song,
 Durkan et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of
