@@ -70,7 +70,7 @@ class Source:
         return min(1.0, self._passed / max(self._total, 1))
 
     def sha256(self) -> str:
-        """Of one file: its own. Of several: of their names and hashes."""
+        """SHA-256 of the one file; of several files, that of their names and hashes."""
         if not self.path.is_dir():
             return _digest(named(self.path)).hexdigest()
         return self._hash.hexdigest()
@@ -136,7 +136,7 @@ class Source:
 
 
 def is_hidden(name: str) -> bool:
-    """Is it, or does it lie in, what operating systems add on their own?"""
+    """Whether it is, or lies in, what operating systems add on their own."""
     parts = PurePosixPath(name).parts
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 

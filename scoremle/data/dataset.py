@@ -58,7 +58,7 @@ class Dataset:
         return Prepared(folder)
 
     def place_of(self, path: str) -> Path | None:
-        """Where its files are: at ``path``, or where the system installs them; else None."""
+        """Finds its files: at ``path``, or where the system installs them; else None."""
         if path and self.packaged:
             raise UserError(
                 f"path is {path!r}, but {self.name} comes with {self.packaged};"

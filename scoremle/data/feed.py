@@ -1,7 +1,7 @@
-"""How the images of a training step get to the device.
+"""Transfer of the images of a training step to the device.
 
-Either they all lie there, and a step is told their numbers and gathers them itself; or a thread
-reads the batches to come (of a mapped file, from disk) and they are sent. Both give the same
+Either all images lie on the device, and a step gathers its own by their indices; or a thread
+reads the next batches ahead (of a mapped file, from disk) and sends them. Both give the same
 images, since both are the same function of (seed, step).
 """
 

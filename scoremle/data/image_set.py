@@ -19,7 +19,7 @@ import numpy as np
 from scoremle.errors import UserError
 from scoremle.numerics import permutation, random_words
 
-# Tells the stream of flips from that of permutations, both of which are keyed by (seed, integer).
+# Separates the stream of flips from that of permutations: both are keyed by (seed, integer).
 FLIP_STREAM = 1
 # Between the seeds of one order and the next: seeds that people choose lie nearer to each other.
 STRIDE = 0x9E3779B1
@@ -65,7 +65,7 @@ class ImageSet:
         return replace(self, seed=(self.seed + times * STRIDE) % 2**32)
 
     def indices(self, step: int) -> np.ndarray:
-        """Which training images make up the batch of this step, [batch_size]."""
+        """Indices of the training images in the batch of this step, [batch_size]."""
         size = len(self.train)
         positions = int(step) * self.batch_size + np.arange(self.batch_size)
         epochs, offsets = np.divmod(positions, size)

@@ -51,7 +51,7 @@ class Piece:
 
 
 class Kind(NamedTuple):
-    """What the images of a model are: height, width and channels, and grey levels."""
+    """Shape of a model's images (height, width, channels), and their number of grey levels."""
 
     shape: tuple[int, int, int]
     levels: int = 256

@@ -67,7 +67,7 @@ class _Options(TypedDict):
 
 
 class _Meta(TypedDict):
-    """What of meta.json is read anywhere."""
+    """Fields of meta.json that are read anywhere."""
 
     name: str
     version: str
@@ -166,7 +166,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where data sets are prepared that were given no other place."""
+    """Folder in which data sets are prepared by default."""
     if stated := os.environ.get("SCOREMLE_DATA"):
         return Path(stated)
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -199,7 +199,7 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What killed processes left that were to make this folder."""
+    """Removes what killed processes left that were to make this folder."""
     for left in folder.parent.glob(f".{folder.name}.*"):
         if is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)

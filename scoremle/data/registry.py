@@ -174,7 +174,7 @@ def load(
 
 
 def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs beside every number that is measured on the images."""
+    """Version and hashes of the data, recorded with each number measured on them."""
     version = {"data_version": meta["version"]} if meta["version"] else {}
     return version | {
         "source": Path(meta["source"]).name,

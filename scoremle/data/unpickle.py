@@ -21,7 +21,7 @@ __all__ = ["Name", "Reader", "of"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
-# What a type's state says beside the byte order, if it has no fields.
+# The rest of a type's state beside the byte order, if it has no fields.
 PLAIN = (None, None, None, -1, -1, 0)
 SHOWN = 80
 
@@ -65,7 +65,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def unpickle(content: bytes, where: str) -> Any:
-    """What a pickle of arrays and plain containers holds; text of Python 2 is given as bytes.
+    """Reads a pickle of arrays and plain containers; text of Python 2 becomes bytes.
 
     Raises UserError, which begins with ``where``, for anything else.
     """

@@ -134,7 +134,7 @@ def map_npy(file: Path) -> np.ndarray:
 
 
 def load_npz(file: File, where: str) -> dict[str, np.ndarray]:
-    """All arrays of a .npz. Pickled objects and bombs are refused."""
+    """Loads all arrays of a .npz. Pickled objects and zip bombs are refused."""
     try:
         return arrays_of(file, where)
     except UserError:

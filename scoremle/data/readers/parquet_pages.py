@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file say that they unpack to, before anything is unpacked.
+"""Unpacked sizes that the pages of a Parquet file declare, read before anything is unpacked.
 
 Each page has a header in Thrift's compact protocol, and its packed bytes lie behind that
 (https://parquet.apache.org/docs/file-format). pyarrow makes room for what the header says, up to
@@ -43,7 +43,7 @@ def unpacked_bytes(content: bytes, metadata: Any) -> int:
 
 
 def _is_padded(writer: str) -> bool:
-    """Does pyarrow look for pages behind the end of a column, too?"""
+    """Whether pyarrow looks for pages behind the end of a column, too."""
     version = tuple(map(int, re.findall(r"\d+", writer)[:3]))
     return writer.startswith("parquet-mr") and version < (1, 2, 9)
 
