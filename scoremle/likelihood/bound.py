@@ -66,7 +66,7 @@ class Bound:
 
     ``log_prob = -(prior + diffusion + reconstruction)``. ``bounds`` says of what: the logarithm of
     a density, or of the probability of integers. ``stderr`` is its Monte-Carlo standard
-    error, NaN where there were too few draws to tell. ``evaluations`` counts network evaluations.
+    error, NaN for too few draws. ``evaluations`` counts network evaluations.
     ``profile`` splits the diffusion term by log-SNR, over the bins of ``times.log_snr_edges``;
     None where the log-SNR is not one number at each t.
     """
@@ -89,9 +89,9 @@ def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
     return (sum_data(jnp.square(mean)) + sum_over(ratio - 1 - jnp.log(ratio), x)) / 2
 
 
-# The network's prediction, and v if it tells a range of variances.
+# The network's prediction, and v if it predicts a range of variances.
 Outputs = tuple[Data, Data | None]
-# (noise, sde, x_t, t, z, keys) -> what the network says, and the integrand in each dimension
+# (noise, sde, x_t, t, z, keys) -> the network's output, and the integrand in each dimension
 Matching = Callable[[NoiseFn, SDE, Data, Times, Data, Keys], tuple[Outputs, Data]]
 
 
@@ -120,7 +120,7 @@ MATCHINGS: dict[str, Matching] = {"denoising": denoising, "sliced": sliced}
 
 
 def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExample:
-    """Variance of the mean of ``k`` draws in order of time; NaN where there are too few to tell.
+    """Variance of the mean of ``k`` draws in order of time; NaN for too few draws.
 
     Stratified draws are compared within pairs of neighbours, which a trend in time hardly moves
     apart. The trend itself causes the error of the rule of even steps: with one random offset for
@@ -138,7 +138,7 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
 
 
 def reconstruction_draws(reconstruction: Reconstruction, draws: int) -> int:
-    """How many draws the reconstruction takes beside so many of the diffusion term."""
+    """Number of draws of the reconstruction beside ``draws`` of the diffusion term."""
     return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if reconstruction.random else 0
 
 

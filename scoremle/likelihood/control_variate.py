@@ -48,7 +48,7 @@ Matrix = Float[np.ndarray, "n D"]
 
 
 def most_examples(dims: int) -> int:
-    """How many examples of so many dimensions a Gaussian is fitted on."""
+    """Number of examples that a Gaussian of ``dims`` dimensions is fitted on, at most."""
     most = MOST_EXAMPLES if dims <= MOST_DIMS else FEW_EXAMPLES
     return max(2, min(most, MOST_NUMBERS // max(dims, 1)))
 
@@ -73,11 +73,11 @@ class FittedGaussian:
 
     @classmethod
     def fit(cls, batches: Iterable[Float[AnyArray, "_b *d"]]) -> "FittedGaussian":
-        """With the mean and the principal axes of the examples, ``most_examples`` of them.
+        """Fits mean and principal axes of the examples, of which ``most_examples`` are taken.
 
-        The variances along the axes are those of examples that the axes were not made of: made of
-        all examples but a part, and measured on that part. Those of their own examples would be
-        far too small along the last axes, and zero along all that fewer examples than dimensions
+        The variances along the axes are cross-validated: the axes are fitted on all examples but a
+        part, and the variances measured on that part. On the examples of the fit they would be far
+        too small along the last axes, and zero along all that fewer examples than dimensions
         leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
         arXiv 1611.00798.) Raises UserError for fewer than two examples.
         """
@@ -100,7 +100,7 @@ class FittedGaussian:
 
     @property
     def _counts(self) -> Float[np.ndarray, " groups"]:
-        """Of how many directions each variance is."""
+        """Number of directions that share each variance."""
         dims, axes = self.axes.shape
         return np.append(np.ones(axes, np.float32), np.float32(dims - axes))
 
@@ -151,8 +151,8 @@ class FittedGaussian:
 
 
 def _products(a: Deviations, b: Deviations) -> Float[Array, "b groups"]:
-    """Of the two along each axis, and their inner product in the rest; that of ``a`` is orthogonal
-    to the axes."""
+    """Products of the two along each axis, and their inner product in the rest; that of ``a`` is
+    orthogonal to the axes."""
     rest = jnp.sum(a.rest * b.rest, axis=1, keepdims=True)
     return jnp.concatenate([a.along * b.along, rest], axis=1)
 
@@ -169,7 +169,7 @@ def _principal(x: Matrix) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D
 
 
 def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
-    """Along the axes of the other parts of the examples, and the total, means over the parts."""
+    """Variances along axes of the other parts of the examples, and the total: means over parts."""
     folds = min(FOLDS, len(x))
     found, total = [], 0.0
     for fold in range(folds):
@@ -183,7 +183,7 @@ def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
 
 
 def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
-    """Which bin each log-SNR lies in."""
+    """Index of the bin of each log-SNR."""
     return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 
@@ -224,7 +224,7 @@ class Controlled:
         return level + jnp.sum(control.slopes[index] * self._noise(lam, z), axis=1)
 
     def draw_at_data(self, z: Data) -> PerExample:
-        """What to subtract at t = eps: noise alone, of mean zero."""
+        """The control variate at t = eps, which is subtracted there: noise alone, of mean zero."""
         lam = jnp.full(len(z), self.control.edges[-1])
         return self._noise(lam, z) @ self.control.slopes[-1]
 

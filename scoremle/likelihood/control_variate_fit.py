@@ -1,4 +1,4 @@
-"""What a few evaluations of the network tell before the bound is evaluated with many.
+"""Fit of the control variate by a few evaluations of the network, before the bound takes many.
 
 At each of a number of log-SNRs, pairs of draws of the noise for the same images give
 
@@ -7,10 +7,10 @@ At each of a number of log-SNRs, pairs of draws of the noise for the same images
 * the density over log-SNR that suits what remains: proportional to its standard deviation, which
   minimises the sum over bins of variance / density.
 
-The images are none of those that the Gaussian was fitted on: it knows its own too well. And what
-coefficients from one half of them leave is measured on the other half; where that is no less than
-without, the bound does without. The draws are not those of the bound, so that it is as unbiased as
-without.
+The images are none of those that the Gaussian was fitted on, which it overfits. The variance that
+coefficients from one half of them leave is measured on the other half; unless it is smaller than
+without a control variate, the bound takes none. The draws are not those of the bound, which
+therefore stays unbiased.
 """
 
 from functools import partial
@@ -37,14 +37,14 @@ __all__ = ["fit_control"]
 Drawn = tuple[PerExample, Float[Array, "b features"], PerExample]
 
 # Of examples that are also for the Gaussian, every fourth is for the coefficients, so many at
-# most. Fewer than two can't tell whether coefficients serve others.
+# most. Fewer than two do not show whether coefficients generalise.
 PILOT_SHARE, PILOT_EXAMPLES, FEWEST = 4, 128, 2
 # Pairs of draws in each bin, or one for each example where these are more.
 PAIRS = 128
 # Of the density, this share is even over log-SNR: no weight exceeds its inverse.
 EVEN = 0.1
-# Directions of the features whose spread is less than this share of the greatest can't be told
-# from one another.
+# Directions of the features whose spread is less than this share of the greatest count as
+# rounding.
 RCOND = 1e-2
 
 
@@ -73,7 +73,7 @@ def fit_control(
             more, which should be as many as there are (up to ``most_examples``).
         matching: that of the bound.
 
-    From fewer than eight examples, or two beside a given Gaussian, nothing can be told: the
+    From fewer than eight examples, or two beside a given Gaussian, nothing is fitted: the
     control changes nothing then.
 
     Raises UserError for a log-SNR that each dimension has of its own.
@@ -165,7 +165,7 @@ def _numbers(drawn: tuple[Array, ...]) -> list[np.ndarray]:
 
 
 class Fit(NamedTuple):
-    """Coefficients, and the mean square that they leave of examples that they do not know."""
+    """Coefficients, and the mean square that they leave of held-out examples."""
 
     coefficients: Float[np.ndarray, " p"]
     left: float
@@ -204,8 +204,8 @@ def _better(
     groups: Integer[np.ndarray, " n"],
     without: Float[np.ndarray, " p"],
 ) -> Fit:
-    """The regression of y on x, if those of one half of the examples leave less of the other than
-    the coefficients ``without``; else these."""
+    """The regression of y on x, if its residuals on held-out halves are smaller than those of the
+    coefficients ``without``; else these."""
     left = 0.0
     for group in (0, 1):
         there = groups == group

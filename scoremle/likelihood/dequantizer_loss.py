@@ -1,4 +1,4 @@
-"""What the training of a flow dequantizer minimises, per example, in nats.
+"""Training loss of a flow dequantizer, per example, in nats.
 
     E[ log q(u | x) + bound(y) ],        bound(y) >= -log p(y),   y = pixels.encode(x, u)
 

@@ -7,9 +7,9 @@ of how it is done, called with a model, a dequantizer, images and a key for each
 are per image; all but the numbers of evaluations and of effective draws are in bits/dim. A bias is
 estimate minus truth: to be subtracted.
 
-A model that was trained down to t = eps, where noise still hides the levels from each other, says
-nothing of integers k by itself. Its estimate of the data there does: p(k | z), the decoder
-`Informed` of `reconstruction.py`. With the density of the ODE at t = eps,
+A model that was trained down to t = eps, where noise still hides the levels from each other, has
+no distribution of integers k by itself. Its estimate of the data there gives one: p(k | z), the
+decoder `Informed` of `reconstruction.py`. With the density of the ODE at t = eps,
 
     P(k) = int p_eps(z) p(k | z) dz >= exp E_q[ log p_eps(z) + log p(k | z) - log q(z) ],
 
@@ -67,7 +67,7 @@ Values = dict[str, PerExample | Float[Array, "b bins"]]
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 
-    ``words`` name the number that it gives, and ``describe()`` is what results say of it.
+    ``words`` name the number that it gives, and ``describe()`` is its entry in results.
     """
 
     @property
@@ -97,8 +97,8 @@ class ByOde:
 
     Raises UserError for no draws.
 
-    Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also what
-    tells whether its latent is white noise: the mean square of its elements over that of the prior
+    Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also two
+    tests that its latent is white noise: the mean square of its elements over that of the prior
     (``latent_square``), and the correlation of those beside or above each other
     (``latent_neighbours``); of several ``draw_stderr``, ``probe_bias`` and ``effective_draws``.
 
@@ -203,7 +203,7 @@ class ByOde:
 @pytree
 @dataclass(frozen=True)
 class OdeDifference:
-    """What more nodes change: the value at ``fine`` of them less that at ``coarse``.
+    """Difference in bits/dim between solvers of ``fine`` and ``coarse`` nodes, by the same noise.
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
     other nodes would not cancel. What the noise of probes does to the logarithm of several draws

@@ -1,7 +1,7 @@
 """The scale of the informed decoder, fitted to a few images; and what the decoder is worth.
 
 One number is fitted: the standard deviation of the decoder `Informed` of `reconstruction.py`. The
-estimator `ByOde` decodes by it.
+estimator `ByOde` takes this decoder.
 """
 
 import math
@@ -68,10 +68,10 @@ def scale_of_others(
 def decoder_worth(
     model: ImageModel, decoder: Informed, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
 ) -> tuple[float, float]:
-    """What the step from the last noise to the integers costs: by this decoder, and by a flat one.
+    """Bits/dim of decoding the last noise to integers: by this decoder, and by a flat one.
 
-    In bits/dim, in the mean over these images: of the first by one network evaluation for each,
-    of the second without random error.
+    Means over these images: the first takes one network evaluation for each image, the second
+    has no random error.
     """
     (error, v), t = _predicted(model, images, key), jnp.full(len(images), model.eps)
     informed = -decoder.log_prob(error, model.sde, jnp.asarray(images), t, v)

@@ -12,7 +12,7 @@ images of all differences are the first of one random order, so that
 
 N >= m_1 >= m_2 ... The least cost at which sum V(d_l)/m_l is tolerance^2 has m_l proportional to
 sqrt(V(d_l) / cost of d_l). What is left is the error of the finest level itself, which no spread
-tells: it is bounded by what the last halving of its nodes changed.
+shows: it is bounded by the change that the last halving of its nodes made.
 """
 
 import math
@@ -33,7 +33,7 @@ __all__ = [
     "corrected",
 ]
 
-# Fewer can't tell the spread of differences whose tails are heavy.
+# Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
 # Standard errors of a mean within which the error of the finest level is looked for, and
 # the share of the tolerance that it may have.
@@ -58,7 +58,7 @@ class Levels:
     bias: float
 
     def sizes(self, images: int, tolerance: float) -> tuple[int, ...]:
-        """How many images the differences take, for a standard error of ``tolerance`` together.
+        """Numbers of images for the differences, for a standard error of ``tolerance`` together.
 
         At the least cost; never fewer than 64, nor more than there are.
         """
@@ -106,7 +106,7 @@ def choose_levels(
 
 
 def _chains(nodes: Sequence[int], coarsest: int, finest: int) -> Iterator[tuple[int, ...]]:
-    """All rising numbers of nodes from some that is enough for an image to the finest."""
+    """Yields rising numbers of nodes, from one of at least ``coarsest`` up to ``finest``."""
     below = [n for n in nodes if coarsest <= n < finest]
     yield (finest,)
     for count in range(1, MOST_BETWEEN + 2):

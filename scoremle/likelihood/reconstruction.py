@@ -2,8 +2,8 @@
 
     E[ -log p(data | x_eps) ],        x_eps = alpha y + sigma z
 
-*Gaussian*: what the network says of y, q = N((x_eps - sigma eps) / alpha, (sigma/alpha)^2 I), a
-density (Song, Durkan et al., arXiv 2101.09258, theorem 3):
+*Gaussian*: around the network's estimate of y, q = N((x_eps - sigma eps) / alpha, (sigma/alpha)^2
+I), a density (Song, Durkan et al., arXiv 2101.09258, theorem 3):
 
     E[ 1/2 ||eps - z||^2 ] + D/2 (log 2 pi - lambda_eps)
 
@@ -92,7 +92,7 @@ class Reconstruction(Protocol):
     def words(self) -> str: ...
 
     def encode(self, integers: IntImages) -> Data | None:
-        """Where integers stand, if they are decoded; None if they are to be dequantized."""
+        """Returns the points of the integers, if they are decoded; None to dequantize them."""
         ...
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
@@ -106,8 +106,8 @@ class Reconstruction(Protocol):
         """A draw of the rest, by the ``error`` of the network's prediction of the noise at t.
 
         ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
-        be subtracted. ``v`` is what a network with a learned range says of its variance; None of
-        another network.
+        be subtracted. ``v`` is the output of a network with a learned range for its variance; None
+        for another network.
         """
         ...
 

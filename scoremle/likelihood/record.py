@@ -21,9 +21,9 @@ class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
-    for one probe that stays the same along the path. With new probes at each node, the spread of
-    several of them tells it. For a single one the scatter along the path tells it, but the nodes
-    also leave structure of the divergence in that scatter: with few nodes in many dimensions this
+    for one probe that stays the same along the path. With new probes at each node, it is estimated
+    from the spread of several, or from the scatter of a single one along the path. The nodes also
+    leave structure of the divergence in that scatter: with few nodes in many dimensions this
     may be most of it. ``probe_deviations`` are the parts of that error, with their signs, that
     belong to each of several probes. ``solver_error`` should cover the solver's error: its own
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
@@ -49,7 +49,7 @@ class Likelihood:
         return replace(cut, probe_deviations=self.probe_deviations[:, :n])
 
     def __repr__(self) -> str:
-        """What was found, and how sure it is, in a line."""
+        """Summary in a line: the mean log-likelihood, and typical errors of one example."""
         arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self))
         if not (arrays and known(self) and self.ok.size):
             return f"Likelihood(no values; trace {self.trace})"

@@ -1,7 +1,7 @@
 """The scale of the informed decoder, where it is not one number for all images.
 
-*Learned*: the network tells it for each pixel. A network with a learned range says by v how far
-the logarithm of a step's variance lies from the least, -1, to the greatest, 1. At the first level
+*Learned*: the network predicts it for each pixel. With a learned range its output v interpolates
+the logarithm of a step's variance, from the least at -1 to the greatest at 1. At the first level
 of its chain of steps that is the variance of L_0, of the last step to the integers (Nichol and
 Dhariwal, arXiv 2102.09672, equation 15):
 
@@ -11,8 +11,8 @@ Dhariwal, arXiv 2102.09672, equation 15):
 
 At another level v belongs to another step, which does not end at the integers.
 
-*Of others*: fitted to images, but for these images themselves to others. Which images these are,
-is told by their pixels. So the scale of an image depends neither on its place nor on its batch.
+*Of others*: fitted to images, but for these images themselves fitted to others. They are found by
+their pixels. So the scale of an image depends neither on its place nor on its batch.
 """
 
 from collections.abc import Callable
@@ -28,20 +28,20 @@ from scoremle.types import Data, IntImages, Scalar
 
 __all__ = ["LearnedScale", "Scale", "ScaleOfOthers"]
 
-# Of integers and v, which is None where a network tells no range: a scale that multiplies images.
+# (integers, v) -> a scale that multiplies images; v is None where a network predicts no range.
 Scale = Callable[[IntImages, Data | None], Data]
 
 
 @pytree
 @dataclass(frozen=True)
 class LearnedScale:
-    """What a network with a learned range says of each pixel.
+    """Scale of each pixel, by a network with a learned range of variances.
 
     Args:
         log_least: the logarithm of the variance at v = -1, in units of the data.
         log_greatest: that at v = 1.
 
-    Raises UserError, when it is called, for a network that tells no variance.
+    Raises UserError, when it is called, for a network that predicts no variance.
     """
 
     log_least: Scalar

@@ -1,4 +1,4 @@
-"""What was found of integer images: log P and bits/dim of each, and how sure they are."""
+"""Scores of integer images: log P and bits/dim of each, with their errors."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ LARGE = 0.01
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """Of each image: log P(x) of its integers in nats, bits/dim, and the errors in bits/dim.
+    """Scores of each image: log P(x) of its integers in nats, bits/dim, and errors in bits/dim.
 
     ``log_prob`` and ``bpd`` are means over independent passes, each with its own dequantization
     noise and probes. ``stderr`` is the standard error of that mean, by the spread of the passes.
@@ -106,7 +106,7 @@ class Scores:
 
     @classmethod
     def of_passes(cls, values: dict[str, Float[np.ndarray, "passes n"]], dims: int) -> "Scores":
-        """From what each pass measured.
+        """Combines the values of several passes.
 
         Args:
             values: ``bpd`` of each pass and image, and its errors, in bits/dim.
