@@ -13,7 +13,7 @@ HIGHEST = "highest"
 
 
 def matmul_precision() -> str:
-    """Of the products in a network that is applied: the highest, unless JAX was told another."""
+    """Precision of products in an applied network: the highest unless JAX's config has another."""
     config: Any = jax.config
     return config.jax_default_matmul_precision or HIGHEST
 
@@ -23,7 +23,7 @@ class Applied:
     """``apply(params, *inputs)`` of a network, such as x, label; equal for equal networks.
 
     So that models of one architecture are arguments of one compiled program. With ``channels``
-    only so many of the output are taken: a network may tell the variance in those behind. Products
+    only so many of the output are taken: later ones may be the predicted variance. Products
     are of the precision of ``matmul_precision``: JAX's own rounds factors to ten bits on a GPU.
     """
 

@@ -111,7 +111,7 @@ class DDPMpp(nn.Module):
     ) -> Images:
         """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
 
-        ``shift`` is added to the waves of the noise labels, as EDM adds what it knows of a class.
+        ``shift`` is added to the embedding of the noise labels, as EDM adds that of a class.
         """
         _check_fields(self)
         _check_images(x.shape, self.ch_mult)
@@ -220,7 +220,7 @@ class DDPMpp(nn.Module):
         return layers.dense(4 * self.nf, dtype=self.dtype)(self._act(hidden))
 
     def _keys(self, train: bool) -> Iterator[PRNGKey | None]:
-        """What draws the dropout of each block, in training; else nothing."""
+        """Dropout keys of the blocks in training; else None for each."""
         if not (train and self.dropout):
             return itertools.repeat(None)
         blocks = len(self.ch_mult) * (2 * self.num_res_blocks + 3)  # no fewer than there are

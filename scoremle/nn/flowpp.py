@@ -223,7 +223,7 @@ class Pointwise(nn.Module):
 
 
 def gain(y: AnyArray, scale: float = 1.0, axis: int | tuple[int, ...] = (0, 1, 2)) -> Array:
-    """What gives ``y`` the standard deviation ``scale``."""
+    """Gain that gives ``y`` the standard deviation ``scale``."""
     return scale * jax.lax.rsqrt(jnp.var(y, axis=axis) + 1e-6)
 
 
@@ -317,7 +317,7 @@ class Layers(nn.Module):
 
 
 class Processor(Layers):
-    """What all couplings see of the image x: features of each pair of columns."""
+    """Features of the image x that all couplings take, for each pair of columns."""
 
     @nn.compact
     def __call__(self, x: Images) -> Images:

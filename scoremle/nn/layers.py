@@ -226,7 +226,7 @@ class Downsample(nn.Module):
 
 
 def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
-    """``h`` with a share ``rate`` of its numbers 0, the others larger; as it is without a key."""
+    """Dropout: zeroes a fraction ``rate`` of ``h`` and scales the rest; none without a key."""
     if key is None or rate == 0:
         return h
     # Drawn along one axis: for that XLA compiles the generator sooner.
@@ -236,9 +236,9 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
 
 
 class ResnetBlock(nn.Module):
-    """What the two residual blocks share; a subclass says how x and F(x, t) are resampled.
+    """Base of the two residual blocks; a subclass resamples x and F(x, t).
 
-    They take x, the embedding, and in training the key that draws what is dropped.
+    They take x, the embedding, and in training the key of the dropout.
     """
 
     act: Activation
