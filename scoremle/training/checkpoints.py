@@ -83,7 +83,7 @@ class _Record(TypedDict):
 
 
 class _RecordOfParts(_Record, total=False):
-    """Of leaves that were split: the axis of each, and over how many devices."""
+    """Record of sharded leaves: the axis of each, and the number of devices."""
 
     axes: dict[str, int]
     devices: int
@@ -105,7 +105,7 @@ class Checkpoints:
         self.keep = keep
 
     def path(self, number: int) -> Path:
-        """Where a checkpoint is, or will be."""
+        """Path of a checkpoint, whether it exists or not."""
         return self._own_path(number)
 
     def numbers(self) -> list[int]:
@@ -230,19 +230,19 @@ class Checkpoints:
         return self.folder / f"checkpoint_{number}"
 
     def _own_path(self, number: int) -> Path:
-        """Its place, or where it is while it is replaced."""
+        """Its path, or that beside it while it is replaced."""
         place = self._place(number)
         old, new = place.with_suffix(".old"), place.with_suffix(".new")
         replaced = not place.is_dir() and old.is_dir() and new.is_dir()
         return old if replaced else place
 
     def _make_way(self, place: Path) -> None:
-        """Put aside what is at this place."""
+        """Moves aside what is at this place."""
         if place.is_dir():
             place.rename(place.with_suffix(".old"))
 
     def _sweep(self) -> None:
-        """Remove what is half written, or on its way out; put back what was to be replaced."""
+        """Removes what is half written or being deleted; puts back what was being replaced."""
         for number in self.own():
             if (path := self._own_path(number)) != self._place(number):
                 path.rename(self._place(number))
@@ -303,7 +303,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
         with ocp.Checkpointer(handler, multiprocessing_options=who) as checkpointer:
             checkpointer.save(path, args=ocp.args.Composite(**items))
     except ValueError as error:
-        # TensorStore tells what the system said in the text of a ValueError.
+        # TensorStore puts the system's error into the text of a ValueError.
         if code := OS_ERROR.search(str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         raise
@@ -393,7 +393,7 @@ def _same_parts(
 
 
 def _as_wanted(leaf: Any) -> Any:
-    """What stands for an array where the template says, or else for one of numpy."""
+    """Placeholder of an array with the template's sharding, or else of one of numpy."""
     if place := getattr(leaf, "sharding", None):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # it takes no memory

@@ -26,7 +26,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def tree_hash(tree: Any) -> str:
-    """In hexadecimal, of the names, dtypes, shapes and values of all leaves."""
+    """Hash in hexadecimal of the names, dtypes, shapes and values of all leaves."""
     return hash_of(named_leaves(tree))
 
 
@@ -51,7 +51,7 @@ def part_axes(named: Named) -> dict[str, int]:
 
 
 def part_hashes(named: Named, axes: Mapping[str, int]) -> UInt8[jax.Array, "n k 32"]:
-    """Of the part that each of n devices has of each of k leaves; every process hashes its own."""
+    """Hashes of n devices' shards of each of k leaves; every process hashes its own."""
     found, count = dict(named), jax.device_count()
     rows = np.zeros((count, len(axes), 32), np.uint8)
     for column, (name, axis) in enumerate(axes.items()):
@@ -63,7 +63,7 @@ def part_hashes(named: Named, axes: Mapping[str, int]) -> UInt8[jax.Array, "n k 
 
 
 def same_parts(named: Named, axes: Mapping[str, int], hashes: UInt8[np.ndarray, "n k 32"]) -> bool:
-    """Are the leaves what they were when their parts were hashed?"""
+    """Whether the leaves are unchanged since their parts were hashed."""
     found = dict(named)
     return all(
         np.array_equal(_sha256(part), hashes[row, column])

@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How many steps, how many in a call, and every how many steps what is done.
+    """Number of steps, steps in a call, and intervals of the regular actions, in steps.
 
     An action falls on the first boundary between calls at or after each multiple.
     """
@@ -78,7 +78,7 @@ class Schedule:
         return range(step, min(boundary, self.n_iters))
 
     def due(self, group: range) -> set[str]:
-        """What is to be done after these steps; after the last ones, everything."""
+        """Names of the actions after these steps; after the last steps, all."""
         every = {
             "log": self.log_freq,
             "eval": self.eval_freq,
@@ -95,9 +95,9 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Rollback:
-    """What is done when numbers are not finite: training goes back to the last good checkpoint.
+    """Rollback to the last good checkpoint, when numbers are not finite.
 
-    So ``limit`` times at most, then it stops. ``batch(k)`` gives the batches after the k-th time:
+    It happens ``limit`` times at most. ``batch(k)`` gives the batches after the k-th time:
     the same images in another order.
     """
 
@@ -227,7 +227,7 @@ class _Run:
             self.rollbacks, self.batch = rollbacks, self.rollback.batch(rollbacks)
 
     def go_back(self, error: Diverged, template: TrainState) -> None:
-        """To the last good checkpoint; raises the error if there is none, or too often."""
+        """Rolls back to the last good checkpoint; raises the error without one or at the limit."""
         if not self.preemption or not self.saved or self.rollbacks >= self.rollback.limit:
             raise error
         self.rollbacks += 1
@@ -238,7 +238,7 @@ class _Run:
         )
 
     def go_on(self, signals: list[int]) -> None:
-        """To the end, or to the first boundary after a signal."""
+        """Trains to the end, or to the first boundary after a signal."""
         self.writer.rewind(self.at)
         while not self.finished and not self.ended:
             group = self.schedule.group(self.at)

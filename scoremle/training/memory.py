@@ -1,4 +1,4 @@
-"""Does a training step fit the memory that there is? By XLA's own account of the program."""
+"""Check that a training step fits the free memory, by XLA's own account of the program."""
 
 import logging
 
@@ -82,7 +82,7 @@ def _fitting(
 
 
 def _remedy(program: Program, size: int, fits: int) -> str:
-    """What to set where a batch of this size does not fit, and this one does."""
+    """Settings that fit the memory: the batch ``fits``, or more accumulation for ``size``."""
     if not fits:
         return "no batch fits: take a smaller network"
     now, count = program.accumulate, jax.device_count()

@@ -1,9 +1,9 @@
-"""What the threads of Orbax and TensorStore print when a checkpoint can't be written or read.
+"""Filter of what threads of Orbax and TensorStore print when a checkpoint fails.
 
-The call raises what went wrong, and a line says it. Its threads print the same as tracebacks,
-hundreds of lines, some of them after the line: one array can't be read, and the readers of the
-others are left to themselves. They are kept back, and nothing else is; with the logger "scoremle"
-at DEBUG, or `--debug` on the command line, they are shown.
+The call raises an error, which becomes a line. Its threads print the same as tracebacks, hundreds
+of lines, some of them after that line, since readers of other arrays go on when one fails. These
+tracebacks alone are kept back; with the logger "scoremle" at DEBUG, or `--debug` on the command
+line, they are shown.
 """
 
 import logging

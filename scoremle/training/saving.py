@@ -1,4 +1,4 @@
-"""Saves that a training does not wait for.
+"""Asynchronous saves of a training's state.
 
 A step uses up the state that it is given, so the loop waits until the memory of the host has a
 copy of it. A thread does the rest: the hash, the files, the disk. It computes nothing on devices,
@@ -65,7 +65,7 @@ class Saving:
 
 
 def _copy(leaf: Any) -> Any:
-    """In the memory of the host: what this process has to write, or else what stands for it."""
+    """Copies to host memory what this process has to write; the rest becomes a placeholder."""
     if part_axis(leaf) is not None:
         return in_host_memory(leaf)
     if not is_writer():
@@ -83,7 +83,7 @@ def _save(
 
 
 def bytes_of_copy(state: Any) -> int:
-    """What a copy takes of the memory of each device: on a CPU its part, and else nothing."""
+    """Bytes of each device's memory that a copy takes: its share on a CPU, else 0."""
 
     def of(leaf: Any) -> int:
         split = part_axis(leaf) is not None

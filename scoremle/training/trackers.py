@@ -1,4 +1,4 @@
-"""Training's numbers in the books of other libraries: wandb, trackio and MLflow.
+"""Logging of a training's numbers to other libraries: wandb, trackio and MLflow.
 
 A run is named after its folder and its data set. What it is known by in a library is kept in the
 folder, so that a training that goes on continues the run it began. Where the numbers go, to a
@@ -23,18 +23,18 @@ from scoremle.training.writers import Row, TensorBoard, Writer
 __all__ = ["TRACKERS", "Run", "run_name"]
 
 PROJECT = "scoremle"
-# The file in a run's folder that says what it is known by, for each library.
+# The file in a run's folder that has its identifier, for each library.
 KEPT = "logged.json"
 
 
 def run_name(folder: Path, dataset: str) -> str:
-    """How a run names itself."""
+    """Name of a run: its folder and its data set."""
     return f"{folder.resolve().name} {dataset}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a library is told of a training: its folder, its name, its config by dotted names."""
+    """Description of a training for a tracker: folder, name, and config by dotted names."""
 
     folder: Path
     name: str
@@ -54,7 +54,7 @@ class Tracker(abc.ABC):
         self._library, self._run, self._begun = library, run, False
 
     def rewind(self, step: int) -> None:
-        """A library forgets nothing: of rows that come again, it keeps what it likes."""
+        """Begins the run. Which of repeated rows is kept depends on the library."""
         if not self._begun:
             path = self._run.folder / KEPT
             kept = read_json(inside(path.parent, KEPT)) if path.exists() else {}
@@ -72,7 +72,7 @@ class Tracker(abc.ABC):
             self._log(step, row)
 
     def at(self, step: int, doing: str = "") -> None:  # noqa: B027
-        """Said on the terminal alone."""
+        """Does nothing: this is shown on the terminal alone."""
 
     def close(self) -> None:
         if self._begun:
@@ -82,7 +82,7 @@ class Tracker(abc.ABC):
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:
-        """Whatever a library says against it, such as that nobody logged in, becomes one line."""
+        """Turns each error of a library, such as a missing login, into a UserError of one line."""
         try:
             yield
         except Exception as error:
@@ -90,7 +90,7 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, known: str | None) -> str:
-        """Begins the run, or goes on with the known one; gives what it is known by."""
+        """Begins the run, or continues the known one; returns its identifier."""
 
     @abc.abstractmethod
     def _log(self, step: int, row: Row) -> None: ...
@@ -100,7 +100,7 @@ class Tracker(abc.ABC):
 
 
 class LikeWandb(Tracker):
-    """wandb, and trackio, which is called like it but knows a run by its name."""
+    """wandb, and trackio, which is called like it but identifies a run by its name."""
 
     def _begin(self, known: str | None) -> str:
         run = self._run

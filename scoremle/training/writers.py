@@ -1,7 +1,7 @@
-"""Where the numbers of a training go: files, TensorBoard, the terminal.
+"""Writers of the numbers of a training: files, TensorBoard, the terminal.
 
 A row is one step's numbers by name. Evaluation numbers are called ``eval_...``. All writers share
-one protocol, so that the training loop knows only one of them: a ``FanOut``.
+one protocol, so that the training loop has only one of them: a ``FanOut``.
 """
 
 import json
