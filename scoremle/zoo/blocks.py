@@ -1,4 +1,4 @@
-"""What the U-Nets of diffusers and of guided diffusion have in common.
+"""Blocks shared by the U-Nets of diffusers and of guided diffusion.
 
 Both are the U-Net of Ho et al. 2020 (DDPM), arXiv 2006.11239, with the changes of Dhariwal and
 Nichol 2021 (ADM), arXiv 2105.05233: residual blocks that resample, several heads of attention, a
@@ -56,7 +56,7 @@ def positional_embedding(
 ) -> Embedding:
     """sin and cos of t times frequencies that fall geometrically from 1 towards 1e-4."""
     half = size // 2
-    # The published networks know these roundings to float32, whatever the rest is computed in.
+    # The published networks were trained with these roundings to float32, whatever the dtype here.
     exponents = -math.log(1e4) * np.arange(half, dtype=np.float32) / (half - freq_shift)
     phases = t[:, None] * np.exp(exponents, dtype=np.float32)
     waves = [jnp.sin(phases), jnp.cos(phases)]

@@ -3,9 +3,9 @@
     model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors (or .bin),
     scheduler/scheduler_config.json; or all of these flat in one folder
 
-The scheduler's config says the betas, so the log-SNR at each step, and what the output means. The
-network is told the number of the step. Likelihoods start at the first step, the last log-SNR that
-it was trained at. Pixels k stand at 2k/255 - 1.
+The scheduler's config gives the betas, hence the log-SNR at each step, and the meaning of the
+output. The network takes the number of the step. Likelihoods start at the first step, the last
+log-SNR that it was trained at. Pixels k are encoded as 2k/255 - 1.
 
 Latent models (Stable Diffusion and its kin) are refused: theirs is a density of latents, and no
 number of it can be compared with another model's.
@@ -75,7 +75,7 @@ class _Scheduler(TypedDict, total=False):
     thresholding: bool
 
 
-# Where an SNR of zero is cut: as far as float32 can tell signal from none.
+# Cut of an SNR of zero: the least that float32 distinguishes from no signal.
 LEAST_LOG_SNR = -20.0
 SCHEDULER = "scheduler_config.json"
 # All that `load` may read of a folder but the weights.
@@ -99,7 +99,7 @@ def weights_of(path: Path) -> list[str]:
 
 
 def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The network's and the scheduler's."""
+    """The network's and the scheduler's config."""
     index, network = _there(path, INDEX), _network_folder(path)
     refuse_latents(str(path), read_json(index) if index else {})
     if not (config := _there(path, network, "config.json")):
@@ -110,7 +110,7 @@ def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def files(path: Path) -> dict[str, Path]:
-    """What ``load`` reads of a folder, by the names in a pipeline's folder."""
+    """Files of a folder that ``load`` reads, by their names in a pipeline's folder."""
     network, (weights, file) = _network_folder(path), _weights(path)
     found = {
         "unet/config.json": inside(path, network, "config.json"),
@@ -172,7 +172,7 @@ def _size(place: str, network: UNet2D) -> tuple[int, int]:
 
 
 def _tells_variance(place: str, network: UNet2D, scheduler: Mapping[str, Any]) -> bool:
-    """Is the second half of the output a learned range? UserError for other channels."""
+    """Whether the second half of the output is a learned range. UserError for other channels."""
     channels, out = network.in_channels, network.out_channels
     ranged = scheduler["variance_type"] == "learned_range"
     if out not in (channels, 2 * channels):
@@ -242,7 +242,7 @@ def _scheduler(path: Path) -> Path:
 
 
 def _weights(path: Path) -> tuple[str, Path]:
-    """Their name, and where they are."""
+    """Name of the weights, and their path."""
     network = _network_folder(path)
     for name in WEIGHTS:
         if file := _there(path, network, name):

@@ -9,7 +9,7 @@ With y = x / alpha, s = sigma / alpha and the network F, a denoiser there is
     VEPrecond    y + s F(y; log(s / 2)), so that F is -eps    s from 0.02 to 100
     iDDPMPrecond y - s F(x; step), so that F is eps           the cosine chain of 1000 steps
 
-The last is how improved diffusion trains, and its network tells the variance of its steps, too.
+The last is how improved diffusion trains; its network predicts the variance of its steps, too.
 Classes are a condition: a number, where the authors have a row with a single 1.
 """
 
@@ -53,7 +53,7 @@ WITHOUT_EFFECT = {"dropout", "label_dropout", "use_fp16", "augment_dim"}
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """What noise is added when, and how the network is fed and read.
+    """SDE of a network, and the scaling of its input and output.
 
     ``ranged``: half of its output is a learned range of variances.
     """
@@ -68,7 +68,7 @@ class Preconditioning:
 
 
 def log_half_sigma(sde: SDE, t: Times) -> Times:
-    """What VEPrecond tells the network."""
+    """Noise input of the network in VEPrecond."""
     return jnp.log(sde.sigma(t) / 2)
 
 
@@ -127,7 +127,7 @@ _Fields = TypedDict("_Fields", {
 
 
 def files(path: Path) -> dict[str, Path]:
-    """What ``load`` reads, as ``model.safetensors`` and its fields."""
+    """Files that ``load`` reads, as ``model.safetensors`` and its fields."""
     return {"model.safetensors": path, "model.json": path.with_suffix(".json")}
 
 

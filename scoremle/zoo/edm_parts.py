@@ -1,4 +1,4 @@
-"""What the networks of EDM have in common: fields, and tensors by the parts that they belong to.
+"""Parts shared by the networks of EDM: fields, and tensors by the part that they belong to.
 
 A part is named by its way, the size of its features, its kind, and its number among those:
 "enc.32x32_block0", "dec.8x8_up". Attention has queries, keys and values interleaved channel by
@@ -23,7 +23,7 @@ KINDS = (
     "conv", "in", "down", "up", "aux_down", "aux_skip", "aux_residual", "block", "aux_up",
     "aux_norm", "aux_conv",
 )  # fmt: skip
-# What both networks must be told, and may be.
+# Fields that both networks need, and those that they may have.
 FIELDS: dict[str, Any] = {
     "img_resolution": None, "img_channels": None, "label_dim": 0, "channel_mult_emb": 4,
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""SongUNet of EDM, which is DDPM++ or NCSN++ under other names, and may know classes.
+"""SongUNet of EDM, which is DDPM++ or NCSN++ under other names, and may take classes.
 
-In the order of use its parts are those of score_sde_pytorch, whose names ``pytorch.py`` knows.
+In the order of use its parts are those of score_sde_pytorch, whose names ``pytorch.py`` has.
 """
 
 from collections.abc import Iterator, Mapping
@@ -68,7 +68,7 @@ class Labelled:
 def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
     """The network.
 
-    Raises UserError for fields or tensors that it can't have, and if it is to tell variances
+    Raises UserError for fields or tensors that it can't have, and if it is to predict variances
     (``ranged``).
     """
     if ranged:
@@ -107,7 +107,7 @@ def _network(f: Mapping[str, Any]) -> DDPMpp:
 
 
 def _rows(f: Mapping[str, Any], state: Arrays) -> np.ndarray:
-    """What each class adds to the embedding of the noise level."""
+    """Embedding of each class, which is added to that of the noise level."""
     weight, bias = (_tensor(state, name) for name in LABELS)
     width = f["model_channels"] * f["channel_mult_noise"]
     check_shape(LABELS[0], weight.shape, (width, f["label_dim"]))

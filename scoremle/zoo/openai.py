@@ -3,8 +3,8 @@
 The flags that the authors' scripts take (``--num_channels 128 ...``) are in no checkpoint. They
 are a JSON object in a file of the same name: ``model.json`` beside ``model.pt``. Those of the
 diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma,
-sigma_small and rescale_timesteps. The network is told the number of the step, rescaled to 0..1000
-if that says so. With learn_sigma it tells the variance of its steps, too.
+sigma_small and rescale_timesteps. The network takes the number of the step, rescaled to 0..1000
+with rescale_timesteps. With learn_sigma it predicts the variance of its steps, too.
 
 Nothing in a ``.pt`` is run.
 """
@@ -46,7 +46,7 @@ class _Diffusion(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RescaledStep:
-    """What a network trained with rescale_timesteps is told: the step's number times 1000/T."""
+    """Time input of a network trained with rescale_timesteps: the step's number times 1000/T."""
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         schedule = cast(Discrete, sde.schedule)
@@ -54,7 +54,7 @@ class RescaledStep:
 
 
 def files(path: Path) -> dict[str, Path]:
-    """What ``load`` reads, as ``model.pt`` and its flags."""
+    """Files that ``load`` reads, as ``model.pt`` and its flags."""
     return {"model.pt": path, "model.json": flags_beside(path)}
 
 
@@ -91,7 +91,7 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
 
 
 def _variance(flags: Mapping[str, Any]) -> str:
-    """That of the authors' chain, whose estimates are clipped."""
+    """Kind of variance of the authors' chain, whose estimates are clipped."""
     if flags.get("learn_sigma"):
         return "learned"
     return "small" if flags.get("sigma_small") else "large"

@@ -207,7 +207,7 @@ class UNet2D(nn.Module):
     # The three parts of the U-Net.
 
     def _down(self, x: Images, embedding: Embedding) -> tuple[Images, list[Images]]:
-        """What enters the middle, and the features on the way there, finest first."""
+        """Down path: returns the input of the middle, and the skip features, finest first."""
         h, pyramid = self._conv("conv_in", self.block_out_channels[0])(x), x
         skips = [h]
         for i, features in enumerate(self.block_out_channels):
@@ -236,7 +236,7 @@ class UNet2D(nn.Module):
         return call(block(name="mid_block.resnets.1"), h, embedding)
 
     def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
-        """From the middle to the output, taking back the features of the way down."""
+        """Up path: from the middle to the output, with the skip features of the way down."""
         pyramid = None
         for i, features in enumerate(reversed(self.block_out_channels)):
             kind, block = kind_of(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
@@ -292,7 +292,7 @@ class UNet2D(nn.Module):
     def _take_back_one(
         self, block: str, resnet: Resnet, h: Images, skips: list[Images], features: int
     ) -> Images:
-        """The same of a K block: it takes the last features, drops the others, has a layer less.
+        """The same for a K block: it takes the last features, drops the others, has a layer less.
 
         ``features``: the channels of its last layer, which are those of the next level.
         """
@@ -332,7 +332,7 @@ class UNet2D(nn.Module):
         return self.resnet_time_scale_shift == "scale_shift"
 
     def _features_after(self, level: int) -> int:
-        """Of the next level on the way up."""
+        """Number of features of the next level on the way up."""
         return self.block_out_channels[max(len(self.block_out_channels) - 2 - level, 0)]
 
     def _is_last(self, level: int) -> bool:

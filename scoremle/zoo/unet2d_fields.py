@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Kind(NamedTuple):
-    """What blocks of a name are made of.
+    """Kind of a block, by its name.
 
     ``family``: "plain"; "skip", with a pyramid of images; "k", normalised without weights.
     ``in_a_resnet``: a plain block resamples in a residual block, not beside a convolution.
@@ -58,7 +58,7 @@ CHOICES = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
 }
-# The others tell how averaged parameters came about: diffusers writes them beside the fields.
+# The others describe how parameters were averaged: diffusers writes them beside the fields.
 WITHOUT_EFFECT = (
     "dropout", "decay", "inv_gamma", "min_decay", "optimization_step", "power",
     "update_after_step", "use_ema_warmup",
