@@ -128,7 +128,7 @@ def _given(buffer: Buffer, frozen: Frozen) -> torch.Tensor:
 def _stream_of(
     context: ExecutionContext, device: torch.device
 ) -> contextlib.AbstractContextManager:
-    """Where JAX waits for what PyTorch does on its GPU."""
+    """Runs PyTorch on JAX's CUDA stream in the block, so that JAX waits for its results."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     return torch.cuda.stream(torch.cuda.ExternalStream(context.stream, device=device))

@@ -1,10 +1,10 @@
-"""A PyTorch module as a network of JAX: which way it goes there, and the proof that it arrived.
+"""A PyTorch module as a network of JAX: the way of conversion, and a check of the result.
 
 Translated by torchax it is compiled with all around it, and has every derivative. It stays in
 PyTorch where torchax is not installed or can't translate it, and where it lies on a GPU that JAX
 does not have. Which of the two, and why, is logged, and stands in the model's repr.
 
-Either way its value and a form v'Jv are compared with PyTorch's own before it is used.
+Either way its output and a form v'Jv are compared with PyTorch's own before it is used.
 """
 
 import logging
@@ -101,7 +101,7 @@ def network_of(
 
 
 class _Truth:
-    """What PyTorch itself says: the value, and v'J'v for random signs v.
+    """Reference values of PyTorch itself: the output, and v'J'v for random signs v.
 
     Raises UserError if the output is not a function of each example alone.
     """
@@ -122,7 +122,7 @@ class _Truth:
         self.terms = _by_example(self.v * product)
 
     def compare(self, network: Callable[..., Data], inputs: Sequence[np.ndarray]) -> None:
-        """Raises UserError unless the network is what the module is."""
+        """Raises UserError unless the network agrees with the module."""
         x, *told = map(jnp.asarray, inputs)
         value, jv = _push(within_forms(network), x, self.v, told)
         if not _close(np.asarray(value), self.value):
@@ -153,7 +153,7 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
 
 
 def _not_torchax(frozen: Frozen) -> str:
-    """Why a module is better left in PyTorch; nothing if it isn't."""
+    """The reason to leave a module in PyTorch; "" if there is none."""
     if frozen.device.type != "cpu" and jax.default_backend() == "cpu":
         return "JAX has no GPU here"
     return ""

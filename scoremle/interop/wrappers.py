@@ -21,7 +21,7 @@ TIMES, HALVINGS = 4096, 60
 
 
 class Around(nn.Module):
-    """What users call by the name of the module ``inside``."""
+    """Wrapper of a module ``inside``, whose name messages use."""
 
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What network, or what dequantizer, a tree of parameters belongs to: read off names and shapes.
+"""Architecture of the network or dequantizer of a tree of parameters, by names and shapes.
 
 Down and up a U-Net of L levels with R blocks a level there are L R and L (R + 1) residual blocks,
 two in the middle, and with BigGAN blocks 2 (L - 1) more that resample. A block with a shortcut

@@ -1,4 +1,4 @@
-"""What the name of a published folder says: data set, depth, SDE, objective.
+"""Data set, depth, SDE and objective by the name of a published folder.
 
 score_flow: ``<cifar10|imagenet32>_(deep)_<vp|subvp>_(likelihood)_(iw)_(flip)``.
 score_sde: ``<vp|subvp|ve>/<data set>_<ddpmpp|ncsnpp>_(deep)_continuous``.
@@ -61,7 +61,7 @@ class Origin:
 
 
 def origin(place: Path) -> Origin | None:
-    """Of a folder that has a name as published, or of a file in it."""
+    """Origin of a folder with a published name, or of a file in it; None for other names."""
     for folder in (place, *place.parents[:2]):
         if match := SCORE_FLOW.fullmatch(folder.name):
             dataset, _, sde, *options = match.groups()

@@ -46,7 +46,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
 
 
 def is_file(path: Path) -> bool:
-    """Is this a file of tensors, by its ending or by how it begins?"""
+    """Whether this is a file of tensors, by its ending or its first bytes."""
     with opened(named(path), MAX_MODEL) as file:
         begin = file.read(9)
     return path.suffix == ".safetensors" or begin[8:] == b"{"
@@ -78,7 +78,7 @@ def notes(path: Path) -> dict[str, str]:
 
 
 def _header(file: File, path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the arrays begin, and what stands before them."""
+    """Reads the header, and the offset at which the arrays begin."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     # The format allows 100 MB; networks that are read here have 100 kB.
