@@ -1,1 +1,1 @@
-"""How good samples are: features of images, and distances between sets of them."""
+"""Quality of samples: features of images, and distances between sets of them."""

@@ -72,7 +72,7 @@ class Extractor:
 def extract(
     extractor: Extractor, images: UInt8Images, levels: int, *, folder: Path, label: str
 ) -> Arrays:
-    """Of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
+    """Features of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
 
     Finished parts lie in ``folder``.
     """

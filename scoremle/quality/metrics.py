@@ -53,7 +53,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Between Gaussians of the features' means and covariances.
+    """Fréchet distance between Gaussians of the features' means and covariances.
 
     Biased upwards, by an amount that depends on the numbers of images: compare equal ones.
     """
@@ -137,7 +137,7 @@ def _mean(values: list[float]) -> Estimate:
 def precision_recall(
     samples: Features, reference: Features, *, neighbours: int = NEIGHBOURS
 ) -> PrecisionRecall:
-    """Of at most 10,000 images of each set, drawn at random, since all pairs are compared."""
+    """Precision and recall of at most 10,000 random images of each set: all pairs are compared."""
     samples, reference = _thinned(samples), _thinned(reference)
     return PrecisionRecall(
         _covered(samples, reference, neighbours),
@@ -161,7 +161,7 @@ def _covered(x: Features, y: Features, neighbours: int) -> float:
 
 
 def _squared_distances(x: Features, y: Features) -> Iterator[Float[np.ndarray, "rows n"]]:
-    """From each of ``x`` to each of ``y``, a thousand rows at a time."""
+    """Squared distances from each of ``x`` to each of ``y``, a thousand rows at a time."""
     squares = np.square(y).sum(axis=1)
     for start in range(0, len(x), ROWS):
         rows = x[start : start + ROWS]

@@ -1,4 +1,4 @@
-"""Where samplers end, which tells how their samples come to the scale of the data.
+"""End times of samplers, by which their samples are scaled to the data.
 
 Samples of x_t lie around alpha_t x_0, and are divided by alpha_t. Estimates of x_0 are not.
 """
@@ -15,7 +15,7 @@ Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
 def ends(end: Callable[..., Scalar | None]) -> Callable[[Draw], Draw]:
-    """States where a sampler ends.
+    """Declares the end time of a sampler.
 
     Args:
         end: of ``eps`` and the sampler's options, by their names: the time t of the x_t that it
@@ -36,7 +36,7 @@ def end_of(sampler: Any, eps: Scalar) -> Scalar | None:
     """The time of the x_t that a sampler gives; None where it gives estimates of x_0.
 
     Args:
-        sampler: with options bound by functools.partial, or without. One that states nothing ends
+        sampler: with options bound by functools.partial, or without. One that declares none ends
             at ``eps``.
         eps: the smallest time.
     """

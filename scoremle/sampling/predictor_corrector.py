@@ -140,15 +140,15 @@ def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Which steps to take (Song et al., arXiv 2011.13456).
+    """Settings of a predictor-corrector sampler (Song et al., arXiv 2011.13456).
 
     Args:
-        steps: how many of the predictor's.
+        steps: number of predictor steps.
         predictor: ``euler_maruyama``, ``reverse_diffusion`` or ``ancestral_sampling``; None:
             corrector steps alone.
         corrector: ``langevin`` or ``ald``; None: predictor steps alone.
         snr: sets the size of the corrector's steps, as published.
-        corrector_steps: how many of the corrector's before each of the predictor's.
+        corrector_steps: number of corrector steps before each predictor step.
         probability_flow: the predictor solves the ODE in place of the SDE.
         denoise: the last step adds no noise.
 
@@ -180,7 +180,7 @@ class PredictorCorrector:
         return self.steps * (corrections + (self.predictor is not None))
 
     def end(self, eps: float) -> float:
-        """The time that the last step leads to: of the SDE, it begins at t = ``eps``."""
+        """The end time of the last step; a step of the SDE begins at t = ``eps``."""
         if self.predictor is None or self.probability_flow:
             return eps
         return max(eps - 1 / self.steps, 0.0)
@@ -242,7 +242,7 @@ class PredictorCorrector:
 
 
 def unconstrained(keys: Keys, x: Data, t: Times) -> Data:
-    """Nothing is known."""
+    """The constraint that leaves samples as they are."""
     return x
 
 

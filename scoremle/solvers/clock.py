@@ -1,8 +1,8 @@
 """A clock for each example: at the same nodes of a solver, each example is at a time of its own.
 
-A network may be rough in time. Were all examples evaluated at the same times, they would meet the
-same roughness there: their errors would have one sign, which a mean keeps, and would be small or
-large by luck. So the clock of each is bent at random between ends that stay.
+A network may be rough in time. If all examples were evaluated at the same times, their errors
+would have one sign, which a mean keeps, and would be small or large by luck. So the clock of each
+example is bent at random between fixed ends.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class BentClock:
 
     @classmethod
     def drawn(cls, keys: Keys, start: Float[Array, ""], stop: Float[Array, ""]) -> "BentClock":
-        """Of the key of each example, between these ends."""
+        """Draws the clock of each example by its key, between these ends."""
         keys = fold_in(keys, DRAW)
         return cls(start, stop, draw(jax.random.uniform, keys, (), start.dtype, -MOST, MOST))
 

@@ -54,8 +54,8 @@ MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 COVERAGE = 2.0
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
-# An example of which the steps tell more than so many times the typical error is unlike those of
-# the pilot, and what they tell above that counts in full.
+# An example whose estimated error is more than so many times the typical one is unlike those of
+# the pilot, and the excess counts in full.
 UNLIKE = 3.0
 
 
@@ -236,8 +236,8 @@ class Planned:
             term = span * jnp.asarray(w.total) * integral_rate
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
             gradient = problem.sensitivity(clock(w.node), state, rate)
-            # The first step's predictor is of the first order, and its difference tells nothing of
-            # the corrector's error: the second step's is of the third, and stands for both.
+            # The first step's predictor is of the first order, so its difference does not measure
+            # the corrector's error: the second step's, of the third order, is taken for both.
             milne = jnp.where(n < 2, 0, MILNE)
             effect = sum_data(gradient * milne * (state - guess))
             rough = _variance(gradient * jnp.tensordot(w.contrast, history, 1))
@@ -283,16 +283,15 @@ class Multistep:
     """So many steps, the same for every example. Memory does not grow with their number.
 
     Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
-    times the root of two squares: of what it can tell of an example, and of what it tells of
-    ``typical`` ones, in the unit of the integrals. By itself it may tell next to nothing of one.
-    What it tells of an example above three typical errors is stated in full: no pilot measured
-    such examples.
+    times the root of two squares: its estimate for the example, and that of ``typical`` ones, in
+    the unit of the integrals. The estimate for a single example may contain next to nothing. Its
+    excess over three typical errors is stated in full: no pilot measured such examples.
 
     Args:
         nodes: the number of steps; the network is evaluated once more than that.
         calibration: the factor by which a pilot found the stated error too small
             (``choose_nodes``).
-        typical: the error that it told of the pilot's examples, in nats.
+        typical: its estimate for the pilot's examples, in nats.
 
     Raises UserError for less than one node, and a calibration that is not above 0.
 
@@ -321,6 +320,6 @@ class Multistep:
         return solution._replace(error=self.stated(solution.error))
 
     def stated(self, error: Float[AnyArray, " b"]) -> PerExample:
-        """What is stated of examples, by the error that the steps tell of each, in nats."""
+        """States the error of each example, in nats, from the estimate by its steps."""
         calibrated = self.calibration * jnp.hypot(error, self.typical)
         return jnp.maximum(calibrated, error - UNLIKE * self.typical)
