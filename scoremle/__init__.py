@@ -1,4 +1,4 @@
-"""How likely is this under a diffusion or flow model, and how sure are you?
+"""Likelihoods of data under diffusion and flow models, each with its error.
 
     import scoremle
 
@@ -24,13 +24,13 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
                                 euler_sample  pc_sample  PredictorCorrector  Samples
     a mistake that you can mend UserError
 
-Names and rooms are imported when they are first used, so that the command line can speak before
+Names and rooms are imported when they are first used, so that the command line can print before
 JAX loads.
 """
 
 import importlib
 
-# True to type checkers. `typing` is not imported for it: signals are not answered yet.
+# True to type checkers. `typing` is not imported for it: no signal is handled yet.
 TYPE_CHECKING = False
 __version__ = "0.3.0.dev0"
 

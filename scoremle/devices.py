@@ -1,4 +1,4 @@
-"""Where arrays lie, whole on each device or split over all; and what room there is.
+"""Placement of arrays, whole on each device or sharded over all; and the memory that is free.
 
 The devices are those of all processes of a run.
 """
@@ -63,10 +63,9 @@ class Memory(NamedTuple):
 
 
 def memory() -> Memory | None:
-    """Of the first device; None if nothing tells.
+    """Memory of the first device; None if it is unknown.
 
-    A CPU's is the machine's or its container's; where several devices are made of it, each has its
-    share.
+    A CPU has the memory of its machine or container, divided by the number of devices made of it.
     """
     device = jax.local_devices()[0]
     if stats := device.memory_stats():
@@ -79,9 +78,9 @@ def _of_machine() -> Memory | None:
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         whole, free = (os.sysconf(f"SC_{name}_PAGES") * page for name in ("PHYS", "AVPHYS"))
-    except (AttributeError, OSError, ValueError):  # the system does not tell
+    except (AttributeError, OSError, ValueError):  # not known on this system
         return None
-    with suppress(OSError, ValueError, StopIteration):  # more: what it would give up for us
+    with suppress(OSError, ValueError, StopIteration):  # with what can be freed
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
     with suppress(OSError, ValueError):  # "max" where there is no limit
@@ -132,7 +131,7 @@ class Needs(NamedTuple):
 
 
 def needs(lowered: jax.stages.Lowered) -> Needs | None:
-    """Of a program, which is compiled for that; None where XLA does not tell."""
+    """Compiles a program and returns the memory that it needs; None if XLA does not report it."""
     found = lowered.compile().memory_analysis()
     if found is None:
         return None
@@ -183,7 +182,7 @@ def _whole(leaf: Any) -> np.ndarray:
 
 
 def of_this_process(leaf: Any) -> list[np.ndarray]:
-    """What this process has of an array, whole or in parts."""
+    """The array, or this process's shards of it."""
     if part_axis(leaf) is None:
         return [np.asarray(leaf)]
     return [np.asarray(part.data) for part in leaf.addressable_shards]
@@ -204,7 +203,7 @@ def in_host_memory(leaf: Array) -> Array:
 
 
 def in_any_process(flags: np.ndarray) -> np.ndarray:
-    """Which of these flags are up in any process; all get the same answer."""
+    """Combines flags by "or" over all processes; each gets the same result."""
     if jax.process_count() == 1:
         return flags
     return np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(flags)))
@@ -224,10 +223,10 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
 
 
 def shardings(tree: Any, *, sharded: bool) -> Any:
-    """Where each array of a tree shall lie: whole on each device, or ``sharded`` over all.
+    """Shardings of the arrays of a tree: whole on each device, or ``sharded`` over all.
 
-    Of sharded arrays the longest axis that divides over the devices is split; small ones, and
-    those that have no such axis, stay whole.
+    Sharding splits the longest axis that divides by the number of devices; small arrays, and
+    those without such an axis, stay whole.
     """
 
     def of(leaf: Any) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""What ends work before its end: a user's mistake, the commonest of which is a name; a signal."""
+"""Exceptions that end work early: a user's mistake, such as an unknown name, and a signal."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def in_a_line(text: str) -> str:
-    """The text in one line: what is no visible character becomes an escape."""
+    """Puts the text in one line: each character that is not printable becomes an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -39,7 +39,7 @@ class UserError(ValueError):
 
 
 class Stopped(SystemExit):
-    """The end that a signal asks for: no ``Exception``, so that nobody takes it for a fault.
+    """Exit after a signal: not an ``Exception``, so that no handler takes it for a fault.
 
     The exit code is 128 plus the signal's number, as shells count.
     """
@@ -63,7 +63,7 @@ def first_line(error: BaseException, *, named: bool = False) -> str:
 
 @contextmanager
 def named_as(name_of: Callable[[str], str], arguments: Iterable[str]) -> Iterator[None]:
-    """In the block a UserError names arguments of Python as its reader knows them.
+    """Renames Python arguments in a UserError of the block to the user's flags or config fields.
 
     An argument is named where it begins the message, before "must be", and as ``name=value``.
 
@@ -85,12 +85,12 @@ def as_flag(argument: str) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice: Python's, or XLA's."""
+    """Whether an error is one of missing memory: Python's, or XLA's."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, in upper or lower case; or one line with the names there are."""
+    """Returns ``table[name]``, in upper or lower case; other names raise UserError."""
     key = name.lower()
     if key in table:
         return table[key]
@@ -98,18 +98,18 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def no_model(place: object, names: Iterable[str]) -> UserError:
-    """For a place where nothing is, and which is none of the ``names`` of models."""
+    """The UserError for a place that does not exist and is none of the ``names`` of models."""
     there = _there(str(place), names)
     return UserError(f"there is no folder or file {place}, and no model of that name; {there}")
 
 
 def no_labels(flag: str = "--label") -> UserError:
-    """For a label of a model that has no classes."""
+    """The UserError for a label of a model without classes."""
     return UserError(f"this model takes no class labels: leave {flag} out")
 
 
 def no_chain() -> UserError:
-    """For the steps of a model that has none of its own."""
+    """The UserError for the steps of a model that has none of its own."""
     return UserError(
         "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"
         " VDM has it; or take --estimator=ode or bound"
@@ -117,12 +117,12 @@ def no_chain() -> UserError:
 
 
 def _there(name: str, names: Iterable[str]) -> str:
-    """The names that there are, and first the one that may be meant."""
+    """Lists the known names, after the one that may be meant."""
     names = list(names)
     near = nearest(name, names)
     return f"did you mean {near}? " * bool(near) + f"there are: {', '.join(names)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one; "" if none is."""
+    """The known name that is most similar to this one; "" if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")

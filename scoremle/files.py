@@ -4,14 +4,14 @@ What lies in a folder may be a stranger's. ``opened`` alone opens it: a plain fi
 without waiting for a pipe. A link is followed where the user named it (``named``), or where it
 stays in the folder that the user named (``inside``).
 
-While a file or folder is written, its name says which process of which machine writes it: no two
-write to the same, and what a process left that is gone can be told and removed.
+While a file or folder is written, its name has the machine and the process that writes it: no two
+write to the same, and what a dead process left can be found and removed.
 
-Of several processes of one run the first writes. The others do the same work, and what they would
-write is dropped.
+Of several processes of one run the first writes. The others do the same work, and their writes
+are dropped.
 
-What a number depends on is sealed: a file says the SHA-256 of what it says, so that a change is
-seen when it is read. Files of earlier versions have no seal, and are read as they are.
+What a number depends on is sealed: a file contains the SHA-256 of its content, so that a change
+is found when it is read. Files of earlier versions have no seal, and are read as they are.
 """
 
 import errno
@@ -47,7 +47,7 @@ __all__ = [
 SEAL = "seal"
 # What temporary_beside makes: the machine and the process are its groups.
 TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.[0-9a-f]{8}\.tmp")
-# Seconds without a write, after which nobody writes any more.
+# Seconds without a write, after which a file counts as abandoned.
 ABANDONED = 24 * 3600.0
 
 
@@ -90,7 +90,7 @@ def handle_of(path: Any, flags: int) -> int:
 
 
 def _is_hollow(handle: int, size: int) -> bool:
-    """Is so little of a file on the disk, and the rest holes, that it is like a bomb?"""
+    """Whether so little of a file is on disk, and the rest holes, that it may be a bomb."""
     there, place = 0, 0
     try:
         while there * MAX_RATIO < size:
@@ -149,7 +149,7 @@ def _is_circle(place: Path) -> bool:
 
 
 def _is_blob(real: Path, root: Path) -> bool:
-    """Does a folder of the hub's cache have this file's content from there?
+    """Whether this file is a blob that a folder of the hub's cache links to.
 
     It has models--OWNER--NAME/snapshots/REVISION, whose files are links into the folders blobs of
     the model and of the cache.
@@ -176,7 +176,7 @@ _is_writer = True
 
 
 def is_writer() -> bool:
-    """Does this process write files?"""
+    """Whether this process writes files."""
     return _is_writer
 
 
@@ -188,7 +188,7 @@ def leave_writing_to_others() -> None:
 
 @contextmanager
 def for_this_process() -> Iterator[None]:
-    """What is written in this block is this process's own, whoever writes the rest."""
+    """Lets this process write its own files in the block, even if another writes all others."""
     global _is_writer
     before, _is_writer = _is_writer, True
     try:
@@ -241,7 +241,7 @@ def _to_stream(path: Path) -> Iterator[Path]:
 
 
 def is_stream(path: Path) -> bool:
-    """Is this what the system has in place of a file, such as /dev/stdout, or a named pipe?"""
+    """Whether this is a device or a pipe in place of a file, such as /dev/stdout."""
     folder = os.path.realpath(path.parent)
     if folder == "/dev" or folder.startswith("/proc/"):
         return path.exists() and not (path.is_dir() or path.is_block_device())
@@ -255,7 +255,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Is the process gone that wrote this, or was nothing written to it for a day?"""
+    """Whether the process that wrote this has ended, or nothing was written to it for a day."""
     owner = TEMPORARY.fullmatch(temporary.name)
     if owner and is_gone(owner[1], int(owner[2])):
         return True
@@ -280,7 +280,7 @@ def machine() -> str:
 
 
 def is_gone(of_machine: str, process: int) -> bool:
-    """Is this a process that is certain to have ended? Of other machines nothing is certain."""
+    """Whether this process has certainly ended. Of other machines nothing is certain."""
     if of_machine != machine():
         return False
     try:
@@ -330,7 +330,7 @@ def sync_all(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says against it becomes a UserError with the file's name."""
+    """Turns an OSError in the block into a UserError with the file's name."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A model: what noise is added when, what predicts it, and what its images are.
+"""A model: its SDE, its noise prediction, and the kind of its images.
 
 Each method calls a public function of arrays with the model's own settings. Nothing in a model
 changes when it is used.
@@ -172,7 +172,7 @@ class ScoreModel:
         return html_table((), list(facts.items()), type(self).__name__)
 
     def _facts(self) -> dict[str, str]:
-        """What the model is, in a few words each."""
+        """Facts of the model by name: shape, SDE, grey levels, network, data set and step."""
         network = getattr(self.noise, "network", self.noise)
         count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = {"shape": "x".join(map(str, self.shape)), "SDE": repr(self.sde)}
@@ -196,9 +196,9 @@ class ScoreModel:
 
     @property
     def decoder(self) -> Informed | None:
-        """What decodes integers, where the noise at t = ``eps`` hides levels from each other.
+        """Decoder of integers, where the noise at t = ``eps`` hides levels from each other.
 
-        It is what the network says of the data there, spread by ``decoder_scale``. Where that is
+        It is centred on the network's estimate of the data, with ``decoder_scale``. Where that is
         None and the network has learned a range of variances, it is the decoder of L_0 in its
         chain of steps, if the first of these is at t = ``eps``. None where the levels can be told
         apart. Raises UserError for a model of reals.
@@ -377,7 +377,7 @@ class ScoreModel:
             images: [n h w c], or [n h w] where the model has one channel.
             condition: what the noise prediction takes, a row for each image or one for all.
             index: the number of each image, to which its randomness belongs; None: its place.
-            passes: independent passes, whose spread tells the error.
+            passes: independent passes, whose spread gives the error.
             dequantizer: None: uniform noise.
             estimator: None: ``default_estimator``.
             tolerance: bits/dim that the solver may add to the standard error of the mean over
@@ -505,7 +505,7 @@ class ScoreModel:
         *,
         condition: Condition = None,
     ) -> list[str]:
-        """Says what is likely wrong with the declaration: a line each, and none if all is well.
+        """Lists likely mistakes in the declaration, a line each; none if all is well.
 
         Args:
             data: of the kind that the model was trained on, integers [n h w c] where it is one of

@@ -1,7 +1,7 @@
 """Several processes that share one run, each with devices of its own.
 
-All run the same program on the same numbers. The first writes files and talks. They agree at which
-step to stop.
+All run the same program on the same numbers. The first writes files and prints. They agree on the
+step to stop at.
 """
 
 import itertools
@@ -28,13 +28,13 @@ from scoremle.terminal import mute
 
 __all__ = ["asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_aside", "together"]
 
-# Seconds without a sign of life, after which a process is taken for dead and all others end.
+# Timeout of heartbeats in seconds: a silent process counts as dead, and all others end.
 HEARTBEAT = 30
 # What JAX lets a process use. Where a cluster starts it, JAX says: the one GPU of its number.
 VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
-# Facts that a line names, and characters of each.
+# Number of facts that a line names, and characters of each.
 SHOWN, LONGEST = 3, 60
-# Seconds in which the other processes say their line, before the first ends.
+# Seconds for the other processes to print their line, before the first ends.
 LAST_WORDS = 1.0
 
 _parts = itertools.count()
@@ -81,7 +81,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
 
 @contextmanager
 def stdout_aside() -> Iterator[None]:
-    """What C++ prints on stdout goes to stderr: gloo, which connects CPUs, talks there."""
+    """Redirects stdout of C++ to stderr in the block: gloo, which connects CPUs, prints there."""
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
@@ -109,7 +109,7 @@ def _meet() -> None:
 
 
 def _address(name: str) -> str:
-    """Of a machine by name, in words."""
+    """Address of a machine by name, in words."""
     try:
         return socket.gethostbyname(name)
     except OSError:
@@ -117,7 +117,7 @@ def _address(name: str) -> str:
 
 
 def _tasks_of_slurm() -> int | None:
-    """How many tasks of a step a machine has at most, as in 2(x3),1; None where nothing says."""
+    """Most tasks of a SLURM step on one machine, from a form such as 2(x3),1; None if not set."""
     counts = re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return max(map(int, counts), default=None)
 
@@ -133,7 +133,7 @@ def _check_gpus_of_slurm(tasks: int) -> None:
 
 
 def asked_to_stop(call: int) -> bool:
-    """Has any process of a run been asked to end (SIGTERM)? All get the same answer at a call.
+    """Whether any process of a run was asked to end (SIGTERM). All get the same answer at a call.
 
     Each gives the number of its call, one more each time: they stop at the first call that none
     has made yet. A process alone has no others to ask.
@@ -153,9 +153,9 @@ def of_the_first(tree: Any) -> Any:
 
 
 def check_agreed(facts: Mapping[str, Any]) -> None:
-    """Raises UserError, in all processes of a run, where they know other facts (of JSON).
+    """Raises UserError in all processes of a run if they disagree about facts (of JSON).
 
-    To be called by all, before work in which they would wait for each other in vain.
+    To be called by all, before work in which a disagreement would deadlock.
     """
     if jax.process_count() == 1:
         return

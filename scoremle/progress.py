@@ -1,4 +1,4 @@
-"""How far long work is and when it ends: a live bar on a terminal, lines of text elsewhere.
+"""Progress and time to go of long work: a live bar on a terminal, lines of text elsewhere.
 
 A notebook is neither. It gets one line, which is written over.
 """
@@ -34,9 +34,9 @@ Tell = Callable[..., None]
 class Progress:
     """Progress of work of ``total`` units; without a unit, of a share of one.
 
-    Where nobody knows how many units there are, ``total`` is infinite, and no time to go is told.
-    Work in units begins with a compilation. Its speed and time to go count from the first that is
-    told, and so leave that out; the elapsed time counts from the start. A line is printed
+    If the number of units is unknown, ``total`` is infinite, and no time to go is shown.
+    Work in units begins with a compilation. Its speed and time to go count from the first
+    report, and so leave that out; the elapsed time counts from the start. A line is printed
     ``every`` so many seconds, and one at the end. A share is work that others follow: it has no
     line at the end, and its bar goes away.
     """
@@ -53,7 +53,7 @@ class Progress:
         self._bar = self._live()
 
     def _live(self) -> "_LiveBar | _LiveLine | None":
-        """What moves on this screen, if it is one on which something can."""
+        """Live display: a bar on a terminal, a line in a notebook; None if mute, and elsewhere."""
         if is_mute():
             return None
         if is_live():
@@ -102,7 +102,7 @@ class Progress:
             self._show(self._bar, done, *pace)
 
     def doing(self, done: float, what: str) -> None:
-        """What is done now. The first time it compiles: a line, and no part of the speed."""
+        """Shows what is done now. The first time compiles: it has a line, and leaves the speed."""
         if self._bar:
             self._bar.show(done, [what, self._place(done)])
         elif what not in self._named:
@@ -117,7 +117,7 @@ class Progress:
             self._bar.stop()
 
     def _begun(self) -> None:
-        """Nothing compiles any more: what would say so is not said."""
+        """Ends compilation: the line that would announce it is not printed."""
         if self._late:
             self._late.cancel()
 
@@ -211,7 +211,7 @@ def _fitting(words: list[str], room: int) -> str:
 
 @contextmanager
 def progress(label: str, total: float, unit: str = "", *, done: float = 0) -> Iterator[Tell]:
-    """A function that is to be told how much is done; without a label, nothing is shown."""
+    """A function that reports how much is done; without a label, nothing is shown."""
     if not label:
         yield lambda done, text="": None
         return

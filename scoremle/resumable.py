@@ -30,7 +30,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Digits of hashes in results: enough to tell any two apart.
+# Digits of hashes in results: enough to distinguish any two.
 HASH_LENGTH = 16
 
 Arrays = dict[str, np.ndarray]
@@ -63,11 +63,11 @@ def in_parts(
     share: slice = slice(None),
     least: int = 1,
 ) -> Arrays:
-    """What ``work`` gives for images 0 to n - 1 in each pass: arrays [passes n ...].
+    """Runs ``work`` on images 0 to n - 1 in each pass; returns its arrays [passes n ...].
 
     It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
-    that a row depends on. Progress is told under ``label``. Where only a ``share`` of the images
+    that a row depends on. Progress is shown under ``label``. Where only a ``share`` of the images
     is worked on, rows of the others are zero, unless their parts are there.
 
     Where memory does not suffice for ``size`` of them, it is halved, to a multiple of ``least``,
@@ -121,7 +121,7 @@ def in_parts(
 
 
 def missing(n: int, *, passes: int, folder: Path) -> Int[np.ndarray, " k"]:
-    """Which of n images lack a finished part in ``folder``, in whatever pass."""
+    """Indices of those of n images that lack a finished part in ``folder``, in any pass."""
     done = np.zeros((passes, n), bool)
     for part in _finished(folder):
         number, first = part.pop("place")
