@@ -85,7 +85,7 @@ def _wrong(value: Any, kind: Any, where: object) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Is a value of a kind that has no fields and no names?"""
+    """Whether a value is of a kind without fields and names."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = inside[:1] * len(value) if inside[-1] is ... else inside
@@ -119,7 +119,7 @@ def _must(value: Any, kind: Any, where: object) -> str:
 
 
 def is_of(value: Any, kind: type) -> bool:
-    """Is a value of this type? A whole number is a number, too; true and false are none."""
+    """Whether a value is of this type. A whole number is a number, too; true and false are not."""
     if isinstance(value, bool):
         return kind is bool
     if isinstance(value, int) and kind in LARGEST:

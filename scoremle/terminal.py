@@ -48,7 +48,7 @@ _is_mute = False
 
 
 def is_mute() -> bool:
-    """Does this process leave talking to another?"""
+    """Whether this process leaves printing to another."""
     return _is_mute
 
 
@@ -59,7 +59,7 @@ def mute() -> None:
 
 
 def is_live() -> bool:
-    """Is there a terminal on which what is said can be written over?"""
+    """Whether there is a terminal whose lines can be written over."""
     return not is_mute() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -73,7 +73,7 @@ class _Compiled:
 
 @cache
 def _is_known(option: Option) -> bool:
-    """Is it one of this XLA for this device, and none that the user gives?"""
+    """Whether this XLA has the option for this device, and the user does not set it."""
     if jax.default_backend() != "cpu" or option[0] in os.environ.get("XLA_FLAGS", ""):
         return False
     try:

@@ -136,7 +136,7 @@ def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
 
 
 def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
-    """Is half a bin less than the noise at t, in any dimension?"""
+    """Whether half a bin is less than the noise at t in any dimension."""
     return bool(jnp.min(half_bin(sde, t, pixels)) < 1)
 
 

@@ -133,7 +133,7 @@ def learned_decoder(
 
 
 def has_last_step(sde: SDE, eps: float) -> bool:
-    """Does the last of the steps back, of a schedule's own chain, go from t = eps to the data?"""
+    """Whether the last reverse step of a schedule's own chain goes from t = eps to the data."""
     schedule = sde.schedule
     return isinstance(schedule, Discrete) and math.isclose(eps, schedule.eps)
 

@@ -38,7 +38,7 @@ ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 
 def is_file(path: Path) -> bool:
-    """Is this what torch.save writes: a zip with a pickle that names its tensors?"""
+    """Whether this is a file of torch.save: a zip with a pickle that names its tensors."""
     with opened(named(path), MAX_MODEL) as file:
         return torch_file.is_zip(file)
 

@@ -107,7 +107,7 @@ class _Tensors(Reader):
 
 
 def is_zip(file: File) -> bool:
-    """Is this a zip with a pickle that names its tensors?"""
+    """Whether this is a zip with a pickle that names its tensors."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith(CONTENT) for name in archive.namelist())
