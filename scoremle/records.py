@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, NewType, NotRequired, Union, get_args, get_origin, is_typeddict
@@ -53,9 +53,10 @@ def check_record(record: Any, form: Any, where: object) -> None:
 
     Args:
         record: as JSON gives it. Fields that the form does not have are left alone.
-        form: a TypedDict, of which fields may not be missing unless it says so; a dataclass; or
-            the type of an object, such as ``dict[Name, int]``. A tuple is a list in JSON, and a
-            whole number is a number. Numbers are finite.
+        form: a TypedDict, of which fields may not be missing unless it says so; a dataclass, of
+            which those without a default may not; or the type of an object, such as
+            ``dict[Name, int]``. A tuple is a list in JSON, and a whole number is a number.
+            Numbers are finite.
         where: the file.
     """
     if wrong := _wrong(record, form, where):
@@ -99,11 +100,14 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _wrong_field(record: Mapping[str, Any], form: Any, where: object) -> str:
     """The first mistake in the fields of a form."""
+    required = getattr(form, "__required_keys__", ())
+    if is_dataclass(form):
+        required = [f.name for f in fields(form) if f.default is f.default_factory is MISSING]
     for name, kind in form.__annotations__.items():
         if name in record:
             if words := _wrong(record[name], kind, f"{where}: {name}"):
                 return words
-        elif name in getattr(form, "__required_keys__", ()):
+        elif name in required:
             return f"{where}: it lacks {name}; mend it, or make it anew"
     return ""
 

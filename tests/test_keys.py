@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.extractors import stand_in
+from helpers.reported import result
 from helpers.tiny_runs import TINY
+from ml_collections import ConfigDict
 
 import scoremle
 from scoremle import data
@@ -28,6 +30,7 @@ from scoremle.data.prepare import prepare
 from scoremle.data.prepared import Prepared
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
+from scoremle.evaluation.result import Result
 from scoremle.experiment import control_variate, run_eval, run_sampling
 from scoremle.experiment.build import build
 from scoremle.experiment.control_variate import ControlRun
@@ -39,7 +42,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.quality import features
-from scoremle.report.subject import Result, paired
+from scoremle.report.subject import paired
 from scoremle.resumable import in_parts, read_part
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
@@ -182,7 +185,7 @@ def with_data(experiment, **changed):
 
 
 def with_evaluation(experiment, **changed):
-    return replace(experiment, evaluation=replace(experiment.evaluation, **changed))
+    return replace(experiment, evaluation=ConfigDict({**experiment.evaluation, **changed}))
 
 
 def of_experiments(experiment):
@@ -215,7 +218,7 @@ def parts_of_an_evaluation(folder, monkeypatch, experiment):
     reverse = experiment.data.test[::-1]
     yield "images", key(with_data(experiment, test=reverse))
     yield "number of images", key(with_evaluation(experiment, num_images=10))
-    yield "split", key(with_evaluation(experiment, split="train"))
+    yield "split", key(with_evaluation(experiment, dataset="train"))
     yield "flips", key(with_data(experiment, random_flip=True))
     yield "estimator", key(one=replace(one, facts={**one.facts, "estimator": "other"}))
     yield "kind", key(one=replace(one, kind="other"))
@@ -247,9 +250,8 @@ def parts_of_samples(folder, monkeypatch, experiment):
     for name, other in of_experiments(experiment):
         if name not in unlike:
             yield name, key(other)
-    sampling = experiment.sampling
-    yield "sampler", key(replace(experiment, sampling=replace(
-        sampling, facts={**sampling.facts, "sampler": "other"})))  # fmt: skip
+    config = experiment.config
+    yield "sampler", key(replace(experiment, config={**config, "sampling": {"method": "other"}}))
     for name, value in (("checkpoint", 2), ("step", 2), ("ema_hash", "b")):
         yield name, key(**{name: value})
     with monkeypatch.context() as patch:
@@ -335,7 +337,8 @@ def test_each_fact_makes_another_key(case, tmp_path, monkeypatch, experiment):
 def ranks_of_an_evaluation(folder, monkeypatch, experiment):
     model = replace(MODEL, origin=scoremle.model.Origin(step=7))
     write_npz(folder / "eval" / "a.npz", {"bpd": np.ones((2, 3))})
-    facts = {"kind": "exact", "split": "test", "step": 7, "full_pass": True}
+    known = {"split": "test", "step": 7, "full_pass": True, "passes": 2, "images": 3}
+    facts = result("exact", np.ones((2, 3)), **known)
 
     def taken(**changed):
         add_results(folder / "eval" / "results.json", {"a": {**facts, **changed}})
@@ -397,13 +400,13 @@ def a_finished_part(folder, monkeypatch, experiment):
 
 
 def a_pair_of_results(folder, monkeypatch, experiment):
-    facts = {"metric": "bpd", "kind": "exact", "data_hash": "a", "seed": 0, "passes": 2,
-             "images": 3}  # fmt: skip
+    facts = result("exact", np.ones((2, 3)), data_hash="a", seed=0, passes=2, images=3)
     for name in ("a", "b"):
         write_npz(folder / f"{name}.npz", {"bpd": np.ones((2, 3))})
 
     def taken(**changed):
-        return paired(Result("a", facts, folder), Result("b", {**facts, **changed}, folder))
+        a, b = Result.read("a", facts, folder), Result.read("b", {**facts, **changed}, folder)
+        return paired(a, b)
 
     yield "", taken() is not None
     for name, value in (("kind", "bound"), ("data_hash", "b"), ("seed", 1)):

@@ -12,7 +12,7 @@ from helpers.tiny_runs import TINY
 from scoremle.cli import main as cli
 from scoremle.cli.commands import compare, score
 from scoremle.evaluation import pictures
-from scoremle.evaluation.tables import quality_table, results_table
+from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment import card
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import EvaluationRun
@@ -21,7 +21,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.progress import _duration
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
-from scoremle.report.subject import Result, Subject
+from scoremle.report.subject import Subject
 
 FACTS = {
     "kind": "exact", "metric": "bpd", "unit": "bits/dim", "estimator": "exact for p_eps",
@@ -57,7 +57,7 @@ def of_lines(text):
 
 
 def in_a_report(tmp_path, monkeypatch, capsys):
-    result, page = Result("exact_test_ckpt_3", FACTS, tmp_path), Told()
+    result, page = Result.read("exact_test_ckpt_3", FACTS, tmp_path), Told()
     monkeypatch.setattr(Subject, "results", [result])
     monkeypatch.setattr(Subject, "checks", [])
     sections._results(page, Subject(tmp_path, "eval"))
@@ -66,13 +66,14 @@ def in_a_report(tmp_path, monkeypatch, capsys):
 
 def side_by_side(tmp_path, monkeypatch, capsys):
     page = Told()
-    monkeypatch.setattr(Subject, "main_result", Result("exact_test_ckpt_3", FACTS, tmp_path))
+    monkeypatch.setattr(Subject, "main_result", Result.read("exact_test_ckpt_3", FACTS, tmp_path))
     sections.compare(page, [Subject(tmp_path / "runs", "eval")])
     return next((header, rows[0]) for kind, (header, rows) in page.all if kind == "table")
 
 
 def on_a_card(tmp_path, monkeypatch, capsys):
-    header, _, row = (line.strip("| ").split(" | ") for line in card._results({"a": FACTS}, 3))
+    lines = card._results([Result.read("a", FACTS, tmp_path)], 3)
+    header, _, row = (line.strip("| ").split(" | ") for line in lines)
     return header, row
 
 
@@ -88,7 +89,9 @@ QUALITY = {
 }  # fmt: skip
 COLUMNS = {
     "results": (
-        lambda *_: of_lines(results_table({"exact_test_ckpt_3": FACTS})),
+        lambda path, *_: of_lines(
+            results_table([Result.read("exact_test_ckpt_3", FACTS, path)])
+        ),
         {"result": "exact_test_ckpt_3", "value": "2.3457 bits/dim", "std. error": "0.0123",
          "from draws": "0.00123", "solver, 95%": "0.00450", "NFE": "33", "s/image": "0.067"},
     ),
@@ -109,9 +112,9 @@ COLUMNS = {
     ),
     "card": (
         on_a_card,
-        {"what": r"exact for p\_eps", "value": "2.3457 bits/dim",
+        {"what": r"exact for p\_eps, uniform dequantization", "value": "2.3457 bits/dim",
          "std. error over images": "0.0123", "solver's error": "0.0045",
-         "protocol": "uniform dequantization; 360 test images; passes: 2"},
+         "protocol": "360 test images, 2 passes"},
     ),
     "compare": (
         of_two_results,
@@ -182,7 +185,7 @@ PIXELS = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1
 
 
 def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
-    page, result = Told(), Result("exact", FACTS, tmp_path)
+    page, result = Told(), Result.read("exact", FACTS, tmp_path)
     monkeypatch.setattr(Result, "values", BPD)
     monkeypatch.setattr(Subject, "main_result", result)
     monkeypatch.setattr(Subject, "images", lambda *_: PIXELS)
@@ -201,12 +204,12 @@ def test_both_ends_of_an_evaluation_stand_below_their_captions(tmp_path, monkeyp
     monkeypatch.setattr(EvaluationRun, "images", PIXELS)
     experiment = build(cli.parse([*TINY, "--workdir=w", "--mode=train"]).config)
     workdir = Workdir(tmp_path)
-    facts = FACTS | {"dataset": "digits"}
-    EvaluationRun(experiment, tmp_path, workdir, workdir)._write_extremes("a", facts, BPD)
+    result = Result.read("a", FACTS | {"dataset": "digits"}, tmp_path)
+    EvaluationRun(experiment, tmp_path, workdir, workdir)._write_extremes(result, BPD)
     ((path, parts, levels, _),) = drawn
     assert path.name == "a_likeliest_then_unlikeliest.png" and levels == 17
     assert [part.caption.splitlines() for part in parts] == [
-        [f"{tmp_path.name} at step 800: exact for p_eps",
+        [f"{tmp_path.name} at step 800: exact for p_eps, uniform dequantization",
          "2 lowest bits/dim of 5 test images of digits"], ["2 highest"],
     ]  # fmt: skip
     assert [part.images[:, 0, 0, 0].tolist() for part in parts] == [[1, 4], [2, 3]]
@@ -225,8 +228,8 @@ def test_both_ends_of_an_evaluation_stand_below_their_captions(tmp_path, monkeyp
 )
 def test_a_bound_is_shown_as_one(kind, facts, bound, tmp_path, monkeypatch):
     """And is the main result only where there is no likelihood."""
-    found = Result("a", {**FACTS, "kind": kind, **facts}, tmp_path)
-    exact = Result("b", FACTS, tmp_path)
+    found = Result.read("a", {**FACTS, "kind": kind, **facts}, tmp_path)
+    exact = Result.read("b", FACTS, tmp_path)
     assert found.is_bound == bound
     monkeypatch.setattr(Subject, "results", [found, exact])
     assert Subject(tmp_path, "eval").main_result is (exact if bound else found)

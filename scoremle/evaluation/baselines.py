@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-__all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd", "uniform_bpd"]
+__all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd"]
 
 Training = UInt8[np.ndarray, "train h w c"]
 Images = UInt8[np.ndarray, "n h w c"]

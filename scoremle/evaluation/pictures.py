@@ -1,5 +1,6 @@
 """Pictures as PNG: grids of images, and which noise levels cost the bits of a bound."""
 
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from scoremle.evaluation import figures
 from scoremle.files import write_atomically
 from scoremle.terminal import say
 
-__all__ = ["Part", "image_grid", "write_grid", "write_parts", "write_profile"]
+__all__ = ["Part", "as_png", "write_grid", "write_parts", "write_profile"]
 
 GAP = 1
 MIN_SIDE = 480
@@ -53,6 +54,17 @@ def write_grid(
     """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     write_parts(path, [Part(caption, images)], levels, columns)
+
+
+def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None = None) -> bytes:
+    """An image as PNG; levels spread to 0..255, no side longer than ``longest``."""
+    pixels = np.round(image * (255 / (levels - 1))).astype(np.uint8)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if longest:
+        picture.thumbnail((longest, longest))
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def write_parts(path: Path, parts: Sequence[Part], levels: int, columns: int) -> None:

@@ -10,7 +10,7 @@ from scipy.special import digamma, polygamma, stdtrit
 
 from scoremle.likelihood.mean import Values, standard_error
 
-__all__ = ["Difference", "difference", "error_of_few", "moderated", "profile"]
+__all__ = ["Difference", "difference", "error_of_few", "profile"]
 
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6

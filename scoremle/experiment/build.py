@@ -1,38 +1,38 @@
-"""From a config to records of live objects: the one reader of configs.
+"""From a config to live objects: networks, objectives, estimators, samplers.
 
 Names become objects in dict literals; network fields are passed as keywords, so that an
-unknown one is an error at the start. Nothing that is returned holds the config, but for a plain
-dict of it, to be written beside results.
+unknown one is an error at the start. The mathematics sees no config: of what is returned the
+experiment alone holds the values that say which images and checkpoints are measured.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, as_flag, choose, named_as
 from scoremle.experiment.config import as_fields
-from scoremle.experiment.evaluation import BOUND_TIMES, CheckpointNumbers, Evaluation
-from scoremle.experiment.imported import IMPORTED, Imported
 from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
+from scoremle.experiment.record import FLOW_FIELDS
 from scoremle.experiment.rules import check_values
-from scoremle.experiment.samplers import SAMPLERS, Sampler, SamplerFields, Sampling
+from scoremle.experiment.samplers import SAMPLERS, Sampler
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByBound, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Entropy, Gaussian
+from scoremle.likelihood.reconstruction import Entropy, Gaussian
 from scoremle.likelihood.steps import BySteps
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
@@ -40,13 +40,13 @@ from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, make_optimizer
-from scoremle.training.trackers import TRACKERS
+from scoremle.training.writers import TRACKERS
 from scoremle.types import IntImages, Keys
 
-__all__ = [
-    "DATASETS", "FLOW_FIELDS", "NETWORKS", "SDES", "Experiment", "build", "images_of",
-    "sampler_of",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from scoremle.experiment.imported import Imported
+
+__all__ = ["IMPORTED", "Experiment", "build", "images_of", "sampler_of"]
 
 SDES: dict[str, Callable[[Any], SDE]] = {
     "vpsde": lambda model: VP(model.beta_min, model.beta_max),
@@ -56,6 +56,8 @@ SDES: dict[str, Callable[[Any], SDE]] = {
 }
 DATASETS = data.DATASETS
 NETWORKS: dict[str, Callable[..., DDPMpp]] = {"ncsnpp": DDPMpp}
+# The name that a model of a published family has in place of a network's (model.name).
+IMPORTED = "published"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
     "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
@@ -68,6 +70,14 @@ SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {
     "multistep": lambda evaluation: Multistep(evaluation.nodes),
     "doubling": lambda evaluation: Doubling(evaluation.tolerance * math.log(2)),
     "rk45_reference": lambda evaluation: PublishedRK45(),
+}
+# Times that are fitted to a network, when there is one.
+LEARNED = "learned"
+# From the SDE, eps, and whether to stratify.
+BOUND_TIMES: dict[str, Callable[[SDE, float, bool], TimeSampler]] = {
+    LEARNED: UniformLogSNR,
+    "log_snr": UniformLogSNR,
+    "time": lambda sde, eps, stratified: UniformTime(eps, stratified),
 }
 
 # Fields of the network itself, by their names in config.model.
@@ -82,23 +92,41 @@ OBJECTIVE_FIELDS = (
     "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean",
 )  # fmt: skip
 OPTIMIZER_FIELDS = ("lr", "beta1", "eps", "warmup", "grad_clip", "weight_decay")
-FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config says: a record for each thing that is done, and the config as plain values."""
+    """What a config says: its plain values, and an object for each thing that is done.
 
+    ``evaluation`` has the fields of ``eval`` by their names. What is measured, is measured by
+    ``by_ode``, ``by_bound`` or, where a bound of steps is asked for, ``chain``. For a checkpoint
+    a pilot may choose the steps of the first, and the times of the second may be fitted.
+    """
+
+    config: Mapping[str, Any]
     data: data.ImageSet
     model: ModelSpec
     flow: FlowSpec
     objective: Objective
     training: Training
     flow_training: Training
-    evaluation: Evaluation
-    sampling: Sampling
+    evaluation: Any
+    by_ode: ByOde
+    by_bound: ByBound
+    chain: BySteps | None
+    sampler: Sampler
     seed: int
-    config: Mapping[str, Any]
+
+    @property
+    def exact(self) -> bool:
+        """Whether an exact likelihood is among what is measured."""
+        asked = self.evaluation
+        return asked.suite or (asked.enable_bpd and not asked.bound and self.chain is None)
+
+    @property
+    def pilot(self) -> bool:
+        """Whether a pilot chooses the solver's steps."""
+        return self.evaluation.solver.lower() == "auto"
 
     @property
     def template(self) -> TrainState | None:
@@ -107,9 +135,9 @@ class Experiment:
 
 
 def build(
-    config: Any, *, levels: int | None = None, imported: Imported | None = None
+    config: Any, *, levels: int | None = None, imported: "Imported | None" = None
 ) -> Experiment:
-    """The records of a resolved config. Raises UserError for values that can't be had.
+    """The experiment of a resolved config. Raises UserError for values that can't be had.
 
     With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
     number of levels are enough, and its parameters tell whether the network is that of the config.
@@ -127,22 +155,25 @@ def build(
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
         uniform_dequantization=config.data.uniform_dequantization,
     )
-    sampler = sampler_of(config, model.sde)
+    sampler, evaluation = sampler_of(config, model.sde), FrozenConfigDict(config.eval)
     training = _training(config, images, replace(objective, model=trained), sampler)
     if not imported and levels is None:
         with as_fields("model"):
             training.template()  # the network checks its fields and the size of the images
     return Experiment(
+        config=json.loads(config.to_json()),
         data=images,
         model=model,
         flow=flow,
         objective=objective,
         training=training,
         flow_training=_flow_training(config, training, trained, flow),
-        evaluation=_evaluation(config, model),
-        sampling=_sampling(config, sampler),
+        evaluation=evaluation,
+        by_ode=_by_ode(evaluation, model.dims),
+        by_bound=_by_bound(evaluation, model),
+        chain=_chain(evaluation.bound_steps, model),
+        sampler=sampler,
         seed=config.seed,
-        config=json.loads(config.to_json()),
     )
 
 
@@ -178,7 +209,7 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
 
 
-def _imported(imported: Imported, images: data.ImageSet, config: Any) -> ModelSpec:
+def _imported(imported: "Imported", images: data.ImageSet, config: Any) -> ModelSpec:
     """The model in a working directory, if it is one of such images."""
     model = imported.load()
     levels = pixels_of(model).levels
@@ -186,7 +217,7 @@ def _imported(imported: Imported, images: data.ImageSet, config: Any) -> ModelSp
     if found != needed:
         words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))
         raise UserError("{} has images of {}, and the model is of {}".format(images.name, *words))
-    return ImportedSpec.of(model, imported.record, config.eval.label.lower())
+    return ImportedSpec.of(model, imported.record, config.eval.label)
 
 
 def _model(config: Any, images: data.ImageSet) -> ModelSpec:
@@ -244,9 +275,9 @@ def _reading(config: Any) -> tuple[str, str]:
     return predicted, told
 
 
-def _logging(names: str) -> tuple[str, ...]:
-    """The names in a list with commas. Raises UserError for one that is no writer's."""
-    chosen = tuple(filter(None, (name.strip().lower() for name in names.split(","))))
+def logged_by(config: Any) -> tuple[str, ...]:
+    """The names of writers in a list with commas. Raises UserError for one that is none's."""
+    chosen = tuple(filter(None, (name.strip().lower() for name in config.logging.split(","))))
     for name in chosen:
         choose(TRACKERS, name, "writer of numbers (logging)")
     return chosen
@@ -264,21 +295,17 @@ def _training(
     def grid(params: Params, keys: Keys) -> IntImages:
         return sampler.images(model.model(params), keys)[0]
 
+    logged_by(config)  # a mistake before any work
     return Training(
+        config=FrozenConfigDict(config),
         data=images,
-        on_device=config.data.on_device,
         init=model.init,
         loss=objective.loss,
         measure=objective.measure,
         optimizer=make_optimizer(**{name: config.optim[name] for name in OPTIMIZER_FIELDS}),
         ema_rate=config.model.ema_rate,
         schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
-        seed=config.seed,
-        rollbacks=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
-        accumulate=config.training.accumulate,
-        sharded=config.devices.fsdp,
         lighter=None if config.model.remat else "model.remat=True",
-        logging=_logging(config.logging),
         grid=grid if config.training.snapshot_sampling else None,
     )
 
@@ -299,46 +326,24 @@ def _flow_training(config: Any, training: Training, model: ModelSpec, flow: Flow
     )
 
 
-def _evaluation(config: Any, model: ModelSpec) -> Evaluation:
-    evaluation = config.eval
-    times = evaluation.bound_times.lower()
-    return Evaluation(
-        by_ode=ByOde(
-            _divergence(evaluation, model.dims),
-            choose(SOLVERS, evaluation.solver, "eval.solver")(evaluation),
-            evaluation.importance_samples,
-        ),
-        by_bound=ByBound(
-            evaluation.bound_draws,
-            "denoising" if evaluation.dsm else "sliced",
-            choose(BOUND_TIMES, times, "eval.bound_times")(
-                model.sde, model.eps, evaluation.bound_stratified
-            ),
-            Gaussian() if evaluation.offset else Entropy(),
-        ),
-        discrete=_discrete(model.pixels, config.data.uniform_dequantization),
-        chain=_chain(evaluation.bound_steps, model),
-        pilot=evaluation.solver.lower() == "auto",
-        bound_times=times,
-        dequantization=evaluation.dequantization,
-        label=evaluation.label.lower(),
-        bpd=evaluation.enable_bpd,
-        bound=evaluation.bound,
-        loss=evaluation.enable_loss,
-        samples=evaluation.enable_sampling,
-        suite=evaluation.suite,
-        split=evaluation.dataset,
-        num_images=evaluation.num_images,
-        batch_size=evaluation.batch_size,
-        passes=evaluation.num_repeats,
-        tolerance=evaluation.tolerance,
-        checkpoints=CheckpointNumbers(
-            begin=evaluation.begin_ckpt,
-            end=evaluation.end_ckpt,
-            wait=evaluation.wait,
-            flow=evaluation.deq_ckpt,
-            for_flow=evaluation.ckpt_id,
-        ),
+def _by_ode(evaluation: Any, dims: int) -> ByOde:
+    divergence = choose(DIVERGENCES, evaluation.divergence, "eval.divergence")(evaluation.probes)
+    if isinstance(divergence, Orthogonal) and divergence.probes > dims:
+        raise UserError(
+            f"eval.probes is {divergence.probes}, but images of {dims} dimensions have no more"
+            f" than {dims} orthogonal probes"
+        )
+    solver = choose(SOLVERS, evaluation.solver, "eval.solver")(evaluation)
+    return ByOde(divergence, solver, evaluation.importance_samples)
+
+
+def _by_bound(evaluation: Any, model: ModelSpec) -> ByBound:
+    times = choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")
+    return ByBound(
+        evaluation.bound_draws,
+        "denoising" if evaluation.dsm else "sliced",
+        times(model.sde, model.eps, evaluation.bound_stratified),
+        Gaussian() if evaluation.offset else Entropy(),
     )
 
 
@@ -350,41 +355,6 @@ def _chain(steps: int, model: ModelSpec) -> BySteps | None:
     return chain_of(steps, model.sde, model.eps, model.pixels, own)
 
 
-def _divergence(evaluation: Any, dims: int) -> DivergenceEstimator:
-    found = choose(DIVERGENCES, evaluation.divergence, "eval.divergence")(evaluation.probes)
-    if isinstance(found, Orthogonal) and found.probes > dims:
-        raise UserError(
-            f"eval.probes is {found.probes}, but images of {dims} dimensions have no more than"
-            f" {dims} orthogonal probes"
-        )
-    return found
-
-
-def _discrete(pixels: Pixels, dequantized: bool) -> Discrete:
-    """Integers stand where training has them: on its grid, or in the middle of its noise."""
-    if dequantized:
-        return Discrete(pixels.points)
-    with jax.ensure_compile_time_eval():
-        return Discrete(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
-
-
 def sampler_of(config: Any, sde: SDE) -> Sampler:
     """The sampler of samples under an SDE that a resolved config names."""
-    how = SamplerFields(**{name: config.sampling[name] for name in SamplerFields._fields})
-    return choose(SAMPLERS, config.sampling.method, "sampling.method")(how, sde)
-
-
-def _sampling(config: Any, sampler: Sampler) -> Sampling:
-    evaluation = config.eval
-    return Sampling(
-        sampler=sampler,
-        number=evaluation.num_samples,
-        batch_size=evaluation.batch_size,
-        inception=evaluation.inception,
-        stats=evaluation.stats,
-        facts={
-            "sampling": json.loads(config.sampling.to_json()),
-            "nodes": evaluation.nodes,
-            "num_scales": config.model.num_scales,
-        },
-    )
+    return choose(SAMPLERS, config.sampling.method, "sampling.method")(config.sampling, sde)

@@ -2,13 +2,13 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import scoremle
+from scoremle.evaluation.result import Result
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
 from scoremle.terminal import in_a_line, in_markdown
@@ -27,7 +27,7 @@ def card(
     place: Workdir,
     experiment: Experiment,
     restored: Restored,
-    measured: Mapping[str, Mapping[str, Any]],
+    measured: Sequence[Result],
     file: Path,
 ) -> str:
     """The card of the exported ``file``; of those ``measured``, other checkpoints are left out."""
@@ -69,24 +69,15 @@ def _facts(
     yield "licence", "not stated: say which"
 
 
-def _results(results: Mapping[str, Mapping[str, Any]], number: int) -> list[str]:
-    rows = [_result(r) for r in results.values() if r["checkpoint"] == number]
+def _results(results: Sequence[Result], number: int) -> list[str]:
+    rows = []
+    for r in results:
+        if r.checkpoint == number:
+            mean, stderr, _, solver = r.in_cells()
+            rows.append((r.noised, f"{mean} {r.unit}", stderr, solver, r.images_in_words))
     header = ("what", "value", "std. error over images", "solver's error", "protocol")
     untold = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
     return list(_table(header, rows)) if rows else untold
-
-
-def _result(r: Mapping[str, Any]) -> tuple[str, ...]:
-    solver, stderr = r.get("mean_solver_error"), r["stderr"]
-    whole = "" if r["full_pass"] else ", not the whole split"
-    noise = f"{r['dequantizer']} dequantization; " if "dequantizer" in r else ""
-    return (
-        r["estimator"],
-        f"{r['mean']:.4f} {r['unit']}",
-        "" if stderr is None else f"{stderr:.4f}",
-        "" if solver is None else f"{solver:.4f}",
-        f"{noise}{r['images']:,} {r['split']} images{whole}; passes: {r['passes']}",
-    )
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -7,8 +7,6 @@ from scoremle.errors import UserError
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
 
-__all__ = ["chosen_checkpoints"]
-
 # Seconds between looks for a checkpoint.
 WAIT_SECONDS = 10.0
 

@@ -19,8 +19,8 @@ from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "RECORD", "REMEDY", "Resolve", "as_fields", "check_types", "config_of", "fields_of",
-    "load_config", "nearest_field", "published_config", "recorded_config", "with_defaults",
+    "RECORD", "Resolve", "as_fields", "fields_of", "flat", "load_config", "nearest_field",
+    "published_config", "recorded_config",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -86,6 +86,15 @@ def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any
 def as_fields(group: str) -> AbstractContextManager[None]:
     """In the block a mistake names arguments as fields of a group of the config: ``data.fit``."""
     return named_as(lambda argument: f"{group}.{argument}", defaults.get_config()[group])
+
+
+def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The fields of a config by their dotted names."""
+    fields: dict[str, Any] = {}
+    for section, value in config.items():
+        inside = value if isinstance(value, dict | ConfigDict) else {}
+        fields |= {f"{section}.{name}": each for name, each in inside.items()} or {section: value}
+    return fields
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str:

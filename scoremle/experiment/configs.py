@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from scoremle.experiment import defaults
 
-__all__ = ["NAMED", "Named"]
+__all__ = ["NAMED"]
 
 
 def _imagenet_resolve(config: ConfigDict) -> None:

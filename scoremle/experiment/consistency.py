@@ -16,8 +16,6 @@ from jaxtyping import Float
 
 from scoremle.evaluation.statistics import difference
 
-__all__ = ["RELATIONS", "Correction", "Verdict", "verdicts"]
-
 # Standard errors of a difference that are no contradiction.
 TOLERANCE = 4.0
 

@@ -24,8 +24,6 @@ from scoremle.terminal import say
 from scoremle.training.checksums import tree_hash
 from scoremle.types import Images, IntImages, PRNGKey
 
-__all__ = ["ControlRun"]
-
 # Folded into the seed's key in place of a step: what no step can be.
 CONTROL = 2**32 - 2
 # Images that are encoded at once.

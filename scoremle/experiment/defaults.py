@@ -23,8 +23,8 @@ SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
 # Names that are compared as they stand, wherever they were typed in upper case.
 LOWERED = (
-    ("eval", "dequantization"), ("data", "fit"), ("data", "on_device"), ("model", "embedding"),
-    ("training", "on_nan"),
+    ("eval", "dequantization"), ("eval", "bound_times"), ("eval", "label"), ("eval", "solver"),
+    ("data", "fit"), ("data", "on_device"), ("model", "embedding"), ("training", "on_nan"),
 )  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def resolve(config: ml_collections.ConfigDict) -> None:
     config.eval.bpd_dataset = config.eval.dataset
     for section, field in LOWERED:
         config[section][field] = config[section][field].lower()
-    if config.eval.solver.lower() == "adaptive":
+    if config.eval.solver == "adaptive":
         logger.warning("eval.solver=adaptive is called doubling now")
         config.eval.solver = "doubling"
     if config.eval.dequantizer and config.eval.dequantization == "uniform":

@@ -7,25 +7,23 @@ notes, which hold texts.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from scoremle.devices import placed
 from scoremle.errors import UserError
-from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
 from scoremle.experiment.record import CONFIG, DATA, DataFacts
-from scoremle.experiment.trained import trained
-from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, named, read_sealed, write_sealed
-from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 from scoremle.records import check_record
 
-__all__ = ["is_file", "load", "notes", "read_record", "record_of", "write_record"]
+if TYPE_CHECKING:
+    from scoremle.experiment.workdir import Workdir
+
+__all__ = ["is_file", "notes", "read_record", "record_of", "write_record"]
 
 REMEDY = "export the checkpoint again, or import it with --name"
 
@@ -42,7 +40,7 @@ def record_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def write_record(place: Workdir, file: Path) -> Path:
+def write_record(place: "Workdir", file: Path) -> Path:
     """Writes beside a file of a working directory what it is, and gives the place."""
     write_sealed(record_of(file), _record(place))
     return record_of(file)
@@ -60,7 +58,7 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     return _checked(content, path)
 
 
-def notes(place: Workdir, step: int) -> dict[str, str]:
+def notes(place: "Workdir", step: int) -> dict[str, str]:
     """Of a .safetensors with the averaged parameters at a step."""
     return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
 
@@ -71,31 +69,22 @@ def is_file(path: Path) -> bool:
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 
 
-def load(path: Path) -> ScoreModel:
-    """The model in a .safetensors of an export. Raises UserError for one that is damaged."""
+def load(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
+    """Config, facts of the data, averaged parameters and step of a .safetensors of an export.
+
+    Raises UserError for one that is damaged.
+    """
     told = safetensors.notes(named(path))
     try:
         content = {name: json.loads(told[name]) for name in (CONFIG, DATA)}
         step = int(told["step"])
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{path}: its notes are damaged: export it again") from None
-    config, data = _checked(content, path)
-    experiment = build(config, levels=data["levels"])
-    params = unflatten_dict(safetensors.read(named(path)), sep=".")
-    _check_arrays(params, experiment.training.template().ema, path)
-    return trained(experiment, placed(params), step)
+    return *_checked(content, path), unflatten_dict(safetensors.read(named(path)), sep="."), step
 
 
-def _record(place: Workdir) -> dict[str, Any]:
-    return {CONFIG: json.loads(place.config().to_json()), DATA: place.data_facts()}
-
-
-def _checked(content: Mapping[str, Any], where: Path) -> tuple[ConfigDict, dict[str, Any]]:
-    check_record(content, _Content, where)
-    return config_of(content[CONFIG], where), content[DATA]
-
-
-def _check_arrays(found: Any, template: Any, path: Path) -> None:
+def check_arrays(found: Any, template: Any, path: Path) -> None:
+    """Raises UserError for arrays in a file that are not those of a template."""
     have, want = (
         {jax.tree_util.keystr(place): (a.shape, str(a.dtype)) for place, a in
          jax.tree_util.tree_leaves_with_path(tree)}
@@ -103,3 +92,12 @@ def _check_arrays(found: Any, template: Any, path: Path) -> None:
     )  # fmt: skip
     if different := sorted(name for name in {*have, *want} if have.get(name) != want.get(name)):
         raise UserError(f"{path}: {different[0]} is not that of the network its notes name")
+
+
+def _record(place: "Workdir") -> dict[str, Any]:
+    return {CONFIG: json.loads(place.config().to_json()), DATA: place.data_facts()}
+
+
+def _checked(content: Mapping[str, Any], where: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    check_record(content, _Content, where)
+    return config_of(content[CONFIG], where), content[DATA]

@@ -25,10 +25,8 @@ from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 from scoremle.zoo.families import FAMILIES
 
-__all__ = ["IMPORTED", "NUMBER", "Imported", "ImportedCheckpoints"]
+__all__ = ["Imported"]
 
-# The name that such a model has in place of a network's (model.name).
-IMPORTED = "published"
 FOLDER, RECORD = "published", "published.json"
 # Of the one checkpoint that it is.
 NUMBER = 0

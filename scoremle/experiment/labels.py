@@ -12,7 +12,7 @@ from scoremle.errors import UserError, no_labels
 if TYPE_CHECKING:
     from scoremle.model import ScoreModel
 
-__all__ = ["ALL", "check_label", "under"]
+__all__ = ["ALL", "check_label"]
 
 ALL = "all"
 

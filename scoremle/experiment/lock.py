@@ -21,8 +21,6 @@ from scoremle.files import handle_of, is_gone, is_writer, machine, make_folder, 
 from scoremle.records import is_of
 from scoremle.terminal import say
 
-__all__ = ["alone"]
-
 # What a file says of its owner.
 OWNER = {"doing": str, "machine": str, "process": int, "since": str}
 # Seconds between signs of life; without one for so long, the owner is taken for dead.

@@ -1,18 +1,23 @@
 """A model by what a user has: a folder, a file, or a function. Told by content, not by name."""
 
+from dataclasses import replace
 from pathlib import Path
+
+from flax.traverse_util import unflatten_dict
 
 from scoremle.core.arguments import check_count
 from scoremle.core.pixels import Pixels
-from scoremle.devices import check_devices
+from scoremle.devices import check_devices, placed
 from scoremle.errors import UserError, no_model
 from scoremle.experiment import exported
-from scoremle.experiment.own_model import is_own, own_model
-from scoremle.experiment.shipped import NAMES, load_shipped
-from scoremle.experiment.trained import load_workdir
+from scoremle.experiment.build import Experiment, build
+from scoremle.experiment.networks import Params
+from scoremle.experiment.own_code import imports_beside, is_own, mistakes, run_file
+from scoremle.experiment.shipped import FOLDER, NAMES, WEIGHTS
 from scoremle.experiment.workdir import Workdir
-from scoremle.model import ScoreModel
+from scoremle.model import Origin, ScoreModel
 from scoremle.numerics import check_finite
+from scoremle.published import safetensors
 from scoremle.zoo.families import FAMILIES, HUB, OTHERS, family_of
 
 __all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
@@ -55,16 +60,16 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
     path = Path(place)
     if not path.exists():
         if is_own(str(place)):
-            return own_model(str(place))
+            return _own(str(place))
         if str(place).startswith(HUB):
             from scoremle.zoo import hub  # with a network of diffusers
 
             return load(hub.download(str(place)))
         if str(place) in NAMES:
-            return load_shipped(str(place))
+            return _shipped(str(place))
         raise no_model(place, NAMES)
     if exported.is_file(path):
-        return exported.load(path)
+        return _exported(path)
     if family := family_of(path):
         return FAMILIES[family].load(path)
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
@@ -73,7 +78,59 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
             f"{path} is {what}no model of a known family: {OTHERS}; scoremle import takes"
             " checkpoints of score_flow and score_sde"
         )
-    return load_workdir(path, checkpoint)
+    return _of_workdir(Workdir(path), checkpoint)
+
+
+def _exported(path: Path) -> ScoreModel:
+    config, data, params, step = exported.load(path)
+    experiment = build(config, levels=data["levels"])
+    exported.check_arrays(params, experiment.training.template().ema, path)
+    return _trained(experiment, placed(params), step)
+
+
+def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
+    """The model of this checkpoint, or the newest: the averaged parameters.
+
+    One that was imported is as it was published.
+    """
+    if place.imported:
+        return place.restore(None, checkpoint).tree.ema
+    # The number of levels stands for the data set, which need not be here.
+    experiment = build(place.config(), levels=place.levels())
+    state, meta, _ = place.restore(experiment.training.template(), checkpoint)
+    return _trained(experiment, state.ema, int(meta["step"]))
+
+
+def _shipped(name: str) -> ScoreModel:
+    place = Workdir(FOLDER / name)
+    experiment = build(place.config(), levels=place.levels())
+    params = unflatten_dict(safetensors.read(place.folder / WEIGHTS), sep=".")
+    return _trained(experiment, placed(params), experiment.training.schedule.n_iters)
+
+
+def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
+    """The model of these parameters of an experiment."""
+    origin = Origin(experiment.data.name, step, experiment.pilot)
+    model = experiment.model.model(params)
+    return replace(model, solver=experiment.by_ode.solver, origin=origin)
+
+
+def _own(place: str) -> ScoreModel:
+    """The model that a function of the user's own returns. Its file is Python, and is run.
+
+    Raises UserError if there is no such file or function, for a mistake in it, and if it returns
+    something else.
+    """
+    name, _, function = place.rpartition(":")
+    path = Path(name)
+    with mistakes(path), imports_beside(path):
+        module = run_file(path)
+        if not hasattr(module, function):
+            raise UserError(f"{path} has no function {function}")
+        model = getattr(module, function)()
+    if not isinstance(model, ScoreModel):
+        raise UserError(f"{place} must return a ScoreModel, not a {type(model).__name__}")
+    return model
 
 
 def is_published(place: str) -> bool:

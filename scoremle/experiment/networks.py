@@ -1,6 +1,5 @@
 """Networks without their parameters: of a score model, and of a flow dequantizer for it."""
 
-import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -28,8 +27,6 @@ from scoremle.nn import DDPMpp, FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
-__all__ = ["FlowSpec", "ImportedSpec", "ModelSpec", "NetworkSpec", "Params"]
-
 Params = Any
 
 
@@ -39,7 +36,7 @@ def _precision(dtype: DTypeLike) -> str:
 
 
 @dataclass(frozen=True)
-class ModelSpec(abc.ABC):
+class _Spec:
     """A score model but for its parameters; ``eps`` is the smallest time."""
 
     sde: SDE
@@ -53,43 +50,13 @@ class ModelSpec(abc.ABC):
 
     @property
     def truncation_start(self) -> float:
-        """Where the likelihood with truncated normal noise, and the discrete decoder, begin."""
+        """The time at which truncated normal noise, and the discrete decoder, begin."""
         with jax.ensure_compile_time_eval():
             return float(truncation_start(self.sde, self.eps, self.pixels))
 
-    @property
-    @abc.abstractmethod
-    def precision(self) -> str:
-        """What the network computes in, and its matrix products where JAX was told so."""
-
-    @property
-    def in_float32(self) -> "ModelSpec":
-        """The same, computing in float32."""
-        return self
-
-    @abc.abstractmethod
-    def init(self, key: PRNGKey, images: IntImages) -> Params:
-        """Parameters to begin with, for images of this shape."""
-
-    @abc.abstractmethod
-    def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
-        """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
-
-    @abc.abstractmethod
-    def model(self, params: Params) -> ScoreModel:
-        """The model of these parameters, as evaluated."""
-
-    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
-        """The model and the estimator by which images are measured."""
-        return self.model(params), estimator
-
-    @abc.abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What tells it from other models, in values that JSON knows."""
-
 
 @dataclass(frozen=True)
-class NetworkSpec(ModelSpec):
+class NetworkSpec(_Spec):
     """Of a network that configs name, and of what it predicts.
 
     ``prediction`` and ``conditioning`` are those of ``noise_fn``.
@@ -101,13 +68,16 @@ class NetworkSpec(ModelSpec):
 
     @property
     def precision(self) -> str:
+        """The type that the network computes in, and matrix products where JAX was told so."""
         return _precision(self.network.dtype)
 
     @property
     def in_float32(self) -> "NetworkSpec":
+        """The same, computing in float32."""
         return dataclasses.replace(self, network=self.network.clone(dtype=jnp.float32))
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
+        """Parameters to begin with, for images of this shape."""
         # Of all that is computed, what parameters depend on: without a program, which would be
         # compiled for one call, and for a deep network take 20 seconds.
         shapes = (1, *images.shape[1:]), (1,)
@@ -115,6 +85,7 @@ class NetworkSpec(ModelSpec):
         return self.network.lazy_init(key, *given)["params"]
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
+        """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
         apply: Any = Partial(Applied(self.network), params)
         if dropout is not None:
             def apply(x: Any, labels: Any) -> Any:
@@ -125,9 +96,15 @@ class NetworkSpec(ModelSpec):
         )
 
     def model(self, params: Params) -> ScoreModel:
+        """The model of these parameters, as evaluated."""
         return ScoreModel(self.noise(params), self.sde, self.eps, self.shape, self.pixels)
 
+    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
+        """The model and the estimator by which images are measured."""
+        return self.model(params), estimator
+
     def describe(self) -> dict[str, Any]:
+        """The fields that tell it from other models, in values that JSON knows."""
         fields = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
@@ -138,7 +115,7 @@ class NetworkSpec(ModelSpec):
 
 
 @dataclass(frozen=True)
-class ImportedSpec(ModelSpec):
+class ImportedSpec(_Spec):
     """Of a published family: all of the model is its parameters, and it is not trained on.
 
     ``record`` says which files it is from. ``chain``: the bound that its authors report, if any.
@@ -153,6 +130,10 @@ class ImportedSpec(ModelSpec):
     @property
     def precision(self) -> str:
         return _precision(jnp.float32)
+
+    @property
+    def in_float32(self) -> "ImportedSpec":
+        return self
 
     @classmethod
     def of(cls, model: ScoreModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
@@ -173,11 +154,14 @@ class ImportedSpec(ModelSpec):
     def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
         if self.label == ALL:
             return params, ByLabels(estimator, self.classes)
-        return super().measured(params, estimator)
+        return self.model(params), estimator
 
     def describe(self) -> dict[str, Any]:
         without = {"chain"} if self.label else {"chain", "classes", "label"}
         return describe({name: value for name, value in vars(self).items() if name not in without})
+
+
+ModelSpec = NetworkSpec | ImportedSpec
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from jaxtyping import UInt64
 from scoremle.bounded import MAX_FILE
 from scoremle.data.pieces import MOST_ROWS, Image, Kind, Piece, images_of
 from scoremle.errors import UserError, first_line
-from scoremle.experiment.scorer import INDEX, VALUES, Scorer
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
+from scoremle.likelihood.scores import INDEX, VALUES
 from scoremle.progress import progress
 
 __all__ = ["Cluster", "Table", "ray_data", "score_on_ray"]
@@ -32,6 +32,8 @@ RECORD = "run.json"
 CORES = 4
 
 Batch = dict[str, np.ndarray]
+# A Scorer, or another that maps a batch to its likelihoods.
+Score = Callable[[Batch], Batch]
 
 
 class Cluster(NamedTuple):
@@ -112,7 +114,7 @@ def _columns(file: Path, names: list[str]) -> Batch:
 
 
 def score_on_ray(
-    scorer: Callable[[], Scorer],
+    scorer: Callable[[], Score],
     pieces: Sequence[Piece],
     images: tuple[Kind, str],
     table: Table,
@@ -186,7 +188,7 @@ class _Read:
 class _Work:
     """Scores a batch and writes it."""
 
-    def __init__(self, scorer: Callable[[], Scorer], table: Table) -> None:
+    def __init__(self, scorer: Callable[[], Score], table: Table) -> None:
         self._scorer, self._table = scorer(), table
 
     def __call__(self, batch: Batch) -> Batch:

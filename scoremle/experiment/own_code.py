@@ -16,7 +16,7 @@ from types import ModuleType
 
 from scoremle.errors import Stopped, UserError, out_of_memory
 
-__all__ = ["imports_beside", "mistakes", "run_file"]
+__all__ = ["mistakes"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ HINTS: dict[str | None, str] = {
     "TracerArrayConversionError": "use jax.numpy in place of numpy there",
     "TracerBoolConversionError": "use jax.numpy.where in place of if there",
 }
+
+
+def is_own(place: str) -> bool:
+    """Does this name a function of a file: ``FILE.py:function``?"""
+    return ".py:" in place
 
 
 def run_file(path: Path) -> ModuleType:

@@ -23,8 +23,7 @@ from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
-from scoremle.training.memory import largest_batch
-from scoremle.training.program import Program, make_program
+from scoremle.training.program import Program, largest_batch, make_program
 from scoremle.training.saving import bytes_of_copy
 from scoremle.training.step import TrainState
 from scoremle.xla import compiled
@@ -62,9 +61,9 @@ class Plan:
     def facts(self, test_images: int) -> dict[str, Any]:
         """All of it, by name: bytes, seconds, numbers. None where nothing tells."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
-        step, images = self.step.seconds * self.batch, test_images * evaluation.passes
+        step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
         an_image, nodes = self._likelihood()
-        drawn = self.experiment.sampling.sampler.evaluations
+        drawn = self.experiment.sampler.evaluations
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self._template.params)),
             "batch": self.batch,
@@ -81,9 +80,9 @@ class Plan:
             "training_steps": training.schedule.n_iters,
             "training_seconds": step * training.schedule.n_iters / self.devices,
             "evaluation_images": test_images,
-            "evaluation_passes": evaluation.passes,
+            "evaluation_passes": evaluation.num_repeats,
             "likelihood_evaluations": nodes,
-            "pilot": evaluation.exact and evaluation.pilot,
+            "pilot": self.experiment.exact and self.experiment.pilot,
             "likelihood_seconds_image": an_image,
             "evaluation_seconds": an_image and an_image * images / self.devices,
             "samples": SAMPLES,
@@ -102,7 +101,7 @@ class Plan:
 
     @property
     def _few(self) -> int:
-        least = jax.device_count() * self.experiment.training.accumulate
+        least = jax.device_count() * self.experiment.training.config.training.accumulate
         return max(min(FEW * jax.device_count(), self.batch // 2) // least, 1) * least
 
     @cached_property
@@ -113,8 +112,8 @@ class Plan:
     def _program(self) -> Program:
         training = self.experiment.training
         return make_program(
-            training.loss, training.optimizer, training.ema_rate, seed=training.seed,
-            accumulate=training.accumulate,
+            training.loss, training.optimizer, training.ema_rate, seed=self.experiment.seed,
+            accumulate=training.config.training.accumulate,
         )  # fmt: skip
 
     def _lowered(self, batch: int) -> jax.stages.Lowered:
@@ -153,7 +152,8 @@ class Plan:
 
     def _largest_batch(self) -> int:
         """Beside the state and its copy; for each device that the batch is split over."""
-        given = self.split_state if self.experiment.training.sharded else self.needs.given
+        split = self.experiment.training.config.devices.fsdp
+        given = self.split_state if split else self.needs.given
         room = self.memory - given - self.copy
         few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
@@ -190,7 +190,7 @@ class Plan:
     @cached_property
     def derivative(self) -> Pace:
         """Of the noise prediction and its estimated divergence."""
-        model, divergence = self.experiment.model, self.experiment.evaluation.by_ode.divergence
+        model, divergence = self.experiment.model, self.experiment.by_ode.divergence
 
         def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
             probes = divergence.draw(jax.random.key(0), x)
@@ -210,8 +210,8 @@ class Plan:
 
     def _likelihood(self) -> tuple[float | None, int | None]:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
-        how = self.experiment.evaluation
-        if how.bound:
+        how = self.experiment
+        if how.evaluation.bound:
             one = self.forward if how.by_bound.matching == "denoising" else self.derivative
             return how.by_bound.draws * one.seconds, how.by_bound.draws
         if not isinstance(how.by_ode.solver, Multistep):

@@ -9,8 +9,6 @@ from jaxtyping import Float
 
 from scoremle.model import ScoreModel
 
-__all__ = ["IMAGES", "cost_of_precision"]
-
 IMAGES = 16
 
 

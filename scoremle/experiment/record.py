@@ -3,14 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from scoremle.experiment.build import FLOW_FIELDS
+from scoremle.experiment.config import flat
 from scoremle.records import Levels
 
-__all__ = [
-    "CONFIG", "DATA", "OF_DATA", "OF_THE_LEVELS", "PLACES", "THE_FLOW", "DataFacts", "Recorded",
-    "data_facts", "flat", "flow_record", "of_the_flow", "of_the_network", "of_training",
-    "training_record",
-]  # fmt: skip
+__all__ = ["PLACES", "record_of"]
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
 # another experiment, or (below) another network.
@@ -19,6 +15,8 @@ FREE = {
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
     "data.on_device", "training.on_nan", "training.rollbacks", "logging",
 }  # fmt: skip
+# Fields of a flow dequantizer's network, by their names in config.deq.
+FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
 FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
 # Fields that name places of a machine.
 PLACES = {"data.path", "eval.inception", "eval.stats"}
@@ -33,9 +31,6 @@ NOT_OF_THE_NETWORK = {
     "model.dropout", "model.ema_rate", "model.dtype", "model.remat", "model.num_scales",
 }  # fmt: skip
 
-# Facts of the data that training depends on; those that a model does.
-OF_DATA = ("levels", "data_version", "train_sha256")
-OF_THE_LEVELS = ("levels",)
 # Names in the notes of a checkpoint.
 CONFIG, DATA = "config", "data"
 
@@ -60,22 +55,11 @@ class Recorded(Protocol):
     def data(self) -> Any: ...
 
 
-def training_record(experiment: Recorded) -> dict[str, Any]:
-    """What a checkpoint of a score model says of its experiment, for its notes."""
-    return _record(experiment, of_training, OF_DATA)
-
-
-def flow_record(experiment: Recorded) -> dict[str, Any]:
-    """What a checkpoint of a flow dequantizer says of its experiment."""
-    return _record(experiment, of_the_flow, OF_THE_LEVELS)
-
-
-def _record(
-    experiment: Recorded, matters: Callable[[str], bool], of_data: tuple[str, ...]
-) -> dict[str, Any]:
-    fields, facts = flat(experiment.config), data_facts(experiment)
+def record_of(experiment: Recorded, what: str) -> dict[str, Any]:
+    """The record of an experiment in a checkpoint of its "training", or of its "flow"."""
+    facts, (matters, of_data) = data_facts(experiment), KINDS[what]
     return {
-        CONFIG: {name: value for name, value in fields.items() if matters(name)},
+        CONFIG: {name: v for name, v in flat(experiment.config).items() if matters(name)},
         DATA: {name: facts[name] for name in of_data if name in facts},
     }
 
@@ -99,12 +83,10 @@ def of_the_flow(name: str) -> bool:
     return own or name in OF_THE_FLOW or of_the_network(name)
 
 
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config by their dotted names."""
-    fields: dict[str, Any] = {}
-    for section, value in config.items():
-        if isinstance(value, dict):
-            fields |= {f"{section}.{name}": each for name, each in value.items()}
-        else:
-            fields[section] = value
-    return fields
+# Which fields, and which facts of the data, make another experiment: what can't be gone on with.
+KINDS: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
+    "training": (of_training, ("levels", "data_version", "train_sha256")),
+    "evaluation": (of_the_network, ("levels", "data_version")),
+    "flow": (of_the_flow, ("levels",)),
+    "evaluation of a flow": (THE_FLOW.__contains__, ()),
+}

@@ -3,18 +3,17 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.experiment.results import read_results, read_values
+from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import inside
 from scoremle.model import ScoreModel
 
-__all__ = ["Reference", "how_to_get", "ranks", "reference_of"]
+__all__ = ["how_to_get", "ranks", "reference_of"]
 
 EVALUATION = "eval"
 
@@ -52,15 +51,13 @@ def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "")
     kind, step = _kind(model, estimator, label), _step(place, model)
     if kind is None or step is None:
         return NOTHING
-    known = {"kind": kind, "split": "test", "step": step, "full_pass": True}
-    folder = place_of(place)
-    for name, facts in read_results(inside(folder, EVALUATION, "results.json")).items():
-        if isinstance(facts, dict) and known.items() <= facts.items():
-            values = read_values(inside(folder, EVALUATION, f"{name}.npz"), "bpd")
-            if values is not None:
-                scale: Any = facts.get("decoder_scale")
-                fitted = scale if isinstance(scale, float) else None
-                return Reference(np.sort(values.mean(axis=0)), fitted)
+    known = (kind, "test", step, True)
+    for result in measured(place_of(place), EVALUATION):
+        found = (result.kind, result.split, result.step, result.full_pass)
+        if found == known and (values := result.values) is not None:
+            scale = result.decoder_scale
+            fitted = scale if isinstance(scale, float) else None
+            return Reference(np.sort(values), fitted)
     return NOTHING
 
 

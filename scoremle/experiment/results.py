@@ -5,26 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from scoremle.errors import UserError
-from scoremle.experiment.facts import RESULTS
+from scoremle.evaluation.result import Result, check_facts
+from scoremle.experiment.consistency import Verdict
 from scoremle.experiment.lock import alone
-from scoremle.files import SEAL, read_json, read_npz, seal, write_json
-from scoremle.records import check_record
+from scoremle.files import SEAL, inside, read_json, seal, write_json
+from scoremle.records import Name, check_record
 
-__all__ = ["add_results", "measured", "read_results", "read_values"]
+__all__ = ["RESULTS", "measured", "read_results"]
+
+RESULTS = "results.json"
 
 # Seconds for others to write theirs.
 LONGEST_WAIT = 60.0
-
-
-# What is said of each result wherever it is shown.
-TOLD = (
-    "kind", "metric", "unit", "stderr", "estimator", "checkpoint", "step", "split", "images",
-    "passes", "full_pass", "augmentation", "eps",
-)  # fmt: skip
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -34,6 +27,7 @@ def read_results(path: Path) -> dict[str, Any]:
     is of another kind than it must be, such as a name that can't be one of files.
     """
     results = read_json(path) if path.exists() else {}
+    check_record(results, dict[Name, Any], path)
     for name, result in results.items():
         for label, facts in _facts(name, result):
             rest = {key: value for key, value in facts.items() if key != SEAL}
@@ -42,27 +36,24 @@ def read_results(path: Path) -> dict[str, Any]:
                     f"{path}: {name} is not as it was written: move the file away and evaluate"
                     " again; finished parts are kept"
                 )
-    check_record(results, RESULTS, path)
+        if isinstance(result, dict):
+            check_facts(result, f"{path}: {name}")
+        else:
+            check_record(result, list[Verdict] | None, f"{path}: {name}")
     return results
 
 
-def measured(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in the file that are means over images.
+def measured(folder: Path, *names: str) -> list[Result]:
+    """The results in a folder that are means over images, in the order of their making.
 
-    Raises UserError as ``read_results``, and for one that lacks what is said wherever it is shown.
+    ``names`` lead from the folder to that of the results. Raises UserError as ``read_results``,
+    and for one that lacks what is said wherever it is shown.
     """
-    results = read_results(path)
-    found = {n: r for n, r in results.items() if isinstance(r, dict) and "mean" in r}
-    for name, facts in found.items():
-        if lacking := [field for field in TOLD if field not in facts]:
-            raise UserError(f"{path}: {name} lacks {lacking[0]}; evaluate again")
-    return found
-
-
-def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:
-    """A column of the arrays of a result; None where there is none that can be read."""
-    values = (read_npz(path) or {}).get(column, np.zeros(0))
-    return values if values.ndim == 2 and values.dtype.kind == "f" else None
+    found = read_results(inside(folder, *names, RESULTS))
+    return [
+        Result.read(name, facts, inside(folder, *names))
+        for name, facts in found.items() if isinstance(facts, dict) and "mean" in facts
+    ]  # fmt: skip
 
 
 def add_results(path: Path, results: Mapping[str, Any]) -> None:

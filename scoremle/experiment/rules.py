@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
-from scoremle.experiment.config import check_types
+from scoremle.experiment.config import check_types, flat
 from scoremle.experiment.labels import ALL
 
 __all__ = ["check_values"]
@@ -66,12 +64,13 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 def check_values(config: Any) -> None:
     """Raises UserError for a value of a resolved config that can't be had."""
     check_types(config)
+    fields = flat(config)
     for name, value in ONLY.items():
-        if _field(config, name) != value:
-            raise UserError(f"{name} can only be {value!r} here, not {_field(config, name)!r}")
+        if fields[name] != value:
+            raise UserError(f"{name} can only be {value!r} here, not {fields[name]!r}")
     for words, holds, names in RULES:
         for name in names:
-            value = _field(config, name)
+            value = fields[name]
             values = value if isinstance(value, tuple) else (value,)
             if not values or not all(map(holds, values)):
                 raise UserError(f"{name} must be {words}, not {value}")
@@ -90,12 +89,12 @@ def check_values(config: Any) -> None:
             "set training.likelihood_weighting too"
         )
     for name, choices in CHOICES.items():
-        if (value := _field(config, name)) not in choices:
+        if (value := fields[name]) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
     _check_dequantization(config.eval)
     _check_label(config.eval)
-    if config.eval.solver.lower() == "rk45_reference":
+    if config.eval.solver == "rk45_reference":
         _check_published_solver(config.eval)
 
 
@@ -149,9 +148,5 @@ def _check_label(evaluation: Any) -> None:
                 f"eval.{name} does not take eval.label: unset one of the two; scoremle sample has"
                 " --label"
             )
-    if evaluation.label.lower() == ALL and evaluation.solver.lower() == "rk45_reference":
+    if evaluation.label == ALL and evaluation.solver == "rk45_reference":
         raise UserError("eval.solver=rk45_reference takes one label, not eval.label=all")
-
-
-def _field(config: Any, name: str) -> Any:
-    return reduce(getitem, name.split("."), config)

@@ -5,21 +5,21 @@ import shlex
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import scoremle
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures, statistics, tables
+from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.consistency import Correction, verdicts
-from scoremle.experiment.evaluation import Evaluation
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.measurements import Facts, Measurement, measurements
+from scoremle.experiment.measurements import Measured, Measurement
 from scoremle.experiment.precision import IMAGES, cost_of_precision
-from scoremle.experiment.results import add_results, read_results
+from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
@@ -36,9 +36,9 @@ from scoremle.terminal import in_a_line, say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["run_eval"]
-
 logger = logging.getLogger(__name__)
+
+Facts = dict[str, Any]
 
 EXTREMES = 32
 # The folder of finished parts, in that of the results.
@@ -59,52 +59,47 @@ def run_eval(
 
     Gives the results by their names, as they are in results.json.
     """
-    evaluation, chosen = experiment.evaluation, experiment.evaluation.checkpoints
-    if not evaluation.measures and not evaluation.samples:
+    evaluation = experiment.evaluation
+    if not (evaluation.suite or evaluation.enable_bpd or evaluation.enable_loss
+            or evaluation.enable_sampling):  # fmt: skip
         raise UserError(
             "nothing to evaluate: set eval.enable_bpd, eval.enable_loss or eval.enable_sampling"
         )
-    judged_by = judge(experiment.sampling, experiment.data) if evaluation.samples else None
-    workdir.check_evaluation(experiment)
-    numbers = chosen_checkpoints(workdir.snapshots, chosen.begin, chosen.end, wait=chosen.wait)
+    judged_by = judge(evaluation, experiment.data) if evaluation.enable_sampling else None
+    workdir.check(experiment, "evaluation")
+    numbers = chosen_checkpoints(
+        workdir.snapshots, evaluation.begin_ckpt, evaluation.end_ckpt, wait=evaluation.wait
+    )
     flow_workdir = Workdir(workdir.inside(deq_folder))
     flow = _restore_flow(experiment, flow_workdir)
     folder = workdir.inside(eval_folder, writing=True)
     run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
-    names: list[str] = []
+    results: list[Result] = []
     quality: dict[str, Facts] = {}
     for number in numbers:
         restored = workdir.restore(experiment.template, number)
         check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
         _say_if_older(workdir, restored)
-        measured = [run.measure(each, restored) for each in run.measurements(restored)]
-        names += [found.name for found in measured]
-        if evaluation.suite:
-            run.judge(measured, restored.number)
-        if evaluation.samples:
+        results += run.measure(restored)
+        if evaluation.enable_sampling:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
             found = {name: {**facts, **run.trainings(flow=False)} for name, facts in found.items()}
             run.write(found)
             quality |= found
     together("results")  # the first process alone has written them
     there = run.results()
-    results = {name: there[name] for name in names}
-    _report(run.folder, results, quality)
+    if results:
+        say(*results_table(results).splitlines())
+    if quality:
+        say(*quality_table(quality).splitlines())
+    if results or quality:
+        say(f"written to {folder}: {RESULTS}, arrays and pictures beside it")
     if results:
         elsewhere = [f"--eval-folder={eval_folder}"] * (eval_folder != "eval")
         say(f"next: scoremle {shlex.join(['report', str(workdir.folder), *elsewhere])}")
-    return results | quality
-
-
-def _report(folder: Path, results: dict[str, Facts], quality: dict[str, Facts]) -> None:
-    if results:
-        say(*tables.results_table(results).splitlines())
-    if quality:
-        say(*tables.quality_table(quality).splitlines())
-    if results or quality:
-        say(f"written to {folder}: results.json, arrays and pictures beside it")
+    return {found.name: there[found.name] for found in results} | quality
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:
@@ -124,35 +119,17 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
     The suite takes it where there is one. Raises UserError where one is asked for and lacks.
     """
     evaluation, store = experiment.evaluation, place.snapshots
-    trained = bool(store.numbers())
-    asked = evaluation.bpd and not evaluation.chain and evaluation.dequantization == "variational"
+    trained, variational = bool(store.numbers()), evaluation.dequantization == "variational"
+    asked = evaluation.enable_bpd and not experiment.chain and variational
     if not (trained if evaluation.suite else asked):
         return None
     if not trained:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
-    place.check_flow_evaluation(experiment)
+    place.check(experiment, "evaluation of a flow")
     template = experiment.flow_training.template()
-    restored = place.restore(template, evaluation.checkpoints.flow)
+    restored = place.restore(template, evaluation.deq_ckpt)
     check_finite(restored.tree.ema, store.path(restored.number))
     return restored
-
-
-class Measured(NamedTuple):
-    """A result by its name, of which kind it is, and its values averaged over the passes.
-
-    ``correction`` is what their mean takes for the solver.
-    """
-
-    name: str
-    kind: str
-    values: np.ndarray
-    correction: Correction
-
-
-def _correction(result: Facts) -> Correction:
-    if "correction" not in result:
-        return Correction()
-    return Correction(result["correction"], result["errors"]["solver"])
 
 
 @dataclass(frozen=True)
@@ -166,7 +143,7 @@ class EvaluationRun:
     flow: Restored | None = None
 
     @property
-    def _evaluation(self) -> Evaluation:
+    def _evaluation(self) -> Any:
         return self.experiment.evaluation
 
     @cached_property
@@ -189,11 +166,11 @@ class EvaluationRun:
     @property
     def _split(self) -> np.ndarray:
         data = self.experiment.data
-        return data.train if self._evaluation.split == "train" else data.test
+        return data.train if self._evaluation.dataset == "train" else data.test
 
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
-        return read_results(inside(self.folder, "results.json"))
+        return read_results(inside(self.folder, RESULTS))
 
     def trainings(self, *, flow: bool) -> Facts:
         """The steps of the trainings so far: the model's, and the flow's if it counts."""
@@ -205,7 +182,19 @@ class EvaluationRun:
     def write(self, results: dict[str, Any]) -> None:
         """Adds to results.json."""
         if results:
-            add_results(self.folder / "results.json", results)
+            add_results(self.folder / RESULTS, results)
+
+    def measure(self, restored: Restored) -> list[Result]:
+        """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
+        found = [(*self._measure(one, restored), one) for one in self.measurements(restored)]
+        if self._evaluation.suite:
+            checks = verdicts(
+                {one.kind: values for _, values, one in found},
+                {one.kind: _correction(result) for result, _, one in found},
+            )
+            say(*checks)
+            self.write({self._name("checks", restored.number): [asdict(each) for each in checks]})
+        return [result for result, _, _ in found]
 
     def measurements(self, restored: Restored) -> list[Measurement]:
         """The measurements of a checkpoint; a pilot chooses the solver's steps first."""
@@ -213,20 +202,20 @@ class EvaluationRun:
         model = self.experiment.model.model(restored.tree.ema)
         if evaluation.dequantization == "informed":
             decoder = self._decoder(model)
-        if evaluation.exact and evaluation.pilot:
+        if self.experiment.exact and self.experiment.pilot:
             say("choosing the solver's steps on a few images")
             choice = choose_for_images(
-                model, self._others, divergence=evaluation.by_ode.divergence,
+                model, self._others, divergence=self.experiment.by_ode.divergence,
                 # A mean of probabilities, over all labels, is not corrected.
                 mean_over=1 if evaluation.label == ALL else len(self.images),
-                passes=evaluation.passes, tolerance=evaluation.tolerance,
+                passes=evaluation.num_repeats, tolerance=evaluation.tolerance,
                 seed=self.experiment.seed ^ PILOT,
             )  # fmt: skip
             say(*tables.wrapped(str(choice)))
-        return measurements(
-            self.experiment, restored.tree.ema, flow=self.flow and self.flow.tree.ema,
-            choice=choice, decoder=decoder, folder=self.folder / PARTS,
-        )  # fmt: skip
+        flow = self.flow and self.flow.tree.ema
+        return Measured(
+            self.experiment, restored.tree.ema, self.folder / PARTS, flow, choice, decoder
+        ).measurements()
 
     def _decoder(self, model: ScoreModel) -> Informed:
         """The decoder of integers by the network, its scale fitted to the pilot's images."""
@@ -243,28 +232,18 @@ class EvaluationRun:
     def _others(self) -> np.ndarray:
         """A few images of the other split."""
         data = self.experiment.data
-        others = data.test if self._evaluation.split == "train" else data.train
+        others = data.test if self._evaluation.dataset == "train" else data.train
         return others[permutation(len(others), self.experiment.seed, PILOT)[:PILOT_IMAGES]]
 
-    def judge(self, measured: list[Measured], checkpoint: int) -> None:
-        """Says whether what must hold between the estimators of one checkpoint does."""
-        found = verdicts(
-            {each.kind: each.values for each in measured},
-            {each.kind: each.correction for each in measured},
-        )
-        say(*found)
-        name = self._name("checks", checkpoint)
-        self.write({name: [asdict(verdict) for verdict in found]})
-
-    def measure(self, one: Measurement, restored: Restored) -> Measured:
-        """Makes one measurement of one checkpoint, and writes all about it."""
+    def _measure(self, one: Measurement, restored: Restored) -> tuple[Result, np.ndarray]:
+        """Makes one measurement, and writes all about it; gives values over the passes, too."""
         evaluation = self._evaluation
         name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
         parts = self._parts(name, facts)
         check_agreed(facts)
         score = partial(
             score_images, one.model, one.estimator, self.images, dequantizer=one.dequantizer,
-            passes=evaluation.passes, seed=self.experiment.seed, parts=parts, label=name,
+            passes=evaluation.num_repeats, seed=self.experiment.seed, parts=parts, label=name,
             batch_size=min(evaluation.batch_size, len(self.images)),
         )  # fmt: skip
         found = score()
@@ -272,7 +251,7 @@ class EvaluationRun:
         self._check_finite(one, found, name)
         if one.choice and one.choice.levels:
             found = score(levels=one.choice.levels, tolerance=evaluation.tolerance)
-        result = {
+        facts = {
             "metric": found.column,
             "unit": "bits/dim" if found.column == "bpd" else "loss",
             **found.facts,
@@ -282,17 +261,18 @@ class EvaluationRun:
             "flags": self._flags,
         }
         if self.experiment.model.precision != FULL and found.column == "bpd":
-            result["precision_cost"] = self._precision_cost(one, restored, parts)
+            facts["precision_cost"] = self._precision_cost(one, restored, parts)
         if one.log_snr_edges is not None:
-            result["profile"] = statistics.profile(found.values, one.log_snr_edges)
-            title = f"{name}, {result['mean']:.3f} bits/dim: which noise levels cost them"
-            pictures.write_profile(self.folder / f"{name}_profile.png", result["profile"], title)
-        self.write({name: result})
+            facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
+            title = f"{name}, {facts['mean']:.3f} bits/dim: which noise levels cost them"
+            pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
+        self.write({name: facts})
+        result = Result.read(name, facts, self.folder)
         if "probe_bias" in found.values:
-            _warn_of_optimism(name, result)
+            _warn_of_optimism(result)
         means = found.values[found.column].mean(axis=0)
-        self._write_extremes(name, result, means)
-        return Measured(name, one.kind, means, _correction(result))
+        self._write_extremes(result, means)
+        return result, means
 
     def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> Facts:
         spec, seed = self.experiment.model.in_float32, self.experiment.seed ^ DIFFERENCES
@@ -315,7 +295,7 @@ class EvaluationRun:
         return inside(self.folder, PARTS, f"{name}_{fingerprint(facts)}", writing=True)
 
     def _name(self, kind: str, checkpoint: int) -> str:
-        return f"{kind}_{self._evaluation.split}_ckpt_{checkpoint}"
+        return f"{kind}_{self._evaluation.dataset}_ckpt_{checkpoint}"
 
     def _facts_of(self, one: Measurement, restored: Restored) -> Facts:
         facts = {"kind": one.kind, **self._facts, **one.facts, **_checkpoint_facts(restored)}
@@ -332,7 +312,7 @@ class EvaluationRun:
             "dataset": data.name,
             "levels": data.levels,
             **data.facts,
-            "split": self._evaluation.split,
+            "split": self._evaluation.dataset,
             "data_hash": content_hash(self.images),
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
@@ -352,38 +332,44 @@ class EvaluationRun:
                 f" their values are in {self.folder / name}.npz{hint}"
             )
 
-    def _write_extremes(self, name: str, result: Facts, scores: np.ndarray) -> None:
+    def _write_extremes(self, result: Result, scores: np.ndarray) -> None:
         """The likeliest and the unlikeliest images, one below the other in one picture."""
         order = np.argsort(scores)
         count = min(EXTREMES, len(order) // 2)
         if not count:
             return
-        model = f"{in_a_line(self.workdir.folder.absolute().name)} at step {result['step']:,}"
-        whole = f"{len(order):,} {result['split']} images of {result['dataset']}"
-        lowest = f"{model}: {result['estimator']}\n{count} lowest {result['unit']} of {whole}"
+        model = f"{in_a_line(self.workdir.folder.absolute().name)} at step {result.step:,}"
+        whole = f"{len(order):,} {result.split} images of {result.dataset}"
+        lowest = f"{model}: {result.noised}\n{count} lowest {result.unit} of {whole}"
         parts = [
             pictures.Part(caption, self.images[end], [f"{score:.3f}" for score in scores[end]])
             for caption, end in (
                 (lowest, order[:count]), (f"{count} highest", order[-count:][::-1])
             )
         ]  # fmt: skip
-        path = self.folder / f"{name}_likeliest_then_unlikeliest.png"
+        path = self.folder / f"{result.name}_likeliest_then_unlikeliest.png"
         pictures.write_parts(path, parts, self.experiment.data.levels, 8)
 
 
-def _warn_of_optimism(name: str, result: dict[str, Any]) -> None:
-    bias, stderr = result["mean_probe_bias"], result["stderr"] or 0.0  # bias: below zero
+def _correction(result: Result) -> Correction:
+    """The correction of the mean for its solver."""
+    errors = result.errors
+    return Correction(result.correction or 0.0, errors.solver) if errors else Correction()
+
+
+def _warn_of_optimism(result: Result) -> None:
+    bias, stderr = result.columns["mean_probe_bias"], result.stderr or 0.0  # bias: below zero
     if bias is None:
         logger.warning(
             "%s: one random probe can't tell by how much its noise makes the bound too low; "
             "set --config.eval.probes=2 or more",
-            name,
+            result.name,
         )
     elif -bias > min(MAX_BIAS, MAX_BIAS_SHARE * stderr):
         logger.warning(
             "%s: the noise of the probes makes the bound too low by about %.4f bits/dim "
             "(standard error %.4f); raise --config.eval.probes",
-            name, -bias, stderr,
+            result.name, -bias, stderr,
         )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ from scoremle.errors import UserError
 from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
-from scoremle.experiment.samplers import Sampling
 from scoremle.files import inside, write_npz
 from scoremle.numerics import check_values
 from scoremle.quality import metrics
@@ -32,8 +31,6 @@ from scoremle.quality.features import Extractor, Reference, extract, load_incept
 from scoremle.resumable import Arrays, fingerprint, in_parts
 from scoremle.terminal import say
 from scoremle.types import IntImages, Keys
-
-__all__ = ["Judge", "SamplingRun", "judge"]
 
 Facts = dict[str, Any]
 
@@ -73,30 +70,30 @@ def _measure(value: float, stderr: float | None, samples: int, reference: int) -
     return {"value": value, "stderr": stderr, "samples": samples, "reference_images": reference}
 
 
-def judge(sampling: Sampling, data: ImageSet) -> Judge | None:
+def judge(evaluation: Any, data: ImageSet) -> Judge | None:
     """What the fields name; None if samples alone are wanted. Raises UserError early."""
-    if not sampling.inception:
-        if sampling.stats:
+    if not evaluation.inception:
+        if evaluation.stats:
             raise UserError(
                 "eval.stats needs eval.inception: weights that scoremle convert-inception wrote"
             )
         return None
-    if not sampling.stats:
+    if not evaluation.stats:
         raise UserError(
             "eval.inception needs eval.stats, features of a data set; make them with: "
-            f"scoremle stats {data.name} --weights={sampling.inception} --out=STATS.npz"
+            f"scoremle stats {data.name} --weights={evaluation.inception} --out=STATS.npz"
         )
-    if sampling.number < FEWEST_IMAGES:
+    if evaluation.num_samples < FEWEST_IMAGES:
         raise UserError(f"quality needs eval.num_samples of at least {FEWEST_IMAGES}")
-    extractor = load_inception(Path(sampling.inception))
-    reference = read_reference(Path(sampling.stats), extractor)
+    extractor = load_inception(Path(evaluation.inception))
+    reference = read_reference(Path(evaluation.stats), extractor)
     if len(reference.pool) < FEWEST_IMAGES:
-        raise UserError(f"{sampling.stats} has fewer than {FEWEST_IMAGES} images")
+        raise UserError(f"{evaluation.stats} has fewer than {FEWEST_IMAGES} images")
     ours = list(data.shape)
     if reference.facts.get("shape", ours) != ours:
         raise UserError(
-            f"{sampling.stats} has features of images of shape {reference.facts['shape']}, but the"
-            f" samples have {ours}: make it anew with --image_size={ours[0]}"
+            f"{evaluation.stats} has features of images of shape {reference.facts['shape']}, but"
+            f" the samples have {ours}: make it anew with --image_size={ours[0]}"
         )
     return Judge(extractor, reference)
 
@@ -109,13 +106,9 @@ class SamplingRun:
     folder: Path
     judge: Judge | None
 
-    @property
-    def _sampling(self) -> Sampling:
-        return self.experiment.sampling
-
     @cached_property
     def _draw(self) -> Any:
-        sampler, model = self._sampling.sampler, self.experiment.model
+        sampler, model = self.experiment.sampler, self.experiment.model
 
         def draw(params: Params, keys: Keys) -> tuple[IntImages, Bool[Array, " n"]]:
             return sampler.images(model.model(params), keys)
@@ -135,7 +128,8 @@ class SamplingRun:
         return {f"quality_ckpt_{checkpoint['checkpoint']}": result}
 
     def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
-        key, size, number = jax.random.key(self.experiment.seed), self._size, self._sampling.number
+        key, size = jax.random.key(self.experiment.seed), self._size
+        number = self.experiment.evaluation.num_samples
         params = devices.replicate(params)
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
@@ -147,7 +141,7 @@ class SamplingRun:
         # Whole rounds, so that the last one is the same whatever number is asked for.
         whole = -(-number // size) * size
         drawn = in_parts(
-            draw, whole, size=size, least=size if self._sampling.sampler.mixes else 1,
+            draw, whole, size=size, least=size if self.experiment.sampler.mixes else 1,
             folder=parts, label=label, unit="sample",
         )  # fmt: skip
         return drawn["samples"][0, :number]
@@ -178,20 +172,22 @@ class SamplingRun:
     @property
     def _size(self) -> int:
         """Samples of a round: as told where they depend on one another, else over all devices."""
-        size = min(self._sampling.batch_size, self._sampling.number)
-        return size if self._sampling.sampler.mixes else devices.filled(size)
+        size = min(self.experiment.evaluation.batch_size, self.experiment.evaluation.num_samples)
+        return size if self.experiment.sampler.mixes else devices.filled(size)
 
     @property
     def _facts(self) -> Facts:
         """All that a sample depends on but the checkpoint; their number is not among it."""
-        data, model = self.experiment.data, self.experiment.model
+        data, model, config = self.experiment.data, self.experiment.model, self.experiment.config
         # What mixes the samples of a round makes its size a part of what a sample is.
-        of_round = {"round_size": self._size} if self._sampling.sampler.mixes else {}
+        of_round = {"round_size": self._size} if self.experiment.sampler.mixes else {}
         return {
             "dataset": data.name,
             "levels": data.levels,
             "sde": model.sde.describe(),
-            **self._sampling.facts,
+            "sampling": config["sampling"],
+            "nodes": config["eval"]["nodes"],
+            "num_scales": config["model"]["num_scales"],
             "precision": model.precision,
             "seed": self.experiment.seed,
             **of_round,

@@ -17,23 +17,21 @@ from scoremle import data, devices, xla
 from scoremle.core.keys import example_keys
 from scoremle.errors import Stopped, UserError
 from scoremle.evaluation import pictures, tables
-from scoremle.experiment.build import Experiment
+from scoremle.experiment.build import Experiment, logged_by
 from scoremle.experiment.config import as_fields
 from scoremle.experiment.networks import Params
-from scoremle.experiment.record import CONFIG, flow_record, training_record
+from scoremle.experiment.record import CONFIG, record_of
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
-from scoremle.training import loop, trackers, writers
+from scoremle.training import writers
 from scoremle.training.checksums import tree_hash
-from scoremle.training.memory import checked
-from scoremle.training.program import make_program
+from scoremle.training.loop import Loop
+from scoremle.training.program import checked, make_program
 from scoremle.training.step import TrainState
-
-__all__ = ["run_train", "run_train_deq"]
 
 SNAPSHOT_SAMPLES = 64
 
@@ -42,8 +40,8 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
     with workdir.alone():
         workdir.check_seen_alike(experiment)
-        workdir.check_training(experiment)
-        note = training_record(experiment)
+        workdir.check(experiment, "training")
+        note = record_of(experiment, "training")
         writer = _writer(experiment.training, workdir, note)
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
@@ -58,10 +56,8 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     with as_fields("deq"):
         training.template()  # the flow checks its fields and the size of the images
     workdir.check_seen_alike(experiment)
-    workdir.check_evaluation(experiment)
-    restored = workdir.restore(
-        experiment.training.template(), experiment.evaluation.checkpoints.for_flow
-    )
+    workdir.check(experiment, "evaluation")
+    restored = workdir.restore(experiment.training.template(), experiment.evaluation.ckpt_id)
     check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
     score, place = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
     of_score = {
@@ -71,9 +67,9 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     }
     with place.alone():
         place.check_seen_alike(experiment)
-        place.check_flow(experiment)
+        place.check(experiment, "flow")
         _check_score_model(place, of_score)
-        note = {**of_score, **flow_record(experiment)}
+        note = {**of_score, **record_of(experiment, "flow")}
         writer = _writer(training, place, note)
         state = _first_state(experiment, training, place)
         place.describe(experiment)
@@ -138,28 +134,26 @@ def _run(
     held: tuple[Params, ...] = (),
 ) -> None:
     """The loop; ``held``: parameters that are not trained."""
-    feed, places = data.feed(training.data, training.on_device), training.places
+    config, places = training.config, training.places
+    feed = data.feed(training.data, config.data.on_device)
     step = make_program(
         Partial(training.loss, *held), training.optimizer, training.ema_rate,
-        seed=training.seed, resident=feed.resident, gather=feed.gather,
-        accumulate=training.accumulate, places=places,
+        seed=config.seed, resident=feed.resident, gather=feed.gather,
+        accumulate=config.training.accumulate, places=places,
     )  # fmt: skip
-    outcome = loop.run(
-        state,
+    training_loop = Loop(
         checked(step, training.lighter),
-        feed.batch,
+        lambda k: feed.batch_of(training.data.reordered(k)),
         training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
         writer=writer,
         on_eval=_on_eval(training, held),
         on_snapshot=_on_snapshot(training, place),
-        note={"dataset": training.data.name, "seed": training.seed, **note},
-        rollback=loop.Rollback(
-            training.rollbacks, lambda k: feed.batch_of(training.data.reordered(k))
-        ),
-        places=places,
+        note={"dataset": training.data.name, "seed": config.seed, **note},
+        limit=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
     )
+    outcome = training_loop.run(state, places)
     if outcome.signal is not None:
         raise Stopped(outcome.signal)
     pictures_too = ", pictures in samples/" * (training.grid is not None)
@@ -173,15 +167,14 @@ def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writ
     """Raises UserError if a library is missing that the config names."""
     if not is_writer():
         return writers.FanOut()
-    names = set(training.logging)
+    names = {*logged_by(training.config)}
     if importlib.util.find_spec("tensorboardX"):
         names.add("tensorboard")
-    name = trackers.run_name(place.folder, training.data.name)
-    run = trackers.Run(place.folder, name, note[CONFIG])
+    run = writers.Run(place.folder, training.data.name, note[CONFIG])
     uniform = math.log2(training.data.levels)
     return writers.FanOut(
         writers.JsonLines(place.inside(LOG)),
-        *(trackers.TRACKERS[name](run) for name in sorted(names)),
+        *(writers.TRACKERS[name](run) for name in sorted(names)),
         writers.Console(training.schedule.n_iters, uniform),
     )
 
@@ -195,7 +188,7 @@ def _on_eval(
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
         # A key of its own stream, and a window that moves over the split: pure in the step.
-        key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
+        key = jax.random.fold_in(jax.random.key(training.config.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
         ema = devices.replicate(state.ema)
         found = devices.fetch(measure(*held, ema, devices.shared(x), key))
@@ -211,7 +204,7 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        keys = example_keys(jax.random.key(training.seed), SNAPSHOT_SAMPLES)
+        keys = example_keys(jax.random.key(training.config.seed), SNAPSHOT_SAMPLES)
         ema = devices.replicate(state.ema)
         samples = devices.fetch(draw(ema, devices.shared(keys)))
         path = place.inside(SAMPLES, writing=True) / f"step_{step}.png"

@@ -1,7 +1,7 @@
 """Samplers by their names, each as one function that draws."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,8 +26,6 @@ from scoremle.sampling.predictor_corrector import (
 )
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys
-
-__all__ = ["SAMPLERS", "Sampler", "SamplerFields", "Sampling"]
 
 PREDICTORS: dict[str, Predictor | None] = {
     "euler_maruyama": euler_maruyama,
@@ -54,42 +52,13 @@ class Sampler(NamedTuple):
         return draw_samples(replace(model, eps=self.eps), keys, sampler=self.draw)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How many samples are drawn in which rounds, and the files that they are judged by.
-
-    ``inception`` and ``stats`` are empty where there is none. ``facts`` are what a sample depends
-    on, in values that JSON knows.
-    """
-
-    sampler: Sampler
-    number: int
-    batch_size: int
-    inception: str
-    stats: str
-    facts: Mapping[str, Any]
-
-
-class SamplerFields(NamedTuple):
-    """What samplers are made of: fields of ``config.sampling``, by their names there."""
-
-    smallest_time: float
-    noise_removal: bool
-    steps: int
-    predictor: str
-    corrector: str
-    snr: float
-    n_steps_each: int
-    probability_flow: bool
-
-
-def _flow_sampler(how: SamplerFields, transport: Callable[..., Images], nodes: int) -> Sampler:
+def _flow_sampler(how: Any, transport: Callable[..., Images], nodes: int) -> Sampler:
     """Draws latents and takes them to samples."""
     draw = partial(ode_draw, transport=transport, denoised=how.noise_removal)
     return Sampler(draw, how.smallest_time, nodes + how.noise_removal)
 
 
-def _pc_sampler(how: SamplerFields, sde: SDE) -> Sampler:
+def _pc_sampler(how: Any, sde: SDE) -> Sampler:
     method = PredictorCorrector(
         steps=how.steps,
         predictor=choose(PREDICTORS, how.predictor, "sampling.predictor"),
@@ -104,12 +73,13 @@ def _pc_sampler(how: SamplerFields, sde: SDE) -> Sampler:
     return Sampler(draw, how.smallest_time, method.evaluations, mixes)
 
 
-def _euler_sampler(how: SamplerFields, sde: SDE) -> Sampler:
+def _euler_sampler(how: Any, sde: SDE) -> Sampler:
     draw = partial(euler_sample, steps=how.steps, denoise=how.noise_removal)
     return Sampler(draw, how.smallest_time, how.steps)
 
 
-SAMPLERS: dict[str, Callable[[SamplerFields, SDE], Sampler]] = {
+# From the fields of config.sampling, and the SDE.
+SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
     "ode": lambda how, sde: _flow_sampler(
         how, partial(ode_sample, solver=Multistep(how.steps)), nodes=how.steps + 1
     ),

@@ -16,12 +16,12 @@ from scoremle.core.arguments import as_index, check_count, check_seed
 from scoremle.errors import UserError
 from scoremle.experiment.models import load
 from scoremle.likelihood.images import Estimator
+from scoremle.likelihood.scores import INDEX, VALUES
 from scoremle.model import BATCH_SIZE, ScoreModel
 
-__all__ = ["Scorer", "index_of"]
+__all__ = ["Scorer"]
 
-IMAGE, INDEX, NAME, CONDITION = "image", "index", "name", "condition"
-VALUES = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
+IMAGE, NAME, CONDITION = "image", "name", "condition"
 
 
 class Scorer:

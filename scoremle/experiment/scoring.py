@@ -19,7 +19,7 @@ from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
 from scoremle.errors import no_chain
 from scoremle.experiment.labels import ALL, check_label, under
-from scoremle.experiment.own_model import is_own
+from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
@@ -37,7 +37,7 @@ from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["ESTIMATORS", "Prepared", "prepared", "worth_of"]
+__all__ = ["Prepared", "prepared"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.

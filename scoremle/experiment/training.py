@@ -29,8 +29,6 @@ from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
-__all__ = ["FlowObjective", "Objective", "Training"]
-
 # Folded into the seed's key in place of a step: what no step can be.
 INITIALISATION = 2**32 - 1
 EVAL_DRAWS = 4
@@ -43,29 +41,22 @@ Numbers = dict[str, Scalar]
 class Training:
     """All that the training of a network needs but the folder.
 
-    ``loss`` and ``measure`` take parameters (first those that are not trained, if there are any),
-    images and a key: what is minimised, and what is logged of averaged parameters. ``grid`` draws,
-    by a key each, the samples that are shown at each snapshot; None: none are. ``rollbacks``: how
-    often it goes back to the last good checkpoint when numbers are not finite. ``accumulate``: of
-    how many parts a batch's gradient is the mean. ``sharded``: is a state split over the devices?
-    ``lighter``: a field of the config that makes a step need less memory. ``logging``: which
-    writers get the numbers besides.
+    ``config`` has the fields of a config by their names. ``loss`` and ``measure`` take parameters
+    (first those that are not trained, if there are any), images and a key: what is minimised, and
+    what is logged of averaged parameters. ``grid`` draws, by a key each, the samples that are
+    shown at each snapshot; None: none are. ``lighter``: a field of the config that makes a step
+    need less memory.
     """
 
+    config: Any
     data: ImageSet
-    on_device: str
     init: Callable[[PRNGKey, IntImages], Params]
     loss: Callable[..., tuple[Scalar, Numbers]]
     measure: Callable[..., Numbers]
     optimizer: optax.GradientTransformation
     ema_rate: float
     schedule: Schedule
-    seed: int
-    rollbacks: int = 0
-    accumulate: int = 1
-    sharded: bool = False
     lighter: str | None = None
-    logging: tuple[str, ...] = ()
     grid: Callable[[Params, Keys], IntImages] | None = None
 
     def init_state(self) -> TrainState:
@@ -92,11 +83,11 @@ class Training:
     @property
     def places(self) -> Any:
         """Where the arrays of a state lie while it is trained."""
-        return devices.shardings(self.template(), sharded=self.sharded)
+        return devices.shardings(self.template(), sharded=self.config.devices.fsdp)
 
     def _params(self, images: IntImages) -> Params:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
-        key = jax.random.fold_in(jax.random.key(self.seed, impl="rbg"), INITIALISATION)
+        key = jax.random.fold_in(jax.random.key(self.config.seed, impl="rbg"), INITIALISATION)
         return self.init(key, images)
 
 

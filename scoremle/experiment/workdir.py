@@ -31,24 +31,11 @@ import jax
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
-from scoremle.experiment.build import Experiment
-from scoremle.experiment.config import RECORD, REMEDY, recorded_config
+from scoremle.experiment import record
+from scoremle.experiment.config import RECORD, REMEDY, flat, recorded_config
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import alone
-from scoremle.experiment.record import (
-    CONFIG,
-    DATA,
-    OF_DATA,
-    OF_THE_LEVELS,
-    THE_FLOW,
-    DataFacts,
-    Recorded,
-    data_facts,
-    flat,
-    of_the_flow,
-    of_the_network,
-    of_training,
-)
+from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
 from scoremle.files import inside, read_sealed, write_sealed
 from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
@@ -119,7 +106,7 @@ class Workdir:
         """Is there a checkpoint?"""
         return bool(self.snapshots.numbers() or self.preemption.numbers())
 
-    def check_seen_alike(self, experiment: Experiment) -> None:
+    def check_seen_alike(self, experiment: Recorded) -> None:
         """Raises UserError if the processes of a run see other data or checkpoints."""
         there = {store.folder.name: store.numbers() for store in (self.snapshots, self.preemption)}
         check_agreed({**data_facts(experiment), **there})
@@ -208,32 +195,23 @@ class Workdir:
         write_sealed(self.config_path, experiment.config)
         write_sealed(self.data_path, data_facts(experiment))
 
-    def check_training(self, experiment: Experiment) -> None:
-        """Raises UserError if training would go on from another experiment."""
-        self._check(experiment, of_training, OF_DATA)
-        for name, value in self._stated().items():
+    def check(self, experiment: Recorded, what: str) -> None:
+        """Raises UserError if what lies here is not of the experiment.
+
+        Args:
+            experiment: whose network, or training, it may be.
+            what: is to be gone on with, one of ``record.KINDS``. A model that was imported is
+                measured on whatever images it is made for.
+        """
+        if self.imported:
+            return
+        self._check(experiment, *record.KINDS[what])
+        for name, value in self._stated().items() if what == "training" else ():
             if (given := _field(experiment, name)) != value:
                 logger.warning(
                     "%s was trained with %s=%s, as its name says, and goes on with %s",
                     self.folder, name, value, given,
                 )  # fmt: skip
-
-    def check_evaluation(self, experiment: Experiment) -> None:
-        """Raises UserError if the checkpoints are not of the experiment's network and data.
-
-        A model that was imported is measured on whatever images it is made for.
-        """
-        if self.imported:
-            return
-        self._check(experiment, of_the_network, ("levels", "data_version"))
-
-    def check_flow(self, experiment: Experiment) -> None:
-        """Raises UserError if training would go on from another flow dequantizer."""
-        self._check(experiment, of_the_flow, OF_THE_LEVELS)
-
-    def check_flow_evaluation(self, experiment: Experiment) -> None:
-        """Raises UserError if the checkpoints are not of the experiment's flow."""
-        self._check(experiment, lambda name: name in THE_FLOW, ())
 
     def _hint(self) -> str:
         published = self.snapshots.published()
@@ -246,7 +224,7 @@ class Workdir:
         return known.fields if known else {}
 
     def _check(
-        self, experiment: Experiment, matters: Callable[[str], bool], of_data: tuple[str, ...]
+        self, experiment: Recorded, matters: Callable[[str], bool], of_data: tuple[str, ...]
     ) -> None:
         stated = {n: value for n, value in self._stated().items() if of_the_network(n)}
         if flags := [f"{n}={v}" for n, v in stated.items() if _field(experiment, n) != v]:
@@ -276,7 +254,7 @@ class Workdir:
         facts: dict[str, Any] = {}
         for path, meta in islice(self._notes(), 1):
             self._compare(meta, path)
-            config, facts = meta.get(CONFIG, {}), meta.get(DATA, {})
+            config, facts = meta.get(record.CONFIG, {}), meta.get(record.DATA, {})
         return config | flat(self._read_config()), facts | self._read_data()
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -292,8 +270,8 @@ class Workdir:
     def _compare(self, meta: dict[str, Any], path: Path) -> None:
         """Raises UserError if config.json or data.json says other than a checkpoint's notes."""
         files = (
-            (self.config_path, flat(self._read_config()), meta.get(CONFIG, {})),
-            (self.data_path, self._read_data(), meta.get(DATA, {})),
+            (self.config_path, flat(self._read_config()), meta.get(record.CONFIG, {})),
+            (self.data_path, self._read_data(), meta.get(record.DATA, {})),
         )
         for file, stated, known in files:
             different = [name for name in known if stated.get(name, known[name]) != known[name]]
@@ -315,9 +293,8 @@ class Workdir:
         return found
 
 
-def _field(experiment: Experiment, name: str) -> Any:
-    section, _, field = name.partition(".")
-    value = experiment.config[section][field]
+def _field(experiment: Recorded, name: str) -> Any:
+    value = flat(experiment.config)[name]
     return value.lower() if isinstance(value, str) else value
 
 

@@ -4,7 +4,8 @@ In results.json the fields have the names that they have here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ Values = dict[str, Float[np.ndarray, "passes _n *more"]]
 
 # Random errors of an image, which shrink with the number of images and passes.
 RANDOM = ("probe_stderr", "draw_stderr")
+# Fields of a mean that is corrected for its solver.
+CORRECTED = ("uncorrected_mean", "correction", "errors", "level_nodes", "level_images")
+# Parts of the error of such a mean, as they are printed.
+PARTS = ("images", "probes", "draws", "solver")
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,74 @@ class Mean:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, those of ``columns`` among them; without what it lacks."""
-        own = {name: value for name, value in asdict(self).items() if name != "columns"}
-        if self.errors is None:
-            names = ("uncorrected_mean", "correction", "errors", "level_nodes", "level_images")
-            own = {name: value for name, value in own.items() if name not in names}
+        without = ("columns", *CORRECTED) if self.errors is None else ("columns",)
+        own = {name: value for name, value in asdict(self).items() if name not in without}
         return own | dict(self.columns)
+
+    @staticmethod
+    def fields_of_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a mean, by what ``to_json`` gives."""
+        columns = {
+            name: value for name, value in facts.items()
+            if name.startswith("mean_") or name.endswith("_of_mean")
+        }  # fmt: skip
+        names = ("mean", "stderr", "noise_stderr", "images", "passes", *CORRECTED)
+        own = {name: facts[name] for name in names if name in facts}
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+        if errors := facts.get("errors"):
+            own["errors"] = Errors(**{each.name: errors[each.name] for each in fields(Errors)})
+        return own | {"columns": columns}
+
+    @property
+    def evaluations(self) -> float | None:
+        """Evaluations of the network for an image, if that is known."""
+        return self.columns.get("mean_nfe")
+
+    @property
+    def solver_error(self) -> float | None:
+        """The bound on the error of an ODE's solver, in the mean over single images."""
+        return self.columns.get("mean_solver_error")
+
+    @property
+    def solver_of_mean(self) -> float | None:
+        """The bound on the solver's error of the mean, or else as far as known of an image."""
+        errors = self.errors
+        return 2 * errors.solver + errors.finest_bias if errors else self.solver_error
+
+    @property
+    def from_draws(self) -> float | None:
+        """The part of ``stderr`` that random probes or times leave, or else all that is random."""
+        kind = next((kind for kind in RANDOM if f"{kind}_of_mean" in self.columns), "")
+        found = self.columns.get(f"{kind}_of_mean")
+        return self.noise_stderr if found is None else found
+
+    def in_parts(self) -> list[str]:
+        """Lines about a corrected mean: its making, and the parts of its error; else none."""
+        if (errors := self.errors) is None:
+            return []
+        nodes, images = self.level_nodes, self.level_images
+        differences = ", ".join(
+            f"{coarse} to {fine} nodes on {m} images"
+            for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
+        )
+        known = {name: error for name in PARTS if (error := getattr(errors, name)) is not None}
+        parts = [f"{name} {error:.5f}" for name, error in known.items()]
+        parts.append(f"all together {errors.all:.5f}")
+        if errors.this_set is not None:
+            parts.append(f"without that of the images {errors.this_set:.5f}")
+        unknown = " and ".join(name for name in PARTS if name not in known)
+        corrected = (
+            f"mean over images {self.mean:.5f} = {self.uncorrected_mean:.5f} at {nodes[0]} nodes"
+            f" {self.correction:+.5f} of correction, by differences of {differences}"
+        )
+        uncorrected = f"mean over images {self.mean:.5f}, all at {nodes[0]} nodes"
+        return [
+            corrected if nodes[1:] else uncorrected,
+            f"standard error of this mean by source: {', '.join(parts)}"
+            + f"; the parts of {unknown} can't be told from so few passes" * bool(unknown),
+            f"the solver's error with {nodes[-1]} nodes comes on top: at most"
+            f" {errors.finest_bias:.5f} bits/dim",
+        ]
 
 
 def standard_error(variance: np.floating, count: int) -> float:

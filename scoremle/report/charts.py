@@ -14,32 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.evaluation.figures import (
-    ABOVE,
-    COLOURS,
-    INK,
-    LINES,
-    Z95,
-    Draw,
-    draw_profile,
-    drawn,
-)
+from scoremle.evaluation import figures
+from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, Draw
 from scoremle.files import write_atomically
 from scoremle.training.writers import Row
-
-__all__ = [
-    "Chart",
-    "differences",
-    "estimators",
-    "histogram",
-    "latents",
-    "learning_rate",
-    "losses",
-    "profile",
-    "solver_nodes",
-    "training_bpd",
-    "training_column",
-]
 
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
 VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
@@ -74,7 +52,7 @@ class Chart:
 
     def svg(self) -> str:
         """An ``svg`` element for a page: colours by the page, identifiers of its own."""
-        body = drawn(self.draw, "svg", background="none").decode()
+        body = figures.drawn(self.draw, "svg", background="none").decode()
         body = body[body.index("<svg") :]
         for colour, variable in VARIABLES.items():
             body = body.replace(colour, f"var(--{variable})")
@@ -84,7 +62,7 @@ class Chart:
     def write(self, folder: Path) -> None:
         """Writes NAME.svg and NAME.png, with the title, on white."""
         for kind in ("svg", "png"):
-            content = drawn(self.draw, kind, title=self.title)
+            content = figures.drawn(self.draw, kind, title=self.title)
             with write_atomically(folder / f"{self.name}.{kind}") as temporary:
                 temporary.write_bytes(content)
 
@@ -121,10 +99,8 @@ def losses(rows: Sequence[Row]) -> Chart:
             if not len(steps):
                 continue
             axes.plot(steps, values, ".", color=COLOURS[colour], alpha=0.25, markersize=3)
-            axes.plot(
-                steps, _smooth(values, _half(len(values))), "-" if colour == 0 else "--",
-                color=COLOURS[colour], label=label,
-            )  # fmt: skip
+            line = _smooth(values, _half(len(values)))
+            axes.plot(steps, line, ("-", "--")[colour], color=COLOURS[colour], label=label)
         axes.set(xlabel="step", ylabel="loss")
         axes.legend(**ABOVE)
 
@@ -241,7 +217,7 @@ def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Cha
         " dequantization, and nothing can be known of it. Bars: 95 % intervals over the images."
         " Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
-        partial(draw_profile, profile=found),
+        partial(figures.draw_profile, profile=found),
     )  # fmt: skip
 
 
@@ -304,16 +280,6 @@ def latents(
 
 def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
     """Means of several estimators with 95 % intervals; (mean, stderr, is it a bound?) by name."""
-
-    def draw(axes: Any) -> None:
-        for i, (mean, stderr, bound) in enumerate(results.values()):
-            axes.errorbar(
-                mean, i, xerr=Z95 * stderr, fmt="<" if bound else "o",
-                color=COLOURS[1 if bound else 0], capsize=3,
-            )  # fmt: skip
-        axes.set_yticks(range(len(results)), list(results))
-        axes.set(xlabel="bits/dim", ylim=(len(results) - 0.5, -0.5))
-
     parts = (f"{name} {mean:.4f} ± {Z95 * e:.4f}" for name, (mean, e, _) in results.items())
     return Chart(
         "estimators", "Estimators of the same number",
@@ -321,7 +287,7 @@ def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
         " differ by less than their bars say. Round: a likelihood. Triangle: a bound, which the"
         " likelihood lies left of.",
         f"bits/dim by estimator: {'; '.join(parts)}.",
-        draw,
+        partial(_draw_intervals, rows=results, label="bits/dim"),
     )  # fmt: skip
 
 
@@ -329,11 +295,9 @@ def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
     """Means and standard errors of paired differences of bits/dim, by the name of the second."""
 
     def draw(axes: Any) -> None:
-        for i, (mean, stderr) in enumerate(found.values()):
-            axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o", color=COLOURS[0], capsize=3)
+        rows = {name: (*of_mean, False) for name, of_mean in found.items()}
+        _draw_intervals(axes, rows, "difference, bits/dim")
         axes.axvline(0, color=INK, linestyle="--")
-        axes.set_yticks(range(len(found)), list(found))
-        axes.set(xlabel="difference, bits/dim", ylim=(len(found) - 0.5, -0.5))
 
     told = "; ".join(f"{name} {mean:+.4f} ± {Z95 * e:.4f}" for name, (mean, e) in found.items())
     return Chart(
@@ -343,3 +307,13 @@ def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
         f"Paired differences of bits/dim: {told}.",
         draw,
     )  # fmt: skip
+
+
+def _draw_intervals(
+    axes: Any, rows: Mapping[str, tuple[float, float, bool]], label: str
+) -> None:
+    """A row for each name: its mean with a 95 % interval, as a triangle if it is a bound."""
+    for i, (mean, stderr, bound) in enumerate(rows.values()):
+        axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o<"[bound], color=COLOURS[bound], capsize=3)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))

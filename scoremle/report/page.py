@@ -14,8 +14,6 @@ from scoremle.files import write_atomically
 from scoremle.report.charts import Chart
 from scoremle.terminal import in_a_line, in_html
 
-__all__ = ["Card", "Page", "Picture"]
-
 STYLE = (Path(__file__).parent / "page.css").read_text()
 # Shows the cards of a gallery whose name has what was typed.
 SEARCH = """

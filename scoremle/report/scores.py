@@ -1,18 +1,18 @@
 """A page of scores: the images in the order of their bits/dim, each with its error."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from PIL import Image
 
+from scoremle.evaluation.pictures import as_png
 from scoremle.experiment.score_table import Row, in_digits
 from scoremle.report.page import Card, Page, Picture
 
-__all__ = ["MEANING", "About", "write_page"]
+__all__ = ["About", "write_page"]
 
 # What the numbers say, and what they do not.
 MEANING = (
@@ -89,16 +89,6 @@ def _card(row: Row, about: About, low: float, high: float) -> Card:
         facts = [f"rank {numbers['rank']}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     places = [(value - low) / (high - low) for value in ends]
-    picture = Picture(_png(row, about.levels), "; ".join([told, *facts]), f"{name}: {told}")
+    png = as_png(cast(np.ndarray, row.image), about.levels, SIDE)
+    picture = Picture(png, "; ".join([told, *facts]), f"{name}: {told}")
     return Card(picture, name, *places)
-
-
-def _png(row: Row, levels: int) -> bytes:
-    """The image as the model takes it, no larger than it is shown."""
-    assert row.image is not None
-    pixels = np.round(row.image * (255 / (levels - 1))).astype(np.uint8)
-    image = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
-    image.thumbnail((SIDE, SIDE))
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

@@ -1,27 +1,26 @@
 """The sections of a report: which question each answers, and from what."""
 
-import io
 import platform
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 import scoremle
 from scoremle.bounded import MAX_PICTURE
-from scoremle.evaluation import baselines, tables
+from scoremle.evaluation import baselines
+from scoremle.evaluation.pictures import as_png
+from scoremle.evaluation.result import Result
 from scoremle.files import read_bytes
 from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
-from scoremle.report.subject import Result, Subject, paired
+from scoremle.report.subject import Subject, paired
 from scoremle.zoo.families import FAMILIES
-
-__all__ = ["compare", "tell"]
 
 # Images of either end; grids of samples over the training.
 ENDS, GRIDS = 12, 6
@@ -56,7 +55,7 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     page.section("Side by side")
     found = [(subject, subject.main_result) for subject in subjects]
     rows = [
-        (s.name, "not evaluated", "", "", "") if r is None else (s.name, *_row(r)[1:4], _what(r))
+        (s.name, *((*r.in_cells()[:3], r.noised) if r else ("not evaluated", "", "", "")))
         for s, r in found
     ]
     page.table(("working directory", "bits/dim", "std. error", "NFE", "what it is"), rows,
@@ -78,27 +77,6 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     return chart
 
 
-def _row(result: Result) -> tuple[str, ...]:
-    facts = result.facts
-    nfe, solver = facts.get("mean_nfe"), facts.get("mean_solver_error")
-    return (
-        result.kind,
-        f"{facts['mean']:.4f}",
-        "" if np.isnan(result.stderr) else f"{result.stderr:.4f}",
-        "" if nfe is None else f"{nfe:.0f}",
-        "" if solver is None else f"{solver:.4f}",
-        facts["unit"],
-    )
-
-
-def _what(result: Result) -> str:
-    facts = result.facts
-    words = [facts.get("estimator", result.name)]
-    if "dequantizer" in facts:
-        words.append(f"{facts['dequantizer']} dequantization")
-    return ", ".join(words)
-
-
 def _results(page: Page, subject: Subject) -> list[Chart]:
     page.section("Results")
     if not subject.results:
@@ -109,13 +87,13 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         return []
     page.table(
         ("result", "value", "std. error", "NFE", "solver's error", "unit"),
-        map(_row, subject.results),
-        f"Checkpoint {subject.results[0].facts['checkpoint']}, step"
-        f" {subject.results[0].facts['step']:,}. The standard error is over images. The solver's"
-        " error is that of one image in the mean, and does not shrink with their number.",
+        ((r.kind, *r.in_cells(), r.unit) for r in subject.results),
+        f"Checkpoint {subject.results[0].checkpoint}, step {subject.results[0].step:,}. The"
+        " standard error is over images. The solver's error is that of one image in the mean, and"
+        " does not shrink with their number.",
     )
     for each in subject.results:
-        for line in tables.mean_in_parts(each.facts):
+        for line in each.in_parts():
             page.text(f"{each.kind}: {line}.")
     if subject.checks:
         page.table(
@@ -128,10 +106,10 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     drawn = []
     if len(in_bits) > 1:
         drawn.append(charts.estimators(
-            {r.kind: (r.facts["mean"], r.stderr, r.is_bound) for r in in_bits}
+            {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in in_bits}
         ))  # fmt: skip
-    profiles = [(r.kind, r.facts["profile"]) for r in in_bits if "profile" in r.facts]
-    drawn += [charts.profile(i, *profile) for i, profile in enumerate(profiles, 1)]
+    profiles = [(r.kind, cast(Any, r.profile)) for r in in_bits if r.profile]
+    drawn += [charts.profile(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
     if result := subject.main_result:
         drawn += _of_the_ode(subject, result)
     page.charts(drawn)
@@ -140,9 +118,10 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
 
 def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
     """Charts of how well it was solved, and of what it makes of the images."""
-    choice = result.facts.get("solver_choice") or {}
-    if tried := [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]:
-        yield charts.solver_nodes(tried, choice["nodes"], choice["images"])
+    if choice := result.solver_choice:
+        tried = [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]
+        if tried:
+            yield charts.solver_nodes(tried, choice["nodes"], choice["images"])
     found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
     square, neighbours = (None if each is None else each[0] for each in found)
     if square is not None and neighbours is not None:
@@ -154,13 +133,12 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
     result = subject.main_result
     if result is None or result.values is None:
         return []
-    correction = result.facts.get("correction")
     page.section(
         "Images",
         f"By the result {result.kind}. A likely image is not always a typical one: simple and"
         " smooth pictures are likely whatever they show. So both ends are worth a look."
-        + (f" The mean was corrected by {correction:+.4f}, the values of single images were not."
-           if correction else ""),
+        + (f" The mean was corrected by {result.correction:+.4f}, the values of single images were"
+           " not." if result.correction else ""),
     )  # fmt: skip
     images = subject.images(result)
     if isinstance(images, str):
@@ -194,10 +172,8 @@ def _pictures(
     images: UInt8[np.ndarray, "n h w c"], values: np.ndarray, chosen: np.ndarray, levels: int
 ) -> Iterable[Picture]:
     for i in chosen:
-        content, pixels = io.BytesIO(), np.round(images[i] * (255 / (levels - 1)))
-        Image.fromarray(pixels.astype(np.uint8).squeeze()).save(content, format="PNG")
         told = f"{values[i]:.3f}"
-        yield Picture(content.getvalue(), told, f"image {i}: {told} bits/dim")
+        yield Picture(as_png(images[i], levels), told, f"image {i}: {told} bits/dim")
 
 
 def _samples(page: Page, subject: Subject) -> None:
@@ -244,16 +220,14 @@ def _curves(subject: Subject) -> Iterator[Chart]:
 def _protocol(page: Page, subject: Subject) -> None:
     page.section("What these numbers are")
     if result := subject.main_result:
-        facts = result.facts
-        whole = "the whole split" if facts["full_pass"] else "not the whole split"
         page.text(
-            f"{result.kind}: {facts['estimator']}; {facts.get('dequantizer', 'no')}"
-            f" dequantization; importance samples K = {facts.get('importance_samples', 1)};"
-            f" {facts['images']:,} {facts['split']} images ({whole}); passes: {facts['passes']};"
-            f" augmentation: {facts['augmentation']}; smallest time {facts['eps']:g}."
+            f"{result.kind}: {result.in_words()}; importance samples K ="
+            f" {result.importance_samples or 1}; augmentation: {result.augmentation}; smallest"
+            f" time {result.eps:g}."
         )
+        identity = ((name, getattr(result, name)) for name in IDENTITY)
         page.table(("what", "value"), (
-            (name, str(facts[name])) for name in IDENTITY if name in facts
+            (name, str(value)) for name, value in identity if value not in ("", None)
         ), "What a comparison needs.")  # fmt: skip
     device = jax.devices()[0]
     page.table(("what", "version"), (
@@ -272,15 +246,14 @@ def _again(subject: Subject) -> Iterator[str]:
     elsewhere = [f"--eval-folder={subject.eval_folder}"] * (subject.eval_folder != "eval")
     fields: dict[str, object] = {}
     if result := subject.main_result:
-        facts = result.facts
-        asked = {n: v for n, v in facts.get("flags", {}).items() if n not in NOT_AGAIN}
+        asked = {n: v for n, v in result.flags.items() if n not in NOT_AGAIN}
         fields = asked | {
-            "end_ckpt": facts["checkpoint"],
-            **({} if facts["full_pass"] else {"num_images": facts["images"]}),
-            **({} if facts["split"] == "test" else {"dataset": facts["split"]}),
-            "num_repeats": facts["passes"],
-            **({"bound": True} if facts.get("model") == "SDE" else {}),
-            **({"label": facts["label"]} if "label" in facts else {}),
+            "end_ckpt": result.checkpoint,
+            **({} if result.full_pass else {"num_images": result.images}),
+            **({} if result.split == "test" else {"dataset": result.split}),
+            "num_repeats": result.passes,
+            **({"bound": True} if result.model == "SDE" else {}),
+            **({"label": result.label} if result.label else {}),
         }
     flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
     yield f"scoremle {shlex.join(['eval', str(subject.folder), *flags, *elsewhere])}"

@@ -3,23 +3,24 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
+from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
 from scoremle.experiment.imported import Imported
-from scoremle.experiment.results import measured, read_results, read_values
+from scoremle.experiment.results import RESULTS, measured, read_results
 from scoremle.experiment.rules import check_values
 from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
 from scoremle.files import inside, read_bytes
@@ -27,66 +28,14 @@ from scoremle.records import is_of
 from scoremle.terminal import in_a_line
 from scoremle.training.writers import Row
 
-__all__ = ["Result", "Subject", "paired"]
-
-RESULTS = "results.json"
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result of an evaluation: its name, and what results.json says of it."""
-
-    name: str
-    facts: Mapping[str, Any]
-    folder: Path
-
-    @property
-    def kind(self) -> str:
-        """Estimator, dequantizer and number of draws, in a word."""
-        return self.facts["kind"]
-
-    @property
-    def is_bpd(self) -> bool:
-        """Is it bits/dim?"""
-        return self.facts.get("unit") == "bits/dim"
-
-    @property
-    def is_bound(self) -> bool:
-        """Is it an upper bound on bits/dim by design?"""
-        return "bound" in self.kind or self.facts.get("importance_samples", 1) > 1
-
-    @property
-    def stderr(self) -> float:
-        """The standard error over images; NaN of one image."""
-        return float(self.facts["stderr"] or np.nan)
-
-    @cached_property
-    def values(self) -> Float[np.ndarray, " n"] | None:
-        """Values of images, averaged over the passes; None where there is no such file."""
-        values = self.column(self.facts["metric"])
-        return None if values is None else values.mean(axis=0)
-
-    def column(self, name: str) -> Float[np.ndarray, "passes n"] | None:
-        """An array beside the result; None where there is none.
-
-        Raises UserError for one of other images than the result, or with no finite number.
-        """
-        path = inside(self.folder, f"{self.name}.npz")
-        values, wanted = read_values(path, name), (self.facts["passes"], self.facts["images"])
-        if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
-            raise UserError(
-                f"{path}: {name} has no finite number for each of {wanted[1]} images in each of"
-                f" {wanted[0]} passes, as {self.folder / RESULTS} says: evaluate again"
-            )
-        return values
 
 
 def paired(first: Result, second: Result) -> Difference | None:
     """A comparison image by image; None where the images or their noise are not the same."""
     a, b = first.values, second.values
-    alike = all(first.facts.get(name) == second.facts.get(name) for name in ALIKE)
+    alike = all(getattr(first, name) == getattr(second, name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
     return difference(a, b)
@@ -135,19 +84,15 @@ class Subject:
         lines = content.decode(errors="replace").splitlines()
         return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
-    @property
-    def _results_path(self) -> Path:
-        return inside(self.folder, self.eval_folder, RESULTS)
-
     @cached_property
     def results(self) -> list[Result]:
         """Results of the newest checkpoint that was evaluated, in the order of their making.
 
         Raises UserError for one that lacks what the page tells.
         """
-        found, folder = measured(self._results_path), inside(self.folder, self.eval_folder)
-        newest = max((r["checkpoint"] for r in found.values()), default=None)
-        return [Result(n, r, folder) for n, r in found.items() if r["checkpoint"] == newest]
+        found = measured(self.folder, self.eval_folder)
+        newest = max((result.checkpoint for result in found), default=None)
+        return [result for result in found if result.checkpoint == newest]
 
     @property
     def main_result(self) -> Result | None:
@@ -158,7 +103,7 @@ class Subject:
     @property
     def checks(self) -> list[Mapping[str, Any]]:
         """Verdicts on what must hold between the estimators."""
-        found = read_results(self._results_path).values()
+        found = read_results(inside(self.folder, self.eval_folder, RESULTS)).values()
         return [verdict for checks in found if isinstance(checks, list) for verdict in checks]
 
     @cached_property
@@ -173,10 +118,10 @@ class Subject:
         """Those that a result is about, or in a line why they can't be had here."""
         if isinstance(self.data, str):
             return self.data
-        split = self.data.train if result.facts["split"] == "train" else self.data.test
-        if len(split) < result.facts["images"]:
+        split = self.data.train if result.split == "train" else self.data.test
+        if len(split) < result.images:
             return f"the data set that is here has {len(split)} images of that split"
-        return split[: result.facts["images"]]
+        return split[: result.images]
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
@@ -194,9 +139,11 @@ class Subject:
 
     def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
         """The package's config that differs least, and the fields that differ: its value, ours."""
+        ours = config.flat(self.config).items()
+
         def differences(name: str) -> dict[str, tuple[Any, Any]]:
-            theirs = dict(_flat(config.published_config(name, {})))
-            return {n: (theirs.get(n), v) for n, v in _flat(self.config) if theirs.get(n) != v}
+            theirs = config.flat(config.published_config(name, {}))
+            return {n: (theirs.get(n), v) for n, v in ours if theirs.get(n) != v}
 
         found = {name: differences(name) for name in config.NAMED}
         nearest = min(found, key=lambda name: len(found[name]))
@@ -218,11 +165,3 @@ def _row(line: str, where: str) -> Row:
 def _is_number_or_none(value: Any) -> bool:
     """As the log has them: null for what is not finite."""
     return value is None or (is_of(value, float) and math.isfinite(value))
-
-
-def _flat(fields: ConfigDict) -> Iterator[tuple[str, Any]]:
-    for section, value in fields.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{section}.{name}", inner) for name, inner in value.items())
-        else:
-            yield section, value

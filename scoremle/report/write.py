@@ -12,7 +12,7 @@ from scoremle.report import sections
 from scoremle.report.page import Page
 from scoremle.report.subject import Subject
 
-__all__ = ["CHARTS", "MADE_BY", "check_own", "write_report"]
+__all__ = ["CHARTS", "write_report"]
 
 # The folder of the charts, beside the page.
 CHARTS = "charts"

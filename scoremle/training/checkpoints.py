@@ -21,28 +21,13 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import numpy as np
 
+from scoremle import files
 from scoremle.bounded import LONGEST_JSON, MAX_MODEL, array_bytes, check_ratio
 from scoremle.devices import part_axis
 from scoremle.errors import UserError
-from scoremle.files import (
-    SEAL,
-    inside,
-    is_writer,
-    make_folder,
-    opened,
-    seal,
-    sync,
-    sync_all,
-    writing,
-)
 from scoremle.records import Count, Number, check_record
-from scoremle.training.checksums import (
-    hash_of,
-    named_leaves,
-    part_axes,
-    part_hashes,
-    same_parts,
-)
+from scoremle.training import checksums
+from scoremle.training.checksums import named_leaves
 from scoremle.training.quiet import quiet
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves"]
@@ -134,24 +119,24 @@ class Checkpoints:
         all else. It returns there when everything is on disk. Killed at any moment, or without
         power, it leaves the other checkpoints, and of this number the old one or the new one.
         """
-        if not (is_writer() or part_axes(named_leaves(tree))):
+        if not (files.is_writer() or checksums.part_axes(named_leaves(tree))):
             return
         place = self._place(number)
         new = place.with_suffix(".new")
-        with writing(place):
-            if is_writer():
-                make_folder(self.folder)
+        with files.writing(place):
+            if files.is_writer():
+                files.make_folder(self.folder)
                 self._sweep()
             _write(new, jax.tree.map(_as_saved, tree), meta)
-            if is_writer():
-                sync_all(new)
+            if files.is_writer():
+                files.sync_all(new)
                 self._put(new, place)
 
     def _put(self, new: Path, place: Path) -> None:
         """Gives a checkpoint its place, and removes those that are too many."""
         self._make_way(place)
         new.rename(place)
-        sync(self.folder)
+        files.sync(self.folder)
         for number in self.own()[: -self.keep] if self.keep else []:
             # Renamed first: a deletion cut short must not look like a damaged checkpoint.
             self._make_way(self._place(number))
@@ -223,7 +208,7 @@ class Checkpoints:
     def _read_record(self, number: int) -> dict[str, Any]:
         """The record of a checkpoint. Raises Damaged for one that can't be trusted."""
         path = self.path(number)
-        _check_plain(inside(self.folder, path.name))
+        _check_plain(files.inside(self.folder, path.name))
         return _read_record(path)
 
     def _place(self, number: int) -> Path:
@@ -280,15 +265,15 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 
     quiet()
     named = named_leaves(tree)
-    axes = part_axes(named)
+    axes = checksums.part_axes(named)
     record: dict[str, Any]
-    record = {"meta": meta, "leaves": leaves(tree), "tree_hash": hash_of(named, axes)}
+    record = {"meta": meta, "leaves": leaves(tree), "tree_hash": checksums.hash_of(named, axes)}
     items = {"state": ocp.args.StandardSave(tree)}
     if axes:
         record |= {"axes": axes, "devices": jax.device_count()}
-        items["parts"] = ocp.args.StandardSave({SHA256: part_hashes(named, axes)})
+        items["parts"] = ocp.args.StandardSave({SHA256: checksums.part_hashes(named, axes)})
     record = json.loads(json.dumps(record))  # as it will be read: the seal is taken of that
-    items["record"] = ocp.args.JsonSave({**record, SEAL: seal(record)})
+    items["record"] = ocp.args.JsonSave({**record, files.SEAL: files.seal(record)})
     if axes:
         _meet()
     this = jax.process_index()
@@ -325,7 +310,8 @@ def _check_plain(path: Path) -> None:
     try:
         for place in path.rglob("*"):
             if place.is_symlink() or not place.is_dir():
-                opened(place, MAX_MODEL if place.parent.name == "d" else LONGEST_JSON).close()
+                most = MAX_MODEL if place.parent.name == "d" else LONGEST_JSON
+                files.opened(place, most).close()
     except (OSError, UserError) as error:
         raise Damaged(str(error)) from None
 
@@ -357,7 +343,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     record = _read(path, record=ocp.args.JsonRestore()).record
-    if not isinstance(record, dict) or record.pop(SEAL, None) != seal(record):
+    if not isinstance(record, dict) or record.pop(files.SEAL, None) != files.seal(record):
         raise Damaged("its record has been altered")
     try:
         check_record(record, _RecordOfParts, "its record")
@@ -375,7 +361,7 @@ def _read_tree(path: Path, template: Any) -> Any:
 def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]) -> None:
     """Raises Damaged if the arrays are not what was saved."""
     axes = record.get("axes", {})
-    if hash_of(named, axes) != record["tree_hash"]:
+    if checksums.hash_of(named, axes) != record["tree_hash"]:
         raise Damaged("checksum differs")
     if axes and not _same_parts(path, named, axes, record["devices"]):
         raise Damaged("checksum of a part differs")
@@ -389,7 +375,7 @@ def _same_parts(
     wanted = {SHA256: np.broadcast_to(np.uint8(), (count, len(axes), 32))}
     hashes = _read(path, parts=ocp.args.StandardRestore(wanted)).parts
     with _damage():
-        return same_parts(named, axes, hashes[SHA256])
+        return checksums.same_parts(named, axes, hashes[SHA256])
 
 
 def _as_wanted(leaf: Any) -> Any:

@@ -10,7 +10,7 @@ import optax
 from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import Stopped
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.loop import Schedule, run
+from scoremle.training.loop import Loop, Schedule
 from scoremle.training.program import make_program
 from scoremle.training.step import Loss, Params, init_state
 from scoremle.training.writers import Console
@@ -64,15 +64,15 @@ def fit(
     check_count("steps", steps)
     check_count("every", every)
     check_number("ema_rate", ema_rate, 0, 1)
-    outcome = run(
-        init_state(jax.tree.map(jnp.asarray, params), optimizer),
+    training = Loop(
         make_program(loss, optimizer, ema_rate, seed=seed),
-        batch,
+        lambda _: batch,
         Schedule(steps, 1, every, steps, every, every),
         preemption=None if folder is None else Checkpoints(Path(folder), keep=2),
         writer=Console(steps),
         note={"seed": seed},
     )
+    outcome = training.run(init_state(jax.tree.map(jnp.asarray, params), optimizer))
     if outcome.signal is not None:
         raise Stopped(outcome.signal)
     return outcome.state.ema

@@ -28,7 +28,7 @@ from scoremle.training.saving import Saving
 from scoremle.training.step import Batches, Step, TrainState
 from scoremle.training.writers import Writer
 
-__all__ = ["Rollback", "Schedule", "run"]
+__all__ = ["Loop", "Schedule"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,105 +93,92 @@ class Schedule:
         return step // self.snapshot_freq
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollback:
-    """Rollback to the last good checkpoint, when numbers are not finite.
-
-    It happens ``limit`` times at most. ``batch(k)`` gives the batches after the k-th time:
-    the same images in another order.
-    """
-
-    limit: int
-    batch: Callable[[int], Batch]
-
-
 class Diverged(UserError):
     """A loss, a gradient or a parameter is not a finite number."""
 
 
-def run(
-    state: TrainState,
-    step: Step,
-    batch: Batch,
-    schedule: Schedule,
-    *,
-    writer: Writer,
-    note: dict[str, Any],
-    snapshots: Checkpoints | None = None,
-    preemption: Checkpoints | None = None,
-    on_eval: OnEval | None = None,
-    on_snapshot: OnSnapshot = lambda state, step: None,
-    rollback: Rollback | None = None,
-    places: Any = None,
-) -> Outcome:
-    """Train to ``n_iters`` steps, from the newest whole pre-emption checkpoint if there is one.
-
-    ``state`` is the beginning otherwise, and is used up; where there is such a checkpoint, its
-    shapes are enough. ``places`` are the shardings of its arrays; None: whole on each device.
-    Nothing is saved in a store that is None. Callbacks get the state and its step and must not
-    keep the state; what ``on_eval`` returns is logged. ``note`` (JSON) is written into each
-    checkpoint beside the step. Training goes on while a checkpoint is written. At SIGTERM or
-    Ctrl-C the call at work is finished and saved; when this returns, all is on disk.
-    Raises UserError, and saves nothing, when the loss, its gradient or a parameter is not finite
-    and ``rollback`` is None or used up.
-    """
-    places = places or devices.shardings(state, sharded=False)
-    template = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state, places,
-    )  # fmt: skip
-    training = _Run(
-        state, step, batch, schedule, snapshots, preemption, writer, on_eval, on_snapshot, note,
-        rollback or Rollback(0, lambda k: batch),
-    )  # fmt: skip
-    if preemption and preemption.latest() is not None:
-        training.restore(preemption, template)
-        say(f"going on from step {training.at}, {training.saved}")
-    else:
-        training.at = int(state.step)
-    training.state = devices.put(training.state, places)
-    if jax.process_count() > 1:  # a hash takes seconds
-        named = named_leaves(training.state)
-        begin = {"step": training.at, "hash of the state": hash_of(named, part_axes(named))}
-        processes.check_agreed({**note, **begin})
-    with _signals() as signals, contextlib.closing(writer), training.saves:
-        while not training.ended:
-            try:
-                training.go_on(signals)
-            except Diverged as error:
-                training.go_back(error, template)
-    if training.finished:
-        return Outcome(training.state, None)
-    if preemption:
-        say(f"saved step {training.at} to {training.saved}; run the same command to go on")
-    return Outcome(training.state, signals[0])
-
-
 @dataclasses.dataclass
-class _Run:
-    """A training under way: ``at`` so many steps, the last of them since a row not fetched yet.
+class Loop:
+    """Trains to ``n_iters`` steps, and goes on where an earlier run stopped.
 
-    ``newest``: the checkpoint to go on from, which may still be written.
+    A checkpoint (JSON) holds ``note`` beside the step. Training goes on while one is written. At
+    SIGTERM or Ctrl-C the call at work is finished and saved.
+
+    Args:
+        step: makes the steps of a call.
+        batches: gives the batches after the k-th time that it goes back: the same images in
+            another order. The 0-th are those to begin with.
+        schedule: when what is done.
+        writer: takes the rows of numbers.
+        note: what is written into each checkpoint.
+        snapshots: the store of checkpoints to evaluate; None: none are saved.
+        preemption: the store of those to go on from; None: none are saved.
+        on_eval: gives numbers of a state and its step, which are logged; must not keep the state.
+        on_snapshot: is called with a state and its step; must not keep the state.
+        limit: how often, at most, it goes back to the last good checkpoint where the loss, its
+            gradient or a parameter is not finite.
     """
 
-    state: TrainState
     step: Step
-    batch: Batch
+    batches: Callable[[int], Batch]
     schedule: Schedule
-    snapshots: Checkpoints | None
-    preemption: Checkpoints | None
     writer: Writer
-    on_eval: OnEval | None
-    on_snapshot: OnSnapshot
     note: dict[str, Any]
-    rollback: Rollback
-    at: int = 0
-    newest: int | None = None
-    rollbacks: int = 0
-    ended: bool = False
-    saves: Saving = dataclasses.field(default_factory=Saving)
-    pending: list[Numbers] = dataclasses.field(default_factory=list)
-    watch: "_Watch" = dataclasses.field(default_factory=lambda: _Watch())
+    snapshots: Checkpoints | None = None
+    preemption: Checkpoints | None = None
+    on_eval: OnEval | None = None
+    on_snapshot: OnSnapshot = lambda state, step: None
+    limit: int = 0
+
+    # While it runs: at so many steps, the last of them since a row not fetched yet.
+    state: TrainState = dataclasses.field(init=False)
+    at: int = dataclasses.field(init=False, default=0)
+    # The checkpoint to go on from, which may still be written.
+    newest: int | None = dataclasses.field(init=False, default=None)
+    rollbacks: int = dataclasses.field(init=False, default=0)
+    ended: bool = dataclasses.field(init=False, default=False)
+    saves: Saving = dataclasses.field(init=False, default_factory=Saving)
+    pending: list[Numbers] = dataclasses.field(init=False, default_factory=list)
+    watch: "_Watch" = dataclasses.field(init=False, default_factory=lambda: _Watch())
+
+    def run(self, state: TrainState, places: Any = None) -> Outcome:
+        """Trains from the newest whole checkpoint for pre-emption, or else from ``state``.
+
+        Args:
+            state: the beginning, which is used up. Where there is a checkpoint, its shapes are
+                enough.
+            places: the shardings of its arrays; None: whole on each device.
+
+        When it returns, all is on disk. Raises UserError, and saves nothing, when numbers are not
+        finite and it can't go back.
+        """
+        places = places or devices.shardings(state, sharded=False)
+        template = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            state, places,
+        )  # fmt: skip
+        self.state = state
+        if self.preemption and self.preemption.latest() is not None:
+            self.restore(self.preemption, template)
+            say(f"going on from step {self.at}, {self.saved}")
+        else:
+            self.at = int(state.step)
+        self.state = devices.put(self.state, places)
+        if jax.process_count() > 1:  # a hash takes seconds
+            named = named_leaves(self.state)
+            begin = {"step": self.at, "hash of the state": hash_of(named, part_axes(named))}
+            processes.check_agreed({**self.note, **begin})
+        with _signals() as signals, contextlib.closing(self.writer), self.saves:
+            while not self.ended:
+                try:
+                    self.go_on(signals)
+                except Diverged as error:
+                    self.go_back(error, template)
+        if self.finished:
+            return Outcome(self.state, None)
+        if self.preemption:
+            say(f"saved step {self.at} to {self.saved}; run the same command to go on")
+        return Outcome(self.state, signals[0])
 
     @property
     def finished(self) -> bool:
@@ -223,26 +210,26 @@ class _Run:
         if unwritten and not all(len(unwritten.get(name, ())) for name in (*CHECKED, *unwritten)):
             raise UserError(f"{store.path(number)}: {UNWRITTEN} lacks a number")
         self.pending = [unwritten] if unwritten else []
-        if rollbacks := max(self.rollbacks, meta.get("rollbacks", 0)):
-            self.rollbacks, self.batch = rollbacks, self.rollback.batch(rollbacks)
+        self.rollbacks = max(self.rollbacks, meta.get("rollbacks", 0))
 
     def go_back(self, error: Diverged, template: TrainState) -> None:
         """Rolls back to the last good checkpoint; raises the error without one or at the limit."""
-        if not self.preemption or not self.saved or self.rollbacks >= self.rollback.limit:
+        if not self.preemption or not self.saved or self.rollbacks >= self.limit:
             raise error
         self.rollbacks += 1
         self.restore(self.preemption, template)
         say(
             f"{str(error).partition(':')[0]}: back to step {self.at}, {self.saved}, with another"
-            f" order of the images ({self.rollbacks} of at most {self.rollback.limit} times)"
+            f" order of the images ({self.rollbacks} of at most {self.limit} times)"
         )
 
     def go_on(self, signals: list[int]) -> None:
         """Trains to the end, or to the first boundary after a signal."""
         self.writer.rewind(self.at)
+        batch = self.batches(self.rollbacks)
         while not self.finished and not self.ended:
             group = self.schedule.group(self.at)
-            self.state, metrics = self.step(self.state, _stack(self.batch, group))
+            self.state, metrics = self.step(self.state, _stack(batch, group))
             # One call computes while the next is prepared: no further ahead, nothing fetched yet.
             jax.block_until_ready(self.pending[-1:])
             if self.pending:

@@ -1,41 +1,62 @@
-"""Writers of the numbers of a training: files, TensorBoard, the terminal.
+"""Writers of the numbers of a training: files, the terminal, TensorBoard, and trackers.
 
 A row is one step's numbers by name. Evaluation numbers are called ``eval_...``. All writers share
 one protocol, so that the training loop has only one of them: a ``FanOut``.
+
+In wandb, trackio and MLflow a run is named after its folder and its data set. What it is known by
+in a library is kept in the folder, so that a training that goes on continues the run it began.
+Where the numbers go, to a server or to files, is set as the library has it, such as by
+``WANDB_MODE=offline``, ``TRACKIO_DIR`` or ``MLFLOW_TRACKING_URI``.
 """
 
+import abc
+import importlib
 import json
 import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+from scoremle import files
 from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
-from scoremle.files import handle_of, read_bytes, sync, write_atomically, writing
+from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import is_of
 
-__all__ = ["Console", "FanOut", "JsonLines", "Row", "Writer"]
+__all__ = ["TRACKERS", "Console", "FanOut", "JsonLines", "Row", "Run", "Writer"]
+
+PROJECT = "scoremle"
+# The file in a run's folder that says what it is known by, for each library.
+KEPT = "logged.json"
 
 Row = dict[str, float]
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """``rewind`` at the start, ``write`` and ``at`` in order of steps, ``close`` at the end."""
+class Writer:
+    """Takes rows in order of steps: ``rewind`` at the start, ``close`` at the end.
+
+    By itself it does nothing with them.
+    """
 
     def rewind(self, step: int) -> None:
-        """Begin after ``step``, and forget what an earlier run wrote beyond it."""
+        """Begins after ``step``, and forgets what an earlier run wrote beyond it."""
 
-    def write(self, step: int, row: Row) -> None: ...
+    def write(self, step: int, row: Row) -> None:
+        """Takes a row."""
 
     def at(self, step: int, doing: str = "") -> None:
         """The steps before this one are done, and now something else is, if it is named."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Takes no more."""
 
 
-class FanOut:
+class FanOut(Writer):
     """Several writers as one."""
 
     def __init__(self, *writers: Writer) -> None:
@@ -58,31 +79,25 @@ class FanOut:
             writer.close()
 
 
-class JsonLines:
+class JsonLines(Writer):
     """One JSON object a line: ``{"step": 100, "loss": 0.12, ...}``; null if not finite."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def rewind(self, step: int) -> None:
-        old = read_bytes(self._path, MAX_TEXT) if self._path.exists() else b""
+        old = files.read_bytes(self._path, MAX_TEXT) if self._path.exists() else b""
         lines = old.decode(errors="replace").splitlines()
         kept = [line + "\n" for line in lines if _step_of(line) <= step]
-        with write_atomically(self._path) as new:
+        with files.write_atomically(self._path) as new:
             new.write_text("".join(kept))
 
     def write(self, step: int, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
-        with writing(self._path):
+        with files.writing(self._path):
             with open(self._path, "a", opener=handle_of) as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
-            sync(self._path)  # a checkpoint that comes later leaves no gap behind it
-
-    def at(self, step: int, doing: str = "") -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+            files.sync(self._path)  # a checkpoint that comes later leaves no gap behind it
 
 
 def _step_of(line: str) -> float:
@@ -94,7 +109,7 @@ def _step_of(line: str) -> float:
     return step if is_of(step, float) else math.inf
 
 
-class TensorBoard:
+class TensorBoard(Writer):
     """Event files for TensorBoard; needs the extra ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
@@ -113,20 +128,17 @@ class TensorBoard:
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, row: Row) -> None:
-        with writing(self._folder):
+        with files.writing(self._folder):
             for name, value in row.items():
                 self._writer.add_scalar(name, value, step)
 
-    def at(self, step: int, doing: str = "") -> None:
-        pass
-
     def close(self) -> None:
         if self._writer:
-            with writing(self._folder):
+            with files.writing(self._folder):
                 self._writer.close()
 
 
-class Console:
+class Console(Writer):
     """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row.
 
     bits/dim that do not beat the ``uniform`` distribution come too early: the averaged parameters
@@ -160,3 +172,129 @@ class Console:
 
     def close(self) -> None:
         self._progress.close()
+
+
+# In the books of other libraries -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training as a library is told of it: folder, data set, and config by dotted names."""
+
+    folder: Path
+    dataset: str
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name that a reader knows it by."""
+        return f"{self.folder.resolve().name} {self.dataset}"
+
+
+class Tracker(Writer):
+    """A run in a library, begun at the first ``rewind``. Raises UserError if that is missing."""
+
+    def __init__(self, library: str, run: Run) -> None:
+        try:
+            self._module: Any = importlib.import_module(library)
+        except ImportError:
+            raise UserError(
+                f"logging={library} needs that library: pip install {library}"
+            ) from None
+        self._library, self._run, self._begun = library, run, False
+
+    def rewind(self, step: int) -> None:
+        """A library forgets nothing: of rows that come again, it keeps what it likes."""
+        if not self._begun:
+            path = self._run.folder / KEPT
+            kept = files.read_json(files.inside(path.parent, KEPT)) if path.exists() else {}
+            known = kept.get(self._library)
+            if not isinstance(known, str | None):
+                raise UserError(f"{path}: {self._library} must be text: mend it, or remove it")
+            with self._mistakes():
+                found = self._begin(known)
+            if known != found:
+                files.write_json(path, {**kept, self._library: found})
+            self._begun = True
+
+    def write(self, step: int, row: Row) -> None:
+        with self._mistakes():
+            self._log(step, row)
+
+    def close(self) -> None:
+        if self._begun:
+            with self._mistakes():
+                self._finish()
+            self._begun = False
+
+    @contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Whatever a library says against it, such as that nobody logged in, becomes one line."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(f"logging={self._library}: {type(error).__name__}: {error}") from error
+
+    @abc.abstractmethod
+    def _begin(self, known: str | None) -> str:
+        """Begins the run, or goes on with the known one; gives what it is known by."""
+
+    @abc.abstractmethod
+    def _log(self, step: int, row: Row) -> None: ...
+
+    @abc.abstractmethod
+    def _finish(self) -> None: ...
+
+
+class LikeWandb(Tracker):
+    """wandb, and trackio, which is called like it but knows a run by its name."""
+
+    def _begin(self, known: str | None) -> str:
+        run = self._run
+        mark = known or secrets.token_hex(4)
+        names = {"name": f"{run.name} {mark}"}
+        if self._library == "wandb":
+            names = {"name": run.name, "id": mark, "dir": str(run.folder)}
+        self._module.init(project=PROJECT, resume="allow", config=dict(run.config), **names)
+        return mark
+
+    def _log(self, step: int, row: Row) -> None:
+        self._module.log(row, step=step)
+
+    def _finish(self) -> None:
+        self._module.finish()
+
+
+class MLflow(Tracker):
+    """A run of the experiment ``scoremle``."""
+
+    def _begin(self, known: str | None) -> str:
+        self._client = self._module.MlflowClient()
+        if known:
+            self._client.update_run(known, status="RUNNING")
+        self._id = known or self._new()
+        return self._id
+
+    def _new(self) -> str:
+        there = self._client.get_experiment_by_name(PROJECT)
+        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        new = self._client.create_run(experiment, run_name=self._run.name).info.run_id
+        for name, value in self._run.config.items():
+            self._client.log_param(new, name, value)
+        return new
+
+    def _log(self, step: int, row: Row) -> None:
+        now, metric = int(time.time() * 1000), self._module.entities.Metric
+        metrics = [metric(name, value, now, step) for name, value in row.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def _finish(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+TRACKERS: dict[str, Callable[[Run], Writer]] = {
+    "tensorboard": lambda run: TensorBoard(run.folder / "tensorboard"),
+    "wandb": lambda run: LikeWandb("wandb", run),
+    "trackio": lambda run: LikeWandb("trackio", run),
+    "mlflow": lambda run: MLflow("mlflow", run),
+}

@@ -21,6 +21,7 @@ from scoremle.cli.commands.data import DATASETS, FITS
 from scoremle.cli.commands.sample import SAMPLERS
 from scoremle.cli.commands.score import ESTIMATORS
 from scoremle.cli.flags import MEANINGS
+from scoremle.data.readers import fits
 from scoremle.experiment import samplers, scoring
 from scoremle.experiment.configs import NAMED
 
@@ -41,7 +42,7 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
 
 def test_names_that_stand_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
-    assert tuple(data.FITS) == FITS
+    assert tuple(fits.FITS) == FITS
     assert scoring.ESTIMATORS == ESTIMATORS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.reported import result
 
 from scoremle.cli import main as cli
 from scoremle.experiment import score_table
@@ -17,8 +18,8 @@ DIFFERENCE = (B - A).mean(axis=0)
 
 
 def facts(checkpoint: int, data_hash: str = "same", metric: str = "bpd") -> dict:
-    return {"metric": metric, "checkpoint": checkpoint, "data_hash": data_hash,
-            "mean_solver_error": 0.001}  # fmt: skip
+    return result("exact", A, checkpoint, metric=metric, data_hash=data_hash, passes=2,
+                  images=50, mean_solver_error=0.001)  # fmt: skip
 
 
 def evaluated(folder, values, checkpoint=1, kind="exact", **changes):

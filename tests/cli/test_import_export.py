@@ -144,7 +144,7 @@ def test_a_card_says_what_was_measured_of_the_checkpoint(tiny, tmp_path, capsys)
     assert cli.main(["export", str(workdir), str(path), "--card"]) == 0
     text = (tmp_path / "x.safetensors.md").read_text()
     assert f"its card: {path}.md" in capsys.readouterr().out
-    row = f"{result['mean']:.4f} loss | {result['stderr']:.4f} |  | 30 test images, not the whole"
+    row = f"{result['mean']:.4f} loss | {result['stderr']:.4f} |  | 30 test images (not the whole"
     assert text.count(row) == 1
     assert "| data | digits: 8x8x1, 17 grey levels |" in text and "scoremle score x.saf" in text
     again = ["export", str(workdir), str(path), "--card", "--checkpoint=1"]

@@ -205,7 +205,7 @@ def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, ima
     assert run("eval", workdir, *flags) == 0
     told, name = capsys.readouterr().out, f"exact_label_{label}_test_ckpt_0"
     words = "mean over 10 labels" if label == "all" else "label 7"
-    assert f"{name}: exact by the ODE, {words}; 1 probe;" in told
+    assert f"{name}: exact by the ODE, {words}, uniform dequantization; 1 probe;" in told
     result = json.loads((workdir / "eval/results.json").read_text())[name]
     assert result["label"] == label and result["kind"] == f"exact_label_{label}"
     model = scoremle.load(file)

@@ -9,7 +9,7 @@ import pytest
 
 from scoremle.cli import main as cli
 from scoremle.core.keys import image_keys
-from scoremle.experiment.own_model import own_model
+from scoremle.experiment.models import load
 
 MODEL = """
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def score(tmp_path, capfd, monkeypatch):
 def test_points_have_the_librarys_values_and_errors(score):
     code, told, said, table = score(X, "--repeats=3", "--seed=5", "--json")
     assert code == 0 and [row["point"] for row in table] == [*map(str, range(7))]
-    model = own_model("mine.py:model")
+    model = load("mine.py:model")
     passes = [
         model.log_prob(X, image_keys(jax.random.fold_in(jax.random.key(5), i), np.arange(7)))
         for i in range(3)
@@ -87,7 +87,7 @@ def test_points_without_log_p_are_refused_or_left_out(score):
     notes = [row["note"] for row in table]
     assert [i for i, note in enumerate(notes) if note] == [2, 4]
     assert "bijector" in notes[4] and table[4]["log_prob"] == ""
-    alone = own_model("mine.py:positive").log_prob(
+    alone = load("mine.py:positive").log_prob(
         points[[6]], image_keys(jax.random.fold_in(jax.random.key(0), 0), np.asarray([6]))
     )
     assert float(table[6]["log_prob"]) == pytest.approx(float(alone.log_prob[0]), abs=1e-3)

@@ -19,9 +19,10 @@ from scoremle import data
 from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
-from scoremle.training.loop import Schedule, run
+from scoremle.training.loop import Loop, Schedule
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state
+from scoremle.training.writers import Writer
 
 feeds = importlib.import_module("scoremle.data.feed")  # data.feed is the function
 
@@ -138,19 +139,17 @@ def trained(images: ImageSet, on_device: str, folder: Path):
     )
     state, rows = init_state(worker.init_params(), worker.optimizer()), []
 
-    class Writer:
-        rewind = staticmethod(lambda step: None)
-        write = staticmethod(lambda step, row: rows.append(row))
-        at = staticmethod(lambda step, doing="": None)
-        close = staticmethod(lambda: None)
+    class Kept(Writer):
+        def write(self, step, row):
+            rows.append(row)
 
-    outcome = run(
-        state, step, feed.batch, Schedule(15, 3, 3, 100, 100, 100),
+    training = Loop(
+        step, lambda k: feed.batch_of(images.reordered(k)), Schedule(15, 3, 3, 100, 100, 100),
         snapshots=worker.Checkpoints(folder / "a", keep=None),
-        preemption=worker.Checkpoints(folder / "b", keep=2), writer=Writer(),
+        preemption=worker.Checkpoints(folder / "b", keep=2), writer=Kept(),
         on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},
     )  # fmt: skip
-    return worker.tree_hash(outcome.state), rows
+    return worker.tree_hash(training.run(state).state), rows
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -483,10 +483,10 @@ def test_results_and_workdirs_know_their_images(tiny, tmp_path):
         place = Workdir(tmp_path / name)
         experiment = build(place.config())
         with pytest.raises(UserError, match=f"another experiment: {name} was '?{other}'? and is"):
-            place.check_training(experiment)
+            place.check(experiment, "training")
         if name != "train_sha256":
             with pytest.raises(UserError, match="another experiment"):
-                place.check_evaluation(experiment)
+                place.check(experiment, "evaluation")
     # The same facts are in results.json.
     run = EvaluationRun(experiment, tmp_path, Workdir(tmp_path), Workdir(tmp_path))
     assert digits.facts.items() <= run._facts.items()

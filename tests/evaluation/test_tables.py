@@ -1,11 +1,13 @@
 """Pictures pixel by pixel, and what the tables say."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from scoremle.evaluation import result
 from scoremle.evaluation.pictures import (
     Part,
     image_grid,
@@ -13,9 +15,15 @@ from scoremle.evaluation.pictures import (
     write_parts,
     write_profile,
 )
-from scoremle.evaluation.tables import results_table, table
+from scoremle.evaluation.result import Result
+from scoremle.evaluation.tables import table
 
 WHITE = 255
+
+
+def results_table(results):
+    found = [Result.read(name, facts, Path()) for name, facts in results.items()]
+    return result.results_table(found)
 
 
 def read(path) -> np.ndarray:
@@ -147,7 +155,8 @@ def exact():
         "dequantizer": "uniform", "divergence": "Hutchinson()", "probes": 2,
         "images": 360, "split": "test", "full_pass": True, "passes": 1,
         "probe_stderr_of_mean": 0.00123, "mean_solver_error": 0.00045, "mean_nfe": 33.0,
-        "noise_stderr": None, "seconds_per_image": 0.012, "step": 800,
+        "noise_stderr": None, "seconds_per_image": 0.012, "step": 800, "kind": "exact",
+        "metric": "bpd", "checkpoint": 1, "augmentation": "none", "eps": 1e-5,
     }  # fmt: skip
 
 
@@ -164,7 +173,7 @@ def test_results_say_the_value_its_errors_and_what_it_is(exact):
     assert (name, value, stderr) == ("exact_test_ckpt_3", "2.3457 bits/dim", "0.0123")
     assert (random, solver, nfe, pace) == ("0.00123", "0.00045", "33", "0.012")
     assert what == (
-        "exact_test_ckpt_3: exact for p_eps; 2 probes; uniform dequantization; 360 test images,"
+        "exact_test_ckpt_3: exact for p_eps, uniform dequantization; 2 probes; 360 test images,"
         " 1 pass; step 800"
     )
     assert "not the whole split" not in text
@@ -174,7 +183,7 @@ def test_results_say_what_a_pilot_measured_of_the_solver(exact):
     choice = {"solver_bias": -0.00221, "solver_bias_stderr": 0.00087, "images": 8}
     what = results_table({"exact": exact | {"solver_choice": choice}}).splitlines()[-1]
     told = "solver: estimate minus truth -0.0022 +- 0.0009 in the mean of 8 images"
-    assert f"; 2 probes; {told}; uniform" in what
+    assert f"; 2 probes; {told}; 360" in what
 
 
 @pytest.mark.parametrize(
@@ -243,7 +252,7 @@ def test_a_bound_shows_its_draws_and_their_error(exact):
     row, what = results_table({"bound": bound}).splitlines()[-2:]
     assert "0.00321" in row
     assert " 72 " in row
-    assert what.startswith("bound: variational bound; sliced score matching; no dequantization; ")
+    assert what.startswith("bound: variational bound, no dequantization; sliced score matching; ")
 
 
 def test_the_exact_trace_and_probes_read_differently(exact):

@@ -148,20 +148,19 @@ def test_images_that_are_padded_are_said(capsys):
 
 def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
     """The loop gets as many times as the fields say, and batches in another order."""
-    assert digits().training.rollbacks == 0
-    experiment = digits("training.on_nan=Rollback", "training.rollbacks=2")
-    assert experiment.training.rollbacks == 2
-    given = {}
+    given = []
 
-    def run(state, *_, **options):
-        given.update(options)
+    def run(training, state, places):
+        given.append(training)
         return loop.Outcome(state, None)
 
-    monkeypatch.setattr(loop, "run", run)
-    run_train(experiment, Workdir(tmp_path / "w"))
-    images, rollback = experiment.training.data, given["rollback"]
-    assert rollback.limit == 2
-    found = rollback.batch(1)(3)
+    monkeypatch.setattr(loop.Loop, "run", run)
+    for name, fields in (("a", ()), ("b", ("training.on_nan=Rollback", "training.rollbacks=2"))):
+        experiment = digits(*fields)
+        run_train(experiment, Workdir(tmp_path / name))
+    images, (without, training) = experiment.training.data, given
+    assert (without.limit, training.limit) == (0, 2)
+    found = training.batches(1)(3)
     np.testing.assert_array_equal(found.indices, images.reordered(1).indices(3))
     assert (found.indices != images.indices(3)).any()
 
@@ -225,7 +224,7 @@ def test_names_of_choices_in_upper_case():
 
 def test_estimators_and_solvers():
     def estimators(*fields):
-        return digits(*fields).evaluation
+        return digits(*fields)
 
     default = estimators("eval.nodes=9", "eval.probes=3")
     assert default.by_ode == ByOde(Hutchinson(3), Multistep(9))
@@ -428,7 +427,7 @@ def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeyp
 )
 def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
     experiment = digits(*(f"sampling.{field}" for field in fields))
-    sampler, sde = experiment.sampling.sampler, experiment.model.sde
+    sampler, sde = experiment.sampler, experiment.model.sde
     calls = []
 
     def noise(x, t):
@@ -453,7 +452,7 @@ def test_noise_removal_ends_at_the_estimate_of_the_data(method):
         return x / sde.sigma(t)[:, None]
 
     def spread(experiment):
-        sampler = experiment.sampling.sampler
+        sampler = experiment.sampler
         draw = jax.jit(lambda key: sampler.draw(noise, sde, key, (500, 2), eps=sampler.eps))
         return draw(jax.random.key(1)).std()
 

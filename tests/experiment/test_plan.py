@@ -16,9 +16,8 @@ from scoremle.errors import UserError
 from scoremle.experiment import plan as planning
 from scoremle.experiment.build import build
 from scoremle.experiment.plan import Pace, Plan
-from scoremle.training import memory as module
-from scoremle.training.memory import checked, largest_batch
-from scoremle.training.program import make_program
+from scoremle.training import program as module
+from scoremle.training.program import checked, largest_batch, make_program
 from scoremle.training.step import init_state, make_optimizer
 
 PARAMETERS = 1000

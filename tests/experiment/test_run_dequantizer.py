@@ -4,15 +4,18 @@ import dataclasses
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.oracles import SDES, schedule64
+from helpers.reported import result
 from helpers.tiny_runs import PROTOCOL, evaluate, mistake, npz, run
 
 import scoremle
+from scoremle.evaluation.result import Result
 from scoremle.experiment import run_eval
 from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.likelihood.images import ByOde
@@ -115,15 +118,18 @@ def test_several_samples_make_a_tighter_bound(tiny, capfd):
 
 
 def test_optimism_is_warned_of_where_it_is_seen(caplog):
-    warn = run_eval._warn_of_optimism
+    def warn(bias, stderr):
+        facts = result("exact_k10", np.ones((1, 40)), mean_probe_bias=bias, stderr=stderr)
+        run_eval._warn_of_optimism(Result.read("x", facts, Path()))
+
     for bias, stderr in ((0.004, 0.1), (0.0009, 0.005), (0.0, None)):
-        warn("x", {"mean_probe_bias": -bias, "stderr": stderr})
+        warn(-bias, stderr)
     assert not caplog.records
     for bias, stderr in ((0.006, 0.1), (0.0011, 0.005)):
         with caplog.at_level(logging.WARNING):
-            warn("x", {"mean_probe_bias": -bias, "stderr": stderr})
+            warn(-bias, stderr)
         assert f"too low by about {bias:.4f} bits/dim" in caplog.records[-1].getMessage()
-    warn("x", {"mean_probe_bias": None, "stderr": 0.1})
+    warn(None, 0.1)
     assert "one random probe can't tell" in caplog.records[-1].getMessage()
 
 

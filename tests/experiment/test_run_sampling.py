@@ -15,7 +15,7 @@ from helpers.tiny_runs import TINY
 
 from scoremle import devices
 from scoremle.cli import main as cli
-from scoremle.evaluation import tables
+from scoremle.evaluation.result import quality_table
 from scoremle.experiment.run_sampling import Judge, SamplingRun
 from scoremle.quality import features, metrics
 from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference, load_inception
@@ -132,7 +132,7 @@ def test_the_published_weights_have_the_right_to_the_names():
     assert abs(measures["FID"]["value"]) < 1e-9
     result = {"measures": measures, **extractor.facts, "reference": judge.reference.facts}
     result["step"] = 20
-    table = tables.quality_table({"quality_ckpt_1": result})
+    table = quality_table({"quality_ckpt_1": result})
     assert re.search(r"^quality_ckpt_1  KID .* 40 +40$", table, re.MULTILINE)
     assert "reference: cifar10.npz, origin unknown" in table
 

@@ -14,7 +14,7 @@ from helpers.printed import assert_printed, column
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
-from scoremle.experiment.measurements import measurements
+from scoremle.experiment.measurements import Measured
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.images import ByBound, ByOde
@@ -186,11 +186,14 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     model = model_of(tmp_path, "ranged")
     by_ode, by_bound = ByOde(solver=model.solver), ByBound(4)
     evaluation = SimpleNamespace(
-        by_ode=by_ode, by_bound=by_bound, dequantization="informed", label="", suite=False,
-        bpd=True, bound=bound, loss=False, chain=None, bound_times="log_snr",
+        dequantization="informed", label="", suite=False, enable_bpd=True, bound=bound,
+        enable_loss=False, bound_times="log_snr",
     )  # fmt: skip
-    experiment = SimpleNamespace(evaluation=evaluation, model=ImportedSpec.of(model, {}, ""))
-    (found,) = measurements(experiment, model, decoder=model.decoder, folder=tmp_path)
+    experiment = SimpleNamespace(
+        evaluation=evaluation, by_ode=by_ode, by_bound=by_bound, chain=None, objective=None,
+        model=ImportedSpec.of(model, {}, ""),
+    )  # fmt: skip
+    (found,) = Measured(experiment, model, tmp_path, decoder=model.decoder).measurements()
     assert found.kind == ("bound_informed" if bound else "ode_bound")
     assert found.facts["decoder_scale"] == "learned"
     assert "informed decoder with the network's own scales" in found.facts["estimator"]

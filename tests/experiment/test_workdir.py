@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import pytest
@@ -11,7 +12,8 @@ from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.chosen import chosen_checkpoints
-from scoremle.experiment.record import flat, flow_record, training_record
+from scoremle.experiment.config import flat
+from scoremle.experiment.record import record_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints
@@ -68,8 +70,7 @@ COUNTING = {
 
 
 def checks(workdir):
-    return {"training": workdir.check_training, "evaluation": workdir.check_evaluation,
-            "flow": workdir.check_flow}  # fmt: skip
+    return {what: partial(workdir.check, what=what) for what in COUNTING}
 
 
 @pytest.mark.parametrize("work", COUNTING)
@@ -110,7 +111,7 @@ def recorded(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
     for store in (workdir.preemption, workdir.snapshots):
-        store.save(1, STATE, {**training_record(experiment), "step": 0})
+        store.save(1, STATE, {**record_of(experiment, "training"), "step": 0})
     return workdir
 
 
@@ -124,13 +125,14 @@ def test_files_that_say_other_than_the_checkpoint(recorded, experiment, name):
     write_sealed(path, content)
     line = rf"{path.name} says {name}=5, but \S*checkpoint_1 was trained with .*: put its copy"
     for use in (
-        lambda: recorded.check_training(experiment), lambda: recorded.check_evaluation(experiment),
+        lambda: recorded.check(experiment, "training"),
+        lambda: recorded.check(experiment, "evaluation"),
         recorded.check_records, lambda: recorded.restore(STATE),
     ):  # fmt: skip
         with pytest.raises(UserError, match=line):
             use()
     path.unlink()  # what the line advises
-    recorded.check_training(experiment)
+    recorded.check(experiment, "training")
     recorded.describe(experiment)
     assert recorded.restore(STATE).number == 1
 
@@ -143,9 +145,9 @@ def test_fields_that_may_change_are_not_compared(recorded, experiment):
 def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
     recorded.config_path.unlink()
     with pytest.raises(UserError, match=r"optim\.lr was 0\.001 and is now 0\.5"):
-        recorded.check_training(with_fields(experiment, optim__lr=0.5))
+        recorded.check(with_fields(experiment, optim__lr=0.5), "training")
     with pytest.raises(UserError, match=r"model\.beta_max was 20\.0 and is now 10\.0"):
-        recorded.check_evaluation(with_fields(experiment, model__beta_max=10.0))
+        recorded.check(with_fields(experiment, model__beta_max=10.0), "evaluation")
 
 
 def test_a_damaged_checkpoint_says_nothing_and_the_one_before_does(recorded, experiment):
@@ -153,23 +155,23 @@ def test_a_damaged_checkpoint_says_nothing_and_the_one_before_does(recorded, exp
     (recorded.preemption.path(2) / "record" / "metadata").write_text("{}")
     recorded.config_path.unlink()
     with pytest.raises(UserError, match=r"seed was 42 and is now 1"):
-        recorded.check_training(with_fields(experiment, seed=1))
+        recorded.check(with_fields(experiment, seed=1), "training")
 
 
 def test_a_flow_says_of_which_flow_it_is(experiment, tmp_path):
     place = Workdir(tmp_path)
     place.describe(experiment)
-    place.snapshots.save(1, {"a": jnp.zeros(1)}, flow_record(experiment))
-    place.check_flow(with_fields(experiment, training__reduce_mean=False))
+    place.snapshots.save(1, {"a": jnp.zeros(1)}, record_of(experiment, "flow"))
+    place.check(with_fields(experiment, training__reduce_mean=False), "flow")
     place.config_path.unlink()
     with pytest.raises(UserError, match=r"deq\.filters was .* and is now 3"):
-        place.check_flow_evaluation(with_fields(experiment, deq__filters=3))
+        place.check(with_fields(experiment, deq__filters=3), "evaluation of a flow")
 
 
 def test_without_a_checkpoint_a_config_may_be_corrected(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
-    workdir.check_training(with_fields(experiment, optim__lr=0.5))
+    workdir.check(with_fields(experiment, optim__lr=0.5), "training")
 
 
 def test_the_config_is_read_as_it_was_written(begun, experiment):

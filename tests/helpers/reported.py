@@ -29,6 +29,7 @@ def result(name, values, checkpoint=1, **facts):
     return {
         "metric": "bpd", "unit": "bits/dim", "kind": name, "mean": float(values.mean()),
         "stderr": float(values.std(ddof=1) / np.sqrt(values.size)), "images": IMAGES, "passes": 1,
+        "noise_stderr": None,
         "estimator": "exact <for p_eps>", "split": "test", "data_hash": "0123", "seed": 42,
         "full_pass": False, "augmentation": "none", "eps": 1e-5, "checkpoint": checkpoint,
         "step": STEP * checkpoint, "ema_hash": "4567", "dataset": "digits",

@@ -17,7 +17,7 @@ from helpers.steps import make_step
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
-from scoremle.training.loop import Schedule, run
+from scoremle.training.loop import Loop, Schedule
 from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import Console, FanOut, JsonLines
 
@@ -89,17 +89,18 @@ class Late(Checkpoints):
         super().save(number, tree, meta)
 
 
-def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **more):
+def train(
+    folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, batches=None, **more
+):
     store = Checkpoints(folder / "checkpoints-meta", keep=2)
 
     def slow_batch(step: int) -> np.ndarray:
         time.sleep(pause)
         return batch(step)
 
-    state, stopped_by = run(
-        init_state(init_params(), optimizer()),
+    training = Loop(
         make_step(loss, optimizer(), 0.9, seed=5),
-        slow_batch,
+        batches or (lambda _: slow_batch),
         schedule,
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
         preemption=more.pop("preemption", store),
@@ -109,6 +110,7 @@ def train(folder, pause=0.0, schedule=SCHEDULE, batch=batch, on_eval=None, **mor
         note={"config": {"name": "worker"}},
         **more,
     )
+    state, stopped_by = training.run(init_state(init_params(), optimizer()))
     return state, stopped_by is None
 
 

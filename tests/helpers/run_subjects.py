@@ -54,8 +54,7 @@ from scoremle.quality.features import Extractor, load_inception, read_reference
 from scoremle.report.subject import Subject as Reported
 from scoremle.resumable import in_parts
 from scoremle.training.checksums import tree_hash
-from scoremle.training.trackers import KEPT, Run, Tracker
-from scoremle.training.writers import JsonLines
+from scoremle.training.writers import KEPT, JsonLines, Run, Tracker
 
 __all__ = ["RUN_SUBJECTS", "Subject", "check_images", "check_prepared"]
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from helpers.places import ROOT
-from scoremle.experiment.trained import load_workdir
 
 # Seconds that a process may take, on a busy machine.
 LONGEST = 600
@@ -95,4 +94,4 @@ def _steps(text):
 
 
 def parameters(workdir):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(load_workdir(workdir))])
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir))])

@@ -6,6 +6,7 @@ trained has large arrays and takes no time.
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -60,10 +61,9 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
         program = make_program(
             loss, small.optimizer(), 0.9, seed=5, accumulate=accumulate, places=places
         )
-        return loop.run(
-            state,
+        training = loop.Loop(
             program,
-            late.batch,
+            lambda _: late.batch,
             loop.Schedule(steps, 5, 5, 5, 10, 10),
             snapshots=Checkpoints(folder / "checkpoints", keep=None),
             preemption=late,
@@ -71,8 +71,8 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
             on_eval=lambda state, step: {},
             on_snapshot=lambda state, step: None,
             note={},
-            places=places,
-        ).state
+        )
+        return training.run(state, places).state
 
 
 def first_state(sharded):
@@ -84,9 +84,10 @@ def first_state(sharded):
         return {"in": weights, "bias": (x @ weights).std(axis=0)}
 
     images = np.concatenate([small.batch(i) for i in range(8)])
+    config = SimpleNamespace(seed=5, devices=SimpleNamespace(fsdp=sharded))
     return Training(
-        ImageSet(images, images), "no", params, loss, loss, small.optimizer(), 0.9,
-        small.SCHEDULE, 5, sharded=sharded,
+        config, ImageSet(images, images), params, loss, loss, small.optimizer(), 0.9,
+        small.SCHEDULE,
     ).init_state()  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from scoremle import data, published
 from scoremle.data import prepare as preparing
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.evaluation import pictures
-from scoremle.experiment.record import training_record
+from scoremle.experiment.record import record_of
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
@@ -66,7 +66,7 @@ def prepare(folder: Path, count: int = IMAGES) -> None:
 def make(folder: Path) -> Path:
     place = Workdir(folder / "workdir")
     place.describe(EXPERIMENT)
-    note = training_record(EXPERIMENT)
+    note = record_of(EXPERIMENT, "training")
     writer = JsonLines(place.folder / "metrics.jsonl")
     for number, step in ((1, 10), (2, 20)):
         place.snapshots.save(number, state(step), {**note, "step": step})

@@ -28,7 +28,6 @@ from helpers.weights import drawn
 from scoremle import published
 from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
-from scoremle.experiment.record import training_record
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, seal
 from scoremle.published import safetensors, state_dict
@@ -354,7 +353,7 @@ def our_checkpoint() -> Files:
     with tempfile.TemporaryDirectory() as folder:
         place = Workdir(Path(folder))
         place.describe(small_places.EXPERIMENT)
-        meta = {**training_record(small_places.EXPERIMENT), "step": 10}
+        meta = {**record_of(small_places.EXPERIMENT, "training"), "step": 10}
         place.snapshots.save(1, small_places.state(10), meta)
         return files_below(Path(folder))
 

@@ -340,13 +340,13 @@ def test_a_name_that_says_otherwise(workdir, capsys):
     err = capsys.readouterr().err
     assert err.endswith("set --config.data.centered=False --config.model.scale_by_sigma=True\n")
     workdir = shutil.move(ve, workdir)
-    Workdir(workdir).check_training(experiment(*OBJECTIVE))
-    Workdir(FOLDER).check_evaluation(experiment())  # its config.json says some of the fields
+    Workdir(workdir).check(experiment(*OBJECTIVE), "training")
+    Workdir(FOLDER).check(experiment(), "evaluation")  # its config.json says some of the fields
     assert capsys.readouterr().err == ""
 
 
 def test_another_objective_is_named(workdir, caplog):
-    Workdir(workdir).check_training(experiment())
+    Workdir(workdir).check(experiment(), "training")
     text = caplog.text
     assert "trained with training.likelihood_weighting=True, as its name says" in text
     assert "trained with training.importance_weighting=True" in text and "random_flip" not in text

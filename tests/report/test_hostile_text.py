@@ -227,7 +227,7 @@ def test_a_card(clean, stranger, text):
     for folder, name in ((clean, "x.bin"), (stranger, text.replace("/", "|"))):
         experiment = build(published_config("digits", {}), levels=17)
         restored = Restored(experiment.training.template(), {"step": 10}, 2)
-        results = measured(folder / "eval/results.json")
+        results = measured(folder, "eval")
         made = card(Workdir(folder), experiment, restored, results, Path(name))
         check_visible(made)
         tokens = MarkdownIt("commonmark").enable("table").parse(made)

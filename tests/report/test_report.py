@@ -11,10 +11,11 @@ from helpers.reported import IMAGES, STEP, Reader, make, result
 from PIL import Image
 
 from scoremle.cli.main import main
+from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
-from scoremle.report.subject import Result, Subject, paired
+from scoremle.report.subject import Subject, paired
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -117,11 +118,11 @@ def test_paired_differences(tmp_path):
     found = []
     for name, values in (("a", first), ("b", second)):
         write_npz(tmp_path / f"{name}.npz", {"bpd": values[None]})
-        found.append(Result(name, result("exact", values, images=3), tmp_path))
+        found.append(Result.read(name, result("exact", values, images=3), tmp_path))
     gap = second - first
     expected = Difference(gap.mean(), gap.std(ddof=1) / np.sqrt(3), 3)
     assert paired(*found) == expected
-    other = Result("b", result("exact", second, images=3, seed=43), tmp_path)
+    other = Result.read("b", result("exact", second, images=3, seed=43), tmp_path)
     assert paired(found[0], other) is None
 
 

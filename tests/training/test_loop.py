@@ -28,7 +28,6 @@ from scoremle.training import loop, writers
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
 from scoremle.training.fit import fit
-from scoremle.training.loop import Rollback
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state, make_optimizer
 
@@ -544,7 +543,7 @@ class Reordered:
 def test_rolling_back_to_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(worker, "loss", poisoned_loss)
     order = Reordered(2)
-    state, finished = worker.train(tmp_path, batch=order(0), rollback=Rollback(3, order))
+    state, finished = worker.train(tmp_path, batches=order, limit=3)
     assert finished
     told = [line for line in capsys.readouterr().out.splitlines() if "back to step" in line]
     place = tmp_path / "checkpoints-meta" / "checkpoint_36"
@@ -567,9 +566,9 @@ def test_rolling_back_to_the_last_good_checkpoint(tmp_path, monkeypatch, capsys)
 
         return batch
 
-    _, finished = worker.train(second, batch=order(0), rollback=Rollback(3, stopping))
+    _, finished = worker.train(second, batches=stopping, limit=3)
     assert not finished
-    again, finished = worker.train(second, batch=order(0), rollback=Rollback(0, order))
+    again, finished = worker.train(second, batches=order)
     assert finished and tree_hash(again) == tree_hash(state)
     assert rows(second) == rows(tmp_path)
 
@@ -578,7 +577,7 @@ def test_rolling_back_ends(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(worker, "loss", poisoned_loss)
     order = Reordered(9)
     with pytest.raises(UserError, match="loss is inf at step 38: stopped, nothing saved"):
-        worker.train(tmp_path, batch=order(0), rollback=Rollback(2, order))
+        worker.train(tmp_path, batches=order, limit=2)
     assert capsys.readouterr().out.count("back to step 36") == 2
 
 

@@ -13,7 +13,6 @@ from helpers.resume_worker import Late
 
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.loop import Rollback
 from scoremle.training.saving import Saving
 from scoremle.training.step import init_state
 
@@ -100,8 +99,8 @@ def test_training_goes_back_to_what_was_under_way(tmp_path, monkeypatch, capsys)
         return lambda step: np.where(step == 17, np.uint8(255), store.batch(step))
 
     monkeypatch.setattr(worker, "loss", loss)
-    rollback = Rollback(1, lambda k: store.batch)
-    assert train(tmp_path, store, batch=poisoned(store), rollback=rollback)[1]
+    batches = (poisoned(store), store.batch)
+    assert train(tmp_path, store, batches=lambda k: batches[k], limit=1)[1]
     assert f"loss is nan at step 17: back to step 15, {store.path(15)}" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"the last good checkpoint is {again.path(15)}"):
         train(tmp_path / "again", again, batch=poisoned(again))

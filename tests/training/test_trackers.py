@@ -14,15 +14,15 @@ import pytest
 from helpers.places import ROOT
 
 from scoremle.errors import UserError
-from scoremle.training.trackers import TRACKERS, Run, run_name
+from scoremle.training.writers import TRACKERS, Run
 
 CONFIG = {"seed": 42, "model.ch_mult": [1, 2]}
 # One training, stopped after step 1 and gone on with.
 TRAIN = f"""
 import sys
 from pathlib import Path
-from scoremle.training.trackers import TRACKERS, Run
-tracker = TRACKERS[sys.argv[1]](Run(Path("run"), "run digits", {CONFIG}))
+from scoremle.training.writers import TRACKERS, Run
+tracker = TRACKERS[sys.argv[1]](Run(Path("run"), "digits", {CONFIG}))
 step = int(sys.argv[2])
 tracker.rewind(step - 1)
 tracker.write(step, {{"loss": 1.5 * step}})
@@ -137,5 +137,5 @@ def test_what_a_library_says_against_it_is_a_line(tmp_path, monkeypatch):
 def test_a_run_is_named_after_its_folder_and_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
-    assert run_name(tmp_path / "a", "digits") == "a digits"
-    assert run_name(tmp_path / "a" / "..", "digits") == f"{tmp_path.name} digits"
+    assert Run(tmp_path / "a", "digits", {}).name == "a digits"
+    assert Run(tmp_path / "a" / "..", "digits", {}).name == f"{tmp_path.name} digits"

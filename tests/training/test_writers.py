@@ -13,7 +13,7 @@ import pytest
 
 from scoremle.errors import UserError
 from scoremle.training import writers
-from scoremle.training.trackers import TRACKERS, Run
+from scoremle.training.writers import TRACKERS, Run
 
 LIBRARIES = ("wandb", "trackio", "mlflow")
 

@@ -15,12 +15,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
+
+if TYPE_CHECKING:
+    from scoremle.evaluation.result import Result
+
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,6 @@ PLACES = (
     "a working directory that was evaluated, its folder of an evaluation, a .npz in that, or a"
     " .csv of scoremle score"
 )
-RESULTS = "results.json"
 NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
@@ -133,15 +136,14 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
 
 def _read(place: Path) -> dict[str, Measured]:
     """By what was measured: of a folder the newest checkpoint, of a file what is in it."""
-    from scoremle.experiment.results import read_results
-    from scoremle.files import inside, named
+    from scoremle.experiment.results import RESULTS, measured
+    from scoremle.files import named
 
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
-        facts = read_results(inside(place.parent, RESULTS)).get(place.stem)
-        known = facts if isinstance(facts, dict) else {}
-        return {_kind(place.stem): _of_arrays(named(place), known)}
+        found = next((r for r in measured(place.parent) if r.name == place.stem), None)
+        return {_kind(place.stem): _of_arrays(named(place), found)}
     for folder in (place, place / "eval"):
         if (folder / RESULTS).is_file():
             return _of_results(folder)
@@ -154,26 +156,25 @@ def _kind(name: str) -> str:
 
 
 def _of_results(folder: Path) -> dict[str, Measured]:
-    from scoremle.experiment.results import read_results
+    from scoremle.experiment.results import measured
     from scoremle.files import inside
 
-    results = read_results(inside(folder, RESULTS))
-    of_bpd = [n for n, facts in results.items()
-              if isinstance(facts, dict) and facts.get("metric") == "bpd"]  # fmt: skip
-    newest = sorted(of_bpd, key=lambda name: results[name].get("checkpoint", 0))
+    found = [result for result in measured(folder) if result.metric == "bpd"]
     return {
-        _kind(name): _of_arrays(inside(folder, f"{name}.npz"), results[name]) for name in newest
+        _kind(result.name): _of_arrays(inside(folder, f"{result.name}.npz"), result)
+        for result in sorted(found, key=lambda result: result.checkpoint)
     }
 
 
-def _of_arrays(path: Path, facts: dict[str, Any]) -> Measured:
-    from scoremle.experiment.results import read_values
+def _of_arrays(path: Path, result: "Result | None") -> Measured:
+    from scoremle.evaluation.result import read_values
 
     values = read_values(path, "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
     bpd = values.astype(float).mean(axis=0)
-    return _checked(path, bpd, facts.get("data_hash"), facts.get("mean_solver_error"))
+    known = (result.data_hash or None, result.solver_error) if result else (None, None)
+    return _checked(path, bpd, *known)
 
 
 def _of_scores(path: Path) -> Measured:

@@ -86,7 +86,8 @@ def _facts(options: Any) -> dict[str, Any]:
     import jaxlib
 
     import scoremle
-    from scoremle.experiment.record import PLACES, flat
+    from scoremle.experiment.config import flat
+    from scoremle.experiment.record import PLACES
 
     fields = {n: v for n, v in flat(options.config.to_dict()).items() if n not in PLACES}
     versions = {module.__name__: module.__version__ for module in (scoremle, jax, jaxlib)}

@@ -84,8 +84,7 @@ def run(options: Any) -> None:
         beside = "" if is_stream(path) else f"; what it is, to {write_record(place, path)}"
         say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
-        results = place.inside("eval", "results.json")
-        text = card(place, experiment, restored, measured(results), path)
+        text = card(place, experiment, restored, measured(place.folder, "eval"), path)
         beside = path.with_name(f"{path.name}.md")
         with write_atomically(beside) as temporary:
             temporary.write_text(text, encoding="utf-8")

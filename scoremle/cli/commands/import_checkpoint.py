@@ -116,7 +116,7 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
 
 def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
     """The config of its evaluation. Raises UserError for images that are not square."""
-    from scoremle.experiment.imported import IMPORTED
+    from scoremle.experiment.build import IMPORTED
 
     height, width, channels = model.shape
     if height != width:
@@ -143,7 +143,7 @@ def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
 def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
     """Converts a checkpoint and its flow dequantizers."""
     from scoremle.experiment import exported
-    from scoremle.experiment.record import training_record
+    from scoremle.experiment.record import record_of
     from scoremle.published import PublishedCheckpoints, files
     from scoremle.training.saving import Saving
     from scoremle.training.step import init_state
@@ -162,7 +162,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         return [store, number, state, {**note, "step": found.step}]
 
     score = to_save(place.snapshots, number, file, found, experiment.training.template())
-    score[-1] = training_record(experiment) | score[-1]
+    score[-1] = record_of(experiment, "training") | score[-1]
     store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / "checkpoints", keep=None), []
     for count, flow in sorted(files(path / FLOW_FOLDER / "checkpoints").items()):
         of_flow, _ = _read(flow, "dequantizer")
@@ -213,9 +213,10 @@ def _read(file: Path, what: str) -> tuple["Published", dict[str, Any]]:
     except UserError as error:
         raise UserError(f"{error}; nor is it a model of another family: {OTHERS}") from None
     scoremle.numerics.check_finite({"params": found.params, "ema": found.ema}, file)
-    describe = "architecture" if what == "network" else "flow_architecture"
+    published = scoremle.published
+    describe = published.architecture if what == "network" else published.flow_architecture
     try:
-        fields = getattr(scoremle.published, describe)(found.params)
+        fields = describe(found.params)
     except Damaged as error:
         raise UserError(f"{file}: {error}") from None
     arrays = jax.tree.leaves(found.params)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import scoremle
 from scoremle.cli.commands.data import FITS
@@ -43,6 +43,7 @@ from scoremle.terminal import passing, say
 if TYPE_CHECKING:
     from scoremle.experiment.score_table import Row
     from scoremle.experiment.scoring import Prepared
+    from scoremle.likelihood.mean import Mean
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
 
@@ -281,11 +282,11 @@ def _remove(parts: Path) -> None:
 
 def _mean(scored: Scored, found: Prepared) -> str:
     """The mean with its errors, and what it is."""
-    facts = scored.facts
-    error = "" if facts["stderr"] is None else f" +- {facts['stderr']:.4f} (over images)"
-    solver = tables.solver_of_mean(facts)
+    mean = cast("Mean", scored.mean)
+    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over images)"
+    solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
-    return f"mean {facts['mean']:.4f}{error} bits/dim{of_solver}; {found.words}"
+    return f"mean {mean.mean:.4f}{error} bits/dim{of_solver}; {found.words}"
 
 
 def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
@@ -295,12 +296,12 @@ def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list
         median = statistics.median(error for error in scores.stderr if error == error)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
     cost = f"each image: {_cost(scored, passes)}; {told}"
-    return [*tables.mean_in_parts(scored.facts), cost, *found.notes]
+    return [*cast("Mean", scored.mean).in_parts(), cost, *found.notes]
 
 
 def _cost(scored: Scored, passes: int) -> str:
     cost = "1 pass" if passes == 1 else f"{passes} passes"
-    if (evaluations := scored.facts.get("mean_nfe")) is not None:
+    if (evaluations := cast("Mean", scored.mean).evaluations) is not None:
         cost += f" of {evaluations:.0f} network evaluations"
     return cost
 

@@ -1,0 +1,310 @@
+"""A result of an evaluation: one record for all that read results.json."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+from jaxtyping import Float
+
+from scoremle.errors import UserError
+from scoremle.evaluation.tables import table, wrapped
+from scoremle.files import inside, read_npz
+from scoremle.likelihood.mean import Mean
+from scoremle.records import Count, Error, Name, Number, check_record
+
+__all__ = ["Result", "check_facts", "quality_table", "read_values", "results_table"]
+
+
+class _Choice(TypedDict):
+    """Findings of a pilot about a solver: nothing finite where too few nodes fail."""
+
+    nodes: Count
+    images: Count
+    solver_bias: Number
+    solver_bias_stderr: Number
+    tried: NotRequired[list[tuple[Count, Number]]]
+
+
+class _Profile(TypedDict):
+    """Bits that each noise level costs."""
+
+    log_snr_edges: list[float]
+    bits_per_dim: list[float]
+    stderr: list[Error]
+
+
+class Progress(TypedDict):
+    """Progress of a training."""
+
+    steps: Count
+    newest_step: Count
+    finished: bool
+
+
+class _Cost(TypedDict):
+    """Cost of less than float32."""
+
+    mean: float
+    stderr: Error | None
+    largest: float
+    images: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Mean):
+    """A mean over images with its protocol, by the names of its fields in results.json.
+
+    ``name`` is that of the result there, and of its files in ``folder``. ``model`` is "ODE" of a
+    likelihood, "SDE" or "chain" of a bound.
+    """
+
+    name: str
+    folder: Path
+    kind: Name
+    metric: str
+    unit: str
+    estimator: str
+    checkpoint: Count
+    step: Count
+    split: str
+    full_pass: bool
+    augmentation: str
+    eps: float
+    model: str = ""
+    matching: str = ""
+    divergence: str | dict[str, Any] = ""
+    probes: Count | None = None
+    dequantizer: str = ""
+    importance_samples: Count | None = None
+    label: str = ""
+    decoder_scale: float | str = ""
+    seconds_per_image: float = 0.0
+    solver_choice: _Choice | None = None
+    profile: _Profile | None = None
+    precision_cost: _Cost | None = None
+    flags: dict[Name, Any] = field(default_factory=dict)
+    dataset: str = ""
+    data_hash: str = ""
+    ema_hash: str = ""
+    precision: str = ""
+    seed: Count | None = None
+    version: str = ""
+    training: Progress | None = None
+    dequantizer_step: Count | None = None
+    dequantizer_training: Progress | None = None
+
+    @classmethod
+    def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
+        """The result of this name, whose files lie in a folder, by what results.json says of it.
+
+        Raises UserError for one that lacks what is said wherever it is shown.
+        """
+        if lacking := [each for each in NEEDED if each not in facts]:
+            where = folder / "results.json"
+            raise UserError(f"{where}: {name} lacks {lacking[0]}; evaluate again")
+        own = {each: facts[each] for each in OWN if each in facts}
+        return cls(**Mean.fields_of_json(facts), name=name, folder=folder, **own)
+
+    @property
+    def is_bpd(self) -> bool:
+        """Is it bits/dim?"""
+        return self.unit == "bits/dim"
+
+    @property
+    def is_bound(self) -> bool:
+        """Is it an upper bound on bits/dim by design?"""
+        return "bound" in self.kind or (self.importance_samples or 1) > 1
+
+    @property
+    def noised(self) -> str:
+        """The estimator, and the noise that it is given; a loss has one of its own."""
+        name = "no" if self.dequantizer == "none" else self.dequantizer
+        return f"{self.estimator}, {name} dequantization" if name else self.estimator
+
+    @property
+    def images_in_words(self) -> str:
+        """The images that it is a mean over."""
+        part = "" if self.full_pass else " (not the whole split)"
+        return f"{self.images:,} {self.split} images{part}, {counted(self.passes, 'pass')}"
+
+    def in_cells(self) -> tuple[str, str, str, str]:
+        """The mean, its standard error, evaluations of the network, and the solver's error."""
+        return (
+            f"{self.mean:.4f}",
+            "" if self.stderr is None else f"{self.stderr:.4f}",
+            "" if self.evaluations is None else f"{self.evaluations:.0f}",
+            "" if self.solver_error is None else f"{self.solver_error:.4f}",
+        )
+
+    def in_words(self) -> str:
+        """The number in words: estimator, its form, noise, images, the step of the training."""
+        facts = [self.noised]
+        if self.matching:
+            facts.append(f"{self.matching} score matching")
+        if self.divergence:
+            probes = self.probes
+            facts.append("exact trace" if probes is None else counted(probes, "probe"))
+        if choice := self.solver_choice:
+            bias = f"{choice['solver_bias']:+.4f} +- {choice['solver_bias_stderr']:.4f}"
+            where = f"in the mean of {choice['images']} images"
+            facts.append(f"solver: estimate minus truth {bias} {where}")
+        steps = at_step(self.step, self.training)
+        if self.dequantizer_step is not None:
+            steps += f", flow at {at_step(self.dequantizer_step, self.dequantizer_training)}"
+        return "; ".join([*facts, self.images_in_words, steps])
+
+    @cached_property
+    def values(self) -> Float[np.ndarray, " n"] | None:
+        """Values of images, averaged over the passes; None where there is no such file."""
+        values = self.column(self.metric)
+        return None if values is None else values.mean(axis=0, dtype=np.float64)
+
+    def column(self, name: str) -> Float[np.ndarray, "passes n"] | None:
+        """An array beside the result; None where there is none.
+
+        Raises UserError for one of other images than the result, or with no finite number.
+        """
+        path = inside(self.folder, f"{self.name}.npz")
+        values, wanted = read_values(path, name), (self.passes, self.images)
+        if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
+            raise UserError(
+                f"{path}: {name} has no finite number for each of {wanted[1]} images in each of"
+                f" {wanted[0]} passes, as {self.folder / 'results.json'} says: evaluate again"
+            )
+        return values
+
+
+# What is left out first where there is no room; it stands in results.json.
+SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
+UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
+# The kind of each field in results.json, and those that a result has beside a mean.
+KINDS: dict[str, Any] = {
+    **{each.name: each.type for each in fields(Result)},
+    "stderr": Error | None,
+    "noise_stderr": Error | None,
+}
+PLACE = {"name", "folder"}
+OWN = {each.name for each in fields(Result)} - {each.name for each in fields(Mean)} - PLACE
+NEEDED = [
+    each.name for each in fields(Result)
+    if each.default is each.default_factory is MISSING and each.name not in PLACE
+]  # fmt: skip
+
+
+def check_facts(facts: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a field of another kind than it must be."""
+    for name, value in facts.items():
+        of_column = Error if name.endswith("_of_mean") else float
+        column = of_column | None if name.startswith("mean_") or of_column is Error else Any
+        check_record(value, KINDS.get(name, column), f"{where}: {name}")
+
+
+def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:
+    """A column of the arrays of a result; None where there is none that can be read."""
+    values = (read_npz(path) or {}).get(column, np.zeros(0))
+    return values if values.ndim == 2 and values.dtype.kind == "f" else None
+
+
+def at_step(step: int, training: Progress | None) -> str:
+    """The step of a training that a number is of, and whether it goes on."""
+    if not training or step >= training["steps"]:
+        return f"step {step}"
+    unfinished = "" if training["finished"] else ": training is not finished"
+    return f"step {step} of {training['steps']}{unfinished}"
+
+
+def counted(count: int, word: str) -> str:
+    """So many of a word."""
+    plural = "es" if word.endswith("s") else "s"
+    return f"{count} {word}{plural * (count != 1)}"
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
+
+
+def _is_upper(r: Result) -> bool:
+    random, whole = r.from_draws, r.stderr
+    return random is not None and whole is not None and random > whole
+
+
+def _precision_cost(r: Result) -> list[str]:
+    """Lines about the cost of computing in less than float32; none for another."""
+    if not (cost := r.precision_cost):
+        return []
+    images, error = counted(cost["images"], "image"), _number(cost["stderr"], 5)
+    return [
+        f"in {r.precision} bits/dim of {images} are off from those in float32, of the same"
+        f" noise, by {cost['mean']:+.5f} in the mean, with a standard error of {error}, and by"
+        f" {cost['largest']:+.5f} at most"
+    ]
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """One line for each result: its value and errors; and under them, what each of them is.
+
+    The standard error is over images; "from draws" is the part of it that comes from probes or
+    Monte-Carlo draws. The solver's error is the mean over images of what covers it: it has a sign
+    of its own and does not shrink with their number. Of a corrected mean it is twice its standard
+    error and what the finest level may be off.
+    """
+    header = (
+        "result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image",
+    )  # fmt: skip
+    rows = [
+        (
+            r.name,
+            _number(r.mean) + " bits/dim" * r.is_bpd,
+            _number(r.stderr),
+            _number(r.from_draws, 5) + "*" * _is_upper(r),
+            _number(r.solver_of_mean, 5) if "mean_solver_error" in r.columns else "",
+            "" if r.evaluations is None else f"{r.evaluations:.0f}",
+            f"{r.seconds_per_image:.2g}" if r.seconds_per_image else "",
+        )
+        for r in results
+    ]
+    footnotes = [UPPER] if any(map(_is_upper, results)) else []
+    what = (
+        line
+        for r in results
+        for text in (r.in_words(), *r.in_parts(), *_precision_cost(r))
+        for line in wrapped(f"{r.name}: {text}")
+    )
+    return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
+
+
+def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each measure of sample quality, and under them what they are measured with."""
+    header = ("result", "measure", "value", "std. error", "samples", "reference images")
+    rows = [
+        (
+            name,
+            measure,
+            f"{m['value']:.5g}",
+            "" if m["stderr"] is None else f"{m['stderr']:.2g}",
+            str(m["samples"]),
+            str(m["reference_images"] or ""),
+        )
+        for name, r in results.items()
+        for measure, m in r["measures"].items()
+    ]
+    what = dict.fromkeys(map(_measured_with, results.values()))
+    return "\n".join([table(header, rows, spare=SPARE), *chain.from_iterable(map(wrapped, what))])
+
+
+def _measured_with(r: Mapping[str, Any]) -> str:
+    reference = r["reference"]
+    what = f"origin {reference['origin']}"
+    if "dataset" in reference:
+        what = f"{reference['split']} images of {reference['dataset']}"
+    return (
+        f"features: {r['features']}; reference: {reference['path']}, {what};"
+        f" {at_step(r['step'], r.get('training'))}"
+    )
