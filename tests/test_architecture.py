@@ -109,7 +109,7 @@ READ_THEIR_OWN = {
     "scoremle.report.page",
 }  # fmt: skip
 OPENING = re.compile(
-    r"\.read_(?:text|bytes)\(|(?<![\w.])open\((?!.*(?:opener=handle_of|os\.devnull))"
+    r"(?<!\bfiles)\.read_(?:text|bytes)\(|(?<![\w.])open\((?!.*(?:opener=handle_of|os\.devnull))"
     r"|\.open\((?:\)|\"r)|np\.load\(|os\.open\("
 )
 
