@@ -231,3 +231,18 @@ def test_what_is_likely_is_in_order_and_drawn(tmp_path):
     assert ranks["inverted"] == ranks["noise"] == (1.0, 1.0)
     with Image.open(tmp_path / "likely.png") as picture:
         assert np.asarray(picture).std() > 10, "an empty picture"
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_evidence_of_a_posterior_is_that_of_its_closed_form(tmp_path):
+    text = printed("evidence", tmp_path, "--steps=300", "--samples=1000")
+    found = re.findall(r"log evidence (\S+) \+- (\S+), solver (\S+); exact (\S+)", text)
+    assert len(found) == 3
+    for log_z, error, solver, exact in np.float64(found):
+        assert abs(log_z - exact) < 3 * error + solver and error < 0.05
+    rows = [
+        np.float64(row.split()) for row in re.findall(r"^  (?:mean|\+-|exact) (.*)$", text, re.M)
+    ]
+    for mean, error, exact in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert (np.abs(mean - exact) < 4 * error).all()

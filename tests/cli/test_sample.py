@@ -1,5 +1,7 @@
 """The command that draws samples: those of the library, in a picture or an array."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -53,9 +55,23 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
     np.testing.assert_array_equal(found[::factor, ::factor], grid)
 
 
+def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd):
+    out = tmp_path / "x.npz"
+    code, told, err = sample(capfd, "digits", "-n", 3, "-o", out, "--steps=5", "--log-prob")
+    assert code == 0 and err == "" and "Samples(3: log p" in told
+    model = replace(scoremle.load("digits"), solver=scoremle.Multistep(5))
+    expected = model.sample(3, jax.random.key(0), log_prob=True)
+    with np.load(out) as saved:
+        assert {*saved} == {*vars(expected)}
+        np.testing.assert_allclose(saved["log_prob"], expected.log_prob, rtol=1e-4)
+        assert saved["integers"].dtype == np.uint8
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("digits", "-o", "x.npy", "--log-prob"), "--log-prob"),
+        (("digits", "-o", "x.npz", "--log-prob", "--sampler=ddim"), "--log-prob"),
         (("digits", "-o", "x.jpg"), "-o x.jpg: the name to write must end in .png or"),
         (("digits", "-o", f"{__file__}/x.png"), "test_sample.py is none that can be written to"),
         (("digits", "-n", "0"), "argument -n: 0 is no integer from 1"),

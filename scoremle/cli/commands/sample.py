@@ -47,6 +47,8 @@ def parser(name: str) -> Parser:
     add("--steps", "of the sampler; unset: its own number", type=at_least(1))
     add("--label", "of a class-conditional model: a number, or all to draw one for each sample",
         default="")  # fmt: skip
+    add("--log-prob", "with log p of each sample in nats, and its errors, in a .npz; of the ODE",
+        action="store_true")  # fmt: skip
     add("--checkpoint", "its number; unset: the newest", type=int)
     return parser
 
@@ -54,6 +56,10 @@ def parser(name: str) -> Parser:
 def _check(options: Any) -> None:
     check_ending("-o ", options.out, ".png", ".npy", ".npz")
     check_file("-o ", options.out)
+    if options.log_prob:
+        check_ending("--log-prob writes an array: -o ", options.out, ".npz")
+        if options.sampler not in (None, "ode"):
+            raise UserError(f"--log-prob is for --sampler=ode: {options.sampler} gives no density")
     check_model(options)
 
 
@@ -84,12 +90,24 @@ def run(options: Any) -> None:
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
     defaults.resolve(config)
     sampler, steps = sampler_of(config, model.sde), config.sampling.steps
-    say(*wrapped(f"{model}, by {config.sampling.method} in {steps} steps"))
+    if not options.log_prob:
+        say(*wrapped(f"{model}, by {config.sampling.method} in {steps} steps"))
     classes, labels = check_label(model, options.label), None
     if options.label == ALL:  # what is drawn so has the mean over labels for its density
         labels = np.random.default_rng(options.seed).integers(classes, size=options.n)
     elif classes:
         labels = np.full(options.n, int(options.label))
+    if options.log_prob:
+        if options.steps:
+            model = replace(model, solver=scoremle.Multistep(options.steps))
+        found = model.sample(
+            options.n, jax.random.key(options.seed), condition=labels, devices=jax.devices(),
+            label="samples", log_prob=True,
+        )  # fmt: skip
+        columns = {name: column for name, column in vars(found).items() if column is not None}
+        write_npz(options.out, columns)
+        say(*wrapped(f"{model}: {found}"), f"seed {options.seed}: {options.out}")
+        return
     samples = replace(model, eps=sampler.eps).sample(
         options.n, jax.random.key(options.seed),
         condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
