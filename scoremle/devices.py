@@ -256,7 +256,7 @@ def bytes_of_each(tree: Any, count: int) -> int:
 def put(tree: Any, places: Any) -> Any:
     """The arrays of a tree, each where its sharding says.
 
-    What is not on the devices of all processes yet, every process knows whole.
+    An array that is not yet on the devices of all processes is whole in every process.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
@@ -275,7 +275,7 @@ def _put(leaf: Any, place: NamedSharding) -> Array:
 def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
     """The arrays of a tree, the rows of this axis split over the devices.
 
-    Every process knows the whole arrays, and sends its own devices their rows.
+    Every process has the whole arrays, and sends its own devices their rows.
     """
     placement = _placement(devices, *[None] * axis, AXIS)
 
@@ -289,7 +289,7 @@ def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
 
 
 def filled(rows: int, devices: Devices = None) -> int:
-    """So many rows, or the few more that divide over the devices."""
+    """Rounds a number of rows up to a multiple of the number of devices."""
     count = len(devices or jax.devices())
     return -(-rows // count) * count
 

@@ -355,7 +355,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def seal(content: Any) -> str:
-    """SHA-256 in hexadecimal of what JSON says of a content."""
+    """SHA-256 in hexadecimal of a content as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

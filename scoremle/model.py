@@ -479,7 +479,7 @@ class ScoreModel:
         """The model with the ``decoder_scale`` under which such integers are likeliest.
 
         A single number is fitted: scores of the same images gain half a nat by it at most or so,
-        all of them together. A model without decoder, or whose network tells its scale, is given
+        all of them together. A model without decoder, or whose network predicts it, is given
         back.
 
         Args:

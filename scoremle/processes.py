@@ -30,7 +30,7 @@ __all__ = ["asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_asid
 
 # Timeout of heartbeats in seconds: a silent process counts as dead, and all others end.
 HEARTBEAT = 30
-# What JAX lets a process use. Where a cluster starts it, JAX says: the one GPU of its number.
+# JAX's flag for the devices of a process. Under a cluster its default is one GPU by number.
 VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 # Number of facts that a line names, and characters of each.
 SHOWN, LONGEST = 3, 60
@@ -44,14 +44,14 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
     """Makes this process one of a run; to be called before anything else of JAX.
 
     Args:
-        coordinator: HOST:PORT of the first process; '': as the cluster says (SLURM, Open MPI,
+        coordinator: HOST:PORT of the first process; '': from the cluster (SLURM, Open MPI,
             Kubernetes, cloud TPU).
-        processes: how many there are; None: as the cluster says.
-        process: which of them this is, from 0; None: as the cluster says.
+        processes: how many there are; None: from the cluster.
+        process: which of them this is, from 0; None: from the cluster.
 
     A task of SLURM that is alone on its machine has all GPUs that it sees.
 
-    Raises UserError where the cluster does not say it, if SLURM hides from each task the GPUs of
+    Raises UserError where the cluster does not set it, if SLURM hides from each task the GPUs of
     the others, and if the others can't be reached.
     """
     tasks = _tasks_of_slurm() if "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
@@ -136,7 +136,7 @@ def asked_to_stop(call: int) -> bool:
     """Whether any process of a run was asked to end (SIGTERM). All get the same answer at a call.
 
     Each gives the number of its call, one more each time: they stop at the first call that none
-    has made yet. A process alone has no others to ask.
+    has made yet. A process alone has no others to agree with.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
 

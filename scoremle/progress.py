@@ -21,13 +21,13 @@ __all__ = ["Progress", "progress"]
 
 # Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
 LINE_EVERY, BAR_EVERY = 20.0, 0.1
-# Seconds from which a line says that something compiles.
+# Seconds of compilation after which a line is printed.
 LONG = 2.0
 # Seconds over which the speed is measured.
 WINDOW = 60.0
 # Cells of a bar, and their colour until the end: rich's own is red, as if something failed.
 SHORTEST, LONGEST, COLOUR = 10, 40, "cyan"
-# How much is done now, and what else there is to say.
+# (amount that is done, other facts in words)
 Tell = Callable[..., None]
 
 
@@ -81,7 +81,7 @@ class Progress:
                 self._late.start()
 
     def tell(self, done: float, text: str = "") -> None:
-        """So much is done now. Facts in the text stand two spaces apart, the dearest first."""
+        """Shows the amount done and the text: facts two spaces apart, the most important first."""
         self._begun()
         self._facts = text.split("  ")
         now = time.monotonic()

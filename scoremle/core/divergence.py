@@ -44,7 +44,7 @@ DISTRIBUTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.nor
 class DivergenceEstimator(Protocol):
     """Draws probes for a batch; then estimates divergences with them.
 
-    ``random`` says whether another key would draw other probes.
+    ``random``: another key draws other probes.
     """
 
     @property

@@ -68,7 +68,7 @@ class SDE:
     schedule: Schedule
     prior_std: Scalar
 
-    # The chain of steps that this SDE was published with, whose rules samplers know.
+    # The chain of steps that this SDE was published with, whose rules samplers follow.
     chain: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ BINS = 24
 class TimeSampler(Protocol):
     """Draws ``n`` times in [eps, 1] and gives their density.
 
-    ``stratified`` says whether the draws of one call are spaced evenly rather than independent.
+    ``stratified``: the draws of one call are spaced evenly rather than independent.
     """
 
     @property

@@ -84,7 +84,7 @@ class Source:
         """Name and content of the files whose name is wanted; others are counted.
 
         One that is wanted, and can't be read or has more than ``limit`` bytes, is a UserError; in
-        a folder, if there is ``unreadable``, that is told its name and why, and the rest is read.
+        a folder, ``unreadable``, if given, gets its name and the reason, and the rest is read.
         """
         self._passed = 0.0
         for name, file in self._files.items():
@@ -233,7 +233,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while member := archive.next():
                 _check_name(path, member.name)
-                # Of all members, since it tells how far there is to go to the next.
+                # Every member is checked: the next one begins behind its claimed size.
                 check_size(f"{path}: {member.name!r}", member.size, MAX_FILE)
                 stream.next_header = archive.offset
                 # A sparse file is small in the archive and may be of any size outside.

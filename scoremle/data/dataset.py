@@ -17,7 +17,7 @@ from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-# The options that say what images become, all of which readers of any size have a use for.
+# The options that transform images, which readers of images of any size use.
 ANY_SIZE = frozenset({"size", "channels", "fit"})
 
 

@@ -19,7 +19,7 @@ from scoremle.types import AnyArray
 
 # Of the device's memory, which the network needs more than the data.
 SHARE = 1 / 4
-# Where the device does not say how much memory it has: on a CPU, where it is the process's own.
+# Where the device does not report its memory: on a CPU, which has that of the process.
 MEMORY = 4 << 30
 AHEAD = 8
 

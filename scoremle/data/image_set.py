@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 class ImageSet:
     """Training and test images, uint8 [n h w c] with values in ``range(levels)``.
 
-    ``facts`` stand beside every result on them: version and hash of the source.
+    ``facts`` are recorded with every result on them: version and hash of the source.
     """
 
     train: np.ndarray

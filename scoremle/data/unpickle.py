@@ -83,7 +83,7 @@ def unpickle(content: bytes, where: str) -> Any:
 class Reader:
     """Carries out the commands of one pickle of ``size`` bytes.
 
-    ``names``: what it may name, and what stands for that.
+    ``names``: the names that it may contain, and their replacements.
     """
 
     names: ClassVar[Mapping[str, Any]] = NAMES

@@ -2,7 +2,7 @@
 
 Translated by torchax it is compiled with all around it, and has every derivative. It stays in
 PyTorch where torchax is not installed or can't translate it, and where it lies on a GPU that JAX
-does not have. Which of the two, and why, is logged, and stands in the model's repr.
+does not have. The way and its reason are logged, and the model's repr shows them.
 
 Either way its output and a form v'Jv are compared with PyTorch's own before it is used.
 """
@@ -66,7 +66,7 @@ def network_of(
     Args:
         module: called as ``module(x, label, *condition)``, with images [b c h w].
         x: examples, images as [b h w c].
-        label: what the module is told about t of each.
+        label: the module's time input for each.
         condition: a third argument, if it takes one.
         by: the way; None: torchax, or torch where that can't be.
         steps: labels are numbers of steps, and may lie between two. A module that cuts off what
@@ -143,7 +143,7 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
         try:
             frozen.quietly(x, step.long(), *condition)
         except UserError:
-            return  # for another reason, which is told as for any module
+            return  # for another reason, which is reported as for any module
         raise UserError(f"{error}; it takes whole steps alone: {BETWEEN_REMEDY}") from None
     if torch.equal(here, near) and not torch.equal(here, next_):
         logger.warning(

@@ -1,6 +1,6 @@
 """A module round a module: a denoiser of azula as ``module(x, label)``.
 
-And when a schedule of azula has a log-SNR, which is what such a denoiser is told.
+And the times of azula's schedules at log-SNRs: such a denoiser takes these times.
 """
 
 from collections.abc import Callable

@@ -64,7 +64,7 @@ MIN_LAST_DRAWS = 4
 class Bound:
     """A lower bound on each example's log-likelihood, in nats, and the terms it is made of.
 
-    ``log_prob = -(prior + diffusion + reconstruction)``. ``bounds`` says of what: the logarithm of
+    ``log_prob = -(prior + diffusion + reconstruction)``. ``bounds``: on the logarithm of
     a density, or of the probability of integers. ``stderr`` is its Monte-Carlo standard
     error, NaN for too few draws. ``evaluations`` counts network evaluations.
     ``profile`` splits the diffusion term by log-SNR, over the bins of ``times.log_snr_edges``;
@@ -164,13 +164,13 @@ def likelihood_bound(
     Args:
         noise: the noise prediction eps(x, t).
         sde: the SDE that it belongs to.
-        x: data; for the probability of integers, the points where they stand.
+        x: data; for the probability of integers, their points.
         key: one, or one for each example.
         eps: the smallest time, where the reconstruction begins.
         times: how the times of the diffusion term are drawn.
         draws: how many of them.
         matching: "denoising" or "sliced".
-        reconstruction: from t = eps to the data; it says what is bounded.
+        reconstruction: from t = eps to the data; it decides what is bounded.
         integers: what ``x`` encodes, where the reconstruction is of integers.
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.

@@ -78,7 +78,7 @@ def log_normal_mass(below: Data, above: Data) -> Data:
 class Reconstruction(Protocol):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
-    ``bounds`` says what the whole bound then is a bound on, and ``words`` name it. The network is
+    ``bounds`` is what the whole bound then is a bound on, and ``words`` name it. The network is
     not evaluated where nothing is ``random``.
     """
 
@@ -194,7 +194,7 @@ class Informed:
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
 
     Args:
-        points: where the integers stand.
+        points: of the integers, in units of the data.
         scale: the standard deviation in units of the data: a number, or one for each pixel or
             channel; or a ``Scale``, which may depend on the image and on the network.
         log_mass: the log-probability between two numbers, in units of the scale; by default of

@@ -28,7 +28,7 @@ class Likelihood:
     belong to each of several probes. ``solver_error`` should cover the solver's error: its own
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
     evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
-    ``log_prob`` and its errors are NaN. ``trace`` says how traces were taken. ``refined``: rows
+    ``log_prob`` and its errors are NaN. ``trace``: how traces were taken. ``refined``: rows
     were solved again by more steps, if the solver stated a large error of them; it is false where
     a program is traced, of derivatives, and by a solver that was given.
     """

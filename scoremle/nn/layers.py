@@ -57,7 +57,7 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 
 
 def initializer(scale: float = 1.0) -> Callable[..., Array]:
-    """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 stands for almost zero."""
+    """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 means almost zero."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
@@ -94,7 +94,7 @@ def add_residual(x: Images, h: Images, *, rescale: bool) -> Images:
 def positional_embedding(labels: Times, size: int) -> Embedding:
     """sin and cos of labels times frequencies that fall geometrically from 1 to 1e-4."""
     half = size // 2
-    # The published networks know float32 frequencies, in whatever type the rest is computed.
+    # The published networks have float32 frequencies, in whatever type the rest is computed.
     frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(1e4) / (half - 1)))
     phases = labels[:, None] * frequencies
     waves = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)

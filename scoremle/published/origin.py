@@ -32,7 +32,7 @@ SHALLOW, DEEP = 4, 8
 
 @dataclass(frozen=True)
 class Origin:
-    """A published model; ``flip`` is None where its name does not say."""
+    """A published model; ``flip`` is None where its name does not contain it."""
 
     dataset: str
     sde: str

@@ -12,7 +12,7 @@ With the published Inception's features and classes they are called FID (Heusel 
 features they are other numbers and must not bear those names, which this module hence avoids.
 
 All in float64. The standard errors are of means over disjoint subsets, and so they are honest; the
-usual overlapping subsets of KID say how much a subset varies, not how wrong the mean may be.
+usual overlapping subsets of KID show how much a subset varies, not how wrong the mean may be.
 """
 
 from collections.abc import Iterator

@@ -75,7 +75,7 @@ class _RecordOfParts(_Record, total=False):
 
 
 class Damaged(Exception):
-    """This checkpoint cannot be trusted; the text says why."""
+    """A checkpoint that cannot be trusted; the text has the reason."""
 
 
 class Checkpoints:
@@ -295,7 +295,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
 
 
 def _meet() -> None:
-    """Waits until all processes of a run are here, and asks nothing of the devices."""
+    """Waits until all processes of a run are here, without work on the devices."""
     from orbax.checkpoint import multihost
 
     everyone = set(range(jax.process_count()))
@@ -386,7 +386,7 @@ def _as_wanted(leaf: Any) -> Any:
 
 
 def _read_shapes(path: Path) -> Any:
-    """The tree as Orbax knows it, with shapes and dtypes in place of arrays."""
+    """The tree as Orbax has it, with shapes and dtypes in place of arrays."""
     import orbax.checkpoint as ocp
 
     handler = ocp.CompositeCheckpointHandler(

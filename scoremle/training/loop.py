@@ -32,7 +32,7 @@ __all__ = ["Loop", "Schedule"]
 
 logger = logging.getLogger(__name__)
 
-# What must be finite at every step; its largest value stands in each row beside its mean.
+# Numbers that must be finite at every step; each row has their largest value beside the mean.
 CHECKED = ("loss", "grad_norm")
 # In the record of a checkpoint: numbers of the steps since the last row that was written.
 UNWRITTEN = "since_the_last_row"

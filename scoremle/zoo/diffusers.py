@@ -164,7 +164,7 @@ def _declared(
 
 
 def _size(place: str, network: UNet2D) -> tuple[int, int]:
-    """Height and width. Raises UserError where the config does not say them."""
+    """Height and width. Raises UserError if the config does not have them."""
     size = network.sample_size
     if size is None:
         raise UserError(f"{place}: the network's config has no sample_size")

@@ -114,7 +114,7 @@ OUTPUT = re.compile(r".*(aux_conv|out_conv)\.(weight|bias)")
 # Buffers of filters and of a table of sigmas, and what augmentation adds in training.
 NOT_NEEDED = re.compile(r".*\.resample_filter|u|map_augment\.weight")
 PREFIX = "model."
-# What fields may stand in the file, of whatever class and network.
+# Fields that the file may have, of any class and network.
 _Fields = TypedDict("_Fields", {
     "class": str, "model_type": str, "img_resolution": Size, "img_channels": Size,
     "label_dim": Count, "channel_mult_emb": Count, "model_channels": Size,

@@ -1,4 +1,4 @@
-"""The fields of UNet2DModel's ``config.json``: what may stand in them, and what goes together."""
+"""The fields of UNet2DModel's ``config.json``: their values, and the valid combinations."""
 
 import functools
 from collections.abc import Mapping

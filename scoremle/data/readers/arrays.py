@@ -2,7 +2,7 @@
 
 An array is uint8, [n h w] or [n h w c] with 1 or 3 channels. A .npz holds ``train`` and ``test``,
 or one array to be divided; ``train_labels``, ``test_labels`` or ``labels`` may go with them, and
-``levels`` says how many grey levels there are if not 256.
+``levels`` is the number of grey levels if not 256.
 """
 
 import os
@@ -93,7 +93,7 @@ def _check_asked(images: np.ndarray, options: Options, path: Path) -> None:
 
 
 def check_images(array: np.ndarray, where: str) -> np.ndarray:
-    """The array as uint8 [n h w c], or a UserError that says how to make it that."""
+    """Returns the array as uint8 [n h w c], or raises a UserError on how to make it so."""
     if array.dtype != np.uint8:
         raise UserError(f"{where} is {array.dtype}, not uint8{_advice(array)}")
     if array.ndim == 3:
