@@ -96,11 +96,11 @@ OPTIMIZER_FIELDS = ("lr", "beta1", "eps", "warmup", "grad_clip", "weight_decay")
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config says: its plain values, and an object for each thing that is done.
+    """Objects built from a config, one for each task, and its plain values.
 
-    ``evaluation`` has the fields of ``eval`` by their names. What is measured, is measured by
-    ``by_ode``, ``by_bound`` or, where a bound of steps is asked for, ``chain``. For a checkpoint
-    a pilot may choose the steps of the first, and the times of the second may be fitted.
+    ``evaluation`` has the fields of ``eval`` by their names. Bits/dim are measured by ``by_ode``,
+    ``by_bound`` or, if a bound of steps is configured, ``chain``. For a checkpoint a pilot may
+    choose the steps of the first, and the times of the second may be fitted.
     """
 
     config: Mapping[str, Any]
@@ -130,7 +130,7 @@ class Experiment:
 
     @property
     def template(self) -> TrainState | None:
-        """What a checkpoint of the model must fit; an imported model fits itself."""
+        """Template that a checkpoint of the model must fit; None for an imported model."""
         return None if isinstance(self.model, ImportedSpec) else self.training.template()
 
 
@@ -140,7 +140,7 @@ def build(
     """The experiment of a resolved config. Raises UserError for values that can't be had.
 
     With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
-    number of levels are enough, and its parameters tell whether the network is that of the config.
+    number of levels are enough, and its parameters show whether the network is that of the config.
     A model that was ``imported`` is not of the config.
     """
     check_devices()
@@ -260,10 +260,10 @@ def _evaluated(model: ModelSpec, config: Any) -> ModelSpec:
 
 
 def _reading(config: Any) -> tuple[str, str]:
-    """What the network predicts, and what it is told about t.
+    """Prediction of the network, and its time input.
 
-    Published networks predict the noise and are told 999 t; of the geometric VE, they predict the
-    score and are told sigma. Told the log-SNR, they predict the noise.
+    Published networks predict the noise and take 999 t; for the geometric VE, they predict the
+    score and take sigma. Networks that take the log-SNR predict the noise.
     """
     predicted, told = "eps", "time_999"
     if config.model.embedding == "log_snr":
@@ -311,7 +311,7 @@ def _training(
 
 
 def _flow_training(config: Any, training: Training, model: ModelSpec, flow: FlowSpec) -> Training:
-    """As the score model's, but for the network and what it learns."""
+    """The flow's training: as the score model's, with another network and objective."""
     reconstruction = Gaussian() if config.deq.offset else Entropy()
     objective = FlowObjective(model, flow, config.training.stratified, reconstruction)
     return replace(

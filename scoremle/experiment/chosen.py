@@ -1,4 +1,4 @@
-"""Which checkpoints are evaluated: by their numbers, the newest alone, or those to come."""
+"""Choice of the checkpoints to evaluate: by their numbers, the newest, or those to come."""
 
 import time
 from collections.abc import Iterable

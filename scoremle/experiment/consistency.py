@@ -1,8 +1,8 @@
 """Every estimator on one checkpoint, and what must hold between their numbers.
 
-The same images in the same order stand behind each, so that two estimators are compared image by
-image: the spread of the differences is their error, which is far smaller than that of the means.
-Where a mean is corrected for its solver, so is the difference.
+Each takes the same images in the same order, so that two estimators are compared image by image:
+the spread of the differences is their error, which is far smaller than that of the means. Where a
+mean is corrected for its solver, so is the difference.
 """
 
 import math
@@ -53,7 +53,7 @@ class Verdict:
 
 
 class Correction(NamedTuple):
-    """What is added to the mean of one estimator for its solver, and its standard error."""
+    """Correction of an estimator's mean for the solver's error, and its standard error."""
 
     mean: float = 0.0
     stderr: float = 0.0

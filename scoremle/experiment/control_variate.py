@@ -24,7 +24,7 @@ from scoremle.terminal import say
 from scoremle.training.checksums import tree_hash
 from scoremle.types import Images, IntImages, PRNGKey
 
-# Folded into the seed's key in place of a step: what no step can be.
+# Folded into the seed's key in place of a step: a number that no step has.
 CONTROL = 2**32 - 2
 # Images that are encoded at once.
 BATCH = 1000
@@ -36,7 +36,7 @@ GAUSSIAN = ("mean", "axes", "variances", "rest")
 class ControlRun:
     """A fit of the control variate, and of the density of the bound's times, on training images.
 
-    ``matching`` is that of the bound, and the seed says which images.
+    ``matching`` is that of the bound, and the seed draws the images.
     """
 
     model: ModelSpec
@@ -50,7 +50,7 @@ class ControlRun:
         return self.data.train[order[: most_examples(self.model.dims)]]
 
     def describe(self) -> dict[str, Any]:
-        """What stands beside a bound that was measured with it."""
+        """Facts recorded with a bound that was measured with it."""
         return {
             "control": "shrunk Gaussian and powers of pixels, checked coefficients by log-SNR",
             "control_images": len(self.images),

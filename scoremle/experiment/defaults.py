@@ -213,7 +213,7 @@ def unresolve(config: ml_collections.ConfigDict) -> None:
 
 
 def _derived(config: ml_collections.ConfigDict) -> dict[tuple[str, str], float | int]:
-    """What the placeholders become, by section and field."""
+    """Values of the placeholders, by section and field."""
     sde, method = config.training.sde.lower(), config.sampling.method.lower()
     other = config.eval.nodes if method == "ode" else config.model.num_scales
     doubling = config.eval.solver.lower() in ("doubling", "adaptive")

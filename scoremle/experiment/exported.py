@@ -1,6 +1,6 @@
-"""What an exported file is of: config and data set, beside it or in its notes.
+"""Record of an exported file: config and data set, beside it or in its notes.
 
-The published format has no room for them: they stand in a sealed PATH.json. A .safetensors has
+The published format has no room for them: a sealed PATH.json contains them. A .safetensors has
 notes, which hold texts.
 """
 
@@ -36,20 +36,20 @@ class _Content(TypedDict):
 
 
 def record_of(file: Path) -> Path:
-    """Where it stands what a file in the published format is."""
+    """Path of the record of a file in the published format."""
     return file.with_name(f"{file.name}.json")
 
 
 def write_record(place: "Workdir", file: Path) -> Path:
-    """Writes beside a file of a working directory what it is, and gives the place."""
+    """Writes the record beside a file of a working directory, and returns its path."""
     write_sealed(record_of(file), _record(place))
     return record_of(file)
 
 
 def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
-    """Config and facts of the data of a file; None where nothing says them.
+    """Config and facts of the data of a file; None without a record.
 
-    Raises UserError if what says them is damaged.
+    Raises UserError if the record is damaged.
     """
     path = record_of(file)
     if not path.is_file():
@@ -59,12 +59,12 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
 
 
 def notes(place: "Workdir", step: int) -> dict[str, str]:
-    """Of a .safetensors with the averaged parameters at a step."""
+    """Notes of a .safetensors with the averaged parameters at a step."""
     return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
 
 
 def is_file(path: Path) -> bool:
-    """Is this a .safetensors of an export, which says so in its notes?"""
+    """Whether this is a .safetensors of an export, by its notes."""
     whole = path.suffix == ".safetensors" and path.is_file()
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 

@@ -28,7 +28,7 @@ from scoremle.zoo.families import FAMILIES
 __all__ = ["Imported"]
 
 FOLDER, RECORD = "published", "published.json"
-# Of the one checkpoint that it is.
+# Number of its one checkpoint.
 NUMBER = 0
 REMEDY = "put its copy back, or import the model into another folder"
 
@@ -47,7 +47,7 @@ class Imported:
 
     @property
     def files(self) -> Path:
-        """Where the copies are."""
+        """Folder of the copies."""
         return inside(self.folder, FOLDER)
 
     @property
@@ -56,7 +56,7 @@ class Imported:
 
     @cached_property
     def record(self) -> _Record:
-        """What it is. Raises UserError if the file is altered."""
+        """Record of the model. Raises UserError if its file was altered."""
         found: Any = read_sealed(inside(self.folder, RECORD), REMEDY)
         check_record(found, _Record, self.folder / RECORD)
         if found["family"] not in FAMILIES:

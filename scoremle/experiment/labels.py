@@ -18,7 +18,7 @@ ALL = "all"
 
 
 def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
-    """How many classes a model has. Raises UserError for a label that is none of them."""
+    """Returns the model's number of classes. Raises UserError for a label it does not have."""
     classes = model.origin.classes
     choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
     if label and not classes:

@@ -84,7 +84,7 @@ def _acquire(path: Path, until: float) -> int:
 
 
 def _is_held(handle: int, path: Path) -> bool:
-    """Does a living process have the file?"""
+    """Whether a living process has the file."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked = True
@@ -100,7 +100,7 @@ def _is_held(handle: int, path: Path) -> bool:
 
 
 def _is_at(path: Path, handle: int) -> bool:
-    """Is the open file the one at the path? Its last owner has removed it otherwise."""
+    """Whether the open file is the one at the path: else its last owner has removed it."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def _owner(handle: int) -> dict[str, Any]:
 
 
 def _is_touched(path: Path) -> bool:
-    """Does anybody give a sign of life?"""
+    """Whether any process gives a sign of life."""
     until, first = time.monotonic() + WATCH, _touched_at(path)
     say(f"{path} is of another machine: is its owner alive? ({WATCH:.0f} s)")
     while time.monotonic() < until:

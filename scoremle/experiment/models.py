@@ -134,7 +134,7 @@ def _own(place: str) -> ScoreModel:
 
 
 def is_published(place: str) -> bool:
-    """Does this name a model of a published family?"""
+    """Whether this names a model of a published family."""
     path = Path(place)
     if not path.exists():
         return place.startswith(HUB)
@@ -142,7 +142,7 @@ def is_published(place: str) -> bool:
 
 
 def is_model_alone(place: str) -> bool:
-    """Does this name a model that is no working directory?"""
+    """Whether this names a model that is no working directory."""
     if Path(place).exists():
         return exported.is_file(Path(place)) or is_published(place)
     return is_own(place) or place in NAMES or is_published(place)

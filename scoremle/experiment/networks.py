@@ -57,7 +57,7 @@ class _Spec:
 
 @dataclass(frozen=True)
 class NetworkSpec(_Spec):
-    """Of a network that configs name, and of what it predicts.
+    """Model of a network that configs name.
 
     ``prediction`` and ``conditioning`` are those of ``noise_fn``.
     """
@@ -68,7 +68,7 @@ class NetworkSpec(_Spec):
 
     @property
     def precision(self) -> str:
-        """The type that the network computes in, and matrix products where JAX was told so."""
+        """The type that the network computes in, and that of products if JAX's config has one."""
         return _precision(self.network.dtype)
 
     @property
@@ -78,8 +78,8 @@ class NetworkSpec(_Spec):
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         """Parameters to begin with, for images of this shape."""
-        # Of all that is computed, what parameters depend on: without a program, which would be
-        # compiled for one call, and for a deep network take 20 seconds.
+        # Computes only what parameters depend on, without a program, which would be compiled for
+        # one call, and for a deep network take 20 seconds.
         shapes = (1, *images.shape[1:]), (1,)
         given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         return self.network.lazy_init(key, *given)["params"]
@@ -104,7 +104,7 @@ class NetworkSpec(_Spec):
         return self.model(params), estimator
 
     def describe(self) -> dict[str, Any]:
-        """The fields that tell it from other models, in values that JSON knows."""
+        """The fields that distinguish it from other models, in values of JSON."""
         fields = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
@@ -116,10 +116,10 @@ class NetworkSpec(_Spec):
 
 @dataclass(frozen=True)
 class ImportedSpec(_Spec):
-    """Of a published family: all of the model is its parameters, and it is not trained on.
+    """Model of a published family, which is its own parameters and is not trained on.
 
-    ``record`` says which files it is from. ``chain``: the bound that its authors report, if any.
-    Of a model of ``classes`` the ``label`` is one of them, or "all" for the mean over them.
+    ``record`` names its files. ``chain``: the bound that its authors report, if any. With
+    ``classes`` the ``label`` is one of them, or "all" for the mean over them.
     """
 
     record: Mapping[str, Any]
@@ -137,7 +137,7 @@ class ImportedSpec(_Spec):
 
     @classmethod
     def of(cls, model: ScoreModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
-        """That of a model. Raises UserError for a label that is none of its classes."""
+        """The spec of a model. Raises UserError for a label that is none of its classes."""
         classes = check_label(model, label, "--config.eval.label")
         shape, pixels = cast(Any, model.shape), pixels_of(model)
         return cls(model.sde, model.eps, shape, pixels, record, model.origin.chain, classes, label)

@@ -37,9 +37,9 @@ Score = Callable[[Batch], Batch]
 
 
 class Cluster(NamedTuple):
-    """Where to work: the address of a cluster, '' for this machine, and with how many workers.
+    """Address of a cluster ('' for this machine), and the number of workers.
 
-    None: as many as there are GPUs, or one for each four cores.
+    Workers of None: one for each GPU, or one for each four cores.
     """
 
     address: str = ""
@@ -82,7 +82,7 @@ class Table:
         return self._read([INDEX, name])[name]
 
     def index(self) -> UInt64[np.ndarray, " n"]:
-        """What is there, sorted."""
+        """Indices of the finished images, sorted."""
         return self._read([INDEX])[INDEX]
 
     def _read(self, names: list[str]) -> Batch:
@@ -224,7 +224,7 @@ def _running(ray: Any, cluster: Cluster) -> Iterator[tuple[int, int]]:
     if cluster.address:
         where: dict[str, Any] = {"address": cluster.address}
     else:
-        # One more than workers: the reader's, without which they would wait for ever.
+        # One more than workers: without the reader's, they would wait forever.
         room = max(os.cpu_count() or 1, (asked or 1) + 1)
         where = {"num_cpus": room, "include_dashboard": False}
     with warnings.catch_warnings():
@@ -240,7 +240,7 @@ def _running(ray: Any, cluster: Cluster) -> Iterator[tuple[int, int]]:
 
 
 def _workers(asked: int | None, gpus: int, cpus: int) -> int:
-    """How many workers there are to be. Raises UserError where they leave no core to a reader."""
+    """Number of workers. Raises UserError if they leave no core to a reader."""
     workers = asked or gpus or max(1, cpus // CORES)
     if workers >= cpus:
         raise UserError(
@@ -252,7 +252,7 @@ def _workers(asked: int | None, gpus: int, cpus: int) -> int:
 
 @contextmanager
 def _in_a_line(ray: Any) -> Iterator[None]:
-    """What a worker could not do, without Ray's tracebacks."""
+    """Turns a worker's error into a UserError of one line, without Ray's tracebacks."""
     try:
         yield
     except ray.exceptions.RayError as error:

@@ -42,7 +42,7 @@ HINTS: dict[str | None, str] = {
 
 
 def is_own(place: str) -> bool:
-    """Does this name a function of a file: ``FILE.py:function``?"""
+    """Whether this names a function of a file: ``FILE.py:function``."""
     return ".py:" in place
 
 

@@ -1,7 +1,7 @@
 """One's own images, as a model takes them: pictures of any kind, or arrays.
 
-All that can't be taken is listed with its reason, and refused or left out; all that is changed is
-said.
+Each file that can't be taken is listed with its reason, and refused or left out; each change is
+printed.
 """
 
 import itertools
@@ -32,7 +32,7 @@ FIT = ", or --fit=crop, resize or pad where it is the size"
 def read_images(
     path: Path, shape: tuple[int, int, int], levels: int, *, fit: str = "", skip_bad: bool = False
 ) -> tuple[list[Look], Integer[np.ndarray, "n h w c"]]:
-    """What became of each file, or of each image of an array, and the pixels of those with some.
+    """Reads images; returns a report of each, and the pixels of those that can be taken.
 
     Args:
         path: of pictures, or of arrays, which are taken as they are.

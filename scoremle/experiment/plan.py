@@ -1,9 +1,9 @@
-"""What a config will take, before it is trained: parameters, FLOPs, memory, time.
+"""Cost of a config before it is trained: parameters, FLOPs, memory, time.
 
 FLOPs and memory are XLA's own accounts of the compiled programs, memory at two batches and on the
 line through them. Time is measured: a few training steps, and a few evaluations of the network
 alone and with its derivative along the probes, of images of noise. What takes many evaluations (a
-likelihood, a sample) takes as many times as long.
+likelihood, a sample) takes that many times as long.
 """
 
 import time
@@ -30,7 +30,7 @@ from scoremle.xla import compiled
 
 __all__ = ["Plan"]
 
-# The smaller of two batches, on each device. Its pace tells whether the whole batch is measured.
+# The smaller of two batches, on each device. Its pace decides if the whole batch is measured.
 FEW = 4
 # Timed calls of a program; what all of them may take, in seconds.
 CALLS, LONGEST = 3, 60.0
@@ -46,12 +46,12 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment will take on this machine. Each property measures when it is first read.
+    """Cost of an experiment on this machine. Each property measures when it is first read.
 
     Args:
         experiment: whose images may be left out.
         memory: bytes on each device.
-        devices: over how many the work is split, ideally: what they tell each other takes none.
+        devices: number that share the work, ideally: communication takes no time.
     """
 
     experiment: Experiment
@@ -59,7 +59,7 @@ class Plan:
     devices: int = 1
 
     def facts(self, test_images: int) -> dict[str, Any]:
-        """All of it, by name: bytes, seconds, numbers. None where nothing tells."""
+        """Costs by name: bytes, seconds, numbers; None if unknown."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
         an_image, nodes = self._likelihood()
@@ -122,7 +122,7 @@ class Plan:
 
     @cached_property
     def flops(self) -> float:
-        """Of a step, as XLA counts them before it optimises."""
+        """FLOPs of a step, as XLA counts them before it optimises."""
         return (self._lowered(self.batch).cost_analysis() or {}).get("flops", float("nan"))
 
     @cached_property
@@ -151,7 +151,7 @@ class Plan:
         raise UserError("XLA does not say on this device what memory a program takes")
 
     def _largest_batch(self) -> int:
-        """Beside the state and its copy; for each device that the batch is split over."""
+        """Largest batch beside the state and its copy, over the devices that share it."""
         split = self.experiment.training.config.devices.fsdp
         given = self.split_state if split else self.needs.given
         room = self.memory - given - self.copy
@@ -160,7 +160,7 @@ class Plan:
 
     @cached_property
     def step(self) -> Pace:
-        """Of a step of the whole batch, if that fits and does not take too long."""
+        """Pace of a training step of the whole batch, if that fits and does not take too long."""
 
         def run(batch: int) -> Callable[[], Any]:
             images = self._images(batch)[None]
@@ -179,7 +179,7 @@ class Plan:
 
     @cached_property
     def forward(self) -> Pace:
-        """Of the noise prediction."""
+        """Pace of the noise prediction."""
         model = self.experiment.model
 
         def predict(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ class Plan:
 
     @cached_property
     def derivative(self) -> Pace:
-        """Of the noise prediction and its estimated divergence."""
+        """Pace of the noise prediction and its estimated divergence."""
         model, divergence = self.experiment.model, self.experiment.by_ode.divergence
 
         def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
@@ -227,7 +227,7 @@ class Plan:
         return np.random.default_rng(0).integers(0, levels, shape, np.uint8)
 
     def _pace(self, run: Callable[[int], Callable[[], Any]]) -> Pace:
-        """Of ``run(batch)``: of the whole batch, or of few where that can't be, or takes long."""
+        """Pace of ``run(batch)``: of the whole batch, or of few if it is too large or slow."""
         few = Pace(_seconds(run(self._few)) / self._few, self._few)
         here = memory_here()
         fits = here is None or self.needs.given + self.needs.work <= here.free
@@ -237,7 +237,7 @@ class Plan:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Of one call; the first, which compiles, is left out."""
+    """Seconds of one call; the first, which compiles, is left out."""
     jax.block_until_ready(call())
     taken = []
     for _ in range(CALLS):

@@ -1,4 +1,4 @@
-"""Which fields make another experiment, and what a checkpoint says of its own in its notes."""
+"""Fields that identify an experiment, and the record of them in a checkpoint's notes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -46,7 +46,7 @@ class DataFacts(TypedDict):
 
 @runtime_checkable
 class Recorded(Protocol):
-    """What a record is of: the config and the data of an experiment."""
+    """Subject of a record: the config and the data of an experiment."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...

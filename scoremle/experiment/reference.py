@@ -38,7 +38,7 @@ NOTHING = Reference(np.zeros(0))
 
 
 def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "") -> Reference:
-    """What an evaluation measured by the same estimator, at the same step, under the same label.
+    """Reads an evaluation's values by the same estimator, at the same step, for the same label.
 
     Args:
         place: where the model is, as ``load`` takes it.
@@ -62,14 +62,14 @@ def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "")
 
 
 def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
-    """The name that an evaluation has for it. Of chains of steps there are many."""
+    """Name of the estimator in an evaluation; None for chains of steps: there are many."""
     exact, bound = ("exact", "bound") if model.decoder is None else ("ode_bound", "bound_informed")
     name = {"ode": exact, "bound": bound}.get(estimator)
     return name and name + f"_label_{label}" * bool(label)
 
 
 def _step(place: str, model: ScoreModel) -> int | None:
-    """At which an evaluation measured the model, if it is in a working directory."""
+    """Step at which an evaluation measured the model, if it is in a working directory."""
     if model.origin.step is not None:
         return model.origin.step
     return 0 if Path(place).is_dir() and Workdir(Path(place)).imported else None
@@ -78,7 +78,7 @@ def _step(place: str, model: ScoreModel) -> int | None:
 def how_to_get(
     place: str, model: ScoreModel, estimator: str, label: str = "", checkpoint: int | None = None
 ) -> str:
-    """In a line, what gives a model the values that it lacks.
+    """A line on how to get the reference values that a model lacks.
 
     Args:
         place: where the model is.

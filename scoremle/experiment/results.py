@@ -21,10 +21,10 @@ LONGEST_WAIT = 60.0
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What lies in the file; nothing if there is none.
+    """Reads the results in the file; none without the file.
 
-    Raises UserError if it can't be read, if a result is not as it was written, or if what it says
-    is of another kind than it must be, such as a name that can't be one of files.
+    Raises UserError if it can't be read, if a result was altered, or if a fact is of another type
+    than it must be, such as a name that no file can have.
     """
     results = read_json(path) if path.exists() else {}
     check_record(results, dict[Name, Any], path)

@@ -43,7 +43,7 @@ OTHER_NAMES = ("Fréchet distance", "kernel distance", "class score")
 
 @dataclass(frozen=True)
 class Judge:
-    """What quality is measured by."""
+    """Measures the quality of samples."""
 
     extractor: Extractor
     reference: Reference
@@ -71,7 +71,7 @@ def _measure(value: float, stderr: float | None, samples: int, reference: int) -
 
 
 def judge(evaluation: Any, data: ImageSet) -> Judge | None:
-    """What the fields name; None if samples alone are wanted. Raises UserError early."""
+    """Opens the judge that the fields name; None without them. Raises UserError early."""
     if not evaluation.inception:
         if evaluation.stats:
             raise UserError(
@@ -100,7 +100,7 @@ def judge(evaluation: Any, data: ImageSet) -> Judge | None:
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What is the same for all checkpoints."""
+    """Sampling with the settings that all checkpoints share."""
 
     experiment: Experiment
     folder: Path
@@ -171,15 +171,15 @@ class SamplingRun:
 
     @property
     def _size(self) -> int:
-        """Samples of a round: as told where they depend on one another, else over all devices."""
+        """Samples of a round: as given where they depend on one another, else over all devices."""
         size = min(self.experiment.evaluation.batch_size, self.experiment.evaluation.num_samples)
         return size if self.experiment.sampler.mixes else devices.filled(size)
 
     @property
     def _facts(self) -> Facts:
-        """All that a sample depends on but the checkpoint; their number is not among it."""
+        """Facts that a sample depends on, without the checkpoint and the number of samples."""
         data, model, config = self.experiment.data, self.experiment.model, self.experiment.config
-        # What mixes the samples of a round makes its size a part of what a sample is.
+        # A sampler that mixes the samples of a round makes its size one of their facts.
         of_round = {"round_size": self._size} if self.experiment.sampler.mixes else {}
         return {
             "dataset": data.name,

@@ -182,7 +182,7 @@ def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writ
 def _on_eval(
     training: Training, held: tuple[Params, ...]
 ) -> Callable[[TrainState, int], dict[str, float]]:
-    """What is measured of test images and averaged parameters."""
+    """Makes the function that measures averaged parameters on test images."""
     test, measure = training.data.test, xla.compiled(training.measure)
     size = min(training.data.batch_size, len(test))
 

@@ -1,4 +1,4 @@
-"""How images are scored, by the words of the command line: an estimator's name, a class label.
+"""Scoring of images by the words of the command line: an estimator's name, a class label.
 
     ode      the probability-flow ODE
     bound    the variational bound in continuous time
@@ -48,7 +48,7 @@ Images = Integer[np.ndarray, "n h w c"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model as some images need it, the estimator, and what there is to say of both.
+    """A model prepared for some images, the estimator, and notes on both.
 
     ``doubts`` are about the model's declaration. By ``levels`` the mean over images can be
     corrected for its solver. ``label`` is that of the images, where one was asked for.
@@ -67,7 +67,7 @@ class Prepared:
 
     @property
     def words(self) -> str:
-        """What a number is, with the noise that is given to the integers, if it is."""
+        """Words for the number: estimator, dequantization noise if any, and label."""
         inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
         density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
         density |= isinstance(inner, ByOde) and inner.decoder is None
@@ -110,10 +110,10 @@ def prepared(
     passes: int = 1,
     correct: bool = False,
 ) -> Prepared:
-    """What scores these images in so many passes, by the name of the estimator.
+    """Prepares the scoring of these images in so many passes, by the name of the estimator.
 
-    A few images tell whether the model is what it is declared to be, how many nodes the ODE's
-    solver needs, of an image and of the mean, and the scale of a decoder: of each image by others,
+    A few images decide whether the model agrees with its declaration, how many nodes the ODE
+    needs, for an image and for the mean, and the scale of a decoder: of each image by others,
     unless the model has one. Under all labels there is no one condition to check, and these go by
     the first. ``steps``: how many a chain has; None: all of the model's own. To ``correct`` the
     mean, the pilot chooses levels, too. Raises UserError for what does not fit.
@@ -151,7 +151,7 @@ def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
 
 
 def worth_of(model: ScoreModel, images: Images) -> str:
-    """What the decoder of a model is worth, on a few images; and where its scale is from."""
+    """Words on the cost of a model's decoder on a few images, and the origin of its scale."""
     few, key = images[:PILOT_IMAGES], jax.random.key(0)
     decoder = cast(Informed, model.decoder)
     informed, flat = decoder_worth(model, decoder, few, key)
@@ -162,7 +162,7 @@ def worth_of(model: ScoreModel, images: Images) -> str:
 
 
 def _origin(model: ScoreModel, decoder: Informed) -> str:
-    """Where the scale of a decoder is from, as far as there is something to say."""
+    """Words on the origin of a decoder's scale; "" for the common one."""
     if isinstance(decoder.scale, LearnedScale):
         return "; its scale is the network's own, for each pixel"
     words = "; no image has a scale that was fitted to it"
@@ -176,9 +176,9 @@ def _origin(model: ScoreModel, decoder: Informed) -> str:
 
 
 def _doubts(model: ScoreModel, images: Images) -> list[str]:
-    """What looks wrong with the model's declaration, if the images are enough to tell.
+    """Likely mistakes in the model's declaration, if there are enough images to test it.
 
-    A model that was trained here is what its config says.
+    A model that was trained here agrees with its config.
     """
     if model.origin.step is not None or len(images) < fewest(model.dims):
         return []

@@ -1,4 +1,4 @@
-"""What a training is, and what it minimises: a score model's, and a flow dequantizer's for one.
+"""Trainings and their objectives: of a score model, and of a flow dequantizer for it.
 
 A score model's objective is how t is drawn, the weighting, and published constants. The three that
 are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-SNR, likelihood).
@@ -29,7 +29,7 @@ from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
-# Folded into the seed's key in place of a step: what no step can be.
+# Folded into the seed's key in place of a step: a number that no step has.
 INITIALISATION = 2**32 - 1
 EVAL_DRAWS = 4
 
@@ -39,7 +39,7 @@ Numbers = dict[str, Scalar]
 
 @dataclass(frozen=True)
 class Training:
-    """All that the training of a network needs but the folder.
+    """Settings of a network's training, without the folder.
 
     ``config`` has the fields of a config by their names. ``loss`` and ``measure`` take parameters
     (first those that are not trained, if there are any), images and a key: what is minimised, and
@@ -74,7 +74,7 @@ class Training:
 
     @cached_property
     def _template(self) -> TrainState:
-        # Of a deep network it takes more than a second.
+        # It takes more than a second for a deep network.
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         return jax.eval_shape(
             lambda images: init_state(self._params(images), self.optimizer), images
@@ -82,7 +82,7 @@ class Training:
 
     @property
     def places(self) -> Any:
-        """Where the arrays of a state lie while it is trained."""
+        """Shardings of the arrays of a state while it is trained."""
         return devices.shardings(self.template(), sharded=self.config.devices.fsdp)
 
     def _params(self, images: IntImages) -> Params:
@@ -93,7 +93,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Objective:
-    """Of a score model, by the config's fields of these names."""
+    """Objective of a score model, by the config's fields of these names."""
 
     model: ModelSpec
     likelihood_weighting: bool
@@ -104,7 +104,7 @@ class Objective:
 
     @property
     def times(self) -> TimeSampler:
-        """How the training draws t."""
+        """Sampler of t for training."""
         if self.importance_weighting:
             return UniformLogSNR(self.model.sde, self.model.eps, self.stratified)
         return UniformTime(self.model.eps, self.stratified)
@@ -142,7 +142,7 @@ class Objective:
         return self.by_loss.losses(noise, model.sde, model.pixels, x, key)
 
     def loss(self, params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
-        """What training minimises, and the spread of the loss within the batch."""
+        """Loss that training minimises, and its spread within the batch."""
         losses = self.losses(params, x, key, train=True)
         return jnp.mean(losses), {"loss_std": jnp.std(losses)}
 
@@ -156,7 +156,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class FlowObjective:
-    """Of a flow dequantizer, for a score model: its parameters come first, and stay."""
+    """Objective of a flow dequantizer for a score model, whose fixed parameters come first."""
 
     model: ModelSpec
     flow: FlowSpec
@@ -166,7 +166,7 @@ class FlowObjective:
     def loss(
         self, score: Params, params: Params, x: IntImages, key: PRNGKey
     ) -> tuple[Scalar, Numbers]:
-        """What training minimises, the same in bits/dim, and its spread within the batch."""
+        """Loss that training minimises, its value in bits/dim, and its spread within the batch."""
         model, dequantizer = self.model, self.flow.dequantizer(params)
         losses = dequantization_loss(
             model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,

@@ -103,7 +103,7 @@ class Workdir:
 
     @property
     def begun(self) -> bool:
-        """Is there a checkpoint?"""
+        """Whether there is a checkpoint."""
         return bool(self.snapshots.numbers() or self.preemption.numbers())
 
     def check_seen_alike(self, experiment: Recorded) -> None:
@@ -129,7 +129,7 @@ class Workdir:
         return recorded_config(self.folder)
 
     def training(self, *, flow: bool = False) -> dict[str, Any] | None:
-        """How far the training that runs here is, of how many steps; None where none ran."""
+        """Steps of the training here, the newest, and if it is finished; None if none ran."""
         newest = max(self.preemption.own(), default=None)  # their numbers are steps
         if newest is None:
             return None
@@ -138,7 +138,7 @@ class Workdir:
         return {"steps": steps, "newest_step": newest, "finished": newest >= steps}
 
     def data_facts(self) -> dict[str, Any]:
-        """What data.json says of the data set."""
+        """Facts on the data set in data.json."""
         return self._read_data()
 
     def levels(self) -> int:
@@ -151,8 +151,8 @@ class Workdir:
     def restore(self, template: Any, number: int | None = None) -> Restored:
         """A snapshot, this one or the newest that is whole; the average alone is on a device.
 
-        Raises UserError as ``Checkpoints.restore``, and if config.json or data.json says other
-        than the checkpoint.
+        Raises UserError as ``Checkpoints.restore``, and if config.json or data.json differs
+        from the checkpoint.
         """
         restored = self.snapshots.restore(template, number)
         path = self.snapshots.path(restored.number)
@@ -177,7 +177,7 @@ class Workdir:
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
 
-        So it is in a folder as published, and in one that was imported. To be called before
+        That is so in a folder as published, and in one that was imported. To be called before
         ``describe``: raises UserError if what is there belongs to another network.
         """
         if self.preemption.numbers():
@@ -268,7 +268,7 @@ class Workdir:
                 yield store.path(number), meta
 
     def _compare(self, meta: dict[str, Any], path: Path) -> None:
-        """Raises UserError if config.json or data.json says other than a checkpoint's notes."""
+        """Raises UserError if config.json or data.json differs from a checkpoint's notes."""
         files = (
             (self.config_path, flat(self._read_config()), meta.get(record.CONFIG, {})),
             (self.data_path, self._read_data(), meta.get(record.DATA, {})),
