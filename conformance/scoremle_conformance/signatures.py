@@ -51,7 +51,7 @@ def _distance(found: Evidence, one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _would_be(predict: Prediction, *checks: str) -> Callable[[Adapter, list[Case]], bool]:
-    """Are the answers, for one form of the fault, wrong as predicted wherever it would show?"""
+    """Whether the answers are wrong as one form of the fault predicts, wherever it would show."""
 
     def seen(adapter: Adapter, cases: list[Case]) -> bool:
         verdicts: dict[str, bool] = {}

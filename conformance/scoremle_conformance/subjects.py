@@ -77,7 +77,7 @@ class Subject:
 
     @property
     def has_density(self) -> bool:
-        """Is there a density without noise?"""
+        """Whether there is a density without noise."""
         return bool((self.variances > 0).all())
 
     def reflect(self, x: Any) -> Any:

@@ -19,7 +19,7 @@ Training = UInt8[np.ndarray, "train h w c"]
 Images = UInt8[np.ndarray, "n h w c"]
 Bits = Float[np.ndarray, " n"]
 
-# Of a uniform variable on [0, 1).
+# Variance of a uniform variable on [0, 1).
 UNIFORM_VARIANCE = 1 / 12
 
 
@@ -51,9 +51,9 @@ def gaussian_bpd(train: Training, test: Images) -> Bits:
 
 
 def png_bpd(images: Images) -> Bits:
-    """What the pixels take as PNG, which knows nothing but that neighbours are alike.
+    """Bits/dim of the pixels as PNG, a code that only uses the similarity of neighbours.
 
-    Of small images a good part of it is what any PNG takes: compare images of one size.
+    The overhead of the format is a good part of it for small images: compare images of one size.
     """
     return np.array([8 * _png_bytes(image) / image.size for image in images])
 

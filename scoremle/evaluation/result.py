@@ -111,12 +111,12 @@ class Result(Mean):
 
     @property
     def is_bpd(self) -> bool:
-        """Is it bits/dim?"""
+        """Whether it is bits/dim."""
         return self.unit == "bits/dim"
 
     @property
     def is_bound(self) -> bool:
-        """Is it an upper bound on bits/dim by design?"""
+        """Whether it is an upper bound on bits/dim by design."""
         return "bound" in self.kind or (self.importance_samples or 1) > 1
 
     @property

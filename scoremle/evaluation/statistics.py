@@ -15,14 +15,14 @@ __all__ = ["Difference", "difference", "error_of_few", "profile"]
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6
 COVERAGE = 0.95
-# Fewer variances can't tell what they have in common; more freedom is as good as infinite.
+# Fewer variances do not show their common value; more freedom is as good as infinite.
 FEWEST_VARIANCES, MOST_FREEDOM = 4, 1e4
 
 
 class Difference(NamedTuple):
-    """How much one value is above another: the mean over images and its standard error.
+    """Difference of two values: its mean over images, and the standard error of that mean.
 
-    The error is NaN of one image.
+    The error is NaN for one image.
     """
 
     mean: float
@@ -40,7 +40,7 @@ def difference(
 
 
 def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
-    """Which noise levels cost the bits: bits/dim for each unit of log-SNR, over its bins.
+    """Profile of the bits over noise levels: bits/dim for each unit of log-SNR, by bins.
 
     Its integral is the diffusion term. The standard errors are over images.
     """
@@ -56,12 +56,12 @@ def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, lis
 def error_of_few(stderr: Float[np.ndarray, " n"], passes: int) -> Float[np.ndarray, " n"]:
     """Errors of means over a few passes, of which the double covers 95 %.
 
-    A standard error by the spread of four values is itself off by 40 %. All the images together
-    know it better (``moderated``); what is left unknown widens it, as Student's t does.
+    A standard error by the spread of four values is itself off by 40 %. All images together
+    estimate it better (``moderated``); the uncertainty left widens it, as Student's t does.
 
     Args:
         stderr: of each mean, by the spread of its own passes.
-        passes: how many; of one, nothing is known.
+        passes: how many; for one the error is unknown.
     """
     if passes < 2:
         return np.full_like(stderr, np.nan)
@@ -72,7 +72,7 @@ def error_of_few(stderr: Float[np.ndarray, " n"], passes: int) -> Float[np.ndarr
 def moderated(
     variance: Float[np.ndarray, " n"], freedom: int
 ) -> tuple[Float[np.ndarray, " n"], float]:
-    """Variances of few values each, drawn towards what all have in common; and their freedom.
+    """Variances of few values each, shrunk to their common value; and their degrees of freedom.
 
     The true ones are taken to be s0^2 d0 over chi-square of d0 degrees of freedom; d0 and s0 come
     from the mean and the spread of log(variance). The freedom of the result is that of the values

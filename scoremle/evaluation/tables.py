@@ -29,7 +29,7 @@ def table(
 
 
 def _too_much(widths: Mapping[str, int], spare: Sequence[str]) -> list[str]:
-    """The columns that there is no room for."""
+    """The columns that do not fit the screen."""
     left_out: list[str] = []
     room = screen_width()
     for name in spare:
