@@ -181,7 +181,7 @@ def is_writer() -> bool:
 
 
 def leave_writing_to_others() -> None:
-    """From now on this process writes no files."""
+    """Stops this process from writing files."""
     global _is_writer
     _is_writer = False
 

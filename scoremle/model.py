@@ -217,7 +217,7 @@ class ScoreModel:
 
     @property
     def default_estimator(self) -> Estimator:
-        """By the ODE, with the model's solver, one probe at each node, and ``decoder`` if any.
+        """Estimator by the ODE: the model's solver, one probe a node, and ``decoder`` if any.
 
         Example:
             >>> print(scoremle.load("digits").default_estimator.words)

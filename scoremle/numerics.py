@@ -102,7 +102,7 @@ def not_finite(tree: Any) -> str:
 
 
 def _has_not_finite(leaf: Any) -> bool:
-    """In what this process has of it."""
+    """Whether this process's part of an array has a number that is not finite."""
     return _reals(leaf) and not all(np.isfinite(part).all() for part in of_this_process(leaf))
 
 

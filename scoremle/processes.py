@@ -142,7 +142,7 @@ def asked_to_stop(call: int) -> bool:
 
 
 def stop_if_asked() -> None:
-    """To be called by all after each part of a work. Raises Stopped where they agree to stop."""
+    """Raises Stopped where all processes agree to stop; all call it after each part of a work."""
     if asked_to_stop(next(_parts)):
         raise Stopped(signal.SIGTERM)
 

@@ -94,7 +94,7 @@ class Progress:
             self._print(self._place(done), *self._facts, *speed, *times[::-1])
 
     def move(self, done: float) -> None:
-        """So much is done now, and the rest is as it was: a bar moves, and no line is printed."""
+        """Sets the amount done, and nothing else: a bar moves, and no line is printed."""
         now = time.monotonic()
         pace = self._pace(done, now)
         if self._bar and now - self._shown >= BAR_EVERY:
@@ -202,7 +202,7 @@ class _LiveLine:
 
 
 def _fitting(words: list[str], room: int) -> str:
-    """As many of the first words as there is room for."""
+    """Joins as many of the first words as there is room for."""
     for count in range(len(words), 1, -1):
         if len(text := "  ".join(words[:count])) <= room:
             return text

@@ -53,7 +53,7 @@ def is_mute() -> bool:
 
 
 def mute() -> None:
-    """From now on nothing is said: another process of this run says it."""
+    """Mutes this process from now on: another process of the run prints."""
     global _is_mute
     _is_mute = True
 

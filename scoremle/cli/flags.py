@@ -91,7 +91,7 @@ class ConfigParser(Parser):
                     action="store_const", const="false")  # fmt: skip
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As Parser does; a boolean flag without a value is true."""
+        """Parses as Parser does; a boolean flag without a value is true."""
         given = [f"{text}=true" if text in self._switches else text for text in args]
         return super().parse_args(given, namespace)
 

@@ -67,7 +67,7 @@ class Affine:
 
     @classmethod
     def standardizing(cls, x: Data) -> "Affine":
-        """That which gives such data mean 0 and standard deviation 1 in each dimension.
+        """Makes the map that gives such data mean 0 and standard deviation 1 in each dimension.
 
         Args:
             x: data, two examples or more.

@@ -189,7 +189,7 @@ def _held(thing: Any, ended: Callable[[], object]) -> Callable[[], Any]:
 
 
 def _has_numbers(array: Any) -> bool:
-    """Not so where a program is traced. Derivatives of numbers have them."""
+    """Whether an array has numbers: not in a traced program, but in derivatives of numbers."""
     return not isinstance(array, jax.core.Tracer) or array.to_concrete_value() is not None
 
 

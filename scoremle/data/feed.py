@@ -37,7 +37,7 @@ class Feed(NamedTuple):
 
 
 def feed(images: ImageSet, on_device: str = "auto") -> Feed:
-    """On the device if ``on_device`` is "true", or if it is "auto" and they fit there."""
+    """Makes a Feed: on the device if ``on_device`` is "true", or "auto" and the images fit."""
     fits = images.train.nbytes <= SHARE * _memory()
     if on_device == "true" or (on_device == "auto" and fits):
         return Feed(images.rows, images.train, _gather, lambda other: other.rows)

@@ -111,7 +111,7 @@ class Prepared:
         return self._array(split)
 
     def labels(self, split: str) -> np.ndarray | None:
-        """Their labels, if the source has any."""
+        """Labels of train or test, if the source has any."""
         return self._array(f"{split}_labels") if self.meta["labels"] else None
 
     def verify(self) -> None:

@@ -218,7 +218,7 @@ def at_step(step: int, training: Progress | None) -> str:
 
 
 def counted(count: int, word: str) -> str:
-    """So many of a word."""
+    """Count of a word, in the plural if it is not 1."""
     plural = "es" if word.endswith("s") else "s"
     return f"{count} {word}{plural * (count != 1)}"
 

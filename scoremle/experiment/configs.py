@@ -14,7 +14,7 @@ __all__ = ["NAMED"]
 
 
 def _imagenet_resolve(config: ConfigDict) -> None:
-    """As by default, but likelihood training with importance sampling starts later."""
+    """Resolves as by default, but likelihood training with importance sampling starts later."""
     training = config.training
     likelihood = training.likelihood_weighting and training.importance_weighting
     if training.smallest_time is None and training.sde.lower() == "vpsde" and likelihood:

@@ -31,7 +31,7 @@ AGAIN = 0.02
 
 @contextlib.contextmanager
 def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
-    """For the length of a block, this process alone has the file ``path``.
+    """Locks the file ``path`` for this process within the block.
 
     Of the processes of one run the first has it for all of them.
 
@@ -108,7 +108,7 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _owner(handle: int) -> dict[str, Any]:
-    """Who has written into the file; empty if nobody, or if it can't be read."""
+    """Owner that the file names; empty if none, or if it can't be read."""
     try:
         owner = json.loads(os.pread(handle, 10_000, 0))
         return owner if all(is_of(owner[name], kind) for name, kind in OWNER.items()) else {}

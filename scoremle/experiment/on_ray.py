@@ -156,7 +156,7 @@ def score_on_ray(
 
 
 def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " k"]:
-    """Those of a piece."""
+    """The indices in ``done`` that belong to a piece."""
     end = piece.first + (MOST_ROWS if piece.count is None else piece.count)
     first, stop = np.searchsorted(done, np.asarray([piece.first, end], np.uint64))
     return done[first:stop]

@@ -53,7 +53,7 @@ class Row:
 
     @property
     def note(self) -> str:
-        """Why there is no score, or what was changed of the image."""
+        """Reason for a missing score, or the changes of the image."""
         return f"not scored: {self.reason}" if self.reason else "; ".join(self.changes)
 
 
@@ -94,7 +94,7 @@ def rows(
 
 
 def decimals(error: float) -> int:
-    """To which place a value is written that has this error: two digits of the error."""
+    """Decimals of a value with this error: those of two digits of the error."""
     if not (math.isfinite(error) and error > 0):
         return MOST_DECIMALS
     return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))

@@ -77,12 +77,12 @@ def _import_torchax() -> None:
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Whatever torchax sets is as it was, when this is left."""
+    """Restores at the end of the block all settings that torchax changes."""
     fast, told = torch.backends.mha, os.environ.get(TELEMETRY)
     with _TRACING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fastpath, options = fast.get_fastpath_enabled(), getattr(jax.config, OPTIONS)
-        # Attention as one operation of its own, which torchax does not know.
+        # Fused attention is an operation that torchax does not have.
         fast.set_fastpath_enabled(False)
         try:
             yield

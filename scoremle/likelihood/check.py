@@ -75,7 +75,7 @@ class Reading:
     scaling: Scaling
 
     def changes(self, other: "Reading") -> int:
-        """In how many of these two readings differ."""
+        """Number of fields in which two readings differ."""
         mine, others = vars(self).values(), vars(other).values()
         return sum(a != b for a, b in zip(mine, others, strict=True))
 
@@ -189,7 +189,7 @@ class _Trial:
         }
 
     def other_ways(self) -> Iterator[Reading]:
-        """To feed the network, with one thing changed."""
+        """Yields readings of the network with one thing changed."""
         old, has_steps = self.declared, isinstance(self.sde.schedule, Discrete)
         # Steps first: 999 t is so near them that it may be as good.
         for name in dict.fromkeys(("step", *CONDITIONINGS)) if self.known else ():

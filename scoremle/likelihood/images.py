@@ -86,7 +86,7 @@ class Estimator(Protocol):
 @pytree
 @dataclass(frozen=True)
 class ByOde:
-    """By the probability-flow ODE; with several ``samples``, importance weighted over them.
+    """Estimator by the probability-flow ODE, importance weighted over several ``samples``.
 
     Args:
         divergence: how traces are estimated.
@@ -285,7 +285,7 @@ def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) ->
 @pytree
 @dataclass(frozen=True)
 class ByBound:
-    """By the variational bound.
+    """Estimator by the variational bound.
 
     Args:
         draws: times for each image.

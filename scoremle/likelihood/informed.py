@@ -106,7 +106,7 @@ def _nats(
 def _predicted(
     model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"] | None]:
-    """At the smallest time, of a draw for each image: the error of the predicted noise, and v."""
+    """Error of the predicted noise, and v, for one draw of each image at the smallest time."""
 
     def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
         error, v = at_the_end(images[place], image_keys(key, place))

@@ -39,7 +39,7 @@ def mean_over_labels(log_prob: Float[Array, "labels b"]) -> PerExample:
 @pytree
 @dataclass(frozen=True)
 class ByLabels:
-    """By the mean over the labels of a class-conditional model; each costs what one costs.
+    """Estimator by the mean over a class-conditional model's labels; each costs as much as one.
 
     Args:
         of_one: how images are measured under a label: one that can be compiled.

@@ -290,7 +290,7 @@ class Pilot:
         return replace(self.measure(steps), tried=self._tried(STEPS[: STEPS.index(steps) + 1]))
 
     def for_mean(self, images: int, passes: int, tolerance: float) -> Choice:
-        """As many steps as each image needs, or more, and the levels that correct the mean.
+        """Chooses steps that are enough for each image, and the levels that correct the mean.
 
         There are no levels for fewer than two images, from fewer than four of the pilot, and where
         one of these fails.

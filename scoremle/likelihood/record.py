@@ -62,6 +62,6 @@ class Likelihood:
 
 
 def _typical(errors: PerExample) -> str:
-    """Their root mean square."""
+    """Root mean square of the errors, in words."""
     size = np.sqrt(np.mean(np.square(errors)))
     return "unknown" if np.isnan(size) else f"{size:.2g}"

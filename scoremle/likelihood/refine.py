@@ -105,7 +105,7 @@ def _solved(
 
 
 def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
-    """With ``again`` in these rows; all evaluations count."""
+    """Replaces these rows by ``again``; evaluations are added."""
 
     def put(old: Array, new: Array) -> Array:
         return old.at[..., rows].set(new)

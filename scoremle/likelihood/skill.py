@@ -173,6 +173,6 @@ def _basis(
 
 
 def _numbers(errors: Float[Array, "k b"]) -> Float[np.ndarray, "k b"]:
-    """In float64; all are huge at a log-SNR where some are no numbers."""
+    """Errors in float64; all are huge at a log-SNR where some are not finite."""
     found = np.asarray(errors, np.float64)
     return np.where(np.isfinite(found).all(axis=1, keepdims=True), found, HUGE)

@@ -106,7 +106,7 @@ class _Chain:
 
 
 def _last_scale(sde: SDE, times: Float[Array, " n"]) -> LearnedScale:
-    """Between the variances of the step to the integers, from the first time of a chain."""
+    """Learned scale between the variances of a chain's step to the integers."""
     log_greatest = 2 * jnp.log(sde.sigma(times[0]))
     gap = jnp.diff(sde.log_snr(times[:2]))[0]
     return LearnedScale(log_greatest + jnp.log(-jnp.expm1(gap)), log_greatest)
@@ -267,7 +267,7 @@ def _check_chain(variance: str, times: Any, draws: int | None) -> None:
 @pytree
 @dataclass(frozen=True, eq=False)
 class BySteps:
-    """By the bound of a chain, as the authors of a model report it.
+    """Estimator by the bound of a chain, as the authors of a model report it.
 
     Args:
         times: those of the chain; None: the steps of the model's discrete schedule. Of a sequence

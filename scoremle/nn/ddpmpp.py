@@ -146,7 +146,7 @@ class DDPMpp(nn.Module):
         return block(self._attention(block(h)))
 
     def _up(self, h: Images, skips: list[Images], channels: int, block) -> Images:
-        """From the middle to the output, taking back the features of the way down."""
+        """Up path: from the middle to the output, with the skip features of the way down."""
         pyramid = None
         for level, multiple in reversed(list(enumerate(self.ch_mult))):
             for _ in range(self.num_res_blocks + 1):

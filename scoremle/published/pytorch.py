@@ -108,7 +108,7 @@ def _is_frequencies(name: str) -> bool:
 
 
 def _names(parts: list[Part]) -> Iterator[str]:
-    """For each part the name of its class, and its number among those of the class."""
+    """Yields for each part the name of its class, and its number among those of the class."""
     kinds = [_kind(part) for part in parts]
     middle = _middle(parts, kinds)
     ddpm = any("NIN_0.W" in part for part, kind in zip(parts, kinds, strict=True) if kind == BLOCK)

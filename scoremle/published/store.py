@@ -54,7 +54,7 @@ class PublishedCheckpoints(Checkpoints):
         return _meta(read(file)) if file else super().meta(number)
 
     def verify(self, number: int) -> None:
-        """As for our own; of a published file, which has no checksum, that it is whole."""
+        """Verifies a checkpoint; a published file, which has no checksum, is only read whole."""
         if file := self._files().get(number):
             read(file)
         else:
@@ -79,7 +79,7 @@ class PublishedCheckpoints(Checkpoints):
         super()._sweep()
 
     def _files(self) -> dict[int, Path]:
-        """By number, but for those of which there is a checkpoint of our own."""
+        """Published files by number, without the numbers of our own checkpoints."""
         own = self.own()
         return {number: path for number, path in files(self.folder).items() if number not in own}
 

@@ -69,7 +69,7 @@ def frechet_of_moments(
     mean_b: Float[np.ndarray, " d"],
     cov_b: Float[np.ndarray, "d d"],
 ) -> float:
-    """Between two Gaussians.
+    """Fréchet distance between two Gaussians.
 
     S S' has the eigenvalues of S^(1/2) S' S^(1/2), which is symmetric: they are real, and no
     square root of a matrix that isn't symmetric is taken.

@@ -50,7 +50,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """By which a reader knows it, in a line."""
+        """Name of the folder, in a line."""
         return in_a_line(self.folder.resolve().name)
 
     @cached_property
@@ -115,7 +115,7 @@ class Subject:
             return str(error)
 
     def images(self, result: Result) -> UInt8[np.ndarray, "n h w c"] | str:
-        """Those that a result is about, or in a line why they can't be had here."""
+        """Images that a result is about, or in a line the reason why they are not here."""
         if isinstance(self.data, str):
             return self.data
         split = self.data.train if result.split == "train" else self.data.test

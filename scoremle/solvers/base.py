@@ -27,7 +27,7 @@ Sensitivity = Callable[[Times, Data, Data], Data]
 
 
 def insensitive(clock: Times, state: Data, rate: Data) -> Data:
-    """For solutions wanted for their state alone: their ``error`` is the integrals' own."""
+    """Sensitivity of 0, for solutions of which only the state is used."""
     return jnp.zeros_like(state)
 
 

@@ -280,7 +280,7 @@ class Planned:
 @pytree
 @dataclass(frozen=True)
 class Multistep:
-    """So many steps, the same for every example. Memory does not grow with their number.
+    """Solver with the same steps for every example. Memory does not grow with their number.
 
     Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
     times the root of two squares: its estimate for the example, and that of ``typical`` ones, in

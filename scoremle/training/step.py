@@ -78,7 +78,7 @@ def make_optimizer(
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
-    """By global norm. A factor for all: XLA keeps no array of a clipped gradient."""
+    """Clips by global norm. A factor for all: XLA keeps no array of a clipped gradient."""
 
     def clip(grads: Params, _: Params) -> Params:
         share = limit / jnp.maximum(optax.tree.norm(grads), limit)

@@ -31,7 +31,7 @@ from scoremle.records import is_of
 __all__ = ["TRACKERS", "Console", "FanOut", "JsonLines", "Row", "Run", "Writer"]
 
 PROJECT = "scoremle"
-# The file in a run's folder that says what it is known by, for each library.
+# The file in a run's folder that has its identifier, for each library.
 KEPT = "logged.json"
 
 Row = dict[str, float]
@@ -174,12 +174,12 @@ class Console(Writer):
         self._progress.close()
 
 
-# In the books of other libraries -----------------------------------------------------------------
+# Trackers ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training as a library is told of it: folder, data set, and config by dotted names."""
+    """Description of a training for a tracker: folder, data set, and config by dotted names."""
 
     folder: Path
     dataset: str
@@ -187,7 +187,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name that a reader knows it by."""
+        """Name of the run: its folder and its data set."""
         return f"{self.folder.resolve().name} {self.dataset}"
 
 
@@ -204,7 +204,7 @@ class Tracker(Writer):
         self._library, self._run, self._begun = library, run, False
 
     def rewind(self, step: int) -> None:
-        """A library forgets nothing: of rows that come again, it keeps what it likes."""
+        """Begins the run. Which of repeated rows is kept depends on the library."""
         if not self._begun:
             path = self._run.folder / KEPT
             kept = files.read_json(files.inside(path.parent, KEPT)) if path.exists() else {}
@@ -229,7 +229,7 @@ class Tracker(Writer):
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:
-        """Whatever a library says against it, such as that nobody logged in, becomes one line."""
+        """Turns each error of a library, such as a missing login, into a UserError of one line."""
         try:
             yield
         except Exception as error:
@@ -237,7 +237,7 @@ class Tracker(Writer):
 
     @abc.abstractmethod
     def _begin(self, known: str | None) -> str:
-        """Begins the run, or goes on with the known one; gives what it is known by."""
+        """Begins the run, or continues the known one; returns its identifier."""
 
     @abc.abstractmethod
     def _log(self, step: int, row: Row) -> None: ...
@@ -247,7 +247,7 @@ class Tracker(Writer):
 
 
 class LikeWandb(Tracker):
-    """wandb, and trackio, which is called like it but knows a run by its name."""
+    """wandb, and trackio, which is called like it but identifies a run by its name."""
 
     def _begin(self, known: str | None) -> str:
         run = self._run

@@ -162,7 +162,7 @@ def from_flow(
 @pytree
 @dataclass(frozen=True)
 class ByLogProb:
-    """By a log-density that is exact; with several ``draws``, importance weighted over them.
+    """Estimator by an exact log-density; with several ``draws``, importance weighted over them.
 
     Values: ``bpd``, and ``solver_error``, the residual of the map, if it has both directions; of
     several draws ``draw_stderr`` and ``effective_draws``.

@@ -184,7 +184,7 @@ class ADM(nn.Module):
         return self._resnet("middle_block.2", h, embedding)
 
     def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
-        """From the middle to the last features, taking back those of the way down."""
+        """Up path: from the middle to the last features, with skip features of the way down."""
         resnet = functools.partial(self._resnet, embedding=embedding)
         heads = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
         blocks = len(skips)

@@ -135,7 +135,7 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
 
 
 def _read(place: Path) -> dict[str, Measured]:
-    """By what was measured: of a folder the newest checkpoint, of a file what is in it."""
+    """Reads results by kind: of a folder those of the newest checkpoint, of a file its content."""
     from scoremle.experiment.results import RESULTS, measured
     from scoremle.files import named
 

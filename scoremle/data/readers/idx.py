@@ -75,7 +75,7 @@ def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 class _Missing(UserError, FileNotFoundError):
-    """No such file, which for labels is no mistake."""
+    """Error for a missing file, which is no mistake for labels."""
 
 
 def _find(folder: Path, split: str, ending: str) -> Path:
