@@ -17,13 +17,6 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = [
-    "LONGEST_JSON", "LONGEST_PICKLE", "MAX_ARRAYS", "MAX_BATCH", "MAX_COMMANDS", "MAX_ENTRIES",
-    "MAX_FILE", "MAX_HEADER", "MAX_MAT", "MAX_MODEL", "MAX_PARTITION", "MAX_PICTURE", "MAX_PIXELS",
-    "MAX_SCANNED", "MAX_TEXT", "MAX_XZ", "MOST_SHARED", "File", "array_bytes", "check_ratio",
-    "check_size", "npy_header", "open_zip", "read_arrays", "read_member", "read_no_further",
-]  # fmt: skip
-
 # A file that is open, or content as one.
 File = io.BufferedReader | io.BytesIO
 

@@ -20,12 +20,6 @@ from jaxtyping import Array
 
 from scoremle.errors import UserError, first_line
 
-__all__ = [
-    "Needs", "bytes_of_each", "check_devices", "check_room", "fetch", "filled", "in_gib",
-    "in_host_memory", "memory", "needs", "part_axis", "placed", "put", "replicate", "replicated",
-    "shardings", "shared", "split_rows", "within_memory",
-]  # fmt: skip
-
 AXIS = "data"
 # Address space that the smallest model takes to be compiled and run, on two cores.
 LEAST_ROOM = 2 << 30

@@ -6,11 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = [
-    "Stopped", "UserError", "as_flag", "choose", "first_line", "in_a_line", "named_as", "nearest",
-    "no_chain", "no_labels", "no_model", "out_of_memory",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 

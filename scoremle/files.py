@@ -36,13 +36,6 @@ import numpy as np
 from scoremle.bounded import LONGEST_JSON, MAX_FILE, MAX_RATIO, SMALL, check_size, read_arrays
 from scoremle.errors import UserError
 
-__all__ = [
-    "SEAL", "for_this_process", "handle_of", "inside", "is_abandoned", "is_gone", "is_stream",
-    "is_writer", "machine", "make_folder", "named", "opened", "read_bytes", "read_json",
-    "read_npz", "read_sealed", "seal", "sync", "sync_all", "temporary_beside", "write_atomically",
-    "write_json", "write_npz", "write_sealed", "writing",
-]  # fmt: skip
-
 # The name that a seal has beside what it seals.
 SEAL = "seal"
 # What temporary_beside makes: the machine and the process are its groups.

@@ -13,28 +13,6 @@ from scoremle.devices import in_any_process, of_this_process
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Times
 
-__all__ = [
-    "all_finite",
-    "as_pytree",
-    "check_finite",
-    "check_values",
-    "compensated_add",
-    "dims_of",
-    "expand",
-    "floating",
-    "log1mexp",
-    "mean_square",
-    "not_finite",
-    "output_like",
-    "permutation",
-    "predict",
-    "predict_ranged",
-    "random_words",
-    "sum_data",
-    "sum_over",
-    "within_forms",
-]
-
 
 def floating(t: ArrayLike) -> Times:
     """Numbers as an array of floats, in its precision there."""

@@ -26,8 +26,6 @@ from scoremle.errors import Stopped, UserError, first_line
 from scoremle.files import leave_writing_to_others
 from scoremle.terminal import mute
 
-__all__ = ["asked_to_stop", "check_agreed", "join", "of_the_first", "stdout_aside", "together"]
-
 # Timeout of heartbeats in seconds: a silent process counts as dead, and all others end.
 HEARTBEAT = 30
 # JAX's flag for the devices of a process. Under a cluster its default is one GPU by number.

@@ -17,8 +17,6 @@ from rich.progress import Progress as Bar
 
 from scoremle.terminal import in_a_line, is_live, is_mute, say
 
-__all__ = ["Progress", "progress"]
-
 # Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
 LINE_EVERY, BAR_EVERY = 20.0, 0.1
 # Seconds of compilation after which a line is printed.

@@ -10,11 +10,6 @@ from typing import Any, NewType, NotRequired, Union, get_args, get_origin, is_ty
 
 from scoremle.errors import UserError
 
-__all__ = [
-    "LARGEST", "Count", "Error", "FileName", "Levels", "Name", "Number", "Size", "check_record",
-    "is_of",
-]  # fmt: skip
-
 # Texts that may be a part of a file's name, and names of files within a folder.
 Name = NewType("Name", str)
 FileName = NewType("FileName", str)

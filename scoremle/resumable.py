@@ -24,10 +24,6 @@ from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.processes import check_agreed, stop_if_asked
 from scoremle.progress import progress
 
-__all__ = [
-    "HASH_LENGTH", "Arrays", "content_hash", "fingerprint", "in_parts", "missing", "read_part",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 # Digits of hashes in results: enough to distinguish any two.

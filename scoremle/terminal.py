@@ -14,12 +14,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-from scoremle.errors import in_a_line
-
-__all__ = [
-    "WIPE", "Formatter", "cell", "html_table", "in_a_line", "in_html", "in_markdown", "is_mute",
-    "passing", "printable", "say",
-]  # fmt: skip
+from scoremle.errors import in_a_line as in_a_line
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

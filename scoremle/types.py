@@ -11,21 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-__all__ = [
-    "AnyArray",
-    "Data",
-    "Images",
-    "IntImages",
-    "Keys",
-    "Labels",
-    "NoiseFn",
-    "PRNGKey",
-    "PerExample",
-    "Scalar",
-    "ScoreFn",
-    "Times",
-]
-
 # Where an array of JAX is taken, one of numpy may be given. Type checkers know of JAX's alone.
 if TYPE_CHECKING:
     AnyArray = Array

@@ -28,8 +28,6 @@ from jax.interpreters import ad, batching, mlir
 from jaxlib.mlir import ir
 from jaxtyping import Array, Float
 
-__all__ = ["call", "compiled", "convolve"]
-
 # Programs
 
 

@@ -5,11 +5,22 @@ The table stands in docs/architecture.md too.
 
 import ast
 import re
+from collections import defaultdict
 from graphlib import TopologicalSorter
 
 import pytest
-from helpers.source import SOURCES, described, dotted, imports, longest_chain
+from helpers.places import ROOT
+from helpers.source import (
+    SOURCES,
+    described,
+    dotted,
+    imports,
+    listed,
+    longest_chain,
+    names_taken,
+)
 
+import scoremle
 from scoremle.experiment import defaults
 from scoremle.experiment.config import fields_of
 
@@ -68,6 +79,32 @@ def test_no_modules_import_each_other(for_types):
         for module, text in MODULES.items()
     }
     TopologicalSorter(graph).prepare()  # a CycleError names them
+
+
+@pytest.fixture(scope="module")
+def takers():
+    """Dotted name -> the rooms, and documents, that take it."""
+    documents = [
+        *ROOT.glob("docs/**/*.md"), ROOT / "README.md", *ROOT.glob("examples/*.py"),
+        *ROOT.glob("conformance/**/*.py"),
+    ]  # fmt: skip
+    texts = [(room_of(module), text) for module, text in MODULES.items()]
+    texts += [("documents", path.read_text()) for path in documents]
+    found = defaultdict(set)
+    for room, text in texts:
+        for name in names_taken(text, MODULES):
+            found[name].add(room)
+    return found
+
+
+@each_module
+def test_what_a_module_exports_is_taken_elsewhere(module, takers):
+    """By another room, or by users; a room's ``__init__`` says what it exports itself."""
+    path = SOURCES.get(f"{module.replace('.', '/')}.py")
+    for name in listed(path or ""):
+        rooms = takers[f"{module}.{name}"] - {room_of(module)}
+        homes = scoremle._HOME.get(name) == module.removeprefix("scoremle.")
+        assert rooms or homes, f"{module} exports {name}, which no other room takes"
 
 
 def test_no_chain_of_imports_is_longer():

@@ -17,8 +17,6 @@ import stat
 import sys
 from pathlib import Path
 
-__all__ = ["FOLDER", "keep_programs", "programs_folder"]
-
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SWITCH, OFF = "JAX_ENABLE_COMPILATION_CACHE", ("false", "f", "no", "n", "off", "0")
 # Seconds of compilation from which a program is kept. JAX's own 1 would leave out most, which take

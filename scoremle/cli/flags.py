@@ -27,8 +27,6 @@ from scoremle.experiment.config import (
 )
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["FLOW_FOLDER", "MEANINGS", "ConfigParser"]
-
 FLOW_FOLDER = "flowpp_dequantizer"
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)

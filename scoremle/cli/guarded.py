@@ -17,8 +17,6 @@ from scoremle.cli.signals import ANSWERED, say_stopping
 from scoremle.errors import Stopped, first_line, out_of_memory
 from scoremle.terminal import printable
 
-__all__ = ["guarded"]
-
 LONGEST = 10_000  # bytes of a line
 # Exit codes of the program. JAX ends a process that has lost the others by an abort, or with 1.
 KNOWN, BY_JAX = (0, 2, 3, 130, 143), (1, -signal.SIGABRT)

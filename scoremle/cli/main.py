@@ -22,7 +22,7 @@ from scoremle.errors import UserError, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
 from scoremle.terminal import Formatter, in_a_line, is_mute, passing, printable
 
-__all__ = ["main", "parse"]
+__all__ = ["main"]
 
 # What a user can do where memory does not suffice.
 LESS_MEMORY = (

@@ -14,11 +14,6 @@ from typing import Any, NoReturn
 
 from scoremle.errors import UserError, nearest, no_chain, no_labels, no_model
 
-__all__ = [
-    "MODEL", "Parser", "adder", "at_least", "check_ending", "check_exists", "check_file",
-    "check_model", "is_stream", "seed",
-]  # fmt: skip
-
 # Models that a name stands for.
 SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
 MODEL = (

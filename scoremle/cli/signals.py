@@ -22,8 +22,6 @@ from typing import Any, cast
 from scoremle.errors import Stopped
 from scoremle.terminal import WIPE
 
-__all__ = ["ANSWERED", "answered", "going_on", "say_stopping"]
-
 ANSWERED = (signal.SIGINT, signal.SIGTERM)
 # Seconds until a line says that the signal has come; between two tries to stop.
 SOON, AGAIN = 0.5, 0.05

@@ -19,8 +19,8 @@ from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "RECORD", "Resolve", "as_fields", "fields_of", "flat", "load_config", "nearest_field",
-    "published_config", "recorded_config",
+    "RECORD", "Resolve", "fields_of", "flat", "load_config", "nearest_field", "published_config",
+    "recorded_config",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]

@@ -42,16 +42,7 @@ from scoremle.numerics import (
 )
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = [
-    "MATCHINGS",
-    "Bound",
-    "bound_at",
-    "by_bin",
-    "likelihood_bound",
-    "prior_divergence",
-    "reconstruction_draws",
-    "variance_of_mean",
-]
+__all__ = ["Bound", "likelihood_bound"]
 
 # Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
 # much the larger; and the fewest that can give a standard error of their own.

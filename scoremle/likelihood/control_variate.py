@@ -32,7 +32,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Data, PerExample, Times
 
-__all__ = ["Control", "Controlled", "FittedGaussian", "bin_of", "most_examples", "noise_features"]
+__all__ = ["Control", "FittedGaussian", "most_examples"]
 
 # The powers x^j that weigh z^2 - 1, pixel by pixel.
 POWERS = (0, 1, 2)

@@ -16,7 +16,7 @@ from scoremle.likelihood.bound import bound_at
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey, Scalar
 
-__all__ = ["dequantization_loss", "one_draw_bound"]
+__all__ = ["dequantization_loss"]
 
 
 def dequantization_loss(

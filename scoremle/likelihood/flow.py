@@ -29,8 +29,6 @@ from scoremle.solvers.clock import BentClock
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
-__all__ = ["along_flow", "flow_log_likelihood"]
-
 
 def flow_log_likelihood(
     noise: NoiseFn,

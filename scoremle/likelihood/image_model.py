@@ -7,7 +7,7 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.types import NoiseFn
 
-__all__ = ["HasPixels", "ImageModel", "pixels_of"]
+__all__ = ["pixels_of"]
 
 
 @runtime_checkable

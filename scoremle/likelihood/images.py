@@ -50,14 +50,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = [
-    "ByBound",
-    "ByOde",
-    "Estimator",
-    "OdeDifference",
-    "Values",
-    "of_bound",
-]
+__all__ = ["ByBound", "ByOde", "Estimator", "Values"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 Values = dict[str, PerExample | Float[Array, "b bins"]]

@@ -29,7 +29,7 @@ from scoremle.core.pytree import pytree
 from scoremle.likelihood.record import Likelihood
 from scoremle.types import Keys, PerExample
 
-__all__ = ["Draw", "ImportanceBound", "importance_bound", "jackknife"]
+__all__ = ["importance_bound", "jackknife"]
 
 # A key for each image to the likelihood of dequantized images and log q(u | x).
 Draw = Callable[[Keys], tuple[Likelihood, PerExample]]

@@ -26,7 +26,7 @@ from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import Estimator, Values
 from scoremle.types import IntImages, PerExample
 
-__all__ = ["ByLabels", "mean_over_labels"]
+__all__ = ["ByLabels"]
 
 ERRORS = ("probe_stderr", "solver_error", "draw_stderr")
 

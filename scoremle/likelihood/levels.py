@@ -24,14 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
-__all__ = [
-    "FEWEST_DIFFERENCES",
-    "Corrected",
-    "Levels",
-    "bias_bound",
-    "choose_levels",
-    "corrected",
-]
+__all__ = ["Levels"]
 
 # Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from scoremle.likelihood.levels import Corrected
 
-__all__ = ["Errors", "Mean", "Values", "standard_error"]
+__all__ = ["Mean", "Values", "standard_error"]
 
 # Columns [passes n] by name; ``profile`` has one more axis, over bins of log-SNR.
 Values = dict[str, Float[np.ndarray, "passes _n *more"]]

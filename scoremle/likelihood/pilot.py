@@ -46,10 +46,7 @@ from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import AnyArray, Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
 from scoremle.xla import compiled
 
-__all__ = [
-    "FEW_DIMS", "NOISE_SHARE", "PILOT_IMAGES", "Choice", "Pilot", "choose_for_images",
-    "choose_within",
-]  # fmt: skip
+__all__ = ["FEW_DIMS", "PILOT_IMAGES", "Choice", "choose_for_images", "choose_within"]
 
 # The exact trace is the default up to so many dimensions.
 FEW_DIMS = 64

@@ -21,7 +21,7 @@ from scoremle.numerics import as_pytree, expand, predict, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
 from scoremle.xla import compiled
 
-__all__ = ["PublishedRK45", "published_rates"]
+__all__ = ["PublishedRK45"]
 
 
 

@@ -42,17 +42,7 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
 
-__all__ = [
-    "LOG_2PI",
-    "Discrete",
-    "Entropy",
-    "Gaussian",
-    "Informed",
-    "Reconstruction",
-    "decoding_cost",
-    "log_mass",
-    "log_normal_mass",
-]
+__all__ = ["Discrete", "Entropy", "Gaussian", "Informed", "Reconstruction"]
 
 LOG_2PI = math.log(2 * math.pi)
 # The trapezoidal rule over the normal variable. It converges as fast as for the normal density.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoremle.core.pytree import known, pytree, static
 from scoremle.types import Data, PerExample
 
-__all__ = ["HIDDEN", "Likelihood"]
+__all__ = ["Likelihood"]
 
 # The error of a solver is hidden up to this share of the probes' standard error.
 HIDDEN = 0.25

@@ -26,8 +26,6 @@ from scoremle.numerics import as_pytree
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
-__all__ = ["Rows", "refined", "too_large"]
-
 Rows = Float[Array | np.ndarray, " n"]
 
 # An example is solved again by no more steps than these.

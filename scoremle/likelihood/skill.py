@@ -32,8 +32,6 @@ from scoremle.numerics import mean_square
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar
 from scoremle.xla import compiled
 
-__all__ = ["Errors", "Node", "certain", "errors_of", "without_one"]
-
 # How sure is certain, and by how much an error then exceeds the Gaussian's.
 CERTAIN, WORSE = 0.994, 0.02
 # A covariance is known by so many vectors for each dimension.

@@ -57,7 +57,7 @@ from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "has_last_step", "learned_decoder", "step_bound"]
+__all__ = ["BySteps", "has_last_step", "learned_decoder"]
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}

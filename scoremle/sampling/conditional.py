@@ -27,8 +27,6 @@ from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["colourise", "guided", "inpaint"]
-
 # Orthogonal coordinates of a pixel's colour, the first along grey.
 COLOURS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from scoremle.types import Scalar
 
-__all__ = ["at_eps", "end_of", "ends"]
+__all__ = ["end_of"]
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 

@@ -25,14 +25,7 @@ from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn
 
-__all__ = [
-    "denoise",
-    "euler_sample",
-    "interpolate",
-    "ode_draw",
-    "ode_encode",
-    "ode_sample",
-]
+__all__ = ["euler_sample", "ode_draw", "ode_encode", "ode_sample"]
 
 
 def ode_sample(

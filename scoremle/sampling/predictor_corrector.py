@@ -31,17 +31,9 @@ from scoremle.sampling.ends import ends
 from scoremle.types import Data, Keys, NoiseFn, Times
 
 __all__ = [
-    "Constraint",
-    "Corrector",
-    "Predictor",
-    "PredictorCorrector",
-    "ald",
-    "ancestral_sampling",
-    "euler_maruyama",
-    "langevin",
-    "pc_sample",
-    "reverse_diffusion",
-]
+    "Corrector", "Predictor", "PredictorCorrector", "ald", "ancestral_sampling", "euler_maruyama",
+    "langevin", "pc_sample", "reverse_diffusion",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

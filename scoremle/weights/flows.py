@@ -34,8 +34,6 @@ from scoremle.likelihood.scores import Scores
 from scoremle.numerics import check_values, dims_of
 from scoremle.types import IntImages
 
-__all__ = ["ByLogProb", "FlowModel", "from_flow"]
-
 AnyData = Float[Array | np.ndarray, "n *d"]
 Map = Callable[[np.ndarray], Any]
 

@@ -18,8 +18,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-__all__ = ["largest_trusted", "pareto_k"]
-
 # Fewer exceedances tell no shape.
 FEWEST = 5
 GRID = 30

@@ -29,8 +29,6 @@ from scoremle.errors import UserError
 from scoremle.sampling.samples import Samples
 from scoremle.weights.pareto import largest_trusted, pareto_k
 
-__all__ = ["Expectation", "Reweighted", "reweigh"]
-
 
 class Expectation(NamedTuple):
     """A mean over the target, its standard error, and what the solver's error may add to that."""

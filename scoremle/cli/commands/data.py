@@ -17,8 +17,6 @@ from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
-__all__ = ["DATASETS", "FITS", "SPLITS", "name_of"]
-
 # The names in scoremle.data, whose import brings JAX.
 DATASETS = (
     "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",

@@ -17,8 +17,6 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
-__all__ = ["version"]
-
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
     "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",

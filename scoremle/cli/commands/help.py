@@ -17,8 +17,6 @@ from scoremle.experiment import defaults
 from scoremle.experiment.config import fields_of, load_config
 from scoremle.experiment.configs import NAMED
 
-__all__ = ["TOPICS", "config_table", "screen"]
-
 START = """\
 How likely is an image under a diffusion model, and how sure are you?
 

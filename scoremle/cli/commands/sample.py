@@ -26,8 +26,6 @@ from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
 from scoremle.terminal import in_a_line, say
 
-__all__ = ["SAMPLERS", "SMALLEST_TIME"]
-
 # The names in experiment/samplers.py, whose import brings JAX.
 SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
 # Where sampling ends, unless the model begins later: as published for the VP SDE.

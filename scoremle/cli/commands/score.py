@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
 
-__all__ = ["ESTIMATORS"]
-
 # The names in experiment/scoring.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 # How clusters number tasks, in variables: the number, the first one, how many there are.

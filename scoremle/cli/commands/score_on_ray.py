@@ -24,8 +24,6 @@ from scoremle.experiment.scoring import Prepared, prepared
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
 
-__all__ = ["run"]
-
 # Images that are looked at before the others.
 FIRST = 256
 

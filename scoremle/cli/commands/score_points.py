@@ -28,8 +28,6 @@ from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, in_parts
 from scoremle.terminal import say
 
-__all__ = ["run"]
-
 # Points at once, and those that are shown of either end.
 BATCH_SIZE, SHOWN = 1024, 3
 OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge", "correct")

@@ -19,8 +19,6 @@ from scoremle.cli.parser import Parser, check_exists
 from scoremle.errors import UserError
 from scoremle.terminal import in_a_line, say
 
-__all__ = ["verify"]
-
 
 def parser(name: str) -> Parser:
     parser = Parser(
