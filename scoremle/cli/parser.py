@@ -118,7 +118,7 @@ seed = at_least(0, below=2**32)
 
 
 def check_exists(place: Path) -> None:
-    """Raises UserError if nothing lies at a place."""
+    """Raises UserError if nothing is at a place."""
     if not place.exists():
         raise UserError(f"there is no folder or file {place}")
 

@@ -86,7 +86,7 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
 @pytree
 @dataclass(frozen=True)
 class BetweenSteps:
-    """A network that knows whole steps alone, between two of them: its outputs there, mixed.
+    """A network of whole steps alone, between two of them: its outputs there, mixed.
 
     The nearer step counts for more, linearly. The network gets whole numbers as integers, and both
     steps in one call.
@@ -232,7 +232,7 @@ def _count_of_steps(sde: SDE, conditioning: str | Conditioning, between: str) ->
 @pytree
 @dataclass(frozen=True)
 class Conditioned:
-    """A noise prediction under a condition; with ``both``, if it tells a variance too."""
+    """A noise prediction under a condition; with ``both``, if it predicts a variance too."""
 
     noise: Callable[..., Data]
     condition: Any

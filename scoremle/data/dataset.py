@@ -1,4 +1,4 @@
-"""A data set by name, and where it lies prepared: at ``data.path``, or in the cache.
+"""A data set by name, and its prepared folder: at ``data.path``, or in the cache.
 
 In the cache, the name of a folder is a hash of everything that went into it: other files, another
 place or other options are another folder, and nothing there is ever out of date.

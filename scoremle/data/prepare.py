@@ -106,7 +106,7 @@ class _Rows:
 
 
 class _Writer:
-    """Divides, checks and writes chunks; then tells what there was."""
+    """Divides, checks and writes chunks; then reports on them."""
 
     def __init__(self, folder: Path, levels: int, options: Options) -> None:
         self._folder, self._own_levels, self._options = folder, levels, options

@@ -149,7 +149,7 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
 
 
 def _with_tuples(content: Any) -> Any:
-    """JSON knows no tuples, and configs no lists. Raises UserError for what names no field."""
+    """JSON has no tuples, and configs have no lists. Raises UserError for what names no field."""
     if isinstance(content, dict):
         if wrong := [name for name in content if not name.isidentifier()]:
             raise UserError(f"{wrong[0][:60]!r} is no name of a field")

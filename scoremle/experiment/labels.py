@@ -31,5 +31,5 @@ def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
 
 
 def under(model: "ScoreModel", label: str) -> "ScoreModel":
-    """The model of one label; of all the first, which stands for them in a pilot."""
+    """The model of one label; for all labels that of the first, which a pilot takes."""
     return model.given(np.array([0 if label == ALL else int(label)])) if label else model

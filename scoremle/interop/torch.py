@@ -278,7 +278,7 @@ def _sde(schedule: str | Schedule | SDE) -> SDE:
 def _examples(
     sde: SDE, conditioning: str | Conditioning, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two examples of what the module will see, and what it is told about t."""
+    """Two examples of the module's input, and of its time input."""
     if len(shape) not in (1, 3):
         raise UserError(f"shape must be (h, w, c) of images or (d,) of vectors, not {shape}")
     tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning

@@ -56,7 +56,7 @@ class PublishedRK45:
     def log_likelihood(
         self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: Scalar
     ) -> Likelihood:
-        """log p_eps(x) in nats. It knows neither its solver's error nor its probe's: both are NaN.
+        """log p_eps(x) in nats. The solver's error and the probe's are unknown: both are NaN.
 
         Raises UserError where it is traced: it runs on the host.
         """

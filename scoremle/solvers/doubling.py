@@ -1,4 +1,4 @@
-"""The nodes of Multistep doubled, until each example's result stands still."""
+"""Doubling of Multistep's nodes, until each example's result converges."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class _Best(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Doubling:
-    """Doubles the nodes until an example's result stands still.
+    """Doubles the nodes until an example's result converges.
 
     The stated error is 1.5 times the last change of the result, or 1.5 times half the change
     before if that is more. Where the solution's own estimate is less, it is that: in a field that

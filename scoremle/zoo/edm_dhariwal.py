@@ -45,7 +45,7 @@ WAYS = {"enc": "input_blocks", "dec": "output_blocks"}
 
 
 def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
-    """The network; ``ranged``: it tells variances, too.
+    """The network; ``ranged``: it predicts variances, too.
 
     Raises UserError for fields or tensors that it can't have.
     """

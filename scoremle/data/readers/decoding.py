@@ -125,7 +125,7 @@ def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:
 
 @cache
 def _heif() -> bool:
-    """True if HEIC can be read. Pillow knows of it from then on."""
+    """Whether HEIC can be read; registers it with Pillow."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
