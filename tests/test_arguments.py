@@ -5,6 +5,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers.oracles import SDES, Gaussian
 
@@ -88,6 +89,11 @@ CALLS = {
     "denoising_loss": (
         scoremle.denoising_loss,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "times": TIMES, "weighting": "plain"},
+    ),
+    "fit": (
+        scoremle.fit,
+        {"loss": lambda params, x, key: params, "params": 0.0, "batch": lambda i: X, "steps": 1,
+         "optimizer": optax.sgd(0.1)},
     ),
     # Samplers
     "ode_sample": (scoremle.ode_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS}),
@@ -213,6 +219,7 @@ TABLE = [
     ("dpm_solver_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
     ("euler_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE,
                       "steps": COUNT}),
+    ("fit", {"steps": COUNT, "every": COUNT, "ema_rate": WITHIN_ONE, "seed": SEED}),
     ("pc_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
     ("PredictorCorrector", {"steps": COUNT, "corrector_steps": COUNT, "snr": POSITIVE}),
     ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE, "known": NO_ARRAY}),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scoremle.core.arguments import check_count, check_number
+from scoremle.core.arguments import check_count, check_number, check_seed
 from scoremle.errors import Stopped
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.loop import Loop, Schedule
@@ -64,6 +64,7 @@ def fit(
     check_count("steps", steps)
     check_count("every", every)
     check_number("ema_rate", ema_rate, 0, 1)
+    check_seed(seed)
     training = Loop(
         make_program(loss, optimizer, ema_rate, seed=seed),
         lambda _: batch,
