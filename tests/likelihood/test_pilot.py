@@ -10,11 +10,11 @@ from scoremle.core.divergence import Exact, Hutchinson
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.pilot import (
     LIMIT,
-    SHARE,
     STEPS,
     Pilot,
     _calibration,
 )
+from scoremle.likelihood.record import HIDDEN
 from scoremle.solvers.multistep import Multistep
 
 DIMS = 8
@@ -70,7 +70,7 @@ def test_the_solver_stays_below_a_share_of_the_probes():
     assert choice.solver.nodes in STEPS and choice.met
     assert [steps for steps, _ in choice.tried] == [n for n in STEPS if n <= choice.solver.nodes]
     assert choice.tried[-1] == (choice.solver.nodes, choice.solver_error)
-    assert choice.solver_error <= min(LIMIT, SHARE * choice.probe_stderr)
+    assert choice.solver_error <= min(LIMIT, HIDDEN * choice.probe_stderr)
     more = setting(Hutchinson(16))[-1].fewest()
     assert more.probe_stderr < 0.5 * choice.probe_stderr
 
@@ -84,7 +84,7 @@ def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
     choice = pilot.fewest()
     tried = [pilot.measure(nodes) for nodes in STEPS[: STEPS.index(choice.solver.nodes) + 1]]
     met = {
-        "share": [c.solver_error <= SHARE * c.probe_stderr for c in tried],
+        "share": [c.solver_error <= HIDDEN * c.probe_stderr for c in tried],
         "limit": [c.solver_error <= LIMIT for c in tried],
     }
     assert met[first][0]  # by this aim alone, the very first would do
