@@ -78,10 +78,10 @@ def run(options: Any) -> None:
     if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
     config = defaults.get_config()
-    own = Workdir(place_of(options.model))
+    place = place_of(options.model)
     if options.sampler:
         config.sampling.method = options.sampler
-    elif model.origin.step is not None and own.config_path.exists():
+    elif Path(place).is_dir() and (own := Workdir(place)).config_path.exists():
         config.sampling = own.config().sampling
     if options.steps:
         config.sampling.steps = options.steps
