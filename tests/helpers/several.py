@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from helpers.places import ROOT
+from scoremle import load
 
 # Seconds that a process may take, on a busy machine.
 LONGEST = 600

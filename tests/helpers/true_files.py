@@ -28,6 +28,7 @@ from helpers.weights import drawn
 from scoremle import published
 from scoremle.experiment.build import build
 from scoremle.experiment.config import config_of
+from scoremle.experiment.record import record_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, seal
 from scoremle.published import safetensors, state_dict
