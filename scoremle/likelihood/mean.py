@@ -56,9 +56,9 @@ class Mean:
 
     mean: float
     stderr: float | None
-    noise_stderr: float | None
     images: int
     passes: int
+    noise_stderr: float | None = None
     columns: Mapping[str, float | None] = field(default_factory=dict)
     uncorrected_mean: float | None = None
     correction: float | None = None

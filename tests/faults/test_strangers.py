@@ -21,7 +21,7 @@ from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError
 from scoremle.experiment.lock import alone
-from scoremle.experiment.results import read_results
+from scoremle.experiment.results import RESULTS, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, named, opened, read_json
 from scoremle.report.subject import Subject
@@ -73,9 +73,7 @@ def circle(place, away):
 def outcome(places, name):
     """What the reader of a file gives: its truth is that of the file as it was."""
     readers = {
-        "workdir/eval": lambda folder: read_results(
-            Subject(folder / "workdir", "eval")._results_path
-        ),
+        "workdir/eval": lambda folder: read_results(inside(folder / "workdir", "eval", RESULTS)),
         **READERS,
     }
     reader = next(r for r in readers if name.startswith(r) or r == f"{name}/")
