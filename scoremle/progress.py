@@ -15,7 +15,8 @@ from threading import Timer
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from scoremle.terminal import in_a_line, is_live, is_mute, say
+from scoremle.errors import in_a_line
+from scoremle.terminal import is_live, is_mute, say
 
 # Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
 LINE_EVERY, BAR_EVERY = 20.0, 0.1

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-from scoremle.errors import in_a_line as in_a_line
+from scoremle.errors import in_a_line
 
 # How a formula begins, in some spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

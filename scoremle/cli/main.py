@@ -18,9 +18,9 @@ from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
-from scoremle.errors import UserError, nearest, out_of_memory
+from scoremle.errors import UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
-from scoremle.terminal import Formatter, in_a_line, is_mute, passing, printable
+from scoremle.terminal import Formatter, is_mute, passing, printable
 
 __all__ = ["main"]
 

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from scoremle.terminal import in_a_line
+from scoremle.errors import in_a_line
 
 __all__ = ["screen_width", "table", "wrapped"]
 

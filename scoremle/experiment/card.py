@@ -8,10 +8,11 @@ from pathlib import Path
 import jax
 
 import scoremle
+from scoremle.errors import in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
-from scoremle.terminal import in_a_line, in_markdown
+from scoremle.terminal import in_markdown
 from scoremle.training.checkpoints import Restored
 
 __all__ = ["card"]

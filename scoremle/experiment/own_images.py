@@ -17,9 +17,9 @@ from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import Look, in_levels
 from scoremle.data.readers.decoding import KINDS
 from scoremle.data.readers.pictures import UNKNOWN, look_through
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_a_line
 from scoremle.progress import progress
-from scoremle.terminal import in_a_line, say
+from scoremle.terminal import say
 
 __all__ = ["read_images", "refuse"]
 

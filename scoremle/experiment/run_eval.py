@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import scoremle
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation import pictures, statistics, tables
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
@@ -32,7 +32,7 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite, permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
-from scoremle.terminal import in_a_line, say
+from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.checksums import tree_hash
 

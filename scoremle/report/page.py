@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scoremle.errors import in_a_line
 from scoremle.files import write_atomically
 from scoremle.report.charts import Chart
-from scoremle.terminal import in_a_line, in_html
+from scoremle.terminal import in_html
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 # Shows the cards of a gallery whose name has what was typed.

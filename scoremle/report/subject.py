@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.bounded import MAX_TEXT
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, difference
 from scoremle.experiment import build, config
@@ -25,7 +25,6 @@ from scoremle.experiment.rules import check_values
 from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
 from scoremle.files import inside, read_bytes
 from scoremle.records import is_of
-from scoremle.terminal import in_a_line
 from scoremle.training.writers import Row
 
 # What two evaluations must have in common for a comparison image by image.

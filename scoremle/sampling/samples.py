@@ -18,11 +18,11 @@ class Samples:
     zero for an exact trace: its square is the variance of ``log_prob``. ``latent`` are the draws
     of the prior, and ``evaluations`` counts network evaluations, each with its derivatives.
 
-    For a model of integer images, ``x`` are the reals between whose grid ``integers`` are the
-    nearest below, or the first or last level for reals beyond. ``log_prob`` is of the reals. With
-    the logarithm of a bin's volume added it is not log P(integers): in the mean over samples it is
-    larger, by the divergence of the reals in a bin from uniform ones, which ``model.score``
-    bounds from the other side.
+    For a model of integer images ``x`` are reals, and ``integers`` the levels of the bins in which
+    they lie; a real beyond the grid has the first or the last level. ``log_prob`` is of the reals.
+    With the logarithm of a bin's volume added it is not log P(integers). In the mean over samples
+    it is larger: by the divergence of the reals in a bin from uniform ones. ``model.score`` bounds
+    log P(integers) from the other side.
 
     Example:
         >>> sde = scoremle.VP()

@@ -42,7 +42,7 @@ START = float(VP().time_of_log_snr(jnp.asarray(2 * np.log(10))))
 
 @pytest.mark.parametrize("dequantizer", [None, TruncatedNormal(VP(), START, PIXELS)])
 def test_many_draws_close_on_the_probability(dequantizer):
-    """What is left at K draws is half the variance of the mean weight."""
+    """The bias at K draws is half the variance of the mean weight, to first order."""
     many = flow().score(IMAGES, draws=32, passes=6, dequantizer=dequantizer)
     gap, error = many.bpd - EXACT, np.sqrt(np.mean(many.stderr**2))
     assert abs(gap.mean()) < 4 * error / np.sqrt(len(gap)) + 2e-3

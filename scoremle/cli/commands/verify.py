@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import scoremle
 from scoremle.cli.parser import Parser, check_exists
-from scoremle.errors import UserError
-from scoremle.terminal import in_a_line, say
+from scoremle.errors import UserError, in_a_line
+from scoremle.terminal import say
 
 
 def parser(name: str) -> Parser:
