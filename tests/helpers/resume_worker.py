@@ -1,4 +1,4 @@
-"""A small training in a process of its own, to be killed: ``resume_worker.py FOLDER [PAUSE [N]]``.
+"""A small training in a process of its own, to be killed: FOLDER [PAUSE [N]] are its words.
 
 PAUSE seconds a step make it slow enough to be killed on the way. The checkpoint of step N is
 written and never gets its name.

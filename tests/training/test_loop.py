@@ -300,8 +300,9 @@ def test_a_finished_run_stays_as_it_is(whole):
 
 
 def start(folder: Path, *words: float) -> subprocess.Popen:
-    command = [sys.executable, worker.__file__, str(folder), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", worker.__name__, str(folder), *map(str, words)]
+    tests = Path(worker.__file__).parents[1]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tests)
 
 
 def wait_for(there: Callable[[], bool]) -> None:
