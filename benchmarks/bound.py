@@ -31,7 +31,7 @@ from scoremle.core.times import BinnedLogSNR, UniformLogSNR, log_snr_range
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.workdir import Workdir
-from scoremle.likelihood.bound import LAST_SHARE, MIN_LAST_DRAWS, likelihood_bound
+from scoremle.likelihood.elbo import LAST_SHARE, MIN_LAST_DRAWS, elbo
 from scoremle.numerics import sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey
 
@@ -81,7 +81,7 @@ def published(
 
 def ours(noise: NoiseFn, sde: SDE, x: Data, key: PRNGKey, *, draws: int, **options) -> Estimate:
     """The library's bound."""
-    found = likelihood_bound(noise, sde, x, key, draws=draws, **options)
+    found = elbo(noise, sde, x, key, draws=draws, **options)
     return {"bound": -found.log_prob, "integral": found.diffusion, "stderr": found.stderr}
 
 

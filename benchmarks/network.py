@@ -430,7 +430,7 @@ CALLED: dict[str, Callable[[ScoreModel, jax.Array], Any]] = {
     "log_prob": lambda model, x: model.log_prob(x, KEY),
     "its gradient in x": jax.grad(value, argnums=1),
     "its gradient in parameters": jax.grad(value),
-    "bound": lambda model, x: model.bound(x, KEY),
+    "bound": lambda model, x: model.elbo(x, KEY),
     "encode": lambda model, x: model.encode(x),
     "decode": lambda model, x: model.decode(x),
 }

@@ -88,7 +88,7 @@ def exact(x):
     return found.log_prob
 
 
-bound = scoremle.likelihood_bound(noise, sde, test, key, eps=eps, times=times, draws=64).log_prob
+bound = scoremle.elbo(noise, sde, test, key, eps=eps, times=times, draws=64).log_prob
 for name, nats in [("exact", -exact(test)), ("bound", -bound)]:
     print(f"-log p, {name}: {nats.mean():.3f} +- {nats.std() / len(test) ** 0.5:.3f} nats")
 print("exact is of the ODE's model, bound of the SDE's: two models, so that either may be lower")

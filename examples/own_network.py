@@ -86,7 +86,7 @@ noise, key, solver = model(ema), jax.random.key(1), scoremle.Multistep(nodes=48)
 exact = scoremle.ode_log_likelihood(
     noise, sde, test, key, eps=eps, divergence=scoremle.Exact(), solver=solver
 )
-bound = scoremle.likelihood_bound(noise, sde, test, key, eps=eps, times=times, draws=256)
+bound = scoremle.elbo(noise, sde, test, key, eps=eps, times=times, draws=256)
 true = true_log_prob(test)
 
 print(f"-log p, true: {-true.mean():.3f} nats")

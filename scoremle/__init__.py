@@ -10,10 +10,10 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
 
     a model                     load  ScoreModel  noise_fn  Pixels  DDPMpp
     what score gives            Scores  bits_per_dim
-    how it is measured          ByOde  ByBound  Uniform  TruncatedNormal
+    how it is measured          ByOde  ByElbo  Uniform  TruncatedNormal
     images of a pipeline        Scorer
     vectors of other scales     Affine  Bounded  Chain
-    of arrays, in nats          ode_log_likelihood  likelihood_bound  importance_bound
+    of arrays, in nats          ode_log_likelihood  elbo  importance_bound
     traces and solvers          Hutchinson  Orthogonal  FixedProbe  Exact
                                 Multistep  Doubling
     what noise is added when    VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
@@ -68,9 +68,9 @@ _HOME = {
     "Doubling": "solvers.doubling",
     "Multistep": "solvers.multistep",
     "ode_log_likelihood": "likelihood.ode",
-    "likelihood_bound": "likelihood.bound",
+    "elbo": "likelihood.elbo",
     "importance_bound": "likelihood.importance",
-    "ByBound": "likelihood.images",
+    "ByElbo": "likelihood.images",
     "ByOde": "likelihood.images",
     "euler_sample": "sampling.ode",
     "ode_encode": "sampling.ode",
@@ -140,8 +140,8 @@ if TYPE_CHECKING:
     from scoremle.errors import UserError as UserError
     from scoremle.experiment.models import load as load
     from scoremle.experiment.scorer import Scorer as Scorer
-    from scoremle.likelihood.bound import likelihood_bound as likelihood_bound
-    from scoremle.likelihood.images import ByBound as ByBound
+    from scoremle.likelihood.elbo import elbo as elbo
+    from scoremle.likelihood.images import ByElbo as ByElbo
     from scoremle.likelihood.images import ByOde as ByOde
     from scoremle.likelihood.importance import importance_bound as importance_bound
     from scoremle.likelihood.ode import ode_log_likelihood as ode_log_likelihood

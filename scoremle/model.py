@@ -36,8 +36,8 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR
 from scoremle.devices import filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
-from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.check import check
+from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
@@ -330,10 +330,10 @@ class ScoreModel:
         )  # fmt: skip
         return replace(self, solver=found.solver, divergence=found.divergence), found
 
-    def bound(
+    def elbo(
         self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000
-    ) -> Bound:
-        """The variational bound on log p(x) in nats of real data, by random times.
+    ) -> ELBO:
+        """The ELBO, a lower bound on log p(x) in nats of real data, by random times.
 
         Args:
             x: data of the model's shape.
@@ -347,14 +347,14 @@ class ScoreModel:
             >>> sde = scoremle.VP()
             >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
             >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
-            >>> found = model.bound(jnp.asarray([[0.0, 0.0]]), jax.random.key(0))
+            >>> found = model.elbo(jnp.asarray([[0.0, 0.0]]), jax.random.key(0))
             >>> print(bool(found.log_prob[0] < -np.log(2 * np.pi) + 3 * found.stderr[0]))
             True
         """
         check_count("draws", draws)
         z, log_det = self._inside(x)
         model, condition = self._apart(condition, len(z))
-        return _bound((z, log_det, one_or_each(key, len(z)), condition), model, int(draws))
+        return _elbo((z, log_det, one_or_each(key, len(z)), condition), model, int(draws))
 
     def score(
         self,
@@ -729,11 +729,11 @@ def _log_prob(
 
 
 @Programs
-def _bound(rows: Reals, model: ScoreModel, draws: int) -> Bound:
+def _elbo(rows: Reals, model: ScoreModel, draws: int) -> ELBO:
     z, log_det, key, condition = rows
     noise = model.given(condition).noise
     times = UniformLogSNR(model.sde, model.eps, stratified=True)
-    found = likelihood_bound(noise, model.sde, z, key, eps=model.eps, times=times, draws=draws)
+    found = elbo(noise, model.sde, z, key, eps=model.eps, times=times, draws=draws)
     return replace(
         found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det
     )

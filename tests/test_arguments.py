@@ -49,7 +49,7 @@ CALLS = {
     "ScoreModel": (scoremle.ScoreModel, {"noise": NOISE, "sde": SDE, "eps": EPS, "shape": (2,)}),
     "log_prob": (REALS.log_prob, {"x": X, "key": KEY}),
     "within": (REALS.within, {"tolerance": 0.1, "x": X}),
-    "bound": (REALS.bound, {"x": X, "key": KEY, "draws": 4}),
+    "bound": (REALS.elbo, {"x": X, "key": KEY, "draws": 4}),
     "encode": (REALS.encode, {"x": X}),
     "decode": (REALS.decode, {"z": X}),
     "score": (PIXELS.score, {"images": IMAGES}),
@@ -72,8 +72,8 @@ CALLS = {
         scoremle.ode_log_likelihood,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "solver": FEW},
     ),
-    "likelihood_bound": (
-        scoremle.likelihood_bound,
+    "elbo": (
+        scoremle.elbo,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "times": TIMES, "draws": 4},
     ),
     "importance_bound": (scoremle.importance_bound, {"draw": draw, "keys": KEY, "samples": 2}),
@@ -134,7 +134,7 @@ CALLS = {
     "UniformLogSNR": (scoremle.UniformLogSNR, {"sde": SDE, "eps": EPS}),
     "BinnedLogSNR": (scoremle.BinnedLogSNR, {"sde": SDE, "eps": EPS, "shares": SHARES}),
     "ByOde": (scoremle.ByOde, {}),
-    "ByBound": (scoremle.ByBound, {}),
+    "ByElbo": (scoremle.ByElbo, {}),
     "BySteps": (BySteps, {}),
     "ByLabels": (ByLabels, {"of_one": scoremle.ByOde(), "labels": 2}),
     "TruncatedNormal": (scoremle.TruncatedNormal, {"sde": SDE, "start": EPS}),
@@ -205,7 +205,7 @@ TABLE = [
     ("reweigh", {"log_target": tuple((lambda x, bad=bad: bad) for bad in NO_TARGETS)}),
     ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
                             "condition": CONDITION, "dtype": WORD}),
-    ("likelihood_bound", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
+    ("elbo", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
                           "matching": WORD}),
     ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
     ("choose_within", {"x": DATA_OF_REALS, "tolerance": POSITIVE, "eps": WITHIN_ONE, "seed": SEED,
@@ -237,7 +237,7 @@ TABLE = [
     ("UniformLogSNR", {"eps": WITHIN_ONE}),
     ("BinnedLogSNR", {"eps": WITHIN_ONE, "shares": (*NO_ARRAY, 2 * SHARES, 1 - SHARES, "a")}),
     ("ByOde", {"samples": COUNT}),
-    ("ByBound", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1]}),
+    ("ByElbo", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1]}),
     ("BySteps", {"draws": COUNT[:1], "variance": WORD,
                  "times": (*NO_ARRAY, 0.5, [0.5], [0.5, 0.4], [0.5, np.nan], [0.5, 2.0])}),
     ("ByLabels", {"labels": COUNT}),
@@ -305,7 +305,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-@pytest.mark.parametrize("name", ["log_prob", "encode", "likelihood_bound", "ddim_sample"])
+@pytest.mark.parametrize("name", ["log_prob", "encode", "elbo", "ddim_sample"])
 def test_arrays_of_all_kinds_are_the_same_data(name, kind, unchecked, strict):
     function, good = CALLS[name]
     argument = "z" if "z" in good else "x"

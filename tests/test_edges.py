@@ -28,10 +28,10 @@ FUNCTIONS = {
     "exact": lambda noise, x: scoremle.ode_log_likelihood(
         noise, SDE, x, KEY, eps=EPS, solver=scoremle.Multistep(8)
     ).log_prob,
-    "bound": lambda noise, x: scoremle.likelihood_bound(
+    "bound": lambda noise, x: scoremle.elbo(
         noise, SDE, x, KEY, eps=EPS, times=TIMES, draws=4
     ).log_prob,
-    "sliced bound": lambda noise, x: scoremle.likelihood_bound(
+    "sliced bound": lambda noise, x: scoremle.elbo(
         noise, SDE, x, KEY, eps=EPS, times=TIMES, draws=4, matching="sliced"
     ).log_prob,
     "latents": lambda noise, x: scoremle.ode_sample(
@@ -139,8 +139,8 @@ def test_an_example_that_failed_knows_no_error(divergence, solver):
     [
         scoremle.ByOde(),
         scoremle.ByOde(solver=PublishedRK45()),
-        scoremle.ByBound(draws=4),
-        scoremle.ByBound(draws=4, reconstruction=Discrete(scoremle.Pixels(16).points)),
+        scoremle.ByElbo(draws=4),
+        scoremle.ByElbo(draws=4, reconstruction=Discrete(scoremle.Pixels(16).points)),
     ],
     ids=["ode", "published", "bound", "discrete"],
 )
@@ -156,7 +156,7 @@ def test_a_model_of_no_examples():
     model = scoremle.ScoreModel(lambda x, t: x, SDE, EPS, shape, pixels)
     nothing = jnp.zeros((0, *shape))
     assert model.log_prob(nothing, KEY).log_prob.shape == (0,)
-    assert model.bound(nothing, KEY, draws=4).log_prob.shape == (0,)
+    assert model.elbo(nothing, KEY, draws=4).log_prob.shape == (0,)
     assert model.encode(nothing).shape == model.decode(nothing).shape == (0, *shape)
     assert len(model.score(np.zeros((0, *shape), np.uint8))) == 0
     samples = model.sample(0, KEY)

@@ -49,11 +49,11 @@ CASES = {
         solver=scoremle.Multistep(9), divergence=scoremle.Hutchinson(2)),
     "Doubling": lambda: of_arrays(solver=scoremle.Doubling(1e-4, fewest=4, most=32)),
     "PublishedRK45": lambda: of_arrays(solver=PublishedRK45(1e-2, 1e-2)),
-    "bound": lambda: of_an_image(scoremle.ByBound(draws=5)),
+    "bound": lambda: of_an_image(scoremle.ByElbo(draws=5)),
     "bound, a drawn last term": lambda: of_an_image(
-        scoremle.ByBound(draws=5, reconstruction=Discrete(PIXELS.points))),
+        scoremle.ByElbo(draws=5, reconstruction=Discrete(PIXELS.points))),
     "bound, an informed last term": lambda: of_an_image(
-        scoremle.ByBound(draws=5, reconstruction=INFORMED)),
+        scoremle.ByElbo(draws=5, reconstruction=INFORMED)),
     "ODE, three draws": lambda: of_an_image(
         scoremle.ByOde(EXACT, scoremle.Multistep(9), samples=3)),
     "informed ODE, two draws": lambda: of_an_image(

@@ -269,7 +269,7 @@ OTHERS = {
     "SDE": replace(FOUND, model=replace(MODEL, sde=scoremle.SubVP())),
     "smallest time": replace(FOUND, model=replace(MODEL, eps=1e-2)),
     "pixels": replace(FOUND, model=replace(MODEL, pixels=Pixels(17, 0, 1))),
-    "estimator": replace(FOUND, estimator=scoremle.ByBound()),
+    "estimator": replace(FOUND, estimator=scoremle.ByElbo()),
     "solver": replace(FOUND, estimator=scoremle.ByOde(solver=scoremle.Multistep(9))),
 }
 

@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete
 from scoremle.sampling.ode import euler_sample
@@ -98,7 +98,7 @@ def test_a_condition_reaches_the_noise_prediction():
         found = model.log_prob(x + condition, KEY, condition=condition)
         # The prior does not move with the condition: alpha is 0.0066 at t = 1.
         np.testing.assert_allclose(found.log_prob, there, atol=0.02)
-        bound = model.bound(x + condition, KEY, condition=condition, draws=64)
+        bound = model.elbo(x + condition, KEY, condition=condition, draws=64)
         assert (np.abs(bound.log_prob - there) < 4 * bound.stderr + 0.02).all()
 
 
@@ -162,8 +162,8 @@ def test_scores_by_a_bound_lie_above_and_say_their_error():
     truth = -LOG_MASS[IMAGES].mean(axis=(1, 2, 3)) / np.log(2)
     points = np.asarray(PIXELS.encode(jnp.arange(8), jnp.full(8, 0.5)))
     start = truncation_start(VP, 1e-5, PIXELS)
-    decoder = ByBound(64, reconstruction=Discrete(points), start=start)
-    for estimator in (ByBound(64), decoder):
+    decoder = ByElbo(64, reconstruction=Discrete(points), start=start)
+    for estimator in (ByElbo(64), decoder):
         found = images().score(IMAGES, passes=4, estimator=estimator)
         assert np.mean(found.bpd - truth) > 0
         assert (found.solver_error == 0).all() and (found.probe_stderr > 0).all()

@@ -34,7 +34,7 @@ import sys
 import scoremle
 count = lambda: sum(name.split(".")[0] == "scoremle" for name in sys.modules)
 alone = count()
-scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=scoremle.ByBound(1))
+scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=scoremle.ByElbo(1))
 rooms = {name.split(".")[1] for name in sys.modules if name.startswith("scoremle.")}
 others = {"ray", "torch", "diffusers", "matplotlib", "orbax", "huggingface_hub"} & {*sys.modules}
 print(alone, count(), sorted(rooms & {"zoo", "interop", "quality", "report", "cli"}), others)

@@ -8,7 +8,7 @@ import pytest
 import scoremle
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByElbo, ByOde
 
 STAYS = 'inlineable = "false"'
 FIELDS = {"model.nf": 8, "model.ch_mult": (1, 1), "model.attn_resolutions": ()}
@@ -34,7 +34,7 @@ def programs():
 
     return {
         "likelihood": (estimated(ByOde(solver=scoremle.Multistep(2))), model),
-        "bound": (estimated(ByBound(2)), model),
+        "bound": (estimated(ByElbo(2)), model),
         "training step": (step, params),
         "sampler": (sampled, model),
     }

@@ -42,7 +42,7 @@ def bits(images: np.ndarray, key: jax.Array) -> float:
 def nats(x: jax.Array, key: jax.Array) -> jax.Array:
     exact = scoremle.ode_log_likelihood(noise, SDE, x, key, eps=1e-3).log_prob
     times = scoremle.UniformLogSNR(SDE, 1e-3, stratified=True)
-    bound = scoremle.likelihood_bound(noise, SDE, x, key, eps=1e-3, times=times, draws=8)
+    bound = scoremle.elbo(noise, SDE, x, key, eps=1e-3, times=times, draws=8)
     v = scoremle.noise_fn(lambda x, t: x, SDE, prediction="v")
     loss = scoremle.denoising_loss(v, SDE, x, key, times=times, weighting="likelihood")
     return exact - bound.log_prob + loss

@@ -235,7 +235,7 @@ def test_a_bijector_gives_the_density_of_the_data_themselves():
     truth = lognorm.logpdf(x[:, 0], s=0.5, scale=np.e) + norm.logpdf(x[:, 1], 50, 20)
     found = model.log_prob(x, KEY)
     assert (np.abs(found.log_prob - truth) < found.solver_error + 1e-3).all()
-    bound = model.bound(x, KEY, draws=64)
+    bound = model.elbo(x, KEY, draws=64)
     terms = bound.prior + bound.diffusion + bound.reconstruction
     np.testing.assert_allclose(bound.log_prob, -terms, rtol=1e-4, atol=1e-4)
     gap = truth - bound.log_prob

@@ -30,7 +30,7 @@ from scoremle.experiment.samplers import SAMPLERS, Sampler
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Entropy, Gaussian
 from scoremle.likelihood.steps import BySteps
@@ -99,7 +99,7 @@ class Experiment:
     """Objects built from a config, one for each task, and its plain values.
 
     ``evaluation`` has the fields of ``eval`` by their names. Bits/dim are measured by ``by_ode``,
-    ``by_bound`` or, if a bound of steps is configured, ``chain``. For a checkpoint a pilot may
+    ``by_elbo`` or, if a bound of steps is configured, ``chain``. For a checkpoint a pilot may
     choose the steps of the first, and the times of the second may be fitted.
     """
 
@@ -112,7 +112,7 @@ class Experiment:
     flow_training: Training
     evaluation: Any
     by_ode: ByOde
-    by_bound: ByBound
+    by_elbo: ByElbo
     chain: BySteps | None
     sampler: Sampler
     seed: int
@@ -170,7 +170,7 @@ def build(
         flow_training=_flow_training(config, training, trained, flow),
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
-        by_bound=_by_bound(evaluation, model),
+        by_elbo=_by_bound(evaluation, model),
         chain=_chain(evaluation.bound_steps, model),
         sampler=sampler,
         seed=config.seed,
@@ -337,9 +337,9 @@ def _by_ode(evaluation: Any, dims: int) -> ByOde:
     return ByOde(divergence, solver, evaluation.importance_samples)
 
 
-def _by_bound(evaluation: Any, model: ModelSpec) -> ByBound:
+def _by_bound(evaluation: Any, model: ModelSpec) -> ByElbo:
     times = choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")
-    return ByBound(
+    return ByElbo(
         evaluation.bound_draws,
         "denoising" if evaluation.dsm else "sliced",
         times(model.sde, model.eps, evaluation.bound_stratified),

@@ -17,7 +17,7 @@ from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.networks import ModelSpec, Params
-from scoremle.likelihood.images import ByBound, ByOde, Estimator
+from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
 from scoremle.likelihood.reconstruction import Discrete, Gaussian, Informed
 from scoremle.model import ScoreModel
@@ -76,7 +76,7 @@ class Measured:
         if evaluation.enable_bpd and (chain := self.experiment.chain):
             yield self._measurement("bound_steps", chain, first=chain.first(self._spec.sde))
         elif evaluation.enable_bpd and evaluation.bound:
-            yield self._bound(evaluation.dequantization, self.experiment.by_bound)
+            yield self._bound(evaluation.dequantization, self.experiment.by_elbo)
         elif evaluation.enable_bpd:
             yield self._exact(evaluation.dequantization, self._by_ode)
         if evaluation.enable_loss:
@@ -84,7 +84,7 @@ class Measured:
 
     def _suite(self) -> Iterator[Measurement]:
         """Every estimator; by the flow dequantizer as well where one was trained."""
-        by_ode, by_bound = self._by_ode, self.experiment.by_bound
+        by_ode, by_elbo = self._by_ode, self.experiment.by_elbo
         flow = [] if self.flow is None else ["variational"]
         for name in ("uniform", "truncated_normal", *flow):
             yield self._exact(name, by_ode)
@@ -93,8 +93,8 @@ class Measured:
         if self._spec.dims <= MOST_DIMS:
             yield self._exact("uniform", replace(by_ode, divergence=Exact()), "exact_trace")
         for name in ("uniform", *flow, "none"):
-            yield self._bound(name, replace(by_bound, matching="denoising"))
-        yield self._bound("uniform", replace(by_bound, matching="sliced"))
+            yield self._bound(name, replace(by_elbo, matching="denoising"))
+        yield self._bound("uniform", replace(by_elbo, matching="sliced"))
 
     @property
     def _spec(self) -> ModelSpec:
@@ -137,33 +137,33 @@ class Measured:
         kind += f"_k{by_ode.samples}" * (by_ode.samples > 1)
         return self._measurement(kind, by_ode, dequantization, choice=self.choice)
 
-    def _bound(self, dequantization: str, by_bound: ByBound) -> Measurement:
+    def _bound(self, dequantization: str, by_elbo: ByElbo) -> Measurement:
         """A variational bound; learned times are fitted on training images."""
         experiment, evaluation, spec = self.experiment, self.experiment.evaluation, self._spec
         start = spec.eps
         facts: dict[str, Any] = {
             "importance_samples": 1,
-            "offset": isinstance(by_bound.reconstruction, Gaussian),
+            "offset": isinstance(by_elbo.reconstruction, Gaussian),
             "times": evaluation.bound_times,
-            "stratified": by_bound.times is None or by_bound.times.stratified,
+            "stratified": by_elbo.times is None or by_elbo.times.stratified,
             "control": None,
         }
         if dequantization in ("none", "informed"):
             start = spec.eps if self.decoder else spec.truncation_start
-            by_bound = replace(
-                by_bound, reconstruction=self.decoder or self._discrete, times=None, start=start
+            by_elbo = replace(
+                by_elbo, reconstruction=self.decoder or self._discrete, times=None, start=start
             )
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
             facts |= {} if self.decoder else {"start": float(start)}
         elif evaluation.bound_times == LEARNED:
-            run = ControlRun(spec, by_bound.matching, experiment.data, experiment.seed)
+            run = ControlRun(spec, by_elbo.matching, experiment.data, experiment.seed)
             control = run.kept(self.params, self.folder)
             times = BinnedLogSNR(spec.sde, spec.eps, control.shares, facts["stratified"])
-            by_bound = replace(by_bound, times=times, control=control)
+            by_elbo = replace(by_elbo, times=times, control=control)
             facts |= run.describe()
         kind = _named("bound", dequantization)
-        kind += "_sliced" * (by_bound.matching == "sliced" and evaluation.suite)
-        return self._measurement(kind, by_bound, dequantization, first=start, **facts)
+        kind += "_sliced" * (by_elbo.matching == "sliced" and evaluation.suite)
+        return self._measurement(kind, by_elbo, dequantization, first=start, **facts)
 
     @property
     def _discrete(self) -> Discrete:

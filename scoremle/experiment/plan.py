@@ -212,8 +212,8 @@ class Plan:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
         how = self.experiment
         if how.evaluation.bound:
-            one = self.forward if how.by_bound.matching == "denoising" else self.derivative
-            return how.by_bound.draws * one.seconds, how.by_bound.draws
+            one = self.forward if how.by_elbo.matching == "denoising" else self.derivative
+            return how.by_elbo.draws * one.seconds, how.by_elbo.draws
         if not isinstance(how.by_ode.solver, Multistep):
             return None, None  # it takes as many as an image needs
         nodes = (int(describe(how.by_ode.solver)["nodes"]) + 1) * how.by_ode.samples

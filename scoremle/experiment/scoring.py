@@ -24,7 +24,7 @@ from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ByBound, ByOde, Estimator
+from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import Levels
@@ -69,7 +69,7 @@ class Prepared:
     def words(self) -> str:
         """Words for the number: estimator, dequantization noise if any, and label."""
         inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
-        density = isinstance(inner, ByBound) and inner.reconstruction.bounds == "density"
+        density = isinstance(inner, ByElbo) and inner.reconstruction.bounds == "density"
         density |= isinstance(inner, ByOde) and inner.decoder is None
         dequantized = ", uniform dequantization" * density
         return self.estimator.words + dequantized + (self.label and f", label {self.label}")
@@ -136,7 +136,7 @@ def prepared(
         notes.append(worth_of(one, images))
     found = chain or one.default_estimator
     if estimator == "bound":
-        found = ByBound(reconstruction=one.decoder or Gaussian())
+        found = ByElbo(reconstruction=one.decoder or Gaussian())
     if label == ALL:
         return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
     return Prepared(one, found, notes, doubts, levels, label)

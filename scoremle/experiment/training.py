@@ -23,7 +23,7 @@ from scoremle.data import ImageSet
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.likelihood.by_loss import ByLoss
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
-from scoremle.likelihood.images import ByBound
+from scoremle.likelihood.images import ByElbo
 from scoremle.likelihood.reconstruction import Reconstruction
 from scoremle.training.loop import Schedule
 from scoremle.training.step import TrainState, init_state
@@ -184,5 +184,5 @@ class FlowObjective:
 def _quick_bound(
     model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey
 ) -> Numbers:
-    bpd = ByBound(EVAL_DRAWS)(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
+    bpd = ByElbo(EVAL_DRAWS)(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

@@ -25,8 +25,8 @@ from scoremle.core.arguments import as_data
 from scoremle.core.keys import example_keys, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
-from scoremle.likelihood.bound import MATCHINGS
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
+from scoremle.likelihood.elbo import MATCHINGS
 from scoremle.numerics import as_pytree, dims_of, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
 from scoremle.xla import compiled

@@ -12,7 +12,7 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
-from scoremle.likelihood.bound import bound_at
+from scoremle.likelihood.elbo import elbo_at
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey, Scalar
 
@@ -53,7 +53,7 @@ def one_draw_bound(
     """An unbiased estimate of the bound on -log p(y); the times are drawn over the batch."""
     key_t, key_rows = jax.random.split(key)
     t, density = times(key_t, len(y))
-    return -bound_at(
+    return -elbo_at(
         noise, sde, y, key_rows,
         eps=eps, t=t[None], density=density[None], stratified=False,
         reconstruction=reconstruction, last_draws=int(reconstruction.random), at_once=True,

@@ -38,8 +38,8 @@ from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.times import TimeSampler, UniformLogSNR
-from scoremle.likelihood.bound import MATCHINGS, Bound, likelihood_bound
 from scoremle.likelihood.control_variate import Control
+from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
@@ -50,7 +50,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByBound", "ByOde", "Estimator", "Values"]
+__all__ = ["ByElbo", "ByOde", "Estimator", "Values"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 Values = dict[str, PerExample | Float[Array, "b bins"]]
@@ -277,8 +277,8 @@ def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) ->
 
 @pytree
 @dataclass(frozen=True)
-class ByBound:
-    """Estimator by the variational bound.
+class ByElbo:
+    """Estimator by the variational bound, the ELBO.
 
     Args:
         draws: times for each image.
@@ -302,7 +302,7 @@ class ByBound:
         ...     eps=1e-3, shape=(1, 2, 1), pixels=scoremle.Pixels(8),
         ... )
         >>> images = np.asarray([1, 6], np.uint8).reshape(1, 1, 2, 1)
-        >>> scores = model.score(images, estimator=scoremle.ByBound(draws=500))
+        >>> scores = model.score(images, estimator=scoremle.ByElbo(draws=500))
         >>> print(bool(scores.bpd[0] > 3.61 - 3 * scores.probe_stderr[0]))  # of exactly 3.61
         True
     """
@@ -352,7 +352,7 @@ class ByBound:
             y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
         else:  # a probability is a density times the volume of a bin
             log_q = jnp.full(len(x), dims * pixels.log_det_per_dim)
-        found = likelihood_bound(
+        found = elbo(
             model.noise, model.sde, y, key_bound,
             eps=eps, times=self.times or UniformLogSNR(model.sde, eps, stratified=True),
             draws=self.draws, matching=self.matching, reconstruction=self.reconstruction,
@@ -365,7 +365,7 @@ class ByBound:
         }
 
 
-def of_bound(found: Bound, bits: Float[Array, ""]) -> Values:
+def of_bound(found: ELBO, bits: Float[Array, ""]) -> Values:
     """The columns of a bound, but for its value."""
     profile = {} if found.profile is None else {"profile": found.profile / bits}
     return {

@@ -43,8 +43,8 @@ from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges, unit_draws
 from scoremle.errors import UserError
-from scoremle.likelihood.bound import (
-    Bound,
+from scoremle.likelihood.elbo import (
+    ELBO,
     by_bin,
     prior_divergence,
     reconstruction_draws,
@@ -160,7 +160,7 @@ def step_bound(
     clip: bool = True,
     draws: int | None = None,
     reconstruction: Reconstruction | None = None,
-) -> Bound:
+) -> ELBO:
     """The bound of a chain on the log-probability of integers, in nats.
 
     Its stated error is told by the differences of neighbouring steps, and is too large where
@@ -219,7 +219,7 @@ def step_bound(
     prior = prior_divergence(sde, y, times[-1])
     profile = by_bin(terms, sde.log_snr(after[:count]), edges)
     diffusion = jnp.sum(profile, axis=1)
-    return Bound(
+    return ELBO(
         log_prob=-(prior + diffusion + rest),
         prior=prior,
         diffusion=diffusion,
@@ -277,7 +277,7 @@ class BySteps:
         draws: how many steps are drawn for each image; None: each is taken once.
         reconstruction: from the first time to the integers; None: DDPM's L_0.
 
-    Values: those of ``ByBound``. Raises UserError for a model whose schedule has no steps, another
+    Values: those of ``ByElbo``. Raises UserError for a model whose schedule has no steps, another
     variance, times that do not rise, and no draws.
     """
 

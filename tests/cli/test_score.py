@@ -237,7 +237,7 @@ def test_parts_are_those_of_the_same_work(tiny, tmp_path):
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
             (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
             (Prepared(scoremle.load(tiny.workdir), found.estimator, [], []), "digits", IMAGES, 0),
-            (Prepared(found.model, scoremle.ByBound(), [], []), "digits", IMAGES, 0),
+            (Prepared(found.model, scoremle.ByElbo(), [], []), "digits", IMAGES, 0),
         )
     }  # fmt: skip
     assert len(places) == 6

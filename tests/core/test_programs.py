@@ -50,8 +50,8 @@ CALLS = {
     "log_prob": lambda model, x: model.log_prob(x, KEY),
     "a key for each": lambda model, x: model.log_prob(x, jax.random.split(KEY, 8)[: len(x)]),
     "condition": lambda model, x: model.log_prob(x, KEY, condition=x[:, :1]),
-    "given": lambda model, x: model.given(x[:, :1]).bound(x, KEY, draws=4),
-    "bound": lambda model, x: model.bound(x, KEY, draws=4),
+    "given": lambda model, x: model.given(x[:, :1]).elbo(x, KEY, draws=4),
+    "bound": lambda model, x: model.elbo(x, KEY, draws=4),
     "encode": lambda model, x: model.encode(x),
     "decode": lambda model, x: model.decode(x),
     "gradient in x": lambda model, x: jax.grad(value, 1)(model, jnp.asarray(x)),
@@ -193,10 +193,10 @@ def test_what_can_not_be_filled_up_or_compiled_is_as_it_would_be_without(case, f
         (lambda model: model.log_prob(np.nan * X[:5], KEY), "x has a number that is not finite"),
         (lambda model: model.encode(np.nan * X[:5]), "x has a number that is not finite"),
         (lambda model: model.decode(np.nan * X[:5]), "z has a number that is not finite"),
-        (lambda model: model.bound(X[:5], KEY, condition=np.nan), "condition has a number"),
+        (lambda model: model.elbo(X[:5], KEY, condition=np.nan), "condition has a number"),
         (lambda model: model.given(np.nan).encode(X[:5]), "condition has a number"),
         (lambda model: model.log_prob(X[:5], jax.random.split(KEY, 8)), "5 examples take one key"),
-        (lambda model: model.bound(X[:5], KEY, condition=X[:, :1]), "1 row or 5, not 8"),
+        (lambda model: model.elbo(X[:5], KEY, condition=X[:, :1]), "1 row or 5, not 8"),
     ],
 )
 def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):

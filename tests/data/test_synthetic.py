@@ -70,7 +70,7 @@ def test_a_perfect_model_has_the_bits_of_the_probabilities(x64):
     times = scoremle.UniformLogSNR(sde, eps, stratified=True)
     noise = perfect_noise(sde, pixels)
     bound = jax.jit(
-        lambda y: scoremle.likelihood_bound(noise, sde, y, key, eps=eps, times=times, draws=64)
+        lambda y: scoremle.elbo(noise, sde, y, key, eps=eps, times=times, draws=64)
     )(y)
     bits = scoremle.bits_per_dim(bound.log_prob, pixels, DIMS)
     truth = -synthetic.log_prob(images) / (DIMS * math.log(2))

@@ -239,7 +239,7 @@ def test_estimators_and_solvers():
     assert other.divergence == Hutchinson(other.divergence.probes, "gaussian")
     assert other.solver == Doubling(1e-3 * np.log(2))  # in nats
     assert estimators("eval.divergence=exact").by_ode.divergence == Exact()
-    assert estimators("eval.dsm=False").by_bound.matching == "sliced"
+    assert estimators("eval.dsm=False").by_elbo.matching == "sliced"
 
 
 def test_choose_names_the_nearest_and_the_rest():
@@ -402,7 +402,7 @@ def test_dropout_acts_in_training_alone():
 
 def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeypatch):
     bpd = np.array([1.0, 2.0, 4.0, 6.0])
-    monkeypatch.setattr(training, "ByBound", lambda draws: lambda *_: {"bpd": jnp.asarray(bpd)})
+    monkeypatch.setattr(training, "ByElbo", lambda draws: lambda *_: {"bpd": jnp.asarray(bpd)})
     images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
     found = training._quick_bound(digits().model, {}, Uniform(), images, jax.random.key(0))
     assert found["bpd"] == bpd.mean()

@@ -63,7 +63,7 @@ def test_a_folder_with_its_own_module_is_scored(place, capsys):
     assert cli.main(["score", model, f"{place}/images.npy", *flags]) == 0
     assert capsys.readouterr().err.count(SAID) == 1
     assert str(place / "a") not in sys.path and "net" not in sys.modules
-    images, bound = np.load(place / "images.npy"), scoremle.ByBound()
+    images, bound = np.load(place / "images.npy"), scoremle.ByElbo()
     assert_printed(column(out), scoremle.load(model).score(images, estimator=bound).bpd)
 
 

@@ -17,7 +17,7 @@ from scoremle.core.pytree import describe
 from scoremle.experiment.measurements import Measured
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.reconstruction import Informed
@@ -137,7 +137,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     plain = model_of(tmp_path, "plain")
     _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
     scale = scale_of_others(plain, IMAGES, jax.random.key(0))
-    informed = ByBound(reconstruction=Informed(plain.pixels.points, scale))
+    informed = ByElbo(reconstruction=Informed(plain.pixels.points, scale))
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
     assert "; variational bound (SDE), 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
@@ -147,7 +147,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     assert abs(ode - bpd).max() < 0.5
     few = IMAGES // 16
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
-    expected = model_of(tmp_path, "levels").score(few, estimator=ByBound())
+    expected = model_of(tmp_path, "levels").score(few, estimator=ByElbo())
     assert_are(bpd, expected.bpd, tmp_path)
     assert "; variational bound (SDE), 1000 times, uniform dequantization\n" in told
 
@@ -184,13 +184,13 @@ def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, 
 def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bound, unchecked):
     score("ranged", "--estimator=odd")  # writes mine.py
     model = model_of(tmp_path, "ranged")
-    by_ode, by_bound = ByOde(solver=model.solver), ByBound(4)
+    by_ode, by_elbo = ByOde(solver=model.solver), ByElbo(4)
     evaluation = SimpleNamespace(
         dequantization="informed", label="", suite=False, enable_bpd=True, bound=bound,
         enable_loss=False, bound_times="log_snr",
     )  # fmt: skip
     experiment = SimpleNamespace(
-        evaluation=evaluation, by_ode=by_ode, by_bound=by_bound, chain=None, objective=None,
+        evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,
         model=ImportedSpec.of(model, {}, ""),
     )  # fmt: skip
     (found,) = Measured(experiment, model, tmp_path, decoder=model.decoder).measurements()
@@ -199,7 +199,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     assert "informed decoder with the network's own scales" in found.facts["estimator"]
     expected = dataclasses.replace(by_ode, decoder=model.decoder)
     if bound:
-        expected = dataclasses.replace(by_bound, reconstruction=model.decoder, start=model.eps)
+        expected = dataclasses.replace(by_elbo, reconstruction=model.decoder, start=model.eps)
     assert describe(found.estimator) == describe(expected)
 
 

@@ -414,7 +414,7 @@ def test_under_vmap_and_by_the_sliced_bound(by):
     np.testing.assert_allclose(several, [log_prob(x[:2]), log_prob(x[2:])], atol=1e-3)
     times = scoremle.UniformLogSNR(SDE, model.eps, stratified=True)
     bounds = [
-        scoremle.likelihood_bound(
+        scoremle.elbo(
             model.noise, SDE, x, KEY, eps=model.eps, times=times, draws=100, matching=matching
         )
         for matching in ("sliced", "denoising")

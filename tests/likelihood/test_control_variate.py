@@ -12,7 +12,6 @@ from scipy.integrate import quad
 
 from scoremle.core import times
 from scoremle.core.loss import denoising_residual
-from scoremle.likelihood.bound import Bound, likelihood_bound
 from scoremle.likelihood.control_variate import (
     MOST_NUMBERS,
     Control,
@@ -20,6 +19,7 @@ from scoremle.likelihood.control_variate import (
     most_examples,
 )
 from scoremle.likelihood.control_variate_fit import EVEN, fit_control
+from scoremle.likelihood.elbo import ELBO, elbo
 
 DATA = Gaussian.random(11, 4, 0.6)
 MIXTURE = Mixture.in_plane()
@@ -28,9 +28,9 @@ MODEL = FittedGaussian(*(jnp.asarray(a, jnp.float32) for a in (DATA.mu, DATA.V, 
 every_sde = pytest.mark.parametrize("name", SDES)
 
 
-def bound_of(noise, name, x, *, eps, sampler, draws=64, seed=0, **options) -> Bound:
+def bound_of(noise, name, x, *, eps, sampler, draws=64, seed=0, **options) -> ELBO:
     run = jax.jit(
-        lambda x, key: likelihood_bound(
+        lambda x, key: elbo(
             noise, SDES[name], x, key, eps=eps, times=sampler, draws=draws, **options
         )
     )
@@ -246,7 +246,7 @@ WIDE_NOISE = jax.tree_util.Partial(WIDE.noise(SDES["vp"]))
 def stated_error(x, key, control):
     """The root mean square of an image's, with the control's times."""
     times_of = uniform("vp", 1e-5) if control is None else learned("vp", 1e-5, control)
-    found = likelihood_bound(
+    found = elbo(
         WIDE_NOISE, SDES["vp"], x, key, eps=1e-5, times=times_of, draws=16, control=control
     )
     return jnp.sqrt(jnp.mean(jnp.square(found.stderr)))

@@ -9,7 +9,7 @@ from helpers.oracles import Mixture
 from scoremle import VE, VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
-from scoremle.likelihood.images import ByBound, ByOde, OdeDifference
+from scoremle.likelihood.images import ByElbo, ByOde, OdeDifference
 from scoremle.likelihood.ode import ode_log_likelihood
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
@@ -33,7 +33,7 @@ class Costly(Uniform):
         return super().__call__(key, x)[0], jnp.full(len(x), LOG_Q)
 
 
-@pytest.mark.parametrize("estimator", [ByOde(), ByOde(samples=3), ByBound(8)])
+@pytest.mark.parametrize("estimator", [ByOde(), ByOde(samples=3), ByElbo(8)])
 def test_the_dequantization_is_counted(estimator):
     plain, costly = (estimator(MODEL, how, X, KEYS)["bpd"] for how in (Uniform(), Costly()))
     np.testing.assert_allclose(costly - plain, LOG_Q / BITS, rtol=1e-4)
@@ -150,7 +150,7 @@ def test_a_mean_of_several_draws_is_corrected_for_its_solver():
 
 
 def test_the_terms_of_the_bound_add_up():
-    estimator = ByBound(8)
+    estimator = ByElbo(8)
     found = estimator(MODEL, Costly(), X, KEYS)
     terms = ("dequantization", "prior", "diffusion", "reconstruction")
     total = sum(found[term] for term in terms) + np.log2(17 / 2)

@@ -19,8 +19,8 @@ from scoremle.core.keys import image_keys
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
-from scoremle.likelihood.bound import likelihood_bound
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.elbo import elbo
+from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import decoder_worth, fitted_scale
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
@@ -144,7 +144,7 @@ def test_the_bound_with_it_is_the_one_by_quadrature(scale):
     honest, and it takes no more evaluations than with the Gaussian."""
     data, copies, draws = one_pixel(), 200, 64
     integers = np.repeat(np.arange(LEVELS), copies)[:, None, None, None].astype(np.uint8)
-    estimator = ByBound(draws, reconstruction=Informed(POINTS, scale))
+    estimator = ByElbo(draws, reconstruction=Informed(POINTS, scale))
     keys = image_keys(KEY, np.arange(len(integers)))
     found = jax.jit(lambda x, keys: estimator(model_of(data), Uniform(), x, keys))(integers, keys)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
@@ -179,7 +179,7 @@ def test_the_bound_with_it_is_the_one_by_quadrature(scale):
 
 def test_integers_are_asked_for():
     with pytest.raises(ValueError, match="pass them as integers="):
-        likelihood_bound(
+        elbo(
             one_pixel().noise(VP), VP, jnp.zeros((1, 1)), KEY, eps=EPS, draws=4,
             times=UniformTime(EPS), reconstruction=DECODER,
         )  # fmt: skip
@@ -309,10 +309,10 @@ def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
     informed = Informed(points, fitted_scale(model, others, KEY))
     trace = Hutchinson(4), Multistep(32)
     ways = {
-        "flat": (ByBound(128, reconstruction=Discrete(points)), None),
+        "flat": (ByElbo(128, reconstruction=Discrete(points)), None),
         "uniform": (ByOde(*trace), None),
         "truncated": (ByOde(*trace), TruncatedNormal(sde, eps, pixels)),
-        "informed bound": (ByBound(128, reconstruction=informed), None),
+        "informed bound": (ByElbo(128, reconstruction=informed), None),
         "informed ODE bound": (ByOde(*trace, decoder=informed), None),
     }
     found = {}

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from scoremle.core.dequantize import truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.times import UniformLogSNR
-from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.elbo import elbo
 from scoremle.likelihood.reconstruction import Discrete, decoding_cost
 
 VP = SDES["vp"]
@@ -44,7 +44,7 @@ def test_the_cost_at_the_published_end():
 def bound(noise, x, start, draws=256, **options):
     times = UniformLogSNR(VP, start, stratified=True)
     run = jax.jit(
-        lambda x, key: likelihood_bound(
+        lambda x, key: elbo(
             noise,
             VP,
             jnp.asarray(POINTS, jnp.float32)[x],

@@ -15,7 +15,7 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import fold_in, image_keys, normal, split
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
-from scoremle.likelihood.images import ByBound, ByOde
+from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import fitted_scale, scale_of_others
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
@@ -84,7 +84,7 @@ def test_the_default_decoder_is_the_l_0_of_the_chain_for_the_same_noise(x64):
 @pytest.mark.parametrize("matching", ["denoising", "sliced"])
 def test_in_the_bound_it_is_that_too(matching, x64):
     """The mean over the draws of its last term, which are the same."""
-    estimator, keys = ByBound(2, matching, reconstruction=ranged().decoder), image_keys(KEY, IDS)
+    estimator, keys = ByElbo(2, matching, reconstruction=ranged().decoder), image_keys(KEY, IDS)
     found = jax.jit(lambda x: estimator(ranged(), Uniform(), x, keys))(jnp.asarray(INTEGERS))
     _, key_rows = split(split(keys)[1])
     noises = [split(fold_in(key_rows, number))[0] for number in range(2, 6)]
@@ -98,8 +98,8 @@ def test_where_a_network_tells_its_scale_none_is_fitted():
     assert model.fitted(INTEGERS) is model
     words = "informed decoder with the network's own scales"
     assert model.default_estimator.words == f"ODE bound, {words}, 1 draw"
-    by_bound = ByBound(reconstruction=model.decoder)
-    assert by_bound.words == f"variational bound (SDE), 1000 times, {words}"
+    by_elbo = ByElbo(reconstruction=model.decoder)
+    assert by_elbo.words == f"variational bound (SDE), 1000 times, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().given(jnp.zeros(1))
     assert isinstance(given.decoder.scale, LearnedScale)

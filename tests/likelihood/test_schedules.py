@@ -18,7 +18,7 @@ from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import LinearLogSNR
 from scoremle.core.sde import SDE, VP
 from scoremle.core.times import UniformLogSNR, UniformTime
-from scoremle.likelihood.bound import likelihood_bound
+from scoremle.likelihood.elbo import elbo
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import euler_sample, ode_sample
 from scoremle.solvers.multistep import Multistep
@@ -90,7 +90,7 @@ def test_bounds(kernel, name):
     data, copies = Gaussian.random(0, 3), 100
     x = np.tile(data.draw(1, 6), (copies, 1))
     found = jax.jit(
-        lambda x: likelihood_bound(
+        lambda x: elbo(
             data.noise(sde), sde, x, KEY,
             eps=eps, times=UniformLogSNR(sde, eps, stratified=True), draws=1000,
         )
@@ -136,7 +136,7 @@ def likelihood(sde, x):
 def bound(sde, x):
     noise = noise_fn(misfit, sde, conditioning="time", prediction="v")
     times = UniformLogSNR(sde, 1e-3, stratified=True)
-    found = likelihood_bound(noise, sde, x, KEY, eps=1e-3, times=times, draws=16)
+    found = elbo(noise, sde, x, KEY, eps=1e-3, times=times, draws=16)
     return jnp.sum(found.log_prob * jnp.arange(1.0, 1 + len(x)))
 
 
@@ -191,7 +191,7 @@ def test_a_learned_schedule_trains_and_is_saved(tmp_path):
 
     def loss(params, x, key):
         sde, noise = built(params)
-        found = likelihood_bound(
+        found = elbo(
             noise, sde, x.reshape(-1, 2), key,
             eps=1e-3, times=UniformLogSNR(sde, 1e-3, stratified=True), draws=4,
         )  # fmt: skip
@@ -348,7 +348,7 @@ def test_likelihood_and_bound_by_independent_dimension(x64):
     )(jnp.asarray(x))
     np.testing.assert_allclose(found.log_prob, exact, atol=1e-4)
     bound = jax.jit(
-        lambda x: likelihood_bound(
+        lambda x: elbo(
             noise, sde, x, KEY, eps=eps, times=UniformTime(eps, stratified=True), draws=1000
         )
     )(jnp.tile(jnp.asarray(x), (copies, 1)))
@@ -364,7 +364,7 @@ def test_the_path_between_the_ends_does_not_matter_to_an_exact_prediction(x64):
     copies = 40
     x = np.tile(data.draw(1, 4), (copies, 1))
     bound = jax.jit(
-        lambda x: likelihood_bound(
+        lambda x: elbo(
             of_dimensions(data, curved), curved, x, KEY,
             eps=eps, times=UniformTime(eps, stratified=True), draws=1000,
         )

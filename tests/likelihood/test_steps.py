@@ -202,7 +202,7 @@ def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
     error = scores.bpd - expected / 8 / BITS
     assert abs(error.mean()) < 4 * error.std() / np.sqrt(MANY) + 1e-3
     assert 0.8 < error.std() / np.sqrt(np.mean(scores.probe_stderr**2)) < 1.25
-    limit = model.bound(jnp.asarray(y, jnp.float32), KEY, draws=64).diffusion
+    limit = model.elbo(jnp.asarray(y, jnp.float32), KEY, draws=64).diffusion
     gap = expected_diffusion(sde, np.arange(3001) / 3000, "small") - np.asarray(limit)
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(MANY) + 0.05
 

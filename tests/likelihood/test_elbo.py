@@ -23,7 +23,7 @@ from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR, UniformTime
-from scoremle.likelihood.bound import likelihood_bound, variance_of_mean
+from scoremle.likelihood.elbo import elbo, variance_of_mean
 from scoremle.likelihood.reconstruction import Entropy
 from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
@@ -34,7 +34,7 @@ DATA = Gaussian.random(11, 4, 0.6)
 
 def evaluate(noise, name, x, times, *, eps, key=KEY, **options):
     run = jax.jit(
-        lambda x, key: likelihood_bound(noise, SDES[name], x, key, eps=eps, times=times, **options)
+        lambda x, key: elbo(noise, SDES[name], x, key, eps=eps, times=times, **options)
     )
     result = run(jnp.asarray(x, jnp.float32), key)
     return jax.tree.map(lambda a: np.asarray(a, np.float64), result)

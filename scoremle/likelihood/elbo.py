@@ -1,6 +1,6 @@
-"""The variational bound on -log p(x): what maximum-likelihood training minimises.
+"""The ELBO, the variational bound on log p(x): what maximum-likelihood training minimises.
 
-    -log p(x) <= prior + diffusion + reconstruction
+    ELBO = -(prior + diffusion + reconstruction) <= log p(x)
 
     prior           KL( p(x_1 | x) || prior ), closed form
     diffusion       1/2 int_{lambda_1}^{lambda_eps} E ||eps(x_t, t) - z||^2 d lambda
@@ -42,7 +42,7 @@ from scoremle.numerics import (
 )
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["Bound", "likelihood_bound"]
+__all__ = ["ELBO", "elbo"]
 
 # Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
 # much the larger; and the fewest that can give a standard error of their own.
@@ -52,8 +52,8 @@ MIN_LAST_DRAWS = 4
 
 @pytree
 @dataclass(frozen=True)
-class Bound:
-    """A lower bound on each example's log-likelihood, in nats, and the terms it is made of.
+class ELBO:
+    """The ELBO of each example, a lower bound on log p(x) in nats, and the terms it is made of.
 
     ``log_prob = -(prior + diffusion + reconstruction)``. ``bounds``: on the logarithm of
     a density, or of the probability of integers. ``stderr`` is its Monte-Carlo standard
@@ -133,7 +133,7 @@ def reconstruction_draws(reconstruction: Reconstruction, draws: int) -> int:
     return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if reconstruction.random else 0
 
 
-def likelihood_bound(
+def elbo(
     noise: NoiseFn,
     sde: SDE,
     x: Data,
@@ -146,8 +146,8 @@ def likelihood_bound(
     reconstruction: Reconstruction = Gaussian(),
     integers: IntImages | None = None,
     control: Control | None = None,
-) -> Bound:
-    """A lower bound on log p(x) in nats, by ``draws`` network evaluations for the diffusion term.
+) -> ELBO:
+    """The ELBO, a lower bound on log p(x) in nats, by ``draws`` network evaluations and a few.
 
     The times of one example are drawn together, so that a stratified sampler stratifies within the
     example. A random ``reconstruction`` takes a 32nd as many more (at least four).
@@ -171,7 +171,7 @@ def likelihood_bound(
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
-        >>> found = scoremle.likelihood_bound(  # of data N(0, I)
+        >>> found = scoremle.elbo(  # of data N(0, I)
         ...     lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
         ...     eps=1e-3, times=scoremle.UniformLogSNR(sde, 1e-3, stratified=True), draws=1000,
         ... )
@@ -186,7 +186,7 @@ def likelihood_bound(
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
     order = jnp.argsort(t, axis=0)
     t, density = (jnp.take_along_axis(a, order, axis=0).astype(x.dtype) for a in (t, density))
-    return bound_at(
+    return elbo_at(
         noise, sde, x, key_rows,
         eps=eps, t=t, density=density, stratified=times.stratified, matching=matching,
         reconstruction=reconstruction, integers=integers, control=control,
@@ -194,7 +194,7 @@ def likelihood_bound(
     )  # fmt: skip
 
 
-def bound_at(
+def elbo_at(
     noise: NoiseFn,
     sde: SDE,
     x: Data,
@@ -210,8 +210,8 @@ def bound_at(
     integers: IntImages | None = None,
     control: Control | None = None,
     at_once: bool = False,
-) -> Bound:
-    """The bound by given times ``t`` of the diffusion term, in order, and their density.
+) -> ELBO:
+    """The ELBO by given times ``t`` of the diffusion term, in order, and their density.
 
     ``last_draws`` are those of the reconstruction; ``at_once`` makes all draws one batch of the
     network.
@@ -261,7 +261,7 @@ def bound_at(
             profile = profile + known.integrals()
         diffusion = jnp.sum(profile, axis=1)
     prior = prior_divergence(sde, x)
-    return Bound(
+    return ELBO(
         log_prob=-(prior + diffusion + rest),
         prior=prior,
         diffusion=diffusion,
