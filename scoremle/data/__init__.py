@@ -2,6 +2,7 @@
 
 from scoremle.data.dataset import Dataset
 from scoremle.data.feed import Feed, feed
+from scoremle.data.fetch import fetch
 from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.prepared import Prepared, is_prepared
 from scoremle.data.readers.base import Options
@@ -17,6 +18,7 @@ __all__ = [
     "Options",
     "Prepared",
     "feed",
+    "fetch",
     "is_prepared",
     "load",
     "lookup",

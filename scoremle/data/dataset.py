@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from scoremle.data.archive import stamp
+from scoremle.data.fetch import ORIGINS, fetched
 from scoremle.data.prepare import prepare
 from scoremle.data.prepared import FORMAT, Prepared, cache_folder, is_prepared
 from scoremle.data.readers.base import Options, Reader
@@ -41,7 +42,8 @@ class Dataset:
     def find(self, path: str, options: Options) -> Prepared:
         """Opens it at ``path``, or in the cache, where it is prepared on first use.
 
-        Without a path it is where the system installs it, or the one that was prepared before.
+        Without a path it is where the system installs it, what was fetched, or what was prepared
+        before.
         """
         options = self._of_use(options)
         if path and is_prepared(Path(path)):
@@ -58,14 +60,14 @@ class Dataset:
         return Prepared(folder)
 
     def place_of(self, path: str) -> Path | None:
-        """Finds its files: at ``path``, or where the system installs them; else None."""
+        """Finds its files: at ``path``, where the system installs them, or fetched; else None."""
         if path and self.packaged:
             raise UserError(
                 f"path is {path!r}, but {self.name} comes with {self.packaged};"
                 " leave it empty"
             )
         if not path and not (self.place and Path(self.place).exists()):
-            return None
+            return fetched(self.name)
         place = Path(path or self.place).absolute()
         if not place.exists():
             raise UserError(f"no data folder or file {place}; {self._needs}")
@@ -88,7 +90,8 @@ class Dataset:
 
     @property
     def _needs(self) -> str:
-        return f"it needs path=PLACE: {self.needs}"
+        by_command = f"; `scoremle data fetch {self.name}` gets it" * (self.name in ORIGINS)
+        return f"it needs path=PLACE: {self.needs}{by_command}"
 
     def _cached(self, place: Path | None, options: Options) -> Path:
         files = [str(place.resolve()), stamp(place)] if place else []

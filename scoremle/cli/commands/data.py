@@ -1,7 +1,7 @@
-"""Prepares data sets, and looks at them.
+"""Fetches public data sets, prepares any, and looks at them.
 
+    scoremle data fetch cifar10
     scoremle data prepare photos/ --size=32 --fit=crop
-    scoremle data show digits --picture=digits.png
 """
 
 import argparse
@@ -22,8 +22,13 @@ DATASETS = (
     "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
     "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
 )  # fmt: skip
+FETCHED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 FITS, SPLITS = ("crop", "resize", "pad"), ("train", "test")
 TEXTS = {
+    "fetch": """brings the files of a public data set into the cache, and goes on where it stopped
+
+    scoremle data fetch cifar10
+""",
     "prepare": """turns any source into arrays, checked, once
 
     scoremle data prepare photos/ --size=32 --fit=crop
@@ -42,10 +47,14 @@ NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")
 
 def parser(name: str) -> Parser:
     parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.data")
-    parser.set_defaults(into=None, picture=None)
+    parser.set_defaults(into=None, picture=None, levels=0)
     commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
     for what, text in TEXTS.items():
         add = adder(commands.add_parser(what, text=text, help=text.partition("\n")[0]))
+        add("--json", "its facts as JSON, on stdout", action="store_true")
+        if what == "fetch":
+            add("name", f"one of {', '.join(FETCHED)}", metavar="NAME", choices=FETCHED)
+            continue
         add("name", f"your own images by their path, or one of {', '.join(DATASETS)}",
             metavar="NAME|PATH")  # fmt: skip
         add("--path", "files of NAME; an own PATH needs none", default="")
@@ -64,7 +73,6 @@ def parser(name: str) -> Parser:
         else:
             add("--split", "which images (train)", default="train", choices=SPLITS)
             add("--picture", "file to draw to: NAME.png", type=Path)
-        add("--json", "its facts as JSON, on stdout", action="store_true")
     return parser
 
 
@@ -85,7 +93,9 @@ def _check(options: Any) -> None:
 
 
 def run(options: Any) -> dict[str, Any]:
-    """Runs one of the two; gives the facts of the data set."""
+    """Runs one of the three; gives the facts of the data set."""
+    if options.what == "fetch":
+        return _fetch(options.name)
     with named_as(as_flag, NAMED):
         prepared = _prepared(options)
     say(*table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
@@ -94,6 +104,13 @@ def run(options: Any) -> dict[str, Any]:
     else:
         say("", f"next: {_training(prepared)}")
     return {**prepared.meta, "folder": str(prepared.folder)}
+
+
+def _fetch(name: str) -> dict[str, Any]:
+    with named_as(as_flag, NAMED):
+        folder = scoremle.data.fetch(name)
+    say(f"{name}: {folder}", "", f"next: scoremle data show {name}")
+    return {"name": name, "folder": str(folder), "files": sorted(f.name for f in folder.iterdir())}
 
 
 def _prepared(options: Any) -> "scoremle.data.Prepared":
