@@ -8,22 +8,22 @@
 
 ``means`` takes densities that are known: a Gaussian whose noise prediction oscillates in time, in
 closed form; and the digits network that ships with the package, against its own values at ten
-times the nodes and with eight probes at each. As `eval.solver=auto` does, a pilot on images of its
-own chooses nodes, calibrates the stated error and chooses levels; then means over a set are
+times the steps and with eight probes at each. As `eval.solver=auto` does, a pilot on images of its
+own chooses steps, calibrates the stated error and chooses levels; then means over a set are
 corrected by differences. Columns: how often the interval of 95 % covers: of the mean over all
 images (``mean``, where that is known), of the mean of the set (``of set``), of that without the
 correction, of an image's mean over four passes (``image``), and the stated error of an image's
 solver (``solver``), which is given beside the true one in the median (``stated / true``). 90 to 99
 % is well, and at most 4. What the finest level may be off is added to the intervals of means.
 
-``default`` takes ``ode_log_likelihood`` without a solver: 32 nodes, with a new probe at each; of
+``default`` takes ``ode_log_likelihood`` without a solver: 32 steps, with a new probe at each; of
 the digits, which have 64 dimensions, with the exact trace. What its solver errs is found at 32 and
-at 384 nodes with the same probes: eight orthogonal ones of each image. That is nearly the trace,
+at 384 steps with the same probes: eight orthogonal ones of each image. That is nearly the trace,
 whose integral is what new probes give in the mean. A stricter question is that of one held probe,
 whose integral is rougher, beside what is stated with new probes. Columns: root mean square of the
 true errors, bits/dim; that of the mean over the images, estimate minus truth; how much the true
-values are off, by half of their nodes; the median of the stated error; how many images it covers,
-and its ratio to the true one in the median: at the default's nodes, and at all of those about it,
+values are off, by half of their steps; the median of the stated error; how many images it covers,
+and its ratio to the true one in the median: at the default's steps, and at all of those about it,
 which tell how much is luck. 90 % or more is well, and at most 4.
 
 ``passes`` takes digits by the model that ships. All passes but those at hand give an image's true
@@ -75,8 +75,8 @@ OF_SOLVER = 96
 PASSES = 4
 # Nodes of the truth: so many times those of a value, or this number. Programs have room for MOST.
 FINER, FINE, MOST, PROBES = 10, 384, 480, 8
-# The default's nodes, and those about it.
-DEFAULT, NODES = Multistep().nodes, (28, 30, 32, 34, 36)
+# The default's steps, and those about it.
+DEFAULT, NODES = Multistep().steps, (28, 30, 32, 34, 36)
 SHIPPED = "digits"
 # Those whose embedding is that of 999 t.
 ROUGH = (SHIPPED, "digits_vp", "digits_subvp", "fashion14_vp", "fashion14_subvp")
@@ -88,7 +88,7 @@ Outcomes = dict[str, np.ndarray]
 class Subject:
     """A noise prediction, data by a seed and a number, and the truth about them, in bits/dim.
 
-    ``known`` gives the value of each example, where it isn't exact by ten times so many nodes;
+    ``known`` gives the value of each example, where it isn't exact by ten times so many steps;
     ``held`` a divergence, and the value with it; ``mean`` is that of all data, where it is known.
     """
 
@@ -111,16 +111,16 @@ class Subject:
         object.__setattr__(self, "_solve", jax.jit(solve))
 
     def solve(
-        self, x: Data, seed: int, divergence: DivergenceEstimator | None, nodes: int
+        self, x: Data, seed: int, divergence: DivergenceEstimator | None, steps: int
     ) -> Likelihood:
-        return self._solve(x, jax.random.key(seed), divergence, Planned.of(nodes, MOST))
+        return self._solve(x, jax.random.key(seed), divergence, Planned.of(steps, MOST))
 
     def bits(self, x: Data, values: np.ndarray) -> np.ndarray:
         """Of values in nats."""
         return np.asarray(values, np.float64) / (x[0].size * np.log(2))
 
-    def bpd(self, x: Data, seed: int, divergence: DivergenceEstimator, nodes: int) -> np.ndarray:
-        return -self.bits(x, self.solve(x, seed, divergence, nodes).log_prob)
+    def bpd(self, x: Data, seed: int, divergence: DivergenceEstimator, steps: int) -> np.ndarray:
+        return -self.bits(x, self.solve(x, seed, divergence, steps).log_prob)
 
     def choose(self, seed: int) -> Choice:
         """What `auto` would, by a pilot on images of its own."""
@@ -141,7 +141,7 @@ def rough(dims: int = 64, size: float = 0.01) -> Subject:
     sde, eps, base = SDES["vp"], EPS["vp"], RoughGaussian.random(4, dims)
     data = RoughGaussian(np.zeros(dims), base.w, base.V, size)
 
-    def known(subject: Subject, x: Data, nodes: int) -> np.ndarray:
+    def known(subject: Subject, x: Data, steps: int) -> np.ndarray:
         return -subject.bits(x, data.log_model(sde, np.asarray(x, np.float64), eps))
 
     # log p is a quadratic function without a linear part: its mean by two points on each axis.
@@ -152,7 +152,7 @@ def rough(dims: int = 64, size: float = 0.01) -> Subject:
         noise=data.noise(sde), sde=sde, eps=eps,
         draw=lambda seed, n: jnp.asarray(data.draw(seed, n), jnp.float32),
         known=known,
-        held=lambda subject, x, nodes: (Exact(), known(subject, x, nodes)),
+        held=lambda subject, x, steps: (Exact(), known(subject, x, steps)),
         mean=float(mean),
     )  # fmt: skip
 
@@ -164,13 +164,13 @@ def of_model(model: ScoreModel, images: np.ndarray) -> Subject:
         chosen = np.random.default_rng(seed).choice(len(images), n, replace=False)
         return reals(model.pixels, images[chosen], jax.random.key(seed))
 
-    def held(subject: Subject, x: Data, nodes: int) -> tuple[DivergenceEstimator, np.ndarray]:
+    def held(subject: Subject, x: Data, steps: int) -> tuple[DivergenceEstimator, np.ndarray]:
         probe = held_probe(x, 77)
-        return probe, subject.bpd(x, 0, probe, FINER * nodes)
+        return probe, subject.bpd(x, 0, probe, FINER * steps)
 
     return Subject(
         noise=model.noise, sde=model.sde, eps=model.eps, draw=draw, held=held,
-        known=lambda subject, x, nodes: subject.bpd(x, 78, Hutchinson(PROBES), FINER * nodes),
+        known=lambda subject, x, steps: subject.bpd(x, 78, Hutchinson(PROBES), FINER * steps),
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def network(
 
 def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: int) -> Outcomes:
     """Whether the intervals of means and of single images cover, from one set and one seed."""
-    steps = choice.solver.nodes
+    steps = choice.solver.steps
     passes = [subject.solve(x, 10 * seed + i, Hutchinson(), steps) for i in range(PASSES)]
     bpd = -np.mean([subject.bits(x, each.log_prob) for each in passes], axis=0)
     probes = subject.bits(x, np.sqrt(sum(np.square(p.probe_stderr) for p in passes)) / PASSES)
@@ -205,10 +205,10 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
     solver = choice.solver.stated(raw)
     noise = np.sqrt(np.mean(probes**2) / len(x))
     order = np.random.default_rng(seed).permutation(len(x))
-    levels = choice.levels or Levels((choice.solver.nodes,), (), 0.0)
+    levels = choice.levels or Levels((choice.solver.steps,), (), 0.0)
     differences, bias = [], levels.bias
     sizes = levels.sizes(len(x), max(TOLERANCE, noise / 4))
-    for size, (coarse, fine) in zip(sizes, pairwise(levels.nodes), strict=True):
+    for size, (coarse, fine) in zip(sizes, pairwise(levels.steps), strict=True):
         some = x[order[:size]]
         probe = held_probe(some, 10 * seed + PASSES)
         high, low, half = (subject.bpd(some, 0, probe, n) for n in (fine, coarse, fine // 2))
@@ -230,9 +230,9 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
 
 def of_solver(subject: Subject, choice: Choice, x: Data) -> Outcomes:
     """Whether the stated error of an image's solver covers the true one, and their ratio."""
-    divergence, known = subject.held(subject, x, choice.solver.nodes)
-    error = np.abs(subject.bpd(x, 0, divergence, choice.solver.nodes) - known)
-    raw = subject.solve(x, 3, Hutchinson(), choice.solver.nodes).solver_error
+    divergence, known = subject.held(subject, x, choice.solver.steps)
+    error = np.abs(subject.bpd(x, 0, divergence, choice.solver.steps) - known)
+    raw = subject.solve(x, 3, Hutchinson(), choice.solver.steps).solver_error
     stated = subject.bits(x, choice.solver.stated(raw))
     return {"solver": error <= stated, "stated / true": stated / error}
 
@@ -245,7 +245,7 @@ def of_pilot(
     rows: list[Outcomes] = []
     for number in range(sets):
         x = subject.draw(100 * pilot + number, images)
-        known = subject.known(subject, x, choice.solver.nodes)
+        known = subject.known(subject, x, choice.solver.steps)
         for repeat in range(repeats // sets):
             seed = 10_000 * (pilot + 1) + 100 * number + repeat
             rows.append(of_mean(subject, choice, x, known, seed))
@@ -263,7 +263,7 @@ SUBJECTS = {
 
 
 def means(options: argparse.Namespace) -> None:
-    header = ("subject", "nodes", *SHARES, "stated / true")
+    header = ("subject", "steps", *SHARES, "stated / true")
     rows, results = [], {}
     for name in options.subjects:
         make, settings = SUBJECTS[name]
@@ -277,9 +277,9 @@ def means(options: argparse.Namespace) -> None:
             if column in found[0][1]
         }
         ratio = float(np.median(np.concatenate([o["stated / true"] for _, o in found])))
-        nodes = " ".join("-".join(map(str, c.levels.nodes)) for c, _ in found if c.levels)
+        steps = " ".join("-".join(map(str, c.levels.steps)) for c, _ in found if c.levels)
         cells = [f"{share[c]:.1%}" if c in share else "" for c in SHARES]
-        rows.append((name, nodes, *cells, f"{ratio:.1f}"))
+        rows.append((name, steps, *cells, f"{ratio:.1f}"))
         results[name] = share | {"stated / true": ratio}
     answer(header, rows, results)
 
@@ -289,17 +289,17 @@ def means(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The stated and the true error of each image, by the number of nodes, in bits/dim."""
+    """The stated and the true error of each image, by the number of steps, in bits/dim."""
 
     stated: dict[int, np.ndarray]
     error: dict[int, np.ndarray]  # estimate minus truth
     doubt: float
 
-    def covered(self, *nodes: int) -> float:
-        return float(np.mean([np.abs(self.error[n]) <= self.stated[n] for n in nodes]))
+    def covered(self, *steps: int) -> float:
+        return float(np.mean([np.abs(self.error[n]) <= self.stated[n] for n in steps]))
 
-    def width(self, *nodes: int) -> float:
-        return float(np.median([self.stated[n] / np.abs(self.error[n]) for n in nodes]))
+    def width(self, *steps: int) -> float:
+        return float(np.median([self.stated[n] / np.abs(self.error[n]) for n in steps]))
 
 
 def of_default(subject: Subject, x: Data, probes: int) -> Measured:
@@ -307,7 +307,7 @@ def of_default(subject: Subject, x: Data, probes: int) -> Measured:
     usual = None if probes > 1 else Hutchinson()
     drawn = Orthogonal(probes) if probes > 1 else Hutchinson()
     same = FixedProbe(drawn.draw(jax.random.key(1), x))
-    truth, half = (subject.bpd(x, 0, same, nodes) for nodes in (FINE, FINE // 2))
+    truth, half = (subject.bpd(x, 0, same, steps) for steps in (FINE, FINE // 2))
     return Measured(
         stated={n: subject.bits(x, subject.solve(x, 0, usual, n).solver_error) for n in NODES},
         error={n: subject.bpd(x, 0, same, n) - truth for n in NODES},
@@ -368,7 +368,7 @@ def passes(options: argparse.Namespace) -> None:
     x = np.tile(test[: options.images], (options.passes, 1, 1, 1))
     bpd = model.score(x, label="scores").bpd.reshape(options.passes, options.images)
     header = ("passes", "own spread", "error", "error, one image", "size", "evaluations")
-    answer(header, [of_passes(bpd, n, choice.solver.nodes + 1) for n in OF_PASSES])
+    answer(header, [of_passes(bpd, n, choice.solver.steps + 1) for n in OF_PASSES])
 
 
 def main() -> None:

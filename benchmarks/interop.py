@@ -5,7 +5,7 @@ one held probe for each. It is measured in JAX (``from_diffusers``), translated 
 PyTorch by reverse mode; and with torch alone: torchdiffeq's dopri5 at rtol = atol = 1e-3 and 1e-5,
 with value and v'J by autograd, as most PyTorch code has it. Prints seconds of CPU an image, the
 same in PyTorch's forward passes (an image, measured here), the solver's error in bits/dim, mean
-over the images, and seconds of CPU for compilation. The truth is ours at 512 nodes. Needs
+over the images, and seconds of CPU for compilation. The truth is ours at 512 steps. Needs
 diffusers; torchax and torchdiffeq are left out where they are not installed. Under two minutes.
 
     python benchmarks/interop.py
@@ -119,14 +119,14 @@ def main() -> None:
         rows.append((name, f"{each:.3f}", f"{each / forward:.0f}", f"{error:.1e}", words))
 
     for name, model in models(network.unet).items():
-        plans = {nodes: Planned.of(nodes, FINEST) for nodes in (*NODES, FINEST)}
+        plans = {steps: Planned.of(steps, FINEST) for steps in (*NODES, FINEST)}
         (_, first), (_, usual) = (timed(log_prob, model, x, plans[NODES[0]]) for _ in range(2))
         if truth is None:
             truth = np.asarray(log_prob(model, x, plans[FINEST]), np.float64)
-        for nodes in NODES:
-            values, taken = timed(log_prob, model, x, plans[nodes])
+        for steps in NODES:
+            values, taken = timed(log_prob, model, x, plans[steps])
             compiling = first.computing - usual.computing
-            row(f"{name}, {nodes} nodes", values, taken.computing, compiling)
+            row(f"{name}, {steps} steps", values, taken.computing, compiling)
     if find_spec("torchdiffeq"):
         for tolerance in TOLERANCES:
             (values, count), taken = timed(by_dopri5, network, x, np.asarray(probe[0]), tolerance)

@@ -2,7 +2,7 @@
 
 Trains small DDPM++ networks on digits and on Fashion-MNIST of 14x14 (or takes those it trained
 before), finds the truth in float64 with the same probe, and measures in one run the published
-algorithm (SciPy's RK45 in t, reverse mode, one probe) and ours at several numbers of nodes: the
+algorithm (SciPy's RK45 in t, reverse mode, one probe) and ours at several numbers of steps: the
 solver's error, how often it lies within the stated one and how wide that is (as a pilot of other
 images calibrates it, and bare), the probes' error, cost in forward passes (by the ratios of value,
 value + jvp and value + vjp, measured here too), seconds and memory an image. Prints a table for
@@ -109,7 +109,7 @@ class Subject:
         )  # fmt: skip
 
     def _solving(self, divergence):
-        # The plan is an argument: one program serves all numbers of nodes.
+        # The plan is an argument: one program serves all numbers of steps.
         return jax.jit(lambda y, solver: self._likelihood(y, divergence, solver))
 
     def _truth(self) -> np.ndarray:
@@ -146,19 +146,19 @@ class Subject:
             "width": float(np.median(stated / error)),
         }
 
-    def ours(self, nodes: int) -> Row:
-        """With new probes at each node; the solver's error with the truth's probe."""
-        plan = Planned.of(nodes, NODES[-1])
+    def ours(self, steps: int) -> Row:
+        """With new probes at each step; the solver's error with the truth's probe."""
+        plan = Planned.of(steps, NODES[-1])
         held, (fresh, seconds) = self.held(self.y, plan), quickest(self.fresh, self.y, plan)
         error = self._error(held.log_prob)
         probe = float(np.sqrt(np.mean(np.square(fresh.probe_stderr)))) / self.bits
-        bare, choice = self._stated(fresh.solver_error, error), self.pilot.measure(nodes)
+        bare, choice = self._stated(fresh.solver_error, error), self.pilot.measure(steps)
         return {
-            **self._row(f"ours, {nodes} nodes", error, probe, seconds),
+            **self._row(f"ours, {steps} steps", error, probe, seconds),
             **self._stated(choice.solver.stated(fresh.solver_error), error),
             "bare_covered": bare["covered"],
             "bare_width": bare["width"],
-            "evaluations": nodes + 1,
+            "evaluations": steps + 1,
         }
 
     def doubling(self, tolerance: float, probe: float) -> Row:
@@ -185,13 +185,13 @@ class Subject:
         return {**row, "evaluations": int(found.evaluations[0])}
 
     def held_probe(self) -> float:
-        """The standard error of one probe for all nodes, from eight of them."""
+        """The standard error of one probe for all steps, from eight of them."""
         probes = FixedProbe(Hutchinson(8).draw(jax.random.key(3), self.y))
         found = self._solving(probes)(self.y, Planned.of(32, NODES[-1]))
         return float(np.sqrt(8 * np.mean(np.square(found.probe_stderr)))) / self.bits
 
     def memory(self) -> tuple[float, float]:
-        """Megabytes an image on the device: ours, at any number of nodes, and the published."""
+        """Megabytes an image on the device: ours, at any number of steps, and the published."""
         ours = megabytes(self.fresh, self.y, Planned.of(32, NODES[-1]))
         t = jnp.full(len(self.y), 0.3)
         rates = jax.jit(published_rates)
@@ -238,10 +238,10 @@ def measure(subject: Subject) -> tuple[list[Row], dict[str, float | None]]:
     mine, theirs = subject.memory()
     print(
         f"value + jvp {jvp:.2f}, value + vjp {vjp:.2f}; auto takes"
-        f" {subject.auto.solver.nodes} steps; memory {mine:.2f} MB an image,"
+        f" {subject.auto.solver.steps} steps; memory {mine:.2f} MB an image,"
         f" published {theirs:.2f}"
     )
-    ours = [subject.ours(nodes) for nodes in NODES]
+    ours = [subject.ours(steps) for steps in NODES]
     held = subject.held_probe()
     subject.published(1.0, held)  # compiles
     published = [subject.published(tolerance, held) for tolerance in TOLERANCES]

@@ -190,10 +190,10 @@ def ours(subject: Subject) -> Callable[[int], Found]:
             subject.noise, subject.sde, x, KEY, eps=subject.eps, divergence=trace, solver=plan
         )
 
-    def solve(nodes: int) -> Found:
-        # The plan is an argument: one program serves all numbers of nodes.
-        found = run(subject.x, Planned.of(nodes, NODES[-1]))
-        return Found(found.log_prob, nodes + 1, found.solver_error)
+    def solve(steps: int) -> Found:
+        # The plan is an argument: one program serves all numbers of steps.
+        found = run(subject.x, Planned.of(steps, NODES[-1]))
+        return Found(found.log_prob, steps + 1, found.solver_error)
 
     return solve
 
@@ -312,7 +312,7 @@ def by_flow_matching(subject: Subject) -> Callable[[float], Found]:
 # --- the comparison ---------------------------------------------------------------------------
 
 METHODS = {
-    "ours": (ours, "{} nodes"),
+    "ours": (ours, "{} steps"),
     "Euler": (euler, "{} steps"),
     "diffrax, Tsit5": (by_diffrax, "{:g}"),
     "SciPy, RK45": (by_scipy, "{:g}"),
@@ -322,12 +322,12 @@ METHODS = {
 Curves = dict[str, list[tuple[int, float]]]
 
 
-def compare(subject: Subject, nodes: tuple, tolerances: tuple) -> Curves:
+def compare(subject: Subject, steps: tuple, tolerances: tuple) -> Curves:
     """Prints the table; evaluations and mean error, by method."""
     truth, rows, curves = subject.truth(), [], {}
     for name, (make, words) in METHODS.items():
         solve, curves[name] = make(subject), []
-        for setting in {"ours": nodes, "Euler": STEPS}.get(name, tolerances):
+        for setting in {"ours": steps, "Euler": STEPS}.get(name, tolerances):
             if not curves[name]:
                 timed(solve, setting)  # compiles, for all settings
             found, seconds = timed(solve, setting)

@@ -60,8 +60,8 @@ def show(workdir: Path) -> None:
     cells = [(name, f"{mean:.3f}", f"{error:.3f}") for name, mean, error in rows]
     draw_error, probe_error = bound["draw_stderr_of_mean"], exact["probe_stderr_of_mean"]
     solver_error, solver, probes = exact["mean_solver_error"], exact["solver"], exact["divergence"]
-    how = f"{solver['type']} with {solver['nodes']:.0f} nodes, {exact['mean_nfe']:.0f} evaluations"
-    drawn = f"{probes['probes']:.0f} {probes['distribution']} probes at each node"
+    how = f"{solver['type']} with {solver['nodes']:.0f} steps, {exact['mean_nfe']:.0f} evaluations"
+    drawn = f"{probes['probes']:.0f} {probes['distribution']} probes at each step"
     notes = f"""
 The standard error is over images. The histogram is of the integer pixels. The Gaussian and the
 model are of uniformly dequantized pixels, which can only cost them bits.

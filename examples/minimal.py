@@ -76,7 +76,7 @@ for i in range(flags.steps):
         print(f"step {i}  loss {value:.3f} nats", flush=True)
 
 # 5. The exact log-likelihood by the probability-flow ODE, and the bound that training lowered.
-noise, key, solver = model(params), jax.random.key(1), scoremle.Multistep(nodes=48)
+noise, key, solver = model(params), jax.random.key(1), scoremle.Multistep(steps=48)
 
 
 @jax.jit

@@ -82,7 +82,7 @@ ema = scoremle.fit(
 
 # 5. The exact log-likelihood by the probability-flow ODE, and the bound that training lowered:
 # image by image beside the truth, only what the model adds is left to differ.
-noise, key, solver = model(ema), jax.random.key(1), scoremle.Multistep(nodes=48)
+noise, key, solver = model(ema), jax.random.key(1), scoremle.Multistep(steps=48)
 exact = scoremle.ode_log_likelihood(
     noise, sde, test, key, eps=eps, divergence=scoremle.Exact(), solver=solver
 )

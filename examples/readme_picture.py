@@ -58,7 +58,7 @@ def draw_order(axis: Any) -> None:
 
 
 def draw_cost(axis: Any, text: str) -> None:
-    """The total error of an image against its cost: ours by nodes, and as published."""
+    """The total error of an image against its cost: ours by steps, and as published."""
     first = text[text.index("\nDigits, VP:") : text.index("\nFashion-MNIST 14x14, VP:")]
     rows = [(who, what, int(cost), float(error)) for who, what, cost, error in ROW.findall(first)]
     for who, marker in (("ours", "o-"), ("published", "s")):

@@ -217,7 +217,7 @@ class ScoreModel:
 
     @property
     def default_estimator(self) -> Estimator:
-        """Estimator by the ODE: the model's solver, one probe a node, and ``decoder`` if any.
+        """Estimator by the ODE: the model's solver, one probe a step, and ``decoder`` if any.
 
         Example:
             >>> print(scoremle.load("digits").default_estimator.words)
@@ -262,11 +262,11 @@ class ScoreModel:
 
         Args:
             x: data of the model's shape.
-            key: draws the probes, and the times of the nodes of each example
+            key: draws the probes, and the times of the steps of each example
                 (``ode_log_likelihood``); one, or one for each example.
             condition: what the noise prediction takes, a row for each example or one for all.
             divergence: how traces are estimated; None: the model's own, or exactly up to 64
-                dimensions, and beyond them by one random probe at each node.
+                dimensions, and beyond them by one random probe at each step.
             solver: None: the model's own; if that is ``Multistep()``, rows of which it states more
                 than 0.01 nats are solved again, as ``ode_log_likelihood`` says.
             tolerance: in nats, instead of a divergence and a solver: a pilot chooses them, as

@@ -225,7 +225,7 @@ TABLE = [
     ("PredictorCorrector", {"steps": COUNT, "corrector_steps": COUNT, "snr": POSITIVE}),
     ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE, "known": NO_ARRAY}),
     ("colourise", {"grey": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE}),
-    ("Multistep", {"nodes": COUNT, "calibration": POSITIVE, "typical": (*NUMBER, -1.0)}),
+    ("Multistep", {"steps": COUNT, "calibration": POSITIVE, "typical": (*NUMBER, -1.0)}),
     ("Doubling", {"tolerance": POSITIVE, "fewest": COUNT, "most": (*COUNT, 8)}),
     ("PublishedRK45", {"rtol": POSITIVE, "atol": POSITIVE}),
     ("Hutchinson", {"probes": COUNT, "distribution": WORD}),

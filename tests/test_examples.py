@@ -168,8 +168,8 @@ def test_demo_sets_the_newest_model_beside_simple_densities(finished, capsys):
     pytest.importorskip("sklearn")
     load("digits_demo").show(finished)
     text = capsys.readouterr().out
-    assert "Multistep with 32 nodes, 33 evaluations; 0.0004 covers its error" in text
-    assert "2 rademacher probes at each node make 0.0010 of the standard error" in text
+    assert "Multistep with 32 steps, 33 evaluations; 0.0004 covers its error" in text
+    assert "2 rademacher probes at each step make 0.0010 of the standard error" in text
     values = {
         name.strip(): float(mean)
         for name, mean in re.findall(r"^(\S.*?)  +(\d\.\d{3})  ", text, re.MULTILINE)
@@ -212,7 +212,7 @@ def test_the_readme_picture_shows_the_table_of_the_benchmarks():
     load("readme_picture").draw_cost(axis, (ROOT / "benchmarks" / "README.md").read_text())
     ours, published = (line.get_xydata() for line in axis.lines)
     assert len(ours) > 10 and len(published) == 3
-    assert (np.diff(ours[:, 1]) < 0).all()  # more nodes, less error
+    assert (np.diff(ours[:, 1]) < 0).all()  # more steps, less error
     assert published[:, 1].min() > ours[:, 1].min()
 
 

@@ -250,12 +250,12 @@ def test_calibration_gives_another_model_and_changes_none():
 
 
 def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before():
-    """Beside those at eight times the nodes, with the same noise: of independent pixels each probe
+    """Beside those at eight times the steps, with the same noise: of independent pixels each probe
     of signs gives the exact trace. The pilot's images are not those that are scored."""
     model, choice = images().calibrated(IMAGES[:8])
     others = np.arange(8, 24)
     found = model.score(IMAGES[others], index=others)
-    finer = replace(model, solver=Multistep(8 * choice.solver.nodes))
+    finer = replace(model, solver=Multistep(8 * choice.solver.steps))
     error = np.abs(found.bpd - finer.score(IMAGES[others], index=others).bpd)
     assert np.mean(error <= found.solver_error) >= 0.9
     assert np.median(found.solver_error / error) <= 4
@@ -274,7 +274,7 @@ def test_a_tolerance_corrects_the_mean_and_says_by_what():
     left = abs(mean.mean - finer.bpd.mean())
     assert left <= 3 * mean.errors.solver + mean.errors.finest_bias
     assert left < abs(found.bpd.mean() - finer.bpd.mean()) / 10
-    assert found.choice.solver.nodes == mean.level_nodes[0] < mean.level_nodes[1]
+    assert found.choice.solver.steps == mean.level_nodes[0] < mean.level_nodes[1]
     assert f"{mean.mean:.3f} +- {mean.stderr:.3f}" in repr(found)
     assert f"{mean.level_nodes[0]} steps, chosen on 8 images" in repr(found)
     with pytest.raises(UserError, match="tolerance"):
@@ -317,4 +317,4 @@ def test_what_it_is_in_a_line():
     table = images()._repr_html_()
     assert "<caption>ScoreModel</caption>" in table and "<td>grey levels</td>" in table
     assert "<td>SDE</td><td>VP(beta_min=0.1, beta_max=20.0)</td>" in table
-    assert "<td>solver</td><td>Multistep(nodes=32)</td>" in table
+    assert "<td>solver</td><td>Multistep(steps=32)</td>" in table

@@ -157,9 +157,9 @@ CHARTS = {
                                      "stderr": []}),
         "most at log-SNR 1.0.",
     ),
-    "nodes": (
-        lambda: charts.solver_nodes([[8, 0.2], [16, 0.1]], 16, 9),
-        ": 8 nodes 0.2; 16 nodes 0.1; chosen were 16.",
+    "steps": (
+        lambda: charts.solver_steps([[8, 0.2], [16, 0.1]], 16, 9),
+        ": 8 steps 0.2; 16 steps 0.1; chosen were 16.",
     ),
     "latents": (
         lambda: charts.latents(SQUARE, NEIGHBOURS, (8, 8, 1)),

@@ -31,10 +31,10 @@ def of_vectors() -> scoremle.ScoreModel:
 
 def bits(images: np.ndarray, key: jax.Array) -> float:
     model = scoremle.load("digits")
-    finer = scoremle.ByOde(scoremle.Hutchinson(probes=8), scoremle.Multistep(nodes=64))
+    finer = scoremle.ByOde(scoremle.Hutchinson(probes=8), scoremle.Multistep(steps=64))
     scores: scoremle.Scores = model.score(images, passes=2, estimator=finer)
     better, choice = model.calibrated(images)
-    print(choice.solver.nodes, better.check(images), len(scores), scores.to_pandas().columns)
+    print(choice.solver.steps, better.check(images), len(scores), scores.to_pandas().columns)
     samples: np.ndarray = model.sample(4, key)
     return float(scores.bpd.mean()) + float(scores.stderr.max()) + float(samples.mean())
 

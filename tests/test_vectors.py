@@ -74,8 +74,8 @@ def test_blocks_change_no_value_and_bound_the_memory():
     data = Mixture.of([0.5, 0.5], np.random.default_rng(0).normal(size=(2, 60)), [0.5, 0.8])
     x = jnp.asarray(data.draw(1, 4), jnp.float32)
 
-    def value(x, block, nodes=8):
-        options = {"divergence": Exact(block), "solver": Multistep(nodes)}
+    def value(x, block, steps=8):
+        options = {"divergence": Exact(block), "solver": Multistep(steps)}
         return of(data).log_prob(x, KEY, **options).log_prob.sum()
 
     whole, parts = (jax.jit(jax.value_and_grad(value), static_argnums=1)(x, b) for b in (64, 7))
@@ -116,7 +116,7 @@ def test_a_pilot_says_what_it_chose_and_gives_a_model_to_compile():
     x = jnp.asarray(data.draw(1, 6), jnp.float32)
     model, choice = of(data).within(1e-2, x)
     assert choice.met and choice.examples == 6 and choice.divergence == Exact()
-    assert str(choice).startswith(f"{choice.solver.nodes} steps, Exact(block=64): on 6 ")
+    assert str(choice).startswith(f"{choice.solver.steps} steps, Exact(block=64): on 6 ")
     compiled = jax.jit(lambda model, x: model.log_prob(x, KEY))(model, x)
     truth = of_data(data.log_model, VP, np.asarray(x, np.float64), START)
     error = np.abs(compiled.log_prob - truth)
@@ -366,7 +366,7 @@ def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(between
 
 @pytest.mark.long
 def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between, x64):
-    """They state an error above it, and get more nodes; the others keep their values."""
+    """They state an error above it, and get more steps; the others keep their values."""
     (model, x, truth), tolerance = between, 0.05
     pilots, choice = model.within(tolerance, x)
     assert choice.met and choice.examples == 32

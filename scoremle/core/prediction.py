@@ -15,7 +15,7 @@ network may predict instead
 All are exact, for any alpha and sigma, in a form whose large terms have cancelled. What the
 network is told about t is another choice: ``CONDITIONINGS``. The published networks are told
 999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between the
-nodes of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
+steps of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
 cheaper for it (docs/math.md). A network that reads t from a table knows whole steps alone
 (``BetweenSteps``).
 """

@@ -20,9 +20,14 @@ __all__ = ["check", "describe", "known", "pytree", "static"]
 T = TypeVar("T")
 
 
-def static(**options: Any) -> Any:
-    """A field that belongs to the structure: hashable, and not differentiated."""
-    return dataclasses.field(metadata={"static": True}, **options)
+def static(*, recorded: str = "", **options: Any) -> Any:
+    """A field that belongs to the structure: hashable, and not differentiated.
+
+    Args:
+        recorded: its name in files, if another; ``describe`` takes it.
+        options: those of ``dataclasses.field``.
+    """
+    return dataclasses.field(metadata={"static": True, "recorded": recorded}, **options)
 
 
 def pytree(cls: type[T]) -> type[T]:
@@ -71,8 +76,10 @@ def describe(value: Any) -> Any:
     same before and after a record was on a device. A function is its name.
     """
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        inside = {name: describe(getattr(value, name)) for name in names}
+        inside = {
+            field.metadata.get("recorded") or field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
         return {"type": type(value).__name__, **inside}
     if isinstance(value, dict):
         return {name: describe(child) for name, child in value.items()}

@@ -20,7 +20,7 @@ __all__ = ["Result", "check_facts", "quality_table", "read_values", "results_tab
 
 
 class _Choice(TypedDict):
-    """Findings of a pilot about a solver: nothing finite where too few nodes fail."""
+    """Findings of a pilot about a solver: nothing finite where too few steps fail."""
 
     nodes: Count
     images: Count

@@ -113,8 +113,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.suite = False  # every estimator on one checkpoint, in one table, and checks
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
-    config.eval.probes = 1  # probes per image; multistep draws new ones at each node
-    config.eval.solver = "auto"  # auto (nodes by a pilot), multistep, doubling or rk45_reference
+    config.eval.probes = 1  # probes per image; multistep draws new ones at each step
+    config.eval.solver = "auto"  # auto (steps by a pilot), multistep, doubling or rk45_reference
     config.eval.nodes = 32  # steps of the multistep solver
     # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
     config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver

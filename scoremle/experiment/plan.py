@@ -62,7 +62,7 @@ class Plan:
         """Costs by name: bytes, seconds, numbers; None if unknown."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
-        an_image, nodes = self._likelihood()
+        an_image, evaluations = self._likelihood()
         drawn = self.experiment.sampler.evaluations
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self._template.params)),
@@ -81,7 +81,7 @@ class Plan:
             "training_seconds": step * training.schedule.n_iters / self.devices,
             "evaluation_images": test_images,
             "evaluation_passes": evaluation.num_repeats,
-            "likelihood_evaluations": nodes,
+            "likelihood_evaluations": evaluations,
             "pilot": self.experiment.exact and self.experiment.pilot,
             "likelihood_seconds_image": an_image,
             "evaluation_seconds": an_image and an_image * images / self.devices,
@@ -216,8 +216,8 @@ class Plan:
             return how.by_elbo.draws * one.seconds, how.by_elbo.draws
         if not isinstance(how.by_ode.solver, Multistep):
             return None, None  # it takes as many as an image needs
-        nodes = (int(describe(how.by_ode.solver)["nodes"]) + 1) * how.by_ode.samples
-        return nodes * self.derivative.seconds, nodes
+        evaluations = (int(describe(how.by_ode.solver)["nodes"]) + 1) * how.by_ode.samples
+        return evaluations * self.derivative.seconds, evaluations
 
     # Time
 

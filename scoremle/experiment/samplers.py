@@ -52,10 +52,10 @@ class Sampler(NamedTuple):
         return draw_samples(replace(model, eps=self.eps), keys, sampler=self.draw)
 
 
-def _flow_sampler(how: Any, transport: Callable[..., Images], nodes: int) -> Sampler:
+def _flow_sampler(how: Any, transport: Callable[..., Images], evaluations: int) -> Sampler:
     """Draws latents and takes them to samples."""
     draw = partial(ode_draw, transport=transport, denoised=how.noise_removal)
-    return Sampler(draw, how.smallest_time, nodes + how.noise_removal)
+    return Sampler(draw, how.smallest_time, evaluations + how.noise_removal)
 
 
 def _pc_sampler(how: Any, sde: SDE) -> Sampler:
@@ -81,7 +81,7 @@ def _euler_sampler(how: Any, sde: SDE) -> Sampler:
 # From the fields of config.sampling, and the SDE.
 SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
     "ode": lambda how, sde: _flow_sampler(
-        how, partial(ode_sample, solver=Multistep(how.steps)), nodes=how.steps + 1
+        how, partial(ode_sample, solver=Multistep(how.steps)), evaluations=how.steps + 1
     ),
     "pc": _pc_sampler,
     "euler": _euler_sampler,

@@ -112,7 +112,7 @@ def prepared(
 ) -> Prepared:
     """Prepares the scoring of these images in so many passes, by the name of the estimator.
 
-    A few images decide whether the model agrees with its declaration, how many nodes the ODE
+    A few images decide whether the model agrees with its declaration, how many steps the ODE
     needs, for an image and for the mean, and the scale of a decoder: of each image by others,
     unless the model has one. Under all labels there is no one condition to check, and these go by
     the first. ``steps``: how many a chain has; None: all of the model's own. To ``correct`` the

@@ -11,9 +11,9 @@ The same ODE from latents z to data x gives log p_eps(x) of the samples as they 
 The density is that of the model at t = eps, exact but for the solver and the trace estimate, whose
 errors are given beside it. What an error of the state does to the result is the same in both
 directions, but for its sign: from x the end z is wrong, and from z the log p that is found is not
-that of the x that is found. A solver with fixed nodes draws new probes at each: the divergence
+that of the x that is found. A solver with fixed steps draws new probes at each: the divergence
 does not act on the path, so its estimate stays unbiased, and the probes' error falls with the
-number of nodes (by about its root), at no cost.
+number of steps (by about its root), at no cost.
 """
 
 import jax.numpy as jnp

@@ -196,12 +196,12 @@ class ByOde:
 @pytree
 @dataclass(frozen=True)
 class OdeDifference:
-    """Difference in bits/dim between solvers of ``fine`` and ``coarse`` nodes, by the same noise.
+    """Difference in bits/dim between solvers of ``fine`` and ``coarse`` steps, by the same noise.
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
-    other nodes would not cancel. What the noise of probes does to the logarithm of several draws
+    other steps would not cancel. What the noise of probes does to the logarithm of several draws
     is nearly the same in both, and cancels too: ``probe_bias`` stays one of the values. Values:
-    ``bpd``, the difference; and ``halving``, the value at ``fine`` nodes less that at half as
+    ``bpd``, the difference; and ``halving``, the value at ``fine`` steps less that at half as
     many, if it is ``halved``. ``of`` is how images are measured: by the ODE.
     """
 
@@ -226,7 +226,7 @@ class OdeDifference:
             return estimator(model, dequantizer, x, keys)["bpd"]
 
         counts = sorted({self.fine, self.coarse, half if self.halved else self.coarse})
-        plans = [Planned.of(nodes, self.fine) for nodes in counts]
+        plans = [Planned.of(steps, self.fine) for steps in counts]
         # In a loop, so that the network is compiled once.
         found = jax.lax.map(value, jax.tree.map(lambda *each: np.stack(each), *plans))
         bpd = dict(zip(counts, found, strict=True))

@@ -1,8 +1,8 @@
-"""A mean as exact as many nodes give it, at the cost of few: several levels of the solver.
+"""A mean as exact as many steps give it, at the cost of few: several levels of the solver.
 
-    mean at n_k nodes = mean over all N images of c + sum_l mean over m_l of them of d_l,
+    mean at n_k steps = mean over all N images of c + sum_l mean over m_l of them of d_l,
 
-    d_l = value at n_l nodes - value at n_(l-1),      c = value at n_0
+    d_l = value at n_l steps - value at n_(l-1),      c = value at n_0
 
 (Giles, *Multilevel Monte Carlo path simulation*, 2008.) Both values of a difference have the same
 dequantization noise and the same held probes: what is left of it is the solver's, and little. The
@@ -12,7 +12,7 @@ images of all differences are the first of one random order, so that
 
 N >= m_1 >= m_2 ... The least cost at which sum V(d_l)/m_l is tolerance^2 has m_l proportional to
 sqrt(V(d_l) / cost of d_l). What is left is the error of the finest level itself, which no spread
-shows: it is bounded by the change that the last halving of its nodes made.
+shows: it is bounded by the change that the last halving of its steps made.
 """
 
 import math
@@ -39,14 +39,14 @@ Values = Float[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Levels:
-    """Numbers of nodes that rise, and what a pilot measured of their differences, in bits/dim.
+    """Numbers of steps that rise, and what a pilot measured of their differences, in bits/dim.
 
     ``variances`` are those of the difference at each but the first. ``bias`` bounds the error of a
-    mean at the last: what half its nodes change, in the mean over the pilot's images, and twice
+    mean at the last: what half its steps change, in the mean over the pilot's images, and twice
     the standard error of that.
     """
 
-    nodes: tuple[int, ...]
+    steps: tuple[int, ...]
     variances: tuple[float, ...]
     bias: float
 
@@ -65,14 +65,14 @@ class Levels:
         """Network evaluations, of all images in each pass and of the differences."""
         sizes = self.sizes(images, tolerance)
         differences = sum(m * c for m, c in zip(sizes, self._costs, strict=True))
-        return images * passes * (self.nodes[0] + 1) + differences
+        return images * passes * (self.steps[0] + 1) + differences
 
     @property
     def _costs(self) -> list[int]:
         """Network evaluations of each difference for one image, and of the last halving."""
-        costs = [coarse + fine + 2 for coarse, fine in pairwise(self.nodes)]
-        if costs and self.nodes[-2] != self.nodes[-1] // 2:
-            costs[-1] += self.nodes[-1] // 2 + 1
+        costs = [coarse + fine + 2 for coarse, fine in pairwise(self.steps)]
+        if costs and self.steps[-2] != self.steps[-1] // 2:
+            costs[-1] += self.steps[-1] // 2 + 1
         return costs
 
 
@@ -82,8 +82,8 @@ def choose_levels(
     """The levels of least cost for a mean over so many ``images``, by a few of others.
 
     Args:
-        pilot: bits/dim of the same few images by numbers of nodes, all with the same noise.
-        coarsest: as many nodes as a single image needs.
+        pilot: bits/dim of the same few images by numbers of steps, all with the same noise.
+        coarsest: as many steps as a single image needs.
         images: of which the mean is wanted.
         passes: over them, at the coarsest level.
         tolerance: bits/dim, what the solver may add to the standard error of the mean. The finest
@@ -93,32 +93,32 @@ def choose_levels(
     halved = [n for n in sorted(pilot) if n // 2 in pilot and n % 2 == 0 and n >= coarsest]
     finest = next((n for n in halved if _bias(pilot, n) <= BIAS_SHARE * tolerance), halved[-1])
     return min(
-        (_levels(pilot, nodes) for nodes in _chains(sorted(pilot), coarsest, finest)),
+        (_levels(pilot, steps) for steps in _chains(sorted(pilot), coarsest, finest)),
         key=lambda levels: levels.cost(images, passes, tolerance),
     )
 
 
-def _chains(nodes: Sequence[int], coarsest: int, finest: int) -> Iterator[tuple[int, ...]]:
-    """Yields rising numbers of nodes, from one of at least ``coarsest`` up to ``finest``."""
-    below = [n for n in nodes if coarsest <= n < finest]
+def _chains(steps: Sequence[int], coarsest: int, finest: int) -> Iterator[tuple[int, ...]]:
+    """Yields rising numbers of steps, from one of at least ``coarsest`` up to ``finest``."""
+    below = [n for n in steps if coarsest <= n < finest]
     yield (finest,)
     for count in range(1, MOST_BETWEEN + 2):
         yield from ((*chosen, finest) for chosen in combinations(below, count))
 
 
-def _levels(pilot: Mapping[int, Values], nodes: tuple[int, ...]) -> Levels:
+def _levels(pilot: Mapping[int, Values], steps: tuple[int, ...]) -> Levels:
     variances = tuple(
-        float(np.var(pilot[fine] - pilot[coarse], ddof=1)) for coarse, fine in pairwise(nodes)
+        float(np.var(pilot[fine] - pilot[coarse], ddof=1)) for coarse, fine in pairwise(steps)
     )
-    return Levels(nodes, variances, _bias(pilot, nodes[-1]))
+    return Levels(steps, variances, _bias(pilot, steps[-1]))
 
 
-def _bias(pilot: Mapping[int, Values], nodes: int) -> float:
-    return bias_bound(pilot[nodes] - pilot[nodes // 2])
+def _bias(pilot: Mapping[int, Values], steps: int) -> float:
+    return bias_bound(pilot[steps] - pilot[steps // 2])
 
 
 def bias_bound(change: Values) -> float:
-    """A bound on the error of a mean, by what the last halving of the nodes changed of images.
+    """A bound on the error of a mean, by what the last halving of the steps changed of images.
 
     For a method that converges, one halving changes more than all that would follow.
     """

@@ -158,10 +158,10 @@ class Mean:
         """Lines about a corrected mean: its making, and the parts of its error; else none."""
         if (errors := self.errors) is None:
             return []
-        nodes, images = self.level_nodes, self.level_images
+        steps, images = self.level_nodes, self.level_images
         differences = ", ".join(
-            f"{coarse} to {fine} nodes on {m} images"
-            for m, (coarse, fine) in zip(images[1:], pairwise(nodes), strict=True)
+            f"{coarse} to {fine} steps on {m} images"
+            for m, (coarse, fine) in zip(images[1:], pairwise(steps), strict=True)
         )
         known = {name: error for name in PARTS if (error := getattr(errors, name)) is not None}
         parts = [f"{name} {error:.5f}" for name, error in known.items()]
@@ -170,15 +170,15 @@ class Mean:
             parts.append(f"without that of the images {errors.this_set:.5f}")
         unknown = " and ".join(name for name in PARTS if name not in known)
         corrected = (
-            f"mean over images {self.mean:.5f} = {self.uncorrected_mean:.5f} at {nodes[0]} nodes"
+            f"mean over images {self.mean:.5f} = {self.uncorrected_mean:.5f} at {steps[0]} steps"
             f" {self.correction:+.5f} of correction, by differences of {differences}"
         )
-        uncorrected = f"mean over images {self.mean:.5f}, all at {nodes[0]} nodes"
+        uncorrected = f"mean over images {self.mean:.5f}, all at {steps[0]} steps"
         return [
-            corrected if nodes[1:] else uncorrected,
+            corrected if steps[1:] else uncorrected,
             f"standard error of this mean by source: {', '.join(parts)}"
             + f"; the parts of {unknown} can't be told from so few passes" * bool(unknown),
-            f"the solver's error with {nodes[-1]} nodes comes on top: at most"
+            f"the solver's error with {steps[-1]} steps comes on top: at most"
             f" {errors.finest_bias:.5f} bits/dim",
         ]
 

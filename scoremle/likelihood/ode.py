@@ -51,7 +51,7 @@ def ode_log_likelihood(
 
     Unbiased over the draw of the probes, up to the solver's error. It has derivatives of both
     modes in ``x``, ``condition``, and the parameters of ``noise``. In reverse mode memory grows by
-    five times ``x`` for each node, beside that of one evaluation with its derivatives.
+    five times ``x`` for each step, beside that of one evaluation with its derivatives.
 
     With a ``tolerance`` a pilot on the first 32 examples chooses the cheapest solver and trace.
     The errors of both together are about that in root mean square. An example whose solver states
@@ -61,11 +61,11 @@ def ode_log_likelihood(
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
         sde: what noise is added when.
         x: data.
-        key: draws the probes, and the times of the nodes of each example, which differ by a few
+        key: draws the probes, and the times of the steps of each example, which differ by a few
             hundredths of the way; one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated; None: exactly up to 64 dimensions, and beyond them
-            by one random probe at each node.
+            by one random probe at each step.
         solver: how the ODE is solved. None: ``Multistep()``, and again by more steps for each row
             of which it states more than 0.01 nats and more than a quarter of the probes' error;
             where a program is traced, ``Multistep()`` alone.

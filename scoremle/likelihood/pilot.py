@@ -106,26 +106,26 @@ class Choice:
         many, unit = self.examples, self.unit
         if unit == "nats":
             return (
-                f"{self.solver.nodes} steps, {self.divergence}: on {many} examples the solver"
+                f"{self.solver.steps} steps, {self.divergence}: on {many} examples the solver"
                 f" states {self.solver_error:.2g} nats{missed}, and the probes leave"
                 f" {self.probe_stderr:.2g}"
             )
         return (
-            f"{self.solver.nodes} steps: on {many} images the solver's error is"
+            f"{self.solver.steps} steps: on {many} images the solver's error is"
             f" {self.solver_error:.4f} {unit} an image{missed}; estimate minus truth is"
             f" {self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean over them; the"
             f" probes' error is {self.probe_stderr:.4f} an image{self._of_mean()}"
         )
 
     def _of_mean(self) -> str:
-        if self.levels is None or len(self.levels.nodes) == 1:
+        if self.levels is None or len(self.levels.steps) == 1:
             return ""
-        return f"; the mean over images is corrected to {self.levels.nodes[-1]} steps"
+        return f"; the mean over images is corrected to {self.levels.steps[-1]} steps"
 
     def to_json(self) -> dict[str, Any]:
         """The fields under the names that they have in results."""
         return {
-            "nodes": self.solver.nodes,
+            "nodes": self.solver.steps,
             "solver_error": self.solver_error,
             "solver_bias": self.solver_bias,
             "solver_bias_stderr": self.solver_bias_stderr,
@@ -306,10 +306,10 @@ class Pilot:
             return choice
         noise = choice.probe_stderr / math.sqrt(images * passes)
         levels = choose_levels(
-            values, coarsest=choice.solver.nodes, images=images, passes=passes,
+            values, coarsest=choice.solver.steps, images=images, passes=passes,
             tolerance=max(tolerance, NOISE_SHARE * noise),
         )  # fmt: skip
-        choice = self.measure(levels.nodes[0])
+        choice = self.measure(levels.steps[0])
         return replace(choice, levels=levels, tried=self._tried((*STEPS, FINEST)))
 
     def within(self, tolerance: float, dims: int) -> Choice:

@@ -21,9 +21,9 @@ class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
-    for one probe that stays the same along the path. With new probes at each node, it is estimated
-    from the spread of several, or from the scatter of a single one along the path. The nodes also
-    leave structure of the divergence in that scatter: with few nodes in many dimensions this
+    for one probe that stays the same along the path. With new probes at each step, it is estimated
+    from the spread of several, or from the scatter of a single one along the path. The steps also
+    leave structure of the divergence in that scatter: with few steps in many dimensions this
     may be most of it. ``probe_deviations`` are the parts of that error, with their signs, that
     belong to each of several probes. ``solver_error`` should cover the solver's error: its own
     estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network

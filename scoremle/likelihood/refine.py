@@ -57,9 +57,9 @@ def refined(
     """
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
-    end, found = _solved(given, *model, Planned.of(solver.nodes, MOST))
+    end, found = _solved(given, *model, Planned.of(solver.steps, MOST))
     found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
-    steps = 2 * solver.nodes
+    steps = 2 * solver.steps
     while steps <= MOST:
         large = too_large(found.solver_error, found.probe_stderr, tolerance)
         if not (few := np.flatnonzero(large)).size:

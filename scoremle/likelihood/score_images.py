@@ -131,7 +131,7 @@ def score_images(
 
     def differences(by: OdeDifference, place: Integer[np.ndarray, " m"]) -> Values:
         chosen = np.flatnonzero(finite)[place]
-        words = f"nodes {by.coarse} to {by.fine}"
+        words = f"steps {by.coarse} to {by.fine}"
         found, _ = measure(
             by, images[chosen], np.arange(len(chosen)),
             jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
@@ -243,10 +243,10 @@ def _corrected(
     sizes = levels.sizes(mean.images, max(tolerance, NOISE_SHARE * noise))
     order = permutation(mean.images, seed, DIFFERENCES)
     differences, bias = [], levels.bias
-    for size, (coarse, fine) in zip(sizes, pairwise(levels.nodes), strict=True):
-        last = fine == levels.nodes[-1]
+    for size, (coarse, fine) in zip(sizes, pairwise(levels.steps), strict=True):
+        last = fine == levels.steps[-1]
         found = measure(by(coarse, fine, last), order[:size])
         differences.append(found["bpd"][0])
         bias = bias_bound(found["halving"][0]) if last else bias
     of_mean = corrected(values, order, differences)
-    return mean.corrected(of_mean, bias, levels.nodes, differences)
+    return mean.corrected(of_mean, bias, levels.steps, differences)

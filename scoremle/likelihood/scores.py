@@ -38,7 +38,7 @@ class Scores:
     The other two are estimated within each pass. ``probe_stderr`` is the error of the mean by the
     random probes, or by the random times of a bound. The dequantization noise, often the larger
     part, is not in it. From a single probe it is estimated along the path: it may be far too large
-    where nodes are few, and it is NaN where the probe stays the same. ``solver_error`` should
+    where steps are few, and it is NaN where the probe stays the same. ``solver_error`` should
     cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
     not in ``stderr``, and does not shrink with more passes. A bound has none.
 
@@ -156,7 +156,7 @@ class Scores:
             return []
         found = [f"the solver's error {np.median(error):.2g} in the median"]
         if self.choice:
-            steps, examples = self.choice.solver.nodes, self.choice.examples
+            steps, examples = self.choice.solver.steps, self.choice.examples
             found.append(f"{steps} steps, chosen on {examples} images")
         if large := int(np.sum(error > LARGE)):
             found.append(

@@ -221,26 +221,26 @@ def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Cha
     )  # fmt: skip
 
 
-def solver_nodes(tried: Sequence[Sequence[float]], chosen: int, images: int) -> Chart:
-    """The solver's error an image against its nodes, as a pilot measured it."""
-    nodes, errors = np.array(tried, float).T
+def solver_steps(tried: Sequence[Sequence[float]], chosen: int, images: int) -> Chart:
+    """The solver's error an image against its steps, as a pilot measured it."""
+    steps, errors = np.array(tried, float).T
 
     def draw(axes: Any) -> None:
-        axes.loglog(nodes, errors, "o-", color=COLOURS[0])
-        axes.axvline(chosen, color=COLOURS[1], linestyle="--", label=f"chosen: {chosen} nodes")
-        axes.set_xticks(nodes, [f"{n:.0f}" for n in nodes])
+        axes.loglog(steps, errors, "o-", color=COLOURS[0])
+        axes.axvline(chosen, color=COLOURS[1], linestyle="--", label=f"chosen: {chosen} steps")
+        axes.set_xticks(steps, [f"{n:.0f}" for n in steps])
         low, high = errors.min(), errors.max()
         axes.set_yticks([y for y in LOG_TICKS if low / 2 <= y <= 2 * high])
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.set(xlabel="nodes", ylabel="error of an image, bits/dim")
+        axes.set(xlabel="steps", ylabel="error of an image, bits/dim")
         axes.legend(**ABOVE)
 
-    told = "; ".join(f"{n:.0f} nodes {error:.2g}" for n, error in tried)
+    told = "; ".join(f"{n:.0f} steps {error:.2g}" for n, error in tried)
     return Chart(
-        "solver_nodes", "The solver's error against its nodes",
+        "solver_steps", "The solver's error against its steps",
         f"The root mean square over {images} images of a pilot, against the solution at many"
-        " nodes. The doubt of that solution is counted in. It is left where the curve flattens.",
+        " steps. The doubt of that solution is counted in. It is left where the curve flattens.",
         f"The solver's error in bits/dim: {told}; chosen were {chosen}.",
         draw,
     )  # fmt: skip

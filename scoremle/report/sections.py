@@ -121,7 +121,7 @@ def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
     if choice := result.solver_choice:
         tried = [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]
         if tried:
-            yield charts.solver_nodes(tried, choice["nodes"], choice["images"])
+            yield charts.solver_steps(tried, choice["nodes"], choice["images"])
     found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
     square, neighbours = (None if each is None else each[0] for each in found)
     if square is not None and neighbours is not None:

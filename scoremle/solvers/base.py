@@ -51,7 +51,7 @@ class Solution(NamedTuple):
 class Problem:
     """A field, to be integrated from ``start`` to ``stop``, upwards or downwards.
 
-    With ``fresh`` a solver of fixed nodes gives each its own draw of what is random in the
+    With ``fresh`` a solver of fixed steps gives each its own draw of what is random in the
     integrals' rates. One that compares several solutions can't, and takes one for all.
     """
 

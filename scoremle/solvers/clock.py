@@ -1,4 +1,4 @@
-"""A clock for each example: at the same nodes of a solver, each example is at a time of its own.
+"""A clock for each example: at the same steps of a solver, each example is at a time of its own.
 
 A network may be rough in time. If all examples were evaluated at the same times, their errors
 would have one sign, which a mean keeps, and would be small or large by luck. So the clock of each
@@ -19,7 +19,7 @@ __all__ = ["BentClock"]
 # This moves the middle of 32 even steps by at most 0.4 of one. The error of a smooth field is less
 # than a tenth larger.
 MOST = 1 / 20
-# The number of this draw from an example's key: the probes of a node have the node's.
+# The number of this draw from an example's key: the probes of a step have the step's.
 DRAW = np.uint32(2**32 - 1)
 
 

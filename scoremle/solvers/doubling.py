@@ -1,4 +1,4 @@
-"""Doubling of Multistep's nodes, until each example's result converges."""
+"""Doubling of Multistep's steps, until each example's result converges."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from scoremle.types import Data, Scalar
 
 __all__ = ["Doubling"]
 
-# The change of a result when the nodes are doubled, times this, covers its error.
+# The change of a result when the steps are doubled, times this, covers its error.
 MARGIN = 1.5
 
 
@@ -30,7 +30,7 @@ class _Best(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Doubling:
-    """Doubles the nodes until an example's result converges.
+    """Doubles the steps until an example's result converges.
 
     The stated error is 1.5 times the last change of the result, or 1.5 times half the change
     before if that is more. Where the solution's own estimate is less, it is that: in a field that
@@ -41,10 +41,10 @@ class Doubling:
 
     Args:
         tolerance: how far a result may still move, in nats for each dimension of the state.
-        fewest: the nodes to begin with.
-        most: the nodes not to exceed.
+        fewest: the steps to begin with.
+        most: the steps not to exceed.
 
-    Raises UserError for a tolerance that is not above 0, and numbers of nodes that are none.
+    Raises UserError for a tolerance that is not above 0, and numbers of steps that are none.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
@@ -125,8 +125,8 @@ def _irreversible(x: Array) -> Array:
 
     def refuse(_: None, cotangent: Array) -> Array:
         raise UserError(
-            "Doubling has no derivative in reverse mode: use Multistep(nodes), whose memory for it"
-            " grows by a few states a node"
+            "Doubling has no derivative in reverse mode: use Multistep(steps), whose memory for it"
+            " grows by a few states a step"
         )
 
     return jax.custom_derivatives.linear_call(lambda _, x: x, refuse, None, x)

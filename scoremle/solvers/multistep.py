@@ -1,4 +1,4 @@
-"""Linear multistep integration: one evaluation of the field a node, on nodes that are fixed.
+"""Linear multistep integration: one evaluation of the field a step, on nodes that are fixed.
 
 The state goes by Adams-Bashforth-Moulton of order 3 (predict, evaluate, correct, and the predicted
 value serves the history), the integrals by the quartics that interpolate their rates:
@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count, check_number
-from scoremle.core.pytree import check, pytree
+from scoremle.core.pytree import check, pytree, static
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
@@ -185,7 +185,7 @@ class _Carry(NamedTuple):
 @pytree
 @dataclass(frozen=True)
 class Planned:
-    """The solver itself, with its plan as data: programs that differ in nodes are one program."""
+    """The solver itself, with its plan as data: programs that differ in steps are one program."""
 
     weights: Plan
     steps: Draw | int
@@ -282,18 +282,18 @@ class Planned:
 class Multistep:
     """Solver with the same steps for every example. Memory does not grow with their number.
 
-    Where a pilot measured how large its errors are (``choose_nodes``), it states ``calibration``
-    times the root of two squares: its estimate for the example, and that of ``typical`` ones, in
-    the unit of the integrals. The estimate for a single example may contain next to nothing. Its
-    excess over three typical errors is stated in full: no pilot measured such examples.
+    Where a pilot measured how large its errors are (``ScoreModel.calibrated``), the stated error
+    is ``calibration`` times the root of two squares: the estimate for the example, and that of
+    ``typical`` ones, in the unit of the integrals. The estimate for a single example may be near
+    0. Its excess over three typical errors is stated in full: no pilot measured such examples.
 
     Args:
-        nodes: the number of steps; the network is evaluated once more than that.
+        steps: how many; the network is evaluated once more than that.
         calibration: the factor by which a pilot found the stated error too small
-            (``choose_nodes``).
+            (``ScoreModel.calibrated``).
         typical: its estimate for the pilot's examples, in nats.
 
-    Raises UserError for less than one node, and a calibration that is not above 0.
+    Raises UserError for less than one step, and a calibration that is not above 0.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))
@@ -305,18 +305,18 @@ class Multistep:
         -1.84, 49 evaluations
     """
 
-    nodes: int = dataclasses.field(default=32, metadata={"static": True})
+    steps: int = static(default=32, recorded="nodes")
     calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
     typical: float | Float[Array, ""] = dataclasses.field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        check_count("nodes", self.nodes)
+        check_count("steps", self.steps)
         check_number("calibration", self.calibration, above=0)
         check(self, lambda: 0 <= self.typical < np.inf, "typical must be at least 0, and finite")
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
-        solution = Planned(plan(self.nodes), self.nodes).solve(problem, state)
+        solution = Planned(plan(self.steps), self.steps).solve(problem, state)
         return solution._replace(error=self.stated(solution.error))
 
     def stated(self, error: Float[AnyArray, " b"]) -> PerExample:

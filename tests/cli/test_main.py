@@ -281,14 +281,14 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
 ):
     monkeypatch.setattr("scoremle.likelihood.levels.FEWEST_DIFFERENCES", 16)
     few = {"eval__solver": "auto", "eval__num_images": 21, "eval__num_repeats": 2}
-    few["training__smallest_time"] = 0.05  # which takes few nodes
+    few["training__smallest_time"] = 0.05  # which takes few steps
     folder, results = evaluate(tiny, "levels", **few)
     result = results["exact_test_ckpt_2"]
-    nodes, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
-    assert images == [21, 16] and nodes[0] == result["solver_choice"]["nodes"] < nodes[1]
+    steps, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
+    assert images == [21, 16] and steps[0] == result["solver_choice"]["nodes"] < steps[1]
     values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
     order = permutation(21, 42, DIFFERENCES)
-    apart = f"nodes {nodes[0]} to {nodes[1]}"
+    apart = f"steps {steps[0]} to {steps[1]}"
     (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
     difference, halving = (npz(part)[k].astype(np.float64) for k in ("bpd", "halving"))
     assert errors["finest_bias"] == pytest.approx(bias_bound(halving))
@@ -309,8 +309,8 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     gap = result["correction"] + choice["solver_bias"]
     assert abs(gap) < 4 * np.hypot(choice["solver_bias_stderr"], errors["solver"])
     told = capfd.readouterr().out
-    assert f"{nodes[0]} steps: on 8 images" in told
-    assert f"of correction, by differences of {nodes[0]} to {nodes[1]} nodes on 16 images" in told
+    assert f"{steps[0]} steps: on 8 images" in told
+    assert f"of correction, by differences of {steps[0]} to {steps[1]} steps on 16 images" in told
     part.unlink()
     evaluate(tiny, "levels", **few)
     assert f"{apart}  image 16/16" in capfd.readouterr().out

@@ -40,7 +40,7 @@ def score(capfd, *arguments):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    """The model, whose config says how many nodes to take: no pilot chooses."""
+    """The model, whose config says how many steps to take: no pilot chooses."""
     return scoremle.load(tiny.workdir)
 
 
@@ -84,7 +84,7 @@ def test_an_array(tiny, model, tmp_path, capfd):
         half = 10 ** (np.floor(np.log10(unit * error)) - 1) / 2  # of the error's second digit
         assert (abs(column(out, name) - values) <= 1.01 * half).all(), name
     rounded = 10 ** (np.floor(np.log10(error)) - 1) / 2
-    assert (error >= expected.solver_error / 2 - rounded).all()  # so few nodes have a large one
+    assert (error >= expected.solver_error / 2 - rounded).all()  # so few steps have a large one
     assert {row["estimator"] for row in rows(out)} == {
         "exact by the ODE, uniform dequantization; 2 passes of 7 network evaluations"
     }
@@ -378,7 +378,7 @@ def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):
     assert found["errors"].keys() == {"images", "probes", "draws", "solver", "all", "this_set",
                                       "finest_bias"}  # fmt: skip
     assert found["level_images"] == [8, 8] and 0 < abs(found["correction"]) < 0.02
-    # Against four times the nodes, with the same noise and probes: nothing but the solver.
+    # Against four times the steps, with the same noise and probes: nothing but the solver.
     model, images = scoremle.load("digits"), np.load(place / "x.npy")
     held = FixedProbe(Orthogonal(8).draw(jax.random.key(0), images.astype(np.float32)))
     coarse, fine = (

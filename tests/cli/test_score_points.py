@@ -66,7 +66,7 @@ def test_points_have_the_librarys_values_and_errors(score):
     for i, row in enumerate(table):
         error = float(row["error"])
         assert float(row["log_prob"]) == pytest.approx(values[:, i].mean(), abs=error)
-        assert error == pytest.approx(solver[i] / 2, rel=0.2)  # few nodes: their error is larger
+        assert error == pytest.approx(solver[i] / 2, rel=0.2)  # few steps: their error is larger
     truth = -0.5 * (((X - [1, -2]) / [0.5, 1]) ** 2).sum(axis=1) - np.log(2 * np.pi * 0.5)
     # Of data that are N(0, I) at t = 1, which these are but for alpha = 0.0066.
     np.testing.assert_allclose([float(row["log_prob"]) for row in table], truth, atol=0.05)

@@ -213,14 +213,14 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
     assert cells(row)[4].strip() == "0.00050"  # 2 * 0.0002 + 0.0001
     assert what.startswith("e: exact for p_eps")
     assert made == (
-        "e: mean over images 2.34567 = 2.34700 at 16 nodes -0.00133 of correction, by differences"
-        " of 16 to 48 nodes on 200 images, 48 to 128 nodes on 64 images"
+        "e: mean over images 2.34567 = 2.34700 at 16 steps -0.00133 of correction, by differences"
+        " of 16 to 48 steps on 200 images, 48 to 128 steps on 64 images"
     )
     assert parts == (
         "e: standard error of this mean by source: images 0.01200, probes 0.00123, solver 0.00020,"
         " all together 0.01234; the parts of draws can't be told from so few passes"
     )
-    assert bias == "e: the solver's error with 128 nodes comes on top: at most 0.00010 bits/dim"
+    assert bias == "e: the solver's error with 128 steps comes on top: at most 0.00010 bits/dim"
     whole = {"errors": errors | {"draws": 0.002, "this_set": 0.003}}
     parts = results_table({"e": exact | levels | more | whole}).splitlines()[5]
     assert parts.endswith(
@@ -229,7 +229,7 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
     )
     alone = {"level_nodes": [128], "level_images": [360]}
     made = results_table({"e": exact | alone | more}).splitlines()[4]
-    assert made == "e: mean over images 2.34567, all at 128 nodes"
+    assert made == "e: mean over images 2.34567, all at 128 steps"
 
 
 def test_results_say_when_a_number_is_not_of_the_whole_split(exact):

@@ -120,7 +120,7 @@ def test_the_steps_of_the_model_are_taken_as_its_family_says(score, tmp_path):
     expected = model_of(tmp_path, "plain").score(IMAGES, estimator=by_steps, passes=2)
     assert_are(bpd, expected.bpd, tmp_path)
     words = "bits/dim; variational bound of a chain of steps, fixed large variance\n"
-    assert words in told and "nodes:" not in told
+    assert words in told and "steps:" not in told
 
 
 def test_a_part_of_the_steps(score, tmp_path):

@@ -58,7 +58,7 @@ def check_stated(found):
 
 
 def test_the_rough_oracle_is_the_integral_it_says():
-    """Without roughness it is the Gaussian's closed form; with, what very many nodes give."""
+    """Without roughness it is the Gaussian's closed form; with, what very many steps give."""
     sde, eps, base = SDES["vp"], EPS["vp"], Gaussian.random(4, 6)
     x = 0.5 * np.random.default_rng(0).normal(size=(5, 6))
     smooth = RoughGaussian(np.zeros(6), base.w, base.V, 0.0)
@@ -93,7 +93,7 @@ def test_intervals_cover_on_a_rough_field():
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
-    """The digits network that ships with the package, beside its own values at ten times the nodes
+    """The digits network that ships with the package, beside its own values at ten times the steps
     with the same probes."""
     subject = coverage.digits()
     found = coverage.of_solver(subject, subject.choose(0), subject.draw(50, 32))
@@ -104,8 +104,8 @@ def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
 @pytest.mark.long
 def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, with one held probe. All its images meet the
-    network's roughness at the same nodes, so that at 32 their errors are small by luck: hence the
-    nodes about it."""
+    network's roughness at the same steps, so that at 32 their errors are small by luck: hence the
+    steps about it."""
     subject, x = coverage.network(coverage.SHIPPED, ROOT, 32)
     found = coverage.of_default(subject, x, probes=1)
     default = ode_log_likelihood(

@@ -100,7 +100,7 @@ def test_whiteness_of_latents(sde):
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), Orthogonal(2)])
-def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergence):
+def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergence):
     x, keys = np.repeat(X[:1], 400, axis=0), example_keys(jax.random.key(1), 400)
 
     def run(estimator):
@@ -120,7 +120,7 @@ def test_a_difference_of_nodes_is_what_they_change_with_the_same_noise(divergenc
 
 
 def test_a_mean_of_several_draws_is_corrected_for_its_solver():
-    """By held probes, against the exact trace at the finer nodes; a bin of 4 levels is wide, so
+    """By held probes, against the exact trace at the finer steps; a bin of 4 levels is wide, so
     that the draws of one image differ in their Jacobians. The optimism of probes stays stated."""
     means = np.random.default_rng(0).choice([-0.6, 0.6], size=(4, 8))
     oracle, pixels, shape = Mixture.of([0.25] * 4, means, [0.25] * 4), Pixels(4), (2, 4, 1)

@@ -125,7 +125,7 @@ def test_an_exact_trace_is_not_optimistic_and_a_single_probe_cannot_tell():
     np.testing.assert_array_equal(single.log_prob, exact.log_prob)
 
 
-def test_what_the_scatter_along_the_nodes_says_is_no_optimism():
+def test_what_the_scatter_along_the_steps_says_is_no_optimism():
     """A constant Jacobian: all draws of an image have the same noise, whatever it seems to be."""
 
     def draw(key):

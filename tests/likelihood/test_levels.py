@@ -66,7 +66,7 @@ def test_brute_force(m1, m2):
 def test_sizes_are_of_least_cost():
     """No numbers of images within the tolerance cost a hundredth less."""
     levels = Levels((8, 32, 128), (4e-4, 1e-4), 0.0)
-    tolerance, costs = 1e-3, np.array([42, 162 + 65])  # the last with 64 nodes, too
+    tolerance, costs = 1e-3, np.array([42, 162 + 65])  # the last with 64 steps, too
     sizes = levels.sizes(10_000, tolerance)
     assert sum(v / m for v, m in zip(levels.variances, sizes, strict=True)) <= tolerance**2
     cost = np.dot(costs, sizes)
@@ -87,36 +87,36 @@ def test_sizes_are_neither_few_nor_more_than_there_are():
 
 
 def pilot(order, size=1.0, images=8):
-    """Values whose error falls with the nodes as their power ``order``."""
+    """Values whose error falls with the steps as their power ``order``."""
     error = size * (1 + 0.3 * RNG(0).normal(size=images))
     return {n: 2 + error * n**-order for n in (12, 16, 24, 32, 48, 64, 96, 128, 256)}
 
 
 def test_levels_are_those_of_least_cost():
-    """Of many images few nodes and some differences; of few images more nodes and no difference
+    """Of many images few steps and some differences; of few images more steps and no difference
     that is not needed; where the field is rough, more levels than two."""
     options = {"coarsest": 12, "passes": 1, "tolerance": 5e-4}
     many = choose_levels(pilot(2.0), images=50_000, **options)
-    assert len(many.nodes) > 1 and many.nodes[0] == 12
-    assert many.cost(50_000, 1, 5e-4) < 0.6 * 50_000 * (many.nodes[-1] + 1)
+    assert len(many.steps) > 1 and many.steps[0] == 12
+    assert many.cost(50_000, 1, 5e-4) < 0.6 * 50_000 * (many.steps[-1] + 1)
     few = choose_levels(pilot(2.0), images=70, **options)
-    assert few.nodes == (many.nodes[-1],)
+    assert few.steps == (many.steps[-1],)
     rough = choose_levels(pilot(1.0), images=50_000, **options)
-    assert len(rough.nodes) > 2
+    assert len(rough.steps) > 2
     two = choose_levels(pilot(1.0), images=50_000, **options | {"tolerance": 2e-2})
-    assert two.nodes[-1] < rough.nodes[-1]
+    assert two.steps[-1] < rough.steps[-1]
 
 
 def test_the_finest_level_is_as_fine_as_its_halving_says():
     values = pilot(2.0)
     levels = choose_levels(values, coarsest=12, images=10_000, passes=5, tolerance=5e-4)
-    finest, truth = levels.nodes[-1], 2.0
+    finest, truth = levels.steps[-1], 2.0
     change = values[finest] - values[finest // 2]
     stderr = change.std(ddof=1) / np.sqrt(8)
     assert levels.bias == pytest.approx(abs(change.mean()) + 2 * stderr)
     assert abs(values[finest].mean() - truth) <= levels.bias <= 2.5e-4
     missed = choose_levels(values, coarsest=12, images=10_000, passes=5, tolerance=1e-9)
-    assert missed.nodes[-1] == 256 and missed.bias > 1e-9
+    assert missed.steps[-1] == 256 and missed.bias > 1e-9
 
 
 def test_a_halving_by_hand():
@@ -128,6 +128,6 @@ def test_a_halving_by_hand():
     assert Levels((8, 16), (1.0,), 0.0).cost(64, 1, 1.0) == 64 * (9 + 26)
 
 
-def test_no_fewer_nodes_than_an_image_needs():
+def test_no_fewer_steps_than_an_image_needs():
     levels = choose_levels(pilot(2.0), coarsest=48, images=50_000, passes=5, tolerance=5e-4)
-    assert levels.nodes[0] >= 48
+    assert levels.steps[0] >= 48

@@ -158,8 +158,8 @@ def test_golden_likelihood(name, golden):
             noise, SDES[name], x, KEY, eps=eps, divergence=divergence, solver=solver
         )
 
-    for nodes, limit in [(32, None), (128, 1e-4)]:
-        result = run(jnp.asarray(arrays["data"]), Planned.of(nodes, 128))
+    for steps, limit in [(32, None), (128, 1e-4)]:
+        result = run(jnp.asarray(arrays["data"]), Planned.of(steps, 128))
         error = np.abs(bits_per_dim(result.log_prob, Pixels(), 768) - arrays[f"{truth}/bpd"])
         stated = np.asarray(result.solver_error) / bits
         assert (error < (stated if limit is None else limit)).all(), (error, stated)
@@ -193,7 +193,7 @@ def test_probe_error_is_honest(name, distribution):
 
 
 def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
-    """One probe a node: unbiased, its error known, and a fraction of one probe's for all nodes."""
+    """One probe a step: unbiased, its error known, and a fraction of one probe's for all steps."""
     data, copies = Gaussian.random(6, 8), 300
     one = data.draw(7, 1).astype(np.float32)
     noise, sde = data.noise(SDES["vp"]), SDES["vp"]

@@ -34,7 +34,7 @@ def test_the_measured_error_is_the_true_one():
     assert choice.met and choice.solver_error <= LIMIT and choice.probe_stderr == 0
     result = ode_log_likelihood(
         noise, sde, jnp.asarray(x), jax.random.key(0), eps=1e-5, divergence=Exact(),
-        solver=Multistep(choice.solver.nodes),
+        solver=Multistep(choice.solver.steps),
     )  # fmt: skip
     exact = data.log_model(sde, x.astype(np.float64), 1e-5)
     error = -(result.log_prob - exact) / (DIMS * np.log(2))  # in bits/dim: estimate minus truth
@@ -43,7 +43,7 @@ def test_the_measured_error_is_the_true_one():
     np.testing.assert_allclose(size, choice.solver_error, rtol=0.1, atol=1e-5)
     np.testing.assert_allclose(error.mean(), choice.solver_bias, rtol=0.1, atol=1e-5)
     pilot._truth = pilot._truth + 1  # the bias has a sign
-    below = pilot.measure(choice.solver.nodes).solver_bias
+    below = pilot.measure(choice.solver.steps).solver_bias
     np.testing.assert_allclose(below, choice.solver_bias - 1, rtol=1e-6)
 
 
@@ -59,17 +59,17 @@ def test_more_steps_are_taken_for_the_truth_where_half_of_them_disagree(size, be
         return np.sqrt(np.mean((pilot.bpd(steps) - truth) ** 2))
 
     doubt = pilot.bpd(believed) - pilot.bpd(believed // 2)
-    error = np.hypot(pilot.bpd(choice.solver.nodes) - pilot.bpd(believed), doubt)
+    error = np.hypot(pilot.bpd(choice.solver.steps) - pilot.bpd(believed), doubt)
     assert choice.solver_error == np.sqrt(np.mean(error**2))
-    assert of(choice.solver.nodes) <= 1.2 * choice.solver_error
-    assert believed == 256 or choice.solver_error < 1.2 * of(choice.solver.nodes)
+    assert of(choice.solver.steps) <= 1.2 * choice.solver_error
+    assert believed == 256 or choice.solver_error < 1.2 * of(choice.solver.steps)
 
 
 def test_the_solver_stays_below_a_share_of_the_probes():
     choice = setting(Hutchinson())[-1].fewest()
-    assert choice.solver.nodes in STEPS and choice.met
-    assert [steps for steps, _ in choice.tried] == [n for n in STEPS if n <= choice.solver.nodes]
-    assert choice.tried[-1] == (choice.solver.nodes, choice.solver_error)
+    assert choice.solver.steps in STEPS and choice.met
+    assert [steps for steps, _ in choice.tried] == [n for n in STEPS if n <= choice.solver.steps]
+    assert choice.tried[-1] == (choice.solver.steps, choice.solver_error)
     assert choice.solver_error <= min(LIMIT, HIDDEN * choice.probe_stderr)
     more = setting(Hutchinson(16))[-1].fewest()
     assert more.probe_stderr < 0.5 * choice.probe_stderr
@@ -79,10 +79,10 @@ def test_the_solver_stays_below_a_share_of_the_probes():
     ("first", "data", "probes"),
     [("share", Gaussian.random(6, DIMS, 0.2), 1), ("limit", Gaussian.random(6, DIMS), 576)],
 )
-def test_the_fewest_nodes_that_meet_both_aims(first, data, probes):
+def test_the_fewest_steps_that_meet_both_aims(first, data, probes):
     pilot = setting(Hutchinson(probes), data)[-1]
     choice = pilot.fewest()
-    tried = [pilot.measure(nodes) for nodes in STEPS[: STEPS.index(choice.solver.nodes) + 1]]
+    tried = [pilot.measure(steps) for steps in STEPS[: STEPS.index(choice.solver.steps) + 1]]
     met = {
         "share": [c.solver_error <= HIDDEN * c.probe_stderr for c in tried],
         "limit": [c.solver_error <= LIMIT for c in tried],
@@ -111,13 +111,13 @@ def test_an_image_of_which_the_solver_tells_nothing_has_the_typical_error():
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=["exact", "probes"])
-@pytest.mark.parametrize("nodes", [12, 32])
+@pytest.mark.parametrize("steps", [12, 32])
 def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_need_be(
-    divergence, nodes
+    divergence, steps
 ):
     data, sde, noise, _, pilot = setting(divergence)
-    choice = pilot.measure(nodes)
-    assert choice.solver.nodes == nodes
+    choice = pilot.measure(steps)
+    assert choice.solver.steps == steps
     x = data.draw(8, 200).astype(np.float32)
     truth = data.log_model(sde, x.astype(np.float64), 1e-5)
 
@@ -129,9 +129,9 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
         )(jnp.asarray(x))
 
     # The error is the exact trace's, whatever probes the image has.
-    error = np.abs(run(Exact(), Multistep(nodes)).log_prob - truth)
+    error = np.abs(run(Exact(), Multistep(steps)).log_prob - truth)
     stated = np.asarray(run(divergence, choice.solver).solver_error)
-    raw = np.asarray(run(divergence, Multistep(nodes)).solver_error)
+    raw = np.asarray(run(divergence, Multistep(steps)).solver_error)
     calibration, typical = choice.solver.calibration, choice.solver.typical
     together = calibration * np.hypot(raw, typical)
     together = np.maximum(together, raw - 3 * typical)  # one that is unlike the pilot's
@@ -158,11 +158,11 @@ def test_levels_for_a_mean_begin_with_what_an_image_needs():
     options = {"images": 50_000, "passes": 1, "tolerance": 5e-4}
     choice = pilot.for_mean(**options)
     assert [steps for steps, _ in choice.tried] == [*STEPS, 256]
-    assert choice.levels is not None and choice.levels.nodes[0] == choice.solver.nodes
-    assert choice.solver.nodes >= pilot.fewest().solver.nodes
+    assert choice.levels is not None and choice.levels.steps[0] == choice.solver.steps
+    assert choice.solver.steps >= pilot.fewest().solver.steps
     assert choice.levels.bias <= 2.5e-4
-    told = f"corrected to {choice.levels.nodes[-1]} steps"
-    assert (told in str(choice)) == (len(choice.levels.nodes) > 1)
+    told = f"corrected to {choice.levels.steps[-1]} steps"
+    assert (told in str(choice)) == (len(choice.levels.steps) > 1)
     assert pilot.for_mean(**options | {"images": 1}).levels is None
 
     def failing(x, t):

@@ -48,7 +48,7 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     told = Reader(text).text
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
-    assert "2.00100 at 24 nodes -0.00133 of correction, by differences of 24 to 256 nodes" in told
+    assert "2.00100 at 24 steps -0.00133 of correction, by differences of 24 to 256 steps" in told
     assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
     assert "training.n_iters 2400 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
@@ -70,11 +70,11 @@ def test_charts_are_written_and_hold_their_data(reported):
     folder, values, text = reported
     names = {path.name for path in (folder / "report" / "charts").iterdir()}
     drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "histogram",
-             "profile_1", "estimators", "solver_nodes", "latents"}  # fmt: skip
+             "profile_1", "estimators", "solver_steps", "latents"}  # fmt: skip
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     labels = Reader(text).attributes["aria-label"]
     assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
-    assert any("12 nodes 0.1; 24 nodes 0.004; chosen were 24." in label for label in labels)
+    assert any("12 steps 0.1; 24 steps 0.004; chosen were 24." in label for label in labels)
     assert any(f"75% of {IMAGES} latents" in label and "mean square is 1.250" in label
                for label in labels)  # fmt: skip
     assert any("2.500 ± " in label for label in labels)  # the row of 30 bits is left out

@@ -42,8 +42,8 @@ def test_bends_are_even_between_their_limits_and_belong_to_the_example():
     np.testing.assert_array_equal(some, every[7:9])
 
 
-def test_no_number_of_nodes_is_lucky_or_unlucky_for_all_examples_of_a_rough_network():
-    """In closed form. On one clock for all, 82 % would be covered at 24 nodes, 87 % at 64, and all
+def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_network():
+    """In closed form. On one clock for all, 82 % would be covered at 24 steps, 87 % at 64, and all
     at 32, where the stated error would be twelve times the true one in the median."""
     dims, sde, eps = 64, SDES["vp"], EPS["vp"]
     base = RoughGaussian.random(4, dims)
@@ -57,8 +57,8 @@ def test_no_number_of_nodes_is_lucky_or_unlucky_for_all_examples_of_a_rough_netw
             data.noise(sde), sde, x, jax.random.key(0), eps=eps, divergence=Exact(), solver=solver
         )
 
-    for nodes in (24, 32, 48, 64):
-        found = solve(jnp.asarray(x), Planned.of(nodes, 64))
+    for steps in (24, 32, 48, 64):
+        found = solve(jnp.asarray(x), Planned.of(steps, 64))
         error = found.log_prob - truth
         assert np.mean(np.abs(error) <= found.solver_error) > 0.9
         assert np.median(found.solver_error / np.abs(error)) < 7

@@ -1,4 +1,4 @@
-"""Fixed nodes: exact for polynomials, of the order of the theory, and honest about noise."""
+"""Fixed steps: exact for polynomials, of the order of the theory, and honest about noise."""
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ def test_the_order_of_convergence(x64):
     grid = np.linspace(0, 3, 200_001)
     area = np.trapezoid(exact(grid) ** 2, grid)
     state_errors, integral_errors = [], []
-    for nodes in (32, 64, 128):
-        solution = Multistep(nodes).solve(Problem(field, 0.0, 3.0), jnp.ones((1, 1)))
+    for steps in (32, 64, 128):
+        solution = Multistep(steps).solve(Problem(field, 0.0, 3.0), jnp.ones((1, 1)))
         state_errors.append(abs(float(solution.state[0, 0]) - exact(3.0)))
         integral_errors.append(abs(float(solution.integrals[0, 0]) - area))
     for errors in (state_errors, integral_errors):
@@ -79,7 +79,7 @@ def covered_and_wide(solver, slowest, fastest):
 def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(
     slowest, fastest, least, widest
 ):
-    """24 nodes resolve waves of fewer than 12 cycles: the others are noise to them, of whose error
+    """24 steps resolve waves of fewer than 12 cycles: the others are noise to them, of whose error
     they state two standard deviations. Waves of eight cycles look much like noise, and leave much
     less."""
     covered, width = covered_and_wide(Multistep(24), slowest, fastest)
@@ -87,7 +87,7 @@ def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(
 
 
 def test_two_doublings_state_the_error_that_is_left_of_a_rough_field():
-    """64 nodes don't resolve waves of more than 32 cycles: a third of the error would not do."""
+    """64 steps don't resolve waves of more than 32 cycles: a third of the error would not do."""
     solver = Doubling(tolerance=1e-30, fewest=16, most=64)
     covered, width = covered_and_wide(solver, slowest=20, fastest=80)
     assert covered > 0.75 and width < 5, (covered, width)
@@ -108,17 +108,17 @@ def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least
     log p is off by x'A x - tr A at each, which is 2 tr A^2 in the mean square. That of x'A x alone
     is (tr A)^2 more, fifty times as much where A is the identity; and the squares of single
     dimensions have tr A^2 where its diagonal is zero. The part by Milne's device knows of none."""
-    batch, nodes = 400, 24
-    size = np.random.default_rng(0).normal(size=(nodes + 1, batch))
+    batch, steps = 400, 24
+    size = np.random.default_rng(0).normal(size=(steps + 1, batch))
 
     def field(clock, x, draw):
-        node = jnp.argmin(jnp.abs(clock[0] - plan(nodes).node))
+        node = jnp.argmin(jnp.abs(clock[0] - plan(steps).node))
         share = 1e-3 * jnp.asarray(size, x.dtype)[node]
         return share[:, None] * x @ matrix, share[None] * np.trace(matrix)
 
     x = jax.random.normal(jax.random.key(0), (batch, DIMS))
     problem = Problem(field, 0.0, 1.0, sensitivity=lambda c, u, v: -u)
-    solution = Multistep(nodes).solve(problem, x)
+    solution = Multistep(steps).solve(problem, x)
     change = 0.5 * (jnp.sum(x**2, axis=1) - jnp.sum(solution.state**2, axis=1))
     error = np.abs(change + solution.integrals[0])
     assert np.mean(error <= solution.error) > least, np.mean(error <= solution.error)
@@ -148,29 +148,29 @@ def test_a_plan_with_room_is_the_same_solver():
 
 def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
     """A known integral whose rates carry noise of standard deviation 0.3 at every node."""
-    batch, nodes = 2000, 40
+    batch, steps = 2000, 40
 
     def field(clock, y, draw):
         noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (1, batch))
         return jnp.zeros_like(y), jnp.cos(clock)[None] + noise
 
     problem, start = Problem(field, 0.0, 2.0, fresh=True), jnp.zeros((batch, 1))
-    solution = Multistep(nodes).solve(problem, start)
+    solution = Multistep(steps).solve(problem, start)
     error = np.asarray(solution.integrals[0]) - np.sin(2.0)
     spread = error.std()
-    assert spread == pytest.approx(0.3 * 2 / np.sqrt(nodes), rel=0.1)
+    assert spread == pytest.approx(0.3 * 2 / np.sqrt(steps), rel=0.1)
     assert abs(error.mean()) < 4 * spread / np.sqrt(batch)
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
     # Nor is that noise the solver's error, but of a few.
     assert np.mean(solution.error > 0.1 * spread) < 0.1
-    held = Multistep(nodes).solve(Problem(field, 0.0, 2.0), start)
+    held = Multistep(steps).solve(Problem(field, 0.0, 2.0), start)
     assert np.isnan(held.scatter).all()
     few = Multistep(2).solve(problem, start)
     assert np.isnan(few.scatter).all()
 
 
-@pytest.mark.parametrize("nodes", [2, 12])
-def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(nodes):
+@pytest.mark.parametrize("steps", [2, 12])
+def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps):
     batch = 2000
 
     def field(clock, y, draw):
@@ -178,7 +178,7 @@ def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(nodes)
         return jnp.zeros_like(y), 5 * jnp.cos(40 * clock) + noise
 
     problem = Problem(field, 0.0, 2.0, fresh=True)
-    solution = Multistep(nodes).solve(problem, jnp.zeros((batch, 1)))
+    solution = Multistep(steps).solve(problem, jnp.zeros((batch, 1)))
     spread = np.asarray(solution.integrals.mean(axis=0)).std()
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
 

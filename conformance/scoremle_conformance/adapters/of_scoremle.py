@@ -67,7 +67,7 @@ class ScoreMLE(Adapter):
     })  # fmt: skip
     settings: ClassVar = {
         "default": "float32, and log_prob and score called with nothing else",
-        "best": "float32, Multistep of 256 nodes",
+        "best": "float32, Multistep of 256 steps",
     }
     fresh, order = True, 3.0
 

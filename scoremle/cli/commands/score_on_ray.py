@@ -33,7 +33,7 @@ def run(options: Any) -> dict[str, Any]:
     ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
-    say("looking at a few images: is the model what it says, and which nodes do they need")
+    say("looking at a few images: is the model what it says, and how many steps do they need")
     reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
         reference.as_measured(model), _first(pieces, kind, options), options.estimator,
