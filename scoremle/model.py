@@ -25,7 +25,7 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
-from scoremle.core.dequantize import Dequantizer, levels_are_hidden
+from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
@@ -33,8 +33,8 @@ from scoremle.core.prediction import Conditioned, as_condition, conditioned, row
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE
-from scoremle.core.times import UniformLogSNR
-from scoremle.devices import filled, replicate, split_rows, within_memory
+from scoremle.core.times import UniformLogSNR, log_snr_range
+from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.check import check
 from scoremle.likelihood.elbo import ELBO, elbo
@@ -43,6 +43,7 @@ from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
 from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
 from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_for_images, choose_within
+from scoremle.likelihood.profile import Profile, msma_levels, profile_columns
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
@@ -355,6 +356,84 @@ class ScoreModel:
         z, log_det = self._inside(x)
         model, condition = self._apart(condition, len(z))
         return _elbo((z, log_det, one_or_each(key, len(z)), condition), model, int(draws))
+
+    def profile(
+        self,
+        data: Data | Integer[Array | np.ndarray, "n *d"],
+        *,
+        condition: Condition = None,
+        index: Sequence[int] | Integer[Array | np.ndarray, " n"] | None = None,
+        bins: int = 10,
+        draws: int = 4,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        label: str = "",
+    ) -> Profile:
+        """Bits over noise levels and over the numbers of an example, and its local dimension.
+
+        The bits are those of the bound's diffusion term, of uniformly dequantized images. What is
+        taken without noise is of the middles of their bins.
+
+        Args:
+            data: of the model's shape: integers [n h w c] where it is one of images, else reals.
+            condition: what the noise prediction takes, a row for each example or one for all.
+            index: the number of each example, to which its randomness belongs; None: its place.
+            bins: of log-SNR, of equal width.
+            draws: of times and noise in each bin, two at least; each is a network evaluation with
+                a derivative.
+            batch_size: how many at once, or fewer where memory does not suffice; no value depends
+                on it.
+            seed: of everything random.
+            label: under which progress is told, if there is one.
+
+        Raises UserError for data of another shape, type or range than the model's, a log-SNR for
+        each dimension, no bins, fewer than two draws, and values that are not finite.
+
+        Example:
+            >>> sde = scoremle.VP()
+            >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
+            >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
+            >>> found = model.profile(np.zeros((1, 2), np.float32), bins=5)
+            >>> print(found.bits.shape, f"{found.flipd[0, -1]:.1f}")
+            (1, 5) 2.0
+        """
+        check_seed(seed)
+        check_count("bins", bins)
+        check_count("draws", draws, least=2)
+        check_count("batch_size", batch_size)
+        width, dequantized = 1.0, self.pixels is not None and self.decoder is None
+        x: Any = data
+        if self.pixels is None:
+            x, _ = self._inside(x, name="data")
+        else:
+            x = self.pixels.checked(x, self.shape)
+            width = self.pixels.high - self.pixels.low
+        n, key = len(x), jax.random.key(seed)
+        model, condition = self._apart(condition, n)
+        numbers = np.arange(n) if index is None else as_index(index)
+        if numbers.shape != (n,):
+            raise UserError(f"index must have a number for each of {n} examples")
+        levels, rows = msma_levels(self.sde, self.eps, width), rows_of(condition, n)
+        program = within_memory(_profile)
+
+        def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
+            under = jax.tree.map(lambda row: row[place], rows)
+            inputs = x[place], image_keys(key, numbers[place]), under
+            found, finite = program(
+                model, *inputs, levels, bins=int(bins), draws=int(draws), dequantized=dequantized
+            )
+            check_values(finite, numbers[place], "the profile of example")
+            return fetch(found)
+
+        if n == 0:
+            found = work(0, np.arange(0))
+        else:
+            size = min(batch_size, 1 << (n - 1).bit_length())
+            parts = in_parts(work, n, size=size, label=label, unit="profile")
+            found = {name: column[0] for name, column in parts.items()}
+        low, high = map(float, log_snr_range(self.sde, self.eps))
+        edges = np.linspace(low, high, bins + 1)
+        return Profile(log_snr_edges=edges, levels=levels, **found)
 
     def score(
         self,
@@ -737,6 +816,32 @@ def _elbo(rows: Reals, model: ScoreModel, draws: int) -> ELBO:
     return replace(
         found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det
     )
+
+
+@partial(compiled, static_argnames=("bins", "draws", "dequantized"))
+def _profile(
+    model: ScoreModel,
+    x: Any,
+    keys: Key[Array, " b"],
+    condition: Condition,
+    levels: Array,
+    *,
+    bins: int,
+    draws: int,
+    dequantized: bool,
+) -> tuple[dict[str, Array], Bool[Array, " b"]]:
+    """The columns of ``Profile``, and whether those of each example are finite."""
+    pixels = model.pixels
+    points = x if pixels is None else pixels.encode(x, 0.5)
+
+    def anew(keys: Keys) -> Data:
+        return pixels.encode(x, Uniform()(keys, x)[0]) if pixels and dequantized else points
+
+    found = profile_columns(
+        model.given(condition).noise, model.sde, points, keys, eps=model.eps, bins=bins,
+        draws=draws, levels=levels, dequantized=anew,
+    )  # fmt: skip
+    return found, jnp.stack([all_finite(column) for column in found.values()]).all(axis=0)
 
 
 @Programs

@@ -15,13 +15,14 @@ import pytest
 
 import scoremle
 from scoremle import weights
+from scoremle.likelihood.profile import Profile
 from scoremle.nn.flowpp import FlowPP
 from scoremle.zoo.adm import ADM
 from scoremle.zoo.unet2d import UNet2D
 
 IMPORTED = {"scoremle": scoremle, "jax": jax, "jnp": jnp, "np": np, "dataclasses": dataclasses}
 # Those whose methods users call on what they hold.
-RECORDS = (scoremle.ScoreModel, scoremle.Scores)
+RECORDS = (scoremle.ScoreModel, scoremle.Scores, Profile)
 
 
 def methods(record: type) -> dict[str, object]:
