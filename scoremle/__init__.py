@@ -19,7 +19,8 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     what noise is added when    VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
                                 GeometricSigma  KarrasSigma  LinearBeta  LinearLogSNR
                                 LinearSigma  PerDimension
-    training                    fit  denoising_loss  UniformTime  UniformLogSNR  BinnedLogSNR
+    training                    fit  denoising_loss  UniformTime  UniformLogSNR  AlphaSquared
+                                BinnedLogSNR
     samples and latents         ode_sample  ode_encode  dpm_solver_sample  ddim_sample
                                 euler_sample  pc_sample  PredictorCorrector  Samples
     a mistake that you can mend UserError
@@ -53,6 +54,7 @@ _HOME = {
     "Affine": "core.bijectors",
     "Bounded": "core.bijectors",
     "Chain": "core.bijectors",
+    "AlphaSquared": "core.times",
     "BinnedLogSNR": "core.times",
     "UniformLogSNR": "core.times",
     "UniformTime": "core.times",
@@ -134,6 +136,7 @@ if TYPE_CHECKING:
     from scoremle.core.sde import VP as VP
     from scoremle.core.sde import LinearVE as LinearVE
     from scoremle.core.sde import SubVP as SubVP
+    from scoremle.core.times import AlphaSquared as AlphaSquared
     from scoremle.core.times import BinnedLogSNR as BinnedLogSNR
     from scoremle.core.times import UniformLogSNR as UniformLogSNR
     from scoremle.core.times import UniformTime as UniformTime

@@ -32,7 +32,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known, pytree, static
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
@@ -132,7 +132,7 @@ class ScoreModel:
         divergence: how traces of reals are estimated, where a method is not given another.
         origin: facts about its training, if any; no value of a density depends on them.
 
-    Raises UserError for pixels and a bijector at once, eps outside (0, 1), and a shape or
+    Raises UserError for pixels and a bijector at once, eps outside [0, 1), and a shape or
     a decoder_scale that is none.
 
     Example:
@@ -158,7 +158,7 @@ class ScoreModel:
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
             raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
-        check_number("eps", self.eps, 0, 1)
+        check_eps(self.sde, self.eps)
         if not (self.decoder_scale is None or callable(self.decoder_scale)):
             check_number("decoder_scale", self.decoder_scale, above=0)
         object.__setattr__(self, "noise", as_pytree(self.noise))

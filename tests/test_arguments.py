@@ -133,6 +133,7 @@ CALLS = {
     "UniformTime": (scoremle.UniformTime, {"eps": EPS}),
     "UniformTime(...)": (scoremle.UniformTime(EPS), {"key": KEY, "n": 3}),
     "UniformLogSNR": (scoremle.UniformLogSNR, {"sde": SDE, "eps": EPS}),
+    "AlphaSquared": (scoremle.AlphaSquared, {"sde": SDE, "eps": EPS}),
     "BinnedLogSNR": (scoremle.BinnedLogSNR, {"sde": SDE, "eps": EPS, "shares": SHARES}),
     "ByOde": (scoremle.ByOde, {}),
     "ByElbo": (scoremle.ByElbo, {}),
@@ -165,7 +166,8 @@ NO_COUNT = (*NO_NUMBER, True, 2.5, 2.0, np.nan, -1)
 COUNT = (*NO_COUNT, 0)
 NUMBER = (*NO_NUMBER, np.nan, np.inf)
 POSITIVE = (*NUMBER, 0.0, -1.0)
-WITHIN_ONE = (*POSITIVE, 1.0, 1.5)
+WITHIN_ONE_OR_ZERO = (*NUMBER, -1.0, 1.0, 1.5)
+WITHIN_ONE = (*WITHIN_ONE_OR_ZERO, 0.0)
 SEED = (*NO_COUNT, 2**32)
 WORD = ("nonsense", 3, ["plain"])
 NO_KEY = (0, "0", None, np.zeros(3, np.uint32), jax.random.key(0, impl="rbg"))
@@ -235,9 +237,10 @@ TABLE = [
     ("Orthogonal", {"probes": COUNT}),
     ("Exact", {"block": COUNT}),
     ("FixedProbe", {"vectors": NO_ARRAY}),
-    ("UniformTime", {"eps": WITHIN_ONE}),
+    ("UniformTime", {"eps": WITHIN_ONE_OR_ZERO}),
     ("UniformTime(...)", {"key": NO_KEY, "n": NO_COUNT}),
     ("UniformLogSNR", {"eps": WITHIN_ONE}),
+    ("AlphaSquared", {"eps": WITHIN_ONE}),
     ("BinnedLogSNR", {"eps": WITHIN_ONE, "shares": (*NO_ARRAY, 2 * SHARES, 1 - SHARES, "a")}),
     ("ByOde", {"samples": COUNT}),
     ("ByElbo", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1]}),

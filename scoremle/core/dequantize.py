@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import check_number
 from scoremle.core.keys import draw, example_keys
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree, static
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import dims_of, sum_data
 from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar
 
@@ -83,7 +82,7 @@ class TruncatedNormal:
         start: the time of the noise.
         pixels: what integers are as reals.
 
-    Raises UserError for a start outside (0, 1), and a log-SNR that each dimension has of its own.
+    Raises UserError for a start outside [0, 1), and a log-SNR that each dimension has of its own.
 
     Example:
         >>> dequantizer = scoremle.TruncatedNormal(scoremle.VP(), 1e-4)
@@ -97,7 +96,7 @@ class TruncatedNormal:
     pixels: Pixels = static(default=Pixels())
 
     def __post_init__(self) -> None:
-        check_number("start", self.start, 0, 1)
+        check_eps(self.sde, self.start, "start")
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)

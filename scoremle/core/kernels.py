@@ -4,15 +4,17 @@
 
 With s = sigma / alpha = e^(-lambda/2),
 
-    VP         alpha^2 + sigma^2 = 1      alpha = (1 + s^2)^(-1/2)
-    sub-VP     alpha^2 + sigma = 1        sigma = 2 s / (s + (s^2 + 4)^(1/2))
-    VE         alpha = 1
-    straight   alpha + sigma = 1          alpha = 1 / (1 + s)
+                                                                            A + 2 log sigma
+    VP         alpha^2 + sigma^2 = 1      alpha = (1 + s^2)^(-1/2)                        0
+    sub-VP     alpha^2 + sigma = 1        sigma = 2 s / (s + (s^2 + 4)^(1/2))      -alpha^2
+    VE         alpha = 1                                                                  0
+    straight   alpha + sigma = 1          alpha = 1 / (1 + s)                      -2 alpha
 
-Alpha and sigma have a form each, so that neither is a difference of large numbers.
+Alpha and sigma have a form each, so that neither is a difference of large numbers. A(lambda) is
+the integral of alpha^2 over lambda.
 
 Sources: Song et al. (arXiv 2011.13456) for the first three; Liu et al. (arXiv 2209.03003) and
-Lipman et al. (arXiv 2210.02747) for the last.
+Lipman et al. (arXiv 2210.02747) for the last; Zheng et al. (arXiv 2305.03935) for A.
 """
 
 from collections.abc import Callable
@@ -26,11 +28,19 @@ from scoremle.types import Times
 
 
 class Kernel(NamedTuple):
-    """log alpha and sigma at a log-SNR, and the log-SNR at a log alpha (NaN if it can't tell)."""
+    """log alpha and sigma at a log-SNR, and the log-SNR at a log alpha (NaN if it can't tell).
+
+    ``excess`` is A + 2 log sigma, by alpha.
+    """
 
     log_alpha: Callable[[Times], Times]
     sigma: Callable[[Times], Times]
     log_snr: Callable[[Times], Times]
+    excess: Callable[[Times], Times] = jnp.zeros_like
+
+    def signal(self, lam: Times) -> Times:
+        """A: the integral of alpha^2 up to a log-SNR, but for a constant."""
+        return self.excess(jnp.exp(self.log_alpha(lam))) - 2 * jnp.log(self.sigma(lam))
 
 
 def _subvp_sigma(lam: Times) -> Times:
@@ -48,11 +58,13 @@ KERNELS: dict[str, Kernel] = {
         lambda lam: -jnp.arcsinh(jnp.exp(-lam / 2) / 2),
         _subvp_sigma,
         lambda log_alpha: 2 * log_alpha - 2 * log1mexp(-2 * log_alpha),
+        lambda alpha: -jnp.square(alpha),
     ),
     "ve": Kernel(jnp.zeros_like, lambda lam: jnp.exp(-lam / 2), lambda a: a * jnp.nan),
     "straight": Kernel(
         lambda lam: -jax.nn.softplus(-lam / 2),
         lambda lam: jax.nn.sigmoid(-lam / 2),
         lambda log_alpha: 2 * log_alpha - 2 * log1mexp(-log_alpha),
+        lambda alpha: -2 * alpha,
     ),
 }

@@ -8,6 +8,7 @@ network may predict instead
     x_0      (x - sigma eps) / alpha
     v        alpha eps - sigma x_0              (Salimans and Ho, arXiv 2202.00512)
     u        eps - x_0, the velocity of the straight path (arXiv 2209.03003)
+    unit_u   u / sqrt(2), whose variance is one (Zheng et al., arXiv 2305.03935)
     -u       x_0 - eps, the velocity towards the data (arXiv 2210.02747)
     edm      F = (x_0 - c_skip y) / c_out of y = x / alpha, where the network sees c_in y
              (Karras et al., arXiv 2206.00364, table 1)
@@ -20,6 +21,7 @@ cheaper for it (docs/math.md). A network that reads t from a table knows whole s
 (``BetweenSteps``).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -79,6 +81,9 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
         (alpha * output + sigma * x) / (jnp.square(alpha) + jnp.square(sigma))
     ),
     "u": lambda output, x, alpha, sigma: (alpha * output + x) / (alpha + sigma),
+    "unit_u": lambda output, x, alpha, sigma: (
+        (math.sqrt(2) * alpha * output + x) / (alpha + sigma)
+    ),
     "-u": lambda output, x, alpha, sigma: (x - alpha * output) / (alpha + sigma),
 }
 
@@ -192,7 +197,8 @@ def noise_fn(
             over; or a pytree whose leaves are its parameters, such as
             ``jax.tree_util.Partial(apply, params)`` of ``apply(params, x, label)``.
         sde: what noise is added when.
-        prediction: what its output means: "eps", "score", "x_0", "v", "u", "-u" or "edm".
+        prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u"
+            or "edm".
         conditioning: what its label is: "time", "time_999", "step" (the number of a discrete
             schedule's step), "alpha", "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a
             function of (sde, t).

@@ -22,18 +22,26 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import draw, example_keys
-from scoremle.core.pytree import describe, pytree
-from scoremle.core.schedules import GeometricSigma, LinearBeta, LinearSigma, Schedule, rate
+from scoremle.core.pytree import describe, known, pytree
+from scoremle.core.schedules import (
+    Discrete,
+    GeometricSigma,
+    LinearBeta,
+    LinearSigma,
+    Schedule,
+    rate,
+)
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
-__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP"]
+__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps"]
 
 
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
@@ -136,6 +144,23 @@ class SDE:
         """``shape[0]`` draws of the prior, by one key or one for each."""
         shape = as_shape(shape, of_batch=True)
         return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
+
+
+def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
+    """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
+
+    An SDE that is not known (None) may be finite at 0.
+    """
+    at_zero = known(eps) and np.ndim(eps) == 0 and eps == 0
+    if not (at_zero and (sde is None or _is_finite_at_zero(sde))):
+        check_number(name, eps, 0, 1)
+
+
+def _is_finite_at_zero(sde: SDE) -> bool:
+    if isinstance(sde.schedule, Discrete):  # it begins with its first step
+        return False
+    with jax.ensure_compile_time_eval():
+        return not known(sde) or bool(jnp.isfinite(sde.log_snr(0.0)).all())
 
 
 def _of_numbers(init: Init) -> Init:

@@ -3,9 +3,10 @@
 The likelihood weighting g^2/sigma^2 is -d lambda/dt. So the importance distribution of Song,
 Durkan et al. (arXiv 2101.09258, section 5.1), proportional to g^2/sigma^2, is a uniform draw of
 the log-SNR, for every SDE. A density proportional to the spread of the integrand has the least
-variance, where that is known (`BinnedLogSNR`). A stratified draw spaces the n times evenly and
-shifts them by one random offset (Kingma et al., arXiv 2107.00630, appendix I.1). Each single time
-keeps its distribution.
+variance, where that is known (`BinnedLogSNR`); for networks that predict a velocity, one
+proportional to alpha^2 comes near it (`AlphaSquared`). A stratified draw spaces the n times evenly
+and shifts them by one random offset (Kingma et al., arXiv 2107.00630, appendix I.1). Each single
+time keeps its distribution.
 """
 
 from dataclasses import dataclass
@@ -17,17 +18,21 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_array, check_count, check_number
+from scoremle.core.arguments import as_array, check_count
+from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import as_keys
 from scoremle.core.pytree import check, pytree, static
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
+from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
 __all__ = [
+    "AlphaSquared",
     "BinnedLogSNR",
     "TimeSampler",
     "UniformLogSNR",
     "UniformTime",
+    "bin_of",
     "even_times",
     "log_snr_edges",
     "log_snr_range",
@@ -37,6 +42,8 @@ __all__ = [
 # Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
 # is about one unit wide.
 BINS = 24
+# After so many halvings of the range of the log-SNR its ends meet, in float64 too.
+HALVINGS = 64
 
 
 @runtime_checkable
@@ -85,6 +92,11 @@ def log_snr_edges(sde: SDE, eps: Scalar) -> Float[Array, " n"]:
     return jnp.linspace(*log_snr_range(sde, eps), BINS + 1)
 
 
+def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
+    """Index of the bin of each log-SNR."""
+    return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
+
+
 @pytree
 @dataclass(frozen=True)
 class UniformTime:
@@ -94,7 +106,7 @@ class UniformTime:
         eps: the smallest time.
         stratified: space the draws of one call evenly.
 
-    Raises UserError for eps outside (0, 1).
+    Raises UserError for eps outside [0, 1).
 
     Example:
         >>> t, density = scoremle.UniformTime(0.2)(jax.random.key(0), 4)
@@ -106,7 +118,7 @@ class UniformTime:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_number("eps", self.eps, 0, 1)
+        check_eps(None, self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         u = unit_draws(key, n, self.stratified)
@@ -124,7 +136,7 @@ class UniformLogSNR:
         eps: the smallest time.
         stratified: space the draws of one call evenly.
 
-    Raises UserError for eps outside (0, 1), and for a log-SNR that each dimension has of its own.
+    Raises UserError for eps outside [0, 1), and for a log-SNR that each dimension has of its own.
 
     Example:
         >>> sde = scoremle.VP()
@@ -139,13 +151,73 @@ class UniformLogSNR:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_number("eps", self.eps, 0, 1)
+        check_eps(self.sde, self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         low, high = log_snr_range(self.sde, self.eps)
         u = unit_draws(key, n, self.stratified)
         t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
         return t, self.sde.likelihood_weight(t) / (high - low)
+
+
+@pytree
+@dataclass(frozen=True)
+class AlphaSquared:
+    """Log-SNR with a density proportional to alpha^2 (Zheng et al., arXiv 2305.03935).
+
+    With v the velocity, ||eps - eps_hat||^2 = alpha^2 ||v - v_hat||^2 for VP: so each time has the
+    same weight in the loss of v.
+
+    Args:
+        sde: the SDE whose log-SNR is drawn.
+        eps: the smallest time.
+        stratified: space the draws of one call evenly.
+
+    Raises UserError for eps outside [0, 1), and for a log-SNR that each dimension has of its own.
+
+    Example:
+        >>> sde = scoremle.SDE("vp", scoremle.LinearLogSNR(), 1.0)
+        >>> t, density = scoremle.AlphaSquared(sde, 0.0)(jax.random.key(0), 100)
+        >>> weights = sde.likelihood_weight(t) * sde.alpha(t) ** 2 / density  # the same for all t
+        >>> print(f"{weights[0]:.2f} {weights.min() / weights.max():.3f}")
+        13.29 1.000
+    """
+
+    sde: SDE
+    eps: Scalar
+    stratified: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        check_eps(self.sde, self.eps)
+
+    def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
+        lam = self.log_snr(unit_draws(key, n, self.stratified))
+        t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
+        first, last = self._ends
+        return t, self.sde.likelihood_weight(t) * jnp.square(self.sde.alpha(t)) / (last - first)
+
+    def log_snr(self, u: Times) -> Times:
+        """The log-SNR above which a share ``u`` of the probability lies."""
+        (low, high), (first, last) = log_snr_range(self.sde, self.eps), self._ends
+        wanted = last - (last - first) * u
+        if self.sde.kernel == "vp":  # where A = log(1 + e^lambda)
+            return wanted + log1mexp(wanted)
+        signal = KERNELS[self.sde.kernel].signal
+
+        def halve(_: Array, ends: tuple[Times, Times]) -> tuple[Times, Times]:
+            middle = (ends[0] + ends[1]) / 2
+            below = signal(middle) < wanted
+            return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
+
+        ends = jnp.full_like(u, low), jnp.full_like(u, high)
+        return jax.lax.fori_loop(0, HALVINGS, halve, ends)[1]
+
+    @property
+    def _ends(self) -> tuple[Times, Times]:
+        """A at t = 1 and at t = eps; their difference is the constant of the loss."""
+        signal = KERNELS[self.sde.kernel].signal
+        low, high = log_snr_range(self.sde, self.eps)
+        return signal(low), signal(high)
 
 
 @pytree
@@ -159,7 +231,7 @@ class BinnedLogSNR:
         shares: the probabilities of the bins: all above zero, with sum one.
         stratified: space the draws of one call evenly.
 
-    Raises UserError for eps outside (0, 1), other shares, and a log-SNR that each dimension has of
+    Raises UserError for eps outside [0, 1), other shares, and a log-SNR that each dimension has of
     its own.
 
     Example:
@@ -176,7 +248,7 @@ class BinnedLogSNR:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_number("eps", self.eps, 0, 1)
+        check_eps(self.sde, self.eps)
         object.__setattr__(self, "shares", as_array(self.shares, "shares"))
         check(self, self._are_shares, "shares must be above 0, and their sum 1")
 

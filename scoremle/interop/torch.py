@@ -70,7 +70,8 @@ def from_module(
             "cosine", "scaled_linear", "sigmoid"), an SDE, or a schedule. One of sigmas is VE,
             others are VP.
         shape: of one example, (h, w, c) or (d,).
-        prediction: what its output means: "eps", "score", "x_0", "v", "u", "-u" or "edm".
+        prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u" or
+            "edm".
         conditioning: what its label is: "step", "time", "time_999", "alpha", "sigma", "log_snr",
             "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
         between: "interpolate" for a module that knows whole steps alone, as one with a table of

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.pytree import pytree
+from scoremle.core.times import bin_of
 from scoremle.errors import UserError
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Data, PerExample, Times
@@ -180,11 +181,6 @@ def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
         total += np.square(away).sum(axis=1).mean() / folds
     count = min(map(len, found))
     return np.mean([along[:count] for along in found], axis=0), total
-
-
-def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
-    """Index of the bin of each log-SNR."""
-    return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 
 @pytree

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.arguments import as_data, check_choice, check_count, check_number
+from scoremle.core.arguments import as_data, check_choice, check_count
 from scoremle.core.keys import draw, example_keys, fold_in, normal, split
 from scoremle.core.pytree import pytree
-from scoremle.core.sde import SDE
-from scoremle.core.times import TimeSampler, log_snr_edges
+from scoremle.core.sde import SDE, check_eps
+from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
-from scoremle.likelihood.control_variate import Control, bin_of
+from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.numerics import (
     dims_of,
@@ -166,7 +166,7 @@ def elbo(
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
-    Raises UserError for what can't be had: no draws, eps outside (0, 1), another matching, data
+    Raises UserError for what can't be had: no draws, eps outside [0, 1), another matching, data
     that are not finite reals, or a prediction of another shape.
 
     Example:
@@ -179,7 +179,7 @@ def elbo(
         >>> print(bool(found.log_prob[0] < truth + 3 * found.stderr[0]), found.bounds)
         True density
     """
-    check_number("eps", eps, 0, 1)
+    check_eps(sde, eps)
     check_count("draws", draws)
     x = as_data(x)
     key_t, key_rows = split(example_keys(key, len(x)))

@@ -51,7 +51,7 @@ def flow_log_likelihood(
         divergence: how traces are estimated.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside (0, 1), and a prediction of another shape.
+    Raises UserError for eps outside [0, 1), and a prediction of another shape.
     """
     return along_flow(noise, sde, x, key, eps=eps, divergence=divergence, solver=solver)[1]
 

@@ -30,13 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from scoremle.core.arguments import check_choice, check_count, check_number
+from scoremle.core.arguments import check_choice, check_count
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.pytree import describe, pytree, static
+from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, UniformLogSNR
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
@@ -289,7 +290,7 @@ class ByElbo:
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
-    Raises UserError for no draws, another matching, and a start outside (0, 1).
+    Raises UserError for no draws, another matching, and a start outside [0, 1).
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
     noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
@@ -320,7 +321,7 @@ class ByElbo:
         check_count("draws", self.draws)
         check_choice("matching", self.matching, MATCHINGS)
         if self.start is not None:
-            check_number("start", self.start, 0, 1)
+            check_eps(None, self.start, "start")
 
     @property
     def words(self) -> str:

@@ -74,7 +74,7 @@ def ode_log_likelihood(
         dtype: of the computation, such as "float64"; None: that of ``x``, which without
             ``jax_enable_x64`` is float32.
 
-    Raises UserError for eps outside (0, 1), data that are not finite reals, a prediction of
+    Raises UserError for eps outside [0, 1), data that are not finite reals, a prediction of
     another shape, a condition of another number of rows, a dtype that JAX is not set up for, and a
     tolerance where it is traced, has no examples, or stands beside a divergence or a solver.
 

@@ -35,7 +35,7 @@ from scoremle.core.keys import as_keys, example_keys, split
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.image_model import ImageModel, pixels_of
@@ -210,7 +210,7 @@ class Pilot:
     ) -> None:
         if finest is not None:
             check_count("finest", finest, least=STEPS[-1])
-        check_number("eps", eps, 0, 1)
+        check_eps(sde, eps)
         x = as_data(x)
         key_probe, key_fresh = split(as_keys(key))
         self.divergence, self._finest = divergence, finest or FINEST

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
@@ -64,7 +64,7 @@ class PublishedRK45:
 
         if isinstance(x, jax.core.Tracer):
             raise UserError("PublishedRK45 runs on the host: call it outside of jit and grad")
-        check_number("eps", eps, 0, 1)
+        check_eps(sde, eps)
         noise = as_pytree(noise)
         batch, shape, count = x.shape[0], x.shape, x.size
 

@@ -19,9 +19,9 @@ error in x_0 is large, and long steps there would take it over.
 import jax
 import jax.numpy as jnp
 
-from scoremle.core.arguments import as_data, check_count, check_number
+from scoremle.core.arguments import as_data, check_count
 from scoremle.core.prediction import data_of
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import even_times
 from scoremle.types import Data, NoiseFn
 
@@ -38,7 +38,7 @@ def ddim_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) ->
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
 
-    Raises UserError for eps outside (0, 1), no steps, latents that are not finite reals, or a
+    Raises UserError for eps outside [0, 1), no steps, latents that are not finite reals, or a
     prediction of another shape.
 
     Example:
@@ -61,7 +61,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
 
-    Raises UserError for eps outside (0, 1), no steps, latents that are not finite reals, or a
+    Raises UserError for eps outside [0, 1), no steps, latents that are not finite reals, or a
     prediction of another shape.
 
     Example:
@@ -75,7 +75,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
-    check_number("eps", eps, 0, 1)
+    check_eps(sde, eps)
     check_count("steps", steps)
     z = as_data(z, name="z")
     t = even_times(sde, eps, steps, z.dtype)

@@ -45,7 +45,7 @@ def ode_sample(
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside (0, 1), what are not finite reals, or a prediction of another
+    Raises UserError for eps outside [0, 1), what are not finite reals, or a prediction of another
     shape.
 
     Example:
@@ -74,7 +74,7 @@ def ode_encode(
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside (0, 1), what are not finite reals, or a prediction of another
+    Raises UserError for eps outside [0, 1), what are not finite reals, or a prediction of another
     shape.
 
     Example:
@@ -174,7 +174,7 @@ def euler_sample(
         steps: how many; each is one network evaluation.
         denoise: the last step adds no noise.
 
-    Raises UserError for eps outside (0, 1), no steps, another shape, or a prediction of another
+    Raises UserError for eps outside [0, 1), no steps, another shape, or a prediction of another
     one.
 
     Example:

@@ -24,7 +24,7 @@ from scoremle.core.arguments import as_shape, check_count, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
 from scoremle.sampling.ends import ends
@@ -260,7 +260,7 @@ def pc_sample(
         method: which steps to take.
         constraint: what is known of the samples; it is applied before each evaluation.
 
-    Raises UserError for eps outside (0, 1), another shape, and where a step of ``method`` is not
+    Raises UserError for eps outside [0, 1), another shape, and where a step of ``method`` is not
     defined for ``sde``.
 
     Example:
@@ -272,7 +272,7 @@ def pc_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_number("eps", eps, 0, 1)
+    check_eps(sde, eps)
     n, *_ = shape = as_shape(shape, of_batch=True)
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps

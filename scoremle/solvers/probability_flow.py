@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import check_number
 from scoremle.core.divergence import DivergenceEstimator, Probes
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
 
@@ -92,7 +91,7 @@ class ProbabilityFlow:
 
     def span(self, eps: Scalar, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The clock at t = eps and at t = 1."""
-        check_number("eps", eps, 0, 1)
+        check_eps(self.sde, eps)
         ends = jnp.asarray([eps, 1.0], dtype)
         if not self.sde.schedule.per_dimension:
             ends = jnp.arcsinh(self.sde.log_snr(ends) / WIDTH)

@@ -11,7 +11,7 @@ from helpers.oracles import SDES, Gaussian, log_snr64, schedule64
 from jax.tree_util import Partial
 
 from scoremle.core.prediction import CONDITIONINGS, PREDICTIONS, noise_fn, score_of
-from scoremle.core.schedules import Cosine, Discrete
+from scoremle.core.schedules import Cosine, Discrete, LinearLogSNR
 from scoremle.core.sde import SDE, VP
 
 DATA = Gaussian.random(3, 4)
@@ -30,7 +30,7 @@ def target(prediction, x, eps, alpha, sigma):
         return (x_0 - skip * x / alpha) / out
     return {
         "eps": eps, "score": -eps / sigma, "x_0": x_0, "v": alpha * eps - sigma * x_0,
-        "u": eps - x_0, "-u": x_0 - eps,
+        "u": eps - x_0, "unit_u": (eps - x_0) / np.sqrt(2), "-u": x_0 - eps,
     }[prediction]  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_a_condition_is_passed_on():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"prediction": "V"}, "one of eps, score, x_0, v, u, -u, edm, not 'V'"),
+        ({"prediction": "V"}, "one of eps, score, x_0, v, u, unit_u, -u, edm, not 'V'"),
         ({"conditioning": "gamma"}, "one of time, time_999, step, .* not 'gamma'"),
     ],
 )
@@ -201,3 +201,17 @@ def test_unknown_choices_are_refused(how, words):
 def test_steps_are_those_of_a_discrete_schedule():
     with pytest.raises(ValueError, match="of a Discrete schedule, not LinearBeta"):
         noise_fn(lambda x, label: x, VP(), conditioning="step")(jnp.ones((1, 1)), jnp.ones(1))
+
+
+@pytest.mark.parametrize(("path", "kernel", "prediction"),
+                         [("VP", "vp", "v"), ("SP", "straight", "unit_u")])  # fmt: skip
+def test_golden_noise_of_velocities(path, kernel, prediction, golden):
+    """That of the authors of i-DODE, from the output of their network."""
+    arrays = golden("idode")
+    with jax.enable_x64(True):
+        sde = SDE(kernel, LinearLogSNR(-5.0, 13.3), 1.0)
+        t = sde.time_of_log_snr(-jnp.asarray(arrays["gamma"], float))
+        output = jnp.asarray(arrays["F_hat"])
+        noise = noise_fn(lambda x, label: output, sde, prediction=prediction)
+        found = noise(jnp.asarray(arrays["z"], float), t)
+    np.testing.assert_allclose(found, arrays[f"{path}/eps_hat"], atol=1e-9)

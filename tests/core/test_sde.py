@@ -15,8 +15,17 @@ from helpers.oracles import (
     schedule64,
 )
 
-from scoremle.core.schedules import Cosine
+from scoremle.core.schedules import (
+    Cosine,
+    Discrete,
+    GeometricSigma,
+    KarrasSigma,
+    LinearLogSNR,
+    LinearSigma,
+)
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.errors import UserError
+from scoremle.model import ScoreModel
 
 every_sde = pytest.mark.parametrize("name", SDES)
 linear_beta = pytest.mark.parametrize("name", ["vp", "subvp"])
@@ -177,3 +186,14 @@ def test_a_published_sde_says_what_it_is_made_of():
     ):
         with pytest.raises(TypeError, match=words):
             dataclasses.replace(sde, prior_std=2.0)
+
+
+def test_time_begins_at_zero_where_the_log_snr_is_finite_there():
+    """Not where it is infinite, and not before the first step of a discrete schedule."""
+    noise = {"noise": lambda x, t: 0 * x, "shape": (2,)}
+    for schedule in (LinearLogSNR(), Cosine(), KarrasSigma(), GeometricSigma()):
+        assert ScoreModel(sde=SDE("vp", schedule, 1.0), eps=0.0, **noise).eps == 0
+    steps = Discrete(np.asarray([2.0, 1.0]))
+    for sde in (VP(), SDE("vp", LinearSigma(), 1.0), SDE("vp", steps, 1.0)):
+        with pytest.raises(UserError, match="eps"):
+            ScoreModel(sde=sde, eps=0.0, **noise)

@@ -7,11 +7,20 @@ from helpers.marks import some
 from helpers.oracles import EPS, SDES, drift_and_diffusion64, log_snr64, schedule64
 from scipy import stats
 
-from scoremle.core.times import BINS, BinnedLogSNR, UniformLogSNR, UniformTime
+from scoremle.core.schedules import LinearLogSNR
+from scoremle.core.sde import SDE
+from scoremle.core.times import (
+    BINS,
+    AlphaSquared,
+    BinnedLogSNR,
+    UniformLogSNR,
+    UniformTime,
+    unit_draws,
+)
 
 every_sde = some("name", SDES, quick=["vp", "ve_linear"])
 either = pytest.mark.parametrize("stratified", [False, True])
-KINDS = ("time", "log_snr", "binned")
+KINDS = ("time", "log_snr", "binned", "alpha2")
 # A density over the bins that rises fourfold, with a fall in the middle.
 SHARES = np.linspace(1, 4, BINS) * (1 + np.arange(BINS) % 3)
 SHARES = SHARES / SHARES.sum()
@@ -22,7 +31,16 @@ def sampler(kind, name, eps, stratified):
         return UniformTime(eps, stratified=stratified)
     if kind == "binned":
         return BinnedLogSNR(SDES[name], eps, SHARES, stratified=stratified)
-    return UniformLogSNR(SDES[name], eps, stratified=stratified)
+    of_log_snr = AlphaSquared if kind == "alpha2" else UniformLogSNR
+    return of_log_snr(SDES[name], eps, stratified=stratified)
+
+
+def signal_behind(sde, eps, t):
+    """The integral of alpha^2 over the log-SNR from eps to t, by a fine grid in float64."""
+    grid = np.exp(np.linspace(np.log(eps), 0, 200_001))
+    alpha2, lam = schedule64(sde, grid)[0] ** 2, log_snr64(sde, grid)
+    steps = (alpha2[1:] + alpha2[:-1]) / 2 * -np.diff(lam)
+    return np.interp(t, grid, np.concatenate([[0], np.cumsum(steps)]))
 
 
 def distribution(kind, name, eps, t):
@@ -33,6 +51,9 @@ def distribution(kind, name, eps, t):
     sde = SDES[name]
     span = log_snr64(sde, eps) - log_snr64(sde, 1.0)
     rate = drift_and_diffusion64(sde, t)[1] / schedule64(sde, t)[1] ** 2
+    if kind == "alpha2":
+        share = signal_behind(sde, eps, t) / (whole := signal_behind(sde, eps, 1.0))
+        return share, schedule64(sde, t)[0] ** 2 * rate / whole
     if kind == "binned":
         # From the end that the sampler starts at: the lowest log-SNR.
         place = (log_snr64(sde, t) - log_snr64(sde, 1.0)) / span
@@ -89,7 +110,7 @@ def test_each_stratified_draw_alone_keeps_the_distribution(kind):
 
 @every_sde
 @either
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:3])  # 1 / alpha^2 has no variance where alpha vanishes
 def test_weighted_mean_is_the_integral(name, stratified, kind):
     """E[h(t) / p(t)] = int h dt, with h(t) = t."""
     eps, repeats = EPS[name], 500
@@ -110,3 +131,30 @@ def test_strata_lower_the_variance(kind):
         return np.asarray(t / p).mean(axis=1).std()
 
     assert spread(True) < spread(False) / 3
+
+
+@pytest.mark.parametrize("path", ["VP", "SP"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_golden_times_of_density_alpha_squared(path, bits, golden):
+    """The authors' inverse and constant, from t = 0, where the log-SNR is finite."""
+    arrays = golden("idode")
+    kernel, digits = ("vp" if path == "VP" else "straight"), (2e-5 if bits == 32 else 1e-9)
+    with jax.enable_x64(bits == 64):
+        sde = SDE(kernel, LinearLogSNR(-5.0, 13.3), 1.0)
+        u = np.asarray(arrays[f"{path}/is_u"], f"float{bits}")
+        found = AlphaSquared(sde, 0.0).log_snr(jax.numpy.asarray(u))
+        np.testing.assert_allclose(-found, arrays[f"{path}/is_gamma"], atol=13.3 * digits)
+        t, density = AlphaSquared(sde, 0.0)(jax.random.key(0), 9)
+        constant = sde.likelihood_weight(t) * sde.alpha(t) ** 2 / density
+        np.testing.assert_allclose(constant, arrays[f"{path}/is_Z"], rtol=digits)
+
+
+@pytest.mark.parametrize("n", [4, 7])
+@pytest.mark.parametrize("j", range(3))
+def test_golden_strata(n, j, golden, monkeypatch):
+    """One uniform number for the batch, as the authors of VDM draw them."""
+    arrays = golden("vdm_loss")
+    u0 = arrays[f"schedules/times/{n}/{j}/u0"]
+    monkeypatch.setattr(jax.random, "uniform", lambda key: u0)
+    found = np.sort(unit_draws(jax.random.key(0), n, stratified=True))
+    np.testing.assert_allclose(found, np.sort(arrays[f"schedules/times/{n}/{j}/t"]), atol=1e-6)
