@@ -60,6 +60,13 @@ def denoising_loss(
         >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
         1.0
     """
+    return drawn_loss(noise, sde, x, key, times=times, weighting=weighting)[0]
+
+
+def drawn_loss(
+    noise: NoiseFn, sde: SDE, x: Data, key: Keys, *, times: TimeSampler, weighting: str
+) -> tuple[PerExample, Times, Times]:
+    """``denoising_loss``, the time that was drawn for each example, and its density."""
     check_choice("weighting", weighting, WEIGHTINGS)
     x, key = as_data(x), as_keys(key)
     if key.shape:
@@ -71,4 +78,4 @@ def denoising_loss(
     t, density = (a.astype(x.dtype) for a in drawn)
     z = normal(key_z, x)
     weight = WEIGHTINGS[weighting](sde, t) / density
-    return weight * denoising_residual(noise, sde, x, t, z)
+    return weight * denoising_residual(noise, sde, x, t, z), t, density

@@ -1,0 +1,193 @@
+"""VDM's network: a U-Net that never halves the image.
+
+    h = conv(x beside Fourier features of x)
+    L blocks down, then a block, attention and a block, then L + 1 blocks up with skips
+    output = x + conv(swish(norm(h)))
+
+(Kingma et al., arXiv 2107.00630, appendix B; i-DODE, arXiv 2305.03935, has the same.) The time
+input is the log-SNR, embedded on the scale of ``gamma_min`` to ``gamma_max``, beside side
+information c about the image: 0 unless it was augmented. The parameter tree has the names and
+shapes of the published checkpoints.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from scoremle.core.arguments import check_count
+from scoremle.errors import UserError
+from scoremle.nn.layers import (
+    MOST_CHANNELS,
+    MOST_LAYERS,
+    Conv,
+    drop,
+    positional_embedding,
+    wide,
+)
+from scoremle.types import Images, PRNGKey, Times
+from scoremle.xla import call
+
+__all__ = ["VDMNet"]
+
+GROUPS = 32
+# 2^f is how often a feature oscillates over a unit of the image.
+EXPONENTS = (6, 7)
+ZERO = nn.initializers.zeros
+
+
+def fourier_features(x: Images) -> Images:
+    """sin and cos of 2 pi 2^f x for each f of ``EXPONENTS``: the sines, then the cosines.
+
+    In them a network sees the last bits of a pixel. 2^f x and its distance to a whole number are
+    exact, so that none is lost.
+    """
+    turns = x[..., None] * jnp.asarray([2.0**f for f in EXPONENTS], x.dtype)
+    phases = 2 * math.pi * (turns - jnp.round(turns)).reshape(*x.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+
+
+def _norm(dtype: DTypeLike, name: str = "GroupNorm_0") -> nn.GroupNorm:
+    return nn.GroupNorm(
+        GROUPS, epsilon=1e-6, dtype=wide(dtype), use_fast_variance=False, name=name
+    )
+
+
+class Block(nn.Module):
+    """x + F(x, condition): norm, swish and convolution twice, the condition as a bias between."""
+
+    features: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Images, condition: Float[Array, "b e"], dropout: PRNGKey | None
+    ) -> Images:
+        h = self._conv("conv1", nn.swish(_norm(self.dtype)(x)))
+        bias = nn.Dense(
+            self.features, use_bias=False, kernel_init=ZERO, dtype=wide(self.dtype),
+            name="cond_proj",
+        )(condition)  # fmt: skip
+        h = h + bias[:, None, None].astype(h.dtype)
+        h = drop(nn.swish(_norm(self.dtype, "GroupNorm_1")(h)), self.dropout, dropout)
+        h = self._conv("conv2", h, kernel_init=ZERO)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="nin_shortcut")(x)
+        return x + h
+
+    def _conv(self, name: str, h: Images, **options: Any) -> Images:
+        return Conv(self.features, (3, 3), dtype=self.dtype, name=name, **options)(h)
+
+
+class Attention(nn.Module):
+    """x + self-attention between all pixels, with a single head."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
+        h = _norm(self.dtype)(x).reshape(len(x), pixels, channels)
+        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in "qkv")
+        # Not jax.nn.dot_product_attention, for the reasons that stand in `layers`.
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide(self.dtype))
+        weights = jax.nn.softmax(logits * channels**-0.5, axis=-1).astype(self.dtype)
+        h = jnp.einsum("bqk,bkc->bqc", weights, v)
+        h = nn.Dense(channels, kernel_init=ZERO, dtype=self.dtype, name="proj_out")(h)
+        return x + h.reshape(x.shape)
+
+
+class VDMNet(nn.Module):
+    """A network of images and log-SNRs; fields are those of ``model.*``.
+
+    Args:
+        nf: channels, a multiple of 32.
+        num_res_blocks: blocks on the way down.
+        attn_resolutions: sizes of the image at which attention follows each block; in the middle
+            there always is one.
+        dropout: share of activations that training drops.
+        fourier_features: the network sees Fourier features of the image, too.
+        gamma_min: -log-SNR where the embedded number is 0.
+        gamma_max: -log-SNR where the embedded number is 1000.
+        dtype: what to compute in; parameters and output are float32 (the output float64 where
+            dtype is).
+        remat: the gradient of training computes blocks again, and so keeps less.
+
+    Raises UserError, when it is called, for other channels or numbers of blocks.
+    """
+
+    nf: int = 128
+    num_res_blocks: int = 32
+    attn_resolutions: tuple[int, ...] = ()
+    dropout: float = 0.0
+    fourier_features: bool = True
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Images, labels: Times, c: Float[Array, "b *m"] | None = None, *,
+        train: bool = False,
+    ) -> Images:  # fmt: skip
+        """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
+
+        ``labels`` are the log-SNR, and ``c`` the side information; None: 0.
+        """
+        self._check()
+        x, keys = x.astype(wide(self.dtype)), self._keys(train)
+        condition = self._condition(labels, c)
+
+        def block(name: str, h: Images) -> Images:
+            made = Block(self.nf, self.dropout, self.dtype, name=name)
+            return call(made, h, condition, next(keys), remat=train and self.remat)
+
+        def attend(name: str, h: Images) -> Images:
+            return call(Attention(self.dtype, name=name), h)
+
+        def level(side: str, i: int, h: Images) -> Images:
+            h = block(f"{side}.block_{i}", h)
+            everywhere = x.shape[1] in self.attn_resolutions
+            return attend(f"{side}.attn_{i}", h) if everywhere else h
+
+        seen = jnp.concatenate([x, fourier_features(x)], -1) if self.fourier_features else x
+        skips = [Conv(self.nf, (3, 3), dtype=self.dtype, name="conv_in")(seen)]
+        for i in range(self.num_res_blocks):
+            skips.append(level("down", i, skips[-1]))
+        h = block("mid.block_2", attend("mid.attn_1", block("mid.block_1", skips[-1])))
+        for i in range(self.num_res_blocks + 1):
+            h = level("up", i, jnp.concatenate([h, skips.pop()], axis=-1))
+        h = nn.swish(_norm(self.dtype)(h))
+        last = Conv(
+            x.shape[-1], (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out"
+        )
+        return x + last(h)
+
+    def _condition(self, log_snr: Times, c: Float[Array, "b *m"] | None) -> Float[Array, "b e"]:
+        share = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
+        waves = positional_embedding(1000 * share, self.nf)
+        beside = jnp.zeros((len(waves), 1)) if c is None else c.reshape(len(waves), -1)
+        h = jnp.concatenate([waves, beside.astype(waves.dtype)], axis=1)
+        for name in ("dense0", "dense1"):
+            h = nn.swish(nn.Dense(4 * self.nf, dtype=wide(self.dtype), name=name)(h))
+        return h
+
+    def _keys(self, train: bool) -> Iterator[PRNGKey | None]:
+        """Dropout keys of the blocks in training; else None for each."""
+        if not (train and self.dropout):
+            return itertools.repeat(None)
+        return iter(jax.random.split(self.make_rng("dropout"), 2 * self.num_res_blocks + 3))
+
+    def _check(self) -> None:
+        check_count("num_res_blocks", self.num_res_blocks, most=MOST_LAYERS)
+        check_count("nf", self.nf, GROUPS, MOST_CHANNELS)
+        if self.nf % GROUPS:
+            raise UserError(f"nf must be a multiple of {GROUPS} here, not {self.nf}")
