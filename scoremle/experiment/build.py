@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
+from scoremle.core.kernels import KERNELS
 from scoremle.core.pixels import Pixels
-from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
+from scoremle.core.schedules import LinearLogSNR
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP, check_eps
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, as_flag, choose, named_as
@@ -53,9 +56,12 @@ SDES: dict[str, Callable[[Any], SDE]] = {
     "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
     "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
     "linearvesde": lambda model: LinearVE(model.sigma_max),
+    # The priors of VDM and of i-DODE: N(0, I), and N(0, sigma_1^2 I).
+    "vdm": lambda model: _of_log_snr("vp", model, 1.0),
+    "idode": lambda model: _of_log_snr("vp", model),
+    "idode_straight": lambda model: _of_log_snr("straight", model),
 }
 DATASETS = data.DATASETS
-NETWORKS: dict[str, Callable[..., DDPMpp]] = {"ncsnpp": DDPMpp}
 # The name that a model of a published family has in place of a network's (model.name).
 IMPORTED = "published"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -88,10 +94,19 @@ NETWORK_FIELDS = (
     "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma", "remat",
 )  # fmt: skip
 
+# Of a config and whether labels are sigma.
+NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
+    "ncsnpp": lambda config, log_labels: DDPMpp(
+        **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
+        centered=config.data.centered,
+        log_labels=log_labels,
+    ),
+    "vdm": lambda config, _: _vdm_net(config.model),
+}
 OBJECTIVE_FIELDS = (
-    "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean",
+    "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean", "time_density",
 )  # fmt: skip
-OPTIMIZER_FIELDS = ("lr", "beta1", "eps", "warmup", "grad_clip", "weight_decay")
+OPTIMIZER_FIELDS = ("lr", "beta1", "beta2", "eps", "warmup", "grad_clip", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,7 @@ def build(
         model=model,
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
         uniform_dequantization=config.data.uniform_dequantization,
+        bin_middles=config.data.bin_middles,
     )
     sampler, evaluation = sampler_of(config, model.sde), FrozenConfigDict(config.eval)
     training = _training(config, images, replace(objective, model=trained), sampler)
@@ -230,20 +246,40 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         raise UserError(f"eval.label={config.eval.label} is for models of classes: unset it")
     prediction, conditioning = _reading(config)
     network = choose(NETWORKS, config.model.name, "network (model.name)")(
-        **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
-        centered=config.data.centered,
-        log_labels=conditioning == "sigma",
-        dtype=choose(DTYPES, config.model.dtype, "model.dtype"),
+        config, conditioning == "sigma"
     )
+    sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
+    for section in ("training", "sampling"):
+        check_eps(sde, config[section].smallest_time, f"{section}.smallest_time")
     return NetworkSpec(
-        network=network,
+        network=network.clone(dtype=choose(DTYPES, config.model.dtype, "model.dtype")),
         prediction=prediction,
         conditioning=conditioning,
-        sde=choose(SDES, config.training.sde, "SDE (training.sde)")(config.model),
+        sde=sde,
         eps=config.training.smallest_time,
         shape=images.shape,
         pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
     )
+
+
+def _vdm_net(model: Any) -> nn.Module:
+    from scoremle.nn.vdm import VDMNet  # seldom asked for
+
+    return VDMNet(
+        model.nf, model.num_res_blocks, model.attn_resolutions, model.dropout,
+        model.fourier_features, -model.log_snr_max, -model.log_snr_min, remat=model.remat,
+    )  # fmt: skip
+
+
+def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:
+    """An SDE whose log-SNR is linear in t, with the prior's scale, or that of the noise at t = 1.
+
+    Raises UserError unless model.log_snr_min is below model.log_snr_max.
+    """
+    with as_fields("model"):
+        schedule = LinearLogSNR(model.log_snr_min, model.log_snr_max)
+    last = float(KERNELS[kernel].sigma(jnp.asarray(model.log_snr_min)))
+    return SDE(kernel, schedule, last if prior_std is None else prior_std)
 
 
 def _evaluated(model: ModelSpec, config: Any) -> ModelSpec:
@@ -266,7 +302,7 @@ def _reading(config: Any) -> tuple[str, str]:
     score and take sigma. Networks that take the log-SNR predict the noise.
     """
     predicted, told = "eps", "time_999"
-    if config.model.embedding == "log_snr":
+    if config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
         told = "log_snr"
     elif config.training.sde.lower() == "vesde":
         predicted, told = "score", "sigma"
@@ -302,11 +338,15 @@ def _training(
         init=model.init,
         loss=objective.loss,
         measure=objective.measure,
-        optimizer=make_optimizer(**{name: config.optim[name] for name in OPTIMIZER_FIELDS}),
+        optimizer=make_optimizer(
+            **{name: config.optim[name] for name in OPTIMIZER_FIELDS},
+            decay_biases=config.optim.optimizer == "Adam",
+        ),
         ema_rate=config.model.ema_rate,
         schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
         lighter=None if config.model.remat else "model.remat=True",
         grid=grid if config.training.snapshot_sampling else None,
+        memory=objective.memory,
     )
 
 
@@ -323,6 +363,7 @@ def _flow_training(config: Any, training: Training, model: ModelSpec, flow: Flow
         schedule=replace(training.schedule, n_iters=config.deq.n_iters),
         lighter=None,
         grid=None,
+        memory=(),
     )
 
 

@@ -17,14 +17,17 @@ from ml_collections.config_dict import placeholder
 logger = logging.getLogger(__name__)
 
 # Sub-VP is published with a later start: its noise at t is of order t, not of order sqrt(t).
-TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2}
-SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2}
+# The last three have a finite log-SNR at 0.
+FROM_ZERO = {"vdm": 0.0, "idode": 0.0, "idode_straight": 0.0}
+TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
+SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
 SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
 # Names that are compared as they stand, wherever they were typed in upper case.
 LOWERED = (
     ("eval", "dequantization"), ("eval", "bound_times"), ("eval", "label"), ("eval", "solver"),
     ("data", "fit"), ("data", "on_device"), ("model", "embedding"), ("training", "on_nan"),
+    ("training", "time_density"),
 )  # fmt: skip
 
 
@@ -34,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.logging = ""  # where numbers go besides: tensorboard, wandb, trackio, mlflow; commas
 
     config.training = ml_collections.ConfigDict()
-    config.training.sde = "vpsde"  # vpsde, subvpsde, vesde or linearvesde
+    config.training.sde = "vpsde"  # or subvpsde, vesde, linearvesde, vdm, idode, idode_straight
     config.training.continuous = True  # continuous time; False is refused
     config.training.batch_size = 128  # images per optimisation step
     config.training.accumulate = 1  # parts of a batch, one after the other: less memory
@@ -48,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.snapshot_sampling = True  # draw a grid of samples at each snapshot
     config.training.likelihood_weighting = False  # weight g(t)^2: maximum likelihood
     config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)
+    config.training.time_density = "published"  # of t: published, alpha_squared or learned
     config.training.stratified = False  # draw t stratified in the batch, one random offset
     config.training.n_jitted_steps = 5  # optimisation steps between two looks at their numbers
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
@@ -131,9 +135,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
     # Off as published: training sees the grid k/255, while likelihoods are of (k + u)/256.
     config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255
+    config.data.bin_middles = False  # train on (k + 1/2)/256, by the bound on k in bits/dim
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "ncsnpp"  # network: ncsnpp, the family of DDPM++ and NCSN++; or published
+    config.model.name = "ncsnpp"  # network: ncsnpp (DDPM++, NCSN++), vdm, or published
     config.model.nf = 128  # channels of the first level
     config.model.ch_mult = (1, 2, 2, 2)  # channels of each level, in units of nf
     config.model.num_res_blocks = 4  # residual blocks per level
@@ -148,9 +153,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.progressive = "none"  # output pyramid: none, output_skip or residual
     config.model.progressive_input = "none"  # input pyramid: none, input_skip or residual
     config.model.progressive_combine = "sum"  # how pyramids join: sum or cat
-    config.model.parameterization = "published"  # or what is predicted: eps, score, x_0, v, u, edm
+    config.model.parameterization = "published"  # or eps, score, x_0, v, u, unit_u, -u, edm
     config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
     config.model.embedding_type = "positional"  # embedding of t: positional or fourier
+    config.model.fourier_features = False  # vdm sees the last bits of the image as waves, too
     config.model.fourier_scale = 16.0  # scale of the Fourier features
     config.model.trainable_embedding = False  # train the Fourier features' frequencies
     config.model.nonlinearity = "swish"  # elu, relu, lrelu or swish
@@ -163,6 +169,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
     config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde
     config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde
+    config.model.log_snr_min = -5.0  # log-SNR at t = 1 of vdm, idode and idode_straight
+    config.model.log_snr_max = 13.3  # log-SNR at t = 0 of vdm, idode and idode_straight
     # The last four are read by nothing. They are kept so that published command lines work, and
     # any value but the published one is refused.
     config.model.num_scales = 1000  # steps of the pc and euler samplers
@@ -172,9 +180,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.data_init = False  # unused: only this value
 
     config.optim = ml_collections.ConfigDict()
-    config.optim.optimizer = "Adam"  # Adam
+    config.optim.optimizer = "Adam"  # Adam, or AdamW: biases do not decay
     config.optim.lr = 2e-4  # learning rate after warm-up
     config.optim.beta1 = 0.9  # Adam's decay of the first moment
+    config.optim.beta2 = 0.999  # Adam's decay of the second moment
     config.optim.eps = 1e-8  # Adam's epsilon
     config.optim.weight_decay = 0.0  # weight decay
     config.optim.warmup = 5000  # steps of linear warm-up

@@ -169,7 +169,8 @@ class Measured:
     def _discrete(self) -> Discrete:
         """Integers stand where training has them: on its grid, or in the middle of its noise."""
         pixels = self._spec.pixels
-        if self.experiment.objective.uniform_dequantization:
+        objective = self.experiment.objective
+        if objective.uniform_dequantization or objective.bin_middles:
             return Discrete(pixels.points)
         with jax.ensure_compile_time_eval():
             return Discrete(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))

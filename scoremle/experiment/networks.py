@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
@@ -23,7 +24,7 @@ from scoremle.likelihood.images import Estimator
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
-from scoremle.nn import DDPMpp, FlowPP
+from scoremle.nn import FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
@@ -62,7 +63,7 @@ class NetworkSpec(_Spec):
     ``prediction`` and ``conditioning`` are those of ``noise_fn``.
     """
 
-    network: DDPMpp
+    network: nn.Module
     prediction: str
     conditioning: str
 

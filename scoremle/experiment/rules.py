@@ -19,7 +19,6 @@ ONLY = {
     "model.attention_type": "ddpm",
     "model.conv_size": 3,
     "model.data_init": False,
-    "optim.optimizer": "Adam",
     "deq.dropout": 0.0,
 }
 CHOICES = {
@@ -27,6 +26,8 @@ CHOICES = {
     "data.fit": ("", "crop", "resize", "pad"),
     "data.on_device": ("auto", "true", "false"),
     "training.on_nan": ("stop", "rollback"),
+    "training.time_density": ("published", "alpha_squared", "learned"),
+    "optim.optimizer": ("Adam", "AdamW"),
     "model.embedding": ("time", "log_snr"),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
@@ -52,10 +53,10 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "model.sigma_min", "model.sigma_max", "sampling.snr",
     )),
     ("between 0 and 1", lambda v: 0 < v < 1, (
-        "training.smallest_time", "sampling.smallest_time",
     )),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
-        "model.dropout", "model.ema_rate", "optim.beta1", "deq.ema_rate",
+        "model.dropout", "model.ema_rate", "optim.beta1", "optim.beta2", "deq.ema_rate",
+        "training.smallest_time", "sampling.smallest_time",
     )),
     ("at least 0 and below 2**32 - 1", lambda v: 0 <= v < 2**32 - 1, ("seed",)),
 )  # fmt: skip
@@ -87,6 +88,19 @@ def check_values(config: Any) -> None:
         raise UserError(
             "training.importance_weighting draws t for the likelihood weighting: "
             "set training.likelihood_weighting too"
+        )
+    if config.training.importance_weighting and config.training.time_density != "published":
+        raise UserError(
+            f"training.time_density={config.training.time_density} draws t in its own way: unset"
+            " training.importance_weighting"
+        )
+    if config.data.bin_middles and not config.training.likelihood_weighting:
+        raise UserError(
+            "data.bin_middles has the bound on integers as loss: set training.likelihood_weighting"
+        )
+    if config.data.bin_middles and config.data.uniform_dequantization:
+        raise UserError(
+            "data.bin_middles and data.uniform_dequantization are two ways to train: set one"
         )
     for name, choices in CHOICES.items():
         if (value := fields[name]) not in choices:

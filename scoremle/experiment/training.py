@@ -1,11 +1,13 @@
 """Trainings and their objectives: of a score model, and of a flow dequantizer for it.
 
-A score model's objective is how t is drawn, the weighting, and published constants. The three that
-are published are (uniform t, plain), (uniform t, likelihood) and (uniform log-SNR, likelihood).
+A score model's objective is how t is drawn, the weighting, and published constants. The three of
+ScoreFlow are (uniform t, plain), (uniform t, likelihood) and (uniform log-SNR, likelihood). VDM's
+is the bound on integers in the middle of their bins, and i-DODE draws t by alpha^2.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,16 +19,23 @@ from jaxtyping import Array, Float
 from scoremle import devices
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import example_keys, split
+from scoremle.core.learned_times import LossMoments
 from scoremle.core.pixels import bits_per_dim
-from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime, log_snr_range
+from scoremle.core.times import (
+    AlphaSquared,
+    TimeSampler,
+    UniformLogSNR,
+    UniformTime,
+    log_snr_range,
+)
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
-from scoremle.likelihood.by_loss import ByLoss
+from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.images import ByElbo
-from scoremle.likelihood.reconstruction import Reconstruction
+from scoremle.likelihood.reconstruction import Discrete, Gaussian, Reconstruction
 from scoremle.training.loop import Schedule
-from scoremle.training.step import TrainState, init_state
+from scoremle.training.step import MEMORY, TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
 # Folded into the seed's key in place of a step: a number that no step has.
@@ -45,7 +54,7 @@ class Training:
     (first those that are not trained, if there are any), images and a key: what is minimised, and
     what is logged of averaged parameters. ``grid`` draws, by a key each, the samples that are
     shown at each snapshot; None: none are. ``lighter``: a field of the config that makes a step
-    need less memory.
+    need less memory. ``memory`` is what the loss has learned of itself before the first step.
     """
 
     config: Any
@@ -58,6 +67,7 @@ class Training:
     schedule: Schedule
     lighter: str | None = None
     grid: Callable[[Params, Keys], IntImages] | None = None
+    memory: Any = ()
 
     def init_state(self) -> TrainState:
         """The state before the first step; a flow's depends on the first batch.
@@ -66,7 +76,7 @@ class Training:
         """
         params = devices.replicate(self._params(jnp.asarray(self.data.batch(0))))
         begin = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
-        return begin(params, self.optimizer)
+        return begin(params, self.optimizer, self.memory)
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
@@ -77,7 +87,7 @@ class Training:
         # It takes more than a second for a deep network.
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         return jax.eval_shape(
-            lambda images: init_state(self._params(images), self.optimizer), images
+            lambda images: init_state(self._params(images), self.optimizer, self.memory), images
         )
 
     @property
@@ -101,11 +111,15 @@ class Objective:
     stratified: bool
     reduce_mean: bool
     uniform_dequantization: bool
+    bin_middles: bool
+    time_density: str
 
     @property
     def times(self) -> TimeSampler:
-        """Sampler of t for training."""
-        if self.importance_weighting:
+        """Sampler of t for training, before anything is learned of it."""
+        if self.time_density == "alpha_squared":
+            return AlphaSquared(self.model.sde, self.model.eps, self.stratified)
+        if self.importance_weighting or self.time_density == "learned":
             return UniformLogSNR(self.model.sde, self.model.eps, self.stratified)
         return UniformTime(self.model.eps, self.stratified)
 
@@ -115,8 +129,10 @@ class Objective:
 
         The published loss leaves out the normaliser of the density of t (lambda_eps - lambda_1, or
         1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set
-        what clipping the gradient does, so they stay.
+        what clipping the gradient does, so they stay. VDM's is in bits/dim.
         """
+        if self.bin_middles:
+            return 1 / (self.model.dims * math.log(2))
         normaliser: Scalar | float = 1 - self.model.eps
         if self.importance_weighting:
             with jax.ensure_compile_time_eval():
@@ -127,30 +143,48 @@ class Objective:
     def describe(self) -> dict[str, Any]:
         """The fields that results state beside a loss."""
         names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
-        return {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
+        found = {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
+        return found | ({"bin_middles": True} if self.bin_middles else {})
 
     @property
     def by_loss(self) -> ByLoss:
         """The loss in the published scaling, as an estimator."""
         weighting = "likelihood" if self.likelihood_weighting else "plain"
-        return ByLoss(self.times, self.published_scale, weighting, self.uniform_dequantization)
+        how = self.times, self.published_scale, weighting, self.uniform_dequantization
+        return ByVDMLoss(*how, self.model.eps) if self.bin_middles else ByLoss(*how)
 
-    def losses(self, params: Params, x: IntImages, key: Keys, *, train: bool) -> PerExample:
-        """The loss of each example in the published scaling; with ``train``, under dropout."""
+    @property
+    def memory(self) -> Any:
+        """What the loss learns of its times, before the first step; (): nothing."""
+        return LossMoments.none() if self.time_density == "learned" else ()
+
+    def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
+        """The loss of each example in the published scaling, without dropout."""
         model = self.model
-        noise = model.noise(params, split(key, 3)[2] if train else None)
-        return self.by_loss.losses(noise, model.sde, model.pixels, x, key)
+        return self.by_loss.losses(model.noise(params), model.sde, model.pixels, x, key)
 
-    def loss(self, params: Params, x: IntImages, key: PRNGKey) -> tuple[Scalar, Numbers]:
-        """Loss that training minimises, and its spread within the batch."""
-        losses = self.losses(params, x, key, train=True)
-        return jnp.mean(losses), {"loss_std": jnp.std(losses)}
+    def loss(
+        self, params: Params, x: IntImages, key: PRNGKey, memory: LossMoments | None = None
+    ) -> tuple[Scalar, dict[str, Any]]:
+        """Loss that training minimises under dropout, and its spread within the batch.
+
+        With a ``memory`` of the losses before, which gives the density of t, also what it becomes.
+        """
+        model, by_loss = self.model, self.by_loss
+        place = model.sde, model.eps
+        if memory is not None:
+            by_loss = replace(by_loss, times=memory.times(*place, self.stratified))
+        noise = model.noise(params, split(key, 3)[2])
+        losses, drawn = by_loss.drawn(noise, model.sde, model.pixels, x, key)
+        learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
+        return jnp.mean(losses), {"loss_std": jnp.std(losses), **learned}
 
     def measure(self, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
         """Loss, and a quick bound in bits/dim, of a batch of images."""
         key_loss, key_bound = jax.random.split(key)
-        losses = self.losses(params, x, key_loss, train=False)
-        bound = _quick_bound(self.model, params, Uniform(), x, key_bound)
+        losses = self.losses(params, x, key_loss)
+        decoder = Discrete(self.model.pixels.points) if self.bin_middles else Gaussian()
+        bound = _quick_bound(self.model, params, Uniform(), x, key_bound, decoder)
         return {"loss": jnp.mean(losses), **bound}
 
 
@@ -182,7 +216,9 @@ class FlowObjective:
 
 
 def _quick_bound(
-    model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey
-) -> Numbers:
-    bpd = ByElbo(EVAL_DRAWS)(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
+    model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey,
+    reconstruction: Reconstruction = Gaussian(),
+) -> Numbers:  # fmt: skip
+    by_elbo = ByElbo(EVAL_DRAWS, reconstruction=reconstruction)
+    bpd = by_elbo(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

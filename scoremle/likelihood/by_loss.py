@@ -3,20 +3,26 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
-from scoremle.core.loss import denoising_loss
+from scoremle.core.loss import drawn_loss
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
+from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.images import Values
-from scoremle.types import IntImages, Keys, NoiseFn, PerExample, Scalar
+from scoremle.likelihood.reconstruction import Discrete
+from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["ByLoss"]
+__all__ = ["ByLoss", "ByVDMLoss"]
+
+# Losses, times and their density.
+Drawn = tuple[PerExample, Times, Times]
 
 
 @pytree
@@ -53,8 +59,42 @@ class ByLoss:
         self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
     ) -> PerExample:
         """The loss of each image, by one key or one for each."""
+        return self.drawn(noise, sde, pixels, x, key)[0]
+
+    def drawn(
+        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
+    ) -> tuple[PerExample, Drawn]:
+        """The losses; and the denoising loss alone, in nats, with the times and their density."""
         key_u, key_loss, _ = split(key, 3)  # the third is that of dropout
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if self.dequantized else pixels.encode_grid(x)
-        return self.scale * denoising_loss(
-            noise, sde, y, key_loss, times=self.times, weighting=self.weighting
-        )
+        found = self._denoising(noise, sde, y, key_loss)
+        return self.scale * found[0], found
+
+    def _denoising(self, noise: NoiseFn, sde: SDE, y: Data, key: Keys) -> Drawn:
+        return drawn_loss(noise, sde, y, key, times=self.times, weighting=self.weighting)
+
+
+@pytree
+@dataclass(frozen=True)
+class ByVDMLoss(ByLoss):
+    """VDM's loss: the bound on integers, which stand in the middle of their bins, in bits/dim.
+
+    Prior and decoder are constants where the schedule does not change (Kingma et al., arXiv
+    2107.00630).
+
+    Args:
+        eps: the time at which integers are decoded.
+    """
+
+    words: ClassVar[str] = "training loss, the bound on integers in bits/dim"
+
+    eps: Scalar = 0.0
+
+    def drawn(
+        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
+    ) -> tuple[PerExample, Drawn]:
+        decoder = Discrete(pixels.points)
+        y = decoder.encode(x)
+        found = self._denoising(noise, sde, y, split(key, 3)[1])
+        last = decoder.known(sde, y, x, jnp.full(len(x), self.eps, y.dtype))
+        return self.scale * (prior_divergence(sde, y) + found[0] + last), found

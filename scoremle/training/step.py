@@ -1,7 +1,7 @@
 """One step of maximum likelihood: the gradient of a loss, Adam, and the average of the parameters.
 
 Step i (from 0) draws its images from ``batch(i)`` and its randomness from
-``fold_in(key(seed), i)``, so a state is four things and to resume needs nothing else:
+``fold_in(key(seed), i)``, so a state is all that is needed to resume:
 
     g = grad loss(p);  g <- g clip / max(|g|, clip);  p <- p - lr min(i / warmup, 1) Adam(g)
     e <- r e + (1 - r) p
@@ -19,25 +19,30 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from scoremle.types import AnyArray, IntImages, PRNGKey
+from scoremle.types import AnyArray, PRNGKey
 
 __all__ = ["TrainState", "init_state", "make_optimizer"]
 
 Params = Any
 Metrics = dict[str, Float[AnyArray, "*k"]]
-# Parameters, images and a key give the scalar to be minimised, alone or with further scalars to be
-# logged.
+# Parameters, images, a key, and what the loss has learned of itself, if it does, give what is to
+# be minimised, alone or with further scalars to be logged, and as MEMORY what was learned now.
 Scalar = Float[Array, ""]
-Loss = Callable[[Params, IntImages, PRNGKey], Scalar | tuple[Scalar, dict[str, Scalar]]]
+Loss = Callable[..., Scalar | tuple[Scalar, dict[str, Any]]]
+MEMORY = "memory"
 
 
 class TrainState(NamedTuple):
-    """The state that training changes; ``step`` counts the updates made."""
+    """The state that training changes; ``step`` counts the updates made.
+
+    ``memory`` is what the loss has learned of itself; (): nothing.
+    """
 
     step: Int[Array, ""]
     params: Params
     ema: Params
     opt_state: optax.OptState
+    memory: Any = ()
 
 
 # The images of k steps, or whatever ``gather`` makes them from: arrays [k b ...].
@@ -48,7 +53,7 @@ Gather = Callable[[Any, Any], Array]
 # The seed's key, the loss with what it holds, and arrays that stay on the device.
 Fixed = tuple[PRNGKey, Any, Any]
 # The loss with what it logs, and the gradient.
-Gradient = tuple[tuple[Scalar, dict[str, Scalar]], Params]
+Gradient = tuple[tuple[Scalar, dict[str, Any]], Params]
 Row = dict[str, Scalar]
 
 
@@ -61,20 +66,29 @@ def make_optimizer(
     warmup: int,
     grad_clip: float,
     weight_decay: float = 0.0,
+    beta2: float = 0.999,
+    decay_biases: bool = True,
 ) -> optax.GradientTransformation:
     """Clipping by global norm (none if ``grad_clip`` < 0), Adam, linear warm-up.
 
-    With warm-up the very first update has rate 0, but Adam's moments take it in.
+    With warm-up the very first update has rate 0, but Adam's moments take it in. Weights decay
+    apart from the gradient, and with ``decay_biases`` all parameters are weights.
     """
     rate = (lambda i: lr * jnp.minimum(i / warmup, 1.0)) if warmup > 0 else lr
     clip = _clip(grad_clip) if grad_clip >= 0 else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay, None if decay_biases else _no_biases)
     # As optax.adamw, and with its state, but nothing is computed for a decay of 0.
     adam = optax.chain(
-        optax.scale_by_adam(beta1, 0.999, eps),
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_adam(beta1, beta2, eps),
+        decay if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(rate),
     )
     return optax.chain(clip, adam)
+
+
+def _no_biases(params: Params) -> Any:
+    """Whether each parameter is another than a bias."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key != "bias", params)
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
@@ -87,11 +101,13 @@ def _clip(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, memory: Any = ()
+) -> TrainState:
     """The state before the first step."""
     # A copy, since a step reuses the memory of the state that it is given, each array once.
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), memory)
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ class Rule:
     def _whole(self, fixed: Fixed, state: TrainState, batch: Any) -> Gradient:
         """The gradient of a batch at once."""
         key = jax.random.fold_in(fixed[0], state.step)
-        return _gradient(fixed, state.params, self._images(fixed, batch), key)
+        return _gradient(fixed, state, self._images(fixed, batch), key)
 
     def _update(self, state: TrainState, found: Gradient) -> tuple[TrainState, Row]:
         """The state after a gradient."""
@@ -138,14 +154,16 @@ class Rule:
         params = optax.apply_updates(state.params, updates)
         rate = self.ema_rate
         ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, state.ema, params)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **more}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        logged = {name: each for name, each in more.items() if name != MEMORY}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **logged}
+        memory = more.get(MEMORY, state.memory)
+        return TrainState(state.step + 1, params, ema, opt_state, memory), metrics
 
     def _part(self, fixed: Fixed, state: TrainState, images: Array, number: Any) -> Gradient:
         # Every so manyth image, so that a batch split over devices stays where it is.
         split = images.reshape(-1, self.accumulate, *images.shape[1:])
         key = jax.random.fold_in(jax.random.fold_in(fixed[0], state.step), number)
-        found = _gradient(fixed, state.params, split[:, number], key)
+        found = _gradient(fixed, state, split[:, number], key)
         return jax.tree.map(lambda f: f / self.accumulate, found)
 
     def _images(self, fixed: Fixed, batch: Any) -> Array:
@@ -153,11 +171,12 @@ class Rule:
         return jax.lax.optimization_barrier(self.gather(fixed[2], batch))
 
 
-def _gradient(fixed: Fixed, params: Params, images: Array, key: PRNGKey) -> Gradient:
-    """The loss with its logged scalars, and its gradient."""
+def _gradient(fixed: Fixed, state: TrainState, images: Array, key: PRNGKey) -> Gradient:
+    """The loss with what else it gives, and its gradient."""
+    memory = () if isinstance(state.memory, tuple) else (state.memory,)
 
-    def both(*arguments: Any) -> tuple[Scalar, dict[str, Scalar]]:
-        found = fixed[1](*arguments)
+    def both(params: Params) -> tuple[Scalar, dict[str, Any]]:
+        found = fixed[1](params, images, key, *memory)
         return found if isinstance(found, tuple) else (found, {})
 
-    return jax.value_and_grad(both, has_aux=True)(params, images, key)
+    return jax.value_and_grad(both, has_aux=True)(state.params)

@@ -311,7 +311,7 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
         "data.uniform_dequantization=False",
     )
     params, x, key = digits_params(), jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
-    losses = experiment.objective.losses(params, x, key, train=False)
+    losses = experiment.objective.losses(params, x, key)
 
     key_t, key_z = jax.random.split(jax.random.split(key, 3)[1])
     t, _ = experiment.objective.times(key_t, len(x))
@@ -335,12 +335,12 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scoremle.likelihood.by_loss.denoising_loss",
-        lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or jnp.zeros(len(y)),
+        "scoremle.likelihood.by_loss.drawn_loss",
+        lambda noise, sde, y, key, **_: seen.append(np.asarray(y)) or (jnp.zeros(len(y)),) * 3,
     )
     experiment = digits(f"data.uniform_dequantization={dequantize}")
     x = jnp.full((4, 8, 8, 1), 12, jnp.uint8)
-    experiment.objective.losses(None, x, jax.random.key(0), train=True)
+    experiment.objective.loss(None, x, jax.random.key(0))
     (y,) = seen
     if dequantize:
         u = (y + 1) / 2 * 17 - 12
@@ -367,7 +367,7 @@ def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
 
     def loss(noise, sde, y, key, **_):
         used.extend([noise.key, key])
-        return jnp.zeros(len(y))
+        return (jnp.zeros(len(y)),) * 3
 
     def different(count):
         found = {tuple(jax.random.key_data(each).tolist()) for each in [key, *used]}
@@ -376,14 +376,14 @@ def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
     objective = digits("data.uniform_dequantization=True").objective
     x = np.zeros((2, 8, 8, 1), int)
     monkeypatch.setattr(f"{by_loss}.Uniform", Noted)
-    monkeypatch.setattr(f"{by_loss}.denoising_loss", loss)
+    monkeypatch.setattr(f"{by_loss}.drawn_loss", loss)
     monkeypatch.setattr(type(objective.model), "noise", lambda self, params, key: Keyed(key))
-    objective.losses(None, x, key, train=True)
+    objective.loss(None, x, key)
     assert different(3)
     used.clear()
-    monkeypatch.setattr(training, "_quick_bound", lambda *given: used.append(given[-1]) or {})
+    monkeypatch.setattr(training, "_quick_bound", lambda *given: used.append(given[4]) or {})
     monkeypatch.setattr(
-        type(objective), "losses", lambda self, params, x, key, train: used.append(key) or x
+        type(objective), "losses", lambda self, params, x, key: used.append(key) or x
     )
     objective.measure(None, x, key)
     assert different(2)
@@ -393,16 +393,17 @@ def test_dropout_acts_in_training_alone():
     experiment, plain = digits("model.dropout=0.5"), digits()
     x, key = jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
     value, more = experiment.training.loss(digits_params(), x, key)
-    losses = experiment.objective.losses(digits_params(), x, key, train=False)
-    undropped = plain.objective.losses(digits_params(), x, key, train=True)
-    np.testing.assert_allclose(losses, undropped, rtol=1e-6)
+    losses = experiment.objective.losses(digits_params(), x, key)
+    undropped = plain.objective.loss(digits_params(), x, key)[0]
+    np.testing.assert_allclose(losses.mean(), undropped, rtol=1e-6)
     assert abs(value - losses.mean()) > 1e-4
     assert more.keys() == {"loss_std"}
 
 
 def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeypatch):
     bpd = np.array([1.0, 2.0, 4.0, 6.0])
-    monkeypatch.setattr(training, "ByElbo", lambda draws: lambda *_: {"bpd": jnp.asarray(bpd)})
+    found = {"bpd": jnp.asarray(bpd)}
+    monkeypatch.setattr(training, "ByElbo", lambda draws, **_: lambda *_: found)
     images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
     found = training._quick_bound(digits().model, {}, Uniform(), images, jax.random.key(0))
     assert found["bpd"] == bpd.mean()

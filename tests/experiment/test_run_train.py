@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_runs import run
 
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
@@ -22,3 +23,29 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     assert logged["eval_bpd"] == pytest.approx(float(found["bpd"]), rel=1e-5)
     other = jax.jit(training.measure)(state.params, images, key)
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
+    """VDM's network and loss on bin middles: six steps at once, and three and three."""
+    fields = {
+        "model__name": "vdm", "model__nf": 32, "model__num_res_blocks": 1,
+        "model__parameterization": "v", "training__sde": "idode", "training__batch_size": 4,
+        "training__importance_weighting": False, "training__time_density": "learned",
+        "training__accumulate": accumulate, "training__snapshot_sampling": False,
+        "data__bin_middles": True, "data__uniform_dequantization": False,
+        "optim__optimizer": "AdamW", "optim__weight_decay": 0.01,
+    }  # fmt: skip
+    for name, ends in (("whole", [6]), ("parts", [3, 6])):
+        for end in ends:
+            assert run("train", tmp_path / name, **fields, training__n_iters=end) == 0
+    states = []
+    for name in ("whole", "parts"):
+        place = Workdir(tmp_path / name)
+        experiment = build(place.config())
+        states.append(place.restore(experiment.training.template(), None).tree)
+    memory = states[0].memory
+    assert int(states[0].step) == 6 and 0 < float(memory.draws.sum()) < 24
+    assert np.ptp(memory.shares) > 1e-3
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
