@@ -155,7 +155,7 @@ class Objective:
 
     @property
     def memory(self) -> Any:
-        """What the loss learns of its times, before the first step; (): nothing."""
+        """Moments of the loss before the first step, if times are learned from them; else ()."""
         return LossMoments.none() if self.time_density == "learned" else ()
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_data, as_shape, check_count, check_number
+from scoremle.core.arguments import as_data, as_shape, check_count
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import even_times
 from scoremle.numerics import expand, predict
 from scoremle.sampling.ends import at_eps, ends
@@ -185,7 +185,7 @@ def euler_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_number("eps", eps, 0, 1)
+    check_eps(sde, eps)
     check_count("steps", steps)
     n, *_ = shape = as_shape(shape, of_batch=True)
     key_prior, key_steps = split(example_keys(key, n))
