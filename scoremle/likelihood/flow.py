@@ -25,7 +25,7 @@ from scoremle.core.sde import SDE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import expand, sum_over
 from scoremle.solvers.base import Draw, Problem, Solver
-from scoremle.solvers.clock import BentClock
+from scoremle.solvers.jitter import TimeJitter
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
@@ -46,7 +46,7 @@ def flow_log_likelihood(
         noise: the noise prediction eps(x, t).
         sde: what noise is added when.
         x: data.
-        key: draws the probes, and bends the clocks (`BentClock`); one, or one for each example.
+        key: draws the probes and the jitter of times; one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated.
         solver: how the ODE is solved.
@@ -76,20 +76,20 @@ def along_flow(
     """
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(start))
-    bent = BentClock.drawn(keys, *flow.span(eps, start.dtype))
+    jitter = TimeJitter.drawn(keys, *flow.span(eps, start.dtype))
     log_rho = [flow.log_rho(jnp.full(len(start), t, start.dtype)) for t in (eps, 1.0)]
-    clocks, sign = (bent.start, bent.stop), 1
+    clocks, sign = (jitter.start, jitter.stop), 1
     if decode:
         log_rho, clocks, sign = log_rho[::-1], clocks[::-1], -1
 
     def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
         probes = divergence.draw(fold_in(keys, draw), start)
-        clock, speed = bent.at(clock)
+        clock, speed = jitter.at(clock)
         velocity, rates = flow.velocity_and_divergence(clock, u, divergence, probes)
         return velocity * expand(speed, u), rates * speed
 
     def sensitivity(clock: Times, u: Data, rate: Data) -> Data:
-        clock, speed = bent.at(clock)
+        clock, speed = jitter.at(clock)
         return flow.log_density_gradient(clock, u, rate / expand(speed, u))
 
     problem = Problem(field, *clocks, sensitivity, fresh=divergence.random)

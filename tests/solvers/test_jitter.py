@@ -1,4 +1,4 @@
-"""Each example has a clock of its own, bent between ends that stay."""
+"""Each example has times of its own, between ends that stay."""
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +10,35 @@ from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.base import ONE_DRAW
-from scoremle.solvers.clock import MOST, BentClock
+from scoremle.solvers.jitter import MOST, TimeJitter
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.solvers.probability_flow import ProbabilityFlow
 
 
 @pytest.mark.parametrize(("start", "stop"), [(2.0, -3.0), (0.0, 1.0)], ids=["down", "up"])
-def test_the_ends_stay_and_the_middle_moves_by_a_quarter_of_the_bend(start, stop):
-    clock = BentClock(jnp.float32(start), jnp.float32(stop), jnp.asarray([0.1, -0.1, 0.0]))
+def test_the_ends_stay_and_the_middle_moves_by_a_quarter_of_the_amount(start, stop):
+    jitter = TimeJitter(jnp.float32(start), jnp.float32(stop), jnp.asarray([0.1, -0.1, 0.0]))
     for end in (start, stop):
-        np.testing.assert_allclose(clock.at(jnp.full(3, end))[0], end, atol=1e-6)
+        np.testing.assert_allclose(jitter.at(jnp.full(3, end))[0], end, atol=1e-6)
     middle = jnp.full(3, (start + stop) / 2)
-    moved = (clock.at(middle)[0] - middle) / (stop - start)
+    moved = (jitter.at(middle)[0] - middle) / (stop - start)
     np.testing.assert_allclose(moved, [0.025, -0.025, 0], atol=1e-6)
 
 
 def test_the_speed_is_the_derivative():
-    clock = BentClock(jnp.float32(2), jnp.float32(-3), jnp.asarray([0.1, -0.1]))
+    jitter = TimeJitter(jnp.float32(2), jnp.float32(-3), jnp.asarray([0.1, -0.1]))
     for at in (2.0, 1.3, -0.4, -3.0):
         c = jnp.full(2, at)
-        speed = jax.jvp(lambda c: clock.at(c)[0], (c,), (jnp.ones(2),))[1]
-        np.testing.assert_allclose(clock.at(c)[1], speed, rtol=1e-5)
+        speed = jax.jvp(lambda c: jitter.at(c)[0], (c,), (jnp.ones(2),))[1]
+        np.testing.assert_allclose(jitter.at(c)[1], speed, rtol=1e-5)
 
 
-def test_bends_are_even_between_their_limits_and_belong_to_the_example():
+def test_amounts_are_even_between_their_limits_and_belong_to_the_example():
     keys = example_keys(jax.random.key(0), 4000)
-    bend = np.sort(BentClock.drawn(keys, jnp.float32(0), jnp.float32(1)).bend)
-    np.testing.assert_allclose(bend, np.linspace(-MOST, MOST, 4000), atol=0.03 * MOST)
-    some = BentClock.drawn(keys[7:9], jnp.float32(0), jnp.float32(1)).bend
-    every = BentClock.drawn(keys, jnp.float32(0), jnp.float32(1)).bend
+    amounts = np.sort(TimeJitter.drawn(keys, jnp.float32(0), jnp.float32(1)).amount)
+    np.testing.assert_allclose(amounts, np.linspace(-MOST, MOST, 4000), atol=0.03 * MOST)
+    some = TimeJitter.drawn(keys[7:9], jnp.float32(0), jnp.float32(1)).amount
+    every = TimeJitter.drawn(keys, jnp.float32(0), jnp.float32(1)).amount
     np.testing.assert_array_equal(some, every[7:9])
 
 
@@ -82,8 +82,8 @@ def test_a_rate_on_a_bent_clock_tells_the_gradient_of_the_log_density():
 
     ode_log_likelihood(data.noise(sde), sde, x, key, eps=eps, divergence=Exact(), solver=Spy(4))
     start, stop = seen["ends"]
-    bent = BentClock.drawn(example_keys(key, len(x)), start, stop)
-    clock, speed = bent.at(jnp.full(len(x), 0.75 * start + 0.25 * stop))
+    jitter = TimeJitter.drawn(example_keys(key, len(x)), start, stop)
+    clock, speed = jitter.at(jnp.full(len(x), 0.75 * start + 0.25 * stop))
     t = sde.time_of_log_snr(3 * jnp.sinh(clock))
     rho, u = jnp.exp(flow.log_rho(t))[:, None], seen["u"]
     gradient = -rho * data.noise(sde)(rho * u, t) / sde.sigma(t)[:, None]

@@ -1,8 +1,8 @@
-"""A clock for each example: at the same steps of a solver, each example is at a time of its own.
+"""A jitter of times: at the same steps of a solver, each example is at a time of its own.
 
 A network may be rough in time. If all examples were evaluated at the same times, their errors
-would have one sign, which a mean keeps, and would be small or large by luck. So the clock of each
-example is bent at random between fixed ends.
+would have one sign, which a mean keeps, and would be small or large by luck. So the times of each
+example are moved at random between fixed ends, by a smooth map of the solver's clock c.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from scoremle.core.keys import draw, fold_in
 from scoremle.types import Keys, Times
 
-__all__ = ["BentClock"]
+__all__ = ["TimeJitter"]
 
 # This moves the middle of 32 even steps by at most 0.4 of one. The error of a smooth field is less
 # than a tenth larger.
@@ -24,20 +24,20 @@ DRAW = np.uint32(2**32 - 1)
 
 
 @dataclass(frozen=True)
-class BentClock:
-    """c + bend (c - start) (stop - c) / (stop - start), which is ``start`` and ``stop`` there."""
+class TimeJitter:
+    """The map c + amount (c - start) (stop - c) / (stop - start), which keeps both ends."""
 
     start: Float[Array, ""]
     stop: Float[Array, ""]
-    bend: Float[Array, " b"]
+    amount: Float[Array, " b"]
 
     @classmethod
-    def drawn(cls, keys: Keys, start: Float[Array, ""], stop: Float[Array, ""]) -> "BentClock":
-        """Draws the clock of each example by its key, between these ends."""
+    def drawn(cls, keys: Keys, start: Float[Array, ""], stop: Float[Array, ""]) -> "TimeJitter":
+        """Draws the amount of each example by its key."""
         keys = fold_in(keys, DRAW)
         return cls(start, stop, draw(jax.random.uniform, keys, (), start.dtype, -MOST, MOST))
 
     def at(self, clock: Times) -> tuple[Times, Times]:
-        """The bent clock of each example, and its derivative."""
+        """The clock of each example after the jitter, and its derivative."""
         part = (clock - self.start) / (self.stop - self.start)
-        return clock + self.bend * part * (self.stop - clock), 1 + self.bend * (1 - 2 * part)
+        return clock + self.amount * part * (self.stop - clock), 1 + self.amount * (1 - 2 * part)
