@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 
 import scoremle
 from scoremle.core.betas import betas
-from scoremle.core.prediction import CONDITIONINGS
+from scoremle.core.prediction import TIME_INPUTS
 from scoremle.core.schedules import Cosine, Discrete, KarrasSigma, LinearLogSNR
 from scoremle.core.sde import SDE
 from scoremle.data.readers.digits import load_digits
@@ -41,8 +41,8 @@ SDES = {
     "straight": (SDE("straight", LinearLogSNR(-18.0, 13.3), 1.0), 1e-5),
 }
 POINTS = scoremle.Pixels.of_points
-TOWARDS_DATA = {"prediction": "-u", "conditioning": "alpha"}
-TOWARDS_NOISE = {"prediction": "u", "conditioning": "sigma"}
+TOWARDS_DATA = {"prediction": "-u", "time_input": "alpha"}
+TOWARDS_NOISE = {"prediction": "u", "time_input": "sigma"}
 STANDARD = scoremle.Affine(np.full(3, 5.0), np.full(3, 0.1))
 
 
@@ -51,7 +51,7 @@ class Declared:
     """A declaration of a network."""
 
     prediction: str
-    conditioning: str
+    time_input: str
     scaling: scoremle.Pixels | scoremle.Affine | None = None
 
 
@@ -76,18 +76,18 @@ def subjects() -> list[Subject]:
         ("moons", "edm", 300, ("edm", "c_noise"), {"prediction": "eps"}),
         ("mixture", "cosine", 300, ("v", "log_snr"), {"prediction": "eps"}),
         ("mixture", "straight", 300, ("-u", "alpha"), {"prediction": "u"}),
-        ("mixture", "linear", 300, ("eps", "step"), {"conditioning": "time"}),
+        ("mixture", "linear", 300, ("eps", "step"), {"time_input": "time"}),
         ("mixture", "vp", 100, ("x_0", "time_999"), {"prediction": "eps"}),
         ("shifted", "subvp", 300, ("score", "time"), {"prediction": "eps"}),
-        ("shifted", "vp", 1000, ("v", "log_snr"), {"conditioning": "time_999"}),
-        ("shifted", "edm", 300, ("edm", "c_noise"), {"conditioning": "sigma"}),
+        ("shifted", "vp", 1000, ("v", "log_snr"), {"time_input": "time_999"}),
+        ("shifted", "edm", 300, ("edm", "c_noise"), {"time_input": "sigma"}),
         ("narrow", "linear", 300, ("eps", "step", STANDARD), {"scaling": None}),
         ("digits", "linear", 300, ("eps", "step", grid), {"prediction": "v"}),
         ("digits", "vp", 1000, ("eps", "time", grid), {"scaling": scoremle.Pixels(17)}),
         ("digits", "straight", 1000, ("u", "sigma", grid), {"scaling": scoremle.Pixels(17)}),
         ("digits", "cosine", 300, ("v", "time", POINTS(17, 0, 1)), {"scaling": grid}),
         ("digits", "edm", 300, ("edm", "c_noise", grid), {"prediction": "x_0"}),
-        ("smooth", "linear", 300, ("v", "step", tinted), {"conditioning": "log_snr"}),
+        ("smooth", "linear", 300, ("v", "step", tinted), {"time_input": "log_snr"}),
         ("smooth", "straight", 300, ("-u", "alpha", tinted), TOWARDS_NOISE),
         ("smooth", "subvp", 100, ("eps", "time", tinted), {"scaling": POINTS(256, 0, 1)}),
     )
@@ -206,7 +206,7 @@ def batches_of(subject: Subject, rng: np.random.Generator, seed: int) -> Iterato
         prediction = subject.truth.prediction
         shown = x / both if prediction == "edm" else x
         weight = sigma**2 if prediction == "score" else jnp.ones_like(sigma)
-        yield shown, CONDITIONINGS[subject.truth.conditioning](sde, t), target[prediction], weight
+        yield shown, TIME_INPUTS[subject.truth.time_input](sde, t), target[prediction], weight
 
 
 def times(sde: str, u: np.ndarray, eps: float) -> jax.Array:
@@ -227,7 +227,7 @@ def network_of(subject: Subject, seed: int) -> Partial:
     """Trained from this seed."""
     sde, eps = SDES[subject.sde]
     rng, optimizer = np.random.default_rng(seed), adam()
-    tell = CONDITIONINGS[subject.truth.conditioning]
+    tell = TIME_INPUTS[subject.truth.time_input]
     ends = np.asarray(tell(sde, jnp.asarray([eps, 1.0])))
     params = first_params(data_of(subject.data, 1, seed).shape[1:], ends, rng)
     state = optimizer.init(params)
@@ -245,7 +245,7 @@ def adam() -> optax.GradientTransformation:
 def model_of(network: Partial, subject: Subject, declared: Declared) -> scoremle.ScoreModel:
     sde, eps = SDES[subject.sde]
     noise = scoremle.noise_fn(
-        network, sde, prediction=declared.prediction, conditioning=declared.conditioning
+        network, sde, prediction=declared.prediction, time_input=declared.time_input
     )
     shape, scaling = data_of(subject.data, 1, 0).shape[1:], declared.scaling
     if isinstance(scaling, scoremle.Pixels):
@@ -256,7 +256,7 @@ def model_of(network: Partial, subject: Subject, declared: Declared) -> scoremle
 def remedies(truth: Declared, declared: Declared) -> list[str]:
     """The words that lines must have where another than the truth is declared."""
     words = []
-    for name in ("prediction", "conditioning"):
+    for name in ("prediction", "time_input"):
         if getattr(truth, name) != getattr(declared, name):
             words.append(f"say {name}={getattr(truth, name)!r}")
     if isinstance(truth.scaling, scoremle.Pixels) and truth.scaling != declared.scaling:
@@ -286,7 +286,7 @@ def main() -> None:
         lacking = remedies(subject.truth, subject.wrong)
         found = all(any(words in line for line in wrong) for words in lacking)
         alarms, named = alarms + alarm, named + found
-        told = f"{subject.truth.prediction}, told {subject.truth.conditioning}"
+        told = f"{subject.truth.prediction}, told {subject.truth.time_input}"
         rows.append((
             subject.data, subject.sde, told, str(subject.steps), "FALSE ALARM" if alarm else "-",
             "; ".join(lacking).replace("say ", ""), "yes" if found else "NO",

@@ -57,12 +57,12 @@ def unet() -> torch.nn.Module:
 def models(network: torch.nn.Module) -> dict[str, scoremle.ScoreModel]:
     pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
     native = from_diffusers(pipeline)
-    noise = scoremle.noise_fn(native.noise.network, SDE, conditioning="log_snr")
+    noise = scoremle.noise_fn(native.noise.network, SDE, time_input="log_snr")
     found = {"in JAX": replace(native, noise=noise, sde=SDE, eps=EPS)}
     for by in ("torchax", "torch"):
         if by == "torch" or find_spec(by):
             found[f'by="{by}"'] = from_module(
-                Told(network), schedule=SDE, shape=native.shape, conditioning="log_snr", eps=EPS,
+                Told(network), schedule=SDE, shape=native.shape, time_input="log_snr", eps=EPS,
                 by=by,
             )  # fmt: skip
     return found

@@ -23,7 +23,7 @@ Images = Float[AnyArray, "b _h _w _c"]
 IntImages = Integer[AnyArray, "b *d"]
 # Times, or what an SDE has at times; where each dimension has its own, the data's axes follow.
 Times = Float[AnyArray, "..."]
-# What a network is told about times: integers where it knows whole steps alone.
+# A network's input for the times: integers where it takes whole steps alone.
 Labels = Float[AnyArray, "..."] | Integer[AnyArray, "..."]
 PerExample = Float[Array, " b"]
 # A number, or what stands for it in a compiled function.

@@ -201,7 +201,7 @@ TABLE = [
                 "condition": CONDITION}),
     ("load", {"checkpoint": ("3", 2.5, -1)}),
     ("Scorer", {"passes": COUNT, "seed": SEED, "batch_size": COUNT}),
-    ("noise_fn", {"prediction": WORD, "conditioning": WORD, "sigma_data": POSITIVE}),
+    ("noise_fn", {"prediction": WORD, "time_input": WORD, "sigma_data": POSITIVE}),
     ("Pixels", {"levels": (*COUNT, 1, 2**16 + 1), "low": (*NUMBER, 1.0), "high": (*NUMBER, -1.0)}),
     ("bits_per_dim", {"dims": COUNT}),
     ("of_passes", {"dims": COUNT}),

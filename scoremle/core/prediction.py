@@ -13,10 +13,10 @@ network may predict instead
     edm      F = (x_0 - c_skip y) / c_out of y = x / alpha, where the network sees c_in y
              (Karras et al., arXiv 2206.00364, table 1)
 
-All are exact, for any alpha and sigma, in a form whose large terms have cancelled. What the
-network is told about t is another choice: ``CONDITIONINGS``. The published networks are told
-999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between the
-steps of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
+All are exact, for any alpha and sigma, in a form whose large terms have cancelled. A
+network's label for t, its time input, is another choice: ``TIME_INPUTS``. The published networks
+get 999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between
+the steps of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
 cheaper for it (docs/math.md). A network that reads t from a table knows whole steps alone
 (``BetweenSteps``).
 """
@@ -41,28 +41,28 @@ from scoremle.numerics import as_pytree, expand, output_like, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
-    "BETWEEN_REMEDY", "CONDITIONINGS", "PREDICTIONS", "Between", "Conditioned", "Conditioning",
-    "NetworkNoise", "RangedNoise", "as_condition", "conditioned", "data_of", "noise_fn", "rows_of",
-    "score_of",
+    "BETWEEN_REMEDY", "PREDICTIONS", "TIME_INPUTS", "Between", "Conditioned", "NetworkNoise",
+    "RangedNoise", "TimeInput", "as_condition", "conditioned", "data_of", "noise_fn", "rows_of",
+    "score_of", "time_input_of",
 ]  # fmt: skip
 
 LABEL_SCALE = 999.0
 BETWEEN_REMEDY = "between='interpolate' mixes the outputs of the two steps on either side"
 
 Between = Literal["interpolate"]
-# (sde, t) -> what the network is told about t
-Conditioning = Callable[[SDE, Times], Times]
+# (sde, t) -> the label that the network gets for t
+TimeInput = Callable[[SDE, Times], Times]
 
 
 def _steps(sde: SDE, t: Times) -> Times:
     if not hasattr(sde.schedule, "label"):
         raise UserError(
-            f"conditioning 'step' is of a Discrete schedule, not {type(sde.schedule).__name__}"
+            f"time_input 'step' is of a Discrete schedule, not {type(sde.schedule).__name__}"
         )
     return sde.schedule.label(t)
 
 
-CONDITIONINGS: dict[str, Conditioning] = {
+TIME_INPUTS: dict[str, TimeInput] = {
     "time": lambda sde, t: t,
     "time_999": lambda sde, t: LABEL_SCALE * t,
     "step": _steps,
@@ -71,6 +71,12 @@ CONDITIONINGS: dict[str, Conditioning] = {
     "log_snr": lambda sde, t: sde.log_snr(t),
     "c_noise": lambda sde, t: -sde.log_snr(t) / 8,  # log(sigma / alpha) / 4
 }
+
+
+def time_input_of(choice: str | TimeInput) -> TimeInput:
+    """The function of a time input that is given by its name, or itself."""
+    return TIME_INPUTS[choice] if isinstance(choice, str) else choice
+
 
 # (output, x, alpha, sigma) -> the noise prediction
 PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
@@ -132,13 +138,12 @@ class NetworkNoise:
     network: Callable[..., Data] = field(repr=False)
     sde: SDE
     prediction: str = field(metadata={"static": True})
-    conditioning: str | Conditioning = field(metadata={"static": True})
+    time_input: str | TimeInput = field(metadata={"static": True})
     sigma_data: float = field(metadata={"static": True})
 
     def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
         alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-        told = self.conditioning
-        label = (CONDITIONINGS[told] if isinstance(told, str) else told)(self.sde, t)
+        label = time_input_of(self.time_input)(self.sde, t)
         given = () if condition is None else (condition,)
         if self.prediction != "edm":
             output = output_like(x, self.network(x, label, *given), self.network)
@@ -186,7 +191,7 @@ def noise_fn(
     sde: SDE,
     *,
     prediction: str = "eps",
-    conditioning: str | Conditioning = "log_snr",
+    time_input: str | TimeInput = "log_snr",
     between: Between | None = None,
     sigma_data: float = 0.5,
 ) -> NetworkNoise:
@@ -199,7 +204,7 @@ def noise_fn(
         sde: what noise is added when.
         prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u"
             or "edm".
-        conditioning: what its label is: "time", "time_999", "step" (the number of a discrete
+        time_input: its label for t: "time", "time_999", "step" (the number of a discrete
             schedule's step), "alpha", "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a
             function of (sde, t).
         between: "interpolate" for a network that knows whole steps alone, as one with a table of
@@ -207,7 +212,7 @@ def noise_fn(
             None: its label is any number.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
 
-    Raises UserError for another prediction, conditioning or ``between``, for ``between`` without
+    Raises UserError for another prediction, time_input or ``between``, for ``between`` without
     the steps of a discrete schedule as labels, and for a sigma_data that is not above 0.
 
     Example:
@@ -219,19 +224,19 @@ def noise_fn(
         1.0000
     """
     check_choice("prediction", prediction, (*PREDICTIONS, "edm"))
-    if not callable(conditioning):
-        check_choice("conditioning", conditioning, CONDITIONINGS)
+    if not callable(time_input):
+        check_choice("time_input", time_input, TIME_INPUTS)
     check_number("sigma_data", sigma_data, above=0)
     network = as_pytree(network)
     if between is not None:
-        network = BetweenSteps(network, _count_of_steps(sde, conditioning, between))
-    return NetworkNoise(network, sde, prediction, conditioning, sigma_data)
+        network = BetweenSteps(network, _count_of_steps(sde, time_input, between))
+    return NetworkNoise(network, sde, prediction, time_input, sigma_data)
 
 
-def _count_of_steps(sde: SDE, conditioning: str | Conditioning, between: str) -> int:
+def _count_of_steps(sde: SDE, time_input: str | TimeInput, between: str) -> int:
     check_choice("between", between, ("interpolate",))
-    if conditioning != "step" or not hasattr(sde.schedule, "steps"):
-        raise UserError("between is of networks with conditioning='step' of a Discrete schedule")
+    if time_input != "step" or not hasattr(sde.schedule, "steps"):
+        raise UserError("between is of networks with time_input='step' of a Discrete schedule")
     return sde.schedule.steps
 
 

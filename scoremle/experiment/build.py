@@ -244,9 +244,9 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         )
     if config.eval.label:
         raise UserError(f"eval.label={config.eval.label} is for models of classes: unset it")
-    prediction, conditioning = _reading(config)
+    prediction, time_input = _reading(config)
     network = choose(NETWORKS, config.model.name, "network (model.name)")(
-        config, conditioning == "sigma"
+        config, time_input == "sigma"
     )
     sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
     for section in ("training", "sampling"):
@@ -254,7 +254,7 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
     return NetworkSpec(
         network=network.clone(dtype=choose(DTYPES, config.model.dtype, "model.dtype")),
         prediction=prediction,
-        conditioning=conditioning,
+        time_input=time_input,
         sde=sde,
         eps=config.training.smallest_time,
         shape=images.shape,

@@ -60,12 +60,12 @@ class _Spec:
 class NetworkSpec(_Spec):
     """Model of a network that configs name.
 
-    ``prediction`` and ``conditioning`` are those of ``noise_fn``.
+    ``prediction`` and ``time_input`` are those of ``noise_fn``.
     """
 
     network: nn.Module
     prediction: str
-    conditioning: str
+    time_input: str
 
     @property
     def precision(self) -> str:
@@ -93,7 +93,7 @@ class NetworkSpec(_Spec):
                 rngs = {"dropout": dropout}
                 return self.network.apply({"params": params}, x, labels, train=True, rngs=rngs)
         return noise_fn(
-            apply, self.sde, prediction=self.prediction, conditioning=self.conditioning
+            apply, self.sde, prediction=self.prediction, time_input=self.time_input
         )
 
     def model(self, params: Params) -> ScoreModel:
@@ -112,7 +112,9 @@ class NetworkSpec(_Spec):
             if field.name not in ("parent", "name", "dtype", "remat")
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
-        return describe(vars(self) | {"network": network})
+        record = vars(self) | {"network": network}
+        record["conditioning"] = record.pop("time_input")  # its name in files
+        return describe(record)
 
 
 @dataclass(frozen=True)

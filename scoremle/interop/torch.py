@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from scoremle.core.arguments import as_array, as_shape, check_choice
 from scoremle.core.betas import betas
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import CONDITIONINGS, Between, Conditioning, noise_fn
+from scoremle.core.prediction import TIME_INPUTS, Between, TimeInput, noise_fn, time_input_of
 from scoremle.core.schedules import (
     Discrete,
     GeometricSigma,
@@ -52,7 +52,7 @@ def from_module(
     schedule: str | Schedule | SDE,
     shape: tuple[int, ...],
     prediction: str = "eps",
-    conditioning: str | Conditioning | None = None,
+    time_input: str | TimeInput | None = None,
     between: Between | None = None,
     pixels: Pixels | None = None,
     eps: float | None = None,
@@ -72,7 +72,7 @@ def from_module(
         shape: of one example, (h, w, c) or (d,).
         prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u" or
             "edm".
-        conditioning: what its label is: "step", "time", "time_999", "alpha", "sigma", "log_snr",
+        time_input: its label for t: "step", "time", "time_999", "alpha", "sigma", "log_snr",
             "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
         between: "interpolate" for a module that knows whole steps alone, as one with a table of
             times (``nn.Embedding``) does, or with labels that it makes integers: it gets integers,
@@ -86,27 +86,27 @@ def from_module(
     A module that turns out to know whole steps alone is named in a warning.
 
     Raises UserError for a module that can't be used, whatever is wrong with it; for a schedule,
-    prediction, conditioning, ``between`` or shape that there is not; and where PyTorch is not
+    prediction, time_input, ``between`` or shape that there is not; and where PyTorch is not
     installed.
     """
     network_of = _with_torch(module)
     if by is not None:
         check_choice("by", by, ("torchax", "torch"))
     sde = _sde(schedule)
-    if conditioning is None and not isinstance(sde.schedule, Discrete):
+    if time_input is None and not isinstance(sde.schedule, Discrete):
         raise UserError(
-            "say what the module is told about t: conditioning is a function of (sde, t), or one"
-            f" of {', '.join(CONDITIONINGS)}"
+            "say what the label of the module is: time_input is a function of (sde, t), or one"
+            f" of {', '.join(TIME_INPUTS)}"
         )
-    told = conditioning or "step"
+    label_is = time_input or "step"
     as_noise = partial(
-        noise_fn, sde=sde, prediction=prediction, conditioning=told, between=between
+        noise_fn, sde=sde, prediction=prediction, time_input=label_is, between=between
     )
     as_noise(module)
-    x, label = _examples(sde, told, as_shape(shape))
+    x, label = _examples(sde, label_is, as_shape(shape))
     given = () if condition is None else (_rows(condition, len(x)),)
     label = label if between is None else label.astype(np.int32)
-    steps = told == "step" and between is None
+    steps = label_is == "step" and between is None
     noise = as_noise(network_of(module, x, label, *given, by=by, steps=steps))
     first = sde.schedule.eps if isinstance(sde.schedule, Discrete) else EPS
     return ScoreModel(noise, sde, first if eps is None else eps, shape, pixels)
@@ -139,7 +139,7 @@ def from_edm(
     """
     return from_module(
         denoiser, schedule=KarrasSigma(sigma_min, sigma_max), shape=shape,
-        prediction="x_0", conditioning="sigma", pixels=pixels, condition=condition, by=by,
+        prediction="x_0", time_input="sigma", pixels=pixels, condition=condition, by=by,
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def from_velocity(
     prior_std = 1 / (1 + math.exp(log_snr[0] / 2))  # of the noise where the path is cut
     return from_module(
         velocity, schedule=SDE("straight", schedule, prior_std), shape=shape,
-        prediction="-u" if data_at else "u", conditioning="alpha" if data_at else "sigma",
+        prediction="-u" if data_at else "u", time_input="alpha" if data_at else "sigma",
         pixels=pixels, condition=condition, by=by,
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def from_azula(
     ends = (float(times.log_snr[0]), float(times.log_snr[-1]))
     return from_module(
         Mean(denoiser), schedule=LinearLogSNR(*ends), shape=shape, prediction="x_0",
-        conditioning=times, pixels=pixels, by=by,
+        time_input=times, pixels=pixels, by=by,
     )  # fmt: skip
 
 
@@ -277,16 +277,15 @@ def _sde(schedule: str | Schedule | SDE) -> SDE:
 
 
 def _examples(
-    sde: SDE, conditioning: str | Conditioning, shape: tuple[int, ...]
+    sde: SDE, time_input: str | TimeInput, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two examples of the module's input, and of its time input."""
     if len(shape) not in (1, 3):
         raise UserError(f"shape must be (h, w, c) of images or (d,) of vectors, not {shape}")
-    tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning
     t = jnp.asarray([0.3, 0.7])
     z = jnp.asarray(np.random.default_rng(0).normal(size=(len(t), *shape)), jnp.float32)
     x = expand(jnp.hypot(sde.alpha(t) / 2, sde.sigma(t)), z) * z
-    return np.asarray(x), np.asarray(tell(sde, t))
+    return np.asarray(x), np.asarray(time_input_of(time_input)(sde, t))
 
 
 def _rows(condition: ArrayLike | Sequence[float], n: int) -> np.ndarray:

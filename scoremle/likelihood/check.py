@@ -26,12 +26,13 @@ from scoremle.core.bijectors import Affine, Bijector
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import (
     BETWEEN_REMEDY,
-    CONDITIONINGS,
+    TIME_INPUTS,
     Conditioned,
-    Conditioning,
     NetworkNoise,
     RangedNoise,
+    TimeInput,
     noise_fn,
+    time_input_of,
 )
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
@@ -71,7 +72,7 @@ class Reading:
     """A way to feed a network, and a meaning of its output."""
 
     prediction: str
-    conditioning: str | Conditioning
+    time_input: str | TimeInput
     scaling: Scaling
 
     def changes(self, other: "Reading") -> int:
@@ -143,7 +144,7 @@ class _Trial:
             noise = Conditioned(noise, jax.tree.map(lambda row: row[:count], condition))
         self.sde, self.eps, self.dims = sde, eps, dims
         self.noise, self.known = _record_of(noise, sde)
-        self.declared = Reading(self.noise.prediction, self.noise.conditioning, scaling)
+        self.declared = Reading(self.noise.prediction, self.noise.time_input, scaling)
         self.likely = dict.fromkeys((self.declared.prediction, *LIKELY[sde.kernel]))
         self.measured = np.asarray(data[:count])
         self.others = np.asarray(data[count : count + max(OTHERS, OTHER_NUMBERS // dims)])
@@ -153,10 +154,9 @@ class _Trial:
     def times(self, log_snr: Float[np.ndarray, " k"]) -> Times:
         return jnp.clip(self.sde.time_of_log_snr(jnp.asarray(log_snr)), self.eps, 1.0)
 
-    def labels(self, conditioning: str | Conditioning, t: Times) -> Times:
+    def labels(self, time_input: str | TimeInput, t: Times) -> Times:
         """The labels that the network gets at these times."""
-        tell = CONDITIONINGS[conditioning] if isinstance(conditioning, str) else conditioning
-        return tell(self.sde, t)
+        return time_input_of(time_input)(self.sde, t)
 
     def best(self) -> tuple[Reading, Errors, list[str]]:
         """The reading that the network was trained for, as it seems, its errors, and a line if it
@@ -180,7 +180,7 @@ class _Trial:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = jnp.hypot(sigma, self.noise.sigma_data * alpha) if scaled else jnp.ones_like(alpha)
         measured, others = (_scaled(x, way.scaling) for x in (self.measured, self.others))
-        nodes = Node(alpha, sigma, self.labels(way.conditioning, t), scale)
+        nodes = Node(alpha, sigma, self.labels(way.time_input, t), scale)
         found = errors_of(self.noise.network, measured, others, nodes, self.noise.sigma_data)
         return {
             replace(way, prediction=name): found[name]
@@ -192,9 +192,9 @@ class _Trial:
         """Yields readings of the network with one thing changed."""
         old, has_steps = self.declared, isinstance(self.sde.schedule, Discrete)
         # Steps first: 999 t is so near them that it may be as good.
-        for name in dict.fromkeys(("step", *CONDITIONINGS)) if self.known else ():
-            if name != old.conditioning and (name != "step" or has_steps):
-                yield replace(old, conditioning=name)
+        for name in dict.fromkeys(("step", *TIME_INPUTS)) if self.known else ():
+            if name != old.time_input and (name != "step" or has_steps):
+                yield replace(old, time_input=name)
         if isinstance(old.scaling, Pixels):
             spread = (old.scaling.low, old.scaling.high) in RANGES
             kinds: list[Callable[..., Pixels]] = [Pixels.of_points, Pixels]
@@ -243,9 +243,9 @@ class _Trial:
             return False
 
         def moved(sde: SDE, t: Times) -> Times:
-            return self.labels(reading.conditioning, _within_steps(sde, t))
+            return self.labels(reading.time_input, _within_steps(sde, t))
 
-        way = replace(reading, conditioning=moved)
+        way = replace(reading, time_input=moved)
         same = errors.own == self.as_fed(way, reading.prediction == "edm")[way].own
         return bool(same[::2].all() and not same[1::2].any())
 
@@ -259,12 +259,12 @@ class _Trial:
                 f" {new.prediction}: say"
                 f" prediction={new.prediction!r}{ends.get(new.prediction, '')}"
             )
-        if new.conditioning != old.conditioning:
+        if new.time_input != old.time_input:
             t = self.times(self.log_snr)
-            like, declared = (_ends(self.labels(way.conditioning, t)) for way in (new, old))
+            like, declared = (_ends(self.labels(way.time_input, t)) for way in (new, old))
             yield (
                 f"labels look like {like}; declared are {declared}: say"
-                f" conditioning={new.conditioning!r}"
+                f" time_input={new.time_input!r}"
             )
         if new.scaling == old.scaling:
             return
@@ -316,7 +316,7 @@ def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
         return noise.noise, True
     if isinstance(noise, NetworkNoise):
         return noise, True
-    return noise_fn(noise, sde, conditioning="time"), False
+    return noise_fn(noise, sde, time_input="time"), False
 
 
 def _within_steps(sde: SDE, t: Times) -> Times:

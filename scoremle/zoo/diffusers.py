@@ -138,7 +138,7 @@ def assembled(
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
-        prediction=PREDICTIONS[fields["prediction_type"]], conditioning="step",
+        prediction=PREDICTIONS[fields["prediction_type"]], time_input="step",
     )  # fmt: skip
     return published_model(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps,

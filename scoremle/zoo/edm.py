@@ -24,7 +24,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
-from scoremle.core.prediction import Conditioning, RangedNoise, noise_fn
+from scoremle.core.prediction import RangedNoise, TimeInput, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.devices import check_room, placed
@@ -61,7 +61,7 @@ class Preconditioning:
     sde: SDE
     eps: float
     prediction: str
-    conditioning: str | Conditioning
+    time_input: str | TimeInput
     sigma_data: float = SIGMA_DATA
     sign: float = 1.0
     ranged: bool = False
@@ -174,7 +174,7 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Score
     made = make(fields, state, how.ranged)
     noise = noise_fn(
         Partial(made.apply, placed(made.params)), how.sde,
-        prediction=how.prediction, conditioning=how.conditioning, sigma_data=how.sigma_data,
+        prediction=how.prediction, time_input=how.time_input, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]
     return published_model(

@@ -79,7 +79,7 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
     prediction = noise_fn(
         Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
-        conditioning=RescaledStep() if flags.get("rescale_timesteps") else "step",
+        time_input=RescaledStep() if flags.get("rescale_timesteps") else "step",
     )  # fmt: skip
     noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)

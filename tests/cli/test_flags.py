@@ -176,7 +176,7 @@ def test_a_name_in_upper_case_means_the_same_network():
     )  # fmt: skip
     flags = [f"--config.{value}" for value in values]
     experiment = build(parse("configs/digits.py", *flags).config, levels=17)
-    assert experiment.model.conditioning == "log_snr"
+    assert experiment.model.time_input == "log_snr"
     assert experiment.training.config.data.on_device == "false"
     assert experiment.config["model"]["embedding"] == "log_snr"
     assert experiment.model.network.embedding_type == "fourier"

@@ -1,4 +1,4 @@
-"""What networks predict and are told about t: round trips on a Gaussian, and one program for all.
+"""Predictions and time inputs of networks: round trips on a Gaussian, and one program for all.
 
 The targets are written here from their definitions, in float64.
 """
@@ -10,7 +10,7 @@ import pytest
 from helpers.oracles import SDES, Gaussian, log_snr64, schedule64
 from jax.tree_util import Partial
 
-from scoremle.core.prediction import CONDITIONINGS, PREDICTIONS, noise_fn, score_of
+from scoremle.core.prediction import PREDICTIONS, TIME_INPUTS, noise_fn, score_of
 from scoremle.core.schedules import Cosine, Discrete, LinearLogSNR
 from scoremle.core.sde import SDE, VP
 
@@ -74,7 +74,7 @@ def test_edms_noise_keeps_its_digits_near_the_data():
     np.testing.assert_allclose(noise(jnp.asarray(x, jnp.float32), t), eps, rtol=3e-6)
 
 
-@pytest.mark.parametrize("told", CONDITIONINGS)
+@pytest.mark.parametrize("told", TIME_INPUTS)
 def test_what_the_network_is_told(told):
     betas = np.linspace(1e-3, 0.2, 50)
     sde = SDE("vp", Discrete.of_betas(betas), 1.0)
@@ -90,7 +90,7 @@ def test_what_the_network_is_told(told):
         "c_noise": np.log(np.sqrt(1 / alpha_bar - 1)) / 4,
     }[told]
     seen = []
-    noise = noise_fn(lambda x, label: seen.append(label) or x, sde, conditioning=told)
+    noise = noise_fn(lambda x, label: seen.append(label) or x, sde, time_input=told)
     noise(jnp.zeros((4, 2)), jnp.asarray(t, jnp.float32))
     np.testing.assert_allclose(seen[0][jnp.asarray([0, 1, 3])], expected, rtol=1e-4, atol=1e-4)
     if told == "step":
@@ -106,14 +106,14 @@ def test_between_two_whole_steps_outputs_are_mixed():
         assert jnp.issubdtype(label.dtype, jnp.integer)
         return rows[label][:, None] + shift
 
-    noise = noise_fn(network, sde, conditioning="step", between="interpolate")
+    noise = noise_fn(network, sde, time_input="step", between="interpolate")
     label, shift = np.array([-0.5, 0.0, 0.9, 1.0, 1.25, 2.0, 2.5]), jnp.arange(7.0)[:, None]
     found = noise(jnp.zeros((7, 1)), jnp.asarray((label + 1) / 3), shift)
     np.testing.assert_allclose((found - shift)[:, 0], [0, 0, 9, 10, 15, 30, 30], atol=1e-4)
 
 
 def test_a_function_may_tell_the_network():
-    noise = noise_fn(lambda x, label: x * label[:, None], VP(), conditioning=twice)
+    noise = noise_fn(lambda x, label: x * label[:, None], VP(), time_input=twice)
     found = noise(jnp.ones((2, 1)), jnp.asarray([0.1, 0.3]))
     np.testing.assert_allclose(found[:, 0], [0.2, 0.6], rtol=1e-6)
 
@@ -129,7 +129,7 @@ def test_noise_and_score_are_views_of_each_other(name):
     score = score_of(noise, sde)(x, t)
     sigma = schedule64(sde, np.asarray(t))[1][:, None]
     np.testing.assert_allclose(score, -noise(x, t) / sigma, rtol=1e-5)
-    again = noise_fn(score_of(noise, sde), sde, prediction="score", conditioning="time")
+    again = noise_fn(score_of(noise, sde), sde, prediction="score", time_input="time")
     np.testing.assert_allclose(again(x, t), noise(x, t), rtol=1e-5)
 
 
@@ -157,13 +157,13 @@ def test_two_models_of_one_architecture_are_one_program():
 
     x, t = jnp.ones((2, 3)), jnp.asarray([0.2, 0.6])
     for seed in (0, 1):
-        params, noise = model(seed, prediction="v", conditioning="time")
+        params, noise = model(seed, prediction="v", time_input="time")
         alpha, sigma = noise.sde.alpha(t)[:, None], noise.sde.sigma(t)[:, None]
         expected = alpha * apply(params, x, t) + sigma * x
         np.testing.assert_allclose(run(noise, x, t), expected, rtol=1e-5)
     assert len(traced) == 1
-    run(model(0, prediction="u", conditioning="time")[1], x, t)
-    run(model(0, prediction="v", conditioning="log_snr")[1], x, t)
+    run(model(0, prediction="u", time_input="time")[1], x, t)
+    run(model(0, prediction="v", time_input="log_snr")[1], x, t)
     assert len(traced) == 3
 
 
@@ -190,7 +190,7 @@ def test_a_condition_is_passed_on():
     ("how", "words"),
     [
         ({"prediction": "V"}, "one of eps, score, x_0, v, u, unit_u, -u, edm, not 'V'"),
-        ({"conditioning": "gamma"}, "one of time, time_999, step, .* not 'gamma'"),
+        ({"time_input": "gamma"}, "one of time, time_999, step, .* not 'gamma'"),
     ],
 )
 def test_unknown_choices_are_refused(how, words):
@@ -200,7 +200,7 @@ def test_unknown_choices_are_refused(how, words):
 
 def test_steps_are_those_of_a_discrete_schedule():
     with pytest.raises(ValueError, match="of a Discrete schedule, not LinearBeta"):
-        noise_fn(lambda x, label: x, VP(), conditioning="step")(jnp.ones((1, 1)), jnp.ones(1))
+        noise_fn(lambda x, label: x, VP(), time_input="step")(jnp.ones((1, 1)), jnp.ones(1))
 
 
 @pytest.mark.parametrize(("path", "kernel", "prediction"),

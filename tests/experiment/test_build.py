@@ -196,7 +196,7 @@ def test_the_geometric_ve_conditions_on_sigma():
 )
 def test_what_networks_predict_and_are_told(fields, expected):
     model = digits(*fields).model
-    assert (model.prediction, model.conditioning) == expected
+    assert (model.prediction, model.time_input) == expected
 
 
 def test_a_network_that_predicts_v_gives_the_noise():

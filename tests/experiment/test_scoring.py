@@ -55,7 +55,7 @@ def levels():
 
 def misread():
     network = lambda x, label: noise(x, (label + 1) / 40)
-    wrong = scoremle.noise_fn(network, SDE, prediction="v", conditioning="step")
+    wrong = scoremle.noise_fn(network, SDE, prediction="v", time_input="step")
     return dataclasses.replace(plain(), noise=wrong)
 
 def ranged():
@@ -63,7 +63,7 @@ def ranged():
         eps = noise(x, (label + 1) / 40)
         return jnp.concatenate([eps, x], axis=-1)
 
-    both = RangedNoise(scoremle.noise_fn(network, SDE, conditioning="step"))
+    both = RangedNoise(scoremle.noise_fn(network, SDE, time_input="step"))
     return dataclasses.replace(chain(), noise=both)
 
 def later():

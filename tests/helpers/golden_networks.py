@@ -49,7 +49,7 @@ def golden_network(name):
 def golden_noise(name, sde):
     """Its noise prediction: of the geometric VE, the output is the score and the label sigma."""
     if golden(name)[0]["training"]["sde"] == "vesde":
-        how = {"prediction": "score", "conditioning": "sigma"}
+        how = {"prediction": "score", "time_input": "sigma"}
     else:
-        how = {"prediction": "eps", "conditioning": "time_999"}
+        how = {"prediction": "eps", "time_input": "time_999"}
     return noise_fn(golden_network(name), sde, **how)

@@ -237,7 +237,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("core/prediction.py", "PREDICTIONS", "(x - alpha * output) / sigma", "(x - output) / sigma"),
     ("core/prediction.py", "PREDICTIONS", "(alpha * output + x) / (alpha + sigma)",
      "(output + x) / (alpha + sigma)"),
-    ("core/prediction.py", "CONDITIONINGS", "-sde.log_snr(t) / 8", "-sde.log_snr(t) / 4"),
+    ("core/prediction.py", "TIME_INPUTS", "-sde.log_snr(t) / 8", "-sde.log_snr(t) / 4"),
     ("core/prediction.py", "NetworkNoise.__call__",
      "(sigma * shown - self.sigma_data * alpha * output) / scale",
      "(sigma * shown + self.sigma_data * alpha * output) / scale"),

@@ -173,7 +173,7 @@ def test_a_denoiser_of_edm():
     eps = (x - D) / sigma[:, None]
     np.testing.assert_allclose(model.noise(jnp.asarray(x, float), t), eps, atol=1e-4)
     other = from_module(
-        Net(), schedule=model.sde, shape=(3,), prediction="edm", conditioning="c_noise"
+        Net(), schedule=model.sde, shape=(3,), prediction="edm", time_input="c_noise"
     )
     np.testing.assert_allclose(other.noise(jnp.asarray(x, float), t), eps, atol=2e-5)
     y = jnp.asarray(data(), float)
@@ -288,7 +288,7 @@ def test_mistakes_are_one_line(call, words):
 def test_a_bad_argument_is_named_in_one_line(function, argument, values, unchecked):
     good = {"shape": (3,), "by": "torch"}
     if function is from_module:
-        good |= {"schedule": scoremle.VP(), "conditioning": "time"}
+        good |= {"schedule": scoremle.VP(), "time_input": "time"}
     if function is from_velocity:
         good |= {"data_at": 1}
     for bad in values:

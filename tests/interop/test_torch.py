@@ -166,13 +166,13 @@ TELL = {
 }
 
 
-def noise64(module, prediction, conditioning):
+def noise64(module, prediction, time_input):
     """eps(x, log(sigma / alpha)) of one example, as the papers have it; images [c h w]."""
 
     def eps(x, r):
         s = math.exp(r)
         alpha, sigma = 1 / math.hypot(1, s), s / math.hypot(1, s)
-        label = torch.tensor([TELL[conditioning](r)], dtype=torch.float64)
+        label = torch.tensor([TELL[time_input](r)], dtype=torch.float64)
         if prediction != "edm":
             return READ[prediction](module(x[None], label)[0], x, alpha, sigma)
         both = s**2 + SIGMA_DATA**2
@@ -184,9 +184,9 @@ def noise64(module, prediction, conditioning):
     return eps
 
 
-def log_prob64(module, x, prediction="eps", conditioning="log_snr", steps=80):
+def log_prob64(module, x, prediction="eps", time_input="log_snr", steps=80):
     """log p by Runge-Kutta steps of d(x / alpha) / ds = eps, and the trace of all of torch's J."""
-    eps, shape, D = noise64(module.double().eval(), prediction, conditioning), x.shape, x.size
+    eps, shape, D = noise64(module.double().eval(), prediction, time_input), x.shape, x.size
     low, high = -ENDS[1] / 2, -ENDS[0] / 2
 
     def log_alpha(r):
@@ -231,12 +231,12 @@ SUBJECTS = {
 @cache
 def expected(name):
     """Of one example, as the module sees it, and its density."""
-    conditioning, kind, shape = SUBJECTS[name]
+    time_input, kind, shape = SUBJECTS[name]
     x = data(shape, n=1)[0]
     seen = np.moveaxis(x, -1, 0) if x.ndim == 3 else x
     prediction = "eps" if name == "image" else name
     steps = 40 if name == "image" else 80
-    return log_prob64(made(kind), seen, prediction, conditioning, steps=steps)
+    return log_prob64(made(kind), seen, prediction, time_input, steps=steps)
 
 
 # Each output on one way, and images on both.
@@ -248,14 +248,14 @@ QUICK = {*zip(SUBJECTS, ["torch", "torchax"] * 4, strict=False), ("image", "torc
     for name in SUBJECTS for by, marks in NEEDS.items()
 ])  # fmt: skip
 def test_values_and_densities_are_the_modules_own(name, by):
-    conditioning, kind, shape = SUBJECTS[name]
+    time_input, kind, shape = SUBJECTS[name]
     prediction = "eps" if name == "image" else name
     model = from_module(
-        made(kind), schedule=SDE, shape=shape, prediction=prediction, conditioning=conditioning,
+        made(kind), schedule=SDE, shape=shape, prediction=prediction, time_input=time_input,
         by=by,
     )  # fmt: skip
     x, t = data(shape, n=3), np.array([0.2, 0.5, 0.9])
-    eps = noise64(made(kind).double().eval(), prediction, conditioning)
+    eps = noise64(made(kind).double().eval(), prediction, time_input)
     seen = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     with torch.no_grad():
         own = np.stack([
@@ -287,7 +287,7 @@ def by(request):
 
 def mlp_model(by, module=None, **options):
     module = made(MLP) if module is None else module
-    told = {"schedule": SDE, "shape": (6,), "conditioning": "log_snr", "by": by}
+    told = {"schedule": SDE, "shape": (6,), "time_input": "log_snr", "by": by}
     return from_module(module, **(told | options))
 
 
@@ -308,7 +308,7 @@ def test_log_p_has_a_gradient(by):
 @by_both(quick="torchax")
 def test_attention_has_a_second_derivative(by):
     model = from_module(
-        made(Convolutions), schedule=SDE, shape=(4, 4, 2), conditioning="log_snr", by=by
+        made(Convolutions), schedule=SDE, shape=(4, 4, 2), time_input="log_snr", by=by
     )
     x = jnp.asarray(data((4, 4, 2), n=1), float)
     way, h = jnp.asarray(data((4, 4, 2), n=1, seed=2), float), 0.01
@@ -688,11 +688,11 @@ class ForEach(PerDimension):
         (made(Uncopied), {}, "Uncopied can't be copied: TypeError: cannot pickle a socket"),
         (made(MLP, 5), {}, "MLP failed on inputs"),
         (made(MLP), {"prediction": "noise"}, "prediction must be one of eps, score"),
-        (made(MLP), {"conditioning": "t"}, "conditioning must be one of time"),
-        (made(MLP), {"conditioning": "step"}, "'step' is of a Discrete schedule"),
-        (made(MLP), {"between": "interpolate"}, "between is of networks with conditioning='step'"),
+        (made(MLP), {"time_input": "t"}, "time_input must be one of time"),
+        (made(MLP), {"time_input": "step"}, "'step' is of a Discrete schedule"),
+        (made(MLP), {"between": "interpolate"}, "between is of networks with time_input='step'"),
         (made(MLP), {"between": "nearest"}, "between must be one of interpolate"),
-        (made(MLP), {"conditioning": None}, "say what the module is told about t"),
+        (made(MLP), {"time_input": None}, "say what the label of the module is"),
         (made(MLP), {"schedule": "linaer"}, "betas are named linear, scaled_linear"),
         (made(MLP), {"schedule": 3}, "must be a name, a schedule or an SDE, not a int"),
         (made(MLP), {"schedule": ForEach()}, "a schedule that all dimensions share"),

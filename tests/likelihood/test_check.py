@@ -63,8 +63,8 @@ def network(kind="eps", labels="step", low=-1.0, high=1.0, most=np.inf):
     return Partial(output, *jax.tree.map(jnp.asarray, facts))
 
 
-def model_of(network, prediction="eps", conditioning="step", pixels=PIXELS):
-    noise = noise_fn(network, SDE_, prediction=prediction, conditioning=conditioning)
+def model_of(network, prediction="eps", time_input="step", pixels=PIXELS):
+    noise = noise_fn(network, SDE_, prediction=prediction, time_input=time_input)
     return ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), pixels)
 
 
@@ -78,7 +78,7 @@ def test_it_is_silent_when_all_is_well(kind):
 
 
 long = pytest.mark.long
-STEP_LABELS = "labels look like 0..999; declared are 0.001..1: say conditioning='step'"
+STEP_LABELS = "labels look like 0..999; declared are 0.001..1: say time_input='step'"
 
 
 def looks(declared, like):
@@ -104,14 +104,14 @@ ZERO_TO_ONE = (
         ({}, {"prediction": "v"}, [looks("v", "eps")]),
         pytest.param({}, {"prediction": "edm"}, [looks("edm", "eps")], marks=long),
         ({"kind": "u"}, {"prediction": "v"}, [looks("v", "u") + " (from_velocity: data_at=0)"]),
-        ({}, {"conditioning": "time"}, [STEP_LABELS]),
+        ({}, {"time_input": "time"}, [STEP_LABELS]),
         ({"labels": "time"}, {}, ["labels look like 0.001..1; declared are 0..999: say"
-                                  " conditioning='time'"]),
+                                  " time_input='time'"]),
         ({"low": 0.0}, {}, [ZERO_TO_ONE]),
         ({}, {"pixels": Pixels.of_points(256, 0, 1)},
          ["grey levels look like -1..1; declared are 0..1: say"
           " pixels=Pixels.of_points(256, -1, 1)"]),
-        pytest.param({"kind": "v"}, {"conditioning": "time"}, [V, STEP_LABELS], marks=long),
+        pytest.param({"kind": "v"}, {"time_input": "time"}, [V, STEP_LABELS], marks=long),
         ({"kind": "v", "low": 0.0}, {}, [V, ZERO_TO_ONE]),
     ],
 )  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_wrong_declaration_is_a_line(truth, declared, lines):
 
 def test_what_makes_no_difference_is_no_mistake():
     """999 t and the number of the step: both are within a step."""
-    assert model_of(network(), conditioning="time_999").check(IMAGES) == []
+    assert model_of(network(), time_input="time_999").check(IMAGES) == []
 
 
 def test_it_says_where_the_network_was_never_trained():
@@ -175,8 +175,8 @@ def test_conditions_and_variances_are_seen_through():
 
     shifts = np.float32(np.linspace(-0.5, 0.5, len(IMAGES)))
     pixels = np.clip(IMAGES + 64 * shifts[:, None, None, None], 0, 255).astype(np.uint8)
-    declared = noise_fn(shifted, SDE_, conditioning="step")
-    wide = RangedNoise(noise_fn(ranged, SDE_, conditioning="step"))
+    declared = noise_fn(shifted, SDE_, time_input="step")
+    wide = RangedNoise(noise_fn(ranged, SDE_, time_input="step"))
     for noise in (declared, wide):
         model = ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS)
         found = model.check(pixels, condition=shifts / 2)
@@ -191,13 +191,13 @@ def test_reals_are_checked_as_images_are():
     """The same numbers as vectors: nothing of the Fourier transform, and no grid."""
     data = PIXELS.points[IMAGES].reshape(len(IMAGES), -1)
 
-    def found(kind, prediction="eps", conditioning="step", **options):
+    def found(kind, prediction="eps", time_input="step", **options):
         inside = Partial(as_vectors, network(kind))
-        noise = noise_fn(inside, SDE_, prediction=prediction, conditioning=conditioning)
+        noise = noise_fn(inside, SDE_, prediction=prediction, time_input=time_input)
         return ScoreModel(noise, SDE_, 1 / STEPS, (SIZE**2,), **options).check(data)
 
     assert found("eps") == found("v", "v") == []
-    assert found("v") == [V] and found("eps", conditioning="time") == [STEP_LABELS]
+    assert found("v") == [V] and found("eps", time_input="time") == [STEP_LABELS]
     assert found("eps", bijector=Affine(0.5, 0.1)) == [
         "looks trained on the data as they are: give no bijector"
     ]
@@ -218,7 +218,7 @@ def test_the_wrong_end_of_a_path_is_named(data_at):
     for declared in (0, 1):
         noise = noise_fn(
             Partial(partial(velocity, data_at)), straight,
-            prediction="-u" if declared else "u", conditioning="alpha" if declared else "sigma",
+            prediction="-u" if declared else "u", time_input="alpha" if declared else "sigma",
         )  # fmt: skip
         lines = ScoreModel(noise, straight, 1e-5, (2,)).check(data)
         if declared == data_at:
@@ -258,7 +258,7 @@ def test_of_two_grids_the_one_that_the_network_sees(points):
     if not points:
         true, other = other, true
     sde, ends = VP(), true.points[[0, -1]]
-    noise = noise_fn(Partial(partial(snapped, 9, tuple(ends))), sde, conditioning="time")
+    noise = noise_fn(Partial(partial(snapped, 9, tuple(ends))), sde, time_input="time")
     images = np.random.default_rng(0).integers(0, 9, (40, 8, 8, 1)).astype(np.uint8)
     for pixels in (true, other):
         lines = ScoreModel(noise, sde, 1e-4, (8, 8, 1), pixels).check(images)
@@ -290,7 +290,7 @@ def test_a_table_of_steps_is_named_with_the_remedy():
     for read in (jnp.floor, jnp.round):
         lines = model_of(table(read)).check(IMAGES)
         assert lines == [f"its output changes from step to step alone: {BETWEEN_REMEDY}"]
-    noise = noise_fn(table(lambda k: k), SDE_, conditioning="step", between="interpolate")
+    noise = noise_fn(table(lambda k: k), SDE_, time_input="step", between="interpolate")
     assert ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS).check(IMAGES) == []
 
 

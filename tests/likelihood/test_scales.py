@@ -40,7 +40,7 @@ def network(x, label, xp=jnp):
 
 
 def ranged(**changes):
-    noise = RangedNoise(noise_fn(network, CHAIN, conditioning="step"))
+    noise = RangedNoise(noise_fn(network, CHAIN, time_input="step"))
     return replace(
         ScoreModel(noise, CHAIN, 1 / STEPS, SHAPE, PIXELS, Multistep(16)), **changes
     )
@@ -110,7 +110,7 @@ def test_a_range_of_other_steps_is_not_taken_for_one():
     for changes in ({"eps": 2 / STEPS}, {"sde": SDES["vp"], "eps": 0.1}):
         decoder = ranged(**changes).decoder
         assert not callable(decoder.scale)
-    plain = noise_fn(lambda x, label: network(x, label)[..., :3], CHAIN, conditioning="step")
+    plain = noise_fn(lambda x, label: network(x, label)[..., :3], CHAIN, time_input="step")
     assert not callable(ranged(noise=plain).decoder.scale)
     with pytest.raises(ValueError, match="this network tells no variance: give the decoder"):
         by_ode = ByOde(solver=Multistep(4), decoder=ranged().decoder)

@@ -126,7 +126,7 @@ def misfit(x, t):
 
 
 def likelihood(sde, x):
-    noise = noise_fn(misfit, sde, conditioning="time")
+    noise = noise_fn(misfit, sde, time_input="time")
     found = ode_log_likelihood(
         noise, sde, x, KEY, eps=1e-3, divergence=Exact(), solver=Multistep(24)
     )
@@ -134,7 +134,7 @@ def likelihood(sde, x):
 
 
 def bound(sde, x):
-    noise = noise_fn(misfit, sde, conditioning="time", prediction="v")
+    noise = noise_fn(misfit, sde, time_input="time", prediction="v")
     times = UniformLogSNR(sde, 1e-3, stratified=True)
     found = elbo(noise, sde, x, KEY, eps=1e-3, times=times, draws=16)
     return jnp.sum(found.log_prob * jnp.arange(1.0, 1 + len(x)))

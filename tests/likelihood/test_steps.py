@@ -47,8 +47,8 @@ def sde_of(name="cosine"):
 
 def noise_of(variance, sde):
     if variance == "learned":
-        return RangedNoise(noise_fn(network, sde, conditioning="step"))
-    return noise_fn(lambda x, label: network(x, label)[..., :3], sde, conditioning="step")
+        return RangedNoise(noise_fn(network, sde, time_input="step"))
+    return noise_fn(lambda x, label: network(x, label)[..., :3], sde, time_input="step")
 
 
 # --- against DDPM's formulas, in float64 -------------------------------------------------------
@@ -273,7 +273,7 @@ def test_a_condition_reaches_the_variance():
     def shifted(x, label, condition):
         return network(x - condition[:, None, None, None], label)
 
-    ranged = RangedNoise(noise_fn(shifted, sde_of(), conditioning="step"))
+    ranged = RangedNoise(noise_fn(shifted, sde_of(), time_input="step"))
     conditions, by_steps = np.float32([0, 0.3, 0, -0.2]), BySteps(variance="learned")
     found = model_of(noise=ranged).score(INTEGERS, condition=conditions, estimator=by_steps)
     plain = model_of("learned").score(INTEGERS, estimator=by_steps)

@@ -89,7 +89,7 @@ class ScoreMLE(Adapter):
 
         prediction = "u" if field.output == "velocity" else field.output
         told = "sigma" if field.path.name == "straight" else "time"
-        noise = scoremle.noise_fn(network, sde, prediction=prediction, conditioning=told)
+        noise = scoremle.noise_fn(network, sde, prediction=prediction, time_input=told)
         return scoremle.ScoreModel(noise, sde, eps, shape, **more)
 
     def _solver(self, steps: int | None) -> Multistep | None:
