@@ -226,7 +226,7 @@ class ScoreModel:
         """
         return ByOde(solver=self.solver, decoder=self.decoder)
 
-    def given(self, condition: Condition) -> "ScoreModel":
+    def condition_on(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
 
         Args:
@@ -238,7 +238,7 @@ class ScoreModel:
             >>> def noise(x, t, mean):  # of data N(mean, I)
             ...     return sde.sigma(t)[:, None] * (x - sde.alpha(t)[:, None] * mean)
             >>> model = scoremle.ScoreModel(noise, sde, eps=1e-3, shape=(2,))
-            >>> under = model.given(jnp.asarray([[1.0, 0.0]]))
+            >>> under = model.condition_on(jnp.asarray([[1.0, 0.0]]))
             >>> found = under.log_prob(jnp.asarray([[1.0, 0.0]]), jax.random.key(0))
             >>> print(f"{found.log_prob[0]:.1f}")  # -log 2 pi
             -1.8
@@ -502,8 +502,8 @@ class ScoreModel:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
-                self.given(condition), images, mean_over=n, passes=passes, tolerance=tolerance,
-                seed=seed,
+                self.condition_on(condition), images, mean_over=n, passes=passes,
+                tolerance=tolerance, seed=seed,
             )  # fmt: skip
             model = replace(self, solver=choice.solver)
         found = score_images(
@@ -550,9 +550,9 @@ class ScoreModel:
         check_seed(seed)
         images = pixels_of(self).checked(images, self.shape)
         choice = choose_for_images(self, images, divergence=divergence, seed=seed)
-        return replace(self.fitted(images, seed=seed), solver=choice.solver), choice
+        return replace(self.fit_decoder(images, seed=seed), solver=choice.solver), choice
 
-    def fitted(
+    def fit_decoder(
         self, images: Integer[Array | np.ndarray, "n h w *c"], *, seed: int = 0
     ) -> "ScoreModel":
         """The model with the ``decoder_scale`` under which such integers are likeliest.
@@ -566,8 +566,8 @@ class ScoreModel:
             seed: of the noise.
 
         Example:
-            >>> model = scoremle.load("digits")
-            >>> print(model.fitted(np.zeros((1, 8, 8, 1), np.uint8)) is model)  # it has no decoder
+            >>> model = scoremle.load("digits")  # it has no decoder
+            >>> print(model.fit_decoder(np.zeros((1, 8, 8, 1), np.uint8)) is model)
             True
         """
         check_seed(seed)
@@ -748,7 +748,7 @@ class ScoreModel:
 
     def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
         """The model under no condition, and the condition that it would be under, checked."""
-        noise: Any = self.given(condition).noise
+        noise: Any = self.condition_on(condition).noise
         if isinstance(noise, Conditioned):
             noise, condition = noise.noise, noise.condition
         return self._plain(noise), as_condition(condition, n)
@@ -810,7 +810,7 @@ def _log_prob(
 @Programs
 def _elbo(rows: Reals, model: ScoreModel, draws: int) -> ELBO:
     z, log_det, key, condition = rows
-    noise = model.given(condition).noise
+    noise = model.condition_on(condition).noise
     times = UniformLogSNR(model.sde, model.eps, stratified=True)
     found = elbo(noise, model.sde, z, key, eps=model.eps, times=times, draws=draws)
     return replace(
@@ -848,13 +848,13 @@ def _profile(
 def _encode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     x, condition = rows
     z, _ = AtTime(model.sde, model.eps).forward(x)
-    return ode_encode(model.given(condition).noise, model.sde, z, eps=model.eps)
+    return ode_encode(model.condition_on(condition).noise, model.sde, z, eps=model.eps)
 
 
 @Programs
 def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     z, condition = rows
-    x = ode_sample(model.given(condition).noise, model.sde, z, eps=model.eps)
+    x = ode_sample(model.condition_on(condition).noise, model.sde, z, eps=model.eps)
     return model._outside(x, model.eps)
 
 
@@ -880,7 +880,7 @@ def draw_samples(
         condition: what the noise prediction takes, a row for each sample or one for all.
         sampler: with its options bound.
     """
-    noise, shape = model.given(condition).noise, (len(keys), *model.shape)
+    noise, shape = model.condition_on(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
     data = model._outside(x, end_of(sampler, model.eps))
     return (data if model.pixels is None else model.pixels.decode(data)), all_finite(x)
@@ -937,5 +937,5 @@ def _to_data(
     inside, log_det = model.bijector.forward(x)
     again, change = at_eps.forward(inside)
     t = jnp.full(len(z), model.eps, z.dtype)
-    score = -predict(model.given(condition).noise, z, t) / expand(model.sde.sigma(t), z)
+    score = -predict(model.condition_on(condition).noise, z, t) / expand(model.sde.sigma(t), z)
     return x, log_det + change, jnp.abs(sum_data(score * (again - z)))

@@ -32,4 +32,4 @@ def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
 
 def under(model: "ScoreModel", label: str) -> "ScoreModel":
     """The model of one label; for all labels that of the first, which a pilot takes."""
-    return model.given(np.array([0 if label == ALL else int(label)])) if label else model
+    return model.condition_on(np.array([0 if label == ALL else int(label)])) if label else model

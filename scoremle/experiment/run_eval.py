@@ -219,7 +219,7 @@ class EvaluationRun:
 
     def _decoder(self, model: ScoreModel) -> Informed:
         """The decoder of integers by the network, its scale fitted to the pilot's images."""
-        fitted = model.fitted(self._others, seed=self.experiment.seed ^ PILOT)
+        fitted = model.fit_decoder(self._others, seed=self.experiment.seed ^ PILOT)
         if fitted.decoder is None:
             raise UserError(
                 "eval.dequantization=informed is for models whose smallest time hides the levels:"

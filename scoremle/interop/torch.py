@@ -79,7 +79,7 @@ def from_module(
             and its outputs at the two steps on either side are mixed. None: it gets any number.
         pixels: what its images are, such as Pixels(256); None where the data are reals.
         eps: the smallest time; None: the first step, or 1e-5.
-        condition: an example of a third argument, as ``ScoreModel.given`` takes it, for the
+        condition: an example of a third argument, as ``ScoreModel.condition_on`` takes it, for the
             check; None if the module takes none.
         by: "torchax" or "torch", the way to JAX; None: torchax if it can.
 

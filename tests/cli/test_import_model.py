@@ -120,7 +120,7 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
     expected = model.score(data.test, estimator=by_ode, passes=2, seed=5)
     with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)
-    scale = model.fitted(data.train).decoder_scale
+    scale = model.fit_decoder(data.train).decoder_scale
     assert 0.5 < result["decoder_scale"] / scale < 2
     assert run("report", workdir) == 0
     page = (workdir / "report/index.html").read_text()

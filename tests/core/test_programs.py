@@ -50,7 +50,7 @@ CALLS = {
     "log_prob": lambda model, x: model.log_prob(x, KEY),
     "a key for each": lambda model, x: model.log_prob(x, jax.random.split(KEY, 8)[: len(x)]),
     "condition": lambda model, x: model.log_prob(x, KEY, condition=x[:, :1]),
-    "given": lambda model, x: model.given(x[:, :1]).elbo(x, KEY, draws=4),
+    "condition_on": lambda model, x: model.condition_on(x[:, :1]).elbo(x, KEY, draws=4),
     "bound": lambda model, x: model.elbo(x, KEY, draws=4),
     "encode": lambda model, x: model.encode(x),
     "decode": lambda model, x: model.decode(x),
@@ -74,7 +74,7 @@ def same(found, expected):
     jax.tree.map(compare, found, expected)
 
 
-QUICK = ("log_prob", "condition", "given", "decode", "gradient in parameters")
+QUICK = ("log_prob", "condition", "condition_on", "decode", "gradient in parameters")
 
 
 @some("name", CALLS, quick=QUICK)
@@ -194,14 +194,14 @@ def test_what_can_not_be_filled_up_or_compiled_is_as_it_would_be_without(case, f
         (lambda model: model.encode(np.nan * X[:5]), "x has a number that is not finite"),
         (lambda model: model.decode(np.nan * X[:5]), "z has a number that is not finite"),
         (lambda model: model.elbo(X[:5], KEY, condition=np.nan), "condition has a number"),
-        (lambda model: model.given(np.nan).encode(X[:5]), "condition has a number"),
+        (lambda model: model.condition_on(np.nan).encode(X[:5]), "condition has a number"),
         (lambda model: model.log_prob(X[:5], jax.random.split(KEY, 8)), "5 examples take one key"),
         (lambda model: model.elbo(X[:5], KEY, condition=X[:, :1]), "1 row or 5, not 8"),
     ],
 )
 def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
     model = with_leaves()
-    for name in ("log_prob", "condition", "given", "encode", "decode"):
+    for name in ("log_prob", "condition", "condition_on", "encode", "decode"):
         CALLS[name](model, X[:5])
     with pytest.raises(UserError, match=words):
         call(model)

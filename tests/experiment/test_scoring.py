@@ -241,7 +241,7 @@ def test_samples_of_a_label_or_of_the_mean_over_all(tmp_path):
 
 
 def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
-    model, choice = model_of(tmp_path, "labelled").given(np.array([0])).calibrated(IMAGES)
+    model, choice = model_of(tmp_path, "labelled").condition_on(np.array([0])).calibrated(IMAGES)
     found = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
     assert found.notes[:-1] == [str(choice)] and "a flat one would take" in found.notes[-1]
     assert found.model.solver == model.solver and found.levels is None

@@ -132,7 +132,7 @@ def check_model(name: str) -> Callable[[Path], None]:
         assert 0 < model.eps < 1 and model.pixels is not None
         x = jax.ShapeDtypeStruct((1, *model.shape), np.float32)
         label = jax.ShapeDtypeStruct((1,), np.int32) if model.origin.classes else None
-        noise = model.given(np.zeros(1, int)).noise if label else model.noise
+        noise = model.condition_on(np.zeros(1, int)).noise if label else model.noise
         assert jax.eval_shape(noise, x, jax.ShapeDtypeStruct((1,), np.float32)).shape == x.shape
 
     return read

@@ -274,14 +274,14 @@ def test_the_fitted_scale_is_the_spread_of_the_estimate():
 def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
     """By eight images, on others: log(noise / spread) less what the wider normal forgives."""
     model, x = gaussian_pixels(300)
-    fitted = model.fitted(x)
+    fitted = model.fit_decoder(x)
     assert fitted.decoder.scale == pytest.approx(SPREAD, rel=0.15)
     assert model.decoder.scale == pytest.approx(NOISE, rel=1e-5)
     before, after = (m.score(x[8:]).bpd.mean() for m in (model, fitted))
     expected = (np.log(NOISE / SPREAD) + (SPREAD**2 / NOISE**2 - 1) / 2) / BITS
     assert before - after == pytest.approx(expected, abs=0.02)
     far = ScoreModel(model.noise, VP, EPS, (4, 4, 1), Pixels(2))
-    assert far.decoder is None and far.fitted(x // 128) is far
+    assert far.decoder is None and far.fit_decoder(x // 128) is far
 
 
 @pytest.mark.long

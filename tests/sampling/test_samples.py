@@ -144,12 +144,12 @@ def test_forward_is_backward_of_a_thousand(name):
 def test_log_prob_is_the_density_and_samples_are_those_of_the_key():
     """Also in several batches, and under a condition that the model has."""
     model, shift = conditional(), np.asarray([[3.0, -1.0]])
-    found = model.given(shift).sample(40, KEY, log_prob=True, batch_size=16)
+    found = model.condition_on(shift).sample(40, KEY, log_prob=True, batch_size=16)
     x = found.x - shift
     exact = of_data(PLANE.log_density, VP, x, 1e-4)
     # The prior does not move with the condition: alpha is 0.0066 at t = 1.
     assert (np.abs(found.log_prob - exact) < found.solver_error + 0.05).all()
-    alone = model.given(np.repeat(shift, 40, 0)).sample(40, KEY, batch_size=16)
+    alone = model.condition_on(np.repeat(shift, 40, 0)).sample(40, KEY, batch_size=16)
     np.testing.assert_allclose(found.x, alone, atol=0.02)
     first = VP.prior_sample(image_keys(KEY, np.arange(7)), (7, 2))
     np.testing.assert_array_equal(found.latent[:7], first)

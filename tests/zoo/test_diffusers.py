@@ -111,7 +111,7 @@ def test_classes_are_a_condition(tmp_path):
     model = scoremle.load(tmp_path)
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
     label, classes = np.array([3, 700]), np.array([2, 0])
-    noise, t = model.given(classes).noise, jnp.asarray((label + 1) / 1000, jnp.float32)
+    noise, t = model.condition_on(classes).noise, jnp.asarray((label + 1) / 1000, jnp.float32)
     found = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(x), t)
     expected = theirs(network, x, label, torch.as_tensor(classes))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -40,7 +40,7 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     t = model.sde.time_of_log_snr(jnp.asarray(-2 * np.log(sigma)))
     alpha = np.asarray(model.sde.alpha(t))[:, None, None, None]
     labels = arrays.get("labels")
-    noise = model.given(labels).noise
+    noise = model.condition_on(labels).noise
     eps = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(alpha * y), t)
     expected = (y - arrays["denoised"]) / sigma[:, None, None, None]
     error = np.abs(eps - expected).max(axis=(1, 2, 3)) / np.abs(expected).max(axis=(1, 2, 3))
@@ -75,7 +75,7 @@ def test_log_p_is_that_of_the_torch_module_in_float64(golden, tmp_path):
     fields = {"img_resolution": 4, "attn_resolutions": [4, 2]}
     model = scoremle.load(written(tmp_path, {**arrays, "shapes": smaller}, **fields))
     y = np.random.default_rng(1).normal(size=(1, 4, 4, 3)) * 0.5
-    found = model.given(jnp.asarray([label])).log_prob(
+    found = model.condition_on(jnp.asarray([label])).log_prob(
         jnp.asarray(y, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(256)
     )
     expected = flow_log_prob(eps, y[0], np.log([0.002, 80]), prior_std=80)
@@ -105,7 +105,7 @@ def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_p
     label = np.array([0, 300, 990])
     np.testing.assert_allclose(arrays["sigma"], u[999 - label], rtol=1e-6)
     x = jnp.asarray(arrays["x"] / np.hypot(1, arrays["sigma"])[:, None, None, None])
-    _, found = model.given(arrays["labels"]).noise.both(x, jnp.asarray((label + 1) / 1000))
+    _, found = model.condition_on(arrays["labels"]).noise.both(x, jnp.asarray((label + 1) / 1000))
     expected = arrays["range"]
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 

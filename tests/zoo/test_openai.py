@@ -59,7 +59,7 @@ def test_a_learned_range_is_their_bound_term_by_term(load, x64):
     @jax.jit
     def run(times):
         return step_bound(
-            model.given(CLASSES).noise, model.sde, jnp.asarray(integers), key,
+            model.condition_on(CLASSES).noise, model.sde, jnp.asarray(integers), key,
             points=model.pixels.points, times=times, variance="learned",
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_log_p_is_that_of_the_torch_module_in_float64(load, golden):
     x = np.random.default_rng(1).normal(size=(1, 4, 4, 3)) * 0.5
     angles = (np.arange(STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2
     left = np.maximum(np.cos(angles[1:]) ** 2 / np.cos(angles[:-1]) ** 2, 0.001)
-    found = model.given(CLASSES[:1]).log_prob(
+    found = model.condition_on(CLASSES[:1]).log_prob(
         jnp.asarray(x, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(256)
     )
     assert_log_prob(found, vp_log_prob(eps, x[0], np.cumprod(left)), dims=x.size)
@@ -138,7 +138,7 @@ def test_the_flags_say_what_the_network_predicts(load):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(IMAGES, 4, 4, 3)), jnp.float32)
     t = jnp.full(IMAGES, 4 / STEPS)
     by_eps, by_start = (
-        load(image_size=4, attention_resolutions="2", predict_xstart=flag).given(CLASSES)
+        load(image_size=4, attention_resolutions="2", predict_xstart=flag).condition_on(CLASSES)
         for flag in (False, True)
     )
     output = by_eps.noise(x, t)

@@ -81,7 +81,7 @@ def _model(
     place: str, checkpoint: int | None, solver: Any, decoder_scale: Any, label: str
 ) -> ScoreModel:
     model = replace(load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
-    return model.given(np.array([int(label)])) if label else model
+    return model.condition_on(np.array([int(label)])) if label else model
 
 
 def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any]:
