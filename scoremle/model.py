@@ -37,6 +37,7 @@ from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.check import check
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByOde, Estimator
@@ -45,7 +46,6 @@ from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
 from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_for_images, choose_within
 from scoremle.likelihood.profile import Profile, msma_levels, profile_columns
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import score_images
@@ -196,7 +196,7 @@ class ScoreModel:
         return int(np.prod(self.shape))
 
     @property
-    def decoder(self) -> Informed | None:
+    def decoder(self) -> InformedDecoder | None:
         """Decoder of integers, where the noise at t = ``eps`` hides levels from each other.
 
         It is centred on the network's estimate of the data, with ``decoder_scale``. Where that is
@@ -212,9 +212,9 @@ class ScoreModel:
         if not levels_are_hidden(self.sde, self.eps, pixels):
             return None
         if self.decoder_scale is not None:
-            return Informed(pixels.points, self.decoder_scale)
+            return InformedDecoder(pixels.points, self.decoder_scale)
         learned = learned_decoder(self.noise, self.sde, self.eps, pixels.points)
-        return learned or Informed.at(self.sde, self.eps, pixels.points)
+        return learned or InformedDecoder.at(self.sde, self.eps, pixels.points)
 
     @property
     def default_estimator(self) -> Estimator:
@@ -838,7 +838,7 @@ def _profile(
         return pixels.encode(x, Uniform()(keys, x)[0]) if pixels and dequantized else points
 
     found = profile_columns(
-        model.given(condition).noise, model.sde, points, keys, eps=model.eps, bins=bins,
+        model.condition_on(condition).noise, model.sde, points, keys, eps=model.eps, bins=bins,
         draws=draws, levels=levels, dequantized=anew,
     )  # fmt: skip
     return found, jnp.stack([all_finite(column) for column in found.values()]).all(axis=0)

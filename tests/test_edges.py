@@ -11,8 +11,8 @@ from helpers.oracles import SDES, Gaussian
 
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
+from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete
 from scoremle.sampling.ode import euler_sample
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
@@ -140,7 +140,7 @@ def test_an_example_that_failed_knows_no_error(divergence, solver):
         scoremle.ByOde(),
         scoremle.ByOde(solver=PublishedRK45()),
         scoremle.ByElbo(draws=4),
-        scoremle.ByElbo(draws=4, reconstruction=Discrete(scoremle.Pixels(16).points)),
+        scoremle.ByElbo(draws=4, decoder=DiscreteDecoder(scoremle.Pixels(16).points)),
     ],
     ids=["ode", "published", "bound", "discrete"],
 )

@@ -12,9 +12,9 @@ import scoremle
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys
 from scoremle.core.pixels import Pixels
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Informed
 from scoremle.likelihood.steps import BySteps
 
 SDE, PIXELS = scoremle.VP(), Pixels(4)
@@ -43,7 +43,7 @@ def of_an_image(estimator):
     return jax.jit(lambda keys: estimator(MODEL, Uniform(), IMAGE, keys))(keys)["nfe"][0]
 
 
-EXACT, INFORMED = scoremle.Exact(), Informed(PIXELS.points, 1.0)
+EXACT, INFORMED = scoremle.Exact(), InformedDecoder(PIXELS.points, 1.0)
 CASES = {
     "Multistep": lambda: of_arrays(
         solver=scoremle.Multistep(9), divergence=scoremle.Hutchinson(2)),
@@ -51,9 +51,9 @@ CASES = {
     "PublishedRK45": lambda: of_arrays(solver=PublishedRK45(1e-2, 1e-2)),
     "bound": lambda: of_an_image(scoremle.ByElbo(draws=5)),
     "bound, a drawn last term": lambda: of_an_image(
-        scoremle.ByElbo(draws=5, reconstruction=Discrete(PIXELS.points))),
+        scoremle.ByElbo(draws=5, decoder=DiscreteDecoder(PIXELS.points))),
     "bound, an informed last term": lambda: of_an_image(
-        scoremle.ByElbo(draws=5, reconstruction=INFORMED)),
+        scoremle.ByElbo(draws=5, decoder=INFORMED)),
     "ODE, three draws": lambda: of_an_image(
         scoremle.ByOde(EXACT, scoremle.Multistep(9), samples=3)),
     "informed ODE, two draws": lambda: of_an_image(

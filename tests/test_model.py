@@ -17,9 +17,9 @@ from scipy.stats import norm
 
 from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
+from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete
 from scoremle.sampling.ode import euler_sample
 
 KEY = jax.random.key(0)
@@ -162,7 +162,7 @@ def test_scores_by_a_bound_lie_above_and_say_their_error():
     truth = -LOG_MASS[IMAGES].mean(axis=(1, 2, 3)) / np.log(2)
     points = np.asarray(PIXELS.encode(jnp.arange(8), jnp.full(8, 0.5)))
     start = truncation_start(VP, 1e-5, PIXELS)
-    decoder = ByElbo(64, reconstruction=Discrete(points), start=start)
+    decoder = ByElbo(64, decoder=DiscreteDecoder(points), start=start)
     for estimator in (ByElbo(64), decoder):
         found = images().score(IMAGES, passes=4, estimator=estimator)
         assert np.mean(found.bpd - truth) > 0

@@ -32,10 +32,10 @@ from scoremle.experiment.rules import check_values
 from scoremle.experiment.samplers import SAMPLERS, Sampler
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
+from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Entropy, Gaussian
 from scoremle.likelihood.steps import BySteps
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
@@ -352,8 +352,8 @@ def _training(
 
 def _flow_training(config: Any, training: Training, model: ModelSpec, flow: FlowSpec) -> Training:
     """The flow's training: as the score model's, with another network and objective."""
-    reconstruction = Gaussian() if config.deq.offset else Entropy()
-    objective = FlowObjective(model, flow, config.training.stratified, reconstruction)
+    decoder = GaussianDecoder() if config.deq.offset else Entropy()
+    objective = FlowObjective(model, flow, config.training.stratified, decoder)
     return replace(
         training,
         init=flow.init,
@@ -384,7 +384,7 @@ def _by_bound(evaluation: Any, model: ModelSpec) -> ByElbo:
         evaluation.bound_draws,
         "denoising" if evaluation.dsm else "sliced",
         times(model.sde, model.eps, evaluation.bound_stratified),
-        Gaussian() if evaluation.offset else Entropy(),
+        GaussianDecoder() if evaluation.offset else Entropy(),
     )
 
 

@@ -17,9 +17,9 @@ from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.networks import ModelSpec, Params
+from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
-from scoremle.likelihood.reconstruction import Discrete, Gaussian, Informed
 from scoremle.model import ScoreModel
 
 # Draws of the importance-weighted bound of the suite.
@@ -63,7 +63,7 @@ class Measured:
     folder: Path
     flow: Params = None
     choice: Choice | None = None
-    decoder: Informed | None = None
+    decoder: InformedDecoder | None = None
 
     def measurements(self) -> list[Measurement]:
         """The measurements that the evaluation asks for, under its label if it has one."""
@@ -143,7 +143,7 @@ class Measured:
         start = spec.eps
         facts: dict[str, Any] = {
             "importance_samples": 1,
-            "offset": isinstance(by_elbo.reconstruction, Gaussian),
+            "offset": isinstance(by_elbo.decoder, GaussianDecoder),
             "times": evaluation.bound_times,
             "stratified": by_elbo.times is None or by_elbo.times.stratified,
             "control": None,
@@ -151,7 +151,7 @@ class Measured:
         if dequantization in ("none", "informed"):
             start = spec.eps if self.decoder else spec.truncation_start
             by_elbo = replace(
-                by_elbo, reconstruction=self.decoder or self._discrete, times=None, start=start
+                by_elbo, decoder=self.decoder or self._discrete, times=None, start=start
             )
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
             facts |= {} if self.decoder else {"start": float(start)}
@@ -166,14 +166,14 @@ class Measured:
         return self._measurement(kind, by_elbo, dequantization, first=start, **facts)
 
     @property
-    def _discrete(self) -> Discrete:
+    def _discrete(self) -> DiscreteDecoder:
         """Integers stand where training has them: on its grid, or in the middle of its noise."""
         pixels = self._spec.pixels
         objective = self.experiment.objective
         if objective.uniform_dequantization or objective.bin_middles:
-            return Discrete(pixels.points)
+            return DiscreteDecoder(pixels.points)
         with jax.ensure_compile_time_eval():
-            return Discrete(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
+            return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
 
     def _under(self, label: str, found: Measurement) -> Measurement:
         """A measurement under a label; the mean over all has no profile, and is not corrected."""

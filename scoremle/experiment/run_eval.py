@@ -24,9 +24,9 @@ from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite, permutation
@@ -217,7 +217,7 @@ class EvaluationRun:
             self.experiment, restored.tree.ema, self.folder / PARTS, flow, choice, decoder
         ).measurements()
 
-    def _decoder(self, model: ScoreModel) -> Informed:
+    def _decoder(self, model: ScoreModel) -> InformedDecoder:
         """The decoder of integers by the network, its scale fitted to the pilot's images."""
         fitted = model.fit_decoder(self._others, seed=self.experiment.seed ^ PILOT)
         if fitted.decoder is None:

@@ -23,13 +23,13 @@ from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
+from scoremle.likelihood.decoders import GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import Levels
 from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
-from scoremle.likelihood.reconstruction import Gaussian, Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 from scoremle.likelihood.score_images import Scored, score_images
 from scoremle.likelihood.steps import BySteps, has_last_step
@@ -69,7 +69,7 @@ class Prepared:
     def words(self) -> str:
         """Words for the number: estimator, dequantization noise if any, and label."""
         inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
-        density = isinstance(inner, ByElbo) and inner.reconstruction.bounds == "density"
+        density = isinstance(inner, ByElbo) and inner.decoder.bounds == "density"
         density |= isinstance(inner, ByOde) and inner.decoder is None
         dequantized = ", uniform dequantization" * density
         return self.estimator.words + dequantized + (self.label and f", label {self.label}")
@@ -136,7 +136,7 @@ def prepared(
         notes.append(worth_of(one, images))
     found = chain or one.default_estimator
     if estimator == "bound":
-        found = ByElbo(reconstruction=one.decoder or Gaussian())
+        found = ByElbo(decoder=one.decoder or GaussianDecoder())
     if label == ALL:
         return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
     return Prepared(one, found, notes, doubts, levels, label)
@@ -144,7 +144,7 @@ def prepared(
 
 def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
     """The model with a scale of its decoder that no image has from itself."""
-    decoder = cast(Informed, model.decoder)
+    decoder = cast(InformedDecoder, model.decoder)
     if model.decoder_scale is not None or isinstance(decoder.scale, LearnedScale):
         return model
     return replace(model, decoder_scale=scale_of_others(model, images, jax.random.key(0)))
@@ -153,7 +153,7 @@ def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
 def worth_of(model: ScoreModel, images: Images) -> str:
     """Words on the cost of a model's decoder on a few images, and the origin of its scale."""
     few, key = images[:PILOT_IMAGES], jax.random.key(0)
-    decoder = cast(Informed, model.decoder)
+    decoder = cast(InformedDecoder, model.decoder)
     informed, flat = decoder_worth(model, decoder, few, key)
     return (
         f"its last noise hides the levels: from there to the integers the informed decoder takes"
@@ -161,7 +161,7 @@ def worth_of(model: ScoreModel, images: Images) -> str:
     )
 
 
-def _origin(model: ScoreModel, decoder: Informed) -> str:
+def _origin(model: ScoreModel, decoder: InformedDecoder) -> str:
     """Words on the origin of a decoder's scale; "" for the common one."""
     if isinstance(decoder.scale, LearnedScale):
         return "; its scale is the network's own, for each pixel"

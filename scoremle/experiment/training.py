@@ -31,9 +31,9 @@ from scoremle.core.times import (
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
+from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.images import ByElbo
-from scoremle.likelihood.reconstruction import Discrete, Gaussian, Reconstruction
 from scoremle.training.loop import Schedule
 from scoremle.training.step import MEMORY, TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
@@ -183,7 +183,8 @@ class Objective:
         """Loss, and a quick bound in bits/dim, of a batch of images."""
         key_loss, key_bound = jax.random.split(key)
         losses = self.losses(params, x, key_loss)
-        decoder = Discrete(self.model.pixels.points) if self.bin_middles else Gaussian()
+        points = self.model.pixels.points
+        decoder = DiscreteDecoder(points) if self.bin_middles else GaussianDecoder()
         bound = _quick_bound(self.model, params, Uniform(), x, key_bound, decoder)
         return {"loss": jnp.mean(losses), **bound}
 
@@ -195,7 +196,7 @@ class FlowObjective:
     model: ModelSpec
     flow: FlowSpec
     stratified: bool
-    reconstruction: Reconstruction
+    decoder: Decoder
 
     def loss(
         self, score: Params, params: Params, x: IntImages, key: PRNGKey
@@ -205,7 +206,7 @@ class FlowObjective:
         losses = dequantization_loss(
             model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,
             times=UniformLogSNR(model.sde, model.eps, self.stratified),
-            reconstruction=self.reconstruction,
+            decoder=self.decoder,
         )  # fmt: skip
         bpd = bits_per_dim(-losses, model.pixels, model.dims)
         return jnp.mean(losses), {"bpd": jnp.mean(bpd), "loss_std": jnp.std(losses)}
@@ -217,8 +218,8 @@ class FlowObjective:
 
 def _quick_bound(
     model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey,
-    reconstruction: Reconstruction = Gaussian(),
+    decoder: Decoder = GaussianDecoder(),
 ) -> Numbers:  # fmt: skip
-    by_elbo = ByElbo(EVAL_DRAWS, reconstruction=reconstruction)
+    by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)
     bpd = by_elbo(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

@@ -13,10 +13,10 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
+from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.images import Values
-from scoremle.likelihood.reconstruction import Discrete
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["ByLoss", "ByVDMLoss"]
@@ -93,7 +93,7 @@ class ByVDMLoss(ByLoss):
     def drawn(
         self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
     ) -> tuple[PerExample, Drawn]:
-        decoder = Discrete(pixels.points)
+        decoder = DiscreteDecoder(pixels.points)
         y = decoder.encode(x)
         found = self._denoising(noise, sde, y, split(key, 3)[1])
         last = decoder.known(sde, y, x, jnp.full(len(x), self.eps, y.dtype))

@@ -18,8 +18,7 @@ from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.core.times import even_times
 from scoremle.errors import UserError
-from scoremle.likelihood.reconstruction import Discrete as Flat
-from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.steps import BySteps
 
 __all__ = ["chain_of"]
@@ -46,8 +45,8 @@ def chain_of(
     if not isinstance(schedule, Discrete):
         times = np.asarray(even_times(sde, truncation_start(sde, eps, pixels), steps)[::-1])
         hidden, points = levels_are_hidden(sde, eps, pixels), np.asarray(pixels.points)
-        decoder = Informed.at(sde, eps, points) if hidden else Flat(points)
-        return BySteps(times, clip=False, reconstruction=decoder)
+        decoder = InformedDecoder.at(sde, eps, points) if hidden else DiscreteDecoder(points)
+        return BySteps(times, clip=False, decoder=decoder)
     if steps > schedule.steps:
         raise UserError(f"the chain has {schedule.steps} steps, not {steps}")
     labels = np.round(np.linspace(0, schedule.steps - 1, steps))

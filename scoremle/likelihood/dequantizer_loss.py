@@ -12,8 +12,8 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
+from scoremle.likelihood.decoders import Decoder, GaussianDecoder
 from scoremle.likelihood.elbo import elbo_at
-from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
 from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey, Scalar
 
 __all__ = ["dequantization_loss"]
@@ -29,14 +29,14 @@ def dequantization_loss(
     *,
     eps: Scalar,
     times: TimeSampler,
-    reconstruction: Reconstruction = Gaussian(),
+    decoder: Decoder = GaussianDecoder(),
 ) -> PerExample:
     """A bound on minus the log-density of integer images, but for the constant of ``pixels``."""
     key_u, key_bound = jax.random.split(key)
     u, log_q = dequantizer(key_u, x)
     y = pixels.encode(x, u)
     return log_q + one_draw_bound(
-        noise, sde, y, key_bound, eps=eps, times=times, reconstruction=reconstruction
+        noise, sde, y, key_bound, eps=eps, times=times, decoder=decoder
     )
 
 
@@ -48,7 +48,7 @@ def one_draw_bound(
     *,
     eps: Scalar,
     times: TimeSampler,
-    reconstruction: Reconstruction = Gaussian(),
+    decoder: Decoder = GaussianDecoder(),
 ) -> PerExample:
     """An unbiased estimate of the bound on -log p(y); the times are drawn over the batch."""
     key_t, key_rows = jax.random.split(key)
@@ -56,5 +56,5 @@ def one_draw_bound(
     return -elbo_at(
         noise, sde, y, key_rows,
         eps=eps, t=t[None], density=density[None], stratified=False,
-        reconstruction=reconstruction, last_draws=int(reconstruction.random), at_once=True,
+        decoder=decoder, last_draws=int(decoder.random), at_once=True,
     ).log_prob  # fmt: skip

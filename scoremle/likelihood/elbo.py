@@ -4,7 +4,7 @@
 
     prior           KL( p(x_1 | x) || prior ), closed form
     diffusion       1/2 int_{lambda_1}^{lambda_eps} E ||eps(x_t, t) - z||^2 d lambda
-    reconstruction  E[ -log p(data | x_eps) ]: `reconstruction.py` has the choices
+    reconstruction  E[ -log p(data | x_eps) ]: `decoders.py` has the choices
 
 This is theorem 3 of Song, Durkan et al. (arXiv 2101.09258) with its step from t = eps to the data,
 put in the three terms of Kingma et al. (arXiv 2107.00630): -E log prior(x_1) and the deterministic
@@ -31,7 +31,7 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.reconstruction import Gaussian, Reconstruction
+from scoremle.likelihood.decoders import Decoder, GaussianDecoder
 from scoremle.numerics import (
     dims_of,
     expand,
@@ -128,9 +128,9 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
     return noise + jnp.square((samples[-1] - samples[0]) / k) / 12
 
 
-def reconstruction_draws(reconstruction: Reconstruction, draws: int) -> int:
-    """Number of draws of the reconstruction beside ``draws`` of the diffusion term."""
-    return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if reconstruction.random else 0
+def decoder_draws(decoder: Decoder, draws: int) -> int:
+    """Number of draws of the decoder beside ``draws`` of the diffusion term."""
+    return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if decoder.random else 0
 
 
 def elbo(
@@ -143,26 +143,26 @@ def elbo(
     times: TimeSampler,
     draws: int,
     matching: str = "denoising",
-    reconstruction: Reconstruction = Gaussian(),
+    decoder: Decoder = GaussianDecoder(),
     integers: IntImages | None = None,
     control: Control | None = None,
 ) -> ELBO:
     """The ELBO, a lower bound on log p(x) in nats, by ``draws`` network evaluations and a few.
 
     The times of one example are drawn together, so that a stratified sampler stratifies within the
-    example. A random ``reconstruction`` takes a 32nd as many more (at least four).
+    example. A random ``decoder`` takes a 32nd as many more (at least four).
 
     Args:
         noise: the noise prediction eps(x, t).
         sde: the SDE that it belongs to.
         x: data; for the probability of integers, their points.
         key: one, or one for each example.
-        eps: the smallest time, where the reconstruction begins.
+        eps: the smallest time, where the decoder begins.
         times: how the times of the diffusion term are drawn.
         draws: how many of them.
         matching: "denoising" or "sliced".
-        reconstruction: from t = eps to the data; it decides what is bounded.
-        integers: what ``x`` encodes, where the reconstruction is of integers.
+        decoder: from t = eps to the data; it decides what is bounded.
+        integers: what ``x`` encodes, where the decoder is of integers.
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
@@ -189,8 +189,8 @@ def elbo(
     return elbo_at(
         noise, sde, x, key_rows,
         eps=eps, t=t, density=density, stratified=times.stratified, matching=matching,
-        reconstruction=reconstruction, integers=integers, control=control,
-        last_draws=reconstruction_draws(reconstruction, draws),
+        decoder=decoder, integers=integers, control=control,
+        last_draws=decoder_draws(decoder, draws),
     )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def elbo_at(
     density: Float[Array, "k b"],
     stratified: bool,
     last_draws: int,
-    reconstruction: Reconstruction = Gaussian(),
+    decoder: Decoder = GaussianDecoder(),
     matching: str = "denoising",
     integers: IntImages | None = None,
     control: Control | None = None,
@@ -213,7 +213,7 @@ def elbo_at(
 ) -> ELBO:
     """The ELBO by given times ``t`` of the diffusion term, in order, and their density.
 
-    ``last_draws`` are those of the reconstruction; ``at_once`` makes all draws one batch of the
+    ``last_draws`` are those of the decoder; ``at_once`` makes all draws one batch of the
     network.
     """
     check_choice("matching", matching, MATCHINGS)
@@ -223,7 +223,7 @@ def elbo_at(
     keys = example_keys(key, batch)
     ends = jnp.full(batch, eps, x.dtype)
     known = None if control is None else control.at(x)
-    rest = reconstruction.known(sde, x, integers, ends)
+    rest = decoder.known(sde, x, integers, ends)
 
     def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
         number, t, density = inputs
@@ -239,7 +239,7 @@ def elbo_at(
         else:
             sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
             centred = known.draw_at_data(z)
-        return sample, reconstruction.drawn(prediction - z, centred, sde, integers, t, v)
+        return sample, decoder.drawn(prediction - z, centred, sde, integers, t, v)
 
     rows = (
         jnp.arange(draws + last_draws),
@@ -269,7 +269,7 @@ def elbo_at(
         stderr=jnp.sqrt(variance),
         evaluations=jnp.full(batch, draws + last_draws),
         profile=profile,
-        bounds=reconstruction.bounds,
+        bounds=decoder.bounds,
     )
 
 

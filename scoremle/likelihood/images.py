@@ -9,7 +9,7 @@ estimate minus truth: to be subtracted.
 
 A model that was trained down to t = eps, where noise still hides the levels from each other, has
 no distribution of integers k by itself. Its estimate of the data there gives one: p(k | z), the
-decoder `Informed` of `reconstruction.py`. With the density of the ODE at t = eps,
+decoder `InformedDecoder` of `decoders.py`. With the density of the ODE at t = eps,
 
     P(k) = int p_eps(z) p(k | z) dz >= exp E_q[ log p_eps(z) + log p(k | z) - log q(z) ],
 
@@ -40,12 +40,12 @@ from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, UniformLogSNR
 from scoremle.likelihood.control_variate import Control
+from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import LOG_2PI, Gaussian, Informed, Reconstruction
 from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
@@ -111,7 +111,7 @@ class ByOde:
     divergence: DivergenceEstimator = Hutchinson()
     solver: Solver | PublishedRK45 = Multistep()
     samples: int = static(default=1)
-    decoder: Informed | None = None
+    decoder: InformedDecoder | None = None
 
     def __post_init__(self) -> None:
         check_count("samples", self.samples)
@@ -154,7 +154,7 @@ class ByOde:
             return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
 
         def decoded(keys: Keys) -> tuple[Likelihood, PerExample]:
-            return self._decoded(cast(Informed, self.decoder), model, x, keys, key_probe)
+            return self._decoded(cast(InformedDecoder, self.decoder), model, x, keys, key_probe)
 
         draw = decoded if self.decoder else dequantized
         log_prob, values = _by_draws(
@@ -177,8 +177,9 @@ class ByOde:
         return replace(found, log_prob=found.log_prob + log_det)
 
     def _decoded(
-        self, decoder: Informed, model: ImageModel, x: IntImages, keys: Keys, key_probe: Keys
-    ) -> tuple[Likelihood, PerExample]:
+        self, decoder: InformedDecoder, model: ImageModel, x: IntImages, keys: Keys,
+        key_probe: Keys,
+    ) -> tuple[Likelihood, PerExample]:  # fmt: skip
         """log p_eps(z), and log q(z) less log p(x | z), of a draw z of the noise at t = eps."""
         y, t = decoder.encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)
@@ -285,7 +286,7 @@ class ByElbo:
         draws: times for each image.
         matching: "denoising" or "sliced".
         times: how they are drawn; None: evenly spaced in log-SNR within an image.
-        reconstruction: from the smallest time to the data. One that bounds the probability of
+        decoder: from the smallest time to the data. One that bounds the probability of
             integers takes no dequantizer.
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
@@ -313,7 +314,7 @@ class ByElbo:
     draws: int = static(default=1000)
     matching: str = static(default="denoising")
     times: TimeSampler | None = None
-    reconstruction: Reconstruction = Gaussian()
+    decoder: Decoder = GaussianDecoder()
     control: Control | None = None
     start: Scalar | None = None
 
@@ -325,20 +326,20 @@ class ByElbo:
 
     @property
     def words(self) -> str:
-        decoder = self.reconstruction
+        decoder = self.decoder
         decoded = f", {decoder.words}" * (decoder.bounds == "probability")
         return f"variational bound (SDE), {self.draws} times{decoded}"
 
     def describe(self) -> dict[str, Any]:
-        decoder = self.reconstruction
+        decoder = self.decoder
         return {
             "estimator": self.words,
             "model": "SDE",
             "matching": self.matching,
             "draws": self.draws,
             "times": describe(self.times),
-            "reconstruction": type(decoder).__name__,
-            **(decoder.describe() if isinstance(decoder, Informed) else {}),
+            "reconstruction": type(decoder).__name__.removesuffix("Decoder"),
+            **(decoder.describe() if isinstance(decoder, InformedDecoder) else {}),
         }
 
     def __call__(
@@ -348,7 +349,7 @@ class ByElbo:
         pixels, dims, bits = pixels_of(model), dims_of(x), dims_of(x) * jnp.log(2.0)
         eps = model.eps if self.start is None else self.start
         terms: Values = {}
-        if (y := self.reconstruction.encode(x)) is None:
+        if (y := self.decoder.encode(x)) is None:
             u, log_q = dequantizer(key_u, x)
             y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
         else:  # a probability is a density times the volume of a bin
@@ -356,7 +357,7 @@ class ByElbo:
         found = elbo(
             model.noise, model.sde, y, key_bound,
             eps=eps, times=self.times or UniformLogSNR(model.sde, eps, stratified=True),
-            draws=self.draws, matching=self.matching, reconstruction=self.reconstruction,
+            draws=self.draws, matching=self.matching, decoder=self.decoder,
             integers=x, control=self.control,
         )  # fmt: skip
         return {

@@ -1,6 +1,6 @@
 """The scale of the informed decoder, fitted to a few images; and what the decoder is worth.
 
-One number is fitted: the standard deviation of the decoder `Informed` of `reconstruction.py`. The
+One number is fitted: the standard deviation of the decoder `InformedDecoder` of `decoders.py`. The
 estimator `ByOde` takes this decoder.
 """
 
@@ -15,9 +15,9 @@ from scipy.optimize import minimize_scalar
 
 from scoremle.core.keys import image_keys, normal
 from scoremle.core.sde import SDE
+from scoremle.likelihood.decoders import InformedDecoder, decoding_cost
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.pilot import PILOT_IMAGES
-from scoremle.likelihood.reconstruction import Informed, decoding_cost
 from scoremle.likelihood.scales import ScaleOfOthers
 from scoremle.numerics import as_pytree, predict_ranged
 from scoremle.resumable import Arrays, in_parts
@@ -34,7 +34,7 @@ SMALLEST = 1e-2
 def fitted_scale(
     model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
 ) -> float:
-    """The scale of `Informed` under which the integers of these images are likeliest.
+    """The scale of `InformedDecoder` under which the integers of these images are likeliest.
 
     By one network evaluation for each image, and a search in one dimension; a hundred images are
     enough. Scores of these images gain by it, if less than a nat all together: `scale_of_others`
@@ -66,8 +66,9 @@ def scale_of_others(
 
 
 def decoder_worth(
-    model: ImageModel, decoder: Informed, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
-) -> tuple[float, float]:
+    model: ImageModel, decoder: InformedDecoder, images: Shaped[np.ndarray, "n h w c"],
+    key: PRNGKey,
+) -> tuple[float, float]:  # fmt: skip
     """Bits/dim of decoding the last noise to integers: by this decoder, and by a flat one.
 
     Means over these images: the first takes one network evaluation for each image, the second
@@ -99,7 +100,7 @@ def _likeliest(
 def _nats(
     log_scale: Array, points: Array, error: Array, sde: SDE, x: IntImages, t: Array
 ) -> Array:
-    decoder = Informed(points, jnp.exp(log_scale))
+    decoder = InformedDecoder(points, jnp.exp(log_scale))
     return -jnp.mean(decoder.log_prob(error, sde, x, t))
 
 

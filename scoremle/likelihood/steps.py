@@ -18,12 +18,12 @@ with sigma_t the greatest (DDPM's beta):
     learned   rho = (sigma_s^2 / sigma_t^2)^((v + 1) / 2), v from the network for each pixel
               (Nichol and Dhariwal, arXiv 2102.09672, equation 15)
 
-L_0 is -log p(k | x_0) by the decoder `Informed` at t_0. There q has no variance, and p has the
+L_0 is -log p(k | x_0) by `InformedDecoder` at t_0. There q has no variance, and p has the
 least one of the step that follows, or where it is learned one from that to sigma_0^2
 (`LearnedScale`). The latter decodes with the ODE, too: `learned_decoder`. Its normal
 probabilities are those of the published code, by a tanh and no less than 1e-12: where estimates
 are off by several scales, these differ from the exact ones by some hundredths of a bit. VDM has
-the decoder `Discrete`.
+`DiscreteDecoder`.
 """
 
 import math
@@ -43,16 +43,16 @@ from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges, unit_draws
 from scoremle.errors import UserError
+from scoremle.likelihood.decoders import Decoder, InformedDecoder, log_mass
 from scoremle.likelihood.elbo import (
     ELBO,
     by_bin,
+    decoder_draws,
     prior_divergence,
-    reconstruction_draws,
     variance_of_mean,
 )
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.images import Values, of_bound
-from scoremle.likelihood.reconstruction import Informed, Reconstruction, log_mass
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
@@ -97,12 +97,12 @@ class _Chain:
         cost = jnp.exp(log_rho) * gain * jnp.square(error) + jnp.expm1(log_rho) - log_rho
         return sum_data(cost) / 2
 
-    def decoder(self) -> Informed:
+    def decoder(self) -> InformedDecoder:
         """DDPM's, at the first time; a fixed variance is the least of the step that follows."""
         scale = _last_scale(self.sde, self.times)
         if self.variance != "learned":
-            return Informed(self.points, jnp.exp(scale.log_least / 2), published_log_mass)
-        return Informed(self.points, scale, published_log_mass)
+            return InformedDecoder(self.points, jnp.exp(scale.log_least / 2), published_log_mass)
+        return InformedDecoder(self.points, scale, published_log_mass)
 
 
 def _last_scale(sde: SDE, times: Float[Array, " n"]) -> LearnedScale:
@@ -114,7 +114,7 @@ def _last_scale(sde: SDE, times: Float[Array, " n"]) -> LearnedScale:
 
 def learned_decoder(
     noise: NoiseFn, sde: SDE, eps: float, points: Float[Array | np.ndarray, " levels"]
-) -> Informed | None:
+) -> InformedDecoder | None:
     """The decoder of L_0 of a model's own chain, whose scale its network tells.
 
     None where there is none: the network tells no variance, or the smallest time is not the first
@@ -129,7 +129,8 @@ def learned_decoder(
     if not (hasattr(noise, "both") and has_last_step(sde, eps)):
         return None
     first = jnp.asarray(eps)
-    return Informed(points, _last_scale(sde, jnp.stack([first, 2 * first])), published_log_mass)
+    scale = _last_scale(sde, jnp.stack([first, 2 * first]))
+    return InformedDecoder(points, scale, published_log_mass)
 
 
 def has_last_step(sde: SDE, eps: float) -> bool:
@@ -159,7 +160,7 @@ def step_bound(
     variance: str = "small",
     clip: bool = True,
     draws: int | None = None,
-    reconstruction: Reconstruction | None = None,
+    decoder: Decoder | None = None,
 ) -> ELBO:
     """The bound of a chain on the log-probability of integers, in nats.
 
@@ -176,7 +177,7 @@ def step_bound(
         variance: "small", "large" or "learned".
         clip: keep the estimate of the data within the points, as published.
         draws: how many steps are drawn, evenly in log-SNR; None: each is taken once.
-        reconstruction: from the first time to the integers; None: by the variance there.
+        decoder: from the first time to the integers; None: by the variance there.
 
     Raises UserError for another variance, fewer than two times, no draws, and a schedule that
     has a log-SNR for each dimension.
@@ -189,11 +190,11 @@ def step_bound(
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
     shares = shares / jnp.sum(shares)
     chain = _Chain(noise, sde, points, times, variance, clip)
-    decoder = reconstruction or chain.decoder()
+    decoder = decoder or chain.decoder()
     key_index, key_rows = split(example_keys(key, len(y)))
     index = _steps(key_index, shares, draws)
-    # What is drawn for the reconstruction is a step from the first time to itself, at no cost.
-    count, last_draws = len(index), reconstruction_draws(decoder, len(index))
+    # What is drawn for the decoder is a step from the first time to itself, at no cost.
+    count, last_draws = len(index), decoder_draws(decoder, len(index))
     first = jnp.broadcast_to(times[0], (last_draws, len(y)))
     before, after = (jnp.concatenate([ends[index], first]) for ends in (times[:-1], times[1:]))
 
@@ -275,7 +276,7 @@ class BySteps:
         variance: "small", "large" or "learned".
         clip: keep the estimate of the data within the range of the pixels.
         draws: how many steps are drawn for each image; None: each is taken once.
-        reconstruction: from the first time to the integers; None: DDPM's L_0.
+        decoder: from the first time to the integers; None: DDPM's L_0.
 
     Values: those of ``ByElbo``. Raises UserError for a model whose schedule has no steps, another
     variance, times that do not rise, and no draws.
@@ -287,7 +288,7 @@ class BySteps:
     variance: str = static(default="small")
     clip: bool = static(default=True)
     draws: int | None = static(default=None)
-    reconstruction: Reconstruction | None = None
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         _check_chain(self.variance, self.times, self.draws)
@@ -298,7 +299,7 @@ class BySteps:
         clipped = ", estimates clipped" if self.clip else ""
         count = ""
         if self.times is not None:  # L_0 is a step, and a decoder is none
-            count = f"{len(self.times) - (self.reconstruction is not None)} "
+            count = f"{len(self.times) - (self.decoder is not None)} "
         return f"variational bound of a chain of {count}steps, {kind} variance{clipped}"
 
     def describe(self) -> dict[str, Any]:
@@ -311,7 +312,7 @@ class BySteps:
             model.noise, model.sde, x, keys,
             points=pixels_of(model).points, times=self._times(model.sde.schedule),
             variance=self.variance, clip=self.clip, draws=self.draws,
-            reconstruction=self.reconstruction,
+            decoder=self.decoder,
         )  # fmt: skip
         bits = dims_of(x) * jnp.log(2.0)
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}

@@ -13,9 +13,9 @@ from helpers.weights import drawn
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.experiment.reference import how_to_get, reference_of
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.published import safetensors
 from scoremle.zoo import families, openai
 
@@ -115,7 +115,7 @@ def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
     model, data = scoremle.load(file), scoremle.data.load(
         "images", path=result_path(workdir), image_size=8, num_channels=3
     )
-    decoder = Informed(model.pixels.points, result["decoder_scale"])
+    decoder = InformedDecoder(model.pixels.points, result["decoder_scale"])
     by_ode = ByOde(solver=scoremle.Multistep(4), decoder=decoder)
     expected = model.score(data.test, estimator=by_ode, passes=2, seed=5)
     with np.load(workdir / "eval/ode_bound_test_ckpt_0.npz") as found:

@@ -17,10 +17,10 @@ from scoremle.core.pytree import describe
 from scoremle.experiment.measurements import Measured
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.steps import BySteps
 
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
@@ -137,7 +137,7 @@ def test_the_bound_ends_as_the_ode_does(score, tmp_path):
     plain = model_of(tmp_path, "plain")
     _, told, bpd = score("chain", "--estimator=bound", "--repeats=1")
     scale = scale_of_others(plain, IMAGES, jax.random.key(0))
-    informed = ByElbo(reconstruction=Informed(plain.pixels.points, scale))
+    informed = ByElbo(decoder=InformedDecoder(plain.pixels.points, scale))
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
     assert "; variational bound (SDE), 1000 times, informed decoder\n" in told
     _, told, ode = score("chain", "--repeats=1")
@@ -199,7 +199,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     assert "informed decoder with the network's own scales" in found.facts["estimator"]
     expected = dataclasses.replace(by_ode, decoder=model.decoder)
     if bound:
-        expected = dataclasses.replace(by_elbo, reconstruction=model.decoder, start=model.eps)
+        expected = dataclasses.replace(by_elbo, decoder=model.decoder, start=model.eps)
     assert describe(found.estimator) == describe(expected)
 
 

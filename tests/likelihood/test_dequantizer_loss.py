@@ -14,9 +14,8 @@ from scoremle.core.dequantize import Flow, Uniform
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR
+from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
-from scoremle.likelihood.reconstruction import Entropy
-from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
 KEY = jax.random.key(0)
 DATA = Gaussian.random(5, 4, 0.6)
@@ -85,7 +84,7 @@ def test_one_draw_is_the_bound_on_average(name, offset):
     run = jax.jit(
         lambda y, key: one_draw_bound(
             DATA.noise(sde), sde, y, key, eps=eps, times=UniformLogSNR(sde, eps),
-            reconstruction=GaussianDecoder() if offset else Entropy(),
+            decoder=GaussianDecoder() if offset else Entropy(),
         )
     )
     values = np.asarray(run(y, KEY), np.float64)
@@ -136,7 +135,7 @@ def test_the_loss_is_log_q_and_the_bound_and_its_gradient_reaches_the_dequantize
             dequantization_loss(
                 data.noise(sde), sde, pixels, dequantizer, x, KEY,
                 eps=eps, times=UniformLogSNR(sde, eps, stratified=True),
-                reconstruction=GaussianDecoder() if offset else Entropy(),
+                decoder=GaussianDecoder() if offset else Entropy(),
             )
         )  # fmt: skip
 

@@ -23,9 +23,8 @@ from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR, UniformTime
+from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.elbo import elbo, variance_of_mean
-from scoremle.likelihood.reconstruction import Entropy
-from scoremle.likelihood.reconstruction import Gaussian as GaussianDecoder
 
 every_sde = some("name", SDES, quick=["vp", "ve"])
 KEY = jax.random.key(0)
@@ -101,7 +100,7 @@ def test_gaussian_has_its_analytic_bound(name, matching, offset):
         eps=eps,
         draws=64,
         matching=matching,
-        reconstruction=GaussianDecoder() if offset else Entropy(),
+        decoder=GaussianDecoder() if offset else Entropy(),
     )
     np.testing.assert_allclose(result.prior, analytic["prior"], rtol=1e-3, atol=2e-5)
     total = result.prior + result.diffusion + result.reconstruction
@@ -151,7 +150,7 @@ def test_stated_error_is_honest_in_many_dimensions(draws):
 
     x = np.repeat(0.3**0.5 * np.random.default_rng(0).normal(size=(1, dims)), copies, axis=0)
     times = UniformLogSNR(sde, 1e-3, stratified=True)
-    result = evaluate(noise, "vp", x, times, eps=1e-3, draws=draws, reconstruction=Entropy())
+    result = evaluate(noise, "vp", x, times, eps=1e-3, draws=draws, decoder=Entropy())
     stated = np.sqrt(np.mean(result.stderr**2))
     # Of few draws it is too large: neighbours differ by the trend as well.
     assert 0.85 < stated / result.log_prob.std() < (1.15 if draws == 100 else 1.5)

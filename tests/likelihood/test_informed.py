@@ -19,11 +19,11 @@ from scoremle.core.keys import image_keys
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder, decoding_cost
 from scoremle.likelihood.elbo import elbo
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import decoder_worth, fitted_scale
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.reconstruction import Discrete, Informed, decoding_cost
 from scoremle.likelihood.scales import LearnedScale
 
 KEY, BITS = jax.random.key(0), np.log(2)
@@ -33,7 +33,7 @@ LEVELS, NOISE, SCALE = 4, 0.3, 0.2
 PIXELS = Pixels(LEVELS)
 POINTS = PIXELS.points
 EPS = float(VP.time_of_log_snr(jnp.asarray(-2 * np.log(NOISE))))
-DECODER = Informed(POINTS, SCALE)
+DECODER = InformedDecoder(POINTS, SCALE)
 # And one that the network tells: of each pixel, by all of z.
 LEARNED = LearnedScale(2 * np.log(0.1), 2 * np.log(0.4))
 MASS = np.array([0.1, 0.5, 0.15, 0.25])
@@ -107,7 +107,7 @@ def test_it_is_the_normal_probability_of_a_bin(pixels, scale):
     integers = np.broadcast_to(k[:, None, None, None], (32, 1, 1, 2))
     s = np.exp(-float(VP.log_snr(jnp.asarray(EPS))) / 2)
     error = (scale * rng.normal(size=integers.shape) * 3 / s).astype(np.float32)
-    decoder = Informed(pixels.points, jnp.asarray(scale))
+    decoder = InformedDecoder(pixels.points, jnp.asarray(scale))
     found = decoder.log_prob(jnp.asarray(error), VP, jnp.asarray(integers), jnp.full(32, EPS))
     u = np.stack([integers, integers + 1]).astype(np.float64)
     low, high = pixels.low + (pixels.high - pixels.low) * u / pixels.levels
@@ -119,7 +119,7 @@ def test_it_is_the_normal_probability_of_a_bin(pixels, scale):
 
 
 def test_its_probabilities_add_up_and_have_gradients():
-    pixels, decoder = Pixels(), Informed(Pixels().points, 0.02)
+    pixels, decoder = Pixels(), InformedDecoder(Pixels().points, 0.02)
     levels = jnp.arange(256)[:, None]
 
     @jax.jit
@@ -144,7 +144,7 @@ def test_the_bound_with_it_is_the_one_by_quadrature(scale):
     honest, and it takes no more evaluations than with the Gaussian."""
     data, copies, draws = one_pixel(), 200, 64
     integers = np.repeat(np.arange(LEVELS), copies)[:, None, None, None].astype(np.uint8)
-    estimator = ByElbo(draws, reconstruction=Informed(POINTS, scale))
+    estimator = ByElbo(draws, decoder=InformedDecoder(POINTS, scale))
     keys = image_keys(KEY, np.arange(len(integers)))
     found = jax.jit(lambda x, keys: estimator(model_of(data), Uniform(), x, keys))(integers, keys)
     found = {name: np.asarray(value, np.float64) for name, value in found.items()}
@@ -181,7 +181,7 @@ def test_integers_are_asked_for():
     with pytest.raises(ValueError, match="pass them as integers="):
         elbo(
             one_pixel().noise(VP), VP, jnp.zeros((1, 1)), KEY, eps=EPS, draws=4,
-            times=UniformTime(EPS), reconstruction=DECODER,
+            times=UniformTime(EPS), decoder=DECODER,
         )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     gaps, model = {}, model_of(data)
     for samples in (1, 8, 128):
         estimator = ByOde(
-            Exact(), Multistep(24), samples, decoder=Informed(POINTS, scale)
+            Exact(), Multistep(24), samples, decoder=InformedDecoder(POINTS, scale)
         )
         found = model.score(integers, estimator=estimator).log_prob.reshape(-1, copies)
         gap = exact - found.mean(axis=1)
@@ -306,13 +306,13 @@ def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
     levels = np.random.default_rng(0).integers(0, 256, 2 * images)
     x = np.broadcast_to(levels[:, None, None, None], (2 * images, 8, 8, 1)).astype(np.uint8)
     model, others = ScoreModel(noise, sde, eps, (8, 8, 1), pixels, Multistep(32)), x[images:]
-    informed = Informed(points, fitted_scale(model, others, KEY))
+    informed = InformedDecoder(points, fitted_scale(model, others, KEY))
     trace = Hutchinson(4), Multistep(32)
     ways = {
-        "flat": (ByElbo(128, reconstruction=Discrete(points)), None),
+        "flat": (ByElbo(128, decoder=DiscreteDecoder(points)), None),
         "uniform": (ByOde(*trace), None),
         "truncated": (ByOde(*trace), TruncatedNormal(sde, eps, pixels)),
-        "informed bound": (ByElbo(128, reconstruction=informed), None),
+        "informed bound": (ByElbo(128, decoder=informed), None),
         "informed ODE bound": (ByOde(*trace, decoder=informed), None),
     }
     found = {}

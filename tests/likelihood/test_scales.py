@@ -15,9 +15,9 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import fold_in, image_keys, normal, split
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import fitted_scale, scale_of_others
-from scoremle.likelihood.reconstruction import Informed
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 
 KEY, BITS = jax.random.key(0), np.log(2)
@@ -64,7 +64,7 @@ def test_the_default_decoder_is_the_l_0_of_the_chain_for_the_same_noise(x64):
     """With the ODE: all but the decoder drops out of the difference to a flat one's bound."""
     model, keys = ranged(), image_keys(KEY, IDS)
     assert isinstance(model.decoder.scale, LearnedScale)
-    other = Informed(PIXELS.points, 0.3)
+    other = InformedDecoder(PIXELS.points, 0.3)
 
     @jax.jit
     def bpd(estimator):
@@ -84,7 +84,7 @@ def test_the_default_decoder_is_the_l_0_of_the_chain_for_the_same_noise(x64):
 @pytest.mark.parametrize("matching", ["denoising", "sliced"])
 def test_in_the_bound_it_is_that_too(matching, x64):
     """The mean over the draws of its last term, which are the same."""
-    estimator, keys = ByElbo(2, matching, reconstruction=ranged().decoder), image_keys(KEY, IDS)
+    estimator, keys = ByElbo(2, matching, decoder=ranged().decoder), image_keys(KEY, IDS)
     found = jax.jit(lambda x: estimator(ranged(), Uniform(), x, keys))(jnp.asarray(INTEGERS))
     _, key_rows = split(split(keys)[1])
     noises = [split(fold_in(key_rows, number))[0] for number in range(2, 6)]
@@ -98,7 +98,7 @@ def test_where_a_network_tells_its_scale_none_is_fitted():
     assert model.fit_decoder(INTEGERS) is model
     words = "informed decoder with the network's own scales"
     assert model.default_estimator.words == f"ODE bound, {words}, 1 draw"
-    by_elbo = ByElbo(reconstruction=model.decoder)
+    by_elbo = ByElbo(decoder=model.decoder)
     assert by_elbo.words == f"variational bound (SDE), 1000 times, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().condition_on(jnp.zeros(1))
@@ -169,15 +169,15 @@ def test_its_halves_are_fitted_to_each_other():
 
 def test_a_score_does_not_depend_on_its_batch():
     model, images = gaussian()
-    decoder = Informed(model.pixels.points, scale_of_others(model, images, KEY))
+    decoder = InformedDecoder(model.pixels.points, scale_of_others(model, images, KEY))
     estimator, order = ByOde(decoder=decoder), np.random.default_rng(0).permutation(24)
     whole = model.score(images, estimator=estimator)
     parts = model.score(images[order], index=order, estimator=estimator, batch_size=5)
     np.testing.assert_allclose(parts.bpd, whole.bpd[order], rtol=1e-6)
-    of_these = Informed(model.pixels.points, decoder.scale.of_these)
+    of_these = InformedDecoder(model.pixels.points, decoder.scale.of_these)
     alone = model.score(images[:8], estimator=ByOde(decoder=of_these))
     np.testing.assert_allclose(whole.bpd[:8], alone.bpd, rtol=1e-6)
-    rest = Informed(model.pixels.points, decoder.scale.scale)
+    rest = InformedDecoder(model.pixels.points, decoder.scale.scale)
     others = model.score(images[8:], index=np.arange(8, 24), estimator=ByOde(decoder=rest))
     np.testing.assert_allclose(whole.bpd[8:], others.bpd, rtol=1e-6)
 

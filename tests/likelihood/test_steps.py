@@ -17,9 +17,9 @@ from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE, VE, VP, SubVP
 from scoremle.likelihood.chains import chain_of
-from scoremle.likelihood.reconstruction import (
-    Discrete,
-    Informed,
+from scoremle.likelihood.decoders import (
+    DiscreteDecoder,
+    InformedDecoder,
     decoding_cost,
     log_normal_mass,
 )
@@ -148,13 +148,13 @@ def expected_diffusion(sde, times, variance):
 @pytest.mark.parametrize("draws", [None, 16])
 def test_a_gaussian_has_its_analytic_terms_and_an_honest_error(variance, draws):
     sde = SDE("vp", schedules.Discrete.of_betas(betas("linear", 200)), 1.0)
-    decoder = Discrete(Pixels(32).points)  # without random error: the error is the steps'
+    decoder = DiscreteDecoder(Pixels(32).points)  # without random error: the error is the steps'
     times = np.arange(1, 201) / 200
     run = jax.jit(
         lambda x: step_bound(
             gaussian_noise(sde), sde, x, KEY,
             points=Pixels(32).points, times=times, variance=variance, clip=False, draws=draws,
-            reconstruction=decoder,
+            decoder=decoder,
         )
     )  # fmt: skip
     found = run(GAUSSIAN_INTEGERS)
@@ -174,11 +174,11 @@ def test_a_gaussian_has_its_analytic_terms_and_an_honest_error(variance, draws):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_few_steps_have_an_error_that_is_no_smaller_than_it_is(steps):
     sde, times = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0), np.arange(steps + 1) / steps
-    decoder = Discrete(Pixels(32).points)
+    decoder = DiscreteDecoder(Pixels(32).points)
     found = jax.jit(
         lambda x: step_bound(
             gaussian_noise(sde), sde, x, KEY,
-            points=decoder.points, times=times, reconstruction=decoder,
+            points=decoder.points, times=times, decoder=decoder,
         )
     )(GAUSSIAN_INTEGERS)  # fmt: skip
     error = np.asarray(found.diffusion) - expected_diffusion(sde, times, "small")
@@ -193,7 +193,7 @@ def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
     times, y = np.arange(51) / 50, points[GAUSSIAN_INTEGERS]
     chain = chain_of(50, sde, 1e-6, Pixels(32))
     np.testing.assert_allclose(chain.times, times, atol=2e-6)
-    estimator = replace(chain, draws=10, reconstruction=Discrete(points))
+    estimator = replace(chain, draws=10, decoder=DiscreteDecoder(points))
     scores = model.score(GAUSSIAN_INTEGERS, estimator=estimator)
     variance = 1 / (1 + np.exp(-8.0))
     prior = ((1 - variance) * y**2 + variance - 1 - np.log(variance)).sum(axis=(1, 2, 3)) / 2
@@ -226,7 +226,7 @@ def test_the_estimator_takes_the_steps_of_the_model():
     of_noise_alone = model_of("learned").score(INTEGERS, estimator=BySteps())
     small = model_of().score(INTEGERS, estimator=BySteps())
     np.testing.assert_allclose(of_noise_alone.bpd, small.bpd, rtol=1e-6)
-    informed = BySteps(reconstruction=Informed(PIXELS.points, 1e-3))
+    informed = BySteps(decoder=InformedDecoder(PIXELS.points, 1e-3))
     assert (model_of().score(INTEGERS, estimator=informed).bpd > small.bpd + 1).all()
 
 
@@ -255,9 +255,10 @@ def test_fifty_steps_of_any_schedule_are_not_far_from_continuous_time(sde, eps):
 def test_a_chain_ends_by_a_decoder_that_can_tell():
     """The flat one where the last noise leaves levels apart, else what the network says."""
     sde = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0)
-    for levels, kind in ((16, Discrete), (32, Informed)):  # half a bin over the noise: 1.3, 0.6
+    # Half a bin over the noise: 1.3, 0.6.
+    for levels, kind in ((16, DiscreteDecoder), (32, InformedDecoder)):
         chain = chain_of(10, sde, 1e-6, Pixels(levels))
-        assert isinstance(chain.reconstruction, kind) and not chain.clip
+        assert isinstance(chain.decoder, kind) and not chain.clip
         assert chain.words.endswith("a chain of 10 steps, fixed small variance")
 
 

@@ -42,7 +42,7 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
 
-__all__ = ["Discrete", "Entropy", "Gaussian", "Informed", "Reconstruction"]
+__all__ = ["Decoder", "DiscreteDecoder", "Entropy", "GaussianDecoder", "InformedDecoder"]
 
 LOG_2PI = math.log(2 * math.pi)
 # The trapezoidal rule over the normal variable. It converges as fast as for the normal density.
@@ -65,7 +65,7 @@ def log_normal_mass(below: Data, above: Data) -> Data:
 
 
 @runtime_checkable
-class Reconstruction(Protocol):
+class Decoder(Protocol):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
     ``bounds`` is what the whole bound then is a bound on, and ``words`` name it. The network is
@@ -104,7 +104,7 @@ class Reconstruction(Protocol):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianDecoder:
     """The Gaussian around the network's estimate of the data."""
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
@@ -148,7 +148,7 @@ class Entropy:
 
 @pytree
 @dataclass(frozen=True, eq=False)
-class Discrete:
+class DiscreteDecoder:
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
 
     Of an SDE whose log-SNR is one number at each t.
@@ -180,7 +180,7 @@ class Discrete:
 
 @pytree
 @dataclass(frozen=True, eq=False)
-class Informed:
+class InformedDecoder:
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
 
     Args:
@@ -201,7 +201,9 @@ class Informed:
     random: ClassVar[bool] = True
 
     @classmethod
-    def at(cls, sde: SDE, t: float, points: Float[Array | np.ndarray, " levels"]) -> "Informed":
+    def at(
+        cls, sde: SDE, t: float, points: Float[Array | np.ndarray, " levels"]
+    ) -> "InformedDecoder":
         """The decoder at a time whose scale is that of the noise there, in units of the data."""
         return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
 

@@ -11,8 +11,8 @@ from scipy.stats import norm
 from scoremle.core.dequantize import truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.times import UniformLogSNR
+from scoremle.likelihood.decoders import DiscreteDecoder, decoding_cost
 from scoremle.likelihood.elbo import elbo
-from scoremle.likelihood.reconstruction import Discrete, decoding_cost
 
 VP = SDES["vp"]
 LEVELS = 16
@@ -52,7 +52,7 @@ def bound(noise, x, start, draws=256, **options):
             eps=start,
             times=times,
             draws=draws,
-            reconstruction=Discrete(POINTS),
+            decoder=DiscreteDecoder(POINTS),
             integers=x,
             **options,
         )
