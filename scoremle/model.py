@@ -52,7 +52,7 @@ from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, learned_decoder
 from scoremle.numerics import all_finite, as_pytree, check_values, expand, predict, sum_data
-from scoremle.resumable import Arrays, in_parts
+from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.sampling.samples import Samples
@@ -687,7 +687,7 @@ class ScoreModel:
         else:
             size = filled(min(batch_size, n), devices)
             least = len(devices)
-            parts = in_parts(work, n, size=size, least=least, label=label, unit="sample")
+            parts = resumable_map(work, n, size=size, least=least, label=label, unit="sample")
             found = {name: column[0] for name, column in parts.items()}
         if not log_prob:
             return found["x"]

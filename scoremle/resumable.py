@@ -46,7 +46,7 @@ def content_hash(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH]
 
 
-def in_parts(
+def resumable_map(
     work: Work,
     n: int,
     *,
@@ -59,7 +59,7 @@ def in_parts(
     share: slice = slice(None),
     least: int = 1,
 ) -> Arrays:
-    """Runs ``work`` on images 0 to n - 1 in each pass; returns its arrays [passes n ...].
+    """Maps ``work`` over images 0 to n - 1 in each pass; returns its arrays [passes n ...].
 
     It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all

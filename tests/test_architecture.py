@@ -131,7 +131,7 @@ def test_one_loop_goes_over_images_in_passes():
         f"{module}:{node.lineno}"
         for module, text in MODULES.items()
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("in_parts")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("resumable_map")
         and "passes" in [keyword.arg for keyword in node.keywords]
         and "unit='point'" not in map(ast.unparse, node.keywords)
     ]  # fmt: skip

@@ -43,7 +43,7 @@ from scoremle.files import write_npz
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.quality import features
 from scoremle.report.subject import paired
-from scoremle.resumable import in_parts, read_part
+from scoremle.resumable import read_part, resumable_map
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
@@ -383,7 +383,7 @@ def a_set_in_the_cache(folder, monkeypatch, experiment):
 
 def a_finished_part(folder, monkeypatch, experiment):
     one = folder / "a" / "b"
-    in_parts(lambda repeat, index: {"x": index + 1.0}, 4, size=4, folder=one)
+    resumable_map(lambda repeat, index: {"x": index + 1.0}, 4, size=4, folder=one)
     (part,) = one.iterdir()
 
     def taken(*place, **arrays):

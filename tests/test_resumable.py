@@ -12,7 +12,7 @@ from helpers.tiny_runs import npz
 from scoremle import processes
 from scoremle.errors import UserError
 from scoremle.progress import progress
-from scoremle.resumable import fingerprint, in_parts, missing
+from scoremle.resumable import fingerprint, missing, resumable_map
 
 N = 11
 
@@ -47,7 +47,7 @@ def check(found, **sizes):
 
 
 def run(folder, work, size=4, passes=2, n=N, **more):
-    return in_parts(work, n, size=size, passes=passes, folder=folder, **more)
+    return resumable_map(work, n, size=size, passes=passes, folder=folder, **more)
 
 
 @pytest.mark.parametrize("size", [1, 4, 11, 50])
@@ -231,7 +231,7 @@ def test_progress_counts_what_was_finished_before(tmp_path, capsys, monkeypatch)
 
 
 def test_no_images():
-    assert in_parts(Work(until=0), 0, size=3) == {}
+    assert resumable_map(Work(until=0), 0, size=3) == {}
 
 
 def test_processes_that_see_other_parts_end_with_a_line(monkeypatch):
@@ -239,4 +239,4 @@ def test_processes_that_see_other_parts_end_with_a_line(monkeypatch):
     monkeypatch.setattr(processes, "LAST_WORDS", 0)
     monkeypatch.setattr(processes, "_of_all", lambda text: [text, b"{}"])
     with pytest.raises(UserError, match=r"do not agree: .*finished of scores is .* in process 1"):
-        in_parts(lambda repeat, index: {"row": index}, 4, size=2, label="scores")
+        resumable_map(lambda repeat, index: {"row": index}, 4, size=2, label="scores")

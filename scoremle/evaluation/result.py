@@ -274,7 +274,7 @@ def results_table(results: Sequence[Result]) -> str:
     what = (
         line
         for r in results
-        for text in (r.in_words(), *r.in_parts(), *_precision_cost(r))
+        for text in (r.in_words(), *r.breakdown(), *_precision_cost(r))
         for line in wrapped(f"{r.name}: {text}")
     )
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])

@@ -28,7 +28,7 @@ from scoremle.files import inside, write_npz
 from scoremle.numerics import check_values
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
-from scoremle.resumable import Arrays, fingerprint, in_parts
+from scoremle.resumable import Arrays, fingerprint, resumable_map
 from scoremle.terminal import say
 from scoremle.types import IntImages, Keys
 
@@ -140,7 +140,7 @@ class SamplingRun:
 
         # Whole rounds, so that the last one is the same whatever number is asked for.
         whole = -(-number // size) * size
-        drawn = in_parts(
+        drawn = resumable_map(
             draw, whole, size=size, least=size if self.experiment.sampler.mixes else 1,
             folder=parts, label=label, unit="sample",
         )  # fmt: skip

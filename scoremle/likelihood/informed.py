@@ -20,7 +20,7 @@ from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.scales import ScaleOfOthers
 from scoremle.numerics import as_pytree, predict_ranged
-from scoremle.resumable import Arrays, in_parts
+from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
 from scoremle.xla import compiled
 
@@ -117,7 +117,7 @@ def _predicted(
     at_the_end = partial(
         _compiled_at_the_end, as_pytree(model.noise), model.sde, model.eps, points
     )
-    found = in_parts(work, len(images), size=BATCH_SIZE)
+    found = resumable_map(work, len(images), size=BATCH_SIZE)
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 
 

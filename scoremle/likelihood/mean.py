@@ -154,7 +154,7 @@ class Mean:
         found = self.columns.get(f"{kind}_of_mean")
         return self.noise_stderr if found is None else found
 
-    def in_parts(self) -> list[str]:
+    def breakdown(self) -> list[str]:
         """Lines about a corrected mean: its making, and the parts of its error; else none."""
         if (errors := self.errors) is None:
             return []

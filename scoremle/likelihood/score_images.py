@@ -28,7 +28,7 @@ from scoremle.likelihood.levels import Levels, bias_bound, corrected
 from scoremle.likelihood.mean import Mean, Values
 from scoremle.likelihood.pilot import NOISE_SHARE
 from scoremle.numerics import permutation
-from scoremle.resumable import Arrays, in_parts
+from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import IntImages
 from scoremle.xla import compiled
 
@@ -177,7 +177,7 @@ def _measured(
         batch = images[place], keys, jax.tree.map(lambda row: row[place], rows)
         return _timed(program, estimator, model, dequantizer, *split_rows(batch, devices))
 
-    found = in_parts(
+    found = resumable_map(
         work, n, size=size, least=len(devices or jax.devices()) if halves else size,
         passes=passes, folder=parts, label=label, describe=_mean_so_far, share=share,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from scoremle.errors import UserError
 from scoremle.files import named, read_npz, write_npz
 from scoremle.quality import inception
 from scoremle.records import Size, check_record
-from scoremle.resumable import Arrays, in_parts
+from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import AnyArray
 
 __all__ = [
@@ -83,7 +83,7 @@ def extract(
         return {"pool_3": found.pool, "logits": found.logits}
 
     size = devices.filled(min(BATCH_SIZE, len(images)))
-    found = in_parts(work, len(images), size=size, folder=folder, label=label)
+    found = resumable_map(work, len(images), size=size, folder=folder, label=label)
     return {name: rows[0] for name, rows in found.items()}
 
 

@@ -93,7 +93,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         " does not shrink with their number.",
     )
     for each in subject.results:
-        for line in each.in_parts():
+        for line in each.breakdown():
             page.text(f"{each.kind}: {line}.")
     if subject.checks:
         page.table(

@@ -11,7 +11,7 @@ from scoremle.cli.commands import parser_of
 from scoremle.cli.commands.score import _check_whole
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
-from scoremle.resumable import in_parts
+from scoremle.resumable import resumable_map
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_shares_make_the_table_of_one_machine(images, tmp_path, capsys):
 def test_images_that_shares_left_out_are_named(shares, words, tmp_path):
     """By their numbers from 1, though they lack but one of two passes."""
     for first, stop in shares:
-        in_parts(lambda _, index: {"bpd": index * 1.0}, 7, size=3, passes=2,
+        resumable_map(lambda _, index: {"bpd": index * 1.0}, 7, size=3, passes=2,
                  folder=tmp_path / "parts", share=slice(first, stop))  # fmt: skip
-    in_parts(lambda _, index: {"bpd": index * 1.0}, 7, size=7, folder=tmp_path / "parts")
+    resumable_map(lambda _, index: {"bpd": index * 1.0}, 7, size=7, folder=tmp_path / "parts")
     with pytest.raises(UserError, match=words) if words else nullcontext():
         _check_whole(tmp_path / "parts", "abcdefg", 2)
 

@@ -33,7 +33,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_npz, read_sealed, write_npz
 from scoremle.model import Scores
 from scoremle.published import PublishedCheckpoints
-from scoremle.resumable import in_parts
+from scoremle.resumable import resumable_map
 from scoremle.training import checkpoints
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
@@ -122,7 +122,7 @@ class Evaluate:
         add_results(folder / "results.json", {"old": {"mean": 1.0}})
 
     def work(self, folder):
-        rows = in_parts(small_places.work, 4, size=2, folder=folder / small_places.PARTS)
+        rows = resumable_map(small_places.work, 4, size=2, folder=folder / small_places.PARTS)
         np.testing.assert_array_equal(rows["bpd"][0], 3.0 + np.arange(4) / 8)
         write_npz(folder / "new.npz", rows)
         add_results(folder / "results.json", {"new": {"mean": float(rows["bpd"].mean())}})

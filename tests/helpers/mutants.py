@@ -132,8 +132,8 @@ CHANGES: list[tuple[str, ...]] = [
      "all((np.isnan(part).all() for part in of_this_process(leaf)))"),
     ("numerics.py", "log1mexp", "jnp.log(-jnp.expm1(-x))", "jnp.log(1 - jnp.exp(-x))"),
     ("numerics.py", "predict", "if jnp.shape(found) != x.shape:", "if False:"),
-    ("resumable.py", "in_parts", "stop - 1)", "stop)"),
-    ("resumable.py", "in_parts", "part['place'] = np.asarray([repeat, first])",
+    ("resumable.py", "resumable_map", "stop - 1)", "stop)"),
+    ("resumable.py", "resumable_map", "part['place'] = np.asarray([repeat, first])",
      "part['place'] = np.asarray([0, first])"),
     ("resumable.py", "fingerprint", "sort_keys=True", "sort_keys=False"),
     # ScoreModel

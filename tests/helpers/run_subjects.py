@@ -52,7 +52,7 @@ from scoremle.published import safetensors
 from scoremle.quality import inception
 from scoremle.quality.features import Extractor, load_inception, read_reference
 from scoremle.report.subject import Subject as Reported
-from scoremle.resumable import in_parts
+from scoremle.resumable import resumable_map
 from scoremle.training.checksums import tree_hash
 from scoremle.training.writers import KEPT, JsonLines, Run, Tracker
 
@@ -145,7 +145,7 @@ def check_compared(folder: Path) -> None:
 def check_parts(folder: Path) -> None:
     from helpers import small_places
 
-    rows = in_parts(small_places.work, 11, size=4, passes=2, folder=folder / "source")
+    rows = resumable_map(small_places.work, 11, size=4, passes=2, folder=folder / "source")
     assert rows["bpd"].shape == rows["nfe"].shape == (2, 11)
     np.testing.assert_array_equal(rows["nfe"], 6)
 

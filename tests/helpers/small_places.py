@@ -20,7 +20,7 @@ from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.published import safetensors, state_dict
-from scoremle.resumable import in_parts
+from scoremle.resumable import resumable_map
 from scoremle.training.checksums import tree_hash
 from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import JsonLines
@@ -53,7 +53,7 @@ def work(repeat, index):
 
 def measure(folder: Path):
     """Rows of the finished parts, and of what was not finished."""
-    return in_parts(work, 11, size=4, passes=2, folder=folder / PARTS)
+    return resumable_map(work, 11, size=4, passes=2, folder=folder / PARTS)
 
 
 def prepare(folder: Path, count: int = IMAGES) -> None:

@@ -32,7 +32,7 @@ from scoremle.experiment.record import record_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL, seal
 from scoremle.published import safetensors, state_dict
-from scoremle.resumable import in_parts
+from scoremle.resumable import resumable_map
 from scoremle.zoo.unet2d import UNet2D
 
 Files = dict[str, bytes]
@@ -316,7 +316,8 @@ def our_files() -> Files:
 
     with tempfile.TemporaryDirectory() as folder:
         small_places.prepare(Path(folder) / "data")
-        in_parts(small_places.work, 11, size=4, passes=2, folder=Path(folder) / "up" / "source")
+        source = Path(folder) / "up" / "source"
+        resumable_map(small_places.work, 11, size=4, passes=2, folder=source)
         return files_below(Path(folder))
 
 

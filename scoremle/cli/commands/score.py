@@ -294,7 +294,7 @@ def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list
         median = statistics.median(error for error in scores.stderr if error == error)
         told = f"the median standard error is {median:.2g}; four times as many passes halve it"
     cost = f"each image: {_cost(scored, passes)}; {told}"
-    return [*cast("Mean", scored.mean).in_parts(), cost, *found.notes]
+    return [*cast("Mean", scored.mean).breakdown(), cost, *found.notes]
 
 
 def _cost(scored: Scored, passes: int) -> str:

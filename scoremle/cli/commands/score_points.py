@@ -25,7 +25,7 @@ from scoremle.experiment.score_table import decimals
 from scoremle.files import write_atomically
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
-from scoremle.resumable import Arrays, in_parts
+from scoremle.resumable import Arrays, resumable_map
 from scoremle.terminal import say
 
 # Points at once, and those that are shown of either end.
@@ -114,7 +114,7 @@ def _values(
         return {name: np.asarray(column, np.float64) for name, column in columns.items()}
 
     size = min(BATCH_SIZE, 1 << (len(points) - 1).bit_length())
-    values = in_parts(
+    values = resumable_map(
         work, len(points), size=size, passes=options.repeats, label="log p", unit="point"
     )
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
