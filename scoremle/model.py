@@ -429,7 +429,7 @@ class ScoreModel:
             found = work(0, np.arange(0))
         else:
             size = min(batch_size, 1 << (n - 1).bit_length())
-            parts = in_parts(work, n, size=size, label=label, unit="profile")
+            parts = resumable_map(work, n, size=size, label=label, unit="profile")
             found = {name: column[0] for name, column in parts.items()}
         low, high = map(float, log_snr_range(self.sde, self.eps))
         edges = np.linspace(low, high, bins + 1)

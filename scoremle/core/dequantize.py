@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.keys import draw, example_keys
+from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE, check_eps
@@ -65,7 +65,7 @@ class Uniform:
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         keys = example_keys(key, len(x))
-        return draw(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
+        return per_example(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
 
 @pytree
@@ -104,7 +104,7 @@ class TruncatedNormal:
         def noise(key: PRNGKey, shape: tuple[int, ...]) -> Data:
             return jax.random.truncated_normal(key, -kappa, kappa, shape)
 
-        e = draw(noise, example_keys(key, len(x)), x.shape[1:])
+        e = per_example(noise, example_keys(key, len(x)), x.shape[1:])
         u = jnp.clip((1 + e / kappa) / 2, 0, BELOW_ONE)
         log_mass = jnp.log(jax.lax.erf(kappa / math.sqrt(2)))
         log_norm = jnp.log(2 * kappa) - math.log(2 * math.pi) / 2 - log_mass
@@ -125,7 +125,7 @@ class Flow:
     start: None = static(default=None)
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
-        e = draw(jax.random.normal, example_keys(key, len(x)), x.shape[1:])
+        e = per_example(jax.random.normal, example_keys(key, len(x)), x.shape[1:])
         return self.apply(self.params, e, x / (self.levels - 1))
 
 

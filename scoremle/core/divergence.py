@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, check_choice, check_count
-from scoremle.core.keys import draw, example_keys
+from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import pytree
 from scoremle.errors import UserError
 from scoremle.numerics import dims_of
@@ -118,7 +118,8 @@ class Hutchinson(_Sampled):
 
     def draw(self, key: Keys, x: Data) -> Probes:
         keys, shape = example_keys(key, len(x)), (self.probes, *x.shape[1:])
-        return jnp.moveaxis(draw(DISTRIBUTIONS[self.distribution], keys, shape, x.dtype), 1, 0)
+        probes = per_example(DISTRIBUTIONS[self.distribution], keys, shape, x.dtype)
+        return jnp.moveaxis(probes, 1, 0)
 
 
 @jax.tree_util.register_static
@@ -150,7 +151,7 @@ class Orthogonal(_Sampled):
         if self.probes > dims:
             raise UserError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
         keys = example_keys(key, len(x))
-        block = draw(jax.random.normal, keys, (dims, self.probes), x.dtype)
+        block = per_example(jax.random.normal, keys, (dims, self.probes), x.dtype)
         frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
         return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
 

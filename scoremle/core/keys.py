@@ -22,12 +22,12 @@ from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = [
     "as_keys",
-    "draw",
     "example_keys",
     "fold_in",
     "image_keys",
     "normal",
     "one_or_each",
+    "per_example",
     "split",
 ]
 
@@ -94,10 +94,10 @@ def split(keys: Keys, n: int = 2) -> Key[Array, "{n} *b"]:
     return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)
 
 
-def draw(
+def per_example(
     sampler: Callable[..., Array], keys: Key[Array, " b"], shape: tuple[int, ...], *args: object
 ) -> Array:
-    """``sampler(key, shape, *args)`` of each key: of each example, its own draw."""
+    """Draws ``sampler(key, shape, *args)`` for each example, by its own key."""
     # Along one axis: the same numbers, which XLA compiles and draws sooner.
     size = math.prod(shape)
     return jax.vmap(lambda key: sampler(key, (size,), *args).reshape(shape))(keys)
@@ -105,4 +105,4 @@ def draw(
 
 def normal(key: Keys, like: Data) -> Data:
     """Standard normal noise for each example of ``like``, by one key or one for each."""
-    return draw(jax.random.normal, example_keys(key, len(like)), like.shape[1:], like.dtype)
+    return per_example(jax.random.normal, example_keys(key, len(like)), like.shape[1:], like.dtype)

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
-from scoremle.core.keys import draw, example_keys
+from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, known, pytree
 from scoremle.core.schedules import (
     Discrete,
@@ -143,7 +143,8 @@ class SDE:
     def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
         """``shape[0]`` draws of the prior, by one key or one for each."""
         shape = as_shape(shape, of_batch=True)
-        return self.prior_std * draw(jax.random.normal, example_keys(key, shape[0]), shape[1:])
+        keys = example_keys(key, shape[0])
+        return self.prior_std * per_example(jax.random.normal, keys, shape[1:])
 
 
 def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:

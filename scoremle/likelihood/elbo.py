@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_data, check_choice, check_count
-from scoremle.core.keys import draw, example_keys, fold_in, normal, split
+from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
 from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
@@ -98,7 +98,7 @@ def sliced(
     noise: NoiseFn, sde: SDE, x_t: Data, t: Times, z: Data, keys: Keys
 ) -> tuple[Outputs, Data]:
     """1/2 (eps^2 + 1) - sigma w Jw with random signs w: in expectation the denoising one."""
-    w = draw(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
+    w = per_example(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
     noise = within_forms(noise)
     prediction, jw, v = jax.jvp(
         lambda y: predict_ranged(noise, y, t), (x_t,), (w,), has_aux=True

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
-from scoremle.core.keys import draw, fold_in, normal, split
+from scoremle.core.keys import fold_in, normal, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range, unit_draws
 from scoremle.errors import UserError
@@ -192,7 +192,7 @@ def profile_columns(
     def noised(inputs: tuple[Array, Times, Keys]) -> tuple[Data, PerExample, PerExample]:
         number, t, keys = inputs
         key_u, key_z, key_w = split(fold_in(keys, number), 3)
-        z, w = normal(key_z, x), draw(jax.random.rademacher, key_w, x.shape[1:], x.dtype)
+        z, w = normal(key_z, x), per_example(jax.random.rademacher, key_w, x.shape[1:], x.dtype)
         x_t = sde.perturb(dequantized(key_u), t, z)
         prediction, jw = jax.jvp(lambda y: predict(forms, y, t), (x_t,), (w,))
         trace = sde.sigma(t) * sum_data(w * jw)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.keys import draw, fold_in
+from scoremle.core.keys import fold_in, per_example
 from scoremle.types import Keys, Times
 
 __all__ = ["TimeJitter"]
@@ -35,7 +35,8 @@ class TimeJitter:
     def drawn(cls, keys: Keys, start: Float[Array, ""], stop: Float[Array, ""]) -> "TimeJitter":
         """Draws the amount of each example by its key."""
         keys = fold_in(keys, DRAW)
-        return cls(start, stop, draw(jax.random.uniform, keys, (), start.dtype, -MOST, MOST))
+        amount = per_example(jax.random.uniform, keys, (), start.dtype, -MOST, MOST)
+        return cls(start, stop, amount)
 
     def at(self, clock: Times) -> tuple[Times, Times]:
         """The clock of each example after the jitter, and its derivative."""

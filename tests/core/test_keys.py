@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scoremle.core.keys import draw, example_keys, image_keys, split
+from scoremle.core.keys import example_keys, image_keys, per_example, split
 
 KEY = jax.random.key(3)
 
@@ -35,9 +35,9 @@ def test_one_key_stands_for_one_at_each_place():
 
 def test_a_draw_depends_on_its_key_alone():
     keys = image_keys(KEY, np.arange(5))
-    whole = draw(jax.random.normal, keys, (2, 3))
+    whole = per_example(jax.random.normal, keys, (2, 3))
     np.testing.assert_array_equal(whole[3], jax.random.normal(keys[3], (2, 3)))
-    np.testing.assert_array_equal(draw(jax.random.normal, keys[3:4], (2, 3))[0], whole[3])
+    np.testing.assert_array_equal(per_example(jax.random.normal, keys[3:4], (2, 3))[0], whole[3])
 
 
 def test_split_gives_each_example_its_own():

@@ -188,7 +188,8 @@ CHANGES: list[tuple[str, ...]] = [
      "return -rate(self.log_snr, t) / 2"),
     ("core/sde.py", "SDE.prior_log_prob", "+ jnp.log(self.prior_std)",
      "- jnp.log(self.prior_std)"),
-    ("core/sde.py", "SDE.prior_sample", "return self.prior_std * draw(", "return draw("),
+    ("core/sde.py", "SDE.prior_sample", "return self.prior_std * per_example(",
+     "return per_example("),
     # The scale of the data
     ("core/bijectors.py", "AtTime.forward", "sum_over(log_alpha, x)", "0 * sum_over(log_alpha, x)",
      "test_data_scale.py"),

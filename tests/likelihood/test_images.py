@@ -159,5 +159,5 @@ def test_the_terms_of_the_bound_add_up():
     np.testing.assert_allclose(found["dequantization"], LOG_Q / BITS, rtol=1e-6)
     key_u, key_bound = split(KEYS)
     y = PIXELS.encode(X, Uniform()(key_u, X)[0])
-    nats = MODEL.bound(y, key_bound, draws=8)
+    nats = MODEL.elbo(y, key_bound, draws=8)
     np.testing.assert_allclose(found["draw_stderr"], nats.stderr / BITS, rtol=1e-4)

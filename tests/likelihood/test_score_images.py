@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scoremle import devices
-from scoremle.core.keys import draw, image_keys
+from scoremle.core.keys import image_keys, per_example
 from scoremle.evaluation.statistics import profile
 from scoremle.likelihood import score_images as module
 from scoremle.likelihood.mean import Mean
@@ -26,7 +26,7 @@ MODEL: Any = 3.0  # of which the estimator here takes a multiple
 def column_of(params, x, keys):
     """The image itself, and noise that depends on all that it may depend on."""
     place = x[:, 0, 0, 0].astype(jnp.float32)
-    return {"bpd": params * place, "noise": draw(jax.random.uniform, keys, ())}
+    return {"bpd": params * place, "noise": per_example(jax.random.uniform, keys, ())}
 
 
 @jax.tree_util.register_static
@@ -81,7 +81,8 @@ def test_noise_belongs_to_an_image_and_a_pass(tmp_path):
     values = run(tmp_path)
     for repeat in (0, 1):
         keys = image_keys(jax.random.fold_in(jax.random.key(1), repeat), np.arange(23))
-        np.testing.assert_array_equal(values["noise"][repeat], draw(jax.random.uniform, keys, ()))
+        expected = per_example(jax.random.uniform, keys, ())
+        np.testing.assert_array_equal(values["noise"][repeat], expected)
     for batch_size in (1, 7, 23):
         same(run(tmp_path / str(batch_size), batch_size=batch_size), values)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import scoremle
 from scoremle import Exact, Hutchinson, Multistep
-from scoremle.core.keys import draw, example_keys
+from scoremle.core.keys import example_keys, per_example
 from scoremle.likelihood.ode import Likelihood
 from scoremle.likelihood.pilot import FEW_DIMS
 from scoremle_conformance.adapter import Adapter, Answer, Ask
@@ -50,7 +50,7 @@ class Beta:
 
     def __call__(self, key: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = example_keys(key, len(x))
-        u = draw(lambda k, shape: jax.random.beta(k, 2.0, 2.0, shape), keys, x.shape[1:])
+        u = per_example(lambda k, shape: jax.random.beta(k, 2.0, 2.0, shape), keys, x.shape[1:])
         return u, jnp.log(6 * u * (1 - u)).sum((1, 2, 3))
 
 
