@@ -359,7 +359,7 @@ class Blocks(nn.Module):
     def __call__(self, h: jax.Array, embedding: jax.Array) -> jax.Array:
         for _ in range(self.count):
             block = layers.ResnetBlockBigGANpp(nn.swish, 0.0, True, 0.1, jnp.float32)
-            h = xla.call(block, h, embedding) if self.called else block(h, embedding)
+            h = xla.compile_once(block, h, embedding) if self.called else block(h, embedding)
         return h
 
 

@@ -97,8 +97,8 @@ CHEAP = frozenset({
 BLOCK = "scoremle_block"
 
 
-def call(block: Any, *inputs: Any, remat: bool = False) -> Any:
-    """``block(*inputs)``, where blocks of the same fields and inputs of the same shapes are one.
+def compile_once(block: Any, *inputs: Any, remat: bool = False) -> Any:
+    """Returns ``block(*inputs)``; blocks of the same fields and shapes of inputs compile once.
 
     A gradient keeps what is dear to compute, and computes the rest again: a quarter of the memory.
 

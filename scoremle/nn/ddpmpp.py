@@ -25,7 +25,7 @@ from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
-from scoremle.xla import call
+from scoremle.xla import compile_once
 
 Embedding = Float[Array, "b e"] | None
 
@@ -245,10 +245,10 @@ class DDPMpp(nn.Module):
             dtype=self.dtype,
             **fields,
         )
-        return call(block, h, embedding, next(keys), remat=remat)
+        return compile_once(block, h, embedding, next(keys), remat=remat)
 
     def _attention(self, h: Images) -> Images:
-        return call(layers.AttnBlockpp(self.skip_rescale, self.init_scale, self.dtype), h)
+        return compile_once(layers.AttnBlockpp(self.skip_rescale, self.init_scale, self.dtype), h)
 
     def _attend(self, h: Images) -> Images:
         return self._attention(h) if h.shape[1] in self.attn_resolutions else h

@@ -25,7 +25,7 @@ from scoremle.errors import UserError
 from scoremle.nn import resample
 from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Conv, fields_of, wide
 from scoremle.records import check_record
-from scoremle.xla import call
+from scoremle.xla import compile_once
 from scoremle.zoo.blocks import (
     Embedding,
     Images,
@@ -217,7 +217,7 @@ class ADM(nn.Module):
         """A residual block; it keeps the number of channels unless ``features`` are given."""
         fields = ((GROUPS, GROUPS), EPS, nn.swish, self.use_scale_shift_norm, self.dtype)
         block = ResnetBlock(features or h.shape[-1], *fields, name=name, **options)
-        return call(block, h, embedding)
+        return compile_once(block, h, embedding)
 
     def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
@@ -243,7 +243,8 @@ class ADM(nn.Module):
                 f"{channels} channels do not split into {heads} equal heads of attention: change "
                 "num_heads or num_head_channels"
             )
-        return call(Attention(heads, self.use_new_attention_order, self.dtype, name=name), h)
+        attention = Attention(heads, self.use_new_attention_order, self.dtype, name=name)
+        return compile_once(attention, h)
 
 
 class Attention(nn.Module):

@@ -23,7 +23,7 @@ from scoremle.errors import UserError
 from scoremle.nn import resample
 from scoremle.nn.layers import Activation, fields_of, wide
 from scoremle.records import check_record
-from scoremle.xla import call
+from scoremle.xla import compile_once
 from scoremle.zoo.blocks import (
     Embedding,
     Images,
@@ -228,12 +228,12 @@ class UNet2D(nn.Module):
         features, divisor = h.shape[-1], self.mid_block_scale_factor
         groups = self.norm_num_groups or _groups(features)
         block = self._block(features, (groups, groups), divisor)
-        h = call(block(name="mid_block.resnets.0"), h, embedding)
+        h = compile_once(block(name="mid_block.resnets.0"), h, embedding)
         if self.add_attention:
             of_resnets = None if self._scale_shift else groups
             attention = self._attention(features, self.attn_norm_num_groups or of_resnets, divisor)
-            h = call(attention(name="mid_block.attentions.0"), h)
-        return call(block(name="mid_block.resnets.1"), h, embedding)
+            h = compile_once(attention(name="mid_block.attentions.0"), h)
+        return compile_once(block(name="mid_block.resnets.1"), h, embedding)
 
     def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
         """Up path: from the middle to the output, with the skip features of the way down."""
@@ -371,14 +371,14 @@ class UNet2D(nn.Module):
         if kind.family == "k":
             both = (channels // 32, groups or features // 32)
             block = ResnetBlockK(features, both, self.norm_eps, self._act, self.dtype, name=name)
-            return call(block, h, embedding)
+            return compile_once(block, h, embedding)
         if kind.family == "skip":
             both = (groups or _groups(channels), _groups(features))
             make = self._block(features, both, math.sqrt(2), **options)
         else:
             assert self.norm_num_groups is not None  # check_fields
             make = self._block(features, 2 * (self.norm_num_groups,), 1.0, **options)
-        return call(make(name=name), h, embedding)
+        return compile_once(make(name=name), h, embedding)
 
     def _attention(
         self, features: int, groups: int | None, divisor: float
@@ -396,7 +396,7 @@ class UNet2D(nn.Module):
             return h
         skip = kind.family == "skip"
         groups, divisor = (32, math.sqrt(2)) if skip else (self.norm_num_groups, 1.0)
-        return call(self._attention(h.shape[-1], groups, divisor)(name=name), h)
+        return compile_once(self._attention(h.shape[-1], groups, divisor)(name=name), h)
 
 
 def unet2d_params(state: Mapping[str, np.ndarray], network: UNet2D) -> dict[str, Any]:

@@ -273,7 +273,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("nn/layers.py", "drop", "h / (1 - rate)", "h", "nn/test_ddpmpp.py"),
     ("nn/layers.py", "drop", "checkpoint_name(kept, 'kept')", "kept", "nn/test_calls.py"),
     ("xla.py", "_stays", "'false'", "'true'"),
-    ("xla.py", "call", "policies.nothing_saveable", "policies.everything_saveable"),
+    ("xla.py", "compile_once", "policies.nothing_saveable", "policies.everything_saveable"),
     ("xla.py", "_what_is_dear", "primitive.name not in CHEAP", "True"),
     ("xla.py", "CHEAP", "'custom_jvp_call', ", ""),
     # Likelihoods

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scoremle.nn import layers
-from scoremle.xla import call
+from scoremle.xla import compile_once
 from scoremle.zoo import unet2d_fields
 
 
@@ -32,7 +32,7 @@ class Blocks(nn.Module):
     def __call__(self, x, scale):
         for features in (4, 4, 4, 5):
             block = Block(features)
-            x = call(block, x, scale, remat=self.remat) if self.called else block(x, scale)
+            x = compile_once(block, x, scale, remat=self.remat) if self.called else block(x, scale)
         return x
 
 
@@ -75,7 +75,7 @@ class DenseAnd(nn.Module):
 class Called(DenseAnd):
     @nn.compact
     def __call__(self, x, *more):
-        return call(DenseAnd(self.function), x, *more)
+        return compile_once(DenseAnd(self.function), x, *more)
 
 
 def kept(function, *more):
