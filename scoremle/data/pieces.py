@@ -19,8 +19,8 @@ from jaxtyping import Integer, UInt8
 from scoremle.bounded import MAX_FILE, MAX_PICTURE
 from scoremle.data.archive import Source, is_archive, is_hidden, listing
 from scoremle.data.readers.arrays import check_images, load_npy
-from scoremle.data.readers.base import Look, by, in_levels
-from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.base import ImageReport, by, in_levels
+from scoremle.data.readers.decoding import decode_image, is_picture
 from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
 from scoremle.errors import UserError
 from scoremle.files import inside, named, read_bytes
@@ -132,11 +132,11 @@ def images_of(
             continue
         try:
             content = read_bytes(content, MAX_PICTURE) if isinstance(content, Path) else content
-            look = look_at(name, content, kind.shape, fit)
+            report = decode_image(name, content, kind.shape, fit)
         except UserError as error:  # too large, or gone: the others may do
-            look = Look(name, reason=str(error))
-        pixels = None if look.pixels is None else in_levels(look.pixels, kind.levels)
-        yield Image(index, name, pixels, look.reason)
+            report = ImageReport(name, reason=str(error))
+        pixels = None if report.pixels is None else in_levels(report.pixels, kind.levels)
+        yield Image(index, name, pixels, report.reason)
 
 
 def _contents(

@@ -21,7 +21,7 @@ import numpy as np
 
 import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
-from scoremle.data.readers.base import Chunk, Look, Options, Reading, by, in_levels
+from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading, by, in_levels
 from scoremle.errors import UserError
 from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
@@ -118,7 +118,7 @@ class _Writer:
         self._labels: dict[str, list] = {split: [] for split in SPLITS}
         self._words: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._ways: set[bool] = set()
-        self._unusable: list[Look] = []
+        self._unusable: list[ImageReport] = []
         self._notes: Counter[str] = Counter()
         self._constant = 0
 
@@ -201,7 +201,7 @@ class _Writer:
                 "of train in test": int(np.isin(words[1], words[0]).sum()),
             },
             "constant_images": self._constant,
-            "skipped": [look.name for look in self._unusable],
+            "skipped": [report.name for report in self._unusable],
             "notes": dict(self._notes),
         }
 
@@ -211,7 +211,7 @@ class _Writer:
 
     def _check_usable(self, source: str) -> None:
         if self._unusable and not self._options.skip_bad:
-            shown = [f"{look.name} ({look.reason})" for look in self._unusable[:SHOWN]]
+            shown = [f"{report.name} ({report.reason})" for report in self._unusable[:SHOWN]]
             more = len(self._unusable) - len(shown)
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
             count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"

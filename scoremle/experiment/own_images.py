@@ -14,9 +14,9 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_arrays
-from scoremle.data.readers.base import Look, in_levels
+from scoremle.data.readers.base import ImageReport, in_levels
 from scoremle.data.readers.decoding import KINDS
-from scoremle.data.readers.pictures import UNKNOWN, look_through
+from scoremle.data.readers.pictures import UNKNOWN, decode_folder
 from scoremle.errors import UserError, in_a_line
 from scoremle.progress import progress
 from scoremle.terminal import say
@@ -31,7 +31,7 @@ FIT = ", or --fit=crop, resize or pad where it is the size"
 
 def read_images(
     path: Path, shape: tuple[int, int, int], levels: int, *, fit: str = "", skip_bad: bool = False
-) -> tuple[list[Look], Integer[np.ndarray, "n h w c"]]:
+) -> tuple[list[ImageReport], Integer[np.ndarray, "n h w c"]]:
     """Reads images; returns a report of each, and the pixels of those that can be taken.
 
     Args:
@@ -46,20 +46,20 @@ def read_images(
     if path.suffix in ARRAYS:
         return _of_arrays(path, levels, fit)
     with progress("reading", 1.0) as tell:
-        looks, hidden = look_through(path, shape, fit, tell)
+        reports, hidden = decode_folder(path, shape, fit, tell)
     if hidden:
         say(f"hidden files, which are not looked at: {hidden}")
-    bad = [(look.name, look.reason) for look in looks if look.pixels is None]
+    bad = [(report.name, report.reason) for report in reports if report.pixels is None]
     if any(reason == UNKNOWN for _, reason in bad):
         say(f"pictures that are read: {KINDS}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
-    refuse(path, bad, len(looks), skip_bad, FIT * (of_size and not fit))
-    if len(bad) == len(looks):
+    refuse(path, bad, len(reports), skip_bad, FIT * (of_size and not fit))
+    if len(bad) == len(reports):
         raise UserError(f"{path} holds no picture that can be scored")
-    changes = Counter(change for look in looks for change in look.changes)
+    changes = Counter(change for report in reports for change in report.changes)
     for what, count in changes.items():
-        say(f"{count} of {len(looks) - len(bad)} pictures: {what}")
-    return looks, _in_levels(looks, levels)
+        say(f"{count} of {len(reports) - len(bad)} pictures: {what}")
+    return reports, _in_levels(reports, levels)
 
 
 def refuse(
@@ -86,16 +86,16 @@ def refuse(
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
 
 
-def _in_levels(looks: list[Look], levels: int) -> Integer[np.ndarray, "n h w c"]:
+def _in_levels(reports: list[ImageReport], levels: int) -> Integer[np.ndarray, "n h w c"]:
     if levels != 256:
         say(f"their 256 grey levels become the model's {levels}")
-    pixels = [look.pixels for look in looks if look.pixels is not None]
+    pixels = [report.pixels for report in reports if report.pixels is not None]
     return in_levels(np.stack(pixels), levels)
 
 
 def _of_arrays(
     path: Path, levels: int, fit: str
-) -> tuple[list[Look], UInt8[np.ndarray, "n h w c"]]:
+) -> tuple[list[ImageReport], UInt8[np.ndarray, "n h w c"]]:
     """Images by their numbers; those of several splits one split after the other."""
     reading = read_arrays(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
@@ -115,4 +115,4 @@ def _of_arrays(
     pairs = zip(splits, numbers, strict=True)
     names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
     images = np.concatenate([chunk.images for chunk in chunks])
-    return [Look(name, image) for name, image in zip(names, images, strict=True)], images
+    return [ImageReport(name, image) for name, image in zip(names, images, strict=True)], images

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer
 
-from scoremle.data.readers.base import Look
+from scoremle.data.readers.base import ImageReport
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.reference import ranks
@@ -58,7 +58,7 @@ class Row:
 
 
 def rows(
-    looks: Sequence[Look],
+    reports: Sequence[ImageReport],
     images: Integer[np.ndarray, "n h w c"],
     scores: Scores,
     reference: Float[np.ndarray, " m"],
@@ -67,7 +67,7 @@ def rows(
     """A row for each file.
 
     Args:
-        looks: what became of each file.
+        reports: what became of each file.
         images: of those that have pixels, as the model takes them.
         scores: of these.
         reference: sorted bits/dim of test images; none where they are not known.
@@ -80,16 +80,16 @@ def rows(
         **{name: getattr(scores, name) for name in ("log_prob", "bpd", *BITS[3:])},
     }
     found, scored = [], itertools.count()
-    for look in looks:
-        if look.pixels is None:
-            found.append(Row(look.name, look.reason))
+    for report in reports:
+        if report.pixels is None:
+            found.append(Row(report.name, report.reason))
             continue
         i = next(scored)
         values = {name: float(column[i]) for name, column in columns.items()}
         if math.isfinite(scores.bpd[i]):
-            found.append(Row(look.name, "", look.changes, images[i], **values))
+            found.append(Row(report.name, "", report.changes, images[i], **values))
         else:
-            found.append(Row(look.name, NOT_FINITE, look.changes, images[i]))
+            found.append(Row(report.name, NOT_FINITE, report.changes, images[i]))
     return found
 
 

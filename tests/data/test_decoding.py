@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from scoremle.data.readers import decoding, pictures
-from scoremle.data.readers.base import Look, UnusableImage, in_levels
-from scoremle.data.readers.decoding import look_at
+from scoremle.data.readers.base import ImageReport, UnusableImage, in_levels
+from scoremle.data.readers.decoding import decode_image
 from scoremle.data.readers.fits import PADDED
-from scoremle.data.readers.pictures import look_through
+from scoremle.data.readers.pictures import decode_folder
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 COLOUR = np.stack([GREY, 2 * GREY, 3 * GREY], axis=-1)
@@ -66,7 +66,7 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
     ],
 )  # fmt: skip
 def test_what_is_done_to_a_picture_is_said(content, channels, pixels, changes):
-    found = look_at("a", content, (8, 8, channels))
+    found = decode_image("a", content, (8, 8, channels))
     np.testing.assert_array_equal(found.pixels, np.reshape(pixels, (8, 8, channels)))
     assert list(found.changes) == changes
 
@@ -82,7 +82,7 @@ def test_grey_levels_are_bins_as_wide_as_can_be(levels):
 def test_of_a_moving_gif_the_first_frame_is_taken():
     frames = [Image.fromarray(image) for image in (GREY, 255 - GREY)]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    found = look_at("a", content, (8, 8, 1))
+    found = decode_image("a", content, (8, 8, 1))
     np.testing.assert_array_equal(found.pixels[..., 0], GREY)
     assert found.changes[0] == decoding.FIRST_FRAME
 
@@ -98,12 +98,12 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
     ],
 )
 def test_what_cannot_be_taken_has_a_reason(content, words):
-    found = look_at("a", content, (8, 8, 1))
+    found = decode_image("a", content, (8, 8, 1))
     assert found.pixels is None and words in found.reason
 
 
 def test_other_colours_are_made_rgb_or_named():
-    found = look_at("a", encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))
+    found = decode_image("a", encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))
     assert found.changes == ("made RGB of LAB, without a profile of its colours",)
     with pytest.raises(UnusableImage, match="its colours are La; save it as RGB"):
         decoding._plain(Image.new("La", (8, 8)), [])
@@ -128,13 +128,13 @@ def wide(value=200):
     ],
 )
 def test_other_sizes_are_fitted_as_named(fit, shape, light, changes):
-    found = look_at("a", encoded(wide()), (*shape, 1), fit)
+    found = decode_image("a", encoded(wide()), (*shape, 1), fit)
     np.testing.assert_array_equal(found.pixels[..., 0], 200 * light)
     assert list(found.changes) == changes
 
 
 def test_a_large_picture_is_padded_whole():
-    _, found, changes, _ = look_at("a", encoded(wide()), (6, 6, 1), "pad")
+    _, found, changes, _ = decode_image("a", encoded(wide()), (6, 6, 1), "pad")
     assert changes == ("shrunk", PADDED)
     assert found[:2].sum() == found[4:].sum() == 0 and found[2:4, 2:4].min() > 120
 
@@ -147,30 +147,31 @@ def test_each_file_has_its_line_in_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     shares = []
-    looks, hidden = look_through(tmp_path, (8, 8, 1), "", shares.append)
+    reports, hidden = decode_folder(tmp_path, (8, 8, 1), "", shares.append)
     assert hidden == 1 and shares == sorted(shares) and len(shares) == 3
-    assert [look.name for look in looks] == ["a.png", "b.txt", "f", "c/d.JPG", "c/e.gif"]
-    assert [look.pixels is not None for look in looks] == [True, False, False, False, True]
-    assert looks[1] == Look("b.txt", reason=pictures.UNKNOWN) and "decoded" in looks[3].reason
+    assert [report.name for report in reports] == ["a.png", "b.txt", "f", "c/d.JPG", "c/e.gif"]
+    assert [report.pixels is not None for report in reports] == [True, False, False, False, True]
+    assert reports[1] == ImageReport("b.txt", reason=pictures.UNKNOWN)
+    assert "decoded" in reports[3].reason
 
 
 def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PICTURE", len(encoded(GREY)))
     (tmp_path / "a.png").write_bytes(encoded(GREY))
     (tmp_path / "b.png").write_bytes(encoded(GREY) + b"more")
-    looks, _ = look_through(tmp_path, (8, 8, 1), "", lambda share: None)
-    assert looks[0].pixels is not None
-    assert looks[1].reason.startswith("refused: of ")  # without the path, which is the name
+    reports, _ = decode_folder(tmp_path, (8, 8, 1), "", lambda share: None)
+    assert reports[0].pixels is not None
+    assert reports[1].reason.startswith("refused: of ")  # without the path, which is the name
 
 
 def test_heic_takes_an_extra(monkeypatch):
     heif = decoding._heif()
     monkeypatch.setattr(decoding, "_heif", lambda: False)
-    found = look_at("a.heic", b"anything", (8, 8, 1))
+    found = decode_image("a.heic", b"anything", (8, 8, 1))
     assert "pip install 'scoremle[heic]'" in found.reason
     monkeypatch.undo()
     if not heif:
         pytest.skip("needs pillow-heif")
     content = encoded(np.full((64, 64, 3), 90, np.uint8), "HEIF", quality=-1)
-    found = look_at("a.HEIC", content, (64, 64, 3))
+    found = decode_image("a.HEIC", content, (64, 64, 3))
     assert abs(found.pixels.astype(int) - 90).max() <= 1 and not found.changes

@@ -25,7 +25,7 @@ from scoremle.cli.commands import parser_of
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import prepare as preparing
 from scoremle.data import prepared as folders
-from scoremle.data.readers.base import Chunk, Look, Options, Reading
+from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.evaluation.pictures import STRIP
@@ -89,7 +89,7 @@ def test_what_was_counted(tmp_path):
     train[1] = train[0]
     test[0] = test[1] = train[2]
     test[2] = 7
-    notes = [Look("broken.png", reason="it is")]
+    notes = [ImageReport("broken.png", reason="it is")]
     found = prepared(
         tmp_path / "a",
         Chunk(train, "train", 0.5, unusable=notes, notes={"odd": 1}),

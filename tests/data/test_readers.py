@@ -22,7 +22,7 @@ from scoremle.data.readers import pictures as reading_pictures
 from scoremle.data.readers.base import Options
 from scoremle.data.readers.celeba import _face
 from scoremle.data.readers.cifar import rows_and_labels
-from scoremle.data.readers.decoding import GREY, TURNED, UNPALETTED, look_at
+from scoremle.data.readers.decoding import GREY, TURNED, UNPALETTED, decode_image
 from scoremle.data.readers.fits import fitted
 from scoremle.data.readers.pictures import Decoder, split_of
 from scoremle.errors import UserError
@@ -473,7 +473,7 @@ def test_pictures_are_changed_as_score_changes_them_and_counted(change, tmp_path
     assert sum(found.meta["counts"].values()) == 21 and not found.meta["skipped"]
     (count,) = [count for note, count in found.meta["notes"].items() if change in note]
     assert count == 1
-    wanted = look_at("b.png", TAKEN[change], (32, 32, 3)).pixels
+    wanted = decode_image("b.png", TAKEN[change], (32, 32, 3)).pixels
     taken = np.concatenate([found.images(split) for split in ("train", "test")])
     assert any((image == wanted).all() for image in taken)
 

@@ -25,7 +25,7 @@ from helpers.faults import SEED, Faults, Killed, report
 from scoremle import data
 from scoremle.cli.signals import ANSWERED, answered
 from scoremle.data import prepared
-from scoremle.data.readers.base import Look
+from scoremle.data.readers.base import ImageReport
 from scoremle.errors import Stopped, UserError
 from scoremle.experiment import score_table
 from scoremle.experiment.results import add_results, read_results
@@ -150,8 +150,8 @@ class Score:
     def _write(self, folder, bpd):
         scores = Scores.of_passes({"bpd": np.full((2, 5), bpd)}, dims=10)
         images = np.zeros((5, 4, 4, 1), np.uint8)
-        looks = [Look(name, image) for name, image in zip("abcde", images, strict=True)]
-        rows = score_table.rows(looks, images, scores, np.zeros(0), passes=2)
+        reports = [ImageReport(name, image) for name, image in zip("abcde", images, strict=True)]
+        rows = score_table.rows(reports, images, scores, np.zeros(0), passes=2)
         score_table.write(
             folder / "scores.csv", rows, dims=16, reference=0, estimator="exact"
         )

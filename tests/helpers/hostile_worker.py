@@ -21,7 +21,7 @@ import scipy.io  # noqa: F401
 
 from scoremle import data, published
 from scoremle.data.readers.cifar import unpickle_rows
-from scoremle.data.readers.pictures import look_through
+from scoremle.data.readers.pictures import decode_folder
 from scoremle.data.unpickle import unpickle
 from scoremle.errors import UserError
 from scoremle.published import pytorch, safetensors
@@ -41,10 +41,10 @@ def limit() -> None:
 
 def pictures(path: Path) -> None:
     """Raises UserError for the first that can't be taken."""
-    looks, _ = look_through(path, (8, 8, 3), "resize", lambda done: None)
-    for look in looks:
-        if look.pixels is None:
-            raise UserError(f"{look.name}: {look.reason}")
+    reports, _ = decode_folder(path, (8, 8, 3), "resize", lambda done: None)
+    for report in reports:
+        if report.pixels is None:
+            raise UserError(f"{report.name}: {report.reason}")
 
 
 # Of files that are no data sets.

@@ -464,7 +464,7 @@ CHANGES: list[tuple[str, ...]] = [
      "data/test_bombs.py"),
     ("data/readers/decoding.py", "_check_claims", " not in IN_TIFF", " in ()",
      "data/test_bombs.py"),
-    ("data/readers/pictures.py", "_chunk", "for change in look.changes", "for change in ()"),
+    ("data/readers/pictures.py", "_chunk", "for change in report.changes", "for change in ()"),
     ("data/readers/fits.py", "_centre",
      "(image.width - size[0]) // 2, (image.height - size[1]) // 2",
      "0, (image.height - size[1]) // 2", "data/test_readers.py"),

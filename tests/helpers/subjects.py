@@ -89,10 +89,11 @@ def check_pieces(folder: Path) -> None:
 def check_own(folder: Path) -> None:
     """The same of the pictures of a folder that nobody has tidied."""
     with contextlib.redirect_stdout(io.StringIO()):
-        looks, images = read_images(folder / "source", (32, 32, 3), 256, fit="crop", skip_bad=True)
-    for look in looks:
-        check_taken(look.pixels, look.reason)
-    assert len(images) == sum(look.pixels is not None for look in looks)
+        source = folder / "source"
+        reports, images = read_images(source, (32, 32, 3), 256, fit="crop", skip_bad=True)
+    for report in reports:
+        check_taken(report.pixels, report.reason)
+    assert len(images) == sum(report.pixels is not None for report in reports)
 
 
 def check_taken(pixels: np.ndarray | None, reason: str) -> None:

@@ -175,7 +175,7 @@ def run(options: Any) -> dict[str, Any]:
 
         return score_points.run(model, options)
     pixels, shape = of_images(model, options.model)
-    looks, images = read_images(
+    reports, images = read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
     )
     images = pixels.checked(images, shape)
@@ -197,14 +197,14 @@ def run(options: Any) -> dict[str, Any]:
     if options.shard:
         return _score_share(score, len(images), options.shard, parts)
     if options.merge:
-        names = [look.name for look in looks if look.pixels is not None]
+        names = [report.name for report in reports if report.pixels is not None]
         _check_whole(parts, names, options.repeats)
     with going_on(f"finished batches are in {parts.parent}: the same command goes on"):
         scored = score()
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
     own, scores = reference.values, scoremle.Scores.of_passes(scored.values, model.dims)
-    rows = score_table.rows(looks, images, scores, own, options.repeats)
+    rows = score_table.rows(reports, images, scores, own, options.repeats)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
     no_ranks = how_to_get(

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from scoremle.errors import UserError
 
-__all__ = ["Look", "in_levels"]
+__all__ = ["ImageReport", "in_levels"]
 
 # As they are kept.
 LABELS = np.iinfo(np.int32)
@@ -34,8 +34,8 @@ class Options:
     skip_bad: bool = False
 
 
-class Look(NamedTuple):
-    """A picture as it was taken: pixels, and how they were changed; or why there are none."""
+class ImageReport(NamedTuple):
+    """What became of a picture: its pixels, and how they were changed; or why there are none."""
 
     name: str
     pixels: UInt8[np.ndarray, "h w c"] | None = None
@@ -60,7 +60,7 @@ class Chunk(NamedTuple):
     split: str | None
     done: float
     labels: Sequence[int] | Sequence[str] | np.ndarray | None = None
-    unusable: Sequence[Look] = ()
+    unusable: Sequence[ImageReport] = ()
     notes: Mapping[str, int] = {}
 
 

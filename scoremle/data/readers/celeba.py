@@ -13,8 +13,8 @@ from PIL import Image
 
 from scoremle.bounded import MAX_PARTITION, MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import Look, Options, Reading
-from scoremle.data.readers.decoding import is_picture, look_at, not_enlarged
+from scoremle.data.readers.base import ImageReport, Options, Reading
+from scoremle.data.readers.decoding import decode_image, is_picture, not_enlarged
 from scoremle.data.readers.fits import FITS
 from scoremle.data.readers.pictures import chunked
 from scoremle.errors import UserError
@@ -32,7 +32,7 @@ def read_celeba(path: Path, options: Options) -> Reading:
     source = Source(path, nested=True)
     partition = _partition(path)
 
-    def looks() -> Iterator[tuple[str, str, Look]]:
+    def reports() -> Iterator[tuple[str, str, ImageReport]]:
         for name, content in source.files(is_picture, MAX_PICTURE):
             file = name.rsplit("/", 1)[-1]
             if file not in partition:
@@ -41,11 +41,11 @@ def read_celeba(path: Path, options: Options) -> Reading:
                 yield split, "", _face(name, content, options.size)
 
     facts = {"crop": f"centre {CROP}x{CROP}, resized by averaging"}
-    return Reading(chunked(looks(), source), source.sha256, facts=facts)
+    return Reading(chunked(reports(), source), source.sha256, facts=facts)
 
 
-def _face(name: str, content: bytes, size: int) -> Look:
-    face = not_enlarged(look_at(name, content, (CROP, CROP, 3), "crop"))
+def _face(name: str, content: bytes, size: int) -> ImageReport:
+    face = not_enlarged(decode_image(name, content, (CROP, CROP, 3), "crop"))
     if face.pixels is None:
         return face
     small = FITS["resize"](Image.fromarray(face.pixels), (size, size), [])

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scoremle.bounded import MAX_PIXELS, MAX_SCANNED
-from scoremle.data.readers.base import Look, UnusableImage, by
+from scoremle.data.readers.base import ImageReport, UnusableImage, by
 from scoremle.data.readers.fits import ENLARGED, FITS, Changes
 from scoremle.errors import first_line
 
@@ -61,7 +61,9 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES + HEIC)
 
 
-def look_at(name: str, content: bytes, shape: tuple[int, int, int], fit: str = "") -> Look:
+def decode_image(
+    name: str, content: bytes, shape: tuple[int, int, int], fit: str = ""
+) -> ImageReport:
     """The picture in a file, or why there is none.
 
     Args:
@@ -81,15 +83,15 @@ def look_at(name: str, content: bytes, shape: tuple[int, int, int], fit: str = "
                 raise UnusableImage(f"{by(own)}, not {by(wanted)}")
             image = FITS[fit](image, wanted[::-1], changes)
     except UnusableImage as error:
-        return Look(name, reason=str(error))
-    return Look(name, np.asarray(image).reshape(*wanted, -1), tuple(changes))
+        return ImageReport(name, reason=str(error))
+    return ImageReport(name, np.asarray(image).reshape(*wanted, -1), tuple(changes))
 
 
-def not_enlarged(look: Look) -> Look:
+def not_enlarged(report: ImageReport) -> ImageReport:
     """The picture as it is, or why it can't be used where it would be enlarged, for training."""
-    if ENLARGED not in look.changes:
-        return look
-    return Look(look.name, reason="it is too small: it would be enlarged")
+    if ENLARGED not in report.changes:
+        return report
+    return ImageReport(report.name, reason="it is too small: it would be enlarged")
 
 
 def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:

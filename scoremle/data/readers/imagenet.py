@@ -75,8 +75,8 @@ def _new(files: Files, source: Source) -> Iterator[Chunk]:
 
 def _old(files: Files, source: Source) -> Iterator[Chunk]:
     decoder = Decoder(Options(channels=3))
-    looks = ((_split(name, source.path), "", decoder(name, content)) for name, content in files)
-    return chunked(looks, source)
+    reports = ((_split(name, source.path), "", decoder(name, content)) for name, content in files)
+    return chunked(reports, source)
 
 
 def _of_one_size(chunks: Iterator[Chunk], path: Path) -> Iterator[Chunk]:

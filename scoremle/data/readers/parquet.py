@@ -10,7 +10,7 @@ from typing import Any
 
 from scoremle.bounded import MAX_FILE, check_ratio
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import Look, Options, Reading, as_labels
+from scoremle.data.readers.base import ImageReport, Options, Reading, as_labels
 from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.data.readers.pictures import Decoder, chunked, split_of
 from scoremle.errors import UserError, first_line
@@ -29,7 +29,7 @@ def read_parquet(path: Path, options: Options) -> Reading:
     """One file, or all those of a folder."""
     _check_pyarrow(path)
     source = Source(path)
-    return Reading(chunked(_looks(source, options), source), source.sha256)
+    return Reading(chunked(_reports(source, options), source), source.sha256)
 
 
 def count_rows(path: Path) -> int:
@@ -56,7 +56,9 @@ def _damaged(where: str, error: Exception) -> str:
     return f"{where}: truncated or no parquet file ({first_line(error)})"
 
 
-def _looks(source: Source, options: Options) -> Iterator[tuple[str | None, str | int, Look]]:
+def _reports(
+    source: Source, options: Options
+) -> Iterator[tuple[str | None, str | int, ImageReport]]:
     decoder = Decoder(options)
     for name, content in source.files(is_parquet):
         rows = parquet_rows(content, f"{source.path}: {name}")

@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 
 from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import NO_IMAGES, Chunk, Look, Options, Reading
-from scoremle.data.readers.decoding import is_picture, look_at
+from scoremle.data.readers.base import NO_IMAGES, Chunk, ImageReport, Options, Reading
+from scoremle.data.readers.decoding import decode_image, is_picture
 from scoremle.data.readers.pictures import LEFT_OUT
 from scoremle.errors import UserError
 
@@ -45,11 +45,11 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     photographs = {"train": 0, "test": 0}
     for name, content in source.files(is_picture, MAX_PICTURE):
         split = "test" if _hash(content) in test else "train"
-        look = look_at(name, content, (0, 0, options.channels))
-        found = NO_IMAGES if look.pixels is None else patches(look.pixels, size)
+        report = decode_image(name, content, (0, 0, options.channels))
+        found = NO_IMAGES if report.pixels is None else patches(report.pixels, size)
         if not len(found):
-            reason = look.reason or f"it is smaller than a patch of {size}x{size}"
-            bad = Look(name, reason=reason)
+            reason = report.reason or f"it is smaller than a patch of {size}x{size}"
+            bad = ImageReport(name, reason=reason)
             yield Chunk(NO_IMAGES, split, source.done, unusable=[bad])
             continue
         channels = channels or found.shape[3]
@@ -59,7 +59,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
                 " 1 or 3 channels"
             )
         photographs[split] += 1
-        yield Chunk(found, split, source.done, [name] * len(found), notes=Counter(look.changes))
+        yield Chunk(found, split, source.done, [name] * len(found), notes=Counter(report.changes))
     notes = {f"photographs for {split}ing": n for split, n in photographs.items()}
     notes |= {LEFT_OUT: source.left_out} if source.left_out else {}
     yield Chunk(NO_IMAGES, None, source.done, notes=notes)

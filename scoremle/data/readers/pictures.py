@@ -14,12 +14,12 @@ import numpy as np
 
 from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import NO_IMAGES, Chunk, Look, Options, Reading, by
-from scoremle.data.readers.decoding import is_picture, look_at, not_enlarged
+from scoremle.data.readers.base import NO_IMAGES, Chunk, ImageReport, Options, Reading, by
+from scoremle.data.readers.decoding import decode_image, is_picture, not_enlarged
 from scoremle.data.readers.fits import FITS
 from scoremle.errors import UserError
 
-__all__ = ["UNKNOWN", "look_through"]
+__all__ = ["UNKNOWN", "decode_folder"]
 
 # What is held in memory at once: so many pictures, or so many bytes of large ones.
 CHUNK, CHUNK_BYTES = 512, 64 << 20
@@ -44,13 +44,13 @@ class Decoder:
         self._options = options
         self._first: tuple[str, tuple[int, ...]] | None = None
 
-    def __call__(self, name: str, content: bytes) -> Look:
+    def __call__(self, name: str, content: bytes) -> ImageReport:
         size, fit, channels = self._options.size, self._options.fit, self._options.channels
         side = size if fit else 0
-        look = not_enlarged(look_at(name, content, (side, side, channels), fit))
-        if look.pixels is None:
-            return look
-        shape = look.pixels.shape
+        report = not_enlarged(decode_image(name, content, (side, side, channels), fit))
+        if report.pixels is None:
+            return report
+        shape = report.pixels.shape
         if size and shape[:2] != (size, size):
             raise UserError(
                 f"{name} is {by(shape[:2])}, not {size}x{size}; name a way to fit it:"
@@ -62,7 +62,7 @@ class Decoder:
                 f"{name} is {_in_words(shape)} and {self._first[0]} {_in_words(self._first[1])};"
                 " state one size (and fit=crop or fit=resize) and 1 or 3 channels"
             )
-        return look
+        return report
 
 
 def _in_words(shape: tuple[int, ...]) -> str:
@@ -81,8 +81,8 @@ def read_pictures(path: Path, options: Options) -> Reading:
 def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
     decoder = Decoder(options)
     files = source.files(is_picture, MAX_PICTURE)
-    looks = ((*_split_and_label(name), decoder(name, content)) for name, content in files)
-    yield from chunked(looks, source)
+    reports = ((*_split_and_label(name), decoder(name, content)) for name, content in files)
+    yield from chunked(reports, source)
     notes = {LEFT_OUT: source.left_out} if source.left_out else {}
     yield Chunk(NO_IMAGES, None, source.done, notes=notes)
 
@@ -94,35 +94,35 @@ def _split_and_label(name: str) -> tuple[str | None, str]:
 
 
 def chunked(
-    looks: Iterable[tuple[str | None, str | int, Look]], source: Source
+    reports: Iterable[tuple[str | None, str | int, ImageReport]], source: Source
 ) -> Iterator[Chunk]:
-    """Split, label and look of single pictures, put together to chunks."""
-    rows: list[tuple[str | int, Look]] = []
+    """Split, label and report of single pictures, put together to chunks."""
+    rows: list[tuple[str | int, ImageReport]] = []
     size, current = 0, None
-    for split, label, look in looks:
+    for split, label, report in reports:
         if rows and (split != current or len(rows) >= CHUNK or size >= CHUNK_BYTES):
             yield _chunk(rows, current, source.done)
             rows, size = [], 0
         current = split
-        rows.append((label, look))
-        size += 0 if look.pixels is None else look.pixels.nbytes
+        rows.append((label, report))
+        size += 0 if report.pixels is None else report.pixels.nbytes
     yield _chunk(rows, current, source.done)
 
 
-def _chunk(rows: list[tuple[str | int, Look]], split: str | None, done: float) -> Chunk:
-    images = [look.pixels for _, look in rows if look.pixels is not None]
-    labels: list = [label for label, look in rows if look.pixels is not None]
-    unusable = [look for _, look in rows if look.pixels is None]
-    notes = Counter(change for _, look in rows for change in look.changes)
+def _chunk(rows: list[tuple[str | int, ImageReport]], split: str | None, done: float) -> Chunk:
+    images = [report.pixels for _, report in rows if report.pixels is not None]
+    labels: list = [label for label, report in rows if report.pixels is not None]
+    unusable = [report for _, report in rows if report.pixels is None]
+    notes = Counter(change for _, report in rows for change in report.changes)
     return Chunk(np.stack(images) if images else NO_IMAGES, split, done, labels, unusable, notes)
 
 
-def look_through(
+def decode_folder(
     path: Path, shape: tuple[int, int, int], fit: str, tell: Callable[[float], None]
-) -> tuple[list[Look], int]:
+) -> tuple[list[ImageReport], int]:
     """The files of a folder or archive, or that one file; and how many hidden ones there are.
 
-    Every file has a look of its own, also one that is no picture.
+    Every file has a report, also one that is no picture.
 
     Args:
         path: of the folder, archive or file.
@@ -132,10 +132,10 @@ def look_through(
 
     Raises UserError for an archive that is damaged or hostile.
     """
-    source, looks = Source(path), list[Look]()
+    source, reports = Source(path), list[ImageReport]()
 
     def unreadable(name: str, reason: str) -> None:
-        looks.append(Look(name, reason=reason))
+        reports.append(ImageReport(name, reason=reason))
 
     def wanted(name: str) -> bool:
         if not is_picture(name):
@@ -143,6 +143,6 @@ def look_through(
         return is_picture(name)
 
     for name, content in source.files(wanted, MAX_PICTURE, unreadable):
-        looks.append(look_at(name, content, shape, fit))
+        reports.append(decode_image(name, content, shape, fit))
         tell(source.done)
-    return looks, source.hidden
+    return reports, source.hidden
