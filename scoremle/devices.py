@@ -282,7 +282,7 @@ def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
     return jax.tree.map(split, tree)
 
 
-def filled(rows: int, devices: Devices = None) -> int:
+def round_up(rows: int, devices: Devices = None) -> int:
     """Rounds a number of rows up to a multiple of the number of devices."""
     count = len(devices or jax.devices())
     return -(-rows // count) * count
@@ -291,7 +291,7 @@ def filled(rows: int, devices: Devices = None) -> int:
 def shared(tree: Any) -> Any:
     """Arrays of so many rows each, split over all devices if they divide, else whole on each."""
     rows = len(jax.tree.leaves(tree)[0])
-    return split_rows(tree) if rows == filled(rows) else replicate(tree)
+    return split_rows(tree) if rows == round_up(rows) else replicate(tree)
 
 
 def _placement(devices: Devices, *axes: str | None) -> NamedSharding:

@@ -34,7 +34,7 @@ from scoremle.core.programs import Programs
 from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import UniformLogSNR, log_snr_range
-from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
+from scoremle.devices import fetch, replicate, round_up, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.check import check
 from scoremle.likelihood.decoders import InformedDecoder
@@ -685,7 +685,7 @@ class ScoreModel:
         if n == 0:
             found = work(0, np.arange(0))
         else:
-            size = filled(min(batch_size, n), devices)
+            size = round_up(min(batch_size, n), devices)
             least = len(devices)
             parts = resumable_map(work, n, size=size, least=least, label=label, unit="sample")
             found = {name: column[0] for name, column in parts.items()}

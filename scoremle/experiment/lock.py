@@ -30,7 +30,7 @@ AGAIN = 0.02
 
 
 @contextlib.contextmanager
-def alone(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
+def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
     """Locks the file ``path`` for this process within the block.
 
     Of the processes of one run the first has it for all of them.

@@ -8,7 +8,7 @@ from typing import Any
 from scoremle.errors import UserError
 from scoremle.evaluation.result import Result, check_facts
 from scoremle.experiment.consistency import Verdict
-from scoremle.experiment.lock import alone
+from scoremle.experiment.lock import locked
 from scoremle.files import SEAL, inside, read_json, seal, write_json
 from scoremle.records import Name, check_record
 
@@ -65,7 +65,7 @@ def add_results(path: Path, results: Mapping[str, Any]) -> None:
     for name, result in new.items():
         for label, facts in _facts(name, result):
             facts[SEAL] = _seal(label, facts)
-    with alone(path.with_name(f".{path.name}.lock"), "writing results", wait=LONGEST_WAIT):
+    with locked(path.with_name(f".{path.name}.lock"), "writing results", wait=LONGEST_WAIT):
         write_json(path, {**read_results(path), **new})
 
 

@@ -173,7 +173,7 @@ class SamplingRun:
     def _size(self) -> int:
         """Samples of a round: as given where they depend on one another, else over all devices."""
         size = min(self.experiment.evaluation.batch_size, self.experiment.evaluation.num_samples)
-        return size if self.experiment.sampler.mixes else devices.filled(size)
+        return size if self.experiment.sampler.mixes else devices.round_up(size)
 
     @property
     def _facts(self) -> Facts:

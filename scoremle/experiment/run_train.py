@@ -38,7 +38,7 @@ SNAPSHOT_SAMPLES = 64
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
     """Trains, or goes on training, in ``workdir``."""
-    with workdir.alone():
+    with workdir.locked():
         workdir.check_seen_alike(experiment)
         workdir.check(experiment, "training")
         note = record_of(experiment, "training")
@@ -65,7 +65,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         "score_step": int(restored.meta["step"]),
         "score_hash": tree_hash(score),
     }
-    with place.alone():
+    with place.locked():
         place.check_seen_alike(experiment)
         place.check(experiment, "flow")
         _check_score_model(place, of_score)

@@ -34,7 +34,7 @@ from scoremle.errors import UserError
 from scoremle.experiment import record
 from scoremle.experiment.config import RECORD, REMEDY, flat, recorded_config
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
-from scoremle.experiment.lock import alone
+from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
 from scoremle.files import inside, read_sealed, write_sealed
 from scoremle.processes import check_agreed
@@ -92,14 +92,14 @@ class Workdir:
         """A place in the folder, as ``files.inside``."""
         return inside(self.folder, *names, writing=writing)
 
-    def alone(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """For one training at a time. Raises UserError if another process trains here.
 
         And where a link takes the place of a folder that the training writes to.
         """
         for name in WRITTEN:
             self.inside(name, writing=True)
-        return alone(self.folder / ".training.lock", "training there")
+        return locked(self.folder / ".training.lock", "training there")
 
     @property
     def begun(self) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
-from scoremle.core.keys import fold_in, normal, split
+from scoremle.core.keys import fold_in, normal, per_example, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range, unit_draws
 from scoremle.errors import UserError

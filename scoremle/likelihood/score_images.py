@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import image_keys
 from scoremle.core.prediction import conditioned, rows_of
-from scoremle.devices import fetch, filled, replicate, split_rows, within_memory
+from scoremle.devices import fetch, replicate, round_up, split_rows, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.images import Estimator, OdeDifference
 from scoremle.likelihood.images import Values as Columns
@@ -164,7 +164,7 @@ def _measured(
 ) -> tuple[Values, float]:
     """Values [passes n] of a share of the images, and the seconds that an image took."""
     n, key = len(images), jax.random.key(seed)
-    size = filled(_size(n, images[0].size, batch_size), devices)
+    size = round_up(_size(n, images[0].size, batch_size), devices)
     # Batches of the published solver, which mixes their images, and those that several processes
     # share have a size that is not changed.
     halves = not estimator.on_host and jax.process_count() == 1

@@ -82,7 +82,7 @@ def extract(
         found = devices.fetch(extractor.apply(batch))
         return {"pool_3": found.pool, "logits": found.logits}
 
-    size = devices.filled(min(BATCH_SIZE, len(images)))
+    size = devices.round_up(min(BATCH_SIZE, len(images)))
     found = resumable_map(work, len(images), size=size, folder=folder, label=label)
     return {name: rows[0] for name, rows in found.items()}
 

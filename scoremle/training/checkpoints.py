@@ -28,7 +28,7 @@ from scoremle.errors import UserError
 from scoremle.records import Count, Number, check_record
 from scoremle.training import checksums
 from scoremle.training.checksums import named_leaves
-from scoremle.training.quiet import quiet
+from scoremle.training.tracebacks import hide_tracebacks
 
 __all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves"]
 
@@ -263,7 +263,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # slow to import, and not needed to look at a folder
     from orbax.checkpoint.options import MultiprocessingOptions
 
-    quiet()
+    hide_tracebacks()
     named = named_leaves(tree)
     axes = checksums.part_axes(named)
     record: dict[str, Any]
@@ -332,7 +332,7 @@ def _read(path: Path, **items: Any) -> Any:
 @contextmanager
 def _damage() -> Iterator[None]:
     """Damaged files come out of Orbax, TensorStore and json as every kind of exception."""
-    quiet()
+    hide_tracebacks()
     try:
         yield
     except Exception as error:

@@ -16,7 +16,7 @@ from helpers.tiny_runs import evaluate, mistake
 
 from scoremle.errors import UserError
 from scoremle.experiment import lock
-from scoremle.experiment.lock import alone
+from scoremle.experiment.lock import locked
 from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import machine
@@ -24,8 +24,8 @@ from scoremle.files import machine
 IN_2242 = 2**33
 OWNER = """
 import pathlib, sys, time
-from scoremle.experiment.lock import alone
-with alone(pathlib.Path(sys.argv[1]), "training there"):
+from scoremle.experiment.lock import locked
+with locked(pathlib.Path(sys.argv[1]), "training there"):
     print("there", flush=True)
     time.sleep(60)
 """
@@ -72,10 +72,10 @@ def write_owner(path, **fields):
 
 
 def test_the_file_is_there_for_as_long_as_its_owner_works(path):
-    with alone(path, "training there"):
+    with locked(path, "training there"):
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert not path.exists()
-    with pytest.raises(RuntimeError), alone(path, "training there"):
+    with pytest.raises(RuntimeError), locked(path, "training there"):
         raise RuntimeError
     assert not path.exists()
 
@@ -85,7 +85,7 @@ def test_the_second_is_refused_in_a_line_that_says_who_is_there(path, owner):
         rf"\S*run is in use: process {owner.pid} on {machine()} is training there since "
         r"\d+-\d+-\d+ \d+:\d+:\d+ \w+; wait for it, or end it"
     )
-    with pytest.raises(UserError) as error, alone(path, "training there"):
+    with pytest.raises(UserError) as error, locked(path, "training there"):
         pass
     assert re.fullmatch(line, str(error.value))
     assert json.loads(path.read_text())["process"] == owner.pid
@@ -96,7 +96,7 @@ def test_a_killed_owner_is_in_nobodys_way(path, owner):
     owner.wait()
     assert path.exists()
     began = time.monotonic()
-    with alone(path, "training there"):
+    with locked(path, "training there"):
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert time.monotonic() - began < lock.BEAT / 2
 
@@ -104,7 +104,7 @@ def test_a_killed_owner_is_in_nobodys_way(path, owner):
 def test_without_locks_a_dead_process_of_this_machine_is_known(path, owner, no_locks):
     owner.kill()
     owner.wait()
-    with alone(path, "training there"):
+    with locked(path, "training there"):
         assert json.loads(path.read_text())["process"] == os.getpid()
 
 
@@ -119,17 +119,17 @@ def test_an_owner_elsewhere_is_watched(path, quick, locks, request, capsys):
     beating = threading.Thread(target=lock._beat, args=(path, stop))
     beating.start()
     with pytest.raises(UserError, match="process 7 on another-1 is training there since noon"):
-        alone(path, "training there").__enter__()
+        locked(path, "training there").__enter__()
     stop.set()
     beating.join()
     os.utime(path, (IN_2242, IN_2242))
-    with alone(path, "training there"):  # it gives no sign of life any more
+    with locked(path, "training there"):  # it gives no sign of life any more
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert "is its owner alive?" in capsys.readouterr().out
 
 
 def test_who_is_there_gives_signs_of_life(path, quick):
-    with alone(path, "training there"):
+    with locked(path, "training there"):
         seen = {lock._touched_at(path) for _ in range(20) if not time.sleep(0.02)}
     assert len(seen) > 3
 
@@ -142,7 +142,7 @@ def test_who_is_there_gives_signs_of_life(path, quick):
 def test_a_file_that_does_not_say_whose_it_is_is_nobodys(path, content):
     path.parent.mkdir()
     path.write_text(content)
-    with alone(path, "training there"):
+    with locked(path, "training there"):
         assert path.exists()
 
 
@@ -150,7 +150,7 @@ def test_who_waits_gets_it_when_it_is_free(path):
     order = []
 
     def work(i):
-        with alone(path, "writing", wait=30):
+        with locked(path, "writing", wait=30):
             order.append(("in", i))
             time.sleep(0.005)
             order.append(("out", i))
@@ -173,7 +173,7 @@ def test_results_of_many_at_once_are_all_there(tmp_path):
 
 
 def test_the_second_training_in_a_workdir_is_refused(tiny, capfd):
-    with Workdir(tiny.workdir).alone():
+    with Workdir(tiny.workdir).locked():
         line = mistake(capfd, "train", tiny.workdir)
     assert f"{tiny.workdir} is in use: process {os.getpid()} on " in line
     assert not (tiny.workdir / ".training.lock").exists()
@@ -181,6 +181,6 @@ def test_the_second_training_in_a_workdir_is_refused(tiny, capfd):
 
 @pytest.mark.slow
 def test_an_evaluation_while_training_is_allowed(tiny):
-    with Workdir(tiny.workdir).alone():
+    with Workdir(tiny.workdir).locked():
         _, results = evaluate(tiny, "while_training", eval__num_images=10)
     assert results

@@ -145,9 +145,9 @@ def test_processes_that_disagree_do_not_train(differs, words, request, tmp_path)
 # Two processes that do nothing but agree.
 AGREEING = """
 import sys, time
-from scoremle.cli.guarded import guarded
+from scoremle.cli.child import run_in_child
 coordinator, processes, process = (word.partition("=")[2] for word in sys.argv[1:])
-with guarded(int(process)) as has_met:
+with run_in_child(int(process)) as has_met:
     from scoremle.processes import check_agreed, join
     join(coordinator, int(processes), int(process))
     has_met()

@@ -185,7 +185,7 @@ class Begin:
 
     def work(self, folder):
         place = Workdir(folder)
-        with place.alone():
+        with place.locked():
             place.describe(small_places.EXPERIMENT)
             rows = self._rows(folder)
             rows.rewind(10)

@@ -20,7 +20,7 @@ from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import read_arrays
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError
-from scoremle.experiment.lock import alone
+from scoremle.experiment.lock import locked
 from scoremle.experiment.results import RESULTS, read_results
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, named, opened, read_json
@@ -165,9 +165,10 @@ def theirs(tmp_path):
 
 def test_a_lock_and_a_log_that_are_links_are_not_written_to(places, theirs):
     (places / "workdir/.training.lock").symlink_to(theirs / "file")
-    with pytest.raises(UserError, match="lock is a link"), Workdir(places / "workdir").alone():
+    with pytest.raises(UserError, match="lock is a link"), Workdir(places / "workdir").locked():
         pass
-    with pytest.raises(UserError, match="is a link"), alone(places / "workdir/.training.lock", ""):
+    lock = places / "workdir/.training.lock"
+    with pytest.raises(UserError, match="is a link"), locked(lock, ""):
         pass
     (places / "log").symlink_to(theirs / "file")
     for write in (lambda log: log.rewind(1), lambda log: log.write(2, {"loss": 1.0})):
@@ -180,11 +181,11 @@ def test_a_training_does_not_write_through_links(name, places, theirs):
     shutil.rmtree(places / "workdir" / name, ignore_errors=True)
     (places / "workdir" / name).symlink_to(theirs)
     words = f"{name} is a link to {theirs}.* name {theirs} itself"
-    with pytest.raises(UserError, match=words), Workdir(places / "workdir").alone():
+    with pytest.raises(UserError, match=words), Workdir(places / "workdir").locked():
         pass
     (places / "workdir" / name).unlink()
     circle(places / "workdir" / name, theirs)
-    with pytest.raises(UserError, match="leads to itself"), Workdir(places / "workdir").alone():
+    with pytest.raises(UserError, match="leads to itself"), Workdir(places / "workdir").locked():
         pass
 
 
@@ -192,7 +193,7 @@ def test_nor_where_they_stay_in_the_folder(places):
     (places / "workdir/samples").rename(places / "workdir/pictures")
     (places / "workdir/samples").symlink_to("pictures")
     assert len(Subject(places / "workdir", "eval").sample_pictures()) == 1
-    with pytest.raises(UserError, match="samples is a link"), Workdir(places / "workdir").alone():
+    with pytest.raises(UserError, match="samples is a link"), Workdir(places / "workdir").locked():
         pass
 
 

@@ -74,7 +74,7 @@ SEEN_BY = {
     "training/checkpoints.py": "training/test_checkpoints.py",
     "training/checksums.py": "training/test_sharded.py",
     "training/writers.py": "training/test_loop.py",
-    "training/quiet.py": "training/test_quiet.py",
+    "training/tracebacks.py": "training/test_tracebacks.py",
     "quality/metrics.py": "quality/test_metrics.py",
     "evaluation/statistics.py": "likelihood/test_score_images.py",
     "likelihood/mean.py": "likelihood/test_score_images.py",
@@ -502,7 +502,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("training/writers.py", "JsonLines.rewind", "if _step_of(line) <= step",
      "if _step_of(line) < step"),
     ("training/writers.py", "JsonLines.write", "v if math.isfinite(v) else None", "v"),
-    ("training/quiet.py", "_keep_back", "sys.unraisablehook = hook", "pass"),
+    ("training/tracebacks.py", "_keep_back", "sys.unraisablehook = hook", "pass"),
     # Quality and evaluation
     ("quality/metrics.py", "frechet_of_moments", "- 2 * np.sqrt(cross).sum()",
      "- np.sqrt(cross).sum()"),

@@ -166,7 +166,7 @@ def check_lock(folder: Path) -> None:
     with (
         mock.patch.multiple(lock, BEAT=0.01, WATCH=0.02),
         contextlib.redirect_stdout(io.StringIO()),
-        lock.alone(folder / "source" / ".lock", "reading"),
+        lock.locked(folder / "source" / ".lock", "reading"),
     ):
         owner = json.loads((folder / "source" / ".lock").read_text())
         assert owner["doing"] == "reading"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from scoremle.cli.child import run_in_child
 from scoremle.cli.flags import FLOW_FOLDER, ConfigParser
-from scoremle.cli.guarded import guarded
 from scoremle.cli.parser import Parser, adder, at_least
 from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError, as_flag, named_as
@@ -68,7 +68,7 @@ def run(options: Any) -> dict[str, Any]:
         raise UserError("--json is for eval, and for --print-config")
     if not (options.distributed or options.coordinator or options.processes or options.process):
         return _run_alone(options, answered)
-    with guarded(options.process) as has_met:
+    with run_in_child(options.process) as has_met:
         from scoremle.processes import check_agreed, join, stdout_aside
 
         with named_as(as_flag, ("coordinator", "processes", "process")):

@@ -1,4 +1,4 @@
-"""One process of several of a run, in two: a child works, and its parent sees how it ends.
+"""A child process that does the work of one process of several, and its parent, which reports.
 
 JAX's own threads end a process that has lost the others, in the midst of whatever it does and with
 lines of their own. So the parent has the last word: a line, and the exit code.
@@ -34,14 +34,14 @@ MET = "\0"  # said to the parent before any line
 
 
 @contextmanager
-def guarded(process: int | None) -> Iterator[Callable[[], None]]:
-    """The block is run by a child, which ends with its parent; to be called before JAX is there.
+def run_in_child(process: int | None) -> Iterator[Callable[[], None]]:
+    """Runs the block in a child, which ends with its parent; to be called before JAX is imported.
 
-    It is given a function, to be called when it has met the others.
+    Yields a function, to be called when the child has met the others.
 
     An error ends the child at once, since at its usual end it would wait for the others: they
-    fail when they wait for it in vain. The parent never comes to the block: it hands SIGTERM and
-    Ctrl-C on as SIGTERM, says the line of an error, and raises SystemExit. ``process`` is the
+    fail when they wait for it in vain. The parent never runs the block: it passes SIGTERM and
+    Ctrl-C on as SIGTERM, prints the line of an error, and raises SystemExit. ``process`` is the
     number of this process, if it is known.
     """
     ours, theirs = socket.socketpair()

@@ -7,12 +7,12 @@ import sys
 import pytest
 from helpers.places import ROOT
 
-from scoremle.cli.guarded import LOST, NEVER_MET
+from scoremle.cli.child import LOST, NEVER_MET
 
 SCRIPT = """
 import os, signal, sys, time
-from scoremle.cli.guarded import guarded
-with guarded(3) as has_met:
+from scoremle.cli.child import run_in_child
+with run_in_child(3) as has_met:
     {}
 print("done")
 """

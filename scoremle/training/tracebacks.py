@@ -2,7 +2,7 @@
 
 The call raises an error, which becomes a line. Its threads print the same as tracebacks, hundreds
 of lines, some of them after that line, since readers of other arrays go on when one fails. These
-tracebacks alone are kept back; with the logger "scoremle" at DEBUG, or `--debug` on the command
+tracebacks alone are hidden; with the logger "scoremle" at DEBUG, or `--debug` on the command
 line, they are shown.
 """
 
@@ -21,8 +21,8 @@ THREAD = "_SignalingThread"
 LIBRARIES = ("orbax", "asyncio", "tensorstore", "event loop is closed")
 
 
-def quiet() -> None:
-    """Keeps them back from now on, since threads outlive the call that began them."""
+def hide_tracebacks() -> None:
+    """Hides these tracebacks from now on, since threads outlive the call that began them."""
     _keep_back()
     # Each time: others may set the filters of warnings anew.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
