@@ -221,7 +221,7 @@ class ScoreModel:
         """Estimator by the ODE: the model's solver, one probe a step, and ``decoder`` if any.
 
         Example:
-            >>> print(scoremle.load("digits").default_estimator.words)
+            >>> print(scoremle.load("digits").default_estimator.title)
             exact by the ODE
         """
         return ByOde(solver=self.solver, decoder=self.decoder)

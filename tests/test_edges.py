@@ -46,7 +46,7 @@ def test_levels_are_decoded_where_the_first_noise_hides_them(eps, hidden):
     """Half a bin is 1/256, and the noise about sqrt(0.1 eps)."""
     model = scoremle.ScoreModel(lambda x, t: x, SDE, eps, (2, 2, 1), scoremle.Pixels(256))
     assert (model.decoder is not None) == hidden
-    assert ("informed decoder" in model.default_estimator.words) == hidden
+    assert ("informed decoder" in model.default_estimator.title) == hidden
 
 
 @jax.tree_util.register_static

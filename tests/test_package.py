@@ -38,7 +38,7 @@ scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=s
 rooms = {name.split(".")[1] for name in sys.modules if name.startswith("scoremle.")}
 others = {"ray", "torch", "diffusers", "matplotlib", "orbax", "huggingface_hub"} & {*sys.modules}
 print(alone, count(), sorted(rooms & {"zoo", "interop", "quality", "report", "cli"}), others)
-print(scoremle.zoo.families.FAMILIES["edm"].words)
+print(scoremle.zoo.families.FAMILIES["edm"].title)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     alone, scored, rest = done.stdout.splitlines()[0].split(maxsplit=2)

@@ -177,7 +177,7 @@ CHARTS = {
 @pytest.mark.parametrize("name", CHARTS)
 def test_charts_say_in_words_what_they_show(name):
     chart, words = CHARTS[name]
-    assert chart().words.endswith(words)
+    assert chart().alt.endswith(words)
 
 
 BPD = np.array([2.5, 1.0, 4.0, 3.0, 2.0])

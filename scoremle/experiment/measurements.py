@@ -178,7 +178,7 @@ class Measured:
     def _under(self, label: str, found: Measurement) -> Measurement:
         """A measurement under a label; the mean over all has no profile, and is not corrected."""
         model, estimator = self._spec.measured(self.params, found.estimator)
-        words = estimator.words + f", label {label}" * (label != ALL)
+        words = estimator.title + f", label {label}" * (label != ALL)
         facts = {**found.facts, "estimator": words, "label": label}
         kind = f"{found.kind}_label_{label}"
         found = replace(found, kind=kind, model=model, estimator=estimator, facts=facts)

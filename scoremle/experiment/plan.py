@@ -58,7 +58,7 @@ class Plan:
     memory: int
     devices: int = 1
 
-    def facts(self, test_images: int) -> dict[str, Any]:
+    def costs(self, test_images: int) -> dict[str, Any]:
         """Costs by name: bytes, seconds, numbers; None if unknown."""
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats

@@ -254,7 +254,7 @@ class EvaluationRun:
         facts = {
             "metric": found.column,
             "unit": "bits/dim" if found.column == "bpd" else "loss",
-            **found.facts,
+            **found.to_json(),
             **facts,
             **self.trainings(flow=one.of_flow),
             **({"solver_choice": one.choice.to_json()} if one.choice else {}),

@@ -160,11 +160,11 @@ class SamplingRun:
             extractor,
             samples,
             self.experiment.data.levels,
-            folder=parts / f"features_{fingerprint(extractor.facts)}",
+            folder=parts / f"features_{fingerprint(extractor.identity)}",
             label=f"features of {name}",
         )
         return {
-            **extractor.facts,
+            **extractor.identity,
             "measures": judge(features["pool_3"], features["logits"]),
             "reference": judge.reference.facts,
         }

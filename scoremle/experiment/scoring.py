@@ -66,15 +66,15 @@ class Prepared:
         return score_images(self.model, self.estimator, images, tolerance=TOLERANCE, **options)
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         """Words for the number: estimator, dequantization noise if any, and label."""
         inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
         density = isinstance(inner, ByElbo) and inner.decoder.bounds == "density"
         density |= isinstance(inner, ByOde) and inner.decoder is None
         dequantized = ", uniform dequantization" * density
-        return self.estimator.words + dequantized + (self.label and f", label {self.label}")
+        return self.estimator.title + dequantized + (self.label and f", label {self.label}")
 
-    def facts(self, place: str, seed: int) -> dict[str, Any]:
+    def identity(self, place: str, seed: int) -> dict[str, Any]:
         """The facts that a value depends on, besides its image and its pass.
 
         Args:
@@ -98,7 +98,7 @@ class Prepared:
     def parts(self, above: Path, place: str, images: Images, seed: int) -> Path:
         """The folder of finished parts in ``above``: a name for all that a value depends on."""
         of_images = {"images": content_hash(images), "shape": list(images.shape)}
-        return above / fingerprint(self.facts(place, seed) | of_images)
+        return above / fingerprint(self.identity(place, seed) | of_images)
 
 
 def prepared(

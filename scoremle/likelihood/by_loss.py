@@ -40,7 +40,7 @@ class ByLoss:
     """
 
     on_host: ClassVar[bool] = False
-    words: ClassVar[str] = "training loss, published scaling"
+    title: ClassVar[str] = "training loss, published scaling"
 
     times: TimeSampler
     scale: Scalar
@@ -48,7 +48,7 @@ class ByLoss:
     dequantized: bool = static()
 
     def describe(self) -> dict[str, Any]:
-        return {"estimator": self.words, **describe(self)}
+        return {"estimator": self.title, **describe(self)}
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

@@ -68,7 +68,7 @@ def log_normal_mass(below: Data, above: Data) -> Data:
 class Decoder(Protocol):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
-    ``bounds`` is what the whole bound then is a bound on, and ``words`` name it. The network is
+    ``bounds`` is what the whole bound then is a bound on, and ``title`` names it. The network is
     not evaluated where nothing is ``random``.
     """
 
@@ -79,7 +79,7 @@ class Decoder(Protocol):
     def random(self) -> bool: ...
 
     @property
-    def words(self) -> str: ...
+    def title(self) -> str: ...
 
     def encode(self, integers: IntImages) -> Data | None:
         """Returns the points of the integers, if they are decoded; None to dequantize them."""
@@ -109,7 +109,7 @@ class GaussianDecoder:
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = True
-    words: ClassVar[str] = "Gaussian decoder"
+    title: ClassVar[str] = "Gaussian decoder"
 
     def encode(self, integers: IntImages) -> None:
         return None
@@ -131,7 +131,7 @@ class Entropy:
 
     bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = False
-    words: ClassVar[str] = "no step to the data"
+    title: ClassVar[str] = "no step to the data"
 
     def encode(self, integers: IntImages) -> None:
         return None
@@ -158,7 +158,7 @@ class DiscreteDecoder:
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = False
-    words: ClassVar[str] = "discrete decoder"
+    title: ClassVar[str] = "discrete decoder"
 
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]
@@ -208,7 +208,7 @@ class InformedDecoder:
         return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         learned = isinstance(self.scale, LearnedScale)
         return "informed decoder" + " with the network's own scales" * learned
 

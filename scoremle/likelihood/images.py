@@ -61,14 +61,14 @@ Values = dict[str, PerExample | Float[Array, "b bins"]]
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 
-    ``words`` name the number that it gives, and ``describe()`` is its entry in results.
+    ``title`` names the number that it gives, and ``describe()`` is its entry in results.
     """
 
     @property
     def on_host(self) -> bool: ...
 
     @property
-    def words(self) -> str: ...
+    def title(self) -> str: ...
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -121,17 +121,17 @@ class ByOde:
         return isinstance(self.solver, PublishedRK45)
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         if self.decoder:
             many = "s" * (self.samples > 1)
-            return f"ODE bound, {self.decoder.words}, {self.samples} draw{many}"
+            return f"ODE bound, {self.decoder.title}, {self.samples} draw{many}"
         if self.samples == 1:
             return "exact by the ODE"
         return f"importance-weighted bound by the ODE, {self.samples} draws"
 
     def describe(self) -> dict[str, Any]:
         return {
-            "estimator": self.words,
+            "estimator": self.title,
             "model": "ODE",
             "importance_samples": self.samples,
             "solver": describe(self.solver),
@@ -208,7 +208,7 @@ class OdeDifference:
     """
 
     on_host: ClassVar[bool] = False
-    words: ClassVar[str] = "difference of two numbers of steps"
+    title: ClassVar[str] = "difference of two numbers of steps"
 
     of: Estimator
     coarse: int = static()
@@ -325,15 +325,15 @@ class ByElbo:
             check_eps(None, self.start, "start")
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         decoder = self.decoder
-        decoded = f", {decoder.words}" * (decoder.bounds == "probability")
+        decoded = f", {decoder.title}" * (decoder.bounds == "probability")
         return f"variational bound (SDE), {self.draws} times{decoded}"
 
     def describe(self) -> dict[str, Any]:
         decoder = self.decoder
         return {
-            "estimator": self.words,
+            "estimator": self.title,
             "model": "SDE",
             "matching": self.matching,
             "draws": self.draws,

@@ -60,11 +60,11 @@ class ByLabels:
         check_count("labels", self.labels)
 
     @property
-    def words(self) -> str:
-        return f"{self.of_one.words}, mean over {self.labels} labels"
+    def title(self) -> str:
+        return f"{self.of_one.title}, mean over {self.labels} labels"
 
     def describe(self) -> dict[str, Any]:
-        return {**self.of_one.describe(), "estimator": self.words}
+        return {**self.of_one.describe(), "estimator": self.title}
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

@@ -58,8 +58,7 @@ class Scored:
         """The column that the mean is of."""
         return _column(self.values)
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The mean, as results state it, and the seconds."""
         of_mean = self.mean.to_json() if self.mean else {}
         return of_mean | {"seconds_per_image": self.seconds}

@@ -294,7 +294,7 @@ class BySteps:
         _check_chain(self.variance, self.times, self.draws)
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         kind = "learned" if self.variance == "learned" else f"fixed {self.variance}"
         clipped = ", estimates clipped" if self.clip else ""
         count = ""
@@ -303,7 +303,7 @@ class BySteps:
         return f"variational bound of a chain of {count}steps, {kind} variance{clipped}"
 
     def describe(self) -> dict[str, Any]:
-        return {"estimator": self.words, "model": "chain", "times": describe(self.times)}
+        return {"estimator": self.title, "model": "chain", "times": describe(self.times)}
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

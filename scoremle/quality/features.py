@@ -61,7 +61,7 @@ class Extractor:
     weights_sha256: str
 
     @property
-    def facts(self) -> Facts:
+    def identity(self) -> Facts:
         return {"features": self.name, "weights_sha256": self.weights_sha256}
 
     @property
@@ -146,7 +146,7 @@ def write_reference(
     path: Path, pool: Float[np.ndarray, "n d"], extractor: Extractor, facts: Facts
 ) -> None:
     """Writes features as ``pool_3``, the name that score_flow has, and what they are."""
-    record = json.dumps({"origin": extractor.facts, **facts})
+    record = json.dumps({"origin": extractor.identity, **facts})
     write_npz(path, {"pool_3": pool, "record": np.asarray(record)})
 
 
@@ -183,9 +183,9 @@ def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) 
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
     check_record(record, _Record, f"{path}: its record")
-    if record.get("origin") != extractor.facts:
+    if record.get("origin") != extractor.identity:
         raise UserError(
             f"{path} holds features of another network ({record.get('origin')}) than "
-            f"{extractor.facts}: make it anew with scoremle stats"
+            f"{extractor.identity}: make it anew with scoremle stats"
         )
     return record

@@ -1,4 +1,4 @@
-"""The charts of a report: each a figure with its title, its caption and its words for the blind.
+"""The charts of a report: each a figure with its title, its caption and its alternative text.
 
 On a page a chart is SVG whose ink and colours follow the page's own, light or dark. Its name, of
 files and in identifiers, is ours: nothing that a file says is in it.
@@ -40,14 +40,14 @@ class Chart:
         name: of its files and in identifiers: letters, digits and underscores.
         title: what it shows, above it.
         caption: how to read it, below it.
-        words: what it shows, for those who can't see it.
+        alt: what it shows, for those who can't see it.
         draw: draws on the axes.
     """
 
     name: str
     title: str
     caption: str
-    words: str
+    alt: str
     draw: Draw
 
     def svg(self) -> str:

@@ -37,11 +37,11 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, with a caption and with words for those who can't see it."""
+    """A PNG, with a caption and an alternative text for those who can't see it."""
 
     png: bytes
     caption: str
-    words: str
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Page:
         """Charts beside each other where there is room."""
         figures = (
             f'<figure id="{in_html(chart.name)}"><h3>{in_html(chart.title)}</h3>'
-            f'<div role="img" aria-label="{in_html(chart.words)}">{chart.svg()}</div>'
+            f'<div role="img" aria-label="{in_html(chart.alt)}">{chart.svg()}</div>'
             f"<figcaption>{in_html(chart.caption)}</figcaption></figure>"
             for chart in charts
         )
@@ -153,4 +153,4 @@ class Page:
 
 def _image(picture: Picture) -> str:
     content = base64.b64encode(picture.png).decode()
-    return f'<img alt="{in_html(picture.words)}" src="data:image/png;base64,{content}">'
+    return f'<img alt="{in_html(picture.alt)}" src="data:image/png;base64,{content}">'

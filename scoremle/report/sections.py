@@ -265,7 +265,7 @@ def _config(page: Page, subject: Subject) -> None:
         page.section("Config", "The model was imported: it is not trained by a config.")
         record = imported.record
         page.table(("what", "value"), (
-            ("family", FAMILIES[record["family"]].words), ("from", record["origin"]),
+            ("family", FAMILIES[record["family"]].title), ("from", record["origin"]),
             *((name, f"SHA-256 {found}") for name, found in record["files"].items()),
         ), "What was imported.")  # fmt: skip
         return

@@ -179,13 +179,13 @@ class ByLogProb:
         check_count("draws", self.draws)
 
     @property
-    def words(self) -> str:
+    def title(self) -> str:
         if self.draws == 1:
             return "exact log-determinant"
         return f"importance-weighted bound by an exact log-determinant, {self.draws} draws"
 
     def describe(self) -> dict[str, Any]:
-        return {"estimator": self.words, "model": "flow", "importance_samples": self.draws}
+        return {"estimator": self.title, "model": "flow", "importance_samples": self.draws}
 
     def __call__(
         self, model: FlowModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

@@ -62,14 +62,14 @@ class Family(NamedTuple):
     """Models of one kind.
 
     Args:
-        words: the kind, in words.
+        title: the kind, for people.
         is_one: whether a model of the kind lies at a path.
         module: of this room: it loads them.
         main: the file that is loaded, by the name that a copy of it has; "" is the folder that
             the copies lie in.
     """
 
-    words: str
+    title: str
     is_one: Callable[[Path], bool]
     module: str
     main: str = ""
@@ -99,7 +99,7 @@ FAMILIES = {
 
 # For whatever is none of these.
 OTHERS = (
-    f"{', '.join(family.words for family in FAMILIES.values())}; use"
+    f"{', '.join(family.title for family in FAMILIES.values())}; use"
     " scoremle.interop.torch.from_module in a FILE.py:function for any other"
 )
 

@@ -138,7 +138,7 @@ def test_a_plan_of_a_tiny_network():
     plan = Plan(experiment, memory=2**30, devices=2)
     for name, seconds in (("step", 0.5), ("forward", 1.0), ("derivative", 2.0)):
         vars(plan)[name] = pace(seconds)
-    found = plan.facts(100)
+    found = plan.costs(100)
     template = experiment.training.template()
     params = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     assert found["parameters"] == params

@@ -130,7 +130,7 @@ def test_the_published_weights_have_the_right_to_the_names():
     measures = judge(pool, pool)
     assert list(measures) == ["FID", "KID", "IS", "precision", "recall"]
     assert abs(measures["FID"]["value"]) < 1e-9
-    result = {"measures": measures, **extractor.facts, "reference": judge.reference.facts}
+    result = {"measures": measures, **extractor.identity, "reference": judge.reference.facts}
     result["step"] = 20
     table = quality_table({"quality_ckpt_1": result})
     assert re.search(r"^quality_ckpt_1  KID .* 40 +40$", table, re.MULTILINE)

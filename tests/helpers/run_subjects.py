@@ -354,10 +354,10 @@ RUN_SUBJECTS = {
     ),
     "features": Subject(
         lambda: npy(POOL), file("stats.npz", pack=lambda pool: of_features(pool, {
-            "origin": EXTRACTOR.facts, "dataset": "digits"})), check_features,
+            "origin": EXTRACTOR.identity, "dataset": "digits"})), check_features,
     ),
     "the record of features": Subject(
-        lambda: {"origin": EXTRACTOR.facts, "dataset": "digits"},
+        lambda: {"origin": EXTRACTOR.identity, "dataset": "digits"},
         file("stats.npz", pack=lambda record: of_features(npy(POOL), record)), check_features,
     ),
     "the notes of an export": Subject(

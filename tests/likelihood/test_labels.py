@@ -74,7 +74,7 @@ def test_errors_are_those_of_the_label_that_has_it_all(of_one):
     first = MODEL.score(IMAGES, condition=np.array([0]), estimator=of_one)
     np.testing.assert_allclose(found.bpd, first.bpd + np.log2(LABELS) / 4, rtol=1e-4)
     np.testing.assert_allclose(found.probe_stderr, first.probe_stderr, rtol=1e-4)
-    assert ByLabels(of_one, LABELS).words == f"{of_one.words}, mean over 3 labels"
+    assert ByLabels(of_one, LABELS).title == f"{of_one.title}, mean over 3 labels"
 
 
 def test_errors_are_weighted_by_the_shares_of_the_labels():
@@ -87,7 +87,7 @@ def test_errors_are_weighted_by_the_shares_of_the_labels():
         on_host, words = False, "by a table"
 
         def describe(self):
-            return {"estimator": self.words}
+            return {"estimator": self.title}
 
         def __call__(self, model, dequantizer, x, keys):
             (label,) = model.noise.condition

@@ -97,9 +97,9 @@ def test_where_a_network_tells_its_scale_none_is_fitted():
     model = ranged()
     assert model.fit_decoder(INTEGERS) is model
     words = "informed decoder with the network's own scales"
-    assert model.default_estimator.words == f"ODE bound, {words}, 1 draw"
+    assert model.default_estimator.title == f"ODE bound, {words}, 1 draw"
     by_elbo = ByElbo(decoder=model.decoder)
-    assert by_elbo.words == f"variational bound (SDE), 1000 times, {words}"
+    assert by_elbo.title == f"variational bound (SDE), 1000 times, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().condition_on(jnp.zeros(1))
     assert isinstance(given.decoder.scale, LearnedScale)

@@ -37,7 +37,7 @@ class Toy:
     metric: Any = column_of
     on_host: bool = True
     stop: int | None = None
-    words: str = "toy"
+    title: str = "toy"
     batches: list = field(default_factory=list, compare=False)
 
     def describe(self):

@@ -237,7 +237,7 @@ def test_some_steps_of_a_chain_are_those_of_improved_diffusion(steps):
     found = chain_of(steps, sde_of(), 1 / STEPS, PIXELS, own)
     labels = [round(i * (STEPS - 1) / (steps - 1)) for i in range(steps)]
     np.testing.assert_allclose(found.times, (np.array(labels) + 1) / STEPS)
-    assert found.words == f"variational bound of a chain of {steps} steps, fixed large variance"
+    assert found.title == f"variational bound of a chain of {steps} steps, fixed large variance"
 
 
 @pytest.mark.parametrize(("sde", "eps"), [(VP(), 1e-5), (SubVP(), 1e-2), (VE(), 1e-5)])
@@ -259,7 +259,7 @@ def test_a_chain_ends_by_a_decoder_that_can_tell():
     for levels, kind in ((16, DiscreteDecoder), (32, InformedDecoder)):
         chain = chain_of(10, sde, 1e-6, Pixels(levels))
         assert isinstance(chain.decoder, kind) and not chain.clip
-        assert chain.words.endswith("a chain of 10 steps, fixed small variance")
+        assert chain.title.endswith("a chain of 10 steps, fixed small variance")
 
 
 @pytest.mark.parametrize(

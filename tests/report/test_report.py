@@ -83,7 +83,7 @@ def test_charts_are_written_and_hold_their_data(reported):
 
 def test_the_band_is_the_error_of_the_mean_of_the_rows():
     rows = [{"step": i, "eval_bpd": 2.0, "eval_bpd_stderr": 0.1} for i in range(80)]
-    words = charts.training_bpd(rows, uniform=4.0).words
+    words = charts.training_bpd(rows, uniform=4.0).alt
     # At the end of the line ten rows before the last are averaged with it.
     assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
 

@@ -89,7 +89,7 @@ def test_a_learned_range_is_told_too(tmp_path):
     found = jax.jit(model.noise.both)(jnp.asarray(x), jnp.asarray((label + 1) / 1000, jnp.float32))
     expected = theirs(network, x, label)
     np.testing.assert_allclose(jnp.concatenate(found, -1), expected, rtol=1e-3, atol=1e-4)
-    assert model.origin.chain.words.endswith("chain of steps, learned variance")
+    assert model.origin.chain.title.endswith("chain of steps, learned variance")
 
 
 def test_channels_behind_the_noise_are_left_out(tmp_path):
@@ -131,7 +131,7 @@ def test_classes_are_a_condition(tmp_path):
 )
 def test_the_bound_of_a_scheduler(folder, tmp_path, fields, words):
     chain = scoremle.load(edited(folder, tmp_path, SCHEDULER, **fields)).origin.chain
-    assert words is None if chain is None else chain.words.endswith(f"chain of steps, {words}")
+    assert words is None if chain is None else chain.title.endswith(f"chain of steps, {words}")
 
 
 @pytest.mark.long
@@ -158,7 +158,7 @@ def test_scores_of_images_and_their_grid(folder):
     np.testing.assert_allclose(centre, 2 * np.arange(256) / 255 - 1, atol=1e-6)
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
     # At the first of a thousand steps the noise still hides the levels: they are decoded.
-    assert model.default_estimator.words == "ODE bound, informed decoder, 1 draw"
+    assert model.default_estimator.title == "ODE bound, informed decoder, 1 draw"
     assert np.isfinite(model.score(images).bpd).all()
 
 

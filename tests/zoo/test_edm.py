@@ -86,11 +86,11 @@ def test_where_they_begin_and_end(golden, tmp_path):
     model = scoremle.load(written(tmp_path, golden("edm_ncsnpp_edm")))
     ends = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
     np.testing.assert_allclose(ends, [0.002, 80], rtol=1e-3)
-    assert model.sde.prior_std == 80 and model.default_estimator.words == "exact by the ODE"
+    assert model.sde.prior_std == 80 and model.default_estimator.title == "exact by the ODE"
     model = scoremle.load(written(tmp_path, golden("edm_ncsnpp_ve"), sigma_max=60.0))
     ends = np.exp(-np.asarray(model.sde.log_snr(jnp.asarray([model.eps, 1.0]))) / 2)
     np.testing.assert_allclose(ends, [0.02, 60], rtol=1e-3)
-    assert model.default_estimator.words.startswith("ODE bound, informed decoder")
+    assert model.default_estimator.title.startswith("ODE bound, informed decoder")
 
 
 def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_path):
@@ -101,7 +101,7 @@ def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_p
     for j in range(1000, 0, -1):
         u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(kept[j - 1] / kept[j], 0.001) - 1)
     np.testing.assert_allclose(model.sde.schedule.log_snrs, -2 * np.log(u[999::-1]), rtol=1e-6)
-    assert model.origin.chain.words.endswith("chain of steps, learned variance, estimates clipped")
+    assert model.origin.chain.title.endswith("chain of steps, learned variance, estimates clipped")
     label = np.array([0, 300, 990])
     np.testing.assert_allclose(arrays["sigma"], u[999 - label], rtol=1e-6)
     x = jnp.asarray(arrays["x"] / np.hypot(1, arrays["sigma"])[:, None, None, None])

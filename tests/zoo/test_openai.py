@@ -129,7 +129,7 @@ def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
 def test_their_chain_has_the_variance_of_the_flags(load, flags, words):
     model = load(**flags)
     told = f"chain of steps, {words} variance, estimates clipped"
-    assert model.origin.chain.words.endswith(told)
+    assert model.origin.chain.title.endswith(told)
     assert model.origin.classes == 1000
 
 

@@ -104,9 +104,9 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
     write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
     low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
-    say(f"{path}", f"  family      {FAMILIES[family].words}", f"  model       {model}")
+    say(f"{path}", f"  family      {FAMILIES[family].title}", f"  model       {model}")
     say(f"  log-SNR     {high:.2f} to {low:.2f}")
-    say(f"  bits/dim    {model.default_estimator.words}", f"  written to  {place.folder}")
+    say(f"  bits/dim    {model.default_estimator.title}", f"  written to  {place.folder}")
     own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
     if not config.data.dataset:
         own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]

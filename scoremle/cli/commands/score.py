@@ -218,7 +218,7 @@ def run(options: Any) -> dict[str, Any]:
         summary = _summary(scored, found, rows, options) | {"facts": facts}
         score_table.write(
             options.out, rows, dims=model.dims, reference=len(own),
-            estimator=f"{found.words}; {_cost(scored, options.repeats)}",
+            estimator=f"{found.title}; {_cost(scored, options.repeats)}",
         )  # fmt: skip
         if not is_stream(options.out):
             write_json(_beside(options.out), summary)
@@ -284,7 +284,7 @@ def _mean(scored: Scored, found: Prepared) -> str:
     error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over images)"
     solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
-    return f"mean {mean.mean:.4f}{error} bits/dim{of_solver}; {found.words}"
+    return f"mean {mean.mean:.4f}{error} bits/dim{of_solver}; {found.title}"
 
 
 def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
@@ -355,7 +355,7 @@ def _summary(
         "unit": "bits/dim",
         **facts,
         "left_out": sum(bool(row.reason) for row in rows),
-        "estimator": found.words,
+        "estimator": found.title,
         "model": options.model,
         "table": str(options.out),
         **({"page": str(options.page)} if options.page else {}),

@@ -43,7 +43,7 @@ def run(options: Any) -> dict[str, Any]:
         say(*tables.wrapped(note))
     table = Table(options.out)
     table.begin({
-        **found.facts(options.model, options.seed),
+        **found.identity(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.repeats,
     })  # fmt: skip
     score_on_ray(
@@ -89,7 +89,7 @@ def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any]:
     bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
     stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
     error = "" if stderr is None else f" +- {stderr:.4f} (over images)"
-    words = found.words
+    words = found.title
     say(*tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
     say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
     summary = {
