@@ -86,7 +86,7 @@ class ByVDMLoss(ByLoss):
         eps: the time at which integers are decoded.
     """
 
-    words: ClassVar[str] = "training loss, the bound on integers in bits/dim"
+    title: ClassVar[str] = "training loss, the bound on integers in bits/dim"
 
     eps: Scalar = 0.0
 

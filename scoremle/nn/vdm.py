@@ -32,7 +32,7 @@ from scoremle.nn.layers import (
     wide,
 )
 from scoremle.types import Images, PRNGKey, Times
-from scoremle.xla import call
+from scoremle.xla import compile_once
 
 __all__ = ["VDMNet"]
 
@@ -148,10 +148,10 @@ class VDMNet(nn.Module):
 
         def block(name: str, h: Images) -> Images:
             made = Block(self.nf, self.dropout, self.dtype, name=name)
-            return call(made, h, condition, next(keys), remat=train and self.remat)
+            return compile_once(made, h, condition, next(keys), remat=train and self.remat)
 
         def attend(name: str, h: Images) -> Images:
-            return call(Attention(self.dtype, name=name), h)
+            return compile_once(Attention(self.dtype, name=name), h)
 
         def level(side: str, i: int, h: Images) -> Images:
             h = block(f"{side}.block_{i}", h)
