@@ -35,7 +35,7 @@ class Options:
 
 
 class ImageReport(NamedTuple):
-    """What became of a picture: its pixels, and how they were changed; or why there are none."""
+    """The report on a picture: its pixels, and how they were changed; or why there are none."""
 
     name: str
     pixels: UInt8[np.ndarray, "h w c"] | None = None
