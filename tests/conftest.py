@@ -5,7 +5,8 @@ import gc
 import io
 import os
 import signal
-from functools import cache
+from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +42,23 @@ from helpers import contracts  # noqa: E402
 contracts.install()
 
 import jax  # noqa: E402
+import jax._src.interpreters.mlir as lowering  # noqa: E402
 import numpy as np  # noqa: E402
 from helpers.tiny_runs import run  # noqa: E402
 
 from scoremle.cli.main import SELDOM  # noqa: E402
+
+# So many programs are written in one context of MLIR. To make one takes a fifth of the time of a
+# small program, and what is written in it stays until it ends.
+SHARED = 500
+
+
+def share_contexts() -> None:
+    """Lets JAX write several programs in a context, where it would make one for each."""
+    new, begun = lowering.make_ir_context, count()
+    newest = lru_cache(maxsize=1)(lambda number: new())
+    lowering.make_ir_context = lambda: newest(next(begun) // SHARED)
+
 
 # After which compiled programs are forgotten. A file of tests adds 10,000 at most.
 MAPS = 30_000
@@ -52,6 +66,7 @@ MAPS = 30_000
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(SELDOM)
+    share_contexts()
     # The disk takes longer than most tests; that it is asked, and when, tests/test_files.py tests.
     os.fsync = lambda handle: None
     # Two runs at once may read an entry that the other is writing: it is compiled again, no harm.
