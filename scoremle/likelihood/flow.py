@@ -19,7 +19,7 @@ number of steps (by about its root), at no cost.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.divergence import DivergenceEstimator
+from scoremle.core.divergence import DivergenceEstimator, Estimates
 from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
 from scoremle.likelihood.record import Likelihood
@@ -82,11 +82,11 @@ def along_flow(
     if decode:
         log_rho, clocks, sign = log_rho[::-1], clocks[::-1], -1
 
-    def field(clock: Times, u: Data, draw: Draw) -> tuple[Data, Float[Array, "m b"]]:
+    def field(clock: Times, u: Data, draw: Draw) -> Estimates:
         probes = divergence.draw(fold_in(keys, draw), start)
         clock, speed = jitter.at(clock)
-        velocity, rates = flow.velocity_and_divergence(clock, u, divergence, probes)
-        return velocity * expand(speed, u), rates * speed
+        velocity, rates, parts = flow.velocity_and_divergence(clock, u, divergence, probes)
+        return velocity * expand(speed, u), rates * speed, parts * expand(speed, parts[0])
 
     def sensitivity(clock: Times, u: Data, rate: Data) -> Data:
         clock, speed = jitter.at(clock)

@@ -30,7 +30,14 @@ from scipy.special import stdtrit
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Uniform
-from scoremle.core.divergence import DivergenceEstimator, Exact, Field, Hutchinson, Probes
+from scoremle.core.divergence import (
+    DivergenceEstimator,
+    Estimates,
+    Exact,
+    Field,
+    Hutchinson,
+    Probes,
+)
 from scoremle.core.keys import as_keys, example_keys, split
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
@@ -157,7 +164,7 @@ class _Held:
     def draw(self, key: Keys, x: Data) -> Probes:
         return jnp.where(self.hold, self.probes, self.estimator.draw(key, x))
 
-    def __call__(self, field: Field, x: Data, probes: Probes) -> tuple[Data, Float[Array, "m b"]]:
+    def __call__(self, field: Field, x: Data, probes: Probes) -> Estimates:
         return self.estimator(field, x, probes)
 
     def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:

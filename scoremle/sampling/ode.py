@@ -95,8 +95,8 @@ def _transport(
     if not encode:
         times, (start, stop) = times[::-1], (stop, start)
     rho = [expand(jnp.exp(flow.log_rho(jnp.full(len(x), t, x.dtype))), x) for t in times]
-    no_integrals = jnp.zeros((0, x.shape[0]), x.dtype)
-    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), no_integrals), start, stop)
+    none = jnp.zeros((0, len(x)), x.dtype)
+    problem = Problem(lambda clock, u, draw: (flow.velocity(clock, u), none, none), start, stop)
     return solver.solve(problem, x / rho[0]).state * rho[1]
 
 

@@ -20,8 +20,9 @@ __all__ = ["Draw", "Problem", "Solver"]
 Integrals = Float[Array, "m b"]
 Draw = Int[Array, ""] | np.integer
 # (clock, state, number of the draw of whatever is random in it) -> rate of the state, rates of the
-# integrals. The state's rate is never random.
-Field = Callable[[Times, Data, Draw], tuple[Data, Integrals]]
+# integrals, and parts of each of these: over draws their variances add up to that of the rate. The
+# state's rate is never random.
+Field = Callable[[Times, Data, Draw], tuple[Data, Integrals, Float[Array, "m b *k"]]]
 # (clock, state, rate of the state) -> what a change of the state there does to the result
 Sensitivity = Callable[[Times, Data, Data], Data]
 

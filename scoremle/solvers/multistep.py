@@ -8,8 +8,9 @@ value serves the history), the integrals by the quartics that interpolate their 
 with weights for uneven nodes (Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations*,
 III.5). The integrals don't act on the state, so their rates may be random: a ``fresh`` draw at
 each node leaves the integral's expectation as it is, and its error falls with the number of nodes,
-where that of one draw for all does not. That error is estimated from the spread of several
-integrals' rates at each node, or from the scatter of a single one's along the nodes.
+where that of one draw for all does not. That error is estimated from the rates' parts, which are
+many, so that few nodes are enough: from the spread of several integrals' parts at each node, or
+from the scatter of a single one's along the nodes.
 
 The stated error has three parts, which add like independent ones: the error of the steps by
 Milne's device; the roughness of the field from node to node, which that device does not see; and
@@ -174,7 +175,7 @@ class _Carry(NamedTuple):
     integrals: Float[Array, "m b"]
     lost: Float[Array, "m b"]
     history: Float[Array, "4 b *d"]
-    mean_history: Float[Array, "4 b"]
+    parts_history: Float[Array, "4 b *k"]
     effect: Float[Array, " b"]
     squares: Float[Array, " b"]
     gap: Float[Array, " b"]
@@ -205,19 +206,20 @@ class Planned:
         def clock(node: Weights | float) -> Times:
             return jnp.full(batch, problem.start + span * node, dtype)
 
-        shape = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)[1].shape
-        several, rough_shares = shape[0] > 1, jnp.square(span) * _shares(weights.total)
+        _, rates, parts = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)
+        several, rough_shares = len(rates) > 1, jnp.square(span) * _shares(weights.total)
         shares, gap_shares = (
             jnp.square(span) * (jnp.square(total) if several else _shares(total))
             for total in (weights.total, weights.gap)
         )
-        zeros, none = jnp.zeros(shape, dtype), jnp.zeros(batch, dtype)
+        zeros, none = jnp.zeros(rates.shape, dtype), jnp.zeros(batch, dtype)
+        compared = fresh and not several
         first = _Carry(
             state=state,
             integrals=zeros,
             lost=zeros,
             history=jnp.zeros((DIFFERENCE, *state.shape), dtype),
-            mean_history=jnp.zeros((DIFFERENCE, batch), dtype),
+            parts_history=jnp.zeros((DIFFERENCE * compared, *parts.shape[1:]), dtype),
             effect=none,
             squares=none,
             gap=none,
@@ -228,10 +230,8 @@ class Planned:
         def advance(n: Array, carry: _Carry) -> _Carry:
             w = Plan(*(a[n] for a in weights))
             guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
-            rate, integral_rate = field(clock(w.node), guess, n if fresh else ONE_DRAW)
+            rate, integral_rate, parts = field(clock(w.node), guess, n if fresh else ONE_DRAW)
             history = jnp.concatenate([rate[None], carry.history])
-            mean = mean_integral(integral_rate)
-            mean_history = jnp.concatenate([mean[None], carry.mean_history])
             state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
             term = span * jnp.asarray(w.total) * integral_rate
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
@@ -241,19 +241,22 @@ class Planned:
             milne = jnp.where(n < 2, 0, MILNE)
             effect = sum_data(gradient * milne * (state - guess))
             rough = _variance(gradient * jnp.tensordot(w.contrast, history, 1))
+            parts_history = jnp.concatenate([parts[:1], carry.parts_history])
             if several:
-                noise = jnp.var(integral_rate, axis=0, ddof=1) / shape[0]
+                noise = sum_data(jnp.var(parts, axis=0, ddof=1)) / len(parts)
+            elif fresh:
+                noise = sum_data(jnp.square(jnp.tensordot(w.contrast, parts_history, 1)))
             else:
-                noise = jnp.square(jnp.tensordot(w.contrast, mean_history, 1))
+                noise = none
             return _Carry(
                 state=state,
                 integrals=integrals,
                 lost=lost,
                 history=history[:-1],
-                mean_history=mean_history[:-1],
+                parts_history=parts_history[:-1],
                 effect=carry.effect + effect,
                 squares=carry.squares + jnp.square(effect) + rough_shares[n] * rough,
-                gap=carry.gap + span * w.gap * mean,
+                gap=carry.gap + span * w.gap * mean_integral(integral_rate),
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,
             )

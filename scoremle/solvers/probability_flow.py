@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.divergence import DivergenceEstimator, Probes
+from scoremle.core.divergence import DivergenceEstimator, Estimates, Probes
 from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
@@ -72,8 +72,8 @@ class ProbabilityFlow:
 
     def velocity_and_divergence(
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
-    ) -> tuple[Data, Float[Array, "m b"]]:
-        """du/dc and the estimates of its divergence."""
+    ) -> Estimates:
+        """du/dc, and the estimates of its divergence with their parts."""
         # Only numbers stand round the network where all dimensions share their log-SNR.
         shared = not self.sde.schedule.per_dimension
         flow = replace(self, noise=within_forms(self.noise)) if shared else self

@@ -27,7 +27,7 @@ def jacobians(x):
 def divergence(estimator, x, key=None):
     x = jnp.asarray(x)
     probes = estimator.draw(jax.random.key(0) if key is None else key, x)
-    value, estimates = estimator(field, x, probes)
+    value, estimates, _ = estimator(field, x, probes)
     np.testing.assert_allclose(value, field(x), rtol=1e-6)
     assert estimates.shape[1:] == (len(x),)
     return estimates, np.sqrt(np.square(estimator.deviations(estimates)).sum(0))
@@ -46,7 +46,7 @@ def test_exact_is_the_trace(shape):
 def test_exact_is_the_trace_by_blocks_that_need_not_divide(dims, block):
     x, matrix = rng.normal(size=(2, dims)), rng.normal(size=(dims, dims))
     x, exact = jnp.asarray(x, jnp.float32), Exact(block)
-    value, trace = exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(jax.random.key(0), x))
+    value, trace, _ = exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(jax.random.key(0), x))
     np.testing.assert_allclose(value, np.sin(x @ matrix), atol=1e-4)
     expected = np.einsum("bi,ii->b", np.cos(x @ matrix), matrix)
     np.testing.assert_allclose(trace, expected[None], rtol=1e-3, atol=1e-3)
@@ -120,3 +120,38 @@ def test_one_probe_cannot_tell_its_error():
     assert np.isnan(divergence(Hutchinson(1), X)[1]).all()
     two = Hutchinson(2).deviations(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]))
     np.testing.assert_allclose(two, [[-np.sqrt(0.5), 0], [np.sqrt(0.5), 0]])
+
+
+@pytest.mark.parametrize("dims", [5, 40])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Hutchinson(),
+        Hutchinson(3),
+        Hutchinson(distribution="gaussian"),
+        Orthogonal(1),
+        Orthogonal(4),
+        Orthogonal(5),
+    ],
+    ids=repr,
+)
+def test_variances_of_the_parts_add_up_to_that_of_the_estimate(estimator, dims):
+    """Of a symmetric Jacobian whose diagonal is large, and which has a trace."""
+    rng, n = np.random.default_rng(dims), 20_000
+    matrix = rng.normal(size=(dims, dims)) + 4 * np.diag(rng.uniform(0, 2, dims))
+    matrix = jnp.asarray(matrix + matrix.T, jnp.float32)
+    x = jnp.zeros((n, dims))
+    probes = estimator.draw(jax.random.key(1), x)
+    _, estimates, parts = estimator(lambda x: x @ matrix, x, probes)
+    means = np.asarray(estimates.mean(0), np.float64)
+    of_parts = np.asarray(parts.mean(0), np.float64).var(axis=0).sum()
+    np.testing.assert_allclose(of_parts, means.var(), rtol=0.05, atol=1e-6)
+    if len(parts) > 1:
+        spread = np.asarray(parts, np.float64).var(axis=0, ddof=1).sum(axis=-1).mean()
+        np.testing.assert_allclose(spread / len(parts), means.var(), rtol=0.05, atol=1e-6)
+
+
+def test_estimates_that_are_not_random_have_no_parts():
+    for estimator in (Exact(), Exact(3), FixedProbe(jnp.ones((2, 3, 4)))):
+        x = jnp.asarray(X)
+        assert estimator(field, x, estimator.draw(jax.random.key(0), x))[2].shape[2] == 0

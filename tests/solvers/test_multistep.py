@@ -11,7 +11,15 @@ from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, pl
 
 
 def no_integrals(rate):
-    return lambda clock, state, draw: (rate(clock, state), jnp.zeros((0, len(state))))
+    def field(clock, state, draw):
+        none = jnp.zeros((0, len(state)))
+        return rate(clock, state), none, none
+
+    return field
+
+
+def without_parts(integral_rates):
+    return integral_rates, jnp.zeros((*integral_rates.shape, 0))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
@@ -36,7 +44,7 @@ def test_the_order_of_convergence(x64):
 
     def field(clock, y, draw):
         c = clock[:, None]
-        return -y * jnp.cos(c) + jnp.sin(2 * c), jnp.square(y).T
+        return -y * jnp.cos(c) + jnp.sin(2 * c), *without_parts(jnp.square(y).T)
 
     def exact(c):
         return 2 * np.sin(c) - 2 + 3 * np.exp(-np.sin(c))
@@ -114,7 +122,7 @@ def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least
     def field(clock, x, draw):
         node = jnp.argmin(jnp.abs(clock[0] - plan(steps).node))
         share = 1e-3 * jnp.asarray(size, x.dtype)[node]
-        return share[:, None] * x @ matrix, share[None] * np.trace(matrix)
+        return share[:, None] * x @ matrix, *without_parts(share[None] * np.trace(matrix))
 
     x = jax.random.normal(jax.random.key(0), (batch, DIMS))
     problem = Problem(field, 0.0, 1.0, sensitivity=lambda c, u, v: -u)
@@ -152,7 +160,8 @@ def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
 
     def field(clock, y, draw):
         noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (1, batch))
-        return jnp.zeros_like(y), jnp.cos(clock)[None] + noise
+        rates = jnp.cos(clock)[None] + noise
+        return jnp.zeros_like(y), rates, rates[..., None]
 
     problem, start = Problem(field, 0.0, 2.0, fresh=True), jnp.zeros((batch, 1))
     solution = Multistep(steps).solve(problem, start)
@@ -175,7 +184,8 @@ def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps)
 
     def field(clock, y, draw):
         noise = 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (2, batch))
-        return jnp.zeros_like(y), 5 * jnp.cos(40 * clock) + noise
+        rates = 5 * jnp.cos(40 * clock) + noise
+        return jnp.zeros_like(y), rates, rates[..., None]
 
     problem = Problem(field, 0.0, 2.0, fresh=True)
     solution = Multistep(steps).solve(problem, jnp.zeros((batch, 1)))
