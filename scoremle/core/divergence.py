@@ -177,7 +177,9 @@ class Orthogonal(_Sampled):
             raise UserError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
         keys = example_keys(key, len(x))
         block = per_example(jax.random.normal, keys, (dims, self.probes), x.dtype)
-        frame = jnp.linalg.qr(block)[0] * jnp.sqrt(jnp.asarray(dims, x.dtype))
+        frame, upper = jnp.linalg.qr(block)
+        signs = jnp.sign(jnp.diagonal(upper, axis1=1, axis2=2))  # without them they are not random
+        frame *= signs[:, None] * jnp.sqrt(jnp.asarray(dims, x.dtype))
         return jnp.moveaxis(frame, 2, 0).reshape(self.probes, *x.shape)
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> Estimates:

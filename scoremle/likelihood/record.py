@@ -22,13 +22,13 @@ class Likelihood:
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
     for one probe that stays the same along the path. With new probes at each step, it is estimated
-    from the spread of several, or from the scatter of a single one along the path. The steps also
-    leave structure of the divergence in that scatter: with few steps in many dimensions this
-    may be most of it. ``probe_deviations`` are the parts of that error, with their signs, that
-    belong to each of several probes. ``solver_error`` should cover the solver's error: its own
-    estimate, calibrated on a few images where a pilot ran. ``evaluations`` counts network
-    evaluations, each with its derivatives. Where ``ok`` is false the solver gave up:
-    ``log_prob`` and its errors are NaN. ``trace``: how traces were taken. ``refined``: rows
+    from the parts that the dimensions have in a trace: from the spread of several probes, or from
+    the scatter of a single one along the path. Where the network's Jacobian is not symmetric, it
+    is stated too large, by at most 1.4 times. ``probe_deviations`` are the parts of that error,
+    with their signs, that belong to each of several probes. ``solver_error`` should cover the
+    solver's error: its own estimate, calibrated on a few images where a pilot ran. ``evaluations``
+    counts network evaluations, each with its derivatives. Where ``ok`` is false the solver gave
+    up: ``log_prob`` and its errors are NaN. ``trace``: how traces were taken. ``refined``: rows
     were solved again by more steps, if the solver stated a large error of them; it is false where
     a program is traced, of derivatives, and by a solver that was given.
     """
