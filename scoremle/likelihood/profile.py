@@ -217,7 +217,7 @@ def profile_columns(
     def without_noise(t: Times, keys: Keys) -> dict[str, Array]:
         x_t, sigma = expand(sde.alpha(t), x) * x, sde.sigma(t)
         probes = divergence.draw(keys, x_t)
-        prediction, traces = divergence(lambda y: predict(forms, y, t), x_t, probes)
+        prediction, traces, _ = divergence(lambda y: predict(forms, y, t), x_t, probes)
         variance = jnp.sum(jnp.square(divergence.deviations(traces)), axis=0)
         return {
             "square": sum_data(jnp.square(prediction)),

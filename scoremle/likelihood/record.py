@@ -24,7 +24,7 @@ class Likelihood:
     for one probe that stays the same along the path. With new probes at each step, it is estimated
     from the parts that the dimensions have in a trace: from the spread of several probes, or from
     the scatter of a single one along the path. Where the network's Jacobian is not symmetric, it
-    is stated too large, by at most 1.4 times. ``probe_deviations`` are the parts of that error,
+    is stated too large. ``probe_deviations`` are the parts of that error,
     with their signs, that belong to each of several probes. ``solver_error`` should cover the
     solver's error: its own estimate, calibrated on a few images where a pilot ran. ``evaluations``
     counts network evaluations, each with its derivatives. Where ``ok`` is false the solver gave
