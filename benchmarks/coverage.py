@@ -56,7 +56,7 @@ from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
-from scoremle.likelihood.levels import Levels, bias_bound, corrected
+from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.pilot import FINEST, PILOT_IMAGES, Choice, Pilot
 from scoremle.model import ScoreModel
@@ -205,7 +205,7 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
     solver = choice.solver.stated(raw)
     noise = np.sqrt(np.mean(probes**2) / len(x))
     order = np.random.default_rng(seed).permutation(len(x))
-    levels = choice.levels or Levels((choice.solver.steps,), (), 0.0)
+    levels = choice.levels or StepLevels((choice.solver.steps,), (), 0.0)
     differences, bias = [], levels.bias
     sizes = levels.sizes(len(x), max(TOLERANCE, noise / 4))
     for size, (coarse, fine) in zip(sizes, pairwise(levels.steps), strict=True):

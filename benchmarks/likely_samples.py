@@ -18,7 +18,7 @@ import scoremle
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
-from scoremle.experiment.samplers import Sampler
+from scoremle.experiment.samplers import ConfiguredSampler
 from scoremle.model import ScoreModel
 
 TRIED = (
@@ -27,7 +27,7 @@ TRIED = (
 )  # fmt: skip
 
 
-def sampler(model: ScoreModel, name: str, steps: int) -> Sampler:
+def sampler(model: ScoreModel, name: str, steps: int) -> ConfiguredSampler:
     config = defaults.get_config()
     config.sampling.method, config.sampling.steps = name, steps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)

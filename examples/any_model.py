@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from scoremle.cli import main as cli
-from scoremle.data.readers.digits import LEVELS, load_digits
+from scoremle.data.readers.digits import DIGIT_LEVELS, load_digits
 from scoremle.evaluation.tables import table
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -34,7 +34,7 @@ rng = np.random.default_rng(0)
 
 # 1. Data: where each level begins among the 256, and pictures of them.
 train, test, _ = load_digits()
-edges = -(-256 * np.arange(LEVELS + 1) // LEVELS)
+edges = -(-256 * np.arange(DIGIT_LEVELS + 1) // DIGIT_LEVELS)
 counts = np.diff(edges)
 
 
@@ -104,4 +104,4 @@ cells = [
 print(f"\nbits/dim of {len(digits)} test images on 256 levels, less is better\n")
 print(table(("model", "bits/dim", "std. error"), cells))
 within = np.log2(counts)[digits].mean()
-print(f"\n[1] on its {LEVELS} levels, and {within:.3f} for which of 256 within each")
+print(f"\n[1] on its {DIGIT_LEVELS} levels, and {within:.3f} for which of 256 within each")

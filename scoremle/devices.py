@@ -162,7 +162,7 @@ def _check_room(lowered: jax.stages.Lowered) -> None:
         raise MemoryError(f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free")
 
 
-def fetch(tree: Any) -> Any:
+def to_numpy(tree: Any) -> Any:
     """The arrays of a tree, whole, as numpy, in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)

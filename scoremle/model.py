@@ -34,9 +34,9 @@ from scoremle.core.programs import Programs
 from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import UniformLogSNR, log_snr_range
-from scoremle.devices import fetch, replicate, round_up, split_rows, within_memory
+from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
-from scoremle.likelihood.check import check
+from scoremle.likelihood.check import check_declaration
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.image_model import pixels_of
@@ -51,7 +51,7 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, learned_decoder
-from scoremle.numerics import all_finite, as_pytree, check_values, expand, predict, sum_data
+from scoremle.numerics import all_finite, as_pytree, check_finite_values, expand, predict, sum_data
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
@@ -422,8 +422,8 @@ class ScoreModel:
             found, finite = program(
                 model, *inputs, levels, bins=int(bins), draws=int(draws), dequantized=dequantized
             )
-            check_values(finite, numbers[place], "the profile of example")
-            return fetch(found)
+            check_finite_values(finite, numbers[place], "the profile of example")
+            return to_numpy(found)
 
         if n == 0:
             found = work(0, np.arange(0))
@@ -512,7 +512,7 @@ class ScoreModel:
             batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
             levels=choice.levels if choice else None, tolerance=tolerance or 0.0,
         )  # fmt: skip
-        check_values(found.finite, numbers, "bits/dim of image")
+        check_finite_values(found.finite, numbers, "bits/dim of image")
         scores = Scores.of_passes(found.values, self.dims)
         return replace(scores, mean=found.mean, choice=choice)
 
@@ -608,7 +608,7 @@ class ScoreModel:
         else:
             data = self.pixels.checked(data, self.shape)
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
-        return check(
+        return check_declaration(
             self.noise, self.sde, jnp.asarray(data), eps=self.eps, scaling=scaling, condition=rows
         )
 
@@ -679,7 +679,7 @@ class ScoreModel:
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
             found, finite = draw(*split_rows((image_keys(key, place), given), devices))
-            check_values(finite, place, "sample")
+            check_finite_values(finite, place, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
         if n == 0:

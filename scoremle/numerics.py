@@ -102,7 +102,7 @@ def all_finite(x: Data) -> Bool[Array, " b"]:
     return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
-def check_values(
+def check_finite_values(
     finite: Bool[Array | np.ndarray, " b"], numbers: Integer[np.ndarray, " b"], what: str
 ) -> None:
     """UserError that names the first of some examples, by number, whose values are not finite."""

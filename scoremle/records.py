@@ -15,7 +15,7 @@ Name = NewType("Name", str)
 FileName = NewType("FileName", str)
 Count = NewType("Count", int)
 Size = NewType("Size", int)
-Levels = NewType("Levels", int)  # of grey
+GreyLevels = NewType("GreyLevels", int)  # of grey
 # A standard error; a number that need not be finite, as all others must.
 Error = NewType("Error", float)
 Number = NewType("Number", float)
@@ -25,7 +25,7 @@ WORDS = {
     list: "a list", dict: "an object", NoneType: "null",
     Name: "a name of letters, digits, '_', '-' and '.'",
     FileName: "the name of a file in the folder", Count: "a whole number of at least 0",
-    Size: "a whole number of at least 1", Levels: "a whole number from 2 to 256",
+    Size: "a whole number of at least 1", GreyLevels: "a whole number from 2 to 256",
     Error: "a finite number of at least 0", Number: "a number",
 }  # fmt: skip
 # Whole numbers beyond these are of no use, and overflow what they are given to.
@@ -38,7 +38,7 @@ MORE: dict[Any, Callable[[Any], object]] = {
     FileName: re.compile(rf"{NAME}(/{NAME})*", re.ASCII).fullmatch,
     Count: lambda value: value >= 0,
     Size: lambda value: value >= 1,
-    Levels: lambda value: 2 <= value <= 256,
+    GreyLevels: lambda value: 2 <= value <= 256,
     Error: lambda value: 0 <= value < math.inf,
 }
 

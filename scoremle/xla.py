@@ -140,14 +140,14 @@ mlir.register_lowering(jit_p, _stays, platform="cpu", cacheable=False)
 # Convolutions
 
 Images = Float[Array, "b *pixels c"]
-Kernel = Float[Array, "*window _c k"]
+ConvKernel = Float[Array, "*window _c k"]
 Convolved = Float[Array, "b *_out k"]
 Padding = tuple[tuple[int, int], ...]
 
 
 def convolve(
     x: Images,
-    kernel: Kernel,
+    kernel: ConvKernel,
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
@@ -173,7 +173,7 @@ _forward, _by_images, _by_kernel = (
 
 
 def _convolved(
-    x: Images, kernel: Kernel, *, window: tuple[int, ...], padding: Padding, precision: Any
+    x: Images, kernel: ConvKernel, *, window: tuple[int, ...], padding: Padding, precision: Any
 ) -> Convolved:
     pixels, places = tuple(range(1, x.ndim - 1)), tuple(range(x.ndim - 2))
     images = (0, x.ndim - 1, *pixels)
@@ -191,20 +191,20 @@ def _sizes(sizes: Sequence[int], window: Sequence[int], padding: Padding, sign: 
     ]
 
 
-def _images_of(g: Convolved, kernel: Kernel, **fixed: Any) -> Images:
+def _images_of(g: Convolved, kernel: ConvKernel, **fixed: Any) -> Images:
     """The derivative by the images, as JAX has it."""
     pixels = _sizes(g.shape[1:-1], fixed["window"], fixed["padding"], -1)
     x = jax.ShapeDtypeStruct((len(g), *pixels, kernel.shape[-2]), g.dtype)
     return jax.linear_transpose(lambda x: _convolved(x, kernel, **fixed), x)(g)[0]
 
 
-def _kernel_of(g: Convolved, x: Images, **fixed: Any) -> Kernel:
+def _kernel_of(g: Convolved, x: Images, **fixed: Any) -> ConvKernel:
     """The derivative by the kernel, as JAX has it."""
     kernel = jax.ShapeDtypeStruct((*fixed["window"], x.shape[-1], g.shape[-1]), g.dtype)
     return jax.linear_transpose(lambda kernel: _convolved(x, kernel, **fixed), kernel)(g)[0]
 
 
-def _images_of_on_cpu(g: Convolved, kernel: Kernel, **fixed: Any) -> Images:
+def _images_of_on_cpu(g: Convolved, kernel: ConvKernel, **fixed: Any) -> Images:
     """A convolution with the kernel turned around, and its channels exchanged."""
     window, padding = fixed["window"], fixed["padding"]
     behind = tuple(
@@ -214,7 +214,7 @@ def _images_of_on_cpu(g: Convolved, kernel: Kernel, **fixed: Any) -> Images:
     return _convolved(g, turned, **fixed | {"padding": behind})
 
 
-def _kernel_of_on_cpu(g: Convolved, x: Images, **fixed: Any) -> Kernel:
+def _kernel_of_on_cpu(g: Convolved, x: Images, **fixed: Any) -> ConvKernel:
     """A convolution of the images with ``g`` as kernel, images and channels exchanged."""
     found = _convolved(x.swapaxes(0, -1), jnp.moveaxis(g, 0, -2), **fixed)
     return jnp.moveaxis(found, 0, -2)

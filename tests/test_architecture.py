@@ -12,6 +12,7 @@ import pytest
 from helpers.places import ROOT
 from helpers.source import (
     SOURCES,
+    defined,
     described,
     dotted,
     imports,
@@ -186,3 +187,18 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
         for node in described(text):
             line = ast.get_docstring(node).splitlines()[0]
             assert re.match(r"\w*", line).group() not in EMPTY, f"{file}: {line}"
+
+
+# Words of modules of one kind: a command has a parser and runs, a family of models has files and
+# loads, a format of files reads and writes.
+OF_A_KIND = {"parser", "run", "main", "files", "load", "read", "write"}
+
+
+def test_no_public_name_is_defined_twice():
+    homes, public = defaultdict(list), set()
+    for file, text in SOURCES.items():
+        for name, of_all in defined(text).items():
+            homes[name].append(file)
+            public |= {name} if of_all else set()
+    twice = {name: homes[name] for name in public - OF_A_KIND if len(homes[name]) > 1}
+    assert not twice, twice

@@ -35,9 +35,9 @@ from scoremle.experiment import control_variate, run_eval, run_sampling
 from scoremle.experiment.build import build
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.measurements import Measurement
-from scoremle.experiment.reference import Reference, reference_of
+from scoremle.experiment.reference import ReferenceScores, reference_of
 from scoremle.experiment.results import add_results
-from scoremle.experiment.scoring import Prepared as Scoring
+from scoremle.experiment.scoring import Scoring as Scoring
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -300,7 +300,7 @@ def parts_of_scores(folder, monkeypatch, experiment):
 def table_on_ray(folder, monkeypatch, experiment):
     for name, value in {
         "ray_data": None, "load_of_images": (MODEL, MODEL.pixels, MODEL.shape), "pieces_of": [],
-        "reference_of": Reference(np.zeros(0)), "_first": IMAGES,
+        "reference_of": ReferenceScores(np.zeros(0)), "_first": IMAGES,
     }.items():  # fmt: skip
         monkeypatch.setattr(score_on_ray, name, lambda *_, value=value: value)
     monkeypatch.setattr(score_on_ray.Table, "begin", lambda table, facts: answer(facts))

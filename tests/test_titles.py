@@ -16,7 +16,7 @@ from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment import card
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import EvaluationRun
-from scoremle.experiment.score_table import Row
+from scoremle.experiment.score_table import ScoreRow
 from scoremle.experiment.workdir import Workdir
 from scoremle.progress import _duration
 from scoremle.report import charts, sections
@@ -78,7 +78,7 @@ def on_a_card(tmp_path, monkeypatch, capsys):
 
 
 def of_two_results(tmp_path, monkeypatch, capsys):
-    a, b = (compare.Measured(np.array(bpd), None, error)
+    a, b = (compare.ComparedMeasurement(np.array(bpd), None, error)
             for bpd, error in (([1.0, 4.0], 0.01), ([3.0, 5.0], 0.02)))  # fmt: skip
     return compare.HEADER, ("exact", *compare._in_words(compare._compared("exact", a, b)))
 
@@ -132,7 +132,8 @@ def test_columns_hold_what_their_heads_say(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_ends_of_a_list_are_the_likeliest_and_the_unlikeliest():
-    rows = [Row(f"{i}.png", "", (), np.zeros((8, 8, 1), np.uint8), bpd, error=0.25, rank=i / 4)
+    black = np.zeros((8, 8, 1), np.uint8)
+    rows = [ScoreRow(f"{i}.png", "", (), black, bpd, error=0.25, rank=i / 4)
             for i, bpd in enumerate((3.0, 2.0, 4.0, 5.0), 1)]  # fmt: skip
     assert list(score._ends(rows, 64, 360)) == [
         "likeliest: 2.png 2.00 +- 0.25, 1.png 3.00 +- 0.25, 3.png 4.00 +- 0.25",
@@ -153,7 +154,7 @@ CHARTS = {
         "of 3 images: mean 3.000, from 1.000 to 6.000; uniform 4.000.",
     ),
     "profile": (
-        lambda: charts.profile(0, "a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
+        lambda: charts.profile_chart(0, "a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
                                      "stderr": []}),
         "most at log-SNR 1.0.",
     ),

@@ -17,7 +17,7 @@ from scoremle.cli.parser import Parser, adder
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import (
-    RECORD,
+    CONFIG_RECORD,
     Resolve,
     check_types,
     fields_of,
@@ -25,7 +25,7 @@ from scoremle.experiment.config import (
     nearest_field,
     recorded_config,
 )
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 
 FLOW_FOLDER = "flowpp_dequantizer"
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
@@ -104,7 +104,8 @@ class ConfigParser(Parser):
         return f"unknown field {match[1]}{nearest_field(match[1], MEANINGS)}"
 
     def _set_config(self, options: Any) -> None:
-        if options.config and not options.workdir and (Path(options.config) / RECORD).is_file():
+        given = options.config and not options.workdir
+        if given and (Path(options.config) / CONFIG_RECORD).is_file():
             options.workdir, options.config = options.config, None  # it has its config
         own = options.config is None
         config, resolve = self._recorded(options) if own else load_config(options.config)
@@ -131,14 +132,15 @@ class ConfigParser(Parser):
         workdir = Path(options.workdir)
         if options.mode in ("eval", "train_deq") and not workdir.exists():
             hint = f"; first: scoremle train {workdir} runs/{workdir}"
-            raise UserError(f"there is no folder {workdir}{hint * (str(workdir) in NAMED)}")
-        if not (workdir / RECORD).is_file():
+            hint *= str(workdir) in NAMED_CONFIGS
+            raise UserError(f"there is no folder {workdir}{hint}")
+        if not (workdir / CONFIG_RECORD).is_file():
             raise UserError(
-                f"{workdir} has no {RECORD}, which a training and scoremle import write: name the"
-                " config, such as --config=digits"
+                f"{workdir} has no {CONFIG_RECORD}, which a training and scoremle import write:"
+                " name the config, such as --config=digits"
             )
         config, flow = recorded_config(workdir), workdir / options.deq_folder
-        if (flow / RECORD).is_file():
+        if (flow / CONFIG_RECORD).is_file():
             of_flow = recorded_config(flow)
             if options.mode == "train_deq":
                 config = of_flow

@@ -165,11 +165,11 @@ def check_file(flag: str, place: Path, *, force: bool = True) -> None:
         what = f"{folder} is none that can be written to; name a file to write"
     if what:
         raise UserError(f"can't write {flag}{place}: {what}")
-    if place.exists() and not (force or is_stream(place)):
+    if place.exists() and not (force or names_stream(place)):
         raise UserError(f"{place} is there: --force writes over it, or name another file")
 
 
-def is_stream(place: Path) -> bool:
+def names_stream(place: Path) -> bool:
     """Whether a place is a stream, such as /dev/stdout."""
     if not place.exists():
         return False

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from scoremle.core.arguments import as_array, as_data
-from scoremle.core.pytree import check, pytree
+from scoremle.core.pytree import pytree, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over
@@ -58,8 +58,8 @@ class Affine:
     scale: ArrayLike
 
     def __post_init__(self) -> None:
-        check(self, lambda: np.isfinite(self.shift), "shift must be finite")
-        check(self, lambda: np.isfinite(self.scale) & np.not_equal(self.scale, 0),
+        require(self, lambda: np.isfinite(self.shift), "shift must be finite")
+        require(self, lambda: np.isfinite(self.scale) & np.not_equal(self.scale, 0),
               "scale must not be 0, and finite")  # fmt: skip
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class Bounded:
     high: ArrayLike = np.inf
 
     def __post_init__(self) -> None:
-        check(self, lambda: np.less(self.low, self.high), "low must be below high")
+        require(self, lambda: np.less(self.low, self.high), "low must be below high")
 
     def __repr__(self) -> str:
         return "Bounded"

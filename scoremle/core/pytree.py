@@ -15,7 +15,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["check", "describe", "known", "pytree", "static"]
+__all__ = ["describe", "known", "pytree", "require", "static"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def known(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def check(record: Any, holds: Callable[[], Any], words: str) -> None:
+def require(record: Any, holds: Callable[[], Any], words: str) -> None:
     """UserError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
     with jax.ensure_compile_time_eval():
         if known(record) and not _true(holds):

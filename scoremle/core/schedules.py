@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, check_choice, check_number
 from scoremle.core.kernels import KERNELS
-from scoremle.core.pytree import check, describe, pytree, static
+from scoremle.core.pytree import describe, pytree, require, static
 from scoremle.errors import UserError
 from scoremle.numerics import floating
 from scoremle.types import Scalar, Times
@@ -152,7 +152,7 @@ class LinearBeta(Schedule):
 
     def __post_init__(self) -> None:
         check_choice("kernel", self.kernel, [name for name in KERNELS if name != "ve"])
-        check(
+        require(
             self,
             lambda: 0 <= self.beta_min < np.inf and 0 < self.beta_max < np.inf,
             "beta_min must be at least 0, and beta_max above 0, both finite",
@@ -379,8 +379,8 @@ class Discrete(Schedule):
         object.__setattr__(self, "log_snrs", as_array(self.log_snrs, "log_snrs"))
         if np.ndim(self.log_snrs) != 1 or self.steps < 2:
             raise UserError(f"{self}: log_snrs must be those of two steps or more")
-        check(self, lambda: np.diff(self.log_snrs) < 0, "log_snrs must fall from step to step")
-        check(
+        require(self, lambda: np.diff(self.log_snrs) < 0, "log_snrs must fall from step to step")
+        require(
             self,
             lambda: np.isfinite(self.log_snrs),
             "log_snrs must be finite: give log_snr_min to end there",
@@ -440,7 +440,7 @@ class Discrete(Schedule):
 
 
 def _check_sigmas(schedule: GeometricSigma | KarrasSigma) -> None:
-    check(
+    require(
         schedule,
         lambda: 0 < schedule.sigma_min < schedule.sigma_max < np.inf,
         "sigma_min must be above 0 and below sigma_max, both finite",
@@ -448,7 +448,7 @@ def _check_sigmas(schedule: GeometricSigma | KarrasSigma) -> None:
 
 
 def _check_ends(schedule: LinearLogSNR | Cosine) -> None:
-    check(
+    require(
         schedule,
         lambda: -np.inf < schedule.log_snr_min < schedule.log_snr_max < np.inf,
         "log_snr_min must be below log_snr_max, and both finite",

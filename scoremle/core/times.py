@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import as_array, check_count
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import as_keys
-from scoremle.core.pytree import check, pytree, static
+from scoremle.core.pytree import pytree, require, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
@@ -250,7 +250,7 @@ class BinnedLogSNR:
     def __post_init__(self) -> None:
         check_eps(self.sde, self.eps)
         object.__setattr__(self, "shares", as_array(self.shares, "shares"))
-        check(self, self._are_shares, "shares must be above 0, and their sum 1")
+        require(self, self._are_shares, "shares must be above 0, and their sum 1")
 
     def _are_shares(self) -> bool:
         shares = np.asarray(self.shares)

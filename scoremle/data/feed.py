@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from scoremle.data.image_set import ImageSet, Rows
+from scoremle.data.image_set import BatchRows, ImageSet
 from scoremle.types import AnyArray
 
 # Of the device's memory, which the network needs more than the data.
@@ -51,7 +51,7 @@ def _memory() -> int:
     return stats.get("bytes_limit", MEMORY)
 
 
-def _gather(images: AnyArray, rows: Rows) -> Array:
+def _gather(images: AnyArray, rows: BatchRows) -> Array:
     batch = jnp.asarray(images)[rows.indices]
     return jnp.where(rows.flipped[:, None, None, None], batch[:, :, ::-1], batch)
 

@@ -18,7 +18,7 @@ from scoremle.files import make_folder, writing
 from scoremle.progress import progress
 
 
-class Origin(NamedTuple):
+class Download(NamedTuple):
     """Files at one address: size and SHA-256 by name."""
 
     url: str
@@ -27,15 +27,15 @@ class Origin(NamedTuple):
 
 CIFAR = "https://www.cs.toronto.edu/~kriz"
 ORIGINS = {
-    "cifar10": Origin(CIFAR, {
+    "cifar10": Download(CIFAR, {
         "cifar-10-binary.tar.gz":
             (170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     }),
-    "cifar100": Origin(CIFAR, {
+    "cifar100": Download(CIFAR, {
         "cifar-100-binary.tar.gz":
             (168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
     }),
-    "mnist": Origin("https://storage.googleapis.com/cvdf-datasets/mnist", {
+    "mnist": Download("https://storage.googleapis.com/cvdf-datasets/mnist", {
         "train-images-idx3-ubyte.gz":
             (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
         "train-labels-idx1-ubyte.gz":
@@ -45,7 +45,7 @@ ORIGINS = {
         "t10k-labels-idx1-ubyte.gz":
             (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
     }),
-    "fashion_mnist": Origin("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com", {
+    "fashion_mnist": Download("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com", {
         "train-images-idx3-ubyte.gz":
             (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
         "train-labels-idx1-ubyte.gz":
@@ -55,7 +55,7 @@ ORIGINS = {
         "t10k-labels-idx1-ubyte.gz":
             (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
     }),
-    "svhn": Origin("http://ufldl.stanford.edu/housenumbers", {
+    "svhn": Download("http://ufldl.stanford.edu/housenumbers", {
         "train_32x32.mat":
             (182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
         "test_32x32.mat":

@@ -31,7 +31,7 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed, epoch)
 
 
-class Rows(NamedTuple):
+class BatchRows(NamedTuple):
     """A batch by number: which images, and which of them are mirrored."""
 
     indices: np.ndarray
@@ -75,13 +75,13 @@ class ImageSet:
         ]
         return np.concatenate(parts)
 
-    def rows(self, step: int) -> Rows:
+    def rows(self, step: int) -> BatchRows:
         """The training batch of this step, by number."""
         flipped = np.zeros(self.batch_size, bool)
         if self.random_flip:
             words = random_words(self.batch_size, self.seed, int(step), FLIP_STREAM)
             flipped = words >> np.uint64(63) == 1
-        return Rows(self.indices(step).astype(np.int32), flipped)
+        return BatchRows(self.indices(step).astype(np.int32), flipped)
 
     def batch(self, step: int) -> np.ndarray:
         """The training batch of this step, uint8 [batch_size h w c]; pure in (seed, step)."""

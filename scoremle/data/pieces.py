@@ -25,7 +25,7 @@ from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
 from scoremle.errors import UserError
 from scoremle.files import inside, named, read_bytes
 
-__all__ = ["MOST_ROWS", "Image", "Kind", "Piece", "images_of", "pieces_of"]
+__all__ = ["MOST_ROWS", "Image", "ImageKind", "Piece", "piece_images", "pieces_of"]
 
 PICTURES, ARCHIVES = "pictures", "archives of pictures"
 ARRAYS, PARQUET = "arrays (.npy)", "parquet files"
@@ -50,7 +50,7 @@ class Piece:
     start: int = 0
 
 
-class Kind(NamedTuple):
+class ImageKind(NamedTuple):
     """Shape of a model's images (height, width, channels), and their number of grey levels."""
 
     shape: tuple[int, int, int]
@@ -111,8 +111,8 @@ def _kind(file: str) -> str:
     return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.endswith(".npy")
 
 
-def images_of(
-    piece: Piece, kind: Kind, fit: str = "", without: Container[int] = ()
+def piece_images(
+    piece: Piece, kind: ImageKind, fit: str = "", without: Container[int] = ()
 ) -> Iterator[Image]:
     """The images of a piece without those of some indices, as a model takes them.
 
@@ -140,7 +140,7 @@ def images_of(
 
 
 def _contents(
-    piece: Piece, kind: Kind
+    piece: Piece, kind: ImageKind
 ) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
     """Names of images, and their files, contents or pixels, in order."""
     if piece.kind == PICTURES:

@@ -39,7 +39,7 @@ from scoremle.files import (
     write_json,
     writing,
 )
-from scoremle.records import Levels, check_record
+from scoremle.records import GreyLevels, check_record
 
 __all__ = ["cache_folder"]
 
@@ -75,7 +75,7 @@ class _Meta(TypedDict):
     source_sha256: str
     counts: _Splits
     shape: tuple[int, int, int]
-    levels: Levels
+    levels: GreyLevels
     source_levels: int
     split: str
     labels: bool

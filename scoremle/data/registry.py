@@ -16,7 +16,7 @@ from scoremle.data.archive import is_archive
 from scoremle.data.dataset import ANY_SIZE, Dataset
 from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.prepared import Prepared
-from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import Options, Reading
 from scoremle.data.readers.celeba import read_celeba
 from scoremle.data.readers.cifar import read_cifar10, read_cifar100
@@ -36,7 +36,7 @@ from scoremle.terminal import say
 def _read_images(path: Path, options: Options) -> Reading:
     """Images of one's own, in whatever form they are."""
     if path.suffix in (".npy", ".npz") or (path / "train.npy").is_file():
-        return read_arrays(path, options)
+        return read_array_files(path, options)
     if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
         return read_parquet(path, options)
     if path.is_dir() or is_archive(path):

@@ -17,7 +17,7 @@ import numpy as np
 from scoremle.bounded import MAX_COMMANDS, File, array_bytes
 from scoremle.errors import UserError, first_line
 
-__all__ = ["Name", "Reader", "of"]
+__all__ = ["PickleReader", "PickledName", "of"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
@@ -35,24 +35,24 @@ class _Type:
 
 
 @dataclass(frozen=True)
-class Name:
+class PickledName:
     """Stands for a function or class; as ``numpy.ndarray`` it is named and never called."""
 
     name: str
 
 
 # Stands for the empty array that numpy pickles first, and whose state follows.
-_EMPTY = Name("array")
+_EMPTY = PickledName("array")
 
 NAMES = {
     **{
-        f"numpy.{core}.{name}": Name(name.split(".")[1])
+        f"numpy.{core}.{name}": PickledName(name.split(".")[1])
         for core in ("core", "_core")
         for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
     },
-    "numpy.ndarray": Name("ndarray"),
-    "numpy.dtype": Name("dtype"),
-    "_codecs.encode": Name("encode"),
+    "numpy.ndarray": PickledName("ndarray"),
+    "numpy.dtype": PickledName("dtype"),
+    "_codecs.encode": PickledName("encode"),
 }
 
 # Commands that put their own argument on the stack.
@@ -70,7 +70,7 @@ def unpickle(content: bytes, where: str) -> Any:
     Raises UserError, which begins with ``where``, for anything else.
     """
     try:
-        return Reader(len(content)).read(content)
+        return PickleReader(len(content)).read(content)
     except UserError as error:
         raise UserError(f"{where}: refused: {error}") from None
     except Exception as error:  # a damaged pickle may raise anything
@@ -80,7 +80,7 @@ def unpickle(content: bytes, where: str) -> Any:
         ) from error
 
 
-class Reader:
+class PickleReader:
     """Carries out the commands of one pickle of ``size`` bytes.
 
     ``names``: the names that it may contain, and their replacements.
@@ -143,7 +143,7 @@ class Reader:
             stack.append(self._named(*self._last(2)))
         elif command == "REDUCE":
             name, arguments = self._last(2)
-            stack.append(self.called(of(Name, name).name, *of(tuple, arguments)))
+            stack.append(self.called(of(PickledName, name).name, *of(tuple, arguments)))
         elif command == "BUILD":
             stack.append(self.with_state(*self._last(2)))
         elif command == "BINPERSID":

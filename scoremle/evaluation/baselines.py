@@ -15,7 +15,7 @@ from PIL import Image
 
 __all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd"]
 
-Training = UInt8[np.ndarray, "train h w c"]
+TrainImages = UInt8[np.ndarray, "train h w c"]
 Images = UInt8[np.ndarray, "n h w c"]
 Bits = Float[np.ndarray, " n"]
 
@@ -28,7 +28,7 @@ def uniform_bpd(test: Images, levels: int) -> Bits:
     return np.full(len(test), math.log2(levels))
 
 
-def histogram_bpd(train: Training, test: Images, levels: int) -> Bits:
+def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
     """Independent pixels; one count is added to each level, so that none is impossible."""
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     counts = np.stack([np.bincount(pixel, minlength=levels) for pixel in train.T]) + 1
@@ -36,7 +36,7 @@ def histogram_bpd(train: Training, test: Images, levels: int) -> Bits:
     return bits[np.arange(train.shape[1]), test].mean(axis=1)
 
 
-def gaussian_bpd(train: Training, test: Images) -> Bits:
+def gaussian_bpd(train: TrainImages, test: Images) -> Bits:
     """A Gaussian of full covariance, fitted to x + u with u uniform in [0, 1)."""
     train = train.reshape(len(train), -1).astype(np.float64)
     test = test.reshape(len(test), -1).astype(np.float64)

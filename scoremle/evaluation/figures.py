@@ -17,7 +17,7 @@ import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "Draw", "draw_profile", "drawn"]
+__all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "DrawChart", "draw_profile", "drawn"]
 
 SIZE = (6.4, 3.6)  # inches
 INK, LINES = "#1f2328", "#d0d7de"
@@ -34,10 +34,10 @@ STYLE: Any = {
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
 Z95 = 1.96
 
-Draw = Callable[[Any], None]  # on axes of matplotlib
+DrawChart = Callable[[Any], None]  # on axes of matplotlib
 
 
-def drawn(draw: Draw, kind: str, *, title: str = "", background: str = "white") -> bytes:
+def drawn(draw: DrawChart, kind: str, *, title: str = "", background: str = "white") -> bytes:
     """A figure as a file of this kind, "svg" or "png". Raises UserError without matplotlib.
 
     Args:

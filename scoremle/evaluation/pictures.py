@@ -16,7 +16,7 @@ from scoremle.evaluation import figures
 from scoremle.files import write_atomically
 from scoremle.terminal import say
 
-__all__ = ["Part", "as_png", "write_grid", "write_parts", "write_profile"]
+__all__ = ["Panel", "as_png", "write_grid", "write_parts", "write_profile"]
 
 GAP = 1
 MIN_SIDE = 480
@@ -24,7 +24,7 @@ MIN_SIDE = 480
 STRIP, PART_GAP, CAPTION_SIZE = 20, 16, 14
 
 
-class Part(NamedTuple):
+class Panel(NamedTuple):
     """Images under a caption of any number of lines, each above its value where there are some."""
 
     caption: str
@@ -53,7 +53,7 @@ def write_grid(
 ) -> None:
     """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    write_parts(path, [Part(caption, images)], levels, columns)
+    write_parts(path, [Panel(caption, images)], levels, columns)
 
 
 def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None = None) -> bytes:
@@ -67,7 +67,7 @@ def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None =
     return content.getvalue()
 
 
-def write_parts(path: Path, parts: Sequence[Part], levels: int, columns: int) -> None:
+def write_parts(path: Path, parts: Sequence[Panel], levels: int, columns: int) -> None:
     """Writes grids one below the other as PNG, a gap between them."""
     blocks: list[Image.Image] = []
     for part in parts:
@@ -83,7 +83,7 @@ def write_parts(path: Path, parts: Sequence[Part], levels: int, columns: int) ->
         picture.save(temporary, format="PNG")
 
 
-def _rows(part: Part, levels: int, columns: int) -> Iterator[Image.Image]:
+def _rows(part: Panel, levels: int, columns: int) -> Iterator[Image.Image]:
     """The lines of the caption, then the grid: with values row by row, each above its own."""
     size = columns if part.values else len(part.images)
     starts = range(0, len(part.images), size)

@@ -37,7 +37,7 @@ class _Profile(TypedDict):
     stderr: list[Error]
 
 
-class Progress(TypedDict):
+class TrainingProgress(TypedDict):
     """Progress of a training."""
 
     steps: Count
@@ -93,9 +93,9 @@ class Result(Mean):
     precision: str = ""
     seed: Count | None = None
     version: str = ""
-    training: Progress | None = None
+    training: TrainingProgress | None = None
     dequantizer_step: Count | None = None
-    dequantizer_training: Progress | None = None
+    dequantizer_training: TrainingProgress | None = None
 
     @classmethod
     def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
@@ -209,7 +209,7 @@ def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None
     return values if values.ndim == 2 and values.dtype.kind == "f" else None
 
 
-def at_step(step: int, training: Progress | None) -> str:
+def at_step(step: int, training: TrainingProgress | None) -> str:
     """The step of a training that a number is of, and whether it goes on."""
     if not training or step >= training["steps"]:
         return f"step {step}"

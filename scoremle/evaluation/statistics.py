@@ -8,9 +8,9 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma, stdtrit
 
-from scoremle.likelihood.mean import Values, standard_error
+from scoremle.likelihood.mean import PassValues, standard_error
 
-__all__ = ["Difference", "difference", "error_of_few", "profile"]
+__all__ = ["Difference", "error_of_few", "paired_difference", "profile"]
 
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     images: int
 
 
-def difference(
+def paired_difference(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
 ) -> Difference:
     """The second less the first, image by image: what both have in common cancels."""
@@ -39,7 +39,7 @@ def difference(
     return Difference(float(gap.mean()), stderr, len(gap))
 
 
-def profile(values: Values, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
+def profile(values: PassValues, edges: Float[np.ndarray, " edges"]) -> dict[str, list[float]]:
     """Profile of the bits over noise levels: bits/dim for each unit of log-SNR, by bins.
 
     Its integral is the diffusion term. The standard errors are over images.

@@ -28,8 +28,8 @@ from scoremle.errors import UserError, as_flag, choose, named_as
 from scoremle.experiment.config import as_fields
 from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
 from scoremle.experiment.record import FLOW_FIELDS
-from scoremle.experiment.rules import check_values
-from scoremle.experiment.samplers import SAMPLERS, Sampler
+from scoremle.experiment.rules import check_config
+from scoremle.experiment.samplers import SAMPLERS, ConfiguredSampler
 from scoremle.experiment.training import FlowObjective, Objective, Training
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.decoders import Entropy, GaussianDecoder
@@ -41,7 +41,7 @@ from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
-from scoremle.training.loop import Schedule
+from scoremle.training.loop import Intervals
 from scoremle.training.step import TrainState, make_optimizer
 from scoremle.training.writers import TRACKERS
 from scoremle.types import IntImages, Keys
@@ -129,7 +129,7 @@ class Experiment:
     by_ode: ByOde
     by_elbo: ByElbo
     chain: BySteps | None
-    sampler: Sampler
+    sampler: ConfiguredSampler
     seed: int
 
     @property
@@ -159,7 +159,7 @@ def build(
     A model that was ``imported`` is not of the config.
     """
     check_devices()
-    check_values(config)
+    check_config(config)
     images = images_of(config) if levels is None else _no_images(config, levels)
     trained = _imported(imported, images, config) if imported else _model(config, images)
     model = _evaluated(trained, config)
@@ -324,7 +324,7 @@ def _lowered(value: Any) -> Any:
 
 
 def _training(
-    config: Any, images: data.ImageSet, objective: Objective, sampler: Sampler
+    config: Any, images: data.ImageSet, objective: Objective, sampler: ConfiguredSampler
 ) -> Training:
     model = objective.model
 
@@ -343,7 +343,9 @@ def _training(
             decay_biases=config.optim.optimizer == "Adam",
         ),
         ema_rate=config.model.ema_rate,
-        schedule=Schedule(**{each.name: config.training[each.name] for each in fields(Schedule)}),
+        schedule=Intervals(
+            **{each.name: config.training[each.name] for each in fields(Intervals)}
+        ),
         lighter=None if config.model.remat else "model.remat=True",
         grid=grid if config.training.snapshot_sampling else None,
         memory=objective.memory,
@@ -396,6 +398,6 @@ def _chain(steps: int, model: ModelSpec) -> BySteps | None:
     return chain_of(steps, model.sde, model.eps, model.pixels, own)
 
 
-def sampler_of(config: Any, sde: SDE) -> Sampler:
+def sampler_of(config: Any, sde: SDE) -> ConfiguredSampler:
     """The sampler of samples under an SDE that a resolved config names."""
     return choose(SAMPLERS, config.sampling.method, "sampling.method")(config.sampling, sde)

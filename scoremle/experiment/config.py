@@ -14,19 +14,19 @@ from ml_collections import ConfigDict
 
 from scoremle.errors import UserError, choose, named_as, nearest
 from scoremle.experiment import defaults
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.own_code import mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "RECORD", "Resolve", "fields_of", "flat", "load_config", "nearest_field", "published_config",
-    "recorded_config",
+    "CONFIG_RECORD", "Resolve", "fields_of", "flat", "load_config", "nearest_field",
+    "published_config", "recorded_config",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
 
 # The file of a working directory that says what its experiment is.
-RECORD = "config.json"
+CONFIG_RECORD = "config.json"
 # Where what it says was changed.
 REMEDY = "put its copy back, or move it away and run the training's command, which writes it anew"
 
@@ -44,8 +44,8 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
         UserError: there is no such file or name, or the file has a mistake.
     """
     published = place.rpartition("configs/")[2].removesuffix(".py")
-    if not _is_file_name(place) or (published in NAMED and not Path(place).exists()):
-        named = choose(NAMED, published, "config")
+    if not _is_file_name(place) or (published in NAMED_CONFIGS and not Path(place).exists()):
+        named = choose(NAMED_CONFIGS, published, "config")
         return named.get_config(), named.resolve
     with mistakes(Path(place)), _own_imports_of(place):
         module = _module(place)
@@ -124,7 +124,7 @@ def recorded_config(folder: Path) -> ConfigDict:
     """The resolved config in a working directory. Raises UserError if it can't be read."""
     from scoremle.files import inside, read_sealed  # import numpy, which --help has no need of
 
-    path = inside(folder, RECORD)
+    path = inside(folder, CONFIG_RECORD)
     return config_of(read_sealed(path, REMEDY), path)
 
 

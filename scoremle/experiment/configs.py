@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from scoremle.experiment import defaults
 
-__all__ = ["NAMED"]
+__all__ = ["NAMED_CONFIGS"]
 
 
 def _imagenet_resolve(config: ConfigDict) -> None:
@@ -22,7 +22,7 @@ def _imagenet_resolve(config: ConfigDict) -> None:
     defaults.resolve(config)
 
 
-class Named(NamedTuple):
+class NamedConfig(NamedTuple):
     """A config: a line about it, its fields by their dotted names, and what fills unset fields."""
 
     about: str
@@ -62,8 +62,8 @@ FASHION = SMALL | SMALL_FLOW | {
     "deq.n_iters": 1000, "optim.lr": 1e-3, "optim.warmup": 500,
 }  # fmt: skip
 
-NAMED = {
-    "digits": Named(
+NAMED_CONFIGS = {
+    "digits": NamedConfig(
         "scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes on a"
         " CPU.",
         SMALL | SMALL_FLOW | {
@@ -76,17 +76,17 @@ NAMED = {
             "deq.n_iters": 800, "optim.lr": 2e-3, "optim.warmup": 100,
         },
     ),
-    "fashion_mnist": Named(
+    "fashion_mnist": NamedConfig(
         "Fashion-MNIST (28x28, grey): a small DDPM++ that a CPU trains in about an hour.", FASHION
     ),
-    "fashion_mnist14": Named(
+    "fashion_mnist14": NamedConfig(
         "Fashion-MNIST halved to 14x14: a quarter of the work, for a CPU that has minutes.",
         FASHION | {
             "training.batch_size": 128, "training.snapshot_freq": 4000, "eval.batch_size": 500,
             "eval.probes": 2, "data.image_size": 14, "data.fit": "resize", "model.ch_mult": (1, 2),
         },
     ),
-    "own_images": Named(
+    "own_images": NamedConfig(
         "Your own colour images at 16x16: a small DDPM++ that a CPU trains in minutes. For larger"
         " images set data.image_size, and give the network more: model.nf, steps, warm-up.",
         SMALL | {
@@ -107,7 +107,7 @@ for sde, words, of_sde in (("vp", "VP", {}), ("subvp", "sub-VP", SUBVP)):
         ("imagenet32", "ImageNet 32x32", IMAGENET, _imagenet_resolve),
     ):
         for depth, blocks, of_depth in (("", 4, {}), ("_deep", 8, DEEP)):
-            NAMED[f"{sde}/{data}_ddpmpp{depth}_continuous"] = Named(
+            NAMED_CONFIGS[f"{sde}/{data}_ddpmpp{depth}_continuous"] = NamedConfig(
                 f"{images}, {words} SDE, DDPM++ with {blocks} residual blocks a level.",
                 {**of_data, **of_depth, **of_sde},
                 defaults.resolve if sde == "subvp" else resolve,

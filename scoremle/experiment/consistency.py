@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.evaluation.statistics import difference
+from scoremle.evaluation.statistics import paired_difference
 
 # Standard errors of a difference that are no contradiction.
 TOLERANCE = 4.0
@@ -70,7 +70,7 @@ def verdicts(
     found = []
     for first, relation, second, meaning in RELATIONS:
         if first in bpd and second in bpd and len(bpd[first]) > 1:
-            mean, stderr, _ = difference(bpd[second], bpd[first])
+            mean, stderr, _ = paired_difference(bpd[second], bpd[first])
             added, taken = (corrections.get(name, Correction()) for name in (first, second))
             mean += added.mean - taken.mean
             stderr = math.hypot(stderr, added.stderr, taken.stderr)

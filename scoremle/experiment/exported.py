@@ -23,7 +23,7 @@ from scoremle.records import check_record
 if TYPE_CHECKING:
     from scoremle.experiment.workdir import Workdir
 
-__all__ = ["is_file", "notes", "read_record", "record_of", "write_record"]
+__all__ = ["export_notes", "is_export", "read_record", "record_path", "write_record"]
 
 REMEDY = "export the checkpoint again, or import it with --name"
 
@@ -35,15 +35,15 @@ class _Content(TypedDict):
     data: DataFacts
 
 
-def record_of(file: Path) -> Path:
+def record_path(file: Path) -> Path:
     """Path of the record of a file in the published format."""
     return file.with_name(f"{file.name}.json")
 
 
 def write_record(place: "Workdir", file: Path) -> Path:
     """Writes the record beside a file of a working directory, and returns its path."""
-    write_sealed(record_of(file), _record(place))
-    return record_of(file)
+    write_sealed(record_path(file), _record(place))
+    return record_path(file)
 
 
 def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
@@ -51,25 +51,25 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
 
     Raises UserError if the record is damaged.
     """
-    path = record_of(file)
+    path = record_path(file)
     if not path.is_file():
         return None
     content = read_sealed(inside(path.parent, path.name), REMEDY)
     return _checked(content, path)
 
 
-def notes(place: "Workdir", step: int) -> dict[str, str]:
+def export_notes(place: "Workdir", step: int) -> dict[str, str]:
     """Notes of a .safetensors with the averaged parameters at a step."""
     return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
 
 
-def is_file(path: Path) -> bool:
+def is_export(path: Path) -> bool:
     """Whether this is a .safetensors of an export, by its notes."""
     whole = path.suffix == ".safetensors" and path.is_file()
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 
 
-def load(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
+def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
     """Config, facts of the data, averaged parameters and step of a .safetensors of an export.
 
     Raises UserError for one that is damaged.

@@ -51,7 +51,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """A checkpoint that is measured: the parameters of its model, and of a flow if there is one.
 
     ``choice`` is a pilot's, of the solver's steps. ``decoder`` decodes integers by the network,

@@ -18,7 +18,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.model import Origin, ScoreModel
 from scoremle.numerics import check_finite
 from scoremle.published import safetensors
-from scoremle.zoo.families import FAMILIES, HUB, OTHERS, family_of
+from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 
 __all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
 
@@ -68,21 +68,21 @@ def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
         if str(place) in NAMES:
             return _shipped(str(place))
         raise no_model(place, NAMES)
-    if exported.is_file(path):
+    if exported.is_export(path):
         return _exported(path)
     if family := family_of(path):
         return FAMILIES[family].load(path)
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
         what = "no working directory, and " if path.is_dir() else ""
         raise UserError(
-            f"{path} is {what}no model of a known family: {OTHERS}; scoremle import takes"
+            f"{path} is {what}no model of a known family: {OTHER_FAMILIES}; scoremle import takes"
             " checkpoints of score_flow and score_sde"
         )
     return _of_workdir(Workdir(path), checkpoint)
 
 
 def _exported(path: Path) -> ScoreModel:
-    config, data, params, step = exported.load(path)
+    config, data, params, step = exported.load_export(path)
     experiment = build(config, levels=data["levels"])
     exported.check_arrays(params, experiment.training.template().ema, path)
     return _trained(experiment, placed(params), step)
@@ -138,13 +138,13 @@ def is_published(place: str) -> bool:
     path = Path(place)
     if not path.exists():
         return place.startswith(HUB)
-    return not exported.is_file(path) and family_of(path) is not None
+    return not exported.is_export(path) and family_of(path) is not None
 
 
 def is_model_alone(place: str) -> bool:
     """Whether this names a model that is no working directory."""
     if Path(place).exists():
-        return exported.is_file(Path(place)) or is_published(place)
+        return exported.is_export(Path(place)) or is_published(place)
     return is_own(place) or place in NAMES or is_published(place)
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import UInt64
 
 from scoremle.bounded import MAX_FILE
-from scoremle.data.pieces import MOST_ROWS, Image, Kind, Piece, images_of
+from scoremle.data.pieces import MOST_ROWS, Image, ImageKind, Piece, piece_images
 from scoremle.errors import UserError, first_line
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
-from scoremle.likelihood.scores import INDEX, VALUES
+from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
 from scoremle.progress import progress
 
 __all__ = ["Cluster", "Table", "ray_data", "score_on_ray"]
@@ -52,7 +52,7 @@ class Table:
 
     folder: Path
 
-    COLUMNS: ClassVar = (INDEX, "name", *VALUES, "reason")
+    COLUMNS: ClassVar = (INDEX, "name", *SCORE_COLUMNS, "reason")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Says what the values depend on. Raises UserError if other values are there."""
@@ -98,7 +98,7 @@ def _columns(file: Path, names: list[str]) -> Batch:
     """Columns of a file, of the types in which they are written."""
     import pyarrow.parquet as pq
 
-    kinds = {INDEX: np.uint64, **dict.fromkeys(VALUES, np.float64)}
+    kinds = {INDEX: np.uint64, **dict.fromkeys(SCORE_COLUMNS, np.float64)}
     try:
         with opened(file, MAX_FILE) as content:
             table = pq.read_table(content, columns=names)
@@ -116,7 +116,7 @@ def _columns(file: Path, names: list[str]) -> Batch:
 def score_on_ray(
     scorer: Callable[[], Score],
     pieces: Sequence[Piece],
-    images: tuple[Kind, str],
+    images: tuple[ImageKind, str],
     table: Table,
     *,
     cluster: Cluster,
@@ -166,12 +166,12 @@ def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
 class _Read:
     """Reads the images of a piece that are not there yet."""
 
-    kind: Kind
+    kind: ImageKind
     fit: str
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         for piece, there in batch["item"]:
-            images = list(images_of(piece, self.kind, self.fit, set(there.tolist())))
+            images = list(piece_images(piece, self.kind, self.fit, set(there.tolist())))
             if images:
                 yield self._columns(images)
 
@@ -195,7 +195,7 @@ class _Work:
         good = batch["reason"] == ""
         found = self._scorer({name: batch[name][good] for name in ("image", INDEX)})
         columns = {name: batch[name] for name in (INDEX, "name", "reason")}
-        for name in VALUES:
+        for name in SCORE_COLUMNS:
             columns[name] = np.full(len(good), np.nan)
             columns[name][good] = found[name]
         self._table.write(columns)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
-from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import ImageReport, in_levels
-from scoremle.data.readers.decoding import KINDS
+from scoremle.data.readers.decoding import IMAGE_FORMATS
 from scoremle.data.readers.pictures import UNKNOWN, decode_folder
 from scoremle.errors import UserError, in_a_line
 from scoremle.progress import progress
@@ -51,7 +51,7 @@ def read_images(
         say(f"hidden files, which are not looked at: {hidden}")
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]
     if any(reason == UNKNOWN for _, reason in bad):
-        say(f"pictures that are read: {KINDS}")
+        say(f"pictures that are read: {IMAGE_FORMATS}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
     refuse(path, bad, len(reports), skip_bad, FIT * (of_size and not fit))
     if len(bad) == len(reports):
@@ -97,7 +97,7 @@ def _of_arrays(
     path: Path, levels: int, fit: str
 ) -> tuple[list[ImageReport], UInt8[np.ndarray, "n h w c"]]:
     """Images by their numbers; those of several splits one split after the other."""
-    reading = read_arrays(path, Options(fit=fit))
+    reading = read_array_files(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
         raise UserError(
             f"{path} says that its images have {reading.levels} grey levels; the model's have"

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from scoremle.experiment.config import flat
-from scoremle.records import Levels
+from scoremle.records import GreyLevels
 
-__all__ = ["PLACES", "record_of"]
+__all__ = ["PLACE_FIELDS", "record_of"]
 
 # Fields in which a run may differ from the one that it goes on with. Everything else would make it
 # another experiment, or (below) another network.
@@ -19,7 +19,7 @@ FREE = {
 FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
 FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
 # Fields that name places of a machine.
-PLACES = {"data.path", "eval.inception", "eval.stats"}
+PLACE_FIELDS = {"data.path", "eval.inception", "eval.stats"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
 OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
@@ -38,7 +38,7 @@ CONFIG, DATA = "config", "data"
 class DataFacts(TypedDict):
     """Facts of a data set in data.json that are read anywhere."""
 
-    levels: Levels
+    levels: GreyLevels
     name: NotRequired[str]
     data_version: NotRequired[str]
     train_sha256: NotRequired[str]

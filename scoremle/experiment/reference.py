@@ -18,7 +18,7 @@ __all__ = ["how_to_get", "ranks", "reference_of"]
 EVALUATION = "eval"
 
 
-class Reference(NamedTuple):
+class ReferenceScores(NamedTuple):
     """Sorted bits/dim of a model's own test images, none if they are not known.
 
     ``decoder_scale``: of the decoder that they were measured by, if it was fitted.
@@ -34,10 +34,12 @@ class Reference(NamedTuple):
         return replace(model, decoder_scale=self.decoder_scale)
 
 
-NOTHING = Reference(np.zeros(0))
+NOTHING = ReferenceScores(np.zeros(0))
 
 
-def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "") -> Reference:
+def reference_of(
+    place: str, model: ScoreModel, estimator: str, label: str = ""
+) -> ReferenceScores:
     """Reads an evaluation's values by the same estimator, at the same step, for the same label.
 
     Args:
@@ -57,7 +59,7 @@ def reference_of(place: str, model: ScoreModel, estimator: str, label: str = "")
         if found == known and (values := result.values) is not None:
             scale = result.decoder_scale
             fitted = scale if isinstance(scale, float) else None
-            return Reference(np.sort(values), fitted)
+            return ReferenceScores(np.sort(values), fitted)
     return NOTHING
 
 

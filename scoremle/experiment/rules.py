@@ -9,7 +9,7 @@ from scoremle.errors import UserError
 from scoremle.experiment.config import check_types, flat
 from scoremle.experiment.labels import ALL
 
-__all__ = ["check_values"]
+__all__ = ["check_config"]
 
 # Fields that nothing here reads: accepted with their published values alone, so that another value
 # is an error and not silence.
@@ -62,7 +62,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def check_values(config: Any) -> None:
+def check_config(config: Any) -> None:
     """Raises UserError for a value of a resolved config that can't be had."""
     check_types(config)
     fields = flat(config)

@@ -17,7 +17,7 @@ from scoremle.experiment.build import Experiment
 from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.consistency import Correction, verdicts
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.measurements import Measured, Measurement
+from scoremle.experiment.measurements import Measurement, Measurements
 from scoremle.experiment.precision import IMAGES, cost_of_precision
 from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
@@ -213,7 +213,7 @@ class EvaluationRun:
             )  # fmt: skip
             say(*tables.wrapped(str(choice)))
         flow = self.flow and self.flow.tree.ema
-        return Measured(
+        return Measurements(
             self.experiment, restored.tree.ema, self.folder / PARTS, flow, choice, decoder
         ).measurements()
 
@@ -342,7 +342,7 @@ class EvaluationRun:
         whole = f"{len(order):,} {result.split} images of {result.dataset}"
         lowest = f"{model}: {result.noised}\n{count} lowest {result.unit} of {whole}"
         parts = [
-            pictures.Part(caption, self.images[end], [f"{score:.3f}" for score in scores[end]])
+            pictures.Panel(caption, self.images[end], [f"{score:.3f}" for score in scores[end]])
             for caption, end in (
                 (lowest, order[:count]), (f"{count} highest", order[-count:][::-1])
             )

@@ -25,7 +25,7 @@ from scoremle.evaluation import pictures
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
 from scoremle.files import inside, write_npz
-from scoremle.numerics import check_values
+from scoremle.numerics import check_finite_values
 from scoremle.quality import metrics
 from scoremle.quality.features import Extractor, Reference, extract, load_inception, read_reference
 from scoremle.resumable import Arrays, fingerprint, resumable_map
@@ -134,8 +134,8 @@ class SamplingRun:
 
         def draw(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
             keys = devices.shared(image_keys(key, index))
-            images, finite = devices.fetch(self._draw(params, keys))
-            check_values(finite, index, "sample")
+            images, finite = devices.to_numpy(self._draw(params, keys))
+            check_finite_values(finite, index, "sample")
             return {"samples": images}
 
         # Whole rounds, so that the last one is the same whatever number is asked for.

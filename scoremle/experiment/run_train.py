@@ -22,7 +22,7 @@ from scoremle.experiment.config import as_fields
 from scoremle.experiment.networks import Params
 from scoremle.experiment.record import CONFIG, record_of
 from scoremle.experiment.training import Training
-from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
+from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
@@ -173,7 +173,7 @@ def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writ
     run = writers.Run(place.folder, training.data.name, note[CONFIG])
     uniform = math.log2(training.data.levels)
     return writers.FanOut(
-        writers.JsonLines(place.inside(LOG)),
+        writers.JsonLines(place.inside(LOG_FILE)),
         *(writers.TRACKERS[name](run) for name in sorted(names)),
         writers.Console(training.schedule.n_iters, uniform),
     )
@@ -191,7 +191,7 @@ def _on_eval(
         key = jax.random.fold_in(jax.random.key(training.config.seed + 1), step)
         x = test[(step * size + np.arange(size)) % len(test)]
         ema = devices.replicate(state.ema)
-        found = devices.fetch(measure(*held, ema, devices.shared(x), key))
+        found = devices.to_numpy(measure(*held, ema, devices.shared(x), key))
         return {name: float(value) for name, value in found.items()}
 
     return on_eval
@@ -206,8 +206,8 @@ def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, in
         # The same key each time: one sees the same images become sharp.
         keys = example_keys(jax.random.key(training.config.seed), SNAPSHOT_SAMPLES)
         ema = devices.replicate(state.ema)
-        samples = devices.fetch(draw(ema, devices.shared(keys)))
-        path = place.inside(SAMPLES, writing=True) / f"step_{step}.png"
+        samples = devices.to_numpy(draw(ema, devices.shared(keys)))
+        path = place.inside(SAMPLES_FOLDER, writing=True) / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)
 

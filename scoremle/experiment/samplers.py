@@ -36,7 +36,7 @@ PREDICTORS: dict[str, Predictor | None] = {
 CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "none": None}
 
 
-class Sampler(NamedTuple):
+class ConfiguredSampler(NamedTuple):
     """Draws samples down to t = ``eps``, each by so many evaluations of the network.
 
     ``mixes``: it takes norms over the samples that are drawn at once, which depend on one another.
@@ -52,13 +52,15 @@ class Sampler(NamedTuple):
         return draw_samples(replace(model, eps=self.eps), keys, sampler=self.draw)
 
 
-def _flow_sampler(how: Any, transport: Callable[..., Images], evaluations: int) -> Sampler:
+def _flow_sampler(
+    how: Any, transport: Callable[..., Images], evaluations: int
+) -> ConfiguredSampler:
     """Draws latents and takes them to samples."""
     draw = partial(ode_draw, transport=transport, denoised=how.noise_removal)
-    return Sampler(draw, how.smallest_time, evaluations + how.noise_removal)
+    return ConfiguredSampler(draw, how.smallest_time, evaluations + how.noise_removal)
 
 
-def _pc_sampler(how: Any, sde: SDE) -> Sampler:
+def _pc_sampler(how: Any, sde: SDE) -> ConfiguredSampler:
     method = PredictorCorrector(
         steps=how.steps,
         predictor=choose(PREDICTORS, how.predictor, "sampling.predictor"),
@@ -70,16 +72,16 @@ def _pc_sampler(how: Any, sde: SDE) -> Sampler:
     )
     method.check(sde)
     draw, mixes = partial(pc_sample, method=method), method.corrector is langevin
-    return Sampler(draw, how.smallest_time, method.evaluations, mixes)
+    return ConfiguredSampler(draw, how.smallest_time, method.evaluations, mixes)
 
 
-def _euler_sampler(how: Any, sde: SDE) -> Sampler:
+def _euler_sampler(how: Any, sde: SDE) -> ConfiguredSampler:
     draw = partial(euler_sample, steps=how.steps, denoise=how.noise_removal)
-    return Sampler(draw, how.smallest_time, how.steps)
+    return ConfiguredSampler(draw, how.smallest_time, how.steps)
 
 
 # From the fields of config.sampling, and the SDE.
-SAMPLERS: dict[str, Callable[[Any, SDE], Sampler]] = {
+SAMPLERS: dict[str, Callable[[Any, SDE], ConfiguredSampler]] = {
     "ode": lambda how, sde: _flow_sampler(
         how, partial(ode_sample, solver=Multistep(how.steps)), evaluations=how.steps + 1
     ),

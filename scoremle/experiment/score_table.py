@@ -21,7 +21,7 @@ from scoremle.files import write_atomically
 from scoremle.model import Scores
 from scoremle.terminal import cell
 
-__all__ = ["Row", "decimals", "in_digits", "rows", "write"]
+__all__ = ["ScoreRow", "decimals", "in_digits", "rows", "write_csv"]
 
 NOT_FINITE = "its bits/dim are not a finite number"
 MOST_DECIMALS = 6
@@ -29,7 +29,7 @@ BITS = ("bpd", "error", "png_bpd", "stderr", "probe_stderr", "solver_error")
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A file: what it is scored as, or in ``reason`` why it is not.
 
     Twice the ``error`` covers the truth of about 95 % of images: it is that of a few passes, and
@@ -63,7 +63,7 @@ def rows(
     scores: Scores,
     reference: Float[np.ndarray, " m"],
     passes: int,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """A row for each file.
 
     Args:
@@ -82,14 +82,14 @@ def rows(
     found, scored = [], itertools.count()
     for report in reports:
         if report.pixels is None:
-            found.append(Row(report.name, report.reason))
+            found.append(ScoreRow(report.name, report.reason))
             continue
         i = next(scored)
         values = {name: float(column[i]) for name, column in columns.items()}
         if math.isfinite(scores.bpd[i]):
-            found.append(Row(report.name, "", report.changes, images[i], **values))
+            found.append(ScoreRow(report.name, "", report.changes, images[i], **values))
         else:
-            found.append(Row(report.name, NOT_FINITE, report.changes, images[i]))
+            found.append(ScoreRow(report.name, NOT_FINITE, report.changes, images[i]))
     return found
 
 
@@ -100,7 +100,7 @@ def decimals(error: float) -> int:
     return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))
 
 
-def in_digits(row: Row, dims: int, reference: int) -> dict[str, str]:
+def in_digits(row: ScoreRow, dims: int, reference: int) -> dict[str, str]:
     """The numbers of a row with a score, each with as many digits as it warrants.
 
     Args:
@@ -121,8 +121,8 @@ def in_digits(row: Row, dims: int, reference: int) -> dict[str, str]:
     return {name: f"{values[name]:.{places}f}" for name, places in digits.items()}
 
 
-def write(
-    path: Path, table: Sequence[Row], *, dims: int, reference: int, estimator: str
+def write_csv(
+    path: Path, table: Sequence[ScoreRow], *, dims: int, reference: int, estimator: str
 ) -> None:
     """Writes the CSV.
 

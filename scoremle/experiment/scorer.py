@@ -16,7 +16,7 @@ from scoremle.core.arguments import as_index, check_count, check_seed
 from scoremle.errors import UserError
 from scoremle.experiment.models import load
 from scoremle.likelihood.images import Estimator
-from scoremle.likelihood.scores import INDEX, VALUES
+from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
 from scoremle.model import BATCH_SIZE, ScoreModel
 
 __all__ = ["Scorer"]
@@ -88,7 +88,7 @@ class Scorer:
             images = np.zeros((0, *self.model.shape), np.uint8)
         scores = self.model.score(images, condition=condition, index=index, **self._options)
         names = {NAME: np.asarray(batch[NAME])} if NAME in batch else {}
-        return {INDEX: index, **names, **{name: getattr(scores, name) for name in VALUES}}
+        return {INDEX: index, **names, **{name: getattr(scores, name) for name in SCORE_COLUMNS}}
 
 
 def _made(place: Any, options: dict[str, Any]) -> Scorer:

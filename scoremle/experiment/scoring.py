@@ -28,7 +28,7 @@ from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.levels import Levels
+from scoremle.likelihood.levels import StepLevels
 from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
 from scoremle.likelihood.score_images import Scored, score_images
@@ -37,7 +37,7 @@ from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["Prepared", "prepared"]
+__all__ = ["Scoring", "prepared"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.
@@ -47,7 +47,7 @@ Images = Integer[np.ndarray, "n h w c"]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Scoring:
     """A model prepared for some images, the estimator, and notes on both.
 
     ``doubts`` are about the model's declaration. By ``levels`` the mean over images can be
@@ -58,7 +58,7 @@ class Prepared:
     estimator: Estimator
     notes: list[str]
     doubts: list[str]
-    levels: Levels | None = None
+    levels: StepLevels | None = None
     label: str = ""
 
     def score(self, images: Images, **options: Any) -> Scored:
@@ -109,7 +109,7 @@ def prepared(
     steps: int | None = None,
     passes: int = 1,
     correct: bool = False,
-) -> Prepared:
+) -> Scoring:
     """Prepares the scoring of these images in so many passes, by the name of the estimator.
 
     A few images decide whether the model agrees with its declaration, how many steps the ODE
@@ -138,8 +138,8 @@ def prepared(
     if estimator == "bound":
         found = ByElbo(decoder=one.decoder or GaussianDecoder())
     if label == ALL:
-        return Prepared(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
-    return Prepared(one, found, notes, doubts, levels, label)
+        return Scoring(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
+    return Scoring(one, found, notes, doubts, levels, label)
 
 
 def _scaled(model: ScoreModel, images: Images) -> ScoreModel:

@@ -34,7 +34,7 @@ from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.images import ByElbo
-from scoremle.training.loop import Schedule
+from scoremle.training.loop import Intervals
 from scoremle.training.step import MEMORY, TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
@@ -64,7 +64,7 @@ class Training:
     measure: Callable[..., Numbers]
     optimizer: optax.GradientTransformation
     ema_rate: float
-    schedule: Schedule
+    schedule: Intervals
     lighter: str | None = None
     grid: Callable[[Params, Keys], IntImages] | None = None
     memory: Any = ()

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
 from scoremle.experiment import record
-from scoremle.experiment.config import RECORD, REMEDY, flat, recorded_config
+from scoremle.experiment.config import CONFIG_RECORD, REMEDY, flat, recorded_config
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
@@ -44,14 +44,15 @@ from scoremle.terminal import say
 from scoremle.training.checkpoints import Restored
 from scoremle.training.step import TrainState
 
-__all__ = ["LOG", "SAMPLES", "Workdir"]
+__all__ = ["LOG_FILE", "SAMPLES_FOLDER", "Workdir"]
 
 logger = logging.getLogger(__name__)
 
 PREEMPTION_KEEP = 2
-SNAPSHOTS, PREEMPTION, SAMPLES, LOG = "checkpoints", "checkpoints-meta", "samples", "metrics.jsonl"
+SNAPSHOTS, PREEMPTION = "checkpoints", "checkpoints-meta"
+SAMPLES_FOLDER, LOG_FILE = "samples", "metrics.jsonl"
 # What a training writes, beside its records: folders of its own, and of libraries.
-WRITTEN = (SNAPSHOTS, PREEMPTION, SAMPLES, LOG, "tensorboard", "wandb")
+WRITTEN = (SNAPSHOTS, PREEMPTION, SAMPLES_FOLDER, LOG_FILE, "tensorboard", "wandb")
 DIFFERENCES_SHOWN = 4
 
 
@@ -113,7 +114,7 @@ class Workdir:
 
     @property
     def config_path(self) -> Path:
-        return self.inside(RECORD)
+        return self.inside(CONFIG_RECORD)
 
     @property
     def data_path(self) -> Path:

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import torch
 from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from scoremle.core.divergence import Probes
 from scoremle.interop.frozen import Frozen
 from scoremle.types import AnyArray, Data, Labels
 
 # x, label, condition
 Inputs = tuple[AnyArray, ...]
-Probes = Float[Array, "k b *d"]
 
 
 @jax.tree_util.register_static

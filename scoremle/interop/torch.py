@@ -204,14 +204,14 @@ def from_azula(
     Raises UserError as ``from_module`` does, and for a module without such a schedule.
     """
     _with_torch(denoiser)
-    from scoremle.interop.wrappers import Mean, times_of
+    from scoremle.interop.wrappers import DenoiserMean, times_of
 
     if not hasattr(denoiser, "schedule"):
         raise UserError(f"{type(denoiser).__name__} has no schedule, as azula's denoisers have")
     times = times_of(denoiser.schedule)
     ends = (float(times.log_snr[0]), float(times.log_snr[-1]))
     return from_module(
-        Mean(denoiser), schedule=LinearLogSNR(*ends), shape=shape, prediction="x_0",
+        DenoiserMean(denoiser), schedule=LinearLogSNR(*ends), shape=shape, prediction="x_0",
         time_input=times, pixels=pixels, by=by,
     )  # fmt: skip
 

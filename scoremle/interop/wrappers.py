@@ -28,7 +28,7 @@ class Around(nn.Module):
         self.inside = inside
 
 
-class Mean(Around):
+class DenoiserMean(Around):
     """The mean of a denoiser of azula, for x = alpha x_0 + sigma z of VP at its log-SNR."""
 
     inside: Any

@@ -16,7 +16,7 @@ from scoremle.core.times import TimeSampler
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.images import Values
+from scoremle.likelihood.images import ImageValues
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["ByLoss", "ByVDMLoss"]
@@ -52,7 +52,7 @@ class ByLoss:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         return {"loss": self.losses(model.noise, model.sde, pixels_of(model), x, keys)}
 
     def losses(

@@ -41,7 +41,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
 from scoremle.types import Data, IntImages, NoiseFn, Times
 
-__all__ = ["check", "fewest"]
+__all__ = ["check_declaration", "fewest"]
 
 # The log-SNRs. Numbers that are measured at each, and the least and the most examples that have
 # them; and numbers for the Gaussian, and the least examples.
@@ -68,14 +68,14 @@ Scaling = Pixels | Bijector | None
 
 
 @dataclass(frozen=True)
-class Reading:
+class Interpretation:
     """A way to feed a network, and a meaning of its output."""
 
     prediction: str
     time_input: str | TimeInput
     scaling: Scaling
 
-    def changes(self, other: "Reading") -> int:
+    def changes(self, other: "Interpretation") -> int:
         """Number of fields in which two readings differ."""
         mine, others = vars(self).values(), vars(other).values()
         return sum(a != b for a, b in zip(mine, others, strict=True))
@@ -86,7 +86,7 @@ def fewest(dims: int) -> int:
     return max(FEWEST, -(-FEWEST_NUMBERS // dims))
 
 
-def check(
+def check_declaration(
     noise: NoiseFn,
     sde: SDE,
     data: Data | IntImages,
@@ -144,7 +144,7 @@ class _Trial:
             noise = Conditioned(noise, jax.tree.map(lambda row: row[:count], condition))
         self.sde, self.eps, self.dims = sde, eps, dims
         self.noise, self.known = _record_of(noise, sde)
-        self.declared = Reading(self.noise.prediction, self.noise.time_input, scaling)
+        self.declared = Interpretation(self.noise.prediction, self.noise.time_input, scaling)
         self.likely = dict.fromkeys((self.declared.prediction, *LIKELY[sde.kernel]))
         self.measured = np.asarray(data[:count])
         self.others = np.asarray(data[count : count + max(OTHERS, OTHER_NUMBERS // dims)])
@@ -158,7 +158,7 @@ class _Trial:
         """The labels that the network gets at these times."""
         return time_input_of(time_input)(self.sde, t)
 
-    def best(self) -> tuple[Reading, Errors, list[str]]:
+    def best(self) -> tuple[Interpretation, Errors, list[str]]:
         """The reading that the network was trained for, as it seems, its errors, and a line if it
         does not show its grid of grey levels."""
         declared, images = self.declared, isinstance(self.declared.scaling, Pixels)
@@ -173,8 +173,8 @@ class _Trial:
         return reading, found.get(reading, found[best]), hidden
 
     def as_fed(
-        self, way: Reading, scaled: bool, log_snr: Float[np.ndarray, " k"] | None = None
-    ) -> dict[Reading, Errors]:
+        self, way: Interpretation, scaled: bool, log_snr: Float[np.ndarray, " k"] | None = None
+    ) -> dict[Interpretation, Errors]:
         """Measures all meanings of the output of a network that is fed so; ``scaled``: by EDM."""
         t = self.times(self.log_snr if log_snr is None else log_snr)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
@@ -188,7 +188,7 @@ class _Trial:
             if (name == "edm") == scaled
         }
 
-    def other_ways(self) -> Iterator[Reading]:
+    def other_ways(self) -> Iterator[Interpretation]:
         """Yields readings of the network with one thing changed."""
         old, has_steps = self.declared, isinstance(self.sde.schedule, Discrete)
         # Steps first: 999 t is so near them that it may be as good.
@@ -206,7 +206,7 @@ class _Trial:
         elif (self.others.std(axis=0) > 0).all():
             yield replace(old, scaling=Affine.standardizing(jnp.asarray(self.others)))
 
-    def on_grid(self, reading: Reading) -> tuple[Reading, list[str]]:
+    def on_grid(self, reading: Interpretation) -> tuple[Interpretation, list[str]]:
         """The reading, on that of two near grids which the network sees, or on the declared one;
         and a line if it sees neither."""
         pixels, declared = reading.scaling, self.declared.scaling
@@ -220,7 +220,7 @@ class _Trial:
             return reading, _hidden(pixels, f"the smallest noise, {noise:.2g}, hides")
         log_snr = np.linspace(least, min(most, least - 2 * math.log(FINEST)), NODES)
 
-        def errors(reading: Reading) -> Float[np.ndarray, "k b"]:
+        def errors(reading: Interpretation) -> Float[np.ndarray, "k b"]:
             return self.as_fed(reading, reading.prediction == "edm", log_snr)[reading].own
 
         own, hidden = errors(reading), []
@@ -237,7 +237,7 @@ class _Trial:
                 hidden = _hidden(pixels, why)
         return reading, hidden
 
-    def cuts_steps(self, reading: Reading, errors: Errors) -> bool:
+    def cuts_steps(self, reading: Interpretation, errors: Errors) -> bool:
         """Tells whether the output is the same between two steps, and another at other steps."""
         if not isinstance(self.sde.schedule, Discrete):
             return False
@@ -249,7 +249,7 @@ class _Trial:
         same = errors.own == self.as_fed(way, reading.prediction == "edm")[way].own
         return bool(same[::2].all() and not same[1::2].any())
 
-    def differences(self, reading: Reading) -> Iterator[str]:
+    def differences(self, reading: Interpretation) -> Iterator[str]:
         """Lines that say what to declare instead."""
         new, old = reading, self.declared
         if new.prediction != old.prediction:
@@ -329,7 +329,7 @@ def _within_steps(sde: SDE, t: Times) -> Times:
     return (jnp.where(jnp.arange(len(label)) % 2 == 0, within, another) + 1) / schedule.steps
 
 
-def _most_skilled(found: dict[Reading, Errors], declared: Reading) -> Reading:
+def _most_skilled(found: dict[Interpretation, Errors], declared: Interpretation) -> Interpretation:
     """The reading with the fewest changes, of those that no other certainly exceeds."""
     skill = {reading: errors.skill for reading, errors in found.items()}
     most = max(skill.values(), key=np.mean)

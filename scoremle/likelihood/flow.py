@@ -24,7 +24,7 @@ from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import expand, sum_over
-from scoremle.solvers.base import Draw, Problem, Solver
+from scoremle.solvers.base import DrawIndex, Problem, Solver
 from scoremle.solvers.jitter import TimeJitter
 from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
@@ -82,7 +82,7 @@ def along_flow(
     if decode:
         log_rho, clocks, sign = log_rho[::-1], clocks[::-1], -1
 
-    def field(clock: Times, u: Data, draw: Draw) -> Estimates:
+    def field(clock: Times, u: Data, draw: DrawIndex) -> Estimates:
         probes = divergence.draw(fold_in(keys, draw), start)
         clock, speed = jitter.at(clock)
         velocity, rates, parts = flow.velocity_and_divergence(clock, u, divergence, probes)

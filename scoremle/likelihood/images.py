@@ -43,7 +43,7 @@ from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.importance import Draw, ImportanceBound, importance_bound
+from scoremle.likelihood.importance import DrawLikelihood, ImportanceBound, importance_bound
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
@@ -51,10 +51,10 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByElbo", "ByOde", "Estimator", "Values"]
+__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
-Values = dict[str, PerExample | Float[Array, "b bins"]]
+ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class Estimator(Protocol):
 
     def __call__(
         self, model: Any, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values: ...
+    ) -> ImageValues: ...
 
 
 @pytree
@@ -144,7 +144,7 @@ class ByOde:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         key_u, key_probe = split(keys)
         pixels = pixels_of(model)
 
@@ -217,7 +217,7 @@ class OdeDifference:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         by_ode = cast(Any, self.of)
         held, half = by_ode.divergence, self.fine // 2
         if held.random:
@@ -240,8 +240,8 @@ class OdeDifference:
 
 
 def _by_draws(
-    draw: Draw, keys: Keys, samples: int, dims: int, *, prior_std: Scalar
-) -> tuple[PerExample, Values]:
+    draw: DrawLikelihood, keys: Keys, samples: int, dims: int, *, prior_std: Scalar
+) -> tuple[PerExample, ImageValues]:
     """log p less log q in nats, importance weighted over several draws; and its columns."""
     bits = dims * jnp.log(2.0)
     if samples == 1:
@@ -249,7 +249,7 @@ def _by_draws(
         whiteness = _whiteness(found.latent / prior_std)
         return found.log_prob - log_q, _of_solution(found, bits) | whiteness
     bound = importance_bound(draw, keys, samples)
-    values: Values = {
+    values: ImageValues = {
         "draw_stderr": bound.draw_stderr / bits,
         "probe_bias": -bound.probe_bias / bits,
         "effective_draws": bound.effective_draws,
@@ -257,7 +257,7 @@ def _by_draws(
     return bound.log_prob, values | _of_solution(bound, bits)
 
 
-def _whiteness(latent: Images) -> Values:
+def _whiteness(latent: Images) -> ImageValues:
     """Mean square and correlation of neighbours; of white noise about one and zero."""
     beside, above = latent[:, :, 1:] * latent[:, :, :-1], latent[:, 1:] * latent[:, :-1]
     flat = [a.reshape(len(a), dims_of(a)) for a in (beside, above)]
@@ -269,7 +269,7 @@ def _whiteness(latent: Images) -> Values:
     }
 
 
-def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> Values:
+def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) -> ImageValues:
     return {
         "probe_stderr": found.probe_stderr / bits,
         "solver_error": found.solver_error / bits,
@@ -344,11 +344,11 @@ class ByElbo:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         key_u, key_bound = split(keys)
         pixels, dims, bits = pixels_of(model), dims_of(x), dims_of(x) * jnp.log(2.0)
         eps = model.eps if self.start is None else self.start
-        terms: Values = {}
+        terms: ImageValues = {}
         if (y := self.decoder.encode(x)) is None:
             u, log_q = dequantizer(key_u, x)
             y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
@@ -367,7 +367,7 @@ class ByElbo:
         }
 
 
-def of_bound(found: ELBO, bits: Float[Array, ""]) -> Values:
+def of_bound(found: ELBO, bits: Float[Array, ""]) -> ImageValues:
     """The columns of a bound, but for its value."""
     profile = {} if found.profile is None else {"profile": found.profile / bits}
     return {

@@ -32,7 +32,7 @@ from scoremle.types import Keys, PerExample
 __all__ = ["importance_bound", "jackknife"]
 
 # A key for each image to the likelihood of dequantized images and log q(u | x).
-Draw = Callable[[Keys], tuple[Likelihood, PerExample]]
+DrawLikelihood = Callable[[Keys], tuple[Likelihood, PerExample]]
 
 
 @pytree
@@ -56,7 +56,7 @@ class ImportanceBound:
     evaluations: Int[Array, " b"]
 
 
-def importance_bound(draw: Draw, keys: Keys, samples: int) -> ImportanceBound:
+def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> ImportanceBound:
     """The importance-weighted bound on log P of images, in nats but for a constant of the pixels.
 
     Args:

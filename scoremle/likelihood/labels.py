@@ -23,7 +23,7 @@ from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
-from scoremle.likelihood.images import Estimator, Values
+from scoremle.likelihood.images import Estimator, ImageValues
 from scoremle.types import IntImages, PerExample
 
 __all__ = ["ByLabels"]
@@ -68,8 +68,8 @@ class ByLabels:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
-        def under(label: Array) -> Values:
+    ) -> ImageValues:
+        def under(label: Array) -> ImageValues:
             given = replace(cast(Any, model), noise=Conditioned(model.noise, label[None]))
             return self.of_one(given, dequantizer, x, keys)
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
-__all__ = ["Levels"]
+__all__ = ["StepLevels"]
 
 # Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
@@ -38,7 +38,7 @@ Values = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class Levels:
+class StepLevels:
     """Numbers of steps that rise, and what a pilot measured of their differences, in bits/dim.
 
     ``variances`` are those of the difference at each but the first. ``bias`` bounds the error of a
@@ -78,7 +78,7 @@ class Levels:
 
 def choose_levels(
     pilot: Mapping[int, Values], *, coarsest: int, images: int, passes: int, tolerance: float
-) -> Levels:
+) -> StepLevels:
     """The levels of least cost for a mean over so many ``images``, by a few of others.
 
     Args:
@@ -106,11 +106,11 @@ def _chains(steps: Sequence[int], coarsest: int, finest: int) -> Iterator[tuple[
         yield from ((*chosen, finest) for chosen in combinations(below, count))
 
 
-def _levels(pilot: Mapping[int, Values], steps: tuple[int, ...]) -> Levels:
+def _levels(pilot: Mapping[int, Values], steps: tuple[int, ...]) -> StepLevels:
     variances = tuple(
         float(np.var(pilot[fine] - pilot[coarse], ddof=1)) for coarse, fine in pairwise(steps)
     )
-    return Levels(steps, variances, _bias(pilot, steps[-1]))
+    return StepLevels(steps, variances, _bias(pilot, steps[-1]))
 
 
 def _bias(pilot: Mapping[int, Values], steps: int) -> float:

@@ -13,10 +13,10 @@ from jaxtyping import Float
 
 from scoremle.likelihood.levels import Corrected
 
-__all__ = ["Mean", "Values", "standard_error"]
+__all__ = ["Mean", "PassValues", "standard_error"]
 
 # Columns [passes n] by name; ``profile`` has one more axis, over bins of log-SNR.
-Values = dict[str, Float[np.ndarray, "passes _n *more"]]
+PassValues = dict[str, Float[np.ndarray, "passes _n *more"]]
 
 # Random errors of an image, which shrink with the number of images and passes.
 RANDOM = ("probe_stderr", "draw_stderr")
@@ -27,7 +27,7 @@ PARTS = ("images", "probes", "draws", "solver")
 
 
 @dataclass(frozen=True)
-class Errors:
+class MeanErrors:
     """Standard errors of a corrected mean, in bits/dim; None where it takes a second pass to know.
 
     ``images``, ``probes``, ``draws`` (of dequantization noise) and ``solver`` (of the correction)
@@ -62,12 +62,12 @@ class Mean:
     columns: Mapping[str, float | None] = field(default_factory=dict)
     uncorrected_mean: float | None = None
     correction: float | None = None
-    errors: Errors | None = None
+    errors: MeanErrors | None = None
     level_nodes: tuple[int, ...] = ()
     level_images: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, values: Values, column: str) -> "Mean":
+    def of(cls, values: PassValues, column: str) -> "Mean":
         """The mean of ``values[column]``."""
         v = values[column]
         passes, n = v.shape
@@ -98,7 +98,7 @@ class Mean:
             stderr=found.stderr,
             uncorrected_mean=self.mean,
             correction=found.correction,
-            errors=Errors(
+            errors=MeanErrors(
                 images=_without(self.stderr, noise),
                 probes=probes,
                 draws=_without(noise, probes),
@@ -128,7 +128,7 @@ class Mean:
         own = {name: facts[name] for name in names if name in facts}
         own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
         if errors := facts.get("errors"):
-            own["errors"] = Errors(**{each.name: errors[each.name] for each in fields(Errors)})
+            own["errors"] = MeanErrors(**{f.name: errors[f.name] for f in fields(MeanErrors)})
         return own | {"columns": columns}
 
     @property
@@ -188,7 +188,7 @@ def standard_error(variance: np.floating, count: int) -> float:
     return float(np.sqrt(variance / count))
 
 
-def _columns(values: Values, column: str) -> dict[str, float | None]:
+def _columns(values: PassValues, column: str) -> dict[str, float | None]:
     """Means of the other columns, and random errors of the mean.
 
     A solver's errors may all have one sign, and do not shrink with the number of images.

@@ -46,7 +46,7 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import flow_log_likelihood
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.levels import Levels, choose_levels
+from scoremle.likelihood.levels import StepLevels, choose_levels
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
@@ -105,7 +105,7 @@ class Choice:
     probe_stderr: float
     examples: int
     met: bool
-    levels: Levels | None = None
+    levels: StepLevels | None = None
     tried: tuple[tuple[int, float], ...] = ()
 
     def __str__(self) -> str:

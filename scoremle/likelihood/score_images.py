@@ -20,12 +20,12 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import image_keys
 from scoremle.core.prediction import conditioned, rows_of
-from scoremle.devices import fetch, replicate, round_up, split_rows, within_memory
+from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.images import Estimator, OdeDifference
-from scoremle.likelihood.images import Values as Columns
-from scoremle.likelihood.levels import Levels, bias_bound, corrected
-from scoremle.likelihood.mean import Mean, Values
+from scoremle.likelihood.images import ImageValues as Columns
+from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
+from scoremle.likelihood.mean import Mean, PassValues
 from scoremle.likelihood.pilot import NOISE_SHARE
 from scoremle.numerics import permutation
 from scoremle.resumable import Arrays, resumable_map
@@ -49,7 +49,7 @@ class Scored:
     image, without the compilation.
     """
 
-    values: Values
+    values: PassValues
     mean: Mean | None
     seconds: float
 
@@ -83,7 +83,7 @@ def score_images(
     devices: Sequence[jax.Device] | None = None,
     parts: Path | None = None,
     share: slice = slice(None),
-    levels: Levels | None = None,
+    levels: StepLevels | None = None,
     tolerance: float = 0.0,
     label: str = "",
 ) -> Scored:
@@ -128,7 +128,7 @@ def score_images(
     if levels is None or finite.sum() < 2:
         return replace(found, mean=mean)
 
-    def differences(by: OdeDifference, place: Integer[np.ndarray, " m"]) -> Values:
+    def differences(by: OdeDifference, place: Integer[np.ndarray, " m"]) -> PassValues:
         chosen = np.flatnonzero(finite)[place]
         words = f"steps {by.coarse} to {by.fine}"
         found, _ = measure(
@@ -160,7 +160,7 @@ def _measured(
     parts: Path | None = None,
     share: slice = slice(None),
     label: str = "",
-) -> tuple[Values, float]:
+) -> tuple[PassValues, float]:
     """Values [passes n] of a share of the images, and the seconds that an image took."""
     n, key = len(images), jax.random.key(seed)
     size = round_up(_size(n, images[0].size, batch_size), devices)
@@ -189,7 +189,7 @@ def _measured(
 def _timed(program: Callable[..., Columns], *arguments: Any) -> Arrays:
     """The values of a batch, and the seconds that each image took."""
     began = time.monotonic()
-    values = fetch(program(*arguments))
+    values = to_numpy(program(*arguments))
     count = len(values[_column(values)])
     return {"seconds": np.full(count, (time.monotonic() - began) / count), **values}
 
@@ -231,9 +231,9 @@ _compiled_measure = compiled(_measure)
 def _corrected(
     mean: Mean,
     values: Float[np.ndarray, " n"],
-    measure: Callable[[OdeDifference, Integer[np.ndarray, " m"]], Values],
+    measure: Callable[[OdeDifference, Integer[np.ndarray, " m"]], PassValues],
     by: Callable[[int, int, bool], OdeDifference],
-    levels: Levels,
+    levels: StepLevels,
     tolerance: float,
     seed: int,
 ) -> Mean:

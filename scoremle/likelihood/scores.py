@@ -15,11 +15,11 @@ from scoremle.terminal import html_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["INDEX", "VALUES", "Scores"]
+__all__ = ["INDEX", "SCORE_COLUMNS", "Scores"]
 
 # Columns of scores of many images: the index of each image, and its fields of Scores.
 INDEX = "index"
-VALUES = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
+SCORE_COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 
 # Rows of each end that a notebook shows.
 SHOWN = 5

@@ -52,7 +52,7 @@ from scoremle.likelihood.elbo import (
     variance_of_mean,
 )
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.images import Values, of_bound
+from scoremle.likelihood.images import ImageValues, of_bound
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
@@ -307,7 +307,7 @@ class BySteps:
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         found = step_bound(
             model.noise, model.sde, x, keys,
             points=pixels_of(model).points, times=self._times(model.sde.schedule),

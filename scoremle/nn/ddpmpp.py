@@ -283,7 +283,7 @@ def _check_fields(net: DDPMpp) -> None:
         if value not in choices:
             raise UserError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
     check_count("num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
-    check_count("the length of ch_mult", len(net.ch_mult), most=layers.MOST_LEVELS)
+    check_count("the length of ch_mult", len(net.ch_mult), most=layers.MOST_RESOLUTIONS)
     check_count("nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
     if net.log_labels and net.embedding_type != "fourier":
         raise UserError(

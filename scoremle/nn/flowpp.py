@@ -37,7 +37,7 @@ from scoremle.types import AnyArray, Images, PerExample
 
 Pair = tuple[Images, Images]
 Mixture = Float[AnyArray, "b h w c k"]
-Kernel = Float[AnyArray, "3 3 c k"]
+ColumnKernel = Float[AnyArray, "3 3 c k"]
 Positions = Float[AnyArray, "h w c"]
 
 # Of each published flow: does it use weight normalisation (and a deep processor), or matrices that
@@ -83,7 +83,7 @@ class FlowPP(nn.Module):
         context = self._processor()(x)
         layers = [layer for i in range(self.couplings) for layer in self._step(i, context)]
         given = logit(value) if inverse else value
-        pair, log_det = split(given), jnp.zeros(len(value), value.dtype)
+        pair, log_det = split_columns(given), jnp.zeros(len(value), value.dtype)
         for layer in reversed(layers) if inverse else layers:
             pair, more = layer(pair, inverse)
             log_det = log_det + more
@@ -131,7 +131,7 @@ def _check(flow: FlowPP, shape: tuple[int, ...]) -> None:
         raise UserError(f"filters={flow.filters} does not divide by heads={flow.heads}")
 
 
-def split(x: Images) -> Pair:
+def split_columns(x: Images) -> Pair:
     """Even and odd columns."""
     return x[:, :, 0::2], x[:, :, 1::2]
 
@@ -227,13 +227,13 @@ def gain(y: AnyArray, scale: float = 1.0, axis: int | tuple[int, ...] = (0, 1, 2
     return scale * jax.lax.rsqrt(jnp.var(y, axis=axis) + 1e-6)
 
 
-def convolve(x: Images, kernel: Kernel) -> Images:
+def convolve_same(x: Images, kernel: ColumnKernel) -> Images:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def unit_kernel(v: Kernel) -> Float[Array, "3 3 c k"]:
+def unit_kernel(v: ColumnKernel) -> Float[Array, "3 3 c k"]:
     """The kernel whose length is one for each output channel."""
     return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(v), axis=(0, 1, 2)), 1e-12))
 
@@ -262,15 +262,15 @@ class Layers(nn.Module):
         shape, normal = (3, 3, x.shape[-1], features), nn.initializers.normal(0.05)
         if self.weight_norm:
             direction = unit_kernel(self.param(f"{name}_V", normal, shape))
-            g = self.param(f"{name}_g", lambda _: gain(convolve(x, direction), scale))
-            y = convolve(x, direction * g)
+            g = self.param(f"{name}_g", lambda _: gain(convolve_same(x, direction), scale))
+            y = convolve_same(x, direction * g)
         else:
 
             def first(key: Array) -> Array:
                 w = normal(key, shape)
-                return w * gain(convolve(x, w.swapaxes(0, 1)), scale)
+                return w * gain(convolve_same(x, w.swapaxes(0, 1)), scale)
 
-            y = convolve(x, self.param(f"{name}_W", first).swapaxes(0, 1))
+            y = convolve_same(x, self.param(f"{name}_W", first).swapaxes(0, 1))
         return self._centred(name, y)
 
     def dense(self, name: str, x: Images, features: int, scale: float = 1.0) -> Images:
@@ -321,7 +321,7 @@ class Processor(Layers):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        h = self.conv("proj", jnp.concatenate(split(x - 0.5), axis=-1), CONTEXT)
+        h = self.conv("proj", jnp.concatenate(split_columns(x - 0.5), axis=-1), CONTEXT)
         if not self.weight_norm:
             for i in range(SHALLOW):
                 h = self.gated(f"c{i}", h)

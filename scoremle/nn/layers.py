@@ -27,7 +27,8 @@ from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import convolve
 
 __all__ = [
-    "MOST_CHANNELS", "MOST_LAYERS", "MOST_LEVELS", "Activation", "Conv", "fields_of", "wide",
+    "MOST_CHANNELS", "MOST_LAYERS", "MOST_RESOLUTIONS", "Activation", "Conv", "network_fields",
+    "wide",
 ]  # fmt: skip
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
@@ -43,10 +44,10 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 # Far beyond what any network has. To build one of more would take all memory, or would not end.
-MOST_LAYERS, MOST_LEVELS, MOST_CHANNELS = 100, 16, 1 << 16
+MOST_LAYERS, MOST_RESOLUTIONS, MOST_CHANNELS = 100, 16, 1 << 16
 
 
-def fields_of(network: type[nn.Module]) -> set[str]:
+def network_fields(network: type[nn.Module]) -> set[str]:
     """Names of the fields of a network, but for Flax's own and the dtype."""
     return {field.name for field in dataclasses.fields(network)} - {"dtype", "parent", "name"}
 
@@ -235,7 +236,7 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
     return jnp.where(checkpoint_name(kept, "kept"), h / (1 - rate), 0)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlockBase(nn.Module):
     """Base of the two residual blocks; a subclass resamples x and F(x, t).
 
     They take x, the embedding, and in training the key of the dropout.
@@ -263,7 +264,7 @@ class ResnetBlock(nn.Module):
         return conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
 
 
-class ResnetBlockDDPMpp(ResnetBlock):
+class ResnetBlockDDPMpp(ResnetBlockBase):
     """The block of DDPM, at one resolution."""
 
     @nn.compact
@@ -277,7 +278,7 @@ class ResnetBlockDDPMpp(ResnetBlock):
         return add_residual(x, h, rescale=self.skip_rescale)
 
 
-class ResnetBlockBigGANpp(ResnetBlock):
+class ResnetBlockBigGANpp(ResnetBlockBase):
     """The block of BigGAN: ``resize`` halves or doubles both x and what enters F."""
 
     resize: Callable[[Images, FirKernel], Images] | None = None

@@ -22,7 +22,7 @@ from scoremle.types import AnyArray, Images
 
 __all__ = ["downsample_2d", "naive_downsample_2d", "naive_upsample_2d", "upsample_2d"]
 
-Kernel = Sequence[float] | np.ndarray
+FilterKernel = Sequence[float] | np.ndarray
 Weight = Float[AnyArray, "kh kw c features"]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -41,20 +41,20 @@ def naive_downsample_2d(x: Images) -> Images:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def upsample_2d(x: Images, kernel: Kernel) -> Images:
+def upsample_2d(x: Images, kernel: FilterKernel) -> Images:
     """Double the size, then filter."""
     p = len(kernel) - 2
     # One more zero on the right: the one that follows the last pixel.
     return _filter(x, kernel, up=2, pad=((p + 1) // 2 + 1, p // 2 + 1))
 
 
-def downsample_2d(x: Images, kernel: Kernel) -> Images:
+def downsample_2d(x: Images, kernel: FilterKernel) -> Images:
     """Filter, then halve the size."""
     p = len(kernel) - 2
     return _filter(x, kernel, down=2, pad=((p + 1) // 2, p // 2))
 
 
-def upsample_conv_2d(x: Images, w: Weight, kernel: Kernel) -> Images:
+def upsample_conv_2d(x: Images, w: Weight, kernel: FilterKernel) -> Images:
     """Transposed convolution with stride 2, then filter."""
     size = w.shape[0]
     h = lax.conv_general_dilated(
@@ -64,7 +64,7 @@ def upsample_conv_2d(x: Images, w: Weight, kernel: Kernel) -> Images:
     return _filter(h, kernel, gain=2, pad=((p + 1) // 2 + 1, p // 2 + 1))
 
 
-def conv_downsample_2d(x: Images, w: Weight, kernel: Kernel) -> Images:
+def conv_downsample_2d(x: Images, w: Weight, kernel: FilterKernel) -> Images:
     """Filter, then convolution with stride 2."""
     p = len(kernel) - 3 + w.shape[0]
     h = _filter(x, kernel, pad=((p + 1) // 2, p // 2))
@@ -73,7 +73,7 @@ def conv_downsample_2d(x: Images, w: Weight, kernel: Kernel) -> Images:
 
 def _filter(
     x: Images,
-    kernel: Kernel,
+    kernel: FilterKernel,
     *,
     up: int = 1,
     down: int = 1,

@@ -86,7 +86,7 @@ class Block(nn.Module):
         return Conv(self.features, (3, 3), dtype=self.dtype, name=name, **options)(h)
 
 
-class Attention(nn.Module):
+class SingleHeadAttention(nn.Module):
     """x + self-attention between all pixels, with a single head."""
 
     dtype: DTypeLike
@@ -151,7 +151,7 @@ class VDMNet(nn.Module):
             return compile_once(made, h, condition, next(keys), remat=train and self.remat)
 
         def attend(name: str, h: Images) -> Images:
-            return compile_once(Attention(self.dtype, name=name), h)
+            return compile_once(SingleHeadAttention(self.dtype, name=name), h)
 
         def level(side: str, i: int, h: Images) -> Images:
             h = block(f"{side}.block_{i}", h)

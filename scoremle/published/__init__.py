@@ -8,17 +8,17 @@ its shapes and by the name of its folder.
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
 from scoremle.published.mismatch import mismatch
-from scoremle.published.origin import Origin, origin
+from scoremle.published.origin import PublishedModel, origin
 from scoremle.published.states import Published, published_tree, read, train_state
-from scoremle.published.store import PublishedCheckpoints, files
+from scoremle.published.store import PublishedCheckpoints, checkpoint_files
 
 __all__ = [
     "ATTENTION",
-    "Origin",
     "Published",
     "PublishedCheckpoints",
+    "PublishedModel",
     "architecture",
-    "files",
+    "checkpoint_files",
     "flow_architecture",
     "mismatch",
     "origin",

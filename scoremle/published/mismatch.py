@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
-from scoremle.published.origin import Origin, config_name, origin
+from scoremle.published.origin import PublishedModel, config_name, origin
 from scoremle.training.checkpoints import Damaged
 
 OF_DATA = ("num_channels", "image_size")
@@ -30,7 +30,7 @@ def mismatch(params: dict[str, Any], needed: dict[str, Any], path: Path) -> str 
     return f"{path} holds another {what} than the config says: {facts}; {advice}"
 
 
-def _advice(found: dict[str, Any], names: list[str], known: Origin | None) -> str:
+def _advice(found: dict[str, Any], names: list[str], known: PublishedModel | None) -> str:
     name = config_name(known, found)
     if name and known:
         return f"use --config={name}"

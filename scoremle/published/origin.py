@@ -31,7 +31,7 @@ SHALLOW, DEEP = 4, 8
 
 
 @dataclass(frozen=True)
-class Origin:
+class PublishedModel:
     """A published model; ``flip`` is None where its name does not contain it."""
 
     dataset: str
@@ -60,20 +60,21 @@ class Origin:
         return fields if self.flip is None else {**fields, "data.random_flip": self.flip}
 
 
-def origin(place: Path) -> Origin | None:
+def origin(place: Path) -> PublishedModel | None:
     """Origin of a folder with a published name, or of a file in it; None for other names."""
     for folder in (place, *place.parents[:2]):
         if match := SCORE_FLOW.fullmatch(folder.name):
             dataset, _, sde, *options = match.groups()
-            return Origin(dataset.lower(), sde.lower(), bool(match[2]), *map(bool, options))
+            flip = bool(match[2])
+            return PublishedModel(dataset.lower(), sde.lower(), flip, *map(bool, options))
         if match := SCORE_SDE.fullmatch(f"{folder.parent.name}/{folder.name}"):
-            return Origin(match[2], match[1], bool(match[4]))
+            return PublishedModel(match[2], match[1], bool(match[4]))
     return None
 
 
-def config_name(known: Origin | None, architecture: dict[str, object]) -> str | None:
+def config_name(known: PublishedModel | None, architecture: dict[str, object]) -> str | None:
     """The published config of a network by name, if any; of VP and CIFAR-10 if all is unknown."""
-    known = known or Origin("cifar10", "vp")
+    known = known or PublishedModel("cifar10", "vp")
     blocks = architecture["num_res_blocks"]
     same = all(architecture[name] == value for name, value in DDPMPP.items())
     if blocks not in (SHALLOW, DEEP) or not same or known.sde == "ve":

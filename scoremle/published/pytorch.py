@@ -25,7 +25,7 @@ from scoremle.files import named, opened
 from scoremle.published import torch_file
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["is_file", "load", "network_parameters", "tensors"]
+__all__ = ["is_torch_file", "load_pth", "network_parameters", "tensors"]
 
 Arrays = Mapping[str, np.ndarray]
 Part = dict[str, np.ndarray]
@@ -37,13 +37,13 @@ BUFFERS = re.compile(r"(?:module\.)?sigmas")
 ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 
-def is_file(path: Path) -> bool:
+def is_torch_file(path: Path) -> bool:
     """Whether this is a file of torch.save: a zip with a pickle that names its tensors."""
     with opened(named(path), MAX_MODEL) as file:
         return torch_file.is_zip(file)
 
 
-def load(path: Path) -> Any:
+def load_pth(path: Path) -> Any:
     """The content of a .pth, its tensors as arrays. No code in it is run.
 
     Raises Damaged for one that is damaged, or that would take far more memory than it has bytes.
@@ -59,7 +59,7 @@ def load(path: Path) -> Any:
 def tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict, by name. Raises UserError for a file of another kind."""
     try:
-        content = load(path)
+        content = load_pth(path)
     except Damaged as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(content, dict) or not all(

@@ -20,7 +20,7 @@ from scoremle.files import named
 from scoremle.published import pytorch, state_dict
 from scoremle.published.mismatch import mismatch
 from scoremle.published.state_dict import Tree
-from scoremle.training.checkpoints import Damaged, difference, leaves
+from scoremle.training.checkpoints import Damaged, first_difference, leaves
 from scoremle.training.step import TrainState
 
 GROUP_NORM = "GroupNorm_"
@@ -51,7 +51,7 @@ def read(path: Path) -> Published:
 def decode(path: Path) -> Published:
     """The same, but raises Damaged."""
     of_torch = path.suffix == ".pth"
-    content = (pytorch.load if of_torch else state_dict.read)(named(path))
+    content = (pytorch.load_pth if of_torch else state_dict.read)(named(path))
     try:
         return _of_torch(content) if of_torch else _of_flax(content)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -71,7 +71,7 @@ def train_state(published: Published, template: TrainState, path: Path) -> Train
     )
     step = jnp.asarray(published.step, jnp.int32)
     state = TrainState(step, published.params, published.ema, opt_state)
-    if words := difference(leaves(state), leaves(template)):
+    if words := first_difference(leaves(state), leaves(template)):
         raise UserError(mismatch(published.params, template.params, path) or f"{path} {words}")
     return state
 

@@ -12,7 +12,7 @@ __all__ = ["PublishedCheckpoints"]
 ASIDE = ".published"
 
 
-def files(folder: Path) -> dict[int, Path]:
+def checkpoint_files(folder: Path) -> dict[int, Path]:
     """The published checkpoints in a folder, ``checkpoint_N`` or ``checkpoint_N.pth``, by N."""
     found = {}
     for path in sorted(folder.glob("checkpoint_*")):
@@ -81,7 +81,8 @@ class PublishedCheckpoints(Checkpoints):
     def _files(self) -> dict[int, Path]:
         """Published files by number, without the numbers of our own checkpoints."""
         own = self.own()
-        return {number: path for number, path in files(self.folder).items() if number not in own}
+        found = checkpoint_files(self.folder)
+        return {number: path for number, path in found.items() if number not in own}
 
 
 def _meta(published: Published) -> dict[str, Any]:

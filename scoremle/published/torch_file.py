@@ -28,7 +28,7 @@ from scoremle.bounded import (
     read_member,
     read_no_further,
 )
-from scoremle.data.unpickle import NAMES, Name, Reader, of
+from scoremle.data.unpickle import NAMES, PickledName, PickleReader, of
 
 __all__ = ["check_zip"]
 
@@ -55,18 +55,18 @@ class _Storage:
     content: bytes
 
 
-class _Tensors(Reader):
+class _Tensors(PickleReader):
     """Carries out a pickle whose storages ``find`` gives: by key, of so many bytes."""
 
     names: ClassVar[Mapping[str, Any]] = {
         **NAMES,
         **{f"torch.{name}Storage": _Kind(kind) for name, kind in KINDS.items()},
         **{f"torch.{kind}": _Kind(kind) for kind in KINDS.values()},
-        "collections.OrderedDict": Name("OrderedDict"),
-        "torch.Size": Name("Size"),
-        "torch.device": Name("device"),
-        "torch._utils._rebuild_tensor_v2": Name("tensor"),
-        "torch._utils._rebuild_parameter": Name("parameter"),
+        "collections.OrderedDict": PickledName("OrderedDict"),
+        "torch.Size": PickledName("Size"),
+        "torch.device": PickledName("device"),
+        "torch._utils._rebuild_tensor_v2": PickledName("tensor"),
+        "torch._utils._rebuild_parameter": PickledName("parameter"),
     }
 
     def __init__(self, size: int, find: Callable[[str, int], bytes]) -> None:
@@ -161,13 +161,13 @@ def _of_pickles(file: File, size: int) -> Any:
         lengths[name] = length
         return b""
 
-    if Reader(size).read(head) != MAGIC:
+    if PickleReader(size).read(head) != MAGIC:
         raise ValueError("it begins as no file of PyTorch does")
     for _ in range(2):  # the version, and what the machine was
-        Reader(size).read(head)
+        PickleReader(size).read(head)
     start = head.tell()
     _Lengths(size, note).read(head)
-    keys = Reader(size).read(head)
+    keys = PickleReader(size).read(head)
     file.seek(head.tell())
     storages = {}
     for key in of(list, keys):

@@ -79,7 +79,7 @@ def extract(
 
     def work(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
         batch = devices.split_rows(_colour(images[index], levels))
-        found = devices.fetch(extractor.apply(batch))
+        found = devices.to_numpy(extractor.apply(batch))
         return {"pool_3": found.pool, "logits": found.logits}
 
     size = devices.round_up(min(BATCH_SIZE, len(images)))

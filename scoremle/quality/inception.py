@@ -8,7 +8,7 @@ The architecture is Inception-v3 (Szegedy et al., arXiv 1512.00567), as TensorFl
 - the averages of the pooling branches leave out the padding, and the last block takes maxima;
 - there are 1008 classes.
 
-Batch normalisation is a fixed affine map here. ``from_torch`` folds it into the convolutions.
+Batch normalisation is a fixed affine map here. ``from_state_dict`` folds it into the convolutions.
 Products keep float32's digits on every device (no TF32), so that features don't depend on it.
 """
 
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
 
-__all__ = ["from_torch"]
+__all__ = ["from_state_dict"]
 
 SIDE = 299
 CLASSES = 1008
@@ -198,7 +198,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
 
 
-def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters by name from the arrays of the usual state dict (pt_inception-2015-12-05).
 
     Raises UserError, with the names, if arrays are missing or are not of this network.

@@ -24,7 +24,7 @@ from scipy.special import log_softmax
 
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
 
-Features = Float[np.ndarray, "_n d"]
+FeatureRows = Float[np.ndarray, "_n d"]
 
 # The subsets and splits of the field.
 SUBSET = 1000
@@ -52,7 +52,7 @@ class PrecisionRecall(NamedTuple):
     reference: int
 
 
-def frechet_distance(a: Features, b: Features) -> float:
+def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     """Fréchet distance between Gaussians of the features' means and covariances.
 
     Biased upwards, by an amount that depends on the numbers of images: compare equal ones.
@@ -83,7 +83,7 @@ def frechet_of_moments(
     )
 
 
-def kernel_distance(a: Features, b: Features, *, subset: int = SUBSET) -> Estimate:
+def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> Estimate:
     """The mean of the unbiased squared MMD over disjoint subsets; it may be negative.
 
     A subset has ``subset`` images of each set, or fewer if that would make less than ten subsets.
@@ -99,19 +99,19 @@ def kernel_distance(a: Features, b: Features, *, subset: int = SUBSET) -> Estima
     )
 
 
-def _subsets(x: Features, size: int, count: int) -> Iterator[Features]:
+def _subsets(x: FeatureRows, size: int, count: int) -> Iterator[FeatureRows]:
     """Disjoint subsets at random: files may be in order of class."""
     order = np.random.RandomState(0).permutation(len(x))  # the same with every numpy
     return (x[order[i * size : (i + 1) * size]].astype(np.float64) for i in range(count))
 
 
-def squared_mmd(x: Features, y: Features) -> float:
+def squared_mmd(x: FeatureRows, y: FeatureRows) -> float:
     """The unbiased squared maximum mean discrepancy under the cubic kernel (x.y / d + 1)^3."""
 
-    def kernel(x: Features, y: Features) -> np.ndarray:
+    def kernel(x: FeatureRows, y: FeatureRows) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def within(x: Features) -> float:
+    def within(x: FeatureRows) -> float:
         k = kernel(x, x)
         return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 
@@ -135,7 +135,7 @@ def _mean(values: list[float]) -> Estimate:
 
 
 def precision_recall(
-    samples: Features, reference: Features, *, neighbours: int = NEIGHBOURS
+    samples: FeatureRows, reference: FeatureRows, *, neighbours: int = NEIGHBOURS
 ) -> PrecisionRecall:
     """Precision and recall of at most 10,000 random images of each set: all pairs are compared."""
     samples, reference = _thinned(samples), _thinned(reference)
@@ -147,11 +147,11 @@ def precision_recall(
     )
 
 
-def _thinned(x: Features) -> Features:
+def _thinned(x: FeatureRows) -> FeatureRows:
     return next(_subsets(x, min(len(x), PRECISION_RECALL_IMAGES), 1))
 
 
-def _covered(x: Features, y: Features, neighbours: int) -> float:
+def _covered(x: FeatureRows, y: FeatureRows, neighbours: int) -> float:
     """The share of ``x`` in the balls about ``y`` that reach its neighbours."""
     # The nearest to a point is the point itself.
     radii = [np.partition(d, neighbours, axis=1)[:, neighbours] for d in _squared_distances(y, y)]
@@ -160,7 +160,7 @@ def _covered(x: Features, y: Features, neighbours: int) -> float:
     return float(np.concatenate(within).mean())
 
 
-def _squared_distances(x: Features, y: Features) -> Iterator[Float[np.ndarray, "rows n"]]:
+def _squared_distances(x: FeatureRows, y: FeatureRows) -> Iterator[Float[np.ndarray, "rows n"]]:
     """Squared distances from each of ``x`` to each of ``y``, a thousand rows at a time."""
     squares = np.square(y).sum(axis=1)
     for start in range(0, len(x), ROWS):

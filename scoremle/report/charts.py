@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.evaluation import figures
-from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, Draw
+from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
 from scoremle.files import write_atomically
-from scoremle.training.writers import Row
+from scoremle.training.writers import LogRow
 
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
 VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
@@ -48,7 +48,7 @@ class Chart:
     title: str
     caption: str
     alt: str
-    draw: Draw
+    draw: DrawChart
 
     def svg(self) -> str:
         """An ``svg`` element for a page: colours by the page, identifiers of its own."""
@@ -67,7 +67,7 @@ class Chart:
                 temporary.write_bytes(content)
 
 
-def _columns(rows: Sequence[Row], *names: str) -> list[Float[np.ndarray, " n"]]:
+def _columns(rows: Sequence[LogRow], *names: str) -> list[Float[np.ndarray, " n"]]:
     """Steps and columns of the rows that have finite numbers in all of them."""
     table = [[row.get(name) for name in ("step", *names)] for row in rows]
     complete = [values for values in table if None not in values]
@@ -90,7 +90,7 @@ def _half(count: int) -> int:
     return min(MOST_NEIGHBOURS, count // ROWS_FOR_A_NEIGHBOUR)
 
 
-def losses(rows: Sequence[Row]) -> Chart:
+def losses(rows: Sequence[LogRow]) -> Chart:
     """The loss of training, and that of test images, over the steps."""
 
     def draw(axes: Any) -> None:
@@ -113,7 +113,7 @@ def losses(rows: Sequence[Row]) -> Chart:
     )  # fmt: skip
 
 
-def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
+def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
     """bits/dim of test images while training, with its error; from where it beats ``uniform``.
 
     Before, the averaged parameters are mostly those of the beginning, and their bits/dim mean
@@ -150,7 +150,7 @@ def training_bpd(rows: Sequence[Row], uniform: float) -> Chart:
     )  # fmt: skip
 
 
-def training_column(rows: Sequence[Row], name: str, title: str) -> Chart:
+def training_column(rows: Sequence[LogRow], name: str, title: str) -> Chart:
     """Any other column of the log over the steps, on a logarithmic scale."""
     steps, values = _columns(rows, name)
 
@@ -206,7 +206,7 @@ def histogram(
     )  # fmt: skip
 
 
-def profile(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Chart:
+def profile_chart(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Chart:
     """Bits that each noise level costs in a bound, as chart number so much of the page."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))

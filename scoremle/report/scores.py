@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from scoremle.evaluation.pictures import as_png
-from scoremle.experiment.score_table import Row, in_digits
+from scoremle.experiment.score_table import ScoreRow, in_digits
 from scoremle.report.page import Card, Page, Picture
 
 __all__ = ["About", "write_page"]
@@ -45,7 +45,7 @@ class About:
     facts: Sequence[str]
 
 
-def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
+def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
     """Writes the page; files without a score are listed with their reasons."""
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     page = Page(f"Scores of {about.images}", f"By the model {about.model}, likeliest first.")
@@ -69,18 +69,18 @@ def write_page(path: Path, rows: Sequence[Row], about: About) -> None:
     page.write(path)
 
 
-def _errors(row: Row) -> float:
+def _errors(row: ScoreRow) -> float:
     return ERRORS * row.error if math.isfinite(row.error) else 0.0
 
 
-def _ends(rows: Sequence[Row]) -> tuple[float, float]:
+def _ends(rows: Sequence[ScoreRow]) -> tuple[float, float]:
     """The ends of the bars."""
     low = min(row.bpd - _errors(row) for row in rows)
     high = max(row.bpd + _errors(row) for row in rows)
     return low, max(high, low + 1e-6)
 
 
-def _card(row: Row, about: About, low: float, high: float) -> Card:
+def _card(row: ScoreRow, about: About, low: float, high: float) -> Card:
     numbers, name = in_digits(row, about.dims, about.reference), row.file
     error = f" ± {numbers['error']}" * math.isfinite(row.error)
     told = f"{numbers['bpd']}{error} bits/dim"

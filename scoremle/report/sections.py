@@ -109,7 +109,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
             {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in in_bits}
         ))  # fmt: skip
     profiles = [(r.kind, cast(Any, r.profile)) for r in in_bits if r.profile]
-    drawn += [charts.profile(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
+    drawn += [charts.profile_chart(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
     if result := subject.main_result:
         drawn += _of_the_ode(subject, result)
     page.charts(drawn)

@@ -17,15 +17,15 @@ from scoremle import data
 from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
-from scoremle.evaluation.statistics import Difference, difference
+from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
 from scoremle.experiment.imported import Imported
 from scoremle.experiment.results import RESULTS, measured, read_results
-from scoremle.experiment.rules import check_values
-from scoremle.experiment.workdir import LOG, SAMPLES, Workdir
+from scoremle.experiment.rules import check_config
+from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
 from scoremle.files import inside, read_bytes
 from scoremle.records import is_of
-from scoremle.training.writers import Row
+from scoremle.training.writers import LogRow
 
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
@@ -37,7 +37,7 @@ def paired(first: Result, second: Result) -> Difference | None:
     alike = all(getattr(first, name) == getattr(second, name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    return difference(a, b)
+    return paired_difference(a, b)
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Subject:
         """The resolved config. Raises UserError where there is none, or none that can be."""
         found = Workdir(self.folder).config()
         try:
-            check_values(found)
+            check_config(found)
         except UserError as error:
-            raise UserError(f"{self.folder / config.RECORD}: {error}") from None
+            raise UserError(f"{self.folder / config.CONFIG_RECORD}: {error}") from None
         return found
 
     @property
@@ -73,12 +73,12 @@ class Subject:
         return Workdir(self.folder).levels()
 
     @cached_property
-    def log(self) -> list[Row]:
+    def log(self) -> list[LogRow]:
         """The rows of the training's log; none where there was no training.
 
         Raises UserError for a line that is no row of numbers.
         """
-        path = inside(self.folder, LOG)
+        path = inside(self.folder, LOG_FILE)
         content = read_bytes(path, MAX_TEXT) if path.exists() else b""
         lines = content.decode(errors="replace").splitlines()
         return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -124,8 +124,8 @@ class Subject:
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
-        named = [(path.stem.removeprefix("step_"), inside(self.folder, SAMPLES, path.name))
-                 for path in inside(self.folder, SAMPLES).glob("step_*.png")]  # fmt: skip
+        named = [(path.stem.removeprefix("step_"), inside(self.folder, SAMPLES_FOLDER, path.name))
+                 for path in inside(self.folder, SAMPLES_FOLDER).glob("step_*.png")]  # fmt: skip
         return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
@@ -144,12 +144,12 @@ class Subject:
             theirs = config.flat(config.published_config(name, {}))
             return {n: (theirs.get(n), v) for n, v in ours if theirs.get(n) != v}
 
-        found = {name: differences(name) for name in config.NAMED}
+        found = {name: differences(name) for name in config.NAMED_CONFIGS}
         nearest = min(found, key=lambda name: len(found[name]))
         return nearest, found[nearest]
 
 
-def _row(line: str, where: str) -> Row:
+def _row(line: str, where: str) -> LogRow:
     """A row of the log. Raises UserError if it is none."""
     try:
         row = json.loads(line)

@@ -28,7 +28,7 @@ from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
 # Orthogonal coordinates of a pixel's colour, the first along grey.
-COLOURS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+COLOUR_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 
 
 def inpaint(
@@ -78,7 +78,7 @@ def colourise(
     """
     grey = as_data(grey, name="grey")
     x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
-    return _complete(noise, sde, key, x, np.array([True, False, False]), COLOURS, eps, method)
+    return _complete(noise, sde, key, x, np.array([True, False, False]), COLOUR_AXES, eps, method)
 
 
 def _complete(

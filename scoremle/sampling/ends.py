@@ -11,10 +11,10 @@ from scoremle.types import Scalar
 
 __all__ = ["end_of"]
 
-Draw = TypeVar("Draw", bound=Callable[..., Any])
+DrawFunction = TypeVar("DrawFunction", bound=Callable[..., Any])
 
 
-def ends(end: Callable[..., Scalar | None]) -> Callable[[Draw], Draw]:
+def ends(end: Callable[..., Scalar | None]) -> Callable[[DrawFunction], DrawFunction]:
     """Declares the end time of a sampler.
 
     Args:
@@ -22,7 +22,7 @@ def ends(end: Callable[..., Scalar | None]) -> Callable[[Draw], Draw]:
             gives; None where it gives estimates of x_0.
     """
 
-    def stated(sampler: Draw) -> Draw:
+    def stated(sampler: DrawFunction) -> DrawFunction:
         sampler.end = end  # type: ignore[attr-defined]
         return sampler
 

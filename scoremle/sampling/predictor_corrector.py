@@ -37,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Step:
+class PredictorStep:
     """One step of a predictor.
 
     Args:
@@ -55,7 +55,7 @@ class Step:
 
 
 # (sde, x, score, t, step) -> mean of the next state, and the standard deviation around it
-Predictor = Callable[[SDE, Data, Data, Times, Step], tuple[Data, Times]]
+Predictor = Callable[[SDE, Data, Data, Times, PredictorStep], tuple[Data, Times]]
 # (sde, score, z, t, snr) -> size of the Langevin step, in units of the variance that a forward
 # step keeps
 Corrector = Callable[[SDE, Data, Data, Times, float], Times]
@@ -63,20 +63,26 @@ Corrector = Callable[[SDE, Data, Data, Times, float], Times]
 Constraint = Callable[[Keys, Data, Times], Data]
 
 
-def euler_maruyama(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
+def euler_maruyama(
+    sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
+) -> tuple[Data, Times]:
     """Euler's step of the reverse SDE."""
     g2 = sde.g2(t)
     drift = expand(sde.f(t), x) * x - expand(g2, x) * score
     return x - drift * step.length, jnp.sqrt(g2 * step.length)
 
 
-def reverse_diffusion(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
+def reverse_diffusion(
+    sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
+) -> tuple[Data, Times]:
     """The forward rule x -> scale x + spread z, reversed as the SDE is."""
     scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     return x - expand(scale - 1, x) * x + expand(jnp.square(spread), x) * score, spread
 
 
-def ancestral_sampling(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> tuple[Data, Times]:
+def ancestral_sampling(
+    sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
+) -> tuple[Data, Times]:
     """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone."""
     scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     variance = jnp.square(spread)
@@ -87,25 +93,25 @@ def ancestral_sampling(sde: SDE, x: Data, score: Data, t: Times, step: Step) -> 
     return mean, spread
 
 
-def _ddpm(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
+def _ddpm(sde: SDE, t: Times, step: PredictorStep) -> tuple[Times, Times]:
     beta = -2 * sde.f(step.grid(t)) * step.length
     return jnp.sqrt(1 - beta), jnp.sqrt(beta)
 
 
-def _smld(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
+def _smld(sde: SDE, t: Times, step: PredictorStep) -> tuple[Times, Times]:
     # Between neighbouring sigmas, the first of which comes after 0.
     before = step.grid(t, back=1)
     below = jnp.where(before < 0, 0, jnp.square(sde.sigma(before)))
     return jnp.ones_like(t), jnp.sqrt(jnp.square(sde.sigma(step.grid(t))) - below)
 
 
-def _euler(sde: SDE, t: Times, step: Step) -> tuple[Times, Times]:
+def _euler(sde: SDE, t: Times, step: PredictorStep) -> tuple[Times, Times]:
     return 1 + sde.f(t) * step.length, jnp.sqrt(sde.g2(t) * step.length)
 
 
 # (scale, spread) of the forward step x -> scale x + spread z, by the chain that the SDE was
 # published with.
-FORWARD_RULES: dict[str | None, Callable[[SDE, Times, Step], tuple[Times, Times]]] = {
+FORWARD_RULES: dict[str | None, Callable[[SDE, Times, PredictorStep], tuple[Times, Times]]] = {
     "ddpm": _ddpm,
     "smld": _smld,
     None: _euler,
@@ -177,18 +183,18 @@ class PredictorCorrector:
             return eps
         return max(eps - 1 / self.steps, 0.0)
 
-    def grid(self, eps: float) -> tuple[Times, Step]:
+    def grid(self, eps: float) -> tuple[Times, PredictorStep]:
         """The times at which the steps down to ``eps`` begin, and the step."""
         times = jnp.linspace(1, eps, self.steps, endpoint=not self.probability_flow)
         if not self.probability_flow:
             return times, self.published
         length = (1 - eps) / self.steps
-        return times, Step(length, 1 / length)
+        return times, PredictorStep(length, 1 / length)
 
     @property
-    def published(self) -> Step:
+    def published(self) -> PredictorStep:
         """The step that the published samplers take."""
-        return Step(1 / self.steps, max(self.steps - 1, 1))
+        return PredictorStep(1 / self.steps, max(self.steps - 1, 1))
 
     def check(self, sde: SDE) -> None:
         """Raises UserError where a step is not defined for ``sde``."""
@@ -210,7 +216,7 @@ class PredictorCorrector:
                 )
 
     def predict(
-        self, noise: NoiseFn, sde: SDE, x: Data, t: Times, step: Step
+        self, noise: NoiseFn, sde: SDE, x: Data, t: Times, step: PredictorStep
     ) -> tuple[Data, Times]:
         """Mean of the state that follows ``x``, and the standard deviation around it."""
         if self.predictor is None:

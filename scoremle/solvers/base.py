@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.types import Data, PerExample, Times
 
-__all__ = ["Draw", "Problem", "Solver"]
+__all__ = ["DrawIndex", "Problem", "Solver"]
 
 Integrals = Float[Array, "m b"]
-Draw = Int[Array, ""] | np.integer
+DrawIndex = Int[Array, ""] | np.integer
 # (clock, state, number of the draw of whatever is random in it) -> rate of the state, rates of the
 # integrals, and parts of each of these: over draws their variances add up to that of the rate. The
 # state's rate is never random.
-Field = Callable[[Times, Data, Draw], tuple[Data, Integrals, Float[Array, "m b *k"]]]
+ODEField = Callable[[Times, Data, DrawIndex], tuple[Data, Integrals, Float[Array, "m b *k"]]]
 # (clock, state, rate of the state) -> what a change of the state there does to the result
 Sensitivity = Callable[[Times, Data, Data], Data]
 
@@ -56,7 +56,7 @@ class Problem:
     integrals' rates. One that compares several solutions can't, and takes one for all.
     """
 
-    field: Field
+    field: ODEField
     start: float | Float[Array, ""]
     stop: float | Float[Array, ""]
     sensitivity: Sensitivity = insensitive

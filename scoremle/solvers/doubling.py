@@ -12,7 +12,7 @@ from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
 from scoremle.numerics import dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
-from scoremle.solvers.multistep import Plan, Planned, plan
+from scoremle.solvers.multistep import Planned, StepTable, step_table
 from scoremle.types import Data, Scalar
 
 __all__ = ["Doubling"]
@@ -72,14 +72,15 @@ class Doubling:
         sizes = [self.fewest]
         while 2 * sizes[-1] <= self.most:
             sizes.append(2 * sizes[-1])
-        plans = [plan(steps, sizes[-1]) for steps in sizes]
-        levels = Plan(*(jnp.asarray(np.stack(a), state.dtype) for a in zip(*plans, strict=True)))
+        plans = [step_table(steps, sizes[-1]) for steps in sizes]
+        columns = zip(*plans, strict=True)
+        levels = StepTable(*(jnp.asarray(np.stack(a), state.dtype) for a in columns))
         limit = self.tolerance * dims_of(state)
         end = jnp.full(state.shape[0], problem.stop, state.dtype)
 
         def run(level: Array) -> Solution:
             steps = jnp.asarray(sizes, jnp.int32)[level]
-            planned = Planned(Plan(*(a[level] for a in levels)), steps)
+            planned = Planned(StepTable(*(a[level] for a in levels)), steps)
             return planned.solve(one_draw, state)
 
         def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:

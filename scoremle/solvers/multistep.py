@@ -30,9 +30,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count, check_number
-from scoremle.core.pytree import check, pytree, static
+from scoremle.core.pytree import pytree, require, static
 from scoremle.numerics import compensated_add, dims_of, sum_data
-from scoremle.solvers.base import ONE_DRAW, Draw, Problem, Solution, mean_integral
+from scoremle.solvers.base import ONE_DRAW, DrawIndex, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
 
 __all__ = ["Multistep", "Planned"]
@@ -64,7 +64,7 @@ UNLIKE = 3.0
 Weights = Array | np.ndarray
 
 
-class Plan(NamedTuple):
+class StepTable(NamedTuple):
     """Nodes on [0, 1] and, for the step that ends at each, weights of the rates, newest first.
 
     The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
@@ -128,7 +128,7 @@ def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
 
 
 @cache
-def plan(steps: int, room: int | None = None) -> Plan:
+def step_table(steps: int, room: int | None = None) -> StepTable:
     """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
     nodes = _nodes(steps)
     rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
@@ -142,12 +142,12 @@ def plan(steps: int, room: int | None = None) -> Plan:
     corrector = kept * predictor + (1 - kept) * corrector
     total = _totals(nodes, DIFFERENCE + 1)
     gap = total - _totals(nodes, ORDER)
-    found = Plan(nodes, predictor[:, 1:], corrector, contrast, total, gap)
+    found = StepTable(nodes, predictor[:, 1:], corrector, contrast, total, gap)
     behind = 0 if room is None else room - steps
     padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
     for a in padded:
         a.flags.writeable = False
-    return Plan(*padded)
+    return StepTable(*padded)
 
 
 def _shares(weights: Weights) -> Float[Array, " n"]:
@@ -188,19 +188,19 @@ class _Carry(NamedTuple):
 class Planned:
     """The solver itself, with its plan as data: programs that differ in steps are one program."""
 
-    weights: Plan
-    steps: Draw | int
+    weights: StepTable
+    steps: DrawIndex | int
 
     @classmethod
     def of(cls, steps: int, room: int) -> "Planned":
         """A plan of ``steps`` steps, in arrays with room for ``room`` of them."""
-        return cls(plan(steps, room), np.int32(steps))
+        return cls(step_table(steps, room), np.int32(steps))
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
         field, fresh = problem.field, problem.fresh
         batch, dtype = state.shape[0], state.dtype
-        weights = Plan(*(jnp.asarray(a, dtype) for a in self.weights))
+        weights = StepTable(*(jnp.asarray(a, dtype) for a in self.weights))
         span = problem.stop - problem.start
 
         def clock(node: Weights | float) -> Times:
@@ -228,7 +228,7 @@ class Planned:
         )
 
         def advance(n: Array, carry: _Carry) -> _Carry:
-            w = Plan(*(a[n] for a in weights))
+            w = StepTable(*(a[n] for a in weights))
             guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
             rate, integral_rate, parts = field(clock(w.node), guess, n if fresh else ONE_DRAW)
             history = jnp.concatenate([rate[None], carry.history])
@@ -315,11 +315,11 @@ class Multistep:
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_number("calibration", self.calibration, above=0)
-        check(self, lambda: 0 <= self.typical < np.inf, "typical must be at least 0, and finite")
+        require(self, lambda: 0 <= self.typical < np.inf, "typical must be at least 0, and finite")
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
-        solution = Planned(plan(self.steps), self.steps).solve(problem, state)
+        solution = Planned(step_table(self.steps), self.steps).solve(problem, state)
         return solution._replace(error=self.stated(solution.error))
 
     def stated(self, error: Float[AnyArray, " b"]) -> PerExample:

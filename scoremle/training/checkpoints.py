@@ -30,7 +30,7 @@ from scoremle.training import checksums
 from scoremle.training.checksums import named_leaves
 from scoremle.training.tracebacks import hide_tracebacks
 
-__all__ = ["Checkpoints", "Damaged", "Restored", "difference", "leaves"]
+__all__ = ["Checkpoints", "Damaged", "Restored", "first_difference", "leaves"]
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Checkpoints:
         path = self.path(number)
         try:
             record, shapes = self._read_record(number), _read_shapes(path)
-            if difference(record["leaves"], leaves(shapes)):
+            if first_difference(record["leaves"], leaves(shapes)):
                 raise Damaged("its arrays are not those of its record")
             _check_shapes(path, shapes)
             found = dict(named_leaves(_read_tree(path, shapes)))
@@ -198,7 +198,7 @@ class Checkpoints:
 
     def _restore(self, template: Any, number: int) -> Restored:
         path, record = self.path(number), self._read_record(number)
-        if words := difference(record["leaves"], leaves(template)):
+        if words := first_difference(record["leaves"], leaves(template)):
             raise UserError(f"{path} {words}: it belongs to another configuration")
         _check_shapes(path, template)
         tree = _read_tree(path, template)
@@ -241,7 +241,7 @@ def leaves(tree: Any) -> dict[str, list[Any]]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(tree)}
 
 
-def difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
+def first_difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
     """The first leaf in which a checkpoint is not what the program needs, in words."""
     for name, (shape, dtype) in needed.items():
         if name not in saved:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from scoremle.devices import fetch, part_axis, split_rows
+from scoremle.devices import part_axis, split_rows, to_numpy
 
 __all__ = ["tree_hash"]
 
@@ -37,7 +37,7 @@ def hash_of(named: Named, in_parts: Collection[str] = ()) -> str:
     """
     digest = hashlib.sha256()
     for name, leaf in named:
-        values = leaf if name in in_parts else np.asarray(fetch(leaf))
+        values = leaf if name in in_parts else np.asarray(to_numpy(leaf))
         digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
         if name not in in_parts:
             digest.update(values.tobytes())
@@ -68,7 +68,7 @@ def same_parts(named: Named, axes: Mapping[str, int], hashes: UInt8[np.ndarray, 
     return all(
         np.array_equal(_sha256(part), hashes[row, column])
         for column, (name, axis) in enumerate(axes.items())
-        for row, part in enumerate(np.split(np.asarray(fetch(found[name])), len(hashes), axis))
+        for row, part in enumerate(np.split(np.asarray(to_numpy(found[name])), len(hashes), axis))
     )
 
 

@@ -10,7 +10,7 @@ import optax
 from scoremle.core.arguments import check_count, check_number, check_seed
 from scoremle.errors import Stopped
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.loop import Loop, Schedule
+from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
 from scoremle.training.step import Loss, Params, init_state
 from scoremle.training.writers import Console
@@ -68,7 +68,7 @@ def fit(
     training = Loop(
         make_program(loss, optimizer, ema_rate, seed=seed),
         lambda _: batch,
-        Schedule(steps, 1, every, steps, every, every),
+        Intervals(steps, 1, every, steps, every, every),
         preemption=None if folder is None else Checkpoints(Path(folder), keep=2),
         writer=Console(steps),
         note={"seed": seed},

@@ -28,7 +28,7 @@ from scoremle.training.saving import Saving
 from scoremle.training.step import Batches, Step, TrainState
 from scoremle.training.writers import Writer
 
-__all__ = ["Loop", "Schedule"]
+__all__ = ["Intervals", "Loop"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Intervals:
     """Number of steps, steps in a call, and intervals of the regular actions, in steps.
 
     An action falls on the first boundary between calls at or after each multiple.
@@ -121,7 +121,7 @@ class Loop:
 
     step: Step
     batches: Callable[[int], Batch]
-    schedule: Schedule
+    schedule: Intervals
     writer: Writer
     note: dict[str, Any]
     snapshots: Checkpoints | None = None
@@ -296,7 +296,7 @@ class Loop:
 
         The first that is not finite is named: those after it follow from it.
         """
-        calls = devices.fetch(self.pending)
+        calls = devices.to_numpy(self.pending)
         names = [name for name in calls[-1] if all(name in call for call in calls)]
         columns = {name: np.concatenate([call[name] for call in calls]) for name in names}
         bad = {name: ~np.isfinite(columns[name]) for name in CHECKED}

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scoremle.devices import fetch, in_host_memory, part_axis
+from scoremle.devices import in_host_memory, part_axis, to_numpy
 from scoremle.files import is_writer
 from scoremle.processes import together
 from scoremle.training.checkpoints import Checkpoints
@@ -71,7 +71,7 @@ def _copy(leaf: Any) -> Any:
     if not is_writer():
         return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # it takes no memory
     # On a CPU what is fetched is the memory of the state itself, which the next step uses up.
-    return np.array(fetch(leaf))
+    return np.array(to_numpy(leaf))
 
 
 def _save(

@@ -28,13 +28,13 @@ from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import is_of
 
-__all__ = ["TRACKERS", "Console", "FanOut", "JsonLines", "Row", "Run", "Writer"]
+__all__ = ["TRACKERS", "Console", "FanOut", "JsonLines", "LogRow", "Run", "Writer"]
 
 PROJECT = "scoremle"
 # The file in a run's folder that has its identifier, for each library.
 KEPT = "logged.json"
 
-Row = dict[str, float]
+LogRow = dict[str, float]
 
 
 class Writer:
@@ -46,7 +46,7 @@ class Writer:
     def rewind(self, step: int) -> None:
         """Begins after ``step``, and forgets what an earlier run wrote beyond it."""
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         """Takes a row."""
 
     def at(self, step: int, doing: str = "") -> None:
@@ -66,7 +66,7 @@ class FanOut(Writer):
         for writer in self._writers:
             writer.rewind(step)
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         for writer in self._writers:
             writer.write(step, row)
 
@@ -92,7 +92,7 @@ class JsonLines(Writer):
         with files.write_atomically(self._path) as new:
             new.write_text("".join(kept))
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
         with files.writing(self._path):
             with open(self._path, "a", opener=handle_of) as file:
@@ -127,7 +127,7 @@ class TensorBoard(Writer):
         self.close()
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         with files.writing(self._folder):
             for name, value in row.items():
                 self._writer.add_scalar(name, value, step)
@@ -153,7 +153,7 @@ class Console(Writer):
     def rewind(self, step: int) -> None:
         self._progress.start(step)
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
             early = " (too early: above uniform)" * (row["eval_bpd"] >= self._uniform)
@@ -217,7 +217,7 @@ class Tracker(Writer):
                 files.write_json(path, {**kept, self._library: found})
             self._begun = True
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: LogRow) -> None:
         with self._mistakes():
             self._log(step, row)
 
@@ -240,7 +240,7 @@ class Tracker(Writer):
         """Begins the run, or continues the known one; returns its identifier."""
 
     @abc.abstractmethod
-    def _log(self, step: int, row: Row) -> None: ...
+    def _log(self, step: int, row: LogRow) -> None: ...
 
     @abc.abstractmethod
     def _finish(self) -> None: ...
@@ -258,7 +258,7 @@ class LikeWandb(Tracker):
         self._module.init(project=PROJECT, resume="allow", config=dict(run.config), **names)
         return mark
 
-    def _log(self, step: int, row: Row) -> None:
+    def _log(self, step: int, row: LogRow) -> None:
         self._module.log(row, step=step)
 
     def _finish(self) -> None:
@@ -283,7 +283,7 @@ class MLflow(Tracker):
             self._client.log_param(new, name, value)
         return new
 
-    def _log(self, step: int, row: Row) -> None:
+    def _log(self, step: int, row: LogRow) -> None:
         now, metric = int(time.time() * 1000), self._module.entities.Metric
         metrics = [metric(name, value, now, step) for name, value in row.items()]
         self._client.log_batch(self._id, metrics=metrics)

@@ -27,11 +27,11 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import Values
+from scoremle.likelihood.images import ImageValues
 from scoremle.likelihood.importance import jackknife
 from scoremle.likelihood.score_images import score_images
 from scoremle.likelihood.scores import Scores
-from scoremle.numerics import check_values, dims_of
+from scoremle.numerics import check_finite_values, dims_of
 from scoremle.types import IntImages
 
 AnyData = Float[Array | np.ndarray, "n *d"]
@@ -115,7 +115,7 @@ class FlowModel:
             self, ByLogProb(draws), images, numbers, dequantizer=dequantizer, passes=passes,
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,
         )  # fmt: skip
-        check_values(found.finite, numbers, "bits/dim of image")
+        check_finite_values(found.finite, numbers, "bits/dim of image")
         return Scores.of_passes(found.values, math.prod(self.shape))
 
 
@@ -189,7 +189,7 @@ class ByLogProb:
 
     def __call__(
         self, model: FlowModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
-    ) -> Values:
+    ) -> ImageValues:
         pixels, dims = pixels_of(model), dims_of(x)
         log_weights, residuals = [], []
         for each in split(keys, self.draws):

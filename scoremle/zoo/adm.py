@@ -23,7 +23,14 @@ from jaxtyping import Array, Integer
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Conv, fields_of, wide
+from scoremle.nn.layers import (
+    MOST_CHANNELS,
+    MOST_LAYERS,
+    MOST_RESOLUTIONS,
+    Conv,
+    network_fields,
+    wide,
+)
 from scoremle.records import check_record
 from scoremle.xla import compile_once
 from scoremle.zoo.blocks import (
@@ -33,10 +40,10 @@ from scoremle.zoo.blocks import (
     Times,
     TimestepEmbedding,
     attend,
-    check_images,
+    check_image_shape,
     conv,
-    group_norm,
-    positional_embedding,
+    timestep_embedding,
+    torch_group_norm,
 )
 from scoremle.zoo.from_torch import from_torch
 
@@ -122,7 +129,7 @@ class ADM(nn.Module):
         Flags of training and of the diffusion have no effect. Raises UserError for others.
         """
         fields = {k: v for k, v in flags.items() if k not in OTHER_FLAGS}
-        for name in sorted(fields.keys() - fields_of(cls)):
+        for name in sorted(fields.keys() - network_fields(cls)):
             raise UserError(f"the flag {name} is not known here")
         for name, number in (("attention_resolutions", int), ("channel_mult", float)):
             if isinstance(fields.get(name), str):
@@ -140,17 +147,17 @@ class ADM(nn.Module):
         images and labels do not go together.
         """
         _check_fields(self)
-        check_images(x.shape, CHANNELS, len(self._widths))
+        check_image_shape(x.shape, CHANNELS, len(self._widths))
         x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
         embedding = self._embed(t, class_labels)
         skips = self._down(x, embedding)
         h = self._up(self._middle(skips[-1], embedding), skips, embedding)
-        h = nn.swish(group_norm("out.0", h.shape[-1], GROUPS, EPS, dtype=self.dtype)(h))
+        h = nn.swish(torch_group_norm("out.0", h.shape[-1], GROUPS, EPS, dtype=self.dtype)(h))
         return conv("out.2", (1 + self.learn_sigma) * CHANNELS, dtype=wide(self.dtype))(h)
 
     def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
         features = 4 * self.num_channels
-        waves = positional_embedding(t, self.num_channels)
+        waves = timestep_embedding(t, self.num_channels)
         embedding = TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
         if not self.class_cond:
             if class_labels is not None:
@@ -261,7 +268,7 @@ class Attention(nn.Module):
     def __call__(self, x: Images) -> Images:
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
-        h = group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
+        h = torch_group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
         h = Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
         split = (3, self.heads) if self.split_first else (self.heads, 3)
         parts = h.reshape(*h.shape[:2], *split, c // self.heads)
@@ -299,7 +306,7 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
 def _check_fields(net: ADM) -> None:
     check_count("num_res_blocks", net.num_res_blocks, most=MOST_LAYERS)
     if net.channel_mult:
-        check_count("the length of channel_mult", len(net.channel_mult), most=MOST_LEVELS)
+        check_count("the length of channel_mult", len(net.channel_mult), most=MOST_RESOLUTIONS)
     if not net.channel_mult and net.image_size not in DEFAULT_MULTIPLES:
         sizes = ", ".join(map(str, DEFAULT_MULTIPLES))
         raise UserError(

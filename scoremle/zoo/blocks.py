@@ -34,11 +34,11 @@ def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options
     return Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
 
 
-def dense(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:
+def dense_layer(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:
     return nn.Dense(features, dtype=wide(dtype), name=name)
 
 
-def group_norm(
+def torch_group_norm(
     name: str | None, channels: int, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
 ) -> nn.GroupNorm:
     if groups < 1 or channels % groups:
@@ -51,7 +51,7 @@ def group_norm(
     return nn.GroupNorm(groups, epsilon=eps, dtype=wide(dtype), name=name, **options)
 
 
-def positional_embedding(
+def timestep_embedding(
     t: Times, size: int, *, cos_first: bool = True, freq_shift: float = 0
 ) -> Embedding:
     """sin and cos of t times frequencies that fall geometrically from 1 towards 1e-4."""
@@ -72,8 +72,8 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, waves: Embedding) -> Embedding:
-        hidden = nn.swish(dense("linear_1", self.features, dtype=self.dtype)(waves))
-        return dense("linear_2", self.features, dtype=self.dtype)(hidden)
+        hidden = nn.swish(dense_layer("linear_1", self.features, dtype=self.dtype)(waves))
+        return dense_layer("linear_2", self.features, dtype=self.dtype)(hidden)
 
 
 class ResnetBlock(nn.Module):
@@ -100,7 +100,8 @@ class ResnetBlock(nn.Module):
             h, x = self.resize(h), self.resize(x)
         h = conv("conv1", self.features, dtype=self.dtype)(h)
         width = (1 + self.scale_shift) * self.features
-        bias = dense("time_emb_proj", width, dtype=self.dtype)(self.act(embedding))[:, None, None]
+        project = dense_layer("time_emb_proj", width, dtype=self.dtype)
+        bias = project(self.act(embedding))[:, None, None]
         norm = self._norm("norm2", self.features, self.groups[1])
         if self.scale_shift:
             scale, shift = jnp.split(bias, 2, axis=-1)
@@ -113,7 +114,7 @@ class ResnetBlock(nn.Module):
         return (x + h) / self.divisor
 
     def _norm(self, name: str, channels: int, groups: int) -> nn.GroupNorm:
-        return group_norm(name, channels, groups, self.eps, dtype=self.dtype)
+        return torch_group_norm(name, channels, groups, self.eps, dtype=self.dtype)
 
 
 def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels _c"]:
@@ -125,7 +126,7 @@ def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(*q.shape[:2], -1)
 
 
-def check_images(shape: tuple[int, ...], channels: int, levels: int) -> None:
+def check_image_shape(shape: tuple[int, ...], channels: int, levels: int) -> None:
     """UserError unless images of a shape have so many channels and can be halved so often."""
     _, height, width, found = shape
     if found != channels:

@@ -30,13 +30,13 @@ from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch, safetensors
 from scoremle.records import check_record
-from scoremle.zoo.families import INDEX
+from scoremle.zoo.families import PIPELINE_INDEX
 from scoremle.zoo.family import published_model
 from scoremle.zoo.unet2d import UNet2D, unet2d_params
 
 __all__ = ["assembled", "refuse_latents"]
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+PREDICTION_TYPES = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # Of a scheduler's config, what sets the noise and the meaning of the output.
 DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -79,7 +79,7 @@ class _Scheduler(TypedDict, total=False):
 LEAST_LOG_SNR = -20.0
 SCHEDULER = "scheduler_config.json"
 # All that `load` may read of a folder but the weights.
-CONFIGS = (INDEX, "config.json", "unet/config.json", SCHEDULER, f"scheduler/{SCHEDULER}")
+CONFIGS = (PIPELINE_INDEX, "config.json", "unet/config.json", SCHEDULER, f"scheduler/{SCHEDULER}")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -88,7 +88,7 @@ def load(path: Path) -> ScoreModel:
     return assembled(*_configs(path), lambda: _tensors(path), str(path))
 
 
-def check(path: Path) -> None:
+def check_configs(path: Path) -> None:
     """Raises UserError for configs in a folder that declare what can't be served."""
     _declared(*_configs(path), str(path))
 
@@ -100,7 +100,7 @@ def weights_of(path: Path) -> list[str]:
 
 def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The network's and the scheduler's config."""
-    index, network = _there(path, INDEX), _network_folder(path)
+    index, network = _there(path, PIPELINE_INDEX), _network_folder(path)
     refuse_latents(str(path), read_json(index) if index else {})
     if not (config := _there(path, network, "config.json")):
         raise UserError(f"{path / network} has no config.json: a diffusers folder needs it")
@@ -117,8 +117,8 @@ def files(path: Path) -> dict[str, Path]:
         f"unet/{weights}": file,
         f"scheduler/{SCHEDULER}": _scheduler(path),
     }
-    index = _there(path, INDEX)
-    return found | ({INDEX: index} if index else {})
+    index = _there(path, PIPELINE_INDEX)
+    return found | ({PIPELINE_INDEX: index} if index else {})
 
 
 def assembled(
@@ -138,7 +138,7 @@ def assembled(
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
-        prediction=PREDICTIONS[fields["prediction_type"]], time_input="step",
+        prediction=PREDICTION_TYPES[fields["prediction_type"]], time_input="step",
     )  # fmt: skip
     return published_model(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps,
@@ -154,9 +154,10 @@ def _declared(
     if not {"beta_schedule", "trained_betas"} & set(scheduler):
         raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
     network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
-    if fields["prediction_type"] not in PREDICTIONS:
+    if fields["prediction_type"] not in PREDICTION_TYPES:
         raise UserError(
-            f"{place}: prediction_type {fields['prediction_type']!r} is none of {[*PREDICTIONS]}"
+            f"{place}: prediction_type {fields['prediction_type']!r} is none of"
+            f" {[*PREDICTION_TYPES]}"
         )
     _tells_variance(place, network, fields)
     _size(place, network)

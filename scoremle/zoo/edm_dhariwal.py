@@ -16,8 +16,8 @@ from scoremle.zoo.edm_parts import (
     Arrays,
     Made,
     Parts,
-    check_choice,
-    fields_of,
+    check_field,
+    edm_fields,
     interleaved,
     parts_of,
     renamed,
@@ -49,8 +49,8 @@ def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
 
     Raises UserError for fields or tensors that it can't have.
     """
-    f = fields_of(fields, DEFAULTS)
-    check_choice(f, "img_channels", [3])
+    f = edm_fields(fields, DEFAULTS)
+    check_field(f, "img_channels", [3])
     if f["model_channels"] * min(f["channel_mult"]) < LEAST_CHANNELS:
         raise UserError(f"a DhariwalUNet of under {LEAST_CHANNELS} channels is not known here")
     network = ADM(

@@ -36,7 +36,7 @@ class Made(NamedTuple):
     params: Any
 
 
-def fields_of(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def edm_fields(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a network; ``defaults`` are of those that it alone has.
 
     Raises UserError for one that is missing or not known.
@@ -47,11 +47,11 @@ def fields_of(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     found = known | dict(given)
     for name in [name for name, value in found.items() if value is None]:
         raise UserError(f"the field {name} is missing")
-    check_choice(found, "channel_mult_emb", [4])
+    check_field(found, "channel_mult_emb", [4])
     return found
 
 
-def check_choice(fields: Mapping[str, Any], name: str, known: Any) -> None:
+def check_field(fields: Mapping[str, Any], name: str, known: Any) -> None:
     """UserError unless a field has a value that is known here."""
     if fields[name] not in known:
         choices = ", ".join(map(str, known))

@@ -20,9 +20,9 @@ from scoremle.training.checkpoints import Damaged
 from scoremle.zoo.edm_parts import (
     Arrays,
     Made,
-    check_choice,
+    check_field,
     check_shape,
-    fields_of,
+    edm_fields,
     interleaved,
     parts_of,
     renamed,
@@ -73,7 +73,7 @@ def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
     """
     if ranged:
         raise UserError("a SongUNet tells no variance of steps: known here is DhariwalUNet")
-    f = fields_of(fields, DEFAULTS)
+    f = edm_fields(fields, DEFAULTS)
     network, size = _network(f), f["img_resolution"]
     params: dict[str, Any] = {}
     if f["label_dim"]:
@@ -93,10 +93,10 @@ def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
 
 
 def _network(f: Mapping[str, Any]) -> DDPMpp:
-    check_choice(f, "embedding_type", NOISE_CHANNELS)
-    check_choice(f, "channel_mult_noise", [NOISE_CHANNELS[f["embedding_type"]]])
-    check_choice(f, "encoder_type", PROGRESSIVE_INPUT)
-    check_choice(f, "decoder_type", PROGRESSIVE)
+    check_field(f, "embedding_type", NOISE_CHANNELS)
+    check_field(f, "channel_mult_noise", [NOISE_CHANNELS[f["embedding_type"]]])
+    check_field(f, "encoder_type", PROGRESSIVE_INPUT)
+    check_field(f, "decoder_type", PROGRESSIVE)
     return DDPMpp(
         nf=f["model_channels"], ch_mult=tuple(f["channel_mult"]), num_res_blocks=f["num_blocks"],
         attn_resolutions=tuple(f["attn_resolutions"]), fir=True,

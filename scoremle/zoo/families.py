@@ -24,17 +24,17 @@ from scoremle.files import inside, read_json
 from scoremle.model import ScoreModel
 from scoremle.published import pytorch, safetensors
 
-__all__ = ["FAMILIES", "HUB", "OTHERS", "family_of"]
+__all__ = ["FAMILIES", "HUB", "OTHER_FAMILIES", "family_of"]
 
 # What a model on the Hugging Face hub is named by: ``hf:OWNER/NAME[@REVISION]``.
 HUB = "hf:"
 # The file of a pipeline of diffusers that names its parts.
-INDEX = "model_index.json"
+PIPELINE_INDEX = "model_index.json"
 
 
 def is_diffusers(path: Path) -> bool:
     """Whether this is the folder of a pipeline, or of a network, of diffusers."""
-    configs = (INDEX, "unet/config.json", "config.json")
+    configs = (PIPELINE_INDEX, "unet/config.json", "config.json")
     return path.is_dir() and any(
         (path / config).is_file() and "_diffusers_version" in read_json(inside(path, config))
         for config in configs
@@ -50,7 +50,7 @@ def is_openai(path: Path) -> bool:
     """Whether this is a ``.pt``, or a checkpoint of PyTorch with flags beside it."""
     if not path.is_file():
         return False
-    return path.suffix == ".pt" or (pytorch.is_file(path) and flags_beside(path).is_file())
+    return path.suffix == ".pt" or (pytorch.is_torch_file(path) and flags_beside(path).is_file())
 
 
 def is_edm(path: Path) -> bool:
@@ -98,7 +98,7 @@ FAMILIES = {
 }  # fmt: skip
 
 # For whatever is none of these.
-OTHERS = (
+OTHER_FAMILIES = (
     f"{', '.join(family.title for family in FAMILIES.values())}; use"
     " scoremle.interop.torch.from_module in a FILE.py:function for any other"
 )

@@ -24,7 +24,7 @@ def download(place: str) -> Path:
         place: ``hf:OWNER/NAME``, or ``hf:OWNER/NAME@REVISION``.
     """
     folder = _fetched(place, diffusers.CONFIGS, LARGEST_CONFIG)
-    diffusers.check(folder)
+    diffusers.check_configs(folder)
     # All of one commit, whatever is written to the hub meanwhile.
     commit = f"{place.partition('@')[0]}@{folder.name}"
     wanted = diffusers.weights_of(folder)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Num
 
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.layers import Activation, fields_of, wide
+from scoremle.nn.layers import Activation, network_fields, wide
 from scoremle.records import check_record
 from scoremle.xla import compile_once
 from scoremle.zoo.blocks import (
@@ -30,10 +30,10 @@ from scoremle.zoo.blocks import (
     ResnetBlock,
     Times,
     TimestepEmbedding,
-    check_images,
+    check_image_shape,
     conv,
-    group_norm,
-    positional_embedding,
+    timestep_embedding,
+    torch_group_norm,
 )
 from scoremle.zoo.from_torch import from_torch
 from scoremle.zoo.unet2d_fields import (
@@ -41,15 +41,15 @@ from scoremle.zoo.unet2d_fields import (
     DOWN_BLOCKS,
     UP_BLOCKS,
     WITHOUT_EFFECT,
-    Kind,
+    BlockKind,
     check_fields,
     kind_of,
 )
 from scoremle.zoo.unet2d_layers import (
-    Attention,
     Fourier,
     Learned,
     ResnetBlockK,
+    UNet2DAttention,
     fir_downsample,
     fir_upsample,
     k_downsample,
@@ -147,7 +147,7 @@ class UNet2D(nn.Module):
             for k, v in config.items()
             if k not in WITHOUT_EFFECT and not k.startswith("_")
         }
-        for name in sorted(given.keys() - fields_of(cls)):
+        for name in sorted(given.keys() - network_fields(cls)):
             raise UserError(f"the config has the field {name}, which is not known here")
         check_record(given, cls, "the config")
         network = cls(**given)
@@ -163,7 +163,7 @@ class UNet2D(nn.Module):
         Raises UserError where fields, images and labels do not go together.
         """
         check_fields(self)
-        check_images(x.shape, self.in_channels, len(self.block_out_channels))
+        check_image_shape(x.shape, self.in_channels, len(self.block_out_channels))
         x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
         x = 2 * x - 1 if self.center_input_sample else x
         embedding = self._embed(t, class_labels)
@@ -198,7 +198,7 @@ class UNet2D(nn.Module):
             assert self.num_train_timesteps is not None  # check_fields
             return Learned(self.num_train_timesteps, size, name="time_proj")
         return functools.partial(
-            positional_embedding,
+            timestep_embedding,
             size=size,
             cos_first=self.flip_sin_to_cos,
             freq_shift=self.freq_shift,
@@ -256,7 +256,7 @@ class UNet2D(nn.Module):
     # The parts of a level.
 
     def _halve(
-        self, kind: Kind, block: str, resnet: Resnet, h: Images, pyramid: Images
+        self, kind: BlockKind, block: str, resnet: Resnet, h: Images, pyramid: Images
     ) -> tuple[Images, Images]:
         """Features and pyramid at the next level."""
         if kind.family == "k":
@@ -275,7 +275,7 @@ class UNet2D(nn.Module):
         return halve(h), pyramid
 
     def _take_back(
-        self, kind: Kind, block: str, resnet: Resnet, h: Images, skips: list[Images]
+        self, kind: BlockKind, block: str, resnet: Resnet, h: Images, skips: list[Images]
     ) -> Images:
         """The residual blocks of a level on the way up, each with features of the way down."""
         odd = kind.family == "skip" and kind.attention
@@ -306,7 +306,7 @@ class UNet2D(nn.Module):
         return resnet(last, h, features=features, groups=groups)
 
     def _double(
-        self, kind: Kind, block: str, resnet: Resnet, h: Images, pyramid: Images | None
+        self, kind: BlockKind, block: str, resnet: Resnet, h: Images, pyramid: Images | None
     ) -> tuple[Images, Images | None]:
         """Features at the next level, and the pyramid with this level added."""
         if kind.family == "k":
@@ -345,7 +345,7 @@ class UNet2D(nn.Module):
         self, norm: str, name: str, h: Images, channels: int, groups: int | None = None
     ) -> Images:
         groups = groups or _groups(h.shape[-1])
-        normalize = group_norm(norm, h.shape[-1], groups, self.norm_eps, dtype=self.dtype)
+        normalize = torch_group_norm(norm, h.shape[-1], groups, self.norm_eps, dtype=self.dtype)
         to_image = self._conv(name, channels, dtype=wide(self.dtype))
         return to_image(nn.swish(normalize(h)))
 
@@ -357,7 +357,7 @@ class UNet2D(nn.Module):
 
     def _resnet(
         self,
-        kind: Kind,
+        kind: BlockKind,
         embedding: Embedding,
         name: str,
         h: Images,
@@ -382,16 +382,16 @@ class UNet2D(nn.Module):
 
     def _attention(
         self, features: int, groups: int | None, divisor: float
-    ) -> Callable[..., Attention]:
+    ) -> Callable[..., UNet2DAttention]:
         size = self.attention_head_dim or features
         if size > features:
             raise UserError(
                 f"attention_head_dim is {size}, and a layer with attention has {features} channels"
             )
         fields = (features // size, size, groups, self.norm_eps, divisor, self.dtype)
-        return functools.partial(Attention, *fields)
+        return functools.partial(UNet2DAttention, *fields)
 
-    def _attend(self, kind: Kind, name: str, h: Images) -> Images:
+    def _attend(self, kind: BlockKind, name: str, h: Images) -> Images:
         if not kind.attention:
             return h
         skip = kind.family == "skip"

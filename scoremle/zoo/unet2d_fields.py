@@ -9,7 +9,7 @@ import jax
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_LEVELS, Activation
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_RESOLUTIONS, Activation
 
 ACTIVATIONS: dict[str, Activation] = {
     "swish": nn.swish,
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class Kind(NamedTuple):
+class BlockKind(NamedTuple):
     """Kind of a block, by its name.
 
     ``family``: "plain"; "skip", with a pyramid of images; "k", normalised without weights.
@@ -33,20 +33,20 @@ class Kind(NamedTuple):
 
 
 DOWN_BLOCKS = {
-    "DownBlock2D": Kind(),
-    "AttnDownBlock2D": Kind(attention=True),
-    "ResnetDownsampleBlock2D": Kind(in_a_resnet=True),
-    "SkipDownBlock2D": Kind("skip"),
-    "AttnSkipDownBlock2D": Kind("skip", attention=True),
-    "KDownBlock2D": Kind("k"),
+    "DownBlock2D": BlockKind(),
+    "AttnDownBlock2D": BlockKind(attention=True),
+    "ResnetDownsampleBlock2D": BlockKind(in_a_resnet=True),
+    "SkipDownBlock2D": BlockKind("skip"),
+    "AttnSkipDownBlock2D": BlockKind("skip", attention=True),
+    "KDownBlock2D": BlockKind("k"),
 }
 UP_BLOCKS = {
-    "UpBlock2D": Kind(),
-    "AttnUpBlock2D": Kind(attention=True),
-    "ResnetUpsampleBlock2D": Kind(in_a_resnet=True),
-    "SkipUpBlock2D": Kind("skip"),
-    "AttnSkipUpBlock2D": Kind("skip", attention=True),
-    "KUpBlock2D": Kind("k"),
+    "UpBlock2D": BlockKind(),
+    "AttnUpBlock2D": BlockKind(attention=True),
+    "ResnetUpsampleBlock2D": BlockKind(in_a_resnet=True),
+    "SkipUpBlock2D": BlockKind("skip"),
+    "AttnSkipUpBlock2D": BlockKind("skip", attention=True),
+    "KUpBlock2D": BlockKind("k"),
 }
 CHOICES = {
     "time_embedding_type": ("positional", "fourier", "learned"),
@@ -65,7 +65,7 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
-def kind_of(block: str, kinds: Mapping[str, Kind]) -> Kind:
+def kind_of(block: str, kinds: Mapping[str, BlockKind]) -> BlockKind:
     """The kind of a block by its name, of today or of 2022."""
     return kinds[block.removeprefix("UNetRes")]
 
@@ -77,7 +77,8 @@ def check_fields(net: Any) -> None:
         if value not in choices:
             raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
     check_count("layers_per_block", net.layers_per_block, most=MOST_LAYERS)
-    check_count("the length of block_out_channels", len(net.block_out_channels), most=MOST_LEVELS)
+    depth = len(net.block_out_channels)
+    check_count("the length of block_out_channels", depth, most=MOST_RESOLUTIONS)
     for channels in net.block_out_channels:
         check_count("one of block_out_channels", channels, most=MOST_CHANNELS)
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):

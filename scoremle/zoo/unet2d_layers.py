@@ -9,12 +9,20 @@ from jaxtyping import Array
 
 from scoremle.nn import resample
 from scoremle.nn.layers import Activation
-from scoremle.zoo.blocks import Embedding, Images, Times, attend, conv, dense, group_norm
+from scoremle.zoo.blocks import (
+    Embedding,
+    Images,
+    Times,
+    attend,
+    conv,
+    dense_layer,
+    torch_group_norm,
+)
 
 FIR_KERNEL = (1, 3, 3, 1)
 
 
-class Attention(nn.Module):
+class UNet2DAttention(nn.Module):
     """(x + self-attention between all pixels) / ``divisor``."""
 
     heads: int
@@ -29,7 +37,7 @@ class Attention(nn.Module):
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
         if self.groups:
-            h = group_norm("group_norm", c, self.groups, self.eps, dtype=self.dtype)(h)
+            h = torch_group_norm("group_norm", c, self.groups, self.eps, dtype=self.dtype)(h)
         q, k, v = (self._heads(name, h) for name in ("to_q", "to_k", "to_v"))
         h = nn.Dense(c, dtype=self.dtype, name="to_out.0")(attend(q, k, v, dtype=self.dtype))
         return (x + h.reshape(x.shape)) / self.divisor
@@ -62,8 +70,8 @@ class ResnetBlockK(nn.Module):
     def _normalized(self, name: str, h: Images, groups: int, embedding: Embedding) -> Images:
         channels = h.shape[-1]
         bare = {"use_bias": False, "use_scale": False}
-        norm = group_norm(None, channels, groups, self.eps, dtype=self.dtype, **bare)
-        wave = dense(name, 2 * channels, dtype=self.dtype)(embedding)[:, None, None]
+        norm = torch_group_norm(None, channels, groups, self.eps, dtype=self.dtype, **bare)
+        wave = dense_layer(name, 2 * channels, dtype=self.dtype)(embedding)[:, None, None]
         scale, shift = jnp.split(wave, 2, axis=-1)
         return norm(h) * (1 + scale) + shift
 

@@ -23,7 +23,7 @@ from scoremle.cli.commands.score import ESTIMATORS
 from scoremle.cli.flags import MEANINGS
 from scoremle.data.readers import fits
 from scoremle.experiment import samplers, scoring
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 
 
 def printed(capsys, *arguments: str) -> str:
@@ -36,7 +36,7 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
     lines = screen.splitlines()
     assert 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
     words = set(re.split(r"[\s,]+", screen))
-    assert words >= {*COMMANDS, *NAMED, *data.DATASETS}
+    assert words >= {*COMMANDS, *NAMED_CONFIGS, *data.DATASETS}
     assert printed(capsys, "help") == printed(capsys, "-h") == screen
 
 

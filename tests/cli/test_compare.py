@@ -122,8 +122,10 @@ def test_a_bound_and_an_exact_value_are_named(both, capsys):
 def test_a_table_of_a_bound_has_no_error_of_a_solver(capsys, tmp_path):
     """As it is written; and of the ODE the error may be as small as is written."""
     for name, error in (("bound", 0.0), ("ode", 1e-9)):
-        row = score_table.Row("1.png", bpd=3.0, error=0.1, probe_stderr=0.1, solver_error=error)
-        score_table.write(
+        row = score_table.ScoreRow(
+            "1.png", bpd=3.0, error=0.1, probe_stderr=0.1, solver_error=error
+        )
+        score_table.write_csv(
             tmp_path / f"{name}.csv", [row, row], dims=10, reference=0, estimator=name
         )
     _, out, _ = compare(capsys, tmp_path / "bound.csv", tmp_path / "ode.csv", "--json")

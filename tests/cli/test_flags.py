@@ -19,9 +19,9 @@ from scoremle.errors import Stopped, UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.build import build
 from scoremle.experiment.config import fields_of
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 
-CONFIGS = sorted(f"configs/{name}.py" for name in NAMED if name.endswith("_continuous"))
+CONFIGS = sorted(f"configs/{name}.py" for name in NAMED_CONFIGS if name.endswith("_continuous"))
 OWN = ["configs/digits.py", "configs/fashion_mnist.py", "configs/own_images.py"]
 
 

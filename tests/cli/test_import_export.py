@@ -241,4 +241,4 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     err = one_line(capsys, "export", tmp_path / NAME, "x")
     assert f"; scoremle import {tmp_path / NAME} makes one of it" in err
     assert not Path("x").exists()
-    assert published.files(tmp_path) == {}
+    assert published.checkpoint_files(tmp_path) == {}

@@ -76,7 +76,7 @@ def test_each_family_is_the_same_model_afterwards(
     elif family == "openai":
         arrays = golden("adm_guided")
         tensors = drawn(json.loads(str(arrays["shapes"])))
-        monkeypatch.setattr(openai.pytorch, "load", lambda path: tensors)
+        monkeypatch.setattr(openai.pytorch, "load_pth", lambda path: tensors)
         place = of_openai(tmp_path, arrays)
     else:
         torch, diffusers = map(pytest.importorskip, ("torch", "diffusers"))

@@ -23,8 +23,8 @@ from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines
 from scoremle.experiment.reference import how_to_get
-from scoremle.experiment.score_table import Row
-from scoremle.experiment.scoring import Prepared
+from scoremle.experiment.score_table import ScoreRow
+from scoremle.experiment.scoring import Scoring
 from scoremle.experiment.shipped import FOLDER
 from scoremle.likelihood import score_images
 
@@ -230,14 +230,14 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
 
 
 def test_parts_are_those_of_the_same_work(tiny, tmp_path):
-    found = Prepared(scoremle.load("digits"), scoremle.ByOde(), [], [])
+    found = Scoring(scoremle.load("digits"), scoremle.ByOde(), [], [])
     places = {
         prepared.parts(tmp_path, *work)
         for prepared, *work in (
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
             (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
-            (Prepared(scoremle.load(tiny.workdir), found.estimator, [], []), "digits", IMAGES, 0),
-            (Prepared(found.model, scoremle.ByElbo(), [], []), "digits", IMAGES, 0),
+            (Scoring(scoremle.load(tiny.workdir), found.estimator, [], []), "digits", IMAGES, 0),
+            (Scoring(found.model, scoremle.ByElbo(), [], []), "digits", IMAGES, 0),
         )
     }  # fmt: skip
     assert len(places) == 6
@@ -301,7 +301,7 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     ],
 )  # fmt: skip
 def test_the_verdict(ranks, reference, words):
-    told = command._verdict([Row("a.png", rank=rank) for rank in ranks], reference)
+    told = command._verdict([ScoreRow("a.png", rank=rank) for rank in ranks], reference)
     assert words in told and bool(words) == bool(told)
 
 
@@ -333,7 +333,7 @@ def model():
 
 def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, capfd, monkeypatch):
     """And not without being asked to; what was stopped goes on."""
-    out, page, measured = tmp_path / "s.csv", tmp_path / "p.html", Prepared.score
+    out, page, measured = tmp_path / "s.csv", tmp_path / "p.html", Scoring.score
 
     def stopped(self, *arguments, **options):
         if options.get("levels"):
@@ -341,7 +341,7 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
             raise KeyboardInterrupt
         return measured(self, *arguments, **options)
 
-    monkeypatch.setattr(Prepared, "score", stopped)
+    monkeypatch.setattr(Scoring, "score", stopped)
     (tmp_path / "gaussian.py").write_text(GAUSSIAN)
     words = f"{tmp_path}/gaussian.py:model", folder, f"--out={out}", f"--page={page}"
     flags = *words, "--repeats=1"

@@ -19,7 +19,7 @@ from scoremle import data
 from scoremle.data.image_set import ImageSet, pad_to
 from scoremle.data.readers.digits import load_digits, stratified_split
 from scoremle.errors import UserError
-from scoremle.training.loop import Loop, Schedule
+from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state
 from scoremle.training.writers import Writer
@@ -144,7 +144,7 @@ def trained(images: ImageSet, on_device: str, folder: Path):
             rows.append(row)
 
     training = Loop(
-        step, lambda k: feed.batch_of(images.reordered(k)), Schedule(15, 3, 3, 100, 100, 100),
+        step, lambda k: feed.batch_of(images.reordered(k)), Intervals(15, 3, 3, 100, 100, 100),
         snapshots=worker.Checkpoints(folder / "a", keep=None),
         preemption=worker.Checkpoints(folder / "b", keep=2), writer=Kept(),
         on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},

@@ -16,7 +16,7 @@ import pytest
 from scoremle import data
 from scoremle.cli import main as cli
 from scoremle.cli.commands.data import FETCHED
-from scoremle.data.fetch import ORIGINS, Origin
+from scoremle.data.fetch import ORIGINS, Download
 from scoremle.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
@@ -76,7 +76,7 @@ def server(tmp_path, monkeypatch):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         listed = {name: (len(f), hashlib.sha256(f).hexdigest()) for name, f in FILES.items()}
-        origin = Origin(f"http://127.0.0.1:{server.server_port}/sets", listed)
+        origin = Download(f"http://127.0.0.1:{server.server_port}/sets", listed)
         monkeypatch.setitem(ORIGINS, "mnist", origin)
         yield server
         server.shutdown()

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from scoremle.data import pieces
-from scoremle.data.pieces import Kind, images_of, pieces_of
+from scoremle.data.pieces import ImageKind, piece_images, pieces_of
 from scoremle.errors import UserError
 
-SIZE = Kind((4, 4, 1))
+SIZE = ImageKind((4, 4, 1))
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
 
 
@@ -62,7 +62,7 @@ def test_each_image_once(make, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "RUN", 2)
     monkeypatch.setattr(pieces, "ROWS", 2)
     order, index = make(tmp_path)
-    found = [image for piece in pieces_of(tmp_path)[::-1] for image in images_of(piece, SIZE)]
+    found = [image for piece in pieces_of(tmp_path)[::-1] for image in piece_images(piece, SIZE)]
     found.sort(key=lambda image: image.index)
     assert [image.index for image in found] == index
     np.testing.assert_array_equal([image.pixels for image in found], PIXELS[order])
@@ -74,7 +74,7 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
     (tmp_path / "a" / "3.png").write_bytes(b"no picture")
     Image.new("L", (5, 4)).save(tmp_path / "b" / "1.png")
     (piece,) = pieces_of(tmp_path)
-    found = list(images_of(piece, SIZE, without=range(0, 7, 2)))
+    found = list(piece_images(piece, SIZE, without=range(0, 7, 2)))
     assert [(image.index, image.name) for image in found] == [
         (1, "a/3.png"), (3, "b/1.png"), (5, "c/2.png"),
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
 def test_a_single_file(tmp_path):
     np.save(tmp_path / "x.npy", PIXELS)
     (piece,) = pieces_of(tmp_path / "x.npy")
-    assert [image.index for image in images_of(piece, SIZE)] == list(range(7))
+    assert [image.index for image in piece_images(piece, SIZE)] == list(range(7))
 
 
 def test_what_is_refused(tmp_path):
@@ -94,7 +94,7 @@ def test_what_is_refused(tmp_path):
         pieces_of(tmp_path)
     arrays(tmp_path)
     with pytest.raises(UserError, match="taken as they are: 4x4x1, not 5x5x1"):
-        list(images_of(pieces_of(tmp_path)[0], Kind((5, 5, 1))))
+        list(piece_images(pieces_of(tmp_path)[0], ImageKind((5, 5, 1))))
     folder(tmp_path)
     with pytest.raises(UserError, match=r"all of one kind; it holds .*2 arrays"):
         pieces_of(tmp_path)

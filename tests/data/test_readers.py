@@ -24,7 +24,7 @@ from scoremle.data.readers.celeba import _face
 from scoremle.data.readers.cifar import rows_and_labels
 from scoremle.data.readers.decoding import GREY, TURNED, UNPALETTED, decode_image
 from scoremle.data.readers.fits import fitted
-from scoremle.data.readers.pictures import Decoder, split_of
+from scoremle.data.readers.pictures import ImageDecoder, split_of
 from scoremle.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -554,7 +554,7 @@ def test_crop_and_resize(tmp_path, prepare):
 def test_one_side_that_is_too_small_is_enough(fit, shape):
     """For a picture, a face of CelebA and an array: else it would get black borders."""
     options, image = Options(size=4, channels=1, fit=fit), np.full((*shape, 1), 9, np.uint8)
-    assert "enlarged" in Decoder(options)("a", encoded(image)).reason
+    assert "enlarged" in ImageDecoder(options)("a", encoded(image)).reason
     with pytest.raises(UserError, match="smaller"):
         fitted(image[None], options)
     face = image.repeat(45, axis=0).repeat(45, axis=1)  # a side of 135 or 405; 140 are cropped

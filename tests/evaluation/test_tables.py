@@ -9,7 +9,7 @@ from PIL import Image
 
 from scoremle.evaluation import result
 from scoremle.evaluation.pictures import (
-    Part,
+    Panel,
     image_grid,
     write_grid,
     write_parts,
@@ -79,7 +79,7 @@ def test_one_image_of_one_pixel_is_a_picture_too(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels):
     black = np.zeros((8, 8, 8, channels), np.uint8)
-    parts = [Part(caption, black) for caption in ("lowest", "highest")]
+    parts = [Panel(caption, black) for caption in ("lowest", "highest")]
     write_parts(tmp_path / "p.png", parts, 2, columns=4)
     picture = read(tmp_path / "p.png").reshape(2 * (20 + 247) + 16, 481, channels)
     for top in (0, 20 + 247 + 16):
@@ -94,7 +94,7 @@ def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels)
 def test_each_image_of_a_part_stands_above_its_value(tmp_path, channels):
     images = np.zeros((5, 8, 8, channels), np.uint8)
     images[1] = images[4] = 1
-    parts = [Part("two\nlines", images, ["", "2.000", "", "", "5.000"])]
+    parts = [Panel("two\nlines", images, ["", "2.000", "", "", "5.000"])]
     write_parts(tmp_path / "p.png", parts, 2, columns=4)
     picture = read(tmp_path / "p.png").reshape(2 * 20 + 2 * (130 + 20), 481, channels)
     for row, (image, text) in enumerate((([0, 255, 0, 0], [1]), ([255, *[WHITE] * 3], [0]))):

@@ -20,8 +20,8 @@ from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment import training
 from scoremle.experiment.build import build
-from scoremle.experiment.configs import NAMED
-from scoremle.experiment.rules import check_values
+from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.rules import check_config
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
 from scoremle.likelihood.images import ByOde
@@ -31,7 +31,7 @@ from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
 from scoremle.training import loop
 
-PUBLISHED = sorted(name for name in NAMED if name.endswith("_continuous"))
+PUBLISHED = sorted(name for name in NAMED_CONFIGS if name.endswith("_continuous"))
 DIGITS = ("data.dataset=digits", "data.image_size=8", "data.num_channels=1")
 SMALL = (
     "model.nf=4", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=(1,)",
@@ -127,13 +127,13 @@ def test_a_value_of_another_type(field, value, words):
     *section, name = field.split(".")
     (changed[section[0]] if section else changed)[name] = value
     with pytest.raises(UserError, match=words):
-        check_values(ConfigDict(changed))
+        check_config(ConfigDict(changed))
 
 
 def test_a_whole_number_is_a_number():
     changed = config("configs/digits.py", *SMALL).to_dict()
     changed["model"]["dropout"] = 0
-    check_values(ConfigDict(changed))
+    check_config(ConfigDict(changed))
 
 
 def test_images_that_are_padded_are_said(capsys):

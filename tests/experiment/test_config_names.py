@@ -10,7 +10,7 @@ import pytest
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import (
-    NAMED,
+    NAMED_CONFIGS,
     load_config,
     published_config,
     recorded_config,
@@ -38,7 +38,7 @@ def resolved(place: str, **fields) -> dict:
 def test_a_published_path_is_a_name():
     """Fields and ``resolve``: both weightings are what ImageNet's asks for."""
     both = {"training.likelihood_weighting": True, "training.importance_weighting": True}
-    for name in NAMED:
+    for name in NAMED_CONFIGS:
         assert resolved(f"configs/{name}.py", **both) == resolved(name, **both)
 
 
@@ -57,7 +57,7 @@ def test_a_name_means_no_file_of_the_working_folder(tmp_path, monkeypatch):
 def test_a_name_that_is_none():
     assert failure("fashion_mnits") == (
         "unknown config 'fashion_mnits'; did you mean fashion_mnist? "
-        f"there are: {', '.join(NAMED)}"
+        f"there are: {', '.join(NAMED_CONFIGS)}"
     )
 
 
@@ -137,7 +137,7 @@ def test_a_config_of_an_earlier_version_gets_the_defaults_of_newer_fields():
     assert config.model.nf == 16
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED_CONFIGS)
 def test_a_recorded_config_is_the_one_that_was_written(name, tmp_path):
     """Types too; and what was derived follows the fields that are changed afterwards."""
     changes = {"sampling.method": "ddim", "eval.bpd_dataset": "train", "eval.dequantizer": True}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import scoremle
-from scoremle.data.pieces import Kind, pieces_of
+from scoremle.data.pieces import ImageKind, pieces_of
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment import on_ray
@@ -21,7 +21,7 @@ from scoremle.experiment.scorer import Scorer
 
 IMAGES = load_digits("")[1][:20]
 BAD = 7
-DIGITS = (Kind((8, 8, 1)), "")
+DIGITS = (ImageKind((8, 8, 1)), "")
 
 
 class Mortal(Scorer):

@@ -14,7 +14,7 @@ from helpers.printed import assert_printed, column
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
-from scoremle.experiment.measurements import Measured
+from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.decoders import InformedDecoder
@@ -193,7 +193,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
         evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,
         model=ImportedSpec.of(model, {}, ""),
     )  # fmt: skip
-    (found,) = Measured(experiment, model, tmp_path, decoder=model.decoder).measurements()
+    (found,) = Measurements(experiment, model, tmp_path, decoder=model.decoder).measurements()
     assert found.kind == ("bound_informed" if bound else "ode_bound")
     assert found.facts["decoder_scale"] == "learned"
     assert "informed decoder with the network's own scales" in found.facts["estimator"]

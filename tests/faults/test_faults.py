@@ -152,7 +152,7 @@ class Score:
         images = np.zeros((5, 4, 4, 1), np.uint8)
         reports = [ImageReport(name, image) for name, image in zip("abcde", images, strict=True)]
         rows = score_table.rows(reports, images, scores, np.zeros(0), passes=2)
-        score_table.write(
+        score_table.write_csv(
             folder / "scores.csv", rows, dims=16, reference=0, estimator="exact"
         )
 

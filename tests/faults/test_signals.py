@@ -26,7 +26,7 @@ from scoremle.cli import main as cli
 from scoremle.cli.commands.verify import verify
 from scoremle.cli.signals import ANSWERED
 from scoremle.experiment.results import read_results
-from scoremle.experiment.score_table import Row, write
+from scoremle.experiment.score_table import ScoreRow, write_csv
 from scoremle.quality import features
 from scoremle.quality.features import Extractor
 from scoremle.quality.inception import Features
@@ -144,8 +144,8 @@ class Compare(Command):
     def begin(self, folder):
         folder.mkdir()
         for name, error in (("a", 0.1), ("b", 0.2)):
-            row = Row("1.png", bpd=3.0 + error, error=error, probe_stderr=error)
-            write(folder / f"{name}.csv", [row, row], dims=64, reference=0, estimator="exact")
+            row = ScoreRow("1.png", bpd=3.0 + error, error=error, probe_stderr=error)
+            write_csv(folder / f"{name}.csv", [row, row], dims=64, reference=0, estimator="exact")
 
     def words(self, folder):
         return "compare", folder / "a.csv", folder / "b.csv"

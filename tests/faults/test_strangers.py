@@ -17,7 +17,7 @@ from PIL import Image
 
 from scoremle.cli.commands.verify import verify
 from scoremle.data.archive import Source
-from scoremle.data.readers.arrays import read_arrays
+from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError
 from scoremle.experiment.lock import locked
@@ -227,7 +227,7 @@ def test_images_are_those_of_the_folder(tmp_path, caplog):
     (folder / "a.npy").symlink_to("b.npy")
     (folder / "b.npy").symlink_to("a.npy")
     (folder / "around").symlink_to(".")
-    chunks = read_arrays(folder, Options()).chunks
+    chunks = read_array_files(folder, Options()).chunks
     assert [chunk.split for chunk in chunks] == ["test"]
     assert "'train.npy'" in caplog.text or "..." in caplog.text
     Image.new("L", (4, 4)).save(folder / "kept.png")

@@ -17,12 +17,12 @@ from helpers.steps import make_step
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
-from scoremle.training.loop import Loop, Schedule
+from scoremle.training.loop import Intervals, Loop
 from scoremle.training.step import init_state, make_optimizer
 from scoremle.training.writers import Console, FanOut, JsonLines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.
-SCHEDULE = Schedule(
+SCHEDULE = Intervals(
     n_iters=80,
     n_jitted_steps=3,
     log_freq=10,

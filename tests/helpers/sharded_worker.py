@@ -64,7 +64,7 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
         training = loop.Loop(
             program,
             lambda _: late.batch,
-            loop.Schedule(steps, 5, 5, 5, 10, 10),
+            loop.Intervals(steps, 5, 5, 5, 10, 10),
             snapshots=Checkpoints(folder / "checkpoints", keep=None),
             preemption=late,
             writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
@@ -92,7 +92,7 @@ def first_state(sharded):
 
 
 def numbers(tree):
-    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(devices.fetch(tree))])
+    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(devices.to_numpy(tree))])
 
 
 def bytes_here(state):

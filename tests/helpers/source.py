@@ -12,8 +12,8 @@ from functools import cache
 from helpers.places import ROOT
 
 __all__ = [
-    "SOURCES", "changed", "described", "dotted", "exported", "imports", "lines_of_code",
-    "listed", "longest_chain", "names_taken",
+    "SOURCES", "changed", "defined", "described", "dotted", "exported", "imports",
+    "lines_of_code", "listed", "longest_chain", "names_taken",
 ]  # fmt: skip
 
 SOURCES = {
@@ -117,6 +117,23 @@ def _name(node: ast.stmt) -> str:
     if isinstance(node, ast.AnnAssign):
         return ast.unparse(node.target)
     return getattr(node, "name", "")
+
+
+def defined(text: str) -> dict[str, bool]:
+    """The public names that a module defines, and whether others see it: all but its constants.
+
+    A function, a class, and what ``__all__`` lists are seen; a constant or an alias is its own.
+    """
+    seen, found = set(listed(text)), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = True
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            nodes = [node for target in targets for node in ast.walk(target)]
+            names = [node.id for node in nodes if isinstance(node, ast.Name)]
+            found |= {name: name in seen for name in names}
+    return {name: of_all for name, of_all in found.items() if not name.startswith("_")}
 
 
 def lines_of_code(text: str) -> int:

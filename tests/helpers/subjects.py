@@ -56,7 +56,7 @@ from helpers.true_files import (
     with_checksums,
 )  # fmt: skip
 from scoremle import data, published
-from scoremle.data.pieces import Kind, images_of, pieces_of
+from scoremle.data.pieces import ImageKind, piece_images, pieces_of
 from scoremle.experiment.own_images import read_images
 from scoremle.published import safetensors
 
@@ -82,7 +82,7 @@ def dataset(name: str, place: str = "", **options: Any) -> Callable[[Path], None
 def check_pieces(folder: Path) -> None:
     """Every image of a source has pixels as a model takes them, or a reason."""
     for piece in pieces_of(folder / "source"):
-        for image in images_of(piece, Kind((32, 32, 3)), "crop"):
+        for image in piece_images(piece, ImageKind((32, 32, 3)), "crop"):
             check_taken(image.pixels, image.reason)
 
 

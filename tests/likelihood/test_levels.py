@@ -8,7 +8,7 @@ from helpers.marks import some
 
 from scoremle.likelihood.levels import (
     FEWEST_DIFFERENCES,
-    Levels,
+    StepLevels,
     bias_bound,
     choose_levels,
     corrected,
@@ -65,7 +65,7 @@ def test_brute_force(m1, m2):
 
 def test_sizes_are_of_least_cost():
     """No numbers of images within the tolerance cost a hundredth less."""
-    levels = Levels((8, 32, 128), (4e-4, 1e-4), 0.0)
+    levels = StepLevels((8, 32, 128), (4e-4, 1e-4), 0.0)
     tolerance, costs = 1e-3, np.array([42, 162 + 65])  # the last with 64 steps, too
     sizes = levels.sizes(10_000, tolerance)
     assert sum(v / m for v, m in zip(levels.variances, sizes, strict=True)) <= tolerance**2
@@ -77,13 +77,13 @@ def test_sizes_are_of_least_cost():
 
 
 def test_sizes_are_neither_few_nor_more_than_there_are():
-    levels = Levels((8, 32, 128), (1.0, 1e-12), 0.0)
+    levels = StepLevels((8, 32, 128), (1.0, 1e-12), 0.0)
     assert levels.sizes(500, 1e-3) == (500, FEWEST_DIFFERENCES)
     assert levels.sizes(10, 1e-3) == (10, 10)
-    rising = Levels((8, 32, 128), (1e-12, 1e-3), 0.0)
+    rising = StepLevels((8, 32, 128), (1e-12, 1e-3), 0.0)
     first, second = rising.sizes(10_000, 1e-3)
     assert first == second > FEWEST_DIFFERENCES
-    assert Levels((8,), (), 0.0).sizes(500, 1e-3) == ()
+    assert StepLevels((8,), (), 0.0).sizes(500, 1e-3) == ()
 
 
 def pilot(order, size=1.0, images=8):
@@ -124,8 +124,8 @@ def test_a_halving_by_hand():
     assert bias_bound(change) == bias_bound(-change)
     assert bias_bound(change) == pytest.approx(0.2 + 2 * np.sqrt(0.02 / 3) / 2)
     # A last difference that is a halving costs no more for it.
-    assert Levels((8, 16), (1.0,), 0.0).cost(0, 1, 1.0) == 0
-    assert Levels((8, 16), (1.0,), 0.0).cost(64, 1, 1.0) == 64 * (9 + 26)
+    assert StepLevels((8, 16), (1.0,), 0.0).cost(0, 1, 1.0) == 0
+    assert StepLevels((8, 16), (1.0,), 0.0).cost(64, 1, 1.0) == 64 * (9 + 26)
 
 
 def test_no_fewer_steps_than_an_image_needs():

@@ -93,7 +93,7 @@ def test_golden_mixture(golden, x64):
 def test_golden_first_normalisation(variant, golden):
     """Without randomness: statistics of each pixel over the batch."""
     arrays = golden(f"dequantizer_{variant}")
-    pair = flowpp.split(arrays["init/batch_eps"])
+    pair = flowpp.split_columns(arrays["init/batch_eps"])
     norm = flowpp.Norm()
     params = norm.init(jax.random.key(0), pair, False)["params"]
     for name, value in params.items():
@@ -108,15 +108,15 @@ def test_golden_first_gains(golden):
     """The reference measures its CIFAR-10 convolution with height and width not yet exchanged."""
     arrays = {k.removeprefix("init/"): v for k, v in golden("dequantizer_cifar10").items()}
     x, raw = arrays["x"], 0.05 * arrays["raw_conv"]
-    y = flowpp.convolve(x, raw)
+    y = flowpp.convolve_same(x, raw)
     s = flowpp.gain(y, 0.1)
     np.testing.assert_allclose(raw * s, arrays["conv2d_cifar10/W"], atol=2e-5)
     bias = -jnp.mean(y * s, axis=(0, 1, 2))
     np.testing.assert_allclose(bias, arrays["conv2d_cifar10/b"], atol=2e-5)
-    out = flowpp.convolve(x, (raw * s).swapaxes(0, 1)) + bias
+    out = flowpp.convolve_same(x, (raw * s).swapaxes(0, 1)) + bias
     np.testing.assert_allclose(out, arrays["conv2d_cifar10/y"], atol=2e-5)
     direction = flowpp.unit_kernel(arrays["conv2d_imagenet32/V"])
-    g = flowpp.gain(flowpp.convolve(x, direction), 0.1)
+    g = flowpp.gain(flowpp.convolve_same(x, direction), 0.1)
     np.testing.assert_allclose(g, arrays["conv2d_imagenet32/g"], atol=2e-5)
 
 

@@ -158,7 +158,7 @@ def test_another_dequantizer():
 )
 def test_names_of_folders(name, known):
     found = origin(Path("/data") / name / "checkpoints" / "checkpoint_26")
-    assert found == (known and published.Origin(*known))
+    assert found == (known and published.PublishedModel(*known))
 
 
 def test_a_flax_checkpoint_of_ncsnpp(tmp_path):
@@ -280,7 +280,7 @@ def test_what_pytorch_saves_is_read_without_it(as_a_zip, tmp_path, monkeypatch):
     path = tmp_path / "m.pt"
     torch.save(content, path, _use_new_zipfile_serialization=as_a_zip)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    found = jax.tree.leaves(pytorch.load(path))
+    found = jax.tree.leaves(pytorch.load_pth(path))
     for one, other in zip(found, jax.tree.leaves(plain(content)), strict=True):
         if isinstance(other, torch.Tensor):
             kind = str(other.dtype).removeprefix("torch.")
@@ -293,5 +293,5 @@ def test_numbers_of_files(tmp_path):
     for name in ("checkpoint_2", "checkpoint_10.pth", "checkpoint_x", "checkpoint_3.published"):
         state_dict.write(tmp_path / name, {})
     (tmp_path / "checkpoint_7").mkdir()
-    assert list(published.files(tmp_path)) == [10, 2]
+    assert list(published.checkpoint_files(tmp_path)) == [10, 2]
     assert PublishedCheckpoints(tmp_path, keep=None).numbers() == [2, 7, 10]

@@ -62,14 +62,14 @@ def test_missing_arrays_are_named(state):
     few = {name: state[name] for name in state if "7c" not in name}
     few.pop("Conv2d_1a_3x3.bn.running_var")
     with pytest.raises(UserError) as error:
-        inception.from_torch(few)
+        inception.from_state_dict(few)
     assert str(error.value).startswith("lacks Conv2d_1a_3x3.bn.running_var, Mixed_7c.branch1x1.")
     assert str(error.value).endswith("and 43 more")
 
 
 def test_todays_classifier_is_refused(state):
     with pytest.raises(UserError, match=r"fc.weight of shape \(1000, 2048\), not \(1008, "):
-        inception.from_torch({**state, "fc.weight": state["fc.weight"][:1000]})
+        inception.from_state_dict({**state, "fc.weight": state["fc.weight"][:1000]})
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4damaged", b"x" * 1000])
@@ -102,7 +102,7 @@ def test_weights_that_are_no_numbers(kernel, tmp_path, monkeypatch):
 def test_stored_features(state, golden, tmp_path):
     """Made by torch-fidelity 0.4 of these weights and images."""
     path = tmp_path / "weights.npz"
-    write_inception(path, inception.from_torch(state), "0" * 64)
+    write_inception(path, inception.from_state_dict(state), "0" * 64)
     extractor = load_inception(path)
     assert (extractor.size, extractor.weights_sha256) == (2048, "0" * 64)
     assert extractor.name == "Inception-2015, weights of unknown origin"
@@ -148,7 +148,7 @@ def test_features_of_photographs_with_calibrated_weights(calibrated, tmp_path):
     arrays, patches, expected = calibrated
     pool = expected[0]
     assert np.abs(pool[0] - pool[1]).mean() > 0.2 * pool.mean()  # they do tell images apart
-    write_inception(tmp_path / "weights.npz", inception.from_torch(arrays), "0" * 64)
+    write_inception(tmp_path / "weights.npz", inception.from_state_dict(arrays), "0" * 64)
     # Channels that hardly vary on these patches are enlarged, and rounding with them.
     compare(load_inception(tmp_path / "weights.npz").apply(patches), expected, 1e-3)
 

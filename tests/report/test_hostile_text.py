@@ -26,7 +26,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.card import card
 from scoremle.experiment.config import published_config
 from scoremle.experiment.results import measured
-from scoremle.experiment.score_table import Row, write
+from scoremle.experiment.score_table import ScoreRow, write_csv
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL
 from scoremle.report.scores import About, write_page
@@ -241,13 +241,13 @@ def test_scores(tmp_path, text):
     """A page of them, and a table: a row for each file, and no cell that is a formula."""
     image = np.zeros((8, 8, 1), np.uint8)
     for page, word in (("clean.html", "a"), ("page.html", text)):
-        scored = Row(f"={word}", "", (word,), image, 2.5, 0.25, -9.0, 0.5, 3.0)
-        rows, about = [scored, Row(word, word)], About(word, word, 17, 64, 360, [word])
+        scored = ScoreRow(f"={word}", "", (word,), image, 2.5, 0.25, -9.0, 0.5, 3.0)
+        rows, about = [scored, ScoreRow(word, word)], About(word, word, 17, 64, 360, [word])
         write_page(tmp_path / page, rows, about)
     found = check_page(tmp_path / "page.html", tmp_path / "clean.html")
     assert " ".join(text.partition("\n")[0].split()) in found
     path = tmp_path / "t.csv"
-    write(path, rows, dims=64, reference=9, estimator="exact")
+    write_csv(path, rows, dims=64, reference=9, estimator="exact")
     check_visible(path.read_text().replace("\r\n", "\n"))
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scoremle.experiment.score_table import Row
+from scoremle.experiment.score_table import ScoreRow
 from scoremle.report.scores import About, write_page
 
 RNG = np.random.default_rng(0)
@@ -21,12 +21,12 @@ ABOUT = About("digits", "my <b>pictures</b>", 17, 64, 360, ["mean 2.8 bits/dim"]
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     rows = [
-        Row(name, "", ("made grey of colours",), RNG.integers(0, 17, (8, 8, 1), np.uint8), bpd,
-            error=0.25, log_prob=-99.0, rank=0.5, png_bpd=3.0)
+        ScoreRow(name, "", ("made grey of colours",), RNG.integers(0, 17, (8, 8, 1), np.uint8),
+                 bpd, error=0.25, log_prob=-99.0, rank=0.5, png_bpd=3.0)
         for name, bpd in BPD.items()
     ]  # fmt: skip
     path = tmp_path_factory.mktemp("scores") / "page.html"
-    write_page(path, [*rows, Row("notes.txt", "no <picture>")], ABOUT)
+    write_page(path, [*rows, ScoreRow("notes.txt", "no <picture>")], ABOUT)
     return path
 
 
@@ -53,7 +53,7 @@ def test_it_asks_nothing_of_any_server_and_escapes_names(page):
 
 def test_a_value_without_a_known_error_has_no_bar(tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
-    row = Row("a.png", "", (), image, 2.0, log_prob=-9.0, probe_stderr=0.1, solver_error=0.0)
+    row = ScoreRow("a.png", "", (), image, 2.0, log_prob=-9.0, probe_stderr=0.1, solver_error=0.0)
     write_page(tmp_path / "p.html", [row], ABOUT)
     text = (tmp_path / "p.html").read_text()
     assert "nan bits" not in text and ": 2.00 bits/dim" in text

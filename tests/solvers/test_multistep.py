@@ -7,7 +7,7 @@ import pytest
 
 from scoremle.solvers.base import Problem
 from scoremle.solvers.doubling import Doubling
-from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, plan
+from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, step_table
 
 
 def no_integrals(rate):
@@ -24,7 +24,7 @@ def without_parts(integral_rates):
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
 def test_weights_integrate_what_they_interpolate(steps):
-    p = plan(steps)
+    p = step_table(steps)
     assert p.node[0] == 0 and p.node[-1] == pytest.approx(1)
     for power in range(min(steps, DIFFERENCE) + 1):
         assert p.total @ p.node**power == pytest.approx(1 / (power + 1))
@@ -120,7 +120,7 @@ def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least
     size = np.random.default_rng(0).normal(size=(steps + 1, batch))
 
     def field(clock, x, draw):
-        node = jnp.argmin(jnp.abs(clock[0] - plan(steps).node))
+        node = jnp.argmin(jnp.abs(clock[0] - step_table(steps).node))
         share = 1e-3 * jnp.asarray(size, x.dtype)[node]
         return share[:, None] * x @ matrix, *without_parts(share[None] * np.trace(matrix))
 

@@ -14,7 +14,7 @@ from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Multistep
-from scoremle.zoo.edm_parts import FIELDS, fields_of
+from scoremle.zoo.edm_parts import FIELDS, edm_fields
 
 CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm", "adm_iddpm")
 
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
 def test_a_field_that_is_missing_is_named(name):
     given = {field: 1 for field in FIELDS if field not in (name, "channel_mult_emb")}
     with pytest.raises(UserError, match=f"the field {name} is missing"):
-        fields_of(given, {})
+        edm_fields(given, {})
 
 
 def test_fields_and_labels_are_asked_for(golden, tmp_path):

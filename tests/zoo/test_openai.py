@@ -32,7 +32,7 @@ def load(golden, monkeypatch, tmp_path):
         shapes = json.loads(str(arrays["shapes"]))
         if flags.get("learn_sigma"):
             shapes |= {name: (6, *shapes[name][1:]) for name in ("out.2.weight", "out.2.bias")}
-        monkeypatch.setattr(openai.pytorch, "load", lambda path: drawn(shapes))
+        monkeypatch.setattr(openai.pytorch, "load_pth", lambda path: drawn(shapes))
         flags = {**json.loads(str(arrays["flags"])), **DIFFUSION, **flags}
         families.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
         return openai.load(tmp_path / "model.pt")

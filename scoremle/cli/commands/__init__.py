@@ -9,7 +9,7 @@ import importlib
 
 from scoremle.cli.parser import Parser
 
-__all__ = ["COMMANDS", "SELDOM", "parser_of"]
+__all__ = ["COMMANDS", "SELDOM_USED", "parser_of"]
 
 # Name on the command line -> module here, and one line of help. In the order of a first use.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("completion", "a script that completes words, for bash, zsh or fish"),
 }
 # Those that few need.
-SELDOM = ("train-deq", "stats", "import", "export", "convert-inception", "completion")
+SELDOM_USED = ("train-deq", "stats", "import", "export", "convert-inception", "completion")
 
 
 def parser_of(name: str) -> Parser:

@@ -35,7 +35,7 @@ PLACES = (
 NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
-class Measured(NamedTuple):
+class ComparedMeasurement(NamedTuple):
     """Bits/dim of images, and what tells whether others are the same images, where it is known.
 
     ``bpd``: an array [n]. ``png``: what they take as PNG, as a table has it, and as a number.
@@ -79,9 +79,9 @@ WORDS = (
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
 
 
-def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
+def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict[str, Any]:
     """Raises UserError if they are not of the same images."""
-    from scoremle.evaluation.statistics import difference
+    from scoremle.evaluation.statistics import paired_difference
 
     known = None not in (a.images, b.images)
     if len(a.bpd) != len(b.bpd) or (known and a.images != b.images):
@@ -104,7 +104,7 @@ def _compared(kind: str, a: Measured, b: Measured) -> dict[str, Any]:
             "%s: of A and B one has the error of an ODE's solver, and %s has none: if that is a"
             " bound, its gap is in the difference", kind, "A" if a.solver_error is None else "B",
         )  # fmt: skip
-    found = difference(a.bpd, b.bpd)
+    found = paired_difference(a.bpd, b.bpd)
     return {
         "a": float(a.bpd.mean()),
         "b": float(b.bpd.mean()),
@@ -134,7 +134,7 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
 # What was measured -------------------------------------------------------------------------------
 
 
-def _read(place: Path) -> dict[str, Measured]:
+def _read(place: Path) -> dict[str, ComparedMeasurement]:
     """Reads results by kind: of a folder those of the newest checkpoint, of a file its content."""
     from scoremle.experiment.results import RESULTS, measured
     from scoremle.files import named
@@ -155,7 +155,7 @@ def _kind(name: str) -> str:
     return match["kind"] if match else name
 
 
-def _of_results(folder: Path) -> dict[str, Measured]:
+def _of_results(folder: Path) -> dict[str, ComparedMeasurement]:
     from scoremle.experiment.results import measured
     from scoremle.files import inside
 
@@ -166,7 +166,7 @@ def _of_results(folder: Path) -> dict[str, Measured]:
     }
 
 
-def _of_arrays(path: Path, result: "Result | None") -> Measured:
+def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     from scoremle.evaluation.result import read_values
 
     values = read_values(path, "bpd")
@@ -177,7 +177,7 @@ def _of_arrays(path: Path, result: "Result | None") -> Measured:
     return _checked(path, bpd, *known)
 
 
-def _of_scores(path: Path) -> Measured:
+def _of_scores(path: Path) -> ComparedMeasurement:
     import numpy as np
 
     from scoremle.bounded import MAX_TEXT
@@ -200,8 +200,8 @@ def _of_scores(path: Path) -> Measured:
     return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
 
 
-def _checked(path: Path, bpd: Any, images: Any, solver_error: float | None) -> Measured:
+def _checked(path: Path, bpd: Any, images: Any, solver_error: float | None) -> ComparedMeasurement:
     """Raises UserError where there is no image, or one without a finite number."""
     if not (bpd.size and math.isfinite(bpd.sum())):
         raise UserError(f"{path} has no bits/dim of images, or some that are no finite number")
-    return Measured(bpd, images, solver_error)
+    return ComparedMeasurement(bpd, images, solver_error)

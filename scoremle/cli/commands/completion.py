@@ -12,12 +12,12 @@ from typing import Any
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.help import TOPICS
 from scoremle.cli.parser import Parser
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 
 # What is sourced must be evaluated there, or it would complete a word at once.
 ZSH = "autoload -Uz compinit && compinit\neval"
 # Words that complete an argument, but are not all that it takes.
-WORDS = {"config": [*NAMED], "topic": [*TOPICS, *COMMANDS]}
+WORDS = {"config": [*NAMED_CONFIGS], "topic": [*TOPICS, *COMMANDS]}
 
 
 def parser(name: str) -> Parser:

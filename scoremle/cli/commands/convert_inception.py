@@ -39,17 +39,17 @@ def run(options: Any) -> None:
     from scoremle.files import named, opened
     from scoremle.published import pytorch
     from scoremle.quality.features import PUBLISHED_SHA256, write_inception
-    from scoremle.quality.inception import from_torch
+    from scoremle.quality.inception import from_state_dict
     from scoremle.training.checkpoints import Damaged
 
     weights = options.weights
     try:  # nothing but arrays is unpickled
-        items = pytorch.load(named(weights)).items()
+        items = pytorch.load_pth(named(weights)).items()
     except (Damaged, AttributeError) as error:
         raise UserError(f"{weights} is no state dict of PyTorch ({error})") from None
     state = {str(n): v.astype(np.float32) for n, v in items if isinstance(v, np.ndarray)}
     try:
-        params = from_torch(state)
+        params = from_state_dict(state)
     except UserError as error:
         raise UserError(f"{weights} {error}: it is not the Inception of FID") from None
     with opened(named(weights), MAX_MODEL) as file:

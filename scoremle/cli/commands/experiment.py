@@ -87,9 +87,9 @@ def _facts(options: Any) -> dict[str, Any]:
 
     import scoremle
     from scoremle.experiment.config import flat
-    from scoremle.experiment.record import PLACES
+    from scoremle.experiment.record import PLACE_FIELDS
 
-    fields = {n: v for n, v in flat(options.config.to_dict()).items() if n not in PLACES}
+    fields = {n: v for n, v in flat(options.config.to_dict()).items() if n not in PLACE_FIELDS}
     versions = {module.__name__: module.__version__ for module in (scoremle, jax, jaxlib)}
     return {**versions, "mode": options.mode, **fields}
 

@@ -12,7 +12,7 @@ for what it is: PATH.json says it, and ``scoremle import`` reads it.
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, adder, check_exists, check_file, is_stream
+from scoremle.cli.parser import Parser, adder, check_exists, check_file, names_stream
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -45,7 +45,7 @@ def _check(options: Any) -> None:
             " as score_flow saved it)"
         )
     # What it is stands beside it, if not in it.
-    record = path.suffix != ".safetensors" and not is_stream(path)
+    record = path.suffix != ".safetensors" and not names_stream(path)
     for ending in ("", *[".json"] * record, *[".md"] * options.card):
         check_file("", path.with_name(path.name + ending), force=options.force)
 
@@ -57,7 +57,7 @@ def run(options: Any) -> None:
 
     from scoremle.experiment.build import build
     from scoremle.experiment.card import card
-    from scoremle.experiment.exported import notes, write_record
+    from scoremle.experiment.exported import export_notes, write_record
     from scoremle.experiment.results import measured
     from scoremle.experiment.workdir import Workdir
     from scoremle.files import write_atomically
@@ -75,13 +75,13 @@ def run(options: Any) -> None:
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
             for path, array in jax.tree_util.tree_leaves_with_path(state.ema)
         }
-        safetensors.write(path, arrays, notes(place, step))
+        safetensors.write(path, arrays, export_notes(place, step))
         say(f"checkpoint {number}, step {step}: written to {path}")
     else:
         rng = restored.meta.get("rng") or [0, experiment.seed]
         lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
         state_dict.write(path, published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng))
-        beside = "" if is_stream(path) else f"; what it is, to {write_record(place, path)}"
+        beside = "" if names_stream(path) else f"; what it is, to {write_record(place, path)}"
         say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
         text = card(place, experiment, restored, measured(place.folder, "eval"), path)

@@ -7,7 +7,7 @@
 import textwrap
 from typing import Any
 
-from scoremle.cli.commands import COMMANDS, SELDOM, parser_of
+from scoremle.cli.commands import COMMANDS, SELDOM_USED, parser_of
 from scoremle.cli.commands.data import DATASETS
 from scoremle.cli.flags import MEANINGS
 from scoremle.cli.parser import Parser
@@ -15,7 +15,7 @@ from scoremle.errors import choose
 from scoremle.evaluation.tables import screen_width, table, wrapped
 from scoremle.experiment import defaults
 from scoremle.experiment.config import fields_of, load_config
-from scoremle.experiment.configs import NAMED
+from scoremle.experiment.configs import NAMED_CONFIGS
 
 START = """\
 How likely is an image under a diffusion model, and how sure are you?
@@ -70,8 +70,8 @@ def screen() -> str:
     """The first screen: first steps, commands, configs and data sets."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-    rows.insert(len(COMMANDS) - len(SELDOM), "seldom needed:")
-    named = {"configs:": ", ".join(NAMED), "data sets:": ", ".join(DATASETS)}
+    rows.insert(len(COMMANDS) - len(SELDOM_USED), "seldom needed:")
+    named = {"configs:": ", ".join(NAMED_CONFIGS), "data sets:": ", ".join(DATASETS)}
     lists = [
         textwrap.fill(words, 80, initial_indent=f"{what:11}", subsequent_indent=" " * 11)
         for what, words in named.items()

@@ -27,7 +27,7 @@ from scoremle.cli.flags import FLOW_FOLDER
 from scoremle.cli.parser import Parser, adder, check_exists
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
-from scoremle.experiment.config import RECORD, published_config
+from scoremle.experiment.config import CONFIG_RECORD, published_config
 from scoremle.terminal import say
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(options: Any) -> None:
     from scoremle.zoo.families import family_of
 
     path = options.path
-    if exported.is_file(path):
+    if exported.is_export(path):
         raise UserError(
             f"{path} has the averaged parameters alone, and scoremle score takes it as it"
             " is; for a working directory export the whole state: scoremle export WORKDIR"
@@ -144,14 +144,14 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
     """Converts a checkpoint and its flow dequantizers."""
     from scoremle.experiment import exported
     from scoremle.experiment.record import record_of
-    from scoremle.published import PublishedCheckpoints, files
+    from scoremle.published import PublishedCheckpoints, checkpoint_files
     from scoremle.training.saving import Saving
     from scoremle.training.step import init_state
 
     number, file = _newest(path)
     found, network = _read(file, "network")
     if record := None if name else exported.read_record(file):
-        by, experiment = exported.record_of(file).name, _recorded(*record)
+        by, experiment = exported.record_path(file).name, _recorded(*record)
     else:
         by, experiment = "the folder's name", _named(path, name, file, found, network)
     _tell(experiment, by)
@@ -164,7 +164,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
     score = to_save(place.snapshots, number, file, found, experiment.training.template())
     score[-1] = record_of(experiment, "training") | score[-1]
     store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / "checkpoints", keep=None), []
-    for count, flow in sorted(files(path / FLOW_FOLDER / "checkpoints").items()):
+    for count, flow in sorted(checkpoint_files(path / FLOW_FOLDER / "checkpoints").items()):
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
@@ -182,22 +182,22 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
 
 
 def _newest(path: Path) -> tuple[int, Path]:
-    from scoremle.zoo.families import OTHERS
+    from scoremle.zoo.families import OTHER_FAMILIES
 
     if path.is_file():
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
         return int(number) if number.isdecimal() else 0, path
     for folder in (path / "checkpoints", path):
-        if there := scoremle.published.files(folder):
+        if there := scoremle.published.checkpoint_files(folder):
             return max(there.items())
-    if (path / RECORD).exists():
+    if (path / CONFIG_RECORD).exists():
         raise UserError(
             f"{path} is a working directory already: scoremle score, eval and sample take it as it"
             " is"
         )
     raise UserError(
         f"{path} holds no checkpoint_N or checkpoint_N.pth of score_flow or score_sde, and no"
-        f" model of another family: {OTHERS}"
+        f" model of another family: {OTHER_FAMILIES}"
     )
 
 
@@ -206,12 +206,13 @@ def _read(file: Path, what: str) -> tuple["Published", dict[str, Any]]:
     import jax
 
     from scoremle.training.checkpoints import Damaged
-    from scoremle.zoo.families import OTHERS
+    from scoremle.zoo.families import OTHER_FAMILIES
 
     try:
         found = scoremle.published.read(file)
     except UserError as error:
-        raise UserError(f"{error}; nor is it a model of another family: {OTHERS}") from None
+        others = f"nor is it a model of another family: {OTHER_FAMILIES}"
+        raise UserError(f"{error}; {others}") from None
     scoremle.numerics.check_finite({"params": found.params, "ema": found.ema}, file)
     published = scoremle.published
     describe = published.architecture if what == "network" else published.flow_architecture

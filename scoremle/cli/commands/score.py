@@ -32,7 +32,7 @@ from scoremle.cli.parser import (
     at_least,
     check_file,
     check_model,
-    is_stream,
+    names_stream,
     seed,
 )
 from scoremle.cli.signals import going_on
@@ -41,8 +41,8 @@ from scoremle.evaluation import tables
 from scoremle.terminal import passing, say
 
 if TYPE_CHECKING:
-    from scoremle.experiment.score_table import Row
-    from scoremle.experiment.scoring import Prepared
+    from scoremle.experiment.score_table import ScoreRow
+    from scoremle.experiment.scoring import Scoring
     from scoremle.likelihood.mean import Mean
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
@@ -132,7 +132,7 @@ def _check(options: Any) -> None:
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if not options.engine:
         check_file("--out=", options.out, force=options.force)
-        if not is_stream(options.out):
+        if not names_stream(options.out):
             check_file("--out=", _beside(options.out), force=options.force)
         if options.page:
             check_file("--page=", options.page, force=options.force)
@@ -187,7 +187,7 @@ def run(options: Any) -> dict[str, Any]:
         )  # fmt: skip
     for doubt in found.doubts:
         say(*tables.wrapped(doubt))
-    beside = Path() if is_stream(options.out) else options.out.parent
+    beside = Path() if names_stream(options.out) else options.out.parent
     above = beside / f"{options.out.name}.parts"
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
@@ -216,11 +216,11 @@ def run(options: Any) -> dict[str, Any]:
         """Writes the table, what is known of it in a file beside it, and the page."""
         facts = [verdict, _mean(scored, found), *_facts(scored, scores, found, options.repeats)]
         summary = _summary(scored, found, rows, options) | {"facts": facts}
-        score_table.write(
+        score_table.write_csv(
             options.out, rows, dims=model.dims, reference=len(own),
             estimator=f"{found.title}; {_cost(scored, options.repeats)}",
         )  # fmt: skip
-        if not is_stream(options.out):
+        if not names_stream(options.out):
             write_json(_beside(options.out), summary)
         if options.page:
             of = options.model, str(options.images), pixels.levels, model.dims, len(own)
@@ -278,7 +278,7 @@ def _remove(parts: Path) -> None:
         parts.parent.rmdir()
 
 
-def _mean(scored: Scored, found: Prepared) -> str:
+def _mean(scored: Scored, found: Scoring) -> str:
     """The mean with its errors, and what it is."""
     mean = cast("Mean", scored.mean)
     error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over images)"
@@ -287,7 +287,7 @@ def _mean(scored: Scored, found: Prepared) -> str:
     return f"mean {mean.mean:.4f}{error} bits/dim{of_solver}; {found.title}"
 
 
-def _facts(scored: Scored, scores: Scores, found: Prepared, passes: int) -> list[str]:
+def _facts(scored: Scored, scores: Scores, found: Scoring, passes: int) -> list[str]:
     """Facts of the mean, of what an image costs, and of the pilot."""
     told = "one pass can't tell its error: --repeats=2 or more can"
     if passes > 1:
@@ -304,7 +304,7 @@ def _cost(scored: Scored, passes: int) -> str:
     return cost
 
 
-def _verdict(rows: Sequence[Row], reference: int) -> str:
+def _verdict(rows: Sequence[ScoreRow], reference: int) -> str:
     """Counts the images that lie beyond all test images of the model; "" without such images.
 
     Of images of their kind, 2 in ``reference`` + 1 lie there by chance.
@@ -331,7 +331,7 @@ def _verdict(rows: Sequence[Row], reference: int) -> str:
     )
 
 
-def _ends(rows: Sequence[Row], dims: int, reference: int) -> Iterator[str]:
+def _ends(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
     """A line for each end of the list: a few images, the outermost first."""
     from scoremle.experiment.score_table import in_digits
 
@@ -348,7 +348,7 @@ def _ends(rows: Sequence[Row], dims: int, reference: int) -> Iterator[str]:
 
 
 def _summary(
-    scored: Scored, found: Prepared, rows: Sequence[Row], options: Any
+    scored: Scored, found: Scoring, rows: Sequence[ScoreRow], options: Any
 ) -> dict[str, Any]:
     facts = scored.mean.to_json() if scored.mean else {}
     return {

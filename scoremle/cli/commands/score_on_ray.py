@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.data.pieces import Kind, Piece, images_of, pieces_of
+from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
@@ -20,7 +20,7 @@ from scoremle.experiment.models import load, load_of_images
 from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
-from scoremle.experiment.scoring import Prepared, prepared
+from scoremle.experiment.scoring import Scoring, prepared
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
 
@@ -32,7 +32,7 @@ def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; returns their mean."""
     ray_data()  # its lack is told before any work
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
-    kind, pieces = Kind(shape, pixels.levels), pieces_of(options.images)
+    kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and how many steps do they need")
     reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
@@ -54,9 +54,9 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def _first(
-    pieces: Sequence[Piece], kind: Kind, options: Any
+    pieces: Sequence[Piece], kind: ImageKind, options: Any
 ) -> Integer[np.ndarray, "n h w c"]:
-    images = chain.from_iterable(images_of(piece, kind, options.fit) for piece in pieces)
+    images = chain.from_iterable(piece_images(piece, kind, options.fit) for piece in pieces)
     seen = list(islice(images, FIRST))
     good = [image.pixels for image in seen if image.pixels is not None]
     if not good:
@@ -66,7 +66,7 @@ def _first(
     return np.stack(good)
 
 
-def _scorer(found: Prepared, options: Any) -> partial[Scorer]:
+def _scorer(found: Scoring, options: Any) -> partial[Scorer]:
     """Makes the scorer of a worker, which loads the model with what the pilot chose."""
     model = partial(
         _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
@@ -84,7 +84,7 @@ def _model(
     return model.condition_on(np.array([int(label)])) if label else model
 
 
-def _summary(table: Table, found: Prepared, options: Any) -> dict[str, Any]:
+def _summary(table: Table, found: Scoring, options: Any) -> dict[str, Any]:
     bpd, reasons = table.column("bpd"), table.column("reason")
     bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
     stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None

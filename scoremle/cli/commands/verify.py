@@ -175,7 +175,7 @@ def _tensors(path: Path) -> bool:
 
     with scoremle.files.opened(path, MAX_MODEL) as file:
         if not zipfile.is_zipfile(file):
-            pytorch.load(path)
+            pytorch.load_pth(path)
             return False
         with _damage(), open_zip(file, path) as archive:
             torch_file.check_zip(archive, path.stat().st_size)

@@ -20,13 +20,13 @@ from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError, first_line
 from scoremle.files import named, opened
 
-__all__ = ["load_npy", "read_arrays"]
+__all__ = ["load_npy", "read_array_files"]
 
 CHUNK = 4096
 SPLITS = ("train", "test", "val")
 
 
-def read_arrays(path: Path, options: Options) -> Reading:
+def read_array_files(path: Path, options: Options) -> Reading:
     """The images of a .npy or .npz, or of the .npy files of a folder, as they are."""
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")

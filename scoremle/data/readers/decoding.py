@@ -20,13 +20,13 @@ from scoremle.data.readers.base import ImageReport, UnusableImage, by
 from scoremle.data.readers.fits import ENLARGED, FITS, Changes
 from scoremle.errors import first_line
 
-__all__ = ["KINDS"]
+__all__ = ["IMAGE_FORMATS"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HEIC = (".heic", ".heif")
 NEEDS_HEIC = "HEIC needs the extra: pip install 'scoremle[heic]'"
-KINDS = "PNG, JPEG, WebP, BMP, GIF, TIFF; HEIC with the extra heic"
+IMAGE_FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF; HEIC with the extra heic"
 EXIF_ORIENTATION = 0x0112
 # How a scan of a JPEG begins: nothing else in its pixels does.
 START_OF_SCAN = b"\xff\xda"

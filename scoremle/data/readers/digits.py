@@ -14,9 +14,9 @@ from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
 from scoremle.numerics import permutation
 
-__all__ = ["LEVELS", "load_digits"]
+__all__ = ["DIGIT_LEVELS", "load_digits"]
 
-LEVELS = 17
+DIGIT_LEVELS = 17
 SPLIT_SEED = 0
 
 
@@ -28,7 +28,7 @@ def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
         )
     images, labels = _digits()
     train, test = stratified_split(labels)
-    return images[train], images[test], LEVELS
+    return images[train], images[test], DIGIT_LEVELS
 
 
 def read_digits(path: Path, options: Options) -> Reading:
@@ -39,7 +39,7 @@ def read_digits(path: Path, options: Options) -> Reading:
         for split, rows in zip(("train", "test"), stratified_split(labels), strict=True):
             yield Chunk(images[rows], split, 1.0, labels[rows])
 
-    return Reading(chunks(), lambda: hashlib.sha256(images.tobytes()).hexdigest(), LEVELS)
+    return Reading(chunks(), lambda: hashlib.sha256(images.tobytes()).hexdigest(), DIGIT_LEVELS)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

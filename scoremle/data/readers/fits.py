@@ -41,8 +41,8 @@ def _pad(image: Image.Image, size: Size, changes: Changes) -> Image.Image:
     return padded
 
 
-Fit = Callable[[Image.Image, Size, Changes], Image.Image]
-FITS: dict[str, Fit] = {"crop": _crop, "resize": _resize, "pad": _pad}
+Fitter = Callable[[Image.Image, Size, Changes], Image.Image]
+FITS: dict[str, Fitter] = {"crop": _crop, "resize": _resize, "pad": _pad}
 
 
 def _centre(image: Image.Image, size: Size, changes: Changes) -> Image.Image:

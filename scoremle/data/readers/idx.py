@@ -61,7 +61,7 @@ def _chunks(
 
 
 def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    images = read_images(_find(folder, split, "images-idx3-ubyte"))
+    images = read_idx_images(_find(folder, split, "images-idx3-ubyte"))
     try:
         file = _find(folder, split, "labels-idx1-ubyte")
     except FileNotFoundError:
@@ -98,7 +98,7 @@ def _find(folder: Path, split: str, ending: str) -> Path:
     return inside(folder, names.pop().name)
 
 
-def read_images(file: Path) -> np.ndarray:
+def read_idx_images(file: Path) -> np.ndarray:
     """The images of one idx file, uint8 [n h w 1]; a name ending in .gz is decompressed."""
     return _content(file, IMAGES)[..., None]
 

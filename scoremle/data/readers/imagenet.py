@@ -17,7 +17,7 @@ from scoremle.data.readers.arrays import load_npz
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.cifar import rows_and_labels, unpickle_rows
 from scoremle.data.readers.decoding import is_picture
-from scoremle.data.readers.pictures import Decoder, chunked
+from scoremle.data.readers.pictures import ImageDecoder, chunked
 from scoremle.errors import UserError
 
 BATCH = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?")
@@ -74,7 +74,7 @@ def _new(files: Files, source: Source) -> Iterator[Chunk]:
 
 
 def _old(files: Files, source: Source) -> Iterator[Chunk]:
-    decoder = Decoder(Options(channels=3))
+    decoder = ImageDecoder(Options(channels=3))
     reports = ((_split(name, source.path), "", decoder(name, content)) for name, content in files)
     return chunked(reports, source)
 

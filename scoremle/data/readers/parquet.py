@@ -12,7 +12,7 @@ from scoremle.bounded import MAX_FILE, check_ratio
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import ImageReport, Options, Reading, as_labels
 from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
-from scoremle.data.readers.pictures import Decoder, chunked, split_of
+from scoremle.data.readers.pictures import ImageDecoder, chunked, split_of
 from scoremle.errors import UserError, first_line
 from scoremle.files import opened
 
@@ -59,7 +59,7 @@ def _damaged(where: str, error: Exception) -> str:
 def _reports(
     source: Source, options: Options
 ) -> Iterator[tuple[str | None, str | int, ImageReport]]:
-    decoder = Decoder(options)
+    decoder = ImageDecoder(options)
     for name, content in source.files(is_parquet):
         rows = parquet_rows(content, f"{source.path}: {name}")
         for row, (picture, label) in enumerate(rows):

@@ -37,7 +37,7 @@ def split_of(name: str) -> str | None:
     return None
 
 
-class Decoder:
+class ImageDecoder:
     """Decodes pictures to arrays of one shape: that asked for, or that of the first."""
 
     def __init__(self, options: Options) -> None:
@@ -79,7 +79,7 @@ def read_pictures(path: Path, options: Options) -> Reading:
 
 
 def _pictures(source: Source, options: Options) -> Iterator[Chunk]:
-    decoder = Decoder(options)
+    decoder = ImageDecoder(options)
     files = source.files(is_picture, MAX_PICTURE)
     reports = ((*_split_and_label(name), decoder(name, content)) for name, content in files)
     yield from chunked(reports, source)

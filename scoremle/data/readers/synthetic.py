@@ -21,13 +21,13 @@ from scoremle.data.readers.base import Chunk, Options, Reading
 __all__ = ["log_prob"]
 
 SIDE, LEVELS = 8, 16
-LOWEST, HIGHEST = 0.2, 0.8
+LOWEST, BRIGHTEST = 0.2, 0.8
 COUNTS = {"train": 8192, "test": 1024}
 
 
 def log_masses() -> Float[np.ndarray, "4 pixels levels"]:
     """log P(level) in nats of each pixel, for each direction of the ramp."""
-    ramp = np.broadcast_to(np.linspace(LOWEST, HIGHEST, SIDE), (SIDE, SIDE))
+    ramp = np.broadcast_to(np.linspace(LOWEST, BRIGHTEST, SIDE), (SIDE, SIDE))
     p = np.stack([ramp, ramp[:, ::-1], ramp.T, ramp.T[::-1]]).reshape(4, -1, 1)
     top, k = LEVELS - 1, np.arange(LEVELS)
     ways = np.log([math.comb(top, level) for level in k])
