@@ -125,7 +125,7 @@ class Subject:
     def choose(self, seed: int) -> Choice:
         """What `auto` would, by a pilot on images of its own."""
         x = self.draw(1000 + seed, PILOT_IMAGES)
-        pilot = Pilot(
+        pilot = Pilot.of_reals(
             self.noise, self.sde, x, jax.random.key(seed), eps=self.eps, divergence=Hutchinson(),
             finest=FINEST,
         )  # fmt: skip

@@ -97,7 +97,7 @@ class Subject:
         self.held, self.fresh = self._solving(FixedProbe(self.probe)), self._solving(Hutchinson())
         self.truth = self._truth()
         self.auto = spec.model(self.params).calibrated(x[:PILOT_IMAGES])[1]
-        self.pilot = Pilot(
+        self.pilot = Pilot.of_reals(
             self.noise, self.sde, others, KEY,
             eps=spec.eps, divergence=Hutchinson(), finest=2 * NODES[-1],
         )  # fmt: skip

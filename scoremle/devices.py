@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -145,19 +146,27 @@ def within_memory(program: Any) -> Callable[..., Any]:
     process. Other devices raise an error of their own.
     """
     known: set[Any] = set()
+    needed = NEEDED.setdefault(program, {})
 
     def call(*arguments: Any, **static: Any) -> Any:
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = structure, *map(np.shape, leaves), *static.items()
         if shapes not in known and jax.default_backend() == "cpu":
-            _check_room(program.lower(*arguments, **static))
+            if shapes not in needed:
+                needed[shapes] = needs(program.lower(*arguments, **static))
+            _check_room(needed[shapes])
             known.add(shapes)
         return program(*arguments, **static)
 
     return call
 
 
-def _check_room(lowered: jax.stages.Lowered) -> None:
-    there, wanted = memory(), needs(lowered)
+# By program and shapes: XLA compiles to tell it.
+NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
+
+
+def _check_room(wanted: Needs | None) -> None:
+    there = memory()
     if there and wanted and wanted.work > there.free:
         raise MemoryError(f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free")
 

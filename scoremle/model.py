@@ -43,12 +43,12 @@ from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
 from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
-from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_for_images, choose_within
+from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_within
 from scoremle.likelihood.profile import Profile, msma_levels, profile_columns
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
-from scoremle.likelihood.score_images import score_images
+from scoremle.likelihood.score_images import choose_for_images, score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, learned_decoder
 from scoremle.numerics import all_finite, as_pytree, check_finite_values, expand, predict, sum_data
@@ -502,7 +502,7 @@ class ScoreModel:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
-                self.condition_on(condition), images, mean_over=n, passes=passes,
+                self._plain(), images, condition=condition, mean_over=n, passes=passes,
                 tolerance=tolerance, seed=seed,
             )  # fmt: skip
             model = replace(self, solver=choice.solver)

@@ -36,7 +36,6 @@ __all__ = [
     "DivergenceEstimator",
     "Estimates",
     "Exact",
-    "Field",
     "FixedProbe",
     "Hutchinson",
     "Orthogonal",

@@ -26,8 +26,13 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
-from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
-from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
+from scoremle.likelihood.pilot import PILOT_IMAGES
+from scoremle.likelihood.score_images import (
+    DIFFERENCES,
+    Scored,
+    choose_for_images,
+    score_images,
+)
 from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite, permutation
 from scoremle.processes import check_agreed, together
@@ -209,7 +214,7 @@ class EvaluationRun:
                 # A mean of probabilities, over all labels, is not corrected.
                 mean_over=1 if evaluation.label == ALL else len(self.images),
                 passes=evaluation.num_repeats, tolerance=evaluation.tolerance,
-                seed=self.experiment.seed ^ PILOT,
+                seed=self.experiment.seed,
             )  # fmt: skip
             say(*tables.wrapped(str(choice)))
         flow = self.flow and self.flow.tree.ema

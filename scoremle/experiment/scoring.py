@@ -29,9 +29,9 @@ from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import StepLevels
-from scoremle.likelihood.pilot import PILOT_IMAGES, choose_for_images
+from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
-from scoremle.likelihood.score_images import Scored, score_images
+from scoremle.likelihood.score_images import Scored, choose_for_images, score_images
 from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint

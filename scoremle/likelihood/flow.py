@@ -30,32 +30,6 @@ from scoremle.solvers.probability_flow import ProbabilityFlow
 from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
 
-def flow_log_likelihood(
-    noise: NoiseFn,
-    sde: SDE,
-    x: Data,
-    key: Keys,
-    *,
-    eps: Scalar,
-    divergence: DivergenceEstimator,
-    solver: Solver,
-) -> Likelihood:
-    """log p_eps(x) in nats, of reals that were checked (`ode_log_likelihood`).
-
-    Args:
-        noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
-        x: data.
-        key: draws the probes and the jitter of times; one, or one for each example.
-        eps: the smallest time, where the density is taken.
-        divergence: how traces are estimated.
-        solver: how the ODE is solved.
-
-    Raises UserError for eps outside [0, 1), and a prediction of another shape.
-    """
-    return along_flow(noise, sde, x, key, eps=eps, divergence=divergence, solver=solver)[1]
-
-
 def along_flow(
     noise: NoiseFn,
     sde: SDE,
@@ -67,12 +41,19 @@ def along_flow(
     solver: Solver,
     decode: bool = False,
 ) -> tuple[Data, Likelihood]:
-    """The other end of the ODE, and log p_eps of the one of its ends that is data.
+    """The other end of the ODE, and log p_eps in nats of the one of its ends that is data.
 
     Args:
-        noise, sde, key, eps, divergence, solver: as `flow_log_likelihood` takes them.
+        noise: the noise prediction eps(x, t).
+        sde: what noise is added when.
         start: data at t = ``eps``; with ``decode`` latents at t = 1.
+        key: draws the probes and the jitter of times; one, or one for each example.
+        eps: the smallest time, where the density is taken.
+        divergence: how traces are estimated.
+        solver: how the ODE is solved.
         decode: goes from latents to data.
+
+    Raises UserError for eps outside [0, 1), and a prediction of another shape.
     """
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(start))

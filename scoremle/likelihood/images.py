@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Key
 from scoremle.core.arguments import check_choice, check_count
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
-from scoremle.core.divergence import DivergenceEstimator, FixedProbe, Hutchinson
+from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.pytree import describe, pytree, static
@@ -218,17 +218,14 @@ class OdeDifference:
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> ImageValues:
-        by_ode = cast(Any, self.of)
-        held, half = by_ode.divergence, self.fine // 2
-        if held.random:
-            held = FixedProbe(held.draw(split(keys)[1], jnp.asarray(x, float)))
+        half = self.fine // 2
 
         def value(solver: Planned) -> PerExample:
-            estimator = replace(by_ode, divergence=held, solver=solver)
-            return estimator(model, dequantizer, x, keys)["bpd"]
+            by_ode = replace(cast(Any, self.of), solver=solver)
+            return by_ode(model, dequantizer, x, keys)["bpd"]
 
         counts = sorted({self.fine, self.coarse, half if self.halved else self.coarse})
-        plans = [Planned.of(steps, self.fine) for steps in counts]
+        plans = [Planned.of(steps, self.fine, held=True) for steps in counts]
         # In a loop, so that the network is compiled once.
         found = jax.lax.map(value, jax.tree.map(lambda *each: np.stack(each), *plans))
         bpd = dict(zip(counts, found, strict=True))

@@ -16,44 +16,31 @@ its value is random. The cheaper of the two is taken.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Float
 from scipy.special import stdtrit
 
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
-from scoremle.core.bijectors import AtTime
-from scoremle.core.dequantize import Uniform
-from scoremle.core.divergence import (
-    DivergenceEstimator,
-    Estimates,
-    Exact,
-    Field,
-    Hutchinson,
-    Probes,
-)
-from scoremle.core.keys import as_keys, example_keys, split
+from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
-from scoremle.core.programs import Programs
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
-from scoremle.likelihood.flow import flow_log_likelihood
-from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.levels import StepLevels, choose_levels
-from scoremle.likelihood.record import HIDDEN, Likelihood
+from scoremle.likelihood.record import HIDDEN
+from scoremle.likelihood.refine import solved
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import AnyArray, Data, IntImages, Keys, NoiseFn, PRNGKey, Scalar
-from scoremle.xla import compiled
+from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
-__all__ = ["FEW_DIMS", "PILOT_IMAGES", "Choice", "choose_for_images", "choose_within"]
+__all__ = ["FEW_DIMS", "PILOT_IMAGES", "Choice", "choose_within"]
 
 # The exact trace is the default up to so many dimensions.
 FEW_DIMS = 64
@@ -81,6 +68,8 @@ COVERAGE = 0.95
 FEWEST = 4
 # In bits/dim: a stated error below this is none to calibrate.
 NEGLIGIBLE = 1e-9
+
+Values = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -146,66 +135,57 @@ class Choice:
         }
 
 
-@dataclass(frozen=True)
-class _Held:
-    """An estimator whose probes are these if it is to hold them."""
+class Solved(NamedTuple):
+    """Values of a pilot's examples by some number of steps, in bits/dim.
 
-    estimator: DivergenceEstimator
-    probes: Probes
-    hold: Bool[AnyArray, ""]
+    ``bpd`` is up to a constant of each example, in which all numbers of steps agree. The others
+    are the errors that the solver and the probes are said to leave.
+    """
 
-    @property
-    def random(self) -> bool:
-        return self.estimator.random
-
-    def __repr__(self) -> str:
-        return repr(self.estimator)
-
-    def draw(self, key: Keys, x: Data) -> Probes:
-        return jnp.where(self.hold, self.probes, self.estimator.draw(key, x))
-
-    def __call__(self, field: Field, x: Data, probes: Probes) -> Estimates:
-        return self.estimator(field, x, probes)
-
-    def deviations(self, estimates: Float[Array, "m b"]) -> Float[Array, "m b"]:
-        return self.estimator.deviations(estimates)
+    bpd: Values
+    solver_error: Values
+    probe_stderr: Values
 
 
-# One program serves all numbers of steps, and probes of both kinds.
-@Programs
-def _solved(
-    rows: tuple[Data, Keys],
-    noise: NoiseFn,
-    sde: SDE,
-    eps: Scalar,
-    divergence: DivergenceEstimator,
-    probes: Probes,
-    hold: Bool[AnyArray, ""],
-    solver: Planned,
-) -> Likelihood:
-    return flow_log_likelihood(
-        noise, sde, *rows, eps=eps, divergence=_Held(divergence, probes, hold), solver=solver
-    )
+# (room for steps, steps, held=) -> the values of all examples
+Solve = Callable[..., Solved]
 
 
 class Pilot:
     """A few examples on which the solver is measured at any number of steps.
 
     Args:
-        noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
-        x: the examples, as the network takes them.
-        key: draws the probes, and the times of the steps of each example.
-        eps: the smallest time.
+        solve: solves the ODE from the examples by a number of steps, with room for as many as the
+            first argument; if ``held``, with the same probes at all of them.
         divergence: how traces are estimated.
+        bits: nats in a bit/dim.
         finest: so many steps are taken for the truth, as far as half of them agree; 128 or more.
             None: 128, or 256 where half of 128 agree too little for the steps that are chosen.
 
-    Raises UserError for fewer, and data that are not finite reals.
+    Raises UserError for fewer.
     """
 
     def __init__(
         self,
+        solve: Solve,
+        divergence: DivergenceEstimator,
+        *,
+        bits: float,
+        finest: int | None = FINEST,
+    ) -> None:
+        if finest is not None:
+            check_count("finest", finest, least=STEPS[-1])
+        self.divergence, self.bits, self._finest = divergence, bits, finest or FINEST
+        self._solved, self._scatter = cache(partial(solve, self._finest)), 0.0
+        if divergence.random:
+            found = self._solved(SCATTER_STEPS, held=False).probe_stderr
+            self._scatter = _size(found) * math.sqrt(SCATTER_STEPS)
+        self._believe(finest or STEPS[-1])
+        self.examples = len(self._truth)
+
+    @classmethod
+    def of_reals(
+        cls,
         noise: NoiseFn,
         sde: SDE,
         x: Data,
@@ -214,42 +194,39 @@ class Pilot:
         eps: Scalar,
         divergence: DivergenceEstimator,
         finest: int | None = FINEST,
-    ) -> None:
-        if finest is not None:
-            check_count("finest", finest, least=STEPS[-1])
+    ) -> "Pilot":
+        """The pilot of reals.
+
+        Args:
+            noise: the noise prediction eps(x, t).
+            sde: what noise is added when.
+            x: the examples, as the network takes them.
+            key: draws the probes, and the times of the steps of each example.
+            eps: the smallest time.
+            divergence, finest: as a pilot takes them.
+
+        Raises UserError for data that are not finite reals.
+        """
         check_eps(sde, eps)
         x = as_data(x)
-        key_probe, key_fresh = split(as_keys(key))
-        self.divergence, self._finest = divergence, finest or FINEST
-        self.examples, self.bits = len(x), dims_of(x) * math.log(2)  # nats in a bit/dim
+        bits, rows = dims_of(x) * math.log(2), (x, example_keys(key, len(x)), None)
+        model = as_pytree(noise), sde, eps, divergence, False
 
-        # The same probes for all numbers of steps: what differs is the solver's error.
-        probes = divergence.draw(key_probe, x)
+        def solve(room: int, steps: int, *, held: bool) -> Solved:
+            _, found = solved(rows, *model, Planned.of(steps, room, held=held))
+            nats = -found.log_prob, found.solver_error, found.probe_stderr
+            return Solved(*(np.asarray(each, np.float64) / bits for each in nats))
 
-        @cache
-        def solved(steps: int, *, hold: bool) -> Likelihood:
-            key = key_probe if hold and divergence.random else key_fresh
-            held = divergence, probes, np.asarray(hold)
-            rows, plan = (x, example_keys(key, len(x))), Planned.of(steps, self._finest)
-            return _solved(rows, as_pytree(noise), sde, eps, *held, plan)
-
-        self._solved, self._scatter = solved, 0.0
-        if divergence.random:
-            found = self._in_bits(solved(SCATTER_STEPS, hold=False).probe_stderr)
-            self._scatter = _size(found) * math.sqrt(SCATTER_STEPS)
-        self._believe(finest or STEPS[-1])
+        return cls(solve, divergence, bits=bits, finest=finest)
 
     def _believe(self, steps: int) -> None:
         """Takes so many steps for the truth, and what half of them change for its doubt."""
         self._believed, self._truth = steps, self.bpd(steps)
         self._doubt = self.bpd(steps // 2) - self._truth
 
-    def _in_bits(self, values: jax.Array) -> np.ndarray:
-        return np.asarray(values, np.float64) / self.bits
-
     def bpd(self, steps: int) -> np.ndarray:
         """Up to a constant, in which all numbers of steps agree."""
-        return -self._in_bits(self._solved(steps, hold=True).log_prob)
+        return self._solved(steps, held=self.divergence.random).bpd
 
     def _probe_stderr(self, steps: int) -> float:
         """The standard error by the probes of an example, in bits/dim; 0 of an exact trace."""
@@ -270,7 +247,7 @@ class Pilot:
         """The errors that ``steps`` steps leave, in bits/dim, and the solver that states them."""
         error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.examples)
-        stated = self._in_bits(self._solved(steps, hold=False).solver_error)
+        stated = self._solved(steps, held=False).solver_error
         calibration, typical = _calibration(error_or_doubt, np.maximum(stated, NEGLIGIBLE))
         return Choice(
             solver=Multistep(steps, calibration, typical * self.bits),
@@ -370,48 +347,6 @@ def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
     return float(deviations) * _size(error / np.hypot(stated, typical)), typical
 
 
-def choose_for_images(
-    model: ImageModel,
-    images: Integer[Array | np.ndarray, "n h w c"],
-    *,
-    divergence: DivergenceEstimator = Hutchinson(),
-    mean_over: int = 1,
-    passes: int = 1,
-    tolerance: float = 0.0,
-    seed: int = 0,
-) -> Choice:
-    """The solver of likelihoods of such images; of a mean over several, its levels, too.
-
-    Args:
-        model: of images.
-        images: integers as the model takes them, of which the first eight are used.
-        divergence: how traces are estimated.
-        mean_over: of how many images the mean is wanted, each in so many ``passes``.
-        passes: over them.
-        tolerance: bits/dim that the solver may add to the standard error of that mean.
-        seed: of probes and dequantization noise.
-
-    Raises UserError for no images.
-    """
-    x = jnp.asarray(images[:PILOT_IMAGES])
-    if not len(x):
-        raise UserError("there are no images to choose the solver's steps on")
-    z, key = _dequantized(model, x, jax.random.key(seed))
-    pilot = Pilot(
-        model.noise, model.sde, z, key, eps=model.eps, divergence=divergence,
-        finest=FINEST if mean_over > 1 else None,  # levels of a mean go so far in any case
-    )  # fmt: skip
-    return pilot.for_mean(mean_over, passes, tolerance)
-
-
-@compiled
-def _dequantized(model: ImageModel, x: IntImages, key: PRNGKey) -> tuple[Data, PRNGKey]:
-    """The images as the network takes them, with uniform noise; and a key that is left."""
-    key_u, key = jax.random.split(key)
-    y = pixels_of(model).encode(x, Uniform()(key_u, x)[0])
-    return AtTime(model.sde, model.eps).forward(y)[0], key
-
-
 def choose_within(
     noise: NoiseFn,
     sde: SDE,
@@ -447,7 +382,7 @@ def choose_within(
         raise UserError("a tolerance needs examples")
     few = x[:EXAMPLES]
     rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
-    pilot = Pilot(
+    pilot = Pilot.of_reals(
         conditioned(noise, rows), sde, few, jax.random.key(seed), eps=eps,
         divergence=Hutchinson(PROBES), finest=FINEST,
     )  # fmt: skip

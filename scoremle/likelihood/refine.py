@@ -23,7 +23,7 @@ from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree
-from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.solvers.multistep import Multistep, Planned, stated
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
 Rows = Float[Array | np.ndarray, " n"]
@@ -57,8 +57,8 @@ def refined(
     """
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
-    end, found = _solved(given, *model, Planned.of(solver.steps, MOST))
-    found = replace(found, solver_error=solver.stated(found.solver_error), refined=True)
+    end, found = solved(given, *model, Planned.of(solver.steps, MOST))
+    found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
     steps = 2 * solver.steps
     while steps <= MOST:
         large = too_large(found.solver_error, found.probe_stderr, tolerance)
@@ -66,9 +66,9 @@ def refined(
             break
         place = np.resize(few, len(start)) if len(start) <= FEW else few
         rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
-        end_again, again = _first(_solved(rows, *model, Planned.of(steps, MOST)), len(few))
+        end_again, again = _first(solved(rows, *model, Planned.of(steps, MOST)), len(few))
         # The pilot measured no such rows: a factor below 1 is not for them.
-        error = jnp.maximum(again.solver_error, solver.stated(again.solver_error))
+        error = jnp.maximum(again.solver_error, stated(solver, again.solver_error))
         found, steps = _with_rows(found, few, replace(again, solver_error=error)), 2 * steps
         end = end.at[few].set(end_again)
     return end, found
@@ -86,7 +86,7 @@ def _first(found: Any, n: int) -> Any:
 
 
 @partial(Programs, cut=_first)
-def _solved(
+def solved(
     rows: tuple[Data, Keys, Any],
     noise: NoiseFn,
     sde: SDE,

@@ -1,10 +1,13 @@
-"""From integer images to numbers: the one loop over images, and the mean over them.
+"""From integer images to numbers: the pilot, the one loop over images, and the mean over them.
 
 Every score of every image goes through here: ``ScoreModel.score`` and ``Scorer``, ``scoremle
 score`` (alone, in shares, on Ray) and ``scoremle eval``. The key of an image belongs to its index
 and to the pass: a value depends neither on the batch nor on the other images.
+
+The pilot and the scores of few images are one program: the number of steps is data in it.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,26 +21,34 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
-from scoremle.likelihood.images import Estimator, OdeDifference
+from scoremle.likelihood.image_model import ImageModel
+from scoremle.likelihood.images import ByOde, Estimator, OdeDifference
 from scoremle.likelihood.images import ImageValues as Columns
 from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
 from scoremle.likelihood.mean import Mean, PassValues
-from scoremle.likelihood.pilot import NOISE_SHARE
+from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
 from scoremle.numerics import permutation
 from scoremle.resumable import Arrays, resumable_map
+from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import IntImages
 from scoremle.xla import compiled
 
-__all__ = ["DIFFERENCES", "Scored", "score_images"]
+__all__ = ["DIFFERENCES", "Scored", "choose_for_images", "score_images"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
+# So many images in all passes are computed by the program of the pilot, a few at once: another one
+# would be ready later than that has done them.
+FEW = 512
 # In this the seed of differences differs from that of the values; and the key of their order.
 DIFFERENCES = 2**32 - 4
+# So does the pilot's seed from that of the values.
+PILOT = 2**32 - 5
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,51 @@ def score_images(
     return replace(found, mean=_corrected(mean, bpd, differences, by, levels, tolerance, seed))
 
 
+def choose_for_images(
+    model: ImageModel,
+    images: Integer[Array | np.ndarray, "n h w c"],
+    *,
+    condition: Any = None,
+    divergence: DivergenceEstimator = Hutchinson(),
+    mean_over: int = 1,
+    passes: int = 1,
+    tolerance: float = 0.0,
+    seed: int = 0,
+) -> Choice:
+    """The solver of likelihoods of such images; of a mean over several, its levels, too.
+
+    Args:
+        model: of images.
+        images: integers as the model takes them, of which the first eight are used.
+        condition: what the noise prediction takes, a row for each image or one for all.
+        divergence: how traces are estimated.
+        mean_over: of how many images the mean is wanted, each in so many ``passes``.
+        passes: over them.
+        tolerance: bits/dim that the solver may add to the standard error of that mean.
+        seed: of probes and dequantization noise.
+
+    Raises UserError for no images.
+    """
+    if not len(images):
+        raise UserError("there are no images to choose the solver's steps on")
+    few = np.asarray(images[:PILOT_IMAGES])
+    rows = jax.tree.map(lambda row: row[:PILOT_IMAGES], rows_of(condition, len(images)))
+
+    def solve(room: int, steps: int, *, held: bool) -> Solved:
+        found, _ = _measured(
+            model, ByOde(divergence, Planned.of(steps, room, held=held)), few,
+            np.arange(len(few)), rows, dequantizer=Uniform(), devices=jax.local_devices()[:1],
+            batch_size=None, seed=seed ^ PILOT,
+        )  # fmt: skip
+        return Solved(*(found[name][0] for name in Solved._fields))
+
+    pilot = Pilot(
+        solve, divergence, bits=few[0].size * math.log(2),
+        finest=FINEST if mean_over > 1 else None,  # levels of a mean go so far in any case
+    )  # fmt: skip
+    return pilot.for_mean(mean_over, passes, tolerance)
+
+
 def _measured(
     model: Any,
     estimator: Estimator,
@@ -169,12 +225,19 @@ def _measured(
     halves = not estimator.on_host and jax.process_count() == 1
     program: Any = _measure if estimator.on_host else _compiled_measure
     program = within_memory(program) if halves else program
+    few = halves and batch_size is None and n * passes <= FEW
+    at_once = min(size, round_up(PILOT_IMAGES, devices)) if few else size
+    model, estimator = _with_steps_as_data((model, estimator))
     model, dequantizer = replicate((model, dequantizer), devices)
 
     def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
+        found = [batch(number, place[i : i + at_once]) for i in range(0, len(place), at_once)]
+        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+    def batch(number: int, place: Int[np.ndarray, " rows"]) -> Arrays:
         keys = image_keys(jax.random.fold_in(key, number), index[place])
-        batch = images[place], keys, jax.tree.map(lambda row: row[place], rows)
-        return _timed(program, estimator, model, dequantizer, *split_rows(batch, devices))
+        some = images[place], keys, jax.tree.map(lambda row: row[place], rows)
+        return _timed(program, estimator, model, dequantizer, *split_rows(some, devices))
 
     found = resumable_map(
         work, n, size=size, least=len(devices or jax.devices()) if halves else size,
@@ -184,6 +247,15 @@ def _measured(
     # The first batch compiles: the lower median over batches is what an image costs.
     pace = np.quantile(np.unique(found.pop("seconds")), 0.5, method="lower") if found else 0.0
     return found, float(pace)
+
+
+def _with_steps_as_data(tree: Any) -> Any:
+    """The same with one program for all numbers of steps of the ODE's solver."""
+
+    def planned(node: Any) -> Any:
+        return node.planned(FINEST) if isinstance(node, Multistep) else node
+
+    return jax.tree.map(planned, tree, is_leaf=lambda node: isinstance(node, Multistep))
 
 
 def _timed(program: Callable[..., Columns], *arguments: Any) -> Arrays:

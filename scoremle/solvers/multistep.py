@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from scoremle.core.arguments import check_count, check_number
 from scoremle.core.pytree import pytree, require, static
@@ -35,7 +35,7 @@ from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, DrawIndex, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
 
-__all__ = ["Multistep", "Planned"]
+__all__ = ["Multistep", "Planned", "stated"]
 
 ORDER = 3
 # Roughness is measured by the difference of this order, which is zero for cubics.
@@ -186,19 +186,27 @@ class _Carry(NamedTuple):
 @pytree
 @dataclass(frozen=True)
 class Planned:
-    """The solver itself, with its plan as data: programs that differ in steps are one program."""
+    """The solver itself, with its plan as data: programs that differ in steps are one program.
+
+    ``held``: all nodes have the first draw, so that two numbers of steps differ by the solver's
+    error alone.
+    """
 
     weights: StepTable
     steps: DrawIndex | int
+    held: bool | np.bool_ | Bool[Array, ""] = False
+    calibration: float | Float[Array, ""] = 1.0
+    typical: float | Float[Array, ""] = 0.0
 
     @classmethod
-    def of(cls, steps: int, room: int) -> "Planned":
+    def of(cls, steps: int, room: int, *, held: bool = False) -> "Planned":
         """A plan of ``steps`` steps, in arrays with room for ``room`` of them."""
-        return cls(step_table(steps, room), np.int32(steps))
+        return cls(step_table(steps, room), np.int32(steps), np.bool_(held))
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
-        field, fresh = problem.field, problem.fresh
+        field, random = problem.field, problem.fresh
+        fresh = random & ~jnp.asarray(self.held)
         batch, dtype = state.shape[0], state.dtype
         weights = StepTable(*(jnp.asarray(a, dtype) for a in self.weights))
         span = problem.stop - problem.start
@@ -213,7 +221,7 @@ class Planned:
             for total in (weights.total, weights.gap)
         )
         zeros, none = jnp.zeros(rates.shape, dtype), jnp.zeros(batch, dtype)
-        compared = fresh and not several
+        compared = random and not several
         first = _Carry(
             state=state,
             integrals=zeros,
@@ -230,7 +238,8 @@ class Planned:
         def advance(n: Array, carry: _Carry) -> _Carry:
             w = StepTable(*(a[n] for a in weights))
             guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
-            rate, integral_rate, parts = field(clock(w.node), guess, n if fresh else ONE_DRAW)
+            number = jnp.where(fresh, n, ONE_DRAW)
+            rate, integral_rate, parts = field(clock(w.node), guess, number)
             history = jnp.concatenate([rate[None], carry.history])
             state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
             term = span * jnp.asarray(w.total) * integral_rate
@@ -244,7 +253,7 @@ class Planned:
             parts_history = jnp.concatenate([parts[:1], carry.parts_history])
             if several:
                 noise = sum_data(jnp.var(parts, axis=0, ddof=1)) / len(parts)
-            elif fresh:
+            elif random:
                 noise = sum_data(jnp.square(jnp.tensordot(w.contrast, parts_history, 1)))
             else:
                 noise = none
@@ -267,13 +276,13 @@ class Planned:
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
         steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
-        noise = NOISE**2 * last.gap_scatter if fresh else 0
+        noise = jnp.where(fresh, NOISE**2 * last.gap_scatter, 0)
         gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
         told = fresh & (several | (self.steps >= DIFFERENCE))
         return Solution(
             state=last.state,
             integrals=last.integrals,
-            error=jnp.sqrt(steps + gap),
+            error=stated(self, jnp.sqrt(steps + gap)),
             scatter=jnp.where(told, last.scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
@@ -319,10 +328,19 @@ class Multistep:
 
     def solve(self, problem: Problem, state: Data) -> Solution:
         """Solves the problem."""
-        solution = Planned(step_table(self.steps), self.steps).solve(problem, state)
-        return solution._replace(error=self.stated(solution.error))
+        return self._planned(step_table(self.steps), self.steps).solve(problem, state)
 
-    def stated(self, error: Float[AnyArray, " b"]) -> PerExample:
-        """States the error of each example, in nats, from the estimate by its steps."""
-        calibrated = self.calibration * jnp.hypot(error, self.typical)
-        return jnp.maximum(calibrated, error - UNLIKE * self.typical)
+    def planned(self, room: int) -> "Planned | Multistep":
+        """The same with its plan as data; itself, if it has more steps than ``room``."""
+        if self.steps > room:
+            return self
+        return self._planned(step_table(self.steps, room), np.int32(self.steps))
+
+    def _planned(self, weights: StepTable, steps: DrawIndex | int) -> Planned:
+        return Planned(weights, steps, np.bool_(False), self.calibration, self.typical)
+
+
+def stated(solver: Planned | Multistep, error: Float[AnyArray, " b"]) -> PerExample:
+    """The error of each example that the solver states, in nats, by the estimate of its steps."""
+    calibrated = solver.calibration * jnp.hypot(error, solver.typical)
+    return jnp.maximum(calibrated, error - UNLIKE * solver.typical)

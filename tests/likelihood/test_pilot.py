@@ -24,8 +24,8 @@ def setting(divergence, data=Gaussian.random(6, DIMS), **options):  # noqa: B008
     sde = SDES["vp"]
     x = data.draw(7, 8).astype(np.float32)
     noise, key = data.noise(sde), jax.random.key(1)
-    pilot = Pilot(noise, sde, jnp.asarray(x), key, eps=1e-5, divergence=divergence, **options)
-    return data, sde, noise, x, pilot
+    options = {"eps": 1e-5, "divergence": divergence} | options
+    return data, sde, noise, x, Pilot.of_reals(noise, sde, jnp.asarray(x), key, **options)
 
 
 def test_the_measured_error_is_the_true_one():
@@ -149,7 +149,8 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
 
 def test_too_few_images_calibrate_nothing():
     _, sde, noise, x, _ = setting(Exact())
-    few = Pilot(noise, sde, jnp.asarray(x[:3]), jax.random.key(1), eps=1e-5, divergence=Exact())
+    few = jnp.asarray(x[:3]), jax.random.key(1)
+    few = Pilot.of_reals(noise, sde, *few, eps=1e-5, divergence=Exact())
     assert few.measure(16).solver == Multistep(16)
 
 
@@ -168,5 +169,6 @@ def test_levels_for_a_mean_begin_with_what_an_image_needs():
     def failing(x, t):
         return jnp.where(x[:1] == x, jnp.nan, noise(x, t))
 
-    failed = Pilot(failing, sde, jnp.asarray(x), jax.random.key(1), eps=1e-5, divergence=Exact())
+    of = jnp.asarray(x), jax.random.key(1)
+    failed = Pilot.of_reals(failing, sde, *of, eps=1e-5, divergence=Exact())
     assert failed.for_mean(**options).levels is None

@@ -7,7 +7,7 @@ import pytest
 
 from scoremle.solvers.base import Problem
 from scoremle.solvers.doubling import Doubling
-from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, step_table
+from scoremle.solvers.multistep import DIFFERENCE, ORDER, Multistep, Planned, stated, step_table
 
 
 def no_integrals(rate):
@@ -195,7 +195,7 @@ def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps)
 
 def test_an_error_above_three_typical_ones_counts_in_full():
     """By hand: a factor of a tenth, and a typical error of 2."""
-    stated = Multistep(8, 0.1, 2.0).stated(np.array([0.0, 1.5, 6.0, 8.0, 100.0]))
-    np.testing.assert_allclose(stated, [0.2, 0.25, 0.1 * np.sqrt(40), 2.0, 94.0], rtol=1e-6)
+    found = stated(Multistep(8, 0.1, 2.0), np.array([0.0, 1.5, 6.0, 8.0, 100.0]))
+    np.testing.assert_allclose(found, [0.2, 0.25, 0.1 * np.sqrt(40), 2.0, 94.0], rtol=1e-6)
     alone = np.array([0.0, 3.0])
-    np.testing.assert_allclose(Multistep(8).stated(alone), alone)
+    np.testing.assert_allclose(stated(Multistep(8), alone), alone)
