@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.files import inside, read_npz
+from scoremle.likelihood.images import in_words
 from scoremle.likelihood.mean import Mean
 from scoremle.records import Count, Error, Name, Number, check_record
 
@@ -121,9 +122,8 @@ class Result(Mean):
 
     @property
     def noised(self) -> str:
-        """The estimator, and the noise that it is given; a loss has one of its own."""
-        name = "no" if self.dequantizer == "none" else self.dequantizer
-        return f"{self.estimator}, {name} dequantization" if name else self.estimator
+        """The estimator, and the noise that it is given."""
+        return in_words(self.estimator, self.dequantizer)
 
     @property
     def images_in_words(self) -> str:

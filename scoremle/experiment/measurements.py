@@ -15,7 +15,7 @@ from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
 from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
-from scoremle.experiment.labels import ALL
+from scoremle.experiment.labels import ALL, labelled
 from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
@@ -178,7 +178,7 @@ class Measurements:
     def _under(self, label: str, found: Measurement) -> Measurement:
         """A measurement under a label; the mean over all has no profile, and is not corrected."""
         model, estimator = self._spec.measured(self.params, found.estimator)
-        words = estimator.title + f", label {label}" * (label != ALL)
+        words = labelled(estimator.title, label)
         facts = {**found.facts, "estimator": words, "label": label}
         kind = f"{found.kind}_label_{label}"
         found = replace(found, kind=kind, model=model, estimator=estimator, facts=facts)

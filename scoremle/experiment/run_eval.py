@@ -43,8 +43,6 @@ from scoremle.training.checksums import tree_hash
 
 logger = logging.getLogger(__name__)
 
-Facts = dict[str, Any]
-
 EXTREMES = 32
 # The folder of finished parts, in that of the results.
 PARTS = "parts"
@@ -59,7 +57,7 @@ MAX_BIAS_SHARE = 0.2
 
 def run_eval(
     experiment: Experiment, workdir: Workdir, eval_folder: str, deq_folder: str
-) -> dict[str, Facts]:
+) -> dict[str, Any]:
     """Evaluates every checkpoint that ``eval.begin_ckpt`` to ``eval.end_ckpt`` name.
 
     Gives the results by their names, as they are in results.json.
@@ -82,7 +80,7 @@ def run_eval(
     sampling = SamplingRun(experiment, run.folder, judged_by)
     run.results()  # of an earlier run: better unreadable now than after hours
     results: list[Result] = []
-    quality: dict[str, Facts] = {}
+    quality: dict[str, dict[str, Any]] = {}
     for number in numbers:
         restored = workdir.restore(experiment.template, number)
         check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
@@ -156,7 +154,7 @@ class EvaluationRun:
         return self._split[: self._evaluation.num_images or None]
 
     @cached_property
-    def _flags(self) -> Facts:
+    def _flags(self) -> dict[str, Any]:
         """The fields of ``eval`` that are not as the working directory has them.
 
         No value depends on the size of a batch, which is left out.
@@ -177,7 +175,7 @@ class EvaluationRun:
         """The content of results.json."""
         return read_results(inside(self.folder, RESULTS))
 
-    def trainings(self, *, flow: bool) -> Facts:
+    def trainings(self, *, flow: bool) -> dict[str, Any]:
         """The steps of the trainings so far: the model's, and the flow's if it counts."""
         found = {"training": self.workdir.training()}
         if flow and self.flow:
@@ -279,7 +277,7 @@ class EvaluationRun:
         self._write_extremes(result, means)
         return result, means
 
-    def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> Facts:
+    def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> dict[str, Any]:
         spec, seed = self.experiment.model.in_float32, self.experiment.seed ^ DIFFERENCES
 
         def bpd(model: ScoreModel, words: str) -> np.ndarray:
@@ -292,7 +290,7 @@ class EvaluationRun:
         full, _ = spec.measured(restored.tree.ema, one.estimator)
         return cost_of_precision(bpd, one.model, full)
 
-    def _parts(self, name: str, facts: Facts) -> Path:
+    def _parts(self, name: str, facts: dict[str, Any]) -> Path:
         """The folder of finished parts. Each of the facts may change a value.
 
         The number of passes is not among them, and so another pass is added to those there are.
@@ -302,7 +300,7 @@ class EvaluationRun:
     def _name(self, kind: str, checkpoint: int) -> str:
         return f"{kind}_{self._evaluation.dataset}_ckpt_{checkpoint}"
 
-    def _facts_of(self, one: Measurement, restored: Restored) -> Facts:
+    def _facts_of(self, one: Measurement, restored: Restored) -> dict[str, Any]:
         facts = {"kind": one.kind, **self._facts, **one.facts, **_checkpoint_facts(restored)}
         if self.flow and one.of_flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(self.flow).items()}
@@ -311,7 +309,7 @@ class EvaluationRun:
         return facts
 
     @cached_property
-    def _facts(self) -> Facts:
+    def _facts(self) -> dict[str, Any]:
         data, model = self.experiment.data, self.experiment.model
         return {
             "dataset": data.name,
@@ -378,7 +376,7 @@ def _warn_of_optimism(result: Result) -> None:
         )  # fmt: skip
 
 
-def _checkpoint_facts(restored: Restored) -> Facts:
+def _checkpoint_facts(restored: Restored) -> dict[str, Any]:
     return {
         "checkpoint": restored.number,
         "step": int(restored.meta["step"]),

@@ -32,8 +32,6 @@ from scoremle.resumable import Arrays, fingerprint, resumable_map
 from scoremle.terminal import say
 from scoremle.types import IntImages, Keys
 
-Facts = dict[str, Any]
-
 GRID_SAMPLES = 64
 # Two for each split of the class score and each subset of the kernel distance.
 FEWEST_IMAGES = 20
@@ -48,7 +46,7 @@ class Judge:
     extractor: Extractor
     reference: Reference
 
-    def __call__(self, pool: np.ndarray, logits: np.ndarray) -> dict[str, Facts]:
+    def __call__(self, pool: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
         """Each measure's value, standard error and numbers of images."""
         published = self.extractor.is_published_inception
         frechet, kernel, score = PUBLISHED_NAMES if published else OTHER_NAMES
@@ -66,7 +64,7 @@ class Judge:
         }
 
 
-def _measure(value: float, stderr: float | None, samples: int, reference: int) -> Facts:
+def _measure(value: float, stderr: float | None, samples: int, reference: int) -> dict[str, Any]:
     return {"value": value, "stderr": stderr, "samples": samples, "reference_images": reference}
 
 
@@ -115,7 +113,7 @@ class SamplingRun:
 
         return devices.within_memory(xla.compiled(draw))
 
-    def run(self, params: Params, checkpoint: Facts) -> dict[str, Facts]:
+    def run(self, params: Params, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Draws and writes the samples of a checkpoint; the result by its name, if any."""
         facts = {**self._facts, **checkpoint}
         name = f"samples_ckpt_{checkpoint['checkpoint']}"
@@ -154,7 +152,9 @@ class SamplingRun:
         pictures.write_grid(grid, shown, data.levels, caption=caption)
         say(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}")
 
-    def _quality(self, judge: Judge, samples: np.ndarray, parts: Path, name: str) -> Facts:
+    def _quality(
+        self, judge: Judge, samples: np.ndarray, parts: Path, name: str
+    ) -> dict[str, Any]:
         extractor = judge.extractor
         features = extract(
             extractor,
@@ -176,7 +176,7 @@ class SamplingRun:
         return size if self.experiment.sampler.mixes else devices.round_up(size)
 
     @property
-    def _facts(self) -> Facts:
+    def _facts(self) -> dict[str, Any]:
         """Facts that a sample depends on, without the checkpoint and the number of samples."""
         data, model, config = self.experiment.data, self.experiment.model, self.experiment.config
         # A sampler that mixes the samples of a round makes its size one of their facts.

@@ -18,14 +18,14 @@ import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
 from scoremle.errors import no_chain
-from scoremle.experiment.labels import ALL, check_label, under
+from scoremle.experiment.labels import ALL, check_label, labelled, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.decoders import GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ByElbo, ByOde, Estimator
+from scoremle.likelihood.images import ByElbo, Estimator, in_words
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import StepLevels
@@ -67,12 +67,9 @@ class Scoring:
 
     @property
     def title(self) -> str:
-        """Words for the number: estimator, dequantization noise if any, and label."""
-        inner = self.estimator.of_one if isinstance(self.estimator, ByLabels) else self.estimator
-        density = isinstance(inner, ByElbo) and inner.decoder.bounds == "density"
-        density |= isinstance(inner, ByOde) and inner.decoder is None
-        dequantized = ", uniform dequantization" * density
-        return self.estimator.title + dequantized + (self.label and f", label {self.label}")
+        """Words for the number: estimator, label if any, and dequantization noise."""
+        words = labelled(self.estimator.title, self.label)
+        return in_words(words, "uniform" * self.estimator.dequantizes)
 
     def identity(self, place: str, seed: int) -> dict[str, Any]:
         """The facts that a value depends on, besides its image and its pass.

@@ -40,6 +40,7 @@ class ByLoss:
     """
 
     on_host: ClassVar[bool] = False
+    dequantizes: ClassVar[bool] = False
     title: ClassVar[str] = "training loss, published scaling"
 
     times: TimeSampler

@@ -51,7 +51,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues"]
+__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
@@ -61,11 +61,15 @@ ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
 class Estimator(Protocol):
     """Measures bits/dim of images by a key for each. One ``on_host`` is not to be compiled.
 
-    ``title`` names the number that it gives, and ``describe()`` is its entry in results.
+    ``title`` names the number that it gives, and ``describe()`` is its entry in results. One that
+    ``dequantizes`` takes noise for the integers; another has a decoder or a loss of its own.
     """
 
     @property
     def on_host(self) -> bool: ...
+
+    @property
+    def dequantizes(self) -> bool: ...
 
     @property
     def title(self) -> str: ...
@@ -75,6 +79,12 @@ class Estimator(Protocol):
     def __call__(
         self, model: Any, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> ImageValues: ...
+
+
+def in_words(estimator: str, dequantizer: str = "") -> str:
+    """Words for a number: the estimator, and the noise that it is given; a loss has its own."""
+    name = "no" if dequantizer == "none" else dequantizer
+    return f"{estimator}, {name} dequantization" if name else estimator
 
 
 @pytree
@@ -119,6 +129,10 @@ class ByOde:
     @property
     def on_host(self) -> bool:
         return isinstance(self.solver, PublishedRK45)
+
+    @property
+    def dequantizes(self) -> bool:
+        return self.decoder is None
 
     @property
     def title(self) -> str:
@@ -208,6 +222,7 @@ class OdeDifference:
     """
 
     on_host: ClassVar[bool] = False
+    dequantizes: ClassVar[bool] = True
     title: ClassVar[str] = "difference of two numbers of steps"
 
     of: Estimator
@@ -322,9 +337,13 @@ class ByElbo:
             check_eps(None, self.start, "start")
 
     @property
+    def dequantizes(self) -> bool:
+        return self.decoder.bounds == "density"
+
+    @property
     def title(self) -> str:
         decoder = self.decoder
-        decoded = f", {decoder.title}" * (decoder.bounds == "probability")
+        decoded = f", {decoder.title}" * (not self.dequantizes)
         return f"variational bound (SDE), {self.draws} times{decoded}"
 
     def describe(self) -> dict[str, Any]:

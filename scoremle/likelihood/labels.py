@@ -60,6 +60,10 @@ class ByLabels:
         check_count("labels", self.labels)
 
     @property
+    def dequantizes(self) -> bool:
+        return self.of_one.dequantizes
+
+    @property
     def title(self) -> str:
         return f"{self.of_one.title}, mean over {self.labels} labels"
 

@@ -283,6 +283,7 @@ class BySteps:
     """
 
     on_host: ClassVar[bool] = False
+    dequantizes: ClassVar[bool] = False
 
     times: Float[Array | np.ndarray, " n"] | None = None
     variance: str = static(default="small")

@@ -38,7 +38,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Facts = dict[str, Any]
 UInt8Images = UInt8[np.ndarray, "b h w c"]
 
 # pt_inception-2015-12-05-6726825d.pth, also called weights-inception-2015-12-05-6726825d.pth.
@@ -61,7 +60,7 @@ class Extractor:
     weights_sha256: str
 
     @property
-    def identity(self) -> Facts:
+    def identity(self) -> dict[str, str]:
         return {"features": self.name, "weights_sha256": self.weights_sha256}
 
     @property
@@ -139,11 +138,11 @@ class Reference:
     """Features of the images that samples are compared with, and what is known of them."""
 
     pool: Float[np.ndarray, "n d"]
-    facts: Facts
+    facts: dict[str, Any]
 
 
 def write_reference(
-    path: Path, pool: Float[np.ndarray, "n d"], extractor: Extractor, facts: Facts
+    path: Path, pool: Float[np.ndarray, "n d"], extractor: Extractor, facts: dict[str, Any]
 ) -> None:
     """Writes features as ``pool_3``, the name that score_flow has, and what they are."""
     record = json.dumps({"origin": extractor.identity, **facts})
@@ -170,7 +169,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
     return Reference(pool, {"path": str(path), "images": len(pool), **known})
 
 
-def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) -> Facts:
+def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) -> dict[str, Any]:
     if "record" not in arrays:
         logger.warning(
             "%s does not say which network made its features; ours differs from the one of "

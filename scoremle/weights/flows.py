@@ -172,6 +172,7 @@ class ByLogProb:
     """
 
     on_host: ClassVar[bool] = True
+    dequantizes: ClassVar[bool] = True
 
     draws: int = static(default=1)
 

@@ -84,7 +84,7 @@ def test_errors_are_weighted_by_the_shares_of_the_labels():
                for name in ("bpd", "probe_stderr", "solver_error", "draw_stderr")}  # fmt: skip
 
     class ByTable:
-        on_host, title = False, "by a table"
+        on_host, dequantizes, title = False, True, "by a table"
 
         def describe(self):
             return {"estimator": self.title}

@@ -38,6 +38,7 @@ class Toy:
     on_host: bool = True
     stop: int | None = None
     title: str = "toy"
+    dequantizes: bool = True
     batches: list = field(default_factory=list, compare=False)
 
     def describe(self):
