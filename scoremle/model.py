@@ -510,9 +510,10 @@ class ScoreModel:
             model._plain(), estimator or model.default_estimator, images, numbers,
             dequantizer=dequantizer, condition=condition, passes=passes, seed=seed,
             batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
-            levels=choice.levels if choice else None, tolerance=tolerance or 0.0,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
+        if choice and tolerance:
+            found = found.corrected(choice.levels, tolerance)
         scores = Scores.of_passes(found.values, self.dims)
         return replace(scores, mean=found.mean, choice=choice)
 

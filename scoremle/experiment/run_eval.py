@@ -3,7 +3,7 @@
 import logging
 import shlex
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -244,16 +244,15 @@ class EvaluationRun:
         name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
         parts = self._parts(name, facts)
         check_agreed(facts)
-        score = partial(
-            score_images, one.model, one.estimator, self.images, dequantizer=one.dequantizer,
+        found = score_images(
+            one.model, one.estimator, self.images, dequantizer=one.dequantizer,
             passes=evaluation.num_repeats, seed=self.experiment.seed, parts=parts, label=name,
             batch_size=min(evaluation.batch_size, len(self.images)),
         )  # fmt: skip
-        found = score()
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
-        if one.choice and one.choice.levels:
-            found = score(levels=one.choice.levels, tolerance=evaluation.tolerance)
+        if one.choice:
+            found = found.corrected(one.choice.levels, evaluation.tolerance)
         facts = {
             "metric": found.column,
             "unit": "bits/dim" if found.column == "bpd" else "loss",

@@ -63,7 +63,11 @@ class Scoring:
 
     def score(self, images: Images, **options: Any) -> Scored:
         """``score_images`` of the model by the estimator."""
-        return score_images(self.model, self.estimator, images, tolerance=TOLERANCE, **options)
+        return score_images(self.model, self.estimator, images, **options)
+
+    def corrected(self, scored: Scored) -> Scored:
+        """The same with its mean corrected for the solver, as far as there are ``levels``."""
+        return scored.corrected(self.levels, TOLERANCE)
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ The pilot and the scores of few images are one program: the number of steps is d
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Key
+from jaxtyping import Array, Bool, Int, Integer, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
@@ -57,12 +57,15 @@ class Scored:
 
     ``values`` has columns [passes n], in bits/dim but for those that say otherwise. ``mean`` is
     over the images whose values are finite; None if there are none. ``seconds`` are those of an
-    image, without the compilation.
+    image, without the compilation. ``differences`` measures the difference of two numbers of
+    steps on so many of the images of the mean, the first in ``order``, which is random.
     """
 
     values: PassValues
     mean: Mean | None
     seconds: float
+    differences: Callable[[int, int, bool, int], PassValues] = field(repr=False)
+    order: Integer[np.ndarray, " m"] = field(repr=False)
 
     @property
     def column(self) -> str:
@@ -77,7 +80,33 @@ class Scored:
     @property
     def finite(self) -> Bool[np.ndarray, " n"]:
         """Marks the images whose values are finite in each pass."""
-        return np.asarray(np.isfinite(self.values[self.column]).all(axis=0))
+        return _finite(self.values)
+
+    def corrected(self, levels: StepLevels | None, tolerance: float) -> "Scored":
+        """The same with the mean at the finest of these levels of the solver.
+
+        Itself, where there are no levels or fewer than two images.
+
+        Args:
+            levels: by which a pilot chose to correct the mean.
+            tolerance: bits/dim that the solver may add to the standard error of the mean; a
+                quarter of the noise's standard error, where that is more.
+
+        Raises UserError for a difference that is not finite.
+        """
+        if levels is None or self.mean is None or self.mean.images < 2:
+            return self
+        noise = self.mean.noise_stderr or self.mean.columns.get("probe_stderr_of_mean") or 0.0
+        sizes = levels.sizes(self.mean.images, max(tolerance, NOISE_SHARE * noise))
+        differences, bias = [], levels.bias
+        for size, (coarse, fine) in zip(sizes, pairwise(levels.steps), strict=True):
+            last = fine == levels.steps[-1]
+            found = self.differences(coarse, fine, last, size)
+            differences.append(found["bpd"][0])
+            bias = bias_bound(found["halving"][0]) if last else bias
+        values = self.values[self.column].mean(axis=0)[self.finite]
+        of_mean = corrected(values, self.order, differences)
+        return replace(self, mean=self.mean.corrected(of_mean, bias, levels.steps, differences))
 
 
 def score_images(
@@ -94,8 +123,6 @@ def score_images(
     devices: Sequence[jax.Device] | None = None,
     parts: Path | None = None,
     share: slice = slice(None),
-    levels: StepLevels | None = None,
-    tolerance: float = 0.0,
     label: str = "",
 ) -> Scored:
     """Bits/dim of images by an estimator, in independent passes, and their mean.
@@ -116,12 +143,7 @@ def score_images(
         devices: that share each batch; None: all.
         parts: a folder whose name stands for all that a value depends on; None: nothing is kept.
         share: of the images: only these are measured, and given back.
-        levels: of the solver, to correct the mean by; None: it is not corrected.
-        tolerance: bits/dim that the solver may add to the standard error of a corrected mean; a
-            quarter of the noise's standard error, where that is more.
         label: under which progress is shown.
-
-    Raises UserError for a difference of levels that is not finite.
     """
     measure = partial(
         _measured, model, dequantizer=dequantizer or Uniform(), devices=devices,
@@ -132,28 +154,24 @@ def score_images(
     values, seconds = measure(
         estimator, images, index, rows, passes=passes, seed=seed, parts=parts, share=share
     )
-    found = Scored(values, None, seconds)
-    if not (finite := found.finite).any():
-        return found
-    mean = Mean.of({name: column[:, finite] for name, column in values.items()}, found.column)
-    if levels is None or finite.sum() < 2:
-        return replace(found, mean=mean)
+    finite, column = _finite(values), _column(values)
+    count = int(finite.sum())
+    order = permutation(count, seed, DIFFERENCES)
+    of_finite = {name: each[:, finite] for name, each in values.items()}
+    mean = Mean.of(of_finite, column) if count else None
 
-    def differences(by: OdeDifference, place: Integer[np.ndarray, " m"]) -> PassValues:
-        chosen = np.flatnonzero(finite)[place]
-        words = f"steps {by.coarse} to {by.fine}"
+    def differences(coarse: int, fine: int, halved: bool, size: int) -> PassValues:
+        chosen, words = np.flatnonzero(finite)[order[:size]], f"steps {coarse} to {fine}"
         found, _ = measure(
-            by, images[chosen], np.arange(len(chosen)),
+            OdeDifference(estimator, coarse, fine, halved), images[chosen], np.arange(size),
             jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
             parts=parts and parts / words, label=label and f"{label} {words}",
         )  # fmt: skip
-        if not all(np.isfinite(column).all() for column in found.values()):
+        if not _finite(found).all():
             raise UserError(f"{label}, {words}: a difference is not finite")
         return found
 
-    bpd = values[found.column].mean(axis=0)[finite]
-    by = partial(OdeDifference, estimator)
-    return replace(found, mean=_corrected(mean, bpd, differences, by, levels, tolerance, seed))
+    return Scored(values, mean, seconds, differences, order)
 
 
 def choose_for_images(
@@ -276,6 +294,10 @@ def _column(values: Any) -> str:
     return "bpd" if "bpd" in values else "loss"
 
 
+def _finite(values: PassValues) -> Bool[np.ndarray, " n"]:
+    return np.asarray(np.isfinite(values[_column(values)]).all(axis=0))
+
+
 def _mean_so_far(rows: Arrays, done: Bool[np.ndarray, "passes n"]) -> str:
     """The mean over images and its error, from the passes that there are of each."""
     name, there = _column(rows), done.any(axis=0)
@@ -298,26 +320,3 @@ def _measure(
 
 
 _compiled_measure = compiled(_measure)
-
-
-def _corrected(
-    mean: Mean,
-    values: Float[np.ndarray, " n"],
-    measure: Callable[[OdeDifference, Integer[np.ndarray, " m"]], PassValues],
-    by: Callable[[int, int, bool], OdeDifference],
-    levels: StepLevels,
-    tolerance: float,
-    seed: int,
-) -> Mean:
-    """The mean at the finest level, by differences on some of the images, in random order."""
-    noise = mean.noise_stderr or mean.columns.get("probe_stderr_of_mean") or 0.0
-    sizes = levels.sizes(mean.images, max(tolerance, NOISE_SHARE * noise))
-    order = permutation(mean.images, seed, DIFFERENCES)
-    differences, bias = [], levels.bias
-    for size, (coarse, fine) in zip(sizes, pairwise(levels.steps), strict=True):
-        last = fine == levels.steps[-1]
-        found = measure(by(coarse, fine, last), order[:size])
-        differences.append(found["bpd"][0])
-        bias = bias_bound(found["halving"][0]) if last else bias
-    of_mean = corrected(values, order, differences)
-    return mean.corrected(of_mean, bias, levels.steps, differences)

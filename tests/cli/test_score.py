@@ -333,15 +333,13 @@ def model():
 
 def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, capfd, monkeypatch):
     """And not without being asked to; what was stopped goes on."""
-    out, page, measured = tmp_path / "s.csv", tmp_path / "p.html", Scoring.score
+    out, page = tmp_path / "s.csv", tmp_path / "p.html"
 
-    def stopped(self, *arguments, **options):
-        if options.get("levels"):
-            assert out.exists() and page.exists()
-            raise KeyboardInterrupt
-        return measured(self, *arguments, **options)
+    def stopped(self, scored):
+        assert out.exists() and page.exists()
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scoring, "score", stopped)
+    monkeypatch.setattr(Scoring, "corrected", stopped)
     (tmp_path / "gaussian.py").write_text(GAUSSIAN)
     words = f"{tmp_path}/gaussian.py:model", folder, f"--out={out}", f"--page={page}"
     flags = *words, "--repeats=1"

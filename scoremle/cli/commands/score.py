@@ -231,7 +231,7 @@ def run(options: Any) -> dict[str, Any]:
     if found.levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
-            scored = score(levels=found.levels)
+            scored = found.corrected(scored)
         summary = write(scored)
     _remove(parts)
     for line in (verdict, _mean(scored, found), *_ends(rows, model.dims, len(own))):
