@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +250,13 @@ def _measured(
     model, dequantizer = replicate((model, dequantizer), devices)
 
     def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
-        found = [batch(number, place[i : i + at_once]) for i in range(0, len(place), at_once)]
+        found = []
+        for some in np.split(place, range(at_once, len(place), at_once)):
+            keys = image_keys(jax.random.fold_in(key, number), index[some])
+            batch = images[some], keys, jax.tree.map(itemgetter(some), rows)
+            of_batch = split_rows(batch, devices)
+            found.append(_timed(program, estimator, model, dequantizer, *of_batch))
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-
-    def batch(number: int, place: Int[np.ndarray, " rows"]) -> Arrays:
-        keys = image_keys(jax.random.fold_in(key, number), index[place])
-        some = images[place], keys, jax.tree.map(lambda row: row[place], rows)
-        return _timed(program, estimator, model, dequantizer, *split_rows(some, devices))
 
     found = resumable_map(
         work, n, size=size, least=len(devices or jax.devices()) if halves else size,
