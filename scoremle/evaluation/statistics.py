@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
 from scipy.special import digamma, polygamma, stdtrit
 
 from scoremle.likelihood.mean import PassValues, standard_error
@@ -17,6 +16,8 @@ PROFILE_DIGITS = 6
 COVERAGE = 0.95
 # Fewer variances do not show their common value; more freedom is as good as infinite.
 FEWEST_VARIANCES, MOST_FREEDOM = 4, 1e4
+# The first few halve x, where it is small; the last ones double its digits.
+NEWTON_STEPS = 20
 
 
 class Difference(NamedTuple):
@@ -91,6 +92,18 @@ def moderated(
     beyond = float(logs.var(ddof=1) - polygamma(1, half))
     if beyond <= polygamma(1, MOST_FREEDOM / 2):
         return np.full_like(variance, variance.mean()), math.inf
-    prior = 2 * brentq(lambda x: float(polygamma(1, x)) - beyond, 1e-6, MOST_FREEDOM)
+    prior = 2 * _inverse_trigamma(beyond)
     common = math.exp(logs.mean() + float(digamma(prior / 2)) - math.log(prior / 2))
     return (prior * common + freedom * variance) / (prior + freedom), prior + freedom
+
+
+def _inverse_trigamma(value: float) -> float:
+    """x whose trigamma is this, by Newton's method on its inverse (Smyth, appendix).
+
+    scipy.optimize is slow to import, and this is asked at each call of ``scoremle score``.
+    """
+    x = 0.5 + 1 / value
+    for _ in range(NEWTON_STEPS):
+        trigamma = float(polygamma(1, x))
+        x += trigamma * (1 - trigamma / value) / float(polygamma(2, x))
+    return x

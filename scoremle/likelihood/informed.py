@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key, Shaped
-from scipy.optimize import minimize_scalar
 
 from scoremle.core.keys import image_keys, normal
 from scoremle.core.sde import SDE
@@ -87,6 +86,8 @@ def _likeliest(
 ) -> float:
     """The scale under which these integers are, by the errors of the predicted noise."""
     pixels, t = pixels_of(model), jnp.full(len(images), model.eps)
+    from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
+
     points, x = jnp.asarray(pixels.points, float), jnp.asarray(images)
     width = pixels.high - pixels.low
     ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
