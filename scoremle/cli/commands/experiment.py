@@ -3,6 +3,7 @@
 from argparse import SUPPRESS
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from scoremle.cli.child import run_in_child
@@ -98,11 +99,24 @@ def _run_alone(
     options: Any, signals: Callable[[], AbstractContextManager[None]]
 ) -> dict[str, Any]:
     with passing("loading"):
-        from scoremle.experiment import run as experiment
+        from scoremle.experiment.build import build
+        from scoremle.experiment.run_eval import run_eval
+        from scoremle.experiment.run_train import run_train, run_train_deq
+        from scoremle.experiment.workdir import Workdir
 
-    is_eval = options.mode == "eval"
-    goes_on = going_on("the same command goes on where it was") if is_eval else nullcontext()
+    mode, place = options.mode, Workdir(Path(options.workdir))
+    again = "the same command goes on where it was"
+    goes_on = going_on(again) if mode == "eval" else nullcontext()
     with goes_on, signals():
-        return experiment.run(
-            options.mode, options.config, options.workdir, options.eval_folder, options.deq_folder
-        )
+        if place.imported and mode != "eval":
+            raise UserError(
+                f"{place.folder} holds a model that was imported: it can't be trained on here"
+            )
+        experiment = build(options.config, imported=place.imported)
+        if mode == "eval":
+            return run_eval(experiment, place, options.eval_folder, options.deq_folder)
+        if mode == "train":
+            run_train(experiment, place)
+        else:
+            run_train_deq(experiment, place, options.deq_folder)
+        return {}
