@@ -496,20 +496,20 @@ class ScoreModel:
             raise UserError(f"index must have a number for each of {n} images")
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        model, choice = self, None
+        model, choice, devices = self, None, devices or jax.devices()[:1]
         if tolerance is not None:
             if estimator:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
                 self._plain(), images, condition=condition, mean_over=n, passes=passes,
-                tolerance=tolerance, seed=seed,
+                tolerance=tolerance, devices=devices, seed=seed,
             )  # fmt: skip
             model = replace(self, solver=choice.solver)
         found = score_images(
             model._plain(), estimator or model.default_estimator, images, numbers,
             dequantizer=dequantizer, condition=condition, passes=passes, seed=seed,
-            batch_size=batch_size, devices=devices or jax.devices()[:1], label=label,
+            batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
         if choice and tolerance:

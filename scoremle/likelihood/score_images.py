@@ -184,6 +184,7 @@ def choose_for_images(
     mean_over: int = 1,
     passes: int = 1,
     tolerance: float = 0.0,
+    devices: Sequence[jax.Device] | None = None,
     seed: int = 0,
 ) -> Choice:
     """The solver of likelihoods of such images; of a mean over several, its levels, too.
@@ -196,6 +197,7 @@ def choose_for_images(
         mean_over: of how many images the mean is wanted, each in so many ``passes``.
         passes: over them.
         tolerance: bits/dim that the solver may add to the standard error of that mean.
+        devices: that share the work; None: all.
         seed: of probes and dequantization noise.
 
     Raises UserError for no images.
@@ -208,8 +210,8 @@ def choose_for_images(
     def solve(room: int, steps: int, *, held: bool) -> Solved:
         found, _ = _measured(
             model, ByOde(divergence, Planned.of(steps, room, held=held)), few,
-            np.arange(len(few)), rows, dequantizer=Uniform(), devices=jax.local_devices()[:1],
-            batch_size=None, seed=seed ^ PILOT,
+            np.arange(len(few)), rows, dequantizer=Uniform(), devices=devices, batch_size=None,
+            seed=seed ^ PILOT,
         )  # fmt: skip
         return Solved(*(found[name][0] for name in Solved._fields))
 

@@ -105,8 +105,8 @@ def _values(
     """Columns [passes n], and what they are. A point's randomness belongs to its number."""
     key, traces = jax.random.key(options.seed), set()
 
-    def work(repeat: int, place: Int[np.ndarray, " size"]) -> Arrays:
-        keys = image_keys(jax.random.fold_in(key, repeat), numbers[place])
+    def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
+        keys = image_keys(jax.random.fold_in(key, number), numbers[place])
         found = model.log_prob(points[place], keys)
         traces.add(found.trace)
         columns = {"probe_stderr": found.probe_stderr, "solver_error": found.solver_error}
