@@ -43,8 +43,8 @@ __all__ = ["DIFFERENCES", "Scored", "choose_for_images", "score_images"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
-# So many images in all passes are computed by the program of the pilot, a few at once: another one
-# would be ready later than that has done them.
+# On a CPU so many images in all passes are computed by the program of the pilot, a few at once:
+# before another one was there, it is done with them.
 FEW = 512
 # In this the seed of differences differs from that of the values; and the key of their order.
 DIFFERENCES = 2**32 - 4
@@ -139,8 +139,9 @@ def score_images(
         condition: what the noise prediction takes, a row for each image or one for all.
         passes: how many, each with fresh noise and probes.
         seed: of everything random.
-        batch_size: how many images at once, or fewer where memory does not suffice; None: by the
-            size of an image. No value depends on it, but those of the published solver.
+        batch_size: how many images at once, or fewer where memory does not suffice, and on a CPU
+            where there are few; None: by the size of an image. No value depends on it, but those
+            of the published solver.
         devices: that share each batch; None: all.
         parts: a folder whose name stands for all that a value depends on; None: nothing is kept.
         share: of the images: only these are measured, and given back.
@@ -246,7 +247,7 @@ def _measured(
     halves = not estimator.on_host and jax.process_count() == 1
     program: Any = _measure if estimator.on_host else _compiled_measure
     program = within_memory(program) if halves else program
-    few = halves and batch_size is None and n * passes <= FEW
+    few = halves and n * passes <= FEW and jax.default_backend() == "cpu"
     at_once = min(size, round_up(PILOT_IMAGES, devices)) if few else size
     model, estimator = _with_steps_as_data((model, estimator))
     model, dequantizer = replicate((model, dequantizer), devices)
