@@ -281,6 +281,32 @@ def test_a_tolerance_corrects_the_mean_and_says_by_what():
         model.score(IMAGES, tolerance=1e-3, estimator=model.default_estimator)
 
 
+def test_the_pilot_and_few_scores_are_one_program():
+    """Of any number of steps: the network is read once."""
+    read, base = [], images()
+
+    def noise(x, t):
+        read.append(x.shape)
+        return base.noise(x, t)
+
+    model = replace(base, noise=noise)
+    found = model.score(IMAGES, tolerance=1.0)
+    count = len(read)
+    for steps in (5, found.choice.solver.steps):
+        replace(model, solver=Multistep(steps)).score(IMAGES, passes=2)
+    assert len(read) == count
+
+
+def test_a_pilot_takes_the_conditions_of_its_images():
+    """A row for each of them, of which it takes a few."""
+    ones = np.ones((len(IMAGES), 1, 1, 1), np.float32)
+    model = replace(images(), noise=lambda x, t, factor: factor * pixel_noise(x, t))
+    found = model.score(IMAGES, tolerance=1.0, condition=ones)
+    plain = images().score(IMAGES, tolerance=1.0)
+    assert found.choice.solver.steps == plain.choice.solver.steps
+    np.testing.assert_allclose(found.bpd, plain.bpd, atol=1e-4)
+
+
 def test_a_large_error_of_the_solver_is_told():
     rough = replace(images(), solver=Multistep(3)).score(IMAGES)
     assert (rough.solver_error > 0.01).all()
