@@ -163,9 +163,16 @@ class ByOde:
         pixels = pixels_of(model)
 
         def dequantized(keys: Keys) -> tuple[Likelihood, PerExample]:
+            """log p(y) of y = z / alpha, for a z at the dequantizer's time, or at the smallest."""
             u, log_q = dequantizer(keys, x)
-            y = pixels.encode(x, u)
-            return self._log_likelihood(model, y, key_probe, dequantizer.start), log_q
+            start = dequantizer.start
+            at = AtTime(model.sde, model.eps if start is None else start)
+            z, log_det = at.forward(pixels.encode(x, u))
+            found = ode_log_likelihood(
+                model.noise, model.sde, z, key_probe,
+                eps=at.t, divergence=self.divergence, solver=self.solver,
+            )  # fmt: skip
+            return replace(found, log_prob=found.log_prob + log_det), log_q
 
         def decoded(keys: Keys) -> tuple[Likelihood, PerExample]:
             return self._decoded(cast(InformedDecoder, self.decoder), model, x, keys, key_probe)
@@ -177,18 +184,6 @@ class ByOde:
         if self.decoder:
             return {"bpd": -log_prob / (dims_of(x) * jnp.log(2.0)), **values}
         return {"bpd": bits_per_dim(log_prob, pixels, dims_of(x)), **values}
-
-    def _log_likelihood(
-        self, model: ImageModel, y: Images, keys: Keys, start: Scalar | None
-    ) -> Likelihood:
-        """log p(y) of y = z / alpha, for a z at the time ``start``, or at the smallest of all."""
-        at = AtTime(model.sde, model.eps if start is None else start)
-        z, log_det = at.forward(y)
-        found = ode_log_likelihood(
-            model.noise, model.sde, z, keys,
-            eps=at.t, divergence=self.divergence, solver=self.solver,
-        )  # fmt: skip
-        return replace(found, log_prob=found.log_prob + log_det)
 
     def _decoded(
         self, decoder: InformedDecoder, model: ImageModel, x: IntImages, keys: Keys,
