@@ -57,7 +57,7 @@ from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "has_last_step", "learned_decoder"]
+__all__ = ["BySteps", "Chain", "has_last_step", "learned_decoder"]
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}
@@ -66,7 +66,7 @@ CUBIC, LEAST = 0.044715, math.log(1e-12)
 
 
 @dataclass(frozen=True)
-class _Chain:
+class Chain:
     """The steps back, as far as they depend on the model."""
 
     noise: NoiseFn
@@ -89,13 +89,26 @@ class _Chain:
 
     def step(self, s: Times, t: Times, error: Data, v: Data | None) -> PerExample:
         """L_t, by a draw of the ``error`` of the predicted noise; from t to itself it is zero."""
-        log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
-        learned = self.variance == "learned"
-        place: Any = (cast(Data, v) + 1) / 2 if learned else FIXED[self.variance]
-        log_rho = place * expand(log_ratio, error)
+        log_rho = self._log_rho(s, t, error, v)
         gain = expand(jnp.expm1(self.sde.log_snr(s) - self.sde.log_snr(t)), error)
         cost = jnp.exp(log_rho) * gain * jnp.square(error) + jnp.expm1(log_rho) - log_rho
         return sum_data(cost) / 2
+
+    def back(self, s: Times, t: Times, x: Data) -> tuple[Data, Data]:
+        """Mean and standard deviation of p(x_s | x_t)."""
+        prediction, v = self.outputs(x, t)
+        growth = expand(jnp.expm1(self.sde.log_snr(t) - self.sde.log_snr(s)), x)
+        ratio = expand(self.sde.alpha(t) / self.sde.alpha(s), x)
+        mean = (x + expand(self.sde.sigma(t), x) * growth * prediction) / ratio
+        log_variance = expand(2 * jnp.log(self.sde.sigma(s)), x) + jnp.log(-growth)
+        return mean, jnp.exp((log_variance - self._log_rho(s, t, x, v)) / 2)
+
+    def _log_rho(self, s: Times, t: Times, like: Data, v: Data | None) -> Data:
+        """log of the variance of q over that of p."""
+        log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
+        learned = self.variance == "learned"
+        place: Any = (cast(Data, v) + 1) / 2 if learned else FIXED[self.variance]
+        return place * expand(log_ratio, like)
 
     def decoder(self) -> InformedDecoder:
         """DDPM's, at the first time; a fixed variance is the least of the step that follows."""
@@ -189,7 +202,7 @@ def step_bound(
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
     shares = shares / jnp.sum(shares)
-    chain = _Chain(noise, sde, points, times, variance, clip)
+    chain = Chain(noise, sde, points, times, variance, clip)
     decoder = decoder or chain.decoder()
     key_index, key_rows = split(example_keys(key, len(y)))
     index = _steps(key_index, shares, draws)
@@ -311,7 +324,7 @@ class BySteps:
     ) -> ImageValues:
         found = step_bound(
             model.noise, model.sde, x, keys,
-            points=pixels_of(model).points, times=self._times(model.sde.schedule),
+            points=pixels_of(model).points, times=self.times_of(model.sde.schedule),
             variance=self.variance, clip=self.clip, draws=self.draws,
             decoder=self.decoder,
         )  # fmt: skip
@@ -320,9 +333,10 @@ class BySteps:
 
     def first(self, sde: SDE) -> float:
         """The time where the chain ends at the integers."""
-        return float(self._times(sde.schedule)[0])
+        return float(self.times_of(sde.schedule)[0])
 
-    def _times(self, schedule: Schedule) -> Float[Array | np.ndarray, " n"]:
+    def times_of(self, schedule: Schedule) -> Float[Array | np.ndarray, " n"]:
+        """The times of the chain: those given, or the steps of a discrete schedule."""
         if self.times is not None:
             return self.times
         if not isinstance(schedule, Discrete):

@@ -1,0 +1,4 @@
+"""Lossless compression of integer images by a model: as many bits as its bound states.
+
+Its entropy coder is the library constriction, of the extra ``compress``.
+"""

@@ -1,0 +1,165 @@
+"""Lossless compression of images by a model, block by block, each checked before it is kept.
+
+A block is as many images as the network is given at once. The first blocks are smaller, so that
+only the first image draws from random bits. A block that does not come back as it was is stored
+plainly: so a network with a rounding of its own costs bits, never pixels.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Integer, UInt32
+
+from scoremle.coding import blocks
+from scoremle.coding.layers import Layers
+from scoremle.coding.stack import Stack
+from scoremle.errors import UserError
+from scoremle.progress import progress
+
+__all__ = ["Block", "Coded", "compress", "decompress"]
+
+Images = Integer[np.ndarray, "n *d"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that were coded together.
+
+    Args:
+        images: how many.
+        crc: CRC-32 of their grey values, as little-endian integers of 16 bits.
+        plain: the bytes that they take outside the stack of bits; 0: they are on it.
+    """
+
+    images: int
+    crc: int
+    plain: int = 0
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Images as bits.
+
+    Args:
+        blocks: of the images, in their order.
+        words: the stack of bits, with all blocks that are not plain.
+        plain: the others, one after the other, each deflated.
+        initial: random bits that the first image was drawn from.
+        nats: terms of the model's bound, for what was drawn, of the images on the stack.
+    """
+
+    blocks: tuple[Block, ...]
+    words: UInt32[np.ndarray, " n"]
+    plain: bytes
+    initial: int
+    nats: float
+
+    @property
+    def images(self) -> int:
+        return sum(block.images for block in self.blocks)
+
+    @property
+    def on_stack(self) -> int:
+        """The images that are not stored plainly."""
+        return sum(block.images for block in self.blocks if not block.plain)
+
+    @property
+    def bits(self) -> int:
+        """All bits, with the initial ones."""
+        return 32 * len(self.words) + 8 * len(self.plain)
+
+
+def compress(layers: Layers, images: Images) -> Coded:
+    """Codes images, and decodes each block again before the next.
+
+    Args:
+        layers: of the model's chain.
+        images: grey values of the model's pixels.
+
+    Raises UserError if there are no images.
+    """
+    if not len(images):
+        raise UserError("no images to compress")
+    levels = images.reshape(len(images), -1).astype(np.int64)
+    stack, found, plain, nats = Stack(), list[Block](), b"", 0.0
+    with progress("coding", len(levels), "image") as tell:
+        first = 0
+        while first < len(levels):
+            size = int(stack.bits / (2 * blocks.bits_to_draw(layers)))
+            block = levels[first : first + min(max(size, 1), layers.lanes)]
+            after, of_block = _coded(layers, stack, block)
+            packed = b"" if after else zlib.compress(_bytes(block), 9)
+            stack, plain, nats = after or stack, plain + packed, nats + of_block
+            found.append(Block(len(block), zlib.crc32(_bytes(block)), len(packed)))
+            first += len(block)
+            tell(first)
+    return Coded(tuple(found), stack.words, plain, stack.initial, nats)
+
+
+def _coded(layers: Layers, stack: Stack, block: blocks.Levels) -> tuple[Stack | None, float]:
+    """The stack with a block, and its nats; None and 0 unless it comes back as it was."""
+    after = stack.copy()
+    try:
+        nats = blocks.encode(layers, after, block)
+        again = after.copy()
+        same = np.array_equal(blocks.decode(layers, again, len(block)), block)
+    except (OverflowError, ValueError):  # a latent that is out of reach, or is no number
+        return None, 0.0
+    return (after, nats) if same and again.ends_with(stack) else (None, 0.0)
+
+
+def decompress(layers: Layers, coded: Coded) -> Images:
+    """Images of bits, each block compared with its checksum.
+
+    Raises UserError for a block that comes back otherwise: where another network or one that
+    rounds otherwise decodes, or the bits are damaged.
+    """
+    left, dims = coded.plain, math.prod(layers.shape)
+    try:
+        stack = Stack(coded.words)
+    except ValueError:  # its last word is never 0
+        raise UserError("the bits are damaged") from None
+    found = list[blocks.Levels]()
+    with progress("decoding", coded.images, "image") as tell:
+        done = 0
+        for block in reversed(coded.blocks):
+            if block.plain:
+                left, packed = left[: -block.plain], left[-block.plain :]
+                levels = _unpacked(packed, block.images, dims)
+            else:
+                levels = _decoded(layers, stack, block.images)
+            if levels is None or zlib.crc32(_bytes(levels)) != block.crc:
+                raise UserError(
+                    f"{block.images} images come back otherwise than they were: this machine"
+                    " rounds otherwise than the one that compressed them, or the bits are damaged"
+                )
+            found.append(levels)
+            done += block.images
+            tell(done)
+    images = np.concatenate(found[::-1]).reshape(-1, *layers.shape)
+    return images.astype(np.uint8 if len(layers.points) <= 256 else np.uint16)
+
+
+def _decoded(layers: Layers, stack: Stack, images: int) -> blocks.Levels | None:
+    try:
+        return blocks.decode(layers, stack, images)
+    except (OverflowError, ValueError):  # what another rounding leads to
+        return None
+
+
+def _bytes(levels: blocks.Levels) -> bytes:
+    return levels.astype("<u2").tobytes()
+
+
+def _unpacked(packed: bytes, images: int, dims: int) -> blocks.Levels | None:
+    """A plain block; None for one of another length."""
+    size = 2 * images * dims
+    try:
+        content = zlib.decompressobj().decompress(packed, size + 1)
+    except zlib.error:
+        return None
+    if len(content) != size:
+        return None
+    return np.frombuffer(content, "<u2").astype(np.int64).reshape(images, dims)

@@ -1,0 +1,118 @@
+"""The file of compressed images: a line of what it is, a JSON record of what it holds, and bits.
+
+    scoremle images, coded 1
+    {"model": ..., "program": ..., "blocks": [{"images": ..., "crc": ..., "plain": ...}, ...]}
+    the stack as little-endian words of 32 bits, the plain blocks, SHA-256 of all before it
+
+The record names the model and the program by what their numbers depend on. Nothing of a file is
+run, and it is of no use without its model.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypedDict, cast
+
+import numpy as np
+
+from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
+from scoremle.coding.codec import Block, Coded
+from scoremle.errors import UserError
+from scoremle.files import read_bytes, write_atomically
+from scoremle.records import Count, Size, check_record
+
+__all__ = ["Record", "read", "write"]
+
+MAGIC = b"scoremle images, coded 1\n"
+DIGEST = 32
+FIELDS = ("images", "crc", "plain")
+# More steps than any chain has, and more images at once than any device takes.
+MOST_STEPS, MOST_LANES = 10_000, 1024
+
+
+class Record(TypedDict):
+    """What is known of coded images.
+
+    ``place`` and ``model`` are of the model: where it was, and the hash of its parameters.
+    ``program`` is all else that its rounding depends on, and ``names`` are those of the files that
+    the images were, if they were files.
+    """
+
+    place: str
+    model: str
+    program: str
+    steps: Size
+    lanes: Size
+    shape: list[Size]
+    names: list[str]
+
+
+class _Block(TypedDict):
+    images: Size
+    crc: Count
+    plain: Count
+
+
+class _Whole(Record):
+    blocks: list[_Block]
+    words: Count
+    initial: Count
+    nats: float
+
+
+def write(path: Path, record: Record, coded: Coded) -> int:
+    """Writes the file; returns its size in bytes."""
+    whole: _Whole = {
+        **record,
+        "blocks": [cast(_Block, asdict(block)) for block in coded.blocks],
+        "words": len(coded.words), "initial": coded.initial, "nats": coded.nats,
+    }  # fmt: skip
+    header = json.dumps(whole).encode() + b"\n"
+    content = MAGIC + header + coded.words.astype("<u4").tobytes() + coded.plain
+    content += hashlib.sha256(content).digest()
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
+
+
+def read(path: Path) -> tuple[Record, Coded]:
+    """Reads a file.
+
+    Raises UserError for what is no such file, is of another version or is damaged, and for one
+    that claims more than its bytes can be.
+    """
+    content = read_bytes(path, MAX_FILE)
+    if not content.startswith(MAGIC.rpartition(b" ")[0]):
+        raise UserError(f"{path} is no file of scoremle compress")
+    if not content.startswith(MAGIC):
+        raise UserError(f"{path} is of another version of scoremle compress than this one reads")
+    content, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        raise UserError(f"{path} is damaged: its checksum is another; copy or make it again")
+    header, _, _ = content[len(MAGIC) : len(MAGIC) + LONGEST_JSON].partition(b"\n")
+    payload = content[len(MAGIC) + len(header) + 1 :]
+    try:
+        record = json.loads(header)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its record can't be read") from None
+    check_record(record, _Whole, f"{path}: its record")
+    blocks = tuple(Block(**{name: block[name] for name in FIELDS}) for block in record["blocks"])
+    words = 4 * record["words"]
+    _check(path, record, blocks, len(payload) - words)
+    stack = np.frombuffer(payload[:words], "<u4").astype(np.uint32)
+    return record, Coded(blocks, stack, payload[words:], record["initial"], record["nats"])
+
+
+def _check(path: Path, record: _Whole, blocks: tuple[Block, ...], plain: int) -> None:
+    """Raises UserError for numbers that contradict each other, or ask for more than any image."""
+    images = sum(block.images for block in blocks)
+    if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:
+        raise UserError(f"{path}: its record contradicts its size")
+    if record["names"] and len(record["names"]) != images:
+        raise UserError(f"{path}: it has {images} images and {len(record['names'])} names")
+    largest = max(block.images for block in blocks)
+    if largest > record["lanes"] or record["lanes"] > MOST_LANES or record["steps"] > MOST_STEPS:
+        raise UserError(f"{path}: its record asks for more than compress ever does")
+    check_ratio(path, images * math.prod(record["shape"]), path.stat().st_size)

@@ -1,0 +1,103 @@
+"""Images to a file and back, by a model."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+from jaxtyping import Integer
+
+from scoremle.coding import file
+from scoremle.coding.codec import Coded, compress, decompress
+from scoremle.coding.layers import Layers
+from scoremle.errors import UserError
+from scoremle.likelihood.chains import chain_of
+from scoremle.likelihood.image_model import pixels_of
+from scoremle.likelihood.score_images import score_images
+from scoremle.model import ScoreModel
+from scoremle.training.checksums import tree_hash
+
+__all__ = ["Rates", "compress_images", "decompress_images"]
+
+# Steps of a chain, unless another number is asked for, and images at once.
+STEPS, LANES = 100, 64
+# Steps that are drawn for each image where the bound is stated.
+DRAWS = 16
+
+Images = Integer[np.ndarray, "n *d"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of compressed images, all in bits/dim.
+
+    Args:
+        net: of the images on the stack, without the initial bits.
+        gross: of the whole file.
+        drawn: what the bound's terms are for the latents that were drawn.
+        stated: the mean of the chain's bound over the images, which is that of ``net``.
+        stderr: the standard error of ``stated - net``, over images and draws.
+        plain: the share of images that are stored plainly.
+        size: bytes of the file.
+    """
+
+    net: float
+    gross: float
+    drawn: float
+    stated: float
+    stderr: float
+    plain: float
+    size: int
+
+
+def compress_images(
+    model: ScoreModel,
+    images: Images,
+    path: Path,
+    *,
+    place: str = "",
+    names: list[str] | None = None,
+    steps: int = STEPS,
+) -> Rates:
+    """Writes images to a file by the chain of a model, and states what they take.
+
+    Args:
+        model: a model of integer images.
+        images: grey values of the model's pixels, all of one shape.
+        path: of the file.
+        place: where the model is, for the file's record.
+        names: of the images, for the folder that they are written to one day.
+        steps: of the chain. More steps take fewer bits, and as many times longer.
+
+    Raises UserError for images that are none of the model's, and a chain that it does not have.
+    """
+    images = pixels_of(model).checked(images, model.shape)
+    chain = _chain(model, steps)
+    layers = Layers(model, chain, model.shape, min(LANES, len(images)))
+    coded = compress(layers, images)
+    record: file.Record = {
+        "place": place, "model": tree_hash(model), "program": _program(), "steps": steps,
+        "lanes": layers.lanes, "shape": list(model.shape), "names": names or [],
+    }  # fmt: skip
+    size = file.write(path, record, coded)
+    scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
+    return _rates(coded, model.dims, size, scored.values["bpd"][0])
+
+
+def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]:
+    """Reads what `compress_images` wrote; returns the images, and their names if they have any.
+
+    Raises UserError for another model than theirs, and for a block that comes back otherwise.
+    """
+    record, coded = file.read(path)
+    if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
+        raise UserError(f"{path} was compressed by another model: {record['place']}")
+    chain = _chain(model, record["steps"])
+    try:
+        layers = Layers(model, chain, model.shape, record["lanes"])
+        return decompress(layers, coded), record["names"]
+    except UserError as error:
+        here, there = _program(), record["program"]
+        where = "" if here == there else f"; it was compressed by {there}, and here is {here}"
+        raise UserError(f"{path}: {error}{where}") from None

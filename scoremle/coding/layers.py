@@ -1,0 +1,139 @@
+"""The layers of a chain, on grids: what the sender and the receiver compute alike.
+
+Layer i is the noisy image at the i-th time of the chain, in cells of a grid of its own: an eighth,
+or less, of each scale that the layer is coded with. So its numbers are integers, and the bits of a
+cell cancel: the receiver pays log q/p, as in the bound, for the Gaussians on the grid, which is
+no more than for those without it.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.reconstruction import FAR, Discrete, Informed, Reconstruction
+from scoremle.likelihood.steps import BySteps, Chain
+from scoremle.numerics import as_pytree, expand
+from scoremle.types import Data, NoiseFn
+from scoremle.xla import compiled
+
+__all__ = ["Layers"]
+
+# Cells of a grid in the least scale of its layer.
+FINENESS = 8
+
+Cells = Int[np.ndarray, "n d"]
+Reals = Float[np.ndarray, "n d"]
+
+
+class Layers:
+    """The distributions of a chain's layers, in cells: forwards by the SDE, back by the network.
+
+    Args:
+        model: a model of integer images.
+        by: its chain.
+        shape: of an image.
+        lanes: images that the network is given at once. Fewer are filled up with zeros, so that
+            all go through one program.
+
+    Raises UserError for a decoder that gives no probabilities of integers.
+    """
+
+    def __init__(
+        self, model: ImageModel, by: BySteps, shape: tuple[int, ...], lanes: int
+    ) -> None:
+        sde, self.shape, self.lanes = model.sde, shape, lanes
+        self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
+        self.points = np.asarray(pixels_of(model).points)
+        points = jnp.asarray(self.points, jnp.float32)
+        chain = Chain(model.noise, sde, points, self.times, by.variance, by.clip)
+        decoder = by.reconstruction or chain.decoder()
+        if not isinstance(decoder, Discrete | Informed):
+            raise UserError(f"integers can't be coded by a decoder that is a {decoder.words}")
+        noise = as_pytree(model.noise)
+        how = {"variance": by.variance, "clip": by.clip}
+        self._back = partial(_back, noise, sde, points, self.times, **how)
+        self._levels = partial(_levels, noise, sde, points, self.times, decoder, **how)
+        alpha, sigma, log_snr = (
+            np.asarray(value, np.float64)
+            for value in (sde.alpha(self.times), sde.sigma(self.times), sde.log_snr(self.times))
+        )
+        # Of layer i given i - 1; layer 0 is given the data.
+        self.factor = np.append(alpha[0], alpha[1:] / alpha[:-1])
+        gap = np.diff(log_snr)
+        forward = np.append(sigma[0], sigma[1:] * np.sqrt(-np.expm1(gap)))
+        self.prior = float(sde.prior_std)
+        back = np.append(sigma[:-1] * np.sqrt(-np.expm1(gap)), self.prior)
+        self.cell = np.exp2(np.floor(np.log2(np.minimum(forward, back) / FINENESS)))
+        self.scale = forward / self.cell
+
+    @property
+    def last(self) -> int:
+        """The number of the layer that the prior is of."""
+        return len(self.cell) - 1
+
+    def encoded(self, levels: Cells) -> tuple[Reals, Reals]:
+        """Mean and scale of layer 0, given grey values."""
+        return self._scaled(0, self.points[levels])
+
+    def forward(self, i: int, below: Cells) -> tuple[Reals, Reals]:
+        """Mean and scale of layer i, given layer i - 1."""
+        return self._scaled(i, below * self.cell[i - 1])
+
+    def _scaled(self, i: int, below: Reals) -> tuple[Reals, Reals]:
+        mean = self.factor[i] * below / self.cell[i]
+        return mean, np.full_like(mean, self.scale[i])
+
+    def back(self, i: int, above: Cells) -> tuple[Reals, Reals]:
+        """Mean and scale of layer i, given layer i + 1: by the network."""
+        mean, scale = self._back(self._images(i + 1, above), i)
+        return self._cells(i, mean, len(above)), self._cells(i, scale, len(above))
+
+    def decoded(self, lowest: Cells) -> Float[np.ndarray, "n d levels"]:
+        """Probabilities of grey values, given layer 0."""
+        log_prob = np.asarray(self._levels(self._images(0, lowest)), np.float64)
+        return np.exp(log_prob[: len(lowest)]).reshape(*lowest.shape, -1)
+
+    def _images(self, i: int, cells: Cells) -> Float[np.ndarray, "lanes *d"]:
+        images = np.zeros((self.lanes, cells.shape[1]), np.float32)
+        images[: len(cells)] = cells * self.cell[i]
+        return images.reshape(self.lanes, *self.shape)
+
+    def _cells(self, i: int, images: Any, count: int) -> Reals:
+        return np.asarray(images, np.float64)[:count].reshape(count, -1) / self.cell[i]
+
+
+@partial(compiled, static_argnames=("variance", "clip"))
+def _back(
+    noise: NoiseFn, sde: SDE, points: Array, times: Array, x: Data, i: Int[Array, ""],
+    *, variance: str, clip: bool,
+) -> tuple[Data, Data]:  # fmt: skip
+    s, t = (jnp.full(len(x), times[k]) for k in (i, i + 1))
+    mean, scale = Chain(noise, sde, points, times, variance, clip).back(s, t, x)
+    return mean, jnp.broadcast_to(scale, mean.shape)
+
+
+@partial(compiled, static_argnames=("variance", "clip"))
+def _levels(
+    noise: NoiseFn, sde: SDE, points: Array, times: Array, decoder: Reconstruction, x: Data,
+    *, variance: str, clip: bool,
+) -> Float[Array, "lanes *d levels"]:  # fmt: skip
+    """log-probabilities of grey values, given layer 0."""
+    t = jnp.full(len(x), times[0])
+    if isinstance(decoder, Discrete):
+        distance = (x / expand(sde.alpha(t), x))[..., None] - points
+        return jax.nn.log_softmax(-expand(jnp.exp(sde.log_snr(t)) / 2, distance) * distance**2)
+    assert isinstance(decoder, Informed)
+    prediction, v = Chain(noise, sde, points, times, variance, clip).outputs(x, t)
+    estimate = (x - expand(sde.sigma(t), x) * prediction) / expand(sde.alpha(t), x)
+    scale = decoder.scale(jnp.zeros(x.shape, int), v) if callable(decoder.scale) else decoder.scale
+    halves = points[:-1] + jnp.diff(points) / 2
+    edges = jnp.concatenate([jnp.full(1, -FAR), halves, jnp.full(1, FAR)])
+    places = (edges - estimate[..., None]) / jnp.broadcast_to(scale, x.shape)[..., None]
+    return decoder.log_mass(places[..., :-1], places[..., 1:])

@@ -1,0 +1,158 @@
+"""A stack of bits: what is pushed with a distribution is popped by the same one, last in, first out.
+
+The entropy coder is asymmetric numeral systems, of the library constriction. Popping from a stack
+of random bits draws a symbol; so the stack lends bits to draw a latent by, and has them back when
+the receiver pushes that latent again (bits-back coding). Where it has too few, random bits are put
+below all others: they are counted, as ``initial`` bits, and the receiver is left with them.
+
+A Gaussian is one on a grid, in units of its cells. Its mean is rounded to a 64th of a cell, and the
+logarithm of its scale to a 64th of an octave: networks that round otherwise in their last digits
+mostly agree after that. Cells are counted from the one of the mean, up to ``REACH`` scales. A draw
+ends there; of what was drawn by another Gaussian the rest follows with even odds.
+"""
+
+from copy import copy, deepcopy
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt32
+
+from scoremle.errors import UserError
+
+__all__ = ["Stack"]
+
+# Scales from the mean to the last cell that has a probability of its own.
+REACH = 10
+# Steps of a rounded mean in a cell, and of a rounded scale in an octave.
+FINE = 64
+# Cells beyond the last one: more than any grid has.
+FAR = 1 << 22
+# Words of 32 bits that the coder's head takes, and a few more.
+LEAST_WORDS = 8
+# A probability is a multiple of this before the coder makes integers of it.
+PROBABILITY = 2.0**-22
+
+Cells = Int[np.ndarray, " n"]
+Reals = Float[np.ndarray, " n"]
+Table = Float[np.ndarray, "n levels"]
+
+
+class Stack:
+    """Bits that symbols are pushed to and popped from.
+
+    Args:
+        words: what it begins with, as `words` gives it; None: nothing.
+        seed: of the random bits that it is filled up with.
+
+    Raises UserError where constriction is not installed.
+    """
+
+    def __init__(self, words: UInt32[np.ndarray, " n"] | None = None, seed: int = 0) -> None:
+        try:
+            import constriction
+        except ImportError:
+            raise UserError(
+                "compression needs constriction: pip install 'scoremle[compress]'"
+            ) from None
+        self._models: Any = constriction.stream.model
+        self._new = constriction.stream.stack.AnsCoder
+        self._random = np.random.default_rng(seed)
+        self.initial = 0
+        if words is None:
+            words = self._drawn(LEAST_WORDS)
+        self._coder = self._new(words)
+
+    @property
+    def bits(self) -> int:
+        """The bits that it has."""
+        return self._coder.num_bits()
+
+    @property
+    def words(self) -> UInt32[np.ndarray, " n"]:
+        """The content."""
+        return self._coder.get_compressed()
+
+    def copy(self) -> "Stack":
+        """A stack with the same bits, and the same random bits to come."""
+        other = copy(self)
+        other._coder, other._random = self._coder.clone(), deepcopy(self._random)
+        return other
+
+    def ends_with(self, other: "Stack") -> bool:
+        """Whether the bits above those that were put below since are the other's."""
+        words = other.words
+        return np.array_equal(self.words[-len(words) :], words)
+
+    def fill(self, bits: float) -> None:
+        """Puts random bits below the others until it has so many, and some to spare."""
+        lack = int(np.ceil(bits / 32)) + LEAST_WORDS - self._coder.num_words()
+        if lack > 0:
+            self._coder = self._new(np.concatenate([self._drawn(lack), self.words]))
+
+    def _drawn(self, count: int) -> UInt32[np.ndarray, " n"]:
+        self.initial += 32 * count
+        return self._random.integers(1, 1 << 32, count, np.uint32)
+
+    def push_normal(self, cells: Cells, mean: Reals, scale: Reals) -> None:
+        """Pushes cells of a grid by Gaussians, in units of a cell.
+
+        Raises OverflowError for cells that lie too far from the means.
+        """
+        centre, rest, scale, most = _rounded_normal(mean, scale)
+        offset = cells - centre
+        excess = np.abs(offset[np.abs(offset) >= most]) - most
+        if excess.size:
+            if excess.max() >= FAR:
+                raise OverflowError("a latent lies too far from the model's mean")
+            self._coder.encode_reverse(excess.astype(np.int32), self._models.Uniform(FAR))
+        self._push(np.clip(offset, -most, most), rest, scale, most)
+
+    def pop_normal(self, mean: Reals, scale: Reals) -> Cells:
+        """Pops what `push_normal` pushed."""
+        centre, rest, scale, most = _rounded_normal(mean, scale)
+        offset = self._pop(rest, scale, most)
+        beyond = np.abs(offset) == most
+        if beyond.any():
+            excess = self._coder.decode(self._models.Uniform(FAR), int(beyond.sum()))
+            offset[beyond] += np.sign(offset[beyond]) * excess
+        return centre + offset
+
+    def draw_normal(self, mean: Reals, scale: Reals) -> Cells:
+        """Pops a draw of Gaussians on a grid, by bits that stand for something else."""
+        centre, rest, scale, most = _rounded_normal(mean, scale)
+        return centre + self._pop(rest, scale, most)
+
+    def give_back(self, cells: Cells, mean: Reals, scale: Reals) -> None:
+        """Pushes what `draw_normal` drew: its bits are there again."""
+        centre, rest, scale, most = _rounded_normal(mean, scale)
+        self._push(np.clip(cells - centre, -most, most), rest, scale, most)
+
+    def _push(self, offset: Cells, mean: Reals, scale: Reals, most: int) -> None:
+        family = self._models.QuantizedGaussian(-most, most)
+        self._coder.encode_reverse(offset.astype(np.int32), family, mean, scale)
+
+    def _pop(self, mean: Reals, scale: Reals, most: int) -> Cells:
+        family = self._models.QuantizedGaussian(-most, most)
+        return self._coder.decode(family, mean, scale).astype(np.int64)
+
+    def push_levels(self, levels: Cells, probabilities: Table) -> None:
+        """Pushes grey values by their probabilities."""
+        family = self._models.Categorical(perfect=False)
+        self._coder.encode_reverse(levels.astype(np.int32), family, _rounded(probabilities))
+
+    def pop_levels(self, probabilities: Table) -> Cells:
+        """Pops what `push_levels` pushed."""
+        family = self._models.Categorical(perfect=False)
+        return self._coder.decode(family, _rounded(probabilities)).astype(np.int64)
+
+
+def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
+    """Cells of the means, what the means have beyond them, the scales, and the last cell."""
+    fine = np.rint(np.asarray(mean, np.float64) * FINE)
+    centre = np.rint(fine / FINE)
+    scale = np.exp2(np.rint(np.log2(np.asarray(scale, np.float64)) * FINE) / FINE)
+    return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
+
+
+def _rounded(probabilities: Table) -> Table:
+    return np.rint(np.asarray(probabilities, np.float64) / PROBABILITY) * PROBABILITY
