@@ -38,7 +38,7 @@ ROWS = (
     ("model", "weights"),
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("data", "training"),
-    ("quality", "evaluation", "published"),
+    ("quality", "evaluation", "published", "coding"),
     ("zoo",),
     ("interop",),
     ("experiment",),

@@ -141,7 +141,7 @@ def check_model(options: Any) -> None:
         raise no_model(place, names)
     folder = place if place.exists() else SHIPPED / place
     if (folder / "config.json").is_file() and not (folder / "published.json").exists():
-        if options.label:
+        if getattr(options, "label", ""):
             raise no_labels()
         if getattr(options, "estimator", "") == "steps" and options.steps is None:
             raise no_chain()

@@ -20,11 +20,14 @@ from scoremle.coding.stack import Stack
 __all__ = ["bits_to_draw", "decode", "encode"]
 
 Levels = Integer[np.ndarray, "n d"]
+Nats = Float[np.ndarray, " n"]
 # Bits of a Gaussian beside the logarithm of its scale, and what may be more than the mean.
 ENTROPY, TO_SPARE = math.log2(2 * math.pi * math.e) / 2, 1.1
+# The least probability that the coder gives.
+LEAST = 2.0**-24
 
 
-def encode(layers: Layers, stack: Stack, levels: Levels) -> float:
+def encode(layers: Layers, stack: Stack, levels: Levels) -> Nats:
     """Pushes images on a stack.
 
     Args:
@@ -32,17 +35,18 @@ def encode(layers: Layers, stack: Stack, levels: Levels) -> float:
         stack: what the bits are pushed on.
         levels: grey values, no more images than the layers have lanes.
 
-    Returns the terms of the bound for what was drawn, in nats.
+    Returns the terms of the bound for what was drawn, in nats, of each image.
     """
     _lend(layers, stack, 0, len(levels))
     below, nats = _draw(stack, levels, *layers.encoded(levels))
     table = layers.decoded(below).reshape(levels.size, -1)
-    nats -= float(np.log(np.maximum(table[np.arange(levels.size), levels.ravel()], 1e-300)).sum())
+    of_levels = np.log(np.maximum(table[np.arange(levels.size), levels.ravel()], LEAST))
+    nats = nats - of_levels.reshape(levels.shape).sum(axis=1)
     stack.push_levels(levels.ravel(), table)
     for i in range(1, layers.last + 1):
         _lend(layers, stack, i, len(levels))
         above, of_draw = _draw(stack, below, *layers.forward(i, below))
-        nats += of_draw + _push(stack, below, *layers.back(i - 1, above))
+        nats = nats + of_draw + _push(stack, below, *layers.back(i - 1, above))
         below = above
     return nats + _push(stack, below, *_prior(layers, below))
 
@@ -74,13 +78,13 @@ def _lend(layers: Layers, stack: Stack, i: int, count: int) -> None:
     stack.fill(TO_SPARE * dims * (math.log2(float(layers.scale[i])) + ENTROPY))
 
 
-def _draw(stack: Stack, like: Levels, mean: Reals, scale: Reals) -> tuple[Cells, float]:
+def _draw(stack: Stack, like: Levels, mean: Reals, scale: Reals) -> tuple[Cells, Nats]:
     """A layer, and log q of it in nats."""
     cells = stack.draw_normal(mean.ravel(), scale.ravel()).reshape(like.shape)
     return cells, -_nats(cells, mean, scale)
 
 
-def _push(stack: Stack, cells: Cells, mean: Reals, scale: Reals) -> float:
+def _push(stack: Stack, cells: Cells, mean: Reals, scale: Reals) -> Nats:
     """-log p of a layer in nats, which it is pushed by."""
     stack.push_normal(cells.ravel(), mean.ravel(), scale.ravel())
     return _nats(cells, mean, scale)
@@ -95,7 +99,7 @@ def _prior(layers: Layers, cells: Cells) -> tuple[Reals, Reals]:
     return mean, np.full_like(mean, layers.prior / layers.cell[-1])
 
 
-def _nats(cells: Cells, mean: Reals, scale: Reals) -> float:
+def _nats(cells: Cells, mean: Reals, scale: Reals) -> Nats:
     """-log of the density of Gaussians, in units of a cell."""
-    square: Float[np.ndarray, "n d"] = np.square((cells - mean) / scale) / 2
-    return float(np.sum(square + np.log(scale) + math.log(2 * math.pi) / 2))
+    square = np.square((cells - mean) / scale) / 2
+    return np.sum(square + np.log(scale) + math.log(2 * math.pi) / 2, axis=1)

@@ -47,14 +47,12 @@ class Coded:
         words: the stack of bits, with all blocks that are not plain.
         plain: the others, one after the other, each deflated.
         initial: random bits that the first image was drawn from.
-        nats: terms of the model's bound, for what was drawn, of the images on the stack.
     """
 
     blocks: tuple[Block, ...]
     words: UInt32[np.ndarray, " n"]
     plain: bytes
     initial: int
-    nats: float
 
     @property
     def images(self) -> int:
@@ -71,8 +69,10 @@ class Coded:
         return 32 * len(self.words) + 8 * len(self.plain)
 
 
-def compress(layers: Layers, images: Images) -> Coded:
+def compress(layers: Layers, images: Images) -> tuple[Coded, blocks.Nats]:
     """Codes images, and decodes each block again before the next.
+
+    Returns the bits, and the terms of the bound for what was drawn in nats, NaN of plain images.
 
     Args:
         layers: of the model's chain.
@@ -83,7 +83,7 @@ def compress(layers: Layers, images: Images) -> Coded:
     if not len(images):
         raise UserError("no images to compress")
     levels = images.reshape(len(images), -1).astype(np.int64)
-    stack, found, plain, nats = Stack(), list[Block](), b"", 0.0
+    stack, found, plain, nats = Stack(), list[Block](), b"", list[blocks.Nats]()
     with progress("coding", len(levels), "image") as tell:
         first = 0
         while first < len(levels):
@@ -91,23 +91,24 @@ def compress(layers: Layers, images: Images) -> Coded:
             block = levels[first : first + min(max(size, 1), layers.lanes)]
             after, of_block = _coded(layers, stack, block)
             packed = b"" if after else zlib.compress(_bytes(block), 9)
-            stack, plain, nats = after or stack, plain + packed, nats + of_block
+            stack, plain = after or stack, plain + packed
+            nats.append(of_block)
             found.append(Block(len(block), zlib.crc32(_bytes(block)), len(packed)))
             first += len(block)
             tell(first)
-    return Coded(tuple(found), stack.words, plain, stack.initial, nats)
+    return Coded(tuple(found), stack.words, plain, stack.initial), np.concatenate(nats)
 
 
-def _coded(layers: Layers, stack: Stack, block: blocks.Levels) -> tuple[Stack | None, float]:
-    """The stack with a block, and its nats; None and 0 unless it comes back as it was."""
-    after = stack.copy()
+def _coded(layers: Layers, stack: Stack, block: blocks.Levels) -> tuple[Stack | None, blocks.Nats]:
+    """The stack with a block, and its nats; None and NaN unless it comes back as it was."""
+    after, nothing = stack.copy(), np.full(len(block), np.nan)
     try:
         nats = blocks.encode(layers, after, block)
         again = after.copy()
         same = np.array_equal(blocks.decode(layers, again, len(block)), block)
     except (OverflowError, ValueError):  # a latent that is out of reach, or is no number
-        return None, 0.0
-    return (after, nats) if same and again.ends_with(stack) else (None, 0.0)
+        return None, nothing
+    return (after, nats) if same and again.ends_with(stack) else (None, nothing)
 
 
 def decompress(layers: Layers, coded: Coded) -> Images:

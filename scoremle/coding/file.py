@@ -23,13 +23,15 @@ from scoremle.errors import UserError
 from scoremle.files import read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
-__all__ = ["Record", "read", "write"]
+__all__ = ["Record", "is_name", "read", "write"]
 
 MAGIC = b"scoremle images, coded 1\n"
 DIGEST = 32
 FIELDS = ("images", "crc", "plain")
 # More steps than any chain has, and more images at once than any device takes.
 MOST_STEPS, MOST_LANES = 10_000, 1024
+# Letters of a name: file systems take 255 bytes.
+LONGEST = 60
 
 
 class Record(TypedDict):
@@ -59,7 +61,11 @@ class _Whole(Record):
     blocks: list[_Block]
     words: Count
     initial: Count
-    nats: float
+
+
+def is_name(name: str) -> bool:
+    """Whether a picture in a folder may have this name, without its ending."""
+    return name.isprintable() and not {*name} & {*"/\\:"} and 0 < len(name.strip(".")) < LONGEST
 
 
 def write(path: Path, record: Record, coded: Coded) -> int:
@@ -67,7 +73,7 @@ def write(path: Path, record: Record, coded: Coded) -> int:
     whole: _Whole = {
         **record,
         "blocks": [cast(_Block, asdict(block)) for block in coded.blocks],
-        "words": len(coded.words), "initial": coded.initial, "nats": coded.nats,
+        "words": Count(len(coded.words)), "initial": Count(coded.initial),
     }  # fmt: skip
     header = json.dumps(whole).encode() + b"\n"
     content = MAGIC + header + coded.words.astype("<u4").tobytes() + coded.plain
@@ -102,7 +108,7 @@ def read(path: Path) -> tuple[Record, Coded]:
     words = 4 * record["words"]
     _check(path, record, blocks, len(payload) - words)
     stack = np.frombuffer(payload[:words], "<u4").astype(np.uint32)
-    return record, Coded(blocks, stack, payload[words:], record["initial"], record["nats"])
+    return record, Coded(blocks, stack, payload[words:], record["initial"])
 
 
 def _check(path: Path, record: _Whole, blocks: tuple[Block, ...], plain: int) -> None:
@@ -110,8 +116,9 @@ def _check(path: Path, record: _Whole, blocks: tuple[Block, ...], plain: int) ->
     images = sum(block.images for block in blocks)
     if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:
         raise UserError(f"{path}: its record contradicts its size")
-    if record["names"] and len(record["names"]) != images:
-        raise UserError(f"{path}: it has {images} images and {len(record['names'])} names")
+    names = record["names"]
+    if names and not (len(set(names)) == len(names) == images and all(map(is_name, names))):
+        raise UserError(f"{path}: its names are not those of {images} files in one folder")
     largest = max(block.images for block in blocks)
     if largest > record["lanes"] or record["lanes"] > MOST_LANES or record["steps"] > MOST_STEPS:
         raise UserError(f"{path}: its record asks for more than compress ever does")

@@ -1,5 +1,6 @@
 """Images to a file and back, by a model."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.coding import file
-from scoremle.coding.codec import Coded, compress, decompress
+from scoremle.coding.codec import compress, decompress
 from scoremle.coding.layers import Layers
 from scoremle.errors import UserError
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.image_model import pixels_of
+from scoremle.likelihood.mean import standard_error
 from scoremle.likelihood.score_images import score_images
+from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
+from scoremle.records import Size
 from scoremle.training.checksums import tree_hash
 
 __all__ = ["Rates", "compress_images", "decompress_images"]
@@ -67,7 +71,8 @@ def compress_images(
         images: grey values of the model's pixels, all of one shape.
         path: of the file.
         place: where the model is, for the file's record.
-        names: of the images, for the folder that they are written to one day.
+        names: of the images, without endings, for the folder that they are decoded to. Where two
+            are the same, or one is no name of a file, numbers take their place.
         steps: of the chain. More steps take fewer bits, and as many times longer.
 
     Raises UserError for images that are none of the model's, and a chain that it does not have.
@@ -75,14 +80,28 @@ def compress_images(
     images = pixels_of(model).checked(images, model.shape)
     chain = _chain(model, steps)
     layers = Layers(model, chain, model.shape, min(LANES, len(images)))
-    coded = compress(layers, images)
+    coded, nats = compress(layers, images)
     record: file.Record = {
-        "place": place, "model": tree_hash(model), "program": _program(), "steps": steps,
-        "lanes": layers.lanes, "shape": list(model.shape), "names": names or [],
+        "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
+        "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
+        "names": _usable(names or []),
     }  # fmt: skip
     size = file.write(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
-    return _rates(coded, model.dims, size, scored.values["bpd"][0])
+    stated = scored.values["bpd"][0]
+    drawn = nats / (model.dims * math.log(2))
+    there = ~np.isnan(drawn)
+    count = max(1, int(there.sum()))
+    difference = (drawn - stated)[there]
+    return Rates(
+        net=(32 * len(coded.words) - coded.initial) / (model.dims * count),
+        gross=8 * size / images.size,
+        drawn=float(drawn[there].mean()),
+        stated=float(stated[there].mean()),
+        stderr=standard_error(difference.var(ddof=1), count) if count > 1 else math.nan,
+        plain=1 - float(there.mean()),
+        size=size,
+    )
 
 
 def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]:
@@ -101,3 +120,19 @@ def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]
         here, there = _program(), record["program"]
         where = "" if here == there else f"; it was compressed by {there}, and here is {here}"
         raise UserError(f"{path}: {error}{where}") from None
+
+
+def _usable(names: list[str]) -> list[str]:
+    """Names that files of one folder may have; none, where one can't be used."""
+    unique = len(set(names)) == len(names)
+    return names if unique and all(map(file.is_name, names)) else []
+
+
+def _chain(model: ScoreModel, steps: int) -> BySteps:
+    return chain_of(steps, model.sde, model.eps, pixels_of(model), model.origin.chain)
+
+
+def _program() -> str:
+    """Names what the rounding of a network depends on, beside its parameters."""
+    device = jax.devices()[0]
+    return f"jaxlib {jaxlib.__version__} on {device.device_kind}"

@@ -45,9 +45,7 @@ class Layers:
     Raises UserError for a decoder that gives no probabilities of integers.
     """
 
-    def __init__(
-        self, model: ImageModel, by: BySteps, shape: tuple[int, ...], lanes: int
-    ) -> None:
+    def __init__(self, model: ImageModel, by: BySteps, shape: tuple[int, ...], lanes: int) -> None:
         sde, self.shape, self.lanes = model.sde, shape, lanes
         self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
         self.points = np.asarray(pixels_of(model).points)

@@ -1,14 +1,14 @@
-"""A stack of bits: what is pushed with a distribution is popped by the same one, last in, first out.
+"""A stack of bits: symbols are pushed by a distribution and popped by it, last in first out.
 
 The entropy coder is asymmetric numeral systems, of the library constriction. Popping from a stack
 of random bits draws a symbol; so the stack lends bits to draw a latent by, and has them back when
 the receiver pushes that latent again (bits-back coding). Where it has too few, random bits are put
 below all others: they are counted, as ``initial`` bits, and the receiver is left with them.
 
-A Gaussian is one on a grid, in units of its cells. Its mean is rounded to a 64th of a cell, and the
-logarithm of its scale to a 64th of an octave: networks that round otherwise in their last digits
-mostly agree after that. Cells are counted from the one of the mean, up to ``REACH`` scales. A draw
-ends there; of what was drawn by another Gaussian the rest follows with even odds.
+A Gaussian is one on a grid, in units of its cells. Its mean is rounded to a 64th of a cell, and
+the logarithm of its scale to a 64th of an octave: networks that round otherwise in their last
+digits mostly agree after that. Cells are counted from the one of the mean, up to ``REACH`` scales.
+A draw ends there; of what was drawn by another Gaussian the rest follows with even odds.
 """
 
 from copy import copy, deepcopy

@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("score", "the likelihood of each of your own images, as a CSV"),
     "report": ("report", "a page about a working directory, to look at"),
     "compare": ("compare", "two models on the same images: the difference and its error"),
+    "compress": ("compress", "images without loss, as few bits as the model states"),
+    "decompress": ("decompress", "the images that compress wrote"),
     "data": ("data", "prepare a data set, or look at one"),
     "plan": ("plan", "what a config will take: memory, time, on k devices"),
     "verify": ("verify", "whether what lies there is as it was written"),

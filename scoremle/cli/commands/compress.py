@@ -1,0 +1,80 @@
+"""Compresses images without loss, by a model: as many bits as its bound states.
+
+    scoremle compress digits images.npz -o images.bits
+    scoremle decompress images.bits -o images.npy
+
+Each block of images is decoded again before the file is written. Only the same model decodes it.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import scoremle
+from scoremle.cli.parser import (
+    MODEL,
+    Parser,
+    adder,
+    at_least,
+    check_exists,
+    check_file,
+    check_model,
+)
+from scoremle.errors import UserError
+from scoremle.evaluation.tables import wrapped
+from scoremle.terminal import say
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
+    add = adder(parser)
+    add("model", MODEL)
+    add("images", "a picture, a folder or archive of pictures of the model's size, or a .npy or"
+        " .npz of grey values", type=Path)  # fmt: skip
+    add("-o --out", "the file to write", type=Path, required=True, metavar="FILE")
+    add("--steps", "of the chain: more take fewer bits, and as many times longer (100)",
+        type=at_least(2), default=100)  # fmt: skip
+    add("--force", "write over the file", action="store_true")
+    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("--json", "the rates as JSON, on stdout", action="store_true")
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_exists(options.images)
+    check_file("-o ", options.out, force=options.force)
+    check_model(options)
+
+
+def run(options: Any) -> dict[str, Any]:
+    """Writes the file, and prints its rates beside those that the model states."""
+    from scoremle.coding.images import compress_images
+    from scoremle.data.readers.decoding import is_picture
+    from scoremle.experiment.models import of_images
+    from scoremle.experiment.own_images import read_images
+
+    model = scoremle.load(options.model, options.checkpoint)
+    pixels, shape = of_images(model, options.model)
+    looks, images = read_images(options.images, shape, pixels.levels)
+    if pixels.levels != 256 and any(is_picture(look.name) for look in looks):
+        raise UserError(
+            f"{options.images}: pictures have 256 grey levels, and the model {pixels.levels}: to"
+            " compress without loss, give a .npz of the model's grey values"
+        )
+    names = [Path(look.name).stem for look in looks if is_picture(look.name)]
+    rates = compress_images(
+        model, images, options.out, place=options.model, names=names, steps=options.steps
+    )
+    say(*wrapped(
+        f"coded: {rates.net:.3f} bits/dim, stated {rates.stated:.3f} +- {rates.stderr:.3f} (the"
+        f" bound of {options.steps} steps, over images); the draws that were coded have"
+        f" {rates.drawn:.3f}"
+    ))  # fmt: skip
+    say(*wrapped(
+        f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
+        " first image is drawn from"
+    ))  # fmt: skip
+    if rates.plain:
+        say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
+    say(f"{len(images)} images: {options.out}")
+    return {"images": len(images), "steps": options.steps, "model": options.model, **asdict(rates)}

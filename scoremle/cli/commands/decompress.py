@@ -1,0 +1,71 @@
+"""Brings back the images that ``scoremle compress`` wrote, by the same model.
+
+    scoremle decompress images.bits -o images.npy
+    scoremle decompress photos.bits --model=runs/photos -o folder
+
+A block that comes back otherwise than it was is an error: never wrong pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import scoremle
+from scoremle.cli.parser import Parser, adder, check_exists, check_file
+from scoremle.errors import UserError
+from scoremle.terminal import say
+
+ARRAYS = (".npy", ".npz")
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
+    add = adder(parser)
+    add("file", "what scoremle compress wrote", type=Path)
+    add("-o --out", "a folder for pictures as PNG, or an array (.npy, .npz)", type=Path,
+        required=True, metavar="PLACE")  # fmt: skip
+    add("--model", "where the model is; unset: where it was, if that runs no code", default="")
+    add("--checkpoint", "its number; unset: the newest", type=int)
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_exists(options.file)
+    if options.out.suffix.lower() in ARRAYS:
+        check_file("-o ", options.out)
+    elif options.out.exists():
+        raise UserError(f"-o {options.out} is there already: name a folder that is not")
+
+
+def run(options: Any) -> None:
+    """Decodes the images, and writes them."""
+    import numpy as np
+    from PIL import Image
+
+    from scoremle.coding.file import read
+    from scoremle.coding.images import decompress_images
+    from scoremle.data.prepared import made_whole
+    from scoremle.experiment.own_code import is_own
+    from scoremle.files import write_atomically, write_npz
+
+    place = options.model
+    if not place:
+        place = read(options.file)[0]["place"]
+        if is_own(place) or place.startswith(
+            "hf:"
+        ):  # a file of a stranger runs and fetches nothing
+            raise UserError(f"{options.file} is of {place!r}: say so by --model={place}")
+    model = scoremle.load(place, options.checkpoint)
+    images, names = decompress_images(model, options.file)
+    suffix = options.out.suffix.lower()
+    if suffix == ".npz":
+        write_npz(options.out, {"images": images})
+    elif suffix == ".npy":
+        with write_atomically(options.out) as temporary, temporary.open("wb") as file:
+            np.save(file, images)
+    else:
+        with made_whole(options.out) as folder:
+            for i, image in enumerate(images):
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    folder / f"{names[i] if names else i}.png"
+                )
+    say(f"{len(images)} images: {options.out}")

@@ -1,0 +1,288 @@
+"""Compression: bits that decode, as many as the bound of the model states."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import Gaussian
+from PIL import Image
+
+from scoremle import VE, VP, Pixels, ScoreModel, UserError
+from scoremle.cli import main as cli
+from scoremle.coding import codec, file, images
+from scoremle.coding.layers import Layers
+from scoremle.coding.stack import FAR, Stack
+from scoremle.core import schedules
+from scoremle.core.betas import betas
+from scoremle.core.prediction import RangedNoise, noise_fn
+from scoremle.core.sde import SDE
+from scoremle.likelihood.chains import chain_of
+from scoremle.likelihood.reconstruction import Informed
+
+pytest.importorskip("constriction")
+
+SHAPE, PIXELS, STEPS = (2, 3, 1), Pixels(8), 12
+DATA = Gaussian.of(np.full(6, 0.1), np.full(6, 0.3**2))
+IMAGES = np.asarray(PIXELS.decode(jnp.asarray(DATA.draw(0, 300)))).reshape(-1, *SHAPE)
+
+
+def model_of(sde=None, scale=1.0, eps=1e-5):
+    """The exact model, or one whose prediction is off by a factor."""
+    sde = sde or VP()
+    noise = DATA.noise(sde)
+    return ScoreModel(lambda x, t: scale * noise(x, t), sde, eps, SHAPE, PIXELS)
+
+
+def layers_of(model, lanes=7, steps=STEPS, **changes):
+    chain = chain_of(steps, model.sde, model.eps, PIXELS, model.origin.chain)
+    return Layers(model, replace(chain, **changes), SHAPE, lanes)
+
+
+# --- the stack ---------------------------------------------------------------------------------
+
+
+def test_what_is_popped_is_what_was_pushed_and_costs_its_surprise():
+    rng, stack = np.random.default_rng(0), Stack()
+    mean, scale = rng.normal(0, 1e4, 5001), np.exp2(rng.uniform(0, 6, 5001))
+    cells = np.rint(mean + scale * rng.normal(size=5001)).astype(int)
+    before = stack.bits
+    stack.push_normal(cells, mean, scale)
+    nats = np.square((cells - mean) / scale) / 2 + np.log(scale) + np.log(2 * np.pi) / 2
+    assert abs((stack.bits - before) / (nats.sum() / np.log(2)) - 1) < 0.002
+    far = cells.copy()
+    far[::1000] += 4 * 10**5
+    stack.push_normal(far, mean, scale)
+    table = rng.dirichlet(np.full(9, 0.3), 5001)
+    levels = np.array([rng.choice(9, p=row) for row in table])
+    before = stack.bits
+    stack.push_levels(levels, table)
+    surprise = -np.log2(table[np.arange(5001), levels]).sum()
+    assert abs((stack.bits - before) / surprise - 1) < 0.002
+    assert np.array_equal(stack.pop_levels(table), levels)
+    assert np.array_equal(stack.pop_normal(mean, scale), far)
+    assert np.array_equal(stack.pop_normal(mean, scale), cells)
+    assert stack.bits == before - (before - Stack().bits)
+
+
+def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
+    stack, mean = Stack(), np.linspace(-9, 9, 1001)
+    stack.fill(12 * 1001)
+    words = stack.words
+    drawn = stack.draw_normal(mean, np.full(1001, 20.0))
+    z = (drawn - mean) / 20
+    assert abs(z.mean()) < 4 / 1001**0.5 and abs(z.std() - 1) < 0.1
+    assert len(stack.words) < len(words)
+    stack.give_back(drawn, mean, np.full(1001, 20.0))
+    assert np.array_equal(stack.words, words)
+
+
+def test_a_cell_that_is_out_of_reach_is_refused():
+    with pytest.raises(OverflowError):
+        Stack().push_normal(np.array([2 * FAR]), np.zeros(1), np.ones(1))
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+def ranged(label, x):
+    return jnp.concatenate([0.3 * x, jnp.full_like(x, 0.4)], axis=-1)
+
+
+def of_a_chain(variance):
+    """A model with a chain of its own, whose network tells variances or not."""
+    sde = SDE("vp", schedules.Discrete.of_betas(betas("cosine", STEPS)), 1.0)
+    both = noise_fn(lambda x, label: ranged(label, x), sde, conditioning="step")
+    if variance == "learned":
+        return ScoreModel(RangedNoise(both), sde, 1 / STEPS, SHAPE, PIXELS)
+    return ScoreModel(lambda x, t: 0.3 * x, sde, 1 / STEPS, SHAPE, PIXELS)
+
+
+CASES = {
+    "flat decoder": (lambda: model_of(), {}),
+    "informed decoder": (lambda: model_of(eps=0.05), {}),
+    "ve": (lambda: model_of(VE(0.01, 50.0)), {}),
+    "a decoder that is given": (
+        lambda: model_of(scale=1.2),
+        {"reconstruction": Informed(np.asarray(PIXELS.points), 0.2)},
+    ),
+    "large variance": (lambda: of_a_chain("large"), {"variance": "large", "clip": True}),
+    "learned variance": (lambda: of_a_chain("learned"), {"variance": "learned"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
+    make, changes = CASES[case]
+    model = make()
+    layers = layers_of(model, **changes)
+    coded, nats = codec.compress(layers, IMAGES[:101])
+    assert np.array_equal(codec.decompress(layers, coded), IMAGES[:101])
+    assert coded.on_stack == coded.images == 101 and {b.images for b in coded.blocks} > {1, 7}
+    net = coded.bits - coded.initial
+    assert abs(net / (nats.sum() / np.log(2)) - 1) < 0.02
+
+
+def test_the_terms_of_the_bound_are_those_of_its_mean():
+    """Means of one draw of each image, by the coder and by the estimator."""
+    model = model_of(scale=1.1)
+    chain = chain_of(STEPS, model.sde, model.eps, PIXELS)
+    _, nats = codec.compress(layers_of(model, lanes=64), IMAGES)
+    stated = images.score_images(model, chain, IMAGES).values["bpd"][0]
+    gap = nats / (6 * np.log(2)) - stated
+    assert abs(gap.mean()) < 3 * gap.std() / len(gap) ** 0.5
+
+
+def test_only_the_first_image_draws_from_random_bits():
+    layers = layers_of(model_of(), lanes=64)
+    few, _ = codec.compress(layers, IMAGES[:9])
+    many, _ = codec.compress(layers, IMAGES)
+    assert few.initial == many.initial > 0
+
+
+# --- what does not come back -------------------------------------------------------------------
+
+
+class Restless(Layers):
+    """A network whose numbers change from one call to the next."""
+
+    calls = 0
+
+    def back(self, i, above):
+        mean, scale = super().back(i, above)
+        self.calls += 1
+        return mean + 30 * (self.calls % 61 == 60), scale
+
+
+def test_a_block_that_does_not_come_back_is_stored_plainly():
+    model = model_of()
+    chain = chain_of(STEPS, model.sde, model.eps, PIXELS)
+    coded, nats = codec.compress(Restless(model, chain, SHAPE, 5), IMAGES[:40])
+    plain = sum(block.images for block in coded.blocks if block.plain)
+    assert 0 < plain < 40 and np.isnan(nats).sum() == plain
+    assert np.array_equal(codec.decompress(layers_of(model, 5), coded), IMAGES[:40])
+
+
+@pytest.mark.parametrize("scale", [1.001, np.nan])
+def test_another_rounding_is_never_wrong_pixels(scale):
+    coded, _ = codec.compress(layers_of(model_of()), IMAGES[:20])
+    with pytest.raises(UserError, match="otherwise"):
+        codec.decompress(layers_of(model_of(scale=scale)), coded)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bits") / "x.bits"
+    rates = images.compress_images(
+        model_of(), IMAGES[:30], path, place="there", names=[f"n {i}" for i in range(30)], steps=9
+    )
+    return path, rates
+
+
+def test_a_file_has_its_images_names_and_rates(written):
+    path, rates = written
+    found, names = images.decompress_images(model_of(), path)
+    assert np.array_equal(found, IMAGES[:30]) and names[:2] == ["n 0", "n 1"]
+    assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
+    assert abs(rates.net / rates.drawn - 1) < 0.05 and rates.plain == 0
+    assert abs(rates.drawn - rates.stated) < 4 * rates.stderr
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"]])
+def test_names_that_files_can_not_have_are_left_out(names, tmp_path):
+    images.compress_images(model_of(), IMAGES[:2], tmp_path / "x", names=names, steps=2)
+    assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
+
+
+def test_another_model_is_named(written):
+    with pytest.raises(UserError, match="another model: there"):
+        images.decompress_images(
+            ScoreModel(DATA.noise(VP()), VP(), 1e-3, (6,), PIXELS), written[0]
+        )
+
+
+def test_any_flipped_bit_is_one_line(written, tmp_path):
+    content, damaged = written[0].read_bytes(), tmp_path / "x.bits"
+    for place in np.linspace(0, len(content) - 1, 23).astype(int):
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+        with pytest.raises(UserError):
+            file.read(damaged)
+    for length in (0, 5, 40, len(content) - 1):
+        damaged.write_bytes(content[:length])
+        with pytest.raises(UserError):
+            file.read(damaged)
+
+
+def hostile(**fields):
+    return lambda record: record | fields
+
+
+LIES = {
+    "more images": lambda r: r | {"blocks": r["blocks"] * 1000},
+    "a huge block": hostile(blocks=[{"images": 10**9, "crc": 0, "plain": 0}]),
+    "huge lanes": hostile(lanes=10**9),
+    "many steps": hostile(steps=10**8),
+    "no blocks": hostile(blocks=[]),
+    "plain bytes that are not there": hostile(blocks=[{"images": 1, "crc": 0, "plain": 99}]),
+    "words that are not there": hostile(words=10**9),
+    "a huge shape": hostile(shape=[10**9, 10**9, 3]),
+    "a name elsewhere": lambda r: r | {"names": ["../../x", *r["names"][1:]]},
+    "a missing field": lambda r: {k: v for k, v in r.items() if k != "crc" and k != "initial"},
+    "text for a number": hostile(steps="9"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_record_that_lies_is_one_line(lie, written, tmp_path):
+    content = written[0].read_bytes()[: -file.DIGEST]
+    header, _, rest = content[len(file.MAGIC) :].partition(b"\n")
+    record = json.dumps(LIES[lie](json.loads(header))).encode()
+    changed = file.MAGIC + record + b"\n" + rest
+    (tmp_path / "x").write_bytes(changed + hashlib.sha256(changed).digest())
+    with pytest.raises(UserError):
+        file.read(tmp_path / "x")
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def run(capfd, *arguments):
+    code = cli.main([*map(str, arguments)])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_commands_bring_images_back(tmp_path, capfd):
+    digits = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", images=digits, levels=17)
+    bits = tmp_path / "x.bits"
+    command = ("compress", "digits", tmp_path / "x.npz", "-o", bits, "--steps=3")
+    code, told, _ = run(capfd, *command)
+    assert code == 0 and "stated" in told and f"3 images: {bits}" in told
+    assert run(capfd, "decompress", bits, "-o", tmp_path / "y.npy")[0] == 0
+    assert np.array_equal(np.load(tmp_path / "y.npy"), digits)
+    assert run(capfd, "decompress", bits, "-o", tmp_path / "y")[0] == 0
+    with Image.open(tmp_path / "y" / "2.png") as picture:
+        assert np.array_equal(np.asarray(picture), digits[2, ..., 0])
+    for line in (command, ("decompress", bits, "-o", tmp_path / "y")):
+        code, _, err = run(capfd, *line)
+        assert code == 2 and "there" in err and err.count("\n") == 1
+
+
+def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
+    code, _, err = run(capfd, "compress", "digits", tmp_path / "x.png", "-o", tmp_path / "b")
+    assert code == 2 and "levels" in err
+
+
+def test_a_file_of_a_stranger_runs_no_code(written, tmp_path, capfd):
+    content = written[0].read_bytes()[: -file.DIGEST]
+    changed = content.replace(b'"there"', b'"x.py:make"')
+    (tmp_path / "x").write_bytes(changed + hashlib.sha256(changed).digest())
+    code, _, err = run(capfd, "decompress", tmp_path / "x", "-o", tmp_path / "y.npy")
+    assert code == 2 and "--model=x.py:make" in err
