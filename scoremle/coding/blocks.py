@@ -37,15 +37,13 @@ def encode(layers: Layers, stack: Stack, levels: Levels) -> Nats:
 
     Returns the terms of the bound for what was drawn, in nats, of each image.
     """
-    _lend(layers, stack, 0, len(levels))
-    below, nats = _draw(stack, levels, *layers.encoded(levels))
+    below, nats = _draw(layers, stack, 0, *layers.encoded(levels))
     table = layers.decoded(below).reshape(levels.size, -1)
     of_levels = np.log(np.maximum(table[np.arange(levels.size), levels.ravel()], LEAST))
     nats = nats - of_levels.reshape(levels.shape).sum(axis=1)
     stack.push_levels(levels.ravel(), table)
     for i in range(1, layers.last + 1):
-        _lend(layers, stack, i, len(levels))
-        above, of_draw = _draw(stack, below, *layers.forward(i, below))
+        above, of_draw = _draw(layers, stack, i, *layers.forward(i, below))
         nats = nats + of_draw + _push(stack, below, *layers.back(i - 1, above))
         below = above
     return nats + _push(stack, below, *_prior(layers, below))
@@ -58,30 +56,39 @@ def decode(layers: Layers, stack: Stack, count: int) -> Levels:
     for i in range(layers.last, 0, -1):
         below = _pop(stack, *layers.back(i - 1, above))
         mean, scale = layers.forward(i, below)
-        stack.give_back(above.ravel(), mean.ravel(), scale.ravel())
+        _give_back(layers, stack, i, above, mean, scale)
         above = below
     table = layers.decoded(above).reshape(count * dims, -1)
     levels = stack.pop_levels(table).reshape(count, dims)
-    mean, scale = layers.encoded(levels)
-    stack.give_back(above.ravel(), mean.ravel(), scale.ravel())
+    _give_back(layers, stack, 0, above, *layers.encoded(levels))
     return levels
 
 
 def bits_to_draw(layers: Layers) -> float:
     """The bits that an image must find on the stack: those of its largest layer."""
-    largest = float(np.max(layers.scale))
-    return TO_SPARE * math.prod(layers.shape) * (math.log2(largest) + ENTROPY)
+    return max(_bits(layers, i, 1) for i in range(layers.last + 1))
 
 
-def _lend(layers: Layers, stack: Stack, i: int, count: int) -> None:
+def _bits(layers: Layers, i: int, count: int) -> float:
+    """The bits that layer i of so many images is drawn from, and some to spare."""
     dims = count * math.prod(layers.shape)
-    stack.fill(TO_SPARE * dims * (math.log2(float(layers.scale[i])) + ENTROPY))
+    return TO_SPARE * dims * (math.log2(float(layers.scale[i])) + ENTROPY)
 
 
-def _draw(stack: Stack, like: Levels, mean: Reals, scale: Reals) -> tuple[Cells, Nats]:
-    """A layer, and log q of it in nats."""
-    cells = stack.draw_normal(mean.ravel(), scale.ravel()).reshape(like.shape)
+def _draw(layers: Layers, stack: Stack, i: int, mean: Reals, scale: Reals) -> tuple[Cells, Nats]:
+    """Layer i, drawn from bits of the stack, and log q of it in nats."""
+    bits = _bits(layers, i, len(mean))
+    stack.fill(bits)
+    stack.scramble(bits, i)
+    cells = stack.draw_normal(mean.ravel(), scale.ravel()).reshape(mean.shape)
     return cells, -_nats(cells, mean, scale)
+
+
+def _give_back(
+    layers: Layers, stack: Stack, i: int, cells: Cells, mean: Reals, scale: Reals
+) -> None:
+    stack.give_back(cells.ravel(), mean.ravel(), scale.ravel())
+    stack.scramble(_bits(layers, i, len(mean)), i)
 
 
 def _push(stack: Stack, cells: Cells, mean: Reals, scale: Reals) -> Nats:

@@ -87,7 +87,7 @@ def compress(layers: Layers, images: Images) -> tuple[Coded, blocks.Nats]:
     with progress("coding", len(levels), "image") as tell:
         first = 0
         while first < len(levels):
-            size = int(stack.bits / (2 * blocks.bits_to_draw(layers)))
+            size = int(stack.to_draw / (2 * blocks.bits_to_draw(layers)))
             block = levels[first : first + min(max(size, 1), layers.lanes)]
             after, of_block = _coded(layers, stack, block)
             packed = b"" if after else zlib.compress(_bytes(block), 9)
@@ -106,7 +106,7 @@ def _coded(layers: Layers, stack: Stack, block: blocks.Levels) -> tuple[Stack | 
         nats = blocks.encode(layers, after, block)
         again = after.copy()
         same = np.array_equal(blocks.decode(layers, again, len(block)), block)
-    except (OverflowError, ValueError):  # a latent that is out of reach, or is no number
+    except OverflowError:  # a latent that is out of reach, or is no number
         return None, nothing
     return (after, nats) if same and again.ends_with(stack) else (None, nothing)
 
@@ -146,7 +146,7 @@ def decompress(layers: Layers, coded: Coded) -> Images:
 def _decoded(layers: Layers, stack: Stack, images: int) -> blocks.Levels | None:
     try:
         return blocks.decode(layers, stack, images)
-    except (OverflowError, ValueError):  # what another rounding leads to
+    except OverflowError:  # what another rounding leads to
         return None
 
 

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
+from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.reconstruction import FAR, Discrete, Informed, Reconstruction
 from scoremle.likelihood.steps import BySteps, Chain
 from scoremle.numerics import as_pytree, expand
 from scoremle.types import Data, NoiseFn
@@ -51,9 +51,9 @@ class Layers:
         self.points = np.asarray(pixels_of(model).points)
         points = jnp.asarray(self.points, jnp.float32)
         chain = Chain(model.noise, sde, points, self.times, by.variance, by.clip)
-        decoder = by.reconstruction or chain.decoder()
-        if not isinstance(decoder, Discrete | Informed):
-            raise UserError(f"integers can't be coded by a decoder that is a {decoder.words}")
+        decoder = by.decoder or chain.decoder()
+        if not isinstance(decoder, DiscreteDecoder | InformedDecoder):
+            raise UserError(f"integers can't be coded by a decoder that is a {decoder.title}")
         noise = as_pytree(model.noise)
         how = {"variance": by.variance, "clip": by.clip}
         self._back = partial(_back, noise, sde, points, self.times, **how)
@@ -113,21 +113,20 @@ def _back(
     *, variance: str, clip: bool,
 ) -> tuple[Data, Data]:  # fmt: skip
     s, t = (jnp.full(len(x), times[k]) for k in (i, i + 1))
-    mean, scale = Chain(noise, sde, points, times, variance, clip).back(s, t, x)
-    return mean, jnp.broadcast_to(scale, mean.shape)
+    return Chain(noise, sde, points, times, variance, clip).back(s, t, x)
 
 
 @partial(compiled, static_argnames=("variance", "clip"))
 def _levels(
-    noise: NoiseFn, sde: SDE, points: Array, times: Array, decoder: Reconstruction, x: Data,
+    noise: NoiseFn, sde: SDE, points: Array, times: Array, decoder: Decoder, x: Data,
     *, variance: str, clip: bool,
 ) -> Float[Array, "lanes *d levels"]:  # fmt: skip
     """log-probabilities of grey values, given layer 0."""
     t = jnp.full(len(x), times[0])
-    if isinstance(decoder, Discrete):
+    if isinstance(decoder, DiscreteDecoder):
         distance = (x / expand(sde.alpha(t), x))[..., None] - points
         return jax.nn.log_softmax(-expand(jnp.exp(sde.log_snr(t)) / 2, distance) * distance**2)
-    assert isinstance(decoder, Informed)
+    assert isinstance(decoder, InformedDecoder)
     prediction, v = Chain(noise, sde, points, times, variance, clip).outputs(x, t)
     estimate = (x - expand(sde.sigma(t), x) * prediction) / expand(sde.alpha(t), x)
     scale = decoder.scale(jnp.zeros(x.shape, int), v) if callable(decoder.scale) else decoder.scale

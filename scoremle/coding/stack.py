@@ -11,6 +11,7 @@ digits mostly agree after that. Cells are counted from the one of the mean, up t
 A draw ends there; of what was drawn by another Gaussian the rest follows with even odds.
 """
 
+import math
 from copy import copy, deepcopy
 from typing import Any
 
@@ -27,8 +28,12 @@ REACH = 10
 FINE = 64
 # Cells beyond the last one: more than any grid has.
 FAR = 1 << 22
-# Words of 32 bits that the coder's head takes, and a few more.
-LEAST_WORDS = 8
+# No mean lies as far, in a 64th of a cell.
+FARTHEST = 2.0**50
+# Words of 32 bits that the coder's head takes, and those that are there at least.
+HEAD, LEAST_WORDS = 2, 8
+# Bits that stay where others are flipped.
+FIRST = 9
 # A probability is a multiple of this before the coder makes integers of it.
 PROBABILITY = 2.0**-22
 
@@ -68,6 +73,11 @@ class Stack:
         return self._coder.num_bits()
 
     @property
+    def to_draw(self) -> int:
+        """The bits that can be drawn from, without random ones."""
+        return max(0, self.bits - 64 * LEAST_WORDS)
+
+    @property
     def words(self) -> UInt32[np.ndarray, " n"]:
         """The content."""
         return self._coder.get_compressed()
@@ -85,9 +95,22 @@ class Stack:
 
     def fill(self, bits: float) -> None:
         """Puts random bits below the others until it has so many, and some to spare."""
-        lack = int(np.ceil(bits / 32)) + LEAST_WORDS - self._coder.num_words()
+        lack = math.ceil(bits / 32) + LEAST_WORDS - self._coder.num_words()
         if lack > 0:
             self._coder = self._new(np.concatenate([self._drawn(lack), self.words]))
+
+    def scramble(self, bits: float, key: int) -> None:
+        """Flips the upper bits by a random mask; the same call flips them back.
+
+        What was pushed last by a distribution that is not quite true is not random, and a draw by
+        it would not be one. The first bits stay, so that the content, as a number, hardly grows.
+        """
+        words = self.words
+        upper = words[::-1][: HEAD + math.ceil(bits / 32)]
+        mask = np.random.default_rng(key).integers(0, 1 << 32, len(upper), np.uint32)
+        mask[0] &= (1 << max(0, int(upper[0]).bit_length() - FIRST)) - 1
+        upper ^= mask
+        self._coder = self._new(words)
 
     def _drawn(self, count: int) -> UInt32[np.ndarray, " n"]:
         self.initial += 32 * count
@@ -149,10 +172,14 @@ class Stack:
 def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
     """Cells of the means, what the means have beyond them, the scales, and the last cell."""
     fine = np.rint(np.asarray(mean, np.float64) * FINE)
+    if not (np.abs(fine) < FARTHEST).all():  # or no number
+        raise OverflowError("the model's mean of a latent is out of reach")
     centre = np.rint(fine / FINE)
     scale = np.exp2(np.rint(np.log2(np.asarray(scale, np.float64)) * FINE) / FINE)
     return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
 
 
 def _rounded(probabilities: Table) -> Table:
+    if not np.isfinite(probabilities).all():
+        raise OverflowError("the model's probabilities of grey values are no numbers")
     return np.rint(np.asarray(probabilities, np.float64) / PROBABILITY) * PROBABILITY

@@ -101,9 +101,10 @@ class Chain:
         ratio = expand(self.sde.alpha(t) / self.sde.alpha(s), x)
         mean = (x + expand(self.sde.sigma(t), x) * growth * prediction) / ratio
         log_variance = expand(2 * jnp.log(self.sde.sigma(s)), x) + jnp.log(-growth)
-        return mean, jnp.exp((log_variance - self._log_rho(s, t, x, v)) / 2)
+        scale = jnp.exp((log_variance - self._log_rho(s, t, x, v)) / 2)
+        return mean, jnp.broadcast_to(scale, x.shape)
 
-    def _log_rho(self, s: Times, t: Times, like: Data, v: Data | None) -> Data:
+    def _log_rho(self, s: Times, t: Times, like: Data, v: Data | None) -> Array:
         """log of the variance of q over that of p."""
         log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
         learned = self.variance == "learned"

@@ -20,11 +20,11 @@ from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
 from scoremle.likelihood.chains import chain_of
-from scoremle.likelihood.reconstruction import Informed
+from scoremle.likelihood.decoders import InformedDecoder
 
 pytest.importorskip("constriction")
 
-SHAPE, PIXELS, STEPS = (2, 3, 1), Pixels(8), 12
+SHAPE, PIXELS, STEPS = (2, 3, 1), Pixels(8), 20
 DATA = Gaussian.of(np.full(6, 0.1), np.full(6, 0.3**2))
 IMAGES = np.asarray(PIXELS.decode(jnp.asarray(DATA.draw(0, 300)))).reshape(-1, *SHAPE)
 
@@ -36,7 +36,7 @@ def model_of(sde=None, scale=1.0, eps=1e-5):
     return ScoreModel(lambda x, t: scale * noise(x, t), sde, eps, SHAPE, PIXELS)
 
 
-def layers_of(model, lanes=7, steps=STEPS, **changes):
+def layers_of(model, lanes=17, steps=STEPS, **changes):
     chain = chain_of(steps, model.sde, model.eps, PIXELS, model.origin.chain)
     return Layers(model, replace(chain, **changes), SHAPE, lanes)
 
@@ -64,7 +64,7 @@ def test_what_is_popped_is_what_was_pushed_and_costs_its_surprise():
     assert np.array_equal(stack.pop_levels(table), levels)
     assert np.array_equal(stack.pop_normal(mean, scale), far)
     assert np.array_equal(stack.pop_normal(mean, scale), cells)
-    assert stack.bits == before - (before - Stack().bits)
+    assert stack.bits == Stack().bits
 
 
 def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
@@ -77,6 +77,21 @@ def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
     assert len(stack.words) < len(words)
     stack.give_back(drawn, mean, np.full(1001, 20.0))
     assert np.array_equal(stack.words, words)
+
+
+def test_a_draw_from_bits_that_were_pushed_is_one():
+    """Else cells that lie far out by a wrong scale would give draws that do so, too."""
+    stack, mean, scale = Stack(), np.zeros(20_001), np.full(20_001, 20.0)
+    wide = np.rint(np.random.default_rng(0).normal(0, 40, 20_001)).astype(int)
+    stack.push_normal(wide, mean, scale)
+    stack.scramble(stack.bits, 3)
+    z = stack.draw_normal(mean, scale)[:10_000] / 20
+    assert abs(z.mean()) < 0.04 and abs(np.square(z).mean() - 1) < 0.06
+    before = stack.words
+    stack.scramble(stack.bits, 3)
+    assert not np.isin(before, stack.words).any()
+    stack.scramble(stack.bits, 3)
+    assert np.array_equal(stack.words, before)
 
 
 def test_a_cell_that_is_out_of_reach_is_refused():
@@ -94,7 +109,7 @@ def ranged(label, x):
 def of_a_chain(variance):
     """A model with a chain of its own, whose network tells variances or not."""
     sde = SDE("vp", schedules.Discrete.of_betas(betas("cosine", STEPS)), 1.0)
-    both = noise_fn(lambda x, label: ranged(label, x), sde, conditioning="step")
+    both = noise_fn(lambda x, label: ranged(label, x), sde, time_input="step")
     if variance == "learned":
         return ScoreModel(RangedNoise(both), sde, 1 / STEPS, SHAPE, PIXELS)
     return ScoreModel(lambda x, t: 0.3 * x, sde, 1 / STEPS, SHAPE, PIXELS)
@@ -106,7 +121,7 @@ CASES = {
     "ve": (lambda: model_of(VE(0.01, 50.0)), {}),
     "a decoder that is given": (
         lambda: model_of(scale=1.2),
-        {"reconstruction": Informed(np.asarray(PIXELS.points), 0.2)},
+        {"decoder": InformedDecoder(np.asarray(PIXELS.points), 0.2)},
     ),
     "large variance": (lambda: of_a_chain("large"), {"variance": "large", "clip": True}),
     "learned variance": (lambda: of_a_chain("learned"), {"variance": "learned"}),
@@ -120,9 +135,9 @@ def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
     layers = layers_of(model, **changes)
     coded, nats = codec.compress(layers, IMAGES[:101])
     assert np.array_equal(codec.decompress(layers, coded), IMAGES[:101])
-    assert coded.on_stack == coded.images == 101 and {b.images for b in coded.blocks} > {1, 7}
-    net = coded.bits - coded.initial
-    assert abs(net / (nats.sum() / np.log(2)) - 1) < 0.02
+    assert coded.on_stack == coded.images == 101 and len({b.images for b in coded.blocks}) > 3
+    net, terms = coded.bits - coded.initial, nats.sum() / np.log(2)
+    assert abs(net - terms) < 64 + 0.01 * terms  # words of 32 bits
 
 
 def test_the_terms_of_the_bound_are_those_of_its_mean():
@@ -153,7 +168,7 @@ class Restless(Layers):
     def back(self, i, above):
         mean, scale = super().back(i, above)
         self.calls += 1
-        return mean + 30 * (self.calls % 61 == 60), scale
+        return mean + 30 * (self.calls % 150 == 149), scale
 
 
 def test_a_block_that_does_not_come_back_is_stored_plainly():
@@ -179,7 +194,7 @@ def test_another_rounding_is_never_wrong_pixels(scale):
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("bits") / "x.bits"
     rates = images.compress_images(
-        model_of(), IMAGES[:30], path, place="there", names=[f"n {i}" for i in range(30)], steps=9
+        model_of(), IMAGES[:30], path, place="there", names=[f"n {i}" for i in range(30)], steps=40
     )
     return path, rates
 
@@ -189,7 +204,7 @@ def test_a_file_has_its_images_names_and_rates(written):
     found, names = images.decompress_images(model_of(), path)
     assert np.array_equal(found, IMAGES[:30]) and names[:2] == ["n 0", "n 1"]
     assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
-    assert abs(rates.net / rates.drawn - 1) < 0.05 and rates.plain == 0
+    assert abs(rates.net - rates.drawn) * found.size < 64 + 6 and rates.plain == 0
     assert abs(rates.drawn - rates.stated) < 4 * rates.stderr
 
 
