@@ -1,7 +1,7 @@
 """The file of compressed images: a line of what it is, a JSON record of what it holds, and bits.
 
     scoremle images, coded 1
-    {"model": ..., "program": ..., "blocks": [{"images": ..., "crc": ..., "plain": ...}, ...]}
+    {"model": ..., "program": ..., "blocks": [[images, crc, plain], ...]}
     the stack as little-endian words of 32 bits, the plain blocks, SHA-256 of all before it
 
 The record names the model and the program by what their numbers depend on. Nothing of a file is
@@ -11,9 +11,9 @@ run, and it is of no use without its model.
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 
@@ -27,7 +27,6 @@ __all__ = ["Record", "is_name", "read", "write"]
 
 MAGIC = b"scoremle images, coded 1\n"
 DIGEST = 32
-FIELDS = ("images", "crc", "plain")
 # More steps than any chain has, and more images at once than any device takes.
 MOST_STEPS, MOST_LANES = 10_000, 1024
 # Letters of a name: file systems take 255 bytes.
@@ -51,14 +50,8 @@ class Record(TypedDict):
     names: list[str]
 
 
-class _Block(TypedDict):
-    images: Size
-    crc: Count
-    plain: Count
-
-
 class _Whole(Record):
-    blocks: list[_Block]
+    blocks: list[list[Count]]
     words: Count
     initial: Count
 
@@ -72,10 +65,10 @@ def write(path: Path, record: Record, coded: Coded) -> int:
     """Writes the file; returns its size in bytes."""
     whole: _Whole = {
         **record,
-        "blocks": [cast(_Block, asdict(block)) for block in coded.blocks],
+        "blocks": [[*map(Count, astuple(block))] for block in coded.blocks],
         "words": Count(len(coded.words)), "initial": Count(coded.initial),
     }  # fmt: skip
-    header = json.dumps(whole).encode() + b"\n"
+    header = json.dumps(whole, separators=(",", ":")).encode() + b"\n"
     content = MAGIC + header + coded.words.astype("<u4").tobytes() + coded.plain
     content += hashlib.sha256(content).digest()
     with write_atomically(path) as temporary:
@@ -104,7 +97,9 @@ def read(path: Path) -> tuple[Record, Coded]:
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
     check_record(record, _Whole, f"{path}: its record")
-    blocks = tuple(Block(**{name: block[name] for name in FIELDS}) for block in record["blocks"])
+    if not all(len(block) == len(fields(Block)) and block[0] for block in record["blocks"]):
+        raise UserError(f"{path}: its record has blocks of another kind")
+    blocks = tuple(Block(*block) for block in record["blocks"])
     words = 4 * record["words"]
     _check(path, record, blocks, len(payload) - words)
     stack = np.frombuffer(payload[:words], "<u4").astype(np.uint32)

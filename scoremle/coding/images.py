@@ -1,7 +1,7 @@
 """Images to a file and back, by a model."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Integer
 from scoremle.coding import file
 from scoremle.coding.codec import compress, decompress
 from scoremle.coding.layers import Layers
+from scoremle.coding.rates import Rates
 from scoremle.errors import UserError
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.image_model import pixels_of
@@ -22,7 +23,7 @@ from scoremle.model import ScoreModel
 from scoremle.records import Size
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["Rates", "compress_images", "decompress_images"]
+__all__ = ["compress_images", "decompress_images"]
 
 # Steps of a chain, unless another number is asked for, and images at once.
 STEPS, LANES = 100, 64
@@ -30,29 +31,6 @@ STEPS, LANES = 100, 64
 DRAWS = 16
 
 Images = Integer[np.ndarray, "n *d"]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of compressed images, all in bits/dim.
-
-    Args:
-        net: of the images on the stack, without the initial bits.
-        gross: of the whole file.
-        drawn: what the bound's terms are for the latents that were drawn.
-        stated: the mean of the chain's bound over the images, which is that of ``net``.
-        stderr: the standard error of ``stated - net``, over images and draws.
-        plain: the share of images that are stored plainly.
-        size: bytes of the file.
-    """
-
-    net: float
-    gross: float
-    drawn: float
-    stated: float
-    stderr: float
-    plain: float
-    size: int
 
 
 def compress_images(
@@ -94,6 +72,8 @@ def compress_images(
     count = max(1, int(there.sum()))
     difference = (drawn - stated)[there]
     return Rates(
+        images=len(images),
+        steps=steps,
         net=(32 * len(coded.words) - coded.initial) / (model.dims * count),
         gross=8 * size / images.size,
         drawn=float(drawn[there].mean()),

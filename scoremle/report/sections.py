@@ -95,6 +95,8 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     for each in subject.results:
         for line in each.breakdown():
             page.text(f"{each.kind}: {line}.")
+    if coded := subject.coded:
+        page.text(f"Compressed without loss, {coded.line}.")
     if subject.checks:
         page.table(
             ("what must hold", "does it?", "difference, bits/dim"),

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.bounded import MAX_TEXT
+from scoremle.coding.rates import FILE as CODED
+from scoremle.coding.rates import Rates
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
@@ -23,8 +25,8 @@ from scoremle.experiment.imported import Imported
 from scoremle.experiment.results import RESULTS, measured, read_results
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
-from scoremle.files import inside, read_bytes
-from scoremle.records import is_of
+from scoremle.files import inside, read_bytes, read_json
+from scoremle.records import check_record, is_of
 from scoremle.training.writers import LogRow
 
 # What two evaluations must have in common for a comparison image by image.
@@ -61,6 +63,16 @@ class Subject:
         except UserError as error:
             raise UserError(f"{self.folder / config.CONFIG_RECORD}: {error}") from None
         return found
+
+    @property
+    def coded(self) -> Rates | None:
+        """The rates of images that were compressed by its model; None if none were."""
+        path = inside(self.folder, CODED)
+        if not path.exists():
+            return None
+        record = read_json(path)
+        check_record(record, Rates, path)
+        return Rates(**{field.name: record[field.name] for field in fields(Rates)})
 
     @property
     def imported(self) -> Imported | None:

@@ -239,11 +239,13 @@ def hostile(**fields):
 
 LIES = {
     "more images": lambda r: r | {"blocks": r["blocks"] * 1000},
-    "a huge block": hostile(blocks=[{"images": 10**9, "crc": 0, "plain": 0}]),
+    "a huge block": hostile(blocks=[[10**9, 0, 0]]),
     "huge lanes": hostile(lanes=10**9),
     "many steps": hostile(steps=10**8),
     "no blocks": hostile(blocks=[]),
-    "plain bytes that are not there": hostile(blocks=[{"images": 1, "crc": 0, "plain": 99}]),
+    "short blocks": hostile(blocks=[[30, 0]]),
+    "blocks of nothing": lambda r: r | {"blocks": [*r["blocks"], [0, 0, 0]]},
+    "plain bytes that are not there": hostile(blocks=[[1, 0, 99]]),
     "words that are not there": hostile(words=10**9),
     "a huge shape": hostile(shape=[10**9, 10**9, 3]),
     "a name elsewhere": lambda r: r | {"names": ["../../x", *r["names"][1:]]},

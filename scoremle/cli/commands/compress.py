@@ -49,9 +49,12 @@ def _check(options: Any) -> None:
 def run(options: Any) -> dict[str, Any]:
     """Writes the file, and prints its rates beside those that the model states."""
     from scoremle.coding.images import compress_images
+    from scoremle.coding.rates import FILE
     from scoremle.data.readers.decoding import is_picture
     from scoremle.experiment.models import of_images
     from scoremle.experiment.own_images import read_images
+    from scoremle.experiment.workdir import Workdir
+    from scoremle.files import write_json
 
     model = scoremle.load(options.model, options.checkpoint)
     pixels, shape = of_images(model, options.model)
@@ -65,11 +68,7 @@ def run(options: Any) -> dict[str, Any]:
     rates = compress_images(
         model, images, options.out, place=options.model, names=names, steps=options.steps
     )
-    say(*wrapped(
-        f"coded: {rates.net:.3f} bits/dim, stated {rates.stated:.3f} +- {rates.stderr:.3f} (the"
-        f" bound of {options.steps} steps, over images); the draws that were coded have"
-        f" {rates.drawn:.3f}"
-    ))  # fmt: skip
+    say(*wrapped(f"{rates.line}; the draws that were coded have {rates.drawn:.3f}"))
     say(*wrapped(
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
         " first image is drawn from"
@@ -77,4 +76,6 @@ def run(options: Any) -> dict[str, Any]:
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
     say(f"{len(images)} images: {options.out}")
-    return {"images": len(images), "steps": options.steps, "model": options.model, **asdict(rates)}
+    if (place := Workdir(Path(options.model))).begun:  # for its report
+        write_json(place.folder / FILE, asdict(rates))
+    return {"model": options.model, **asdict(rates)}

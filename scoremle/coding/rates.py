@@ -1,0 +1,43 @@
+"""Rates of compressed images, beside those that the model states."""
+
+from dataclasses import dataclass
+
+__all__ = ["FILE", "Rates"]
+
+# In a working directory: the rates of what was compressed last by its model.
+FILE = "coded.json"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of compressed images, all in bits/dim.
+
+    Args:
+        images: how many.
+        steps: of the chain.
+        net: of the images on the stack, without the initial bits.
+        gross: of the whole file.
+        drawn: what the bound's terms are for the latents that were drawn.
+        stated: the mean of the chain's bound over the images, which is that of ``net``.
+        stderr: the standard error of ``stated - net``, over images and draws.
+        plain: the share of images that are stored plainly.
+        size: bytes of the file.
+    """
+
+    images: int
+    steps: int
+    net: float
+    gross: float
+    drawn: float
+    stated: float
+    stderr: float
+    plain: float
+    size: int
+
+    @property
+    def line(self) -> str:
+        """The rate beside the one that is stated."""
+        return (
+            f"coded: {self.net:.3f} bits/dim, stated {self.stated:.3f} +- {self.stderr:.3f} (the"
+            f" bound of {self.steps} steps, over {self.images} images)"
+        )
