@@ -110,7 +110,7 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     one = result("exact", np.full((1, 2), 2.5)) | {"stderr": None, "images": 1}
     write_json(folder / "results.json", {"exact_test_ckpt_1": one})
     write_npz(folder / "exact_test_ckpt_1.npz", {"bpd": np.full((1, 1), 2.5)})
-    coded = Rates(7, 9, net=3.621, gross=4.0, drawn=3.6, stated=3.604, stderr=0.012, plain=0, size=9)
+    coded = Rates(7, 9, 3.621, gross=4, drawn=3.6, stated=3.604, stderr=0.012, plain=0, size=9)
     write_json(tmp_path / "run" / "coded.json", asdict(coded))
     assert main(["report", str(tmp_path / "run")]) == 0
     told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
