@@ -14,10 +14,8 @@ import math
 import numpy as np
 from jaxtyping import Float, Integer
 
-from scoremle.coding.layers import Cells, Layers, Reals
-from scoremle.coding.stack import Stack
-
-__all__ = ["bits_to_draw", "decode", "encode"]
+from scoremle.coding.layers import Cells, LatentLayers, Reals
+from scoremle.coding.stack import BitStack
 
 Levels = Integer[np.ndarray, "n d"]
 Nats = Float[np.ndarray, " n"]
@@ -27,7 +25,7 @@ ENTROPY, TO_SPARE = math.log2(2 * math.pi * math.e) / 2, 1.1
 LEAST = 2.0**-24
 
 
-def encode(layers: Layers, stack: Stack, levels: Levels) -> Nats:
+def push_images(layers: LatentLayers, stack: BitStack, levels: Levels) -> Nats:
     """Pushes images on a stack.
 
     Args:
@@ -49,7 +47,7 @@ def encode(layers: Layers, stack: Stack, levels: Levels) -> Nats:
     return nats + _push(stack, below, *_prior(layers, below))
 
 
-def decode(layers: Layers, stack: Stack, count: int) -> Levels:
+def pop_images(layers: LatentLayers, stack: BitStack, count: int) -> Levels:
     """Pops so many images, which were pushed last."""
     dims = math.prod(layers.shape)
     above = _pop(stack, *_prior(layers, np.zeros((count, dims), int)))
@@ -64,18 +62,20 @@ def decode(layers: Layers, stack: Stack, count: int) -> Levels:
     return levels
 
 
-def bits_to_draw(layers: Layers) -> float:
+def bits_to_draw(layers: LatentLayers) -> float:
     """The bits that an image must find on the stack: those of its largest layer."""
     return max(_bits(layers, i, 1) for i in range(layers.last + 1))
 
 
-def _bits(layers: Layers, i: int, count: int) -> float:
+def _bits(layers: LatentLayers, i: int, count: int) -> float:
     """The bits that layer i of so many images is drawn from, and some to spare."""
     dims = count * math.prod(layers.shape)
     return TO_SPARE * dims * (math.log2(float(layers.scale[i])) + ENTROPY)
 
 
-def _draw(layers: Layers, stack: Stack, i: int, mean: Reals, scale: Reals) -> tuple[Cells, Nats]:
+def _draw(
+    layers: LatentLayers, stack: BitStack, i: int, mean: Reals, scale: Reals
+) -> tuple[Cells, Nats]:
     """Layer i, drawn from bits of the stack, and log q of it in nats."""
     bits = _bits(layers, i, len(mean))
     stack.fill(bits)
@@ -85,23 +85,23 @@ def _draw(layers: Layers, stack: Stack, i: int, mean: Reals, scale: Reals) -> tu
 
 
 def _give_back(
-    layers: Layers, stack: Stack, i: int, cells: Cells, mean: Reals, scale: Reals
+    layers: LatentLayers, stack: BitStack, i: int, cells: Cells, mean: Reals, scale: Reals
 ) -> None:
     stack.give_back(cells.ravel(), mean.ravel(), scale.ravel())
     stack.scramble(_bits(layers, i, len(mean)), i)
 
 
-def _push(stack: Stack, cells: Cells, mean: Reals, scale: Reals) -> Nats:
+def _push(stack: BitStack, cells: Cells, mean: Reals, scale: Reals) -> Nats:
     """-log p of a layer in nats, which it is pushed by."""
     stack.push_normal(cells.ravel(), mean.ravel(), scale.ravel())
     return _nats(cells, mean, scale)
 
 
-def _pop(stack: Stack, mean: Reals, scale: Reals) -> Cells:
+def _pop(stack: BitStack, mean: Reals, scale: Reals) -> Cells:
     return stack.pop_normal(mean.ravel(), scale.ravel()).reshape(mean.shape)
 
 
-def _prior(layers: Layers, cells: Cells) -> tuple[Reals, Reals]:
+def _prior(layers: LatentLayers, cells: Cells) -> tuple[Reals, Reals]:
     mean = np.zeros(cells.shape)
     return mean, np.full_like(mean, layers.prior / layers.cell[-1])
 

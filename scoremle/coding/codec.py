@@ -13,18 +13,16 @@ import numpy as np
 from jaxtyping import Integer, UInt32
 
 from scoremle.coding import blocks
-from scoremle.coding.layers import Layers
-from scoremle.coding.stack import Stack
+from scoremle.coding.layers import LatentLayers
+from scoremle.coding.stack import BitStack
 from scoremle.errors import UserError
 from scoremle.progress import progress
-
-__all__ = ["Block", "Coded", "compress", "decompress"]
 
 Images = Integer[np.ndarray, "n *d"]
 
 
 @dataclass(frozen=True)
-class Block:
+class CodedBlock:
     """Images that were coded together.
 
     Args:
@@ -49,7 +47,7 @@ class Coded:
         initial: random bits that the first image was drawn from.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[CodedBlock, ...]
     words: UInt32[np.ndarray, " n"]
     plain: bytes
     initial: int
@@ -65,11 +63,11 @@ class Coded:
 
     @property
     def bits(self) -> int:
-        """All bits, with the initial ones."""
+        """The bits of all images, with the initial ones."""
         return 32 * len(self.words) + 8 * len(self.plain)
 
 
-def compress(layers: Layers, images: Images) -> tuple[Coded, blocks.Nats]:
+def compress(layers: LatentLayers, images: Images) -> tuple[Coded, blocks.Nats]:
     """Codes images, and decodes each block again before the next.
 
     Returns the bits, and the terms of the bound for what was drawn in nats, NaN of plain images.
@@ -83,7 +81,7 @@ def compress(layers: Layers, images: Images) -> tuple[Coded, blocks.Nats]:
     if not len(images):
         raise UserError("no images to compress")
     levels = images.reshape(len(images), -1).astype(np.int64)
-    stack, found, plain, nats = Stack(), list[Block](), b"", list[blocks.Nats]()
+    stack, found, plain, nats = BitStack(), list[CodedBlock](), b"", list[blocks.Nats]()
     with progress("coding", len(levels), "image") as tell:
         first = 0
         while first < len(levels):
@@ -93,25 +91,27 @@ def compress(layers: Layers, images: Images) -> tuple[Coded, blocks.Nats]:
             packed = b"" if after else zlib.compress(_bytes(block), 9)
             stack, plain = after or stack, plain + packed
             nats.append(of_block)
-            found.append(Block(len(block), zlib.crc32(_bytes(block)), len(packed)))
+            found.append(CodedBlock(len(block), zlib.crc32(_bytes(block)), len(packed)))
             first += len(block)
             tell(first)
     return Coded(tuple(found), stack.words, plain, stack.initial), np.concatenate(nats)
 
 
-def _coded(layers: Layers, stack: Stack, block: blocks.Levels) -> tuple[Stack | None, blocks.Nats]:
+def _coded(
+    layers: LatentLayers, stack: BitStack, block: blocks.Levels
+) -> tuple[BitStack | None, blocks.Nats]:
     """The stack with a block, and its nats; None and NaN unless it comes back as it was."""
     after, nothing = stack.copy(), np.full(len(block), np.nan)
     try:
-        nats = blocks.encode(layers, after, block)
+        nats = blocks.push_images(layers, after, block)
         again = after.copy()
-        same = np.array_equal(blocks.decode(layers, again, len(block)), block)
+        same = np.array_equal(blocks.pop_images(layers, again, len(block)), block)
     except OverflowError:  # a latent that is out of reach, or is no number
         return None, nothing
     return (after, nats) if same and again.ends_with(stack) else (None, nothing)
 
 
-def decompress(layers: Layers, coded: Coded) -> Images:
+def decompress(layers: LatentLayers, coded: Coded) -> Images:
     """Images of bits, each block compared with its checksum.
 
     Raises UserError for a block that comes back otherwise: where another network or one that
@@ -119,7 +119,7 @@ def decompress(layers: Layers, coded: Coded) -> Images:
     """
     left, dims = coded.plain, math.prod(layers.shape)
     try:
-        stack = Stack(coded.words)
+        stack = BitStack(coded.words)
     except ValueError:  # its last word is never 0
         raise UserError("the bits are damaged") from None
     found = list[blocks.Levels]()
@@ -143,9 +143,9 @@ def decompress(layers: Layers, coded: Coded) -> Images:
     return images.astype(np.uint8 if len(layers.points) <= 256 else np.uint16)
 
 
-def _decoded(layers: Layers, stack: Stack, images: int) -> blocks.Levels | None:
+def _decoded(layers: LatentLayers, stack: BitStack, images: int) -> blocks.Levels | None:
     try:
-        return blocks.decode(layers, stack, images)
+        return blocks.pop_images(layers, stack, images)
     except OverflowError:  # what another rounding leads to
         return None
 

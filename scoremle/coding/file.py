@@ -18,12 +18,12 @@ from typing import TypedDict
 import numpy as np
 
 from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
-from scoremle.coding.codec import Block, Coded
+from scoremle.coding.codec import Coded, CodedBlock
 from scoremle.errors import UserError
 from scoremle.files import read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
-__all__ = ["Record", "is_name", "read", "write"]
+__all__ = ["read_coded"]
 
 MAGIC = b"scoremle images, coded 1\n"
 DIGEST = 32
@@ -33,8 +33,8 @@ MOST_STEPS, MOST_LANES = 10_000, 1024
 LONGEST = 60
 
 
-class Record(TypedDict):
-    """What is known of coded images.
+class CodedRecord(TypedDict):
+    """Record of coded images, beside their bits.
 
     ``place`` and ``model`` are of the model: where it was, and the hash of its parameters.
     ``program`` is all else that its rounding depends on, and ``names`` are those of the files that
@@ -50,7 +50,7 @@ class Record(TypedDict):
     names: list[str]
 
 
-class _Whole(Record):
+class _Whole(CodedRecord):
     blocks: list[list[Count]]
     words: Count
     initial: Count
@@ -61,7 +61,7 @@ def is_name(name: str) -> bool:
     return name.isprintable() and not {*name} & {*"/\\:"} and 0 < len(name.strip(".")) < LONGEST
 
 
-def write(path: Path, record: Record, coded: Coded) -> int:
+def write_coded(path: Path, record: CodedRecord, coded: Coded) -> int:
     """Writes the file; returns its size in bytes."""
     whole: _Whole = {
         **record,
@@ -76,7 +76,7 @@ def write(path: Path, record: Record, coded: Coded) -> int:
     return len(content)
 
 
-def read(path: Path) -> tuple[Record, Coded]:
+def read_coded(path: Path) -> tuple[CodedRecord, Coded]:
     """Reads a file.
 
     Raises UserError for what is no such file, is of another version or is damaged, and for one
@@ -97,16 +97,16 @@ def read(path: Path) -> tuple[Record, Coded]:
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
     check_record(record, _Whole, f"{path}: its record")
-    if not all(len(block) == len(fields(Block)) and block[0] for block in record["blocks"]):
+    if not all(len(block) == len(fields(CodedBlock)) and block[0] for block in record["blocks"]):
         raise UserError(f"{path}: its record has blocks of another kind")
-    blocks = tuple(Block(*block) for block in record["blocks"])
+    blocks = tuple(CodedBlock(*block) for block in record["blocks"])
     words = 4 * record["words"]
     _check(path, record, blocks, len(payload) - words)
     stack = np.frombuffer(payload[:words], "<u4").astype(np.uint32)
     return record, Coded(blocks, stack, payload[words:], record["initial"])
 
 
-def _check(path: Path, record: _Whole, blocks: tuple[Block, ...], plain: int) -> None:
+def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: int) -> None:
     """Raises UserError for numbers that contradict each other, or ask for more than any image."""
     images = sum(block.images for block in blocks)
     if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:

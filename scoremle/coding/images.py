@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from scoremle.coding import file
 from scoremle.coding.codec import compress, decompress
-from scoremle.coding.layers import Layers
+from scoremle.coding.layers import LatentLayers
 from scoremle.coding.rates import Rates
 from scoremle.errors import UserError
 from scoremle.likelihood.chains import chain_of
@@ -57,14 +57,14 @@ def compress_images(
     """
     images = pixels_of(model).checked(images, model.shape)
     chain = _chain(model, steps)
-    layers = Layers(model, chain, model.shape, min(LANES, len(images)))
+    layers = LatentLayers(model, chain, model.shape, min(LANES, len(images)))
     coded, nats = compress(layers, images)
-    record: file.Record = {
+    record: file.CodedRecord = {
         "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
         "names": _usable(names or []),
     }  # fmt: skip
-    size = file.write(path, record, coded)
+    size = file.write_coded(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
     stated = scored.values["bpd"][0]
     drawn = nats / (model.dims * math.log(2))
@@ -89,12 +89,12 @@ def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]
 
     Raises UserError for another model than theirs, and for a block that comes back otherwise.
     """
-    record, coded = file.read(path)
+    record, coded = file.read_coded(path)
     if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
         raise UserError(f"{path} was compressed by another model: {record['place']}")
     chain = _chain(model, record["steps"])
     try:
-        layers = Layers(model, chain, model.shape, record["lanes"])
+        layers = LatentLayers(model, chain, model.shape, record["lanes"])
         return decompress(layers, coded), record["names"]
     except UserError as error:
         here, there = _program(), record["program"]

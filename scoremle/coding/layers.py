@@ -18,12 +18,10 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.steps import BySteps, Chain
+from scoremle.likelihood.steps import BySteps, ReverseChain
 from scoremle.numerics import as_pytree, expand
 from scoremle.types import Data, NoiseFn
 from scoremle.xla import compiled
-
-__all__ = ["Layers"]
 
 # Cells of a grid in the least scale of its layer.
 FINENESS = 8
@@ -32,7 +30,7 @@ Cells = Int[np.ndarray, "n d"]
 Reals = Float[np.ndarray, "n d"]
 
 
-class Layers:
+class LatentLayers:
     """The distributions of a chain's layers, in cells: forwards by the SDE, back by the network.
 
     Args:
@@ -50,7 +48,7 @@ class Layers:
         self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
         self.points = np.asarray(pixels_of(model).points)
         points = jnp.asarray(self.points, jnp.float32)
-        chain = Chain(model.noise, sde, points, self.times, by.variance, by.clip)
+        chain = ReverseChain(model.noise, sde, points, self.times, by.variance, by.clip)
         decoder = by.decoder or chain.decoder()
         if not isinstance(decoder, DiscreteDecoder | InformedDecoder):
             raise UserError(f"integers can't be coded by a decoder that is a {decoder.title}")
@@ -113,7 +111,7 @@ def _back(
     *, variance: str, clip: bool,
 ) -> tuple[Data, Data]:  # fmt: skip
     s, t = (jnp.full(len(x), times[k]) for k in (i, i + 1))
-    return Chain(noise, sde, points, times, variance, clip).back(s, t, x)
+    return ReverseChain(noise, sde, points, times, variance, clip).back(s, t, x)
 
 
 @partial(compiled, static_argnames=("variance", "clip"))
@@ -127,7 +125,7 @@ def _levels(
         distance = (x / expand(sde.alpha(t), x))[..., None] - points
         return jax.nn.log_softmax(-expand(jnp.exp(sde.log_snr(t)) / 2, distance) * distance**2)
     assert isinstance(decoder, InformedDecoder)
-    prediction, v = Chain(noise, sde, points, times, variance, clip).outputs(x, t)
+    prediction, v = ReverseChain(noise, sde, points, times, variance, clip).outputs(x, t)
     estimate = (x - expand(sde.sigma(t), x) * prediction) / expand(sde.alpha(t), x)
     scale = decoder.scale(jnp.zeros(x.shape, int), v) if callable(decoder.scale) else decoder.scale
     halves = points[:-1] + jnp.diff(points) / 2

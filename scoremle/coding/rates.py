@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["FILE", "Rates"]
+__all__ = ["RATES_FILE", "Rates"]
 
 # In a working directory: the rates of what was compressed last by its model.
-FILE = "coded.json"
+RATES_FILE = "coded.json"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from jaxtyping import Float, Int, UInt32
 
 from scoremle.errors import UserError
 
-__all__ = ["Stack"]
-
 # Scales from the mean to the last cell that has a probability of its own.
 REACH = 10
 # Steps of a rounded mean in a cell, and of a rounded scale in an octave.
@@ -39,10 +37,10 @@ PROBABILITY = 2.0**-22
 
 Cells = Int[np.ndarray, " n"]
 Reals = Float[np.ndarray, " n"]
-Table = Float[np.ndarray, "n levels"]
+Probabilities = Float[np.ndarray, "n levels"]
 
 
-class Stack:
+class BitStack:
     """Bits that symbols are pushed to and popped from.
 
     Args:
@@ -82,13 +80,13 @@ class Stack:
         """The content."""
         return self._coder.get_compressed()
 
-    def copy(self) -> "Stack":
+    def copy(self) -> "BitStack":
         """A stack with the same bits, and the same random bits to come."""
         other = copy(self)
         other._coder, other._random = self._coder.clone(), deepcopy(self._random)
         return other
 
-    def ends_with(self, other: "Stack") -> bool:
+    def ends_with(self, other: "BitStack") -> bool:
         """Whether the bits above those that were put below since are the other's."""
         words = other.words
         return np.array_equal(self.words[-len(words) :], words)
@@ -158,12 +156,12 @@ class Stack:
         family = self._models.QuantizedGaussian(-most, most)
         return self._coder.decode(family, mean, scale).astype(np.int64)
 
-    def push_levels(self, levels: Cells, probabilities: Table) -> None:
+    def push_levels(self, levels: Cells, probabilities: Probabilities) -> None:
         """Pushes grey values by their probabilities."""
         family = self._models.Categorical(perfect=False)
         self._coder.encode_reverse(levels.astype(np.int32), family, _rounded(probabilities))
 
-    def pop_levels(self, probabilities: Table) -> Cells:
+    def pop_levels(self, probabilities: Probabilities) -> Cells:
         """Pops what `push_levels` pushed."""
         family = self._models.Categorical(perfect=False)
         return self._coder.decode(family, _rounded(probabilities)).astype(np.int64)
@@ -179,7 +177,7 @@ def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int
     return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
 
 
-def _rounded(probabilities: Table) -> Table:
+def _rounded(probabilities: Probabilities) -> Probabilities:
     if not np.isfinite(probabilities).all():
         raise OverflowError("the model's probabilities of grey values are no numbers")
     return np.rint(np.asarray(probabilities, np.float64) / PROBABILITY) * PROBABILITY

@@ -35,10 +35,10 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     """The config that ``--config=place`` means, and what fills the fields that flags leave unset.
 
     Args:
-        place: one of ``NAMED_CONFIGS``, or a Python file with ``get_config()``, whose name ends in .py. If
-            it has a ``resolve()`` too, that stands for the one of ``defaults``. The path at which
-            a named config was published, such as configs/vp/..., stands for it where there is no
-            such file.
+        place: one of ``NAMED_CONFIGS``, or a Python file with ``get_config()``, whose name ends
+            in .py. If it has a ``resolve()`` too, that stands for the one of ``defaults``. The
+            path at which a named config was published, such as configs/vp/..., stands for it
+            where there is no such file.
 
     Raises:
         UserError: there is no such file or name, or the file has a mistake.

@@ -57,7 +57,7 @@ from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "Chain", "has_last_step", "learned_decoder"]
+__all__ = ["BySteps", "ReverseChain", "has_last_step", "learned_decoder"]
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}
@@ -66,7 +66,7 @@ CUBIC, LEAST = 0.044715, math.log(1e-12)
 
 
 @dataclass(frozen=True)
-class Chain:
+class ReverseChain:
     """The steps back, as far as they depend on the model."""
 
     noise: NoiseFn
@@ -203,7 +203,7 @@ def step_bound(
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
     shares = shares / jnp.sum(shares)
-    chain = Chain(noise, sde, points, times, variance, clip)
+    chain = ReverseChain(noise, sde, points, times, variance, clip)
     decoder = decoder or chain.decoder()
     key_index, key_rows = split(example_keys(key, len(y)))
     index = _steps(key_index, shares, draws)

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from scoremle import data
 from scoremle.bounded import MAX_TEXT
-from scoremle.coding.rates import FILE as CODED
-from scoremle.coding.rates import Rates
+from scoremle.coding.rates import RATES_FILE, Rates
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
@@ -67,7 +66,7 @@ class Subject:
     @property
     def coded(self) -> Rates | None:
         """The rates of images that were compressed by its model; None if none were."""
-        path = inside(self.folder, CODED)
+        path = inside(self.folder, RATES_FILE)
         if not path.exists():
             return None
         record = read_json(path)

@@ -13,8 +13,8 @@ from PIL import Image
 from scoremle import VE, VP, Pixels, ScoreModel, UserError
 from scoremle.cli import main as cli
 from scoremle.coding import codec, file, images
-from scoremle.coding.layers import Layers
-from scoremle.coding.stack import FAR, Stack
+from scoremle.coding.layers import LatentLayers
+from scoremle.coding.stack import FAR, BitStack
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
@@ -38,14 +38,14 @@ def model_of(sde=None, scale=1.0, eps=1e-5):
 
 def layers_of(model, lanes=17, steps=STEPS, **changes):
     chain = chain_of(steps, model.sde, model.eps, PIXELS, model.origin.chain)
-    return Layers(model, replace(chain, **changes), SHAPE, lanes)
+    return LatentLayers(model, replace(chain, **changes), SHAPE, lanes)
 
 
 # --- the stack ---------------------------------------------------------------------------------
 
 
 def test_what_is_popped_is_what_was_pushed_and_costs_its_surprise():
-    rng, stack = np.random.default_rng(0), Stack()
+    rng, stack = np.random.default_rng(0), BitStack()
     mean, scale = rng.normal(0, 1e4, 5001), np.exp2(rng.uniform(0, 6, 5001))
     cells = np.rint(mean + scale * rng.normal(size=5001)).astype(int)
     before = stack.bits
@@ -64,11 +64,11 @@ def test_what_is_popped_is_what_was_pushed_and_costs_its_surprise():
     assert np.array_equal(stack.pop_levels(table), levels)
     assert np.array_equal(stack.pop_normal(mean, scale), far)
     assert np.array_equal(stack.pop_normal(mean, scale), cells)
-    assert stack.bits == Stack().bits
+    assert stack.bits == BitStack().bits
 
 
 def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
-    stack, mean = Stack(), np.linspace(-9, 9, 1001)
+    stack, mean = BitStack(), np.linspace(-9, 9, 1001)
     stack.fill(12 * 1001)
     words = stack.words
     drawn = stack.draw_normal(mean, np.full(1001, 20.0))
@@ -81,7 +81,7 @@ def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
 
 def test_a_draw_from_bits_that_were_pushed_is_one():
     """Else cells that lie far out by a wrong scale would give draws that do so, too."""
-    stack, mean, scale = Stack(), np.zeros(20_001), np.full(20_001, 20.0)
+    stack, mean, scale = BitStack(), np.zeros(20_001), np.full(20_001, 20.0)
     wide = np.rint(np.random.default_rng(0).normal(0, 40, 20_001)).astype(int)
     stack.push_normal(wide, mean, scale)
     stack.scramble(stack.bits, 3)
@@ -96,7 +96,7 @@ def test_a_draw_from_bits_that_were_pushed_is_one():
 
 def test_a_cell_that_is_out_of_reach_is_refused():
     with pytest.raises(OverflowError):
-        Stack().push_normal(np.array([2 * FAR]), np.zeros(1), np.ones(1))
+        BitStack().push_normal(np.array([2 * FAR]), np.zeros(1), np.ones(1))
 
 
 # --- images ------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_only_the_first_image_draws_from_random_bits():
 # --- what does not come back -------------------------------------------------------------------
 
 
-class Restless(Layers):
+class Restless(LatentLayers):
     """A network whose numbers change from one call to the next."""
 
     calls = 0
@@ -226,11 +226,11 @@ def test_any_flipped_bit_is_one_line(written, tmp_path):
     for place in np.linspace(0, len(content) - 1, 23).astype(int):
         damaged.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
         with pytest.raises(UserError):
-            file.read(damaged)
+            file.read_coded(damaged)
     for length in (0, 5, 40, len(content) - 1):
         damaged.write_bytes(content[:length])
         with pytest.raises(UserError):
-            file.read(damaged)
+            file.read_coded(damaged)
 
 
 def hostile(**fields):
@@ -262,7 +262,7 @@ def test_a_record_that_lies_is_one_line(lie, written, tmp_path):
     changed = file.MAGIC + record + b"\n" + rest
     (tmp_path / "x").write_bytes(changed + hashlib.sha256(changed).digest())
     with pytest.raises(UserError):
-        file.read(tmp_path / "x")
+        file.read_coded(tmp_path / "x")
 
 
 # --- commands ----------------------------------------------------------------------------------

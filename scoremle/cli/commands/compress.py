@@ -49,7 +49,7 @@ def _check(options: Any) -> None:
 def run(options: Any) -> dict[str, Any]:
     """Writes the file, and prints its rates beside those that the model states."""
     from scoremle.coding.images import compress_images
-    from scoremle.coding.rates import FILE
+    from scoremle.coding.rates import RATES_FILE
     from scoremle.data.readers.decoding import is_picture
     from scoremle.experiment.models import of_images
     from scoremle.experiment.own_images import read_images
@@ -77,5 +77,5 @@ def run(options: Any) -> dict[str, Any]:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
     say(f"{len(images)} images: {options.out}")
     if (place := Workdir(Path(options.model))).begun:  # for its report
-        write_json(place.folder / FILE, asdict(rates))
+        write_json(place.folder / RATES_FILE, asdict(rates))
     return {"model": options.model, **asdict(rates)}

@@ -41,7 +41,7 @@ def run(options: Any) -> None:
     import numpy as np
     from PIL import Image
 
-    from scoremle.coding.file import read
+    from scoremle.coding.file import read_coded
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.experiment.own_code import is_own
@@ -49,7 +49,7 @@ def run(options: Any) -> None:
 
     place = options.model
     if not place:
-        place = read(options.file)[0]["place"]
+        place = read_coded(options.file)[0]["place"]
         if is_own(place) or place.startswith(
             "hf:"
         ):  # a file of a stranger runs and fetches nothing
