@@ -36,7 +36,8 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
     lines = screen.splitlines()
     assert 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
     words = set(re.split(r"[\s,]+", screen))
-    assert words >= {*COMMANDS, *NAMED_CONFIGS, *data.DATASETS}
+    assert words >= {*COMMANDS, *data.DATASETS, *(name.split("/")[-1] for name in NAMED_CONFIGS)}
+    assert words >= {name.rpartition("/")[0] + "/" for name in NAMED_CONFIGS if "/" in name}
     assert printed(capsys, "help") == printed(capsys, "-h") == screen
 
 

@@ -1,7 +1,7 @@
 """Compresses images without loss, by a model: as many bits as its bound states.
 
     scoremle compress digits images.npz -o images.bits
-    scoremle decompress images.bits -o images.npy
+    scoremle compress runs/photos pictures/ -o photos.bits --steps=1000
 
 Each block of images is decoded again before the file is written. Only the same model decodes it.
 """

@@ -5,6 +5,7 @@
 """
 
 import textwrap
+from collections import defaultdict
 from typing import Any
 
 from scoremle.cli.commands import COMMANDS, SELDOM_USED, parser_of
@@ -71,12 +72,27 @@ def screen() -> str:
     width = max(map(len, COMMANDS))
     rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     rows.insert(len(COMMANDS) - len(SELDOM_USED), "seldom needed:")
-    named = {"configs:": ", ".join(NAMED_CONFIGS), "data sets:": ", ".join(DATASETS)}
+    own = [name for name in NAMED_CONFIGS if "/" not in name]
+    named = {"configs:": own} | _published() | {"data sets:": [*DATASETS]}
+    rest = " " * 11
     lists = [
-        textwrap.fill(words, 80, initial_indent=f"{what:11}", subsequent_indent=" " * 11)
+        textwrap.fill(", ".join(words), 80, initial_indent=f"{what:11}", subsequent_indent=rest)
         for what, words in named.items()
     ]
     return "\n".join([START, "commands:", *rows, "", *lists])
+
+
+def _published() -> dict[str, list[str]]:
+    """Names of published configs, by the folders that have configs of these names."""
+    folders = defaultdict(list)
+    for name in NAMED_CONFIGS:
+        folder, slash, rest = name.partition("/")
+        if slash:
+            folders[folder].append(rest)
+    alike = defaultdict(list)
+    for folder, names in folders.items():
+        alike[tuple(names)].append(f"{folder}/")
+    return {f"{' '.join(places)} ": [*names] for names, places in alike.items()}
 
 
 def config_table(place: str = "") -> str:
