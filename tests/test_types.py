@@ -58,7 +58,7 @@ WRONG = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_users_file(tmp_path):
     """Read with the package as one that is installed."""
     names = [f"print(scoremle.{name})" for name in scoremle.__all__]

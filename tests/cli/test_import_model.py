@@ -132,7 +132,7 @@ def result_path(workdir):
     return json.loads((workdir / "config.json").read_text())["data"]["path"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_an_evaluated_model_have_ranks_by_the_decoder_of_the_evaluation(
     evaluated, tmp_path
 ):
@@ -197,7 +197,7 @@ def of_classes(tmp_path_factory):
 
 
 @pytest.mark.slow
-@some("label", ["7", "all"], quick=["all"])
+@some("label", ["7", "all"], quick=["7"])
 def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, images, capsys):
     file, workdir = of_classes
     data = ("--config.data.dataset=images", f"--config.data.path={images}")

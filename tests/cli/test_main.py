@@ -372,6 +372,7 @@ def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys,
     assert not (tiny.workdir / "stopped" / "results.json").exists()
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
     process = start(
         f"--workdir={tiny.workdir}", "--mode=eval", "--eval_folder=killed",

@@ -235,7 +235,7 @@ for mode in ("true", "false"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_global_batch_is_the_same_for_any_number_of_processes():
     expected = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
     images = ImageSet(expected, expected, **SETTINGS)

@@ -59,6 +59,7 @@ def test_it_leaves_what_a_training_leaves(trained):
     assert of["score_hash"] == meta["score_hash"]
 
 
+@pytest.mark.long
 def test_it_goes_on_and_ends_with_the_same_parameters(trained, tmp_path, capsys):
     workdir = tmp_path / "workdir"
     shutil.copytree(trained.workdir, workdir)

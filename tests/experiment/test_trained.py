@@ -46,6 +46,7 @@ def test_grey_images_need_no_axis_for_their_channel(model):
     np.testing.assert_array_equal(model.score(TEST[:5, ..., 0]).bpd, model.score(TEST[:5]).bpd)
 
 
+@pytest.mark.long
 def test_the_error_over_passes_is_that_of_the_mean(model):
     """It covers the dequantization noise, which the probes' error leaves out."""
     images, passes = TEST[:50], 4

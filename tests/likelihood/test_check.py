@@ -294,7 +294,7 @@ def test_a_table_of_steps_is_named_with_the_remedy():
     assert ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS).check(IMAGES) == []
 
 
-@pytest.mark.parametrize("subject", young.subjects()[:2], ids=lambda s: s.truth.prediction)
+@some("subject", young.subjects()[:2], quick=young.subjects()[:1])
 def test_young_networks_of_vectors(subject):
     """300 steps: benchmarks/check.py has twenty. None is declared wrongly, or all is named."""
     trained = young.network_of(subject, 0)

@@ -66,9 +66,9 @@ def expected_terms(labels, noises, variance, clip):
 @pytest.mark.parametrize(
     ("variance", "clip", "labels"),
     [
-        ("small", True, range(STEPS)),
+        pytest.param("small", True, range(STEPS), marks=pytest.mark.long),
         ("small", False, range(STEPS)),
-        ("large", True, range(STEPS)),
+        pytest.param("large", True, range(STEPS), marks=pytest.mark.long),
         ("large", False, [0, 3, 4, 9, 19]),
         ("learned", True, range(STEPS)),
         ("learned", False, [2, 11, 15]),

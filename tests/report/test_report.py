@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.reported import IMAGES, STEP, Reader, make, result
 from PIL import Image
 
@@ -187,7 +188,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs the browser chromium")
-@pytest.mark.parametrize("width", [400, 1200])
+@some("width", [400, 1200], quick=[400])
 def test_a_browser_shows_it(reported, tmp_path, width):
     """Charts are drawn in their colours, and nothing is wider than the page."""
     folder, _, _ = reported

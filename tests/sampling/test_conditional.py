@@ -54,7 +54,7 @@ def test_independent_entries_are_not_disturbed(name):
     moments_are(x, data.mu[~known], np.diag([0.5, 0.2]), 0.1)
 
 
-@some("name", ["subvp", "ve"], quick=["ve"])
+@some("name", ["subvp", "ve"], quick=[])
 def test_correctors_lead_to_the_conditional_distribution(name):
     """Of correlated entries: approximate without, nearer with Langevin steps."""
     data, known = Gaussian.of([0.2, -0.1], [[1.0, 0.7], [0.7, 1.0]]), np.array([True, False])

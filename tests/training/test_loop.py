@@ -318,7 +318,7 @@ def wait_for_steps(folder: Path, steps: int) -> None:
     wait_for(lambda: (store.latest() or 0) >= steps)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
     folder, _, digest = whole
     rng = np.random.default_rng()

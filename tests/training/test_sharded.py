@@ -22,7 +22,7 @@ def trained(folder, steps, **layout):
     return np.load(folder / f"{steps}.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sharded_training_is_the_whole_one_and_goes_on_with_other_devices(tmp_path, caplog):
     """To 1e-6 of a number: the order of sums differs."""
     split, one = tmp_path / "split", tmp_path / "one"

@@ -93,7 +93,7 @@ def test_the_size_of_images_sets_the_channels():
 
 
 # These two have every kind of layer that the others have.
-QUICK = ("improved 32", "guided 64")
+QUICK = ("guided 64",)
 
 
 @some("name", PUBLISHED, quick=QUICK)
@@ -106,6 +106,7 @@ def test_networks_have_their_published_sizes(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == number
 
 
+@pytest.mark.long
 def test_derivative_agrees_with_differences(golden, x64):
     flags, tensors, arrays = published("guided_new_order", golden)
     network = ADM.from_flags(flags).clone(dtype=jnp.float64)
