@@ -37,8 +37,8 @@ from foreign_nets import Dequantization, FashionUNet, ImageFlow, filled, planar
 
 import scoremle
 from scoremle import Pixels
-from scoremle.core.keys import draw, example_keys
-from scoremle.data.readers.idx import read_images
+from scoremle.core.keys import example_keys, per_example
+from scoremle.data.readers.idx import read_idx_images
 from scoremle.experiment.scoring import prepared
 from scoremle.interop.torch import from_module, from_velocity
 from scoremle.weights import from_flow
@@ -75,7 +75,7 @@ class Learned:
 
     @torch.no_grad()
     def __call__(self, keys: Any, x: Any) -> tuple[jax.Array, jax.Array]:
-        u = draw(jax.random.uniform, example_keys(keys, len(x)), x.shape[1:])
+        u = per_example(jax.random.uniform, example_keys(keys, len(x)), x.shape[1:])
         u, log_q = self.flow(first_channel(u), first_channel(x))
         return jnp.asarray(last_channel(u).numpy()), jnp.asarray(log_q.numpy())
 
@@ -145,7 +145,7 @@ def some(images: np.ndarray, count: int) -> np.ndarray:
 
 def rows(folder: Path, count: int, parts: Sequence[str]) -> Iterator[Row]:
     """The rows of the table, each when it is measured."""
-    mnist = some(read_images(folder / "mnist-t10k-images-idx3-ubyte.gz"), count)
+    mnist = some(read_idx_images(folder / "mnist-t10k-images-idx3-ubyte.gz"), count)
     if "flows" in parts:
         for file in FLOWS:
             yield of_flow(folder, file, mnist)

@@ -57,9 +57,7 @@ class FashionUNet(nn.Module):
         self.b_out[-1].normalized = False  # though its file has weights for it
         self.down1, self.down2 = (nn.Conv2d(n, n, 4, 2, 1) for n in (10, 20))
         self.up2, self.up3 = (nn.ConvTranspose2d(n, n, 4, 2, 1) for n in (20, 10))
-        self.down3 = nn.Sequential(
-            nn.Conv2d(40, 40, 2, 1), nn.SiLU(), nn.Conv2d(40, 40, 4, 2, 1)
-        )
+        self.down3 = nn.Sequential(nn.Conv2d(40, 40, 2, 1), nn.SiLU(), nn.Conv2d(40, 40, 4, 2, 1))
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(40, 40, 4, 2, 1), nn.SiLU(), nn.ConvTranspose2d(40, 40, 2, 1)
         )
