@@ -247,7 +247,8 @@ def _measured(
     halves = not estimator.on_host and jax.process_count() == 1
     program: Any = _measure if estimator.on_host else _compiled_measure
     program = within_memory(program) if halves else program
-    few = halves and n * passes <= FEW and jax.default_backend() == "cpu"
+    by_ode = halves and isinstance(estimator, ByOde)
+    few = by_ode and n * passes <= FEW and jax.default_backend() == "cpu"
     at_once = min(size, round_up(PILOT_IMAGES, devices)) if few else size
     model, estimator = _with_steps_as_data((model, estimator))
     model, dequantizer = replicate((model, dequantizer), devices)

@@ -163,7 +163,6 @@ def run(options: Any) -> dict[str, Any]:
     from scoremle.experiment.reference import how_to_get, reference_of
     from scoremle.experiment.scoring import prepared
     from scoremle.files import write_json
-    from scoremle.report.scores import About, write_page
 
     if options.engine == "ray":
         from scoremle.cli.commands import score_on_ray
@@ -223,6 +222,8 @@ def run(options: Any) -> dict[str, Any]:
         if not names_stream(options.out):
             write_json(_beside(options.out), summary)
         if options.page:
+            from scoremle.report.scores import About, write_page
+
             of = options.model, str(options.images), pixels.levels, model.dims, len(own)
             write_page(options.page, rows, About(*of, facts))
         return summary
