@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Integer, Key
+from jaxtyping import Array, Integer, Key, UInt32
 
 from scoremle.core.arguments import shown
 from scoremle.errors import UserError
@@ -41,7 +41,15 @@ def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n
         raise UserError(f"key must be one, not keys of shape {key.shape}")
     index = np.asarray(index, np.uint64)
     high, low = (np.asarray(index >> np.uint64(shift), np.uint32) for shift in (32, 0))
-    return fold_in(fold_in(jnp.broadcast_to(key, len(index)), high), low)
+    return _folded(key, high, low)
+
+
+@jax.jit
+def _folded(
+    key: PRNGKey, high: UInt32[Array, " n"], low: UInt32[Array, " n"]
+) -> Key[Array, " n"]:
+    """One program, where each operation by itself would be one."""
+    return fold_in(fold_in(jnp.broadcast_to(key, len(high)), high), low)
 
 
 def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
