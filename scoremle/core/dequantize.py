@@ -139,7 +139,7 @@ def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
 
 def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
     """Whether half a bin is less than the noise at t in any dimension."""
-    return bool(jnp.min(half_bin(sde, t, pixels)) < 1)
+    return bool(np.min(half_bin(sde, t, pixels)) < 1)
 
 
 def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
