@@ -98,16 +98,19 @@ def no_model(place: object, names: Iterable[str]) -> UserError:
     return UserError(f"there is no folder or file {place}, and no model of that name; {there}")
 
 
-def no_labels(flag: str = "--label") -> UserError:
-    """The UserError for a label of a model without classes."""
-    return UserError(f"this model takes no class labels: leave {flag} out")
+def no_labels(name: str = "label") -> UserError:
+    """The UserError for a label of a model without classes; ``name`` is the caller's for it."""
+    return UserError(f"this model takes no class labels: leave {name} out")
 
 
-def no_chain() -> UserError:
-    """The UserError for the steps of a model that has none of its own."""
+def no_chain(name_of: Callable[[str], str] = str) -> UserError:
+    """The UserError for the steps of a model that has none of its own.
+
+    ``name_of`` makes of an argument's name the caller's, such as a flag.
+    """
     return UserError(
-        "no chain of steps is known of this model: --steps=1000 makes one of so many steps, as"
-        " VDM has it; or take --estimator=ode or bound"
+        f"no chain of steps is known of this model: {name_of('steps')}=1000 makes one of so many"
+        f" steps, as VDM has it; or take {name_of('estimator')}=ode or bound"
     )
 
 

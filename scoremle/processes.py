@@ -124,9 +124,9 @@ def _check_gpus_of_slurm(tasks: int) -> None:
     seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if "SLURM_GPUS_PER_TASK" in os.environ or 0 < len(seen) < tasks:
         raise UserError(
-            "SLURM hides from each task the GPUs of the others (--gpus-per-task), and JAX can't"
-            " find its own then: start one task on each machine with all its GPUs"
-            " (--ntasks-per-node=1 --gpus-per-node=N)"
+            "SLURM hides from each task the GPUs of the others (gpus-per-task), and JAX can't find"
+            " its own then: start one task on each machine with all its GPUs (ntasks-per-node=1,"
+            " gpus-per-node=N)"
         )
 
 

@@ -156,12 +156,6 @@ def test_files_of_others_are_opened_in_one_place(module):
     assert not found or module in READ_THEIR_OWN, f"{module}: {found}: call files.opened"
 
 
-# Below the rooms that read configs these alone: they speak of published configs, or name a command
-# that makes what is missing, or a flag of SLURM; no_labels and no_chain are for the rooms above.
-NAME_FLAGS = {
-    "scoremle.errors", "scoremle.processes", "scoremle.published.mismatch",
-    "scoremle.published.origin", "scoremle.quality.features",
-}  # fmt: skip
 FIELDS = "|".join(re.escape(name) for name in fields_of(defaults.get_config()) if "." in name)
 OF_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|(?<![\w.])({FIELDS})\b")
 
@@ -169,7 +163,7 @@ OF_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|(?<![\w.])({FIELDS})\b")
 @each_module
 def test_messages_below_the_command_line_name_arguments_of_python(module):
     """The rooms that read configs and flags make fields and flags of these: errors.named_as."""
-    if ROW.get(room_of(module), 99) < ROW["experiment"] and module not in NAME_FLAGS:
+    if ROW.get(room_of(module), 99) < ROW["experiment"]:
         text = MODULES[module]
         docstrings = {ast.get_docstring(node, clean=False) for node in described(text)}
         for node in ast.walk(ast.parse(text)):

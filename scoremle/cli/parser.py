@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scoremle.errors import UserError, nearest, no_chain, no_labels, no_model
+from scoremle.errors import UserError, as_flag, nearest, no_chain, no_labels, no_model
 
 # Models that a name stands for.
 SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
@@ -142,9 +142,9 @@ def check_model(options: Any) -> None:
     folder = place if place.exists() else SHIPPED / place
     if (folder / "config.json").is_file() and not (folder / "published.json").exists():
         if getattr(options, "label", ""):
-            raise no_labels()
+            raise no_labels("--label")
         if getattr(options, "estimator", "") == "steps" and options.steps is None:
-            raise no_chain()
+            raise no_chain(as_flag)
 
 
 def check_file(flag: str, place: Path, *, force: bool = True) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Integer
 import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
-from scoremle.errors import no_chain
+from scoremle.errors import as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, labelled, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
@@ -195,5 +195,5 @@ def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps |
     if steps is not None:
         return chain_of(steps, model.sde, model.eps, pixels_of(model), own)
     if own is None:
-        raise no_chain()
+        raise no_chain(as_flag)
     return own

@@ -222,7 +222,7 @@ class Workdir:
         """Fields that the name of a published folder states."""
         published = self.snapshots.published() or self.preemption.published()
         known = origin(self.folder.resolve()) if published else None
-        return known.fields if known else {}
+        return flat(known.sections) if known else {}
 
     def _check(
         self, experiment: Recorded, matters: Callable[[str], bool], of_data: tuple[str, ...]

@@ -25,7 +25,7 @@ def mismatch(params: dict[str, Any], needed: dict[str, Any], path: Path) -> str 
     facts = ", ".join(
         f"{_field(name)} is {found.get(name)!r}, not {config.get(name)!r}" for name in names
     )
-    advice = _flags(found, names) if flow else _advice(found, names, origin(path))
+    advice = _fields(found, names) if flow else _advice(found, names, origin(path))
     what = "dequantizer" if flow else "network"
     return f"{path} holds another {what} than the config says: {facts}; {advice}"
 
@@ -33,19 +33,19 @@ def mismatch(params: dict[str, Any], needed: dict[str, Any], path: Path) -> str 
 def _advice(found: dict[str, Any], names: list[str], known: PublishedModel | None) -> str:
     name = config_name(known, found)
     if name and known:
-        return f"use --config={name}"
+        return f"use the config {name}"
     if name:
         return f"use a config such as {name}"
-    return _flags(found, names)
+    return _fields(found, names)
 
 
-def _flags(found: dict[str, Any], names: list[str]) -> str:
-    flags = [
-        f"--config.{_field(name)}={found[name]!r}".replace(" ", "")
+def _fields(found: dict[str, Any], names: list[str]) -> str:
+    fields = [
+        f"{_field(name)}={found[name]!r}".replace(" ", "")
         for name in names
         if name in found and name != ATTENTION
     ]
-    return f"set {' '.join(flags) or 'model.attn_resolutions'}"
+    return f"set {' '.join(fields) or _field('attn_resolutions')}"
 
 
 def _field(name: str) -> str:

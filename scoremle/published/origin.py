@@ -48,16 +48,19 @@ class PublishedModel:
         return f"{folder}/{self.dataset}_ddpmpp{'_deep' * self.deep}_continuous"
 
     @property
-    def fields(self) -> dict[str, object]:
-        """The fields of a config that the name states."""
-        fields: dict[str, object] = {
-            "training.sde": f"{self.sde}sde",
-            "training.likelihood_weighting": self.likelihood,
-            "training.importance_weighting": self.importance,
+    def sections(self) -> dict[str, dict[str, object]]:
+        """The fields of a config that the name states, by its sections."""
+        training: dict[str, object] = {
+            "sde": f"{self.sde}sde",
+            "likelihood_weighting": self.likelihood,
+            "importance_weighting": self.importance,
         }
+        found: dict[str, dict[str, object]] = {"training": training}
+        if self.flip is not None:
+            found["data"] = {"random_flip": self.flip}
         if self.sde == "ve":  # score_sde's: NCSN++ with these settings throughout
-            fields |= {"data.centered": False, "model.scale_by_sigma": True}
-        return fields if self.flip is None else {**fields, "data.random_flip": self.flip}
+            found |= {"data": {"centered": False}, "model": {"scale_by_sigma": True}}
+        return found
 
 
 def origin(place: Path) -> PublishedModel | None:

@@ -103,7 +103,7 @@ def write_inception(path: Path, params: Mapping[str, np.ndarray], source_sha256:
 def load_inception(path: Path) -> Extractor:
     """The extractor whose weights ``scoremle convert-inception`` wrote."""
     devices.check_devices()
-    how = "make it with: scoremle convert-inception WEIGHTS.pth " + str(path.with_suffix(".npz"))
+    how = "make it with: scoremle convert-inception"
     if not path.is_file():
         raise UserError(f"no Inception weights at {path}; {how}")
     arrays = read_npz(named(path))
@@ -154,7 +154,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
 
     Raises UserError for features of another extractor; warns if it can't be known.
     """
-    how = "make it with: scoremle stats DATASET --weights=WEIGHTS.npz --out=" + str(path)
+    how = "make it with: scoremle stats"
     if not path.is_file():
         raise UserError(f"no reference statistics at {path}; {how}")
     arrays = read_npz(named(path))

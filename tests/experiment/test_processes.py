@@ -225,5 +225,5 @@ def test_a_task_of_slurm_that_is_alone_on_its_machine_has_all_its_devices():
 def test_slurm_that_hides_devices_is_caught_in_a_line(hidden, monkeypatch):
     for name, value in {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", hidden: "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="--gpus-per-task"):
+    with pytest.raises(UserError, match="gpus-per-task"):
         processes.join()

@@ -112,8 +112,8 @@ def test_the_dequantizer_is_told_too(name, numbers):
 @pytest.mark.parametrize(
     ("folder", "advice"),
     [
-        ("cifar10_deep_vp_flip", "use --config=vp/cifar10_ddpmpp_deep_continuous"),
-        ("imagenet32_deep_subvp", "use --config=subvp/imagenet32_ddpmpp_deep_continuous"),
+        ("cifar10_deep_vp_flip", "use the config vp/cifar10_ddpmpp_deep_continuous"),
+        ("imagenet32_deep_subvp", "use the config subvp/imagenet32_ddpmpp_deep_continuous"),
         ("mine", "use a config such as vp/cifar10_ddpmpp_deep_continuous"),
     ],
 )
@@ -127,9 +127,7 @@ def test_a_deep_network_where_the_config_says_four_blocks(folder, advice):
 def test_a_network_of_no_published_config():
     text = mismatch(golden("ddpmpp")[1], published_shapes("ddpmpp"), Path("a/b/c"))
     assert "model.nf is 16, not 128" in text
-    assert text.endswith(
-        "set --config.model.nf=16 --config.model.ch_mult=(1,2) --config.model.num_res_blocks=1"
-    )
+    assert text.endswith("set model.nf=16 model.ch_mult=(1,2) model.num_res_blocks=1")
 
 
 def test_another_dequantizer():
@@ -137,8 +135,7 @@ def test_another_dequantizer():
     text = mismatch(found, needed, Path("a/b/c"))
     assert "holds another dequantizer than the config says: deq.variant is 'imagenet32', " in text
     assert text.endswith(
-        "set --config.deq.variant='imagenet32' --config.deq.filters=128 --config.deq.blocks=8 "
-        "--config.deq.couplings=8"
+        "set deq.variant='imagenet32' deq.filters=128 deq.blocks=8 deq.couplings=8"
     )
     assert mismatch(published_shapes("ddpmpp"), needed, Path("a/b/c")) is None
 

@@ -294,7 +294,7 @@ def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkey
     [
         ("train", "model.nf=8", "another network than the config says: model.nf is 4, not 8", "."),
         ("train_deq", "deq.filters=8", "another dequantizer than the config says: deq.filters is "
-         "4, not 8; set --config.deq.filters=4", "flowpp_dequantizer"),
+         "4, not 8; set deq.filters=4", "flowpp_dequantizer"),
     ],
 )  # fmt: skip
 def test_training_with_a_wrong_config_leaves_no_trace(

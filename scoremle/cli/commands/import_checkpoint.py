@@ -27,7 +27,7 @@ from scoremle.cli.flags import FLOW_FOLDER
 from scoremle.cli.parser import Parser, adder, check_exists
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
-from scoremle.experiment.config import CONFIG_RECORD, published_config
+from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
 from scoremle.terminal import say
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _named(
         )
     elsewhere = (ATTENTION, "num_channels")  # the number of channels is the named data set's
     fields = {
-        **known.fields,
+        **flat(known.sections),
         **{f"model.{field}": value for field, value in network.items() if field not in elsewhere},
         "model.attn_resolutions": tuple(IMAGE_SIZE >> level for level in network[ATTENTION]),
         "model.ema_rate": found.ema_rate,
