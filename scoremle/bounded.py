@@ -70,7 +70,7 @@ MAX_AXES = 32
 
 # What becomes of a file --------------------------------------------------------------------------
 
-# What a .xz may ask for: xz -9 makes files that need 65 MiB.
+# Memory that a .xz may need: xz -9 makes files that need 65 MiB.
 MAX_XZ = 256 << 20
 # Images hardly compress; even black ones as BMP stay below this, and bombs are at 1000 and more.
 # So it is with holes: bytes that a file has, and that take no place on the disk.

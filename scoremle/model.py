@@ -201,7 +201,7 @@ class ScoreModel:
 
         It is centred on the network's estimate of the data, with ``decoder_scale``. Where that is
         None and the network has learned a range of variances, it is the decoder of L_0 in its
-        chain of steps, if the first of these is at t = ``eps``. None where the levels can be told
+        chain of steps, if the first of these is at t = ``eps``. None where the levels can be read
         apart. Raises UserError for a model of reals.
 
         Example:

@@ -62,9 +62,9 @@ def resumable_map(
     """Maps ``work`` over images 0 to n - 1 in each pass; returns its arrays [passes n ...].
 
     It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
-    the last of them is repeated. Finished parts lie in ``folder``, whose name must stand for all
-    that a row depends on. Progress is shown under ``label``. Where only a ``share`` of the images
-    is worked on, rows of the others are zero, unless their parts are there.
+    the last of them is repeated. Finished parts are kept in ``folder``, whose name must identify
+    all that a row depends on. Progress is shown under ``label``. Where only a ``share`` of the
+    images is worked on, rows of the others are zero, unless their parts are there.
 
     Where memory does not suffice for ``size`` of them, it is halved, to a multiple of ``least``,
     and a warning says so. Where no such half is left, what ``work`` raised is raised.
@@ -140,7 +140,7 @@ def _halved(size: int, least: int, unit: str, error: Exception) -> int:
 
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:
-    """The parts that lie there and are whole."""
+    """The parts there that are whole."""
     for path in sorted(folder.glob("pass*.npz")) if folder else ():
         if (part := read_part(path)) is not None:
             yield part

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-# Where an array of JAX is taken, one of numpy may be given. Type checkers know of JAX's alone.
+# Where an array of JAX is taken, one of numpy may be given. Type checkers see JAX's alone.
 if TYPE_CHECKING:
     AnyArray = Array
 else:
@@ -26,7 +26,7 @@ Times = Float[AnyArray, "..."]
 # A network's input for the times: integers where it takes whole steps alone.
 Labels = Float[AnyArray, "..."] | Integer[AnyArray, "..."]
 PerExample = Float[Array, " b"]
-# A number, or what stands for it in a compiled function.
+# A number, or its tracer in a compiled function.
 Scalar = float | Float[Array, ""]
 PRNGKey = Key[Array, ""]
 # One key, or one for each example.

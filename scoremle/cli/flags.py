@@ -48,7 +48,7 @@ class ConfigParser(Parser):
     Args:
         name: the command's name; "" for the published form.
         text: what it does, and examples.
-        words: help of the arguments that stand without a flag: ``config``, ``workdir``.
+        words: help of the arguments without a flag: ``config``, ``workdir``.
         **settings: those of Parser.
     """
 

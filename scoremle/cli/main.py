@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code.
 
     0: done; 2: a user's mistake; 3: done, but for what was to be left out; 130 and 143: stopped by
-    Ctrl-C and by SIGTERM. With ``--debug``, wherever it stands, what libraries said of a damaged
+    Ctrl-C and by SIGTERM. With ``--debug``, anywhere in it, what libraries said of a damaged
     file or a full disk is shown, too.
     """
     given = sys.argv[1:] if argv is None else argv

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from scoremle.errors import UserError, as_flag, nearest, no_chain, no_labels, no_model
 
-# Models that a name stands for.
+# Models with a name.
 SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
@@ -28,7 +28,7 @@ EXAMPLE = re.compile(r"^ {4}(scoremle .*)$", re.MULTILINE)
 class Parser(argparse.ArgumentParser):
     """argparse, but mistakes are lines like all others, and help begins with examples.
 
-    ``--eval_folder`` is ``--eval-folder``, and words may stand anywhere among the flags.
+    ``--eval_folder`` is ``--eval-folder``, and words may be anywhere among the flags.
 
     Args:
         name: the command's name; "" for the published form.

@@ -69,7 +69,7 @@ def answered() -> Iterator[None]:
 
 @contextmanager
 def going_on(words: str) -> Iterator[None]:
-    """In the block Ctrl-C is told with words that say how the work goes on."""
+    """In the block Ctrl-C raises with words that say how the work goes on."""
     try:
         yield
     except KeyboardInterrupt:

@@ -85,7 +85,7 @@ def check_examples(tree: Any, what: str) -> None:
 
 
 def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
-    """Numbers as an array of JAX or of numpy, in a type that JAX knows.
+    """Numbers as an array of JAX or of numpy, in a type of JAX.
 
     Raises UserError for what is no array, or not one of numbers.
     """

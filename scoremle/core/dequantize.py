@@ -38,8 +38,8 @@ HALF_BIN = 3.0
 class Dequantizer(Protocol):
     """Draws u in [0, 1) for integer images by one key or one for each, with log q(u | x) in nats.
 
-    ``start`` is the time t of the noise that u stands for: y then is z / alpha_t, of a z that lies
-    at that time. None if u is no such noise: z then lies at the model's smallest time.
+    ``start`` is the time t of the noise that u represents: y then is z / alpha_t, of a z at that
+    time. None if u is no such noise: z then is at the model's smallest time.
     """
 
     @property

@@ -28,7 +28,7 @@ from scoremle.types import Times
 
 
 class Kernel(NamedTuple):
-    """log alpha and sigma at a log-SNR, and the log-SNR at a log alpha (NaN if it can't tell).
+    """log alpha and sigma at a log-SNR, and the log-SNR at a log alpha (NaN if there is none).
 
     ``excess`` is A + 2 log sigma, by alpha.
     """

@@ -17,7 +17,7 @@ All are exact, for any alpha and sigma, in a form whose large terms have cancell
 network's label for t, its time input, is another choice: ``TIME_INPUTS``. The published networks
 get 999 t, or sigma_t of the geometric VE. The embedding of 999 t oscillates several times between
 the steps of a solver; one of the log-SNR itself is smooth there, and every solver of the ODE is
-cheaper for it (docs/math.md). A network that reads t from a table knows whole steps alone
+cheaper for it (docs/math.md). A network that reads t from a table takes whole steps alone
 (``BetweenSteps``).
 """
 
@@ -207,7 +207,7 @@ def noise_fn(
         time_input: its label for t: "time", "time_999", "step" (the number of a discrete
             schedule's step), "alpha", "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a
             function of (sde, t).
-        between: "interpolate" for a network that knows whole steps alone, as one with a table of
+        between: "interpolate" for a network that takes whole steps alone, as one with a table of
             times does: its outputs at the two steps on either side are mixed, at twice the cost.
             None: its label is any number.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.

@@ -76,7 +76,7 @@ class Programs:
             return _of_first(self._cut, program(structure, more), n)
 
         # What a function closes over may have rows of its own, and the numbers of its parameters
-        # may be asked for: the next way does without. The last tells a mistake as it is.
+        # may be asked for: the next way does without. The last raises a mistake as it is.
         ways = {"filled": filled} if size > n else {}
         ways["compiled"] = lambda: program(structure, arrays)
         failed: set[str] = set()
@@ -180,7 +180,7 @@ def _identity(thing: Any) -> Any:
 
 
 def _held(thing: Any, ended: Callable[[], object]) -> Callable[[], Any]:
-    """Gives the thing as long as others keep it, and tells its end; keeps it if none can tell."""
+    """Gives the thing as long as others keep it, and calls ``ended`` at its end."""
     weak = weakref.WeakMethod if inspect.ismethod(thing) else weakref.ref
     try:
         return weak(thing, lambda _: ended())

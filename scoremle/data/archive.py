@@ -283,7 +283,7 @@ class _Unpacked:
 
 
 class _Xz:
-    """lzma.open, but for files that ask for gigabytes of memory."""
+    """lzma.open, but for files that need gigabytes of memory."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw

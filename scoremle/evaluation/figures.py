@@ -51,7 +51,7 @@ def drawn(draw: DrawChart, kind: str, *, title: str = "", background: str = "whi
         figure = figure_of(figsize=SIZE, layout="constrained")
         draw(figure.subplots())
         if title:
-            figure.suptitle(title)  # above the legend, which stands above the axes
+            figure.suptitle(title)  # above the legend, which is above the axes
         dated = {"Date": None} if kind == "svg" else {}
         figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
     return content.getvalue()

@@ -100,7 +100,7 @@ class Result(Mean):
 
     @classmethod
     def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
-        """The result of this name, whose files lie in a folder, by what results.json says of it.
+        """The result of this name, whose files are in a folder, by its entry in results.json.
 
         Raises UserError for one that lacks what is said wherever it is shown.
         """
@@ -178,7 +178,7 @@ class Result(Mean):
         return values
 
 
-# What is left out first where there is no room; it stands in results.json.
+# What is left out first where there is no room; it is in results.json.
 SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 # The kind of each field in results.json, and those that a result has beside a mean.

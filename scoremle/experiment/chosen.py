@@ -14,7 +14,7 @@ WAIT_SECONDS = 10.0
 def chosen_checkpoints(
     store: Checkpoints, begin: int | None, end: int | None, *, wait: bool = False
 ) -> Iterable[int] | list[None]:
-    """The numbers from ``begin`` to ``end`` that are there; None stands for the newest.
+    """The numbers from ``begin`` to ``end`` that are there; None is the newest.
 
     Without an end it is the newest; without a beginning, the end alone is meant. With ``wait``
     they are all the numbers, each given when it is there.

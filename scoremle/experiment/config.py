@@ -142,7 +142,7 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
     for name, value in content.items():
         complete[name] = {**complete.get(name, {}), **value} if isinstance(value, dict) else value
     check_types(ConfigDict(complete))
-    config = defaults.get_config()  # which knows the types of the fields that are unset
+    config = defaults.get_config()  # it has the types of the fields that are unset
     config.update(complete)
     defaults.resolve(config)
     return config

@@ -23,7 +23,7 @@ TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
 SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
 SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
-# Names that are compared as they stand, wherever they were typed in upper case.
+# Names that are compared as they are, wherever they were typed in upper case.
 LOWERED = (
     ("eval", "dequantization"), ("eval", "bound_times"), ("eval", "label"), ("eval", "solver"),
     ("data", "fit"), ("data", "on_device"), ("model", "embedding"), ("training", "on_nan"),

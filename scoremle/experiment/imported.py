@@ -64,7 +64,7 @@ class Imported:
         return found
 
     def write(self, family: str, path: Path) -> None:
-        """Copies the model that lies at ``path``; the record comes last."""
+        """Copies the model at ``path``; the record comes last."""
         hashes = {}
         for name, source in FAMILIES[family].files(path).items():
             with (

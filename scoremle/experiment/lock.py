@@ -128,7 +128,7 @@ def _is_touched(path: Path) -> bool:
 
 
 def _touched_at(path: Path) -> int | None:
-    # Opened anew: a network file system asks its server then, and not before.
+    # Opened anew: a network file system queries its server then, and not before.
     try:
         handle = handle_of(path, os.O_RDONLY)
         try:

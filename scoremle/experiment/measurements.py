@@ -32,8 +32,8 @@ MOST_DIMS = 64
 class Measurement:
     """One thing to measure: an estimator on a model, under the name that results have for it.
 
-    ``facts`` stand beside the number, with those of the estimator. A ``profile`` among the values
-    is over the bins of ``log_snr_edges``. ``choice`` is the pilot's, of the solver.
+    ``facts`` are recorded beside the number, with those of the estimator. A ``profile`` among the
+    values is over the bins of ``log_snr_edges``. ``choice`` is the pilot's, of the solver.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Measurements:
     """A checkpoint that is measured: the parameters of its model, and of a flow if there is one.
 
     ``choice`` is a pilot's, of the solver's steps. ``decoder`` decodes integers by the network,
-    where the evaluation asks for it. Fitted control variates are kept in ``folder``.
+    where the evaluation wants it. Fitted control variates are kept in ``folder``.
     """
 
     experiment: Experiment
@@ -66,7 +66,7 @@ class Measurements:
     decoder: InformedDecoder | None = None
 
     def measurements(self) -> list[Measurement]:
-        """The measurements that the evaluation asks for, under its label if it has one."""
+        """The measurements of the evaluation, under its label if it has one."""
         found = self._suite() if self.experiment.evaluation.suite else self._asked_for()
         label = self.experiment.evaluation.label
         return [self._under(label, each) if label else each for each in found]
@@ -106,7 +106,7 @@ class Measurements:
         return replace(by_ode, solver=self.choice.solver) if self.choice else by_ode
 
     def _dequantizer(self, name: str) -> Dequantizer:
-        """The dequantizer of this name; without one, what a decoder does not ask."""
+        """The dequantizer of this name; without one, what a decoder does not need."""
         if name == "truncated_normal":
             return TruncatedNormal(self._spec.sde, self._spec.truncation_start, self._spec.pixels)
         if name == "variational":
@@ -119,7 +119,7 @@ class Measurements:
     ) -> Measurement:  # fmt: skip
         """A measurement of images with this dequantization ``noise``.
 
-        A bound has a profile from its ``first`` time. More ``facts`` stand beside the number.
+        A bound has a profile from its ``first`` time. More ``facts`` are recorded beside it.
         """
         dequantizer, facts = self._dequantizer(noise), estimator.describe() | facts
         if noise:
@@ -167,7 +167,7 @@ class Measurements:
 
     @property
     def _discrete(self) -> DiscreteDecoder:
-        """Integers stand where training has them: on its grid, or in the middle of its noise."""
+        """The decoder at the points of training: on its grid, or in the middle of its noise."""
         pixels = self._spec.pixels
         objective = self.experiment.objective
         if objective.uniform_dequantization or objective.bin_middles:

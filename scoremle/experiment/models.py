@@ -95,7 +95,7 @@ def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
     """
     if place.imported:
         return place.restore(None, checkpoint).tree.ema
-    # The number of levels stands for the data set, which need not be here.
+    # The number of levels replaces the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
     state, meta, _ = place.restore(experiment.training.template(), checkpoint)
     return _trained(experiment, state.ema, int(meta["step"]))

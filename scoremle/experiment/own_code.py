@@ -20,7 +20,7 @@ __all__ = ["mistakes"]
 
 logger = logging.getLogger(__name__)
 
-# Files that were run, by their absolute names, and how a user knows them.
+# Files that were run, by their absolute names, and the names that a user gave.
 _known: dict[str, Path] = {}
 # What a compiled program makes of an error in a function that it calls.
 CALLED = re.compile(r'File "(.+?)", line (\d+), in (\S+)')

@@ -117,7 +117,7 @@ def _say_if_older(workdir: Workdir, restored: Restored) -> None:
 
 
 def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
-    """The flow dequantizer in this folder; None where the evaluation asks for none.
+    """The flow dequantizer in this folder; None where the evaluation has none.
 
     The suite takes it where there is one. Raises UserError where one is asked for and lacks.
     """

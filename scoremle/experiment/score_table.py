@@ -108,7 +108,7 @@ def in_digits(row: ScoreRow, dims: int, reference: int) -> dict[str, str]:
         dims: of the image.
         reference: how many test images a rank is among.
     """
-    # One pass has no spread: then what is known of its error tells the digits.
+    # One pass has no spread: then the known parts of its error give the digits.
     parts = row.probe_stderr, row.solver_error
     error = row.error if math.isfinite(row.error) else math.hypot(*parts)
     digits = {name: decimals(error) for name in BITS}
@@ -131,7 +131,7 @@ def write_csv(
         table: a row for each file.
         dims: of an image.
         reference: how many test images a rank is among; for none there is no such column.
-        estimator: what the values are, in words. It stands in each row that has one, since a
+        estimator: what the values are, in words. It is in each row that has one, since a
             table may be joined with others.
     """
     columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "estimator", "note"]

@@ -38,7 +38,7 @@ class Scorer:
     Args:
         model: what ``load`` takes, or a function without arguments that returns a ScoreModel.
         estimator: None: the model's own.
-        passes: independent passes, whose spread tells the error.
+        passes: independent passes, whose spread gives the error.
         seed: of everything random.
         batch_size: how many images the compiled program takes at once; no value depends on it.
 

@@ -75,7 +75,7 @@ class Workdir:
 
     @property
     def imported(self) -> Imported | None:
-        """The model of a published family, if that is what lies here."""
+        """The model of a published family, if that is what is here."""
         found = Imported(self.folder)
         return found if found.is_there else None
 
@@ -197,7 +197,7 @@ class Workdir:
         write_sealed(self.data_path, data_facts(experiment))
 
     def check(self, experiment: Recorded, what: str) -> None:
-        """Raises UserError if what lies here is not of the experiment.
+        """Raises UserError if the files here are not of the experiment.
 
         Args:
             experiment: whose network, or training, it may be.

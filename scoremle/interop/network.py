@@ -69,8 +69,8 @@ def network_of(
         label: the module's time input for each.
         condition: a third argument, if it takes one.
         by: the way; None: torchax, or torch where that can't be.
-        steps: labels are numbers of steps, and may lie between two. A module that cuts off what
-            lies between is named in a warning.
+        steps: labels are numbers of steps, and may be fractions. A module that cuts off
+            fractions is named in a warning.
 
     Raises UserError if the module can't be used, and for what ``by`` names and can't be done.
     """
@@ -165,7 +165,7 @@ def _push(network: Callable[..., Data], x: Data, v: Data, told: Sequence[Array])
 
 
 def _check_device(frozen: Frozen) -> None:
-    """Raises UserError where JAX's arrays lie on a GPU that PyTorch has not."""
+    """Raises UserError where JAX's arrays are on a GPU that PyTorch can't use."""
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
         raise UserError(
             f"{frozen.name} would stay in PyTorch, which sees no GPU, and JAX is on one: install a"

@@ -74,7 +74,7 @@ def from_module(
             "edm".
         time_input: its label for t: "step", "time", "time_999", "alpha", "sigma", "log_snr",
             "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
-        between: "interpolate" for a module that knows whole steps alone, as one with a table of
+        between: "interpolate" for a module that takes whole steps alone, as one with a table of
             times (``nn.Embedding``) does, or with labels that it makes integers: it gets integers,
             and its outputs at the two steps on either side are mixed. None: it gets any number.
         pixels: what its images are, such as Pixels(256); None where the data are reals.
@@ -83,7 +83,7 @@ def from_module(
             check; None if the module takes none.
         by: "torchax" or "torch", the way to JAX; None: torchax if it can.
 
-    A module that turns out to know whole steps alone is named in a warning.
+    A module that turns out to take whole steps alone is named in a warning.
 
     Raises UserError for a module that can't be used, whatever is wrong with it; for a schedule,
     prediction, time_input, ``between`` or shape that there is not; and where PyTorch is not

@@ -78,7 +78,7 @@ class ByLoss:
 @pytree
 @dataclass(frozen=True)
 class ByVDMLoss(ByLoss):
-    """VDM's loss: the bound on integers, which stand in the middle of their bins, in bits/dim.
+    """VDM's loss: the bound on integers, which are in the middle of their bins, in bits/dim.
 
     Prior and decoder are constants where the schedule does not change (Kingma et al., arXiv
     2107.00630).

@@ -99,7 +99,7 @@ def check_declaration(
 
     The network is asked about images a hundred times, and a hundred or two more where its labels
     are steps or it can see the grid of grey levels. It is asked up to two thousand times where
-    something is wrong, and about vectors. It is told of t in other ways only if it is known apart
+    something is wrong, and about vectors. It gets other time inputs only if it is known apart
     from that, by ``noise_fn``.
 
     Args:

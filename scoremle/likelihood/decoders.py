@@ -229,7 +229,7 @@ class InformedDecoder:
         self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
         v: Data | None,
     ) -> PerExample:  # fmt: skip
-        assert integers is not None  # `known` asks for them
+        assert integers is not None  # `known` requires them
         return -self.log_prob(error, sde, integers, t, v)
 
     def log_prob(

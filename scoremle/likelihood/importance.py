@@ -43,7 +43,7 @@ class ImportanceBound:
     ``draw_stderr``: from the draws, by the jackknife (NaN for one draw); where ``effective_draws``
     = 1 / sum a^2 is near one, it is a sign of that and no more. ``probe_stderr``: the part of the
     traces' noise. ``probe_bias``: by how much that noise raises ``log_prob`` on average, an
-    estimate that holds while it is small. Both are NaN where one random probe can't tell.
+    estimate that holds while it is small. Both are NaN where one random probe is not enough.
     ``solver_error`` is the mean over draws, with their shares.
     """
 

@@ -76,7 +76,7 @@ def ode_log_likelihood(
 
     Raises UserError for eps outside [0, 1), data that are not finite reals, a prediction of
     another shape, a condition of another number of rows, a dtype that JAX is not set up for, and a
-    tolerance where it is traced, has no examples, or stands beside a divergence or a solver.
+    tolerance where it is traced, has no examples, or comes with a divergence or a solver.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])

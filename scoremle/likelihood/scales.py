@@ -49,7 +49,7 @@ class LearnedScale:
 
     def __call__(self, integers: IntImages, v: Data | None) -> Data:
         if v is None:
-            raise UserError("this network tells no variance: give the decoder another scale")
+            raise UserError("this network has no variance: give the decoder another scale")
         width = self.log_greatest - self.log_least
         return jnp.exp((self.log_least + (v + 1) / 2 * width) / 2)
 

@@ -128,7 +128,7 @@ def score_images(
 ) -> Scored:
     """Bits/dim of images by an estimator, in independent passes, and their mean.
 
-    Finished batches lie in ``parts``: a second call takes them from there.
+    Finished batches are kept in ``parts``: a second call takes them from there.
 
     Args:
         model: a pytree, as the estimator takes it; most take an ``ImageModel``.
@@ -143,7 +143,7 @@ def score_images(
             where there are few; None: by the size of an image. No value depends on it, but those
             of the published solver.
         devices: that share each batch; None: all.
-        parts: a folder whose name stands for all that a value depends on; None: nothing is kept.
+        parts: a folder whose name identifies all that a value depends on; None: nothing is kept.
         share: of the images: only these are measured, and given back.
         label: under which progress is shown.
     """

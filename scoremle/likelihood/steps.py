@@ -129,16 +129,16 @@ def _last_scale(sde: SDE, times: Float[Array, " n"]) -> LearnedScale:
 def learned_decoder(
     noise: NoiseFn, sde: SDE, eps: float, points: Float[Array | np.ndarray, " levels"]
 ) -> InformedDecoder | None:
-    """The decoder of L_0 of a model's own chain, whose scale its network tells.
+    """The decoder of L_0 of a model's own chain, whose scale its network gives.
 
-    None where there is none: the network tells no variance, or the smallest time is not the first
+    None where there is none: the network has no variance, or the smallest time is not the first
     of the steps of its schedule, and v there is none of a step to the integers.
 
     Args:
         noise: the noise prediction.
         sde: the SDE that it belongs to.
         eps: the smallest time.
-        points: where integers stand.
+        points: those of the integers, in units of the data.
     """
     if not (hasattr(noise, "both") and has_last_step(sde, eps)):
         return None
@@ -178,7 +178,7 @@ def step_bound(
 ) -> ELBO:
     """The bound of a chain on the log-probability of integers, in nats.
 
-    Its stated error is told by the differences of neighbouring steps, and is too large where
+    Its stated error comes from the differences of neighbouring steps, and is too large where
     there are so few that the terms themselves change from one to the next.
 
     Args:
@@ -186,7 +186,7 @@ def step_bound(
         sde: the SDE that it belongs to.
         integers: images.
         key: one, or one for each image.
-        points: where integers stand.
+        points: those of the integers, in units of the data.
         times: those of the chain, rising: all of a model's steps, or any of them.
         variance: "small", "large" or "learned".
         clip: keep the estimate of the data within the points, as published.
@@ -198,7 +198,7 @@ def step_bound(
     """
     _check_chain(variance, times, draws)
     if variance == "learned" and not hasattr(noise, "both"):
-        raise UserError("this network tells no variance: take variance='small' or 'large'")
+        raise UserError("this network has no variance: take variance='small' or 'large'")
     points = jnp.asarray(points, float)
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))

@@ -96,7 +96,7 @@ class SingleHeadAttention(nn.Module):
         channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
         h = _norm(self.dtype)(x).reshape(len(x), pixels, channels)
         q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in "qkv")
-        # Not jax.nn.dot_product_attention, for the reasons that stand in `layers`.
+        # Not jax.nn.dot_product_attention, for the reasons given in `layers`.
         logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide(self.dtype))
         weights = jax.nn.softmax(logits * channels**-0.5, axis=-1).astype(self.dtype)
         h = jnp.einsum("bqk,bkc->bqc", weights, v)

@@ -180,7 +180,7 @@ def _of_pickles(file: File, size: int) -> Any:
 
 
 class _Lengths(_Tensors):
-    """Finds out how long the storages are that lie behind the pickles."""
+    """Finds out how long the storages behind the pickles are."""
 
     def _tensor(self, *_: Any) -> np.ndarray:
         return np.zeros(0)  # there are no numbers yet

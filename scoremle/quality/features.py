@@ -73,7 +73,7 @@ def extract(
 ) -> Arrays:
     """Features of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
 
-    Finished parts lie in ``folder``.
+    Finished parts are kept in ``folder``.
     """
 
     def work(_: int, index: Int[np.ndarray, " size"]) -> Arrays:

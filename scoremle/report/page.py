@@ -1,4 +1,4 @@
-"""A page of HTML in one file: it asks nothing of any server, and opens from a disk.
+"""A page of HTML in one file, which needs no server and opens from a disk.
 
 Text is escaped here, and nowhere else: what is given is plain text, but for a chart's SVG. If ever
 some were not, the page's policy has a browser run this page's own script alone, and fetch nothing.

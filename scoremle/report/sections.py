@@ -31,7 +31,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 IDENTITY = (
     "dataset", "data_hash", "ema_hash", "checkpoint", "step", "precision", "seed", "version",
 )  # fmt: skip
-# Fields of an evaluation that end_ckpt and dataset stand for.
+# Fields of an evaluation that end_ckpt and dataset replace.
 NOT_AGAIN = ("begin_ckpt", "bpd_dataset")
 CITATION = """@inproceedings{song2021maximum,
   title     = {Maximum Likelihood Training of Score-Based Diffusion Models},

@@ -98,7 +98,7 @@ class Subject:
     def results(self) -> list[Result]:
         """Results of the newest checkpoint that was evaluated, in the order of their making.
 
-        Raises UserError for one that lacks what the page tells.
+        Raises UserError for one that lacks what the page shows.
         """
         found = measured(self.folder, self.eval_folder)
         newest = max((result.checkpoint for result in found), default=None)
@@ -106,7 +106,7 @@ class Subject:
 
     @property
     def main_result(self) -> Result | None:
-        """The result that a reader asks for: the first likelihood, or else the first bits/dim."""
+        """The main result: the first likelihood, or else the first bits/dim."""
         found = [result for result in self.results if result.is_bpd]
         return next((r for r in found if not r.is_bound), found[0] if found else None)
 

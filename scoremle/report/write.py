@@ -26,7 +26,7 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     Args:
         folders: one working directory, or several that are compared with the first.
         out: the page to write.
-        eval_folder: where the results lie in each of them.
+        eval_folder: the folder of the results in each of them.
 
     Raises UserError for a folder that is no working directory, for a page that is there and is no
     report, and without matplotlib.

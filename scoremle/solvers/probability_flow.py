@@ -74,7 +74,7 @@ class ProbabilityFlow:
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
     ) -> Estimates:
         """du/dc, and the estimates of its divergence with their parts."""
-        # Only numbers stand round the network where all dimensions share their log-SNR.
+        # Only numbers are around the network where all dimensions share their log-SNR.
         shared = not self.sde.schedule.per_dimension
         flow = replace(self, noise=within_forms(self.noise)) if shared else self
         return estimator(lambda v: flow.velocity(clock, v), u, probes)
@@ -85,7 +85,7 @@ class ProbabilityFlow:
         As far as the noise prediction is the gradient of a density.
         """
         _, lam, speed = self._at(clock)
-        # Where lambda stands still, the velocity is zero and tells nothing.
+        # Where lambda does not change, the velocity is zero and of no use.
         factor = 2 * (1 + self.variance * jnp.exp(lam)) / (speed + (speed == 0))
         return expand(factor, u) * velocity - u
 

@@ -146,10 +146,10 @@ class Checkpoints:
         """Read a checkpoint: this number, or the newest that is whole.
 
         ``template`` has the structure, shapes and dtypes expected: arrays, or what
-        ``jax.eval_shape`` gives. What is read comes to where its arrays lie, of sharded ones each
-        part to its device; without a place, they are arrays of numpy. Raises UserError if there
-        is nothing to read, or if it belongs to another network; a damaged checkpoint is named, and
-        the one before it taken.
+        ``jax.eval_shape`` gives. What is read goes to the devices of its arrays, of sharded ones
+        each part to its device; without a place, they are arrays of numpy. Raises UserError if
+        there is nothing to read, or if it belongs to another network; a damaged checkpoint is
+        named, and the one before it taken.
         """
         if number is not None:
             return self._restore_asked(template, number)
@@ -305,7 +305,7 @@ def _meet() -> None:
 def _check_plain(path: Path) -> None:
     """Raises Damaged unless a checkpoint is plain files, since Orbax opens whatever is there.
 
-    Its records are JSON, and in folders of the name d lie the numbers.
+    Its records are JSON, and folders of the name d hold the numbers.
     """
     try:
         for place in path.rglob("*"):

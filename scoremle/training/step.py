@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
 # The images of k steps, or whatever ``gather`` makes them from: arrays [k b ...].
 Batches = Any
 Step = Callable[[TrainState, Batches], tuple[TrainState, Metrics]]
-# What lies on the device, and one batch, give the images of a step, or vectors of a loss of these.
+# Arrays on the device, and one batch, give the images of a step, or vectors of a loss of these.
 Gather = Callable[[Any, Any], Array]
 # The seed's key, the loss with what it holds, and arrays that stay on the device.
 Fixed = tuple[PRNGKey, Any, Any]

@@ -96,7 +96,7 @@ class FlowModel:
         Args:
             images: [n h w c], or [n h w] where the model has one channel.
             draws: of the dequantization noise, all in one importance-weighted bound.
-            passes: independent passes, whose spread tells the error.
+            passes: independent passes, whose spread gives the error.
             dequantizer: None: uniform noise.
             index: the number of each image, to which its randomness belongs; None: its place.
             batch_size: how many at once.

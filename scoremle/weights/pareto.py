@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-# Fewer exceedances tell no shape.
+# Fewer exceedances give no shape.
 FEWEST = 5
 GRID = 30
 PRIOR_K, PRIOR_SIZE = 0.5, 10
@@ -27,7 +27,7 @@ LARGEST_K = 0.7
 
 
 def pareto_k(log_weights: Float[np.ndarray, " n"]) -> float:
-    """The shape of the tail of weights: infinite where too few are in it to tell.
+    """The shape of the tail of weights: infinite where too few are in it.
 
     It is minus infinite where the largest weights are all the same.
     """

@@ -114,7 +114,7 @@ class Reweighted:
 def reweigh(
     samples: Samples, log_target: Callable[[Float[np.ndarray, "n *d"]], Any]
 ) -> Reweighted:
-    """Weighs samples of a model so that they stand for a target, and gives log of its integral.
+    """Weighs samples of a model so that they represent a target, and gives log of its integral.
 
     Warns where the largest weights have so heavy a tail that their mean can't be trusted.
 
@@ -124,7 +124,7 @@ def reweigh(
             where it is 0.
 
     Raises UserError for a log_target that gives no number for each sample, or NaN, or infinity,
-    or 0 everywhere; and for samples whose random probes stay the same, which tells no variance.
+    or 0 everywhere; and for samples whose random probes stay the same, which gives no variance.
 
     Example:
         >>> sde = scoremle.VP()

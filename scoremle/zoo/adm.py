@@ -96,7 +96,7 @@ class ADM(nn.Module):
         use_scale_shift_norm: times scale and shift the features; otherwise they are added.
         resblock_updown: resample in residual blocks.
         use_new_attention_order: split queries, keys and values before the heads.
-        learn_sigma: three more channels of output, which tell the variance.
+        learn_sigma: three more channels of output, which give the variance.
         class_cond: take class labels.
         num_classes: the number of classes.
         dtype: what to compute in; parameters and output are float32 (the output float64 where
@@ -143,7 +143,7 @@ class ADM(nn.Module):
     def __call__(self, x: Images, t: Times, class_labels: Labels | None = None) -> Images:
         """The raw output, of the size of ``x``; with ``learn_sigma`` twice the channels.
 
-        ``t``: the number of the step, which may lie between two. Raises UserError where fields,
+        ``t``: the number of the step, which may be a fraction. Raises UserError where fields,
         images and labels do not go together.
         """
         _check_fields(self)

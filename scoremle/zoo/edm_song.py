@@ -72,7 +72,7 @@ def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
     (``ranged``).
     """
     if ranged:
-        raise UserError("a SongUNet tells no variance of steps: known here is DhariwalUNet")
+        raise UserError("a SongUNet has no variance of steps: known here is DhariwalUNet")
     f = edm_fields(fields, DEFAULTS)
     network, size = _network(f), f["img_resolution"]
     params: dict[str, Any] = {}

@@ -66,7 +66,7 @@ class Family(NamedTuple):
         is_one: whether a model of the kind lies at a path.
         module: of this room: it loads them.
         main: the file that is loaded, by the name that a copy of it has; "" is the folder that
-            the copies lie in.
+            the copies are in.
     """
 
     title: str
@@ -105,5 +105,5 @@ OTHER_FAMILIES = (
 
 
 def family_of(path: Path) -> str | None:
-    """The name of the family of what lies at a path; None if it is of none."""
+    """The name of the family of the model at a path; None if it is of none."""
     return next((name for name, family in FAMILIES.items() if family.is_one(path)), None)

@@ -158,7 +158,7 @@ class UNet2D(nn.Module):
     def __call__(self, x: Images, t: Times, class_labels: Labels | None = None) -> Images:
         """The raw output, of the size of ``x``.
 
-        ``t``: the number of the step, which may lie between two; with "fourier", sigma.
+        ``t``: the number of the step, which may be a fraction; with "fourier", sigma.
         ``class_labels``: integers; with "timestep" any numbers, with "identity" the embeddings.
         Raises UserError where fields, images and labels do not go together.
         """

@@ -36,7 +36,7 @@ NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
 class ComparedMeasurement(NamedTuple):
-    """Bits/dim of images, and what tells whether others are the same images, where it is known.
+    """Bits/dim of images, and evidence whether others are the same images, where it is known.
 
     ``bpd``: an array [n]. ``png``: what they take as PNG, as a table has it, and as a number.
     ``estimator``: what the values are, in words, if the table says so.

@@ -94,7 +94,7 @@ def _memory() -> str:
     try:
         pages = (os.sysconf(f"SC_{name}_PAGES") for name in ("PHYS", "AVPHYS"))
         whole, free = (count * os.sysconf("SC_PAGE_SIZE") / GIB for count in pages)
-    except (AttributeError, ValueError):  # the system does not tell
+    except (AttributeError, ValueError):  # the system does not say
         return "unknown"
     return f"{whole:.1f} GiB, {free:.1f} GiB free"
 
@@ -102,7 +102,7 @@ def _memory() -> str:
 def _programs() -> str:
     import jax
 
-    config: Any = jax.config  # whose fields no type checker knows
+    config: Any = jax.config  # its fields have no types
     folder = config.jax_compilation_cache_dir
     if not (folder and config.jax_enable_compilation_cache):
         return f"not kept: switched off, or the folder can't be written ({FOLDER} names another)"

@@ -44,7 +44,7 @@ def _check(options: Any) -> None:
             " (the averaged parameters), or a file like checkpoint_1 (the whole training state,"
             " as score_flow saved it)"
         )
-    # What it is stands beside it, if not in it.
+    # Its record is beside it, if not in it.
     record = path.suffix != ".safetensors" and not names_stream(path)
     for ending in ("", *[".json"] * record, *[".md"] * options.card):
         check_file("", path.with_name(path.name + ending), force=options.force)

@@ -98,7 +98,7 @@ def _published() -> dict[str, list[str]]:
 def config_table(place: str = "") -> str:
     """Name, type, value and meaning of each field of a config, or of the defaults.
 
-    On a screen without room for them, meanings stand below their fields.
+    On a narrow screen, meanings are printed below their fields.
     """
     fields, rows = fields_of(load_config(place)[0] if place else defaults.get_config()), []
     # In the order of experiment/defaults.py, which is by importance; a config iterates by name.

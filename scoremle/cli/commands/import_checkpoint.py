@@ -60,7 +60,7 @@ def _check(options: Any) -> None:
 
 
 def run(options: Any) -> None:
-    """Reports what lies there, and makes a working directory of it."""
+    """Reports on the files there, and makes a working directory of them."""
     from scoremle.experiment import exported
     from scoremle.experiment.workdir import Workdir
     from scoremle.zoo.families import family_of
@@ -128,7 +128,7 @@ def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
         config.data.dataset = dataset.lower()
     config.data.image_size, config.data.num_channels = height, channels
     config.data.random_flip = False
-    config.data.uniform_dequantization = True  # levels stand in the middle of their bins
+    config.data.uniform_dequantization = True  # levels are in the middle of their bins
     config.model.name = IMPORTED
     config.training.smallest_time = model.eps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
@@ -243,7 +243,7 @@ def _recorded(config: ConfigDict, facts: dict[str, Any]) -> "Experiment":
 def _named(
     path: Path, name: str | None, file: Path, found: "Published", network: dict[str, Any]
 ) -> "Experiment":
-    """The experiment that the name of a published folder tells: the nearest published config."""
+    """The experiment by the name of a published folder: the nearest published config."""
     from scoremle.experiment.build import build
     from scoremle.published import ATTENTION, origin
 

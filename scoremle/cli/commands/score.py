@@ -72,7 +72,7 @@ def parser(name: str) -> Parser:
     add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
         metavar="FILE")  # fmt: skip
     add("--force", "write over --out and --page", action="store_true")
-    add("--repeats", "passes over each image, whose spread tells its error; each costs the same"
+    add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
         " (4)", type=at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip

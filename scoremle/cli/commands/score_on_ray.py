@@ -30,7 +30,7 @@ FIRST = 256
 
 def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; returns their mean."""
-    ray_data()  # its lack is told before any work
+    ray_data()  # an error before any work if it is missing
     model, pixels, shape = load_of_images(options.model, options.checkpoint)
     kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and how many steps do they need")

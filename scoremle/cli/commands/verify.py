@@ -1,4 +1,4 @@
-"""Reads all that lies in a place (a workdir, a prepared data set, checkpoints, results, a model)
+"""Reads all files in a place (a workdir, a prepared data set, checkpoints, results, a model)
 and compares it with the checksums that it has. What is damaged is a line: what, where, what to do.
 The exit code is then 2, else 0.
 
@@ -30,7 +30,7 @@ def parser(name: str) -> Parser:
 
 
 def run(options: Any) -> None:
-    """Verifies all that lies there, and says what is damaged. Raises UserError if anything is."""
+    """Verifies all files there, and says what is damaged. Raises UserError if anything is."""
     path = options.path
     found = list(verify(scoremle.files.named(path)))
     if not found:
@@ -87,7 +87,7 @@ class Kind(NamedTuple):
     """Things of one kind, and what to do if one is damaged.
 
     ``read`` raises UserError or Damaged for one that is. ``sealed``: whether it has a checksum;
-    None: ``read`` returns that. ``holds``: whether others lie in it.
+    None: ``read`` returns that. ``holds``: whether others are in it.
     """
 
     is_one: Callable[[Path], bool]

@@ -91,7 +91,7 @@ def rows_and_labels(batch: Mapping[str, Any], where: str) -> tuple[np.ndarray, A
         raise UserError(
             f"{where}: data is {rows.dtype} of shape {rows.shape}, not uint8 (n, 3 x size x size)"
         )
-    # One by one: a list of lists of lists may stand for more numbers than fit anywhere.
+    # One by one: a list of lists of lists may hold more numbers than fit anywhere.
     if isinstance(labels, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in labels):
         labels = np.array(labels, int)
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
