@@ -33,14 +33,25 @@ __all__ = [
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: of an array, type and shape."""
+    """A value as an error shows it: of an array, type and shape.
+
+    Args:
+        value: any value.
+    """
     if hasattr(value, "dtype") and np.ndim(value):
         return f"{value.dtype} of shape {np.shape(value)}"
     return (repr(value) if isinstance(value, str) else str(value))[:60]
 
 
 def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> None:
-    """Raises UserError unless the value is a whole number from ``least`` to ``most``."""
+    """Raises UserError unless the value is a whole number from ``least`` to ``most``.
+
+    Args:
+        name: of the argument, for the error.
+        value: the one given.
+        least: the least that is allowed.
+        most: the greatest that is allowed.
+    """
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise UserError(f"{name} must be a whole number, not {shown(value)}")
     if not least <= value <= most:
@@ -49,12 +60,23 @@ def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -
 
 
 def check_seed(seed: Any) -> None:
-    """Raises UserError unless the seed is a whole number of 32 bits."""
+    """Raises UserError unless the seed is a whole number of 32 bits.
+
+    Args:
+        seed: the value given.
+    """
     check_count("seed", seed, 0, 2**32 - 1)
 
 
 def check_number(name: str, value: Any, above: float = -math.inf, below: float = math.inf) -> None:
-    """Raises UserError unless the value is a finite real number above and below these."""
+    """Raises UserError unless the value is a finite real number above and below these.
+
+    Args:
+        name: of the argument, for the error.
+        value: the one given; a traced number passes.
+        above: what it must be greater than.
+        below: what it must be less than.
+    """
     if not known(value):
         return
     kinds = int | float | np.integer | np.floating | np.ndarray | jax.Array
@@ -67,13 +89,24 @@ def check_number(name: str, value: Any, above: float = -math.inf, below: float =
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raises UserError unless the value is one of these words."""
+    """Raises UserError unless the value is one of these words.
+
+    Args:
+        name: of the argument, for the error.
+        value: the one given.
+        choices: the words that are allowed.
+    """
     if not (isinstance(value, str) and value in choices):
         raise UserError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
 
 
 def check_examples(tree: Any, what: str) -> None:
-    """Raises UserError for the first row with a number that is not finite, as far as known."""
+    """Raises UserError for the first row with a number that is not finite, as far as known.
+
+    Args:
+        tree: any pytree of arrays, with a row for each example; traced arrays pass.
+        what: its name, for the error.
+    """
     for leaf in jax.tree.leaves(tree):
         here = known(leaf) and getattr(leaf, "is_fully_addressable", True)
         if not (here and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)):
@@ -86,6 +119,10 @@ def check_examples(tree: Any, what: str) -> None:
 
 def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
     """Numbers as an array of JAX or of numpy, in a type of JAX.
+
+    Args:
+        x: an array, a list of numbers, or a number.
+        name: of the argument, for the error.
 
     Raises UserError for what is no array, or not one of numbers.
     """
@@ -108,6 +145,11 @@ def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Da
     A density needs more digits than 16 bits have, whatever the precision of the network. Raises
     UserError for what is no array of reals, a number that is not finite, and a ``dtype`` that JAX
     is not set up for.
+
+    Args:
+        x: [b *d] reals.
+        dtype: None: that of ``x``, or float32 if it has fewer bits.
+        name: of the argument, for the error.
     """
     if dtype is not None:
         _check_dtype(dtype)
@@ -140,7 +182,11 @@ def _check_dtype(dtype: Any) -> None:
 
 
 def as_index(index: Any) -> UInt64[np.ndarray, "..."]:
-    """The numbers of images. Raises UserError unless they are whole and of 64 bits."""
+    """The numbers of images. Raises UserError unless they are whole and of 64 bits.
+
+    Args:
+        index: whole numbers, of any shape.
+    """
     # Of a list, numpy would make floats where a number has more than 63 bits.
     array = np.asarray(index, getattr(index, "dtype", object))
     whole = array.dtype.kind in "iu" or all(
@@ -153,6 +199,10 @@ def as_index(index: Any) -> UInt64[np.ndarray, "..."]:
 
 def as_shape(shape: Any, *, of_batch: bool = False) -> tuple[int, ...]:
     """The shape of an example, or ``of_batch`` that of several, as a tuple.
+
+    Args:
+        shape: a sequence of whole numbers.
+        of_batch: whether the first is a number of examples, which may be 0.
 
     Raises UserError unless it is of whole numbers. There may be no examples.
     """

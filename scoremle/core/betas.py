@@ -59,6 +59,9 @@ def with_no_signal_at_the_end(betas: Float[np.ndarray, " steps"]) -> Float[np.nd
     """The betas changed so that nothing of the data is left at the last step.
 
     alpha is shifted and scaled (Lin et al., arXiv 2305.08891, algorithm 1): the last beta is 1.
+
+    Args:
+        betas: [T] variances of the steps of a chain.
     """
     alpha = np.sqrt(alpha_squared(betas))
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))

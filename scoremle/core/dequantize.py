@@ -118,6 +118,12 @@ class Flow:
     """u from a trained flow: ``apply(params, e, x)`` gives u and log q(u | x).
 
     e is standard normal, and x the image scaled to [0, 1].
+
+    Args:
+        apply: gives u and log q(u | x), in nats, of params, e and x.
+        params: the flow's parameters.
+        levels: the number of grey values a channel.
+        start: None: u is no noise of the SDE.
     """
 
     apply: Callable[[Any, Data, Data], tuple[Data, PerExample]] = static()
@@ -143,6 +149,12 @@ def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
 
 
 def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
-    """The t at which half a bin is three standard deviations; ``eps`` if that is later."""
+    """The t at which half a bin is three standard deviations; ``eps`` if that is later.
+
+    Args:
+        sde: its log-SNR is one number at each t.
+        eps: the least time.
+        pixels: those whose bins count.
+    """
     log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)
     return jnp.maximum(eps, sde.time_of_log_snr(jnp.asarray(log_snr)))

@@ -60,7 +60,14 @@ class DivergenceEstimator(Protocol):
     @property
     def random(self) -> bool: ...
 
-    def draw(self, key: Keys, x: Data) -> Probes: ...
+    def draw(self, key: Keys, x: Data) -> Probes:
+        """Draws the probes.
+
+        Args:
+            key: one, or one for each example.
+            x: [b *d] data, whose shape and type the probes have.
+        """
+        ...
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> Estimates:
         """The field at ``x``, and ``m`` exchangeable estimates of its divergence with their parts.
@@ -138,6 +145,12 @@ class Hutchinson(_Sampled):
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
 
     def draw(self, key: Keys, x: Data) -> Probes:
+        """Draws independent probes.
+
+        Args:
+            key: one, or one for each example.
+            x: [b *d] data, whose shape and type the probes have.
+        """
         keys, shape = example_keys(key, len(x)), (self.probes, *x.shape[1:])
         probes = per_example(DISTRIBUTIONS[self.distribution], keys, shape, x.dtype)
         return jnp.moveaxis(probes, 1, 0)
@@ -171,6 +184,12 @@ class Orthogonal(_Sampled):
         check_count("probes", self.probes)
 
     def draw(self, key: Keys, x: Data) -> Probes:
+        """Draws probes that are orthogonal to each other.
+
+        Args:
+            key: one, or one for each example.
+            x: [b *d] data, whose shape and type the probes have.
+        """
         dims = dims_of(x)
         if self.probes > dims:
             raise UserError(f"{self.probes} orthogonal probes do not fit in {dims} dimensions")
@@ -225,6 +244,12 @@ class FixedProbe(_Sampled):
         object.__setattr__(self, "vectors", as_array(self.vectors, "vectors"))
 
     def draw(self, key: Keys, x: Data) -> Probes:
+        """Gives the probes that it was made with.
+
+        Args:
+            key: not used.
+            x: [b *d] data, whose shape the probes must have.
+        """
         if self.vectors.shape[1:] != x.shape:
             shape = ", ".join(map(str, ("k", *x.shape)))
             raise UserError(f"vectors must have shape ({shape}), not {self.vectors.shape}")
@@ -259,7 +284,12 @@ class Exact:
         check_count("block", self.block)
 
     def draw(self, key: Keys, x: Data) -> Probes:
-        """Draws no probes: unit vectors are made a block at a time."""
+        """Draws no probes: unit vectors are made a block at a time.
+
+        Args:
+            key: not used.
+            x: [b *d] data, whose shape and type the probes have.
+        """
         return jnp.zeros((0, *x.shape), x.dtype)
 
     def __call__(self, field: Field, x: Data, probes: Probes) -> Estimates:

@@ -35,7 +35,12 @@ IMPLEMENTATION = "threefry2x32"
 
 
 def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n"]:
-    """The keys of images by their index, a number of 64 bits, from one key."""
+    """The keys of images by their index, a number of 64 bits, from one key.
+
+    Args:
+        key: one.
+        index: [n] the images' numbers in their data set.
+    """
     key = as_keys(key)
     if key.shape:
         raise UserError(f"key must be one, not keys of shape {key.shape}")
@@ -55,6 +60,10 @@ def _folded(
 def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
     """A key for each of ``n`` examples: those given, or of one key by their places.
 
+    Args:
+        key: one, or [n].
+        n: the number of examples.
+
     Raises UserError as ``one_or_each``.
     """
     key = one_or_each(key, n)
@@ -66,6 +75,10 @@ def example_keys(key: Keys, n: int) -> Key[Array, " n"]:
 def one_or_each(key: Keys, n: int) -> Keys:
     """Keys with a type: one for all of ``n`` examples, or one for each.
 
+    Args:
+        key: one, or [n].
+        n: the number of examples.
+
     Raises UserError for another number of keys, and as ``as_keys``.
     """
     key = as_keys(key)
@@ -76,6 +89,10 @@ def one_or_each(key: Keys, n: int) -> Keys:
 
 def as_keys(key: Any, name: str = "key") -> Keys:
     """Keys with a type, from such ones or from what ``jax.random.PRNGKey`` gives.
+
+    Args:
+        key: one, or an array of keys.
+        name: of the argument, for the error.
 
     Raises UserError for what is neither, and for a generator other than threefry, whose draws
     would depend on the batch.
@@ -91,12 +108,22 @@ def as_keys(key: Any, name: str = "key") -> Keys:
 
 
 def fold_in(keys: Key[Array, " b"], data: ArrayLike) -> Keys:
-    """``fold_in`` of each key, with the same number or one for each."""
+    """``fold_in`` of each key, with the same number or one for each.
+
+    Args:
+        keys: [b].
+        data: a number, or [b] of them.
+    """
     return jax.vmap(jax.random.fold_in, (0, 0 if np.ndim(data) else None))(keys, data)
 
 
 def split(keys: Keys, n: int = 2) -> Key[Array, "{n} *b"]:
-    """``n`` keys of one key, or of each."""
+    """``n`` keys of one key, or of each.
+
+    Args:
+        keys: one, or [b].
+        n: how many to make of each.
+    """
     if keys.shape == ():
         return jax.random.split(keys, n)
     return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)
@@ -105,12 +132,24 @@ def split(keys: Keys, n: int = 2) -> Key[Array, "{n} *b"]:
 def per_example(
     sampler: Callable[..., Array], keys: Key[Array, " b"], shape: tuple[int, ...], *args: object
 ) -> Array:
-    """Draws ``sampler(key, shape, *args)`` for each example, by its own key."""
+    """Draws ``sampler(key, shape, *args)`` for each example, by its own key.
+
+    Args:
+        sampler: a function such as ``jax.random.normal``.
+        keys: [b].
+        shape: of one draw.
+        args: what ``sampler`` takes after the shape.
+    """
     # Along one axis: the same numbers, which XLA compiles and draws sooner.
     size = math.prod(shape)
     return jax.vmap(lambda key: sampler(key, (size,), *args).reshape(shape))(keys)
 
 
 def normal(key: Keys, like: Data) -> Data:
-    """Standard normal noise for each example of ``like``, by one key or one for each."""
+    """Standard normal noise for each example of ``like``, by one key or one for each.
+
+    Args:
+        key: one, or one for each example.
+        like: [b *d] data, whose shape and type the noise has.
+    """
     return per_example(jax.random.normal, example_keys(key, len(like)), like.shape[1:], like.dtype)

@@ -29,7 +29,12 @@ EVEN = 0.1
 @pytree
 @dataclass(frozen=True)
 class LossMoments:
-    """Fading sums over steps of h^2, and of the numbers of draws, in each bin of the log-SNR."""
+    """Fading sums over steps of h^2, and of the numbers of draws, in each bin of the log-SNR.
+
+    Args:
+        squares: fading sums of h^2 in each bin.
+        draws: fading numbers of draws in each bin.
+    """
 
     squares: Float[Array, " bins"]
     draws: Float[Array, " bins"]
@@ -51,7 +56,13 @@ class LossMoments:
         return EVEN / BINS + (1 - EVEN) * learned
 
     def times(self, sde: SDE, eps: Scalar, stratified: bool) -> BinnedLogSNR:
-        """The sampler of the next step."""
+        """The sampler of the next step.
+
+        Args:
+            sde: the SDE whose log-SNR is drawn.
+            eps: the smallest time.
+            stratified: space the draws of one call evenly.
+        """
         return BinnedLogSNR(sde, eps, self.shares, stratified)
 
     def updated(

@@ -83,11 +83,20 @@ class Pixels:
         return cls(levels, first - half, last + half)
 
     def encode(self, x: IntImages, u: Data | float) -> Data:
-        """Integers and their dequantization noise in [0, 1) to reals in [low, high)."""
+        """Integers and their dequantization noise in [0, 1) to reals in [low, high).
+
+        Args:
+            x: [b *d] integers from 0 to levels - 1.
+            u: [b *d] their noise, or one number for all.
+        """
         return self.low + (self.high - self.low) * (x + u) / self.levels
 
     def encode_grid(self, x: IntImages) -> Data:
-        """Integers without noise, the end levels on ``low`` and ``high``: published training."""
+        """Integers without noise, the end levels on ``low`` and ``high``: published training.
+
+        Args:
+            x: [b *d] integers from 0 to levels - 1.
+        """
         return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
 
     @property
@@ -99,6 +108,9 @@ class Pixels:
         """Reals to the integers of their bins; what lies outside goes to the end bins.
 
         uint8 for up to 256 levels, and uint16 for more.
+
+        Args:
+            y: [b *d] reals.
         """
         bins = (y - self.low) / (self.high - self.low) * self.levels
         # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
@@ -110,6 +122,10 @@ class Pixels:
         self, images: ArrayLike, shape: tuple[int, ...]
     ) -> Integer[np.ndarray, "n h w c"]:
         """Images of this shape as [n h w c]; those of one channel may lack its axis.
+
+        Args:
+            images: [n h w c] integers, or [n h w] of one channel.
+            shape: (h, w, c) of the model.
 
         Raises UserError that says how to make of other arrays what is wanted.
         """
@@ -156,7 +172,13 @@ def bits_per_dim(
 
 
 def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
-    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none."""
+    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none.
+
+    Args:
+        array: numbers.
+        name: its name in the expression.
+        top: the greatest integer.
+    """
     low, high = array.min(), array.max()
     if low >= 0 and high <= 1 and array.dtype.kind == "f":
         return f"({top} * {name}).round().astype(np.uint8)"

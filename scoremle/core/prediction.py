@@ -74,7 +74,11 @@ TIME_INPUTS: dict[str, TimeInput] = {
 
 
 def time_input_of(choice: str | TimeInput) -> TimeInput:
-    """The function of a time input that is given by its name, or itself."""
+    """The function of a time input that is given by its name, or itself.
+
+    Args:
+        choice: a name of ``TIME_INPUTS``, or a function of (sde, t).
+    """
     return TIME_INPUTS[choice] if isinstance(choice, str) else choice
 
 
@@ -133,6 +137,13 @@ class NetworkNoise:
 
     Parameters of the network and numbers of the SDE are leaves. What is static compares equal for
     networks of one architecture, so that they are arguments of one compiled program.
+
+    Args:
+        network: a function of x, label and a condition, if it takes one.
+        sde: what noise is added when.
+        prediction: what the network's output means.
+        time_input: its label for t.
+        sigma_data: the standard deviation of data that the scales of "edm" are made for.
     """
 
     network: Callable[..., Data] = field(repr=False)
@@ -172,7 +183,13 @@ class RangedNoise:
         return self.both(x, t, condition)[0]
 
     def both(self, x: Data, t: Times, condition: Any = None) -> tuple[Data, Data]:
-        """eps, and v: -1 for the least variance, 1 for the greatest."""
+        """eps, and v: -1 for the least variance, 1 for the greatest.
+
+        Args:
+            x: [b *d] noisy data.
+            t: [b] times.
+            condition: what the network takes, if it takes one.
+        """
         channels, behind = x.shape[-1], []
 
         def first_half(*inputs: Any) -> Data:
@@ -243,7 +260,12 @@ def _count_of_steps(sde: SDE, time_input: str | TimeInput, between: str) -> int:
 @pytree
 @dataclass(frozen=True)
 class Conditioned:
-    """A noise prediction under a condition; with ``both``, if it predicts a variance too."""
+    """A noise prediction under a condition; with ``both``, if it predicts a variance too.
+
+    Args:
+        noise: a function of (x, t, condition).
+        condition: any pytree of arrays, with a row for each example or one for all.
+    """
 
     noise: Callable[..., Data]
     condition: Any
@@ -261,7 +283,12 @@ class Conditioned:
 
 
 def conditioned(noise: NoiseFn, condition: Any) -> NoiseFn:
-    """The noise prediction under a condition; itself, where that is None."""
+    """The noise prediction under a condition; itself, where that is None.
+
+    Args:
+        noise: a function of (x, t), or of (x, t, condition).
+        condition: any pytree of arrays, with a row for each example or one for all; or None.
+    """
     return noise if condition is None else Conditioned(as_pytree(noise), condition)
 
 
@@ -304,12 +331,22 @@ def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
-    """The score that belongs to a noise prediction."""
+    """The score that belongs to a noise prediction.
+
+    Args:
+        noise: eps(x, t).
+        sde: the SDE that it belongs to.
+    """
     return lambda x, t: -predict(noise, x, t) / expand(sde.sigma(t), x)
 
 
 def data_of(noise: NoiseFn, sde: SDE) -> Callable[[Data, Times], Data]:
-    """The estimate of the data, E[x_0 | x_t], that belongs to a noise prediction (Tweedie)."""
+    """The estimate of the data, E[x_0 | x_t], that belongs to a noise prediction (Tweedie).
+
+    Args:
+        noise: eps(x, t).
+        sde: the SDE that it belongs to.
+    """
     return lambda x, t: (
         (x - expand(sde.sigma(t), x) * predict(noise, x, t)) / expand(sde.alpha(t), x)
     )

@@ -51,12 +51,22 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def known(*values: Any) -> bool:
-    """Whether these are numbers, and not tracers."""
+    """Whether these are numbers, and not tracers.
+
+    Args:
+        values: any pytrees.
+    """
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def require(record: Any, holds: Callable[[], Any], words: str) -> None:
-    """UserError with ``words`` unless it ``holds()``; nothing while its numbers are not known."""
+    """UserError with ``words`` unless it ``holds()``; nothing while its numbers are not known.
+
+    Args:
+        record: what is checked, for the error.
+        holds: gives whether it is as it should be.
+        words: what should be, for the error.
+    """
     with jax.ensure_compile_time_eval():
         if known(record) and not _true(holds):
             raise UserError(f"{record}: {words}")
@@ -74,6 +84,9 @@ def describe(value: Any) -> Any:
 
     A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
     same before and after a record was on a device. A function is its name.
+
+    Args:
+        value: a dataclass, a dict, a number, an array, a function, a word, a bool or None.
     """
     if dataclasses.is_dataclass(value):
         inside = {

@@ -159,7 +159,11 @@ class LinearBeta(Schedule):
         )
 
     def log_alpha(self, t: Times) -> Times:
-        """Logarithm of the kernel's mean coefficient."""
+        """Logarithm of the kernel's mean coefficient.
+
+        Args:
+            t: times.
+        """
         b = self.beta_min * t + (self.beta_max - self.beta_min) * jnp.square(t) / 2
         return -b / 2
 
@@ -419,7 +423,11 @@ class Discrete(Schedule):
         return 1 / self.steps
 
     def label(self, t: Times) -> Times:
-        """The number of the step at t, counted from 0: between two steps, between two numbers."""
+        """The number of the step at t, counted from 0: between two steps, between two numbers.
+
+        Args:
+            t: times, of which (label + 1) / steps are those of the steps.
+        """
         return self.steps * t - 1
 
     def log_snr(self, t: Times) -> Times:

@@ -88,15 +88,27 @@ class SDE:
         return describe(self)
 
     def at(self, code: Any) -> "SDE":
-        """The SDE of the images that ``code`` describes. UserError if all have the same."""
+        """The SDE of the images that ``code`` describes. UserError if all have the same.
+
+        Args:
+            code: what the schedule takes of each image.
+        """
         return dataclasses.replace(self, schedule=self.schedule.at(code))
 
     def log_snr(self, t: ArrayLike) -> Times:
-        """lambda_t = log(alpha_t^2 / sigma_t^2)."""
+        """lambda_t = log(alpha_t^2 / sigma_t^2).
+
+        Args:
+            t: times of any shape.
+        """
         return self.schedule.log_snr(floating(t))
 
     def common_log_snr(self, t: ArrayLike) -> Times:
-        """``log_snr``, which all dimensions share. UserError where each has its own."""
+        """``log_snr``, which all dimensions share. UserError where each has its own.
+
+        Args:
+            t: times of any shape.
+        """
         if self.schedule.per_dimension:
             raise UserError(
                 f"{type(self.schedule).__name__} has a log-SNR for each dimension, where one for"
@@ -105,43 +117,88 @@ class SDE:
         return self.log_snr(t)
 
     def time_of_log_snr(self, lam: ArrayLike) -> Times:
-        """The t at which the log-SNR is ``lam``."""
+        """The t at which the log-SNR is ``lam``.
+
+        Args:
+            lam: log-SNRs of any shape.
+        """
         return self.schedule.time_of_log_snr(floating(lam))
 
     def log_alpha(self, t: ArrayLike) -> Times:
-        """Logarithm of the mean coefficient."""
+        """Logarithm of the mean coefficient.
+
+        Args:
+            t: times of any shape.
+        """
         return KERNELS[self.kernel].log_alpha(self.log_snr(t))
 
     def alpha(self, t: ArrayLike) -> Times:
+        """Mean coefficient, by which data are multiplied.
+
+        Args:
+            t: times of any shape.
+        """
         return jnp.exp(self.log_alpha(t))
 
     def sigma(self, t: ArrayLike) -> Times:
+        """Standard deviation of the noise.
+
+        Args:
+            t: times of any shape.
+        """
         return KERNELS[self.kernel].sigma(self.log_snr(t))
 
     def f(self, t: ArrayLike) -> Times:
-        """Drift coefficient d log alpha / dt; at t = 0, its limit."""
+        """Drift coefficient d log alpha / dt; at t = 0, its limit.
+
+        Args:
+            t: times of any shape.
+        """
         return rate(self.log_alpha, jnp.maximum(t, SMALLEST))
 
     def likelihood_weight(self, t: ArrayLike) -> Times:
-        """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss."""
+        """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss.
+
+        Args:
+            t: times of any shape.
+        """
         return -rate(self.log_snr, t)
 
     def g2(self, t: ArrayLike) -> Times:
-        """Squared diffusion coefficient; at t = 0, its limit."""
+        """Squared diffusion coefficient; at t = 0, its limit.
+
+        Args:
+            t: times of any shape.
+        """
         t = jnp.maximum(t, SMALLEST)
         return jnp.square(self.sigma(t)) * self.likelihood_weight(t)
 
     def perturb(self, x: Data, t: ArrayLike, noise: Data) -> Data:
-        """A sample of p(x_t | x_0 = x), given standard normal ``noise``."""
+        """A sample of p(x_t | x_0 = x), given standard normal ``noise``.
+
+        Args:
+            x: [b *d] data.
+            t: [b] times.
+            noise: [b *d] standard normal.
+        """
         return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * noise
 
     def prior_log_prob(self, z: Data) -> PerExample:
-        """log N(z; 0, prior_std^2 I) in nats."""
+        """log N(z; 0, prior_std^2 I) in nats.
+
+        Args:
+            z: [b *d] latents.
+        """
         log_norm = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(self.prior_std)
         return -sum_data(jnp.square(z / self.prior_std) / 2 + log_norm)
 
     def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
-        """``shape[0]`` draws of the prior, by one key or one for each."""
+        """``shape[0]`` draws of the prior, by one key or one for each.
+
+        Args:
+            key: one, or one for each example.
+            shape: (b, *d).
+        """
         shape = as_shape(shape, of_batch=True)
         keys = example_keys(key, shape[0])
         return self.prior_std * per_example(jax.random.normal, keys, shape[1:])
@@ -151,6 +208,11 @@ def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
     """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
 
     An SDE that is not known (None) may be finite at 0.
+
+    Args:
+        sde: None if it is not known.
+        eps: the smallest time.
+        name: of the argument, for the error.
     """
     at_zero = known(eps) and np.ndim(eps) == 0 and eps == 0
     if not (at_zero and (sde is None or _is_finite_at_zero(sde))):

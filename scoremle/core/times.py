@@ -60,7 +60,13 @@ class TimeSampler(Protocol):
 
 
 def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
-    """``n`` numbers, each uniform in [0, 1)."""
+    """``n`` numbers, each uniform in [0, 1).
+
+    Args:
+        key: one.
+        n: how many.
+        stratified: space them evenly.
+    """
     check_count("n", n, least=0)
     key = as_keys(key)
     if not stratified:
@@ -71,6 +77,10 @@ def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
 def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """lambda at t = 1 and at t = eps; their difference is the paper's constant Z.
 
+    Args:
+        sde: its log-SNR is one number at each t.
+        eps: the smallest time.
+
     Raises UserError for a schedule that has a log-SNR for each dimension.
     """
     ends = sde.common_log_snr(jnp.asarray([1.0, eps]))
@@ -80,6 +90,12 @@ def log_snr_range(sde: SDE, eps: Scalar) -> tuple[Float[Array, ""], Float[Array,
 def even_times(sde: SDE, eps: Scalar, steps: int, dtype: DTypeLike | None = None) -> Times:
     """Times from t = 1 to t = eps, with so many steps between them that are even in log-SNR.
 
+    Args:
+        sde: its log-SNR is one number at each t.
+        eps: the smallest time.
+        steps: how many.
+        dtype: of the times; None: JAX's default.
+
     Raises ValueError for a schedule that has a log-SNR for each dimension.
     """
     low, high = log_snr_range(sde, eps)
@@ -88,12 +104,22 @@ def even_times(sde: SDE, eps: Scalar, steps: int, dtype: DTypeLike | None = None
 
 
 def log_snr_edges(sde: SDE, eps: Scalar) -> Float[Array, " n"]:
-    """Edges of bins of equal width from the log-SNR at t = 1 to that at t = eps."""
+    """Edges of bins of equal width from the log-SNR at t = 1 to that at t = eps.
+
+    Args:
+        sde: its log-SNR is one number at each t.
+        eps: the smallest time.
+    """
     return jnp.linspace(*log_snr_range(sde, eps), BINS + 1)
 
 
 def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
-    """Index of the bin of each log-SNR."""
+    """Index of the bin of each log-SNR.
+
+    Args:
+        edges: [n], rising.
+        lam: log-SNRs; those outside belong to the end bins.
+    """
     return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 

@@ -59,7 +59,15 @@ class ByLoss:
     def losses(
         self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
     ) -> PerExample:
-        """The loss of each image, by one key or one for each."""
+        """The loss of each image, by one key or one for each.
+
+        Args:
+            noise: eps(x, t).
+            sde: the SDE that it belongs to.
+            pixels: those of the images.
+            x: [b *d] integers.
+            key: one, or one for each image.
+        """
         return self.drawn(noise, sde, pixels, x, key)[0]
 
     def drawn(

@@ -82,7 +82,11 @@ class Interpretation:
 
 
 def fewest(dims: int) -> int:
-    """The number of examples, of so many dimensions each, that a check needs."""
+    """The number of examples, of so many dimensions each, that a check needs.
+
+    Args:
+        dims: of one example.
+    """
     return max(FEWEST, -(-FEWEST_NUMBERS // dims))
 
 

@@ -65,7 +65,14 @@ class Deviations(NamedTuple):
 @dataclass(frozen=True)
 class FittedGaussian:
     """A Gaussian of data as vectors: its ``variances`` along the ``axes``, and one for all the
-    ``rest``, the directions that are orthogonal to these."""
+    ``rest``, the directions that are orthogonal to these.
+
+    Args:
+        mean: [D], over the examples.
+        axes: [D k] principal axes, that of the greatest variance first.
+        variances: [k] along the axes.
+        rest: the variance of every other direction.
+    """
 
     mean: Float[Array, " D"]
     axes: Float[Array, "D k"]
@@ -81,6 +88,9 @@ class FittedGaussian:
         too small along the last axes, and zero along all that fewer examples than dimensions
         leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
         arXiv 1611.00798.) Raises UserError for fewer than two examples.
+
+        Args:
+            batches: arrays [b *d] of data, of any sizes b.
         """
         from scipy.optimize import isotonic_regression  # slow to import, and seldom needed
 
@@ -118,13 +128,24 @@ class FittedGaussian:
         return r * self._all_variances / scale, jnp.sqrt(r) / scale
 
     def mean_residual(self, lam: Times, deviations: Deviations) -> PerExample:
-        """m, the mean of the residual over z."""
+        """m, the mean of the residual over z.
+
+        Args:
+            lam: [b] log-SNRs.
+            deviations: of the examples from the mean.
+        """
         a, b = self._factors(lam)
         each = self._counts * jnp.square(a) + _products(deviations, deviations) * jnp.square(b)
         return jnp.sum(each, axis=1) / 2
 
     def residual_noise(self, lam: Times, deviations: Deviations, z: Data) -> PerExample:
-        """The residual less its mean."""
+        """The residual less its mean.
+
+        Args:
+            lam: [b] log-SNRs.
+            deviations: of the examples from the mean.
+            z: [b *d] the noise that was added.
+        """
         a, b = self._factors(lam)
         z = z.reshape(len(z), len(self.mean))
         noise = Deviations(z @ self.axes, z)
@@ -137,7 +158,12 @@ class FittedGaussian:
     def integrals(
         self, edges: Float[Array, " n"], deviations: Deviations
     ) -> Float[Array, "b bins"]:
-        """The integral of m over lambda from each edge to the next."""
+        """The integral of m over lambda from each edge to the next.
+
+        Args:
+            edges: [n] log-SNRs, rising.
+            deviations: of the examples from the mean.
+        """
         variances, counts = self._all_variances, self._counts
         squares = _products(deviations, deviations)
 
@@ -190,6 +216,9 @@ class Control:
 
     ``edges`` are those of the bins in log-SNR, ``levels`` the (c, gamma) of each, ``slopes`` its
     beta; in a last row they are those for t = eps. ``shares`` of the draws belong to each bin.
+
+    Args:
+        gaussian: fitted on other examples.
     """
 
     gaussian: FittedGaussian
@@ -199,7 +228,11 @@ class Control:
     shares: Float[Array, " bins"]
 
     def at(self, x: Data) -> "Controlled":
-        """The control of these examples."""
+        """The control of these examples.
+
+        Args:
+            x: [b *d] the examples.
+        """
         return Controlled(self, x, self.gaussian.deviations(x))
 
 

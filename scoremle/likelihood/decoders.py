@@ -204,7 +204,13 @@ class InformedDecoder:
     def at(
         cls, sde: SDE, t: float, points: Float[Array | np.ndarray, " levels"]
     ) -> "InformedDecoder":
-        """The decoder at a time whose scale is that of the noise there, in units of the data."""
+        """The decoder at a time whose scale is that of the noise there, in units of the data.
+
+        Args:
+            sde: what noise is added when.
+            t: the time.
+            points: of the integers, in units of the data.
+        """
         return cls(points, jnp.exp(-sde.log_snr(jnp.asarray(t)) / 2))
 
     @property
@@ -235,7 +241,15 @@ class InformedDecoder:
     def log_prob(
         self, error: Data, sde: SDE, integers: IntImages, t: Times, v: Data | None = None
     ) -> PerExample:
-        """log p(k | x_t) in nats, by the ``error`` of the predicted noise in x_t, and by v."""
+        """log p(k | x_t) in nats, by the ``error`` of the predicted noise in x_t, and by v.
+
+        Args:
+            error: [b *d] the predicted noise less the noise in x_t.
+            sde: what noise is added when.
+            integers: [b *d] those to decode.
+            t: [b] times.
+            v: [b *d] the network's output for its variance, if it has one.
+        """
         points = jnp.asarray(self.points, error.dtype)
         halves, far = jnp.diff(points) / 2, jnp.full(1, FAR, error.dtype)
         below, above = jnp.concatenate([-far, -halves]), jnp.concatenate([halves, far])

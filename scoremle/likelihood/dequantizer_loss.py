@@ -31,7 +31,19 @@ def dequantization_loss(
     times: TimeSampler,
     decoder: Decoder = GaussianDecoder(),
 ) -> PerExample:
-    """A bound on minus the log-density of integer images, but for the constant of ``pixels``."""
+    """A bound on minus the log-density of integer images, but for the constant of ``pixels``.
+
+    Args:
+        noise: eps(x, t).
+        sde: the SDE that it belongs to.
+        pixels: those of the images.
+        dequantizer: gives the noise of the integers, and its log-density.
+        x: [b *d] integers.
+        key: draws noise and times.
+        eps: the smallest time.
+        times: how the times are drawn, over the batch.
+        decoder: from t = eps to the data.
+    """
     key_u, key_bound = jax.random.split(key)
     u, log_q = dequantizer(key_u, x)
     y = pixels.encode(x, u)

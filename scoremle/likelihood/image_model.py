@@ -33,7 +33,11 @@ class ImageModel(HasPixels, Protocol):
 
 
 def pixels_of(model: HasPixels) -> Pixels:
-    """The pixels of a model of integers. Raises UserError for a model of reals."""
+    """The pixels of a model of integers. Raises UserError for a model of reals.
+
+    Args:
+        model: any with ``pixels``, which may be None.
+    """
     if model.pixels is None:
         raise UserError(
             "this model is one of reals: use log_prob, or give it pixels, such as"

@@ -105,7 +105,11 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
 
 
 def jackknife(log_weights: Float[Array, "k b"]) -> PerExample:
-    """Standard error of the logarithm of the mean weight, from leaving out each draw in turn."""
+    """Standard error of the logarithm of the mean weight, from leaving out each draw in turn.
+
+    Args:
+        log_weights: [k b] log p - log q of each draw, in nats.
+    """
     k = len(log_weights)
     if k == 1:
         return jnp.full_like(log_weights[0], jnp.nan)

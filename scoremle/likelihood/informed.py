@@ -39,6 +39,11 @@ def fitted_scale(
     enough. Scores of these images gain by it, if less than a nat all together: `scale_of_others`
     is for images that are then scored. Raises UserError for images of another type or range than
     the model's.
+
+    Args:
+        model: one of images.
+        images: [n h w c] integers.
+        key: draws the noise.
     """
     images = pixels_of(model).checked(np.asarray(images), np.shape(images)[1:])
     return _likeliest(model, _predicted(model, images, key)[0], images)
@@ -52,6 +57,11 @@ def scale_of_others(
     The first 16 of them are halved, or all if they are fewer. The first half has the scale that is
     fitted to the second, and every other image that of the first. An image that is alone has that
     of the noise. Equal images count as one.
+
+    Args:
+        model: one of images.
+        images: [n h w c] integers.
+        key: draws the noise.
     """
     _, firsts = np.unique(images[: 2 * PILOT_IMAGES], axis=0, return_index=True)
     few = images[np.sort(firsts)]
@@ -72,6 +82,12 @@ def decoder_worth(
 
     Means over these images: the first takes one network evaluation for each image, the second
     has no random error.
+
+    Args:
+        model: one of images.
+        decoder: the one to compare.
+        images: [n h w c] integers.
+        key: draws the noise.
     """
     (error, v), t = _predicted(model, images, key), jnp.full(len(images), model.eps)
     informed = -decoder.log_prob(error, model.sde, jnp.asarray(images), t, v)

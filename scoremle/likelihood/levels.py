@@ -44,6 +44,11 @@ class StepLevels:
     ``variances`` are those of the difference at each but the first. ``bias`` bounds the error of a
     mean at the last: what half its steps change, in the mean over the pilot's images, and twice
     the standard error of that.
+
+    Args:
+        steps: numbers of steps, rising.
+        variances: of the differences between neighbours, (bits/dim)^2.
+        bias: in bits/dim.
     """
 
     steps: tuple[int, ...]
@@ -54,6 +59,10 @@ class StepLevels:
         """Numbers of images for the differences, for a standard error of ``tolerance`` together.
 
         At the least cost; never fewer than 64, nor more than there are.
+
+        Args:
+            images: how many there are.
+            tolerance: in bits/dim.
         """
         v, c = np.array(self.variances), np.array(self._costs)
         wanted = np.sqrt(v / c) * np.sqrt(v * c).sum() / tolerance**2
@@ -62,7 +71,13 @@ class StepLevels:
         return tuple(np.maximum.accumulate(taken[::-1])[::-1].astype(int).tolist())
 
     def cost(self, images: int, passes: int, tolerance: float) -> int:
-        """Network evaluations, of all images in each pass and of the differences."""
+        """Network evaluations, of all images in each pass and of the differences.
+
+        Args:
+            images: how many there are.
+            passes: over each image.
+            tolerance: in bits/dim.
+        """
         sizes = self.sizes(images, tolerance)
         differences = sum(m * c for m, c in zip(sizes, self._costs, strict=True))
         return images * passes * (self.steps[0] + 1) + differences

@@ -52,6 +52,13 @@ class Mean:
     comes from dequantization and estimation, from the spread over passes; None with a single
     pass. ``columns`` has the means of the other columns, and the random errors of the mean.
     A mean that is corrected for its solver has all fields that follow.
+
+    Args:
+        uncorrected_mean: the mean at the fewest steps.
+        correction: what was added to it.
+        errors: the parts of its error.
+        level_nodes: numbers of steps, rising.
+        level_images: numbers of images at each.
     """
 
     mean: float
@@ -89,7 +96,14 @@ class Mean:
         steps: Sequence[int],
         differences: Sequence[Float[np.ndarray, " m"]],
     ) -> "Mean":
-        """The mean at the finest solver, by differences on some of the images."""
+        """The mean at the finest solver, by differences on some of the images.
+
+        Args:
+            found: the corrected mean, and its errors.
+            finest_bias: a bound on the error of the finest solver.
+            steps: numbers of steps, rising.
+            differences: of images, between neighbouring numbers of steps.
+        """
         noise, probes = self.noise_stderr, self.columns.get("probe_stderr_of_mean")
         this_set = None if noise is None else float(np.hypot(noise, found.correction_stderr))
         return replace(
@@ -119,7 +133,11 @@ class Mean:
 
     @staticmethod
     def fields_of_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a mean, by what ``to_json`` gives."""
+        """The fields of a mean, by what ``to_json`` gives.
+
+        Args:
+            facts: a record of results.json.
+        """
         columns = {
             name: value for name, value in facts.items()
             if name.startswith("mean_") or name.endswith("_of_mean")
@@ -184,7 +202,12 @@ class Mean:
 
 
 def standard_error(variance: np.floating, count: int) -> float:
-    """The standard error of a mean of so many values of this variance."""
+    """The standard error of a mean of so many values of this variance.
+
+    Args:
+        variance: of one value.
+        count: of the values that the mean is over.
+    """
     return float(np.sqrt(variance / count))
 
 

@@ -160,7 +160,12 @@ def _along_flow(
 
 
 def warn_of_rows(solver_error: Rows, probe_stderr: Rows) -> None:
-    """Warns of rows whose solver error stayed large, after they were solved again."""
+    """Warns of rows whose solver error stayed large, after they were solved again.
+
+    Args:
+        solver_error: [n] in nats.
+        probe_stderr: [n] in nats.
+    """
     error = np.asarray(solver_error)
     large = too_large(error, probe_stderr, TOLERANCE) & ~np.isnan(error)
     if count := int(np.sum(large)):

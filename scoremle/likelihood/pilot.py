@@ -83,6 +83,11 @@ class Choice:
     what the probes of one example leave. ``met`` is false if even the most steps missed the aim.
     ``levels`` are those of a mean, where one is corrected. ``tried`` has numbers of steps, and the
     solver's error at each.
+
+    Args:
+        solver: the chosen one, calibrated.
+        divergence: the chosen trace.
+        solver_bias_stderr: the standard error of ``solver_bias``.
     """
 
     solver: Multistep

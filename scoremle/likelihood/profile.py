@@ -59,6 +59,15 @@ class Profile:
     ``norms`` are those of the score at the log-SNR ``levels`` of MSMA, as far as the model has
     them. ``log_snr_edges`` are those of the bins.
 
+    Args:
+        bits_stderr: of ``bits``.
+        where_stderr: of ``where``.
+        trace_stderr: of ``trace``; 0 where that is exact.
+        noised_square: as ``square``, over noised points.
+        noised_square_stderr: of ``noised_square``.
+        noised_trace: as ``trace``, over noised points.
+        noised_trace_stderr: of ``noised_trace``.
+
     Example:
         >>> model = scoremle.load("digits")
         >>> found = model.profile(np.zeros((1, 8, 8, 1), np.uint8), bins=4, draws=2)
@@ -149,7 +158,13 @@ def _current_axes() -> Any:
 
 
 def msma_levels(sde: SDE, eps: Scalar, width: float) -> Float[np.ndarray, " levels"]:
-    """Log-SNR of MSMA's noise levels that the model has, of data in a range of this width."""
+    """Log-SNR of MSMA's noise levels that the model has, of data in a range of this width.
+
+    Args:
+        sde: its log-SNR is one number at each t.
+        eps: the smallest time.
+        width: of the data's range.
+    """
     low, high = map(float, log_snr_range(sde, eps))
     levels = -2 * np.log(MSMA_SIGMAS * width)
     return levels[(levels >= low) & (levels <= high)].astype(np.float32)

@@ -44,7 +44,12 @@ _rates = compiled(published_rates)
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class PublishedRK45:
-    """SciPy's RK45 at the published tolerances; state in float64, network as it is."""
+    """SciPy's RK45 at the published tolerances; state in float64, network as it is.
+
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+    """
 
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -57,6 +62,13 @@ class PublishedRK45:
         self, noise: NoiseFn, sde: SDE, x: Data, probe: Data, *, eps: Scalar
     ) -> Likelihood:
         """log p_eps(x) in nats. The solver's error and the probe's are unknown: both are NaN.
+
+        Args:
+            noise: eps(x, t).
+            sde: the SDE that it belongs to.
+            x: [b *d] data.
+            probe: [b *d] of the trace, held along the path.
+            eps: the smallest time.
 
         Raises UserError where it is traced: it runs on the host.
         """

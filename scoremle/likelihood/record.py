@@ -31,6 +31,9 @@ class Likelihood:
     up: ``log_prob`` and its errors are NaN. ``trace``: how traces were taken. ``refined``: rows
     were solved again by more steps, if the solver stated a large error of them; it is false where
     a program is traced, of derivatives, and by a solver that was given.
+
+    Args:
+        latent: [b *d] the other end of the ODE.
     """
 
     log_prob: PerExample

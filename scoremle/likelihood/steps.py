@@ -148,7 +148,12 @@ def learned_decoder(
 
 
 def has_last_step(sde: SDE, eps: float) -> bool:
-    """Whether the last reverse step of a schedule's own chain goes from t = eps to the data."""
+    """Whether the last reverse step of a schedule's own chain goes from t = eps to the data.
+
+    Args:
+        sde: the model's.
+        eps: its smallest time.
+    """
     schedule = sde.schedule
     return isinstance(schedule, Discrete) and math.isclose(eps, schedule.eps)
 

@@ -48,12 +48,20 @@ MOST_LAYERS, MOST_RESOLUTIONS, MOST_CHANNELS = 100, 16, 1 << 16
 
 
 def network_fields(network: type[nn.Module]) -> set[str]:
-    """Names of the fields of a network, but for Flax's own and the dtype."""
+    """Names of the fields of a network, but for Flax's own and the dtype.
+
+    Args:
+        network: a class of Flax.
+    """
     return {field.name for field in dataclasses.fields(network)} - {"dtype", "parent", "name"}
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
-    """The type for what must not lose digits: at least float32."""
+    """The type for what must not lose digits: at least float32.
+
+    Args:
+        dtype: that of the data.
+    """
     return jnp.promote_types(dtype, jnp.float32)
 
 

@@ -29,27 +29,45 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def naive_upsample_2d(x: Images) -> Images:
-    """Each pixel four times."""
+    """Each pixel four times.
+
+    Args:
+        x: [b h w c].
+    """
     b, h, w, c = x.shape
     doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return doubled.reshape(b, 2 * h, 2 * w, c)
 
 
 def naive_downsample_2d(x: Images) -> Images:
-    """The mean of each 2x2 square."""
+    """The mean of each 2x2 square.
+
+    Args:
+        x: [b h w c], of even h and w.
+    """
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def upsample_2d(x: Images, kernel: FilterKernel) -> Images:
-    """Double the size, then filter."""
+    """Double the size, then filter.
+
+    Args:
+        x: [b h w c].
+        kernel: of the filter along one axis.
+    """
     p = len(kernel) - 2
     # One more zero on the right: the one that follows the last pixel.
     return _filter(x, kernel, up=2, pad=((p + 1) // 2 + 1, p // 2 + 1))
 
 
 def downsample_2d(x: Images, kernel: FilterKernel) -> Images:
-    """Filter, then halve the size."""
+    """Filter, then halve the size.
+
+    Args:
+        x: [b h w c], of even h and w.
+        kernel: of the filter along one axis.
+    """
     p = len(kernel) - 2
     return _filter(x, kernel, down=2, pad=((p + 1) // 2, p // 2))
 

@@ -66,7 +66,15 @@ Constraint = Callable[[Keys, Data, Times], Data]
 def euler_maruyama(
     sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
 ) -> tuple[Data, Times]:
-    """Euler's step of the reverse SDE."""
+    """Euler's step of the reverse SDE.
+
+    Args:
+        sde: what noise is added when.
+        x: [b *d] states.
+        score: [b *d] at these.
+        t: [b] times.
+        step: to the next time.
+    """
     g2 = sde.g2(t)
     drift = expand(sde.f(t), x) * x - expand(g2, x) * score
     return x - drift * step.length, jnp.sqrt(g2 * step.length)
@@ -75,7 +83,15 @@ def euler_maruyama(
 def reverse_diffusion(
     sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
 ) -> tuple[Data, Times]:
-    """The forward rule x -> scale x + spread z, reversed as the SDE is."""
+    """The forward rule x -> scale x + spread z, reversed as the SDE is.
+
+    Args:
+        sde: what noise is added when.
+        x: [b *d] states.
+        score: [b *d] at these.
+        t: [b] times.
+        step: to the next time.
+    """
     scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     return x - expand(scale - 1, x) * x + expand(jnp.square(spread), x) * score, spread
 
@@ -83,7 +99,15 @@ def reverse_diffusion(
 def ancestral_sampling(
     sde: SDE, x: Data, score: Data, t: Times, step: PredictorStep
 ) -> tuple[Data, Times]:
-    """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone."""
+    """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone.
+
+    Args:
+        sde: what noise is added when.
+        x: [b *d] states.
+        score: [b *d] at these.
+        t: [b] times.
+        step: to the next time.
+    """
     scale, spread = FORWARD_RULES[sde.chain](sde, t, step)
     variance = jnp.square(spread)
     mean = (x + expand(variance, x) * score) / expand(scale, x)
@@ -123,6 +147,13 @@ def langevin(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
 
     The means are over the batch, as published. A step from the example's own norms would depend on
     the noise that it scales, and lead away from p_t.
+
+    Args:
+        sde: not used.
+        score: [b *d].
+        z: [b *d] standard normal.
+        t: [b] times.
+        snr: the share.
     """
 
     def norm(a: Data) -> Times:
@@ -132,7 +163,15 @@ def langevin(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
 
 
 def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
-    """The step of annealed Langevin dynamics (NCSN), from sigma_t alone."""
+    """The step of annealed Langevin dynamics (NCSN), from sigma_t alone.
+
+    Args:
+        sde: what noise is added when.
+        score: not used.
+        z: not used.
+        t: [b] times.
+        snr: the square root of half the step, in units of sigma_t.
+    """
     return 2 * jnp.square(snr * sde.sigma(t))
 
 
@@ -218,7 +257,15 @@ class PredictorCorrector:
     def predict(
         self, noise: NoiseFn, sde: SDE, x: Data, t: Times, step: PredictorStep
     ) -> tuple[Data, Times]:
-        """Mean of the state that follows ``x``, and the standard deviation around it."""
+        """Mean of the state that follows ``x``, and the standard deviation around it.
+
+        Args:
+            noise: eps(x, t).
+            sde: the SDE that it belongs to.
+            x: [b *d] states.
+            t: [b] times.
+            step: to the next time.
+        """
         if self.predictor is None:
             return x, jnp.zeros_like(t)
         score = score_of(noise, sde)(x, t)
@@ -228,7 +275,15 @@ class PredictorCorrector:
         return mean, jnp.zeros_like(std)
 
     def correct(self, noise: NoiseFn, sde: SDE, x: Data, t: Times, z: Data) -> Data:
-        """``x`` after one corrector step with standard normal ``z``."""
+        """``x`` after one corrector step with standard normal ``z``.
+
+        Args:
+            noise: eps(x, t).
+            sde: the SDE that it belongs to.
+            x: [b *d] states.
+            t: [b] times.
+            z: [b *d] noise.
+        """
         if self.corrector is None:
             return x
         score = score_of(noise, sde)(x, t)

@@ -54,6 +54,13 @@ class Problem:
 
     With ``fresh`` a solver of fixed steps gives each its own draw of what is random in the
     integrals' rates. One that compares several solutions can't, and takes one for all.
+
+    Args:
+        field: gives the rate of the state, and those of the integrals.
+        start: the clock at the beginning.
+        stop: the clock at the end.
+        sensitivity: what a change of the state does to the result.
+        fresh: whether each step draws anew.
     """
 
     field: ODEField

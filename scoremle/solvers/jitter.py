@@ -25,7 +25,13 @@ DRAW = np.uint32(2**32 - 1)
 
 @dataclass(frozen=True)
 class TimeJitter:
-    """The map c + amount (c - start) (stop - c) / (stop - start), which keeps both ends."""
+    """The map c + amount (c - start) (stop - c) / (stop - start), which keeps both ends.
+
+    Args:
+        start: the clock at the beginning.
+        stop: the clock at the end.
+        amount: [b], 0 for no jitter.
+    """
 
     start: Float[Array, ""]
     stop: Float[Array, ""]
@@ -33,12 +39,22 @@ class TimeJitter:
 
     @classmethod
     def drawn(cls, keys: Keys, start: Float[Array, ""], stop: Float[Array, ""]) -> "TimeJitter":
-        """Draws the amount of each example by its key."""
+        """Draws the amount of each example by its key.
+
+        Args:
+            keys: [b].
+            start: the clock at the beginning.
+            stop: the clock at the end.
+        """
         keys = fold_in(keys, DRAW)
         amount = per_example(jax.random.uniform, keys, (), start.dtype, -MOST, MOST)
         return cls(start, stop, amount)
 
     def at(self, clock: Times) -> tuple[Times, Times]:
-        """The clock of each example after the jitter, and its derivative."""
+        """The clock of each example after the jitter, and its derivative.
+
+        Args:
+            clock: [b] of the solver.
+        """
         part = (clock - self.start) / (self.stop - self.start)
         return clock + self.amount * part * (self.stop - clock), 1 + self.amount * (1 - 2 * part)

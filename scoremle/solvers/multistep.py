@@ -190,6 +190,13 @@ class Planned:
 
     ``held``: all nodes have the first draw, so that two numbers of steps differ by the solver's
     error alone.
+
+    Args:
+        weights: the table of ``steps`` steps.
+        steps: how many.
+        held: whether all steps have one draw.
+        calibration: as of ``Multistep``.
+        typical: as of ``Multistep``.
     """
 
     weights: StepTable
@@ -200,7 +207,13 @@ class Planned:
 
     @classmethod
     def of(cls, steps: int, room: int, *, held: bool = False) -> "Planned":
-        """A plan of ``steps`` steps, in arrays with room for ``room`` of them."""
+        """A plan of ``steps`` steps, in arrays with room for ``room`` of them.
+
+        Args:
+            steps: how many.
+            room: the most steps that programs of these arrays take.
+            held: whether all steps have one draw.
+        """
         return cls(step_table(steps, room), np.int32(steps), np.bool_(held))
 
     def solve(self, problem: Problem, state: Data) -> Solution:
@@ -331,7 +344,11 @@ class Multistep:
         return self._planned(step_table(self.steps), self.steps).solve(problem, state)
 
     def planned(self, room: int) -> "Planned | Multistep":
-        """The same with its plan as data; itself, if it has more steps than ``room``."""
+        """The same with its plan as data; itself, if it has more steps than ``room``.
+
+        Args:
+            room: the most steps that programs of these arrays take.
+        """
         if self.steps > room:
             return self
         return self._planned(step_table(self.steps, room), np.int32(self.steps))

@@ -40,14 +40,24 @@ WIDTH = 3.0
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
-    """The field du/dc of a noise prediction, on the clock c: asinh(lambda / 3), or t."""
+    """The field du/dc of a noise prediction, on the clock c: asinh(lambda / 3), or t.
+
+    Args:
+        noise: eps(x, t).
+        sde: the SDE that it belongs to.
+        variance: of the data, for the scale of the coordinates.
+    """
 
     noise: NoiseFn
     sde: SDE
     variance: float = DATA_VARIANCE
 
     def log_rho(self, t: Times) -> Times:
-        """Logarithm of the scale of the coordinates, x = rho u."""
+        """Logarithm of the scale of the coordinates, x = rho u.
+
+        Args:
+            t: [b] times.
+        """
         return jnp.log(self._rho(t))
 
     def _rho(self, t: Times) -> Times:
@@ -62,7 +72,12 @@ class ProbabilityFlow:
         return self.sde.time_of_log_snr(lam), lam, WIDTH * jnp.cosh(clock)
 
     def velocity(self, clock: Times, u: Data) -> Data:
-        """du/dc."""
+        """du/dc.
+
+        Args:
+            clock: [b].
+            u: [b *d] the state.
+        """
         t, lam, speed = self._at(clock)
         # s / r; s itself may be beyond the range of floats.
         ratio = jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))
@@ -73,7 +88,14 @@ class ProbabilityFlow:
     def velocity_and_divergence(
         self, clock: Times, u: Data, estimator: DivergenceEstimator, probes: Probes
     ) -> Estimates:
-        """du/dc, and the estimates of its divergence with their parts."""
+        """du/dc, and the estimates of its divergence with their parts.
+
+        Args:
+            clock: [b].
+            u: [b *d] the state.
+            estimator: of the divergence.
+            probes: what it drew.
+        """
         # Only numbers are around the network where all dimensions share their log-SNR.
         shared = not self.sde.schedule.per_dimension
         flow = replace(self, noise=within_forms(self.noise)) if shared else self
@@ -83,6 +105,11 @@ class ProbabilityFlow:
         """grad log p(u), from the velocity there: what an error in u does to the likelihood.
 
         As far as the noise prediction is the gradient of a density.
+
+        Args:
+            clock: [b].
+            u: [b *d] the state.
+            velocity: [b *d] du/dc.
         """
         _, lam, speed = self._at(clock)
         # Where lambda does not change, the velocity is zero and of no use.
@@ -90,7 +117,12 @@ class ProbabilityFlow:
         return expand(factor, u) * velocity - u
 
     def span(self, eps: Scalar, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The clock at t = eps and at t = 1."""
+        """The clock at t = eps and at t = 1.
+
+        Args:
+            eps: the smallest time.
+            dtype: of the clock.
+        """
         check_eps(self.sde, eps)
         ends = jnp.asarray([eps, 1.0], dtype)
         if not self.sde.schedule.per_dimension:
