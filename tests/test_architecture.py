@@ -19,6 +19,7 @@ from helpers.source import (
     listed,
     longest_chain,
     names_taken,
+    undocumented,
 )
 
 import scoremle
@@ -196,3 +197,9 @@ def test_no_public_name_is_defined_twice():
             public |= {name} if of_all else set()
     twice = {name: homes[name] for name in public - OF_A_KIND if len(homes[name]) > 1}
     assert not twice, twice
+
+
+def test_what_is_exported_documents_its_arguments():
+    """Each field of a record, too. A method of a protocol or a base class is documented there."""
+    lacking = {name: arguments for name, arguments in undocumented(SOURCES) if arguments}
+    assert not lacking, lacking

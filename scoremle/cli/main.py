@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     0: done; 2: a user's mistake; 3: done, but for what was to be left out; 130 and 143: stopped by
     Ctrl-C and by SIGTERM. With ``--debug``, anywhere in it, what libraries said of a damaged
     file or a full disk is shown, too.
+
+    Args:
+        argv: the words after the program's name; None: those of this process.
     """
     given = sys.argv[1:] if argv is None else argv
     arguments = [argument for argument in given if argument != DEBUG]

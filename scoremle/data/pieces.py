@@ -40,6 +40,14 @@ class Piece:
 
     ``first`` is the index of the first, ``count`` how many they are, as far as is known before an
     archive is read.
+
+    Args:
+        kind: pictures, an archive of pictures, or arrays.
+        folder: where the files are.
+        files: their names in it.
+        first: the index of the first image.
+        count: how many images there are; None if it is not known yet.
+        start: the first row, of an array.
     """
 
     kind: str
@@ -51,7 +59,12 @@ class Piece:
 
 
 class ImageKind(NamedTuple):
-    """Shape of a model's images (height, width, channels), and their number of grey levels."""
+    """Shape of a model's images (height, width, channels), and their number of grey levels.
+
+    Args:
+        shape: (height, width, channels).
+        levels: of grey.
+    """
 
     shape: tuple[int, int, int]
     levels: int = 256
@@ -59,7 +72,14 @@ class ImageKind(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """An image, or the reason why there is none."""
+    """An image, or the reason why there is none.
+
+    Args:
+        index: its number in the source.
+        name: that of its file, or its number.
+        pixels: None if it can't be used.
+        reason: why it can't.
+    """
 
     index: int
     name: str
@@ -69,6 +89,9 @@ class Image:
 
 def pieces_of(path: Path) -> list[Piece]:
     """The pieces of a file, or of a folder that holds files of one kind.
+
+    Args:
+        path: of the source.
 
     Raises UserError for a folder of several kinds, and for one of none.
     """

@@ -36,7 +36,11 @@ class _Type:
 
 @dataclass(frozen=True)
 class PickledName:
-    """Stands for a function or class; as ``numpy.ndarray`` it is named and never called."""
+    """Stands for a function or class; as ``numpy.ndarray`` it is named and never called.
+
+    Args:
+        name: that of the function or class.
+    """
 
     name: str
 
@@ -96,7 +100,11 @@ class PickleReader:
         self._to_encode = size
 
     def read(self, content: bytes | File) -> Any:
-        """The content of the pickle. Raises UserError for one that would do more than make it."""
+        """The content of the pickle. Raises UserError for one that would do more than make it.
+
+        Args:
+            content: bytes, or an open file.
+        """
         for count, (command, value, _) in enumerate(pickletools.genops(content)):
             if count == MAX_COMMANDS:
                 raise UserError(f"it has more than {MAX_COMMANDS} commands, which no batch has")
@@ -165,6 +173,12 @@ class PickleReader:
         return items
 
     def called(self, name: str, *arguments: Any) -> Any:
+        """Returns the result of a call that is known here.
+
+        Args:
+            name: of the function.
+            arguments: of the call.
+        """
         match name, *arguments:
             case "_reconstruct", _, _, _:
                 return _EMPTY
@@ -190,7 +204,12 @@ class PickleReader:
         return self.names[full]
 
     def with_state(self, target: Any, state: Any) -> Any:
-        """An empty array filled, or a type with its byte order."""
+        """An empty array filled, or a type with its byte order.
+
+        Args:
+            target: what the pickle made.
+            state: what it sets in it.
+        """
         if target is _EMPTY:
             _, shape, of_type, fortran, content = of(tuple, state)
             return _array(content, of_type, shape, "F" if fortran else "C")
@@ -202,7 +221,11 @@ class PickleReader:
         return target
 
     def stored(self, key: Any) -> Any:
-        """The thing outside of the pickle that it names by a key."""
+        """The thing outside of the pickle that it names by a key.
+
+        Args:
+            key: the pickle's name for it.
+        """
         raise UserError("it names something outside of it, which no batch of arrays does")
 
 
@@ -214,7 +237,12 @@ def _array(content: Any, of_type: Any, shape: Any, order: str) -> np.ndarray:
 
 
 def of(kind: type | tuple[type, ...], value: Any) -> Any:
-    """The value, which must be of this kind."""
+    """The value, which must be of this kind.
+
+    Args:
+        kind: a type, or several.
+        value: what a pickle gave.
+    """
     if not isinstance(value, kind):
         raise ValueError(f"a {type(value).__name__} where a batch has something else")
     return value

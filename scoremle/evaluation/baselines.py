@@ -29,7 +29,13 @@ def uniform_bpd(test: Images, levels: int) -> Bits:
 
 
 def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
-    """Independent pixels; one count is added to each level, so that none is impossible."""
+    """Independent pixels; one count is added to each level, so that none is impossible.
+
+    Args:
+        train: [n h w c] training images.
+        test: [m h w c] images to measure.
+        levels: of grey.
+    """
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     counts = np.stack([np.bincount(pixel, minlength=levels) for pixel in train.T]) + 1
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
@@ -37,7 +43,12 @@ def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
 
 
 def gaussian_bpd(train: TrainImages, test: Images) -> Bits:
-    """A Gaussian of full covariance, fitted to x + u with u uniform in [0, 1)."""
+    """A Gaussian of full covariance, fitted to x + u with u uniform in [0, 1).
+
+    Args:
+        train: [n h w c] training images.
+        test: [m h w c] images to measure.
+    """
     train = train.reshape(len(train), -1).astype(np.float64)
     test = test.reshape(len(test), -1).astype(np.float64)
     dims = train.shape[1]
@@ -54,6 +65,9 @@ def png_bpd(images: Images) -> Bits:
     """Bits/dim of the pixels as PNG, a code that only uses the similarity of neighbours.
 
     The overhead of the format is a good part of it for small images: compare images of one size.
+
+    Args:
+        images: [n h w c].
     """
     return np.array([8 * _png_bytes(image) / image.size for image in images])
 

@@ -78,7 +78,12 @@ def _style() -> Iterator[Any]:
 
 
 def draw_profile(axes: Any, profile: Mapping[str, Sequence[float]]) -> None:
-    """Draws which noise levels cost the bits of a bound, with 95 % intervals."""
+    """Draws which noise levels cost the bits of a bound, with 95 % intervals.
+
+    Args:
+        axes: of matplotlib.
+        profile: as ``statistics.profile`` gives it.
+    """
     edges, density = np.asarray(profile["log_snr_edges"]), np.asarray(profile["bits_per_dim"])
     axes.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.35)
     if len(profile["stderr"]):

@@ -25,7 +25,13 @@ STRIP, PART_GAP, CAPTION_SIZE = 20, 16, 14
 
 
 class Panel(NamedTuple):
-    """Images under a caption of any number of lines, each above its value where there are some."""
+    """Images under a caption of any number of lines, each above its value where there are some.
+
+    Args:
+        caption: may have several lines.
+        images: [n h w c].
+        values: a text for each image, or none.
+    """
 
     caption: str
     images: UInt8[np.ndarray, "n h w c"]
@@ -51,13 +57,27 @@ def write_grid(
     *,
     caption: str = "",
 ) -> None:
-    """Writes a grid as PNG, enlarged without smoothing so that small images can be seen."""
+    """Writes a grid as PNG, enlarged without smoothing so that small images can be seen.
+
+    Args:
+        path: of the PNG.
+        images: [n h w c].
+        levels: of grey.
+        columns: None: as many as rows, about.
+        caption: above the grid.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     write_parts(path, [Panel(caption, images)], levels, columns)
 
 
 def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None = None) -> bytes:
-    """An image as PNG; levels spread to 0..255, no side longer than ``longest``."""
+    """An image as PNG; levels spread to 0..255, no side longer than ``longest``.
+
+    Args:
+        image: [h w c].
+        levels: of grey.
+        longest: pixels of the longest side; None: as it is.
+    """
     pixels = np.round(image * (255 / (levels - 1))).astype(np.uint8)
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if longest:
@@ -68,7 +88,14 @@ def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None =
 
 
 def write_parts(path: Path, parts: Sequence[Panel], levels: int, columns: int) -> None:
-    """Writes grids one below the other as PNG, a gap between them."""
+    """Writes grids one below the other as PNG, a gap between them.
+
+    Args:
+        path: of the PNG.
+        parts: from above to below.
+        levels: of grey.
+        columns: of each grid.
+    """
     blocks: list[Image.Image] = []
     for part in parts:
         rows = [*_rows(part, levels, columns)]
@@ -116,7 +143,13 @@ def _enlarged(
 
 
 def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
-    """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so."""
+    """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so.
+
+    Args:
+        path: of the PNG.
+        profile: as ``statistics.profile`` gives it.
+        title: above the chart.
+    """
     try:
         content = figures.drawn(partial(figures.draw_profile, profile=profile), "png", title=title)
     except UserError as error:

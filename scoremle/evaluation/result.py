@@ -61,6 +61,39 @@ class Result(Mean):
 
     ``name`` is that of the result there, and of its files in ``folder``. ``model`` is "ODE" of a
     likelihood, "SDE" or "chain" of a bound.
+
+    Args:
+        kind: of the measurement, such as "exact" or "bound".
+        metric: the column that the mean is of.
+        unit: that of the mean.
+        estimator: in words.
+        checkpoint: its number.
+        step: of the training.
+        split: of the images.
+        full_pass: whether all images of the split were measured.
+        augmentation: of the images.
+        eps: the smallest time.
+        matching: of a bound: "denoising" or "sliced".
+        divergence: of a likelihood: how the trace is taken.
+        probes: of the trace.
+        dequantizer: of the images.
+        importance_samples: draws of dequantization noise for each image.
+        label: of the images, or "all".
+        decoder_scale: of the informed decoder, in units of the data, or "learned".
+        seconds_per_image: without compilation.
+        solver_choice: findings of the pilot.
+        profile: bits over noise levels.
+        precision_cost: the error that less than float32 makes, in bits/dim.
+        flags: of the command line that made it.
+        dataset: by its name.
+        data_hash: of the data set.
+        ema_hash: of the averaged parameters.
+        precision: of the network.
+        seed: of all randomness.
+        version: of scoremle.
+        training: its progress.
+        dequantizer_step: of the flow's training.
+        dequantizer_training: the flow's progress.
     """
 
     name: str
@@ -101,6 +134,11 @@ class Result(Mean):
     @classmethod
     def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
         """The result of this name, whose files are in a folder, by its entry in results.json.
+
+        Args:
+            name: of the result.
+            facts: its entry in results.json.
+            folder: of its files.
 
         Raises UserError for one that lacks what is said wherever it is shown.
         """
@@ -166,6 +204,9 @@ class Result(Mean):
     def column(self, name: str) -> Float[np.ndarray, "passes n"] | None:
         """An array beside the result; None where there is none.
 
+        Args:
+            name: of the array.
+
         Raises UserError for one of other images than the result, or with no finite number.
         """
         path = inside(self.folder, f"{self.name}.npz")
@@ -196,7 +237,12 @@ NEEDED = [
 
 
 def check_facts(facts: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a field of another kind than it must be."""
+    """Raises UserError for a field of another kind than it must be.
+
+    Args:
+        facts: an entry of results.json.
+        where: its name, for the error.
+    """
     for name, value in facts.items():
         of_column = Error if name.endswith("_of_mean") else float
         column = of_column | None if name.startswith("mean_") or of_column is Error else Any
@@ -204,7 +250,12 @@ def check_facts(facts: Mapping[str, Any], where: str) -> None:
 
 
 def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:
-    """A column of the arrays of a result; None where there is none that can be read."""
+    """A column of the arrays of a result; None where there is none that can be read.
+
+    Args:
+        path: of the .npz.
+        column: the name of the array.
+    """
     values = (read_npz(path) or {}).get(column, np.zeros(0))
     return values if values.ndim == 2 and values.dtype.kind == "f" else None
 
@@ -254,6 +305,9 @@ def results_table(results: Sequence[Result]) -> str:
     Monte-Carlo draws. The solver's error is the mean over images of what covers it: it has a sign
     of its own and does not shrink with their number. Of a corrected mean it is twice its standard
     error and what the finest level may be off.
+
+    Args:
+        results: in the order of the lines.
     """
     header = (
         "result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image",
@@ -281,7 +335,11 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each measure of sample quality, and under them what they are measured with."""
+    """One line for each measure of sample quality, and under them what they are measured with.
+
+    Args:
+        results: entries of results.json, by name.
+    """
     header = ("result", "measure", "value", "std. error", "samples", "reference images")
     rows = [
         (

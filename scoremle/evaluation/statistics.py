@@ -24,6 +24,11 @@ class Difference(NamedTuple):
     """Difference of two values: its mean over images, and the standard error of that mean.
 
     The error is NaN for one image.
+
+    Args:
+        mean: over images, in the unit of the values.
+        stderr: of that mean.
+        images: how many.
     """
 
     mean: float
@@ -34,7 +39,12 @@ class Difference(NamedTuple):
 def paired_difference(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
 ) -> Difference:
-    """The second less the first, image by image: what both have in common cancels."""
+    """The second less the first, image by image: what both have in common cancels.
+
+    Args:
+        first: [n] values of images.
+        second: [n] those of the same images.
+    """
     gap = second - first
     stderr = standard_error(gap.var(ddof=1), len(gap)) if len(gap) > 1 else float("nan")
     return Difference(float(gap.mean()), stderr, len(gap))
@@ -44,6 +54,10 @@ def profile(values: PassValues, edges: Float[np.ndarray, " edges"]) -> dict[str,
     """Profile of the bits over noise levels: bits/dim for each unit of log-SNR, by bins.
 
     Its integral is the diffusion term. The standard errors are over images.
+
+    Args:
+        values: with a column ``profile`` [passes n bins].
+        edges: of the bins, in log-SNR.
     """
     density = values["profile"].mean(axis=0) / np.diff(edges)
     columns = {

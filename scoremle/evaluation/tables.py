@@ -17,6 +17,11 @@ def table(
 
     On a screen that is too narrow, columns of ``spare`` are left out, the first of them first, and
     a line says which.
+
+    Args:
+        header: of the columns.
+        rows: of texts, one for each column.
+        spare: columns that may be left out.
     """
     lines = [[in_a_line(cell) for cell in line] for line in (header, *rows)]
     widths = {name: max(len(line[i]) for line in lines) for i, name in enumerate(header)}
@@ -46,6 +51,10 @@ def screen_width() -> int | None:
 
 
 def wrapped(text: str) -> list[str]:
-    """A line of text as lines that fit the screen, cut between words, the later ones set in."""
+    """A line of text as lines that fit the screen, cut between words, the later ones set in.
+
+    Args:
+        text: one line.
+    """
     line, width = in_a_line(text), screen_width()
     return [line] if width is None else textwrap.wrap(line, width, subsequent_indent="  ")

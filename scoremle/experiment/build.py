@@ -116,6 +116,17 @@ class Experiment:
     ``evaluation`` has the fields of ``eval`` by their names. Bits/dim are measured by ``by_ode``,
     ``by_elbo`` or, if a bound of steps is configured, ``chain``. For a checkpoint a pilot may
     choose the steps of the first, and the times of the second may be fitted.
+
+    Args:
+        config: all fields by sections.
+        data: the images.
+        model: all of it but its parameters.
+        flow: all of the dequantizer but its parameters.
+        objective: what training minimises.
+        training: settings of the network's.
+        flow_training: settings of the dequantizer's.
+        sampler: of samples.
+        seed: of all randomness.
     """
 
     config: Mapping[str, Any]
@@ -194,7 +205,11 @@ def build(
 
 
 def images_of(config: Any) -> data.ImageSet:
-    """The data set of a config. Raises UserError if it can't be had."""
+    """The data set of a config. Raises UserError if it can't be had.
+
+    Args:
+        config: a resolved one.
+    """
     if not config.data.dataset:
         raise UserError(
             "the data set to measure on is not known: set --config.data.dataset, and for images of"
@@ -399,5 +414,10 @@ def _chain(steps: int, model: ModelSpec) -> BySteps | None:
 
 
 def sampler_of(config: Any, sde: SDE) -> ConfiguredSampler:
-    """The sampler of samples under an SDE that a resolved config names."""
+    """The sampler of samples under an SDE that a resolved config names.
+
+    Args:
+        config: a resolved one.
+        sde: the model's.
+    """
     return choose(SAMPLERS, config.sampling.method, "sampling.method")(config.sampling, sde)

@@ -31,7 +31,15 @@ def card(
     measured: Sequence[Result],
     file: Path,
 ) -> str:
-    """The card of the exported ``file``; of those ``measured``, other checkpoints are left out."""
+    """The card of the exported ``file``; of those ``measured``, other checkpoints are left out.
+
+    Args:
+        place: the working directory.
+        experiment: what was trained.
+        restored: the checkpoint.
+        measured: its results.
+        file: the exported one.
+    """
     use = [f"score {shlex.quote(file.name)} IMAGES"]
     if file.suffix != ".safetensors":
         use = [f"import {shlex.quote(file.name)} --out=WORKDIR", "score WORKDIR IMAGES"]

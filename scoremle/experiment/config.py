@@ -73,7 +73,12 @@ def _check_fields(config: ConfigDict, place: str) -> None:
 
 
 def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any]]:
-    """Type and value of every field, by its dotted name."""
+    """Type and value of every field, by its dotted name.
+
+    Args:
+        config: any.
+        prefix: of the names.
+    """
     found: dict[str, tuple[type, Any]] = {}
     for name in config:
         if isinstance(config[name], ConfigDict):
@@ -89,7 +94,11 @@ def as_fields(group: str) -> AbstractContextManager[None]:
 
 
 def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The fields of a config by their dotted names."""
+    """The fields of a config by their dotted names.
+
+    Args:
+        config: of fields by section.
+    """
     fields: dict[str, Any] = {}
     for section, value in config.items():
         inside = value if isinstance(value, dict | ConfigDict) else {}
@@ -101,6 +110,10 @@ def nearest_field(name: str, known: Iterable[str]) -> str:
     """A question for the field or group that is most like this one; "" if none is.
 
     The last part of its name decides: a group is often left out, or another is named.
+
+    Args:
+        name: that is not known.
+        known: names of fields.
     """
     known = list(known)
     ends = {field: field.rpartition(".")[2] for field in known}
@@ -113,7 +126,12 @@ def nearest_field(name: str, known: Iterable[str]) -> str:
 
 
 def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
-    """One of the package's own configs, resolved, with fields set by their dotted names."""
+    """One of the package's own configs, resolved, with fields set by their dotted names.
+
+    Args:
+        name: of the config.
+        fields: values by dotted names.
+    """
     config, resolve = load_config(name)
     config.update_from_flattened_dict(fields)
     resolve(config)
@@ -121,7 +139,11 @@ def published_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def recorded_config(folder: Path) -> ConfigDict:
-    """The resolved config in a working directory. Raises UserError if it can't be read."""
+    """The resolved config in a working directory. Raises UserError if it can't be read.
+
+    Args:
+        folder: the working directory.
+    """
     from scoremle.files import inside, read_sealed  # import numpy, which --help has no need of
 
     path = inside(folder, CONFIG_RECORD)

@@ -36,18 +36,30 @@ class _Content(TypedDict):
 
 
 def record_path(file: Path) -> Path:
-    """Path of the record of a file in the published format."""
+    """Path of the record of a file in the published format.
+
+    Args:
+        file: the exported one.
+    """
     return file.with_name(f"{file.name}.json")
 
 
 def write_record(place: "Workdir", file: Path) -> Path:
-    """Writes the record beside a file of a working directory, and returns its path."""
+    """Writes the record beside a file of a working directory, and returns its path.
+
+    Args:
+        place: the working directory.
+        file: the exported one.
+    """
     write_sealed(record_path(file), _record(place))
     return record_path(file)
 
 
 def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     """Config and facts of the data of a file; None without a record.
+
+    Args:
+        file: the exported one.
 
     Raises UserError if the record is damaged.
     """
@@ -59,12 +71,21 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
 
 
 def export_notes(place: "Workdir", step: int) -> dict[str, str]:
-    """Notes of a .safetensors with the averaged parameters at a step."""
+    """Notes of a .safetensors with the averaged parameters at a step.
+
+    Args:
+        place: the working directory.
+        step: of the training.
+    """
     return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
 
 
 def is_export(path: Path) -> bool:
-    """Whether this is a .safetensors of an export, by its notes."""
+    """Whether this is a .safetensors of an export, by its notes.
+
+    Args:
+        path: of any file.
+    """
     whole = path.suffix == ".safetensors" and path.is_file()
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 

@@ -64,7 +64,12 @@ class Imported:
         return found
 
     def write(self, family: str, path: Path) -> None:
-        """Copies the model at ``path``; the record comes last."""
+        """Copies the model at ``path``; the record comes last.
+
+        Args:
+            family: its name in ``FAMILIES``.
+            path: of the model's file or folder.
+        """
         hashes = {}
         for name, source in FAMILIES[family].files(path).items():
             with (

@@ -18,7 +18,13 @@ ALL = "all"
 
 
 def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
-    """Returns the model's number of classes. Raises UserError for a label it does not have."""
+    """Returns the model's number of classes. Raises UserError for a label it does not have.
+
+    Args:
+        model: any.
+        label: a number, "all", or "" for none.
+        flag: the caller's name for it, for the error.
+    """
     classes = model.origin.classes
     choices = f"{flag}=N, N from 0 to {classes - 1}, or {flag}={ALL} for the mean over them"
     if label and not classes:

@@ -134,7 +134,11 @@ def _own(place: str) -> ScoreModel:
 
 
 def is_published(place: str) -> bool:
-    """Whether this names a model of a published family."""
+    """Whether this names a model of a published family.
+
+    Args:
+        place: as ``load`` takes it.
+    """
     path = Path(place)
     if not path.exists():
         return place.startswith(HUB)
@@ -142,7 +146,11 @@ def is_published(place: str) -> bool:
 
 
 def is_model_alone(place: str) -> bool:
-    """Whether this names a model that is no working directory."""
+    """Whether this names a model that is no working directory.
+
+    Args:
+        place: as ``load`` takes it.
+    """
     if Path(place).exists():
         return exported.is_export(Path(place)) or is_published(place)
     return is_own(place) or place in NAMES or is_published(place)
@@ -153,6 +161,10 @@ def load_of_images(
 ) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
     """A model of integer images, and the pixels and the shape of these.
 
+    Args:
+        place: as ``load`` takes it.
+        checkpoint: its number; None: the newest.
+
     Raises UserError as ``load``, and for a model of anything else.
     """
     model = load(place, checkpoint)
@@ -161,6 +173,10 @@ def load_of_images(
 
 def of_images(model: ScoreModel, place: str) -> tuple[Pixels, tuple[int, int, int]]:
     """The pixels of the model at a place, and the shape of its images.
+
+    Args:
+        model: any.
+        place: its name, for the error.
 
     Raises UserError for a model of anything but integer images.
     """

@@ -40,6 +40,10 @@ class Cluster(NamedTuple):
     """Address of a cluster ('' for this machine), and the number of workers.
 
     Workers of None: one for each GPU, or one for each four cores.
+
+    Args:
+        address: as Ray has it; "": this machine.
+        workers: how many; None: by GPUs or cores.
     """
 
     address: str = ""
@@ -48,14 +52,22 @@ class Cluster(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Parquet files in a folder: index, name, the fields of ``Scores``, and why one is missing."""
+    """Parquet files in a folder: index, name, the fields of ``Scores``, and why one is missing.
+
+    Args:
+        folder: of its files.
+    """
 
     folder: Path
 
     COLUMNS: ClassVar = (INDEX, "name", *SCORE_COLUMNS, "reason")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Says what the values depend on. Raises UserError if other values are there."""
+        """Says what the values depend on. Raises UserError if other values are there.
+
+        Args:
+            facts: all that a value depends on.
+        """
         path = inside(self.folder, RECORD)
         if not path.exists():
             write_sealed(path, facts)
@@ -70,6 +82,11 @@ class Table:
             )
 
     def write(self, columns: Batch) -> None:
+        """Writes a file of rows.
+
+        Args:
+            columns: a row for each image.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -78,7 +95,11 @@ class Table:
             pq.write_table(pa.table(dict(columns)), temporary)
 
     def column(self, name: str) -> np.ndarray:
-        """A column of all files, each image once, by index."""
+        """A column of all files, each image once, by index.
+
+        Args:
+            name: of the column.
+        """
         return self._read([INDEX, name])[name]
 
     def index(self) -> UInt64[np.ndarray, " n"]:

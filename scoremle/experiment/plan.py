@@ -59,7 +59,11 @@ class Plan:
     devices: int = 1
 
     def costs(self, test_images: int) -> dict[str, Any]:
-        """Costs by name: bytes, seconds, numbers; None if unknown."""
+        """Costs by name: bytes, seconds, numbers; None if unknown.
+
+        Args:
+            test_images: how many an evaluation takes.
+        """
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
         an_image, evaluations = self._likelihood()

@@ -56,7 +56,12 @@ class Recorded(Protocol):
 
 
 def record_of(experiment: Recorded, what: str) -> dict[str, Any]:
-    """The record of an experiment in a checkpoint of its "training", or of its "flow"."""
+    """The record of an experiment in a checkpoint of its "training", or of its "flow".
+
+    Args:
+        experiment: what runs.
+        what: "training" or "flow".
+    """
     facts, (matters, of_data) = data_facts(experiment), KINDS[what]
     return {
         CONFIG: {name: v for name, v in flat(experiment.config).items() if matters(name)},

@@ -112,5 +112,10 @@ def how_to_get(
 def ranks(
     values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " n"]:
-    """The share of the sorted reference that is below each value; NaN where there is none."""
+    """The share of the sorted reference that is below each value; NaN where there is none.
+
+    Args:
+        values: [n] bits/dim.
+        reference: [m] sorted bits/dim of test images.
+    """
     return np.searchsorted(reference, values) / (len(reference) or np.nan)

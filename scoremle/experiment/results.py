@@ -23,6 +23,9 @@ LONGEST_WAIT = 60.0
 def read_results(path: Path) -> dict[str, Any]:
     """Reads the results in the file; none without the file.
 
+    Args:
+        path: of results.json.
+
     Raises UserError if it can't be read, if a result was altered, or if a fact is of another type
     than it must be, such as a name that no file can have.
     """

@@ -63,7 +63,11 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 
 def check_config(config: Any) -> None:
-    """Raises UserError for a value of a resolved config that can't be had."""
+    """Raises UserError for a value of a resolved config that can't be had.
+
+    Args:
+        config: a resolved one.
+    """
     check_types(config)
     fields = flat(config)
     for name, value in ONLY.items():

@@ -36,6 +36,14 @@ class ScoreRow:
     half of what covers the solver's, together. ``rank`` is the share of the model's own test
     images with less bits/dim, and ``png_bpd`` what the image takes as PNG. ``log_prob`` is in
     nats, all else in bits/dim. Of a file without a score they are NaN.
+
+    Args:
+        file: its name.
+        changes: what was done to the picture, in words.
+        bpd: bits/dim.
+        stderr: of a few passes.
+        probe_stderr: from random probes.
+        solver_error: what covers the solver's error.
     """
 
     file: str
@@ -94,7 +102,11 @@ def rows(
 
 
 def decimals(error: float) -> int:
-    """Decimals of a value with this error: those of two digits of the error."""
+    """Decimals of a value with this error: those of two digits of the error.
+
+    Args:
+        error: of the value.
+    """
     if not (math.isfinite(error) and error > 0):
         return MOST_DECIMALS
     return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))

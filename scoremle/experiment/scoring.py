@@ -52,6 +52,10 @@ class Scoring:
 
     ``doubts`` are about the model's declaration. By ``levels`` the mean over images can be
     corrected for its solver. ``label`` is that of the images, where one was asked for.
+
+    Args:
+        estimator: with its solver, as chosen for the images.
+        notes: lines for the user.
     """
 
     model: ScoreModel
@@ -62,11 +66,20 @@ class Scoring:
     label: str = ""
 
     def score(self, images: Images, **options: Any) -> Scored:
-        """``score_images`` of the model by the estimator."""
+        """``score_images`` of the model by the estimator.
+
+        Args:
+            images: [n h w c] integers.
+            options: those of ``score_images``.
+        """
         return score_images(self.model, self.estimator, images, **options)
 
     def corrected(self, scored: Scored) -> Scored:
-        """The same with its mean corrected for the solver, as far as there are ``levels``."""
+        """The same with its mean corrected for the solver, as far as there are ``levels``.
+
+        Args:
+            scored: values of images.
+        """
         return scored.corrected(self.levels, TOLERANCE)
 
     @property
@@ -97,7 +110,14 @@ class Scoring:
         }
 
     def parts(self, above: Path, place: str, images: Images, seed: int) -> Path:
-        """The folder of finished parts in ``above``: a name for all that a value depends on."""
+        """The folder of finished parts in ``above``: a name for all that a value depends on.
+
+        Args:
+            above: the folder of all parts.
+            place: of the model.
+            images: [n h w c] integers.
+            seed: of all randomness.
+        """
         of_images = {"images": content_hash(images), "shape": list(images.shape)}
         return above / fingerprint(self.identity(place, seed) | of_images)
 
@@ -118,6 +138,15 @@ def prepared(
     unless the model has one. Under all labels there is no one condition to check, and these go by
     the first. ``steps``: how many a chain has; None: all of the model's own. To ``correct`` the
     mean, the pilot chooses levels, too. Raises UserError for what does not fit.
+
+    Args:
+        model: one of images.
+        images: [n h w c] integers.
+        estimator: "ode", "bound" or "steps".
+        label: a number, "all", or "" for none.
+        steps: of a chain.
+        passes: over each image.
+        correct: whether the mean over images is to be corrected.
     """
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work

@@ -64,7 +64,11 @@ class _Notes(TypedDict):
 
 @dataclass(frozen=True)
 class Workdir:
-    """The folder of an experiment."""
+    """The folder of an experiment.
+
+    Args:
+        folder: its path.
+    """
 
     folder: Path
 
@@ -90,7 +94,12 @@ class Workdir:
         return PublishedCheckpoints(self.inside(PREEMPTION), keep=PREEMPTION_KEEP)
 
     def inside(self, *names: str, writing: bool = False) -> Path:
-        """A place in the folder, as ``files.inside``."""
+        """A place in the folder, as ``files.inside``.
+
+        Args:
+            names: of the folders on the way, and the last one.
+            writing: whether it is to be written.
+        """
         return inside(self.folder, *names, writing=writing)
 
     def locked(self) -> AbstractContextManager[None]:
@@ -108,7 +117,11 @@ class Workdir:
         return bool(self.snapshots.numbers() or self.preemption.numbers())
 
     def check_seen_alike(self, experiment: Recorded) -> None:
-        """Raises UserError if the processes of a run see other data or checkpoints."""
+        """Raises UserError if the processes of a run see other data or checkpoints.
+
+        Args:
+            experiment: what runs.
+        """
         there = {store.folder.name: store.numbers() for store in (self.snapshots, self.preemption)}
         check_agreed({**data_facts(experiment), **there})
 
@@ -130,7 +143,11 @@ class Workdir:
         return recorded_config(self.folder)
 
     def training(self, *, flow: bool = False) -> dict[str, Any] | None:
-        """Steps of the training here, the newest, and if it is finished; None if none ran."""
+        """Steps of the training here, the newest, and if it is finished; None if none ran.
+
+        Args:
+            flow: whether it is the dequantizer's.
+        """
         newest = max(self.preemption.own(), default=None)  # their numbers are steps
         if newest is None:
             return None
@@ -180,6 +197,9 @@ class Workdir:
 
         That is so in a folder as published, and in one that was imported. To be called before
         ``describe``: raises UserError if what is there belongs to another network.
+
+        Args:
+            template: a state of the same structure.
         """
         if self.preemption.numbers():
             if not self.config_path.exists():  # as published: nothing has compared them yet
@@ -192,7 +212,11 @@ class Workdir:
         return state
 
     def describe(self, experiment: Recorded) -> None:
-        """Writes what the experiment is."""
+        """Writes what the experiment is.
+
+        Args:
+            experiment: what runs.
+        """
         write_sealed(self.config_path, experiment.config)
         write_sealed(self.data_path, data_facts(experiment))
 

@@ -38,13 +38,20 @@ ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether this is a file of torch.save: a zip with a pickle that names its tensors."""
+    """Whether this is a file of torch.save: a zip with a pickle that names its tensors.
+
+    Args:
+        path: of any file.
+    """
     with opened(named(path), MAX_MODEL) as file:
         return torch_file.is_zip(file)
 
 
 def load_pth(path: Path) -> Any:
     """The content of a .pth, its tensors as arrays. No code in it is run.
+
+    Args:
+        path: of the file.
 
     Raises Damaged for one that is damaged, or that would take far more memory than it has bytes.
     """
@@ -57,7 +64,11 @@ def load_pth(path: Path) -> Any:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, by name. Raises UserError for a file of another kind."""
+    """The tensors of a state dict, by name. Raises UserError for a file of another kind.
+
+    Args:
+        path: of the file.
+    """
     try:
         content = load_pth(path)
     except Damaged as error:
@@ -89,7 +100,11 @@ def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def network_parameters(arrays: Arrays) -> dict[str, Any]:
-    """The tree of parameters of a state dict with names ``all_modules.<number>.<name>``."""
+    """The tree of parameters of a state dict with names ``all_modules.<number>.<name>``.
+
+    Args:
+        arrays: by the names of PyTorch.
+    """
     parts: dict[int, Part] = {}
     for name, array in arrays.items():
         match = NAME.fullmatch(name)

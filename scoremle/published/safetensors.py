@@ -30,7 +30,13 @@ NOTES = "__metadata__"
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
-    """Writes named arrays, and notes beside them."""
+    """Writes named arrays, and notes beside them.
+
+    Args:
+        path: of the file.
+        arrays: by name.
+        notes: texts by name.
+    """
     header: dict[str, object] = {NOTES: dict(notes)}
     end = 0
     for name, array in arrays.items():
@@ -46,14 +52,22 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]
 
 
 def is_file(path: Path) -> bool:
-    """Whether this is a file of tensors, by its ending or its first bytes."""
+    """Whether this is a file of tensors, by its ending or its first bytes.
+
+    Args:
+        path: of any file.
+    """
     with opened(named(path), MAX_MODEL) as file:
         begin = file.read(9)
     return path.suffix == ".safetensors" or begin[8:] == b"{"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a file, mapped from disk. Raises UserError if it is damaged."""
+    """The named arrays of a file, mapped from disk. Raises UserError if it is damaged.
+
+    Args:
+        path: of the file.
+    """
     with opened(path, MAX_MODEL) as file:
         start, header = _header(file, path)
         header.pop(NOTES, None)
@@ -69,7 +83,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def notes(path: Path) -> dict[str, str]:
-    """The notes beside the arrays of a file. Raises UserError if it is damaged."""
+    """The notes beside the arrays of a file. Raises UserError if it is damaged.
+
+    Args:
+        path: of the file.
+    """
     with opened(path, MAX_MODEL) as file:
         found = _header(file, path)[1].get(NOTES, {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):

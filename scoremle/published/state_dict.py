@@ -69,7 +69,12 @@ def read(path: Path) -> Tree:
 
 
 def write(path: Path, tree: Tree) -> None:
-    """Writes a nested dict of arrays, in the order that it has."""
+    """Writes a nested dict of arrays, in the order that it has.
+
+    Args:
+        path: of the file.
+        tree: nested dicts of arrays.
+    """
     content = msgpack.packb(tree, default=_packed, strict_types=True)
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)

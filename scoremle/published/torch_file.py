@@ -125,7 +125,12 @@ def read(file: File, size: int) -> Any:
 
 
 def check_zip(archive: zipfile.ZipFile, size: int) -> None:
-    """Raises ValueError unless the members are no larger than the file, as PyTorch writes them."""
+    """Raises ValueError unless the members are no larger than the file, as PyTorch writes them.
+
+    Args:
+        archive: an opened file.
+        size: its bytes.
+    """
     if sum(info.file_size for info in archive.infolist()) > size:
         raise ValueError("its members are compressed, or overlap")
 

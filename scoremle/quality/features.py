@@ -52,7 +52,14 @@ UNRECORDED = (
 
 @dataclass(frozen=True)
 class Extractor:
-    """A function of uint8 colour images, what it is, and how many features it has."""
+    """A function of uint8 colour images, what it is, and how many features it has.
+
+    Args:
+        apply: gives the features of uint8 [b h w 3].
+        name: the network, in words.
+        size: number of features.
+        weights_sha256: that of the file of its weights.
+    """
 
     apply: Callable[[UInt8[AnyArray, "b h w 3"]], inception.Features]
     name: str
@@ -74,6 +81,13 @@ def extract(
     """Features of all images in order: ``pool_3`` [n d] and ``logits`` [n classes].
 
     Finished parts are kept in ``folder``.
+
+    Args:
+        extractor: the network.
+        images: [n h w c].
+        levels: of grey.
+        folder: keeps finished parts.
+        label: that progress is shown under.
     """
 
     def work(_: int, index: Int[np.ndarray, " size"]) -> Arrays:
@@ -96,12 +110,22 @@ def _colour(images: UInt8Images, levels: int) -> UInt8[np.ndarray, "b h w 3"]:
 
 
 def write_inception(path: Path, params: Mapping[str, np.ndarray], source_sha256: str) -> None:
-    """Writes parameters by name, with the hash of the file that they come from."""
+    """Writes parameters by name, with the hash of the file that they come from.
+
+    Args:
+        path: of the file.
+        params: by name.
+        source_sha256: that of the file that they come from.
+    """
     write_npz(path, {**params, "source_sha256": np.asarray(source_sha256)})
 
 
 def load_inception(path: Path) -> Extractor:
-    """The extractor whose weights ``scoremle convert-inception`` wrote."""
+    """The extractor whose weights ``scoremle convert-inception`` wrote.
+
+    Args:
+        path: of the file.
+    """
     devices.check_devices()
     how = "make it with: scoremle convert-inception"
     if not path.is_file():
@@ -135,7 +159,12 @@ class _Record(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of the images that samples are compared with, and what is known of them."""
+    """Features of the images that samples are compared with, and what is known of them.
+
+    Args:
+        pool: [n d] features.
+        facts: of the images and the extractor.
+    """
 
     pool: Float[np.ndarray, "n d"]
     facts: dict[str, Any]
@@ -144,13 +173,24 @@ class Reference:
 def write_reference(
     path: Path, pool: Float[np.ndarray, "n d"], extractor: Extractor, facts: dict[str, Any]
 ) -> None:
-    """Writes features as ``pool_3``, the name that score_flow has, and what they are."""
+    """Writes features as ``pool_3``, the name that score_flow has, and what they are.
+
+    Args:
+        path: of the file.
+        pool: [n d] features.
+        extractor: the network that made them.
+        facts: of the images.
+    """
     record = json.dumps({"origin": extractor.identity, **facts})
     write_npz(path, {"pool_3": pool, "record": np.asarray(record)})
 
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:
     """Reads what ``scoremle stats`` wrote for this extractor, or ``pool_3`` without a record.
+
+    Args:
+        path: of the file.
+        extractor: the network that must have made them.
 
     Raises UserError for features of another extractor; warns if it can't be known.
     """

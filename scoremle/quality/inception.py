@@ -201,6 +201,9 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def from_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters by name from the arrays of the usual state dict (pt_inception-2015-12-05).
 
+    Args:
+        state: arrays by the names of PyTorch.
+
     Raises UserError, with the names, if arrays are missing or are not of this network.
     """
     needed = _torch_shapes()

@@ -56,6 +56,10 @@ def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     """Fréchet distance between Gaussians of the features' means and covariances.
 
     Biased upwards, by an amount that depends on the numbers of images: compare equal ones.
+
+    Args:
+        a: [n d] features.
+        b: [m d] features.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     return frechet_of_moments(
@@ -87,6 +91,11 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
     """The mean of the unbiased squared MMD over disjoint subsets; it may be negative.
 
     A subset has ``subset`` images of each set, or fewer if that would make less than ten subsets.
+
+    Args:
+        a: [n d] features.
+        b: [m d] features.
+        subset: images of each set in a subset.
     """
     fewer = min(len(a), len(b))
     subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
@@ -119,7 +128,12 @@ def squared_mmd(x: FeatureRows, y: FeatureRows) -> float:
 
 
 def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS) -> Estimate:
-    """The mean over ``splits`` disjoint parts, each with its own p(class), as is usual."""
+    """The mean over ``splits`` disjoint parts, each with its own p(class), as is usual.
+
+    Args:
+        logits: [n classes].
+        splits: number of parts.
+    """
     log_p = log_softmax(logits.astype(np.float64), axis=1)
     scores = []
     for part in np.array_split(log_p, splits):
@@ -137,7 +151,13 @@ def _mean(values: list[float]) -> Estimate:
 def precision_recall(
     samples: FeatureRows, reference: FeatureRows, *, neighbours: int = NEIGHBOURS
 ) -> PrecisionRecall:
-    """Precision and recall of at most 10,000 random images of each set: all pairs are compared."""
+    """Precision and recall of at most 10,000 random images of each set: all pairs are compared.
+
+    Args:
+        samples: [n d] features.
+        reference: [m d] features.
+        neighbours: the place of the neighbour whose distance is a point's radius.
+    """
     samples, reference = _thinned(samples), _thinned(reference)
     return PrecisionRecall(
         _covered(samples, reference, neighbours),

@@ -35,6 +35,14 @@ class About:
 
     ``levels`` are those of the images, ``reference`` the number of test images that ranks are
     among, and ``facts`` lines about the mean.
+
+    Args:
+        model: its name.
+        images: where they are.
+        levels: of grey.
+        dims: of an image.
+        reference: number of test images that ranks are among.
+        facts: lines about the mean.
     """
 
     model: str
@@ -46,7 +54,13 @@ class About:
 
 
 def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
-    """Writes the page; files without a score are listed with their reasons."""
+    """Writes the page; files without a score are listed with their reasons.
+
+    Args:
+        path: of the file.
+        rows: a row for each image.
+        about: what the page is about.
+    """
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     page = Page(f"Scores of {about.images}", f"By the model {about.model}, likeliest first.")
     page.section("What the numbers say")

@@ -43,7 +43,13 @@ _saves = itertools.count()
 
 
 class Restored(NamedTuple):
-    """A tree as it was saved, the notes saved with it, and the number of the checkpoint."""
+    """A tree as it was saved, the notes saved with it, and the number of the checkpoint.
+
+    Args:
+        tree: of arrays.
+        meta: notes in values of JSON.
+        number: of the checkpoint.
+    """
 
     tree: Any
     meta: dict[str, Any]
@@ -82,6 +88,10 @@ class Checkpoints:
     """The checkpoints in one folder, by number; the newest ``keep`` of them, or all if None.
 
     One process writes to a folder at a time; others may read.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many of the newest; None: all.
     """
 
     def __init__(self, folder: Path, *, keep: int | None) -> None:
@@ -118,6 +128,11 @@ class Checkpoints:
         All processes of a run call it. Those that have parts of arrays write them, and the first
         all else. It returns there when everything is on disk. Killed at any moment, or without
         power, it leaves the other checkpoints, and of this number the old one or the new one.
+
+        Args:
+            number: of the checkpoint.
+            tree: of arrays.
+            meta: notes in values of JSON.
         """
         if not (files.is_writer() or checksums.part_axes(named_leaves(tree))):
             return
@@ -237,12 +252,21 @@ class Checkpoints:
 
 
 def leaves(tree: Any) -> dict[str, list[Any]]:
-    """Name -> [shape, dtype], in a form that JSON gives back unchanged."""
+    """Name -> [shape, dtype], in a form that JSON gives back unchanged.
+
+    Args:
+        tree: of arrays.
+    """
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(tree)}
 
 
 def first_difference(saved: dict[str, list[Any]], needed: dict[str, list[Any]]) -> str | None:
-    """The first leaf in which a checkpoint is not what the program needs, in words."""
+    """The first leaf in which a checkpoint is not what the program needs, in words.
+
+    Args:
+        saved: leaves of the checkpoint.
+        needed: leaves of the program.
+    """
     for name, (shape, dtype) in needed.items():
         if name not in saved:
             return f"has no {name}, which the network needs"

@@ -26,7 +26,11 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def tree_hash(tree: Any) -> str:
-    """Hash in hexadecimal of the names, dtypes, shapes and values of all leaves."""
+    """Hash in hexadecimal of the names, dtypes, shapes and values of all leaves.
+
+    Args:
+        tree: of arrays.
+    """
     return hash_of(named_leaves(tree))
 
 

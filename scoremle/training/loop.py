@@ -58,6 +58,14 @@ class Intervals:
     """Number of steps, steps in a call, and intervals of the regular actions, in steps.
 
     An action falls on the first boundary between calls at or after each multiple.
+
+    Args:
+        n_iters: steps of the training.
+        n_jitted_steps: steps in a call.
+        log_freq: steps between rows of numbers.
+        eval_freq: steps between evaluations.
+        snapshot_freq: steps between snapshots.
+        snapshot_freq_for_preemption: steps between checkpoints to go on from.
     """
 
     n_iters: int
@@ -78,7 +86,11 @@ class Intervals:
         return range(step, min(boundary, self.n_iters))
 
     def due(self, group: range) -> set[str]:
-        """Names of the actions after these steps; after the last steps, all."""
+        """Names of the actions after these steps; after the last steps, all.
+
+        Args:
+            group: the steps of a call.
+        """
         every = {
             "log": self.log_freq,
             "eval": self.eval_freq,
@@ -90,6 +102,11 @@ class Intervals:
         return {name for name, f in every.items() if group.stop // f > group.start // f}
 
     def snapshot_number(self, step: int) -> int:
+        """The number of the snapshot at a step.
+
+        Args:
+            step: of the training.
+        """
         return step // self.snapshot_freq
 
 
@@ -213,7 +230,12 @@ class Loop:
         self.rollbacks = max(self.rollbacks, meta.get("rollbacks", 0))
 
     def go_back(self, error: Diverged, template: TrainState) -> None:
-        """Rolls back to the last good checkpoint; raises the error without one or at the limit."""
+        """Rolls back to the last good checkpoint; raises the error without one or at the limit.
+
+        Args:
+            error: what was not finite.
+            template: a state of the same structure.
+        """
         if not self.preemption or not self.saved or self.rollbacks >= self.limit:
             raise error
         self.rollbacks += 1
@@ -224,7 +246,11 @@ class Loop:
         )
 
     def go_on(self, signals: list[int]) -> None:
-        """Trains to the end, or to the first boundary after a signal."""
+        """Trains to the end, or to the first boundary after a signal.
+
+        Args:
+            signals: numbers of those that came; it is filled while it runs.
+        """
         self.writer.rewind(self.at)
         batch = self.batches(self.rollbacks)
         while not self.finished and not self.ended:

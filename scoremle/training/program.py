@@ -28,6 +28,11 @@ class Program:
     """k steps, called with a state and k batches, each of which is taken in ``accumulate`` parts.
 
     ``jitted`` makes one step.
+
+    Args:
+        jitted: makes one step.
+        fixed: arrays that no step changes.
+        accumulate: parts of a batch.
     """
 
     jitted: Any
@@ -42,7 +47,12 @@ class Program:
         return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
     def lower(self, state: TrainState, batches: Batches) -> jax.stages.Lowered:
-        """The program that XLA is given for a call with these, or with shapes like theirs."""
+        """The program that XLA is given for a call with these, or with shapes like theirs.
+
+        Args:
+            state: before the step.
+            batches: [k ...] stacked.
+        """
         return self.jitted.lower(self.fixed, state, _batch(batches, 0))
 
 
@@ -75,6 +85,11 @@ def make_program(
     numbers of images. The gradient of a batch is the mean over ``accumulate`` parts of it, one
     after the other, so that memory holds the activations of one. ``places`` are the shardings of a
     state; None: whole on each device.
+
+    Args:
+        optimizer: of optax.
+        ema_rate: of the moving average of the parameters.
+        seed: of all randomness.
     """
     rule = Rule(optimizer, ema_rate, gather, accumulate)
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
@@ -96,6 +111,11 @@ def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs])
     """The batch whose work fills so many bytes, on the line through two batches; 0 if none does.
 
     It divides over the devices.
+
+    Args:
+        room: in bytes.
+        small: a batch, and what it needs.
+        large: another batch, and what it needs.
     """
     (few, of_few), (many, of_many) = small, large
     an_image = max((of_many.work - of_few.work) / (many - few), 1.0)
@@ -110,6 +130,10 @@ def checked(program: Program, lighter: str | None = None) -> Step:
     ``lighter``: a field of the config, with a value that makes them need less. Raises UserError if
     the device could never hold what they need, and warns if it can't now. Either names a batch
     that fits, and that field.
+
+    Args:
+        program: the steps.
+        lighter: a field of the config with a value, or None.
     """
     known = False
 

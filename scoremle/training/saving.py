@@ -35,12 +35,23 @@ class Saving:
         self._under_way: Future[None] | None = None
 
     def copy(self, state: Any) -> Any:
-        """A state to save, when the one before is on disk. All processes of a run call it."""
+        """A state to save, when the one before is on disk. All processes of a run call it.
+
+        Args:
+            state: a tree of arrays.
+        """
         self.wait()
         return jax.tree.map(_copy, state)
 
     def save(self, store: Checkpoints, number: int, copy: Any, note: dict[str, Any]) -> None:
-        """Begins to save a copy, after what is under way; if that fails, not at all."""
+        """Begins to save a copy, after what is under way; if that fails, not at all.
+
+        Args:
+            store: the checkpoints.
+            number: of the checkpoint.
+            copy: what ``copy`` gave.
+            note: in values of JSON.
+        """
         self._under_way = self._thread.submit(_save, self._under_way, store, number, copy, note)
 
     def wait(self) -> None:
@@ -83,7 +94,11 @@ def _save(
 
 
 def bytes_of_copy(state: Any) -> int:
-    """Bytes of each device's memory that a copy takes: its share on a CPU, else 0."""
+    """Bytes of each device's memory that a copy takes: its share on a CPU, else 0.
+
+    Args:
+        state: a tree of arrays.
+    """
 
     def of(leaf: Any) -> int:
         split = part_axis(leaf) is not None

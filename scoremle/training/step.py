@@ -36,6 +36,11 @@ class TrainState(NamedTuple):
     """The state that training changes; ``step`` counts the updates made.
 
     ``memory`` is what the loss has learned of itself; (): nothing.
+
+    Args:
+        params: the parameters.
+        ema: their moving average.
+        opt_state: of the optimizer.
     """
 
     step: Int[Array, ""]
@@ -73,6 +78,16 @@ def make_optimizer(
 
     With warm-up the very first update has rate 0, but Adam's moments take it in. Weights decay
     apart from the gradient, and with ``decay_biases`` all parameters are weights.
+
+    Args:
+        lr: the learning rate after the warm-up.
+        beta1: Adam's, of the mean.
+        eps: Adam's.
+        warmup: in steps.
+        grad_clip: the greatest norm of a gradient; below 0: any.
+        weight_decay: its rate.
+        beta2: Adam's, of the square.
+        decay_biases: whether biases and scales decay, too.
     """
     rate = (lambda i: lr * jnp.minimum(i / warmup, 1.0)) if warmup > 0 else lr
     clip = _clip(grad_clip) if grad_clip >= 0 else optax.identity()
@@ -104,7 +119,13 @@ def _clip(limit: float) -> optax.GradientTransformation:
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, memory: Any = ()
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+        params: the parameters.
+        optimizer: of optax.
+        memory: of the loss.
+    """
     # A copy, since a step reuses the memory of the state that it is given, each array once.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), memory)

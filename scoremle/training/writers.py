@@ -47,17 +47,31 @@ class Writer:
         """Begins after ``step``, and forgets what an earlier run wrote beyond it."""
 
     def write(self, step: int, row: LogRow) -> None:
-        """Takes a row."""
+        """Takes a row.
+
+        Args:
+            step: of the training.
+            row: numbers by name.
+        """
 
     def at(self, step: int, doing: str = "") -> None:
-        """The steps before this one are done, and now something else is, if it is named."""
+        """The steps before this one are done, and now something else is, if it is named.
+
+        Args:
+            step: the number of those done.
+            doing: what is done now; "": training.
+        """
 
     def close(self) -> None:
         """Takes no more."""
 
 
 class FanOut(Writer):
-    """Several writers as one."""
+    """Several writers as one.
+
+    Args:
+        writers: in order.
+    """
 
     def __init__(self, *writers: Writer) -> None:
         self._writers = writers
@@ -67,10 +81,22 @@ class FanOut(Writer):
             writer.rewind(step)
 
     def write(self, step: int, row: LogRow) -> None:
+        """Hands a row to each writer.
+
+        Args:
+            step: of the training.
+            row: numbers by name.
+        """
         for writer in self._writers:
             writer.write(step, row)
 
     def at(self, step: int, doing: str = "") -> None:
+        """Calls ``at`` of each writer.
+
+        Args:
+            step: the number of those done.
+            doing: what is done now; "": training.
+        """
         for writer in self._writers:
             writer.at(step, doing)
 
@@ -80,7 +106,11 @@ class FanOut(Writer):
 
 
 class JsonLines(Writer):
-    """One JSON object a line: ``{"step": 100, "loss": 0.12, ...}``; null if not finite."""
+    """One JSON object a line: ``{"step": 100, "loss": 0.12, ...}``; null if not finite.
+
+    Args:
+        path: of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,6 +123,12 @@ class JsonLines(Writer):
             new.write_text("".join(kept))
 
     def write(self, step: int, row: LogRow) -> None:
+        """Writes a line.
+
+        Args:
+            step: of the training.
+            row: numbers by name.
+        """
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
         with files.writing(self._path):
             with open(self._path, "a", opener=handle_of) as file:
@@ -143,6 +179,10 @@ class Console(Writer):
 
     bits/dim that do not beat the ``uniform`` distribution come too early: the averaged parameters
     are mostly those of the beginning, whatever the network has learned. They are labelled so.
+
+    Args:
+        n_iters: steps of the training.
+        uniform: bits/dim of a uniform distribution.
     """
 
     def __init__(self, n_iters: int, uniform: float = math.inf) -> None:
@@ -154,6 +194,12 @@ class Console(Writer):
         self._progress.start(step)
 
     def write(self, step: int, row: LogRow) -> None:
+        """Shows a row.
+
+        Args:
+            step: of the training.
+            row: numbers by name.
+        """
         if "eval_bpd" in row:
             stderr = f" +- {row['eval_bpd_stderr']:.3f}" if "eval_bpd_stderr" in row else ""
             early = " (too early: above uniform)" * (row["eval_bpd"] >= self._uniform)
@@ -165,6 +211,12 @@ class Console(Writer):
         self._progress.tell(step, "  ".join(words))
 
     def at(self, step: int, doing: str = "") -> None:
+        """Shows the progress.
+
+        Args:
+            step: the number of those done.
+            doing: what is done now; "": training.
+        """
         if doing:
             self._progress.doing(step, doing)
         else:
@@ -179,7 +231,13 @@ class Console(Writer):
 
 @dataclass(frozen=True)
 class Run:
-    """Description of a training for a tracker: folder, data set, and config by dotted names."""
+    """Description of a training for a tracker: folder, data set, and config by dotted names.
+
+    Args:
+        folder: of the training.
+        dataset: by its name.
+        config: values by dotted names.
+    """
 
     folder: Path
     dataset: str

@@ -131,6 +131,12 @@ def assembled(
 
     ``weights`` gives that once the configs are known to be good. Raises UserError for what can't
     be served, with ``place``, where it is from.
+
+    Args:
+        config: of the network.
+        scheduler: its config.
+        weights: gives the tensors by name.
+        place: where it is from.
     """
     network, schedule, fields = _declared(config, scheduler, place)
     sde, channels = SDE("vp", schedule, 1.0), network.in_channels
@@ -220,7 +226,12 @@ def _there(path: Path, *names: str) -> Path | None:
 
 
 def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
-    """Raises UserError for the parts of a latent model, as ``model_index.json`` lists them."""
+    """Raises UserError for the parts of a latent model, as ``model_index.json`` lists them.
+
+    Args:
+        place: where it is from.
+        parts: of the pipeline.
+    """
     if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
         raise UserError(
             f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"

@@ -105,5 +105,9 @@ OTHER_FAMILIES = (
 
 
 def family_of(path: Path) -> str | None:
-    """The name of the family of the model at a path; None if it is of none."""
+    """The name of the family of the model at a path; None if it is of none.
+
+    Args:
+        path: of a file or a folder.
+    """
     return next((name for name, family in FAMILIES.items() if family.is_one(path)), None)

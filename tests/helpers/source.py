@@ -8,12 +8,13 @@ import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from typing import TypeGuard
 
 from helpers.places import ROOT
 
 __all__ = [
     "SOURCES", "changed", "defined", "described", "dotted", "exported", "imports",
-    "lines_of_code", "listed", "longest_chain", "names_taken",
+    "lines_of_code", "listed", "longest_chain", "names_taken", "undocumented",
 ]  # fmt: skip
 
 SOURCES = {
@@ -134,6 +135,78 @@ def defined(text: str) -> dict[str, bool]:
             names = [node.id for node in nodes if isinstance(node, ast.Name)]
             found |= {name: name in seen for name in names}
     return {name: of_all for name, of_all in found.items() if not name.startswith("_")}
+
+
+def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields exported functions, methods and records with the arguments that lack a text.
+
+    A line below ``Args:`` is one, or the name in double backticks. What a base class or a protocol
+    documents, others need not.
+    """
+    trees = {file: ast.parse(text) for file, text in sources.items()}
+    classes = [node for tree in trees.values() for node in tree.body if _is_class(node)]
+    bases = {ast.unparse(base).split("[")[0] for node in classes for base in node.bases}
+    of_bases = {
+        method.name
+        for node in classes if node.name in bases or "Protocol" in map(ast.unparse, node.bases)
+        for method in _methods(node)
+    }  # fmt: skip
+    for file, tree in trees.items():
+        exported = set(listed(sources[file]))
+        for node in tree.body:
+            if _name(node) not in exported:
+                continue
+            if isinstance(node, ast.FunctionDef):
+                yield f"{file}: {node.name}", _lacking(node, _arguments(node))
+            elif _is_class(node):
+                is_base = node.name in bases or "Protocol" in map(ast.unparse, node.bases)
+                yield f"{file}: {node.name}", _lacking(node, _fields(node))
+                for method in _methods(node):
+                    if is_base or method.name not in of_bases:
+                        yield f"{file}: {node.name}.{method.name}", _lacking(
+                            method, _arguments(method)
+                        )
+
+
+def _is_class(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
+    return isinstance(node, ast.ClassDef)
+
+
+def _methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
+    """The public methods of a class, without its properties."""
+    return [
+        each for each in node.body
+        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
+        and "property" not in " ".join(map(ast.unparse, each.decorator_list))
+    ]  # fmt: skip
+
+
+def _fields(node: ast.ClassDef) -> list[str]:
+    """What a class is made of: arguments of its constructor, or its fields."""
+    for each in node.body:
+        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+            return _arguments(each)
+    return [
+        each.target.id for each in node.body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        and not each.target.id.startswith("_") and "ClassVar" not in ast.unparse(each.annotation)
+        and not (each.value and "init=False" in ast.unparse(each.value))
+    ]  # fmt: skip
+
+
+def _arguments(node: ast.FunctionDef) -> list[str]:
+    a = node.args
+    every = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+    return [each.arg for each in every if each.arg not in ("self", "cls")]
+
+
+def _lacking(node: ast.FunctionDef | ast.ClassDef, names: list[str]) -> list[str]:
+    text = ast.get_docstring(node) or ""
+    return [
+        name for name in names
+        if not name.startswith("_")
+        and not re.search(rf"^\s+(?:\w+, )*{name}(?:, \w+)*: |``[^`]*\b{name}\b[^`]*``", text, re.M)
+    ]  # fmt: skip
 
 
 def lines_of_code(text: str) -> int:

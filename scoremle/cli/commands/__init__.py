@@ -38,7 +38,11 @@ SELDOM_USED = ("train-deq", "stats", "import", "export", "convert-inception", "c
 
 
 def parser_of(name: str) -> Parser:
-    """The parser of a command; of "" that of the published form."""
+    """The parser of a command; of "" that of the published form.
+
+    Args:
+        name: of the command; "" for the published form.
+    """
     module, _ = COMMANDS.get(name, ("experiment", ""))
     parser: Parser = importlib.import_module(f"{__name__}.{module}").parser(name)
     return parser

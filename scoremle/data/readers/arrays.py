@@ -27,7 +27,12 @@ SPLITS = ("train", "test", "val")
 
 
 def read_array_files(path: Path, options: Options) -> Reading:
-    """The images of a .npy or .npz, or of the .npy files of a folder, as they are."""
+    """The images of a .npy or .npz, or of the .npy files of a folder, as they are.
+
+    Args:
+        path: of the file or the folder.
+        options: ways to make images of them.
+    """
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")
     if path.suffix == ".npz":
@@ -117,7 +122,11 @@ def _advice(array: np.ndarray) -> str:
 
 
 def load_npy(file: Path) -> np.ndarray:
-    """A .npy, mapped and not read. Raises UserError for one that is damaged."""
+    """A .npy, mapped and not read. Raises UserError for one that is damaged.
+
+    Args:
+        file: its path.
+    """
     try:
         return map_npy(file)
     except UserError:

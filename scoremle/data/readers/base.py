@@ -35,7 +35,14 @@ class Options:
 
 
 class ImageReport(NamedTuple):
-    """The report on a picture: its pixels, and how they were changed; or why there are none."""
+    """The report on a picture: its pixels, and how they were changed; or why there are none.
+
+    Args:
+        name: of its file.
+        pixels: None if it can't be used.
+        changes: what was done to it, in words.
+        reason: why it can't be used.
+    """
 
     name: str
     pixels: UInt8[np.ndarray, "h w c"] | None = None
@@ -97,7 +104,13 @@ def as_labels(labels: Any, count: int, where: str) -> np.ndarray:
 def in_levels(
     pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256
 ) -> np.ndarray:
-    """Pixels of so many grey levels of their own, as those of a model with ``levels``."""
+    """Pixels of so many grey levels of their own, as those of a model with ``levels``.
+
+    Args:
+        pixels: integers below ``own``.
+        levels: of the model.
+        own: levels that the pixels have.
+    """
     if levels == own:
         return pixels
     dtype = np.uint8 if levels <= 256 else np.uint16

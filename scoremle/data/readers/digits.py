@@ -21,7 +21,11 @@ SPLIT_SEED = 0
 
 
 def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
-    """Training images, test images, uint8 [n 8 8 1], and the number of levels."""
+    """Training images, test images, uint8 [n 8 8 1], and the number of levels.
+
+    Args:
+        path: "", since they come with scikit-learn.
+    """
     if path:
         raise UserError(
             f"path is {path!r}, but digits come with scikit-learn; leave it empty"

@@ -35,7 +35,11 @@ def log_masses() -> Float[np.ndarray, "4 pixels levels"]:
 
 
 def log_prob(images: UInt8[np.ndarray, "n h w 1"]) -> Float[np.ndarray, " n"]:
-    """log P(x) of each image, in nats."""
+    """log P(x) of each image, in nats.
+
+    Args:
+        images: [n h w 1].
+    """
     pixels = images.reshape(len(images), -1)
     masses = log_masses()
     each = masses[:, np.arange(pixels.shape[1]), pixels].sum(axis=-1)
