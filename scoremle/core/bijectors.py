@@ -31,10 +31,20 @@ class Bijector(Protocol):
     """A map of data to what a network sees, and back."""
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:
-        """z, and log |det dz/dx| of each example."""
+        """z, and log |det dz/dx| of each example.
+
+        Args:
+            x: [b *d] data.
+        """
         ...
 
-    def inverse(self, z: Data) -> Data: ...
+    def inverse(self, z: Data) -> Data:
+        """Returns the data of z.
+
+        Args:
+            z: [b *d].
+        """
+        ...
 
 
 @pytree

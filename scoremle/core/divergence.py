@@ -81,6 +81,9 @@ class DivergenceEstimator(Protocol):
         """Scaled deviations of several estimates, or of their integrals, from their mean.
 
         The sum of their squares is the variance of the mean. NaN for a single random estimate.
+
+        Args:
+            estimates: [m b].
         """
         ...
 

@@ -57,7 +57,11 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def log_snr(self, t: Times) -> Times:
-        """lambda at t."""
+        """lambda at t.
+
+        Args:
+            t: times of any shape.
+        """
 
     def time_of_log_snr(self, lam: Times) -> Times:
         """The t at which lambda is ``lam``; 0 or 1 beyond its ends."""

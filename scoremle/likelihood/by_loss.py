@@ -73,7 +73,15 @@ class ByLoss:
     def drawn(
         self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
     ) -> tuple[PerExample, Drawn]:
-        """The losses; and the denoising loss alone, in nats, with the times and their density."""
+        """The losses; and the denoising loss alone, in nats, with the times and their density.
+
+        Args:
+            noise: eps(x, t).
+            sde: the SDE that it belongs to.
+            pixels: those of the images.
+            x: [b *d] integers.
+            key: one, or one for each image.
+        """
         key_u, key_loss, _ = split(key, 3)  # the third is that of dropout
         y = pixels.encode(x, Uniform()(key_u, x)[0]) if self.dequantized else pixels.encode_grid(x)
         found = self._denoising(noise, sde, y, key_loss)

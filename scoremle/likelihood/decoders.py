@@ -82,11 +82,22 @@ class Decoder(Protocol):
     def title(self) -> str: ...
 
     def encode(self, integers: IntImages) -> Data | None:
-        """Returns the points of the integers, if they are decoded; None to dequantize them."""
+        """Returns the points of the integers, if they are decoded; None to dequantize them.
+
+        Args:
+            integers: [b *d].
+        """
         ...
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
-        """The part without random error; ``integers`` are what ``y`` encodes, if it does."""
+        """The part without random error; ``integers`` are what ``y`` encodes, if it does.
+
+        Args:
+            sde: what noise is added when.
+            y: [b *d] reals.
+            integers: [b *d] what ``y`` encodes; None for reals.
+            t: [b] times.
+        """
         ...
 
     def drawn(
@@ -98,6 +109,14 @@ class Decoder(Protocol):
         ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
         be subtracted. ``v`` is the output of a network with a learned range for its variance; None
         for another network.
+
+        Args:
+            error: [b *d] the predicted noise less the noise.
+            centred: [b].
+            sde: what noise is added when.
+            integers: [b *d]; None for reals.
+            t: [b] times.
+            v: [b *d], or None.
         """
         ...
 

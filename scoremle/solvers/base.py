@@ -74,7 +74,14 @@ class Problem:
 class Solver(Protocol):
     """Solves a problem for the states at its start."""
 
-    def solve(self, problem: Problem, state: Data) -> Solution: ...
+    def solve(self, problem: Problem, state: Data) -> Solution:
+        """Solves the problem for the states at its start.
+
+        Args:
+            problem: what to integrate.
+            state: [b *d] at its start.
+        """
+        ...
 
 
 ONE_DRAW = np.int32(0)

@@ -100,7 +100,11 @@ class Checkpoints:
         self.keep = keep
 
     def path(self, number: int) -> Path:
-        """Path of a checkpoint, whether it exists or not."""
+        """Path of a checkpoint, whether it exists or not.
+
+        Args:
+            number: of the checkpoint.
+        """
         return self._own_path(number)
 
     def numbers(self) -> list[int]:
@@ -165,6 +169,9 @@ class Checkpoints:
         each part to its device; without a place, they are arrays of numpy. Raises UserError if
         there is nothing to read, or if it belongs to another network; a damaged checkpoint is
         named, and the one before it taken.
+
+        Args:
+            number: of the checkpoint; None: the newest.
         """
         if number is not None:
             return self._restore_asked(template, number)
@@ -183,14 +190,22 @@ class Checkpoints:
         )
 
     def meta(self, number: int) -> dict[str, Any]:
-        """The notes saved with a checkpoint, without reading its arrays."""
+        """The notes saved with a checkpoint, without reading its arrays.
+
+        Args:
+            number: of the checkpoint.
+        """
         try:
             return self._read_record(number)["meta"]
         except Damaged as error:
             raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
     def verify(self, number: int) -> None:
-        """Reads a checkpoint, of whatever network. Raises UserError if it is damaged."""
+        """Reads a checkpoint, of whatever network. Raises UserError if it is damaged.
+
+        Args:
+            number: of the checkpoint.
+        """
         path = self.path(number)
         try:
             record, shapes = self._read_record(number), _read_shapes(path)

@@ -144,12 +144,11 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
     documents, others need not.
     """
     trees = {file: ast.parse(text) for file, text in sources.items()}
-    classes = [node for tree in trees.values() for node in tree.body if _is_class(node)]
-    bases = {ast.unparse(base).split("[")[0] for node in classes for base in node.bases}
-    of_bases = {
-        method.name
-        for node in classes if node.name in bases or "Protocol" in map(ast.unparse, node.bases)
-        for method in _methods(node)
+    classes = {node.name: node for tree in trees.values() for node in tree.body if _is_class(node)}
+    bases = {base for node in classes.values() for base in _bases(node)}
+    methods = {
+        name: {method.name for method in _methods(node)}
+        for name, node in classes.items() if name in bases or "Protocol" in _bases(node)
     }  # fmt: skip
     for file, tree in trees.items():
         exported = set(listed(sources[file]))
@@ -159,25 +158,29 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
             if isinstance(node, ast.FunctionDef):
                 yield f"{file}: {node.name}", _lacking(node, _arguments(node))
             elif _is_class(node):
-                is_base = node.name in bases or "Protocol" in map(ast.unparse, node.bases)
                 yield f"{file}: {node.name}", _lacking(node, _fields(node))
+                above = _bases(node) if node.name in methods else methods
+                elsewhere = set[str]().union(*(methods.get(name, set()) for name in above))
                 for method in _methods(node):
-                    if is_base or method.name not in of_bases:
-                        yield f"{file}: {node.name}.{method.name}", _lacking(
-                            method, _arguments(method)
-                        )
+                    if method.name not in elsewhere:
+                        name = f"{file}: {node.name}.{method.name}"
+                        yield name, _lacking(method, _arguments(method))
 
 
 def _is_class(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
     return isinstance(node, ast.ClassDef)
 
 
+def _bases(node: ast.ClassDef) -> list[str]:
+    return [ast.unparse(base).partition("[")[0] for base in node.bases]
+
+
 def _methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
-    """The public methods of a class, without its properties."""
+    """The public methods of a class, without properties and overloads for type checkers."""
     return [
         each for each in node.body
         if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
-        and "property" not in " ".join(map(ast.unparse, each.decorator_list))
+        and not re.search("property|overload", " ".join(map(ast.unparse, each.decorator_list)))
     ]  # fmt: skip
 
 
@@ -202,11 +205,12 @@ def _arguments(node: ast.FunctionDef) -> list[str]:
 
 def _lacking(node: ast.FunctionDef | ast.ClassDef, names: list[str]) -> list[str]:
     text = ast.get_docstring(node) or ""
-    return [
-        name for name in names
-        if not name.startswith("_")
-        and not re.search(rf"^\s+(?:\w+, )*{name}(?:, \w+)*: |``[^`]*\b{name}\b[^`]*``", text, re.M)
-    ]  # fmt: skip
+
+    def has(name: str) -> bool:
+        line = rf"^\s+(?:\w+, )*{name}(?:, \w+)*: "
+        return re.search(rf"{line}|``[^`]*\b{name}\b[^`]*``", text, re.M) is not None
+
+    return [name for name in names if not name.startswith("_") and not has(name)]
 
 
 def lines_of_code(text: str) -> int:
