@@ -195,7 +195,7 @@ def npy_header(stream: File, size: int) -> NpyHeader:
     Pickled objects are refused, and an array that is longer than the file.
     """
     form, start = np.lib.format, stream.read(12)
-    # By version 1 its length is of 2 bytes. numpy reads the header before it looks at that.
+    # In version 1 the header's length has 2 bytes. numpy reads the header before it checks that.
     if start[6:7] != b"\x01" and int.from_bytes(start[8:], "little") > MAX_HEADER:
         raise ValueError(f"its header has more than {MAX_HEADER} bytes")
     stream.seek(0)

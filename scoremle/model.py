@@ -605,7 +605,7 @@ class ScoreModel:
             []
         """
         if self.pixels is None:
-            self._inside(cast(Data, data), name="data")  # which says what is wrong with them
+            self._inside(cast(Data, data), name="data")  # raises UserError for wrong data
         else:
             data = self.pixels.checked(data, self.shape)
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))

@@ -51,7 +51,7 @@ def sum_data(x: Data) -> PerExample:
 
 
 def sum_over(s: PerExample | Data, x: Data) -> PerExample:
-    """Sum over the data axes of ``x`` of ``s``, of each example or of each of its entries."""
+    """Sum over the data axes of ``x``; ``s`` has a number for each example, or for each entry."""
     return dims_of(x) * s if s.ndim == 1 else sum_data(s)
 
 

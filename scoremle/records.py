@@ -1,4 +1,4 @@
-"""Records that others wrote, as JSON: a value of another kind than it is taken for is a line."""
+"""Checks of JSON that others wrote: a value of the wrong kind is a UserError of one line."""
 
 import math
 import re

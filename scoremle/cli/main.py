@@ -33,7 +33,7 @@ LESS_MEMORY = (
 # reads a program, and little garbage: looking took a tenth of the time of a short command.
 SELDOM = 10_000
 DEBUG, HELP = "--debug", ("-h", "-help", "--help")
-# What JAX makes of a mistake within a compiled program, such as a module of PyTorch may make.
+# How JAX reports a UserError that is raised within a compiled program, as by a PyTorch module.
 MISTAKE = f"\n{UserError.__name__}: "
 
 

@@ -18,7 +18,7 @@ from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
-# The options that transform images, which readers of images of any size use.
+# The options for images of any size.
 ANY_SIZE = frozenset({"size", "channels", "fit"})
 
 

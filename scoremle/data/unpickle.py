@@ -96,7 +96,8 @@ class PickleReader:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        # A text may be named again and again: what is made of texts is no more than the file.
+        # A pickle may refer to one text many times. What is made of texts must not exceed the
+        # file.
         self._to_encode = size
 
     def read(self, content: bytes | File) -> Any:

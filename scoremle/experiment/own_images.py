@@ -100,7 +100,7 @@ def _of_arrays(
     reading = read_array_files(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
         raise UserError(
-            f"{path} says that its images have {reading.levels} grey levels; the model's have"
+            f"{path} has images of {reading.levels} grey levels, and the model is of"
             f" {levels}"
         )
     chunks = list(reading.chunks)

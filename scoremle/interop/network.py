@@ -143,7 +143,7 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
         try:
             frozen.quietly(x, step.long(), *condition)
         except UserError:
-            return  # for another reason, which is reported as for any module
+            return  # it fails for another reason, which the checks of all modules report
         raise UserError(f"{error}; it takes whole steps alone: {BETWEEN_REMEDY}") from None
     if torch.equal(here, near) and not torch.equal(here, next_):
         logger.warning(

@@ -28,8 +28,8 @@ __all__ = ["StepLevels"]
 
 # Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
-# Standard errors of a mean within which the error of the finest level is looked for, and
-# the share of the tolerance that it may have.
+# The error of the finest level may be a share of the tolerance, BIAS_SHARE. It is bounded by the
+# mean change and CERTAIN times the standard error of that.
 CERTAIN, BIAS_SHARE = 2.0, 0.5
 # Levels between the coarsest and the finest.
 MOST_BETWEEN = 2

@@ -225,7 +225,7 @@ class Pilot:
         return cls(solve, divergence, bits=bits, finest=finest)
 
     def _believe(self, steps: int) -> None:
-        """Takes so many steps for the truth, and what half of them change for its doubt."""
+        """Sets the truth to the value by so many steps; its doubt is the change from half of them."""
         self._believed, self._truth = steps, self.bpd(steps)
         self._doubt = self.bpd(steps // 2) - self._truth
 
@@ -249,7 +249,7 @@ class Pilot:
         return np.hypot(self.bpd(steps) - self._truth, self._doubt)
 
     def measure(self, steps: int) -> Choice:
-        """The errors that ``steps`` steps leave, in bits/dim, and the solver that states them."""
+        """The error of a solution by ``steps`` steps, in bits/dim, and the calibrated solver."""
         error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
         bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.examples)
         stated = self._solved(steps, held=False).solver_error

@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "clip_sample_range": 1.0,
     "thresholding": False,
 }
-# The variances of a chain that are known here; "learned" is of no chain with a bound.
+# The variances for which the bound of a chain is known. With "learned" there is none here.
 VARIANCES = {
     "fixed_small": "small",
     "fixed_small_log": "small",
@@ -248,8 +248,8 @@ def _scheduler(path: Path) -> Path:
         if file := _there(folder, *names, SCHEDULER):
             return file
     raise UserError(
-        f"{path} has no {SCHEDULER}, in it or in scheduler/: without it nothing says"
-        " what noise the network was trained with"
+        f"{path} has no {SCHEDULER}, in it or in scheduler/: it says what noise"
+        " the network was trained with"
     )
 
 

@@ -36,8 +36,8 @@ IN_TIFF = {
     "raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "tiff_ccitt", "group3",
     "group4", "jpeg",
 }  # fmt: skip
-TILE = 322, 323  # tags of TIFF: width and height, of which the picture has whole ones
-BITS_PER_SAMPLE = 258  # likewise
+TILE = 322, 323  # tags of TIFF: width and height of a tile; a picture consists of whole tiles
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 OF_GREY, OF_ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
 USUAL = {*OF_GREY, *OF_ALPHA, "P", "RGB"}
 # Pixels that are converted at once.

@@ -35,8 +35,8 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
     hashes = {_hash(content) for _, content in first}
     if len(hashes) < 2:
         raise UserError(
-            f"{source.path}: {len(hashes)} different photographs; it takes two or more, since"
-            " those to test on are not trained on"
+            f"{source.path}: {len(hashes)} different photographs; it takes two or more, since some"
+            " are kept for testing"
         )
     count = min(len(hashes) - 1, max(1, round(options.test_fraction * len(hashes))))
     test = set(sorted(hashes)[:count])
