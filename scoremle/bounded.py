@@ -47,7 +47,7 @@ MAX_PARTITION = 64 << 20
 MAX_PIXELS = 80_000_000
 # No file of so many pixels is longer, even as a BMP with 4 bytes for each.
 MAX_PICTURE = 4 * MAX_PIXELS + (1 << 20)
-# Pixels of all scans of a JPEG: a progressive one of 80 million pixels has ten scans, or twenty.
+# The most pixels in all scans of a JPEG together. A progressive one has ten or twenty scans.
 MAX_SCANNED = 1 << 31
 
 # Parts of a file ---------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ def _check_gpus_of_slurm(tasks: int) -> None:
 def asked_to_stop(call: int) -> bool:
     """Whether any process of a run was asked to end (SIGTERM). All get the same answer at a call.
 
-    Each gives the number of its call, one more each time: they stop at the first call that none
-    has made yet. A process alone has no others to agree with.
+    Each process counts its calls: all stop at the first call that none has made yet. False for a
+    process alone.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
 

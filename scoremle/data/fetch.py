@@ -67,7 +67,7 @@ SILENCE, CHUNK = 30, 1 << 16
 
 
 def fetched(name: str) -> Path | None:
-    """The folder of a data set that ``fetch`` has brought whole, if it has."""
+    """The folder of a data set that was fetched as a whole; None for another."""
     folder = _folder(name)
     whole = name in ORIGINS and all((folder / file).is_file() for file in ORIGINS[name].files)
     return folder if whole else None

@@ -21,7 +21,7 @@ __all__ = ["PickleReader", "PickledName", "of"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
-# The rest of a type's state beside the byte order, if it has no fields.
+# The state of a numpy dtype after its byte order, if it has no fields.
 PLAIN = (None, None, None, -1, -1, 0)
 SHOWN = 80
 

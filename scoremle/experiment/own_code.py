@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _known: dict[str, Path] = {}
 # What a compiled program makes of an error in a function that it calls.
 CALLED = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
-# What ml_collections says of a field of a config, and how it is said here.
+# Messages of ml_collections about a field of a config, and ours for them.
 OF_FIELDS = (
     (r'.*Did you mean "(\w+)" instead of "(\w+)".*', r"no field \2; did you mean \1?"),
     (

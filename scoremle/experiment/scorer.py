@@ -112,6 +112,6 @@ def index_of(batch: Mapping[str, Any]) -> UInt64[np.ndarray, " n"]:
 
 
 def _stacked(rows: Any) -> np.ndarray:
-    """One array, also of a column that holds an array in each row, as pandas has it."""
+    """One array of a column; pandas may hold an array in each row of it."""
     array = np.asarray(rows)
     return np.stack(list(array)) if array.dtype == object and len(array) else array

@@ -59,8 +59,8 @@ LIKELY = {
 }  # fmt: skip
 # Ranges of grey levels; two whose ends differ by less than this share are near each other.
 RANGES, NEAR = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5)), 0.1
-# A grid is seen in noise of a step of it, down to this share of one, by a network whose error is
-# below that of no prediction, 1.
+# A network sees the grid of grey levels at noises from one step of the grid down to the share
+# FINEST of a step, if its error there is below SEES (1 is the error without a prediction).
 FINEST, SEES = 1 / 8, 0.95
 
 # What data are scaled by; None: reals as they are.
@@ -101,10 +101,10 @@ def check_declaration(
 ) -> list[str]:
     """Says what is likely wrong with a declaration: a line each, and none if all is well.
 
-    The network is asked about images a hundred times, and a hundred or two more where its labels
-    are steps or it can see the grid of grey levels. It is asked up to two thousand times where
-    something is wrong, and about vectors. It gets other time inputs only if it is known apart
-    from that, by ``noise_fn``.
+    The network is evaluated on a hundred images, and on a hundred or two more where its labels
+    are steps or the grid of grey levels can be seen; on up to two thousand where something is
+    wrong, and on as many vectors. Other time inputs are tried only for a network that was given to
+    ``noise_fn``.
 
     Args:
         noise: eps(x, t), or eps(x, t, condition).

@@ -31,7 +31,7 @@ def dequantization_loss(
     times: TimeSampler,
     decoder: Decoder = GaussianDecoder(),
 ) -> PerExample:
-    """A bound on minus the log-density of integer images, but for the constant of ``pixels``.
+    """A bound on -log P of integer images, in nats, without the constant of ``pixels``.
 
     Args:
         noise: eps(x, t).

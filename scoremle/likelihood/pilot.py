@@ -225,7 +225,7 @@ class Pilot:
         return cls(solve, divergence, bits=bits, finest=finest)
 
     def _believe(self, steps: int) -> None:
-        """Sets the truth to the value by so many steps; its doubt is the change from half of them."""
+        """Sets the truth, the value by so many steps, and its doubt, the change from half of them."""
         self._believed, self._truth = steps, self.bpd(steps)
         self._doubt = self.bpd(steps // 2) - self._truth
 

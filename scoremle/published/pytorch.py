@@ -76,7 +76,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
     ):
-        raise UserError(f"{path} is no state dict: names, and a tensor for each")
+        raise UserError(f"{path} is no state dict, which has a tensor for each name")
     return content
 
 

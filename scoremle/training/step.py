@@ -53,7 +53,7 @@ class TrainState(NamedTuple):
 # The images of k steps, or whatever ``gather`` makes them from: arrays [k b ...].
 Batches = Any
 Step = Callable[[TrainState, Batches], tuple[TrainState, Metrics]]
-# Arrays on the device, and one batch, give the images of a step, or vectors of a loss of these.
+# (arrays on the device, one batch) -> the images of a step, or the vectors of a loss on vectors
 Gather = Callable[[Any, Any], Array]
 # The seed's key, the loss with what it holds, and arrays that stay on the device.
 Fixed = tuple[PRNGKey, Any, Any]

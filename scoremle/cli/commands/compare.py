@@ -194,7 +194,7 @@ def _of_scores(path: Path) -> ComparedMeasurement:
         png = [(row["png_bpd"], float(row["png_bpd"])) for row in rows if "png_bpd" in row]
         estimators = {(row.get("estimator") or "").partition(";")[0] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise UserError(f"{path} is no table of images by scoremle score") from None
+        raise UserError(f"{path} is no table of images, as scoremle score writes them") from None
     known = errors.size and np.isfinite(errors).all()  # a bound has none
     found = _checked(path, bpd, names, float(errors.mean()) if known else None)
     return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
