@@ -82,7 +82,12 @@ class Estimator(Protocol):
 
 
 def in_words(estimator: str, dequantizer: str = "") -> str:
-    """Words for a number: the estimator, and the noise that it is given; a loss has its own."""
+    """Words for a number: the estimator, and the noise that it is given; a loss has its own.
+
+    Args:
+        estimator: its title.
+        dequantizer: its name; "": the number has no dequantization.
+    """
     name = "no" if dequantizer == "none" else dequantizer
     return f"{estimator}, {name} dequantization" if name else estimator
 

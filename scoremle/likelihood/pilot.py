@@ -10,8 +10,8 @@ Images: the fewest steps are taken whose error is below a share of the probes' s
 and below a limit in bits/dim. A mean over many images has levels of the solver, too (`levels.py`).
 
 Reals, within a tolerance in nats: the fewest steps are taken whose error is at most half of it. At
-each of N steps k probes leave an error of s / sqrt(N k). So the rest of the tolerance asks for k
-of them, at a cost of k derivatives a step; the exact trace of D dimensions costs D, and none of
+each of N steps k probes leave an error of s / sqrt(N k). So the rest of the tolerance gives k, at
+a cost of k derivatives a step; the exact trace of D dimensions costs D, and none of
 its value is random. The cheaper of the two is taken.
 """
 
@@ -225,7 +225,7 @@ class Pilot:
         return cls(solve, divergence, bits=bits, finest=finest)
 
     def _believe(self, steps: int) -> None:
-        """Sets the truth, the value by so many steps, and its doubt, the change from half of them."""
+        """Takes the value by so many steps for the truth; its doubt: the change from half."""
         self._believed, self._truth = steps, self.bpd(steps)
         self._doubt = self.bpd(steps // 2) - self._truth
 

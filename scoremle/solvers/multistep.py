@@ -358,6 +358,11 @@ class Multistep:
 
 
 def stated(solver: Planned | Multistep, error: Float[AnyArray, " b"]) -> PerExample:
-    """The error of each example that the solver states, in nats, by the estimate of its steps."""
+    """The error of each example that the solver states, in nats, by the estimate of its steps.
+
+    Args:
+        solver: with its calibration.
+        error: [b] in nats, by the estimate of the steps.
+    """
     calibrated = solver.calibration * jnp.hypot(error, solver.typical)
     return jnp.maximum(calibrated, error - UNLIKE * solver.typical)
