@@ -79,6 +79,9 @@ def write_coded(path: Path, record: CodedRecord, coded: Coded) -> int:
 def read_coded(path: Path) -> tuple[CodedRecord, Coded]:
     """Reads a file.
 
+    Args:
+        path: of the file.
+
     Raises UserError for what is no such file, is of another version or is damaged, and for one
     that claims more than its bytes can be.
     """

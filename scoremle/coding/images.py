@@ -87,6 +87,10 @@ def compress_images(
 def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]:
     """Reads what `compress_images` wrote; returns the images, and their names if they have any.
 
+    Args:
+        model: the one that they were compressed by.
+        path: of the file.
+
     Raises UserError for another model than theirs, and for a block that comes back otherwise.
     """
     record, coded = file.read_coded(path)

@@ -67,7 +67,16 @@ CUBIC, LEAST = 0.044715, math.log(1e-12)
 
 @dataclass(frozen=True)
 class ReverseChain:
-    """The steps back, as far as they depend on the model."""
+    """The steps back, as far as they depend on the model.
+
+    Args:
+        noise: eps(x, t), with ``both`` for "learned" variance.
+        sde: the SDE that it belongs to.
+        points: of the integers, in units of the data.
+        times: of the chain, rising.
+        variance: "small", "large" or "learned".
+        clip: keep the estimate of the data within the points.
+    """
 
     noise: NoiseFn
     sde: SDE
@@ -77,7 +86,12 @@ class ReverseChain:
     clip: bool
 
     def outputs(self, x: Data, t: Times) -> tuple[Data, Data | None]:
-        """eps, and v of a learned range."""
+        """eps, and v of a learned range.
+
+        Args:
+            x: [b *d] noisy data.
+            t: [b] times.
+        """
         prediction, v = predict_ranged(self.noise, x, t)
         if self.clip:
             alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
@@ -88,14 +102,27 @@ class ReverseChain:
         return prediction, v
 
     def step(self, s: Times, t: Times, error: Data, v: Data | None) -> PerExample:
-        """L_t, by a draw of the ``error`` of the predicted noise; from t to itself it is zero."""
+        """L_t, by a draw of the ``error`` of the predicted noise; from t to itself it is zero.
+
+        Args:
+            s: [b] times after the step back.
+            t: [b] times before it.
+            error: [b *d] the predicted noise less the noise.
+            v: [b *d] the network's output for its variance, if it has one.
+        """
         log_rho = self._log_rho(s, t, error, v)
         gain = expand(jnp.expm1(self.sde.log_snr(s) - self.sde.log_snr(t)), error)
         cost = jnp.exp(log_rho) * gain * jnp.square(error) + jnp.expm1(log_rho) - log_rho
         return sum_data(cost) / 2
 
     def back(self, s: Times, t: Times, x: Data) -> tuple[Data, Data]:
-        """Mean and standard deviation of p(x_s | x_t)."""
+        """Mean and standard deviation of p(x_s | x_t).
+
+        Args:
+            s: [b] times after the step back.
+            t: [b] times before it.
+            x: [b *d] data at t.
+        """
         prediction, v = self.outputs(x, t)
         growth = expand(jnp.expm1(self.sde.log_snr(t) - self.sde.log_snr(s)), x)
         ratio = expand(self.sde.alpha(t) / self.sde.alpha(s), x)
@@ -338,11 +365,19 @@ class BySteps:
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
 
     def first(self, sde: SDE) -> float:
-        """The time where the chain ends at the integers."""
+        """The time where the chain ends at the integers.
+
+        Args:
+            sde: the model's.
+        """
         return float(self.times_of(sde.schedule)[0])
 
     def times_of(self, schedule: Schedule) -> Float[Array | np.ndarray, " n"]:
-        """The times of the chain: those given, or the steps of a discrete schedule."""
+        """The times of the chain: those given, or the steps of a discrete schedule.
+
+        Args:
+            schedule: the model's.
+        """
         if self.times is not None:
             return self.times
         if not isinstance(schedule, Discrete):
