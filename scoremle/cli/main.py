@@ -105,7 +105,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    """Runs a command; its exit code. With ``--json``, what it returns is all that is printed."""
+    """Runs a command and returns its exit code; ``--json`` prints its result and nothing else."""
     parser = parser_of(name)
     options = parser.checked(arguments)
     keep_programs()

@@ -92,7 +92,7 @@ class BitStack:
         return np.array_equal(self.words[-len(words) :], words)
 
     def fill(self, bits: float) -> None:
-        """Puts random bits below the others until it has so many, and some to spare."""
+        """Adds random bits below the others until the stack has so many, and some to spare."""
         lack = math.ceil(bits / 32) + LEAST_WORDS - self._coder.num_words()
         if lack > 0:
             self._coder = self._new(np.concatenate([self._drawn(lack), self.words]))

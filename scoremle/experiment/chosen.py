@@ -7,7 +7,7 @@ from scoremle.errors import UserError
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
 
-# Seconds between looks for a checkpoint.
+# Seconds between two checks whether there is a new checkpoint.
 WAIT_SECONDS = 10.0
 
 

@@ -146,7 +146,7 @@ class ImportedSpec(_Spec):
         return cls(model.sde, model.eps, shape, pixels, record, model.origin.chain, classes, label)
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
-        raise UserError("a model of a published family is not trained on")
+        raise UserError("a model of a published family can't be trained further")
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
         return self.model(params).noise

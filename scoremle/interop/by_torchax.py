@@ -95,10 +95,10 @@ def _settings_kept() -> Iterator[None]:
 
 @contextmanager
 def _without_dynamo() -> Iterator[None]:
-    """PyTorch's compiler is not imported to be switched off, which takes a second.
+    """Keeps PyTorch from importing its compiler, which takes a second, only to switch it off.
 
-    PyTorch does that where a mode such as torchax's is first called, and keeps as an attribute of
-    the mode's function what it is without the compiler: itself, where none was imported.
+    PyTorch does that at the first call of a mode such as torchax's. It keeps the function without
+    the compiler as an attribute of the mode's function: here the function itself.
     """
     from torchax.tensor import XLADispatchMode
 

@@ -33,7 +33,7 @@ from scoremle.xla import compiled
 
 __all__ = ["fit_control"]
 
-# Of each example: a residual, features of its noise, and the Gaussian's mean residual.
+# For each example: a residual, features of its noise, and the Gaussian's mean residual.
 Drawn = tuple[PerExample, Float[Array, "b features"], PerExample]
 
 # Of examples that are also for the Gaussian, every fourth is for the coefficients, so many at
@@ -111,8 +111,8 @@ def fit_control(
     )
 
 
-# Coefficients of the features with which a bound is one without a control: at t = eps it has
-# (||z||^2 - D) / 2 in its place (`bound.py`).
+# Coefficients of the features that make the bound the one without a control, in which
+# (||z||^2 - D) / 2 is subtracted at t = eps (`elbo.py`).
 WITHOUT, WITHOUT_AT_DATA = np.zeros(4), np.array([0.0, 1.0, 0.0, 0.0])
 
 

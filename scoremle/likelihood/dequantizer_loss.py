@@ -2,7 +2,7 @@
 
     E[ log q(u | x) + bound(y) ],        bound(y) >= -log p(y),   y = pixels.encode(x, u)
 
-The bound is that of `bound.py` for a score model that does not change, from one draw of each of
+The bound is that of `elbo.py` for a score model that does not change, from one draw of each of
 its expectations, in one call of the network (Song, Durkan et al., arXiv 2101.09258, section 4.3).
 """
 

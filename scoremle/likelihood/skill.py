@@ -34,9 +34,9 @@ from scoremle.xla import compiled
 
 # How sure is certain, and by how much an error then exceeds the Gaussian's.
 CERTAIN, WORSE = 0.994, 0.02
-# A covariance is known by so many vectors for each dimension.
+# So many vectors for each dimension are enough to estimate a covariance.
 WELL_KNOWN = 4
-# In place of an error that is no number.
+# Replaces an error that is not finite.
 HUGE = 1e30
 
 

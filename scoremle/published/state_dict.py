@@ -1,4 +1,4 @@
-"""Flax's msgpack state dicts, the format of published checkpoints: read with care, and written.
+"""Flax's msgpack state dicts, the format of published checkpoints: reads them safely, and writes.
 
 A state dict is one message of nested maps with names as keys. An array in it is an extension of
 type 1, whose content is a message of its own: (shape, name of the dtype, bytes). Type 3 is the

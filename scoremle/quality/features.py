@@ -43,7 +43,7 @@ UInt8Images = UInt8[np.ndarray, "b h w c"]
 # pt_inception-2015-12-05-6726825d.pth, also called weights-inception-2015-12-05-6726825d.pth.
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 BATCH_SIZE = 64
-# Of files without a record, such as score_flow's assets/stats.
+# The origin of files without a record, such as score_flow's assets/stats.
 UNRECORDED = (
     "unknown: pool_3 alone, as in score_flow's assets/stats (TF-Hub's Inception, images scaled by "
     "(x - 127.5) / 127.5)"

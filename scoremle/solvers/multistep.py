@@ -160,7 +160,7 @@ def _shares(weights: Weights) -> Float[Array, " n"]:
 def _variance(effects: Data) -> Float[Array, " b"]:
     """The variance of log p by a rough field, from its ``effects`` through single dimensions.
 
-    A difference of squares shows it, times a factor that depends on the field: (D + 2) / (D + 1)
+    It is a difference of squares times a factor that depends on the field: (D + 2) / (D + 1)
     where it does not change with x, and 2 (D + 1) / (D + 3) where it is linear and alike in all
     directions. The mean of both is taken (docs/math.md, 5.4).
     """

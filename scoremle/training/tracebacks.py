@@ -24,7 +24,7 @@ LIBRARIES = ("orbax", "asyncio", "tensorstore", "event loop is closed")
 def hide_tracebacks() -> None:
     """Hides these tracebacks from now on, since threads outlive the call that began them."""
     _keep_back()
-    # Each time: others may set the filters of warnings anew.
+    # At each call, since other code may reset the filters of warnings.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 

@@ -234,8 +234,8 @@ def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
     """
     if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
         raise UserError(
-            f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}: a"
-            " density of latents is not one of images, so there is no likelihood to compare"
+            f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}:"
+            " it is a model of latents, and has no likelihood of images"
         )
 
 

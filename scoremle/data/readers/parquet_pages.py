@@ -31,7 +31,7 @@ def unpacked_bytes(content: bytes, metadata: Any) -> int:
     of before 2014, behind whose columns pyarrow looks for more.
     """
     if _is_padded(metadata.created_by or ""):
-        raise BadPage("of a version of parquet-mr whose lists are wrong")
+        raise BadPage("written by a version of parquet-mr whose lists are wrong")
     total = 0
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
