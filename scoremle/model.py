@@ -25,7 +25,13 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
-from scoremle.core.dequantize import Dequantizer, Uniform, levels_are_hidden
+from scoremle.core.dequantize import (
+    Dequantizer,
+    TruncatedNormal,
+    Uniform,
+    levels_are_hidden,
+    truncation_start,
+)
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
@@ -96,6 +102,7 @@ class Origin:
         published: it is of a published family, whose networks others trained.
         chain: the bound that its authors report, by their own chain of steps; None: not known.
         classes: how many labels its noise prediction takes one of as condition; 0: none.
+        middles: it was trained on integers in the middle of their bins, without noise there.
     """
 
     dataset: str = static(default="")
@@ -104,6 +111,7 @@ class Origin:
     published: bool = static(default=False)
     chain: BySteps | None = None
     classes: int = static(default=0)
+    middles: bool = static(default=False)
 
 
 @pytree
@@ -225,6 +233,20 @@ class ScoreModel:
             exact by the ODE
         """
         return ByOde(solver=self.solver, decoder=self.decoder)
+
+    @property
+    def default_dequantizer(self) -> Dequantizer:
+        """Uniform noise; of a model that was trained on the middles of bins, its own noise there.
+
+        Example:
+            >>> print(type(scoremle.load("digits").default_dequantizer).__name__)
+            Uniform
+        """
+        if not self.origin.middles:
+            return Uniform()
+        pixels = pixels_of(self)
+        start = truncation_start(self.sde, self.eps, pixels)
+        return TruncatedNormal(self.sde, start, pixels)
 
     def condition_on(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.
@@ -457,7 +479,7 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each image or one for all.
             index: the number of each image, to which its randomness belongs; None: its place.
             passes: independent passes, whose spread gives the error.
-            dequantizer: None: uniform noise.
+            dequantizer: None: ``default_dequantizer``.
             estimator: None: ``default_estimator``.
             tolerance: bits/dim that the solver may add to the standard error of the mean over
                 images, or a quarter of that by the probes. A pilot on the first images chooses the
@@ -508,8 +530,8 @@ class ScoreModel:
             model = replace(self, solver=choice.solver)
         found = score_images(
             model._plain(), estimator or model.default_estimator, images, numbers,
-            dequantizer=dequantizer, condition=condition, passes=passes, seed=seed,
-            batch_size=batch_size, devices=devices, label=label,
+            dequantizer=dequantizer or self.default_dequantizer, condition=condition,
+            passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
         if choice and tolerance:

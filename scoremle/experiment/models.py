@@ -30,9 +30,9 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
         place: a working directory, or a folder of checkpoints as score_flow published it; a
             ``.safetensors`` of ``scoremle export``; a folder of diffusers; a ``.pt`` of improved-
             or guided-diffusion with its flags beside it; a ``.safetensors`` of EDM with its
-            fields beside it; ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that
-            returns a ScoreModel; or the name of a model that the package ships. A path that
-            exists is that path.
+            fields beside it; a training state of VDM or i-DODE; ``hf:OWNER/NAME[@REVISION]``;
+            ``FILE.py:function``, a function that returns a ScoreModel; or the name of a model that
+            the package ships. A path that exists is that path.
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, for what can't be read, and for parameters that are
@@ -110,7 +110,9 @@ def _shipped(name: str) -> ScoreModel:
 
 def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
     """The model of these parameters of an experiment."""
-    origin = Origin(experiment.data.name, step, experiment.pilot)
+    origin = Origin(
+        experiment.data.name, step, experiment.pilot, middles=experiment.objective.bin_middles
+    )
     model = experiment.model.model(params)
     return replace(model, solver=experiment.by_ode.solver, origin=origin)
 

@@ -23,7 +23,7 @@ from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
-from scoremle.likelihood.decoders import GaussianDecoder, InformedDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, Estimator, in_words
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
@@ -72,7 +72,10 @@ class Scoring:
             images: [n h w c] integers.
             options: those of ``score_images``.
         """
-        return score_images(self.model, self.estimator, images, **options)
+        dequantizer = self.model.default_dequantizer
+        return score_images(
+            self.model, self.estimator, images, dequantizer=dequantizer, **options
+        )
 
     def corrected(self, scored: Scored) -> Scored:
         """The same with its mean corrected for the solver, as far as there are ``levels``.
@@ -86,7 +89,8 @@ class Scoring:
     def title(self) -> str:
         """Words for the number: estimator, label if any, and dequantization noise."""
         words = labelled(self.estimator.title, self.label)
-        return in_words(words, "uniform" * self.estimator.dequantizes)
+        noise = "truncated normal" if self.model.origin.middles else "uniform"
+        return in_words(words, noise * self.estimator.dequantizes)
 
     def identity(self, place: str, seed: int) -> dict[str, Any]:
         """The facts that a value depends on, besides its image and its pass.
@@ -105,6 +109,7 @@ class Scoring:
             "eps": model.eps,
             "pixels": describe(model.pixels),
             "estimator": describe(self.estimator),
+            "dequantizer": describe(model.default_dequantizer),
             "seed": seed,
             "version": scoremle.__version__,
         }
@@ -166,7 +171,8 @@ def prepared(
         notes.append(worth_of(one, images))
     found = chain or one.default_estimator
     if estimator == "bound":
-        found = ByElbo(decoder=one.decoder or GaussianDecoder())
+        flat = DiscreteDecoder(pixels_of(one).points) if one.origin.middles else GaussianDecoder()
+        found = ByElbo(decoder=one.decoder or flat)
     if label == ALL:
         return Scoring(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
     return Scoring(one, found, notes, doubts, levels, label)

@@ -11,8 +11,11 @@ What the parts of each mean; lambda is the log-SNR, from the smallest time to th
     EDM                 F                   log(sigma) / 4          12.4 .. -8.8
     VP, VE of EDM       eps; -eps           999 t; log(sigma / 2)   13.8 .. -10.0; 7.8 .. -9.2
     iDDPM of EDM        eps, and v          number of the step      10.1 .. -19.8
+    VDM                 eps                 log-SNR                 13.3 .. -5 at first, learned
+    i-DODE              v, or u/sqrt(2)     log-SNR                 13.3 .. -5
 
-In all of them level k of a pixel stands at 2k/255 - 1 (`PIXELS`), and a class is a number.
+Level k of a pixel stands at 2k/255 - 1 (`PIXELS`) in all but VDM and i-DODE, where it stands at
+(2k + 1)/256 - 1. A class is a number.
 """
 
 import importlib
@@ -20,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scoremle.files import inside, read_json
+from scoremle.bounded import MAX_MODEL
+from scoremle.files import inside, named, opened, read_json
 from scoremle.model import ScoreModel
 from scoremle.published import pytorch, safetensors
 
@@ -30,6 +34,8 @@ __all__ = ["FAMILIES", "HUB", "OTHER_FAMILIES", "family_of"]
 HUB = "hf:"
 # The file of a pipeline of diffusers that names its parts.
 PIPELINE_INDEX = "model_index.json"
+# How a training state of VDM begins: a map of four, and the name of the first.
+STATE = b"\x84\xa4step"
 
 
 def is_diffusers(path: Path) -> bool:
@@ -56,6 +62,14 @@ def is_openai(path: Path) -> bool:
 def is_edm(path: Path) -> bool:
     """Whether this is a file of tensors, or a pickle of EDM, which is refused by name."""
     return path.is_file() and (path.suffix == ".pkl" or safetensors.is_file(path))
+
+
+def is_vdm(path: Path) -> bool:
+    """Whether this is a training state of four parts in Flax's msgpack, of which step is first."""
+    if not path.is_file():
+        return False
+    with opened(named(path), MAX_MODEL) as file:
+        return file.read(len(STATE)) == STATE
 
 
 class Family(NamedTuple):
@@ -95,6 +109,7 @@ FAMILIES = {
     "edm": Family(
         "a .safetensors of EDM, its fields beside it", is_edm, "edm", "model.safetensors"
     ),
+    "vdm": Family("a training state of VDM or i-DODE", is_vdm, "vdm", "model.flax"),
 }  # fmt: skip
 
 # For whatever is none of these.

@@ -21,6 +21,8 @@ def published_model(
     *,
     chain: BySteps | None = None,
     classes: int = 0,
+    pixels: Pixels = PIXELS,
+    middles: bool = False,
 ) -> ScoreModel:
     """The model of images of 256 levels that others trained.
 
@@ -29,11 +31,13 @@ def published_model(
         chain: the bound that its authors report, by the variance and the clipping of its own
             chain of steps; None if it has none that is known here.
         classes: how many labels its noise prediction takes one of as condition; 0: none.
+        pixels: the levels that it was trained on, in the middle of their bins.
+        middles: its last noise is too little to hide that they are nowhere else.
 
     Raises UserError for a shape that no image has.
     """
     if not all(0 < side <= LARGEST_SIDE for side in shape):
         size = "x".join(map(str, shape))
         raise UserError(f"the model's config says that images are {size}: mend their size")
-    origin = Origin(published=True, chain=chain, classes=classes)
-    return ScoreModel(noise, sde, eps, shape, PIXELS, origin=origin)
+    origin = Origin(published=True, chain=chain, classes=classes, middles=middles)
+    return ScoreModel(noise, sde, eps, shape, pixels, origin=origin)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from helpers.marks import some
 from helpers.schedules import (
     BETAS,
@@ -24,6 +25,7 @@ from helpers.schedules import (
 
 from scoremle.core.dequantize import half_bin
 from scoremle.core.kernels import KERNELS
+from scoremle.core.learned_schedules import learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree
 from scoremle.core.schedules import (
@@ -358,3 +360,24 @@ CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
 def test_what_is_no_schedule_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("kind", ["scalar", "nnet"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_golden_learned_schedules(kind, bits, golden):
+    """VDM's, with their slopes, by parameters that may be negative."""
+    arrays, prefix = golden("vdm_loss"), f"schedules/{kind}"
+    flat = {
+        name.removeprefix(f"{prefix}/params/"): value
+        for name, value in arrays.items() if name.startswith(f"{prefix}/params/")
+    }  # fmt: skip
+    with jax.enable_x64(bits == 64):
+        params = jax.tree.map(lambda a: jnp.asarray(a, f"float{bits}"), flat)
+        schedule = learned_schedule(unflatten_dict(params, sep="/"))
+        t = jnp.asarray(arrays["schedules/t"], f"float{bits}")
+        lam, slopes = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+    digits = 2e-6 if bits == 32 else 1e-9
+    for name, found in (("gamma", -lam), ("dgamma_dt", -slopes)):
+        expected = arrays[f"{prefix}/{name}"]
+        atol = digits * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=atol, err_msg=name)

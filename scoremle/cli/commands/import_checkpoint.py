@@ -132,7 +132,8 @@ def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
     config.model.name = IMPORTED
     config.training.smallest_time = model.eps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
-    config.eval.dequantization = "informed" if model.decoder else "uniform"
+    noise = "truncated_normal" if model.origin.middles else "uniform"
+    config.eval.dequantization = "informed" if model.decoder else noise
     defaults.resolve(config)
     return config
 
