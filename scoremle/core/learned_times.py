@@ -79,7 +79,9 @@ class LossMoments:
         """
         h = losses * density / sde.likelihood_weight(t)
         bins = bin_of(log_snr_edges(sde, eps), sde.log_snr(t))
-        squares = jnp.zeros(BINS).at[bins].add(jnp.square(h).astype(self.squares.dtype))
+        # Not by a scatter, whose order of additions differs from run to run on a GPU.
+        hits = (bins[:, None] == jnp.arange(BINS)).astype(self.squares.dtype)
         return LossMoments(
-            KEPT * self.squares + squares, KEPT * self.draws + jnp.zeros(BINS).at[bins].add(1.0)
+            KEPT * self.squares + jnp.sum(hits * jnp.square(h)[:, None], axis=0),
+            KEPT * self.draws + jnp.sum(hits, axis=0),
         )

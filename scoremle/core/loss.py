@@ -75,7 +75,8 @@ def drawn_loss(
     else:
         key_t, key_z = jax.random.split(key)
         drawn = times(key_t, len(x))
-    t, density = (a.astype(x.dtype) for a in drawn)
+    # A gradient by the schedule is that of the integrand at given times, which is unbiased.
+    t, density = (jax.lax.stop_gradient(a.astype(x.dtype)) for a in drawn)
     z = normal(key_z, x)
     weight = WEIGHTINGS[weighting](sde, t) / density
     return weight * denoising_residual(noise, sde, x, t, z), t, density

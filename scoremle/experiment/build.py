@@ -91,7 +91,8 @@ NETWORK_FIELDS = (
     "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resblock_type",
     "resamp_with_conv", "conditional", "fir", "fir_kernel", "skip_rescale", "progressive",
     "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
-    "trainable_embedding", "nonlinearity", "init_scale", "scale_by_sigma", "remat",
+    "trainable_embedding", "nonlinearity", "fourier_features", "init_scale", "scale_by_sigma",
+    "remat",
 )  # fmt: skip
 
 # Of a config and whether labels are sigma.
@@ -181,6 +182,7 @@ def build(
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
         uniform_dequantization=config.data.uniform_dequantization,
         bin_middles=config.data.bin_middles,
+        augment=config.data.augment,
     )
     sampler, evaluation = sampler_of(config, model.sde), FrozenConfigDict(config.eval)
     training = _training(config, images, replace(objective, model=trained), sampler)
@@ -272,6 +274,7 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         time_input=time_input,
         sde=sde,
         eps=config.training.smallest_time,
+        learned=config.model.schedule.replace("fixed", ""),
         shape=images.shape,
         pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
     )

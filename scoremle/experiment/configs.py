@@ -1,6 +1,6 @@
 """Experiments by name (``--config=digits``): a table of the fields that differ from the defaults.
 
-The eight published ones have their published names; ``configs/NAME.py`` means the same.
+The published ones have their published names; ``configs/NAME.py`` means the same.
 """
 
 from collections.abc import Callable
@@ -62,6 +62,57 @@ FASHION = SMALL | SMALL_FLOW | {
     "deq.n_iters": 1000, "optim.lr": 1e-3, "optim.warmup": 500,
 }  # fmt: skip
 
+# VDM (arXiv 2107.00630) and i-DODE (arXiv 2305.03935): the bound on integers in the middle of
+# their bins, and a network that never halves the image.
+VDM = {
+    "seed": 1, "training.sde": "vdm", "training.likelihood_weighting": True,
+    "training.stratified": True, "training.n_iters": 10_000_000, "training.log_freq": 1000,
+    "training.eval_freq": 10_000,
+    "eval.bound": True, "eval.dequantization": "none", "eval.num_repeats": 1,
+    "eval.batch_size": 128,
+    "data.random_flip": False, "data.bin_middles": True,
+    "model.name": "vdm", "model.num_res_blocks": 32, "model.attn_resolutions": (),
+    "model.fourier_features": True, "model.schedule": "scalar",
+    "optim.optimizer": "AdamW", "optim.beta2": 0.99, "optim.weight_decay": 0.01,
+    "optim.warmup": 100, "optim.grad_clip": -1.0,
+}  # fmt: skip
+IDODE = VDM | {
+    "training.sde": "idode", "training.time_density": "alpha_squared",
+    "training.n_iters": 6_000_000,
+    "eval.bound": False, "eval.dequantization": "truncated_normal", "eval.num_repeats": 5,
+    "eval.batch_size": 256, "model.schedule": "fixed", "model.parameterization": "v",
+}  # fmt: skip
+WIDE = {"model.nf": 256}
+# With augmentation, of which the network is told.
+TOLD = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch_size": 1024}
+OF_IMAGENET = WIDE | {"data.dataset": "ImageNet"}
+LARGE = {"eval.batch_size": 512, "training.n_iters": 2_000_000}
+SUCCESSORS = {
+    "vdm/cifar10": ("VDM, CIFAR-10.", VDM),
+    "vdm/cifar10_aug": ("VDM, CIFAR-10 augmented, as its code has it.", VDM | TOLD | {
+        "training.batch_size": 768, "training.n_iters": 100_000_000, "optim.lr": 1e-4,
+        "model.schedule": "network", "eval.batch_size": 1024,
+    }),
+    "vdm/cifar10_aug_paper": ("VDM, CIFAR-10 augmented, as its paper has it.", VDM | TOLD | {
+        "training.n_iters": 100_000_000, "model.schedule": "network",
+        "model.attn_resolutions": (32,), "eval.batch_size": 1024,
+    }),
+    "vdm/imagenet32": ("VDM, ImageNet 32x32.", VDM | OF_IMAGENET),
+    "vdm/imagenet64": ("VDM, ImageNet 64x64.", VDM | OF_IMAGENET | {
+        "data.image_size": 64, "model.num_res_blocks": 64,
+    }),
+    "idode/cifar10": ("i-DODE, CIFAR-10.", IDODE),
+    "idode/cifar10_aug": ("i-DODE, CIFAR-10 augmented.", IDODE | TOLD | {
+        "training.n_iters": 10_000_000, "model.attn_resolutions": (32,),
+        "eval.importance_samples": 20, "eval.num_repeats": 1, "eval.batch_size": 128,
+    }),
+    "idode/imagenet32": (
+        "i-DODE, ImageNet 32x32 in its old version.",
+        IDODE | OF_IMAGENET | LARGE | {"training.batch_size": 512},
+    ),
+    "idode/imagenet32_new": ("i-DODE, ImageNet 32x32.", IDODE | OF_IMAGENET | LARGE),
+}  # fmt: skip
+
 NAMED_CONFIGS = {
     "digits": NamedConfig(
         "scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes on a"
@@ -101,6 +152,7 @@ NAMED_CONFIGS = {
         },
     ),
 }  # fmt: skip
+NAMED_CONFIGS |= {name: NamedConfig(about, changed) for name, (about, changed) in SUCCESSORS.items()}
 for sde, words, of_sde in (("vp", "VP", {}), ("subvp", "sub-VP", SUBVP)):
     for data, images, of_data, resolve in (
         ("cifar10", "CIFAR-10", {}, defaults.resolve),

@@ -26,8 +26,8 @@ SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 # Names that are compared as they are, wherever they were typed in upper case.
 LOWERED = (
     ("eval", "dequantization"), ("eval", "bound_times"), ("eval", "label"), ("eval", "solver"),
-    ("data", "fit"), ("data", "on_device"), ("model", "embedding"), ("training", "on_nan"),
-    ("training", "time_density"),
+    ("data", "fit"), ("data", "on_device"), ("model", "embedding"), ("model", "schedule"),
+    ("training", "on_nan"), ("training", "time_density"),
 )  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
     config.data.on_device = "auto"  # all training images: true, false, or auto where they fit
     config.data.random_flip = True  # mirror training images at random
+    config.data.augment = False  # mirror or turn training images at random, and tell vdm
     config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
     # Off as published: training sees the grid k/255, while likelihoods are of (k + u)/256.
     config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255
@@ -156,7 +157,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.parameterization = "published"  # or eps, score, x_0, v, u, unit_u, -u, edm
     config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
     config.model.embedding_type = "positional"  # embedding of t: positional or fourier
-    config.model.fourier_features = False  # vdm sees the last bits of the image as waves, too
+    config.model.fourier_features = False  # it sees the last bits of the image as waves, too
     config.model.fourier_scale = 16.0  # scale of the Fourier features
     config.model.trainable_embedding = False  # train the Fourier features' frequencies
     config.model.nonlinearity = "swish"  # elu, relu, lrelu or swish
@@ -169,6 +170,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
     config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde
     config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde
+    config.model.schedule = "fixed"  # of vdm and idode: fixed, or learned: scalar or network
     config.model.log_snr_min = -5.0  # log-SNR at t = 1 of vdm, idode and idode_straight
     config.model.log_snr_max = 13.3  # log-SNR at t = 0 of vdm, idode and idode_straight
     # The last four are read by nothing. They are kept so that published command lines work, and

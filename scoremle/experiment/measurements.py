@@ -98,7 +98,7 @@ class Measurements:
 
     @property
     def _spec(self) -> ModelSpec:
-        return self.experiment.model
+        return self.experiment.model.at(self.params)
 
     @property
     def _by_ode(self) -> ByOde:
@@ -141,6 +141,9 @@ class Measurements:
         """A variational bound; learned times are fitted on training images."""
         experiment, evaluation, spec = self.experiment, self.experiment.evaluation, self._spec
         start = spec.eps
+        times: Any = by_elbo.times
+        if hasattr(times, "sde"):  # whose schedule may be learned
+            by_elbo = replace(by_elbo, times=replace(times, sde=spec.sde))
         facts: dict[str, Any] = {
             "importance_samples": 1,
             "offset": isinstance(by_elbo.decoder, GaussianDecoder),
@@ -158,8 +161,8 @@ class Measurements:
         elif evaluation.bound_times == LEARNED:
             run = ControlRun(spec, by_elbo.matching, experiment.data, experiment.seed)
             control = run.kept(self.params, self.folder)
-            times = BinnedLogSNR(spec.sde, spec.eps, control.shares, facts["stratified"])
-            by_elbo = replace(by_elbo, times=times, control=control)
+            binned = BinnedLogSNR(spec.sde, spec.eps, control.shares, facts["stratified"])
+            by_elbo = replace(by_elbo, times=binned, control=control)
             facts |= run.describe()
         kind = _named("bound", dequantization)
         kind += "_sliced" * (by_elbo.matching == "sliced" and evaluation.suite)

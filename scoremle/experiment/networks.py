@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
 from scoremle.core.dequantize import Flow, truncation_start
+from scoremle.core.learned_schedules import first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import noise_fn
 from scoremle.core.pytree import describe
@@ -60,12 +61,21 @@ class _Spec:
 class NetworkSpec(_Spec):
     """Model of a network that configs name.
 
-    ``prediction`` and ``time_input`` are those of ``noise_fn``.
+    ``prediction`` and ``time_input`` are those of ``noise_fn``. ``learned``: the kind of a
+    schedule that is learned beside the network, from that of ``sde`` on; "": none is.
     """
 
     network: nn.Module
     prediction: str
     time_input: str
+    learned: str = ""
+
+    def at(self, params: Params) -> "NetworkSpec":
+        """The spec with the schedule that is among these parameters, if it is learned."""
+        if not self.learned:
+            return self
+        schedule = learned_schedule(params["gamma"])
+        return dataclasses.replace(self, sde=dataclasses.replace(self.sde, schedule=schedule))
 
     @property
     def precision(self) -> str:
@@ -83,22 +93,27 @@ class NetworkSpec(_Spec):
         # one call, and for a deep network take 20 seconds.
         shapes = (1, *images.shape[1:]), (1,)
         given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        return self.network.lazy_init(key, *given)["params"]
+        params = self.network.lazy_init(key, *given)["params"]
+        if not self.learned:
+            return params
+        low, high = self.sde.log_snr(jnp.asarray([1.0, 0.0]))
+        first = first_schedule(self.learned, low, high, jax.random.fold_in(key, 1))
+        return {"score_model": params, "gamma": first}
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
         """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
+        sde, params = self.at(params).sde, params["score_model"] if self.learned else params
         apply: Any = Partial(Applied(self.network), params)
         if dropout is not None:
-            def apply(x: Any, labels: Any) -> Any:
+            def apply(*inputs: Any) -> Any:
                 rngs = {"dropout": dropout}
-                return self.network.apply({"params": params}, x, labels, train=True, rngs=rngs)
-        return noise_fn(
-            apply, self.sde, prediction=self.prediction, time_input=self.time_input
-        )
+                return self.network.apply({"params": params}, *inputs, train=True, rngs=rngs)
+        return noise_fn(apply, sde, prediction=self.prediction, time_input=self.time_input)
 
     def model(self, params: Params) -> ScoreModel:
         """The model of these parameters, as evaluated."""
-        return ScoreModel(self.noise(params), self.sde, self.eps, self.shape, self.pixels)
+        sde = self.at(params).sde
+        return ScoreModel(self.noise(params), sde, self.eps, self.shape, self.pixels)
 
     def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
         """The model and the estimator by which images are measured."""
@@ -112,9 +127,9 @@ class NetworkSpec(_Spec):
             if field.name not in ("parent", "name", "dtype", "remat")
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
-        record = vars(self) | {"network": network}
+        record = {name: each for name, each in vars(self).items() if name != "learned" or each}
         record["conditioning"] = record.pop("time_input")  # its name in files
-        return describe(record)
+        return describe(record | {"network": network})
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,9 @@ class ImportedSpec(_Spec):
         classes = check_label(model, label, "--config.eval.label")
         shape, pixels = cast(Any, model.shape), pixels_of(model)
         return cls(model.sde, model.eps, shape, pixels, record, model.origin.chain, classes, label)
+
+    def at(self, params: Params) -> "ImportedSpec":
+        return self
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         raise UserError("a model of a published family can't be trained further")

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from scoremle.core.learned_schedules import KINDS
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 from scoremle.experiment.config import check_types, flat
+from scoremle.experiment.defaults import FROM_ZERO
 from scoremle.experiment.labels import ALL
 
 __all__ = ["check_config"]
@@ -29,6 +31,7 @@ CHOICES = {
     "training.time_density": ("published", "alpha_squared", "learned"),
     "optim.optimizer": ("Adam", "AdamW"),
     "model.embedding": ("time", "log_snr"),
+    "model.schedule": ("fixed", *KINDS),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
 
@@ -93,27 +96,39 @@ def check_config(config: Any) -> None:
             "training.importance_weighting draws t for the likelihood weighting: "
             "set training.likelihood_weighting too"
         )
-    if config.training.importance_weighting and config.training.time_density != "published":
-        raise UserError(
-            f"training.time_density={config.training.time_density} draws t in its own way: unset"
-            " training.importance_weighting"
-        )
-    if config.data.bin_middles and not config.training.likelihood_weighting:
-        raise UserError(
-            "data.bin_middles has the bound on integers as loss: set training.likelihood_weighting"
-        )
-    if config.data.bin_middles and config.data.uniform_dequantization:
-        raise UserError(
-            "data.bin_middles and data.uniform_dequantization are two ways to train: set one"
-        )
     for name, choices in CHOICES.items():
         if (value := fields[name]) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
+    _check_objective(config)
     _check_dequantization(config.eval)
     _check_label(config.eval)
     if config.eval.solver == "rk45_reference":
         _check_published_solver(config.eval)
+
+
+def _check_objective(config: Any) -> None:
+    """Fields of VDM and i-DODE that need others, or exclude them."""
+    training, data, schedule = config.training, config.data, config.model.schedule
+    density, learned = training.time_density, schedule != "fixed"
+    for wrong, words in (
+        (density != "published" and training.importance_weighting,
+         f"training.time_density={density} draws t in its own way: unset"
+         " training.importance_weighting"),
+        (data.bin_middles and not training.likelihood_weighting,
+         "data.bin_middles has the bound on integers as loss: set training.likelihood_weighting"),
+        (data.bin_middles and data.uniform_dequantization,
+         "data.bin_middles and data.uniform_dequantization are two ways to train: set one"),
+        (learned and not data.bin_middles,
+         f"model.schedule={schedule} is learned by the bound on integers: set data.bin_middles"),
+        (learned and training.sde.lower() not in FROM_ZERO,
+         f"model.schedule={schedule} begins as one that is linear in log-SNR: set training.sde to"
+         f" one of {', '.join(FROM_ZERO)}"),
+        (data.augment and config.model.name.lower() != "vdm",
+         "data.augment is told to the network, which only model.name=vdm takes in"),
+    ):  # fmt: skip
+        if wrong:
+            raise UserError(words)
 
 
 def _check_published_solver(evaluation: Any) -> None:

@@ -301,6 +301,7 @@ class EvaluationRun:
 
     def _facts_of(self, one: Measurement, restored: Restored) -> dict[str, Any]:
         facts = {"kind": one.kind, **self._facts, **one.facts, **_checkpoint_facts(restored)}
+        facts["sde"] = one.model.sde.describe()
         if self.flow and one.of_flow:
             facts |= {f"dequantizer_{k}": v for k, v in _checkpoint_facts(self.flow).items()}
         if one.estimator.on_host:  # the published solver's norm mixes the images of a batch

@@ -17,10 +17,12 @@ import optax
 from jaxtyping import Array, Float
 
 from scoremle import devices
+from scoremle.core.augment import augmented
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.learned_times import LossMoments
 from scoremle.core.pixels import bits_per_dim
+from scoremle.core.prediction import conditioned
 from scoremle.core.times import (
     AlphaSquared,
     TimeSampler,
@@ -40,6 +42,8 @@ from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
 # Folded into the seed's key in place of a step: a number that no step has.
 INITIALISATION = 2**32 - 1
+# Folded into the key of a step: a number that no part of a batch has.
+AUGMENTATION = 2**32 - 2
 EVAL_DRAWS = 4
 
 Scalar = Float[Array, ""]
@@ -112,6 +116,7 @@ class Objective:
     reduce_mean: bool
     uniform_dequantization: bool
     bin_middles: bool
+    augment: bool
     time_density: str
 
     @property
@@ -160,8 +165,9 @@ class Objective:
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
         """The loss of each example in the published scaling, without dropout."""
-        model = self.model
-        return self.by_loss.losses(model.noise(params), model.sde, model.pixels, x, key)
+        model = self.model.at(params)
+        by_loss = replace(self, model=model).by_loss
+        return by_loss.losses(model.noise(params), model.sde, model.pixels, x, key)
 
     def loss(
         self, params: Params, x: IntImages, key: PRNGKey, memory: LossMoments | None = None
@@ -170,11 +176,15 @@ class Objective:
 
         With a ``memory`` of the losses before, which gives the density of t, also what it becomes.
         """
-        model, by_loss = self.model, self.by_loss
+        model = self.model.at(params)
+        by_loss = replace(self, model=model).by_loss
         place = model.sde, model.eps
         if memory is not None:
             by_loss = replace(by_loss, times=memory.times(*place, self.stratified))
         noise = model.noise(params, split(key, 3)[2])
+        if self.augment:
+            x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
+            noise = conditioned(noise, changed)
         losses, drawn = by_loss.drawn(noise, model.sde, model.pixels, x, key)
         learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
         return jnp.mean(losses), {"loss_std": jnp.std(losses), **learned}
@@ -202,7 +212,7 @@ class FlowObjective:
         self, score: Params, params: Params, x: IntImages, key: PRNGKey
     ) -> tuple[Scalar, Numbers]:
         """Loss that training minimises, its value in bits/dim, and its spread within the batch."""
-        model, dequantizer = self.model, self.flow.dequantizer(params)
+        model, dequantizer = self.model.at(score), self.flow.dequantizer(params)
         losses = dequantization_loss(
             model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,
             times=UniformLogSNR(model.sde, model.eps, self.stratified),

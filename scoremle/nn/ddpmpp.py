@@ -63,6 +63,7 @@ class DDPMpp(nn.Module):
         trainable_embedding: learn these frequencies.
         init_scale: scale of each block's last layer at first; 0: almost zero.
         nonlinearity: "swish", "elu", "relu" or "lrelu".
+        fourier_features: the first layer sees Fourier features of the image, too.
         centered: images come in [-1, 1]; otherwise in [0, 1].
         log_labels: labels are sigma and their logarithm is embedded (geometric VE); otherwise they
             are embedded as they are.
@@ -100,6 +101,7 @@ class DDPMpp(nn.Module):
     trainable_embedding: bool = False
     init_scale: float = 0.0
     nonlinearity: str = "swish"
+    fourier_features: bool = False
     centered: bool = True
     log_labels: bool = False
     dtype: DTypeLike = jnp.float32
@@ -133,7 +135,8 @@ class DDPMpp(nn.Module):
     def _down(self, x: Images, block) -> list[Images]:
         """The features after every block, finest first."""
         pyramid = x
-        skips = [self._conv3x3(self.nf)(x)]
+        waves = [layers.fourier_features(x)] if self.fourier_features else []
+        skips = [self._conv3x3(self.nf)(jnp.concatenate([x, *waves], axis=-1))]
         for level, multiple in enumerate(self.ch_mult):
             for _ in range(self.num_res_blocks):
                 skips.append(self._attend(block(skips[-1], features=self.nf * multiple)))

@@ -43,6 +43,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "lrelu": functools.partial(nn.leaky_relu, negative_slope=0.2),
 }
 
+# 2^f is how often a Fourier feature of an image oscillates over a unit of it.
+EXPONENTS = (6, 7)
+
 # Far beyond what any network has. To build one of more would take all memory, or would not end.
 MOST_LAYERS, MOST_RESOLUTIONS, MOST_CHANNELS = 100, 16, 1 << 16
 
@@ -232,6 +235,17 @@ class Downsample(nn.Module):
         if self.fir_kernel:
             return Conv2d(features, resample.conv_downsample_2d, self.fir_kernel, self.dtype)(x)
         return conv3x3(features, dtype=self.dtype, stride=2)(x)
+
+
+def fourier_features(x: Images) -> Images:
+    """sin and cos of 2 pi 2^f x for each f of ``EXPONENTS``: the sines, then the cosines.
+
+    In them a network sees the last bits of a pixel (Kingma et al. 2021, arXiv 2107.00630, appendix
+    C). 2^f x and its distance to a whole number are exact, so that none is lost.
+    """
+    turns = x[..., None] * jnp.asarray([2.0**f for f in EXPONENTS], x.dtype)
+    phases = 2 * math.pi * (turns - jnp.round(turns)).reshape(*x.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
 
 
 def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:

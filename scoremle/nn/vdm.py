@@ -11,7 +11,6 @@ shapes of the published checkpoints.
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +27,7 @@ from scoremle.nn.layers import (
     MOST_LAYERS,
     Conv,
     drop,
+    fourier_features,
     positional_embedding,
     wide,
 )
@@ -37,20 +37,7 @@ from scoremle.xla import compile_once
 __all__ = ["VDMNet"]
 
 GROUPS = 32
-# 2^f is how often a feature oscillates over a unit of the image.
-EXPONENTS = (6, 7)
 ZERO = nn.initializers.zeros
-
-
-def fourier_features(x: Images) -> Images:
-    """sin and cos of 2 pi 2^f x for each f of ``EXPONENTS``: the sines, then the cosines.
-
-    In them a network sees the last bits of a pixel. 2^f x and its distance to a whole number are
-    exact, so that none is lost.
-    """
-    turns = x[..., None] * jnp.asarray([2.0**f for f in EXPONENTS], x.dtype)
-    phases = 2 * math.pi * (turns - jnp.round(turns)).reshape(*x.shape[:-1], -1)
-    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
 
 
 def _norm(dtype: DTypeLike, name: str = "GroupNorm_0") -> nn.GroupNorm:

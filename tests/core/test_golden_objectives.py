@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.vdm_networks import golden_vdm
 
 from scoremle.core import loss
+from scoremle.core.learned_schedules import learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.schedules import LinearLogSNR
 from scoremle.core.sde import SDE
 from scoremle.core.times import AlphaSquared, UniformTime
+from scoremle.likelihood.elbo import prior_divergence
+from scoremle.likelihood.steps import _Chain
 
 KERNELS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
 
@@ -51,3 +55,56 @@ def test_golden_loss_of_vdm(golden, monkeypatch):
         noise, sde, x, jax.random.key(0), times=UniformTime(0.0, True), weighting="likelihood"
     )
     np.testing.assert_allclose(found, arrays["fixed/T0/loss_diff"], rtol=5e-4)
+
+
+def decoded(log_snr, arrays):
+    """-log P(k | y_0) of the authors' draws, by the softmax over all levels."""
+    points, k = jnp.asarray(Pixels().points, jnp.float32), arrays["images"].astype(int)
+    error = points[k] + jnp.exp(-log_snr / 2) * arrays["eps0"]
+    logits = -jnp.square(error[..., None] - points) * jnp.exp(log_snr) / 2
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), k[..., None], axis=-1)
+    return -jnp.sum(chosen, axis=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["scalar", "nnet"])
+def test_golden_gradients_into_a_learned_schedule(kind, golden, monkeypatch):
+    """All terms of the bound of VDM, and their gradient by the parameters of its schedule."""
+    arrays, prefix = golden("vdm_loss"), f"schedules/{kind}/params/"
+    x, c = drawn(arrays, monkeypatch), jnp.asarray(arrays["cond"])
+    flat = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    network = golden_vdm("fourier")
+
+    def bits(params):
+        sde = SDE("vp", learned_schedule(params), 1.0)
+        diffusion = loss.denoising_loss(
+            conditioned(noise_fn(network, sde), c), sde, x, jax.random.key(0),
+            times=UniformTime(0.0, True), weighting="likelihood",
+        )  # fmt: skip
+        prior, last = prior_divergence(sde, x), decoded(sde.log_snr(0.0), arrays)
+        terms = {"loss_diff": diffusion, "loss_klz": prior, "loss_recon": last}
+        return jnp.mean(diffusion + prior + last) / (192 * jnp.log(2.0)), terms
+
+    params = unflatten_dict(jax.tree.map(jnp.asarray, flat), sep="/")
+    (value, terms), gradient = jax.jit(jax.value_and_grad(bits, has_aux=True))(params)
+    for name, found in terms.items():
+        np.testing.assert_allclose(found, arrays[f"{kind}/T0/{name}"], rtol=5e-4, err_msg=name)
+    assert value == pytest.approx(float(arrays[f"{kind}/T0/bpd"]), rel=2e-4)
+    for name, found in flatten_dict(gradient, sep="/").items():
+        expected = arrays[f"{kind}/T0/grad/gamma/{name}"]
+        atol = 2e-3 * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=atol, err_msg=name)
+
+
+def test_golden_loss_of_steps(golden, monkeypatch):
+    """Of ten steps, one drawn for each image, by VDM's scalar schedule."""
+    arrays, prefix = golden("vdm_loss"), "schedules/scalar/params/"
+    x, points = drawn(arrays, monkeypatch), jnp.asarray(Pixels().points, jnp.float32)
+    sde = SDE("vp", learned_schedule({k: jnp.asarray(arrays[prefix + k]) for k in "bw"}), 1.0)
+    noise = conditioned(noise_fn(golden_vdm("fourier"), sde), jnp.asarray(arrays["cond"]))
+    t, _ = UniformTime(0.0, True)(jax.random.key(0), 3)
+    after = jnp.ceil(10 * t) / 10
+    chain = _Chain(noise, sde, points, jnp.arange(11) / 10, "small", clip=False)
+    z = jnp.asarray(arrays["eps"])
+    prediction, v = chain.outputs(sde.perturb(x, after, z), after)
+    found = 10 * chain.step(after - 0.1, after, prediction - z, v)
+    np.testing.assert_allclose(found, arrays["scalar/T10/loss_diff"], rtol=1e-3)

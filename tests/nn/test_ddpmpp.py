@@ -284,3 +284,20 @@ def test_three_levels_take_images_of_28():
     assert out.shape == (1, 28, 28, 1)
     # One on the way down and one on the way up at each of 14 and 7, and the middle.
     assert sum(name.startswith("AttnBlockpp") for name in params["params"]) == 5
+
+
+def test_fourier_features_of_the_image_are_seen_by_the_first_layer_alone():
+    """It has five channels for each of the image's, and learns from the last bits of a pixel."""
+    small = {"nf": 8, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
+    net, x = DDPMpp(**small, fourier_features=True, init_scale=1.0), jnp.zeros((1, 4, 4, 3))
+    t = jnp.ones(1)
+    params = net.init(jax.random.key(0), x, t)["params"]
+    plain = DDPMpp(**small, init_scale=1.0).init(jax.random.key(0), x, t)["params"]
+    shapes, others = (jax.tree.map(jnp.shape, tree) for tree in (params, plain))
+    assert shapes["Conv_0"].pop("kernel") == (3, 3, 15, 8)
+    assert others["Conv_0"].pop("kernel") == (3, 3, 3, 8) and shapes == others
+    kernel = params["Conv_0"]["kernel"].at[:, :, :3].set(0)
+    params = {**params, "Conv_0": {**params["Conv_0"], "kernel": kernel}}
+    found = [net.apply({"params": params}, x + shift, t) for shift in (0, 1 / 64, 1 / 256)]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)  # a whole turn of both waves
+    assert jnp.abs(found[0] - found[2]).max() > 1e-3

@@ -11,7 +11,8 @@ from helpers.places import GOLDEN
 from helpers.vdm_networks import golden_vdm
 
 from scoremle.errors import UserError
-from scoremle.nn.vdm import VDMNet, fourier_features
+from scoremle.nn.layers import fourier_features
+from scoremle.nn.vdm import VDMNet
 
 
 @pytest.mark.parametrize("name", ["fourier", "plain_attn"])

@@ -1,0 +1,140 @@
+"""VDM's and i-DODE's bounds and likelihoods: the authors' numbers, and what theory says of all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.oracles import Gaussian
+from helpers.vdm_networks import golden_vdm
+from scipy.special import logsumexp
+
+from scoremle.core.bijectors import AtTime
+from scoremle.core.dequantize import TruncatedNormal
+from scoremle.core.divergence import Exact, FixedProbe
+from scoremle.core.learned_times import LossMoments
+from scoremle.core.pixels import Pixels
+from scoremle.core.prediction import noise_fn
+from scoremle.core.schedules import LinearLogSNR
+from scoremle.core.sde import SDE
+from scoremle.core.times import BINS, AlphaSquared, UniformTime
+from scoremle.likelihood.by_loss import ByVDMLoss
+from scoremle.likelihood.decoders import DiscreteDecoder
+from scoremle.likelihood.elbo import elbo
+from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.solvers.multistep import Multistep
+
+SCHEDULE, DIMS = LinearLogSNR(-5.0, 13.3), 8 * 8 * 3
+PATHS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
+
+
+def model_of(path):
+    """SDE with i-DODE's prior, and the noise prediction of its network."""
+    kernel, prediction = PATHS[path]
+    last = float(SDE(kernel, SCHEDULE, 1.0).sigma(1.0))
+    sde = SDE(kernel, SCHEDULE, last)
+    return sde, noise_fn(golden_vdm("idode"), sde, prediction=prediction)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_golden_truncated_normal_noise(path, golden, monkeypatch):
+    """The points where the ODE starts, and the density of the noise there."""
+    arrays, (sde, _) = golden("idode"), model_of(path)
+    images = jnp.asarray(arrays["images"][:2].astype(int))
+    for draw in range(2):
+        e = jnp.asarray(arrays[f"{path}/tn/e"][draw])
+        monkeypatch.setattr(
+            "scoremle.core.dequantize.per_example", lambda function, keys, shape, e=e: e
+        )
+        u, log_q = TruncatedNormal(sde, 0.0)(jax.random.key(0), images)
+        z, _ = AtTime(sde, 0.0).forward(Pixels().encode(images, u))
+        np.testing.assert_allclose(z, arrays[f"{path}/tn/z0"][draw], atol=3e-7)
+        # From u to z: a bin of z has the width alpha 2 / 256.
+        width = np.log(2 / 256) + np.log(float(sde.alpha(0.0)))
+        expected = arrays[f"{path}/tn/log_q"][draw] + DIMS * width
+        np.testing.assert_allclose(log_q, expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_golden_likelihood(path, golden):
+    """By the same probe, against a solution in float64: one draw and three, with their -log 3."""
+    arrays, (sde, noise) = golden("idode"), model_of(path)
+    probe = FixedProbe(jnp.asarray(arrays["hutch"])[None])
+    run = jax.jit(
+        lambda z: ode_log_likelihood(
+            noise, sde, z, jax.random.key(0), eps=0.0, divergence=probe, solver=Multistep(96)
+        ).log_prob
+    )
+    found = np.asarray(run(jnp.asarray(arrays[f"{path}/tn/z0"][0], jnp.float32)), np.float64)
+    truth, log_q = arrays[f"{path}/tn/truth/log_p_z0"], arrays[f"{path}/tn/log_q"]
+    np.testing.assert_allclose(found, truth[0], atol=0.05)
+    weights = np.concatenate([[found], truth[1:3]]) - log_q[:3]
+    bits = -(logsumexp(weights, axis=0) - np.log(3)) / (DIMS * np.log(2))
+    np.testing.assert_allclose(bits, arrays[f"{path}/tn/truth/bpd_K3"], atol=4e-4)
+
+
+DATA = Gaussian.random(5, 3, 0.5)
+KERNELS = ("vp", "subvp", "ve", "straight")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_likelihood_is_that_of_every_path_in_the_scale_of_the_data(kernel):
+    """With the prior N(0, sigma_1^2 I); with N(0, I) it differs by the priors of the latent."""
+    x = DATA.draw(1, 4)
+
+    def found(kernel, unit):
+        sde = SDE(kernel, SCHEDULE, 1.0)
+        last = float(sde.sigma(1.0))
+        sde = SDE(kernel, SCHEDULE, 1.0 if unit else last)
+        z, log_det = AtTime(sde, 0.0).forward(jnp.asarray(x))
+        solved = ode_log_likelihood(
+            DATA.noise(sde), sde, z, jax.random.key(0), eps=0.0, divergence=Exact(),
+            solver=Multistep(96),
+        )  # fmt: skip
+        return np.asarray(solved.log_prob + log_det), np.asarray(solved.latent), last
+
+    with jax.enable_x64(True):
+        truth, _, _ = found("vp", False)
+        log_prob, latent, last = found(kernel, False)
+        unit, _, _ = found(kernel, True)
+    np.testing.assert_allclose(log_prob, truth, atol=1e-6)
+    square = np.square(latent).sum(axis=1)
+    difference = 3 * np.log(last) + square * (1 / last**2 - 1) / 2
+    np.testing.assert_allclose(unit - log_prob, difference, atol=1e-6)
+
+
+def samplers(sde):
+    lopsided = LossMoments(jnp.linspace(1.0, 9.0, BINS) ** 2, jnp.ones(BINS))
+    return {
+        "time": UniformTime(0.0, True), "alpha_squared": AlphaSquared(sde, 0.0, True),
+        "learned": lopsided.times(sde, 0.0, True),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["time", "alpha_squared", "learned"])
+@pytest.mark.parametrize("kernel", ["vp", "straight"])
+def test_the_loss_of_vdm_is_its_bound_whatever_the_times(kernel, kind):
+    """In the mean, so that its change with the parameters is that of the bound: a z-test."""
+    sde, pixels, n = SDE(kernel, SCHEDULE, 1.0), Pixels(16), 2000
+    image = jnp.asarray([[3, 9, 12]])
+    images = jnp.tile(image, (n, 1))
+    exact = DATA.noise(sde)
+
+    def means(scale):
+        """The loss and minus the bound, of a prediction that is ``scale`` times the exact one."""
+        def noise(x, t):
+            return scale * exact(x, t)
+
+        by_loss = ByVDMLoss(samplers(sde)[kind], 1.0, "likelihood", False, 0.0)
+        losses = by_loss.losses(noise, sde, pixels, images, jax.random.key(1))
+        bound = elbo(
+            noise, sde, jnp.asarray(pixels.points, jnp.float32)[images[:50]],
+            jax.random.key(2), eps=0.0, times=UniformTime(0.0, True), draws=64,
+            decoder=DiscreteDecoder(pixels.points), integers=images[:50],
+        )  # fmt: skip
+        return [np.asarray(each, np.float64) for each in (losses, -bound.log_prob)]
+
+    (losses, bounds), (others, other_bounds) = map(means, (1.0, 0.8))
+    for loss, bound in ((losses, bounds), (losses - others, bounds - other_bounds)):
+        error = np.hypot(loss.std() / np.sqrt(n), bound.std() / np.sqrt(50))
+        assert abs(loss.mean() - bound.mean()) < 4 * error + 1e-3
+    assert abs(loss.mean()) > 10 * error  # a change that is seen
