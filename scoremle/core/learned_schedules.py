@@ -17,9 +17,9 @@ from scoremle.core.pytree import pytree
 from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.types import PRNGKey, Scalar, Times
 
-__all__ = ["KINDS", "MonotoneLogSNR", "first_schedule", "learned_schedule"]
+__all__ = ["LEARNED_SCHEDULES", "first_schedule", "learned_schedule"]
 
-KINDS = ("scalar", "network")
+LEARNED_SCHEDULES = ("scalar", "network")
 HIDDEN = 1024
 # Standard deviation of the network's weights at first.
 SMALL = 0.01
@@ -65,7 +65,11 @@ def first_schedule(kind: str, low: Scalar, high: Scalar, key: PRNGKey) -> dict[s
 
 
 def learned_schedule(params: Mapping[str, Any]) -> Schedule:
-    """The schedule of VDM's parameters: of "w" and "b", or those of ``MonotoneLogSNR``."""
+    """The schedule of VDM's parameters.
+
+    Args:
+        params: "w" and "b", or those of ``MonotoneLogSNR``.
+    """
     if "l1" in params:
         return MonotoneLogSNR(params)
     first, slope = params["b"][0], jnp.abs(params["w"][0])

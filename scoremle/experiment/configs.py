@@ -152,7 +152,7 @@ NAMED_CONFIGS = {
         },
     ),
 }  # fmt: skip
-NAMED_CONFIGS |= {name: NamedConfig(about, changed) for name, (about, changed) in SUCCESSORS.items()}
+NAMED_CONFIGS |= {name: NamedConfig(*each) for name, each in SUCCESSORS.items()}
 for sde, words, of_sde in (("vp", "VP", {}), ("subvp", "sub-VP", SUBVP)):
     for data, images, of_data, resolve in (
         ("cifar10", "CIFAR-10", {}, defaults.resolve),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from scoremle.core.learned_schedules import KINDS
+from scoremle.core.learned_schedules import LEARNED_SCHEDULES
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 from scoremle.experiment.config import check_types, flat
@@ -31,7 +31,7 @@ CHOICES = {
     "training.time_density": ("published", "alpha_squared", "learned"),
     "optim.optimizer": ("Adam", "AdamW"),
     "model.embedding": ("time", "log_snr"),
-    "model.schedule": ("fixed", *KINDS),
+    "model.schedule": ("fixed", *LEARNED_SCHEDULES),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
 

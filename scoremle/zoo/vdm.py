@@ -35,7 +35,7 @@ from scoremle.nn.applied import Applied
 from scoremle.nn.vdm import VDMNet
 from scoremle.published import state_dict
 from scoremle.records import Size, check_record
-from scoremle.training.checkpoints import Damaged, difference, leaves
+from scoremle.training.checkpoints import Damaged, first_difference, leaves
 from scoremle.zoo.families import flags_beside
 from scoremle.zoo.family import published_model
 
@@ -115,6 +115,6 @@ def _network(score: Mapping[str, Any], size: int) -> VDMNet:
     x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     labels = jax.ShapeDtypeStruct((1,), jnp.float32)
     made = jax.eval_shape(network.init, jax.random.key(0), x, labels)["params"]
-    if words := difference(leaves(score), leaves(made)):
+    if words := first_difference(leaves(score), leaves(made)):
         raise UserError(f"its network {words}")
     return network

@@ -15,7 +15,7 @@ from scoremle.core.schedules import LinearLogSNR
 from scoremle.core.sde import SDE
 from scoremle.core.times import AlphaSquared, UniformTime
 from scoremle.likelihood.elbo import prior_divergence
-from scoremle.likelihood.steps import _Chain
+from scoremle.likelihood.steps import ReverseChain
 
 KERNELS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
 
@@ -103,7 +103,7 @@ def test_golden_loss_of_steps(golden, monkeypatch):
     noise = conditioned(noise_fn(golden_vdm("fourier"), sde), jnp.asarray(arrays["cond"]))
     t, _ = UniformTime(0.0, True)(jax.random.key(0), 3)
     after = jnp.ceil(10 * t) / 10
-    chain = _Chain(noise, sde, points, jnp.arange(11) / 10, "small", clip=False)
+    chain = ReverseChain(noise, sde, points, jnp.arange(11) / 10, "small", clip=False)
     z = jnp.asarray(arrays["eps"])
     prediction, v = chain.outputs(sde.perturb(x, after, z), after)
     found = 10 * chain.step(after - 0.1, after, prediction - z, v)

@@ -1,0 +1,155 @@
+"""The configs of VDM and i-DODE: what they build, and that a tiny one trains, and is measured."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.marks import some
+from helpers.places import GOLDEN
+
+from scoremle.cli import main as cli
+from scoremle.core.augment import augmented
+from scoremle.errors import UserError
+from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
+from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.rules import check_config
+from scoremle.experiment.workdir import Workdir
+
+NAMES = sorted(name for name in NAMED_CONFIGS if name.startswith(("vdm/", "idode/")))
+TINY = (
+    "data.dataset=digits", "data.image_size=8", "data.num_channels=1", "model.nf=32",
+    "model.num_res_blocks=1", "training.batch_size=4", "training.snapshot_sampling=False",
+    "training.n_jitted_steps=1", "eval.num_images=3", "eval.num_repeats=1", "eval.batch_size=3",
+    "eval.bound_draws=4", "eval.solver=multistep", "eval.nodes=2",
+)  # fmt: skip
+
+
+def count(n, blocks, attention):
+    """Parameters of the network, by its description, with 15 channels seen and one of c."""
+    def block(seen):
+        shortcut = seen * n + n if seen != n else 0
+        return 2 * seen + 9 * seen * n + n + 4 * n * n + 2 * n + 9 * n * n + n + shortcut
+
+    attentions = 1 + (2 * blocks + 1) * attention
+    ends = 9 * 15 * n + n + 2 * n + 9 * n * 3 + 3
+    condition = (n + 1) * 4 * n + 4 * n + 16 * n * n + 4 * n
+    return (
+        ends + condition + (blocks + 2) * block(n) + (blocks + 1) * block(2 * n)
+        + attentions * (2 * n + 4 * (n * n + n))
+    )  # fmt: skip
+
+
+@some("name", NAMES, quick=["vdm/cifar10", "idode/cifar10"])
+def test_configs_build_the_published_network(name):
+    config = published_config(name, {})
+    experiment = build(config, levels=256)
+    params = experiment.template.params
+    model, wide = config.model, "cifar10" not in name or "aug" in name
+    assert (model.nf, model.num_res_blocks) == (256 if wide else 128, 64 if "64" in name else 32)
+    found = sum(leaf.size for leaf in jax.tree.leaves(params))
+    schedule = {"fixed": 0, "scalar": 2, "network": 2 + 3 * 1024}[model.schedule]
+    assert found == schedule + count(model.nf, model.num_res_blocks, bool(model.attn_resolutions))
+    known = {"vdm/cifar10": 30_578_181, "idode/cifar10": 30_578_179}
+    assert found == known.get(name, found)
+    low, high = (float(experiment.model.sde.log_snr(t)) for t in (1.0, 0.0))
+    assert (low, high) == (pytest.approx(-5.0), pytest.approx(13.3))
+    assert experiment.model.eps == 0
+    assert experiment.model.pixels.points[0] == -1 + 1 / 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_have_the_published_settings(name):
+    settings = json.loads((GOLDEN / "successor_settings.json").read_text())[name]
+    of_model, of_training = settings["model"], settings["training"]
+    of_adam, config = settings["optimizer"]["args"], published_config(name, {})
+    model, optim, training, idode = config.model, config.optim, config.training, "idode" in name
+    pairs = {
+        "seed": (config.seed, of_training["seed"]),
+        "batch": (training.batch_size, of_training["batch_size_train"]),
+        "steps": (training.n_iters, of_training["num_steps_train"]),
+        "warm-up": (optim.warmup, of_training["num_steps_lr_warmup"]),
+        "evaluation": (config.eval.batch_size, of_training["batch_size_eval"]),
+        "rate": (optim.lr, settings["optimizer"]["learning_rate"]),
+        "average": (model.ema_rate, settings["optimizer"]["ema_rate"]),
+        "Adam": ((optim.beta1, optim.beta2, optim.eps, optim.weight_decay),
+                 tuple(of_adam[key] for key in ("b1", "b2", "eps", "weight_decay"))),
+        "optimizer": (optim.optimizer.lower(), settings["optimizer"]["name"]),
+        "no clipping": (optim.grad_clip < 0, True),
+        "channels": (model.nf, of_model["sm_n_embd"]),
+        "blocks": (model.num_res_blocks, of_model["sm_n_layer"]),
+        "dropout": (model.dropout, of_model["sm_pdrop"]),
+        "attention": (bool(model.attn_resolutions), of_model["with_attention"]),
+        "features": (model.fourier_features, of_model["with_fourier_features"]),
+        "ends": ((-model.log_snr_max, -model.log_snr_min),
+                 (of_model["gamma_min"], of_model["gamma_max"])),
+        "schedule": (model.schedule, {
+            "fixed": "fixed", "learnable_scalar": "scalar", "learnable_nnet": "network",
+        }[of_model["gamma_type"]]),
+        "strata": (training.stratified, of_model["antithetic_time_sampling"]),
+        "augmented": (config.data.augment, settings["data"]["dataset"].endswith("_aug")),
+        "velocity": (model.parameterization == "v", idode and of_model["velocity"]),
+        "importance": (training.time_density == "alpha_squared", idode and of_model["importance"]),
+        "draws": (config.eval.importance_samples, of_model.get("num_importance", 1)),
+    }  # fmt: skip
+    for what, (found, published) in pairs.items():
+        assert found == published, what
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"data.bin_middles": False}, "schedule=scalar is learned by the bound on integers"),
+    ({"training.likelihood_weighting": False}, "set training.likelihood_weighting"),
+    ({"data.uniform_dequantization": True}, "two ways to train"),
+    ({"training.sde": "vpsde"}, "begins as one that is linear"),
+    ({"model.name": "ncsnpp", "data.augment": True}, "only model.name=vdm"),
+    ({"training.importance_weighting": True, "training.time_density": "learned"}, "in its own"),
+    ({"model.schedule": "cubic"}, "model.schedule must be fixed or scalar or network"),
+])  # fmt: skip
+def test_fields_that_do_not_go_together(fields, words):
+    with pytest.raises(UserError, match=words):
+        check_config(published_config("vdm/cifar10", fields))
+
+
+def train(name, folder, steps):
+    flags = [f"--config.{field}" for field in (*TINY, f"training.n_iters={steps}")]
+    assert cli.main([f"--config={name}", f"--workdir={folder}", "--mode=train", *flags]) == 0
+
+
+def state_of(folder):
+    place = Workdir(folder)
+    return place.restore(build(place.config()).training.template()).tree
+
+
+@pytest.mark.parametrize("name", ["vdm/cifar10_aug", "idode/cifar10_aug"])
+def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(name, tmp_path, capsys):
+    """Six steps at once, and three and three; then it is measured as its config says."""
+    train(name, tmp_path / "whole", 6)
+    train(name, tmp_path / "parts", 3)
+    train(name, tmp_path / "parts", 6)
+    states = [state_of(tmp_path / folder) for folder in ("whole", "parts")]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    samples = ["--config.eval.importance_samples=2"] * name.startswith("idode")
+    assert cli.main(["eval", str(tmp_path / "whole"), "--config.eval.num_images=3", *samples]) == 0
+    (results,) = (tmp_path / "whole").rglob("results.json")
+    (facts,) = json.loads(results.read_text()).values()
+    assert np.isfinite(facts["mean"]) and facts["images"] == 3
+    if name.startswith("vdm"):
+        assert facts["reconstruction"] == "Discrete"
+        assert facts["sde"]["schedule"]["type"] == "MonotoneLogSNR"
+    else:
+        assert facts["dequantizer"] == "truncated_normal" and facts["importance_samples"] == 2
+
+
+def test_images_that_are_augmented_are_told():
+    """A quarter are as they were; mirrored and turned ones are told from them by c."""
+    images = jnp.arange(2 * 9).reshape(1, 3, 3, 2) * jnp.ones((4000, 1, 1, 1), int)
+    found, c = map(np.asarray, augmented(images, jax.random.key(0)))
+    ways = [np.rot90(side, k) for side in (images[0], images[0][:, ::-1]) for k in range(4)]
+    kinds = np.array([[(image == way).all() for way in ways] for image in found])
+    assert (kinds.sum(axis=1) == 1).all()
+    np.testing.assert_array_equal(c, ~kinds[:, 0])
+    shares = np.array([1 / 4, *[1 / 12] * 3, 1 / 4, *[1 / 12] * 3])
+    np.testing.assert_allclose(kinds.mean(axis=0), shares, atol=4 * np.sqrt(0.25 * 0.75 / 4000))
