@@ -5,6 +5,7 @@ The table stands in docs/architecture.md too.
 
 import ast
 import re
+import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 
@@ -203,3 +204,10 @@ def test_what_is_exported_documents_its_arguments():
     """Each field of a record, too. A method of a protocol or a base class is documented there."""
     lacking = {name: arguments for name, arguments in undocumented(SOURCES) if arguments}
     assert not lacking, lacking
+
+
+def test_no_script_hides_a_module_of_python():
+    """Its folder is the first that is looked in. JAX asks for one of Python 3.14."""
+    known = {*sys.stdlib_module_names, "compression"}
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+    assert scripts and not [path for path in scripts if path.stem in known]

@@ -1,7 +1,7 @@
 """Bits/dim of compressed images: coded by a model, stated by it, and by codes that know no model.
 
-    python benchmarks/compression.py digits --steps 20 100
-    python benchmarks/compression.py runs/fashion_mnist images.npz --images=1000
+    python benchmarks/coding.py digits --steps 20 100
+    python benchmarks/coding.py runs/fashion_mnist images.npz --images=1000
 
 The images are the test images of scikit-learn's digits, or those of an array. Of each number of
 steps: what the images take on the stack, with the random bits of the first, and in the file; what
