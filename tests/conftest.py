@@ -82,6 +82,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: no collection of garbage looks through it
+
+
 @cache
 def load_golden(name: str) -> dict[str, np.ndarray]:
     """All arrays of tests/golden/<name>.npz, by key; read only."""

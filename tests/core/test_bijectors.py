@@ -26,10 +26,11 @@ every_map = pytest.mark.parametrize("name", MAPS)
 @every_map
 def test_determinants_are_those_of_the_derivative(name, x64):
     x, bijector = jnp.asarray(X), MAPS[name]
-    log_det = bijector.forward(x)[1]
-    jacobian = jax.vmap(jax.jacfwd(lambda x: bijector.forward(x[None])[0][0]))(x)
+    log_det = jax.jit(bijector.forward)(x)[1]
+    jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda x: bijector.forward(x[None])[0][0])))(x)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-12, atol=1e-12)
-    assert jnp.isfinite(jax.grad(lambda x: bijector.forward(x)[1].sum())(x)).all()
+    slope = jax.jit(jax.grad(lambda x: bijector.forward(x)[1].sum()))
+    assert np.isfinite(slope(x)).all()
 
 
 @every_map

@@ -164,11 +164,11 @@ def test_the_inverse(name, closed, bits):
         pytest.skip("no closed inverse")
     with jax.enable_x64(bits == 64):
         t = jnp.asarray(times(name), f"float{bits}")
-        lam, rate = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+        lam, rate = jax.jit(lambda t: jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),)))(t)
         whole = jax.tree.map(lambda a: jnp.asarray(a, t.dtype), schedule)
         direction = jax.tree.map(lambda a: a * jnp.linspace(0.5, 1, a.size).reshape(a.shape),
                                  whole)  # fmt: skip
-        moved = jax.jvp(lambda s: s.log_snr(t), (whole,), (direction,))[1]
+        moved = jax.jit(lambda s: jax.jvp(lambda s: s.log_snr(t), (s,), (direction,))[1])(whole)
 
         @jax.jit
         def ours(schedule, lam):
@@ -212,10 +212,15 @@ def test_the_inverse_differentiates_in_reverse_under_vmap_and_twice(x64):
     rng = np.random.default_rng(1)
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), whole)
 
+    @jax.jit
     def total(schedule):
         return jnp.sum(jnp.sin(jax.vmap(schedule.time_of_log_snr)(lam)))
 
-    forward = jax.jvp(total, (whole,), (direction,))[1]
+    @jax.jit
+    def slope(schedule):
+        return jax.jvp(total, (schedule,), (direction,))[1]
+
+    forward = slope(whole)
     gradient = jax.jit(jax.grad(total))(whole)
     dots = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, direction)
     assert isinstance(gradient, Monotone)
@@ -223,8 +228,8 @@ def test_the_inverse_differentiates_in_reverse_under_vmap_and_twice(x64):
 
     moved = [jax.tree.map(lambda a, b, h=h: a + h * b, whole, direction) for h in (1e-4, -1e-4)]
     np.testing.assert_allclose((total(moved[0]) - total(moved[1])) / 2e-4, forward, rtol=1e-6)
-    slopes = [jax.jvp(total, (s,), (direction,))[1] for s in moved]
-    second = jax.jvp(lambda s: jax.jvp(total, (s,), (direction,))[1], (whole,), (direction,))[1]
+    slopes = [slope(s) for s in moved]
+    second = jax.jit(lambda s: jax.jvp(slope, (s,), (direction,))[1])(whole)
     np.testing.assert_allclose((slopes[0] - slopes[1]) / 2e-4, second, rtol=1e-5)
 
 

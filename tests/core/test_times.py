@@ -102,7 +102,7 @@ def test_strata_hold_one_draw_each(name, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_stratified_draw_alone_keeps_the_distribution(kind):
     keys = jax.random.split(jax.random.key(5), 1000)
-    t = jax.vmap(lambda key: sampler(kind, "vp", 1e-3, True)(key, 8)[0])(keys)
+    t = jax.jit(jax.vmap(lambda key: sampler(kind, "vp", 1e-3, True)(key, 8)[0]))(keys)
     cdf, _ = distribution(kind, "vp", 1e-3, t)
     for i in (0, 3, 7):
         assert stats.kstest(cdf[:, i], "uniform").pvalue > 0.005
@@ -115,7 +115,7 @@ def test_weighted_mean_is_the_integral(name, stratified, kind):
     """E[h(t) / p(t)] = int h dt, with h(t) = t."""
     eps, repeats = EPS[name], 500
     keys = jax.random.split(jax.random.key(7), repeats)
-    t, p = jax.vmap(lambda key: sampler(kind, name, eps, stratified)(key, 8))(keys)
+    t, p = jax.jit(jax.vmap(lambda key: sampler(kind, name, eps, stratified)(key, 8)))(keys)
     means = np.asarray(t / p, np.float64).mean(axis=1)
     error = means.mean() - (1 - eps**2) / 2
     assert abs(error) < 4 * means.std() / np.sqrt(repeats) + 1e-5

@@ -108,11 +108,15 @@ def test_what_is_split_draws_nothing():
             used.append(key)
             return super().__call__(key, n)
 
-    dequantization_loss(
-        DATA.noise(sde), sde, Pixels(4), Noises(), jnp.ones((2, 4), int), KEY,
-        eps=0.02, times=Times(sde, 0.02),
-    )  # fmt: skip
-    of_dequantizer, of_times = map(jax.random.key_data, used)
+    @jax.jit
+    def drawn():
+        dequantization_loss(
+            DATA.noise(sde), sde, Pixels(4), Noises(), jnp.ones((2, 4), int), KEY,
+            eps=0.02, times=Times(sde, 0.02),
+        )  # fmt: skip
+        return [jax.random.key_data(key) for key in used]
+
+    of_dequantizer, of_times = drawn()
     derived = [KEY, *jax.random.split(KEY)]
     assert not np.array_equal(of_dequantizer, jax.random.key_data(KEY))
     assert all(not np.array_equal(of_times, jax.random.key_data(key)) for key in derived)

@@ -35,7 +35,10 @@ class Costly(Uniform):
 
 @pytest.mark.parametrize("estimator", [ByOde(), ByOde(samples=3), ByElbo(8)])
 def test_the_dequantization_is_counted(estimator):
-    plain, costly = (estimator(MODEL, how, X, KEYS)["bpd"] for how in (Uniform(), Costly()))
+    plain, costly = (
+        jax.jit(lambda x, how=how: estimator(MODEL, how, x, KEYS)["bpd"])(X)
+        for how in (Uniform(), Costly())
+    )
     np.testing.assert_allclose(costly - plain, LOG_Q / BITS, rtol=1e-4)
 
 
@@ -119,6 +122,7 @@ def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergenc
     assert found.std() < 0.5 * fresh.std()
 
 
+@pytest.mark.long
 def test_a_mean_of_several_draws_is_corrected_for_its_solver():
     """By held probes, against the exact trace at the finer steps; a bin of 4 levels is wide, so
     that the draws of one image differ in their Jacobians. The optimism of probes stays stated."""
