@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 import scoremle
 from scoremle.core.schedules import PerDimension
@@ -72,7 +73,7 @@ def test_a_schedule_is_of_its_own_sde(name):
 
 @pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@some("dims", [1, 2, 3], quick=[2])
 def test_each_argument_of_a_convolution_is_that_of_torch(dims, transposed):
     """One at a time, and all of them."""
     from scoremle.interop.by_torchax import _convolve
@@ -240,7 +241,7 @@ def expected(name):
 
 
 # Each output on one way, and images on both.
-QUICK = {*zip(SUBJECTS, ["torch", "torchax"] * 4, strict=False), ("image", "torchax")}
+QUICK = {*zip(SUBJECTS, ["torch", "torchax"] * 3, strict=False), ("image", "torchax")}
 
 
 @pytest.mark.parametrize(("name", "by"), [

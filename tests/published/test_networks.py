@@ -62,7 +62,10 @@ def test_the_network_is_told_from_its_shapes(name):
         {"ch_mult": (2, 1, 3), "attn_resolutions": (8,), "resblock_type": "ddpm"},
         {"ch_mult": (1, 1), "resblock_type": "ddpm", "resamp_with_conv": False},
         {"ch_mult": (2, 1), "progressive_input": "input_skip", "progressive_combine": "cat"},
-        {"ch_mult": (1, 2, 2), "progressive": "residual", "progressive_input": "residual"},
+        pytest.param(
+            {"ch_mult": (1, 2, 2), "progressive": "residual", "progressive_input": "residual"},
+            marks=pytest.mark.long,
+        ),
         {"conditional": False, "progressive": "output_skip"},
     ],
 )

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from helpers.marks import some
 from PIL import Image
 
 from scoremle.experiment.score_table import ScoreRow
@@ -68,7 +69,7 @@ box.dispatchEvent(new Event('input'));
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs the browser chromium")
-@pytest.mark.parametrize("width", [400, 1200])
+@some("width", [400, 1200], quick=[400])
 def test_a_browser_shows_it_and_finds_by_name(page, tmp_path, width):
     """Bars in their colours, nothing wider than the page; and what is searched for alone.
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from scipy.stats import norm
 
 from scoremle import VP, Pixels, TruncatedNormal, UserError
@@ -40,7 +41,7 @@ def test_one_draw_is_the_bound_that_is_known():
 START = float(VP().time_of_log_snr(jnp.asarray(2 * np.log(10))))
 
 
-@pytest.mark.parametrize("dequantizer", [None, TruncatedNormal(VP(), START, PIXELS)])
+@some("dequantizer", [None, TruncatedNormal(VP(), START, PIXELS)], quick=[None])
 def test_many_draws_close_on_the_probability(dequantizer):
     """The bias at K draws is half the variance of the mean weight, to first order."""
     many = flow().score(IMAGES, draws=32, passes=6, dequantizer=dequantizer)
