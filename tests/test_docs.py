@@ -89,13 +89,11 @@ def test_the_config_in_a_how_to_is_one(tmp_path):
 
 @pytest.mark.long
 def test_the_page_on_vectors_runs_as_it_stands():
-    """But for the blocks that need PyTorch (tests/interop/test_sbi.py)."""
     blocks = re.findall(r"```python\n(.*?)```", VECTORS.read_text(), re.DOTALL)
     names, seen = {}, []
     for block in blocks:
-        if "import torch" not in block:
-            exec(block, names)
-            seen.append(names["found"])
+        exec(block, names)
+        seen.append(names["found"])
     first, with_tolerance, double = seen[0], seen[1], seen[-1]
     np.testing.assert_allclose(first.log_prob, -1.5 * np.log(2 * np.pi), atol=1e-3)
     assert with_tolerance.trace.startswith("Hutchinson(probes=2")

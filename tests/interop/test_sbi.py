@@ -1,4 +1,4 @@
-"""Estimators of sbi, by the lines of docs/howto/vectors.md, beside sbi's own log p."""
+"""Estimators of sbi, by the lines of docs/howto/other-libraries.md, beside sbi's own log p."""
 
 import re
 
@@ -16,7 +16,8 @@ pytest.importorskip("sbi")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of sbi
 
 KEY = jax.random.key(0)
-CODE = re.findall(r"```python\n(.*?)```", (ROOT / "docs/howto/vectors.md").read_text(), re.S)
+PAGE = (ROOT / "docs/howto/other-libraries.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def one_thread():
 
 def documented():
     names = {"scoremle": scoremle}
-    exec(next(block for block in CODE if "import torch" in block), names)
+    exec(next(block for block in CODE if "of_fmpe" in block), names)
     return names
 
 
