@@ -65,7 +65,7 @@ MAX_COMMANDS = 1 << 21
 # Tensors of a file share storages where weights are tied: all together they have no more than so
 # many times its size.
 MOST_SHARED = 4
-# Axes of an array: numpy has 64, and files no more than 5.
+# The most axes of an array: numpy allows 64, and files here have 5 at most.
 MAX_AXES = 32
 
 # What becomes of a file --------------------------------------------------------------------------

@@ -219,7 +219,7 @@ class Result(Mean):
         return values
 
 
-# What is left out first where there is no room; it is in results.json.
+# The columns that a narrow screen leaves out first; results.json has them.
 SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 # The kind of each field in results.json, and those that a result has beside a mean.

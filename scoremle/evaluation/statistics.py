@@ -14,7 +14,8 @@ __all__ = ["Difference", "error_of_few", "paired_difference", "profile"]
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6
 COVERAGE = 0.95
-# Fewer variances do not show their common value; more freedom is as good as infinite.
+# So few variances do not show their common value. Above so many degrees of freedom a t
+# distribution is a normal one.
 FEWEST_VARIANCES, MOST_FREEDOM = 4, 1e4
 # The first few halve x, where it is small; the last ones double its digits.
 NEWTON_STEPS = 20

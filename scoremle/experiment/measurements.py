@@ -106,7 +106,7 @@ class Measurements:
         return replace(by_ode, solver=self.choice.solver) if self.choice else by_ode
 
     def _dequantizer(self, name: str) -> Dequantizer:
-        """The dequantizer of this name; without one, what a decoder does not need."""
+        """The dequantizer of this name; any for a decoder, which needs none."""
         if name == "truncated_normal":
             return TruncatedNormal(self._spec.sde, self._spec.truncation_start, self._spec.pixels)
         if name == "variational":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INDEX", "SCORE_COLUMNS", "Scores"]
 
-# Columns of scores of many images: the index of each image, and its fields of Scores.
+# Columns of a table of scores: the index of an image, and the fields of its Scores.
 INDEX = "index"
 SCORE_COLUMNS = ("log_prob", "bpd", "stderr", "probe_stderr", "solver_error")
 

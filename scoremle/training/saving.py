@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saving:
-    """One state at a time, copied, and saved in one store after the other.
+    """Saves one state at a time, as a copy, to one store after the other.
 
     As a context it ends when all is on disk. So it does after an error, which goes on; if a save
     failed meanwhile, a line says so.

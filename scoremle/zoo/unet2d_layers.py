@@ -111,7 +111,7 @@ def fir_upsample(x: Images) -> Images:
 
 
 def k_downsample(x: Images) -> Images:
-    """FIR with the border reflected; the second border makes the filter meet the same pixels."""
+    """Downsampling filter with reflected borders, in place on the same pixels as the others."""
     return fir_downsample(_border(_border(x, "reflect"), "constant"))[:, 1:-1, 1:-1]
 
 

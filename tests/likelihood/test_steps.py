@@ -284,7 +284,7 @@ def test_a_condition_reaches_the_variance():
 
 
 def test_a_network_that_tells_no_variance_has_no_learned_one():
-    with pytest.raises(UserError, match="tells no variance"):
+    with pytest.raises(UserError, match="has no variance"):
         model_of().score(INTEGERS, estimator=BySteps(variance="learned"))
 
 

@@ -185,7 +185,7 @@ def edited(folder, tmp_path, name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "with a vae: a density of"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "with a vae: it is"),
         (SCHEDULER, {"prediction_type": "flow"}, "is none of"),
         (SCHEDULER, {"beta_schedule": "odd"}, "betas are named linear"),
         (SCHEDULER, {"variance_type": "learned_range"}, "and the network tells none"),

@@ -133,7 +133,7 @@ QKV = "model.dec.4x4_in0.qkv.weight"
     [
         ({"class": "CTPrecond"}, None, "class is 'CTPrecond': known here are EDMPrecond,"),
         ({"class": "iDDPMPrecond", "C_1": 0.1}, None, "C_1 is 0.1: known here is 0.001"),
-        ({"class": "iDDPMPrecond"}, None, "a SongUNet tells no variance of steps"),
+        ({"class": "iDDPMPrecond"}, None, "a SongUNet has no variance of steps"),
         ({"class": "VPPrecond", "M": 100}, None, "M is 100: known here is 1000"),
         ({"class": "VPPrecond", "epsilon_t": 2.0}, None, "epsilon_t is 2.0: it must be above 0"),
         ({"class": "VPPrecond", "epsilon_t": float("nan")}, None,

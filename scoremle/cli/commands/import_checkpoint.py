@@ -1,4 +1,4 @@
-"""Says what a published model is, and makes a workdir of it.
+"""Reports on a published model, and makes a workdir of it.
 
     scoremle import cifar10_deep_vp_likelihood_iw_flip
     scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10
