@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flax.traverse_util import unflatten_dict
 
@@ -20,7 +21,17 @@ from scoremle.numerics import check_finite
 from scoremle.published import safetensors
 from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 
-__all__ = ["is_model_alone", "is_published", "load", "load_of_images", "of_images"]
+if TYPE_CHECKING:
+    from scoremle.weights.flows import FlowModel
+
+__all__ = [
+    "is_model_alone",
+    "is_published",
+    "load",
+    "load_of_images",
+    "load_to_score",
+    "of_images",
+]
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
@@ -43,6 +54,14 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
         >>> model.shape, model.pixels.levels
         ((8, 8, 1), 17)
     """
+    model = load_to_score(place, checkpoint)
+    if not isinstance(model, ScoreModel):
+        raise UserError(f"{place} is a flow, which scoremle score takes: this needs a ScoreModel")
+    return model
+
+
+def load_to_score(place: str | Path, checkpoint: int | None = None) -> "ScoreModel | FlowModel":
+    """The model at a place as ``load`` takes it, or the flow that a function there returns."""
     check_devices()
     if checkpoint is not None:
         check_count("checkpoint", checkpoint, least=0)
@@ -52,11 +71,12 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
             f" number {checkpoint} out"
         )
     model = _loaded(place, checkpoint)
-    check_finite(model.noise, place)
+    if isinstance(model, ScoreModel):
+        check_finite(model.noise, place)
     return model
 
 
-def _loaded(place: str | Path, checkpoint: int | None) -> ScoreModel:
+def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowModel":
     path = Path(place)
     if not path.exists():
         if is_own(str(place)):
@@ -117,8 +137,8 @@ def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
     return replace(model, solver=experiment.by_ode.solver, origin=origin)
 
 
-def _own(place: str) -> ScoreModel:
-    """The model that a function of the user's own returns. Its file is Python, and is run.
+def _own(place: str) -> "ScoreModel | FlowModel":
+    """The model or flow that a function of the user's own returns. Its file is Python, and is run.
 
     Raises UserError if there is no such file or function, for a mistake in it, and if it returns
     something else.
@@ -131,7 +151,10 @@ def _own(place: str) -> ScoreModel:
             raise UserError(f"{path} has no function {function}")
         model = getattr(module, function)()
     if not isinstance(model, ScoreModel):
-        raise UserError(f"{place} must return a ScoreModel, not a {type(model).__name__}")
+        from scoremle.weights.flows import FlowModel
+
+        if not isinstance(model, FlowModel):
+            raise UserError(f"{place} must return a ScoreModel, not a {type(model).__name__}")
     return model
 
 
@@ -173,7 +196,7 @@ def load_of_images(
     return model, *of_images(model, place)
 
 
-def of_images(model: ScoreModel, place: str) -> tuple[Pixels, tuple[int, int, int]]:
+def of_images(model: "ScoreModel | FlowModel", place: str) -> tuple[Pixels, tuple[int, int, int]]:
     """The pixels of the model at a place, and the shape of its images.
 
     Args:

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +27,7 @@ class ReferenceScores(NamedTuple):
     values: Float[np.ndarray, " n"]
     decoder_scale: float | None = None
 
-    def as_measured(self, model: ScoreModel) -> ScoreModel:
+    def as_measured(self, model: Any) -> Any:
         """The model with the decoder of these."""
         if self.decoder_scale is None:
             return model
@@ -35,21 +35,25 @@ class ReferenceScores(NamedTuple):
 
 
 NOTHING = ReferenceScores(np.zeros(0))
+NO_RANKS = (
+    "no ranks: no evaluation of the model's own test images by this estimator is known; score such"
+    " images too, and compare"
+)
 
 
-def reference_of(
-    place: str, model: ScoreModel, estimator: str, label: str = ""
-) -> ReferenceScores:
+def reference_of(place: str, model: Any, estimator: str, label: str = "") -> ReferenceScores:
     """Reads an evaluation's values by the same estimator, at the same step, for the same label.
 
     Args:
         place: where the model is, as ``load`` takes it.
-        model: that was loaded from there.
+        model: that was loaded from there; of a flow no evaluation is known.
         estimator: by which others are measured: "ode", "bound" or "steps".
         label: of a class-conditional model, or "all".
 
     Raises UserError for results that are not as they were written.
     """
+    if not isinstance(model, ScoreModel):
+        return NOTHING
     kind, step = _kind(model, estimator, label), _step(place, model)
     if kind is None or step is None:
         return NOTHING
@@ -78,7 +82,7 @@ def _step(place: str, model: ScoreModel) -> int | None:
 
 
 def how_to_get(
-    place: str, model: ScoreModel, estimator: str, label: str = "", checkpoint: int | None = None
+    place: str, model: Any, estimator: str, label: str = "", checkpoint: int | None = None
 ) -> str:
     """A line on how to get the reference values that a model lacks.
 
@@ -89,6 +93,8 @@ def how_to_get(
         label: under which they are.
         checkpoint: its number; None: the newest.
     """
+    if not isinstance(model, ScoreModel):
+        return NO_RANKS
     known = _kind(model, estimator, label) is not None
     flags = ["--config.eval.bound"] * (estimator == "bound")
     flags += ["--config.eval.dequantization=informed"] * (model.decoder is not None)
@@ -103,10 +109,7 @@ def how_to_get(
             f"no ranks: {first} and then scoremle {shlex.join(['eval', 'FOLDER', *flags])} measure"
             " images that do belong; then scores of the model in that folder have ranks"
         )
-    return (
-        "no ranks: no evaluation of the model's own test images by this estimator is known; score"
-        " such images too, and compare"
-    )
+    return NO_RANKS
 
 
 def ranks(

@@ -8,7 +8,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Integer
 import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
-from scoremle.errors import as_flag, no_chain
+from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, labelled, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, read_bytes
@@ -36,6 +36,9 @@ from scoremle.likelihood.steps import BySteps, has_last_step
 from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import tree_hash
+
+if TYPE_CHECKING:
+    from scoremle.weights.flows import FlowModel
 
 __all__ = ["Scoring", "prepared"]
 
@@ -58,7 +61,7 @@ class Scoring:
         notes: lines for the user.
     """
 
-    model: ScoreModel
+    model: "ScoreModel | FlowModel"
     estimator: Estimator
     notes: list[str]
     doubts: list[str]
@@ -89,7 +92,8 @@ class Scoring:
     def title(self) -> str:
         """Words for the number: estimator, label if any, and dequantization noise."""
         words = labelled(self.estimator.title, self.label)
-        noise = "truncated normal" if self.model.origin.middles else "uniform"
+        middles = isinstance(self.model, ScoreModel) and self.model.origin.middles
+        noise = "truncated normal" if middles else "uniform"
         return in_words(words, noise * self.estimator.dequantizes)
 
     def identity(self, place: str, seed: int) -> dict[str, Any]:
@@ -101,12 +105,14 @@ class Scoring:
         """
         model = self.model
         code = named(Path(place.rpartition(":")[0])) if is_own(place) else None
+        if isinstance(model, ScoreModel):
+            of_model = {"model": tree_hash(model), "sde": model.sde.describe(), "eps": model.eps}
+        else:  # whose functions show by their values alone what they are
+            of_model = {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
         return {
-            "model": tree_hash(model),
+            **of_model,
             "place": place,
             "code": hashlib.sha256(read_bytes(code, MAX_TEXT) if code else b"").hexdigest(),
-            "sde": model.sde.describe(),
-            "eps": model.eps,
             "pixels": describe(model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(model.default_dequantizer),
@@ -128,7 +134,7 @@ class Scoring:
 
 
 def prepared(
-    model: ScoreModel,
+    model: "ScoreModel | FlowModel",
     images: Images,
     estimator: str = "ode",
     label: str = "",
@@ -141,8 +147,9 @@ def prepared(
     A few images decide whether the model agrees with its declaration, how many steps the ODE
     needs, for an image and for the mean, and the scale of a decoder: of each image by others,
     unless the model has one. Under all labels there is no one condition to check, and these go by
-    the first. ``steps``: how many a chain has; None: all of the model's own. To ``correct`` the
-    mean, the pilot chooses levels, too. Raises UserError for what does not fit.
+    the first. A flow needs nothing: its log-determinant is exact. ``steps``: how many a chain has;
+    None: all of the model's own. To ``correct`` the mean, the pilot chooses levels, too. Raises
+    UserError for what does not fit.
 
     Args:
         model: one of images.
@@ -153,6 +160,8 @@ def prepared(
         passes: over each image.
         correct: whether the mean over images is to be corrected.
     """
+    if not isinstance(model, ScoreModel):
+        return _of_flow(model, estimator, label, correct)
     classes = check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = under(model, label)
@@ -176,6 +185,15 @@ def prepared(
     if label == ALL:
         return Scoring(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
     return Scoring(one, found, notes, doubts, levels, label)
+
+
+def _of_flow(model: "FlowModel", estimator: str, label: str, correct: bool) -> Scoring:
+    from scoremle.weights.flows import ByLogProb
+
+    flag = f"--estimator={estimator}" * (estimator != "ode") or "--label" * bool(label)
+    if flag := flag or "--correct" * correct:
+        raise UserError(f"{flag} is for models with noise, and this is a flow: leave it out")
+    return Scoring(model, ByLogProb(), [], [])
 
 
 def _scaled(model: ScoreModel, images: Images) -> ScoreModel:

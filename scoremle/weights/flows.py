@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Integer, Key
 from scipy.special import logsumexp, softmax
 
 from scoremle.core.arguments import as_array, as_data, as_index, as_shape, check_count, check_seed
-from scoremle.core.dequantize import Dequantizer
+from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import pytree, static
@@ -48,6 +48,16 @@ class FlowModel:
     pixels: Pixels | None = static(default=None)
     inverse: Map | None = static(default=None)
     forward: Map | None = static(default=None)
+
+    @property
+    def default_dequantizer(self) -> Dequantizer:
+        """Uniform noise."""
+        return Uniform()
+
+    @property
+    def dims(self) -> int:
+        """The number of dimensions of one example."""
+        return math.prod(self.shape)
 
     def log_prob(self, x: AnyData) -> Float[np.ndarray, " n"]:
         """log p(x) in nats.
@@ -116,7 +126,7 @@ class FlowModel:
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
-        return Scores.of_passes(found.values, math.prod(self.shape))
+        return Scores.of_passes(found.values, self.dims)
 
 
 def from_flow(

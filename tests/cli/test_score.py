@@ -22,11 +22,13 @@ from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines
+from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import how_to_get
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.experiment.scoring import Scoring
 from scoremle.experiment.shipped import FOLDER
 from scoremle.likelihood import score_images
+from scoremle.weights.flows import ByLogProb
 
 IMAGES = load_digits("")[1][:5]
 
@@ -437,3 +439,57 @@ def test_what_is_changed_is_said(tiny, folder, tmp_path, capfd):
     assert code == 0 and "one after the other: 3 of train, 2 of test\n" in told
     names = [row["file"] for row in rows(out)]
     assert names == ["train 0", "train 1", "train 2", "test 0", "test 1"]
+
+
+FLOW = """
+import numpy as np
+from scoremle import Pixels
+from scoremle.weights import from_flow
+
+STD = 0.3
+
+def model(**options):
+    # independent pixels N(0.1, STD^2), of 8 levels on [-1, 1]
+    def log_prob(x):
+        each = -0.5 * ((x - 0.1) / STD) ** 2 - np.log(STD) - 0.5 * np.log(2 * np.pi)
+        return each.sum(axis=(1, 2, 3))
+    return from_flow(
+        log_prob, shape=(2, 3, 1), **{"pixels": Pixels(8)} | options,
+        inverse=lambda x: (x - 0.1) / STD, forward=lambda z: 0.1 + STD * z,
+    )
+
+def of_reals():
+    return model(pixels=None)
+"""
+
+
+def test_a_flow_is_scored_as_every_model_is(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FLOW)
+    images = np.random.default_rng(0).integers(2, 7, (5, 2, 3, 1), dtype=np.uint8)
+    np.save("x.npy", images)
+    given = "mine.py:model", "x.npy", "--repeats=3", "--seed=4"
+    code, out, err = score(capfd, *given)
+    assert (code, err) == (0, "") and "exact log-determinant, uniform dequantization" in out
+    exact = load_to_score("mine.py:model").score(images, passes=3, seed=4)
+    table = tmp_path / "scores.csv"
+    np.testing.assert_allclose(column(table, "bpd"), exact.bpd, atol=1e-3)
+    assert f"mean {exact.bpd.mean():.4f} +- " in out
+
+    # Finished parts belong to the values of its functions, which other weights would change.
+    prepared = [Scoring(load_to_score("mine.py:model"), ByLogProb(), [], [])]
+    (tmp_path / "mine.py").write_text(FLOW.replace("STD = 0.3", "STD = 0.31"))
+    prepared += [Scoring(load_to_score("mine.py:model"), ByLogProb(), [], [])]
+    facts = [each.identity("mine.py:model", 0) for each in prepared]
+    assert facts[0]["log_prob"] != facts[1]["log_prob"]
+
+    for arguments, word in {
+        ("score", *given, "--force", "--label=1"): "--label",
+        ("score", *given, "--force", "--correct"): "--correct",
+        ("score", *given, "--force", "--estimator=bound"): "--estimator=bound",
+        ("score", "mine.py:of_reals", *given[1:], "--force"): "pixels",
+        ("sample", "mine.py:model"): "is a flow",
+    }.items():
+        code = cli.main([*arguments])
+        err = capfd.readouterr().err
+        assert code == 2 and word in err and err.count("\n") == 1, err

@@ -158,7 +158,7 @@ def run(options: Any) -> dict[str, Any]:
     after that, and then the page is written again.
     """
     from scoremle.experiment import score_table
-    from scoremle.experiment.models import of_images
+    from scoremle.experiment.models import load_to_score, of_images
     from scoremle.experiment.own_images import read_images, refuse
     from scoremle.experiment.reference import how_to_get, reference_of
     from scoremle.experiment.scoring import prepared
@@ -168,8 +168,13 @@ def run(options: Any) -> dict[str, Any]:
         from scoremle.cli.commands import score_on_ray
 
         return score_on_ray.run(options)
-    model = scoremle.load(options.model, options.checkpoint)
+    model = load_to_score(options.model, options.checkpoint)
     if model.pixels is None:
+        if not isinstance(model, scoremle.ScoreModel):
+            raise UserError(
+                f"{options.model} is a flow of reals, whose log_prob(x) is exact: images need"
+                " from_flow(..., pixels=...)"
+            )
         from scoremle.cli.commands import score_points
 
         return score_points.run(model, options)

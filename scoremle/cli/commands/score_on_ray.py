@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Integer
@@ -68,8 +68,9 @@ def _first(
 
 def _scorer(found: Scoring, options: Any) -> partial[Scorer]:
     """Makes the scorer of a worker, which loads the model with what the pilot chose."""
+    chosen = cast(ScoreModel, found.model)
     model = partial(
-        _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
+        _model, options.model, options.checkpoint, chosen.solver, chosen.decoder_scale,
         "" if options.label == ALL else options.label,
     )  # fmt: skip
     return partial(
