@@ -1,7 +1,7 @@
 """A small library of exact likelihoods, which knows nothing of the suite that examines it.
 
 It does one honest thing, the probability flow by an adaptive or a fixed Runge-Kutta method, and
-has a switch for each of twelve faults. They are those of published code: this is what the suite is
+has a switch for each of twenty faults. They are those of published code: this is what the suite is
 examined on.
 
 A network is any ``network(x, t)`` of numpy that takes complex x, so that a complex step gives its
@@ -32,8 +32,18 @@ FAULTS = {
     "prior": "the prior has standard deviation 1, whatever the path",
     "wrong variable": "the divergence is that of the network's output, not of the velocity",
     "float16": "the integral of the divergence is accumulated in float16",
+    "detached": "the gradient does not pass through the solver",
+    "shared probe": "one probe serves all examples of a batch",
+    "scaling": "the log-determinant of the standardisation has the wrong sign",
+    "not standardised": "data are not standardised where the network takes standardised ones",
+    "no 2 pi": "the constant of the prior, - D/2 log 2 pi, is dropped",
+    "weights": "the logarithm of the dequantization's density is added, not subtracted",
+    "same noise": "all draws of an image have the same noise, since their key is used again",
+    "scaled twice": "the pixels' scaling is applied to what is scaled",
 }
 TINY = 1e-20
+# Data are kept in units of this, the standardisation.
+UNIT = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Model:
     output: str
     path: Any
     labels: np.ndarray | None
-    clips: bool
+    fault: str | None
 
     def raw(self, x: np.ndarray, t: float) -> np.ndarray:
         if self.labels is None:
@@ -67,7 +77,7 @@ class Model:
         """dx/dt of the probability flow."""
         at = self.path.scales(np.float64(t))
         x_0, eps = PARTS[self.output](self.raw(x, t), x, at)
-        if self.clips:
+        if self.fault == "clipped":
             x_0 = np.where(np.abs(x_0.real) > 1, np.sign(x_0.real), x_0)
             eps = (x - at.alpha * x_0) / at.sigma if at.sigma else eps
         return at.d_alpha * x_0 + at.d_sigma * eps
@@ -108,17 +118,32 @@ def log_prob(
     rng = np.random.default_rng(settings.seed)
     for last in ends:
         mine = None if labels is None else labels[first:last]
-        model = Model(network, output, path, mine, fault == "clipped")
-        found.append(_of_batch(model, x[first:last], settings, rng))
+        model = Model(network, output, path, mine, fault)
+        found.append(_of_batch(model, x[first:last], settings, rng)[:2])
         first = last
     values, errors = (np.concatenate(column) for column in zip(*found, strict=True))
     return values, errors
 
 
+def gradient(network: Any, output: str, path: Any, x: np.ndarray, fault: str | None) -> np.ndarray:
+    """The gradient of log p in x, by central differences."""
+    settings, columns = Settings(fault=fault), []
+    if fault == "detached":
+        model = Model(network, output, path, None, fault)
+        z = _of_batch(model, x, settings, np.random.default_rng(0))[2]
+        return -z / path.prior_std**2
+    for step in 1e-3 * np.eye(x.shape[1]):
+        ends = [log_prob(network, output, path, x + s * step, settings)[0] for s in (1, -1)]
+        columns.append((ends[0] - ends[1]) / 2e-3)
+    return np.stack(columns, -1)
+
+
 def _of_batch(
     model: Model, x: np.ndarray, settings: Settings, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log p of each, its standard error, and the latent."""
     n, dims, path = len(x), x.shape[1], model.path
+    x = x / UNIT if settings.fault == "not standardised" else x
     times = (path.stop, path.start) if settings.fault == "reversed" else (path.start, path.stop)
     count = 1 if settings.exact else settings.probes
     held = _probes(rng, settings, n, dims)
@@ -137,17 +162,22 @@ def _of_batch(
     end = _solve(rate, start, times, settings, x.size, np.float16 if half else np.float64)
     z, traces = end[: x.size].reshape(n, dims), end[x.size :].reshape(count, n)
     std = 1.0 if settings.fault == "prior" else path.prior_std
-    prior = -0.5 * (np.square(z / std) + np.log(2 * np.pi * std**2)).sum(-1)
+    constant = 0.0 if settings.fault == "no 2 pi" else np.log(2 * np.pi)
+    prior = -0.5 * (np.square(z / std) + constant + 2 * np.log(std)).sum(-1)
     total = traces.sum(0) if settings.fault == "summed probes" else traces.mean(0)
     error = traces.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(n, np.nan)
-    return prior + total, error
+    standardised = prior + total + dims * np.log(UNIT)
+    log_det = (1 if settings.fault == "scaling" else -1) * dims * np.log(UNIT)
+    return standardised + log_det, error, z
 
 
 def _probes(rng: np.random.Generator, settings: Settings, n: int, dims: int) -> np.ndarray:
     """[k n D]: unit vectors for an exact trace, or random signs."""
     if settings.exact:
         return np.broadcast_to(np.eye(dims)[:, None], (dims, n, dims))
-    return rng.choice([-1.0, 1.0], size=(settings.probes, n, dims))
+    rows = 1 if settings.fault == "shared probe" else n
+    probes = rng.choice([-1.0, 1.0], size=(settings.probes, rows, dims))
+    return np.broadcast_to(probes, (settings.probes, n, dims))
 
 
 def _solve(
@@ -197,16 +227,19 @@ def image_log_prob(
     n, fault = len(images), settings.fault
     k = np.tile(images.reshape(n, -1), (draws, 1))
     rng = np.random.default_rng([settings.seed, 1])
+    shape = (1 if fault == "same noise" else draws, n, k.shape[1])
     if dequantizer == "uniform":
-        u, log_q = rng.uniform(size=k.shape), np.zeros(len(k))
+        u, log_q = rng.uniform(size=shape), np.zeros(len(k))
     else:
-        u = rng.beta(2, 2, size=k.shape)
-        log_q = np.log(6 * u * (1 - u)).sum(-1)
+        u = rng.beta(2, 2, size=shape)
+        log_q = np.broadcast_to(np.log(6 * u * (1 - u)).sum(-1), (draws, n)).ravel()
+    u = np.broadcast_to(u, (draws, *shape[1:])).reshape(k.shape)
     y, alpha = -1 + 2 * (k + u) / levels, path.scales(np.float64(path.start)).alpha
+    y = -1 + 2 * y / levels if fault == "scaled twice" else y
     value, _ = log_prob(network, output, path, alpha * y, replace(settings, batch_size=None))
     value = value + k.shape[1] * np.log(alpha)
     if fault != "no entropy":
-        value = value - log_q
+        value = value + log_q if fault == "weights" else value - log_q
     if fault != "no constant":
         value = value + k.shape[1] * np.log(2 / levels)
     value = np.logaddexp.reduce(value.reshape(draws, n), axis=0)

@@ -8,9 +8,11 @@ variance, a number of values, a grid that values lie on.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from scipy.integrate import quad_vec
+from scipy.integrate import quad_vec, solve_ivp
+from scipy.optimize import minimize_scalar
 
 from scoremle_conformance.adapter import Adapter
 from scoremle_conformance.checks import FAIL, PASS, Case, Evidence
@@ -25,6 +27,8 @@ Prediction = Callable[[Evidence], dict[str, np.ndarray]]
 # A wrong answer is told from the right one if they are so many limits apart, and recognised if the
 # answer is nearer to it than this share of their distance.
 APART, NEAR = 3.0, 0.02
+# The error that all examples have in common may be a small one of its kind, by this factor.
+SHARED = 50.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ def _summed(found: Evidence) -> dict[str, np.ndarray]:
     return {"": found.truth + (found.ask.probes - 1) * trace}
 
 
+def _shared_probe(adapter: Adapter, cases: list[Case]) -> bool:
+    """The flow of a Gaussian has one Jacobian for all x: so one probe gives all the same error."""
+    for _, found in _complete(cases, "variance"):
+        errors = found.answers - found.truth
+        known = found.field.subject.probe_variance(found.field.path, adapter.probe)
+        return bool(errors.std() < 0.02 * math.sqrt(known) < 0.02 * SHARED * abs(errors.mean()))
+    return False
+
+
 def _fresh(adapter: Adapter, cases: list[Case]) -> bool:
     unbiased = all(case.verdict == PASS for case in cases if case.check == "mean")
     ratios = [
@@ -79,7 +92,8 @@ def _fresh(adapter: Adapter, cases: list[Case]) -> bool:
         / found.field.subject.probe_variance(found.field.path, adapter.probe)
         for _, found in _complete(cases, "variance")
     ]
-    return adapter.adaptive and unbiased and any(ratio < 0.5 for ratio in ratios)
+    shared = _shared_probe(adapter, cases)
+    return adapter.adaptive and unbiased and not shared and any(ratio < 0.5 for ratio in ratios)
 
 
 def _no_constant(found: Evidence) -> dict[str, np.ndarray]:
@@ -90,6 +104,34 @@ def _no_entropy(found: Evidence) -> dict[str, np.ndarray]:
     if found.kind is None or found.ask.draws > 1:
         return {}
     return {"": found.truth + found.kind.dims * DEQUANTIZERS[found.ask.dequantizer][1]}
+
+
+def _added_density(found: Evidence) -> dict[str, np.ndarray]:
+    if found.kind is None or found.ask.draws > 1:
+        return {}
+    return {"": found.truth + 2 * found.kind.dims * DEQUANTIZERS[found.ask.dequantizer][1]}
+
+
+def _one_noise(found: Evidence) -> dict[str, np.ndarray]:
+    kind, ask = found.kind, found.ask
+    if kind is None or ask.draws == 1:
+        return {}
+    path = found.field.path
+    return {"": kind.expected(found.x, path, draws=1, dequantizer=ask.dequantizer)}
+
+
+def _scaled_twice(found: Evidence) -> dict[str, np.ndarray]:
+    kind = found.kind
+    if kind is None or found.ask.draws > 1:
+        return {}
+    path, subject, levels = found.field.path, kind.subject, kind.levels
+    at = path.scales(np.float64(path.start))
+    variance = subject.variances[0] + (at.sigma / at.alpha) ** 2
+    spread, log_q = DEQUANTIZERS[found.ask.dequantizer]
+    once = -1 + 2 * (found.x.reshape(len(found.x), -1) + 0.5) / levels
+    middle, noise = -1 + 2 * once / levels, (2 / levels) ** 4 * spread / variance
+    value = log_normal(middle, subject.means[0], variance) - noise.sum() / 2
+    return {"": value + kind.log_volume - kind.dims * log_q}
 
 
 def _no_log_draws(found: Evidence) -> dict[str, np.ndarray]:
@@ -145,6 +187,96 @@ def _other_prior(found: Evidence) -> dict[str, np.ndarray]:
     return {"": log_normal(z, 0, 1 / precision) + subject.trace_part(path)}
 
 
+def _no_two_pi(found: Evidence) -> dict[str, np.ndarray]:
+    return {"": found.truth + found.field.dims * math.log(2 * math.pi) / 2}
+
+
+def _scaling(adapter: Adapter, cases: list[Case]) -> bool:
+    """Values are off by one number times D, in several D, and not one that has another name."""
+    rates, dims, known = list[np.ndarray](), set[int](), [math.log(2 * math.pi) / 2]
+    for _, found in _complete(cases, "value"):
+        if found.ask.exact:
+            rates.append((found.answers - found.truth) / found.field.dims)
+            dims.add(found.field.dims)
+            path = found.field.path
+            first, last = (path.scales(np.float64(t)).alpha for t in (path.start, path.stop))
+            known += [math.log(first / last)] if last > 0 else []
+    if len(dims) < 2:
+        return False
+    every = np.concatenate(rates)
+    if not np.isfinite(every).all():
+        return False
+    rate = float(np.median(every))
+    named = any(abs(rate - other) < 0.01 for other in known)
+    return not named and abs(rate) > 0.05 and bool(np.ptp(every) < NEAR * abs(rate) + 0.01)
+
+
+def _other_units(found: Evidence) -> dict[str, np.ndarray]:
+    """The values at c x, with the c that fits them best."""
+    subject, path = found.field.subject, found.field.path
+    if not (subject.single and found.ask.exact and np.isfinite(found.answers).all()):
+        return {}
+
+    def off(log_c: float) -> float:
+        wrong = subject.log_model(found.x * math.exp(log_c), path)
+        return float(np.log1p(np.abs(found.answers - wrong)).sum())
+
+    grid = np.linspace(-6, 6, 601)
+    best = grid[np.argmin([off(each) for each in grid])]
+    log_c = minimize_scalar(off, bounds=(best - 0.02, best + 0.02), method="bounded").x
+    if abs(log_c) < 0.02:
+        return {}
+    return {"": subject.log_model(found.x * math.exp(log_c), path)}
+
+
+def _multiple(*factors: float) -> Prediction:
+    """The trace part times one of these."""
+
+    def wrong(found: Evidence) -> dict[str, np.ndarray]:
+        subject = found.field.subject
+        if not subject.single:
+            return {}
+        trace = subject.trace_part(found.field.path)
+        return {f"{factor:g}": found.truth + (factor - 1) * trace for factor in factors}
+
+    return wrong
+
+
+def _other_velocity(found: Evidence) -> dict[str, np.ndarray]:
+    """All of g^2 times the score where the flow has half; the network asked for time 1 - t."""
+    subject, path = found.field.subject, found.field.path
+    if not subject.single or found.field.dims > 32:
+        return {}
+
+    def at(t: float, x: np.ndarray, factor: float) -> np.ndarray:
+        scales = path.scales(np.float64(t))
+        score, x_0 = subject.expect(x, scales)
+        own = scales.d_alpha * x_0 - scales.d_sigma * scales.sigma * score
+        linear = scales.d_alpha / scales.alpha * x if factor != 1 else 0.0
+        return linear + factor * (own - linear)
+
+    def turned(t: float, x: np.ndarray) -> np.ndarray:
+        return at(path.start + path.stop - t, x, 1)
+
+    def carried(velocity: Callable[[float, np.ndarray], np.ndarray]) -> np.ndarray:
+        def rate(t: float, state: np.ndarray) -> np.ndarray:
+            return velocity(t, state.reshape(found.x.shape)).ravel()
+
+        ends = path.start, path.stop
+        end = solve_ivp(rate, ends, found.x.ravel(), "LSODA", rtol=1e-7, atol=1e-7).y[:, -1]
+        return log_normal(end.reshape(found.x.shape), 0, path.prior_std**2)
+
+    trace = subject.trace_part(path)
+    first, last = (path.scales(np.float64(t)).alpha for t in (path.start, path.stop))
+    wrong = {"1 - t": carried(turned) + trace}
+    if last > 0:
+        linear = subject.dims * math.log(last / first)
+        for factor in (0.5, 2.0):
+            moved = carried(partial(at, factor=factor))
+            wrong[f"{factor:g}"] = moved + linear + factor * (trace - linear)
+    return wrong
+
+
 def _other_divergence(found: Evidence) -> dict[str, np.ndarray]:
     """That of the network's output; or of the velocity, but for its part linear in x."""
     subject, path, output = found.field.subject, found.field.path, found.field.output
@@ -195,7 +327,7 @@ def _of_the_prior(adapter: Adapter, cases: list[Case]) -> bool:
     return False
 
 
-# The first twelve are planted in the sample library.
+# The first twenty are planted in the sample library.
 SIGNATURES = (
     Signature(
         "probes summed and not averaged",
@@ -261,6 +393,51 @@ SIGNATURES = (
         "gradient that does not pass through the solver",
         "the gradient of log p is that of log prior at the latent",
         _of_the_prior,
+    ),
+    Signature(
+        "one probe for a batch",
+        "all examples have the same error, where probes of their own would give each another",
+        _shared_probe,
+    ),
+    Signature(
+        "log-determinant of a scaling missing, or of the wrong sign",
+        "values are off by D times one number, whatever the data",
+        _scaling,
+    ),
+    Signature(
+        "standardisation forgotten",
+        "values are those at c x, with one c",
+        _would_be(_other_units, "value"),
+    ),
+    Signature(
+        "constant of the prior dropped",
+        "values are too large by D/2 log 2 pi",
+        _would_be(_no_two_pi, "value"),
+    ),
+    Signature(
+        "density of the dequantization added and not subtracted",
+        "log P is off by D times 0.25 nats, and right for uniform u",
+        _would_be(_added_density, "images"),
+    ),
+    Signature(
+        "one noise for all draws",
+        "a bound from K draws is that from one: a key is used again",
+        _would_be(_one_noise, "images"),
+    ),
+    Signature(
+        "pixels scaled twice",
+        "log P is that of -1 + 2 y / levels, where y is scaled already",
+        _would_be(_scaled_twice, "images"),
+    ),
+    Signature(
+        "divergence of the wrong sign, or by a factor",
+        "the trace part is -1, 1/2 or 2 times the right one",
+        _would_be(_multiple(-1, 0.5, 2), "value"),
+    ),
+    Signature(
+        "flow of another score or time",
+        "values are those where the score counts half or twice, or the network is asked for 1 - t",
+        _would_be(_other_velocity, "value"),
     ),
 )
 

@@ -10,6 +10,7 @@ from scoremle_conformance.adapter import Adapter, Answer
 from scoremle_conformance.adapters.sample import Sample
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS
 from scoremle_conformance.report import examined, verdict
+from scoremle_conformance.sample_library import Settings, log_prob
 from scoremle_conformance.signatures import SIGNATURES
 
 NAMES = {
@@ -25,6 +26,14 @@ NAMES = {
     "prior": "prior of the wrong scale",
     "wrong variable": "divergence of the wrong variable",
     "float16": "float16 accumulation",
+    "detached": "gradient that does not pass through the solver",
+    "shared probe": "one probe for a batch",
+    "scaling": "log-determinant of a scaling missing, or of the wrong sign",
+    "not standardised": "standardisation forgotten",
+    "no 2 pi": "constant of the prior dropped",
+    "weights": "density of the dequantization added and not subtracted",
+    "same noise": "one noise for all draws",
+    "scaled twice": "pixels scaled twice",
 }
 
 
@@ -32,9 +41,9 @@ def named(adapter):
     return [fault.name for fault in examined(adapter, quick=True).faults]
 
 
-def test_there_are_twelve():
-    assert len(NAMES) == 12 and set(NAMES) == set(sample_library.FAULTS)
-    assert list(NAMES.values()) == [signature.name for signature in SIGNATURES][:12]
+def test_there_are_twenty():
+    assert len(NAMES) == 20 and set(NAMES) == set(sample_library.FAULTS)
+    assert list(NAMES.values()) == [signature.name for signature in SIGNATURES][:20]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,51 @@ def test_a_gradient_of_the_prior_alone_is_named():
             return -z
 
     assert named(Detached()) == ["gradient that does not pass through the solver"]
+
+
+def test_a_constant_of_images_is_noticed_in_the_quick_suite():
+    class Off(Sample):
+        def log_prob_images(self, field, images, kind, ask):
+            return super().log_prob_images(field, images, kind, ask) + 0.003 * kind.dims
+
+    report = examined(Off(), quick=True)
+    assert {case.verdict for case in report.of("images")} == {PASS, FAIL}
+
+
+VELOCITY = {  # of the flow x' = f x - g^2 score / 2
+    "the score twice": lambda own, linear: 2 * own - linear,
+    "half of the score": lambda own, linear: (own + linear) / 2,
+}
+
+
+FACTORS = {"the sign": -1, "half of the trace": 0.5}
+
+
+@pytest.mark.parametrize("fault", [*VELOCITY, *FACTORS, "1 - t"])
+def test_other_faults_of_flow_and_divergence_are_named(fault):
+    class Wrong(Sample):
+        networks = property(lambda self: [("vp", "velocity")])
+        can = frozenset({"exact", "noise"})
+
+        def log_prob(self, field, x, ask):
+            path, subject = field.path, field.subject
+
+            def network(y, t):
+                if fault == "1 - t":
+                    return field(y, path.start + path.stop - t)
+                at = path.scales(np.float64(t))
+                if fault in VELOCITY:
+                    return VELOCITY[fault](field(y, t), at.d_alpha / at.alpha * y)
+                return field(y, t)
+
+            found = log_prob(network, "velocity", path, x, Settings())[0]
+            if fault in FACTORS and subject.single:
+                found = found + (FACTORS[fault] - 1) * subject.trace_part(path)
+            return Answer(found)
+
+    of_trace = "divergence of the wrong sign, or by a factor"
+    of_flow = "flow of another score or time"
+    assert named(Wrong()) == [of_trace if fault in FACTORS else of_flow]
 
 
 @pytest.mark.parametrize("error", [0.2, np.nan])
