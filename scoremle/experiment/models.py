@@ -61,7 +61,11 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
 
 
 def load_to_score(place: str | Path, checkpoint: int | None = None) -> "ScoreModel | FlowModel":
-    """The model at a place as ``load`` takes it, or the flow that a function there returns."""
+    """The model at a place, or the flow that a function there returns.
+
+    Args:
+        place, checkpoint: as ``load`` takes them.
+    """
     check_devices()
     if checkpoint is not None:
         check_count("checkpoint", checkpoint, least=0)
