@@ -49,7 +49,7 @@ SHAPE, DRAWS = (28, 28, 1), 8
 FLOWS = {"MNISTFlow_simple.ckpt": (0, 1.0784), "MNISTFlow_vardeq.ckpt": (4, 1.0431)}
 PLANES = ("gaussian-moons_cfm_v1-2560dd1.pt", "gaussian-moons_flow_matching_v1-f5bfaf2.pt")
 # The part of the plane that has all of their mass, and the cells along an axis.
-PLANE, CELLS = (-6.0, 7.0), 128
+PLANE, CELLS = (-6.0, 7.0), 192
 ESTIMATORS = {"ode": "ODE", "bound": "bound", "steps": "chain of 1,000 steps"}
 
 Row = tuple[str, ...]
