@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 from scoremle_conformance.adapters import ADAPTERS, adapter_class
-from scoremle_conformance.report import Report, as_markdown, as_table, examined, write_json
+from scoremle_conformance.report import (
+    Report,
+    as_issue,
+    as_markdown,
+    as_table,
+    examined,
+    write_json,
+)
 
 EXAMPLES = """examples:
   python -m scoremle_conformance torchdiffeq --json torchdiffeq.json
@@ -33,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--setting", help="one of the adapter's settings (default: all; of sample, honest)")
     add("--quick", action="store_true", help="leave out 3,072 dimensions and some repetitions")
     add("--json", type=Path, metavar="FILE", help="write what was found as JSON, too")
+    add("--issue", action="store_true", help="then print the text of a report to the maintainers")
     add("--list", action="store_true", help="list the adapters, their versions and settings")
     add("--all", action="store_true", help="examine every library that is installed")
     add("--markdown", type=Path, nargs="+", metavar="JSON", help="print such files as a page")
@@ -90,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(reports, options.json)
     if not reports:
         return 2
+    if options.issue:
+        print(*filter(None, map(as_issue, reports)), sep="\n\n")
     return int(any(report.failed for report in reports))
 
 

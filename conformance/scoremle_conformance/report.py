@@ -13,7 +13,15 @@ from scoremle_conformance.adapter import ABILITIES, Adapter
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS, Case, examine
 from scoremle_conformance.signatures import Signature, diagnose
 
-__all__ = ["Report", "as_markdown", "as_record", "as_table", "examined", "write_json"]
+__all__ = [
+    "Report",
+    "as_issue",
+    "as_markdown",
+    "as_record",
+    "as_table",
+    "examined",
+    "write_json",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,51 @@ def as_table(report: Report) -> str:
     lines += ["", *(f"{check:<12} {verdict(report.of(check))}" for check in CHECKS), ""]
     lines += [f"WRONG: {fault.name}: {fault.words}" for fault in report.faults]
     return "\n".join(lines if report.faults else [*lines, "nothing wrong was found"])
+
+
+def as_issue(report: Report) -> str:
+    """Text for the maintainers: what fails, and the smallest example; "" if nothing does.
+
+    The example is the failure of fewest dimensions whose values are known, with the point at which
+    the library is furthest off.
+    """
+    adapter, failed = report.adapter, [case for case in report.cases if case.verdict == FAIL]
+    if not failed:
+        return ""
+    named = "; ".join(fault.name for fault in report.faults)
+    command = f"python -m scoremle_conformance {adapter.name} --setting {adapter.setting}"
+    return "\n\n".join([
+        f"# {adapter.name} {adapter.version}: log p is off ({named})",
+        f"Setting: {_set(adapter)}. Python {platform.python_version()}, numpy {np.__version__}.",
+        *(f"{fault.name}: {fault.words}." for fault in report.faults),
+        *_smallest(failed),
+        f"What fails, by `{command}`:",
+        "\n".join(f"- {case.check}, {case.name}: {_measured(case)}" for case in failed),
+    ])  # fmt: skip
+
+
+def _smallest(failed: list[Case]) -> list[str]:
+    known = [
+        case.evidence for case in failed
+        if case.evidence and case.evidence.answers.shape == case.evidence.truth.shape
+        and case.evidence.answers.ndim == 1
+    ]  # fmt: skip
+    if not known:
+        return []
+    found = min(known, key=lambda each: each.field.dims)
+    i = int(np.argmax(np.nan_to_num(np.abs(found.answers - found.truth), nan=np.inf)))
+    subject, path = found.field.subject, found.field.path
+    numbers = {"weights": subject.weights, "means": subject.means, "variances": subject.variances}
+    axes = [] if subject.h is None else [f"on the axes of I - 2 h h', h = {subject.h.tolist()}"]
+    data = [f"{name} {each.tolist()}" for name, each in numbers.items()]
+    what = "log P of the image" if found.kind else "log p(x)"
+    return [
+        f"Data are a mixture of Gaussians: {', '.join([*data, *axes])}. The network is the exact"
+        f" {found.field.output} of these on the path {path}, to t = {path.stop:g}, whose prior is"
+        f" N(0, {path.prior_std:g}^2 I). So {what} has a closed form, and at one point",
+        f"    x = {found.x[i].tolist()}\n    {what}, closed form: {found.truth[i]:.6f} nats\n"
+        f"    {what}, found:       {found.answers[i]:.6f} nats",
+    ]
 
 
 def _set(adapter: Adapter) -> str:

@@ -55,6 +55,21 @@ def test_a_fault_is_told_and_the_exit_code_is_one(tmp_path, capsys):
     assert json.loads(file.read_text())["reports"][0]["faults"] == ["labels off by one"]
 
 
+def test_the_text_for_maintainers_has_the_smallest_example(capsys):
+    assert main(["sample", "--setting", "prior", "--quick", "--issue"]) == 1
+    text = capsys.readouterr().out.partition("# sample 1: log p is off (prior of the wrong")[2]
+    (x,) = re.findall(r"x = (\[.*\])", text)
+    exact, found = map(float, re.findall(r"log p\(x\), (?:closed form|found): +(\S+) nats", text))
+    subject, path = subjects.far(3), PATHS["ve"]
+    assert f"eps of these on the path {path}, to t = 1" in text
+    truth = subject.log_model(np.array([json.loads(x)]), path)[0]
+    assert exact == pytest.approx(truth, abs=1e-5)
+    assert abs(found - exact) > 0.01
+    assert "--setting prior" in text and f"means {subject.means.tolist()}" in text
+    assert main(["sample", "--quick", "--issue"]) == 0
+    assert "# sample" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
