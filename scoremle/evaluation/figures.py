@@ -19,7 +19,7 @@ from scoremle.errors import UserError
 
 __all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "DrawChart", "draw_profile", "drawn"]
 
-SIZE = (6.4, 3.6)  # inches
+SIZE, DPI = (6.4, 3.6), 150  # inches, pixels to an inch
 INK, LINES = "#1f2328", "#d0d7de"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE: Any = {
@@ -37,23 +37,34 @@ Z95 = 1.96
 DrawChart = Callable[[Any], None]  # on axes of matplotlib
 
 
-def drawn(draw: DrawChart, kind: str, *, title: str = "", background: str = "white") -> bytes:
-    """A figure as a file of this kind, "svg" or "png". Raises UserError without matplotlib.
+def drawn(draw: DrawChart, *kinds: str, title: str = "", background: str = "white") -> list[bytes]:
+    """Draws a figure, and gives it as a file of each kind. Raises UserError without matplotlib.
 
     Args:
         draw: draws on the axes.
-        kind: of the file.
+        kinds: of the files: "svg" or "png".
         title: above the figure.
         background: a colour, or "none".
     """
-    content = io.BytesIO()
     with _style() as figure_of:
-        figure = figure_of(figsize=SIZE, layout="constrained")
+        figure = figure_of(figsize=SIZE, layout="constrained", facecolor=background)
         draw(figure.subplots())
         if title:
             figure.suptitle(title)  # above the legend, which is above the axes
-        dated = {"Date": None} if kind == "svg" else {}
-        figure.savefig(content, format=kind, dpi=150, facecolor=background, metadata=dated)
+        return [_file(figure, kind) for kind in kinds]
+
+
+def _file(figure: Any, kind: str) -> bytes:
+    # By the canvas itself: savefig draws everything twice, the first time for the layout alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    content = io.BytesIO()
+    figure.set_dpi(DPI)  # which SVG changes
+    if kind == "png":
+        FigureCanvasAgg(figure).print_png(content)
+    else:
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
     return content.getvalue()
 
 

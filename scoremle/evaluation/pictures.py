@@ -151,7 +151,8 @@ def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str
         title: above the chart.
     """
     try:
-        content = figures.drawn(partial(figures.draw_profile, profile=profile), "png", title=title)
+        draw = partial(figures.draw_profile, profile=profile)
+        (content,) = figures.drawn(draw, "png", title=title)
     except UserError as error:
         say(f"no picture of the profile: {error}")
         return

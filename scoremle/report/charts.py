@@ -52,8 +52,8 @@ class Chart:
 
     def svg(self) -> str:
         """An ``svg`` element for a page: colours by the page, identifiers of its own."""
-        body = figures.drawn(self.draw, "svg", background="none").decode()
-        body = body[body.index("<svg") :]
+        (content,) = figures.drawn(self.draw, "svg", background="none")
+        body = content[content.index(b"<svg") :].decode()
         for colour, variable in VARIABLES.items():
             body = body.replace(colour, f"var(--{variable})")
         body = re.sub(r'\bid="', f'id="{self.name}-', body)
@@ -61,8 +61,9 @@ class Chart:
 
     def write(self, folder: Path) -> None:
         """Writes NAME.svg and NAME.png, with the title, on white."""
-        for kind in ("svg", "png"):
-            content = figures.drawn(self.draw, kind, title=self.title)
+        kinds = "svg", "png"
+        files = figures.drawn(self.draw, *kinds, title=self.title)
+        for kind, content in zip(kinds, files, strict=True):
             with write_atomically(folder / f"{self.name}.{kind}") as temporary:
                 temporary.write_bytes(content)
 

@@ -19,7 +19,7 @@ from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
 from scoremle.experiment import training
-from scoremle.experiment.build import build
+from scoremle.experiment.build import build, logged_by
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.run_train import run_train
@@ -387,6 +387,11 @@ def test_no_two_parts_of_a_step_have_the_same_key(monkeypatch):
     )
     objective.measure(None, x, key)
     assert different(2)
+
+
+def test_each_writer_of_a_list_is_chosen():
+    assert logged_by(ConfigDict({"logging": " MLflow,wandb,"})) == ("mlflow", "wandb")
+    assert logged_by(ConfigDict({"logging": ""})) == ()
 
 
 def test_dropout_acts_in_training_alone():

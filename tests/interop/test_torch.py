@@ -456,6 +456,20 @@ def settings():
     )  # fmt: skip
 
 
+@pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+def test_what_torchax_changes_is_set_back(monkeypatch):
+    """By its import, too, of which a process has one: here each setting is changed by hand."""
+    from scoremle.interop import by_torchax
+
+    monkeypatch.delenv("ENABLE_RUNTIME_UPTIME_TELEMETRY", raising=False)
+    before = settings()
+    with by_torchax._settings_kept():
+        os.environ["ENABLE_RUNTIME_UPTIME_TELEMETRY"] = "1"
+        jax.config.update("jax_pjrt_client_create_options", "a:b")
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert settings() == before
+
+
 IMPORTED = """
 import sys
 import torch
