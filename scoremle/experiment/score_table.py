@@ -18,6 +18,7 @@ from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.reference import ranks
 from scoremle.files import write_atomically
+from scoremle.likelihood.profile import Profile
 from scoremle.model import Scores
 from scoremle.terminal import cell
 
@@ -44,6 +45,7 @@ class ScoreRow:
         stderr: of a few passes.
         probe_stderr: from random probes.
         solver_error: what covers the solver's error.
+        profile: of this image over noise levels, if it was asked for.
     """
 
     file: str
@@ -58,6 +60,7 @@ class ScoreRow:
     stderr: float = math.nan
     probe_stderr: float = math.nan
     solver_error: float = math.nan
+    profile: Profile | None = None
 
     @property
     def note(self) -> str:
@@ -71,6 +74,7 @@ def rows(
     scores: Scores,
     reference: Float[np.ndarray, " m"],
     passes: int,
+    profile: Profile | None = None,
 ) -> list[ScoreRow]:
     """A row for each file.
 
@@ -80,6 +84,7 @@ def rows(
         scores: of these.
         reference: sorted bits/dim of test images; none where they are not known.
         passes: over each image.
+        profile: of the images over noise levels, if it was asked for.
     """
     columns = {
         "error": np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2),
@@ -95,7 +100,11 @@ def rows(
         i = next(scored)
         values = {name: float(column[i]) for name, column in columns.items()}
         if math.isfinite(scores.bpd[i]):
-            found.append(ScoreRow(report.name, "", report.changes, images[i], **values))
+            row = ScoreRow(
+                report.name, "", report.changes, images[i], **values,
+                profile=profile and profile.of(i),
+            )  # fmt: skip
+            found.append(row)
         else:
             found.append(ScoreRow(report.name, NOT_FINITE, report.changes, images[i]))
     return found
@@ -133,6 +142,20 @@ def in_digits(row: ScoreRow, dims: int, reference: int) -> dict[str, str]:
     return {name: f"{values[name]:.{places}f}" for name, places in digits.items()}
 
 
+def _of_profile(profile: Profile | None) -> dict[str, str]:
+    """Columns of a profile by their bins and levels, which count from noise to data."""
+    if profile is None:
+        return {}
+    found = {}
+    for i, error in enumerate(profile.bits_stderr[0].tolist()):
+        found[f"bits_{i + 1}"] = f"{profile.bits[0, i]:.{decimals(error)}f}"
+        found[f"bits_stderr_{i + 1}"] = f"{error:.{decimals(error)}f}"
+    for i, error in enumerate(profile.trace_stderr[0].tolist()):
+        found[f"flipd_{i + 1}"] = f"{profile.flipd[0, i]:.{decimals(error)}f}"
+        found[f"flipd_stderr_{i + 1}"] = f"{error:.{decimals(error)}f}"
+    return found | {f"norm_{i + 1}": f"{norm:.6g}" for i, norm in enumerate(profile.norms[0])}
+
+
 def write_csv(
     path: Path, table: Sequence[ScoreRow], *, dims: int, reference: int, estimator: str
 ) -> None:
@@ -147,13 +170,15 @@ def write_csv(
             table may be joined with others.
     """
     columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "estimator", "note"]
+    of_profile = next((_of_profile(row.profile) for row in table if row.profile), {})
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns[0 if reference else 1 :])
+    writer = csv.DictWriter(text, [*columns[0 if reference else 1 :], *of_profile])
     writer.writeheader()
     for row in table:
         found = {}
         if not row.reason:
             found = {**in_digits(row, dims, reference), "estimator": estimator}
+            found |= _of_profile(row.profile)
         writer.writerow({"file": cell(row.file), "note": cell(row.note), **found})
     with write_atomically(path) as temporary:
         temporary.write_bytes(text.getvalue().encode())

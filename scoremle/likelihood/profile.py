@@ -20,7 +20,7 @@ bits again, for an exact noise prediction: E ||eps - z||^2 = E[||eps||^2 - 2 sig
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ from scoremle.likelihood.elbo import variance_of_mean
 from scoremle.numerics import dims_of, expand, predict, sum_data, within_forms
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["Profile", "msma_levels", "profile_columns"]
+__all__ = ["Profile", "msma_levels", "profile_columns", "score_norms", "square_and_trace"]
 
 # Noise levels of MSMA, of data between 0 and 1: those of the networks that its authors take.
 MSMA_SIGMAS = np.geomspace(1.0, 0.01, 10)
@@ -100,6 +100,21 @@ class Profile:
             f"Profile({len(self)} example{'s' * (len(self) != 1)}, {self.bits.shape[1]} bins of"
             f" log-SNR from {low:.1f} to {high:.1f}{mean})"
         )
+
+    def of(self, example: int) -> "Profile":
+        """The profile of one example.
+
+        Args:
+            example: its number.
+
+        Example:
+            >>> model = scoremle.load("digits")
+            >>> found = model.profile(np.zeros((2, 8, 8, 1), np.uint8), bins=4, draws=2)
+            >>> print(found.of(1).bits.shape)
+            (1, 4)
+        """
+        names = {field.name for field in fields(self)} - {"log_snr_edges", "levels"}
+        return replace(self, **{name: getattr(self, name)[example, None] for name in names})
 
     @property
     def flipd(self) -> OfBins:
@@ -198,11 +213,6 @@ def profile_columns(
     """
     low, high = log_snr_range(sde, eps)
     width, forms = (high - low) / bins, within_forms(noise)
-    exact = dims_of(x) <= EXACT_DIMS
-    divergence: DivergenceEstimator = Exact() if exact else Hutchinson(draws)
-
-    def times(lam: Array) -> Times:
-        return jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
 
     def noised(inputs: tuple[Array, Times, Keys]) -> tuple[Data, PerExample, PerExample]:
         number, t, keys = inputs
@@ -216,42 +226,80 @@ def profile_columns(
     def in_bin(number: Array) -> dict[str, Array]:
         key_t, key_rows, key_probes = split(fold_in(keys, number), 3)
         u = jax.vmap(lambda key: unit_draws(key, draws, True), out_axes=1)(key_t)
-        t = times(low + width * (number + jnp.sort(u, axis=0)))
+        t = _times(sde, eps, low + width * (number + jnp.sort(u, axis=0)))
         each = jnp.arange(draws), t, jnp.broadcast_to(key_rows, (draws, len(x)))
         where, square, trace = jax.lax.map(noised, each)
-        middle = jnp.full(len(x), times(low + width * (number + 0.5)), x.dtype)
-        of_bits = width / jnp.log(2.0)
+        middle, of_bits = low + width * (number + 0.5), width / jnp.log(2.0)
         return {
             **_mean("bits", of_bits * jax.vmap(sum_data)(where)),
             **_mean("where", of_bits * where),
             **_mean("noised_square", square),
             **_mean("noised_trace", trace),
-            **without_noise(middle, key_probes),
+            **square_and_trace(noise, sde, x, key_probes, middle, eps=eps, probes=draws),
         }
-
-    def without_noise(t: Times, keys: Keys) -> dict[str, Array]:
-        x_t, sigma = expand(sde.alpha(t), x) * x, sde.sigma(t)
-        probes = divergence.draw(keys, x_t)
-        prediction, traces, _ = divergence(lambda y: predict(forms, y, t), x_t, probes)
-        variance = jnp.sum(jnp.square(divergence.deviations(traces)), axis=0)
-        return {
-            "square": sum_data(jnp.square(prediction)),
-            "trace": sigma * jnp.mean(traces, axis=0),
-            "trace_stderr": sigma * jnp.sqrt(variance),
-        }
-
-    def norm(lam: Array) -> PerExample:
-        t = jnp.full(len(x), times(lam), x.dtype)
-        prediction = predict(noise, expand(sde.alpha(t), x) * x, t)
-        return jnp.sqrt(sum_data(jnp.square(prediction))) * jnp.exp(lam / 2)
 
     found = jax.lax.map(in_bin, jnp.arange(bins))
     where = {
         "where": jnp.sum(found.pop("where"), axis=0),
         "where_stderr": jnp.sqrt(jnp.sum(jnp.square(found.pop("where_stderr")), axis=0)),
     }
-    norms = jax.lax.map(norm, levels) if len(levels) else jnp.zeros((0, len(x)))
-    return {name: column.T for name, column in found.items()} | where | {"norms": norms.T}
+    norms = score_norms(noise, sde, x, levels, eps=eps)
+    return {name: column.T for name, column in found.items()} | where | {"norms": norms}
+
+
+def square_and_trace(
+    noise: NoiseFn, sde: SDE, x: Data, keys: Keys, lam: Array, *, eps: Scalar, probes: int
+) -> dict[str, PerExample]:
+    """||eps||^2 and sigma tr(d eps/dx) at alpha x, at this log-SNR, with the trace's error.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the SDE that it belongs to.
+        x: data.
+        keys: draw the probes, one for each example.
+        lam: the log-SNR.
+        eps: the smallest time.
+        probes: how many, in more dimensions than those of an exact trace.
+    """
+    exact, forms = dims_of(x) <= EXACT_DIMS, within_forms(noise)
+    divergence: DivergenceEstimator = Exact() if exact else Hutchinson(probes)
+    t = jnp.full(len(x), _times(sde, eps, lam), x.dtype)
+    x_t, sigma = expand(sde.alpha(t), x) * x, sde.sigma(t)
+    drawn = divergence.draw(keys, x_t)
+    prediction, traces, _ = divergence(lambda y: predict(forms, y, t), x_t, drawn)
+    variance = jnp.sum(jnp.square(divergence.deviations(traces)), axis=0)
+    return {
+        "square": sum_data(jnp.square(prediction)),
+        "trace": sigma * jnp.mean(traces, axis=0),
+        "trace_stderr": sigma * jnp.sqrt(variance),
+    }
+
+
+def score_norms(
+    noise: NoiseFn, sde: SDE, x: Data, levels: Float[Array, " levels"], *, eps: Scalar
+) -> Float[Array, "b levels"]:
+    """The norm of the score of data, as a function of these and not of x_t, at each level.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the SDE that it belongs to.
+        x: data, to which no noise is added.
+        levels: log-SNR.
+        eps: the smallest time.
+    """
+
+    def norm(lam: Array) -> PerExample:
+        t = jnp.full(len(x), _times(sde, eps, lam), x.dtype)
+        prediction = predict(noise, expand(sde.alpha(t), x) * x, t)
+        return jnp.sqrt(sum_data(jnp.square(prediction))) * jnp.exp(lam / 2)
+
+    if not len(levels):
+        return jnp.zeros((len(x), 0))
+    return jax.lax.map(norm, levels).T
+
+
+def _times(sde: SDE, eps: Scalar, lam: Array) -> Times:
+    return jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
 
 
 def _mean(name: str, samples: Float[Array, "draws b *d"]) -> dict[str, Array]:

@@ -45,6 +45,28 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Bars from -1 to 1 beside each other, and a picture, each with a text."""
+
+    bars: Sequence[float]
+    alt: str
+    picture: Picture
+
+    def html(self) -> str:
+        """A line in the middle, the bars above and below it, and the picture beside them."""
+        bars = "".join(
+            f'<rect x="{i}" y="{1 - max(bar, 0):.3f}" width=".9" height="{abs(bar):.3f}"/>'
+            for i, bar in enumerate(self.bars)
+        )
+        count = len(self.bars)
+        return (
+            f'<div class="strip"><svg viewBox="0 0 {count} 2" preserveAspectRatio="none"'
+            f' role="img" aria-label="{in_html(self.alt)}"><path d="M0 1H{count}"/>{bars}</svg>'
+            f"{_image(self.picture)}</div>"
+        )
+
+
+@dataclass(frozen=True)
 class Card:
     """A picture with its name, and a value from 0 to 1 with the ends of its interval."""
 
@@ -53,6 +75,7 @@ class Card:
     low: float
     value: float
     high: float
+    strip: "Strip | None" = None
 
 
 @dataclass
@@ -125,7 +148,9 @@ class Page:
         figures = (
             f'<figure data-name="{in_html(card.name.lower())}">{_image(card.picture)}'
             f'<div class="bar"><i style="left:{card.low:.1%};right:{1 - card.high:.1%}"></i>'
-            f'<b style="left:{card.value:.1%}"></b></div><figcaption><strong>{in_html(card.name)}'
+            f'<b style="left:{card.value:.1%}"></b></div>'
+            f"{card.strip.html() if card.strip else ''}"
+            f"<figcaption><strong>{in_html(card.name)}"
             f"</strong> {in_html(card.picture.caption)}</figcaption></figure>"
             for card in cards
         )

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from jaxtyping import Float
 
 from scoremle.evaluation.pictures import as_png
 from scoremle.experiment.score_table import ScoreRow, in_digits
-from scoremle.report.page import Card, Page, Picture
+from scoremle.likelihood.profile import Profile
+from scoremle.report.page import Card, Page, Picture, Strip
 
 __all__ = ["About", "write_page"]
 
@@ -23,6 +25,14 @@ MEANING = (
     "The rank is the share of the model's own test images with less bits/dim. Near 0 and near 1"
     " are suspicious alike.",
 )
+OF_PROFILES = (
+    "Beside each other under an image: at which noise it takes more bits than the median of these"
+    " images (bars up) or fewer (bars down), from much noise on the left to none on the right, in"
+    " units of half of their range between quartiles, three at most; and where its bits lie: white"
+    " for many."
+)
+# Bars of profiles end here, in their units.
+LONGEST_BAR = 3.0
 # The longer side of a picture on the page, in pixels.
 SIDE = 64
 # A bar is this many errors long on each side: about 95 %.
@@ -67,9 +77,14 @@ def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
     for paragraph in MEANING if about.reference else MEANING[:1]:
         page.text(paragraph)
     low, high = _ends(scored)
-    page.section("Images")
+    profiles = [row.profile for row in scored if row.profile]
+    page.section("Images", OF_PROFILES * bool(profiles))
+    cards = [_card(row, about, low, high) for row in scored]
+    if profiles:
+        pairs = zip(cards, strips_of(profiles), strict=True)
+        cards = [replace(card, strip=strip) for card, strip in pairs]
     page.gallery(
-        [_card(row, about, low, high) for row in scored],
+        cards,
         f"Below each image is a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is"
         " the value. The bar is the interval that covers the truth of about 95 % of images.",
     )
@@ -81,6 +96,29 @@ def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
     for fact in about.facts:
         page.text(fact)
     page.write(path)
+
+
+def strips_of(profiles: Sequence[Profile]) -> list[Strip]:
+    """A strip for each image: its bits by noise beside the median of all, and by place."""
+    bits = np.concatenate([profile.bits for profile in profiles])
+    where = np.concatenate([profile.where for profile in profiles]).mean(axis=-1, keepdims=True)
+    low, median, high = np.quantile(bits, [0.25, 0.5, 0.75], axis=0)
+    unit = (high - low) / 2
+    bars = np.divide(bits - median, unit, out=np.zeros_like(bits), where=unit > 0) / LONGEST_BAR
+    grey = np.clip(where / np.quantile(where, 0.99), 0, 1) * 255
+    return [
+        Strip(np.clip(row, -1, 1).tolist(), _in_words(row), _where(image))
+        for row, image in zip(bars, grey, strict=True)
+    ]
+
+
+def _in_words(bars: Float[np.ndarray, " bins"]) -> str:
+    shown = " ".join(f"{LONGEST_BAR * bar:+.1f}" for bar in bars)
+    return f"bits beside the median, from much noise to none: {shown}"
+
+
+def _where(grey: Float[np.ndarray, "h w 1"]) -> Picture:
+    return Picture(as_png(grey.astype(np.uint8), 256), "", "where the bits lie")
 
 
 def _errors(row: ScoreRow) -> float:
@@ -102,7 +140,7 @@ def _card(row: ScoreRow, about: About, low: float, high: float) -> Card:
     if about.reference:
         facts = [f"rank {numbers['rank']}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
-    places = [(value - low) / (high - low) for value in ends]
+    low_end, value, high_end = ((value - low) / (high - low) for value in ends)
     png = as_png(cast(np.ndarray, row.image), about.levels, SIDE)
     picture = Picture(png, "; ".join([told, *facts]), f"{name}: {told}")
-    return Card(picture, name, *places)
+    return Card(picture, name, low_end, value, high_end)

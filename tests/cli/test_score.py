@@ -122,6 +122,24 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     assert summary["mean"] == pytest.approx(float(row["bpd"]), abs=0.51)
 
 
+def test_profiles_stand_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
+    np.save(tmp_path / "x.npy", IMAGES[:3])
+    out, page = tmp_path / "s.csv", tmp_path / "p.html"
+    flags = "--profile", "--repeats=1", "--seed=5", f"--out={out}", f"--page={page}"
+    assert score(capfd, tiny.workdir, tmp_path / "x.npy", *flags)[0] == 0
+    expected = model.profile(IMAGES[:3], seed=5)
+    beside = json.loads((tmp_path / "s.csv.json").read_text())
+    np.testing.assert_allclose(beside["log_snr_edges"], expected.log_snr_edges)
+    for name, values, errors in (
+        ("bits", expected.bits, expected.bits_stderr),
+        ("flipd", expected.flipd, expected.trace_stderr),
+        ("norm", expected.norms, 1e-4 * expected.norms),
+    ):
+        found = np.stack([column(out, f"{name}_{i + 1}") for i in range(values.shape[1])], axis=1)
+        assert (np.abs(found - values) <= 0.1 * errors + 1e-6).all(), name
+    assert page.read_text().count('class="strip"') == 3
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -486,6 +504,7 @@ def test_a_flow_is_scored_as_every_model_is(tmp_path, monkeypatch, capfd):
     for arguments, word in {
         ("score", *given, "--force", "--label=1"): "--label",
         ("score", *given, "--force", "--correct"): "--correct",
+        ("score", *given, "--force", "--profile"): "--profile",
         ("score", *given, "--force", "--estimator=bound"): "--estimator=bound",
         ("score", "mine.py:of_reals", *given[1:], "--force"): "pixels",
         ("sample", "mine.py:model"): "is a flow",

@@ -1,10 +1,12 @@
 """The page of scores: images in their order, errors, a search; nothing from elsewhere."""
 
+import io
 import re
 import shutil
 import subprocess
 from base64 import b64encode
 from hashlib import sha256
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from helpers.marks import some
 from PIL import Image
 
 from scoremle.experiment.score_table import ScoreRow
-from scoremle.report.scores import About, write_page
+from scoremle.likelihood.profile import Profile
+from scoremle.report.scores import About, strips_of, write_page
 
 RNG = np.random.default_rng(0)
 BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
@@ -58,6 +61,24 @@ def test_a_value_without_a_known_error_has_no_bar(tmp_path):
     write_page(tmp_path / "p.html", [row], ABOUT)
     text = (tmp_path / "p.html").read_text()
     assert "nan bits" not in text and ": 2.00 bits/dim" in text
+
+
+def test_a_strip_has_bars_beside_the_median_and_where_the_bits_lie():
+    """Three like images and one of other bits in its first bin, at its first pixel."""
+    bits = np.array([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0], [9.0, 5.0]])
+    where = np.zeros((4, 2, 2, 3))
+    where[3, 0, 0] = 7.0
+    profiles = [
+        Mock(spec=Profile, bits=row[None], where=place[None])
+        for row, place in zip(bits, where, strict=True)
+    ]
+    strips = strips_of(profiles)
+    # Of 1 2 3 9 the median is 2.5, and half the range between quartiles 1.375; of 4 5 6 5 0.25.
+    assert strips[0].bars == pytest.approx([-1.5 / 1.375 / 3, -1.0])
+    assert strips[3].bars == pytest.approx([1.0, 0.0])
+    picture = np.asarray(Image.open(io.BytesIO(strips[3].picture.png)))
+    assert picture.tolist() == [[255, 0], [0, 0]]
+    assert 'y="0.000" width=".9" height="1.000"' in strips[3].html()
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

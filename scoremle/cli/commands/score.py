@@ -71,6 +71,8 @@ def parser(name: str) -> Parser:
     add("--out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"))
     add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
         metavar="FILE")  # fmt: skip
+    add("--profile", "columns of each image over noise levels: bits, local dimension, norms of the"
+        " score; and on the page", action="store_true")  # fmt: skip
     add("--force", "write over --out and --page", action="store_true")
     add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
         " (4)", type=at_least(1), default=4)  # fmt: skip
@@ -130,14 +132,16 @@ def _check(options: Any) -> None:
         raise UserError(f"no file or folder {options.images}")
     if options.steps is not None and options.estimator != "steps":
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
+    if options.profile and options.label == "all":
+        raise UserError("--profile is under one label, not under all")
     if not options.engine:
         check_file("--out=", options.out, force=options.force)
         if not names_stream(options.out):
             check_file("--out=", _beside(options.out), force=options.force)
         if options.page:
             check_file("--page=", options.page, force=options.force)
-    elif options.page or options.shard or options.merge or options.correct:
-        flags = "--page, --shard, --merge and --correct"
+    elif any((options.page, options.profile, options.shard, options.merge, options.correct)):
+        flags = "--page, --profile, --shard, --merge and --correct"
         raise UserError(f"{flags} are not for --engine=ray: leave them out")
     else:  # into a folder, in which the same command goes on
         options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
@@ -178,6 +182,8 @@ def run(options: Any) -> dict[str, Any]:
         from scoremle.cli.commands import score_points
 
         return score_points.run(model, options)
+    if options.profile and not isinstance(model, scoremle.ScoreModel):
+        raise UserError("--profile is for models with noise, and this is a flow: leave it out")
     pixels, shape = of_images(model, options.model)
     reports, images = read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
@@ -208,7 +214,11 @@ def run(options: Any) -> dict[str, Any]:
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
     own, scores = reference.values, scoremle.Scores.of_passes(scored.values, model.dims)
-    rows = score_table.rows(reports, images, scores, own, options.repeats)
+    profile = None
+    if options.profile:
+        under_label = cast("scoremle.ScoreModel", found.model)
+        profile = under_label.profile(images, seed=options.seed, label="profiles")
+    rows = score_table.rows(reports, images, scores, own, options.repeats, profile)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
     no_ranks = how_to_get(
@@ -357,6 +367,9 @@ def _summary(
     scored: Scored, found: Scoring, rows: Sequence[ScoreRow], options: Any
 ) -> dict[str, Any]:
     facts = scored.mean.to_json() if scored.mean else {}
+    if profile := next((row.profile for row in rows if row.profile), None):
+        facts["log_snr_edges"] = profile.log_snr_edges.tolist()
+        facts["log_snr_of_norms"] = profile.levels.tolist()
     return {
         "unit": "bits/dim",
         **facts,
