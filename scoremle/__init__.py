@@ -95,6 +95,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     # Each under its own name: for type checkers these are names of the package, too.
+    from scoremle import anomaly as anomaly
     from scoremle import core as core
     from scoremle import data as data
     from scoremle import evaluation as evaluation

@@ -41,7 +41,7 @@ ROWS = (
     # --- above: mathematics. No config, no files, no Flax outside nn ---
     ("data", "training"),
     ("quality", "evaluation", "published", "coding"),
-    ("zoo",),
+    ("zoo", "anomaly"),
     ("interop",),
     ("experiment",),
     ("report",),

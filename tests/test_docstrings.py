@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import scoremle
-from scoremle import weights
+from scoremle import anomaly, weights
 from scoremle.likelihood.profile import Profile
 from scoremle.nn.flowpp import FlowPP
 from scoremle.zoo.adm import ADM
@@ -36,6 +36,7 @@ def methods(record: type) -> dict[str, object]:
 
 NAMES = {name: getattr(scoremle, name) for name in scoremle.__all__ if name != "__version__"}
 NAMES |= {f"weights.{name}": getattr(weights, name) for name in weights.__all__}
+NAMES |= {f"anomaly.{name}": getattr(anomaly, name) for name in anomaly.__all__}
 PUBLIC = NAMES | {name: value for record in RECORDS for name, value in methods(record).items()}
 NETWORKS = {network.__name__: network for network in (ADM, FlowPP, UNet2D)}
 every_name = pytest.mark.parametrize("name", PUBLIC)

@@ -1,0 +1,201 @@
+"""Detectors: p-values that hold, statistics in closed form, and files that are as they were."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from helpers.oracles import SDES, Gaussian, schedule64
+
+import scoremle
+from scoremle.anomaly import Anomalies, Detector
+from scoremle.anomaly.normality import Density, Ranks
+from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, numbers_of
+from scoremle.errors import UserError
+
+SDE, EPS = SDES["vp"], 1e-3
+DATA = Gaussian.of([0.2, 0.2, 0.2, 0.2], np.square([0.15, 0.15, 0.15, 0.15]))
+RNG = np.random.default_rng(3)
+
+
+def of_pixels(x, t):
+    return DATA.noise(SDE)(x, t)
+
+
+IMAGES = scoremle.ScoreModel(of_pixels, SDE, EPS, (2, 2, 1), scoremle.Pixels(64, -1, 1))
+VECTORS = scoremle.ScoreModel(DATA.noise(SDE), SDE, EPS, (4,))
+NORMAL = np.asarray(IMAGES.pixels.decode(DATA.draw(0, 90).reshape(-1, 2, 2, 1)))
+OTHERS = np.asarray(IMAGES.pixels.decode(DATA.draw(1, 11).reshape(-1, 2, 2, 1)))
+WHITE = np.full((1, 2, 2, 1), 63, np.uint8)
+every_statistic = pytest.mark.parametrize("statistic", STATISTICS)
+
+
+@every_statistic
+def test_a_p_value_belongs_to_its_image_and_what_does_not_belong_stands_out(statistic, tmp_path):
+    detector = Detector.fit(IMAGES, NORMAL, statistic=statistic)
+    found = detector.score(IMAGES, np.concatenate([OTHERS, WHITE, OTHERS[:1]]))
+    n = len(detector.reference) + 1
+    assert found.p[-2] == 1 / n and found.p[:11].mean() > 0.25
+    assert found.p[-1] == found.p[0] and found.score[-1] == found.score[0]
+    places = found.p * n
+    np.testing.assert_allclose(places, np.round(places), rtol=1e-12)
+    detector.write(tmp_path / "detector")
+    again = Detector.read(tmp_path / "detector")
+    assert again == detector
+    np.testing.assert_array_equal(again.score(IMAGES, OTHERS[3:5]).p, found.p[3:5])
+    if statistic == "typicality":
+        assert len(detector.fitted.weights) == 1
+
+
+@pytest.mark.parametrize("statistic", [name for name in STATISTICS if name != "complexity"])
+def test_vectors_have_the_same(statistic):
+    normal = DATA.draw(2, 80).astype(np.float32)
+    detector = Detector.fit(VECTORS, normal, statistic=statistic)
+    found = detector.score(VECTORS, np.full((1, 4), 5.0, np.float32))
+    assert found.p[0] == 1 / (len(detector.reference) + 1)
+
+
+def test_features_of_one_s_own_have_p_values_that_hold():
+    """Over detectors of fresh normal vectors, with whole numbers, which tie."""
+    places = []
+    for seed in range(150):
+        x = RNG.integers(0, 3, (300, 9)).astype(np.float32)
+        x = x[np.unique(x, axis=0, return_index=True)[1]]
+        RNG.shuffle(x)
+        detector = Detector.fit(None, x[:40], seed=seed)
+        places.append(detector.score(None, x[40:44]).p * 21)
+    counts = np.bincount(np.round(np.ravel(places)).astype(int), minlength=22)[1:]
+    assert counts.sum() == 600 and np.square(counts - 600 / 21).sum() / (600 / 21) < 70
+
+
+def features(statistic, x):
+    return STATISTICS[statistic].features(VECTORS, x, numbers_of(x), 0, "")
+
+
+def test_statistics_are_those_of_the_closed_form():
+    x = DATA.draw(4, 3)
+    low, high = (float(SDE.log_snr(t)) for t in (1.0, EPS))
+    # The ratio of ||eps||^2 to sigma tr: with w the same along all axes.
+    lam = np.linspace(high, low, LEVELS)
+    alpha, sigma = schedule64(SDE, np.asarray(SDE.time_of_log_snr(lam), np.float64))
+    of_noise = sigma**2 / (0.0225 * alpha**2 + sigma**2)
+    distance = np.square(x - 0.2).sum(axis=1)[:, None]
+    ratio = of_noise * distance * alpha**2 / sigma**2 / 4
+    ratio = np.where(of_noise < 1e-3, np.nan, ratio)
+    found = features("scoped", x.astype(np.float32))
+    known = np.isfinite(ratio)
+    np.testing.assert_allclose(found[known], np.log(ratio)[known], atol=0.01)
+    # Euler steps of dy/ds = eps.
+    lam = np.linspace(high, low, STEPS + 1)
+    s, y, speeds = np.exp(-lam / 2), x.copy(), []
+    for before, after in itertools.pairwise(s):
+        speeds.append(before * (y - 0.2) / (0.0225 + before**2))
+        y = y + (after - before) * speeds[-1]
+    sums = [(np.abs(values) ** power).sum(axis=(0, 2))
+            for values in (np.stack(speeds), np.diff(speeds, axis=0)) for power in POWERS]
+    found = features("path", x.astype(np.float32))
+    np.testing.assert_allclose(found, np.log(np.stack(sums, axis=1)), atol=0.02)
+
+
+def test_both_ends_of_ranks_are_unusual_and_regression_takes_the_rest():
+    x = RNG.normal(size=(500, 2))
+    x[:, 0] += 3 * x[:, 1]
+    ranks = Ranks.fit(x)
+    found = ranks(np.array([[0.0, 0.0], [30.0, 10.0], [9.0, 0.0], [-9.0, 0.0], [90.0, 0.0]]))
+    assert found[:2].max() < 0.2 and (found[2:4] > 0.5).all() and found[4] > 10 * found[2]
+
+
+def test_a_density_is_that_of_the_mixture():
+    """Of standardised features, up to a constant; two clusters are two Gaussians."""
+    x = np.concatenate([RNG.normal(-5, 1, (200, 1)), RNG.normal(5, 1, (200, 1))])
+    density = Density.fit(x)
+    assert len(density.weights) == 2
+    at = np.array([[-5.0], [0.0], [6.0]])
+    truth = -np.log(np.exp(-((at + 5) ** 2) / 2) + np.exp(-((at - 5) ** 2) / 2))[:, 0]
+    found = density(at)
+    np.testing.assert_allclose(found - found[0], truth - truth[0], atol=1.0)
+    one = Density.fit(x[:200], most=1)
+    np.testing.assert_allclose(np.diff(one(np.array([[-5.0], [-3.0]]))), 2, atol=0.5)
+
+
+def test_equal_normal_images_count_once():
+    detector = Detector.fit(IMAGES, np.concatenate([NORMAL, NORMAL[:7]]), statistic="msma")
+    different = len(np.unique(NORMAL, axis=0))
+    assert detector.equal == len(NORMAL) + 7 - different
+    assert len(detector.reference) == different - different // 2
+
+
+def test_it_says_how_many_references_it_takes():
+    detector = Detector.fit(None, RNG.normal(size=(60, 2)).astype(np.float32))
+    assert detector.limits(3, 0.1) == ""
+    told = detector.limits(100, 0.1)
+    assert "for one it takes 999" in told and "only 33 or more together" in told
+    assert "nor all of them" in detector.limits(3, 0.01)
+
+
+FEW = "different examples or more"
+MISTAKES = {
+    "statistic": (lambda: Detector.fit(IMAGES, NORMAL, statistic="luck"), "statistic must be"),
+    "of vectors": (lambda: Detector.fit(VECTORS, DATA.draw(0, 50), statistic="complexity"),
+                   "images"),
+    "of no model": (lambda: Detector.fit(None, DATA.draw(0, 50), statistic="msma"), "features"),
+    "few": (lambda: Detector.fit(IMAGES, NORMAL[:20]), FEW),
+    "equal": (lambda: Detector.fit(IMAGES, np.repeat(NORMAL[:20], 9, axis=0)), FEW),
+    "size": (lambda: Detector.fit(IMAGES, np.zeros((99, 3, 3, 1), np.uint8)), "shape"),
+    "no vectors": (lambda: Detector.fit(None, np.zeros((99, 3, 3))), "vectors"),
+    "other vectors": (lambda: Detector.fit(VECTORS, np.zeros((99, 3))), "shape"),
+    "rate": (lambda: Anomalies(np.ones(1), np.ones(1)).suspects(1.5), "rate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name, unchecked):
+    call, words = MISTAKES[name]
+    with pytest.raises(UserError, match=words):
+        call()
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / "detector"
+    Detector.fit(IMAGES, NORMAL, statistic="msma", facts={"model": "mine.py:model"}).write(path)
+    return path
+
+
+def test_another_model_and_other_images_are_refused(detector):
+    found = Detector.read(detector)
+    others = [
+        None, VECTORS, scoremle.ScoreModel(of_pixels, SDE, 2 * EPS, (2, 2, 1), IMAGES.pixels),
+    ]  # fmt: skip
+    for model in others:
+        with pytest.raises(UserError, match=r"not the model.*mine.py:model"):
+            found.score(model, OTHERS)
+    with pytest.raises(UserError, match=r"scoremle 0\.1"):
+        dataclasses.replace(found, version="0.1").score(IMAGES, OTHERS)
+    with pytest.raises(UserError, match="shape"):
+        found.score(IMAGES, np.zeros((2, 3, 3, 1), np.uint8))
+    assert len(found.score(IMAGES, OTHERS[:0])) == 0
+
+
+def without(name):
+    return lambda content: {k: v for k, v in content.items() if k != name}
+
+
+DAMAGES = {
+    "changed": lambda content: content | {"reference": content["reference"][1:]},
+    "no seal": without("seal"),
+    "another file": lambda content: {"unit": "bits/dim"},
+    "of another kind": lambda content: content | {"reference": "many"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_detector_is_one_line(damage, detector, tmp_path):
+    content = json.loads(detector.read_text())
+    (tmp_path / "d").write_text(json.dumps(DAMAGES[damage](content)))
+    with pytest.raises(UserError, match=r"d\b.*(not as it was written|no detector)"):
+        Detector.read(tmp_path / "d")
+    (tmp_path / "d").write_bytes(detector.read_bytes()[:500])
+    with pytest.raises(UserError, match="JSON"):
+        Detector.read(tmp_path / "d")
