@@ -126,6 +126,7 @@ RUN_BY = {
     "scoremle import": "tests/cli/test_import_export.py",
     "scoremle export": "tests/cli/test_import_export.py",
     "scoremle verify": "tests/cli/test_verify.py",
+    "scoremle anomaly": "tests/cli/test_anomaly.py",
 }
 SMALL = {
     "sample": ["-n", "3"],

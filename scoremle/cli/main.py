@@ -122,6 +122,8 @@ def _command(name: str, arguments: Sequence[str]) -> int:
         found = parser.run(options)
     if as_json and not is_mute():
         print(json.dumps(found, indent=2))
+    if found and found.get("suspects") and getattr(options, "fail_on_suspects", False):
+        return 4
     return 3 if found and found.get("left_out") else 0
 
 

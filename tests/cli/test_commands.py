@@ -15,8 +15,10 @@ from collections.abc import Iterator
 import pytest
 
 from scoremle import data
+from scoremle.anomaly import statistics
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS, parser_of
+from scoremle.cli.commands.anomaly import STATISTIC_NAMES
 from scoremle.cli.commands.data import DATASETS, FITS
 from scoremle.cli.commands.sample import SAMPLERS
 from scoremle.cli.commands.score import ESTIMATORS
@@ -46,6 +48,7 @@ def test_names_that_stand_in_two_places():
     assert tuple(fits.FITS) == FITS
     assert scoring.ESTIMATORS == ESTIMATORS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
+    assert tuple(statistics.STATISTICS) == STATISTIC_NAMES
 
 
 @pytest.mark.parametrize("command", COMMANDS)

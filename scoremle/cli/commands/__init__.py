@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("experiment", "bits/dim of a whole test set, with errors"),
     "sample": ("sample", "samples of a model, as a picture or an array"),
     "score": ("score", "the likelihood of each of your own images, as a CSV"),
+    "anomaly": ("anomaly", "what does not belong among images, by p-values"),
     "report": ("report", "a page about a working directory, to look at"),
     "compare": ("compare", "two models on the same images: the difference and its error"),
     "compress": ("compress", "images without loss, as few bits as the model states"),

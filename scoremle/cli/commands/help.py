@@ -36,6 +36,7 @@ EXIT_CODES = """\
   2    a mistake that you can mend: one line says what was wrong, and what to do;
        nothing is lost
   3    done, but for files that --skip-bad left out: the table has the reasons
+  4    done, and scoremle anomaly score --fail-on-suspects found some
   130  stopped by Ctrl-C, and
   143  stopped by SIGTERM: a training has saved the step that it was at, an
        evaluation its finished batches, and the same command goes on from there

@@ -30,7 +30,7 @@ from scoremle.terminal import say
 
 # Points at once, and those that are shown of either end.
 BATCH_SIZE, SHOWN = 1024, 3
-OF_IMAGES = ("page", "steps", "label", "fit", "shard", "merge", "correct")
+OF_IMAGES = ("page", "profile", "steps", "label", "fit", "shard", "merge", "correct")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
 Values = dict[str, Float[np.ndarray, "passes n"]]
@@ -42,7 +42,7 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     if given or options.estimator != "ode":
         flag = [*given, "--estimator"][0]
         raise UserError(f"{flag} is for models of images, and {options.model} has no pixels")
-    points = _read(options.images, model.shape)
+    points = read_points(options.images, model.shape)
     reasons = _reasons(model, points)
     _refuse(options, reasons, len(points))
     known = np.setdiff1d(np.arange(len(points)), [*reasons])
@@ -61,13 +61,15 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     return summary
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Float[np.ndarray, "n *d"]:
-    of_shape = f"({', '.join(map(str, ('n', *shape)))})"
+def read_points(path: Path, shape: tuple[int, ...] | None) -> Float[np.ndarray, "n *d"]:
+    """The points of a .npy. Raises UserError unless of this shape; None: unless vectors."""
+    of_shape = f"({', '.join(map(str, ('n', *(shape or 'd'))))})"
     wanted = f"the model has no pixels, and takes a .npy of reals of shape {of_shape}"
     if path.suffix != ".npy":
         raise UserError(f"{path}: {wanted}")
     array = load_npy(path)
-    if array.dtype.kind != "f" or array.shape[1:] != shape or not array.size:
+    fits = array.ndim == 2 if shape is None else array.shape[1:] == shape
+    if array.dtype.kind != "f" or not fits or not array.size:
         raise UserError(f"{path} holds {shown(array)}: {wanted}")
     return np.asarray(array, np.float32)
 

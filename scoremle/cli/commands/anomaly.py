@@ -1,0 +1,240 @@
+"""Finds what does not belong: fits a detector to normal images, and lists suspects among others.
+
+    scoremle anomaly fit digits normal/ --fit=resize --out=detector
+    scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scoremle.cli.commands.data import FITS
+from scoremle.cli.parser import MODEL, Parser, adder, at_least, check_exists, check_file, seed
+from scoremle.errors import UserError
+from scoremle.evaluation import tables
+from scoremle.terminal import cell, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TEXTS = {
+    "fit": """fits a statistic to half of the normal images, and calibrates p-values on the others
+
+    scoremle anomaly fit digits normal/ --fit=resize --out=detector
+    scoremle anomaly fit gaussian features.npy --out=detector
+""",
+    "score": """p-values of images, and those that stand out at a rate of false discoveries
+
+    scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
+    scoremle anomaly score detector pictures/ --rate=0.05 --fail-on-suspects
+""",
+}
+# The model that is none: a density of features themselves.
+GAUSSIAN = "gaussian"
+# The names in anomaly/statistics.py, whose import brings JAX.
+STATISTIC_NAMES = ("likelihood", "typicality", "complexity", "msma", "profile", "scoped", "path")
+IMAGES = (
+    "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of reals [n d]"
+    " where there is no encoder, for gaussian and models without pixels"
+)
+# Suspects that are named on the screen.
+SHOWN = 10
+
+
+def parser(name: str) -> Parser:
+    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.anomaly.detector")
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    for what, text in TEXTS.items():
+        add = adder(commands.add_parser(what, text=text, help=text.partition("\n")[0]))
+        if what == "fit":
+            add("model", f"{MODEL}; or {GAUSSIAN}, a density of vectors themselves")
+            add("images", f"normal ones, that the model was not trained on: {IMAGES}", type=Path)
+            add("--out", "the detector to write", type=Path, required=True)
+            add("--statistic", "what is unusual (path)", choices=STATISTIC_NAMES, default="")
+            add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]: the"
+                " model is one of such vectors", default="")  # fmt: skip
+            add("--size", "with an encoder, height and width of pictures", type=at_least(1),
+                default=0)  # fmt: skip
+            add("--seed", "of the split, the statistic, and ties (0)", type=seed, default=0)
+        else:
+            add("detector", "what scoremle anomaly fit wrote", type=Path)
+            add("images", IMAGES, type=Path)
+            add("--out", "the table to write (anomalies.csv)", type=Path,
+                default=Path("anomalies.csv"))  # fmt: skip
+            add("--page", "a page of HTML to write: the images in the order of their p-values",
+                type=Path, metavar="FILE")  # fmt: skip
+            add("--rate", "of false discoveries: their expected share of the suspects (0.1)",
+                type=float, default=0.1)  # fmt: skip
+            add("--fail-on-suspects", "exit code 4 if there are any", action="store_true")
+            add("--model", "where it is now, if it was moved", default="")
+        add("--fit", "bring pictures of other sizes to the model's: crop, resize or pad",
+            choices=FITS, default="")  # fmt: skip
+        add("--skip-bad", "go on without files that can't be used; the exit code is 3",
+            action="store_true")  # fmt: skip
+        add("--checkpoint", "its number; unset: the newest", type=int)
+        add("--force", "write over --out and --page", action="store_true")
+        add("--json", "the summary as JSON, on stdout", action="store_true")
+    return parser
+
+
+def _check(options: Any) -> None:
+    check_exists(options.images)
+    check_file("--out=", options.out, force=options.force)
+    if options.what == "score":
+        check_exists(options.detector)
+        if not 0 < options.rate < 1:
+            raise UserError(f"--rate must lie between 0 and 1, not {options.rate}")
+        if options.page:
+            check_file("--page=", options.page, force=options.force)
+
+
+def run(options: Any) -> dict[str, Any]:
+    """Fits a detector, or scores by one."""
+    return _fit(options) if options.what == "fit" else _score(options)
+
+
+def _fit(options: Any) -> dict[str, Any]:
+    from scoremle.anomaly import Detector
+    from scoremle.experiment.encoders import file_hash
+
+    facts = {"model": options.model}
+    if options.encoder:
+        facts |= {"encoder": options.encoder, "encoder_sha256": file_hash(options.encoder),
+                  "size": str(options.size)}  # fmt: skip
+    model, reports, data = _read(options, facts)
+    if model is not None and model.pixels is not None:
+        _say_what_was_seen(options.model, data)
+    detector = Detector.fit(
+        model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
+    )
+    detector.write(options.out)
+    if detector.equal:
+        say(f"{detector.equal} of {len(data)} normal ones are equal to others, which count once")
+    n = len(detector.reference)
+    for line in (
+        f"{detector.statistic}, with {n} references: the least p-value is 1/{n + 1}, so that at a"
+        f" rate of 0.1 one suspect can stand out among {max(1, (n + 1) // 10)}",
+        f"written to {options.out}",
+    ):
+        say(*tables.wrapped(line))
+    return {
+        "statistic": detector.statistic, "references": n, "equal": detector.equal,
+        "left_out": sum(report.pixels is None for report in reports), "detector": str(options.out),
+    }  # fmt: skip
+
+
+def _say_what_was_seen(place: str, images: np.ndarray) -> None:
+    from scoremle.experiment.seen import seen_in_training
+
+    seen = seen_in_training(place, images)
+    if seen is None:
+        line = (
+            "it is not known which images the model was trained on: if these are among them, the"
+            " p-values of others are too small"
+        )
+    elif seen:
+        line = (
+            f"{seen} of {len(images)} normal images were trained on: the p-values of others are"
+            " too small; take images that the model has not seen"
+        )
+    else:
+        return
+    say(*tables.wrapped(line))
+
+
+def _score(options: Any) -> dict[str, Any]:
+    from scoremle.anomaly import Detector
+    from scoremle.report.anomalies import write_anomalies
+
+    detector = Detector.read(options.detector)
+    facts = detector.facts | ({"model": options.model} if options.model else {})
+    if "model" not in facts:
+        raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
+    model, reports, data = _read(options, facts)
+    kept = [report for report in reports if report.pixels is not None]
+    if options.page and kept[0].pixels.ndim != 3:
+        raise UserError("--page is of images, and these are vectors")
+    found = detector.score(model, data, label="scores")
+    listed = found.suspects(options.rate)
+    lines = [_verdict([report.name for report in kept], found.p, listed, options.rate)]
+    lines += filter(None, [detector.limits(len(found), options.rate)])
+    _write(options.out, reports, found, listed)
+    if options.page:
+        of_model = model is not None and model.pixels is not None
+        write_anomalies(
+            options.page, f"Suspects among {options.images}", [report.name for report in kept],
+            list(data) if of_model else [report.pixels for report in kept], found,
+            levels=model.pixels.levels if of_model else 256, rate=options.rate,
+            facts=[f"By the statistic {detector.statistic}, with {len(detector.reference)}"
+                   " references.", *(f"{line}." for line in lines)],
+        )  # fmt: skip
+    written = " and ".join(map(str, filter(None, (options.out, options.page))))
+    for line in (*lines, f"written to {written}"):
+        say(*tables.wrapped(line))
+    return {
+        "images": len(found), "suspects": int(listed.sum()), "rate": options.rate,
+        "statistic": detector.statistic, "references": len(detector.reference),
+        "left_out": len(reports) - len(kept), "table": str(options.out),
+    }  # fmt: skip
+
+
+def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -> str:
+    """A line on how many stand out, and the first of them."""
+    count = int(listed.sum())
+    at = f"at a rate of false discoveries of {rate:g}"
+    if not count:
+        return f"0 of {len(p)} stand out {at}: the least p-value is {p.min():.3g}"
+    order = [i for i in p.argsort(kind="stable") if listed[i]]
+    shown = ", ".join(f"{names[i]} (p {p[i]:.3g})" for i in order[:SHOWN])
+    more = f" and {count - SHOWN} more" * (count > SHOWN)
+    return f"{count} of {len(p)} stand out {at}: {shown}{more}"
+
+
+def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarray]:
+    """The model, a report of each file or vector, and the data as the model takes them."""
+    import scoremle
+    from scoremle.cli.commands.score_points import read_points
+    from scoremle.data.readers.base import ImageReport
+    from scoremle.experiment.encoders import encoded
+    from scoremle.experiment.models import of_images
+    from scoremle.experiment.own_images import read_images
+
+    model = None
+    if facts["model"] != GAUSSIAN:
+        model = scoremle.load(facts["model"], options.checkpoint)
+    bad = {"fit": options.fit, "skip_bad": options.skip_bad}
+    if "encoder" in facts:
+        size = int(facts["size"])
+        if not size and options.images.suffix not in (".npy", ".npz"):
+            raise UserError("pictures for an encoder need a size: --size=224, say")
+        reports, images = read_images(options.images, (size, size, 3), 256, **bad)
+        return model, reports, encoded(facts["encoder"], facts["encoder_sha256"], images)
+    if model is None or model.pixels is None:
+        points = read_points(options.images, None if model is None else model.shape)
+        return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
+    pixels, shape = of_images(model, facts["model"])
+    reports, images = read_images(options.images, shape, pixels.levels, **bad)
+    return model, reports, images
+
+
+def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> None:
+    """A row for each file, in their order."""
+    from scoremle.files import write_atomically
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["p", "adjusted", "suspect", "score", "file", "note"])
+    values = zip(found.p, found.adjusted, listed, found.score, strict=True)
+    for report in reports:
+        if report.pixels is None:
+            note = f"not scored: {cell(report.reason)}"
+            writer.writerow(["", "", "", "", cell(report.name), note])
+            continue
+        p, adjusted, suspect, score = next(values)
+        numbers = f"{p:.6g}", f"{adjusted:.6g}", "yes" if suspect else "no", f"{score:.6g}"
+        writer.writerow([*numbers, cell(report.name), cell("; ".join(report.changes))])
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode())

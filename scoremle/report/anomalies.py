@@ -1,0 +1,58 @@
+"""A page of images in the order of their p-values, the least first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from scoremle.anomaly import Anomalies
+from scoremle.evaluation.pictures import as_png
+from scoremle.report.page import Card, Page, Picture
+
+__all__ = ["write_anomalies"]
+
+MEANING = (
+    "A p-value is the share of normal images that are as unusual as this one or more so, by the"
+    " detector's statistic. A small one says that the image is unlike the normal ones in what that"
+    " statistic sees. A large one does not say that it belongs."
+)
+SIDE = 64
+
+
+def write_anomalies(
+    path: Path,
+    title: str,
+    names: Sequence[str],
+    images: Sequence[Integer[np.ndarray, "h w c"]],
+    found: Anomalies,
+    *,
+    levels: int,
+    rate: float,
+    facts: Sequence[str],
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        names: of the images.
+        images: that were scored.
+        found: of these.
+        levels: grey levels of the images.
+        rate: of false discoveries, at which suspects are listed.
+        facts: lines about the detector.
+    """
+    page = Page(title, "The most unusual first.")
+    page.section("What the numbers say", MEANING)
+    for fact in facts:
+        page.text(fact)
+    listed, cards = found.suspects(rate), []
+    for i in np.lexsort((-found.score, found.p)):
+        told = f"p {found.p[i]:.3g}" + "; suspect" * bool(listed[i])
+        picture = Picture(as_png(images[i], levels, SIDE), told, f"{names[i]}: {told}")
+        p = float(found.p[i])
+        cards.append(Card(picture, names[i], p, p, p))
+    page.section("Images")
+    page.gallery(cards, "Below each image is a scale from 0 to 1. The upright line is p.")
+    page.write(path)

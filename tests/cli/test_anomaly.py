@@ -1,0 +1,151 @@
+"""scoremle anomaly: a detector of normal images, and the list of what does not belong."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scoremle
+from scoremle.anomaly import Detector
+from scoremle.cli import main as cli
+from scoremle.data.readers.digits import load_digits
+
+TRAIN, TEST, _ = load_digits()
+NORMAL, OTHERS = TEST[:160], TEST[160:169]
+NOISE = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
+
+
+# A Gaussian of each pixel of the training digits, in closed form.
+MODEL = """
+import scoremle
+from scoremle.data.readers.digits import load_digits
+
+sde, pixels = scoremle.VP(), scoremle.Pixels(17, -1, 1)
+points = pixels.points[load_digits()[0]]
+mean, variance = points.mean(axis=0), points.var(axis=0) + 0.02
+
+def noise(x, t):
+    alpha, sigma = (c[:, None, None, None] for c in (sde.alpha(t), sde.sigma(t)))
+    return sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+def model():
+    return scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1), pixels)
+"""
+
+
+def anomaly(capfd, *words):
+    """Exit code, and what was printed on both streams."""
+    code = cli.main(["anomaly", *map(str, words)])
+    told = capfd.readouterr()
+    return code, " ".join(told.out.split()), told.err
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Images, a model in closed form, and a detector."""
+    folder = tmp_path_factory.mktemp("anomaly")
+    (folder / "digits.py").write_text(MODEL)
+    mixed = np.concatenate([OTHERS, NOISE])
+    for name, images in {"normal": NORMAL, "mixed": mixed, "trained": TRAIN[:60]}.items():
+        np.savez(folder / f"{name}.npz", test=images, levels=17)
+    model = f"{folder / 'digits.py'}:model"
+    words = "fit", model, folder / "normal.npz", f"--out={folder / 'detector'}"
+    assert cli.main(["anomaly", *map(str, words)]) == 0
+    return folder
+
+
+def test_noise_among_digits_stands_out(places, tmp_path, capfd):
+    out, page = tmp_path / "a.csv", tmp_path / "a.html"
+    words = "score", places / "detector", places / "mixed.npz", f"--out={out}", f"--page={page}"
+    code, told, _ = anomaly(capfd, *words)
+    assert code == 0
+    detector = Detector.read(places / "detector")
+    found = detector.score(scoremle.load(detector.facts["model"]), np.concatenate([OTHERS, NOISE]))
+    table = rows(out)
+    np.testing.assert_allclose([float(row["p"]) for row in table], found.p, rtol=1e-5)
+    np.testing.assert_allclose([float(row["adjusted"]) for row in table], found.adjusted, 1e-5)
+    listed = [row["suspect"] == "yes" for row in table]
+    assert listed == found.suspects(0.1).tolist() and all(listed[-3:])
+    assert f"{sum(listed)} of 12 stand out at a rate of false discoveries of 0.1: " in told
+    text = page.read_text()
+    assert text.count("<figure") == 12 and text.index("p 0.0123; suspect") < text.index("p 0.5")
+    code, told, _ = anomaly(capfd, *words, "--force", "--fail-on-suspects", "--json")
+    summary = json.loads(told)
+    assert (code, summary["suspects"], summary["references"]) == (4, sum(listed), 80)
+    few = places / "normal.npz"
+    code, told, _ = anomaly(capfd, "score", places / "detector", few, f"--out={out}", "--force",
+                            "--rate=0.001", "--fail-on-suspects")  # fmt: skip
+    assert code == 0 and "0 of 160 stand out" in told and "for one it takes 159999" in told
+
+
+def test_it_says_which_normal_images_the_model_has_seen(places, tiny, capfd, tmp_path):
+    words = "fit", tiny.workdir, places / "trained.npz", f"--out={tmp_path / 'd'}"
+    assert "60 of 60 normal images were trained on" in anomaly(capfd, *words)[1]
+    exported = tmp_path / "model.safetensors"
+    assert cli.main(["export", str(tiny.workdir), str(exported)]) == 0
+    words = "fit", exported, places / "normal.npz", f"--out={tmp_path / 'e'}"
+    code, told, said = anomaly(capfd, *words)
+    assert code == 0 and "it is not known which images" in told, said
+
+
+ENCODER = """
+def means(images):
+    return images.reshape(len(images), 4, -1).mean(axis=2).astype("float32")
+"""
+
+
+def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd):
+    rng = np.random.default_rng(1)
+    normal = rng.normal(100, 20, (99, 6, 6, 3)).clip(0, 255).astype(np.uint8)
+    (tmp_path / "mine.py").write_text(ENCODER)
+    (tmp_path / "pictures").mkdir()
+    for name, image in {"black": 0 * normal[0], "usual": normal[3][::-1]}.items():
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{name}.png")
+    np.save(tmp_path / "x.npy", normal)
+    out, encoder = tmp_path / "a.csv", f"{tmp_path / 'mine.py'}:means"
+    detector, table = f"--out={tmp_path / 'd'}", f"--out={out}"
+    fit = "fit", "gaussian", tmp_path / "x.npy", detector, f"--encoder={encoder}"
+    assert anomaly(capfd, *fit, "--size=6")[0] == 0
+    score = "score", tmp_path / "d", tmp_path / "pictures", table, "--force"
+    assert anomaly(capfd, *score, f"--page={tmp_path / 'p.html'}")[0] == 0
+    black, usual = (float(row["p"]) for row in rows(out))
+    assert black == pytest.approx(1 / 51, 1e-5) and usual > 0.05
+    features = normal.reshape(99, 4, -1).mean(axis=2).astype(np.float32)
+    np.save(tmp_path / "f.npy", features)
+    assert anomaly(capfd, "fit", "gaussian", tmp_path / "f.npy", detector, "--force")[0] == 0
+    np.save(tmp_path / "g.npy", np.zeros((1, 4), np.float32))
+    assert anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force")[0] == 0
+    assert float(rows(out)[0]["p"]) == black
+    code, _, told = anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force",
+                            f"--page={tmp_path / 'v.html'}")  # fmt: skip
+    assert code == 2 and "these are vectors" in told
+    # The encoder is another one now.
+    assert anomaly(capfd, *fit, "--size=6", "--force")[0] == 0
+    (tmp_path / "mine.py").write_text(ENCODER + "\n")
+    code, _, told = anomaly(capfd, *score)
+    assert code == 2 and "not as it was" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("score", "detector", "mixed.npz", "--rate=2"), "--rate must lie between 0 and 1"),
+        (("score", "mixed.npz", "mixed.npz"), "JSON"),
+        (("score", "nowhere", "mixed.npz"), "no folder or file"),
+        (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),
+        (("fit", "digits", "normal.npz", "--out=detector"), "--force writes over it"),
+        (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
+        (("fit", "gaussian", "normal.npz", "--out=x"), "takes a .npy of reals"),
+    ],
+)
+def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
+    monkeypatch.chdir(places)
+    code, _, said = anomaly(capfd, *words)
+    assert code == 2 and told in said and len(said.splitlines()) == 1
