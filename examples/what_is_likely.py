@@ -2,8 +2,9 @@
 
     python examples/what_is_likely.py --out=what_is_likely.png
 
-The model is the one that ships with the package. It prints bits/dim and ranks among the model's
-own test images, and draws the pictures in the order of their bits/dim, with their errors.
+The model is the one that ships with the package. It prints bits/dim, ranks among the model's
+own test images, and p-values by other test digits, and draws the pictures in the order of their
+bits/dim, with their errors.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 import scoremle
+from scoremle.anomaly import Detector
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.evaluation.tables import table
@@ -76,6 +78,13 @@ def measure(
     return scores.bpd, errors, ranks(scores.bpd, reference)
 
 
+def p_values(found: Mapping[str, np.ndarray]) -> np.ndarray:
+    """p-values of all images, by other test digits."""
+    model, shown = scoremle.load("digits"), len(found["digit"])
+    detector = Detector.fit(model, scoremle.data.load("digits").test[shown:])
+    return detector.score(model, np.concatenate(list(found.values()))).p
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("what_is_likely.png"))
@@ -85,14 +94,14 @@ def main() -> None:
     found = kinds(options.images)
     names = [name for name, images in found.items() for _ in images]
     bpd, errors, rank = measure(found, options.passes)
-    png = png_bpd(np.concatenate(list(found.values())))
+    png, p = png_bpd(np.concatenate(list(found.values()))), p_values(found)
     rows = []
     for name in found:
         of = np.array([other == name for other in names])
         ends = [f"{values[of].min():.{d}f} to {values[of].max():.{d}f}"
-                for values, d in ((bpd, 2), (rank, 3), (png, 1))]  # fmt: skip
+                for values, d in ((bpd, 2), (rank, 3), (png, 1), (p, 3))]  # fmt: skip
         rows.append((name, str(of.sum()), *ends))
-    print(table(("kind", "images", "bits/dim", "rank", "PNG"), rows))
+    print(table(("kind", "images", "bits/dim", "rank", "PNG", "p"), rows))
     draw(options.out, np.concatenate(list(found.values())), names, bpd, errors)
     print(f"picture: {options.out}")
 

@@ -229,6 +229,8 @@ def test_what_is_likely_is_in_order_and_drawn(tmp_path):
     assert list(ranks) == ["digit", "black", "upside down", "inverted", "noise"]
     assert 0 < ranks["black"][0] < 1
     assert ranks["inverted"] == ranks["noise"] == (1.0, 1.0)
+    least = re.findall(r"^(black|inverted|noise) .* (\S+) to (\S+)$", text, re.MULTILINE)
+    assert {(low, high) for _, low, high in least} == {("0.006", "0.006")}
     with Image.open(tmp_path / "likely.png") as picture:
         assert np.asarray(picture).std() > 10, "an empty picture"
 
