@@ -84,8 +84,7 @@ CALLS = {
     ),
     "Pilot": (
         Pilot,
-        {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS,
-         "divergence": scoremle.Exact(), "finest": 128},
+        {"solve": lambda *steps: None, "divergence": scoremle.Exact(), "bits": 1.0, "finest": 128},
     ),
     "denoising_loss": (
         scoremle.denoising_loss,
@@ -215,8 +214,7 @@ TABLE = [
     ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
     ("choose_within", {"x": DATA_OF_REALS, "tolerance": POSITIVE, "eps": WITHIN_ONE, "seed": SEED,
                        "condition": CONDITION}),
-    ("Pilot", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
-               "finest": (*(bad for bad in COUNT if bad is not None), 127)}),
+    ("Pilot", {"finest": (*(bad for bad in COUNT if bad is not None), 127)}),
     ("denoising_loss", {"x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD}),
     ("ode_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE}),
     ("ode_encode", {"x": DATA_OF_REALS, "eps": WITHIN_ONE}),
