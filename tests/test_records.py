@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
 
 import pytest
 
@@ -78,6 +79,27 @@ def test_what_fits(size):
 def test_what_does_not(name, value, words):
     with pytest.raises(UserError, match=f"^here: {words}"):
         check_record({**GOOD, name: value}, Form, "here")
+
+
+@dataclass
+class Defaults:
+    name: str
+    size: int = 3
+    items: list[str] = field(default_factory=list)
+
+
+class Open(TypedDict):
+    name: str
+    size: NotRequired[int]
+
+
+@pytest.mark.parametrize("form", [Defaults, Open])
+def test_what_has_a_default_or_says_so_may_be_missing(form):
+    check_record({"name": "x"}, form, "here")
+    with pytest.raises(UserError, match="here: it lacks name"):
+        check_record({"size": 3}, form, "here")
+    with pytest.raises(UserError, match="here: size must be"):
+        check_record({"name": "x", "size": "3"}, form, "here")
 
 
 def test_what_is_missing():

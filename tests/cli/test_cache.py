@@ -128,3 +128,9 @@ def test_the_folder_is_made_for_the_user_alone(monkeypatch, tmp_path):
     before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
     cache.keep_programs()
     assert cache.programs_folder().stat().st_mode & 0o777 == 0o700
+
+
+def test_memory_is_named_whole_and_then_free(monkeypatch):
+    said = {"SC_PAGE_SIZE": 2**29, "SC_PHYS_PAGES": 31, "SC_AVPHYS_PAGES": 5}
+    monkeypatch.setattr(env.os, "sysconf", said.__getitem__)
+    assert env._memory() == "15.5 GiB, 2.5 GiB free"

@@ -246,6 +246,13 @@ def test_fish_completes(line, found, capsys, tmp_path):
     assert found in words if found else not words
 
 
+@pytest.mark.parametrize("shell", ["fish", "zsh"])
+def test_a_script_has_the_line_of_each_command(shell, capsys):
+    script = re.sub(r"[^a-z]", "", printed(capsys, "completion", shell).lower())
+    for _, line in COMMANDS.values():
+        assert re.sub(r"[^a-z]", "", line.lower()) in script, line
+
+
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs the shell zsh")
 def test_zsh_takes_the_script(capsys, tmp_path):
     (tmp_path / "script").write_text(printed(capsys, "completion", "zsh"))
