@@ -307,7 +307,7 @@ def _write(path: Path, tree: Any, meta: dict[str, Any]) -> None:
     axes = checksums.part_axes(named)
     record: dict[str, Any]
     record = {"meta": meta, "leaves": leaves(tree), "tree_hash": checksums.hash_of(named, axes)}
-    items = {"state": ocp.args.StandardSave(tree)}
+    items = {"state": ocp.args.StandardSave(_by_name(tree))}
     if axes:
         record |= {"axes": axes, "devices": jax.device_count()}
         items["parts"] = ocp.args.StandardSave({SHA256: checksums.part_hashes(named, axes)})
@@ -394,7 +394,17 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _read_tree(path: Path, template: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    return _read(path, state=ocp.args.StandardRestore(jax.tree.map(_as_wanted, template))).state
+    wanted = ocp.args.StandardRestore(jax.tree.map(_as_wanted, _by_name(template)))
+    found = _read(path, state=wanted).state
+    return found if _by_name(template) is template else type(template)(**found)
+
+
+def _by_name(tree: Any) -> Any:
+    """The fields of a record, without those that are (): an earlier version may lack them."""
+    if not hasattr(tree, "_asdict"):
+        return tree
+    fields = tree._asdict().items()
+    return {name: each for name, each in fields if type(each) is not tuple or each}
 
 
 def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]) -> None:

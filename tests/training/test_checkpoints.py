@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,25 @@ def test_round_trip(store):
     assert tree_hash(tree) == tree_hash(make_tree(2))
     assert kernel(store.restore(template, 1)) == 1
     assert store.meta(1) == {"step": 10}
+
+
+class Earlier(NamedTuple):
+    step: Any
+    params: Any
+
+
+class Now(NamedTuple):
+    step: Any
+    params: Any
+    memory: Any = ()
+
+
+@pytest.mark.parametrize(("before", "after"), [(Earlier, Now), (Now, Now), (Now, Earlier)])
+def test_versions_may_differ_in_a_field_that_is_empty(tmp_path, before, after):
+    store, values = Checkpoints(tmp_path, keep=2), (jnp.array(7), {"bias": jnp.arange(5.0)})
+    store.save(1, before(*values), {})
+    found = store.restore(jax.eval_shape(lambda: after(*values))).tree
+    assert type(found) is after and tree_hash(found) == tree_hash(before(*values))
 
 
 def test_keeps_the_newest_and_sweeps(store):
