@@ -265,11 +265,12 @@ def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(
     np.testing.assert_array_equal(again.solver_error, found.solver_error)
 
 
-def test_a_tolerance_corrects_the_mean_and_says_by_what():
+def test_a_tolerance_corrects_the_mean_and_says_by_what(capsys):
     """Beside many steps with the same noise: each probe of signs gives the exact trace here."""
     model, many = images(), np.concatenate([IMAGES] * 20)
-    found = model.score(many, tolerance=1e-4)
+    found = model.score(many, tolerance=1e-4, label="scores")
     mean = found.mean
+    assert capsys.readouterr().out.count(f"scores  image {len(many)}/{len(many)}") == 1
     finer = replace(model, solver=Multistep(512)).score(many)
     left = abs(mean.mean - finer.bpd.mean())
     assert left <= 3 * mean.errors.solver + mean.errors.finest_bias
