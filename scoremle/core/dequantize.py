@@ -11,7 +11,6 @@ make the bound tight (Ho et al., arXiv 1902.00275).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -136,8 +135,6 @@ class Flow:
         return self.apply(self.params, e, x / (self.levels - 1))
 
 
-# One program, where each operation by itself would be one.
-@partial(jax.jit, static_argnames="pixels", inline=True)
 def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """kappa: half a bin, in units of the noise at t."""
     return jnp.exp(pixels.log_det_per_dim + sde.common_log_snr(jnp.asarray(t)) / 2) / 2
