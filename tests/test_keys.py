@@ -214,7 +214,9 @@ def parts_of_an_evaluation(folder, monkeypatch, experiment):
     yield "", key()
     yield SAME, key()
     for name, other in of_experiments(experiment):
-        yield name, key(other)
+        if name != "SDE":  # of what is measured: it may be learned
+            yield name, key(other)
+    yield "SDE", key(one=replace(one, model=replace(MODEL, sde=scoremle.SubVP())))
     reverse = experiment.data.test[::-1]
     yield "images", key(with_data(experiment, test=reverse))
     yield "number of images", key(with_evaluation(experiment, num_images=10))

@@ -319,7 +319,6 @@ class EvaluationRun:
             "data_hash": content_hash(self.images),
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
-            "sde": model.sde.describe(),
             "eps": model.eps,
             "precision": model.precision,
             "seed": self.experiment.seed,
