@@ -214,7 +214,8 @@ def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
         eps: the smallest time.
         name: of the argument, for the error.
     """
-    at_zero = known(eps) and np.ndim(eps) == 0 and eps == 0
+    # By numpy: within a trace JAX gives no truth of its own comparison.
+    at_zero = known(eps) and np.ndim(eps) == 0 and np.asarray(eps) == 0
     if not (at_zero and (sde is None or _is_finite_at_zero(sde))):
         check_number(name, eps, 0, 1)
 
