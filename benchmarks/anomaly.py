@@ -129,7 +129,7 @@ def encoder(digit: int, images: Images) -> np.ndarray:
     train = digits()[0]
     kept = train.labels != digit
     x, y = train.images[kept].reshape(kept.sum(), -1) / 16, train.labels[kept]
-    network = MLPClassifier((HIDDEN,), max_iter=2000, random_state=0).fit(x, y)
+    network = MLPClassifier((HIDDEN,), max_iter=400, random_state=0).fit(x, y)
     hidden = images.reshape(len(images), -1) / 16 @ network.coefs_[0] + network.intercepts_[0]
     return np.maximum(hidden, 0)
 
