@@ -14,8 +14,9 @@ Each row is a command in a process of its own:
     report     the page about that
     features   features of the images, by a closed form in place of Inception
 
-Columns: seconds that passed; seconds of processor time; megabytes at most; megabytes of what it
-wrote. A command takes some seconds before its first image. The last line is JSON.
+Columns: seconds that passed; seconds of processor time; megabytes at most, where less than those
+of this script can't be seen; megabytes of what it wrote. A command takes some seconds before its
+first image. The last line is JSON.
 """
 
 import os
