@@ -55,8 +55,6 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
         "model.sigma_min", "model.sigma_max", "sampling.snr",
     )),
-    ("between 0 and 1", lambda v: 0 < v < 1, (
-    )),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
         "model.dropout", "model.ema_rate", "optim.beta1", "optim.beta2", "deq.ema_rate",
         "training.smallest_time", "sampling.smallest_time",
