@@ -57,7 +57,7 @@ from scoremle.files import write_atomically
         ("training__log_freq", 0, ["training.log_freq must be at least 1"]),
         ("training__continuous", False, ["training.continuous can only be True"]),
         ("optim__lr", "inf", ["optim.lr must be a finite number above 0"]),
-        ("optim__optimizer", "SGD", ["can only be 'Adam'"]),
+        ("optim__optimizer", "SGD", ["optim.optimizer must be Adam or AdamW, not 'SGD'"]),
         ("seed", -1, ["seed must be at least 0"]),
         ("seed", 2**32, ["seed must be at least 0 and below"]),
         ("seed", 2**64, ["seed must be int of at most 4294967296"]),
