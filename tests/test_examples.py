@@ -248,3 +248,37 @@ def test_the_evidence_of_a_posterior_is_that_of_its_closed_form(tmp_path):
     ]
     for mean, error, exact in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         assert (np.abs(mean - exact) < 4 * error).all()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Pareto k")
+def test_free_energies_by_weights_are_those_of_monte_carlo(tmp_path):
+    """That of four particles is known by a Monte Carlo in NumPy as well: 0.221 +- 0.007."""
+    pytest.importorskip("blackjax")
+    text = printed("boltzmann", tmp_path)
+    log_z, error, solver, exact = np.float64(
+        re.search(r"log Z (\S+) \+- (\S+), solver (\S+); by quadrature (\S+)", text).groups()
+    )
+    assert abs(log_z - exact) < 3 * error + solver and error < 0.1
+    chains = np.float64(re.findall(r"Monte Carlo, begun .*: (\S+) \+- (\S+)", text))
+    assert len(chains) == 2 and (np.abs(chains[:, 0] - 0.221) < 4 * chains[:, 1] + 0.02).all()
+    ours, error, solver = np.float64(
+        re.search(r"reweighted (\S+) \+- (\S+), solver (\S+)", text).groups()
+    )
+    assert abs(ours - 0.221) < 3 * error + solver and error < 0.3
+
+
+def test_the_energy_of_particles_is_symmetric_and_its_integral_is_known():
+    """By a sum over a grid of the distance, and of the centre of two particles."""
+    import jax.numpy as jnp
+
+    example, rng = load("boltzmann"), np.random.default_rng(0)
+    x = rng.normal(size=(5, 4, 2))
+    np.testing.assert_allclose(example.energy(x[:, [2, 0, 3, 1]]), example.energy(x), rtol=1e-5)
+    ticks = np.linspace(-12, 12, 601)
+    first, second = np.meshgrid(ticks, ticks)
+    weights = np.exp(-np.asarray(example.of_pair(jnp.hypot(first, second)), np.float64))
+    centre = 2 * np.pi / example.SPRING
+    total = np.log(centre * weights.sum() * (ticks[1] - ticks[0]) ** 2)
+    assert example.log_z_of_two() == pytest.approx(total, abs=1e-3)
