@@ -588,6 +588,8 @@ class ScoreModel:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.
             seed: of the noise.
 
+        Raises UserError for images of another type or range than the model's.
+
         Example:
             >>> model = scoremle.load("digits")  # it has no decoder
             >>> print(model.fit_decoder(np.zeros((1, 8, 8, 1), np.uint8)) is model)

@@ -20,6 +20,7 @@ from helpers.source import (
     listed,
     longest_chain,
     names_taken,
+    silent,
     undocumented,
 )
 
@@ -204,6 +205,10 @@ def test_what_is_exported_documents_its_arguments():
     """Each field of a record, too. A method of a protocol or a base class is documented there."""
     lacking = {name: arguments for name, arguments in undocumented(SOURCES) if arguments}
     assert not lacking, lacking
+
+
+def test_what_is_exported_names_the_errors_that_it_raises():
+    assert not [*silent(SOURCES)]
 
 
 def test_no_script_hides_a_module_of_python():

@@ -192,6 +192,8 @@ class Orthogonal(_Sampled):
         Args:
             key: one, or one for each example.
             x: [b *d] data, whose shape and type the probes have.
+
+        Raises UserError for more probes than dimensions.
         """
         dims = dims_of(x)
         if self.probes > dims:
@@ -252,6 +254,8 @@ class FixedProbe(_Sampled):
         Args:
             key: not used.
             x: [b *d] data, whose shape the probes must have.
+
+        Raises UserError for vectors of another shape than an example's.
         """
         if self.vectors.shape[1:] != x.shape:
             shape = ", ".join(map(str, ("k", *x.shape)))

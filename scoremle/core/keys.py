@@ -40,6 +40,8 @@ def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n
     Args:
         key: one.
         index: [n] the images' numbers in their data set.
+
+    Raises UserError for an array of keys in place of one.
     """
     key = as_keys(key)
     if key.shape:

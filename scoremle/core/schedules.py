@@ -126,6 +126,7 @@ class PerDimension(Schedule):
     per_dimension = True
 
     def time_of_log_snr(self, lam: Times) -> Times:
+        """Raises UserError: there is no such time for all dimensions."""
         raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, and no one time belongs to"
             " them: use what goes by t, such as UniformTime"

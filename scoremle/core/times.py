@@ -66,6 +66,8 @@ def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:
         key: one.
         n: how many.
         stratified: space them evenly.
+
+    Raises UserError for a negative number.
     """
     check_count("n", n, least=0)
     key = as_keys(key)

@@ -179,6 +179,8 @@ class PickleReader:
         Args:
             name: of the function.
             arguments: of the call.
+
+        Raises ValueError for a call that no batch makes.
         """
         match name, *arguments:
             case "_reconstruct", _, _, _:
@@ -210,6 +212,8 @@ class PickleReader:
         Args:
             target: what the pickle made.
             state: what it sets in it.
+
+        Raises UserError for an array of objects, and ValueError for another state.
         """
         if target is _EMPTY:
             _, shape, of_type, fortran, content = of(tuple, state)
@@ -226,6 +230,8 @@ class PickleReader:
 
         Args:
             key: the pickle's name for it.
+
+        Raises UserError: a batch names nothing outside of its file.
         """
         raise UserError("it names something outside of it, which no batch of arrays does")
 
@@ -243,6 +249,8 @@ def of(kind: type | tuple[type, ...], value: Any) -> Any:
     Args:
         kind: a type, or several.
         value: what a pickle gave.
+
+    Raises ValueError for a value of another type.
     """
     if not isinstance(value, kind):
         raise ValueError(f"a {type(value).__name__} where a batch has something else")

@@ -65,6 +65,8 @@ def load_to_score(place: str | Path, checkpoint: int | None = None) -> "ScoreMod
 
     Args:
         place, checkpoint: as ``load`` takes them.
+
+    Raises UserError as ``load``.
     """
     check_devices()
     if checkpoint is not None:

@@ -68,6 +68,8 @@ class Workdir:
 
     Args:
         folder: its path.
+
+    Raises UserError for a path that is a file.
     """
 
     folder: Path
@@ -134,7 +136,10 @@ class Workdir:
         return self.inside("data.json")
 
     def config(self) -> ConfigDict:
-        """The config that the experiment was begun with."""
+        """The config that the experiment was begun with.
+
+        Raises UserError where there is no config.
+        """
         if not self.config_path.exists():
             raise UserError(
                 f"{self.folder} is no working directory of a training: it has no config.json"
@@ -160,7 +165,10 @@ class Workdir:
         return self._read_data()
 
     def levels(self) -> int:
-        """Grey levels of the images that the experiment is about."""
+        """Grey levels of the images that the experiment is about.
+
+        Raises UserError where the number of levels is not stated.
+        """
         levels = self._read_data().get("levels")
         if levels is None:
             raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")

@@ -183,6 +183,7 @@ class DiscreteDecoder:
         return jnp.asarray(self.points, float)[integers]
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        """As ``Decoder.known``. Raises UserError without integers."""
         if integers is None:
             raise UserError("the discrete decoder is of integers: pass them as integers=")
         if len(y) == 0:
@@ -246,6 +247,7 @@ class InformedDecoder:
         return jnp.asarray(self.points, float)[integers]
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
+        """As ``Decoder.known``. Raises UserError without integers."""
         if integers is None:
             raise UserError("the informed decoder is of integers: pass them as integers=")
         return jnp.zeros(len(y), y.dtype)

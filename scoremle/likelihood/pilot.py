@@ -63,7 +63,7 @@ EXAMPLES, PROBES = 32, 4
 # The share of a tolerance in nats that the solver may take: its errors may all have one sign.
 SOLVER_SHARE = 0.5
 # The share of errors that a calibrated one covers.
-COVERAGE = 0.95
+COVERED_SHARE = 0.95
 # Fewer examples don't show the spread of their errors.
 FEWEST = 4
 # In bits/dim: a stated error below this is none to calibrate.
@@ -348,7 +348,7 @@ def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
     if len(error) < FEWEST or not np.isfinite(error + stated).all():
         return 1.0, 0.0
     typical = _size(stated)
-    deviations = stdtrit(len(error), (1 + COVERAGE) / 2)  # of Student's t
+    deviations = stdtrit(len(error), (1 + COVERED_SHARE) / 2)  # of Student's t
     return float(deviations) * _size(error / np.hypot(stated, typical)), typical
 
 

@@ -49,6 +49,8 @@ class PublishedRK45:
     Args:
         rtol: relative tolerance.
         atol: absolute tolerance.
+
+    Raises UserError for a tolerance that is not above 0.
     """
 
     rtol: float = 1e-5

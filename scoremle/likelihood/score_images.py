@@ -146,6 +146,9 @@ def score_images(
         parts: a folder whose name identifies all that a value depends on; None: nothing is kept.
         share: of the images: only these are measured, and given back.
         label: under which progress is shown.
+
+    Raises UserError for a condition of another number of rows, and the returned ``differences``
+    for one that is not finite.
     """
     measure = partial(
         _measured, model, dequantizer=dequantizer or Uniform(), devices=devices,

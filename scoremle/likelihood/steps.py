@@ -377,6 +377,8 @@ class BySteps:
 
         Args:
             schedule: the model's.
+
+        Raises UserError for a schedule without steps of its own.
         """
         if self.times is not None:
             return self.times

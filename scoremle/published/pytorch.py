@@ -104,6 +104,8 @@ def network_parameters(arrays: Arrays) -> dict[str, Any]:
 
     Args:
         arrays: by the names of PyTorch.
+
+    Raises Damaged for a name or a shape that no DDPM++ or NCSN++ has.
     """
     parts: dict[int, Part] = {}
     for name, array in arrays.items():

@@ -125,6 +125,8 @@ def load_inception(path: Path) -> Extractor:
 
     Args:
         path: of the file.
+
+    Raises UserError where there are no weights, or not those of Inception.
     """
     devices.check_devices()
     how = "make it with: scoremle convert-inception"

@@ -52,7 +52,7 @@ BLEND = 0.2
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The estimate of the error, times this, covers the true error of most examples on trained networks
 # (benchmarks/README.md).
-COVERAGE = 2.0
+COVERING_FACTOR = 2.0
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 # An example whose estimated error is more than so many times the typical one is unlike those of
@@ -288,7 +288,7 @@ class Planned:
         last = jax.lax.fori_loop(0, self.steps + 1, once, first)
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
-        steps = COVERAGE**2 * (last.squares + jnp.square(last.effect))
+        steps = COVERING_FACTOR**2 * (last.squares + jnp.square(last.effect))
         noise = jnp.where(fresh, NOISE**2 * last.gap_scatter, 0)
         gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
         told = fresh & (several | (self.steps >= DIFFERENCE))

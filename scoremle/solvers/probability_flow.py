@@ -122,6 +122,8 @@ class ProbabilityFlow:
         Args:
             eps: the smallest time.
             dtype: of the clock.
+
+        Raises UserError for an eps that the SDE does not have.
         """
         check_eps(self.sde, eps)
         ends = jnp.asarray([eps, 1.0], dtype)

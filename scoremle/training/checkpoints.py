@@ -194,6 +194,8 @@ class Checkpoints:
 
         Args:
             number: of the checkpoint.
+
+        Raises UserError for a checkpoint that is damaged.
         """
         try:
             return self._read_record(number)["meta"]

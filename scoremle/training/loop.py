@@ -66,6 +66,8 @@ class Intervals:
         eval_freq: steps between evaluations.
         snapshot_freq: steps between snapshots.
         snapshot_freq_for_preemption: steps between checkpoints to go on from.
+
+    Raises UserError for a number below 1.
     """
 
     n_iters: int
@@ -210,7 +212,10 @@ class Loop:
         return self.preemption.path(self.newest)
 
     def restore(self, store: Checkpoints, template: TrainState) -> None:
-        """Goes to the newest pre-emption checkpoint that is whole and has finite numbers alone."""
+        """Goes to the newest pre-emption checkpoint that is whole and has finite numbers alone.
+
+        Raises UserError where no checkpoint is so.
+        """
         self.state, meta, number = store.restore(template)
         while where := not_finite(self.state):
             earlier = [n for n in store.numbers() if n < number]

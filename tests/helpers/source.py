@@ -167,6 +167,40 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
                         yield name, _lacking(method, _arguments(method))
 
 
+def silent(sources: Mapping[str, str]) -> Iterator[str]:
+    """Yields exported functions and methods that raise an error and name none in a docstring.
+
+    What a constructor raises, the class may say.
+    """
+    for file, text in sources.items():
+        exported = set(listed(text))
+        for node in ast.parse(text).body:
+            if _name(node) not in exported:
+                continue
+            inner = [each for each in getattr(node, "body", []) if _is_public(each)]
+            for each in [node] if isinstance(node, ast.FunctionDef) else inner:
+                said = ast.get_docstring(each) or ""
+                if each.name.startswith("__"):
+                    said += ast.get_docstring(node) or ""
+                if _raises(each) and not re.search("[Rr]aises|Error", said):
+                    yield f"{file}: {node.name}.{each.name}"
+
+
+def _is_public(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    return not node.name.startswith("_") or node.name in ("__init__", "__post_init__")
+
+
+def _raises(function: ast.FunctionDef) -> bool:
+    """Whether its own code raises an error, or calls a check that does."""
+    return any(
+        (isinstance(node, ast.Raise) and node.exc is not None)
+        or (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("check_"))
+        for node in ast.walk(function)
+    )  # fmt: skip
+
+
 def _is_class(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
     return isinstance(node, ast.ClassDef)
 

@@ -32,6 +32,8 @@ def read_array_files(path: Path, options: Options) -> Reading:
     Args:
         path: of the file or the folder.
         options: ways to make images of them.
+
+    Raises UserError for options that arrays don't have, and for arrays of no images.
     """
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")

@@ -25,6 +25,8 @@ def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
 
     Args:
         path: "", since they come with scikit-learn.
+
+    Raises UserError for a path, and without scikit-learn.
     """
     if path:
         raise UserError(
