@@ -19,6 +19,7 @@ from scoremle.evaluation.result import Result
 from scoremle.experiment import run_eval
 from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.likelihood.images import ByOde
+from scoremle.likelihood.record import Likelihood
 from scoremle.training.checkpoints import Checkpoints
 
 FLOW = {
@@ -154,21 +155,32 @@ def test_the_density_of_scaled_data(tiny, monkeypatch, unchecked):
 
     def standard_normal(noise, sde, x, key, *, eps, divergence, solver):
         asked.append(eps)
-        return Found(-jnp.sum(jnp.square(x), axis=(1, 2, 3)) / 2)
+        zeros = jnp.zeros(len(x))
+        log_prob = -jnp.sum(jnp.square(x), axis=(1, 2, 3)) / 2
+        return Likelihood(log_prob, x, zeros, zeros, zeros[None], zeros, zeros == 0)
 
     asked = []
     monkeypatch.setattr("scoremle.likelihood.images.ode_log_likelihood", standard_normal)
-    model, y = scoremle.load(tiny.workdir), jnp.full((2, 8, 8, 1), 0.5)
+    model, x = scoremle.load(tiny.workdir), np.full((2, 8, 8, 1), 12, np.uint8)
+    y = np.asarray(model.pixels.encode(x, 0.75))
     for start in (None, 0.3):
-        found = ByOde()._log_likelihood(model, y, jax.random.key(0), start).log_prob
+        keys = jax.random.split(jax.random.key(0), 2)
+        found = ByOde()(model, SameNoise(start), x, keys)["bpd"]
         alpha, _ = schedule64(SDES["vp"], start or 1e-5)
-        np.testing.assert_allclose(found, -8 * alpha**2 + 64 * np.log(alpha), rtol=1e-5)
+        log_prob = -np.square(alpha * y).sum(axis=(1, 2, 3)) / 2 + 64 * np.log(alpha)
+        expected = scoremle.bits_per_dim(log_prob, model.pixels, 64)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert asked == [1e-5, 0.3]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    log_prob: jax.Array
+class SameNoise:
+    """A dequantizer whose noise is 0.75."""
+
+    start: float | None
+
+    def __call__(self, keys, x):
+        return jnp.full(x.shape, 0.75), jnp.zeros(len(x))
 
 
 # Waiting
