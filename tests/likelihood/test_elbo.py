@@ -228,7 +228,7 @@ def pieces(request, golden):
         residual = denoising_residual(noise, sde, x, t, z)
         probe = jnp.tile(arrays["epsilon"], (k, 1, 1, 1))[None]
         x_t = sde.perturb(x, t, z)
-        value, div = FixedProbe(probe)(lambda y: noise(y, t), x_t, probe)
+        value, div, _ = FixedProbe(probe)(lambda y: noise(y, t), x_t, probe)
         return residual, (value**2).sum((1, 2, 3)), sde.sigma(t) * div[0]
 
     flat = np.tile(x, (k, 1, 1, 1)), t.ravel(), z.reshape(-1, *x.shape[1:])
