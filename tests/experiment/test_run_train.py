@@ -25,7 +25,7 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
     """VDM's network and loss on bin middles: six steps at once, and three and three."""
     fields = {

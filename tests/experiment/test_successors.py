@@ -122,7 +122,9 @@ def state_of(folder):
     return place.restore(build(place.config()).training.template()).tree
 
 
-@pytest.mark.parametrize("name", ["vdm/cifar10_aug", "idode/cifar10_aug"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vdm/cifar10_aug", marks=pytest.mark.long), "idode/cifar10_aug"]
+)
 def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(name, tmp_path, capsys):
     """Six steps at once, and three and three; then it is measured as its config says."""
     train(name, tmp_path / "whole", 6)

@@ -19,7 +19,7 @@ from helpers.places import ROOT
 pytest.importorskip("hypothesis")
 from helpers.subjects import SUBJECTS
 
-EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "4")
+EXAMPLES = os.environ.get("SCOREMLE_EXAMPLES", "2")
 
 
 LONG = {name for name, subject in SUBJECTS.items() if subject.share < 1}
