@@ -57,11 +57,6 @@ class Coded:
         return sum(block.images for block in self.blocks)
 
     @property
-    def on_stack(self) -> int:
-        """The images that are not stored plainly."""
-        return sum(block.images for block in self.blocks if not block.plain)
-
-    @property
     def bits(self) -> int:
         """The bits of all images, with the initial ones."""
         return 32 * len(self.words) + 8 * len(self.plain)

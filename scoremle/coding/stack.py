@@ -28,6 +28,8 @@ FINE = 64
 FAR = 1 << 22
 # No mean lies as far, in a 64th of a cell.
 FARTHEST = 2.0**50
+# No scale is as wide, in cells: the coder takes fewer than 2^24 symbols.
+WIDEST = 2.0**18
 # Words of 32 bits that the coder's head takes, and those that are there at least.
 HEAD, LEAST_WORDS = 2, 8
 # Bits that stay where others are flipped.
@@ -169,11 +171,12 @@ class BitStack:
 
 def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
     """Cells of the means, what the means have beyond them, the scales, and the last cell."""
-    fine = np.rint(np.asarray(mean, np.float64) * FINE)
-    if not (np.abs(fine) < FARTHEST).all():  # or no number
-        raise OverflowError("the model's mean of a latent is out of reach")
+    fine, scale = np.rint(np.asarray(mean, np.float64) * FINE), np.asarray(scale, np.float64)
+    # What is no number fails both comparisons.
+    if not ((np.abs(fine) < FARTHEST) & (scale > 0) & (scale < WIDEST)).all():
+        raise OverflowError("the model's mean or scale of a latent is out of reach")
     centre = np.rint(fine / FINE)
-    scale = np.exp2(np.rint(np.log2(np.asarray(scale, np.float64)) * FINE) / FINE)
+    scale = np.exp2(np.rint(np.log2(scale) * FINE) / FINE)
     return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
 
 

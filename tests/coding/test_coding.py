@@ -94,9 +94,13 @@ def test_a_draw_from_bits_that_were_pushed_is_one():
     assert np.array_equal(stack.words, before)
 
 
-def test_a_cell_that_is_out_of_reach_is_refused():
+@pytest.mark.parametrize(
+    ("cell", "mean", "scale"),
+    [(2 * FAR, 0, 1), (0, np.nan, 1), (0, 1e30, 1), (0, 0, np.nan), (0, 0, 0), (0, 0, 1e6)],
+)
+def test_what_is_out_of_reach_or_no_number_is_refused(cell, mean, scale):
     with pytest.raises(OverflowError):
-        BitStack().push_normal(np.array([2 * FAR]), np.zeros(1), np.ones(1))
+        BitStack().push_normal(np.array([cell]), np.full(1, float(mean)), np.full(1, float(scale)))
 
 
 # --- images ------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
     layers = layers_of(model, **changes)
     coded, nats = codec.compress(layers, IMAGES[:101])
     assert np.array_equal(codec.decompress(layers, coded), IMAGES[:101])
-    assert coded.on_stack == coded.images == 101 and len({b.images for b in coded.blocks}) > 3
+    assert coded.images == 101 and not coded.plain and len({b.images for b in coded.blocks}) > 3
     net, terms = coded.bits - coded.initial, nats.sum() / np.log(2)
     assert abs(net - terms) < 64 + 0.01 * terms  # words of 32 bits
 
