@@ -69,7 +69,7 @@ TINY = {
 
 
 class Cost(NamedTuple):
-    """Of a process: seconds that passed, those of processor time, megabytes, megabytes written."""
+    """Cost of a process: seconds, processor seconds, megabytes of memory, megabytes written."""
 
     seconds: float
     processor: float

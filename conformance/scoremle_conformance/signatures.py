@@ -243,7 +243,7 @@ def _multiple(*factors: float) -> Prediction:
 
 
 def _other_velocity(found: Evidence) -> dict[str, np.ndarray]:
-    """All of g^2 times the score where the flow has half; the network asked for time 1 - t."""
+    """Results of g^2 times the score where the flow has half, and of a network at 1 - t."""
     subject, path = found.field.subject, found.field.path
     if not subject.single or found.field.dims > 32:
         return {}

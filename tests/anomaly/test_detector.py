@@ -107,7 +107,7 @@ def test_both_ends_of_ranks_are_unusual_and_regression_takes_the_rest():
 
 
 def test_a_density_is_that_of_the_mixture():
-    """Of standardised features, up to a constant; two clusters are two Gaussians."""
+    """The score is that of standardised features, up to a constant."""
     x = np.concatenate([RNG.normal(-5, 1, (200, 1)), RNG.normal(5, 1, (200, 1))])
     density = Density.fit(x)
     assert len(density.weights) == 2

@@ -136,7 +136,7 @@ def test_one_probe_cannot_tell_its_error():
     ids=repr,
 )
 def test_variances_of_the_parts_add_up_to_that_of_the_estimate(estimator, dims):
-    """Of a symmetric Jacobian whose diagonal is large, and which has a trace."""
+    """The Jacobian is symmetric with a large diagonal, so that it has a trace."""
     rng, n = np.random.default_rng(dims), 20_000
     matrix = rng.normal(size=(dims, dims)) + 4 * np.diag(rng.uniform(0, 2, dims))
     matrix = jnp.asarray(matrix + matrix.T, jnp.float32)

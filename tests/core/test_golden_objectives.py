@@ -68,7 +68,7 @@ def decoded(log_snr, arrays):
 
 @pytest.mark.parametrize("kind", ["scalar", "nnet"])
 def test_golden_gradients_into_a_learned_schedule(kind, golden, monkeypatch):
-    """All terms of the bound of VDM, and their gradient by the parameters of its schedule."""
+    """Compares each term of VDM's bound, and its gradient by the parameters of the schedule."""
     arrays, prefix = golden("vdm_loss"), f"schedules/{kind}/params/"
     x, c = drawn(arrays, monkeypatch), jnp.asarray(arrays["cond"])
     flat = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -96,7 +96,7 @@ def test_golden_gradients_into_a_learned_schedule(kind, golden, monkeypatch):
 
 
 def test_golden_loss_of_steps(golden, monkeypatch):
-    """Of ten steps, one drawn for each image, by VDM's scalar schedule."""
+    """One of ten steps is drawn for each image, by VDM's scalar schedule."""
     arrays, prefix = golden("vdm_loss"), "schedules/scalar/params/"
     x, points = drawn(arrays, monkeypatch), jnp.asarray(Pixels().points, jnp.float32)
     sde = SDE("vp", learned_schedule({k: jnp.asarray(arrays[prefix + k]) for k in "bw"}), 1.0)

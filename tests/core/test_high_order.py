@@ -58,7 +58,7 @@ def test_golden_high_order_score_matching(case, golden):
 @pytest.mark.parametrize("mode", ["velocity_is", "velocity_uniform"])
 @pytest.mark.parametrize("path", ["VP", "SP"])
 def test_golden_second_order_loss(path, mode, golden, monkeypatch):
-    """Of a network that predicts a velocity, on both paths."""
+    """The network predicts a velocity, on both paths."""
     arrays = golden("idode")
     kernel, prediction = ("vp", "v") if path == "VP" else ("straight", "unit_u")
     sde = SDE(kernel, LinearLogSNR(-5.0, 13.3), 1.0)
