@@ -69,9 +69,9 @@ def test_standardized_data_have_mean_0_and_standard_deviation_1():
 
 
 def test_what_is_no_bijection_is_refused(unchecked):
-    with pytest.raises(ValueError, match=r"^Affine: scale must not be 0"):
+    with pytest.raises(ValueError, match="Affine: scale"):
         Affine(np.arange(99.0), np.arange(99.0))
-    with pytest.raises(ValueError, match=r"^Bounded: low must be below high$"):
+    with pytest.raises(ValueError, match="Bounded: low"):
         Bounded(1.0, 1.0)
-    with pytest.raises(UserError, match="the same in all examples"):
+    with pytest.raises(UserError, match="all examples"):
         Affine.standardizing(np.ones((5, 2)))

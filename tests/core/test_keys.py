@@ -48,7 +48,7 @@ def test_split_gives_each_example_its_own():
 
 
 def test_other_numbers_of_keys_and_other_generators_are_refused():
-    with pytest.raises(ValueError, match="3 examples take one key or 3, not keys of shape"):
+    with pytest.raises(ValueError, match="3 examples"):
         example_keys(jax.random.split(KEY, 2), 3)
-    with pytest.raises(ValueError, match="key must be threefry2x32, not rbg"):
+    with pytest.raises(ValueError, match="threefry2x32"):
         example_keys(jax.random.key(0, impl="rbg"), 3)

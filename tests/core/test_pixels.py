@@ -110,5 +110,5 @@ def test_values_that_are_points_are_the_middles_of_their_bins(levels, ends):
 def test_the_first_value_beyond_the_levels_is_refused():
     images = np.full((1, 2, 2, 1), 16, np.uint8)
     assert Pixels(17).checked(images, (2, 2, 1)) is images
-    with pytest.raises(UserError, match=r"pixels must lie in 0\.\.16, but one is 17"):
+    with pytest.raises(UserError, match=r"0\.\.16"):
         Pixels(17).checked(images + np.uint8(1), (2, 2, 1))

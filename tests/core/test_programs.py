@@ -190,13 +190,13 @@ def test_what_can_not_be_filled_up_or_compiled_is_as_it_would_be_without(case, f
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda model: model.log_prob(np.nan * X[:5], KEY), "x has a number that is not finite"),
-        (lambda model: model.encode(np.nan * X[:5]), "x has a number that is not finite"),
-        (lambda model: model.decode(np.nan * X[:5]), "z has a number that is not finite"),
-        (lambda model: model.elbo(X[:5], KEY, condition=np.nan), "condition has a number"),
-        (lambda model: model.condition_on(np.nan).encode(X[:5]), "condition has a number"),
-        (lambda model: model.log_prob(X[:5], jax.random.split(KEY, 8)), "5 examples take one key"),
-        (lambda model: model.elbo(X[:5], KEY, condition=X[:, :1]), "1 row or 5, not 8"),
+        (lambda model: model.log_prob(np.nan * X[:5], KEY), "x .*finite"),
+        (lambda model: model.encode(np.nan * X[:5]), "x .*finite"),
+        (lambda model: model.decode(np.nan * X[:5]), "z .*finite"),
+        (lambda model: model.elbo(X[:5], KEY, condition=np.nan), "condition has"),
+        (lambda model: model.condition_on(np.nan).encode(X[:5]), "condition has"),
+        (lambda model: model.log_prob(X[:5], jax.random.split(KEY, 8)), "5 examples"),
+        (lambda model: model.elbo(X[:5], KEY, condition=X[:, :1]), "1 row or"),
     ],
 )
 def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
@@ -209,7 +209,7 @@ def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
 
 
 def test_a_mistake_of_a_network_is_told_by_the_rows_that_are_there(unchecked):
-    with pytest.raises(UserError, match=r"gives shape \(5, 1\) where x has \(5, 2\)"):
+    with pytest.raises(UserError, match=r"\(5, 1\)"):
         of(lambda x, t: x[:, :1]).log_prob(X[:5], KEY)
 
 

@@ -351,12 +351,12 @@ CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: LinearLogSNR(5.0, -5.0), "log_snr_min must be below"),
-        (lambda: KarrasSigma(1.0, 0.5), "sigma_min must be above 0"),
+        (lambda: LinearLogSNR(5.0, -5.0), "log_snr_min"),
+        (lambda: KarrasSigma(1.0, 0.5), "sigma_min"),
         (lambda: Discrete(np.ones(1)), "two steps"),
         (lambda: Discrete(np.array([1.0, 1.0])), "must fall"),
-        (lambda: Discrete.of_betas(np.array([0.1, 0.0])), "above 0, and at most 1"),
-        (lambda: VP().at(np.zeros(3)), "the same for all images"),
+        (lambda: Discrete.of_betas(np.array([0.1, 0.0])), "at most 1"),
+        (lambda: VP().at(np.zeros(3)), "all images"),
         (lambda: CURVED.time_of_log_snr(0.0), "each dimension"),
         (lambda: UniformLogSNR(CURVED, 1e-3)(jax.random.key(0), 2), "each dimension"),
         (lambda: half_bin(CURVED, 1e-3, Pixels()), "each dimension"),

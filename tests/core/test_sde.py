@@ -181,8 +181,8 @@ def test_a_published_sde_says_what_it_is_made_of():
     sde = SDE("vp", Cosine(), 1.0)
     assert dataclasses.replace(sde, schedule=Cosine(-9.0)) == SDE("vp", Cosine(-9.0), 1.0)
     for sde, words in (
-        (VP(), r"VP is made of beta_min, beta_max alone: call VP\(beta_min, beta_max\)"),
-        (LinearVE(), r"LinearVE is made of sigma_max alone: call LinearVE\(sigma_max\)"),
+        (VP(), r"VP\(beta_min, beta_max\)"),
+        (LinearVE(), r"LinearVE\(sigma_max\)"),
     ):
         with pytest.raises(TypeError, match=words):
             dataclasses.replace(sde, prior_std=2.0)

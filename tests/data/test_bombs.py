@@ -608,7 +608,7 @@ def test_headers_of_prepared_arrays(tmp_path):
     folder = tmp_path / "made"
     assert cli.main(["data", "prepare", str(tmp_path / "x.npy"), f"--into={folder}"]) == 0
     sparse(folder / "train.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 100_000), 200_000)
-    with pytest.raises(UserError, match=r"train\.npy is damaged \(its header has more than 65536"):
+    with pytest.raises(UserError, match="than 65536"):
         Prepared(folder).images("train")
 
 

@@ -90,10 +90,10 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"text", "can't be decoded: it is no PNG, JPEG, WEBP, BMP, GIF or TIFF"),
+        (b"text", "no PNG"),
         (encoded(COLOUR)[:60], "can't be decoded"),
         (b"", "it is empty"),
-        (encoded(GREY.astype(np.float32), "TIFF"), "more than 16 bits"),
+        (encoded(GREY.astype(np.float32), "TIFF"), "16 bits"),
         (encoded(GREY[:5]), "5x8, not 8x8"),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_cannot_be_taken_has_a_reason(content, words):
 def test_other_colours_are_made_rgb_or_named():
     found = decode_image("a", encoded(Image.new("LAB", (8, 8)), "TIFF"), (8, 8, 3))
     assert found.changes == ("made RGB of LAB, without a profile of its colours",)
-    with pytest.raises(UnusableImage, match="its colours are La; save it as RGB"):
+    with pytest.raises(UnusableImage, match="colours are La"):
         decoding._plain(Image.new("La", (8, 8)), [])
 
 

@@ -90,11 +90,11 @@ def test_a_single_file(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(UserError, match="it holds none of them"):
+    with pytest.raises(UserError, match="none of them"):
         pieces_of(tmp_path)
     arrays(tmp_path)
-    with pytest.raises(UserError, match="taken as they are: 4x4x1, not 5x5x1"):
+    with pytest.raises(UserError, match="not 5x5x1"):
         list(piece_images(pieces_of(tmp_path)[0], ImageKind((5, 5, 1))))
     folder(tmp_path)
-    with pytest.raises(UserError, match=r"all of one kind; it holds .*2 arrays"):
+    with pytest.raises(UserError, match="2 arrays"):
         pieces_of(tmp_path)

@@ -123,11 +123,11 @@ def test_names_of_classes_become_their_places_in_order(split, tmp_path):
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([], "here: no images in it"),
-        ([Chunk(pictures(3), "train", 1.0)], "no images for testing"),
-        ([Chunk(pictures(3), "train", 1), Chunk(pictures(3), None, 1)], "others are not; move"),
+        ([], "no images in"),
+        ([Chunk(pictures(3), "train", 1.0)], "images for testing"),
+        ([Chunk(pictures(3), "train", 1), Chunk(pictures(3), None, 1)], "others are not"),
         ([Chunk(pictures(3), "train", 1), Chunk(pictures(3, size=5), "test", 1)], "4x4x1 and 5x5"),
-        ([Chunk(np.zeros((3, 0, 4, 1), np.uint8), "train", 1)], "of no pixels: 0x4x1"),
+        ([Chunk(np.zeros((3, 0, 4, 1), np.uint8), "train", 1)], "no pixels"),
     ],
 )
 def test_what_cannot_be_prepared_leaves_nothing(chunks, message, tmp_path):
@@ -145,7 +145,7 @@ def test_a_set_that_is_not_whole_is_refused(tmp_path, monkeypatch):
     for i in range(1, 6):
         (files / f"data_batch_{i}.bin").write_bytes(bytes(3073 * 10))
     (files / "test_batch.bin").write_bytes(bytes(3073 * 9))
-    with pytest.raises(UserError, match="50 training and 9 test images, not 50 and 10: it is not"):
+    with pytest.raises(UserError, match="50 and 10"):
         data.load("CIFAR10", path=str(files), image_size=32, num_channels=3)
     (files / "test_batch.bin").write_bytes(bytes(3073 * 10))
     assert len(data.load("CIFAR10", path=str(files), image_size=32, num_channels=3).train) == 50
@@ -159,7 +159,7 @@ def test_a_pixel_is_below_the_number_of_levels(largest, code, tmp_path, capsys):
     images = np.full((2, 4, 4), largest, np.uint8)
     np.savez(tmp_path / "x.npz", train=images, test=images // 2, levels=17)
     assert scoremle_data("prepare", tmp_path / "x.npz") == code
-    assert ("a pixel is 17, but with 17 levels" in capsys.readouterr().err) == (code == 2)
+    assert ("pixel is 17" in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.mark.parametrize("levels", [2, 4, 8, 16, 32, 64, 128, 256])
@@ -226,16 +226,16 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
     monkeypatch.setenv("SCOREMLE_DATA", str(cache))
-    with pytest.raises(UserError, match=r"holds mnist, not cifar10"):
+    with pytest.raises(UserError, match=r"not cifar10"):
         data.load("cifar10", path=str(made))
-    with pytest.raises(UserError, match=r"levels is 4, but .* was prepared with 256"):
+    with pytest.raises(UserError, match="prepared with 256"):
         data.load("mnist", path=str(made), levels=4)
     # Other files or options are another folder; then the name alone says too little.
     idx_folder(tmp_path, 6)
     assert len(data.load("mnist", path=str(folder)).train) == 6
     assert data.load("mnist", path=str(folder), levels=4).levels == 4
     assert len(list(cache.iterdir())) == 3
-    with pytest.raises(UserError, match="mnist is prepared more than once; it needs path="):
+    with pytest.raises(UserError, match="more than once"):
         data.load("mnist")
 
 
@@ -317,7 +317,7 @@ def test_an_array_that_was_altered_is_refused(tmp_path, name):
     for place in (20, 130, len(whole) // 2, len(whole) - 1):
         assert len(read(split)) == 30
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(UserError, match=rf"{name} is damaged .*; remove \S*a and prepare it"):
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
             read(split)
         with pytest.raises(UserError, match=rf"{name} is damaged"):
             found.verify()
@@ -370,7 +370,7 @@ def test_a_folder_of_an_earlier_version_is_opened(tmp_path):
     again = data.Prepared(found.folder)
     assert len(again.images("train")) == len(again.labels("test")) == 30
     (found.folder / folders.META).write_text(json.dumps(meta | {"seal": "0"}))
-    with pytest.raises(UserError, match=r"meta\.json is not as it was written: remove \S*a and"):
+    with pytest.raises(UserError, match=r"meta\.json .*written"):
         data.Prepared(found.folder).images("train")
 
 
@@ -378,13 +378,13 @@ def test_damaged_folders(tmp_path):
     chunk = Chunk(pictures(30), "train", 1.0)
     found = prepared(tmp_path / "a", chunk, chunk._replace(split="test"))
     (found.folder / "train.npy").write_bytes((found.folder / "train.npy").read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train\.npy is damaged .*prepare it again"):
+    with pytest.raises(UserError, match=r"train\.npy is damaged"):
         found.images("train")
     np.save(found.folder / "test.npy", pictures(4))
-    with pytest.raises(UserError, match=r"test\.npy holds uint8 of shape \(4, .* not uint8 of"):
+    with pytest.raises(UserError, match=r"test\.npy holds uint8"):
         found.images("test")
     (found.folder / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="not of a data set that this version prepared"):
+    with pytest.raises(UserError, match="this version"):
         data.load("images", path=str(found.folder))
 
 
@@ -423,7 +423,7 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
     with Image.open("grid.png") as picture:
         assert picture.mode == "RGB" and min(picture.size) > 100
     assert scoremle_data("prepare", folder, *options, "--into=mine") == 2
-    assert "--into=mine exists; name a new folder" in capsys.readouterr().err
+    assert "--into=mine exists" in capsys.readouterr().err
 
 
 def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
@@ -445,16 +445,16 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("prepare", "digts"), "unknown data set 'digts'; did you mean digits?"),
-        (("prepare", "./nothing"), "no folder or file nothing"),
-        (("prepare", "mnist"), "mnist has no default place; it needs --path=PLACE"),
-        (("prepare", "mnist", "--into=x"), "mnist has no default place"),
-        (("prepare", "mnist", "--path=nowhere"), "no data folder or file"),
-        (("prepare", "nope"), "no folder or file nope, and as a name: unknown data set 'nope'"),
-        (("show", "digits", "--picture=f.jpg"), "the name to write must end in .png"),
-        (("prepare",), "the following arguments are required: NAME|PATH"),
-        (("prepare", "digits", "--levels=1"), "--levels must be from 2 to 256, not 1"),
-        (("prepare", "digits", "--test-fraction=2"), "2 is not between 0 and 1"),
+        (("prepare", "digts"), "mean digits?"),
+        (("prepare", "./nothing"), "file nothing"),
+        (("prepare", "mnist"), "--path=PLACE"),
+        (("prepare", "mnist", "--into=x"), "default place"),
+        (("prepare", "mnist", "--path=nowhere"), "data folder"),
+        (("prepare", "nope"), "data set 'nope'"),
+        (("show", "digits", "--picture=f.jpg"), "end in .png"),
+        (("prepare",), "required: NAME|PATH"),
+        (("prepare", "digits", "--levels=1"), "--levels"),
+        (("prepare", "digits", "--test-fraction=2"), "between 0"),
         (("fly",), "invalid choice: 'fly'"),
     ],
 )
@@ -482,7 +482,7 @@ def test_results_and_workdirs_know_their_images(tiny, tmp_path):
         (tmp_path / name / "data.json").write_text(json.dumps(facts | {name: other}))
         place = Workdir(tmp_path / name)
         experiment = build(place.config())
-        with pytest.raises(UserError, match=f"another experiment: {name} was '?{other}'? and is"):
+        with pytest.raises(UserError, match=f"{name} was '?{other}'?"):
             place.check(experiment, "training")
         if name != "train_sha256":
             with pytest.raises(UserError, match="another experiment"):

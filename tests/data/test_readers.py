@@ -159,23 +159,23 @@ class Sneaky:
 
 ROWS = rows(pictures(2))
 BAD_CIFAR = {
-    "truncated or not a CIFAR batch: 3000 bytes": six(b"\0" * 3000, "test_batch.bin"),
-    "no data_batch_3.bin in it": {k: v for k, v in six(b"", "x").items() if "3" not in k},
-    "refused: it names posix.system, which could run code": six(
+    "CIFAR batch: 3000": six(b"\0" * 3000, "test_batch.bin"),
+    "no data_batch_3.bin": {k: v for k, v in six(b"", "x").items() if "3" not in k},
+    "names posix.system": six(
         pickle.dumps(Evil()), "data_batch_2", "python"
     ),
-    "refused: it names builtins.eval": six(
+    "names builtins.eval": six(
         pickle.dumps({"data": Sneaky()}), "data_batch_2", "python"
     ),
-    "a pickle of list, not of a batch": six(pickle.dumps([1]), "test_batch", "python"),
-    "not a pickle, or a damaged one": six(
+    "pickle of list": six(pickle.dumps([1]), "test_batch", "python"),
+    "not a pickle": six(
         pickle.dumps({"data": ROWS, "labels": [1, 2]}, 2)[:-4000], "test_batch", "python"
     ),
-    "2 images but 3 labels": six(
+    "3 labels": six(
         pickle.dumps({"data": ROWS, "labels": [1, 2, 3]}, 2), "test_batch", "python"
     ),
-    "it lacks data or labels": six(pickle.dumps({"labels": [1]}), "test_batch", "python"),
-    r"data is float64 of shape \(2, 3072\)": six(
+    "it lacks data": six(pickle.dumps({"labels": [1]}), "test_batch", "python"),
+    "data is float64": six(
         pickle.dumps({"data": ROWS / 255, "labels": [1, 2]}, 2), "test_batch", "python"
     ),
 }
@@ -193,7 +193,7 @@ def test_bad_cifar(message, tmp_path, prepare, monkeypatch):
 @pytest.mark.parametrize("label", [-1, 1 << 31, 1 << 70, True, 1.0, [1]])
 def test_a_label_of_cifar_is_a_whole_number_below_2_to_the_31(label):
     rows = np.zeros((1, 12), np.uint8)
-    with pytest.raises(UserError, match="its labels are no list of whole numbers"):
+    with pytest.raises(UserError, match="its labels"):
         rows_and_labels({"data": rows, "labels": [label]}, "batch")
     _, labels = rows_and_labels({"data": rows, "labels": [(1 << 31) - 1]}, "batch")
     assert labels.tolist() == [(1 << 31) - 1]
@@ -246,15 +246,15 @@ def test_imagenet_from_archives_in_a_folder(tmp_path, prepare):
 
 def test_imagenets_do_not_mix(tmp_path, prepare):
     both = imagenet("old")[0] | imagenet("npz")[0]
-    with pytest.raises(UserError, match=r"holds both the old ImageNet .* and the new"):
+    with pytest.raises(UserError, match="both the old"):
         prepare("imagenet", write_tree(tmp_path / "files", both))
-    with pytest.raises(UserError, match="no ImageNet in it"):
+    with pytest.raises(UserError, match="no ImageNet"):
         prepare("imagenet", write_tree(tmp_path / "empty", {"a.txt": b""}))
     other, _, _ = imagenet("old", 40)
-    with pytest.raises(UserError, match="images of 40x40, not 32x32 or 64x64"):
+    with pytest.raises(UserError, match="of 40x40"):
         prepare("imagenet", write_tree(tmp_path / "forty", other))
     nowhere = {"images/1.png": encoded(pictures(1)[0])}
-    with pytest.raises(UserError, match=r"images/1\.png is neither in a train nor in a val"):
+    with pytest.raises(UserError, match=r"images/1\.png .*val"):
         prepare("imagenet", write_tree(tmp_path / "nowhere", nowhere))
 
 
@@ -282,14 +282,14 @@ def test_svhn(tmp_path, prepare):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train_32x32.mat": svhn(pictures(2), np.ones(2, np.uint8))}, "no test_32x32.mat in it"),
-        ({"train_32x32.mat": svhn(pictures(2), np.ones(3, np.uint8))}, "2 images but 3 labels"),
+        ({"train_32x32.mat": svhn(pictures(2), np.ones(2, np.uint8))}, "no test_32x32.mat"),
+        ({"train_32x32.mat": svhn(pictures(2), np.ones(3, np.uint8))}, "3 labels"),
         ({"train_32x32.mat": svhn(pictures(2), np.ones(2, np.uint8))[:900]}, "truncated or no"),
-        ({"train_32x32.mat": b"not a matrix"}, "truncated or no .mat file"),
-        ({"train_32x32.mat": svhn(pictures(1, 8, 8), np.ones(1, np.uint8))}, "lacks X, uint8 of"),
+        ({"train_32x32.mat": b"not a matrix"}, "no .mat file"),
+        ({"train_32x32.mat": svhn(pictures(1, 8, 8), np.ones(1, np.uint8))}, "lacks X"),
         (
             {"train_32x32.mat": svhn(np.zeros((30_000, 32, 32, 3), np.uint8), np.ones(30_000))},
-            "as a decompression bomb does",
+            "decompression bomb",
         ),
     ],
 )
@@ -332,13 +332,13 @@ def test_celeba_needs_its_partition_and_a_size(tmp_path, prepare):
     folder = write_tree(tmp_path / "celeba", {"1.jpg": encoded(pictures(1)[0])})
     with pytest.raises(UserError, match=r"no list_eval_partition.txt"):
         prepare("celeba", folder, size=64)
-    with pytest.raises(UserError, match="celeba needs a size from 1 to 140"):
+    with pytest.raises(UserError, match="1 to 140"):
         prepare("celeba", folder)
     (folder / "list_eval_partition.txt").write_text("1.jpg nine\n")
-    with pytest.raises(UserError, match="not lines of a file's name and 0, 1 or 2"):
+    with pytest.raises(UserError, match="file's name"):
         prepare("celeba", folder, size=64)
     (folder / "list_eval_partition.txt").write_text("2.jpg 0\n")
-    with pytest.raises(UserError, match=r"1\.jpg is not in list_eval_partition"):
+    with pytest.raises(UserError, match="list_eval_partition"):
         prepare("celeba", folder, size=64)
 
 
@@ -358,7 +358,7 @@ def test_emnist_is_set_upright(tmp_path, prepare):
     np.testing.assert_array_equal(found.images("test")[..., 0], images)
     np.testing.assert_array_equal(found.labels("train"), labels)
     write_tree(folder, {"emnist-digits-train-images-idx3-ubyte.gz": b""})
-    with pytest.raises(UserError, match=r"holds several sets .*keep one in a folder"):
+    with pytest.raises(UserError, match="several sets"):
         prepare("emnist", folder)
 
 
@@ -437,8 +437,8 @@ def bomb() -> bytes:
 X = pictures(1)[0]
 RGBA = np.concatenate([X, np.full((32, 32, 1), 128, np.uint8)], axis=2)
 UNUSABLE = {
-    "b.png (can't be decoded: it is no PNG": b"<html>not found</html>",
-    "can't be decoded: image file is truncated": encoded(X)[:-900],
+    "no PNG": b"<html>not found</html>",
+    "file is truncated": encoded(X)[:-900],
     "a decompression bomb": bomb(),
     "it is empty": b"",
 }
@@ -452,7 +452,7 @@ def test_pictures_that_cannot_be_used_are_named_and_skipped_only_on_request(
     with pytest.raises(UserError) as error:
         prepare("images", folder)
     text = str(error.value)
-    assert "1 image can't be used: b.png (" in text and message in text and "\n" not in text
+    assert "b.png (" in text and message in text and "\n" not in text
     found = prepare("images", folder, skip_bad=True, test_fraction=0.5)
     assert found.meta["skipped"] == ["b.png"]
     assert sum(found.meta["counts"].values()) == 20
@@ -480,7 +480,7 @@ def test_pictures_are_changed_as_score_changes_them_and_counted(change, tmp_path
 
 def test_many_unusable_pictures_are_counted(tmp_path, prepare):
     folder = write_tree(tmp_path / "files", {f"{i}.png": b"no" for i in range(9)})
-    with pytest.raises(UserError, match=r"9 images can't be used: 0\.png .* and 4 more; mend"):
+    with pytest.raises(UserError, match=r"0\.png .*4 more"):
         prepare("images", folder)
 
 
@@ -522,17 +522,17 @@ def test_colours_that_are_changed_are_counted(tmp_path):
 
 def test_sizes_and_channels_are_never_changed_in_silence(tmp_path, prepare):
     folder = one_and(tmp_path, encoded(pictures(1, 40, 30)[0]))
-    with pytest.raises(UserError, match=r"b\.png is 40x30 RGB and a0\.png 32x32 RGB; state"):
+    with pytest.raises(UserError, match="40x30 RGB"):
         prepare("images", folder)
-    with pytest.raises(UserError, match=r"b\.png is 40x30, not 32x32; name a way to fit it"):
+    with pytest.raises(UserError, match="not 32x32"):
         prepare("images", folder, size=32)
     (folder / "b.png").write_bytes(encoded(pictures(1, channels=1)[0]))
-    with pytest.raises(UserError, match=r"b\.png is 32x32 grey and a0\.png 32x32 RGB"):
+    with pytest.raises(UserError, match="32x32 grey"):
         prepare("images", folder)
     for channels in (1, 3):
         found = prepare("images", folder, channels=channels, test_fraction=0.5)
         assert found.meta["shape"] == [32, 32, channels]
-    with pytest.raises(UserError, match=r"21 images can't be used: .*enlarged"):
+    with pytest.raises(UserError, match=r"21 images .*enlarged"):
         prepare("images", folder, size=48, fit="resize", channels=1)
 
 
@@ -583,7 +583,7 @@ def member(name: str, **fields) -> bytes:
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
 def test_names_that_point_out_of_an_archive(name, suffix, tmp_path, prepare):
     path = write_archive(tmp_path / f"x{suffix}", {name: encoded(X)})
-    with pytest.raises(UserError, match=r"refused: its member .* points out of the archive"):
+    with pytest.raises(UserError, match="points out"):
         prepare("images", path)
 
 
@@ -600,14 +600,14 @@ def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     assert words + "'out.png', 'outside', 'pipe.png'\n" in caplog.text
     link = tmp_path / "link.tar"
     link.write_bytes(member("a\n.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
-    with pytest.raises(UserError, match="no images in it"):
+    with pytest.raises(UserError, match="no images"):
         prepare("images", link)
     assert f"link.tar: {words}'a\\n.png'\n" in caplog.text
     packed = zipfile.ZipInfo("b.png")
     packed.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(packed, "/etc/passwd")
-    with pytest.raises(UserError, match="no images in it"):
+    with pytest.raises(UserError, match="no images"):
         prepare("images", tmp_path / "link.zip")
     assert f"link.zip: {words}'b.png'\n" in caplog.text
 
@@ -616,20 +616,20 @@ def test_bombs(tmp_path, prepare, monkeypatch):
     zeros = b"\0" * (65 << 20)
     for suffix in (".zip", ".tar.gz"):
         path = write_archive(tmp_path / f"bomb{suffix}", {"a.bin": zeros, "a.png": b""})
-        with pytest.raises(UserError, match="more than 200 times its size, as a decompression"):
+        with pytest.raises(UserError, match="200 times"):
             prepare("images", path)
     np.savez_compressed(tmp_path / "bomb.npz", train=np.zeros((20_000, 64, 64), np.uint8))
-    with pytest.raises(UserError, match="more than 200 times its size"):
+    with pytest.raises(UserError, match="200 times"):
         prepare("images", tmp_path / "bomb.npz")
     # What each member may have: a picture, and in a tar also what is passed over.
     monkeypatch.setattr(reading_pictures, "MAX_PICTURE", 1000)
     for suffix in (".tar", ".tar.xz", ".zip"):
         path = write_archive(tmp_path / f"large{suffix}", {"a.png": b"\0" * 1001})
-        with pytest.raises(UserError, match=rf"large{suffix}: 'a\.png': refused: of 1001 bytes;"):
+        with pytest.raises(UserError, match="1001 bytes"):
             prepare("images", path)
     monkeypatch.setattr(sources, "MAX_FILE", 2000)
     path = write_archive(tmp_path / "other.tar", {"a.bin": b"\0" * 2001, "a.png": b""})
-    with pytest.raises(UserError, match=r"other\.tar: 'a\.bin': refused: of 2001 bytes; files of"):
+    with pytest.raises(UserError, match="2001 bytes"):
         prepare("images", path)
 
 
@@ -637,7 +637,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path, prepare):
     header = struct.pack(">4I", 0x803, 2, 28, 28)
     for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
         (tmp_path / name).write_bytes(gzip.compress(header + b"\0" * (100 << 20)))
-    with pytest.raises(UserError, match=r"promises 2 images of 28x28, 1584 bytes, .* holds more"):
+    with pytest.raises(UserError, match="1584 bytes"):
         prepare("mnist", tmp_path)
 
 
@@ -677,7 +677,7 @@ def test_damaged_archives(suffix, tmp_path, prepare):
     path = write_archive(tmp_path / f"x{suffix}", files)
     for content in (path.read_bytes()[:15_000], b"no archive", b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"truncated or damaged archive .*fetch the file"):
+        with pytest.raises(UserError, match="damaged archive"):
             prepare("images", path)
 
 
@@ -688,7 +688,7 @@ def test_archives_that_cannot_be_read(tmp_path, prepare, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files, "handle_of", refuse)
-    with pytest.raises(UserError, match=r"x\.zip: cannot be read: Permission denied$"):
+    with pytest.raises(UserError, match="Permission denied"):
         prepare("images", path)
 
 
@@ -717,15 +717,15 @@ def test_arrays(tmp_path, prepare):
 
 
 BAD_ARRAYS = [
-    (np.ones((3, 4, 4)) / 2, r"float64, not uint8 \(from 0.5 to 0.5\): save \(255 \* array"),
-    (np.linspace(-1, 1, 48).reshape(3, 4, 4), r"save \(127\.5 \* \(array \+ 1\)\)\.round"),
-    (np.full((3, 4, 4), 200), r"int64, not uint8 \(from 200 to 200\): save array\.round"),
-    (np.full((3, 4, 4), 4000), r"from 4000 to 4000\): bring it to 0\.\.255"),
-    (np.zeros((3, 4, 4), bool), "bool, not uint8: save whole numbers from 0 to 255"),
-    (np.zeros((3, 3, 8, 8), np.uint8), r"channels come first: save array\.transpose"),
-    (np.zeros((8, 8), np.uint8), r"shape \(8, 8\), not \(n, height, width\)"),
-    (np.zeros((0, 8, 8), np.uint8), "no images in it"),
-    (np.array([{}]), "refused: it holds pickled objects"),
+    (np.ones((3, 4, 4)) / 2, r"255 \* array"),
+    (np.linspace(-1, 1, 48).reshape(3, 4, 4), r"127\.5"),
+    (np.full((3, 4, 4), 200), r"save array\.round"),
+    (np.full((3, 4, 4), 4000), r"0\.\.255"),
+    (np.zeros((3, 4, 4), bool), "bool, not uint8"),
+    (np.zeros((3, 3, 8, 8), np.uint8), "channels come first"),
+    (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
+    (np.zeros((0, 8, 8), np.uint8), "no images"),
+    (np.array([{}]), "pickled objects"),
 ]
 
 
@@ -743,25 +743,25 @@ def test_more_bad_arrays(tmp_path, prepare):
     path = tmp_path / "x.npz"
     images = pictures(4, 8, 8, 1)
     np.savez(path, train=images, test=images, levels=17)
-    with pytest.raises(UserError, match=r"a pixel is 2\d\d, but with 17 levels the values are 0"):
+    with pytest.raises(UserError, match="17 levels"):
         prepare("images", path)
     np.savez(path, a=images, b=images)
-    with pytest.raises(UserError, match="holds the arrays a, b: name them train and test"):
+    with pytest.raises(UserError, match="arrays a, b"):
         prepare("images", path)
     np.savez(path, train=images, train_labels=np.zeros(3, int), test=images)
-    with pytest.raises(UserError, match="4 images but 3 labels"):
+    with pytest.raises(UserError, match="3 labels"):
         prepare("images", path)
     np.savez(path, train=images, test=images)
-    with pytest.raises(UserError, match="arrays are taken as they are; fit=crop"):
+    with pytest.raises(UserError, match="fit=crop"):
         prepare("images", path, size=4, fit="crop")
-    with pytest.raises(UserError, match="arrays are taken as they are, and its images are 8x8x1"):
+    with pytest.raises(UserError, match="8x8x1"):
         prepare("images", path, size=4)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="can't be read as an array"):
+    with pytest.raises(UserError, match="as an array"):
         prepare("images", path)
     np.save(tmp_path / "x.npy", images)
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
-    with pytest.raises(UserError, match="can't be read as an array"):
+    with pytest.raises(UserError, match="as an array"):
         prepare("images", tmp_path / "x.npy")
 
 
@@ -785,7 +785,7 @@ def test_photographs_are_split_whole(tmp_path, prepare):
 
 def test_one_photograph_cannot_be_split(tmp_path, prepare):
     files = {"a.png": encoded(X), "copy.png": encoded(X)}
-    with pytest.raises(UserError, match="1 different photographs; it takes two or more"):
+    with pytest.raises(UserError, match="different photographs"):
         prepare("photos", write_tree(tmp_path / "files", files))
 
 
@@ -803,7 +803,7 @@ def test_real_photographs(tmp_path, prepare):
 
 def test_parquet_without_pyarrow(tmp_path, prepare, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"parquet needs pyarrow: pip install 'scoremle\[hf\]'"):
+    with pytest.raises(UserError, match="needs pyarrow"):
         prepare("images", write_tree(tmp_path / "f", {"a.parquet": b""}))
 
 
@@ -822,22 +822,22 @@ def test_parquet(tmp_path, prepare):
     np.testing.assert_array_equal(found.images("test"), images[3:])
     np.testing.assert_array_equal(found.labels("train"), labels[:3])
     pq.write_table(pa.table({"text": ["a"]}), folder / "test-2.parquet")
-    with pytest.raises(UserError, match="no column of encoded pictures among: text"):
+    with pytest.raises(UserError, match="encoded pictures"):
         prepare("images", folder)
     twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], names=["img", "img"])
     pq.write_table(twice, folder / "test-2.parquet")
-    with pytest.raises(UserError, match="two of its columns have the same name"):
+    with pytest.raises(UserError, match="the same name"):
         prepare("images", folder)
     (folder / "test-2.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="truncated or no parquet file"):
+    with pytest.raises(UserError, match="no parquet file"):
         prepare("images", folder)
     pq.write_table(pa.table({"img": [{"bytes": None, "path": "x"}]}), folder / "test-2.parquet")
-    with pytest.raises(UserError, match=r"it is empty|no column of encoded"):
+    with pytest.raises(UserError, match=r"is empty|no column"):
         prepare("images", folder)
 
 
 def test_anything_else(tmp_path, prepare):
-    with pytest.raises(UserError, match="is none of: a folder of images"):
+    with pytest.raises(UserError, match="folder of images"):
         prepare("images", write_tree(tmp_path / "f", {"a.txt": b""}) / "a.txt")
-    with pytest.raises(UserError, match="no images in it"):
+    with pytest.raises(UserError, match="no images"):
         prepare("images", tmp_path / "f")

@@ -225,7 +225,7 @@ def test_texts_named_again_and_again_are_not_copied_again_and_again():
     text = b"X\xe8\x03\0\0" + b"a" * 1000
     call = b"c_codecs\nencode\nh\x00X\x06\0\0\0latin1\x86R"
     assert unpickle(b"\x80\x02" + text + b"q\x00" + call + b".", "here") == b"a" * 1000
-    with pytest.raises(UserError, match=r"^here: refused: it makes more text than it holds$"):
+    with pytest.raises(UserError, match="more text"):
         unpickle(b"\x80\x02" + text + b"q\x00" + call * 30 + b".", "here")
 
 
@@ -233,7 +233,7 @@ def test_commands_are_counted(monkeypatch):
     monkeypatch.setattr(unpickling, "MAX_COMMANDS", 1000)
     # Lists are 56 times as large as their command.
     assert unpickle(b"\x80\x02" + b"]" * 997 + b".", "here") == []
-    with pytest.raises(UserError, match=r"^here: refused: it has more than 1000 commands,"):
+    with pytest.raises(UserError, match="1000 commands"):
         unpickle(b"\x80\x02" + b"]" * 5000 + b".", "here")
 
 
@@ -243,7 +243,7 @@ def test_commands_are_counted(monkeypatch):
 )
 def test_labels_are_whole_numbers(labels):
     content = pickle.dumps({"data": ROWS, "labels": labels}, 2)
-    with pytest.raises(UserError, match=r"^here: its labels are no list of whole numbers$"):
+    with pytest.raises(UserError, match="its labels"):
         unpickle_rows(content, "here")
 
 
@@ -251,7 +251,7 @@ def test_labels_that_stand_for_more_than_fits_anywhere():
     labels: list = [1, 2]
     for _ in range(40):
         labels = [labels, labels]
-    with pytest.raises(UserError, match=r"^here: its labels are no list of whole numbers$"):
+    with pytest.raises(UserError, match="its labels"):
         unpickle_rows(pickle.dumps({"data": ROWS, "labels": labels}, 4), "here")
 
 

@@ -262,9 +262,7 @@ def test_a_chain_ends_by_a_decoder_that_can_tell():
         assert chain.title.endswith("a chain of 10 steps, fixed small variance")
 
 
-@pytest.mark.parametrize(
-    ("steps", "words"), [(1, "two steps or more, not 1"), (21, "the chain has 20 steps, not 21")]
-)
+@pytest.mark.parametrize(("steps", "words"), [(1, "two steps"), (21, "20 steps")])
 def test_a_number_of_steps_that_can_not_be_had(steps, words):
     with pytest.raises(UserError, match=words):
         chain_of(steps, sde_of(), 1 / STEPS, PIXELS)
@@ -290,5 +288,5 @@ def test_a_network_that_tells_no_variance_has_no_learned_one():
 
 def test_a_schedule_without_steps_is_a_line():
     continuous = replace(model_of(), sde=VP())
-    with pytest.raises(UserError, match="LinearBeta has no steps of its own: give BySteps"):
+    with pytest.raises(UserError, match="no steps"):
         continuous.score(INTEGERS, estimator=BySteps())

@@ -47,17 +47,17 @@ def unet(folder, config=UNET, scheduler=None):
     ],
 )  # fmt: skip
 def test_a_field_of_a_network(field, value, tmp_path):
-    with pytest.raises(UserError, match=f"the config: {field} must be "):
+    with pytest.raises(UserError, match=f"{field} must"):
         scoremle.load(unet(tmp_path, {**UNET, field: value}))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("block_out_channels", [0, 32], "one of block_out_channels must be from 1 "),
-        ("block_out_channels", [2**31] * 2, "one of block_out_channels must be .* not 2147483648"),
-        ("block_out_channels", [], "the length of block_out_channels must be from 1"),
-        ("layers_per_block", 2**31, "layers_per_block must be from 1 to 100, not 2147483648"),
+        ("block_out_channels", [0, 32], "one of block_out_channels"),
+        ("block_out_channels", [2**31] * 2, "not 2147483648"),
+        ("block_out_channels", [], "length of block_out_channels"),
+        ("layers_per_block", 2**31, "layers_per_block must"),
     ],
 )
 def test_counts_that_no_network_has(field, value, words, tmp_path):
@@ -68,18 +68,18 @@ def test_counts_that_no_network_has(field, value, words, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("num_train_timesteps", "x", "num_train_timesteps must be a whole number, not 'x'"),
-        ("num_train_timesteps", 1.5, "num_train_timesteps must be a whole number"),
-        ("num_train_timesteps", 0, "steps must be from 1 to 1000000, not 0"),
-        ("num_train_timesteps", 10**9, "steps must be from 1 to 1000000, not 1000000000"),
-        ("beta_start", [], "beta_start must be a finite number"),
-        ("beta_start", float("nan"), "beta_start must be a finite number, not nan"),
-        ("beta_start", -1, "betas must be numbers above 0"),
-        ("beta_end", 2, "betas must be numbers above 0, and at most 1"),
-        ("beta_schedule", {}, "beta_schedule must be text"),
-        ("trained_betas", ["a"], "trained_betas: 1 must be a finite number, not 'a'"),
-        ("trained_betas", [], "two steps or more"),
-        ("prediction_type", [], "prediction_type must be text"),
+        ("num_train_timesteps", "x", "num_train_timesteps must"),
+        ("num_train_timesteps", 1.5, "num_train_timesteps must"),
+        ("num_train_timesteps", 0, "steps .*not 0"),
+        ("num_train_timesteps", 10**9, "steps .*not 1000000000"),
+        ("beta_start", [], "beta_start must"),
+        ("beta_start", float("nan"), "not nan"),
+        ("beta_start", -1, "betas must"),
+        ("beta_end", 2, "at most 1"),
+        ("beta_schedule", {}, "beta_schedule must"),
+        ("trained_betas", ["a"], "trained_betas: 1"),
+        ("trained_betas", [], "two steps"),
+        ("prediction_type", [], "prediction_type must"),
     ],
 )
 def test_a_field_of_a_scheduler(field, value, words, tmp_path):
@@ -89,28 +89,28 @@ def test_a_field_of_a_scheduler(field, value, words, tmp_path):
 
 @pytest.mark.parametrize("where", ["config", "scheduler"])
 def test_json_that_is_nested_too_deep(where, tmp_path):
-    with pytest.raises(UserError, match=r"can't be read as JSON"):
+    with pytest.raises(UserError, match="as JSON"):
         scoremle.load(unet(tmp_path, **{where: DEEP}))
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"image_size": "32"}, "the flags: image_size must be a whole number, not '32'"),
-        ({"attention_resolutions": 3}, "attention_resolutions must be a list of whole numbers"),
-        ({"attention_resolutions": "0"}, "a size in attention_resolutions must be from"),
-        ({"channel_mult": "1,nan"}, "channel_mult must be a list of finite numbers, not"),
-        ({"learn_sigma": "True"}, "learn_sigma must be true or false, not 'True'"),
-        ({"num_channels": 0}, "num_channels at a level must be from 1 to 65536, not 0"),
-        ({"num_res_blocks": 2**31}, "num_res_blocks must be from 1 to 100, not 2147483648"),
-        ({"diffusion_steps": "x"}, "diffusion_steps must be a whole number"),
-        ({"diffusion_steps": 0}, "diffusion_steps must be at least 2, not 0"),
-        ({"diffusion_steps": 8}, "noise_schedule and diffusion_steps: betas must be numbers"),
-        ({"noise_schedule": []}, "noise_schedule must be text"),
-        ({"predict_xstart": "False"}, "predict_xstart must be true or false"),
-        ({"sigma_small": "False"}, "sigma_small must be true or false"),
-        ({"dtype": "float16"}, "the flag dtype is not known here"),
-        ({"name": "x"}, "the flag name is not known here"),
+        ({"image_size": "32"}, "image_size must"),
+        ({"attention_resolutions": 3}, "attention_resolutions must"),
+        ({"attention_resolutions": "0"}, "size in attention_resolutions"),
+        ({"channel_mult": "1,nan"}, "channel_mult must"),
+        ({"learn_sigma": "True"}, "learn_sigma must"),
+        ({"num_channels": 0}, "num_channels at"),
+        ({"num_res_blocks": 2**31}, "num_res_blocks must"),
+        ({"diffusion_steps": "x"}, "diffusion_steps .*whole"),
+        ({"diffusion_steps": 0}, "at least 2"),
+        ({"diffusion_steps": 8}, "betas must"),
+        ({"noise_schedule": []}, "noise_schedule must"),
+        ({"predict_xstart": "False"}, "predict_xstart must"),
+        ({"sigma_small": "False"}, "sigma_small must"),
+        ({"dtype": "float16"}, "flag dtype"),
+        ({"name": "x"}, "flag name"),
     ],
 )
 def test_a_flag(flags, words, tmp_path):
@@ -122,21 +122,21 @@ def test_a_flag(flags, words, tmp_path):
 
 @pytest.mark.parametrize("side", [0, -1, 2**63])
 def test_a_size_that_no_image_has(side):
-    with pytest.raises(UserError, match=f"images are 8x{side}x3: mend their size"):
+    with pytest.raises(UserError, match=f"8x{side}x3"):
         published_model(lambda x, t: x, VP(), 1e-3, (8, side, 3))
 
 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [([float("inf")], "whole numbers"), ("4", "whole numbers"), ([-2, -2], "whole numbers"),
-     ([5], "another size than its shape"), (4, "not iterable"), ([0, 2**70], "")],
+     ([5], "another size"), (4, "not iterable"), ([0, 2**70], "")],
 )  # fmt: skip
 def test_a_shape_of_a_tensor(shape, words, tmp_path):
     facts = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0 if words == "" else 16]}
     header = json.dumps({"a": facts}).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
-    with pytest.raises(UserError, match=f"is no whole safetensors file: .*{words}"):
+    with pytest.raises(UserError, match=f"safetensors file: .*{words}"):
         safetensors.read(path)
 
 
@@ -145,10 +145,10 @@ def test_a_pt_of_another_kind(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(FLAGS))
     for content in ([1, 2], {"a": 3}, {"a": {"b": torch.zeros(2)}}):
         torch.save(content, tmp_path / "m.pt")
-        with pytest.raises(UserError, match=r"m\.pt is no state dict"):
+        with pytest.raises(UserError, match=r"no state dict"):
             scoremle.load(tmp_path / "m.pt")
     (tmp_path / "m.pt").write_bytes(b"garbage")
-    with pytest.raises(UserError, match=r"m\.pt: not a PyTorch checkpoint"):
+    with pytest.raises(UserError, match=r"PyTorch checkpoint"):
         scoremle.load(tmp_path / "m.pt")
 
 
@@ -172,8 +172,8 @@ def test_a_pt_that_would_take_more_memory_than_it_has_bytes(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(FLAGS))
     path = tmp_path / "m.pt"
     for change, words in (
-        (lambda: repacked(path, zipfile.ZIP_DEFLATED), "its members are compressed"),
-        (lambda: repacked(path, zipfile.ZIP_STORED, 3), "its members are compressed, or overlap"),
+        (lambda: repacked(path, zipfile.ZIP_DEFLATED), "are compressed"),
+        (lambda: repacked(path, zipfile.ZIP_STORED, 3), "or overlap"),
         (lambda: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path), "more numbers"),
     ):
         torch.save({"a": torch.zeros(4096)}, path)
@@ -202,7 +202,7 @@ def test_a_header_of_tensors_is_bounded(tmp_path):
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 1 << 25) + b"{")
         file.truncate(1 << 26)
-    with pytest.raises(UserError, match="its header is cut off"):
+    with pytest.raises(UserError, match="header is cut"):
         safetensors.read(path)
 
 

@@ -15,5 +15,5 @@ def test_a_tensor_that_lies_outside_of_its_file(shape, offsets, tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(UserError, match="a tensor lies outside of it"):
+    with pytest.raises(UserError, match="lies outside"):
         safetensors.read(path)

@@ -185,11 +185,11 @@ def edited(folder, tmp_path, name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "with a vae: it is"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "a vae"),
         (SCHEDULER, {"prediction_type": "flow"}, "is none of"),
-        (SCHEDULER, {"beta_schedule": "odd"}, "betas are named linear"),
-        (SCHEDULER, {"variance_type": "learned_range"}, "and the network tells none"),
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not of a UNet2DModel"),
+        (SCHEDULER, {"beta_schedule": "odd"}, "betas are named"),
+        (SCHEDULER, {"variance_type": "learned_range"}, "tells none"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
     ],
 )
 def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, words):
@@ -204,7 +204,7 @@ CUT = (lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:])
 def test_a_damaged_file_of_the_older_kind_is_one_line(folder, tmp_path):
     place = edited(folder, tmp_path, "unet/config.json") / "unet"
     (place / family.WEIGHTS[0]).rename(place / family.WEIGHTS[1])
-    with pytest.raises(UserError, match="not a PyTorch checkpoint"):
+    with pytest.raises(UserError, match="PyTorch checkpoint"):
         scoremle.load(tmp_path)
 
 
@@ -212,5 +212,5 @@ def test_a_damaged_file_of_the_older_kind_is_one_line(folder, tmp_path):
 def test_damaged_weights_are_one_line(folder, tmp_path, damage):
     place = edited(folder, tmp_path, "unet/config.json") / "unet" / family.WEIGHTS[0]
     place.write_bytes(damage(place.read_bytes()))
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="whole safetensors"):
         scoremle.load(tmp_path)

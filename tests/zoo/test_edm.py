@@ -121,7 +121,7 @@ def test_tensors_are_told_by_what_the_file_holds(golden, tmp_path):
 def test_a_pickle_is_refused_by_name_and_never_opened(tmp_path):
     path = tmp_path / "edm-cifar10-32x32-cond-vp.pkl"
     path.write_bytes(b"no pickle at all")
-    with pytest.raises(UserError, match=r"cond-vp\.pkl: a pickle of EDM runs code when it is"):
+    with pytest.raises(UserError, match="runs code"):
         scoremle.load(path)
 
 
@@ -131,29 +131,28 @@ QKV = "model.dec.4x4_in0.qkv.weight"
 @pytest.mark.parametrize(
     ("fields", "change", "words"),
     [
-        ({"class": "CTPrecond"}, None, "class is 'CTPrecond': known here are EDMPrecond,"),
-        ({"class": "iDDPMPrecond", "C_1": 0.1}, None, "C_1 is 0.1: known here is 0.001"),
-        ({"class": "iDDPMPrecond"}, None, "a SongUNet has no variance of steps"),
-        ({"class": "VPPrecond", "M": 100}, None, "M is 100: known here is 1000"),
-        ({"class": "VPPrecond", "epsilon_t": 2.0}, None, "epsilon_t is 2.0: it must be above 0"),
-        ({"class": "VPPrecond", "epsilon_t": float("nan")}, None,
-         "epsilon_t must be a finite number, not nan"),
-        ({"model_type": "SwinUNet"}, None, "model_type is 'SwinUNet': known here are SongUNet"),
-        ({"encoder_type": "odd"}, None, "encoder_type is 'odd': known here is standard, skip"),
-        ({"channel_mult_noise": 2}, None, "channel_mult_noise is 2: known here is 1"),
-        ({"depth": 3}, None, "the field depth is not known here"),
-        ({"img_resolution": None}, None, "img_resolution must be a whole number of at least 1"),
-        ({"channel_mult": 3}, None, "channel_mult must be a list, not 3"),
-        ({"channel_mult": [2.5]}, None, "channel_mult: 1 must be a whole number"),
-        ({"sigma_data": "0.5"}, None, "sigma_data must be a finite number, not '0.5'"),
-        ({"label_dim": True}, None, "label_dim must be a whole number of at least 0, not True"),
-        ({"model_channels": 32}, None, "do not fit the fields: map_label.weight has the shape"),
-        ({"num_blocks": 1}, None, "the tensors do not fit the fields: AttnBlockpp"),
-        ({"model_type": "DhariwalUNet"}, None, "a DhariwalUNet of under 128 channels is not"),
-        ({}, lambda t: t.pop(QKV), "the tensors do not fit the fields: AttnBlockpp"),
-        ({}, lambda t: t.update({QKV: t[QKV][1:]}), "do not fit model.json: ValueError"),
-        ({}, lambda t: t.update(bias=t[QKV]), "the tensor bias has no place in a network of EDM"),
-        ({}, lambda t: t.pop("model.map_label.bias"), "the tensor map_label.bias is missing"),
+        ({"class": "CTPrecond"}, None, "class is 'CTPrecond'"),
+        ({"class": "iDDPMPrecond", "C_1": 0.1}, None, "C_1 is"),
+        ({"class": "iDDPMPrecond"}, None, "variance of steps"),
+        ({"class": "VPPrecond", "M": 100}, None, "M is 100"),
+        ({"class": "VPPrecond", "epsilon_t": 2.0}, None, "epsilon_t is"),
+        ({"class": "VPPrecond", "epsilon_t": float("nan")}, None, "epsilon_t must"),
+        ({"model_type": "SwinUNet"}, None, "model_type is"),
+        ({"encoder_type": "odd"}, None, "encoder_type is"),
+        ({"channel_mult_noise": 2}, None, "channel_mult_noise is"),
+        ({"depth": 3}, None, "field depth"),
+        ({"img_resolution": None}, None, "img_resolution must"),
+        ({"channel_mult": 3}, None, "channel_mult must"),
+        ({"channel_mult": [2.5]}, None, "channel_mult: 1"),
+        ({"sigma_data": "0.5"}, None, "sigma_data must"),
+        ({"label_dim": True}, None, "label_dim must"),
+        ({"model_channels": 32}, None, "map_label.weight has"),
+        ({"num_blocks": 1}, None, "AttnBlockpp"),
+        ({"model_type": "DhariwalUNet"}, None, "under 128 channels"),
+        ({}, lambda t: t.pop(QKV), "AttnBlockpp"),
+        ({}, lambda t: t.update({QKV: t[QKV][1:]}), "ValueError"),
+        ({}, lambda t: t.update(bias=t[QKV]), "tensor bias"),
+        ({}, lambda t: t.pop("model.map_label.bias"), "tensor map_label.bias"),
     ],
 )
 def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
@@ -167,18 +166,18 @@ def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
 @pytest.mark.parametrize("name", [name for name, value in FIELDS.items() if value is None])
 def test_a_field_that_is_missing_is_named(name):
     given = {field: 1 for field in FIELDS if field not in (name, "channel_mult_emb")}
-    with pytest.raises(UserError, match=f"the field {name} is missing"):
+    with pytest.raises(UserError, match=f"field {name}"):
         edm_fields(given, {})
 
 
 def test_fields_and_labels_are_asked_for(golden, tmp_path):
     path = written(tmp_path, golden("edm_ddpmpp_edm"))
     model, x = scoremle.load(path), jnp.zeros((1, 8, 8, 3))
-    with pytest.raises(UserError, match="the network needs class labels"):
+    with pytest.raises(UserError, match="needs class labels"):
         model.noise(x, jnp.ones(1))
     other = written(tmp_path, golden("edm_ddpmpp_vp"))
-    with pytest.raises(UserError, match="the network takes no class labels"):
+    with pytest.raises(UserError, match="no class labels"):
         scoremle.load(other).noise(x, jnp.ones(1), jnp.zeros(1, int))
     path.with_suffix(".json").unlink()
-    with pytest.raises(UserError, match="tensors alone do not say their network"):
+    with pytest.raises(UserError, match="tensors alone"):
         scoremle.load(path)
