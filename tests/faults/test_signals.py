@@ -27,7 +27,7 @@ from scoremle.cli.commands.verify import verify
 from scoremle.cli.signals import ANSWERED
 from scoremle.experiment.results import read_results
 from scoremle.experiment.score_table import ScoreRow, write_csv
-from scoremle.quality import features
+from scoremle.quality import features, inception
 from scoremle.quality.features import Extractor
 from scoremle.quality.inception import Features
 
@@ -171,6 +171,24 @@ class Stats(Command):
         return Features(np.mean(images, axis=(1, 2)), np.zeros((len(images), 2)))
 
 
+class ConvertInception(Command):
+    """Weights of a network that is one layer."""
+
+    def begin(self, folder):
+        torch = pytest.importorskip("torch")
+        folder.mkdir()
+        patch = self.request.getfixturevalue("monkeypatch")
+        patch.setattr(inception, "shapes", lambda: {"fc/kernel": (5, 3)})
+        torch.save({"fc.weight": torch.arange(15.0).reshape(3, 5)}, folder / "weights.pth")
+
+    def words(self, folder):
+        return "convert-inception", folder / "weights.pth", folder / "weights.npz"
+
+    def made(self, folder):
+        with np.load(folder / "weights.npz") as arrays:
+            return arrays["fc/kernel"].tobytes()
+
+
 class Sample(Command):
     def words(self, folder):
         return "sample", folder, "-n=2", "-o", folder / "samples.npy"
@@ -236,7 +254,8 @@ def check(command, place, step):
 
 LONG = [
     (Prepare, 1), (Verify, 1), (Import, 1), (Export, 1), (Report, 5), (Evaluate, 10), (Score, 10),
-    (Sample, 10), (Stats, 1), (Trains, 100),
+    (Sample, 10), (Stats, 1),
+    (ConvertInception, 1), (Trains, 100),
 ]  # fmt: skip
 
 
