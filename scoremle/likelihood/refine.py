@@ -22,7 +22,7 @@ from scoremle.core.programs import Programs
 from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
-from scoremle.numerics import as_pytree
+from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned, stated
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
@@ -32,6 +32,8 @@ Rows = Float[Array | np.ndarray, " n"]
 MOST = 1024
 # Fewer rows are solved again in the program of the batch, filled up: it is there already.
 FEW = 256
+# More steps don't lessen rounding, which is up to about so many units of float32 per dimension.
+ROUNDING = 128 * float(np.finfo(np.float32).eps)
 
 
 def refined(
@@ -53,15 +55,16 @@ def refined(
         noise, sde, key, eps, condition: as `ode_log_likelihood` takes them.
         start, divergence, decode: as `along_flow` takes them.
         solver: of the first solution.
-        tolerance: nats of a row's solver, or a quarter of its probes' standard error.
+        tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more than
+            650 dimensions at least what rounding leaves.
     """
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
-    steps = 2 * solver.steps
+    steps, least = 2 * solver.steps, max(tolerance, ROUNDING * dims_of(start))
     while steps <= MOST:
-        large = too_large(found.solver_error, found.probe_stderr, tolerance)
+        large = too_large(found.solver_error, found.probe_stderr, least)
         if not (few := np.flatnonzero(large)).size:
             break
         place = np.resize(few, len(start)) if len(start) <= FEW else few

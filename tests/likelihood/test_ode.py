@@ -106,6 +106,19 @@ def test_float32_keeps_the_digits(name):
     np.testing.assert_allclose(result.log_prob, exact, rtol=0, atol=2e-4 * data.dims)
 
 
+@pytest.mark.parametrize("data", [Gaussian.random(5, 4, 0.6), Mixture.on_line()], ids=type)
+@every_sde
+def test_the_stated_error_of_many_steps_is_no_less_than_rounding(name, data):
+    sde, x = SDES[name], data.draw(5, 40).astype(np.float32)
+    result = ode_log_likelihood(
+        data.noise(sde), sde, jnp.asarray(x), KEY,
+        eps=EPS[name], divergence=Exact(), solver=Multistep(512),
+    )  # fmt: skip
+    error = np.abs(result.log_prob - data.log_model(sde, x.astype(np.float64), EPS[name]))
+    assert (error <= result.solver_error).mean() >= 0.9  # 0.1 to 0.4 without rounding
+    assert (result.solver_error < 2e-4).all()
+
+
 def test_noise_beyond_the_range_of_floats():
     """At beta_max = 200 the signal is e^-50, and its ratio to the noise, squared, no number."""
     sde = VP(0.1, 200.0)

