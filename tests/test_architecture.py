@@ -19,6 +19,7 @@ from helpers.source import (
     imports,
     listed,
     longest_chain,
+    matches,
     names_taken,
     silent,
     undocumented,
@@ -209,6 +210,14 @@ def test_what_is_exported_documents_its_arguments():
 
 def test_what_is_exported_names_the_errors_that_it_raises():
     assert not [*silent(SOURCES)]
+
+
+def test_a_message_is_asked_for_by_a_keyword():
+    """A sentence breaks with each better wording, and sees no more than the word it turns on."""
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "conformance/tests").rglob("*.py")]
+    found = [text for file in files for text in matches(file.read_text())]
+    assert len(found) > 500
+    assert not [text for text in found if len(text.split()) > 3]
 
 
 def test_no_script_hides_a_module_of_python():

@@ -60,7 +60,7 @@ class NoDensity(scoremle.Uniform):
 
 def test_a_value_of_minus_infinity_is_refused():
     model = scoremle.ScoreModel(lambda x, t: x, SDE, EPS, (2, 2, 1), scoremle.Pixels(16))
-    with pytest.raises(scoremle.UserError, match="bits/dim of image 0 is not a finite number"):
+    with pytest.raises(scoremle.UserError, match="of image 0"):
         model.score(np.zeros((1, 2, 2, 1), np.uint8), dequantizer=NoDensity())
 
 
@@ -161,25 +161,25 @@ def test_a_model_of_no_examples():
     assert len(model.score(np.zeros((0, *shape), np.uint8))) == 0
     samples = model.sample(0, KEY)
     assert samples.shape == (0, *shape) and samples.dtype == np.uint8
-    with pytest.raises(scoremle.UserError, match="no images to choose the solver's steps on"):
+    with pytest.raises(scoremle.UserError, match="solver's steps"):
         model.calibrated(np.zeros((0, *shape), np.uint8))
 
 
 @every_function
 def test_integers_are_no_data(name, unchecked):
-    with pytest.raises(ValueError, match=r"[xz] is uint8.*encode integers first.*Pixels"):
+    with pytest.raises(ValueError, match=r"[xz] is uint8"):
         FUNCTIONS[name](NOISE, np.zeros((8, 2), np.uint8))
 
 
 @every_function
 def test_a_prediction_of_another_shape_is_refused(name):
     """It would be broadcast, into values that are finite and wrong."""
-    with pytest.raises(scoremle.UserError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
+    with pytest.raises(scoremle.UserError, match=r"\(8, 1\)"):
         FUNCTIONS[name](lambda x, t: NOISE(x, t)[:, :1], X)
 
 
 def test_samples_of_another_shape_are_refused():
-    with pytest.raises(scoremle.UserError, match=r"shape \(8, 1\) where x has \(8, 2\)"):
+    with pytest.raises(scoremle.UserError, match=r"\(8, 1\)"):
         euler_sample(lambda x, t: x[:, :1], SDE, KEY, (8, 2), eps=EPS, steps=2)
 
 

@@ -77,7 +77,7 @@ def test_doubling_refuses_a_gradient_in_reverse():
         return model.log_prob(x, KEY).log_prob.sum()
 
     assert jnp.isfinite(jax.jvp(value, (x,), (x + 1,))[1])
-    with pytest.raises(ValueError, match=r"no derivative in reverse mode: use Multistep"):
+    with pytest.raises(ValueError, match="reverse mode"):
         jax.grad(value)(x)
 
 
@@ -326,11 +326,11 @@ def test_samples_are_integers():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: reals(PIXEL).score(IMAGES), "this model is one of reals: use log_prob"),
-        (lambda: images().score(IMAGES / 7), r"try \(7 \* images\).round\(\)"),
-        (lambda: images().score(IMAGES + 8), "pixels must lie in 0..7, but one is"),
-        (lambda: images().score(IMAGES, index=[1, 2]), "a number for each of 24 images"),
-        (lambda: images().score(IMAGES, condition=np.zeros(3)), "condition must have 1 row or 24"),
+        (lambda: reals(PIXEL).score(IMAGES), "use log_prob"),
+        (lambda: images().score(IMAGES / 7), r"\(7 \* images\)"),
+        (lambda: images().score(IMAGES + 8), "0..7"),
+        (lambda: images().score(IMAGES, index=[1, 2]), "24 images"),
+        (lambda: images().score(IMAGES, condition=np.zeros(3)), "condition must"),
     ],
 )
 def test_mistakes_are_one_line(call, words, unchecked):

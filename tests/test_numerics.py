@@ -56,10 +56,10 @@ def test_an_output_that_would_be_broadcast_is_refused(output, words):
 
     network = jax.tree_util.Partial(mine)
     for noise in (mine, network, *(noise_fn(network, sde, prediction=p) for p in ("x_0", "edm"))):
-        where = rf"mine \({__file__}, line \d+\) gives {words} where x has \(3, 2\)"
+        where = rf"mine \({__file__}, .*{words}"
         with pytest.raises(UserError, match=where):
             predict(noise, x, t)
-    with pytest.raises(UserError, match=r"the Odd gives None where"):
+    with pytest.raises(UserError, match="Odd gives None"):
         predict(Odd(), x, t)
 
 

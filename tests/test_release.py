@@ -61,7 +61,7 @@ def test_a_wheel_is_read_once_its_hashes_are_right(script, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"scoremle/py.typed": "x"}, "py.typed has another hash than RECORD states"),
+        ({"scoremle/py.typed": "x"}, "another hash"),
         ({"tests/test_a.py": ""}, r"holds \['tests/test_a.py'\]"),
     ],
 )

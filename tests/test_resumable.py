@@ -238,5 +238,5 @@ def test_processes_that_see_other_parts_end_with_a_line(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(processes, "LAST_WORDS", 0)
     monkeypatch.setattr(processes, "_of_all", lambda text: [text, b"{}"])
-    with pytest.raises(UserError, match=r"do not agree: .*finished of scores is .* in process 1"):
+    with pytest.raises(UserError, match="do not agree"):
         resumable_map(lambda repeat, index: {"row": index}, 4, size=2, label="scores")

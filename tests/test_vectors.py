@@ -122,7 +122,7 @@ def test_a_pilot_says_what_it_chose_and_gives_a_model_to_compile():
     error = np.abs(compiled.log_prob - truth)
     assert (error < 1e-2).all() and np.sqrt(np.mean(compiled.solver_error**2)) < 1e-2
     _, missed = of(data).within(1e-9, x)
-    assert not missed.met and "more than was aimed at" in str(missed)
+    assert not missed.met and "aimed at" in str(missed)
 
 
 # Conditions, precision, gradients
@@ -264,23 +264,17 @@ def of_scale(scale):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: PLAIN.log_prob(NAN, KEY), "^x has a number that is not finite, in row 1$"),
-        (lambda: PLAIN.log_prob(X[:, :1], KEY), r"x must have shape \(n, 2\), not \(3, 1\)"),
-        (lambda: PLAIN.log_prob(X, KEY, condition=np.zeros((2, 1))), "have 1 row or 3, not 2"),
-        (lambda: PLAIN.log_prob(X, KEY, condition={"a": NAN}), "condition has a number that is"),
-        (lambda: PLAIN.log_prob(X, KEY, dtype="float64"), "float64 is off in JAX: call"),
-        (lambda: PLAIN.log_prob(X[:0], KEY, tolerance=0.1), "a tolerance needs examples"),
+        (lambda: PLAIN.log_prob(NAN, KEY), "x .*row 1"),
+        (lambda: PLAIN.log_prob(X[:, :1], KEY), "x must"),
+        (lambda: PLAIN.log_prob(X, KEY, condition=np.zeros((2, 1))), "1 row or"),
+        (lambda: PLAIN.log_prob(X, KEY, condition={"a": NAN}), "condition has"),
+        (lambda: PLAIN.log_prob(X, KEY, dtype="float64"), "float64 is off"),
+        (lambda: PLAIN.log_prob(X[:0], KEY, tolerance=0.1), "needs examples"),
         (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
-        (
-            lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X),
-            "a tolerance needs numbers: outside of jit and grad, let model.within",
-        ),
-        (lambda: jax.grad(of_scale)(1.0), "a tolerance needs numbers: outside of jit and grad"),
-        (
-            lambda: of(DATA, bijector=Bounded(low=0.0)).log_prob(X - 1, KEY),
-            "x, after the model's bijector, has a number that is not finite, in row 0",
-        ),
-        (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "give one of the two"),
+        (lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X), "needs numbers"),
+        (lambda: jax.grad(of_scale)(1.0), "needs numbers"),
+        (lambda: of(DATA, bijector=Bounded(low=0.0)).log_prob(X - 1, KEY), "model's bijector"),
+        (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "of the two"),
     ],
 )
 def test_mistakes_are_one_line(call, words, unchecked):
@@ -291,9 +285,9 @@ def test_mistakes_are_one_line(call, words, unchecked):
 
 def test_functions_of_arrays_tell_the_same_mistakes(unchecked):
     for x, options, words in [
-        (NAN, {}, "x has a number that is not finite, in row 1"),
-        (X, {"condition": np.zeros((2, 1))}, "condition must have 1 row or 3, not 2"),
-        (X, {"dtype": "float64"}, "float64 is off in JAX"),
+        (NAN, {}, "x .*row 1"),
+        (X, {"condition": np.zeros((2, 1))}, "1 row or"),
+        (X, {"dtype": "float64"}, "float64 is off"),
     ]:
         with pytest.raises(UserError, match=words):
             ode_log_likelihood(lambda x, t, *_: x, VP, x, KEY, eps=START, **options)
@@ -352,7 +346,7 @@ def test_rows_whose_error_stays_large_are_told(unchecked):
         return jnp.sign(jnp.sin(1e7 * t))[:, None] * x
 
     model = ScoreModel(noise, VP, eps=1e-3, shape=(2,))
-    with pytest.warns(UserWarning, match="of 3 of 3 examples"):
+    with pytest.warns(UserWarning, match="3 of 3"):
         model.log_prob(jnp.ones((3, 2)), KEY)
 
 

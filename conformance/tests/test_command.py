@@ -73,11 +73,11 @@ def test_the_text_for_maintainers_has_the_smallest_example(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "there is no adapter 'nothing': name one of sample, "),
-        (["no_module:Class"], "No module named 'no_module'"),
-        (["json:JSONDecoder"], "json:JSONDecoder is no subclass of"),
-        (["sample", "--setting", "odd"], "sample has no setting 'odd', but honest, "),
-        (["--markdown", "no.json"], "--markdown wants files that --json wrote: FileNotFound"),
+        (["nothing"], "no adapter"),
+        (["no_module:Class"], "no_module"),
+        (["json:JSONDecoder"], "no subclass"),
+        (["sample", "--setting", "odd"], "setting 'odd'"),
+        (["--markdown", "no.json"], "FileNotFound"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, capsys):

@@ -176,7 +176,7 @@ def test_what_an_adapter_raises_fails_and_is_told():
 
     report = examined(Broken(), quick=True)
     assert all(case.verdict != PASS for case in report.cases if case.check == "value")
-    assert "RuntimeError: out of order" in report.cases[0].found.words
+    assert "out of order" in report.cases[0].found.words
 
 
 def test_what_is_absent_does_not_count_as_passed():
@@ -204,5 +204,5 @@ def test_an_ability_that_there_is_not_is_refused():
     class Odd(Adapter):
         name, can = "odd", frozenset({"magic"})
 
-    with pytest.raises(ValueError, match="odd declares unknown abilities: magic"):
+    with pytest.raises(ValueError, match="abilities: magic"):
         Odd()

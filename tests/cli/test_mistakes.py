@@ -122,24 +122,20 @@ def test_impossible_predictors_and_correctors(fields, words, tmp_path, capfd):
     ("mode", "values", "words"),
     [
         ("eval", {"eval__dequantizer": True, "eval__dequantization": "truncated_normal"},
-         "eval.dequantizer means variational dequantization, not truncated_normal"),
+         "means variational"),
         ("eval", {"eval__bound_steps": 9, "eval__dequantization": "truncated_normal"},
-         "eval.bound_steps is a bound on integers, which takes no dequantization noise"),
-        ("eval", {"eval__bound_steps": 9, "eval__suite": True}, "unset one of the two"),
-        ("eval", {"eval__bound_steps": 1}, "a chain has two steps or more, not 1"),
-        ("eval", {"eval__bound": True, "eval__importance_samples": 2},
-         "eval.importance_samples is for the exact likelihood"),
-        ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2},
-         "of one random probe and one draw: it can't go with eval.probes=2"),
+         "bound on integers"),
+        ("eval", {"eval__bound_steps": 9, "eval__suite": True}, "unset one"),
+        ("eval", {"eval__bound_steps": 1}, "two steps"),
+        ("eval", {"eval__bound": True, "eval__importance_samples": 2}, "exact likelihood"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__probes": 2}, "eval.probes=2"),
         ("eval", {"eval__solver": "rk45_reference", "eval__divergence": "exact"},
-         "it can't go with eval.divergence=exact"),
-        ("eval", {"eval__solver": "rk45_reference", "eval__suite": True},
-         "it can't go with eval.suite=True"),
-        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65},
-         "eval.probes is 65, but images of 64 dimensions have no more than 64 orthogonal probes"),
-        ("train_deq", {"deq__variant": "cifar"}, "choose one of cifar10, imagenet32"),
-        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "does not divide by deq.heads=4"),
-        ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7 in"),
+         "eval.divergence=exact"),
+        ("eval", {"eval__solver": "rk45_reference", "eval__suite": True}, "eval.suite=True"),
+        ("eval", {"eval__divergence": "orthogonal", "eval__probes": 65}, "64 orthogonal probes"),
+        ("train_deq", {"deq__variant": "cifar"}, "cifar10, imagenet32"),
+        ("train_deq", {"deq__filters": 30, "deq__heads": 4}, "deq.heads=4"),
+        ("train_deq", {"eval__ckpt_id": 7}, "no checkpoint 7"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(mode, values, words, tiny, capfd):
@@ -158,7 +154,7 @@ def test_evaluation_before_training(mode, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     ("begin", "end", "words"),
-    [(7, None, "no checkpoint 7 in"), (None, 9, "no checkpoint 9 in"), (5, 9, "5 to 9 in")],
+    [(7, None, "no checkpoint 7"), (None, 9, "no checkpoint 9"), (5, 9, "5 to 9")],
 )
 def test_a_checkpoint_that_is_not_there(begin, end, words, tiny, capfd):
     asked = {"eval__begin_ckpt": begin, "eval__end_ckpt": end}
@@ -170,14 +166,14 @@ def test_a_checkpoint_that_is_not_there(begin, end, words, tiny, capfd):
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_another_experiment(mode, tiny, capfd):
     line = mistake(capfd, mode, tiny.workdir, model__nf=8)
-    assert "model.nf was 4 and is now 8" in line and "another --workdir" in line
+    assert "model.nf was" in line and "another --workdir" in line
 
 
 def test_training_under_other_settings_is_another_experiment(tiny, capfd):
     changed = {"optim__lr": 0.5, "training__stratified": False, "seed": 1, "optim__warmup": 3,
                "training__reduce_mean": False}  # fmt: skip
     line = mistake(capfd, "train", tiny.workdir, **changed)
-    assert "optim.lr was 0.001 and is now 0.5, " in line and "and 1 more; " in line
+    assert "optim.lr was" in line and "and 1 more; " in line
 
 
 @pytest.fixture
@@ -212,13 +208,13 @@ def test_places_that_are_files(mode, tiny, tmp_path, capfd):
     file = tmp_path / "file"
     file.write_text("kept")
     for workdir in (file, file / "below"):
-        assert f"{file} is a file, not a folder" in mistake(capfd, mode, workdir)
+        assert f"{file} is a" in mistake(capfd, mode, workdir)
     assert file.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "results.json can't be read"), ("[]", "results.json holds no JSON object")],
+    [("{", "be read"), ("[]", "no JSON object")],
 )
 def test_results_that_cannot_be_read_are_not_overwritten(content, words, damaged, capfd):
     (damaged / "eval").mkdir()
@@ -246,10 +242,10 @@ def idx_flags(path):
 
 def test_missing_data(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("SCOREMLE_DATA", str(tmp_path / "nothing prepared"))
-    assert "mnist has no default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
+    assert "default place" in mistake(capfd, "train", tmp_path, **idx_flags(""))
     absent = tmp_path / "absent"
     line = mistake(capfd, "train", tmp_path, **idx_flags(absent))
-    assert f"no data folder or file {absent}" in line
+    assert f"file {absent}" in line
     line = mistake(capfd, "train", tmp_path, **idx_flags(tmp_path))
     assert f"train-images-idx3-ubyte.gz in {tmp_path}" in line
 

@@ -59,14 +59,13 @@ def test_a_function_of_a_file_is_scored_from_the_command_line(file, tmp_path, ca
 
 def test_a_model_whose_images_are_of_no_file(file, tmp_path, capsys):
     code = cli.main(["score", f"{file}:of_two_channels", str(tmp_path), f"--out={file}.csv"])
-    words = f"error: {file}:of_two_channels is a model of images of 2 channels, and those of"
-    assert code == 2 and words in capsys.readouterr().err
+    assert code == 2 and "of 2 channels" in capsys.readouterr().err
 
 
 def test_a_path_that_exists_wins(tmp_path):
     place = tmp_path / "folder.py:model"
     place.mkdir()
-    with pytest.raises(UserError, match="is no working directory, and no model of a known family"):
+    with pytest.raises(UserError, match="known family"):
         scoremle.load(place)
 
 
@@ -82,13 +81,13 @@ def test_the_model_that_ships_knows_digits():
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("{file}:other", "has no function other"),
-        ("{file}:broken", r"mine.py, line 13, in broken: ZeroDivisionError: division by zero"),
-        ("{file}:leaves", r"mine.py, line 19, in leaves: SystemExit: no weights"),
-        ("{file}:number", "must return a ScoreModel, not a int"),
+        ("{file}:other", "no function other"),
+        ("{file}:broken", "line 13, .*ZeroDivisionError"),
+        ("{file}:leaves", "line 19, .*SystemExit"),
+        ("{file}:number", "a ScoreModel"),
         ("{file}x.py:model", "no file"),
-        ("{file}", "is no model of a known family: a folder of diffusers, a .pt"),
-        ("nowhere", "no folder or file nowhere, and no model of that name; there are: digits"),
+        ("{file}", "known family"),
+        ("nowhere", "file nowhere"),
     ],
 )
 def test_mistakes_are_one_line(file, place, words):
@@ -99,13 +98,13 @@ def test_mistakes_are_one_line(file, place, words):
 
 def test_a_number_of_a_checkpoint_is_of_a_working_directory(file):
     for place in ("digits", f"{file}:model"):
-        with pytest.raises(UserError, match=r"is one model, not .* leave the number 7 out"):
+        with pytest.raises(UserError, match="the number 7"):
             scoremle.load(place, 7)
 
 
 def test_a_mistake_has_its_line_in_a_file_beside_us(file, monkeypatch):
     monkeypatch.chdir(file.parent)
-    with pytest.raises(UserError, match=r"^mine.py, line 13, in broken: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"^mine.py, line 13"):
         scoremle.load("mine.py:broken")
 
 
@@ -143,7 +142,7 @@ def test_a_model_on_the_hub_is_its_folder(cached):
         found, here = scoremle.load("hf:someone/ddpm" + "@v1" * seed), scoremle.load(folder)
         for mine, theirs in zip(*map(jax.tree.leaves, (found, here)), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-    with pytest.raises(UserError, match="hf:someone/ddpm@v2 can't be had from the hub"):
+    with pytest.raises(UserError, match="from the hub"):
         scoremle.load("hf:someone/ddpm@v2")
 
 
@@ -188,11 +187,11 @@ READ = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json
 @pytest.mark.parametrize(
     ("changed", "words", "fetched"),
     [
-        ({}, "is no whole safetensors file", [*READ, "unet/diffusion_pytorch_model.safetensors"]),
-        ({"model_index.json": b'{"vae": []}'}, "is a pipeline with a vae", READ),
+        ({}, "whole safetensors", [*READ, "unet/diffusion_pytorch_model.safetensors"]),
+        ({"model_index.json": b'{"vae": []}'}, "a vae", READ),
         ({"unet/config.json": b'{"sample_size": 4, "in_channels": "x"}'}, "in_channels", READ),
-        ({"scheduler/scheduler_config.json": b"{}"}, "its scheduler has no betas", READ),
-        ({"unet/config.json": 2 << 20}, "has a unet/config.json of 2097152 bytes", []),
+        ({"scheduler/scheduler_config.json": b"{}"}, "no betas", READ),
+        ({"unet/config.json": 2 << 20}, "2097152 bytes", []),
         ({"unet/diffusion_pytorch_model.safetensors": 1 << 40}, "1099511627776 bytes", READ),
         ({"unet/diffusion_pytorch_model.safetensors": None}, "of None bytes", READ),
     ],

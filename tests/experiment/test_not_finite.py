@@ -19,7 +19,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.published import state_dict
 
 IMAGES = load_digits("")[1][:3]
-WORDS = "parameters are not all finite numbers (the first that are not: "
+WORDS = "not all finite"
 EXACT = {"eval__num_images": 3}
 SAMPLES = {"eval__enable_bpd": False, "eval__enable_sampling": True, "eval__num_samples": 3}
 
@@ -71,7 +71,7 @@ def test_parameters_that_are_not_finite(door, broken, capfd):
 
 
 def test_parameters_that_are_not_finite_from_python(broken):
-    with pytest.raises(UserError, match=re.escape(WORDS)):
+    with pytest.raises(UserError, match=WORDS):
         scoremle.load(broken / "workdir")
     assert scoremle.load(broken / "workdir", 1).origin.step == 10
 
@@ -87,7 +87,7 @@ def test_values_that_are_not_finite():
     assert np.isfinite(model.score(images).bpd).all()
     images = np.concatenate([images, np.full((1, 2, 2, 1), 15, np.uint8)])
     for index, name in ((None, 2), (np.array([5, 6, 7]), 7)):
-        with pytest.raises(UserError, match=f"bits/dim of image {name} is not a finite number"):
+        with pytest.raises(UserError, match=f"of image {name}"):
             model.score(images, index=index)
 
 
@@ -95,7 +95,7 @@ def test_values_that_are_not_finite():
 def test_samples_that_are_not_finite(pixels):
     """Decoded, NaN would be a pixel like any other."""
     model = scoremle.ScoreModel(lambda x, t: x * jnp.nan, scoremle.VP(), 1e-3, (2, 2, 1), pixels)
-    with pytest.raises(UserError, match="sample 0 is not a finite number"):
+    with pytest.raises(UserError, match="sample 0"):
         model.sample(2, jax.random.key(0))
 
 
@@ -119,10 +119,8 @@ def make(noise, shape, pixels):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nan", "no image has bits/dim that are a finite number"),
-     ("reals", "no pixels, and takes a .npy of reals of shape (n, 2)"),
-     ("flat", "is no model of integer images")],
-)  # fmt: skip
+    [("nan", "no image has"), ("reals", "no pixels"), ("flat", "integer images")],
+)
 def test_an_own_model_that_has_no_value(name, words, tmp_path, capfd):
     """Which is seen where it is used: what a function closes over can't be looked at."""
     (tmp_path / "own.py").write_text(OWN)

@@ -116,7 +116,7 @@ def test_killed_and_stopped(engine, request, tmp_path):
     assert {name: now[name] for name in left} == left  # nothing was worked on again
     run()  # nothing is left: Ray is not even started
     files[0].write_bytes(b"damage")
-    with pytest.raises(UserError, match=r"is damaged .*: remove it"):
+    with pytest.raises(UserError, match="is damaged"):
         run()
 
 
@@ -124,7 +124,7 @@ def test_workers():
     assert _workers(None, gpus=2, cpus=8) == 2
     assert _workers(None, gpus=0, cpus=8) == 2
     assert _workers(3, gpus=0, cpus=4) == 3
-    with pytest.raises(UserError, match="4 CPU cores, and 4 workers with a reader need 5"):
+    with pytest.raises(UserError, match="4 CPU cores"):
         _workers(4, gpus=0, cpus=4)
 
 
@@ -132,7 +132,7 @@ def test_scores_of_other_settings(tmp_path):
     table = Table(tmp_path)
     table.begin({"seed": 0, "passes": 4})
     table.begin({"seed": 0, "passes": 4})
-    with pytest.raises(UserError, match="holds scores with seed 0, not 1: name another --out"):
+    with pytest.raises(UserError, match="seed 0, not"):
         table.begin({"seed": 1, "passes": 4})
 
 
@@ -145,5 +145,5 @@ def test_a_file_of_other_columns_is_named(tmp_path):
     np.testing.assert_array_equal(table.index(), index)
     for column in (["a"], [0.5], [None], [[1]], [-1]):
         pq.write_table(pa.table({"index": column}), tmp_path / "other.parquet")
-        with pytest.raises(UserError, match=r"other\.parquet is damaged .*: remove it"):
+        with pytest.raises(UserError, match=r"other\.parquet is damaged"):
             table.index()

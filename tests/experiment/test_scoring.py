@@ -257,14 +257,14 @@ def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["labelled"], "is one of 3 classes of images: say --label=N, N from 0 to 2, or --label="),
-        (["labelled", "--label=3"], "--label=3 is none of the model's: say --label=N"),
-        (["labelled", "--label=-1"], "--label=-1 is none of the model's"),
-        (["plain", "--label=all"], "this model takes no class labels: leave --label out"),
-        (["plain", "--estimator=steps"], "of this model: --steps=1000 makes one of so many steps"),
-        (["chain", "--steps=3"], "--steps is of --estimator=steps, not of ode"),
-        (["chain", "--estimator=steps", "--steps=99"], "the chain has 40 steps, not 99"),
-        (["plain", "--estimator=odd"], "invalid choice: 'odd' (choose from"),
+        (["labelled"], "of 3 classes"),
+        (["labelled", "--label=3"], "--label=3 is none"),
+        (["labelled", "--label=-1"], "--label=-1 is none"),
+        (["plain", "--label=all"], "no class labels"),
+        (["plain", "--estimator=steps"], "--steps=1000"),
+        (["chain", "--steps=3"], "--estimator=steps"),
+        (["chain", "--estimator=steps", "--steps=99"], "40 steps"),
+        (["plain", "--estimator=odd"], "invalid choice: 'odd'"),
     ],
 )
 def test_mistakes_are_one_line(score, flags, words):

@@ -99,13 +99,13 @@ def test_configs_have_the_published_settings(name):
 
 
 @pytest.mark.parametrize(("fields", "words"), [
-    ({"data.bin_middles": False}, "schedule=scalar is learned by the bound on integers"),
+    ({"data.bin_middles": False}, "bound on integers"),
     ({"training.likelihood_weighting": False}, "set training.likelihood_weighting"),
-    ({"data.uniform_dequantization": True}, "two ways to train"),
-    ({"training.sde": "vpsde"}, "begins as one that is linear"),
+    ({"data.uniform_dequantization": True}, "two ways"),
+    ({"training.sde": "vpsde"}, "is linear"),
     ({"model.name": "ncsnpp", "data.augment": True}, "only model.name=vdm"),
     ({"training.importance_weighting": True, "training.time_density": "learned"}, "in its own"),
-    ({"model.schedule": "cubic"}, "model.schedule must be fixed or scalar or network"),
+    ({"model.schedule": "cubic"}, "model.schedule must"),
 ])  # fmt: skip
 def test_fields_that_do_not_go_together(fields, words):
     with pytest.raises(UserError, match=words):

@@ -68,8 +68,8 @@ def test_the_error_over_passes_is_that_of_the_mean(model):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"seed": -1}, "seed must be from 0"), ({"seed": 2**32}, "not 4294967296"),
-        ({"passes": 0}, "passes must be at least 1, not 0"),
+        ({"seed": -1}, "seed must"), ({"seed": 2**32}, "not 4294967296"),
+        ({"passes": 0}, "passes must"),
     ],
 )  # fmt: skip
 def test_seeds_and_passes_that_are_none(model, settings, words):
@@ -97,16 +97,16 @@ def test_no_images_have_no_scores(model):
     ("images", "words"),
     [
         (np.zeros((2, 8, 8, 1)), "not float64"),
-        (np.zeros((8, 8, 1), np.uint8), "must be uint8 of shape (n, 8, 8, 1)"),
+        (np.zeros((8, 8, 1), np.uint8), "uint8 of shape"),
         (np.zeros((8, 8, 1), np.uint8), "; try images[None]"),
         (np.zeros((8, 8), np.uint8), "; try images[None]"),
-        (np.zeros((2, 1, 8, 8), np.uint8), "; try images.transpose(0, 2, 3, 1)"),
-        (np.eye(8)[None, ..., None], "; try (16 * images).round().astype(np.uint8)"),
-        (16 * np.eye(8), "; try images[None]; try images.round().astype(np.uint8)"),
-        (np.full((2, 8, 8), "a"), "images is no array of numbers, but of <U1"),
-        (np.zeros((2, 28, 28, 1), np.uint8), "of shape (2, 28, 28, 1)"),
-        (np.full((2, 8, 8, 1), 17, np.uint8), "pixels must lie in 0..16, but one is 17"),
-        ([[0, 1], [2, 3]], "of shape (2, 2)"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "images.transpose(0"),
+        (np.eye(8)[None, ..., None], "(16 * images).round()"),
+        (16 * np.eye(8), "images[None]; try images.round()"),
+        (np.full((2, 8, 8), "a"), "of <U1"),
+        (np.zeros((2, 28, 28, 1), np.uint8), "shape (2, 28"),
+        (np.full((2, 8, 8, 1), 17, np.uint8), "in 0..16"),
+        ([[0, 1], [2, 3]], "shape (2, 2)"),
     ],
 )
 def test_other_images_are_refused(model, images, words, unchecked):
@@ -123,11 +123,11 @@ def test_loading(tiny, model, tmp_path):
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(first.noise), jax.tree.leaves(model.noise), strict=True)
     )
-    with pytest.raises(UserError, match="there is no folder or file missing"):
+    with pytest.raises(UserError, match="file missing"):
         scoremle.load("missing")
     with pytest.raises(UserError, match="no checkpoint 7"):
         scoremle.load(tiny.workdir, checkpoint=7)
-    with pytest.raises(UserError, match="no working directory, and no model of a known family"):
+    with pytest.raises(UserError, match="known family"):
         scoremle.load(tmp_path)
     for name in ("config.json", "data.json"):
         shutil.copy(tiny.workdir / name, tmp_path)
@@ -136,9 +136,9 @@ def test_loading(tiny, model, tmp_path):
     config = read_json(tmp_path / "config.json")
     del config[SEAL]
     for changed, words in [
-        ({"training": []}, r"training is a group of fields, not \(\)"),
-        ({"model": {**config["model"], "nf": "4"}}, "model.nf must be int, not '4'"),
-        ({"seed": None}, "seed must be int, not None"),
+        ({"training": []}, "training is a"),
+        ({"model": {**config["model"], "nf": "4"}}, "model.nf must"),
+        ({"seed": None}, "seed must"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
         with pytest.raises(UserError, match=words):
@@ -157,18 +157,16 @@ def test_a_model_is_not_loaded_with_another_sde_than_it_was_trained_with(tiny, t
     text = path.read_text()
     assert text.count('"beta_max": 20.0') == 1
     path.write_text(text.replace('"beta_max": 20.0', '"beta_max": 30.0'))
-    with pytest.raises(UserError, match=r"config\.json is not as it was written: put its copy"):
+    with pytest.raises(UserError, match=r"config\.json .*written"):
         scoremle.load(tmp_path)
     content = read_json(path)
     del content[SEAL]
     write_sealed(path, content)
-    line = r"config\.json says model\.beta_max=30\.0, but \S*checkpoint_2 was trained with 20\.0"
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=r"beta_max=30\.0, .* 20\.0"):
         scoremle.load(tmp_path)
     path.write_text(text)
     write_sealed(tmp_path / "data.json", {"levels": 256})
-    line = r"data\.json says levels=256, but \S*checkpoint_2 was trained with 17"
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=r"levels=256, .* 17"):
         scoremle.load(tmp_path)
 
 

@@ -243,7 +243,7 @@ def check(command, place, step):
         assert "damaged" not in said.getvalue() and "error" not in said.getvalue()
         with redirect_stderr(said):
             code, _ = run(command, folder)
-            if "--force writes over it" in said.getvalue():
+            if "--force" in said.getvalue():
                 code, _ = run(command, folder, more=("--force",))
         is_there = "already" in said.getvalue() or "exists" in said.getvalue()
         assert code == 0 or is_there, (n, met.kind, said.getvalue())

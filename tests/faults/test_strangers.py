@@ -137,7 +137,7 @@ def test_the_files_of_the_hub_are_in_its_blobs(tmp_path):
     for folder, *names in ((snapshot, "unet"), (snapshot / "unet",)):
         assert read_json(inside(folder, *names, "ab12")) == {}
         assert read_json(inside(folder, *names, "ab34")) == {}
-        with pytest.raises(UserError, match="is a link to"):
+        with pytest.raises(UserError, match="link to"):
             inside(folder, *names, "ab56")
 
 
@@ -165,14 +165,14 @@ def theirs(tmp_path):
 
 def test_a_lock_and_a_log_that_are_links_are_not_written_to(places, theirs):
     (places / "workdir/.training.lock").symlink_to(theirs / "file")
-    with pytest.raises(UserError, match="lock is a link"), Workdir(places / "workdir").locked():
+    with pytest.raises(UserError, match=r"lock .*link"), Workdir(places / "workdir").locked():
         pass
     lock = places / "workdir/.training.lock"
     with pytest.raises(UserError, match="is a link"), locked(lock, ""):
         pass
     (places / "log").symlink_to(theirs / "file")
     for write in (lambda log: log.rewind(1), lambda log: log.write(2, {"loss": 1.0})):
-        with pytest.raises(UserError, match="log is a link"):
+        with pytest.raises(UserError, match=r"log .*link"):
             write(JsonLines(places / "log"))
 
 
@@ -180,8 +180,8 @@ def test_a_lock_and_a_log_that_are_links_are_not_written_to(places, theirs):
 def test_a_training_does_not_write_through_links(name, places, theirs):
     shutil.rmtree(places / "workdir" / name, ignore_errors=True)
     (places / "workdir" / name).symlink_to(theirs)
-    words = f"{name} is a link to {theirs}.* name {theirs} itself"
-    with pytest.raises(UserError, match=words), Workdir(places / "workdir").locked():
+    itself = pytest.raises(UserError, match=f"is .*{theirs} itself")
+    with itself, Workdir(places / "workdir").locked():
         pass
     (places / "workdir" / name).unlink()
     circle(places / "workdir" / name, theirs)
@@ -193,7 +193,7 @@ def test_nor_where_they_stay_in_the_folder(places):
     (places / "workdir/samples").rename(places / "workdir/pictures")
     (places / "workdir/samples").symlink_to("pictures")
     assert len(Subject(places / "workdir", "eval").sample_pictures()) == 1
-    with pytest.raises(UserError, match="samples is a link"), Workdir(places / "workdir").locked():
+    with pytest.raises(UserError, match=r"samples .*link"), Workdir(places / "workdir").locked():
         pass
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_is_not_swept_through_a_link(places, theirs):
 def test_a_report_shows_no_file_of_elsewhere(places, tmp_path):
     (tmp_path / "id_rsa").write_text("secret")
     (places / "workdir/samples/step_99.png").symlink_to(tmp_path / "id_rsa")
-    with pytest.raises(UserError, match=r"step_99\.png is a link to"):
+    with pytest.raises(UserError, match=r"step_99\.png .*link"):
         Subject(places / "workdir", "eval").sample_pictures()
 
 
@@ -256,14 +256,14 @@ def test_a_log_that_is_longer_than_any_is_not_read(places):
         file.truncate((512 << 20) + 1)
     for read in (lambda: Subject(places / "workdir", "eval").log,
                  lambda: JsonLines(places / "workdir/metrics.jsonl").rewind(20)):  # fmt: skip
-        with pytest.raises(UserError, match=r"metrics\.jsonl: refused: of \d+ bytes"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl: refused"):
             read()
 
 
 def test_a_report_takes_the_place_of_a_report_alone(tmp_path):
     out = tmp_path / "site/index.html"
     (tmp_path / "site/charts").mkdir(parents=True)
-    with pytest.raises(UserError, match="charts is there without a report"):
+    with pytest.raises(UserError, match="charts is there"):
         check_own(out)
     for text, own in (("<p>My own page", False), (f"<p>{MADE_BY}1.0 on Monday", True)):
         out.write_text(text)

@@ -14,7 +14,7 @@ from helpers.places import ROOT
 
 __all__ = [
     "SOURCES", "changed", "defined", "described", "dotted", "exported", "imports",
-    "lines_of_code", "listed", "longest_chain", "names_taken", "undocumented",
+    "lines_of_code", "listed", "longest_chain", "matches", "names_taken", "undocumented",
 ]  # fmt: skip
 
 SOURCES = {
@@ -135,6 +135,30 @@ def defined(text: str) -> dict[str, bool]:
             names = [node.id for node in nodes if isinstance(node, ast.Name)]
             found |= {name: name in seen for name in names}
     return {name: of_all for name, of_all in found.items() if not name.startswith("_")}
+
+
+def matches(text: str) -> Iterator[str]:
+    """The patterns that tests give to ``match=``, also by the table of a parametrized test."""
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        nodes: list[ast.expr] = [
+            node.value for node in ast.walk(function)
+            if isinstance(node, ast.keyword) and node.arg == "match"
+        ]  # fmt: skip
+        names = [ast.unparse(node) for node in nodes]
+        for decorator in function.decorator_list:
+            match decorator:
+                case ast.Call(args=[ast.Tuple(elts=columns), ast.List(elts=rows)]):
+                    cells = [
+                        cell for row in rows if isinstance(row, ast.Tuple)
+                        for column, cell in zip(columns, row.elts, strict=True)
+                        if ast.literal_eval(column) in names
+                    ]  # fmt: skip
+                    nodes += cells
+        for node in nodes:
+            if isinstance(node, ast.Constant | ast.JoinedStr):
+                yield ast.unparse(node)
 
 
 def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:

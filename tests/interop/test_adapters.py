@@ -244,7 +244,7 @@ def test_a_live_pipeline_is_its_folder(tmp_path):
     assert (live.shape, live.pixels, live.eps) == (stored.shape, stored.pixels, stored.eps)
     assert live.noise.prediction == "x_0"
     other = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler())
-    with pytest.raises(UserError, match="its scheduler has no betas"):
+    with pytest.raises(UserError, match="no betas"):
         from_diffusers(other)
 
 
@@ -256,14 +256,14 @@ class Latent:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: from_velocity(Net(), data_at=2, shape=(3,)), "the t of the data, 0 or 1, not 2"),
+        (lambda: from_velocity(Net(), data_at=2, shape=(3,)), "0 or 1"),
         (lambda: from_velocity(Net(), data_at=1, shape=(3,), log_snr=(5, -5)), "must be below"),
         (lambda: from_velocity(lambda x, t: x, data_at=1, shape=(3,)), "not a function"),
-        (lambda: from_velocity(Net(2), data_at=1, shape=(3,)), "^Net failed on inputs float32"),
-        (lambda: from_azula(Net(), shape=(3,)), "Net has no schedule"),
-        (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must be above 0"),
-        (lambda: from_diffusers(Net()), "Net has no unet: a pipeline of diffusers is wanted"),
-        (lambda: from_diffusers(Latent()), "Latent is a LDMPipeline with a vae"),
+        (lambda: from_velocity(Net(2), data_at=1, shape=(3,)), "failed on inputs"),
+        (lambda: from_azula(Net(), shape=(3,)), "no schedule"),
+        (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must"),
+        (lambda: from_diffusers(Net()), "no unet"),
+        (lambda: from_diffusers(Latent()), "a vae"),
     ],
 )
 def test_mistakes_are_one_line(call, words):

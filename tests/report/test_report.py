@@ -156,14 +156,14 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("eval/results.json", '"unit"', '"until"', "exact_test_ckpt_1 lacks unit; evaluate again"),
-        ("eval/results.json", '"mean": ', '"mean": "2", "x": ', "mean must be a finite number"),
-        ("eval/results.json", '"kind"', '"seal": "0", "kind"', "is not as it was written"),
-        ("metrics.jsonl", "{", "[", "line 1 is no row of numbers"),
-        ("metrics.jsonl", '"step"', '"stop"', "line 1 is no row of numbers"),
-        ("metrics.jsonl", '"step": ', '"step": null, "x": ', "line 1 is no row of numbers"),
-        ("metrics.jsonl", "1.0", "Infinity", "line 1 is no row of numbers"),
-        ("metrics.jsonl", "1.0", '"1.0"', "line 1 is no row of numbers"),
+        ("eval/results.json", '"unit"', '"until"', "lacks unit"),
+        ("eval/results.json", '"mean": ', '"mean": "2", "x": ', "mean must"),
+        ("eval/results.json", '"kind"', '"seal": "0", "kind"', "was written"),
+        ("metrics.jsonl", "{", "[", "row of numbers"),
+        ("metrics.jsonl", '"step"', '"stop"', "row of numbers"),
+        ("metrics.jsonl", '"step": ', '"step": null, "x": ', "row of numbers"),
+        ("metrics.jsonl", "1.0", "Infinity", "row of numbers"),
+        ("metrics.jsonl", "1.0", '"1.0"', "row of numbers"),
     ],
 )
 def test_records_that_were_altered_are_a_line(file, old, new, words, tmp_path, capsys):

@@ -102,7 +102,7 @@ def test_training_goes_back_to_what_was_under_way(tmp_path, monkeypatch, capsys)
     batches = (poisoned(store), store.batch)
     assert train(tmp_path, store, batches=lambda k: batches[k], limit=1)[1]
     assert f"loss is nan at step 17: back to step 15, {store.path(15)}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=f"the last good checkpoint is {again.path(15)}"):
+    with pytest.raises(UserError, match=f"checkpoint is {again.path(15)}"):
         train(tmp_path / "again", again, batch=poisoned(again))
     assert again.numbers() == [9, 15]
 

@@ -67,7 +67,7 @@ def check_both_wrote(store, template, folder):
     shutil.copytree(store.path(1) / "parts", damaged / "parts")
     damaged = Checkpoints(damaged.parent, keep=None)
     for read in (damaged.verify, lambda number: damaged.restore(template, number)):
-        with pytest.raises(UserError, match=r"is damaged \(checksum of a part differs"):
+        with pytest.raises(UserError, match="of a part"):
             read(2)
     shutil.rmtree(damaged.path(2) / "parts")
     with pytest.raises(UserError, match="is damaged"):

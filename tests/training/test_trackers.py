@@ -115,8 +115,7 @@ def records_of(content):
 @pytest.mark.parametrize("library", ["wandb", "trackio", "mlflow"])
 def test_a_library_that_is_missing_is_a_line(library, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    words = f"logging={library} needs that library: pip install {library}"
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=f"pip install {library}"):
         TRACKERS[library](Run(tmp_path, "", {}))
 
 
@@ -129,7 +128,7 @@ class Refusing:
 
 def test_what_a_library_says_against_it_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Refusing())
-    with pytest.raises(UserError, match=r"^logging=wandb: RuntimeError: no API key$"):
+    with pytest.raises(UserError, match="API key"):
         TRACKERS["wandb"](Run(tmp_path, "", {})).rewind(0)
     assert not list(tmp_path.iterdir())
 
