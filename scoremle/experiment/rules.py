@@ -1,7 +1,7 @@
 """Values that a config may have, checked before anything is built."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scoremle.core.learned_schedules import LEARNED_SCHEDULES
@@ -25,6 +25,7 @@ ONLY = {
 }
 CHOICES = {
     "eval.dataset": ("train", "test"),
+    "eval.dequantization": ("uniform", "truncated_normal", "variational", "none", "informed"),
     "data.fit": ("", "crop", "resize", "pad"),
     "data.on_device": ("auto", "true", "false"),
     "training.on_nan": ("stop", "rollback"),
@@ -34,8 +35,11 @@ CHOICES = {
     "model.schedule": ("fixed", *LEARNED_SCHEDULES),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
-
-DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational", "none", "informed")
+# What the published algorithm is of.
+OF_RK45 = {
+    "probes": ("1",), "importance_samples": ("1",), "suite": ("false",),
+    "divergence": ("rademacher", "gaussian"),
+}  # fmt: skip
 # What values must be, by name: in words, and as a test that NaN fails.
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
@@ -80,104 +84,70 @@ def check_config(config: Any) -> None:
             values = value if isinstance(value, tuple) else (value,)
             if not values or not all(map(holds, values)):
                 raise UserError(f"{name} must be {words}, not {value}")
-    if config.model.sigma_min >= config.model.sigma_max:
-        raise UserError("model.sigma_min must be below model.sigma_max")
-    if config.data.levels != 0 and not 2 <= config.data.levels <= 256:
-        raise UserError(f"data.levels must be 0 or from 2 to 256, not {config.data.levels}")
-    if config.training.batch_size % config.training.accumulate:
-        raise UserError(
-            f"training.batch_size {config.training.batch_size} does not divide into"
-            f" training.accumulate={config.training.accumulate} parts"
-        )
-    if config.training.importance_weighting and not config.training.likelihood_weighting:
-        raise UserError(
-            "training.importance_weighting draws t for the likelihood weighting: "
-            "set training.likelihood_weighting too"
-        )
     for name, choices in CHOICES.items():
         if (value := fields[name]) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
-    _check_objective(config)
-    _check_dequantization(config.eval)
-    _check_label(config.eval)
-    if config.eval.solver == "rk45_reference":
-        _check_published_solver(config.eval)
-
-
-def _check_objective(config: Any) -> None:
-    """Fields of VDM and i-DODE that need others, or exclude them."""
-    training, data, schedule = config.training, config.data, config.model.schedule
-    density, learned = training.time_density, schedule != "fixed"
-    for wrong, words in (
-        (density != "published" and training.importance_weighting,
-         f"training.time_density={density} draws t in its own way: unset"
-         " training.importance_weighting"),
-        (data.bin_middles and not training.likelihood_weighting,
-         "data.bin_middles has the bound on integers as loss: set training.likelihood_weighting"),
-        (data.bin_middles and data.uniform_dequantization,
-         "data.bin_middles and data.uniform_dequantization are two ways to train: set one"),
-        (learned and not data.bin_middles,
-         f"model.schedule={schedule} is learned by the bound on integers: set data.bin_middles"),
-        (learned and training.sde.lower() not in FROM_ZERO,
-         f"model.schedule={schedule} begins as one that is linear in log-SNR: set training.sde to"
-         f" one of {', '.join(FROM_ZERO)}"),
-        (data.augment and config.model.name.lower() != "vdm",
-         "data.augment is told to the network, which only model.name=vdm takes in"),
-    ):  # fmt: skip
+    for wrong, words in (*_of_training(config), *_of_evaluation(config.eval)):
         if wrong:
             raise UserError(words)
 
 
-def _check_published_solver(evaluation: Any) -> None:
-    alone = {"probes": 1, "importance_samples": 1, "suite": False}
-    wrong = [name for name, value in alone.items() if evaluation[name] != value]
-    if evaluation.divergence.lower() not in ("rademacher", "gaussian"):
-        wrong.append("divergence")
-    if wrong:
-        raise UserError(
-            f"eval.solver=rk45_reference is the published algorithm, of one random probe and one"
-            f" draw: it can't go with eval.{wrong[0]}={evaluation[wrong[0]]}"
-        )
+def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
+    """Fields of a model and its training that need others, or exclude them."""
+    training, data, model = config.training, config.data, config.model
+    density, learned = training.time_density, model.schedule != "fixed"
+    yield model.sigma_min >= model.sigma_max, "model.sigma_min must be below model.sigma_max"
+    yield (data.levels != 0 and not 2 <= data.levels <= 256,
+           f"data.levels must be 0 or from 2 to 256, not {data.levels}")  # fmt: skip
+    yield (training.batch_size % training.accumulate > 0,
+           f"training.batch_size {training.batch_size} does not divide into"
+           f" training.accumulate={training.accumulate} parts")  # fmt: skip
+    yield (training.importance_weighting and not training.likelihood_weighting,
+           "training.importance_weighting draws t for the likelihood weighting: set"
+           " training.likelihood_weighting too")  # fmt: skip
+    yield (density != "published" and training.importance_weighting,
+           f"training.time_density={density} draws t in its own way: unset"
+           " training.importance_weighting")  # fmt: skip
+    yield (data.bin_middles and not training.likelihood_weighting,
+           "data.bin_middles has the bound on integers as loss: set"
+           " training.likelihood_weighting")  # fmt: skip
+    yield (data.bin_middles and data.uniform_dequantization,
+           "data.bin_middles and data.uniform_dequantization are two ways to train: set one")
+    yield (learned and not data.bin_middles,
+           f"model.schedule={model.schedule} is learned by the bound on integers: set"
+           " data.bin_middles")  # fmt: skip
+    yield (learned and training.sde.lower() not in FROM_ZERO,
+           f"model.schedule={model.schedule} begins as one that is linear in log-SNR: set"
+           f" training.sde to one of {', '.join(FROM_ZERO)}")  # fmt: skip
+    yield (data.augment and model.name.lower() != "vdm",
+           "data.augment is told to the network, which only model.name=vdm takes in")
 
 
-def _check_dequantization(evaluation: Any) -> None:
-    name = evaluation.dequantization
-    if name not in DEQUANTIZATIONS:
-        raise UserError(
-            f"eval.dequantization must be one of {', '.join(DEQUANTIZATIONS)}, not {name!r}"
-        )
-    if evaluation.dequantizer and name != "variational":
-        raise UserError(f"eval.dequantizer means variational dequantization, not {name}")
-    if name == "none" and not evaluation.bound:
-        raise UserError(
-            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound"
-        )
-    if evaluation.bound_steps and name in ("truncated_normal", "variational"):
-        raise UserError(
-            f"eval.bound_steps is a bound on integers, which takes no dequantization noise: unset"
-            f" eval.dequantization={name}"
-        )
-    if evaluation.bound_steps and evaluation.suite:
-        raise UserError("eval.suite does not measure eval.bound_steps: unset one of the two")
-    if evaluation.importance_samples > 1 and (evaluation.bound or evaluation.bound_steps):
-        raise UserError(
-            "eval.importance_samples is for the exact likelihood: the draws of the bound would "
-            "make a mean of exponentials far too large; unset eval.bound"
-        )
-    if evaluation.wait and evaluation.end_ckpt is None:
-        raise UserError("eval.wait waits for checkpoints up to eval.end_ckpt: set it")
-
-
-def _check_label(evaluation: Any) -> None:
-    """A label is of bits/dim; the mean over all of them is compiled."""
-    if not evaluation.label:
-        return
-    for name in ("suite", "enable_loss", "enable_sampling"):
-        if evaluation[name]:
-            raise UserError(
-                f"eval.{name} does not take eval.label: unset one of the two; scoremle sample has"
-                " --label"
-            )
-    if evaluation.label == ALL and evaluation.solver == "rk45_reference":
-        raise UserError("eval.solver=rk45_reference takes one label, not eval.label=all")
+def _of_evaluation(asked: Any) -> Iterator[tuple[bool, str]]:
+    """Fields of an evaluation that need others, or exclude them."""
+    noise, published = asked.dequantization, asked.solver == "rk45_reference"
+    yield (asked.dequantizer and noise != "variational",
+           f"eval.dequantizer means variational dequantization, not {noise}")
+    yield (noise == "none" and not asked.bound,
+           "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
+    yield (asked.bound_steps > 0 and noise in ("truncated_normal", "variational"),
+           "eval.bound_steps is a bound on integers, which takes no dequantization noise: unset"
+           f" eval.dequantization={noise}")  # fmt: skip
+    yield (asked.bound_steps > 0 and asked.suite,
+           "eval.suite does not measure eval.bound_steps: unset one of the two")
+    yield (asked.importance_samples > 1 and (asked.bound or asked.bound_steps > 0),
+           "eval.importance_samples is for the exact likelihood: the draws of the bound would make"
+           " a mean of exponentials far too large; unset eval.bound")  # fmt: skip
+    yield (asked.wait and asked.end_ckpt is None,
+           "eval.wait waits for checkpoints up to eval.end_ckpt: set it")
+    for name in ("suite", "enable_loss", "enable_sampling"):  # a label is of bits/dim
+        yield (asked.label and asked[name],
+               f"eval.{name} does not take eval.label: unset one of the two; scoremle sample has"
+               " --label")  # fmt: skip
+    yield (published and asked.label == ALL,  # which is compiled
+           "eval.solver=rk45_reference takes one label, not eval.label=all")
+    for name, values in OF_RK45.items():
+        yield (published and str(asked[name]).lower() not in values,
+               "eval.solver=rk45_reference is the published algorithm, of one random probe and one"
+               f" draw: it can't go with eval.{name}={asked[name]}")  # fmt: skip

@@ -68,7 +68,7 @@ from scoremle.files import write_atomically
         ("eval__solver", "rk45", ["eval.solver 'rk45'", "rk45_reference"]),
         ("eval__divergence", "uniform", ["eval.divergence 'uniform'", "rademacher, gaussian"]),
         ("eval__dataset", "valid", ["eval.dataset must be train or test, not 'valid'"]),
-        ("eval__dequantization", "normal", ["must be one of uniform, truncated_normal", "none"]),
+        ("eval__dequantization", "normal", ["must be uniform", "truncated_normal"]),
         ("eval__dequantization", "none", ["is for the bound", "set eval.bound"]),
         ("eval__dequantizer", True, ["no dequantizer in", "train it with scoremle train-deq"]),
         ("eval__importance_samples", 0, ["eval.importance_samples must be at least 1"]),
