@@ -60,7 +60,7 @@ class Result(Mean):
     """A mean over images with its protocol, by the names of its fields in results.json.
 
     ``name`` is that of the result there, and of its files in ``folder``. ``model`` is "ODE" of a
-    likelihood, "SDE" or "chain" of a bound.
+    likelihood, "SDE" or "chain" of a bound. What is written and read nowhere else is ``more``.
 
     Args:
         kind: of the measurement, such as "exact" or "bound".
@@ -94,6 +94,7 @@ class Result(Mean):
         training: its progress.
         dequantizer_step: of the flow's training.
         dequantizer_training: the flow's progress.
+        more: facts of the data, the estimator and the network.
     """
 
     name: str
@@ -130,6 +131,21 @@ class Result(Mean):
     training: TrainingProgress | None = None
     dequantizer_step: Count | None = None
     dequantizer_training: TrainingProgress | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def made(cls, name: str, folder: Path, found: Mean, facts: Mapping[str, Any]) -> "Result":
+        """The result that these facts are about.
+
+        Args:
+            name: of the result.
+            folder: of its files.
+            found: the mean over images.
+            facts: by the names of the fields, and any others.
+        """
+        own = {each: facts[each] for each in OWN if each in facts}
+        more = {each: fact for each, fact in facts.items() if each not in own}
+        return cls(**vars(found), name=name, folder=folder, **own, more=more)
 
     @classmethod
     def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
@@ -145,8 +161,13 @@ class Result(Mean):
         if lacking := [each for each in NEEDED if each not in facts]:
             where = folder / "results.json"
             raise UserError(f"{where}: {name} lacks {lacking[0]}; evaluate again")
-        own = {each: facts[each] for each in OWN if each in facts}
-        return cls(**Mean.fields_of_json(facts), name=name, folder=folder, **own)
+        return cls.made(name, folder, Mean.of_json(facts), facts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in results.json, without the fields that are unset."""
+        own = {each: getattr(self, each) for each in OWN}
+        own = {each: value for each, value in own.items() if value not in ("", None)}
+        return {**self.more, **own, **super().to_json()}
 
     @property
     def is_bpd(self) -> bool:
@@ -228,7 +249,7 @@ KINDS: dict[str, Any] = {
     "stderr": Error | None,
     "noise_stderr": Error | None,
 }
-PLACE = {"name", "folder"}
+PLACE = {"name", "folder", "more"}
 OWN = {each.name for each in fields(Result)} - {each.name for each in fields(Mean)} - PLACE
 NEEDED = [
     each.name for each in fields(Result)

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
+from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.score_images import (
     DIFFERENCES,
@@ -253,23 +254,22 @@ class EvaluationRun:
         self._check_finite(one, found, name)
         if one.choice:
             found = found.corrected(one.choice.levels, evaluation.tolerance)
-        facts = {
+        mean = cast(Mean, found.mean)  # of finite values
+        facts |= self.trainings(flow=one.of_flow) | {
             "metric": found.column,
             "unit": "bits/dim" if found.column == "bpd" else "loss",
-            **found.to_json(),
-            **facts,
-            **self.trainings(flow=one.of_flow),
-            **({"solver_choice": one.choice.to_json()} if one.choice else {}),
+            "seconds_per_image": found.seconds,
+            "solver_choice": one.choice and one.choice.to_json(),
             "flags": self._flags,
         }
         if self.experiment.model.precision != FULL and found.column == "bpd":
             facts["precision_cost"] = self._precision_cost(one, restored, parts)
         if one.log_snr_edges is not None:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
-            title = f"{name}, {facts['mean']:.3f} bits/dim: which noise levels cost them"
+            title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
             pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
-        self.write({name: facts})
-        result = Result.read(name, facts, self.folder)
+        result = Result.made(name, self.folder, mean, facts)
+        self.write({name: result.to_json()})
         if "probe_bias" in found.values:
             _warn_of_optimism(result)
         means = found.values[found.column].mean(axis=0)

@@ -20,7 +20,8 @@ PassValues = dict[str, Float[np.ndarray, "passes _n *more"]]
 
 # Random errors of an image, which shrink with the number of images and passes.
 RANDOM = ("probe_stderr", "draw_stderr")
-# Fields of a mean that is corrected for its solver.
+# Fields of a mean, and those of one that is corrected for its solver.
+MEAN = ("mean", "stderr", "noise_stderr", "images", "passes")
 CORRECTED = ("uncorrected_mean", "correction", "errors", "level_nodes", "level_images")
 # Parts of the error of such a mean, as they are printed.
 PARTS = ("images", "probes", "draws", "solver")
@@ -127,13 +128,15 @@ class Mean:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, those of ``columns`` among them; without what it lacks."""
-        without = ("columns", *CORRECTED) if self.errors is None else ("columns",)
-        own = {name: value for name, value in asdict(self).items() if name not in without}
-        return own | dict(self.columns)
+        of_mean = {name: getattr(self, name) for name in MEAN}
+        if self.errors:
+            of_mean |= {name: getattr(self, name) for name in CORRECTED}
+            of_mean["errors"] = asdict(self.errors)
+        return of_mean | dict(self.columns)
 
     @staticmethod
-    def fields_of_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a mean, by what ``to_json`` gives.
+    def of_json(facts: Mapping[str, Any]) -> "Mean":
+        """The mean that ``to_json`` gave.
 
         Args:
             facts: a record of results.json.
@@ -142,12 +145,11 @@ class Mean:
             name: value for name, value in facts.items()
             if name.startswith("mean_") or name.endswith("_of_mean")
         }  # fmt: skip
-        names = ("mean", "stderr", "noise_stderr", "images", "passes", *CORRECTED)
-        own = {name: facts[name] for name in names if name in facts}
+        own = {name: facts[name] for name in (*MEAN, *CORRECTED) if name in facts}
         own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
         if errors := facts.get("errors"):
             own["errors"] = MeanErrors(**{f.name: errors[f.name] for f in fields(MeanErrors)})
-        return own | {"columns": columns}
+        return Mean(**own, columns=columns)
 
     @property
     def evaluations(self) -> float | None:

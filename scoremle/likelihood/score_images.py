@@ -73,11 +73,6 @@ class Scored:
         """The column that the mean is of."""
         return _column(self.values)
 
-    def to_json(self) -> dict[str, Any]:
-        """The mean, as results state it, and the seconds."""
-        of_mean = self.mean.to_json() if self.mean else {}
-        return of_mean | {"seconds_per_image": self.seconds}
-
     @property
     def finite(self) -> Bool[np.ndarray, " n"]:
         """Marks the images whose values are finite in each pass."""

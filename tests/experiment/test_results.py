@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scoremle.errors import UserError
-from scoremle.experiment.results import add_results, read_results
+from scoremle.experiment.results import add_results, measured, read_results
 from scoremle.experiment.shipped import FOLDER
 
 RESULTS = {
@@ -56,3 +56,11 @@ def test_the_results_that_the_package_ships_are_read():
     """They were written by an evaluation: each field that is typed is of that type."""
     found = read_results(FOLDER / "digits" / "eval" / "results.json")
     assert found["exact_test_ckpt_3"]["divergence"]["type"] == "Hutchinson"
+
+
+def test_a_result_is_written_as_it_was_read():
+    """What no reader takes is among it."""
+    entries = read_results(FOLDER / "digits" / "eval" / "results.json")
+    for result in measured(FOLDER / "digits", "eval"):
+        facts, written = entries[result.name], json.loads(json.dumps(result.to_json()))
+        assert "sde" in facts and {name: written[name] for name in facts} == facts

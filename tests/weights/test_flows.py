@@ -61,7 +61,7 @@ def test_values_belong_to_an_image():
 def test_score_images_takes_it_with_its_mean():
     found = score_images(flow(), ByLogProb(4), IMAGES, passes=2)
     assert found.mean.mean == found.values["bpd"].mean()
-    stated = found.to_json()
+    stated = found.mean.to_json()
     assert stated["mean_effective_draws"] <= 4 and "draw_stderr_of_mean" in stated
     assert ByLogProb(4).describe()["estimator"] == ByLogProb(4).title
     assert "4 draws" in ByLogProb(4).title and "draws" not in ByLogProb().title
