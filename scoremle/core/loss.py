@@ -67,8 +67,14 @@ def drawn_loss(
     noise: NoiseFn, sde: SDE, x: Data, key: Keys, *, times: TimeSampler, weighting: str
 ) -> tuple[PerExample, Times, Times]:
     """``denoising_loss``, the time that was drawn for each example, and its density."""
-    check_choice("weighting", weighting, WEIGHTINGS)
-    x, key = as_data(x), as_keys(key)
+    x = as_data(x)
+    t, density, z = draw(x, key, times)
+    return loss_at(noise, sde, x, t, density, z, weighting=weighting), t, density
+
+
+def draw(x: Data, key: Keys, times: TimeSampler) -> tuple[Times, Times, Data]:
+    """A time for each example, its density, and noise."""
+    key = as_keys(key)
     if key.shape:
         key_t, key_z = split(example_keys(key, len(x)))
         drawn = tuple(a[:, 0] for a in jax.vmap(lambda k: times(k, 1))(key_t))
@@ -77,6 +83,16 @@ def drawn_loss(
         drawn = times(key_t, len(x))
     # A gradient by the schedule is that of the integrand at given times, which is unbiased.
     t, density = (jax.lax.stop_gradient(a.astype(x.dtype)) for a in drawn)
-    z = normal(key_z, x)
-    weight = WEIGHTINGS[weighting](sde, t) / density
-    return weight * denoising_residual(noise, sde, x, t, z), t, density
+    return t, density, normal(key_z, x)
+
+
+def loss_at(
+    noise: NoiseFn, sde: SDE, x: Data, t: Times, density: Times, z: Data, *, weighting: str
+) -> PerExample:
+    """The loss of each example at the given time, of this density, and noise."""
+    check_choice("weighting", weighting, WEIGHTINGS)
+    weight = WEIGHTINGS[weighting](sde, t)
+    if weight.ndim == 1:
+        return weight / density * denoising_residual(noise, sde, x, t, z)
+    error = predict(noise, sde.perturb(x, t, z), t) - z
+    return sum_data(weight * jnp.square(error)) / (2 * density)

@@ -67,6 +67,18 @@ class Schedule(abc.ABC):
         """The t at which lambda is ``lam``; 0 or 1 beyond its ends."""
         return _inverse(self, floating(lam))
 
+    def at_zero(self) -> Times:
+        """lambda at t = 0."""
+        return self.log_snr(jnp.zeros(()))
+
+    def common_log_snr(self, t: Times) -> Times:
+        """lambda at t, which all dimensions share. UserError where each has its own.
+
+        Args:
+            t: times of any shape.
+        """
+        return self.log_snr(t)
+
     def at(self, code: Any) -> "Schedule":
         """The schedule of the images that ``code`` describes. UserError if all share one."""
         raise UserError(f"{type(self).__name__} is the same for all images: it takes no code")
@@ -124,6 +136,13 @@ class PerDimension(Schedule):
     """
 
     per_dimension = True
+
+    def common_log_snr(self, t: Times) -> Times:
+        """Raises UserError, unless a schedule states where its dimensions meet."""
+        raise UserError(
+            f"{type(self).__name__} has a log-SNR for each dimension, where one for all is needed:"
+            " use what goes by t, such as UniformTime"
+        )
 
     def time_of_log_snr(self, lam: Times) -> Times:
         """Raises UserError: there is no such time for all dimensions."""

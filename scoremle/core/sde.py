@@ -37,7 +37,6 @@ from scoremle.core.schedules import (
     Schedule,
     rate,
 )
-from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
@@ -109,12 +108,7 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        if self.schedule.per_dimension:
-            raise UserError(
-                f"{type(self.schedule).__name__} has a log-SNR for each dimension, where one for"
-                " all is needed: use what goes by t, such as UniformTime"
-            )
-        return self.log_snr(t)
+        return self.schedule.common_log_snr(floating(t))
 
     def time_of_log_snr(self, lam: ArrayLike) -> Times:
         """The t at which the log-SNR is ``lam``.
@@ -204,6 +198,15 @@ class SDE:
         return self.prior_std * per_example(jax.random.normal, keys, shape[1:])
 
 
+def with_schedule(tree: Any, schedule: Schedule) -> Any:
+    """The same tree with another schedule in each SDE."""
+
+    def moved(node: Any) -> Any:
+        return dataclasses.replace(node, schedule=schedule) if isinstance(node, SDE) else node
+
+    return jax.tree.map(moved, tree, is_leaf=lambda node: isinstance(node, SDE))
+
+
 def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
     """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
 
@@ -224,7 +227,7 @@ def _is_finite_at_zero(sde: SDE) -> bool:
     if isinstance(sde.schedule, Discrete):  # it begins with its first step
         return False
     with jax.ensure_compile_time_eval():
-        return not known(sde) or bool(jnp.isfinite(sde.log_snr(0.0)).all())
+        return not known(sde) or bool(jnp.isfinite(sde.schedule.at_zero()).all())
 
 
 def _of_numbers(init: Init) -> Init:

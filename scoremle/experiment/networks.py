@@ -4,10 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 from jax.typing import DTypeLike
@@ -30,11 +32,18 @@ from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey
 
 Params = Any
+# Of the course of a learned schedule that is told.
+POINTS = 65
 
 
 def _precision(dtype: DTypeLike) -> str:
     products = matmul_precision()
     return str(jnp.dtype(dtype)) + f", matrix products {products}" * (products != HIGHEST)
+
+
+def _trained(network: nn.Module, params: Params, dropout: PRNGKey, *inputs: Any) -> Any:
+    rngs = {"dropout": dropout}
+    return network.apply({"params": params}, *inputs, train=True, rngs=rngs)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,14 @@ class NetworkSpec(_Spec):
         schedule = learned_schedule(params["gamma"])
         return dataclasses.replace(self, sde=dataclasses.replace(self.sde, schedule=schedule))
 
+    def log_snr(self, params: Params) -> dict[str, list[float]] | None:
+        """The learned log-SNR over t, and the one that it began as; None if none is learned."""
+        if not self.learned:
+            return None
+        t = jnp.linspace(self.eps, 1.0, POINTS)
+        each = {"t": t, "learned": self.at(params).sde.log_snr(t), "fixed": self.sde.log_snr(t)}
+        return {name: np.asarray(values, float).tolist() for name, values in each.items()}
+
     @property
     def precision(self) -> str:
         """The type that the network computes in, and that of products if JAX's config has one."""
@@ -105,9 +122,7 @@ class NetworkSpec(_Spec):
         sde, params = self.at(params).sde, params["score_model"] if self.learned else params
         apply: Any = Partial(Applied(self.network), params)
         if dropout is not None:
-            def apply(*inputs: Any) -> Any:
-                rngs = {"dropout": dropout}
-                return self.network.apply({"params": params}, *inputs, train=True, rngs=rngs)
+            apply = Partial(partial(_trained, self.network), params, dropout)
         return noise_fn(apply, sde, prediction=self.prediction, time_input=self.time_input)
 
     def model(self, params: Params) -> ScoreModel:
@@ -144,6 +159,9 @@ class ImportedSpec(_Spec):
     chain: BySteps | None
     classes: int
     label: str
+
+    def log_snr(self, params: Params) -> None:
+        """None: its schedule is its own."""
 
     @property
     def precision(self) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scoremle.core.learned_schedules import LEARNED_SCHEDULES
+from scoremle.core.learned_schedules import BETWEEN_ENDS, LEARNED_SCHEDULES
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 from scoremle.experiment.config import check_types, flat
@@ -120,6 +120,10 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
     yield (learned and training.sde.lower() not in FROM_ZERO,
            f"model.schedule={model.schedule} begins as one that is linear in log-SNR: set"
            f" training.sde to one of {', '.join(FROM_ZERO)}")  # fmt: skip
+    drawn_evenly = density == "published" and not training.importance_weighting
+    yield (model.schedule == BETWEEN_ENDS and not drawn_evenly,
+           f"model.schedule={model.schedule} draws t evenly: unset training.time_density and"
+           " training.importance_weighting")  # fmt: skip
     yield (data.augment and model.name.lower() != "vdm",
            "data.augment is told to the network, which only model.name=vdm takes in")
 

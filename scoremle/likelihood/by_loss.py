@@ -8,10 +8,12 @@ from jaxtyping import Array, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
-from scoremle.core.loss import drawn_loss
+from scoremle.core.learned_schedules import BetweenEnds, with_least_variance
+from scoremle.core.loss import draw, drawn_loss, loss_at
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, pytree, static
-from scoremle.core.sde import SDE
+from scoremle.core.schedules import Schedule
+from scoremle.core.sde import SDE, with_schedule
 from scoremle.core.times import TimeSampler
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.elbo import prior_divergence
@@ -97,7 +99,7 @@ class ByVDMLoss(ByLoss):
     """VDM's loss: the bound on integers, which are in the middle of their bins, in bits/dim.
 
     Prior and decoder are constants where the schedule does not change (Kingma et al., arXiv
-    2107.00630).
+    2107.00630). The course of a schedule ``BetweenEnds`` gets the gradient of the squares.
 
     Args:
         eps: the time at which integers are decoded.
@@ -115,3 +117,14 @@ class ByVDMLoss(ByLoss):
         found = self._denoising(noise, sde, y, split(key, 3)[1])
         last = decoder.known(sde, y, x, jnp.full(len(x), self.eps, y.dtype))
         return self.scale * (prior_divergence(sde, y) + found[0] + last), found
+
+    def _denoising(self, noise: NoiseFn, sde: SDE, y: Data, key: Keys) -> Drawn:
+        if not isinstance(sde.schedule, BetweenEnds):
+            return super()._denoising(noise, sde, y, key)
+        t, density, z = draw(y, key, self.times)
+
+        def losses(noise: NoiseFn, schedule: Schedule) -> PerExample:
+            noise, place = with_schedule((noise, sde), schedule)
+            return self.scale * loss_at(noise, place, y, t, density, z, weighting=self.weighting)
+
+        return with_least_variance(losses, noise, sde.schedule, t) / self.scale, t, density

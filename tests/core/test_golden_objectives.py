@@ -1,5 +1,7 @@
 """The losses of VDM and i-DODE: the authors' numbers, and their networks on the same draws."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,28 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.vdm_networks import golden_vdm
 
 from scoremle.core import loss
-from scoremle.core.learned_schedules import learned_schedule
+from scoremle.core.learned_schedules import BetweenEnds, learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import conditioned, noise_fn
-from scoremle.core.schedules import LinearLogSNR
+from scoremle.core.pytree import pytree
+from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import AlphaSquared, UniformTime
+from scoremle.likelihood.by_loss import ByVDMLoss
 from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.steps import ReverseChain
+
+
+@pytree
+@dataclass(frozen=True)
+class Plain(Schedule):
+    """The same schedule under another type."""
+
+    schedule: Schedule
+
+    def log_snr(self, t):
+        return self.schedule.log_snr(t)
+
 
 KERNELS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
 
@@ -93,6 +109,42 @@ def test_golden_gradients_into_a_learned_schedule(kind, golden, monkeypatch):
         expected = arrays[f"{kind}/T0/grad/gamma/{name}"]
         atol = 2e-3 * np.abs(expected).max()
         np.testing.assert_allclose(found, expected, atol=atol, err_msg=name)
+
+
+def test_golden_gradients_by_the_variance(golden, monkeypatch):
+    """By the course of a schedule that of the squared loss, by the rest that of the loss."""
+    arrays, prefix = golden("vdm_loss"), "schedules/nnet/params/"
+    x, c = drawn(arrays, monkeypatch), jnp.asarray(arrays["cond"])
+    flat = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    course = learned_schedule(unflatten_dict(jax.tree.map(jnp.asarray, flat), sep="/"))
+    network, by_loss = golden_vdm("fourier"), ByVDMLoss(
+        UniformTime(0.0, True), 1 / (192 * jnp.log(2.0)), "likelihood", False
+    )  # fmt: skip
+
+    def diffusion(schedule, network):
+        sde = SDE("vp", schedule, 1.0)
+        noise = conditioned(noise_fn(network, sde), c)
+        return by_loss._denoising(noise, sde, x, jax.random.key(0))[0]
+
+    def bits(schedule, network):
+        return jnp.mean(by_loss.scale * diffusion(schedule, network))
+
+    schedule = BetweenEnds(jnp.asarray([-13.3, 5.0]), course)
+    losses = diffusion(schedule, network)
+    np.testing.assert_allclose(losses, arrays["variance/loss_diff"], rtol=5e-4)
+    square = jnp.mean(jnp.square(by_loss.scale * losses))
+    assert square == pytest.approx(float(arrays["variance/mean_square_bpd"]), rel=1e-3)
+    found, of_network = jax.jit(jax.grad(bits, (0, 1)))(schedule, network)
+    for name, each in flatten_dict(found.course.params, sep="/").items():
+        expected = arrays[f"variance/grad/{name}"]
+        atol = 2e-3 * np.abs(arrays[f"variance/grad/{name}"]).max() + 1e-6
+        np.testing.assert_allclose(each, expected, atol=atol, err_msg=name)
+    # The rest as without: of the same schedule, whose type is another.
+    plain, other = jax.jit(jax.grad(bits, (0, 1)))(Plain(schedule), network)
+    np.testing.assert_allclose(found.ends, plain.schedule.ends, rtol=1e-4)
+    for each, expected in zip(*map(jax.tree.leaves, (of_network, other)), strict=True):
+        np.testing.assert_allclose(each, expected, atol=1e-4 * np.abs(expected).max() + 1e-7)
+    assert np.abs(plain.schedule.course.params["l1"]["kernel"]).max() > 0
 
 
 def test_golden_loss_of_steps(golden, monkeypatch):
