@@ -38,6 +38,14 @@ class _Profile(TypedDict):
     stderr: list[Error]
 
 
+class _Course(TypedDict):
+    """The log-SNR of a schedule that is learned, and of the one that it began as."""
+
+    t: list[float]
+    learned: list[float]
+    fixed: list[float]
+
+
 class TrainingProgress(TypedDict):
     """Progress of a training."""
 
@@ -83,6 +91,7 @@ class Result(Mean):
         seconds_per_image: without compilation.
         solver_choice: findings of the pilot.
         profile: bits over noise levels.
+        log_snr: of a learned schedule over t, and of the one that it began as.
         precision_cost: the error that less than float32 makes, in bits/dim.
         flags: of the command line that made it.
         dataset: by its name.
@@ -120,6 +129,7 @@ class Result(Mean):
     seconds_per_image: float = 0.0
     solver_choice: _Choice | None = None
     profile: _Profile | None = None
+    log_snr: _Course | None = None
     precision_cost: _Cost | None = None
     flags: dict[Name, Any] = field(default_factory=dict)
     dataset: str = ""

@@ -222,6 +222,27 @@ def profile_chart(number: int, name: str, found: Mapping[str, Sequence[float]]) 
     )  # fmt: skip
 
 
+def course(found: Mapping[str, Sequence[float]]) -> Chart:
+    """The log-SNR of a learned schedule over t, beside the one that it began as."""
+    t, learned, fixed = (np.asarray(found[name]) for name in ("t", "learned", "fixed"))
+    apart = np.abs(learned - fixed)
+
+    def draw(axes: Any) -> None:
+        axes.plot(t, learned, color=COLOURS[0], label="learned")
+        axes.plot(t, fixed, color=INK, linestyle="--", label="at first")
+        axes.set(xlabel="time t: data on the left, noise on the right", ylabel="log-SNR")
+        axes.legend(**ABOVE)
+
+    return Chart(
+        "schedule", "The learned schedule",
+        "How fast the signal-to-noise ratio falls. Where the line is steep, training draws few"
+        " times for each unit of log-SNR. Its ends are where the data and the noise are told.",
+        f"The learned log-SNR falls from {learned[0]:.2f} to {learned[-1]:.2f}, where it fell from"
+        f" {fixed[0]:.2f} to {fixed[-1]:.2f} at first; they are at most {apart.max():.2f} apart.",
+        draw,
+    )  # fmt: skip
+
+
 def solver_steps(tried: Sequence[Sequence[float]], chosen: int, images: int) -> Chart:
     """The solver's error an image against its steps, as a pilot measured it."""
     steps, errors = np.array(tried, float).T

@@ -113,6 +113,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     profiles = [(r.kind, cast(Any, r.profile)) for r in in_bits if r.profile]
     drawn += [charts.profile_chart(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
     if result := subject.main_result:
+        drawn += [charts.course(cast(Any, result.log_snr))] if result.log_snr else []
         drawn += _of_the_ode(subject, result)
     page.charts(drawn)
     return drawn

@@ -112,8 +112,8 @@ def test_fields_that_do_not_go_together(fields, words):
         check_config(published_config("vdm/cifar10", fields))
 
 
-def train(name, folder, steps):
-    flags = [f"--config.{field}" for field in (*TINY, f"training.n_iters={steps}")]
+def train(name, folder, steps, *fields):
+    flags = [f"--config.{field}" for field in (*TINY, f"training.n_iters={steps}", *fields)]
     assert cli.main([f"--config={name}", f"--workdir={folder}", "--mode=train", *flags]) == 0
 
 
@@ -122,27 +122,62 @@ def state_of(folder):
     return place.restore(build(place.config()).training.template()).tree
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("vdm/cifar10_aug", marks=pytest.mark.long), "idode/cifar10_aug"]
-)
-def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(name, tmp_path, capsys):
-    """Six steps at once, and three and three; then it is measured as its config says."""
-    train(name, tmp_path / "whole", 6)
-    train(name, tmp_path / "parts", 3)
-    train(name, tmp_path / "parts", 6)
-    states = [state_of(tmp_path / folder) for folder in ("whole", "parts")]
+def trained(name, place, *fields):
+    """Six steps at once, and three and three: the same to the last bit."""
+    train(name, place / "whole", 6, *fields)
+    train(name, place / "parts", 3, *fields)
+    train(name, place / "parts", 6, *fields)
+    states = [state_of(place / folder) for folder in ("whole", "parts")]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
-    samples = ["--config.eval.importance_samples=2"] * name.startswith("idode")
-    assert cli.main(["eval", str(tmp_path / "whole"), "--config.eval.num_images=3", *samples]) == 0
-    (results,) = (tmp_path / "whole").rglob("results.json")
+    return states[0]
+
+
+def measured(folder, *flags):
+    assert cli.main(["eval", str(folder), *flags]) == 0
+    (results,) = folder.rglob("results.json")
     (facts,) = json.loads(results.read_text()).values()
     assert np.isfinite(facts["mean"]) and facts["images"] == 3
-    if name.startswith("vdm"):
+    return facts
+
+
+@pytest.mark.long
+def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(tmp_path):
+    """Of i-DODE, measured as its config says."""
+    trained("idode/cifar10_aug", tmp_path)
+    facts = measured(tmp_path / "whole", "--config.eval.importance_samples=2")
+    assert facts["dequantizer"] == "truncated_normal" and facts["importance_samples"] == 2
+
+
+def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
+    """Of VDM: a course by the variance, and ends by the bound."""
+    fields = "model.schedule=least_variance", "optim.lr=1e-2", "model.ema_rate=0.5"
+    state = trained("vdm/cifar10_aug", tmp_path, *fields)
+    begun = build(Workdir(tmp_path / "whole").config()).training.init_state()
+    for name in ("ends", "l2", "l3"):
+        pair = (each.params["gamma"][name] for each in (begun, state))
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *pair)
+        assert max(jax.tree.leaves(moved)) > 1e-4, name
+    for folder in ("whole", "parts"):
+        facts = measured(tmp_path / folder)
         assert facts["reconstruction"] == "Discrete"
-        assert facts["sde"]["schedule"]["type"] == "MonotoneLogSNR"
-    else:
-        assert facts["dequantizer"] == "truncated_normal" and facts["importance_samples"] == 2
+        assert facts["sde"]["schedule"]["type"] == "BetweenEnds"
+        gap = np.subtract(facts["log_snr"]["learned"], facts["log_snr"]["fixed"])
+        assert 1e-4 < np.abs(gap).max() < 1
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    capsys.readouterr()
+    assert cli.main(["compare", whole, parts, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert found["difference"] == found["stderr"] == 0
+    assert cli.main(["report", whole]) == 0
+    page = (tmp_path / "whole" / "report" / "index.html").read_text()
+    assert "The learned log-SNR falls from" in page
+    np.save(tmp_path / "x.npy", np.full((3, 8, 8, 1), 7, np.uint8))
+    out = f"--out={tmp_path / 'x.csv'}"
+    assert cli.main(["score", whole, str(tmp_path / "x.npy"), "--repeats=1", out]) == 0
+    drawn = ("-n", "2", "-o", str(tmp_path / "y.npy"), "--steps=2")
+    assert cli.main(["sample", whole, *drawn]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (2, 8, 8, 1)
 
 
 def test_images_that_are_augmented_are_told():
