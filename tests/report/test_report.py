@@ -16,6 +16,7 @@ from scoremle.cli.main import main
 from scoremle.coding.rates import Rates
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference
+from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
 from scoremle.report.subject import Subject, paired
@@ -53,7 +54,8 @@ def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
     assert "2.00100 at 24 steps -0.00133 of correction, by differences of 24 to 256 steps" in told
     assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
-    assert "training.n_iters 2400 777" in told  # the digits config, and this one
+    steps = NAMED_CONFIGS["digits"].fields["training.n_iters"]
+    assert f"training.n_iters {steps} 777" in told  # the digits config, and this one
     assert "training.snapshot_freq" not in told
     asked = "--config.eval.nodes=24 --config.eval.dequantization=truncated_normal"
     again = f"{asked} --config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"

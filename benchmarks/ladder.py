@@ -1,0 +1,306 @@
+"""The ladder: what each successor of the first objective is worth on one budget of processor time.
+
+Trains each rung on digits for the same seconds of a processor, measures the exact bits/dim and the
+bound on the whole test split, and prints a table for docs/results.md and a line of JSON.
+
+    python benchmarks/ladder.py                          # all, three seeds: hours
+    python benchmarks/ladder.py --budget=60 --rungs plain LW LW+IS sub-VP --plot=ladder.png
+    python benchmarks/ladder.py --budget=60 --rungs none # the table of what there is
+
+A run that was stopped goes on where it was, within a training, too, and a larger ``--budget`` goes
+on from the smaller one. A step's seconds are measured first, without compilation and in turns with
+the first rung's, so that other work slows both; they set how many steps the budget has. A flow
+dequantizer is trained in addition to the budget, for the steps that the config ``digits`` says.
+
+A difference is a rung's bits/dim less the first rung's, image by image and seed by seed. Its error
+is that over images, and where there are two seeds or more that over seeds, added in quadrature.
+The picture has these differences beside the paper's, and the curves over seconds and over steps.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from common import answer, parser_of, run, timed
+from jax.tree_util import Partial
+
+from scoremle.cli.cache import keep_programs
+from scoremle.data.feed import feed
+from scoremle.devices import needs
+from scoremle.evaluation.figures import ABOVE, COLOURS, INK, drawn
+from scoremle.evaluation.result import Result
+from scoremle.evaluation.statistics import paired_difference
+from scoremle.experiment.build import build
+from scoremle.experiment.config import load_config
+from scoremle.experiment.results import measured
+from scoremle.experiment.workdir import Workdir
+from scoremle.files import read_json, write_json
+from scoremle.training.program import make_program
+
+
+class Rung(NamedTuple):
+    """A row of the ladder: a training by ``BASE`` and ``fields``; None: there is none yet.
+
+    ``exact`` and ``bound`` are fields of its evaluations; None: none is made. ``network``: the
+    rung whose training is measured, in place of one of its own. ``paper``: bits/dim of CIFAR-10,
+    exact and bound, in ScoreFlow's table. ``claim``: what another paper has.
+    """
+
+    fields: Mapping[str, Any] | None = {}
+    exact: Mapping[str, Any] = {}
+    bound: Mapping[str, Any] | None = {}
+    network: str = ""
+    paper: tuple[float, float] | None = None
+    claim: str = ""
+
+
+# The first network and batch: what digits had before the ladder.
+BASE = {
+    "model.embedding": "time", "model.parameterization": "published", "model.ema_rate": 0.995,
+    "training.likelihood_weighting": True, "training.importance_weighting": True,
+    "training.time_density": "published", "training.batch_size": 64,
+}  # fmt: skip
+NO_IS = {"training.importance_weighting": False}
+ALPHA_SQUARED = NO_IS | {"training.time_density": "alpha_squared"}
+VELOCITY = ALPHA_SQUARED | {"training.sde": "idode", "model.parameterization": "v"}
+INTEGERS = {"data.bin_middles": True, "data.uniform_dequantization": False}
+TRUNCATED, DISCRETE, FLOW = (
+    {"eval.dequantization": way} for way in ("truncated_normal", "none", "variational")
+)
+RUNGS = {
+    "plain": Rung(NO_IS | {"training.likelihood_weighting": False}, paper=(3.16, 3.28)),
+    "LW": Rung(NO_IS, paper=(3.06, 3.18)),
+    "LW+IS": Rung(paper=(2.95, 3.08)),
+    "sub-VP": Rung({"training.sde": "subvpsde"}, paper=(2.94, 3.05)),
+    "velocity": Rung(VELOCITY, claim="i-DODE: 2.56 exact"),
+    "velocity, batch 32": Rung(
+        VELOCITY | {"training.batch_size": 32, "model.ema_rate": 0.9975}
+    ),
+    "straight": Rung(
+        ALPHA_SQUARED | {"training.sde": "idode_straight", "model.parameterization": "unit_u"},
+        claim="i-DODE: as VP",
+    ),
+    "log-SNR seen": Rung({"model.embedding": "log_snr"}, claim="VDM, part of 2.65 bound"),
+    "EDM's scales": Rung({"model.parameterization": "edm"}),
+    "Fourier features": Rung({"model.fourier_features": True}, claim="VDM, part of 2.65 bound"),
+    "learned times": Rung(NO_IS | {"training.time_density": "learned"}),
+    "bin middles": Rung(INTEGERS, TRUNCATED, DISCRETE, claim="i-DODE, part of 2.56 exact"),
+    "learned schedule": Rung(
+        NO_IS | INTEGERS | {"training.sde": "vdm", "model.schedule": "scalar"},
+        TRUNCATED, DISCRETE, claim="VDM: 2.65 bound",
+    ),
+    "variational": Rung({}, FLOW, FLOW, "LW+IS", (2.83, 2.92)),
+    "10 samples": Rung(
+        {}, {"eval.importance_samples": 10}, None, "LW+IS", claim="i-DODE: 20, part of 2.42 exact"
+    ),
+    "multivariate": Rung(None, claim="MuLAN: 2.55 exact"),
+    "second order": Rung(None, claim="high-order DSM, VE: 3.44 exact"),
+}  # fmt: skip
+FIRST = next(iter(RUNGS))
+STEPS, ROUNDS = 20, 3  # so many are timed at once, so often
+KINDS = ("exact", "bound")
+
+
+class Ladder(NamedTuple):
+    """The trainings below ``workdir``, each for ``budget`` seconds with a point each so often."""
+
+    workdir: Path
+    budget: int
+    point: int
+    seeds: int
+
+    @property
+    def points(self) -> int:
+        return self.budget // self.point
+
+    @property
+    def paces(self) -> dict[str, dict[str, float]]:
+        """Seconds and MiB of a step, of the networks that were timed."""
+        path = self.workdir / "paces.json"
+        return read_json(path) if path.exists() else {}
+
+    def folder(self, name: str, seed: int) -> Path:
+        """The working directory of a training."""
+        return self.workdir / slug(RUNGS[name].network or name) / str(seed)
+
+    def pace(self, name: str) -> float:
+        """Seconds of a step: measured once, in turns with steps of the first rung."""
+        if name != FIRST:
+            self.pace(FIRST)
+        known = self.paces
+        if name not in known:
+            steps, memory = zip(*map(program_of, (FIRST, name)), strict=True)
+            turns = [[timed(each)[1].computing for each in steps] for _ in range(ROUNDS + 1)]
+            first, own = np.min(turns[1:], axis=0) / STEPS  # the first turn compiles
+            seconds = known[FIRST]["seconds"] * own / first if name != FIRST else own
+            write_json(
+                self.workdir / "paces.json", known | {name: {"seconds": seconds, "MiB": memory[1]}}
+            )
+        return self.paces[name]["seconds"]
+
+    def train(self, name: str, seed: int) -> None:
+        """Trains the network of a rung for the budget, and the flow for it where it has one."""
+        network, folder = RUNGS[name].network or name, self.folder(name, seed)
+        flow = folder / f"deq_{self.points}"
+        if self.points not in Workdir(folder).snapshots.numbers():
+            steps = max(round(self.point / self.pace(network) / 5), 1) * 5
+            run("--config=digits", f"--workdir={folder}", "--mode=train", *flags({
+                "seed": seed, "training.n_iters": self.points * steps,
+                "training.eval_freq": self.points * steps, "training.snapshot_freq": steps,
+                "training.snapshot_sampling": False, **BASE, **(RUNGS[network].fields or {}),
+            }))  # fmt: skip
+        if RUNGS[name].exact == FLOW and not Workdir(flow).snapshots.numbers():
+            run("train-deq", str(folder), f"--deq-folder={flow.name}")
+
+    def measure(self, name: str, seed: int) -> None:
+        """Measures the exact bits/dim at each point of its own curve, and the bound at the end."""
+        rung = RUNGS[name]
+        exact, bound = ([r.checkpoint for r in self.results(name, seed, kind)] for kind in KINDS)
+        begin = self.points if rung.network else max(exact, default=0) + 1
+        fixed = {"eval.end_ckpt": self.points, "eval.solver": "multistep"}
+        wanted = [("exact", fixed | {"eval.begin_ckpt": begin} | {**rung.exact})]
+        wanted = wanted if self.points not in exact else []
+        if rung.bound is not None and self.points not in bound:
+            wanted.append(("bound", fixed | {"eval.bound": True} | {**rung.bound}))
+        for kind, fields in wanted:
+            run("eval", str(self.folder(name, seed)), f"--eval-folder={kind}_{slug(name)}",
+                f"--deq-folder=deq_{self.points}", *flags(fields))  # fmt: skip
+
+    def results(self, name: str, seed: int, kind: str) -> list[Result]:
+        """What was measured of a rung within the budget, in the order of training steps."""
+        folder = self.folder(name, seed) / f"{kind}_{slug(name)}"
+        found = measured(folder) if folder.exists() else []
+        return sorted((r for r in found if r.checkpoint <= self.points), key=lambda r: r.step)
+
+    def ends(self, name: str, kind: str) -> dict[int, Result]:
+        """The result at the end of the budget by seed."""
+        found = {seed: self.results(name, seed, kind)[-1:] for seed in range(self.seeds)}
+        return {seed: r for seed, own in found.items() for r in own if r.checkpoint == self.points}
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+def flags(fields: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def program_of(name: str) -> tuple[Callable[[], Any], float]:
+    """Some steps of a rung's training as a call, and the MiB that a step needs."""
+    config, resolve = load_config("digits")
+    config.update_from_flattened_dict(BASE | (RUNGS[name].fields or {}))
+    resolve(config)
+    training = build(config).training
+    images, state = feed(training.data), training.init_state()
+    program = make_program(
+        Partial(training.loss), training.optimizer, training.ema_rate, seed=config.seed,
+        resident=images.resident, gather=images.gather, places=training.places,
+    )  # fmt: skip
+    batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))
+    memory = needs(program.lower(state, batches))
+
+    def steps() -> Any:
+        nonlocal state
+        state, metrics = program(state, batches)
+        return metrics
+
+    return steps, (memory.given + memory.work) / 2**20 if memory else np.nan
+
+
+def difference(first: Mapping[int, Result], own: Mapping[int, Result]) -> tuple[float, float]:
+    """A rung's bits/dim less the first's over the seeds of both, and its error."""
+    pairs = [(first[seed].values, own[seed].values) for seed in first.keys() & own.keys()]
+    mean, error, _ = paired_difference(*np.mean(pairs, axis=0))
+    of_seeds = [np.mean(b - a) for a, b in pairs]
+    spread = np.std(of_seeds, ddof=1) / len(pairs) ** 0.5 if len(pairs) > 1 else 0.0
+    return mean, float(np.hypot(error, spread))
+
+
+def draw(axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Sequence[Any]]) -> None:
+    """Differences from the first rung beside the paper's, and curves over seconds and steps."""
+    figure, names = axes.figure, list(gains)
+    axes.remove()
+    figure.set_size_inches(13, 4.8)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(4, 3, 3))
+    for i, kind in enumerate(KINDS):
+        style: Any = {"color": COLOURS[i], "marker": "os"[i], "linestyle": "none"}
+        here = [(*gains[n][kind], y + 0.2 * i) for y, n in enumerate(names) if kind in gains[n]]
+        x, error, y = np.reshape(here, (-1, 3)).T
+        left.errorbar(x, y, xerr=error, **style, capsize=2, label=f"{kind}, here")
+        told = [(paper[i] - RUNGS[FIRST].paper[i], y)
+                for y, n in enumerate(names) if (paper := RUNGS[n].paper)]  # fmt: skip
+        left.plot(*np.reshape(told, (-1, 2)).T, **style, fillstyle="none",
+                  label=f"{kind}, ScoreFlow on CIFAR-10")  # fmt: skip
+    left.axvline(0, color=INK, linewidth=0.8)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xlabel(f"bits/dim less those of {FIRST}")
+    left.legend(**ABOVE, fontsize=8)
+    for i, (name, rows) in enumerate(curves.items()):
+        steps, seconds, bpd = np.transpose(rows)
+        style = {"color": COLOURS[i % 6], "marker": "os^vD"[i // 6], "markersize": 4}
+        middle.plot(seconds, bpd, **style)
+        right.plot(steps, bpd, **style, label=name)
+    middle.set(xlabel="seconds of a processor", ylabel="exact bits/dim of test images")
+    right.set(xlabel="training steps")
+    right.sharey(middle)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right")
+
+
+def show(ladder: Ladder, plot: Path | None) -> None:
+    """Prints the table of what there is, and draws it."""
+    first = {kind: ladder.ends(FIRST, kind) for kind in KINDS}
+    rows, gains, curves = [], {}, {}
+    for name, rung in RUNGS.items():
+        found = {kind: ladder.ends(name, kind) for kind in KINDS}
+        claim = "{:.2f} exact, {:.2f} bound".format(*rung.paper) if rung.paper else rung.claim
+        if not found["exact"]:
+            rows.append((name, "not run", *[""] * 7, claim))
+            continue
+        pace, (one, *_) = ladder.paces[rung.network or name], found["exact"].values()
+        gains[name], cells = {}, [name, str(len(found["exact"])), str(one.step)]
+        for kind, own in found.items():
+            if name != FIRST and first[kind].keys() & own.keys():
+                gains[name][kind] = difference(first[kind], own)
+            cells += [
+                f"{np.mean([r.mean for r in own.values()]):.3f}" if own else "",
+                "{:+.3f} ± {:.3f}".format(*gains[name][kind]) if kind in gains[name] else "",
+            ]
+        rows.append((*cells, f"{pace['seconds']:.4f}", f"{pace['MiB']:.0f}", claim))
+        if not rung.network:
+            curve = ladder.results(name, min(found["exact"]), "exact")
+            curves[name] = [(r.step, r.step * pace["seconds"], r.mean) for r in curve]
+    if plot:
+        others = {name: gain for name, gain in gains.items() if name != FIRST}
+        plot.write_bytes(*drawn(partial(draw, gains=others, curves=curves), "png"))
+    header = ("rung", "seeds", "steps", *(c for k in KINDS for c in (k, f"less {FIRST}'s")),
+              "s/step", "MiB", "papers, CIFAR-10")  # fmt: skip
+    answer(header, rows, {"budget": ladder.budget, "differences": gains, "curves": curves})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--budget", type=int, default=180, help="seconds of a processor, each")
+    parser.add_argument("--point", type=int, default=30, help="seconds between points of a curve")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rungs", nargs="+", choices=[*RUNGS, "none"], default=list(RUNGS))
+    parser.add_argument("--plot", type=Path, help="the picture to write")
+    asked = parser.parse_args(arguments)
+    ladder = Ladder(asked.workdir, asked.budget, asked.point, asked.seeds)
+    keep_programs()
+    names = [name for name in RUNGS if name in asked.rungs and RUNGS[name].fields is not None]
+    for seed, name in product(range(asked.seeds), names):
+        ladder.train(name, seed)
+        ladder.measure(name, seed)
+    show(ladder, asked.plot)
+
+
+if __name__ == "__main__":
+    main()

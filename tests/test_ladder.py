@@ -1,0 +1,68 @@
+"""The ladder: two tiny rungs, a measurement of one of them, and one that is not there yet."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from helpers.places import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import ladder
+from ladder import Rung
+
+TINY = {
+    "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (), "eval.num_images": 8,
+    "eval.nodes": 3, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
+}  # fmt: skip
+RUNGS = {
+    "first": Rung(TINY, paper=(3.0, 3.1)),
+    "other": Rung(TINY | {"model.parameterization": "v"}, paper=(2.9, 2.95)),
+    "2 draws": Rung({}, {"eval.importance_samples": 2}, None, "other"),
+    "later": Rung(None, claim="better"),
+}
+
+
+def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ladder, "RUNGS", RUNGS)
+    monkeypatch.setattr(ladder, "FIRST", "first")
+    monkeypatch.setattr(ladder, "STEPS", 5)
+    # A step of the first: so five in a second, while others are timed.
+    paces = {"first": {"seconds": 0.2, "MiB": 1.0}}
+    (tmp_path / "paces.json").write_text(json.dumps(paces))
+
+    def climb(*arguments):
+        ladder.main([f"--workdir={tmp_path}", "--point=1", "--seeds=1", *arguments])
+        return capsys.readouterr().out
+
+    out = climb("--budget=1", "--rungs", "first")
+    assert "not run" in next(line for line in out.splitlines() if line.startswith("other"))
+    out = climb("--budget=2", f"--plot={tmp_path}/ladder.png")
+    assert "going on from step 5" in out
+    found = json.loads(out.splitlines()[-1])
+    assert [step for step, *_ in found["curves"]["first"]] == [5, 10]
+    assert [seconds for _, seconds, _ in found["curves"]["first"]] == pytest.approx([1, 2])
+    assert set(found["differences"]) == {"first", "other", "2 draws"}
+    assert set(found["differences"]["2 draws"]) == {"exact"}
+    assert (tmp_path / "ladder.png").stat().st_size > 10_000
+    # Against the files: image by image.
+    folders = [tmp_path / name / "0" / f"exact_{name}" for name in ("first", "other")]
+    first, other = (np.load(f / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0) for f in folders)
+    gap = other - first
+    expected = [gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5]
+    assert found["differences"]["other"]["exact"] == pytest.approx(expected)
+    # All is there: nothing is trained or measured again.
+    monkeypatch.setattr(ladder, "run", lambda *words: pytest.fail(str(words)))
+    assert json.loads(climb("--budget=2").splitlines()[-1]) == found
+
+
+def test_the_error_of_a_difference_has_the_seeds(monkeypatch):
+    class Found:
+        def __init__(self, values):
+            self.values = np.asarray(values)
+
+    first = {0: Found([1.0, 2.0]), 1: Found([1.0, 2.0]), 2: Found([9.0, 9.0])}
+    own = {0: Found([1.1, 2.1]), 1: Found([1.3, 2.3])}
+    mean, error = ladder.difference(first, own)
+    assert mean == pytest.approx(0.2) and error == pytest.approx(0.1)
