@@ -1,24 +1,28 @@
 """The exact likelihood beside peers: one field, one trace, and only the solver differs.
 
-    python benchmarks/peers.py [--quick] [--subjects vectors]
+    python benchmarks/peers.py [--quick] [--subjects vectors particles]
 
-Three fields: a mixture of eight Gaussians in the plane, in closed form, VP from t = 1e-3; the
-network of ``scoremle.load("digits")`` on test digits, as it was trained, from t = 1e-5; and an MLP
+Four fields: a mixture of eight Gaussians in the plane, in closed form, VP from t = 1e-3; the
+network of ``scoremle.load("digits")`` on test digits, as it was trained, from t = 1e-5; an MLP
 of random weights on 256 vectors of 10 dimensions, over the noise prediction of N(0, I), VP from t
-= 1e-3. Each is one function compiled by JAX that all libraries call, so that none gains by
-another's network. Value and derivative count as one evaluation: by forward mode in JAX, by reverse
-mode in torch and SciPy, as their users do. Of vectors the trace is exact. Elsewhere there is one
-probe for each example, the same for all. So errors are those of the solvers alone, against SciPy's
-DOP853 in float64. The peers solve the probability-flow ODE in t with x and log p in one state, the
+= 1e-3; and a flow of 22 particles in three dimensions, an MLP that learned the velocity of the
+straight path from a chain of them, on 32 configurations. Each is one function compiled by JAX that
+all libraries call, so that none gains by another's network. Value and derivative count as one
+evaluation: by forward mode in JAX, by reverse mode in torch and SciPy, as their users do. Of
+vectors and particles the trace is exact. Elsewhere there is one probe for each example, the same
+for all. So errors are those of the solvers alone, against SciPy's DOP853 in float64. The peers
+solve the probability-flow ODE in t, that of particles in sigma, with x and log p in one state, the
 batch together. Seconds are of CPU, without compilation. Prints versions and a table for each
-field, and draws ``peers.png`` into the workdir. ``--quick``: fewer digits and settings. Needs
-diffrax, torchdiffeq, flow_matching and matplotlib.
+field, of particles the first setting with an error below 0.05 nats; draws ``peers.png`` into the
+workdir. ``--quick``: fewer digits, settings and steps of training. Needs diffrax, torchdiffeq,
+flow_matching and matplotlib.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +30,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.integrate
 import torch
 from common import KEY, answer, mlp, mlp_params, parser_of, reals, timed
@@ -36,6 +41,7 @@ from torchdiffeq import odeint
 
 import scoremle
 from scoremle.core.divergence import Exact, FixedProbe
+from scoremle.core.pytree import pytree
 from scoremle.core.sde import SDE
 from scoremle.experiment.build import build
 from scoremle.experiment.shipped import place_of
@@ -49,18 +55,26 @@ from scoremle.solvers.multistep import Planned
 PACKAGES = ("jax", "torch", "diffrax", "torchdiffeq", "flow_matching", "scipy")
 NODES, STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192), (8, 16, 32, 64)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
+# Of particles: from coarse to fine, until the error of every example is below ENOUGH nats.
+FINE_NODES, FINE_STEPS = (*range(8, 65, 2), 96, 128, 192), tuple(2 ** np.arange(4, 11))
+FINE_TOLERANCES, ENOUGH = tuple(np.geomspace(0.1, 1e-6, 21)), 0.05
+PARTICLES = 22
 FINEST, SEED = 1e-7, 0
 # Joint Distillation for Fast Likelihood Evaluation and Sampling, arXiv 2512.02636, on CIFAR-10
 # and ImageNet 64x64: evaluations, and the greatest error in bits/dim.
 DISTILLED = (1, 8), 2.9
 
 
+def published(sde, noise, x, t):
+    """dx/dt of the probability flow."""
+    return published_rates(noise, sde, x, t, jnp.zeros_like(x))[0]
+
+
 @jax.jit
-def drift_and_trace(noise, sde, x, t, probes):
-    """The probability flow's, by reverse mode: the mean of v'Jv over probes v [k n ...]."""
-    axes = (None, None, None, None, 0)
-    drift, traces = jax.vmap(published_rates, axes, (None, 0))(noise, sde, x, t, probes)
-    return drift, traces.mean(axis=0)
+def drift_and_trace(drift, x, t, probes):
+    """dx/dt and its trace, by reverse mode: the mean of v'Jv over probes v [k n ...]."""
+    value, pull = jax.vjp(lambda x: drift(x, t), x)
+    return value, jax.vmap(lambda v: sum_data(pull(v)[0] * v))(probes).mean(axis=0)
 
 
 class Found(NamedTuple):
@@ -73,10 +87,11 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A field, in float32 and in float64, and examples; errors are in ``nats`` each."""
+    """A field, dx/dt in float32 and in float64, and examples; errors are in ``nats`` each."""
 
     name: str
     noise: Callable
+    drift: Callable
     precise: Callable
     eps: float
     x: np.ndarray
@@ -98,7 +113,7 @@ class Subject:
     def reverse(self, x, t):
         """Drift and trace at one time, by reverse mode."""
         times = jnp.full(len(x), t, x.dtype)
-        return drift_and_trace(self.noise, self.sde, x, times, jnp.asarray(self.probes, x.dtype))
+        return drift_and_trace(self.drift, x, times, jnp.asarray(self.probes, x.dtype))
 
     def forward(self, x, t):
         """The same by forward mode."""
@@ -129,7 +144,7 @@ class Subject:
 
     def truth(self) -> np.ndarray:
         with jax.enable_x64(True):
-            return replace(self, noise=self.precise).by_scipy("DOP853", FINEST).log_prob
+            return replace(self, drift=self.precise).by_scipy("DOP853", FINEST).log_prob
 
 
 # --- the fields -------------------------------------------------------------------------------
@@ -149,9 +164,10 @@ def mixture() -> Subject:
 
     rng = np.random.default_rng(SEED)
     x = means[rng.integers(0, 8, 256)] + std * rng.normal(size=(256, 2))
-    both = Partial(noise)
-    x = x.astype(np.float32)
-    return Subject("mixture of 8 Gaussians, 2D", both, both, 1e-3, x, "nats", 1.0, sde)
+    both, x = Partial(published, sde, Partial(noise)), x.astype(np.float32)
+    return Subject(
+        "mixture of 8 Gaussians, 2D", Partial(noise), both, both, 1e-3, x, "nats", 1.0, sde
+    )
 
 
 def digits(images: int) -> Subject:
@@ -162,8 +178,9 @@ def digits(images: int) -> Subject:
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(a, float), params)
         precise = replace(spec, network=spec.network.clone(dtype=jnp.float64)).noise(double)
+    fields = (Partial(published, spec.sde, noise) for noise in (spec.noise(params), precise))
     return Subject(
-        "trained network, digits", spec.noise(params), precise, spec.eps,
+        "trained network, digits", spec.noise(params), *fields, spec.eps,
         np.asarray(reals(spec.pixels, x)), "bits/dim", spec.dims * math.log(2), spec.sde,
     )  # fmt: skip
 
@@ -171,10 +188,84 @@ def digits(images: int) -> Subject:
 def vectors(dims: int = 10) -> Subject:
     params = mlp_params(dims)
     x = np.random.default_rng(1).normal(size=(256, dims)).astype(np.float32)
+    noises = [Partial(mlp, p) for p in (params, [a.astype(float) for a in params])]
     return Subject(
-        f"MLP of random weights, {dims} dimensions", Partial(mlp, params),
-        Partial(mlp, [a.astype(float) for a in params]), 1e-3, x, "nats", 1.0, scoremle.VP(),
-        exact=True,
+        f"MLP of random weights, {dims} dimensions", noises[0],
+        *(Partial(published, scoremle.VP(), noise) for noise in noises), 1e-3, x, "nats", 1.0,
+        scoremle.VP(), exact=True,
+    )  # fmt: skip
+
+
+@pytree
+@dataclass(frozen=True)
+class Straight(scoremle.Schedule):
+    """Sigma linear in t on the straight path, whose open ends are cut."""
+
+    first: float = 1 / (1 + math.exp(13.3 / 2))
+    last: float = 1 / (1 + math.exp(-9))
+
+    def sigma(self, t):
+        return self.first + (self.last - self.first) * t
+
+    def log_snr(self, t):
+        sigma = self.sigma(t)
+        return 2 * (jnp.log1p(-sigma) - jnp.log(sigma))
+
+    def time_of_log_snr(self, lam):
+        return (jax.nn.sigmoid(-lam / 2) - self.first) / (self.last - self.first)
+
+
+def chains(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Configurations [n 66] of a chain whose bonds are 1 long, but for 5 %, and turn little."""
+    way, places = rng.normal(size=(n, 3)), [np.zeros((n, 3))]
+    for _ in range(PARTICLES - 1):
+        way = way / np.linalg.norm(way, axis=1, keepdims=True)
+        places.append(places[-1] + way * (1 + 0.05 * rng.normal(size=(n, 1))))
+        way = way + 0.5 * rng.normal(size=(n, 3))
+    x = np.stack(places, axis=1)
+    x = x - x.mean(axis=1, keepdims=True) + 0.5 * rng.normal(size=(n, 1, 3))
+    return (x.reshape(n, -1) / 3).astype(np.float32)
+
+
+def learned(params, x, sigma):
+    """The velocity of the straight path from data to noise."""
+    told = sigma[:, None]
+    waves = [told, *(f(np.pi * k * told) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos))]
+    h = jnp.concatenate([x, *waves], axis=1)
+    for weights in params[:-1]:
+        h = jax.nn.silu(h @ weights)
+    return h @ params[-1]
+
+
+def along(params, schedule, x, t):
+    """dx/dt, by the velocity."""
+    return (schedule.last - schedule.first) * learned(params, x, schedule.sigma(t))
+
+
+def particles(steps: int) -> Subject:
+    dims, width = 3 * PARTICLES, 128
+    rng, layers = np.random.default_rng(0), (dims + 7, width, width, width, dims)
+    params = [(rng.normal(size=s) / s[0] ** 0.5).astype(np.float32) for s in pairwise(layers)]
+
+    def loss(params, x, key):
+        keys = jax.random.split(key)
+        sigma = (jnp.arange(len(x)) + jax.random.uniform(keys[0])) / len(x)
+        e = jax.random.normal(keys[1], x.shape)
+        at = (1 - sigma)[:, None] * x + sigma[:, None] * e
+        return jnp.mean(jnp.square(learned(params, at, sigma) - (e - x)))
+
+    params = scoremle.fit(
+        loss, params, lambda i: chains(np.random.default_rng([1, i]), 256), steps=steps,
+        ema_rate=0.99, optimizer=optax.adam(optax.cosine_decay_schedule(2e-3, steps)),
+    )  # fmt: skip
+    sde = scoremle.SDE("straight", Straight(), Straight().last)
+    noise = scoremle.noise_fn(Partial(learned, params), sde, prediction="u", time_input="sigma")
+    fields = (Partial(along, p, Straight()) for p in (params, jax.tree.map(np.float64, params)))
+    x, at = chains(np.random.default_rng(2), 32), Straight().first
+    noised = (1 - at) * x + at * np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
+    return Subject(
+        f"trained flow, {PARTICLES} particles, {dims} dimensions", noise, *fields, 0.0, noised,
+        "nats", 1.0, sde, exact=True,
     )  # fmt: skip
 
 
@@ -322,32 +413,58 @@ METHODS = {
 Curves = dict[str, list[tuple[int, float]]]
 
 
-def compare(subject: Subject, steps: tuple, tolerances: tuple) -> Curves:
+class Settings(NamedTuple):
+    """Steps of ours, steps of Euler, tolerances of the others; from coarse to fine.
+
+    With ``enough`` the table has the first setting at which no example's error is above it.
+    """
+
+    nodes: tuple
+    steps: tuple
+    near: tuple
+    enough: float | None = None
+
+
+def compare(subject: Subject, settings: Settings) -> Curves:
     """Prints the table; evaluations and mean error, by method."""
     truth, rows, curves = subject.truth(), [], {}
     for name, (make, words) in METHODS.items():
         solve, curves[name] = make(subject), []
-        for setting in {"ours": steps, "Euler": STEPS}.get(name, tolerances):
+        for setting in {"ours": settings.nodes, "Euler": settings.steps}.get(name, settings.near):
             if not curves[name]:
                 timed(solve, setting)  # compiles, for all settings
             found, seconds = timed(solve, setting)
             error = np.abs(np.asarray(found.log_prob, float) - truth) / subject.nats
             told = "" if found.stated is None else f"{found.stated.mean() / subject.nats:.1e}"
-            rows.append((
+            row = (
                 f"{name}, {words.format(setting)}", str(found.evaluations),
                 f"{seconds.computing:.3f}", f"{error.mean():.1e}", f"{error.max():.1e}", told,
-            ))  # fmt: skip
+            )  # fmt: skip
             curves[name].append((found.evaluations, float(error.mean())))
+            if settings.enough is None:
+                rows.append(row)
+            elif error.max() < settings.enough:
+                break
+        if settings.enough is not None:  # the first that reaches it, or the last that does not
+            rows.append(row)
     header = ("method", "evaluations", "CPU s", f"error, {subject.unit}, mean", "max", "stated")
     print(f"\n{subject.name}, {len(subject.x)} examples")
     answer(header, rows)
     return curves
 
 
-def subjects(quick: bool) -> dict[str, Callable[[], Subject]]:
+def subjects(quick: bool) -> dict[str, tuple[Callable[[], Subject], Settings]]:
+    every = 2 if quick else 1
+    usual = Settings(NODES[::every], STEPS, TOLERANCES[::every])
     return {
-        "mixture": mixture, "digits": lambda: digits(4 if quick else 16), "vectors": vectors
-    }  # fmt: skip
+        "mixture": (mixture, usual),
+        "digits": (lambda: digits(4 if quick else 16), usual),
+        "vectors": (vectors, usual),
+        "particles": (
+            lambda: particles(1000 if quick else 6000),
+            Settings(FINE_NODES, FINE_STEPS, FINE_TOLERANCES, ENOUGH),
+        ),
+    }
 
 
 def draw(path: Path, found: list[tuple[Subject, Curves]]) -> None:
@@ -390,11 +507,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
-    every, made = 2 if options.quick else 1, subjects(options.quick)
-    found: list[tuple[Subject, Curves]] = []
+    made, found = subjects(options.quick), list[tuple[Subject, Curves]]()
     for name in options.subjects:
-        subject = made[name]()
-        found.append((subject, compare(subject, NODES[::every], TOLERANCES[::every])))
+        make, settings = made[name]
+        found.append((subject := make(), compare(subject, settings)))
     options.workdir.mkdir(parents=True, exist_ok=True)
     draw(options.workdir / "peers.png", found)
     print(f"\ndrawn: {options.workdir / 'peers.png'}")
