@@ -14,8 +14,10 @@ What a number depends on is sealed: a file contains the SHA-256 of its content, 
 is found when it is read. Files of earlier versions have no seal, and are read as they are.
 """
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -24,7 +26,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
@@ -166,6 +168,12 @@ def read_bytes(path: Path, most: int) -> bytes:
 # Who writes -------------------------------------------------------------------------------------
 
 _is_writer = True
+
+
+def sha256_of(path: Path, most: int) -> str:
+    """The SHA-256 of a file, which is opened as by ``opened``."""
+    with opened(path, most) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_writer() -> bool:
@@ -374,6 +382,25 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # To an open file, since numpy appends .npz to the name of any other.
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **cast(Any, arrays))
+
+
+def write_array(path: Path, name: str, array: np.ndarray) -> None:
+    """Writes one array: by its name into a .npz, or as a .npy."""
+    if path.suffix.lower() == ".npz":
+        write_npz(path, {name: array})
+        return
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Writes a table, whose rows have a text for some columns of the header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header)
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode())
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray] | None:

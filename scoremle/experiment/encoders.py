@@ -1,6 +1,5 @@
 """The user's own encoders: ``FILE.py:function``, which makes vectors of images."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from scoremle.bounded import MAX_TEXT
 from scoremle.core.arguments import as_array, shown
 from scoremle.errors import UserError
 from scoremle.experiment.own_code import imports_beside, is_own, mistakes, run_file
-from scoremle.files import named, read_bytes
+from scoremle.files import named, sha256_of
 
 __all__ = ["encoded", "file_hash"]
 
@@ -25,7 +24,7 @@ def file_hash(place: str) -> str:
     """
     if not is_own(place):
         raise UserError(f"an encoder is a function of a file, FILE.py:function, not {place}")
-    return hashlib.sha256(read_bytes(named(_file(place)), MAX_TEXT)).hexdigest()
+    return sha256_of(named(_file(place)), MAX_TEXT)
 
 
 def encoded(

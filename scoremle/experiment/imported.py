@@ -6,7 +6,6 @@ published.json    sealed: the family, where the files were, and the SHA-256 of e
 It is evaluated as a checkpoint of one's own is, by the number 0, and not trained on.
 """
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,15 @@ import jax.numpy as jnp
 
 from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
-from scoremle.files import inside, named, opened, read_sealed, write_atomically, write_sealed
+from scoremle.files import (
+    inside,
+    named,
+    opened,
+    read_sealed,
+    sha256_of,
+    write_atomically,
+    write_sealed,
+)
 from scoremle.model import ScoreModel
 from scoremle.published.store import PublishedCheckpoints
 from scoremle.records import FileName, check_record
@@ -79,7 +86,7 @@ class Imported:
             ):
                 shutil.copyfileobj(file, copy)
                 copy.flush()
-                hashes[name] = _sha256(temporary)
+                hashes[name] = sha256_of(temporary, MAX_MODEL)
         record = {"family": family, "origin": str(path.absolute()), "files": hashes}
         write_sealed(self.folder / RECORD, record)
 
@@ -87,7 +94,7 @@ class Imported:
         """Raises UserError if a file is missing, or not as it was copied."""
         for name, expected in self.record["files"].items():
             file = inside(self.folder, FOLDER, name)
-            if not file.is_file() or _sha256(file) != expected:
+            if not file.is_file() or sha256_of(file, MAX_MODEL) != expected:
                 raise UserError(f"{file} is not as it was imported: {REMEDY}")
 
     def load(self) -> ScoreModel:
@@ -118,8 +125,3 @@ class ImportedCheckpoints(PublishedCheckpoints):
             raise UserError(f"no checkpoint {number} of an imported model, only {NUMBER}")
         model = self.imported.load()
         return Restored(TrainState(jnp.zeros((), int), model, model, ()), {"step": 0}, NUMBER)
-
-
-def _sha256(path: Path) -> str:
-    with opened(path, MAX_MODEL) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,6 @@
 as the errors warrant.
 """
 
-import csv
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer
 
+from scoremle import files
 from scoremle.data.readers.base import ImageReport
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.reference import ranks
-from scoremle.files import write_atomically
 from scoremle.likelihood.profile import Profile
 from scoremle.model import Scores
 from scoremle.terminal import cell
@@ -171,14 +169,9 @@ def write_csv(
     """
     columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "estimator", "note"]
     of_profile = next((_of_profile(row.profile) for row in table if row.profile), {})
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*columns[0 if reference else 1 :], *of_profile])
-    writer.writeheader()
-    for row in table:
-        found = {}
+    rows = [{"file": cell(row.file), "note": cell(row.note)} for row in table]
+    for row, of_row in zip(table, rows, strict=True):
         if not row.reason:
-            found = {**in_digits(row, dims, reference), "estimator": estimator}
-            found |= _of_profile(row.profile)
-        writer.writerow({"file": cell(row.file), "note": cell(row.note), **found})
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode())
+            of_row |= in_digits(row, dims, reference) | _of_profile(row.profile)
+            of_row["estimator"] = estimator
+    files.write_rows(path, [*columns[0 if reference else 1 :], *of_profile], rows)

@@ -5,7 +5,6 @@
     steps    the bound of a chain of steps: of the model's own, the number that its authors report
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +19,7 @@ from scoremle.core.pytree import describe
 from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, labelled, under
 from scoremle.experiment.own_code import is_own
-from scoremle.files import named, read_bytes
+from scoremle.files import named, sha256_of
 from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
@@ -112,7 +111,7 @@ class Scoring:
         return {
             **of_model,
             "place": place,
-            "code": hashlib.sha256(read_bytes(code, MAX_TEXT) if code else b"").hexdigest(),
+            "code": sha256_of(code, MAX_TEXT) if code else "",
             "pixels": describe(model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(model.default_dequantizer),

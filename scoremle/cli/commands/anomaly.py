@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,19 +220,15 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
 
 def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> None:
     """A row for each file, in their order."""
-    from scoremle.files import write_atomically
+    from scoremle.files import write_rows
 
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["p", "adjusted", "suspect", "score", "file", "note"])
-    values = zip(found.p, found.adjusted, listed, found.score, strict=True)
+    rows, i = list[dict[str, str]](), 0
     for report in reports:
-        if report.pixels is None:
-            note = f"not scored: {cell(report.reason)}"
-            writer.writerow(["", "", "", "", cell(report.name), note])
-            continue
-        p, adjusted, suspect, score = next(values)
-        numbers = f"{p:.6g}", f"{adjusted:.6g}", "yes" if suspect else "no", f"{score:.6g}"
-        writer.writerow([*numbers, cell(report.name), cell("; ".join(report.changes))])
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode())
+        rows.append({"file": cell(report.name), "note": f"not scored: {cell(report.reason)}"})
+        if report.pixels is not None:
+            rows[-1]["note"] = cell("; ".join(report.changes))
+            rows[-1]["suspect"] = "yes" if listed[i] else "no"
+            columns = {"p": found.p, "adjusted": found.adjusted, "score": found.score}
+            rows[-1] |= {name: f"{column[i]:.6g}" for name, column in columns.items()}
+            i += 1
+    write_rows(path, ["p", "adjusted", "suspect", "score", "file", "note"], rows)

@@ -7,7 +7,6 @@ The hash of the source is kept in the npz: only features of the published weight
 Inception's in results.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def run(options: Any) -> None:
     import numpy as np
 
     from scoremle.bounded import MAX_MODEL
-    from scoremle.files import named, opened
+    from scoremle.files import named, sha256_of
     from scoremle.published import pytorch
     from scoremle.quality.features import PUBLISHED_SHA256, write_inception
     from scoremle.quality.inception import from_state_dict
@@ -52,8 +51,7 @@ def run(options: Any) -> None:
         params = from_state_dict(state)
     except UserError as error:
         raise UserError(f"{weights} {error}: it is not the Inception of FID") from None
-    with opened(named(weights), MAX_MODEL) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(named(weights), MAX_MODEL)
     write_inception(options.out, params, sha256)
     say(f"{options.out}: {sum(p.size for p in params.values()):,} parameters")
     origin = "the published weights" if sha256 == PUBLISHED_SHA256 else OTHERS

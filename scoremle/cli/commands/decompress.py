@@ -38,30 +38,23 @@ def _check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Decodes the images, and writes them."""
-    import numpy as np
     from PIL import Image
 
     from scoremle.coding.file import read_coded
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.experiment.own_code import is_own
-    from scoremle.files import write_atomically, write_npz
+    from scoremle.files import write_array
 
     place = options.model
     if not place:
         place = read_coded(options.file)[0]["place"]
-        if is_own(place) or place.startswith(
-            "hf:"
-        ):  # a file of a stranger runs and fetches nothing
+        if is_own(place) or place.startswith("hf:"):  # a stranger's file runs and fetches nothing
             raise UserError(f"{options.file} is of {place!r}: say so by --model={place}")
     model = scoremle.load(place, options.checkpoint)
     images, names = decompress_images(model, options.file)
-    suffix = options.out.suffix.lower()
-    if suffix == ".npz":
-        write_npz(options.out, {"images": images})
-    elif suffix == ".npy":
-        with write_atomically(options.out) as temporary, temporary.open("wb") as file:
-            np.save(file, images)
+    if options.out.suffix.lower() in ARRAYS:
+        write_array(options.out, "images", images)
     else:
         with made_whole(options.out) as folder:
             for i, image in enumerate(images):

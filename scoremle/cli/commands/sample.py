@@ -73,7 +73,7 @@ def run(options: Any) -> None:
     from scoremle.experiment.labels import ALL, check_label
     from scoremle.experiment.shipped import place_of
     from scoremle.experiment.workdir import Workdir
-    from scoremle.files import write_atomically, write_npz
+    from scoremle.files import write_array, write_npz
 
     model = scoremle.load(options.model, options.checkpoint)
     as_picture = options.out.suffix.lower() == ".png"
@@ -115,9 +115,6 @@ def run(options: Any) -> None:
         how = f"{config.sampling.method}, {steps} steps, seed {options.seed}"
         caption = in_a_line(f"{options.n} samples of {options.model}, {how}")
         write_grid(options.out, samples, model.pixels.levels, caption=caption)
-    elif options.out.suffix.lower() == ".npz":
-        write_npz(options.out, {"samples": samples})
     else:
-        with write_atomically(options.out) as temporary, temporary.open("wb") as file:
-            np.save(file, samples)
+        write_array(options.out, "samples", samples)
     say(f"{options.n} samples of seed {options.seed}: {options.out}")

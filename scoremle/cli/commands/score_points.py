@@ -4,8 +4,6 @@ The points are reals, [n d] of vectors. The table is a CSV of one line a point, 
 nats.
 """
 
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
-from scoremle.files import write_atomically
+from scoremle.files import write_rows
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, resumable_map
@@ -164,17 +162,13 @@ def _write(
     reasons: dict[int, str],
     estimator: str,
 ) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["point", *columns, "estimator", "note"])
-    writer.writeheader()
     rows: dict[int, dict[str, str]] = {
         number: {"note": f"not scored: it {reason}"} for number, reason in reasons.items()
     }
     for i, number in enumerate(known.tolist()):
         rows[number] = {**_in_digits(columns, i), "estimator": estimator}
-    writer.writerows({"point": number, **row} for number, row in sorted(rows.items()))
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode())
+    header = ["point", *columns, "estimator", "note"]
+    write_rows(path, header, ({"point": str(i), **rows[i]} for i in sorted(rows)))
 
 
 def _tell(
