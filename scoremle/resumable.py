@@ -67,8 +67,11 @@ def resumable_map(
     images is worked on, rows of the others are zero, unless their parts are there.
 
     Where memory does not suffice for ``size`` of them, it is halved, to a multiple of ``least``,
-    and a warning says so. Where no such half is left, what ``work`` raised is raised.
+    and a warning says so. Where no such half is left, what ``work`` raised is raised. For no
+    images it is called once, without any, and gives one pass.
     """
+    if n == 0:
+        return {name: np.asarray(of)[None] for name, of in work(0, np.arange(0)).items()}
     rows: Arrays = {}
     done = np.zeros((passes, n), bool)
     others = np.ones(n, bool)
