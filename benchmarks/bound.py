@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import answer, parser_of, reals, timed, train
+from common import LW_IS, answer, parser_of, reals, timed, train
 
 from scoremle.cli import main as cli
 from scoremle.core.loss import denoising_residual
@@ -35,12 +35,7 @@ from scoremle.likelihood.elbo import LAST_SHARE, MIN_LAST_DRAWS, elbo
 from scoremle.numerics import sum_data
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey
 
-QUICK = (
-    "--config=configs/digits.py",
-    "--config.training.n_iters=600",
-    "--config.training.snapshot_freq=600",
-    "--config.training.snapshot_sampling=False",
-)
+QUICK = (*LW_IS, "--config.training.n_iters=600", "--config.training.snapshot_freq=600")
 
 Estimate = dict[str, PerExample]
 Estimator = Callable[[Data, PRNGKey], Estimate]

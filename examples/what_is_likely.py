@@ -46,19 +46,19 @@ def draw(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    order = np.argsort(bpd)
+    order, top = np.argsort(bpd), int(np.ceil(np.max(bpd + 2 * errors)))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     for place, i in enumerate(order):
         colour = COLOURS[names[i]]
         axes.errorbar(place, bpd[i], 2 * errors[i], fmt="o", color=colour, capsize=2, markersize=4)
-        shown = axes.inset_axes((place - 0.45, 6.2, 0.9, 0.9), transform=axes.transData)
+        shown = axes.inset_axes((place - 0.45, top + 0.2, 0.9, 0.9), transform=axes.transData)
         shown.imshow(images[i, ..., 0], cmap="gray", vmin=0, vmax=16)
         shown.set(xticks=[], yticks=[])
         shown.spines[:].set(color=colour, linewidth=2)
     axes.set(
-        xlim=(-0.8, len(order) - 0.2), ylim=(1, 7.2), xticks=[], ylabel="bits/dim",
-        xlabel="from likely to unlikely", yticks=range(1, 7),
+        xlim=(-0.8, len(order) - 0.2), ylim=(1, top + 1.2), xticks=[], ylabel="bits/dim",
+        xlabel="from likely to unlikely", yticks=range(1, top + 1),
         title="What a model of digits finds likely (bars: 95 %)",
     )  # fmt: skip
     handles = [Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in COLOURS.items()]

@@ -113,7 +113,8 @@ def test_published_values(path):
 def test_own_configs_train_by_maximum_likelihood_on_dequantized_data(path):
     config = parse(path).config
     training, data = config.training, config.data
-    assert training.likelihood_weighting and training.importance_weighting and training.stratified
+    assert training.likelihood_weighting and training.stratified
+    assert training.importance_weighting == (training.time_density == "published")
     assert data.uniform_dequantization and data.centered and not data.random_flip
 
 
@@ -155,7 +156,7 @@ def test_smallest_times_follow_the_sde_of_the_flags():
     ],
 )
 def test_the_steps_of_sampling_follow_the_method(flags, steps):
-    assert parse("configs/digits.py", *flags.split()).config.sampling.steps == steps
+    assert parse("configs/fashion_mnist.py", *flags.split()).config.sampling.steps == steps
 
 
 def test_the_checkpoints_to_evaluate_stay_unset_until_the_workdir_is_seen():

@@ -37,6 +37,11 @@ SMALL = (
     "model.nf=4", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=(1,)",
     "model.init_scale=1.0",
 )  # fmt: skip
+# The published objective and network, which the config digits has not.
+LW_IS = (
+    "training.sde=vpsde", "model.parameterization=published",
+    "training.time_density=published", "training.importance_weighting=True",
+)
 
 
 def config(path, *fields):
@@ -54,7 +59,7 @@ def untraced(path, *fields):
 
 @cache
 def digits(*fields):
-    return untraced("configs/digits.py", *SMALL, *fields)
+    return untraced("configs/digits.py", *LW_IS, *SMALL, *fields)
 
 
 @cache

@@ -14,6 +14,11 @@ from scoremle.core.sde import VP
 
 TINY = (
     "--config=digits",
+    "--config.training.sde=vpsde",
+    "--config.model.parameterization=published",
+    "--config.training.time_density=published",
+    "--config.training.importance_weighting=True",
+    "--config.sampling.method=ode",
     "--config.model.nf=4",
     "--config.model.ch_mult=(1,)",
     "--config.model.attn_resolutions=(1,)",
