@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from scoremle_conformance.adapter import ABILITIES, Adapter
-from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS, Case, examine
+from scoremle_conformance.checks import (
+    CHECKS,
+    EXACT_DIMS,
+    FAIL,
+    NOT_APPLICABLE,
+    PASS,
+    Case,
+    examine,
+)
 from scoremle_conformance.signatures import Signature, diagnose
 
 __all__ = [
@@ -82,7 +90,7 @@ def as_issue(report: Report) -> str:
     """Text for the maintainers: what fails, and the smallest example; "" if nothing does.
 
     The example is the failure of fewest dimensions whose values are known, with the point at which
-    the library is furthest off.
+    the library is furthest off; none where all have so many that nobody would read their numbers.
     """
     adapter, failed = report.adapter, [case for case in report.cases if case.verdict == FAIL]
     if not failed:
@@ -103,7 +111,7 @@ def _smallest(failed: list[Case]) -> list[str]:
     known = [
         case.evidence for case in failed
         if case.evidence and case.evidence.answers.shape == case.evidence.truth.shape
-        and case.evidence.answers.ndim == 1
+        and case.evidence.answers.ndim == 1 and case.evidence.field.dims <= EXACT_DIMS
     ]  # fmt: skip
     if not known:
         return []

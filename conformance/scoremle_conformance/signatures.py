@@ -442,11 +442,17 @@ SIGNATURES = (
 )
 
 
-def _coarse(adapter: Adapter, cases: list[Case]) -> bool:
-    def verdicts(check: str) -> list[str]:
-        return [case.verdict for case in cases if case.check == check]
+def _verdicts(cases: list[Case], check: str) -> list[str]:
+    return [case.verdict for case in cases if case.check == check]
 
-    return FAIL in verdicts("value") and verdicts("order") == [PASS]
+
+def _coarse(adapter: Adapter, cases: list[Case]) -> bool:
+    return FAIL in _verdicts(cases, "value") and _verdicts(cases, "order") == [PASS]
+
+
+def _low_order(adapter: Adapter, cases: list[Case]) -> bool:
+    failed = {case.check for case in cases if case.verdict == FAIL}
+    return failed == {"order"}
 
 
 # What is said where no fault is seen, and something fails.
@@ -455,6 +461,11 @@ OTHERWISE = (
         "too few steps",
         "values are off, and errors fall with more steps as fast as the method says",
         _coarse,
+    ),
+    Signature(
+        "an order below the method's",
+        "values are right, and errors fall with more steps more slowly than the method says",
+        _low_order,
     ),
     Signature("not named", "no signature describes what fails", lambda adapter, cases: True),
 )

@@ -160,6 +160,14 @@ def test_other_faults_of_flow_and_divergence_are_named(fault):
     assert named(Wrong()) == [of_trace if fault in FACTORS else of_flow]
 
 
+def test_steps_that_help_less_than_the_method_says_are_named():
+    class Low(Sample):
+        networks = property(lambda self: [("vp", "eps")])
+        can, order = frozenset({"exact", "steps"}), 8.0
+
+    assert named(Low()) == ["an order below the method's"]
+
+
 @pytest.mark.parametrize("error", [0.2, np.nan])
 def test_an_unknown_fault_is_told_as_such(error):
     class Off(Changed):

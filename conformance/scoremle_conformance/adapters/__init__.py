@@ -20,6 +20,10 @@ ADAPTERS = {
         "sbi": "of_sbi:FMPE",
         "sbi_npse": "of_sbi:NPSE",
         "score_models": "of_score_models:ScoreModels",
+        "torchcfm": "of_torchcfm:TorchCFM",
+        "torchebm": "of_torchebm:TorchEBM",
+        "gensbi": "of_gensbi:GenSBI",
+        "bayesflow": "of_bayesflow:BayesFlow",
     }.items()
 }
 

@@ -39,14 +39,14 @@ class ScoreModels(Adapter):
     can = frozenset({"probes", "several probes"})
     settings: ClassVar = {
         "default": "float32, Euler, here with ode_steps=300",
-        "best": "float32, method='Heun', ode_steps=2000",
+        "best": "float32, method='Heun', ode_steps=1000",
     }
     fresh = True
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
         model = ScoreModel(Network(field), device="cpu", **SDES[field.path.name])
         torch.manual_seed(ask.seed)
-        method, steps = ("Heun", 2000) if self.setting == "best" else ("Euler", 300)
+        method, steps = ("Heun", 1000) if self.setting == "best" else ("Euler", 300)
         found = model.log_likelihood(
             torch.tensor(x, dtype=torch.float32), ode_steps=steps, t0=field.path.start,
             t1=field.path.stop, method=method, n_cotangent_vectors=ask.probes,
