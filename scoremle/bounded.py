@@ -123,7 +123,7 @@ def read_no_further(stream: Any, limit: int) -> bytes:
 
 @contextmanager
 def open_zip(file: File, where: str | Path) -> Iterator[zipfile.ZipFile]:
-    """A zip whose members may be read one by one: their sizes are checked.
+    """Opens a zip, and checks the sizes that its members state.
 
     Raises UserError for one that unpacks to far more than it has.
     """
@@ -142,7 +142,7 @@ def open_zip(file: File, where: str | Path) -> Iterator[zipfile.ZipFile]:
 
 
 class _Listed:
-    """A file for zipfile, which reads the list of members in one piece, as long as it claims."""
+    """A file that refuses zipfile a list of members that is longer than ``MAX_LISTING``."""
 
     def __init__(self, file: File) -> None:
         self._file = file

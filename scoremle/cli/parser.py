@@ -28,7 +28,7 @@ EXAMPLE = re.compile(r"^ {4}(scoremle .*)$", re.MULTILINE)
 class Parser(argparse.ArgumentParser):
     """argparse, but mistakes are lines like all others, and help begins with examples.
 
-    ``--eval_folder`` is ``--eval-folder``, and words may be anywhere among the flags.
+    ``--eval_folder`` means ``--eval-folder``. Words and flags may come in any order.
 
     Args:
         name: the command's name; "" for the published form.

@@ -170,7 +170,7 @@ class BitStack:
 
 
 def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
-    """Cells of the means, what the means have beyond them, the scales, and the last cell."""
+    """The cell of each mean, its place in the cell, the scales, and the last cell's number."""
     fine, scale = np.rint(np.asarray(mean, np.float64) * FINE), np.asarray(scale, np.float64)
     # What is no number fails both comparisons.
     if not ((np.abs(fine) < FARTHEST) & (scale > 0) & (scale < WIDEST)).all():

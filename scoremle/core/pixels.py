@@ -92,7 +92,7 @@ class Pixels:
         return self.low + (self.high - self.low) * (x + u) / self.levels
 
     def encode_grid(self, x: IntImages) -> Data:
-        """Integers without noise, the end levels on ``low`` and ``high``: published training.
+        """Reals from ``low`` to ``high`` for integers, without noise, as published training has.
 
         Args:
             x: [b *d] integers from 0 to levels - 1.

@@ -175,7 +175,7 @@ def _kind(leaf: Any) -> Any:
 
 
 def _identity(thing: Any) -> Any:
-    """Equal for what is the same; a method is made anew where it is taken."""
+    """Identifies an object. Python makes a new object of a method each time it is looked up."""
     return (id(thing.__self__), thing.__func__) if inspect.ismethod(thing) else id(thing)
 
 

@@ -242,7 +242,7 @@ class AlphaSquared:
 
     @property
     def _ends(self) -> tuple[Times, Times]:
-        """A at t = 1 and at t = eps; their difference is the constant of the loss."""
+        """The values of A at t = 1 and at t = eps, whose difference normalises the density."""
         signal = KERNELS[self.sde.kernel].signal
         low, high = log_snr_range(self.sde, self.eps)
         return signal(low), signal(high)

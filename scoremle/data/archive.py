@@ -197,7 +197,7 @@ def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
 
 
 def stamp(path: Path) -> str:
-    """Changes when a file below ``path`` comes, goes, or is written; reads none."""
+    """A hash of the names, sizes and times of all files below ``path``; reads none of them."""
     digest = hashlib.sha256()
     for file in listing(path).values():
         state = file.stat()

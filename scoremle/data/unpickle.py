@@ -244,7 +244,7 @@ def _array(content: Any, of_type: Any, shape: Any, order: str) -> np.ndarray:
 
 
 def of(kind: type | tuple[type, ...], value: Any) -> Any:
-    """The value, which must be of this kind.
+    """Returns the value if it is of this kind.
 
     Args:
         kind: a type, or several.

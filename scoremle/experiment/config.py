@@ -171,7 +171,7 @@ def with_defaults(content: Mapping[str, Any]) -> ConfigDict:
 
 
 def _with_tuples(content: Any) -> Any:
-    """JSON has no tuples, and configs have no lists. Raises UserError for what names no field."""
+    """Makes tuples of lists, which configs lack. Raises UserError for a name that no field has."""
     if isinstance(content, dict):
         if wrong := [name for name in content if not name.isidentifier()]:
             raise UserError(f"{wrong[0][:60]!r} is no name of a field")

@@ -240,7 +240,7 @@ def _doubts(model: ScoreModel, images: Images) -> list[str]:
 
 
 def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps | None:
-    """The chain that is asked for, if one is. Raises UserError for one that is not known."""
+    """The chain of the estimator "steps"; None for another. Raises UserError if none is known."""
     if estimator != "steps":
         return None
     own = model.origin.chain

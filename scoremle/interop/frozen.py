@@ -85,7 +85,7 @@ class Frozen:
     ) -> tuple[Sequence[Tensor], Tensor]:
         """The derivatives of <dy, y> + <dproducts, products> in the inputs, and in the probes.
 
-        Those in integers are zero.
+        Derivatives in integer inputs are zero.
         """
         places = [a.detach().requires_grad_(a.is_floating_point()) for a in (*inputs, probes)]
         real = [a for a in places if a.requires_grad]

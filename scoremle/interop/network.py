@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 @pytree
 @dataclass(frozen=True)
 class _AsThere:
-    """A network of images [b c h w] in float32 as one of images [b h w c]; vectors stay.
+    """Calls a network of float32 images [b c h w] with images [b h w c]; vectors stay.
 
     ``way``: how it came to JAX, in words.
     """

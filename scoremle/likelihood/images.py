@@ -384,7 +384,7 @@ class ByElbo:
 
 
 def of_bound(found: ELBO, bits: Float[Array, ""]) -> ImageValues:
-    """The columns of a bound, but for its value."""
+    """The columns of a bound beside ``bpd``."""
     profile = {} if found.profile is None else {"profile": found.profile / bits}
     return {
         "draw_stderr": found.stderr / bits,

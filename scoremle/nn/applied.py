@@ -1,4 +1,4 @@
-"""A network as a function of its parameters too."""
+"""A ``network`` as a function of its parameters too."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +13,19 @@ HIGHEST = "highest"
 
 
 def matmul_precision() -> str:
-    """Precision of products in an applied network: the highest unless JAX's config has another."""
+    """Precision of matrix products in a network: the highest, unless JAX's config names one."""
     config: Any = jax.config
     return config.jax_default_matmul_precision or HIGHEST
 
 
 @dataclass(frozen=True)
 class Applied:
-    """``apply(params, *inputs)`` of a network, such as x, label; equal for equal networks.
+    """A ``network`` as a function ``apply(params, *inputs)``, of inputs such as x and label.
 
-    So that models of one architecture are arguments of one compiled program. With ``channels``
-    only so many of the output are taken: later ones may be the predicted variance. Products
-    are of the precision of ``matmul_precision``: JAX's own rounds factors to ten bits on a GPU.
+    Functions of equal networks are equal, so that one compiled program takes all models of an
+    architecture. With ``channels`` the output has the first so many: later ones may be the
+    predicted variance. Products have the precision of ``matmul_precision``, since JAX's default
+    rounds factors to ten bits on a GPU.
     """
 
     network: nn.Module

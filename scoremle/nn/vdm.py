@@ -92,7 +92,7 @@ class SingleHeadAttention(nn.Module):
 
 
 class VDMNet(nn.Module):
-    """A network of images and log-SNRs; fields are those of ``model.*``.
+    """VDM's network, which takes images and log-SNRs.
 
     Args:
         nf: channels, a multiple of 32.

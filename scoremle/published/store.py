@@ -26,7 +26,7 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
 
 
 class PublishedCheckpoints(Checkpoints):
-    """Checkpoints as ever, and published files beside them.
+    """Checkpoints of our own in a folder, with files in the published format beside them.
 
     A published file is read, never altered or removed. One whose name is needed for a checkpoint
     of our own is put aside as ``checkpoint_N.published``.

@@ -65,7 +65,9 @@ Weights = Array | np.ndarray
 
 
 class StepTable(NamedTuple):
-    """Nodes on [0, 1] and, for the step that ends at each, weights of the rates, newest first.
+    """Nodes on [0, 1], and the weights of the last rates in the step that ends at each node.
+
+    The newest rate comes first.
 
     The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
     variance. ``total`` is the weight of each node's rate in the integrals, and ``gap`` its

@@ -104,7 +104,7 @@ class ProbabilityFlow:
     def log_density_gradient(self, clock: Times, u: Data, velocity: Data) -> Data:
         """grad log p(u), from the velocity there: what an error in u does to the likelihood.
 
-        As far as the noise prediction is the gradient of a density.
+        It holds where the noise prediction is the gradient of a density.
 
         Args:
             clock: [b].

@@ -55,7 +55,10 @@ def part_axes(named: Named) -> dict[str, int]:
 
 
 def part_hashes(named: Named, axes: Mapping[str, int]) -> UInt8[jax.Array, "n k 32"]:
-    """Hashes of n devices' shards of each of k leaves; every process hashes its own."""
+    """SHA-256 of each device's shard of each leaf, for n devices and k leaves.
+
+    A process hashes the shards of its own devices.
+    """
     found, count = dict(named), jax.device_count()
     rows = np.zeros((count, len(axes), 32), np.uint8)
     for column, (name, axis) in enumerate(axes.items()):

@@ -108,9 +108,9 @@ def make_program(
 
 
 def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs]) -> int:
-    """The batch whose work fills so many bytes, on the line through two batches; 0 if none does.
+    """The largest batch that fits ``room``, if memory is linear in the batch; 0 if none fits.
 
-    It divides over the devices.
+    It is a multiple of the number of devices.
 
     Args:
         room: in bytes.

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Saving:
     """Saves one state at a time, as a copy, to one store after the other.
 
-    As a context it ends when all is on disk. So it does after an error, which goes on; if a save
-    failed meanwhile, a line says so.
+    As a context manager it waits at the end until all is on disk, also after an error, which is
+    then raised. If a save failed meanwhile, a line says so.
     """
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ Map = Callable[[np.ndarray], Any]
 @pytree
 @dataclass(frozen=True)
 class FlowModel:
-    """A model by its log-density, which ``from_flow`` makes of functions of another library."""
+    """A model that ``from_flow`` makes of the functions of another library, such as log p."""
 
     function: Map = static()
     shape: tuple[int, ...] = static()

@@ -59,7 +59,7 @@ def check_field(fields: Mapping[str, Any], name: str, known: Any) -> None:
 
 
 def check_shape(name: str, found: Any, needed: Any) -> None:
-    """UserError unless a tensor has the shape that is needed; None is that of one not there."""
+    """Raises UserError unless a tensor has the needed shape. None is the shape of no tensor."""
     if found != needed:
         raise UserError(
             f"the tensors do not fit the fields: {name} has the shape {found}, and the network"

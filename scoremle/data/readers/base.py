@@ -24,7 +24,7 @@ NO_IMAGES = np.zeros((0, 1, 1, 1), np.uint8)
 
 @dataclass(frozen=True)
 class Options:
-    """Ways to make images of a source; what is 0 or '' is as the source has it."""
+    """Options for making images of a source; 0 or '' keeps what the source has."""
 
     size: int = 0
     channels: int = 0

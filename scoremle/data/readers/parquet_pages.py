@@ -43,7 +43,7 @@ def unpacked_bytes(content: bytes, metadata: Any) -> int:
 
 
 def _is_padded(writer: str) -> bool:
-    """Whether pyarrow looks for pages behind the end of a column, too."""
+    """Whether pyarrow reads on behind a column's stated end, as it does for old writers."""
     version = tuple(map(int, re.findall(r"\d+", writer)[:3]))
     return writer.startswith("parquet-mr") and version < (1, 2, 9)
 
