@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Integer, Key
+from jaxtyping import Array, Bool, Float, Integer, Key
 
 from scoremle.core.arguments import (
     as_data,
@@ -25,6 +25,7 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
+from scoremle.core.codes import Coder
 from scoremle.core.dequantize import (
     Dequantizer,
     TruncatedNormal,
@@ -38,7 +39,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known, pytree, static
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
@@ -73,6 +74,8 @@ __all__ = ["Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
 BATCH_SIZE = 256
 # The number of the probes' keys from that of a sample, which draws its latent.
 PROBES = np.uint32(1)
+# And that of its code, where it has one.
+CODES = np.uint32(2)
 
 # Any pytree of arrays, each with a row for each example or one for all; None: there is none.
 Condition = Any
@@ -139,6 +142,8 @@ class ScoreModel:
         bijector: from data that are reals to what the network sees; None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
         origin: facts about its training, if any; no value of a density depends on them.
+        coder: of images, where noise and schedule depend on a code of the image. Such a model
+            scores images and draws samples; what is of reals takes it ``under`` codes.
 
     Raises UserError for pixels and a bijector at once, eps outside [0, 1), and a shape or
     a decoder_scale that is none.
@@ -162,6 +167,7 @@ class ScoreModel:
     bijector: Bijector | None = None
     divergence: DivergenceEstimator | None = None
     origin: Origin = Origin()
+    coder: Coder | None = None
 
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
@@ -266,6 +272,26 @@ class ScoreModel:
             -1.8
         """
         return replace(self, noise=conditioned(self.noise, condition))
+
+    def under(self, codes: Float[Array, "b m"]) -> "ScoreModel":
+        """The model of the examples that have these codes, for a model with a ``coder``.
+
+        Args:
+            codes: [b m] bits, a row for each example that it will be used with.
+
+        Raises UserError for a model whose schedule takes no code.
+
+        Example:
+            >>> model = scoremle.load("digits")  # it has one schedule for all images
+            >>> try:
+            ...     model.under(jnp.zeros((1, 2)))
+            ... except scoremle.UserError as error:
+            ...     print(error)
+            LinearBeta is the same for all images: it takes no code
+        """
+        sde = self.sde.at(codes)
+        noise = conditioned(with_schedule(self.noise, sde.schedule), codes)
+        return replace(self, noise=noise, sde=sde, coder=None)
 
     def log_prob(
         self,
@@ -768,7 +794,7 @@ class ScoreModel:
         """The model without its origin and its decoder: programs do not depend on these."""
         return ScoreModel(
             noise or self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
-            bijector=self.bijector,
+            bijector=self.bijector, coder=self.coder,
         )  # fmt: skip
 
     def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
@@ -905,6 +931,8 @@ def draw_samples(
         condition: what the noise prediction takes, a row for each sample or one for all.
         sampler: with its options bound.
     """
+    if model.coder:
+        model = model.under(model.coder.drawn(fold_in(keys, CODES)))
     noise, shape = model.condition_on(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
     data = model._outside(x, end_of(sampler, model.eps))

@@ -148,10 +148,14 @@ def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
 def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """The t at which half a bin is three standard deviations; ``eps`` if that is later.
 
+    Where each dimension has its own log-SNR, there is no other such time than ``eps``.
+
     Args:
-        sde: its log-SNR is one number at each t.
+        sde: what noise is added when.
         eps: the least time.
         pixels: those whose bins count.
     """
+    if sde.schedule.per_dimension:
+        return jnp.asarray(eps)
     log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)
     return jnp.maximum(eps, sde.time_of_log_snr(jnp.asarray(log_snr)))

@@ -26,9 +26,13 @@ from scoremle.core.pytree import pytree
 from scoremle.core.schedules import LinearLogSNR, Schedule, rate
 from scoremle.types import PerExample, PRNGKey, Scalar, Times
 
-__all__ = ["BETWEEN_ENDS", "LEARNED_SCHEDULES", "first_schedule", "learned_schedule"]
+__all__ = [
+    "BETWEEN_ENDS", "LEARNED_SCHEDULES", "POLYNOMIAL", "first_schedule", "learned_schedule",
+]  # fmt: skip
 
 BETWEEN_ENDS = "least_variance"
+# The name of `polynomial_schedule`, which is loaded where it is asked for.
+POLYNOMIAL = "polynomial"
 LEARNED_SCHEDULES = ("scalar", "network", BETWEEN_ENDS)
 HIDDEN = 1024
 # Standard deviation of the network's weights at first.

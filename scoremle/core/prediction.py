@@ -62,6 +62,11 @@ def _steps(sde: SDE, t: Times) -> Times:
     return sde.schedule.label(t)
 
 
+def _mean_log_snr(sde: SDE, t: Times) -> Times:
+    lam = sde.log_snr(t)
+    return jnp.mean(lam, axis=tuple(range(t.ndim, lam.ndim)))
+
+
 TIME_INPUTS: dict[str, TimeInput] = {
     "time": lambda sde, t: t,
     "time_999": lambda sde, t: LABEL_SCALE * t,
@@ -69,6 +74,7 @@ TIME_INPUTS: dict[str, TimeInput] = {
     "alpha": lambda sde, t: sde.alpha(t),
     "sigma": lambda sde, t: sde.sigma(t),
     "log_snr": lambda sde, t: sde.log_snr(t),
+    "mean_log_snr": _mean_log_snr,  # over dimensions, where each has its own
     "c_noise": lambda sde, t: -sde.log_snr(t) / 8,  # log(sigma / alpha) / 4
 }
 
@@ -222,8 +228,8 @@ def noise_fn(
         prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u"
             or "edm".
         time_input: its label for t: "time", "time_999", "step" (the number of a discrete
-            schedule's step), "alpha", "sigma", "log_snr", "c_noise" (log(sigma/alpha) / 4), or a
-            function of (sde, t).
+            schedule's step), "alpha", "sigma", "log_snr", "mean_log_snr" (over dimensions),
+            "c_noise" (log(sigma/alpha) / 4), or a function of (sde, t).
         between: "interpolate" for a network that takes whole steps alone, as one with a table of
             times does: its outputs at the two steps on either side are mixed, at twice the cost.
             None: its label is any number.

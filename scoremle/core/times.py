@@ -34,6 +34,7 @@ __all__ = [
     "UniformTime",
     "bin_of",
     "even_times",
+    "evenly",
     "log_snr_edges",
     "log_snr_range",
     "unit_draws",
@@ -186,6 +187,18 @@ class UniformLogSNR:
         u = unit_draws(key, n, self.stratified)
         t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
         return t, self.sde.likelihood_weight(t) / (high - low)
+
+
+def evenly(sde: SDE, eps: Scalar) -> TimeSampler:
+    """Strata of the log-SNR, or of t where each dimension has its own log-SNR.
+
+    Args:
+        sde: what noise is added when.
+        eps: the smallest time.
+    """
+    if sde.schedule.per_dimension:
+        return UniformTime(eps, stratified=True)
+    return UniformLogSNR(sde, eps, stratified=True)
 
 
 @pytree

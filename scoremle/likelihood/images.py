@@ -22,6 +22,8 @@ itself, not only its entropy, stays in the weight, because it pairs off with tha
 Neither clean nor uniformly dequantized data may take the place of z: they do not lie at t = eps.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -38,7 +40,7 @@ from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import check_eps
-from scoremle.core.times import TimeSampler, UniformLogSNR
+from scoremle.core.times import TimeSampler, evenly
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
@@ -51,7 +53,7 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words"]
+__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "under_codes"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
@@ -372,7 +374,7 @@ class ByElbo:
             log_q = jnp.full(len(x), dims * pixels.log_det_per_dim)
         found = elbo(
             model.noise, model.sde, y, key_bound,
-            eps=eps, times=self.times or UniformLogSNR(model.sde, eps, stratified=True),
+            eps=eps, times=self.times or evenly(model.sde, eps),
             draws=self.draws, matching=self.matching, decoder=self.decoder,
             integers=x, control=self.control,
         )  # fmt: skip
@@ -381,6 +383,30 @@ class ByElbo:
             **of_bound(found, bits),
             **terms,
         }
+
+
+def under_codes(
+    estimator: Callable[..., ImageValues], model: Any, dequantizer: Dequantizer, x: IntImages,
+    keys: Key[Array, " b"],
+) -> ImageValues:  # fmt: skip
+    """The estimator's values; of a model with a coder, each image's under its own code.
+
+    log P(x) >= log P(x | code of x) - log of the number of codes: its cost, in bits/dim, is the
+    column ``code``.
+
+    Args:
+        estimator: measures bits/dim.
+        model: as the estimator takes it.
+        dequantizer: of the images.
+        x: [b *d] integers.
+        keys: one for each image.
+    """
+    if (coder := getattr(model, "coder", None)) is None:
+        return estimator(model, dequantizer, x, keys)
+    found = estimator(model.under(coder(model.pixels.encode(x, 0.5))), dequantizer, x, keys)
+    cost = jnp.full(len(x), coder.nats / (dims_of(x) * math.log(2)))
+    column = "bpd" if "bpd" in found else "loss"
+    return {**found, column: found[column] + cost, "code": cost}
 
 
 def of_bound(found: ELBO, bits: Float[Array, ""]) -> ImageValues:

@@ -28,7 +28,7 @@ from scoremle.core.prediction import conditioned, rows_of
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
-from scoremle.likelihood.images import ByOde, Estimator, OdeDifference
+from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, under_codes
 from scoremle.likelihood.images import ImageValues as Columns
 from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
 from scoremle.likelihood.mean import Mean, PassValues
@@ -319,7 +319,7 @@ def _measure(
 ) -> Columns:
     if condition is not None:
         model = replace(model, noise=conditioned(model.noise, condition))
-    return estimator(model, dequantizer, x, keys)
+    return under_codes(estimator, model, dequantizer, x, keys)
 
 
 _compiled_measure = compiled(_measure)

@@ -106,6 +106,8 @@ class VDMNet(nn.Module):
         dtype: what to compute in; parameters and output are float32 (the output float64 where
             dtype is).
         remat: the gradient of training computes blocks again, and so keeps less.
+        logits: with a number here it is MuLAN's encoder, without a way up: it gives so many
+            logits of an image. ``c`` of the other network then are the bits.
 
     Raises UserError, when it is called, for other channels or numbers of blocks.
     """
@@ -119,17 +121,19 @@ class VDMNet(nn.Module):
     gamma_max: float = 5.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    logits: int = 0
 
     @nn.compact
     def __call__(
-        self, x: Images, labels: Times, c: Float[Array, "b *m"] | None = None, *,
+        self, x: Images, labels: Times | None = None, c: Float[Array, "b *m"] | None = None, *,
         train: bool = False,
-    ) -> Images:  # fmt: skip
+    ) -> Float[Array, "b ..."]:  # fmt: skip
         """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
 
-        ``labels`` are the log-SNR, and ``c`` the side information; None: 0.
+        ``labels`` are the log-SNR, and ``c`` the side information; None: -gamma_min, and 0.
         """
         self._check()
+        labels = jnp.full(len(x), -self.gamma_min) if labels is None else labels
         x, keys = x.astype(wide(self.dtype)), self._keys(train)
         condition = self._condition(labels, c)
 
@@ -150,13 +154,17 @@ class VDMNet(nn.Module):
         for i in range(self.num_res_blocks):
             skips.append(level("down", i, skips[-1]))
         h = block("mid.block_2", attend("mid.attn_1", block("mid.block_1", skips[-1])))
-        for i in range(self.num_res_blocks + 1):
+        for i in range(0 if self.logits else self.num_res_blocks + 1):
             h = level("up", i, jnp.concatenate([h, skips.pop()], axis=-1))
         h = nn.swish(_norm(self.dtype)(h))
         last = Conv(
-            x.shape[-1], (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out"
-        )
-        return x + last(h)
+            1 if self.logits else x.shape[-1], (3, 3), kernel_init=ZERO, dtype=wide(self.dtype),
+            name="conv_out",
+        )  # fmt: skip
+        if not self.logits:
+            return x + last(h)
+        flat = nn.swish(last(h)).reshape(len(x), -1)
+        return nn.Dense(self.logits, dtype=wide(self.dtype), name="dense_layer_final")(flat)
 
     def _condition(self, log_snr: Times, c: Float[Array, "b *m"] | None) -> Float[Array, "b e"]:
         share = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)

@@ -87,6 +87,7 @@ def test_what_the_network_is_told(told):
         "alpha": np.sqrt(alpha_bar),
         "sigma": np.sqrt(1 - alpha_bar),
         "log_snr": np.log(alpha_bar / (1 - alpha_bar)),
+        "mean_log_snr": np.log(alpha_bar / (1 - alpha_bar)),
         "c_noise": np.log(np.sqrt(1 / alpha_bar - 1)) / 4,
     }[told]
     seen = []

@@ -1,4 +1,4 @@
-"""Small networks of VDM and i-DODE of golden files."""
+"""Small networks of VDM, i-DODE and MuLAN of golden files."""
 
 import flax.traverse_util
 import numpy as np
@@ -20,6 +20,13 @@ def golden_params(name):
     file, prefix = ("idode", "params/") if name == "idode" else ("vdm_network", f"{name}/params/")
     with np.load(GOLDEN / f"{file}.npz") as arrays:
         found = {k.removeprefix(prefix): arrays[k] for k in arrays.files if k.startswith(prefix)}
+    return flax.traverse_util.unflatten_dict(found, sep="/")
+
+
+def golden_mulan():
+    """The averaged parameters of MuLAN's small model."""
+    with np.load(GOLDEN / "mulan.npz") as arrays:
+        found = {k.removeprefix("params/"): arrays[k] for k in arrays.files if "params/" in k}
     return flax.traverse_util.unflatten_dict(found, sep="/")
 
 
