@@ -41,9 +41,10 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
         place: a working directory, or a folder of checkpoints as score_flow published it; a
             ``.safetensors`` of ``scoremle export``; a folder of diffusers; a ``.pt`` of improved-
             or guided-diffusion with its flags beside it; a ``.safetensors`` of EDM with its
-            fields beside it; a training state of VDM or i-DODE; ``hf:OWNER/NAME[@REVISION]``;
-            ``FILE.py:function``, a function that returns a ScoreModel; or the name of a model that
-            the package ships. A path that exists is that path.
+            fields beside it; a training state of VDM, i-DODE or MuLAN;
+            ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that returns a
+            ScoreModel; or the name of a model that the package ships. A path that exists is that
+            path.
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, for what can't be read, and for parameters that are

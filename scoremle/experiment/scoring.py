@@ -91,6 +91,8 @@ class Scoring:
     def title(self) -> str:
         """Words for the number: estimator, label if any, and dequantization noise."""
         words = labelled(self.estimator.title, self.label)
+        coder = isinstance(self.model, ScoreModel) and self.model.coder
+        words += f", {coder.title}" if coder else ""
         middles = isinstance(self.model, ScoreModel) and self.model.origin.middles
         noise = "truncated normal" if middles else "uniform"
         return in_words(words, noise * self.estimator.dequantizes)
@@ -231,9 +233,10 @@ def _origin(model: ScoreModel, decoder: InformedDecoder) -> str:
 def _doubts(model: ScoreModel, images: Images) -> list[str]:
     """Likely mistakes in the model's declaration, if there are enough images to test it.
 
-    A model that was trained here agrees with its config.
+    A model that was trained here agrees with its config. One with codes has no declaration
+    without them.
     """
-    if model.origin.step is not None or len(images) < fewest(model.dims):
+    if model.origin.step is not None or model.coder or len(images) < fewest(model.dims):
         return []
     of_kind = "check, if these images are of the kind that it was trained on"
     return [f"{of_kind}: {line}" for line in model.check(images)]

@@ -13,9 +13,10 @@ What the parts of each mean; lambda is the log-SNR, from the smallest time to th
     iDDPM of EDM        eps, and v          number of the step      10.1 .. -19.8
     VDM                 eps                 log-SNR                 13.3 .. -5 at first, learned
     i-DODE              v, or u/sqrt(2)     log-SNR                 13.3 .. -5
+    MuLAN               v or eps            mean log-SNR, a code    13.3 .. -5, by the code
 
-Level k of a pixel stands at 2k/255 - 1 (`PIXELS`) in all but VDM and i-DODE, where it stands at
-(2k + 1)/256 - 1. A class is a number.
+Level k of a pixel stands at 2k/255 - 1 (`PIXELS`), but of the last three at (2k + 1)/256 - 1. A
+class is a number.
 """
 
 import importlib
@@ -109,7 +110,7 @@ FAMILIES = {
     "edm": Family(
         "a .safetensors of EDM, its fields beside it", is_edm, "edm", "model.safetensors"
     ),
-    "vdm": Family("a training state of VDM or i-DODE", is_vdm, "vdm", "model.flax"),
+    "vdm": Family("a training state of VDM, i-DODE or MuLAN", is_vdm, "vdm", "model.flax"),
 }  # fmt: skip
 
 # For whatever is none of these.

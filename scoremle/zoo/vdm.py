@@ -1,19 +1,24 @@
-"""Models of VDM and i-DODE: a training state in Flax's msgpack, and perhaps fields beside it.
+"""Models of VDM, i-DODE and MuLAN: a state in Flax's msgpack, and perhaps fields beside it.
 
-Kingma et al., arXiv 2107.00630; Zheng et al., arXiv 2305.03935. The shapes of the averaged
-parameters are those of the network, and its learned schedule, if it has one, is among them. What
-they leave open has the value of all published configs, or stands in a JSON object in a file of the
-same name (``ckpt.json`` beside ``ckpt.flax``):
+Kingma et al., arXiv 2107.00630; Zheng et al., 2305.03935; Sahoo et al., 2312.13236. The shapes of
+the averaged parameters are those of the network; its learned schedule, if it has one, and MuLAN's
+encoder are among them. What they leave open has the value of all published configs, or stands in a
+JSON object in a file of the same name (``ckpt.json`` beside ``ckpt.flax``):
 
     image_size            height and width of the images: 32
     gamma_min, gamma_max  the ends of -log-SNR, and of its embedding: -13.3 and 5
-    velocity              the network predicts a velocity: false with a learned schedule, else true
+    velocity              the network predicts a velocity: of VDM false, of i-DODE true,
+                          of MuLAN true with 128 channels (CIFAR-10), else false
     schedule              the path, "VP" or "SP" (straight): "VP"
+    latent_k              how many bits of MuLAN's code are on: 15
 
-The prior is N(0, I) of VDM, with a learned schedule, and N(0, sigma_1^2 I) of i-DODE.
+The prior is N(0, I) of VDM and MuLAN, and N(0, sigma_1^2 I) of i-DODE.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,11 +26,13 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from scoremle.core.codes import Coder
 from scoremle.core.kernels import KERNELS
 from scoremle.core.learned_schedules import learned_schedule
 from scoremle.core.pixels import Pixels
+from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
 from scoremle.core.prediction import noise_fn
-from scoremle.core.schedules import LinearLogSNR
+from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.core.sde import SDE
 from scoremle.devices import check_room, placed
 from scoremle.errors import UserError, first_line
@@ -41,6 +48,8 @@ from scoremle.zoo.family import published_model
 
 # The kernel of a path, and the velocity that networks predict there.
 PATHS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
+# Bits of MuLAN's code that are on; channels of its network that was trained as a velocity.
+MULAN_ON, MULAN_VELOCITY = 15, 128
 
 
 class _Fields(TypedDict, total=False):
@@ -49,6 +58,7 @@ class _Fields(TypedDict, total=False):
     gamma_max: float
     velocity: bool
     schedule: str
+    latent_k: Size
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -82,39 +92,74 @@ def load(path: Path) -> ScoreModel:
 
 
 def _model(ema: Mapping[str, Any], fields: Mapping[str, Any]) -> ScoreModel:
-    if "encoder_model" in ema:
-        raise UserError("a model of MuLAN, whose noise depends on the image: not known here")
     path = fields.get("schedule", "VP")
     if path not in PATHS:
         raise UserError(f"schedule is {path!r}: known here are {', '.join(PATHS)}")
     score, learned = ema["score_model"], ema.get("gamma")
     low, high = -fields.get("gamma_max", 5.0), -fields.get("gamma_min", -13.3)
     size, (kernel, velocity) = fields.get("image_size", 32), PATHS[path]
-    network, channels = _network(score, size), len(score["conv_out"]["bias"])
+    channels = len(score["conv_out"]["bias"])
+    shape, coder = (size, size, channels), None
+    schedule: Schedule
+    if "encoder_model" in ema:
+        coder = _coder(ema["encoder_model"], shape, low, high, fields.get("latent_k", MULAN_ON))
+        schedule = _polynomial(ema["gamma"], coder.bits, shape, low, high)
+    else:
+        schedule = learned_schedule(placed(learned)) if learned else LinearLogSNR(low, high)
+    network = _network(score, size, coder.bits if coder else 1)
     network = network.clone(gamma_min=-high, gamma_max=-low)
-    schedule = learned_schedule(placed(learned)) if learned else LinearLogSNR(low, high)
     last = float(KERNELS[kernel].sigma(jnp.asarray(low)))
     sde = SDE(kernel, schedule, 1.0 if learned else last)
+    by_default = network.nf == MULAN_VELOCITY if coder else not learned
     noise = noise_fn(
         Partial(Applied(network), placed(score)), sde,
-        prediction=velocity if fields.get("velocity", not learned) else "eps",
+        prediction=velocity if fields.get("velocity", by_default) else "eps",
+        time_input="mean_log_snr",
     )  # fmt: skip
-    shape = size, size, channels
-    return published_model(noise, sde, 0.0, shape, pixels=Pixels(), middles=True)
+    model = published_model(noise, sde, 0.0, shape, pixels=Pixels(), middles=True)
+    return replace(model, coder=coder)
 
 
-def _network(score: Mapping[str, Any], size: int) -> VDMNet:
-    """The network of these parameters. UserError if there is none."""
-    kernel, channels = score["conv_in"]["kernel"], len(score["conv_out"]["bias"])
+def _coder(
+    params: Mapping[str, Any], shape: tuple[int, int, int], low: float, high: float, on: int
+) -> Coder:
+    """MuLAN's encoder. UserError for parameters that are none, and more bits on than there are."""
+    bits = len(params["dense_layer_final"]["bias"])
+    if on > bits:
+        raise UserError(f"latent_k is {on}, and its code has {bits} bits")
+    network = _fitting(params, shape, 1, logits=bits).clone(gamma_min=-high, gamma_max=-low)
+    return Coder(Partial(Applied(network), placed(params)), bits, on)
+
+
+def _polynomial(
+    params: Mapping[str, Any], bits: int, shape: tuple[int, ...], low: float, high: float
+) -> CodedPolynomial:
+    """MuLAN's schedule. UserError for parameters that are none."""
+    make = partial(first_polynomial, bits, math.prod(shape))
+    if words := first_difference(leaves(params), leaves(jax.eval_shape(make, jax.random.key(0)))):
+        raise UserError(f"its schedule {words}")
+    return CodedPolynomial(placed(params), low, high, shape)
+
+
+def _network(params: Mapping[str, Any], size: int, told: int) -> VDMNet:
+    """The network of these parameters, with so many numbers of c. UserError if there is none."""
+    channels = len(params["conv_out"]["bias"])
+    attends = (size,) if "down.attn_0" in params else ()
+    return _fitting(params, (size, size, channels), told, attn_resolutions=attends)
+
+
+def _fitting(
+    params: Mapping[str, Any], shape: tuple[int, int, int], told: int, **options: Any
+) -> VDMNet:
+    kernel = params["conv_in"]["kernel"]
     network = VDMNet(
         nf=kernel.shape[-1],
-        num_res_blocks=sum(name.startswith("down.block_") for name in score),
-        attn_resolutions=(size,) if "down.attn_0" in score else (),
-        fourier_features=kernel.shape[2] > channels,
+        num_res_blocks=sum(name.startswith("down.block_") for name in params),
+        fourier_features=kernel.shape[2] > shape[-1],
+        **options,
     )
-    x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    labels = jax.ShapeDtypeStruct((1,), jnp.float32)
-    made = jax.eval_shape(network.init, jax.random.key(0), x, labels)["params"]
-    if words := first_difference(leaves(score), leaves(made)):
+    inputs = (jax.ShapeDtypeStruct((1, *each), jnp.float32) for each in (shape, (), (told,)))
+    made = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    if words := first_difference(leaves(params), leaves(made)):
         raise UserError(f"its network {words}")
     return network

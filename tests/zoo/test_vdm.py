@@ -1,6 +1,7 @@
-"""Training states of VDM and i-DODE: what they give, and what can't be had of others."""
+"""Training states of VDM, i-DODE and MuLAN: what they give, and what can't be had of others."""
 
 import json
+import math
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.marks import some
 from helpers.places import GOLDEN
-from helpers.vdm_networks import golden_params
+from helpers.vdm_networks import golden_mulan, golden_params
 
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
@@ -76,16 +77,74 @@ def test_the_model_is_theirs(kind, golden, tmp_path):
     assert isinstance(model.default_dequantizer, TruncatedNormal)
 
 
-def test_a_state_of_the_published_tree_is_known_by_its_content(tmp_path):
+@some("family", ["vdm", "idode", "mulan"], quick=["vdm"])
+def test_a_state_of_the_published_tree_is_known_by_its_content(family, tmp_path):
     """Without a file beside it, and under any name."""
     shapes = json.loads((GOLDEN / "vdm_shapes.json").read_text())
+    if family != "vdm":  # i-DODE's is that of VDM, but for the schedule
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("gamma")}
+    if family == "mulan":
+        shapes |= json.loads((GOLDEN / "mulan_shapes.json").read_text())
+        assert sum(map(math.prod, shapes.values())) == 71_153_846
     rng = np.random.default_rng(0)
     flat = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
-    path = written(tmp_path, unflatten_dict(flat, sep="/")).rename(tmp_path / "any.name")
+    ema = unflatten_dict(flat, sep="/")
+    state = {"step": np.int32(3), "params": ema, "ema_params": ema, "opt_state": {}}
+    path = tmp_path / "any.name"
+    state_dict.write(path, state)
     model = scoremle.load(path)
     network = model.noise.network.func.network
     assert (network.nf, network.num_res_blocks, network.fourier_features) == (128, 32, True)
     assert model.shape == (32, 32, 3)
+    assert model.noise.prediction == ("eps" if family == "vdm" else "v")
+    if family == "mulan":
+        assert (model.coder.bits, model.coder.on) == (50, 15)
+        assert model.coder.nats == pytest.approx(28.44, abs=0.01)
+        assert model.coder.encoder.func.network.num_res_blocks == 4
+
+
+MULAN = {"image_size": 6, "latent_k": 3, "velocity": False}
+
+
+def test_a_model_with_codes_scores_images_and_draws_samples(golden, tmp_path):
+    """Each image under its own code, at the cost of one of all codes."""
+    arrays = golden("mulan")
+    model = scoremle.load(written(tmp_path, golden_mulan(), MULAN))
+    images = arrays["images"][:2].astype(np.uint8)
+    codes = jnp.asarray(arrays["likelihood/embedding"])
+    few = replace(model, solver=scoremle.Multistep(4), origin=replace(model.origin, pilot=False))
+    under, cost = few.under(codes), np.log(120) / (108 * np.log(2))
+    np.testing.assert_array_equal(few.coder(few.pixels.encode(images, 0.5)), codes)
+    scoring = prepared(few, images)
+    assert scoring.title.startswith("exact by the ODE, bound by a code of 3 of 10 bits")
+    found, bpd = scoring.score(images).values, under.score(images).bpd
+    np.testing.assert_allclose(found["code"], cost, rtol=1e-5)
+    np.testing.assert_allclose(found["bpd"][0] - bpd, cost, rtol=1e-3)
+    bound = replace(prepared(few, images, "bound").estimator, draws=8)
+    assert (few.score(images, estimator=bound).bpd > found["bpd"][0] - 1).all()
+    drawn, z = few.sample(3, jax.random.key(0)), jnp.asarray(arrays["z"][:2])
+    assert drawn.shape == (3, 6, 6, 3) and drawn.dtype == np.uint8
+    for use in (lambda: few.log_prob(z, jax.random.key(0)), lambda: few.encode(z),
+                lambda: few.sample(1, jax.random.key(0), log_prob=True),
+                lambda: few.elbo(z, jax.random.key(0)), lambda: few.profile(images)):  # fmt: skip
+        with pytest.raises(UserError, match=r"code|dimension"):
+            use()
+
+
+@pytest.mark.parametrize(("words", "change", "fields"), [
+    ("has no dense_2/bias", lambda ema: ema["gamma"]["dense_2"].pop("bias"), {}),
+    ("has no mid.block_2", lambda ema: ema["encoder_model"].pop("mid.block_2"), {}),
+    ("latent_k is 11", lambda ema: None, {"latent_k": 11}),
+    ("dense_layer_final/kernel",
+     lambda ema: ema["encoder_model"]["dense_layer_final"].update(bias=np.zeros(9, "f")), {}),
+    ("KeyError: 'gamma'", lambda ema: ema.pop("gamma"), {}),
+])  # fmt: skip
+def test_damages_of_a_model_with_codes_are_one_line(words, change, fields, tmp_path):
+    ema = golden_mulan()
+    change(ema)
+    with pytest.raises(UserError, match=words) as error:
+        scoremle.load(written(tmp_path, ema, MULAN | fields))
+    assert "\n" not in str(error.value)
 
 
 DAMAGES = {
@@ -95,7 +154,6 @@ DAMAGES = {
     "has no mid.attn_1/q/bias": lambda flat: flat.pop("score_model/mid.attn_1/q/bias"),
     "lacks": lambda flat: flat.update({"score_model/more/bias": np.zeros(3, np.float32)}),
     "KeyError": lambda flat: flat.pop("score_model/conv_in/kernel"),
-    "MuLAN": lambda flat: flat.update({"encoder_model/conv_in/bias": np.zeros(3, np.float32)}),
     "not all finite": lambda flat: flat.update(
         {"score_model/dense0/bias": np.full(256, np.nan, np.float32)}
     ),
