@@ -19,6 +19,7 @@ from ml_collections import FrozenConfigDict
 from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
 from scoremle.core.kernels import KERNELS
+from scoremle.core.learned_schedules import POLYNOMIAL
 from scoremle.core.pixels import Pixels
 from scoremle.core.schedules import LinearLogSNR
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP, check_eps
@@ -266,6 +267,12 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         config, time_input == "sigma"
     )
     sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
+    encoder, on = None, 0
+    if config.model.schedule == POLYNOMIAL:
+        bits, on = config.model.latent_size, config.model.latent_k
+        encoder = network.clone(
+            num_res_blocks=config.model.encoder_blocks, attn_resolutions=(), logits=bits
+        )
     for section in ("training", "sampling"):
         check_eps(sde, config[section].smallest_time, f"{section}.smallest_time")
     return NetworkSpec(
@@ -275,6 +282,8 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         sde=sde,
         eps=config.training.smallest_time,
         learned=config.model.schedule.replace("fixed", ""),
+        encoder=encoder,
+        on=on,
         shape=images.shape,
         pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
     )
@@ -320,7 +329,9 @@ def _reading(config: Any) -> tuple[str, str]:
     score and take sigma. Networks that take the log-SNR predict the noise.
     """
     predicted, told = "eps", "time_999"
-    if config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
+    if config.model.schedule == POLYNOMIAL:
+        told = "mean_log_snr"
+    elif config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
         told = "log_snr"
     elif config.training.sde.lower() == "vesde":
         predicted, told = "score", "sigma"

@@ -87,6 +87,8 @@ IDODE = VDM | {
     "eval.bound": False, "eval.dequantization": "truncated_normal", "eval.num_repeats": 5,
     "eval.batch_size": 256, "model.schedule": "fixed", "model.parameterization": "v",
 }  # fmt: skip
+# MuLAN (arXiv 2312.13236): a schedule for each number, by a code of the image.
+MULAN = VDM | {"model.schedule": "polynomial"}
 WIDE = {"model.nf": 256}
 # With augmentation, of which the network is told.
 TOLD = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch_size": 1024}
@@ -116,6 +118,13 @@ SUCCESSORS = {
         IDODE | OF_IMAGENET | LARGE | {"training.batch_size": 512},
     ),
     "idode/imagenet32_new": ("i-DODE, ImageNet 32x32.", IDODE | OF_IMAGENET | LARGE),
+    "mulan/cifar10-conditioned": (
+        "MuLAN, CIFAR-10.", MULAN | {"model.parameterization": "v"}
+    ),
+    "mulan/imagenet32": (
+        "MuLAN, ImageNet 32x32.",
+        MULAN | OF_IMAGENET | LARGE | {"training.batch_size": 512},
+    ),
 }  # fmt: skip
 
 NAMED_CONFIGS = {

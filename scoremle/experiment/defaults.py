@@ -170,8 +170,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
     config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde
     config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde
-    # By least_variance the course of a network between ends that are learned by the bound.
-    config.model.schedule = "fixed"  # of vdm and idode; learned: scalar, network, least_variance
+    # By least_variance the course of a network between ends that are learned by the bound. A
+    # polynomial has a course for each number of an image, by a code that an encoder makes of it.
+    config.model.schedule = "fixed"  # learned: scalar, network, least_variance, polynomial
+    config.model.latent_size = 50  # bits of the polynomial's code
+    config.model.latent_k = 15  # bits of it that are on
+    config.model.encoder_blocks = 4  # blocks of its encoder
     config.model.log_snr_min = -5.0  # log-SNR at t = 1 of vdm, idode and idode_straight
     config.model.log_snr_max = 13.3  # log-SNR at t = 0 of vdm, idode and idode_straight
     # The last four are read by nothing. They are kept so that published command lines work, and

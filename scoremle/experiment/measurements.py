@@ -125,8 +125,14 @@ class Measurements:
         if noise:
             facts["dequantizer"] = noise
             facts |= {} if dequantizer.start is None else {"start": float(dequantizer.start)}
-        edges = None if first is None else np.asarray(log_snr_edges(self._spec.sde, first), float)
+        one_curve = not self._spec.sde.schedule.per_dimension
+        edges = None
+        if first is not None and one_curve:
+            edges = np.asarray(log_snr_edges(self._spec.sde, first), float)
         model = self._spec.model(self.params)
+        if model.coder:  # by which it is no exact likelihood
+            kind += "_code_bound" * kind.startswith("exact")
+            facts["estimator"] += f", {model.coder.title}"
         return Measurement(kind, model, estimator, dequantizer, facts, edges, choice)
 
     def _exact(self, dequantization: str, by_ode: ByOde, kind: str = "exact") -> Measurement:

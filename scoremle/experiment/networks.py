@@ -14,12 +14,14 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
+from scoremle.core.codes import Coder
 from scoremle.core.dequantize import Flow, truncation_start
 from scoremle.core.learned_schedules import first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.pytree import describe
-from scoremle.core.sde import SDE
+from scoremle.core.schedules import Schedule
+from scoremle.core.sde import SDE, with_schedule
 from scoremle.errors import UserError
 from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.likelihood.image_model import pixels_of
@@ -71,24 +73,60 @@ class NetworkSpec(_Spec):
     """Model of a network that configs name.
 
     ``prediction`` and ``time_input`` are those of ``noise_fn``. ``learned``: the kind of a
-    schedule that is learned beside the network, from that of ``sde`` on; "": none is.
+    schedule that is learned beside the network, from that of ``sde`` on; "": none is. With an
+    ``encoder`` that is one by codes of the images, of which ``on`` bits are on.
     """
 
     network: nn.Module
     prediction: str
     time_input: str
     learned: str = ""
+    encoder: nn.Module | None = None
+    on: int = 0
 
     def at(self, params: Params) -> "NetworkSpec":
         """The spec with the schedule that is among these parameters, if it is learned."""
         if not self.learned:
             return self
-        schedule = learned_schedule(params["gamma"])
+        schedule = self._polynomial(params) if self.encoder else learned_schedule(params["gamma"])
         return dataclasses.replace(self, sde=dataclasses.replace(self.sde, schedule=schedule))
 
+    def _polynomial(self, params: Params) -> Schedule:
+        from scoremle.core.polynomial_schedule import CodedPolynomial  # seldom asked for
+
+        begun: Any = self.sde.schedule
+        ends = begun.log_snr_min, begun.log_snr_max
+        return CodedPolynomial(params["gamma"], *ends, self.shape)
+
+    def coder(self, params: Params) -> Coder | None:
+        """The coder of images; None if no noise depends on them."""
+        if self.encoder is None:
+            return None
+        encoder = Partial(Applied(self.encoder), params["encoder_model"])
+        return Coder(encoder, cast(Any, self.encoder).logits, self.on)
+
+    def under_codes(
+        self, params: Params, noise: NoiseFn, x: IntImages, key: PRNGKey | None = None
+    ) -> tuple[NoiseFn, SDE]:
+        """A noise prediction and the SDE under codes of the images; as they are without a coder.
+
+        With a key codes are those of training, under dropout.
+        """
+        if (coder := self.coder(params)) is None:
+            return noise, self.sde
+        y = self.pixels.encode(x, 0.5)
+        if key is None:
+            codes = coder(y)
+        else:
+            dropout, of_codes = jax.random.split(key)
+            logits = _trained(cast(Any, self.encoder), params["encoder_model"], dropout, y)
+            codes = coder.relaxed(logits, of_codes)
+        sde = self.sde.at(codes)
+        return conditioned(with_schedule(noise, sde.schedule), codes), sde
+
     def log_snr(self, params: Params) -> dict[str, list[float]] | None:
-        """The learned log-SNR over t, and the one that it began as; None if none is learned."""
-        if not self.learned:
+        """The learned log-SNR over t, and the one that it began as; None if none is one curve."""
+        if not self.learned or self.encoder:
             return None
         t = jnp.linspace(self.eps, 1.0, POINTS)
         each = {"t": t, "learned": self.at(params).sde.log_snr(t), "fixed": self.sde.log_snr(t)}
@@ -110,12 +148,26 @@ class NetworkSpec(_Spec):
         # one call, and for a deep network take 20 seconds.
         shapes = (1, *images.shape[1:]), (1,)
         given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        if self.encoder:
+            return self._with_codes(key, *given)
         params = self.network.lazy_init(key, *given)["params"]
         if not self.learned:
             return params
         low, high = self.sde.log_snr(jnp.asarray([1.0, 0.0]))
         first = first_schedule(self.learned, low, high, jax.random.fold_in(key, 1))
         return {"score_model": params, "gamma": first}
+
+    def _with_codes(self, key: PRNGKey, x: Any, t: Any) -> Params:
+        from scoremle.core.polynomial_schedule import first_polynomial  # seldom asked for
+
+        encoder: Any = self.encoder
+        keys = [jax.random.fold_in(key, number) for number in (1, 2)]
+        c = jax.ShapeDtypeStruct((1, encoder.logits), jnp.float32)
+        return {
+            "score_model": self.network.lazy_init(key, x, t, c)["params"],
+            "gamma": first_polynomial(encoder.logits, self.dims, keys[0]),
+            "encoder_model": encoder.lazy_init(keys[1], x)["params"],
+        }
 
     def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
         """The noise prediction of these parameters: as evaluated, or under ``dropout``."""
@@ -127,8 +179,9 @@ class NetworkSpec(_Spec):
 
     def model(self, params: Params) -> ScoreModel:
         """The model of these parameters, as evaluated."""
-        sde = self.at(params).sde
-        return ScoreModel(self.noise(params), sde, self.eps, self.shape, self.pixels)
+        sde, coder = self.at(params).sde, self.coder(params)
+        noise = self.noise(params)
+        return ScoreModel(noise, sde, self.eps, self.shape, self.pixels, coder=coder)
 
     def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
         """The model and the estimator by which images are measured."""
@@ -142,7 +195,9 @@ class NetworkSpec(_Spec):
             if field.name not in ("parent", "name", "dtype", "remat")
         }
         network = {"type": type(self.network).__name__, **fields, "dtype": self.precision}
-        record = {name: each for name, each in vars(self).items() if name != "learned" or each}
+        seldom = "learned", "encoder", "on"
+        record = {name: each for name, each in vars(self).items() if name not in seldom or each}
+        record |= {"encoder": cast(Any, self.encoder).num_res_blocks} if self.encoder else {}
         record["conditioning"] = record.pop("time_input")  # its name in files
         return describe(record | {"network": network})
 
@@ -162,6 +217,14 @@ class ImportedSpec(_Spec):
 
     def log_snr(self, params: Params) -> None:
         """None: its schedule is its own."""
+
+    def coder(self, params: Params) -> Coder | None:
+        return params.coder
+
+    def under_codes(
+        self, params: Params, noise: NoiseFn, x: IntImages, key: PRNGKey | None = None
+    ) -> tuple[NoiseFn, SDE]:
+        return noise, self.sde
 
     @property
     def precision(self) -> str:

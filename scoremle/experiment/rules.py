@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scoremle.core.learned_schedules import BETWEEN_ENDS, LEARNED_SCHEDULES
+from scoremle.core.learned_schedules import BETWEEN_ENDS, LEARNED_SCHEDULES, POLYNOMIAL
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
 from scoremle.experiment.config import check_types, flat
@@ -32,7 +32,7 @@ CHOICES = {
     "training.time_density": ("published", "alpha_squared", "learned"),
     "optim.optimizer": ("Adam", "AdamW"),
     "model.embedding": ("time", "log_snr"),
-    "model.schedule": ("fixed", *LEARNED_SCHEDULES),
+    "model.schedule": ("fixed", *LEARNED_SCHEDULES, POLYNOMIAL),
     "model.parameterization": ("published", *PREDICTIONS, "edm"),
 }
 # What the published algorithm is of.
@@ -46,7 +46,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "data.image_size", "data.num_channels", "training.batch_size", "training.accumulate",
         "eval.batch_size", "eval.num_samples", "eval.num_repeats",
         "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
-        "model.num_scales", "sampling.steps", "sampling.n_steps_each",
+        "model.num_scales", "model.latent_size", "model.latent_k", "model.encoder_blocks",
+        "sampling.steps", "sampling.n_steps_each",
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
@@ -121,9 +122,15 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
            f"model.schedule={model.schedule} begins as one that is linear in log-SNR: set"
            f" training.sde to one of {', '.join(FROM_ZERO)}")  # fmt: skip
     drawn_evenly = density == "published" and not training.importance_weighting
-    yield (model.schedule == BETWEEN_ENDS and not drawn_evenly,
+    yield (model.schedule in (BETWEEN_ENDS, POLYNOMIAL) and not drawn_evenly,
            f"model.schedule={model.schedule} draws t evenly: unset training.time_density and"
            " training.importance_weighting")  # fmt: skip
+    takes_codes = {model.name.lower(), training.sde.lower()} == {"vdm"} and not data.augment
+    yield (model.schedule == POLYNOMIAL and not takes_codes,
+           f"model.schedule={POLYNOMIAL} is of model.name=vdm, which it tells codes, and of"
+           " training.sde=vdm, without data.augment")  # fmt: skip
+    yield (model.latent_k > model.latent_size,
+           f"model.latent_k={model.latent_k} is more than model.latent_size={model.latent_size}")
     yield (data.augment and model.name.lower() != "vdm",
            "data.augment is told to the network, which only model.name=vdm takes in")
 

@@ -35,7 +35,7 @@ from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
 from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
-from scoremle.likelihood.images import ByElbo
+from scoremle.likelihood.images import ByElbo, under_codes
 from scoremle.training.loop import Intervals
 from scoremle.training.step import MEMORY, TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
@@ -44,6 +44,7 @@ from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 INITIALISATION = 2**32 - 1
 # Folded into the key of a step: a number that no part of a batch has.
 AUGMENTATION = 2**32 - 2
+CODES = 2**32 - 3
 EVAL_DRAWS = 4
 
 Scalar = Float[Array, ""]
@@ -167,7 +168,13 @@ class Objective:
         """The loss of each example in the published scaling, without dropout."""
         model = self.model.at(params)
         by_loss = replace(self, model=model).by_loss
-        return by_loss.losses(model.noise(params), model.sde, model.pixels, x, key)
+        noise, sde = model.under_codes(params, model.noise(params), x)
+        return by_loss.losses(noise, sde, model.pixels, x, key) + self._of_codes(params)
+
+    def _of_codes(self, params: Params) -> float:
+        """The cost of a code in the published scaling, which is bits/dim; 0 without codes."""
+        coder = self.model.coder(params)
+        return float(self.published_scale) * coder.nats if coder else 0.0
 
     def loss(
         self, params: Params, x: IntImages, key: PRNGKey, memory: LossMoments | None = None
@@ -185,7 +192,10 @@ class Objective:
         if self.augment:
             x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
             noise = conditioned(noise, changed)
-        losses, drawn = by_loss.drawn(noise, model.sde, model.pixels, x, key)
+        of_codes = jax.random.fold_in(key, CODES)
+        noise, sde = model.under_codes(params, noise, x, of_codes)
+        losses, drawn = by_loss.drawn(noise, sde, model.pixels, x, key)
+        losses = losses + self._of_codes(params)
         learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
         return jnp.mean(losses), {"loss_std": jnp.std(losses), **learned}
 
@@ -231,5 +241,6 @@ def _quick_bound(
     decoder: Decoder = GaussianDecoder(),
 ) -> Numbers:  # fmt: skip
     by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)
-    bpd = by_elbo(model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
+    keys = example_keys(key, len(x))
+    bpd = under_codes(by_elbo, model.model(score), dequantizer, x, keys)["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

@@ -1,4 +1,4 @@
-"""The configs of VDM and i-DODE: what they build, and that a tiny one trains, and is measured."""
+"""The configs of VDM, i-DODE and MuLAN: what they build, and that tiny ones are trained."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers.marks import some
 from helpers.places import GOLDEN
 
@@ -18,13 +19,17 @@ from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import Workdir
 
-NAMES = sorted(name for name in NAMED_CONFIGS if name.startswith(("vdm/", "idode/")))
+NAMES = sorted(name for name in NAMED_CONFIGS if name.startswith(("vdm/", "idode/", "mulan/")))
 TINY = (
     "data.dataset=digits", "data.image_size=8", "data.num_channels=1", "model.nf=32",
     "model.num_res_blocks=1", "training.batch_size=4", "training.snapshot_sampling=False",
     "training.n_jitted_steps=1", "eval.num_images=3", "eval.num_repeats=1", "eval.batch_size=3",
     "eval.bound_draws=4", "eval.solver=multistep", "eval.nodes=2",
 )  # fmt: skip
+
+
+# The release of MuLAN has 15 bits on, and its config for ImageNet does not say so.
+CODE = {"latent_size": 50, "latent_k": 15, "forward_n_layer": 4}
 
 
 def count(n, blocks, attention):
@@ -50,10 +55,19 @@ def test_configs_build_the_published_network(name):
     model, wide = config.model, "cifar10" not in name or "aug" in name
     assert (model.nf, model.num_res_blocks) == (256 if wide else 128, 64 if "64" in name else 32)
     found = sum(leaf.size for leaf in jax.tree.leaves(params))
-    schedule = {"fixed": 0, "scalar": 2, "network": 2 + 3 * 1024}[model.schedule]
-    assert found == schedule + count(model.nf, model.num_res_blocks, bool(model.attn_resolutions))
-    known = {"vdm/cifar10": 30_578_181, "idode/cifar10": 30_578_179}
+    known = {"vdm/cifar10": 30_578_181, "idode/cifar10": 30_578_179,
+             "mulan/cifar10-conditioned": 71_153_846}  # fmt: skip
     assert found == known.get(name, found)
+    if "mulan" not in name:
+        schedule = {"fixed": 0, "scalar": 2, "network": 2 + 3 * 1024}[model.schedule]
+        attends = bool(model.attn_resolutions)
+        assert found == schedule + count(model.nf, model.num_res_blocks, attends)
+    elif model.nf == 128:
+        shapes = json.loads((GOLDEN / "vdm_shapes.json").read_text())
+        shapes |= json.loads((GOLDEN / "mulan_shapes.json").read_text())
+        made = {name: list(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
+        of_vdm = "gamma/b", "gamma/w"
+        assert made == {name: shapes[name] for name in shapes if name not in of_vdm}
     low, high = (float(experiment.model.sde.log_snr(t)) for t in (1.0, 0.0))
     assert (low, high) == (pytest.approx(-5.0), pytest.approx(13.3))
     assert experiment.model.eps == 0
@@ -87,10 +101,14 @@ def test_configs_have_the_published_settings(name):
                  (of_model["gamma_min"], of_model["gamma_max"])),
         "schedule": (model.schedule, {
             "fixed": "fixed", "learnable_scalar": "scalar", "learnable_nnet": "network",
+            "poly_fixedend": "polynomial",
         }[of_model["gamma_type"]]),
         "strata": (training.stratified, of_model["antithetic_time_sampling"]),
         "augmented": (config.data.augment, settings["data"]["dataset"].endswith("_aug")),
-        "velocity": (model.parameterization == "v", idode and of_model["velocity"]),
+        "velocity": (model.parameterization == "v", of_model.get("velocity", False)
+                     or settings.get("vdm_type") == "mulan_velocity"),
+        "code": ((model.latent_size, model.latent_k, model.encoder_blocks),
+                 tuple(of_model.get(key, known) for key, known in CODE.items())),
         "importance": (training.time_density == "alpha_squared", idode and of_model["importance"]),
         "draws": (config.eval.importance_samples, of_model.get("num_importance", 1)),
     }  # fmt: skip
@@ -106,6 +124,9 @@ def test_configs_have_the_published_settings(name):
     ({"model.name": "ncsnpp", "data.augment": True}, "only model.name=vdm"),
     ({"training.importance_weighting": True, "training.time_density": "learned"}, "in its own"),
     ({"model.schedule": "cubic"}, "model.schedule must"),
+    ({"model.schedule": "least_variance", "training.time_density": "learned"}, "draws t evenly"),
+    ({"model.schedule": "polynomial", "data.augment": True}, "without data.augment"),
+    ({"model.latent_k": 51}, "latent_k=51"),
 ])  # fmt: skip
 def test_fields_that_do_not_go_together(fields, words):
     with pytest.raises(UserError, match=words):
@@ -147,6 +168,35 @@ def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(tmp_path):
     trained("idode/cifar10_aug", tmp_path)
     facts = measured(tmp_path / "whole", "--config.eval.importance_samples=2")
     assert facts["dequantizer"] == "truncated_normal" and facts["importance_samples"] == 2
+
+
+@pytest.mark.long
+def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
+    """Of MuLAN: by the bound as its config says, and by the ODE, each with the cost of a code."""
+    fields = ("model.latent_size=6", "model.latent_k=2", "model.encoder_blocks=1",
+              "optim.lr=1e-2", "eval.num_samples=3")  # fmt: skip
+    state = trained("mulan/cifar10-conditioned", tmp_path, *fields)
+    folder = tmp_path / "whole"
+    begun = build(Workdir(folder).config()).training.init_state()
+    for name in ("score_model", "gamma", "encoder_model"):
+        pair = (each.params[name] for each in (begun, state))
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *pair)
+        assert max(jax.tree.leaves(moved)) > 1e-4, name
+    cost = np.log(15) / (64 * np.log(2))
+    facts = measured(folder)
+    assert facts["reconstruction"] == "Discrete"
+    assert facts["sde"]["schedule"]["type"] == "CodedPolynomial"
+    assert facts["mean_code"] == pytest.approx(cost) and "log_snr" not in facts
+    flags = ("--config.eval.bound=False", "--config.eval.dequantization=truncated_normal",
+             "--config.eval.enable_sampling=True", "--config.eval.enable_loss=True",
+             "--eval-folder=other")  # fmt: skip
+    assert cli.main(["eval", str(folder), *flags]) == 0
+    found = json.loads((folder / "other" / "results.json").read_text())
+    assert {each["kind"] for each in found.values()} == {
+        "exact_truncated_normal_code_bound", "loss"
+    }  # fmt: skip
+    assert all(each["mean_code"] == pytest.approx(cost) for each in found.values())
+    assert cli.main(["report", str(folder)]) == 0
 
 
 def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
