@@ -24,13 +24,13 @@ class Likelihood:
     for one probe that stays the same along the path. With new probes at each step, it is estimated
     from the parts that the dimensions have in a trace: from the spread of several probes, or from
     the scatter of a single one along the path. Where the network's Jacobian is not symmetric, it
-    is stated too large. ``probe_deviations`` are the parts of that error,
-    with their signs, that belong to each of several probes. ``solver_error`` should cover the
-    solver's error: its own estimate, calibrated on a few images where a pilot ran. ``evaluations``
-    counts network evaluations, each with its derivatives. Where ``ok`` is false the solver gave
-    up: ``log_prob`` and its errors are NaN. ``trace``: how traces were taken. ``refined``: rows
-    were solved again by more steps, if the solver stated a large error of them; it is false where
-    a program is traced, of derivatives, and by a solver that was given.
+    is stated too large. ``probe_deviations`` are the parts of that error, with their signs, that
+    belong to each of several probes. ``solver_error`` should cover the solver's error, by its own
+    estimate that is calibrated on a few images where a pilot ran, and the rounding of log p.
+    ``evaluations`` counts network evaluations, each with its derivatives. Where ``ok`` is false
+    the solver gave up: ``log_prob`` and its errors are NaN. ``trace``: how traces were taken.
+    ``refined``: rows were solved again by more steps, if the solver stated a large error of them;
+    it is false where a program is traced, of derivatives, and by a solver that was given.
 
     Args:
         latent: [b *d] the other end of the ODE.
