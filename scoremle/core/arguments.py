@@ -124,10 +124,12 @@ def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
         x: an array, a list of numbers, or a number.
         name: of the argument, for the error.
 
-    Raises UserError for what is no array, or not one of numbers.
+    Raises UserError for what is no array, or not one of numbers, and for masked numbers.
     """
     if isinstance(x, jax.Array) or not known(x):
         return jnp.asarray(x)
+    if np.ma.is_masked(x):
+        raise UserError(f"{name} has masked numbers: fill them, or leave their rows out")
     try:
         array = np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
