@@ -1,5 +1,6 @@
 """Small numerical helpers: stable logarithms, sums and broadcasts over the data axes, checks."""
 
+import inspect
 import math
 from typing import Any
 
@@ -126,38 +127,57 @@ def as_pytree(noise: NoiseFn) -> NoiseFn:
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
     """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not asked.
 
-    Raises UserError as ``output_like``.
+    Raises UserError as ``output_of``.
     """
     if len(x) == 0:
         return jnp.zeros_like(x)
-    found = output_like(x, noise(x, t), noise)
+    found = output_of(noise, x, t)
     return found.astype(jnp.promote_types(found.dtype, x.dtype))
 
 
-def output_like(
-    x: Data, output: Any, function: Any, *, channels: int = 1
-) -> Shaped[AnyArray, "b *_d"]:
-    """The output of a function of ``x``.
+def output_of(function: Any, x: Data, *others: Any, channels: int = 1) -> Float[AnyArray, "b *_d"]:
+    """The output of a function of ``x`` and others.
 
-    Raises UserError, which names the function, for what is no array of the shape of ``x``, times
-    so many channels: another shape would be broadcast.
+    Raises UserError, which names the function, where it does not take so many arguments, and for
+    what is no array of reals of the shape of ``x``, times so many channels: another shape would be
+    broadcast, and whole numbers have no derivative.
     """
+    check_call(function, x, *others)
+    output = function(x, *others)
     shape, wanted = getattr(output, "shape", None), x.shape
     if channels > 1:
         wanted = (*wanted[:-1], channels * wanted[-1])
-    if shape == wanted:
+    if shape is None:
+        gives = "None" if output is None else f"a {type(output).__name__}"
+    elif shape != wanted:
+        gives = f"shape {shape}"
+    elif not jnp.issubdtype(output.dtype, jnp.floating):
+        gives = str(output.dtype)
+    else:
         return output
-    gives = "None" if output is None else f"a {type(output).__name__}"
     raise UserError(
-        f"{_named(function)} gives {gives if shape is None else f'shape {shape}'} where x has"
-        f" {x.shape}: it must give an array of shape {wanted}"
+        f"{_named(function)} gives {gives} where x has {x.shape}: it must give an array of reals"
+        f" of shape {wanted}"
     )
+
+
+def check_call(function: Any, *arguments: Any) -> None:
+    """Raises UserError for a function that does not take these arguments, as far as is known."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{_named(function)} is called with {len(arguments)} arguments: {error}"
+        ) from None
+    except ValueError:  # one of C has no signature
+        return
 
 
 def _named(function: Any) -> str:
     """A function, or the one that is within others, by its name, file and line."""
     while not hasattr(function, "__code__"):
-        within = [name for name in ("func", "network", "noise") if hasattr(function, name)]
+        names = "func", "network", "noise", "__wrapped__"
+        within = [name for name in names if hasattr(function, name)]
         if not within:
             return f"the {type(function).__name__}"
         function = getattr(function, within[0])

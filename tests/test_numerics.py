@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.core.prediction import noise_fn
+from scoremle.core.prediction import Conditioned, noise_fn
 from scoremle.core.sde import VP
 from scoremle.errors import UserError
 from scoremle.numerics import compensated_add, log1mexp, not_finite, predict
@@ -45,7 +45,7 @@ def test_the_first_array_with_one_bad_number_is_named(bad):
 @pytest.mark.parametrize(
     ("output", "words"),
     [(lambda x: x[:, :1], r"shape \(3, 1\)"), (lambda x: None, "None"), (lambda x: 0.0, "a float"),
-     (lambda x: [x], "a list")],
+     (lambda x: [x], "a list"), (lambda x: x.astype(int), "int32")],
 )  # fmt: skip
 def test_an_output_that_would_be_broadcast_is_refused(output, words):
     """The function is named, also where it is within others."""
@@ -66,3 +66,16 @@ def test_an_output_that_would_be_broadcast_is_refused(output, words):
 class Odd:
     def __call__(self, x, t):
         return None
+
+
+def test_a_function_that_takes_other_arguments_is_named():
+    x, t, sde = jnp.zeros((3, 2)), jnp.full(3, 0.5), VP()
+    of_one, of_three = lambda x: x, lambda x, t, condition: x
+    for mine in (of_one, jax.jit(of_one), jax.tree_util.Partial(of_one), of_three):
+        for noise in (mine, noise_fn(mine, sde), noise_fn(mine, sde, prediction="edm")):
+            with pytest.raises(UserError, match=rf"lambda> \({__file__}"):
+                predict(noise, x, t)
+    with pytest.raises(UserError, match="3 arguments"):
+        predict(Conditioned(Odd(), x), x, t)
+    with pytest.raises(UserError, match="gives a zip"):
+        predict(zip, x, t)  # without a signature

@@ -37,7 +37,7 @@ from scoremle.core.arguments import as_array, check_choice, check_examples, chec
 from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import as_pytree, expand, output_like, predict
+from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
@@ -125,7 +125,7 @@ class BetweenSteps:
         before = jnp.minimum(jnp.floor(label), self.steps - 2)
         both = jnp.concatenate([before, before + 1]).astype(int)
         twice, *given = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, *condition))
-        output = output_like(twice, self.network(twice, both, *given), self.network)
+        output = output_of(self.network, twice, both, *given)
         here, there = jnp.split(output, 2)
         share = expand(label - before, x)
         return (1 - share) * here + share * there
@@ -163,11 +163,11 @@ class NetworkNoise:
         label = time_input_of(self.time_input)(self.sde, t)
         given = () if condition is None else (condition,)
         if self.prediction != "edm":
-            output = output_like(x, self.network(x, label, *given), self.network)
+            output = output_of(self.network, x, label, *given)
             return PREDICTIONS[self.prediction](output, x, alpha, sigma)
         scale = jnp.sqrt(jnp.square(sigma) + jnp.square(self.sigma_data * alpha))
         shown = x / scale
-        output = output_like(x, self.network(shown, label, *given), self.network)
+        output = output_of(self.network, shown, label, *given)
         return (sigma * shown - self.sigma_data * alpha * output) / scale
 
 
@@ -199,8 +199,7 @@ class RangedNoise:
         channels, behind = x.shape[-1], []
 
         def first_half(*inputs: Any) -> Data:
-            network = self.noise.network
-            output = output_like(x, network(*inputs), network, channels=2)
+            output = output_of(self.noise.network, *inputs, channels=2)
             behind.append(output[..., channels:])
             return output[..., :channels]
 
@@ -277,7 +276,9 @@ class Conditioned:
     condition: Any
 
     def __call__(self, x: Data, t: Times) -> Float[AnyArray, "b *_d"]:
-        return self.noise(x, t, self._whole(x))
+        given = x, t, self._whole(x)
+        check_call(self.noise, *given)
+        return self.noise(*given)
 
     @property
     def both(self) -> Callable[[Data, Times], tuple[Data, Data]]:
