@@ -8,6 +8,7 @@ import ast
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class ConfigParser(Parser):
 
     def _set_config(self, options: Any) -> None:
         given = options.config and not options.workdir
-        if given and (Path(options.config) / CONFIG_RECORD).is_file():
+        if given and lexists(Path(options.config) / CONFIG_RECORD):
             options.workdir, options.config = options.config, None  # it has its config
         own = options.config is None
         config, resolve = self._recorded(options) if own else load_config(options.config)
@@ -134,13 +135,13 @@ class ConfigParser(Parser):
             hint = f"; first: scoremle train {workdir} runs/{workdir}"
             hint *= str(workdir) in NAMED_CONFIGS
             raise UserError(f"there is no folder {workdir}{hint}")
-        if not (workdir / CONFIG_RECORD).is_file():
+        if not lexists(workdir / CONFIG_RECORD):
             raise UserError(
                 f"{workdir} has no {CONFIG_RECORD}, which a training and scoremle import write:"
                 " name the config, such as --config=digits"
             )
         config, flow = recorded_config(workdir), workdir / options.deq_folder
-        if (flow / CONFIG_RECORD).is_file():
+        if lexists(flow / CONFIG_RECORD):
             of_flow = recorded_config(flow)
             if options.mode == "train_deq":
                 config = of_flow

@@ -1,6 +1,7 @@
 """scoremle verify: all that is damaged is named, with what to do; all else is not."""
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -106,6 +107,23 @@ def test_an_emptied_checkpoint_and_several_damages(places, capsys):
     flip(places / "data" / "test.npy", 0.9)
     code, lines, _, err = verify(places, capsys)
     assert code == 2 and len(lines) == 2 and "2 damaged" in err
+
+
+def test_what_is_no_plain_file_is_named(places, capsys):
+    names = (
+        "workdir/config.json", "workdir/data.json", "workdir/metrics.jsonl",
+        "workdir/eval/exact_test_ckpt_2.npz", "workdir/eval/results.json",
+        "workdir/samples/step_20.png", "weights.safetensors", "theirs/checkpoint_1",
+    )  # fmt: skip
+    for name in names:
+        (places / name).unlink()
+        os.mkfifo(places / name)
+    code, lines, _, _ = verify(places, capsys)
+    assert code == 2 and len(lines) == len(names)
+    for name in names:
+        assert any(line.startswith(str(places / name)) for line in lines), (name, lines)
+    assert cli.main(["eval", str(places / "workdir")]) == 2
+    assert "config.json is no plain file" in capsys.readouterr().err
 
 
 def test_files_of_pytorch_have_checksums_of_their_own(tmp_path, capsys):

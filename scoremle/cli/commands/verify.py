@@ -129,7 +129,7 @@ def _kinds() -> tuple[Kind, ...]:
 
     def is_published(path: Path) -> bool:
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
-        return number.isdecimal() and path.is_file()
+        return number.isdecimal() and not path.is_dir()
 
     def is_workdir(path: Path) -> bool:
         with suppress(UserError):  # a link in the place of a folder, which is named for itself
@@ -165,7 +165,7 @@ def _kinds() -> tuple[Kind, ...]:
 
 
 def _ends(*suffixes: str) -> Callable[[Path], bool]:
-    return lambda path: path.suffix in suffixes and path.is_file()
+    return lambda path: path.suffix in suffixes and not path.is_dir()
 
 
 def _tensors(path: Path) -> bool:
@@ -208,5 +208,7 @@ def _damage() -> Iterator[None]:
     """Damaged files come out of zipfile and Pillow as every kind of exception."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"it can't be read ({type(error).__name__}: {error})") from None
