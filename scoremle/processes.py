@@ -168,7 +168,7 @@ def check_agreed(facts: Mapping[str, Any]) -> None:
 
 
 def _of_all(text: bytes) -> list[bytes]:
-    """The text of each process, in all."""
+    """Gathers a text from each process: all processes get all texts."""
     with stdout_aside():
         lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
         padded = np.frombuffer(text.ljust(max(lengths)), np.uint8)

@@ -51,7 +51,7 @@ def suspects(p: OfExamples, rate: float) -> tuple[OfExamples, Bool[np.ndarray, "
 
 
 def fewest_together(references: int, examples: int, rate: float) -> int:
-    """The fewest of the examples that can stand out together, by so many references.
+    """The least number of examples that can stand out at once, with so many references.
 
     The least p-value is 1 / (n + 1), and k of m examples stand out if theirs are at most k rate/m.
     """

@@ -55,7 +55,7 @@ class UnusableImage(Exception):
 
 
 class Chunk(NamedTuple):
-    """Some images of a source, in its order.
+    """Some images of a source, in the order that they have there.
 
     ``split`` is train, test or val, or None if the source does not say; val is the test split of
     a source that has no test. ``labels`` are integers, or names that become their places in the
