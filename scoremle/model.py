@@ -473,12 +473,9 @@ class ScoreModel:
             check_finite_values(finite, numbers[place], "the profile of example")
             return to_numpy(found)
 
-        if n == 0:
-            found = work(0, np.arange(0))
-        else:
-            size = min(batch_size, 1 << (n - 1).bit_length())
-            parts = resumable_map(work, n, size=size, label=label, unit="profile")
-            found = {name: column[0] for name, column in parts.items()}
+        size = min(batch_size, 1 << (n - 1).bit_length())
+        parts = resumable_map(work, n, size=size, label=label, unit="profile")
+        found = {name: column[0] for name, column in parts.items()}
         low, high = map(float, log_snr_range(self.sde, self.eps))
         edges = np.linspace(low, high, bins + 1)
         return Profile(log_snr_edges=edges, levels=levels, **found)
@@ -733,13 +730,9 @@ class ScoreModel:
             check_finite_values(finite, place, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
-        if n == 0:
-            found = work(0, np.arange(0))
-        else:
-            size = round_up(min(batch_size, n), devices)
-            least = len(devices)
-            parts = resumable_map(work, n, size=size, least=least, label=label, unit="sample")
-            found = {name: column[0] for name, column in parts.items()}
+        size = round_up(min(batch_size, n), devices)
+        parts = resumable_map(work, n, size=size, least=len(devices), label=label, unit="sample")
+        found = {name: column[0] for name, column in parts.items()}
         if not log_prob:
             return found["x"]
         samples = Samples(**found)

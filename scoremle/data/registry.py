@@ -48,6 +48,7 @@ def _read_images(path: Path, options: Options) -> Reading:
 
 IDX = "the folder with train-images-idx3-ubyte[.gz] and t10k-images-idx3-ubyte[.gz]"
 IMAGES = "a folder, .zip or .tar of images, a .npy or .npz of uint8, or .parquet files"
+CIFAR = "cifar-{}-binary.tar.gz or cifar-{}-python.tar.gz, or the folder that it unpacks to"
 CIFAR_COUNTS = {"": (50_000, 10_000)}
 OTHER_SIZE = frozenset({"size", "fit"})
 
@@ -58,63 +59,27 @@ DATASETS: dict[str, Dataset] = {
         Dataset("digits", read_digits, packaged="scikit-learn"),
         Dataset("synthetic", read_synthetic, packaged="scoremle"),
         Dataset("mnist", read_idx, IDX, options=OTHER_SIZE),
-        Dataset(
-            "fashion_mnist",
-            read_idx,
-            f"Debian's package dataset-fashion-mnist installed, or {IDX}",
-            place="/usr/share/datasets/fashion-mnist",
-            options=OTHER_SIZE,
-        ),
-        Dataset(
-            "emnist",
-            read_emnist,
-            "the folder with one set, such as emnist-balanced-train-images-idx3-ubyte.gz and"
-            " emnist-balanced-test-images-idx3-ubyte.gz",
-            options=OTHER_SIZE,
-        ),
-        Dataset(
-            "cifar10",
-            read_cifar10,
-            "cifar-10-binary.tar.gz or cifar-10-python.tar.gz, or the folder that it unpacks to",
-            counts=CIFAR_COUNTS,
-        ),
-        Dataset(
-            "cifar100",
-            read_cifar100,
-            "cifar-100-binary.tar.gz or cifar-100-python.tar.gz, or the folder that it unpacks to",
-            counts=CIFAR_COUNTS,
-        ),
-        Dataset(
-            "imagenet",
-            read_imagenet,
-            "a folder with the train and the valid part, as folders or archives: PNG files (old,"
-            " as published) or batches as .npz or pickles (new)",
-            counts={"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)},
-        ),
-        Dataset(
-            "svhn",
-            read_svhn,
-            "the folder with train_32x32.mat and test_32x32.mat",
-            counts={"": (73_257, 26_032)},
-        ),
-        Dataset(
-            "celeba",
-            read_celeba,
-            "the folder with list_eval_partition.txt and img_align_celeba[.zip]",
-            options=frozenset({"size"}),
-        ),
-        Dataset("celebahq", _read_images, IMAGES, options=ANY_SIZE),
-        Dataset("ffhq", _read_images, IMAGES, options=ANY_SIZE),
-        Dataset("lsun", _read_images, IMAGES, options=ANY_SIZE),
-        Dataset("images", _read_images, IMAGES, options=ANY_SIZE),
-        Dataset(
-            "photos",
-            read_photos,
-            "a folder, .zip or .tar of two or more photographs",
-            options=frozenset({"size", "channels"}),
-        ),
+        Dataset("fashion_mnist", read_idx, f"Debian's package dataset-fashion-mnist installed, or"
+                f" {IDX}", place="/usr/share/datasets/fashion-mnist", options=OTHER_SIZE),
+        Dataset("emnist", read_emnist, "the folder with one set, such as"
+                " emnist-balanced-train-images-idx3-ubyte.gz and"
+                " emnist-balanced-test-images-idx3-ubyte.gz", options=OTHER_SIZE),
+        Dataset("cifar10", read_cifar10, CIFAR.format(10, 10), counts=CIFAR_COUNTS),
+        Dataset("cifar100", read_cifar100, CIFAR.format(100, 100), counts=CIFAR_COUNTS),
+        Dataset("imagenet", read_imagenet, "a folder with the train and the valid part, as folders"
+                " or archives: PNG files (old, as published) or batches as .npz or pickles (new)",
+                counts={"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)}),
+        Dataset("svhn", read_svhn, "the folder with train_32x32.mat and test_32x32.mat",
+                counts={"": (73_257, 26_032)}),
+        Dataset("celeba", read_celeba,
+                "the folder with list_eval_partition.txt and img_align_celeba[.zip]",
+                options=frozenset({"size"})),
+        *(Dataset(name, _read_images, IMAGES, options=ANY_SIZE)
+          for name in ("celebahq", "ffhq", "lsun", "images")),
+        Dataset("photos", read_photos, "a folder, .zip or .tar of two or more photographs",
+                options=frozenset({"size", "channels"})),
     )
-}
+}  # fmt: skip
 
 
 @for_this_process()

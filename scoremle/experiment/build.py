@@ -108,6 +108,8 @@ NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
 OBJECTIVE_FIELDS = (
     "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean", "time_density",
 )  # fmt: skip
+IMAGE_FIELDS = ("path", "image_size", "num_channels", "fit", "levels", "random_flip")
+NOISE_FIELDS = ("uniform_dequantization", "bin_middles", "augment")
 OPTIMIZER_FIELDS = ("lr", "beta1", "beta2", "eps", "warmup", "grad_clip", "weight_decay")
 
 
@@ -181,9 +183,7 @@ def build(
     objective = Objective(
         model=model,
         **{name: config.training[name] for name in OBJECTIVE_FIELDS},
-        uniform_dequantization=config.data.uniform_dequantization,
-        bin_middles=config.data.bin_middles,
-        augment=config.data.augment,
+        **{name: config.data[name] for name in NOISE_FIELDS},
     )
     sampler, evaluation = sampler_of(config, model.sde), FrozenConfigDict(config.eval)
     training = _training(config, images, replace(objective, model=trained), sampler)
@@ -223,16 +223,9 @@ def images_of(config: Any) -> data.ImageSet:
 
     with as_fields("data"), named_as(of_preparing, ("skip_bad", "test_fraction")):
         return data.load(
-            config.data.dataset,
-            path=config.data.path,
-            image_size=config.data.image_size,
-            num_channels=config.data.num_channels,
-            fit=config.data.fit,
-            levels=config.data.levels,
-            batch_size=config.training.batch_size,
-            seed=config.seed,
-            random_flip=config.data.random_flip,
-        )
+            config.data.dataset, batch_size=config.training.batch_size, seed=config.seed,
+            **{name: config.data[name] for name in IMAGE_FIELDS},
+        )  # fmt: skip
 
 
 def _no_images(config: Any, levels: int) -> data.ImageSet:
@@ -341,7 +334,7 @@ def _reading(config: Any) -> tuple[str, str]:
 
 
 def logged_by(config: Any) -> tuple[str, ...]:
-    """The names of writers in a list with commas. Raises UserError for one that is none's."""
+    """The names of the writers in ``config.logging``. Raises UserError for an unknown name."""
     chosen = tuple(filter(None, (name.strip().lower() for name in config.logging.split(","))))
     for name in chosen:
         choose(TRACKERS, name, "writer of numbers (logging)")

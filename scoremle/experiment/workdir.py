@@ -141,9 +141,10 @@ class Workdir:
         Raises UserError where there is no config.
         """
         if not self.config_path.exists():
+            hint = f"; scoremle import {self.folder} makes one of it"
             raise UserError(
                 f"{self.folder} is no working directory of a training: it has no config.json"
-                f"{self._hint()}"
+                + hint * bool(self.snapshots.published())
             )
         return recorded_config(self.folder)
 
@@ -160,16 +161,12 @@ class Workdir:
         steps = config.deq.n_iters if flow else config.training.n_iters
         return {"steps": steps, "newest_step": newest, "finished": newest >= steps}
 
-    def data_facts(self) -> dict[str, Any]:
-        """Facts on the data set in data.json."""
-        return self._read_data()
-
     def levels(self) -> int:
         """Grey levels of the images that the experiment is about.
 
         Raises UserError where the number of levels is not stated.
         """
-        levels = self._read_data().get("levels")
+        levels = self.data_facts().get("levels")
         if levels is None:
             raise UserError(f"{self.data_path} doesn't say the number of grey levels (levels)")
         return levels
@@ -246,10 +243,6 @@ class Workdir:
                     self.folder, name, value, given,
                 )  # fmt: skip
 
-    def _hint(self) -> str:
-        published = self.snapshots.published()
-        return f"; scoremle import {self.folder} makes one of it" if published else ""
-
     def _stated(self) -> dict[str, object]:
         """Fields that the name of a published folder states."""
         published = self.snapshots.published() or self.preemption.published()
@@ -288,7 +281,7 @@ class Workdir:
         for path, meta in islice(self._notes(), 1):
             self._compare(meta, path)
             config, facts = meta.get(record.CONFIG, {}), meta.get(record.DATA, {})
-        return config | flat(self._read_config()), facts | self._read_data()
+        return config | flat(self._read_config()), facts | self.data_facts()
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The notes of our own checkpoints, the newest first, for going on and then snapshots."""
@@ -304,7 +297,7 @@ class Workdir:
         """Raises UserError if config.json or data.json differs from a checkpoint's notes."""
         files = (
             (self.config_path, flat(self._read_config()), meta.get(record.CONFIG, {})),
-            (self.data_path, self._read_data(), meta.get(record.DATA, {})),
+            (self.data_path, self.data_facts(), meta.get(record.DATA, {})),
         )
         for file, stated, known in files:
             different = [name for name in known if stated.get(name, known[name]) != known[name]]
@@ -318,7 +311,8 @@ class Workdir:
     def _read_config(self) -> dict[str, Any]:
         return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
 
-    def _read_data(self) -> dict[str, Any]:
+    def data_facts(self) -> dict[str, Any]:
+        """Facts on the data set in data.json, if it is there. Raises UserError if altered."""
         if not self.data_path.exists():
             return {}
         found = read_sealed(self.data_path, REMEDY)
