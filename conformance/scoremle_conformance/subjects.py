@@ -176,17 +176,19 @@ class Subject:
         """The score at noise ``scales`` and the mean of x_0 given x, [... D], of any framework."""
         xp, u = namespace(x), self.reflect(x)
         alpha, sigma = scales.alpha, scales.sigma
-        pulls, data, logits = [], [], []
-        for weight, m, w in zip(self.weights, self.means, self.variances, strict=True):
+        pulls, data, variances = [], [], []
+        for m, w in zip(self.means, self.variances, strict=True):
             mean, spread = like(m, x), like(w, x)
-            variance = alpha * alpha * spread + sigma * sigma
-            distance = u - alpha * mean
-            pulls.append(distance / variance)
+            variances.append(alpha * alpha * spread + sigma * sigma)
+            pulls.append((u - alpha * mean) / variances[-1])
             data.append(mean + alpha * spread * pulls[-1])
-            logits.append(
-                math.log(weight) - 0.5 * (distance * pulls[-1] + xp.log(variance)).sum(-1)
-            )
+        if self.single:
+            return -self.reflect(pulls[0]), self.reflect(data[0])
         if labels is None:
+            logits = [
+                math.log(weight) - 0.5 * (pull * pull * variance + xp.log(variance)).sum(-1)
+                for weight, pull, variance in zip(self.weights, pulls, variances, strict=True)
+            ]
             logits = xp.stack(logits, -1)
             shares = xp.exp(logits - xp.amax(logits.real, -1)[..., None])
             shares = shares / shares.sum(-1)[..., None]
