@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, schedule64
 
 import scoremle
@@ -48,7 +49,7 @@ def test_a_p_value_belongs_to_its_image_and_what_does_not_belong_stands_out(stat
         assert len(detector.fitted.weights) == 1
 
 
-@pytest.mark.parametrize("statistic", [name for name in STATISTICS if name != "complexity"])
+@some("statistic", sorted(STATISTICS.keys() - {"complexity"}), quick=["likelihood", "scoped"])
 def test_vectors_have_the_same(statistic):
     normal = DATA.draw(2, 80).astype(np.float32)
     detector = Detector.fit(VECTORS, normal, statistic=statistic)

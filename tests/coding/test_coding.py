@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import Gaussian
 from PIL import Image
 
@@ -132,7 +133,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@some("case", CASES, quick=["flat decoder", "a decoder that is given", "learned variance"])
 def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
     make, changes = CASES[case]
     model = make()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian
 from helpers.vdm_networks import NETWORKS, golden_params
 
@@ -55,8 +56,11 @@ def test_golden_high_order_score_matching(case, golden):
         np.testing.assert_allclose(found, expected, atol=1e-9 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["velocity_is", "velocity_uniform"])
-@pytest.mark.parametrize("path", ["VP", "SP"])
+@some(
+    "path, mode",
+    [(path, mode) for path in ("VP", "SP") for mode in ("velocity_is", "velocity_uniform")],
+    quick=[("VP", "velocity_is"), ("SP", "velocity_uniform")],
+)
 def test_golden_second_order_loss(path, mode, golden, monkeypatch):
     """The network predicts a velocity, on both paths."""
     arrays = golden("idode")

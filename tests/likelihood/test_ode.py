@@ -237,11 +237,13 @@ def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
     assert np.median(a.solver_error) < 0.5 * spread
 
 
-@pytest.mark.parametrize("steps", [12, 24])
-@pytest.mark.parametrize(
-    "divergence",
-    [Hutchinson(), Hutchinson(2), Hutchinson(1, "gaussian"), Orthogonal(1), Orthogonal(2)],
-    ids=repr,
+PROBES = Hutchinson(), Hutchinson(2), Hutchinson(1, "gaussian"), Orthogonal(1), Orthogonal(2)
+
+
+@some(
+    "divergence, steps",
+    [(divergence, steps) for divergence in PROBES for steps in (12, 24)],
+    quick=[(Hutchinson(), 12), (Hutchinson(1, "gaussian"), 24), (Orthogonal(2), 12)],
 )
 def test_the_error_that_probes_leave_is_stated_of_each_example(divergence, steps):
     """By the exact trace on the same path, the error is known of each; also where a trace has one

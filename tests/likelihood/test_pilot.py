@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, RoughGaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
@@ -110,8 +111,11 @@ def test_an_image_of_which_the_solver_tells_nothing_has_the_typical_error():
     assert 1.5 * 2 < factor * np.hypot(1e-6, typical) < 4 * 2
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=["exact", "probes"])
-@pytest.mark.parametrize("steps", [12, 32])
+@some(
+    "divergence, steps",
+    [(divergence, steps) for divergence in (Exact(), Hutchinson(2)) for steps in (12, 32)],
+    quick=[(Exact(), 32), (Hutchinson(2), 12)],
+)
 def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_need_be(
     divergence, steps
 ):
@@ -138,8 +142,8 @@ def test_a_calibrated_error_covers_that_of_other_images_and_is_no_wider_than_nee
     np.testing.assert_allclose(stated, together, rtol=1e-3)  # rounding is beside it
     # One pilot of a hundred is unlucky: each eight of the images serve as one.
     covered, width = [], []
-    for some in np.split(np.arange(200), 25):
-        factor, typical = _calibration(error[some], raw[some])
+    for eight in np.split(np.arange(200), 25):
+        factor, typical = _calibration(error[eight], raw[eight])
         told = factor * np.hypot(raw, typical)
         covered.append(np.mean(error <= told))
         width.append(np.median(told / error))
