@@ -53,6 +53,7 @@ def test_a_notebook_shows_both_ends():
     assert cells(html)[0] == ["0", first, "3.000", "1.000", "0.354", "0.250"]
     many = cells(scores(np.arange(40.0).reshape(1, 40))._repr_html_())
     assert [row[0] for row in many] == [*"01234", "...", *map(str, range(35, 40))]
+    assert len({len(row) for row in many}) == 1
 
 
 def test_text_of_others_is_escaped_in_a_table():
