@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+
+STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM))
 
 
 def main() -> int:
@@ -13,7 +16,13 @@ def main() -> int:
             signal.signal(number, _end)
     from scoremle.cli.main import main
 
-    return main()
+    code = main()
+    if code in STOPPED:
+        # JAX may still compute: the end of Python would wait for it, and crash.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _end(number: int, _: FrameType | None) -> None:

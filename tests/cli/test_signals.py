@@ -13,6 +13,8 @@ import pytest
 from helpers.places import ROOT
 from jax.experimental.buffer_callback import buffer_callback
 
+from scoremle.__main__ import main as program
+from scoremle.cli import main as cli
 from scoremle.cli.signals import ANSWERED, answered
 from scoremle.errors import Stopped, UserError
 
@@ -100,6 +102,19 @@ def test_what_is_ignored_stays_so(monkeypatch):
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def test_a_program_that_was_stopped_does_not_wait_for_what_is_computed(monkeypatch):
+    """Python's own end would, and crashes then."""
+    usual = {number: signal.getsignal(number) for number in ANSWERED}
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for code in (0, 2, 130, 143):
+        monkeypatch.setattr(cli, "main", lambda code=code: code)
+        assert program() == code
+    for number in ANSWERED:
+        signal.signal(number, usual[number])
+    assert ended == [130, 143]
 
 
 # The program, to which a signal comes when it begins to import a module.
