@@ -282,7 +282,8 @@ class ScoreModel:
         Raises UserError for a model whose schedule takes no code.
 
         Example:
-            >>> model = scoremle.load("digits")  # it has one schedule for all images
+            >>> sde = scoremle.VP()  # one schedule for all examples
+            >>> model = scoremle.ScoreModel(lambda x, t: x, sde, eps=1e-3, shape=(2,))
             >>> try:
             ...     model.under(jnp.zeros((1, 2)))
             ... except scoremle.UserError as error:
