@@ -80,7 +80,7 @@ def screen() -> str:
         textwrap.fill(", ".join(words), 80, initial_indent=f"{what:11}", subsequent_indent=rest)
         for what, words in named.items()
     ]
-    return "\n".join([START, "commands:", *rows, "", *lists])
+    return "\n".join([START, "commands:", *rows, *lists])
 
 
 def _published() -> dict[str, list[str]]:
