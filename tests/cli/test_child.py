@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from helpers.places import ROOT
@@ -22,7 +23,9 @@ WAITS = "print(os.getpid(), flush=True); time.sleep(60)"
 def start(block):
     command = [sys.executable, "-c", SCRIPT.format(block)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    # The tests may run where SIGHUP is ignored, by nohup.
+    usual = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=usual, **pipes)
 
 
 @pytest.mark.parametrize(("block", "line"), [
