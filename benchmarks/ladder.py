@@ -68,6 +68,8 @@ BASE = {
 NO_IS = {"training.importance_weighting": False}
 ALPHA_SQUARED = NO_IS | {"training.time_density": "alpha_squared"}
 VELOCITY = ALPHA_SQUARED | {"training.sde": "idode", "model.parameterization": "v"}
+# What the four below it change.
+SMALL_BATCH = VELOCITY | {"training.batch_size": 32, "model.ema_rate": 0.9975}
 INTEGERS = {"data.bin_middles": True, "data.uniform_dequantization": False}
 TRUNCATED, DISCRETE, FLOW = (
     {"eval.dequantization": way} for way in ("truncated_normal", "none", "variational")
@@ -78,9 +80,11 @@ RUNGS = {
     "LW+IS": Rung(paper=(2.95, 3.08)),
     "sub-VP": Rung({"training.sde": "subvpsde"}, paper=(2.94, 3.05)),
     "velocity": Rung(VELOCITY, claim="i-DODE: 2.56 exact"),
-    "velocity, batch 32": Rung(
-        VELOCITY | {"training.batch_size": 32, "model.ema_rate": 0.9975}
-    ),
+    "velocity, batch 32": Rung(SMALL_BATCH),
+    "EMA 0.99": Rung(SMALL_BATCH | {"model.ema_rate": 0.99}),
+    "EMA 0.999": Rung(SMALL_BATCH | {"model.ema_rate": 0.999}),
+    "8 channels": Rung(SMALL_BATCH | {"model.nf": 8}),
+    "32 channels": Rung(SMALL_BATCH | {"model.nf": 32}),
     "straight": Rung(
         ALPHA_SQUARED | {"training.sde": "idode_straight", "model.parameterization": "unit_u"},
         claim="i-DODE: as VP",
@@ -98,7 +102,14 @@ RUNGS = {
     "10 samples": Rung(
         {}, {"eval.importance_samples": 10}, None, "LW+IS", claim="i-DODE: 20, part of 2.42 exact"
     ),
-    "multivariate": Rung(None, claim="MuLAN: 2.55 exact"),
+    "multivariate": Rung(
+        NO_IS | INTEGERS | {
+            "training.sde": "vdm", "model.schedule": "polynomial", "model.parameterization": "v",
+            "model.name": "vdm", "model.attn_resolutions": (), "model.num_res_blocks": 2,
+            "model.latent_size": 10, "model.latent_k": 3, "model.encoder_blocks": 1,
+        },
+        TRUNCATED, DISCRETE, claim="MuLAN: 2.55 exact",
+    ),
     "second order": Rung(None, claim="high-order DSM, VE: 3.44 exact"),
 }  # fmt: skip
 FIRST = next(iter(RUNGS))
