@@ -1,6 +1,9 @@
 """The configs of VDM, i-DODE and MuLAN: what they build, and that tiny ones are trained."""
 
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers.marks import some
-from helpers.places import GOLDEN
+from helpers.places import GOLDEN, ROOT
 
 from scoremle.cli import main as cli
 from scoremle.core.augment import augmented
@@ -197,6 +200,44 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
     }  # fmt: skip
     assert all(each["mean_code"] == pytest.approx(cost) for each in found.values())
     assert cli.main(["report", str(folder)]) == 0
+
+
+def is_at(step, process, folder):
+    """Waits until the training has written this step, or has ended."""
+    numbers = folder / "metrics.jsonl"
+    while process.poll() is None:
+        if numbers.exists() and f'"step": {step},' in numbers.read_text():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["vdm/cifar10", "idode/cifar10", "mulan/cifar10-conditioned"])
+def test_one_of_the_published_size_goes_on_after_a_kill(name, tmp_path):
+    """Of two images a step, in the layout of CIFAR-10."""
+    (files := tmp_path / "files").mkdir()
+    draws = np.random.default_rng(0)
+    for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = draws.integers(0, 256, (10_000, 3073), np.uint8)
+        records[:, 0] %= 10
+        (files / f"{part}.bin").write_bytes(records.tobytes())
+    fields = {
+        "data.path": files, "training.batch_size": 2, "training.n_iters": 3,
+        "training.snapshot_freq_for_preemption": 1, "training.log_freq": 1,
+        "training.n_jitted_steps": 1, "training.snapshot_sampling": False,
+    }  # fmt: skip
+    flags = [f"--config.{field}={value}" for field, value in fields.items()]
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "scoremle", "train", name, str(folder), *flags]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        assert is_at(2, process, folder)
+        process.kill()
+    subprocess.run(command, cwd=ROOT, check=True)
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert np.isfinite([row["loss"] for row in steps]).all()
 
 
 def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
