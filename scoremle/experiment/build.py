@@ -260,12 +260,7 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         config, time_input == "sigma"
     )
     sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
-    encoder, on = None, 0
-    if config.model.schedule == POLYNOMIAL:
-        bits, on = config.model.latent_size, config.model.latent_k
-        encoder = network.clone(
-            num_res_blocks=config.model.encoder_blocks, attn_resolutions=(), logits=bits
-        )
+    coded = config.model.schedule == POLYNOMIAL
     for section in ("training", "sampling"):
         check_eps(sde, config[section].smallest_time, f"{section}.smallest_time")
     return NetworkSpec(
@@ -275,8 +270,8 @@ def _model(config: Any, images: data.ImageSet) -> ModelSpec:
         sde=sde,
         eps=config.training.smallest_time,
         learned=config.model.schedule.replace("fixed", ""),
-        encoder=encoder,
-        on=on,
+        encoder=_encoder(config.model) if coded else None,
+        on=config.model.latent_k if coded else 0,
         shape=images.shape,
         pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
     )
@@ -286,9 +281,25 @@ def _vdm_net(model: Any) -> nn.Module:
     from scoremle.nn.vdm import VDMNet  # seldom asked for
 
     return VDMNet(
-        model.nf, model.num_res_blocks, model.attn_resolutions, model.dropout,
-        model.fourier_features, -model.log_snr_max, -model.log_snr_min, remat=model.remat,
+        num_res_blocks=model.num_res_blocks, attn_resolutions=model.attn_resolutions,
+        **_of_blocks(model),
     )  # fmt: skip
+
+
+def _encoder(model: Any) -> nn.Module:
+    from scoremle.nn.vdm import MuLANEncoder  # seldom asked for
+
+    return MuLANEncoder(
+        num_res_blocks=model.encoder_blocks, logits=model.latent_size, **_of_blocks(model)
+    )
+
+
+def _of_blocks(model: Any) -> dict[str, Any]:
+    """Fields that VDM's network and MuLAN's encoder have alike."""
+    return {
+        "nf": model.nf, "dropout": model.dropout, "fourier_features": model.fourier_features,
+        "gamma_min": -model.log_snr_max, "gamma_max": -model.log_snr_min, "remat": model.remat,
+    }  # fmt: skip
 
 
 def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:

@@ -11,7 +11,7 @@ shapes of the published checkpoints.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +34,10 @@ from scoremle.nn.layers import (
 from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import compile_once
 
-__all__ = ["VDMNet"]
+__all__ = ["MuLANEncoder", "VDMNet"]
+
+# A block of a side, by its number.
+Level = Callable[[str, int, Images], Images]
 
 GROUPS = 32
 ZERO = nn.initializers.zeros
@@ -91,8 +94,8 @@ class SingleHeadAttention(nn.Module):
         return x + h.reshape(x.shape)
 
 
-class VDMNet(nn.Module):
-    """VDM's network, which takes images and log-SNRs.
+class _Blocks(nn.Module):
+    """The blocks down and in the middle, which VDM's network and MuLAN's encoder share.
 
     Args:
         nf: channels, a multiple of 32.
@@ -106,8 +109,6 @@ class VDMNet(nn.Module):
         dtype: what to compute in; parameters and output are float32 (the output float64 where
             dtype is).
         remat: the gradient of training computes blocks again, and so keeps less.
-        logits: with a number here it is MuLAN's encoder, without a way up: it gives so many
-            logits of an image. ``c`` of the other network then are the bits.
 
     Raises UserError, when it is called, for other channels or numbers of blocks.
     """
@@ -121,21 +122,13 @@ class VDMNet(nn.Module):
     gamma_max: float = 5.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    logits: int = 0
 
-    @nn.compact
-    def __call__(
-        self, x: Images, labels: Times | None = None, c: Float[Array, "b *m"] | None = None, *,
-        train: bool = False,
-    ) -> Float[Array, "b ..."]:  # fmt: skip
-        """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
-
-        ``labels`` are the log-SNR, and ``c`` the side information; None: -gamma_min, and 0.
-        """
+    def _down(
+        self, x: Images, labels: Times, c: Float[Array, "b *m"] | None, train: bool
+    ) -> tuple[Images, list[Images], Level]:
+        """The output of the middle, the skips, and the function of a block by side and number."""
         self._check()
-        labels = jnp.full(len(x), -self.gamma_min) if labels is None else labels
-        x, keys = x.astype(wide(self.dtype)), self._keys(train)
-        condition = self._condition(labels, c)
+        keys, condition = self._keys(train), self._condition(labels, c)
 
         def block(name: str, h: Images) -> Images:
             made = Block(self.nf, self.dropout, self.dtype, name=name)
@@ -154,17 +147,11 @@ class VDMNet(nn.Module):
         for i in range(self.num_res_blocks):
             skips.append(level("down", i, skips[-1]))
         h = block("mid.block_2", attend("mid.attn_1", block("mid.block_1", skips[-1])))
-        for i in range(0 if self.logits else self.num_res_blocks + 1):
-            h = level("up", i, jnp.concatenate([h, skips.pop()], axis=-1))
-        h = nn.swish(_norm(self.dtype)(h))
-        last = Conv(
-            1 if self.logits else x.shape[-1], (3, 3), kernel_init=ZERO, dtype=wide(self.dtype),
-            name="conv_out",
-        )  # fmt: skip
-        if not self.logits:
-            return x + last(h)
-        flat = nn.swish(last(h)).reshape(len(x), -1)
-        return nn.Dense(self.logits, dtype=wide(self.dtype), name="dense_layer_final")(flat)
+        return h, skips, level
+
+    def _last(self, h: Images, channels: int) -> Images:
+        last = Conv(channels, (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out")
+        return last(nn.swish(_norm(self.dtype)(h)))
 
     def _condition(self, log_snr: Times, c: Float[Array, "b *m"] | None) -> Float[Array, "b e"]:
         share = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
@@ -186,3 +173,40 @@ class VDMNet(nn.Module):
         check_count("nf", self.nf, GROUPS, MOST_CHANNELS)
         if self.nf % GROUPS:
             raise UserError(f"nf must be a multiple of {GROUPS} here, not {self.nf}")
+
+
+class VDMNet(_Blocks):
+    """VDM's network, which takes images and log-SNRs."""
+
+    @nn.compact
+    def __call__(
+        self, x: Images, labels: Times, c: Float[Array, "b *m"] | None = None, *,
+        train: bool = False,
+    ) -> Images:  # fmt: skip
+        """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
+
+        ``labels`` are the log-SNR, and ``c`` the side information; None: 0.
+        """
+        x = x.astype(wide(self.dtype))
+        h, skips, level = self._down(x, labels, c, train)
+        for i in range(self.num_res_blocks + 1):
+            h = level("up", i, jnp.concatenate([h, skips.pop()], axis=-1))
+        return x + self._last(h, x.shape[-1])
+
+
+class MuLANEncoder(_Blocks):
+    """MuLAN's encoder, which gives the logits of an image's code.
+
+    Args:
+        logits: how many.
+    """
+
+    logits: int = 50
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool = False) -> Float[Array, "b m"]:
+        """The logits. With ``train`` it takes a "dropout" key."""
+        x = x.astype(wide(self.dtype))
+        h, _, _ = self._down(x, jnp.full(len(x), -self.gamma_min), None, train)
+        flat = nn.swish(self._last(h, 1)).reshape(len(x), -1)
+        return nn.Dense(self.logits, dtype=wide(self.dtype), name="dense_layer_final")(flat)

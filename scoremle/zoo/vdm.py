@@ -16,7 +16,7 @@ The prior is N(0, I) of VDM and MuLAN, and N(0, sigma_1^2 I) of i-DODE.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, read_json
 from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
-from scoremle.nn.vdm import VDMNet
+from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.published import state_dict
 from scoremle.records import Size, check_record
 from scoremle.training.checkpoints import Damaged, first_difference, leaves
@@ -127,7 +127,8 @@ def _coder(
     bits = len(params["dense_layer_final"]["bias"])
     if on > bits:
         raise UserError(f"latent_k is {on}, and its code has {bits} bits")
-    network = _fitting(params, shape, 1, logits=bits).clone(gamma_min=-high, gamma_max=-low)
+    network = _fitting(MuLANEncoder, params, shape, logits=bits)
+    network = network.clone(gamma_min=-high, gamma_max=-low)
     return Coder(Partial(Applied(network), placed(params)), bits, on)
 
 
@@ -145,20 +146,22 @@ def _network(params: Mapping[str, Any], size: int, told: int) -> VDMNet:
     """The network of these parameters, with so many numbers of c. UserError if there is none."""
     channels = len(params["conv_out"]["bias"])
     attends = (size,) if "down.attn_0" in params else ()
-    return _fitting(params, (size, size, channels), told, attn_resolutions=attends)
+    shapes = (size, size, channels), (), (told,)
+    return _fitting(VDMNet, params, *shapes, attn_resolutions=attends)
 
 
 def _fitting(
-    params: Mapping[str, Any], shape: tuple[int, int, int], told: int, **options: Any
-) -> VDMNet:
+    make: Callable[..., Any], params: Mapping[str, Any], *shapes: tuple[int, ...], **options: Any
+) -> Any:
+    """A network of these parameters, for an image and other inputs. UserError if there is none."""
     kernel = params["conv_in"]["kernel"]
-    network = VDMNet(
+    network = make(
         nf=kernel.shape[-1],
         num_res_blocks=sum(name.startswith("down.block_") for name in params),
-        fourier_features=kernel.shape[2] > shape[-1],
+        fourier_features=kernel.shape[2] > shapes[0][-1],
         **options,
     )
-    inputs = (jax.ShapeDtypeStruct((1, *each), jnp.float32) for each in (shape, (), (told,)))
+    inputs = (jax.ShapeDtypeStruct((1, *each), jnp.float32) for each in shapes)
     made = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
     if words := first_difference(leaves(params), leaves(made)):
         raise UserError(f"its network {words}")

@@ -19,7 +19,7 @@ from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn.applied import Applied
-from scoremle.nn.vdm import VDMNet
+from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.sampling.ode import ode_encode
 from scoremle.solvers.multistep import Multistep
 
@@ -68,14 +68,12 @@ def test_golden_codes(golden, params):
     """Logits, bits, and the gradient of what stands for their own."""
     arrays = golden("mulan")
     x = jnp.asarray(Pixels().points, jnp.float32)[arrays["images"].astype(int)]
-    network = VDMNet(64, 1, fourier_features=False, logits=BITS)
+    network = MuLANEncoder(64, 1, fourier_features=False, logits=BITS)
     encoder = params["encoder_model"]
 
     def logits(bias):
         layer = encoder["dense_layer_final"] | {"bias": bias}
-        return Applied(network)(
-            encoder | {"dense_layer_final": layer}, x, jnp.full(3, 13.3)
-        )  # fmt: skip
+        return Applied(network)(encoder | {"dense_layer_final": layer}, x)
 
     bias = jnp.asarray(encoder["dense_layer_final"]["bias"])
     noise, w = (jnp.asarray(arrays[name], jnp.float32) for name in ("latent/gamma_noise", "w"))
