@@ -32,8 +32,9 @@ Rows = Float[Array | np.ndarray, " n"]
 MOST = 1024
 # Fewer rows are solved again in the program of the batch, filled up: it is there already.
 FEW = 256
-# More steps don't lessen rounding, which is up to about so many units of float32 per dimension.
-ROUNDING = 128 * float(np.finfo(np.float32).eps)
+# More steps don't lessen rounding, which is up to about so many units of the last place for each
+# dimension.
+ROUNDING = 128
 
 
 def refined(
@@ -55,14 +56,15 @@ def refined(
         noise, sde, key, eps, condition: as `ode_log_likelihood` takes them.
         start, divergence, decode: as `along_flow` takes them.
         solver: of the first solution.
-        tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more than
-            650 dimensions at least what rounding leaves.
+        tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more
+            than 650 dimensions of float32 at least what rounding leaves.
     """
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
-    steps, least = 2 * solver.steps, max(tolerance, ROUNDING * dims_of(start))
+    steps, unit = 2 * solver.steps, float(jnp.finfo(start.dtype).eps)
+    least = max(tolerance, ROUNDING * unit * dims_of(start))
     while steps <= MOST:
         large = too_large(found.solver_error, found.probe_stderr, least)
         if not (few := np.flatnonzero(large)).size:
