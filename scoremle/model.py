@@ -7,7 +7,7 @@ changes when it is used.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, cast, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
-from scoremle.core.codes import Coder
 from scoremle.core.dequantize import (
     Dequantizer,
     TruncatedNormal,
@@ -68,6 +67,9 @@ from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
 from scoremle.types import Data, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 from scoremle.xla import compiled
+
+if TYPE_CHECKING:
+    from scoremle.core.codes import Coder  # which few models have
 
 __all__ = ["Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
 
@@ -167,7 +169,7 @@ class ScoreModel:
     bijector: Bijector | None = None
     divergence: DivergenceEstimator | None = None
     origin: Origin = Origin()
-    coder: Coder | None = None
+    coder: "Coder | None" = None
 
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
-from scoremle.core.codes import Coder
 from scoremle.core.dequantize import Flow, truncation_start
 from scoremle.core.learned_schedules import first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
@@ -32,6 +31,9 @@ from scoremle.model import ScoreModel
 from scoremle.nn import FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey
+
+if TYPE_CHECKING:
+    from scoremle.core.codes import Coder
 
 Params = Any
 # Of the course of a learned schedule that is told.
@@ -98,14 +100,16 @@ class NetworkSpec(_Spec):
         ends = begun.log_snr_min, begun.log_snr_max
         return CodedPolynomial(params["gamma"], *ends, self.shape)
 
-    def coder(self, params: Params) -> Coder | None:
+    def coder(self, params: Params) -> "Coder | None":
         """The coder of images; None if no noise depends on them."""
         if self.encoder is None:
             return None
+        from scoremle.core.codes import Coder  # seldom asked for
+
         encoder = Partial(Applied(self.encoder), params["encoder_model"])
         return Coder(encoder, cast(Any, self.encoder).logits, self.on)
 
-    def under_codes(
+    def noise_and_sde(
         self, params: Params, noise: NoiseFn, x: IntImages, key: PRNGKey | None = None
     ) -> tuple[NoiseFn, SDE]:
         """A noise prediction and the SDE under codes of the images; as they are without a coder.
@@ -218,10 +222,10 @@ class ImportedSpec(_Spec):
     def log_snr(self, params: Params) -> None:
         """None: its schedule is its own."""
 
-    def coder(self, params: Params) -> Coder | None:
+    def coder(self, params: Params) -> "Coder | None":
         return params.coder
 
-    def under_codes(
+    def noise_and_sde(
         self, params: Params, noise: NoiseFn, x: IntImages, key: PRNGKey | None = None
     ) -> tuple[NoiseFn, SDE]:
         return noise, self.sde

@@ -168,7 +168,7 @@ class Objective:
         """The loss of each example in the published scaling, without dropout."""
         model = self.model.at(params)
         by_loss = replace(self, model=model).by_loss
-        noise, sde = model.under_codes(params, model.noise(params), x)
+        noise, sde = model.noise_and_sde(params, model.noise(params), x)
         return by_loss.losses(noise, sde, model.pixels, x, key) + self._of_codes(params)
 
     def _of_codes(self, params: Params) -> float:
@@ -193,7 +193,7 @@ class Objective:
             x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
             noise = conditioned(noise, changed)
         of_codes = jax.random.fold_in(key, CODES)
-        noise, sde = model.under_codes(params, noise, x, of_codes)
+        noise, sde = model.noise_and_sde(params, noise, x, of_codes)
         losses, drawn = by_loss.drawn(noise, sde, model.pixels, x, key)
         losses = losses + self._of_codes(params)
         learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
