@@ -222,13 +222,15 @@ def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> No
     """A row for each file, in their order."""
     from scoremle.files import write_rows
 
-    rows, i = list[dict[str, str]](), 0
+    columns = {"p": found.p, "adjusted": found.adjusted, "score": found.score}
+    rows, places = list[dict[str, str]](), iter(range(len(listed)))
     for report in reports:
-        rows.append({"file": cell(report.name), "note": f"not scored: {cell(report.reason)}"})
-        if report.pixels is not None:
-            rows[-1]["note"] = cell("; ".join(report.changes))
-            rows[-1]["suspect"] = "yes" if listed[i] else "no"
-            columns = {"p": found.p, "adjusted": found.adjusted, "score": found.score}
-            rows[-1] |= {name: f"{column[i]:.6g}" for name, column in columns.items()}
-            i += 1
+        if report.pixels is None:
+            row = {"note": f"not scored: {cell(report.reason)}"}
+        else:
+            i = next(places)
+            row = {name: f"{column[i]:.6g}" for name, column in columns.items()}
+            row["suspect"] = "yes" if listed[i] else "no"
+            row["note"] = cell("; ".join(report.changes))
+        rows.append({"file": cell(report.name), **row})
     write_rows(path, ["p", "adjusted", "suspect", "score", "file", "note"], rows)
