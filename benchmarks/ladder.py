@@ -183,7 +183,7 @@ class Ladder(NamedTuple):
                 f"--deq-folder=deq_{self.points}", *flags(fields))  # fmt: skip
 
     def results(self, name: str, seed: int, kind: str) -> list[Result]:
-        """What was measured of a rung within the budget, in the order of training steps."""
+        """The measurements of a rung within the budget, in the order of training steps."""
         folder = self.folder(name, seed) / f"{kind}_{slug(name)}"
         found = measured(folder) if folder.exists() else []
         return sorted((r for r in found if r.checkpoint <= self.points), key=lambda r: r.step)

@@ -1,4 +1,4 @@
-"""A ``network`` as a function of its parameters too."""
+"""A network as a function of its parameters and its inputs."""
 
 from dataclasses import dataclass
 from functools import partial

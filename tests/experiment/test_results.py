@@ -59,7 +59,7 @@ def test_the_results_that_the_package_ships_are_read():
 
 
 def test_a_result_is_written_as_it_was_read():
-    """What no reader takes is among it."""
+    """Fields that no reader takes are written, too."""
     entries = read_results(FOLDER / "digits" / "eval" / "results.json")
     for result in measured(FOLDER / "digits", "eval"):
         facts, written = entries[result.name], json.loads(json.dumps(result.to_json()))

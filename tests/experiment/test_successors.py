@@ -167,7 +167,7 @@ def measured(folder, *flags):
 
 @pytest.mark.long
 def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(tmp_path):
-    """Of i-DODE, measured as its config says."""
+    """i-DODE is measured as its config says."""
     trained("idode/cifar10_aug", tmp_path)
     facts = measured(tmp_path / "whole", "--config.eval.importance_samples=2")
     assert facts["dequantizer"] == "truncated_normal" and facts["importance_samples"] == 2
@@ -175,7 +175,7 @@ def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(tmp_path):
 
 @pytest.mark.long
 def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
-    """Of MuLAN: by the bound as its config says, and by the ODE, each with the cost of a code."""
+    """MuLAN is measured by the bound and by the ODE, each with the cost of a code."""
     fields = ("model.latent_size=6", "model.latent_k=2", "model.encoder_blocks=1",
               "optim.lr=1e-2", "eval.num_samples=3")  # fmt: skip
     state = trained("mulan/cifar10-conditioned", tmp_path, *fields)
@@ -216,7 +216,7 @@ def is_at(step, process, folder):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["vdm/cifar10", "idode/cifar10", "mulan/cifar10-conditioned"])
 def test_one_of_the_published_size_goes_on_after_a_kill(name, tmp_path):
-    """Of two images a step, in the layout of CIFAR-10."""
+    """Trains on files in the layout of CIFAR-10, two images a step."""
     (files := tmp_path / "files").mkdir()
     draws = np.random.default_rng(0)
     for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
@@ -241,7 +241,7 @@ def test_one_of_the_published_size_goes_on_after_a_kill(name, tmp_path):
 
 
 def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
-    """Of VDM: a course by the variance, and ends by the bound."""
+    """VDM learns the course by the variance, and the ends by the bound."""
     fields = "model.schedule=least_variance", "optim.lr=1e-2", "model.ema_rate=0.5"
     state = trained("vdm/cifar10_aug", tmp_path, *fields)
     begun = build(Workdir(tmp_path / "whole").config()).training.init_state()

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from scoremle_conformance.adapter import Adapter, Answer, Ask
+from scoremle_conformance.fields import Field
+
 os.environ.setdefault("KERAS_BACKEND", "torch")  # JAX compiles for each question
 graphs = torch.is_grad_enabled()
-import bayesflow as bf  # noqa: E402
+import bayesflow as bf  # noqa: E402  (it reads the variable when it is imported)
 
 torch.set_grad_enabled(graphs)  # which BayesFlow turns off for the whole process
-
-from scoremle_conformance.adapter import Adapter, Answer, Ask  # noqa: E402
-from scoremle_conformance.fields import Field  # noqa: E402
 
 __all__ = ["BayesFlow"]
 
