@@ -119,6 +119,16 @@ def test_the_stated_error_of_many_steps_is_no_less_than_rounding(name, data):
     assert (result.solver_error < 2e-4).all()
 
 
+def test_rounding_is_no_reason_for_more_steps():
+    """Normal data in many dimensions, whose log p is rounded to more than 0.01 nats."""
+    sde, x = VP(), jax.random.normal(KEY, (1, 1200))
+    with pytest.warns(UserWarning, match="rounded"):
+        result = ode_log_likelihood(
+            lambda x, t: sde.sigma(t)[:, None] * x, sde, x, KEY, eps=1e-3, divergence=Exact()
+        )
+    assert result.solver_error[0] > 0.01 and result.evaluations[0] == Multistep().steps + 1
+
+
 def test_noise_beyond_the_range_of_floats():
     """At beta_max = 200 the signal is e^-50, and its ratio to the noise, squared, no number."""
     sde = VP(0.1, 200.0)
