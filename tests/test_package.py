@@ -37,10 +37,8 @@ alone = count()
 scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=scoremle.ByElbo(1))
 rooms = {name.split(".")[1] for name in sys.modules if name.startswith("scoremle.")}
 others = {"ray", "torch", "diffusers", "matplotlib", "orbax", "huggingface_hub"} & {*sys.modules}
-SELDOM = {
-    "zoo", "interop", "quality", "report", "cli", "anomaly", "coding", "weights"
-}
-assert not any("codes" in name or "polynomial" in name for name in sys.modules if "scoremle" in name)
+SELDOM = {"zoo", "interop", "quality", "report", "cli", "anomaly", "coding", "weights"}
+assert not {f"scoremle.core.{name}" for name in ("codes", "polynomial_schedule")} & {*sys.modules}
 print(alone, count(), sorted(rooms & SELDOM), others)
 print(scoremle.zoo.families.FAMILIES["edm"].title)
 """
