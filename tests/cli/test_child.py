@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 from helpers.places import ROOT
@@ -12,6 +11,7 @@ from scoremle.cli.child import LOST, NEVER_MET
 
 SCRIPT = """
 import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 from scoremle.cli.child import run_in_child
 with run_in_child(3) as has_met:
     {}
@@ -23,9 +23,7 @@ WAITS = "print(os.getpid(), flush=True); time.sleep(60)"
 def start(block):
     command = [sys.executable, "-c", SCRIPT.format(block)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # The tests may run where SIGHUP is ignored, by nohup.
-    usual = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=usual, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
 @pytest.mark.parametrize(("block", "line"), [
