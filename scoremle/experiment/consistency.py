@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -52,28 +51,22 @@ class Verdict:
         return told if self.holds else f"{told} ({self.meaning})"
 
 
-class Correction(NamedTuple):
-    """Correction of an estimator's mean for the solver's error, and its standard error."""
-
-    mean: float = 0.0
-    stderr: float = 0.0
-
-
 def verdicts(
     bpd: Mapping[str, Float[np.ndarray, " n"]],
-    corrections: Mapping[str, Correction] = MappingProxyType({}),
+    corrections: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> list[Verdict]:
     """The relations between the estimators that there are, from bits/dim of the same images.
 
-    The errors of ``corrections`` are added as independent ones.
+    ``corrections`` are those of means for the solver's error, with their standard errors, which
+    are added as independent ones.
     """
     found = []
     for first, relation, second, meaning in RELATIONS:
         if first in bpd and second in bpd and len(bpd[first]) > 1:
             mean, stderr, _ = paired_difference(bpd[second], bpd[first])
-            added, taken = (corrections.get(name, Correction()) for name in (first, second))
-            mean += added.mean - taken.mean
-            stderr = math.hypot(stderr, added.stderr, taken.stderr)
+            added, taken = (corrections.get(name, (0.0, 0.0)) for name in (first, second))
+            mean += added[0] - taken[0]
+            stderr = math.hypot(stderr, added[1], taken[1])
             excess = abs(mean) if relation == "==" else mean
             holds = excess <= TOLERANCE * stderr
             words = f"{first} {relation} {second}"

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from scoremle.evaluation import pictures, statistics, tables
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.chosen import chosen_checkpoints
-from scoremle.experiment.consistency import Correction, verdicts
+from scoremle.experiment.consistency import verdicts
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.measurements import Measurement, Measurements
 from scoremle.experiment.precision import IMAGES, cost_of_precision
@@ -192,10 +192,11 @@ class EvaluationRun:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
         found = [(*self._measure(one, restored), one) for one in self.measurements(restored)]
         if self._evaluation.suite:
-            checks = verdicts(
-                {one.kind: values for _, values, one in found},
-                {one.kind: _correction(result) for result, _, one in found},
-            )
+            corrections = {
+                one.kind: (result.correction, result.errors.solver)
+                for result, _, one in found if result.correction is not None and result.errors
+            }  # fmt: skip
+            checks = verdicts({one.kind: values for _, values, one in found}, corrections)
             say(*checks)
             self.write({self._name("checks", restored.number): [asdict(each) for each in checks]})
         return [result for result, _, _ in found]
@@ -264,7 +265,12 @@ class EvaluationRun:
             "flags": self._flags,
         }
         if self.experiment.model.precision != FULL and found.column == "bpd":
-            facts["precision_cost"] = self._precision_cost(one, restored, parts)
+            full, _ = self.experiment.model.in_float32.measured(restored.tree.ema, one.estimator)
+            score = partial(
+                score_images, estimator=one.estimator, images=self.images[:IMAGES],
+                dequantizer=one.dequantizer, seed=self.experiment.seed ^ DIFFERENCES,
+            )  # fmt: skip
+            facts["precision_cost"] = cost_of_precision(score, one.model, full, parts)
         if one.log_snr_edges is not None:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
@@ -276,19 +282,6 @@ class EvaluationRun:
         means = found.values[found.column].mean(axis=0)
         self._write_extremes(result, means)
         return result, means
-
-    def _precision_cost(self, one: Measurement, restored: Restored, parts: Path) -> dict[str, Any]:
-        spec, seed = self.experiment.model.in_float32, self.experiment.seed ^ DIFFERENCES
-
-        def bpd(model: ScoreModel, words: str) -> np.ndarray:
-            few = score_images(
-                model, one.estimator, self.images[:IMAGES], dequantizer=one.dequantizer, seed=seed,
-                parts=parts / words, label=words,
-            )  # fmt: skip
-            return few.values["bpd"][0]
-
-        full, _ = spec.measured(restored.tree.ema, one.estimator)
-        return cost_of_precision(bpd, one.model, full)
 
     def _parts(self, name: str, facts: dict[str, Any]) -> Path:
         """The folder of finished parts. Each of the facts may change a value.
@@ -352,12 +345,6 @@ class EvaluationRun:
         ]  # fmt: skip
         path = self.folder / f"{result.name}_likeliest_then_unlikeliest.png"
         pictures.write_parts(path, parts, self.experiment.data.levels, 8)
-
-
-def _correction(result: Result) -> Correction:
-    """The correction of the mean for its solver."""
-    errors = result.errors
-    return Correction(result.correction or 0.0, errors.solver) if errors else Correction()
 
 
 def _warn_of_optimism(result: Result) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scoremle.experiment.consistency import Correction, verdicts
+from scoremle.experiment.consistency import verdicts
 
 rng = np.random.default_rng(0)
 IMAGES = 3 + rng.normal(size=200)
@@ -41,7 +41,7 @@ def test_the_error_of_a_difference_by_hand():
 def test_a_difference_of_corrected_means_by_hand():
     """Gaps of 1 and 3 have the mean 2 and the error 1; -5 + 1 is added, with errors of 2 each."""
     bpd = {"exact_trace": np.array([1.0, 3.0]), "exact": np.zeros(2)}
-    corrections = {"exact_trace": Correction(-5.0, 2.0), "exact": Correction(-1.0, 2.0)}
+    corrections = {"exact_trace": (-5.0, 2.0), "exact": (-1.0, 2.0)}
     (verdict,) = verdicts(bpd, corrections)
     assert (verdict.difference, verdict.stderr) == (-2.0, 3.0)
 
@@ -50,4 +50,4 @@ def test_the_correction_decides():
     gap, exact = 0.1 + 0.01 * rng.normal(size=100), np.zeros(100)
     bpd = {"exact_trace": gap, "exact": exact}
     assert not verdicts(bpd)[0].holds
-    assert verdicts(bpd, {"exact_trace": Correction(-0.1, 1e-4)})[0].holds
+    assert verdicts(bpd, {"exact_trace": (-0.1, 1e-4)})[0].holds

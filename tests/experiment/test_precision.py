@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -83,23 +84,24 @@ def test_products_are_of_the_highest_precision_unless_asked():
         assert model.model.precision == "float32, matrix products tensorfloat32"
 
 
-def test_the_cost_of_less_precision_is_measured_on_a_few_images():
+def test_the_cost_of_less_precision_is_measured_on_a_few_images(tmp_path):
     """By a model that is off by a tenth of the image, and one in full that is not."""
     experiment = digits("float32")
     model = experiment.model.model(experiment.training.init_state().ema)
     full, images, asked = replace(model, eps=2 * model.eps), np.arange(16), []
 
-    def measure(by, label):
-        asked.append((by is full, matmul_precision(), label))
-        return 2.0 + images / 10 * (by is model)
+    def score(by, parts, label):
+        asked.append((by is full, matmul_precision(), label, parts))
+        return SimpleNamespace(values={"bpd": 2.0 + images[None] / 10 * (by is model)})
 
     with jax.default_matmul_precision("bfloat16"):
-        found = cost_of_precision(measure, model, full)
+        found = cost_of_precision(score, model, full, tmp_path)
     spread = np.std(np.arange(16) / 10, ddof=1) / 4
     wanted = {"mean": 0.75, "stderr": spread, "largest": 1.5, "images": 16}
     assert found == pytest.approx(wanted)
     assert [each[:2] for each in asked] == [(False, "bfloat16"), (True, "highest")]
-    assert asked[0][2] != asked[1][2]
+    assert asked[0][2:] != asked[1][2:]
+    assert all(parts == tmp_path / label for _, _, label, parts in asked)
 
 
 @pytest.mark.slow
