@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.arguments import as_array, shown
 from scoremle.errors import UserError
-from scoremle.experiment.own_code import imports_beside, is_own, mistakes, run_file
+from scoremle.experiment.own_code import called, is_own
 from scoremle.files import named, sha256_of
 
 __all__ = ["encoded", "file_hash"]
@@ -41,12 +41,7 @@ def encoded(
     """
     if file_hash(place) != sha256:
         raise UserError(f"{_file(place)} is not as it was when the detector was fitted: fit anew")
-    path, function = _file(place), place.rpartition(":")[2]
-    with mistakes(path), imports_beside(path):
-        module = run_file(path)
-        if not hasattr(module, function):
-            raise UserError(f"{path} has no function {function}")
-        found = as_array(getattr(module, function)(images), f"what {place} gives")
+    found = as_array(called(place, images), f"what {place} gives")
     if found.shape[:1] != (len(images),) or found.ndim != 2 or found.dtype.kind != "f":
         raise UserError(f"{place} must give reals [{len(images)} d], not {shown(found)}")
     return np.asarray(found, np.float32)

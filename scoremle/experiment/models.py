@@ -13,7 +13,7 @@ from scoremle.errors import UserError, no_model
 from scoremle.experiment import exported
 from scoremle.experiment.build import Experiment, build
 from scoremle.experiment.networks import Params
-from scoremle.experiment.own_code import imports_beside, is_own, mistakes, run_file
+from scoremle.experiment.own_code import called, is_own
 from scoremle.experiment.shipped import FOLDER, NAMES, WEIGHTS
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import Origin, ScoreModel
@@ -145,18 +145,11 @@ def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
 
 
 def _own(place: str) -> "ScoreModel | FlowModel":
-    """The model or flow that a function of the user's own returns. Its file is Python, and is run.
+    """The model or flow that a function of the user's own returns.
 
-    Raises UserError if there is no such file or function, for a mistake in it, and if it returns
-    something else.
+    Raises UserError as ``called``, and if it returns something else.
     """
-    name, _, function = place.rpartition(":")
-    path = Path(name)
-    with mistakes(path), imports_beside(path):
-        module = run_file(path)
-        if not hasattr(module, function):
-            raise UserError(f"{path} has no function {function}")
-        model = getattr(module, function)()
+    model = called(place)
     if not isinstance(model, ScoreModel):
         from scoremle.weights.flows import FlowModel
 

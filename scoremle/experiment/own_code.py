@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
+from typing import Any
 
 from scoremle.errors import Stopped, UserError, out_of_memory
 
@@ -58,6 +59,20 @@ def run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def called(place: str, *arguments: Any) -> Any:
+    """The result of a function of a file, ``FILE.py:function``. The file is Python, and is run.
+
+    Raises UserError if there is no such file or function, and for a mistake in it.
+    """
+    name, _, function = place.rpartition(":")
+    path = Path(name)
+    with mistakes(path), imports_beside(path):
+        module = run_file(path)
+        if not hasattr(module, function):
+            raise UserError(f"{path} has no function {function}")
+        return getattr(module, function)(*arguments)
 
 
 @contextmanager
