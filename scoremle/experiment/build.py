@@ -62,7 +62,6 @@ SDES: dict[str, Callable[[Any], SDE]] = {
     "idode": lambda model: _of_log_snr("vp", model),
     "idode_straight": lambda model: _of_log_snr("straight", model),
 }
-DATASETS = data.DATASETS
 # The name that a model of a published family has in place of a network's (model.name).
 IMPORTED = "published"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -229,8 +228,6 @@ def images_of(config: Any) -> data.ImageSet:
 
 
 def _no_images(config: Any, levels: int) -> data.ImageSet:
-    if not 2 <= levels <= 256:
-        raise UserError(f"the number of grey levels (data.json) is {levels}, not from 2 to 256")
     size, channels = config.data.image_size, config.data.num_channels
     none = np.zeros((0, size, size, channels), np.uint8)
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import jax
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from scoremle.experiment.record import CONFIG, DATA, DataFacts
 from scoremle.files import inside, named, read_sealed, write_sealed
 from scoremle.published import safetensors
 from scoremle.records import check_record
+from scoremle.training.checkpoints import first_difference, leaves
 
 if TYPE_CHECKING:
     from scoremle.experiment.workdir import Workdir
@@ -106,13 +106,8 @@ def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
 
 def check_arrays(found: Any, template: Any, path: Path) -> None:
     """Raises UserError for arrays in a file that are not those of a template."""
-    have, want = (
-        {jax.tree_util.keystr(place): (a.shape, str(a.dtype)) for place, a in
-         jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (found, template)
-    )  # fmt: skip
-    if different := sorted(name for name in {*have, *want} if have.get(name) != want.get(name)):
-        raise UserError(f"{path}: {different[0]} is not that of the network its notes name")
+    if words := first_difference(leaves(found), leaves(template)):
+        raise UserError(f"{path} {words}: it is not of the network that its notes name")
 
 
 def _record(place: "Workdir") -> dict[str, Any]:

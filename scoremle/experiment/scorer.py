@@ -6,6 +6,7 @@ index, so that no value depends on how images are batched, sharded, or spread ov
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Scorer:
         self.model = model() if callable(model) else load(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (self._place, self._options)
+        return partial(Scorer, **self._options), (self._place,)
 
     def __repr__(self) -> str:
         return f"Scorer({self.model!r})"
@@ -89,10 +90,6 @@ class Scorer:
         scores = self.model.score(images, condition=condition, index=index, **self._options)
         names = {NAME: np.asarray(batch[NAME])} if NAME in batch else {}
         return {INDEX: index, **names, **{name: getattr(scores, name) for name in SCORE_COLUMNS}}
-
-
-def _made(place: Any, options: dict[str, Any]) -> Scorer:
-    return Scorer(place, **options)
 
 
 def index_of(batch: Mapping[str, Any]) -> UInt64[np.ndarray, " n"]:
