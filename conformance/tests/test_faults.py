@@ -12,6 +12,7 @@ from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS
 from scoremle_conformance.report import examined, verdict
 from scoremle_conformance.sample_library import Settings, log_prob
 from scoremle_conformance.signatures import SIGNATURES
+from scoremle_conformance.subjects import log_normal
 
 NAMES = {
     "summed probes": "probes summed and not averaged",
@@ -158,6 +159,30 @@ def test_other_faults_of_flow_and_divergence_are_named(fault):
     of_trace = "divergence of the wrong sign, or by a factor"
     of_flow = "flow of another score or time"
     assert named(Wrong()) == [of_trace if fault in FACTORS else of_flow]
+
+
+class Unsolved(Sample):
+    """Of 32 dimensions the solver gives back its start; the network is asked at a step's start."""
+
+    can = frozenset({"exact", "steps"})
+    networks = property(lambda self: [("straight", "velocity")])
+
+    def log_prob(self, field, x, ask):
+        path = field.path
+        if field.dims == 32:
+            return Answer(log_normal(x, 0, path.prior_std**2))
+        length = (path.stop - path.start) / (ask.steps or 1)
+
+        def network(y, t):
+            begun = np.floor((t - path.start) / length + 1e-9)
+            return field(y, path.start + begun * length if ask.steps else t)
+
+        return Answer(log_prob(network, "velocity", path, x, self._settings(ask))[0])
+
+
+def test_faults_of_a_solver_are_named_side_by_side():
+    unsolved, low = "solves that give back their start", "an order below the method's"
+    assert named(Unsolved()) == [unsolved, low]
 
 
 def test_steps_that_help_less_than_the_method_says_are_named():
