@@ -166,6 +166,12 @@ def test_words_stand_anywhere_among_the_flags(line):
     assert found == ("w", "out", True)
 
 
+@pytest.mark.parametrize("line", ["plan digits", "train digits --print-config"])
+def test_what_writes_nothing_needs_no_folder(line):
+    options = parser_of(line.partition(" ")[0]).checked(line.split()[1:])
+    assert options.config.data.dataset == "digits" and not options.workdir
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -174,6 +180,7 @@ def test_words_stand_anywhere_among_the_flags(line):
         ("train digits w x", "unexpected argument 'x'"),
         ("train digits w --mode=eval", "unknown flag --mode"),
         ("train digits w --json", "--json is for"),
+        ("plan", "missing CONFIG"),
         ("eval", "missing WORKDIR"),
         ("eval w x --config=digits", "unexpected argument 'x'"),
         ("eval w", "no folder w"),

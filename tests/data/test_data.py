@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -272,6 +273,14 @@ def test_padding_is_centred_and_never_crops():
 
 
 # Digits
+
+
+@pytest.mark.parametrize(("size", "line"), [(0, ""), (8, ""), (11, r"digits: .* 8x8 .* 11x11 ")])
+def test_padding_is_told_where_there_is_some(size, line, capsys):
+    found = data.load("digits", image_size=size)
+    assert found.train.shape[1:] == found.test.shape[1:] == (size or 8, size or 8, 1)
+    told = capsys.readouterr().out
+    assert re.match(line, told) and bool(told) == bool(line)
 
 
 def test_digits_are_split_for_good():

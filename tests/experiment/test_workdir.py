@@ -105,6 +105,17 @@ def test_each_fact_of_the_data_makes_another_experiment_or_may_change(
             check(replace(experiment, data=other))
 
 
+@pytest.mark.parametrize("imported", [True, False])
+def test_an_imported_model_is_measured_on_whatever_images_it_is_made_for(
+    begun, experiment, imported
+):
+    other = with_fields(experiment, data__dataset="images", data__image_size=16)
+    if imported:
+        write_sealed(begun.folder / "published.json", {})
+    with CALM if imported else pytest.raises(UserError, match="image_size was"):
+        begun.check(other, "evaluation")
+
+
 @pytest.fixture
 def recorded(experiment, tmp_path):
     """Begun by this version: its checkpoint says of which experiment it is."""

@@ -49,6 +49,28 @@ def test_round_trip(store):
     assert store.meta(1) == {"step": 10}
 
 
+@pytest.mark.parametrize("mixed", ["parts", "state"])
+def test_what_devices_hold_in_parts_is_compared_with_the_hashes_of_the_parts(
+    tmp_path, monkeypatch, mixed
+):
+    """As a tree is saved that is split over devices, here over one: each half of another save."""
+    for module in ("checkpoints", "checksums"):
+        monkeypatch.setattr(
+            f"scoremle.training.{module}.part_axis",
+            lambda leaf: 0 if isinstance(leaf, jax.Array) else None,
+        )
+    store = Checkpoints(tmp_path, keep=2)
+    for number in (1, 2):
+        store.save(number, {"a": jnp.full(4, number)}, {})
+    template = {"a": jnp.zeros(4, int)}
+    assert store.restore(template, 2).tree["a"].tolist() == [2] * 4
+    shutil.rmtree(store.path(2) / mixed)
+    shutil.copytree(store.path(1) / mixed, store.path(2) / mixed)
+    for read in (store.verify, lambda number: store.restore(template, number)):
+        with pytest.raises(UserError, match="of a part"):
+            read(2)
+
+
 class Earlier(NamedTuple):
     step: Any
     params: Any
