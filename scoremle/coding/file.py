@@ -23,8 +23,6 @@ from scoremle.errors import UserError
 from scoremle.files import read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
-__all__ = ["read_coded"]
-
 MAGIC = b"scoremle images, coded 1\n"
 DIGEST = 32
 # More steps than any chain has, and more images at once than any device takes.

@@ -1,6 +1,7 @@
 """Images to a file and back, by a model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,16 +85,20 @@ def compress_images(
     )
 
 
-def decompress_images(model: ScoreModel, path: Path) -> tuple[Images, list[str]]:
+def decompress_images(
+    model: ScoreModel | Callable[[str], ScoreModel], path: Path
+) -> tuple[Images, list[str]]:
     """Reads what `compress_images` wrote; returns the images, and their names if they have any.
 
     Args:
-        model: the one that they were compressed by.
+        model: the one that they were compressed by, or a function that gives it by its place in
+            the file's record.
         path: of the file.
 
     Raises UserError for another model than theirs, and for a block that comes back otherwise.
     """
     record, coded = file.read_coded(path)
+    model = model if isinstance(model, ScoreModel) else model(record["place"])
     if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
         raise UserError(f"{path} was compressed by another model: {record['place']}")
     chain = _chain(model, record["steps"])

@@ -206,7 +206,9 @@ def written(tmp_path_factory):
 
 def test_a_file_has_its_images_names_and_rates(written):
     path, rates = written
-    found, names = images.decompress_images(model_of(), path)
+    asked = []
+    found, names = images.decompress_images(lambda place: asked.append(place) or model_of(), path)
+    assert asked == ["there"]
     assert np.array_equal(found, IMAGES[:30]) and names[:2] == ["n 0", "n 1"]
     assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
     assert abs(rates.net - rates.drawn) * found.size < 64 + 6 and rates.plain == 0

@@ -40,19 +40,19 @@ def run(options: Any) -> None:
     """Decodes the images, and writes them."""
     from PIL import Image
 
-    from scoremle.coding.file import read_coded
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.experiment.own_code import is_own
     from scoremle.files import write_array
 
-    place = options.model
-    if not place:
-        place = read_coded(options.file)[0]["place"]
-        if is_own(place) or place.startswith("hf:"):  # a stranger's file runs and fetches nothing
+
+    def load(place: str) -> scoremle.ScoreModel:
+        # A stranger's file runs and fetches nothing.
+        if not options.model and (is_own(place) or place.startswith("hf:")):
             raise UserError(f"{options.file} is of {place!r}: say so by --model={place}")
-    model = scoremle.load(place, options.checkpoint)
-    images, names = decompress_images(model, options.file)
+        return scoremle.load(options.model or place, options.checkpoint)
+
+    images, names = decompress_images(load, options.file)
     if options.out.suffix.lower() in ARRAYS:
         write_array(options.out, "images", images)
     else:
