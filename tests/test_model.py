@@ -102,6 +102,26 @@ def test_a_condition_reaches_the_noise_prediction():
         assert (np.abs(bound.log_prob - there) < 4 * bound.stderr + 0.02).all()
 
 
+# (model, x, condition or None) -> what a method gives
+WITH_CONDITION = {
+    "log_prob": lambda model, x, c: model.log_prob(x, KEY, condition=c).log_prob,
+    "elbo": lambda model, x, c: model.elbo(x, KEY, condition=c, draws=4).log_prob,
+    "encode": lambda model, x, c: model.encode(x, condition=c),
+    "decode": lambda model, x, c: model.decode(x, condition=c),
+    "sample": lambda model, x, c: model.sample(len(x), KEY, condition=c),
+}
+
+
+@pytest.mark.parametrize("method", WITH_CONDITION)
+def test_a_condition_may_be_bound_or_given(method):
+    use, plain = WITH_CONDITION[method], Gaussian.random(3, 2).noise(VP)
+    model = ScoreModel(lambda x, t, c: plain(x - c, t), VP, 1e-2, (2,), solver=Multistep(4))
+    x, condition = jax.random.normal(KEY, (2, 3, 2))
+    found = use(model.condition_on(condition), x, None)
+    np.testing.assert_array_equal(found, use(model, x, condition))
+    assert (np.abs(found - use(model, x, 0 * condition)) > 1e-3).any()
+
+
 def test_latents_and_back():
     data = Gaussian.random(3, 2)
     model, x = reals(data), jnp.asarray(data.draw(1, 5), jnp.float32)

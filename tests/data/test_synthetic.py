@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers.oracles import schedule
 
 import scoremle
@@ -33,6 +34,14 @@ def test_the_images_are_those_of_the_probabilities():
     variances = masses @ levels**2 - means**2
     covariance = np.cov(means.T, bias=True) + np.diag(variances.mean(axis=0))
     np.testing.assert_allclose(np.cov(pixels.T), covariance, atol=0.5)
+
+
+@pytest.mark.parametrize("split", synthetic.COUNTS)
+def test_the_hash_of_the_source_is_of_both_splits(split, monkeypatch):
+    monkeypatch.setitem(synthetic.COUNTS, split, 9)
+    other = data.load("synthetic").facts
+    assert other["source_sha256"] != IMAGES.facts["source_sha256"]
+    assert (other["train_sha256"] != IMAGES.facts["train_sha256"]) == (split == "train")
 
 
 def test_probabilities_add_up_to_one(monkeypatch):

@@ -48,9 +48,11 @@ def test_the_case_of_a_name_does_not_matter():
 
 def test_a_name_means_no_file_of_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("digits", "digits.py"):
+    for name in ("digits", "digits.py", "my_py", "my.pyc"):
         Path(name).write_text("raise ValueError('run')")
     assert load_config("digits")[0].data.dataset == "digits"
+    for name in ("my_py", "my.pyc"):
+        assert failure(name).startswith(f"unknown config '{name}'")
     assert failure("digits.py") == "digits.py, line 1: ValueError: run"
 
 
