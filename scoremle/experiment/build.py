@@ -106,6 +106,7 @@ NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
 }
 OBJECTIVE_FIELDS = (
     "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean", "time_density",
+    "second_order",
 )  # fmt: skip
 IMAGE_FIELDS = ("path", "image_size", "num_channels", "fit", "levels", "random_flip")
 NOISE_FIELDS = ("uniform_dequantization", "bin_middles", "augment")

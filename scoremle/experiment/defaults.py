@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)
     config.training.time_density = "published"  # of t: published, alpha_squared or learned
     config.training.stratified = False  # draw t stratified in the batch, one random offset
+    config.training.second_order = False  # add i-DODE's second-order loss: to fine-tune
     config.training.n_jitted_steps = 5  # optimisation steps between two looks at their numbers
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
     config.training.smallest_time = placeholder(float)  # least t of training; from the SDE

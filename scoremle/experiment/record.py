@@ -15,6 +15,8 @@ FREE = {
     "training.snapshot_freq_for_preemption", "training.snapshot_sampling", "data.path",
     "data.on_device", "training.on_nan", "training.rollbacks", "logging",
 }  # fmt: skip
+# Fields that may be set on the way, but not unset: a training is fine-tuned so.
+LATER = {"training.second_order"}
 # Fields of a flow dequantizer's network, by their names in config.deq.
 FLOW_FIELDS = ("variant", "filters", "components", "blocks", "couplings", "heads")
 FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
@@ -81,6 +83,17 @@ def of_the_network(name: str) -> bool:
 
 def of_training(name: str) -> bool:
     return name not in FREE and name.split(".")[0] not in FREE_SECTIONS
+
+
+def disagree(name: str, before: Any, now: Any) -> bool:
+    """Whether a field has another value than in a record, and may not have it.
+
+    Args:
+        name: of the field.
+        before: its value in the record.
+        now: its value.
+    """
+    return before != now and not (name in LATER and now)
 
 
 def of_the_flow(name: str) -> bool:

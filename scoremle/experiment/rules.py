@@ -121,6 +121,9 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
     yield (learned and training.sde.lower() not in FROM_ZERO,
            f"model.schedule={model.schedule} begins as one that is linear in log-SNR: set"
            f" training.sde to one of {', '.join(FROM_ZERO)}")  # fmt: skip
+    yield (learned and training.second_order,
+           f"training.second_order is for a schedule that is fixed: unset"
+           f" model.schedule={model.schedule}")  # fmt: skip
     drawn_evenly = density == "published" and not training.importance_weighting
     yield (model.schedule in (BETWEEN_ENDS, POLYNOMIAL) and not drawn_evenly,
            f"model.schedule={model.schedule} draws t evenly: unset training.time_density and"

@@ -119,6 +119,7 @@ class Objective:
     bin_middles: bool
     augment: bool
     time_density: str
+    second_order: bool
 
     @property
     def times(self) -> TimeSampler:
@@ -194,7 +195,9 @@ class Objective:
             noise = conditioned(noise, changed)
         of_codes = jax.random.fold_in(key, CODES)
         noise, sde = model.noise_and_sde(params, noise, x, of_codes)
-        losses, drawn = by_loss.drawn(noise, sde, model.pixels, x, key)
+        losses, drawn = by_loss.drawn(
+            noise, sde, model.pixels, x, key, second_order=self.second_order
+        )
         losses = losses + self._of_codes(params)
         learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
         return jnp.mean(losses), {"loss_std": jnp.std(losses), **learned}

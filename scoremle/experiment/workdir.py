@@ -264,7 +264,8 @@ class Workdir:
         old, old_data = self._begun_with()
         new = flat(experiment.config)
         # A field that is not in the record is newer than the record.
-        different = sorted(n for n in new if matters(n) and n in old and old[n] != new[n])
+        known = [n for n in sorted(new) if matters(n) and n in old]
+        different = [n for n in known if record.disagree(n, old[n], new[n])]
         if not different:
             old, new = old_data, data_facts(experiment)
             different = [name for name in of_data if name in old and old[name] != new.get(name)]
@@ -300,7 +301,7 @@ class Workdir:
             (self.data_path, self.data_facts(), meta.get(record.DATA, {})),
         )
         for file, stated, known in files:
-            different = [name for name in known if stated.get(name, known[name]) != known[name]]
+            different = [n for n in known if record.disagree(n, known[n], stated.get(n, known[n]))]
             if different:
                 name = different[0]
                 raise UserError(

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from scoremle.core.dequantize import Dequantizer, Uniform
-from scoremle.core.keys import split
+from scoremle.core.divergence import Hutchinson
+from scoremle.core.high_order import second_order_loss
+from scoremle.core.keys import example_keys, fold_in, split
 from scoremle.core.learned_schedules import BetweenEnds, with_least_variance
-from scoremle.core.loss import draw, drawn_loss, loss_at
+from scoremle.core.loss import WEIGHTINGS, draw, drawn_loss, loss_at
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.schedules import Schedule
@@ -23,6 +25,8 @@ from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, T
 
 __all__ = ["ByLoss", "ByVDMLoss"]
 
+# Folded into the key of the loss: a number that no example has.
+SIGNS = 2**32 - 1
 # Losses, times and their density.
 Drawn = tuple[PerExample, Times, Times]
 
@@ -73,8 +77,9 @@ class ByLoss:
         return self.drawn(noise, sde, pixels, x, key)[0]
 
     def drawn(
-        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
-    ) -> tuple[PerExample, Drawn]:
+        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys,
+        *, second_order: bool = False,
+    ) -> tuple[PerExample, Drawn]:  # fmt: skip
         """The losses; and the denoising loss alone, in nats, with the times and their density.
 
         Args:
@@ -83,14 +88,32 @@ class ByLoss:
             pixels: those of the images.
             x: [b *d] integers.
             key: one, or one for each image.
+            second_order: whether the losses have i-DODE's of second order, too, by a probe each.
         """
         key_u, key_loss, _ = split(key, 3)  # the third is that of dropout
-        y = pixels.encode(x, Uniform()(key_u, x)[0]) if self.dequantized else pixels.encode_grid(x)
+        y, known = self._encoded(sde, pixels, x, key_u)
         found = self._denoising(noise, sde, y, key_loss)
-        return self.scale * found[0], found
+        losses = known + found[0]
+        if second_order:
+            losses = losses + self._second(noise, sde, y, key_loss)
+        return self.scale * losses, found
+
+    def _encoded(
+        self, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
+    ) -> tuple[Data, PerExample | float]:
+        """Data that get noise, and the part of the loss that needs no network."""
+        y = pixels.encode(x, Uniform()(key, x)[0]) if self.dequantized else pixels.encode_grid(x)
+        return y, 0.0
 
     def _denoising(self, noise: NoiseFn, sde: SDE, y: Data, key: Keys) -> Drawn:
         return drawn_loss(noise, sde, y, key, times=self.times, weighting=self.weighting)
+
+    def _second(self, noise: NoiseFn, sde: SDE, y: Data, key: Keys) -> PerExample:
+        """The second-order loss in nats, of the draws of the denoising loss."""
+        t, density, z = draw(y, key, self.times)
+        (v,) = Hutchinson().draw(fold_in(example_keys(key, len(y)), SIGNS), y)
+        weight = WEIGHTINGS[self.weighting](sde, t) / density
+        return second_order_loss(noise, sde, y, t, z, v, weight)
 
 
 @pytree
@@ -109,14 +132,13 @@ class ByVDMLoss(ByLoss):
 
     eps: Scalar = 0.0
 
-    def drawn(
-        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
-    ) -> tuple[PerExample, Drawn]:
+    def _encoded(
+        self, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
+    ) -> tuple[Data, PerExample | float]:
         decoder = DiscreteDecoder(pixels.points)
         y = decoder.encode(x)
-        found = self._denoising(noise, sde, y, split(key, 3)[1])
         last = decoder.known(sde, y, x, jnp.full(len(x), self.eps, y.dtype))
-        return self.scale * (prior_divergence(sde, y) + found[0] + last), found
+        return y, prior_divergence(sde, y) + last
 
     def _denoising(self, noise: NoiseFn, sde: SDE, y: Data, key: Keys) -> Drawn:
         if not isinstance(sde.schedule, BetweenEnds):

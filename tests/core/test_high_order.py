@@ -98,3 +98,27 @@ def test_the_trace_that_it_asks_for_is_that_of_a_gaussian():
     trace = sde.sigma(0.3) * jnp.trace(jax.jacobian(lambda y: noise(y[None], t[:1])[0])(x_t[0]))
     errors = np.square(np.asarray(noise(x_t, t) - z, np.float64)).sum(axis=1)
     assert abs(trace - (4 - errors.mean())) < 4 * errors.std() / np.sqrt(n)
+
+
+def test_the_second_order_loss_is_least_for_the_exact_prediction():
+    """Of a Gaussian, in its change with the trace; the error has no gradient."""
+    sde, data, n = SDES["vp"], Gaussian.random(3, 4), 20_000
+    t, exact = jnp.full(n, 0.3), data.noise(sde)
+    z = jax.random.normal(jax.random.key(0), (n, 4))
+    v = jax.random.rademacher(jax.random.key(1), (n, 4), float)
+    x = jnp.asarray(data.draw(0, n), jnp.float32)
+
+    def loss(more):
+        """Of a prediction with another trace, and the same values in these points."""
+        x_t = sde.perturb(x, t, z)
+
+        def noise(y, t):
+            return exact(y, t) + more[:, None] * (y - x_t)
+
+        return second_order_loss(noise, sde, x, t, z, v, jnp.ones(n)).sum()
+
+    for more, expected in ((-0.3, -1), (0.0, 0), (0.3, 1)):
+        slopes = np.asarray(jax.grad(loss)(jnp.full(n, more)), np.float64)
+        error = slopes.std() / np.sqrt(n)
+        there = np.sign(slopes.mean()) * (abs(slopes.mean()) > 4 * error)
+        assert there == expected

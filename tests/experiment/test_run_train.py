@@ -1,6 +1,7 @@
 """What a training logs, measured again."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -49,3 +50,31 @@ def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
     assert np.ptp(memory.shares) > 1e-3
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_it_is_fine_tuned_by_the_second_order(tmp_path, capsys):
+    """In the same folder; stopped and gone on with, to the last bit; it is not unset again."""
+    fields = {
+        "training__sde": "idode", "model__parameterization": "v",
+        "training__importance_weighting": False, "training__time_density": "alpha_squared",
+        "training__snapshot_sampling": False, "training__snapshot_freq": 5,
+    }  # fmt: skip
+    names = {"first": [10], "whole": [10], "parts": [8, 10]}
+    assert run("train", tmp_path / "whole", **fields, training__n_iters=5) == 0
+    for name in ("first", "parts"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+    for name, ends in names.items():
+        for end in ends:
+            more = fields | {"training__n_iters": end, "training__second_order": name != "first"}
+            assert run("train", tmp_path / name, **more) == 0
+    places = [Workdir(tmp_path / name) for name in names]
+    template = build(places[0].config()).training.template()
+    first, whole, parts = ([*map(np.asarray, jax.tree.leaves(place.restore(template).tree))]
+                           for place in places)  # fmt: skip
+    for a, b, c in zip(first, whole, parts, strict=True):
+        np.testing.assert_array_equal(b, c)
+        assert a.ndim == 0 or (a != b).any()
+    assert places[1].restore(template, 1).meta["step"] == 5  # from before it was set
+    capsys.readouterr()
+    assert run("train", tmp_path / "whole", **fields, training__n_iters=12) == 2
+    assert "training.second_order was True" in capsys.readouterr().err

@@ -130,6 +130,7 @@ def test_configs_have_the_published_settings(name):
     ({"model.schedule": "least_variance", "training.time_density": "learned"}, "draws t evenly"),
     ({"model.schedule": "polynomial", "data.augment": True}, "without data.augment"),
     ({"model.latent_k": 51}, "latent_k=51"),
+    ({"training.second_order": True}, "that is fixed"),
 ])  # fmt: skip
 def test_fields_that_do_not_go_together(fields, words):
     with pytest.raises(UserError, match=words):

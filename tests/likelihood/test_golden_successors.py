@@ -17,7 +17,7 @@ from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import LinearLogSNR
 from scoremle.core.sde import SDE
 from scoremle.core.times import BINS, AlphaSquared, UniformTime
-from scoremle.likelihood.by_loss import ByVDMLoss
+from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.elbo import elbo
 from scoremle.likelihood.importance import importance_bound
@@ -126,6 +126,28 @@ def samplers(sde):
         "time": UniformTime(0.0, True), "alpha_squared": AlphaSquared(sde, 0.0, True),
         "learned": lopsided.times(sde, 0.0, True),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", ["vp", "straight"])
+@pytest.mark.parametrize("of_vdm", [False, True])
+def test_the_second_order_loss_is_added_in_the_scale_of_the_first(kernel, of_vdm):
+    """All images are one point, so that the error and the trace of a prediction are known."""
+    sde, pixels, n, c = SDE(kernel, SCHEDULE, 1.0), Pixels(16), 50, 1.5
+    images = jnp.full((n, 3), 9)
+    y = pixels.points[9] if of_vdm else pixels.encode_grid(images)[0]
+
+    def noise(x, t):
+        """c times the exact prediction: sigma times its trace is 3 c."""
+        return c * (x - sde.alpha(t)[:, None] * y) / sde.sigma(t)[:, None]
+
+    kind, more = (ByVDMLoss, (0.0,)) if of_vdm else (ByLoss, ())
+    by_loss = kind(samplers(sde)["alpha_squared"], 0.25, "likelihood", False, *more)
+    given = noise, sde, pixels, images, jax.random.key(1)
+    (first, drawn), (both, _) = (by_loss.drawn(*given, second_order=s) for s in (False, True))
+    losses, _, density = (np.asarray(each, np.float64) for each in drawn)
+    weight = np.asarray(sde.likelihood_weight(drawn[1]), np.float64) / density
+    q = 3 * c - 3 + 2 * losses / weight
+    np.testing.assert_allclose(both - first, 0.25 * 0.1 * weight / 2 * q**2 / 3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["time", "alpha_squared", "learned"])
