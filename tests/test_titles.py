@@ -3,6 +3,7 @@
 All numbers of a case differ, so that two that were exchanged are seen.
 """
 
+import math
 import re
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_columns_hold_what_their_heads_say(name, tmp_path, monkeypatch, capsys):
     table, expected = COLUMNS[name]
     header, row = table(tmp_path, monkeypatch, capsys)
     assert dict(zip(header, row, strict=True)) == expected
+
+
+@pytest.mark.parametrize(("shape", "pairs"), [((2, 3, 1), 7), ((3, 2, 2), 14), ((1, 1, 1), 1)])
+def test_latents_of_white_noise_lie_in_a_box_of_the_shape(shape, pairs):
+    ends = np.array([0.99, 1.01, -0.99, -1.01])
+    square, neighbours = 1.96 * np.sqrt(2 / math.prod(shape)), 1.96 / np.sqrt(pairs)
+    for found in (
+        charts.latents(1 + square * ends, 0 * ends, shape),
+        charts.latents(1 + 0 * ends, neighbours * ends, shape),
+    ):
+        assert found.alt.startswith("50% of 4 latents lie where")
 
 
 def test_the_ends_of_a_list_are_the_likeliest_and_the_unlikeliest():
