@@ -36,10 +36,10 @@ def push_images(layers: LatentLayers, stack: BitStack, levels: Levels) -> Nats:
     Returns the terms of the bound for what was drawn, in nats, of each image.
     """
     below, nats = _draw(layers, stack, 0, *layers.encoded(levels))
-    table = layers.decoded(below).reshape(levels.size, -1)
-    of_levels = np.log(np.maximum(table[np.arange(levels.size), levels.ravel()], LEAST))
-    nats = nats - of_levels.reshape(levels.shape).sum(axis=1)
-    stack.push_levels(levels.ravel(), table)
+    table = layers.decoded(below)
+    of_levels = np.take_along_axis(table, levels[..., None], axis=2)
+    nats = nats - np.log(np.maximum(of_levels, LEAST)).sum(axis=(1, 2))
+    stack.push_levels(levels, table)
     for i in range(1, layers.last + 1):
         above, of_draw = _draw(layers, stack, i, *layers.forward(i, below))
         nats = nats + of_draw + _push(stack, below, *layers.back(i - 1, above))
@@ -49,15 +49,12 @@ def push_images(layers: LatentLayers, stack: BitStack, levels: Levels) -> Nats:
 
 def pop_images(layers: LatentLayers, stack: BitStack, count: int) -> Levels:
     """Pops so many images, which were pushed last."""
-    dims = math.prod(layers.shape)
-    above = _pop(stack, *_prior(layers, np.zeros((count, dims), int)))
+    above = stack.pop_normal(*_prior(layers, np.zeros((count, math.prod(layers.shape)), int)))
     for i in range(layers.last, 0, -1):
-        below = _pop(stack, *layers.back(i - 1, above))
-        mean, scale = layers.forward(i, below)
-        _give_back(layers, stack, i, above, mean, scale)
+        below = stack.pop_normal(*layers.back(i - 1, above))
+        _give_back(layers, stack, i, above, *layers.forward(i, below))
         above = below
-    table = layers.decoded(above).reshape(count * dims, -1)
-    levels = stack.pop_levels(table).reshape(count, dims)
+    levels = stack.pop_levels(layers.decoded(above))
     _give_back(layers, stack, 0, above, *layers.encoded(levels))
     return levels
 
@@ -80,25 +77,21 @@ def _draw(
     bits = _bits(layers, i, len(mean))
     stack.fill(bits)
     stack.scramble(bits, i)
-    cells = stack.draw_normal(mean.ravel(), scale.ravel()).reshape(mean.shape)
+    cells = stack.draw_normal(mean, scale)
     return cells, -_nats(cells, mean, scale)
 
 
 def _give_back(
     layers: LatentLayers, stack: BitStack, i: int, cells: Cells, mean: Reals, scale: Reals
 ) -> None:
-    stack.give_back(cells.ravel(), mean.ravel(), scale.ravel())
+    stack.give_back(cells, mean, scale)
     stack.scramble(_bits(layers, i, len(mean)), i)
 
 
 def _push(stack: BitStack, cells: Cells, mean: Reals, scale: Reals) -> Nats:
     """-log p of a layer in nats, which it is pushed by."""
-    stack.push_normal(cells.ravel(), mean.ravel(), scale.ravel())
+    stack.push_normal(cells, mean, scale)
     return _nats(cells, mean, scale)
-
-
-def _pop(stack: BitStack, mean: Reals, scale: Reals) -> Cells:
-    return stack.pop_normal(mean.ravel(), scale.ravel()).reshape(mean.shape)
 
 
 def _prior(layers: LatentLayers, cells: Cells) -> tuple[Reals, Reals]:

@@ -37,9 +37,9 @@ FIRST = 9
 # A probability is a multiple of this before the coder makes integers of it.
 PROBABILITY = 2.0**-22
 
-Cells = Int[np.ndarray, " n"]
-Reals = Float[np.ndarray, " n"]
-Probabilities = Float[np.ndarray, "n levels"]
+Cells = Int[np.ndarray, "*n"]
+Reals = Float[np.ndarray, "*n"]
+Probabilities = Float[np.ndarray, "*n levels"]
 
 
 class BitStack:
@@ -152,21 +152,25 @@ class BitStack:
 
     def _push(self, offset: Cells, mean: Reals, scale: Reals, most: int) -> None:
         family = self._models.QuantizedGaussian(-most, most)
-        self._coder.encode_reverse(offset.astype(np.int32), family, mean, scale)
+        symbols = offset.ravel().astype(np.int32)
+        self._coder.encode_reverse(symbols, family, mean.ravel(), scale.ravel())
 
     def _pop(self, mean: Reals, scale: Reals, most: int) -> Cells:
         family = self._models.QuantizedGaussian(-most, most)
-        return self._coder.decode(family, mean, scale).astype(np.int64)
+        found = self._coder.decode(family, mean.ravel(), scale.ravel())
+        return found.astype(np.int64).reshape(mean.shape)
 
     def push_levels(self, levels: Cells, probabilities: Probabilities) -> None:
         """Pushes grey values by their probabilities."""
         family = self._models.Categorical(perfect=False)
-        self._coder.encode_reverse(levels.astype(np.int32), family, _rounded(probabilities))
+        symbols = levels.ravel().astype(np.int32)
+        self._coder.encode_reverse(symbols, family, _rounded(probabilities))
 
     def pop_levels(self, probabilities: Probabilities) -> Cells:
         """Pops what `push_levels` pushed."""
         family = self._models.Categorical(perfect=False)
-        return self._coder.decode(family, _rounded(probabilities)).astype(np.int64)
+        found = self._coder.decode(family, _rounded(probabilities))
+        return found.astype(np.int64).reshape(probabilities.shape[:-1])
 
 
 def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
@@ -180,7 +184,8 @@ def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int
     return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
 
 
-def _rounded(probabilities: Probabilities) -> Probabilities:
+def _rounded(probabilities: Probabilities) -> Float[np.ndarray, "rows levels"]:
     if not np.isfinite(probabilities).all():
         raise OverflowError("the model's probabilities of grey values are no numbers")
-    return np.rint(np.asarray(probabilities, np.float64) / PROBABILITY) * PROBABILITY
+    rows = np.asarray(probabilities, np.float64).reshape(-1, probabilities.shape[-1])
+    return np.rint(rows / PROBABILITY) * PROBABILITY
