@@ -150,23 +150,25 @@ class Rule:
 
     def step(self, fixed: Fixed, state: TrainState, batch: Any) -> tuple[TrainState, Row]:
         """One step: the gradient of a batch, or the sum over its parts, and the update."""
+        # A barrier: however images come, what is computed from them is the same, to the last bit.
+        images = jax.lax.optimization_barrier(self.gather(fixed[2], batch))
+        key = jax.random.fold_in(fixed[0], state.step)
         if self.accumulate == 1:
-            return self._update(state, self._whole(fixed, state, batch))
-        images = self._images(fixed, batch)
+            return self._update(state, _gradient(fixed, state, images, key))
+        # Every so manyth image, so that a batch split over devices stays where it is.
+        parts = images.reshape(-1, self.accumulate, *images.shape[1:])
+
+        def part(number: Any) -> Gradient:
+            found = _gradient(fixed, state, parts[:, number], jax.random.fold_in(key, number))
+            return jax.tree.map(lambda f: f / self.accumulate, found)
 
         def add(total: Gradient, number: Any) -> tuple[Gradient, None]:
-            found = self._part(fixed, state, images, number)
-            return jax.tree.map(jnp.add, total, found), None
+            return jax.tree.map(jnp.add, total, part(number)), None
 
-        shapes = jax.eval_shape(self._part, fixed, state, images, jnp.zeros((), int))
+        shapes = jax.eval_shape(part, jnp.zeros((), int))
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, nothing, jnp.arange(self.accumulate))
         return self._update(state, total)
-
-    def _whole(self, fixed: Fixed, state: TrainState, batch: Any) -> Gradient:
-        """The gradient of a batch at once."""
-        key = jax.random.fold_in(fixed[0], state.step)
-        return _gradient(fixed, state, self._images(fixed, batch), key)
 
     def _update(self, state: TrainState, found: Gradient) -> tuple[TrainState, Row]:
         """The state after a gradient."""
@@ -179,17 +181,6 @@ class Rule:
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **logged}
         memory = more.get(MEMORY, state.memory)
         return TrainState(state.step + 1, params, ema, opt_state, memory), metrics
-
-    def _part(self, fixed: Fixed, state: TrainState, images: Array, number: Any) -> Gradient:
-        # Every so manyth image, so that a batch split over devices stays where it is.
-        split = images.reshape(-1, self.accumulate, *images.shape[1:])
-        key = jax.random.fold_in(jax.random.fold_in(fixed[0], state.step), number)
-        found = _gradient(fixed, state, split[:, number], key)
-        return jax.tree.map(lambda f: f / self.accumulate, found)
-
-    def _images(self, fixed: Fixed, batch: Any) -> Array:
-        # A barrier: however images come, what is computed from them is the same, to the last bit.
-        return jax.lax.optimization_barrier(self.gather(fixed[2], batch))
 
 
 def _gradient(fixed: Fixed, state: TrainState, images: Array, key: PRNGKey) -> Gradient:

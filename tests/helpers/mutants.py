@@ -485,7 +485,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/readers/synthetic.py", "log_prob", "- math.log(len(masses))", ""),
     # Training
     ("training/step.py", "Rule.step", "jnp.arange(self.accumulate)", "jnp.arange(1)"),
-    ("training/step.py", "Rule._whole", "key = jax.random.fold_in(fixed[0], state.step)",
+    ("training/step.py", "Rule.step", "key = jax.random.fold_in(fixed[0], state.step)",
      "key = fixed[0]"),
     ("training/step.py", "Rule._update", "rate * e + (1 - rate) * p", "rate * p + (1 - rate) * e"),
     ("training/step.py", "Rule._update", "'grad_norm': optax.tree.norm(grads)",
