@@ -173,17 +173,19 @@ class Checkpoints:
         Args:
             number: of the checkpoint; None: the newest.
         """
-        if number is not None:
-            return self._restore_asked(template, number)
         numbers = self.numbers()
+        if number is not None and number not in numbers:
+            raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
         if not numbers:
             raise UserError(f"no checkpoint in {self.folder}")
-        for number in reversed(numbers):
+        for chosen in reversed(numbers) if number is None else [number]:
             try:
-                return self._restore(template, number)
+                return self._restore(template, chosen)
             except Damaged as error:
+                if number is not None:
+                    raise UserError(f"{self.path(number)} is damaged ({error})") from None
                 logger.warning(
-                    "%s is damaged (%s): trying the one before", self.path(number), error
+                    "%s is damaged (%s): trying the one before", self.path(chosen), error
                 )
         raise UserError(
             f"every checkpoint in {self.folder} is damaged: move the folder away to begin anew"
@@ -219,14 +221,6 @@ class Checkpoints:
             _check_sums(path, [(name, found[name]) for name in record["leaves"]], record)
         except Damaged as error:
             raise UserError(f"{path} is damaged ({error})") from None
-
-    def _restore_asked(self, template: Any, number: int) -> Restored:
-        if number not in (numbers := self.numbers()):
-            raise UserError(f"no checkpoint {number} in {self.folder}, only {numbers or 'none'}")
-        try:
-            return self._restore(template, number)
-        except Damaged as error:
-            raise UserError(f"{self.path(number)} is damaged ({error})") from None
 
     def _restore(self, template: Any, number: int) -> Restored:
         path, record = self.path(number), self._read_record(number)
