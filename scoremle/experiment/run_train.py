@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from scoremle import data, devices, xla
 from scoremle.core.keys import example_keys
-from scoremle.errors import Stopped, UserError
+from scoremle.errors import UserError
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment, logged_by
 from scoremle.experiment.config import as_fields
@@ -153,12 +153,10 @@ def _run(
         note={"dataset": training.data.name, "seed": config.seed, **note},
         limit=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
     )
-    outcome = training_loop.run(state, places)
-    if outcome.signal is not None:
-        raise Stopped(outcome.signal)
+    trained = training_loop.run(state, places)
     pictures_too = ", pictures in samples/" * (training.grid is not None)
     say(
-        f"trained {int(outcome.state.step)} steps: {place.folder}, numbers in metrics.jsonl"
+        f"trained {int(trained.step)} steps: {place.folder}, numbers in metrics.jsonl"
         f"{pictures_too}"
     )
 

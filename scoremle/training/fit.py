@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from scoremle.core.arguments import check_count, check_number, check_seed
-from scoremle.errors import Stopped
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
@@ -73,7 +72,4 @@ def fit(
         writer=Console(steps),
         note={"seed": seed},
     )
-    outcome = training.run(init_state(jax.tree.map(jnp.asarray, params), optimizer))
-    if outcome.signal is not None:
-        raise Stopped(outcome.signal)
-    return outcome.state.ema
+    return training.run(init_state(jax.tree.map(jnp.asarray, params), optimizer)).ema

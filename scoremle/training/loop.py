@@ -13,13 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from scoremle import devices, processes
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.numerics import not_finite
 from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints
@@ -44,13 +44,6 @@ OnEval = Callable[[TrainState, int], dict[str, float]]
 OnSnapshot = Callable[[TrainState, int], None]
 # Of some steps, by name: arrays on the device or fetched from it.
 Numbers = Mapping[str, Any]
-
-
-class Outcome(NamedTuple):
-    """The state at the end, and the signal that stopped training; None if it is complete."""
-
-    state: TrainState
-    signal: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +153,7 @@ class Loop:
     pending: list[Numbers] = dataclasses.field(init=False, default_factory=list)
     watch: "_Watch" = dataclasses.field(init=False, default_factory=lambda: _Watch())
 
-    def run(self, state: TrainState, places: Any = None) -> Outcome:
+    def run(self, state: TrainState, places: Any = None) -> TrainState:
         """Trains from the newest whole checkpoint for pre-emption, or else from ``state``.
 
         Args:
@@ -168,8 +161,9 @@ class Loop:
                 enough.
             places: the shardings of its arrays; None: whole on each device.
 
-        When it returns, all is on disk. Raises UserError, and saves nothing, when numbers are not
-        finite and it can't go back.
+        Returns the state at the end, when all is on disk. Raises Stopped after a signal, when the
+        step is saved; UserError, and saves nothing, when numbers are not finite and it can't go
+        back.
         """
         places = places or devices.shardings(state, sharded=False)
         template = jax.tree.map(
@@ -194,10 +188,10 @@ class Loop:
                 except Diverged as error:
                     self.go_back(error, template)
         if self.finished:
-            return Outcome(self.state, None)
+            return self.state
         if self.preemption:
             say(f"saved step {self.at} to {self.saved}; run the same command to go on")
-        return Outcome(self.state, signals[0])
+        raise Stopped(signals[0])
 
     @property
     def finished(self) -> bool:

@@ -150,7 +150,7 @@ def trained(images: ImageSet, on_device: str, folder: Path):
         preemption=worker.Checkpoints(folder / "b", keep=2), writer=Kept(),
         on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},
     )  # fmt: skip
-    return worker.tree_hash(training.run(state).state), rows
+    return worker.tree_hash(training.run(state)), rows
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -157,7 +157,7 @@ def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
 
     def run(training, state, places):
         given.append(training)
-        return loop.Outcome(state, None)
+        return state
 
     monkeypatch.setattr(loop.Loop, "run", run)
     for name, fields in (("a", ()), ("b", ("training.on_nan=Rollback", "training.rollbacks=2"))):

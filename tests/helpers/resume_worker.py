@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helpers.steps import make_step
-from scoremle.errors import UserError
+from scoremle.errors import Stopped, UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Intervals, Loop
@@ -110,8 +110,10 @@ def train(
         note={"config": {"name": "worker"}},
         **more,
     )
-    state, stopped_by = training.run(init_state(init_params(), optimizer()))
-    return state, stopped_by is None
+    try:
+        return training.run(init_state(init_params(), optimizer())), True
+    except Stopped:
+        return training.state, False
 
 
 if __name__ == "__main__":

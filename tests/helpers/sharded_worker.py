@@ -72,7 +72,7 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
             on_snapshot=lambda state, step: None,
             note={},
         )
-        return training.run(state, places).state
+        return training.run(state, places)
 
 
 def first_state(sharded):
