@@ -67,7 +67,7 @@ class Subject:
     def training(self) -> Row:
         """Optimisation steps, one after the other."""
         training = self.experiment.training
-        program = make_program(training.loss, training.optimizer, training.ema_rate)
+        program = make_program(training.objective.loss, training.optimizer, training.ema_rate)
         state = replicate(init_state(jax.tree.map(jnp.copy, self.params), training.optimizer))
         batches = jnp.asarray(self.images(STEPS, self.batch))
 

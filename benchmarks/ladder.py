@@ -210,7 +210,7 @@ def program_of(name: str) -> tuple[Callable[[], Any], float]:
     training = build(config).training
     images, state = feed(training.data), training.init_state()
     program = make_program(
-        Partial(training.loss), training.optimizer, training.ema_rate, seed=config.seed,
+        Partial(training.objective.loss), training.optimizer, training.ema_rate, seed=config.seed,
         resident=images.resident, gather=images.gather, places=training.places,
     )  # fmt: skip
     batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))

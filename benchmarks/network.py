@@ -105,7 +105,7 @@ class Subject:
             GRADIENT: xla.compiled(jax.grad(error), gradients=True),
         }
         self.step = make_program(
-            self.training.loss, self.training.optimizer, self.training.ema_rate
+            self.training.objective.loss, self.training.optimizer, self.training.ema_rate
         )
 
     def params(self) -> Any:

@@ -87,7 +87,7 @@ def sent(images: data.ImageSet, on_device: str) -> Callable[[int], object]:
 def seconds_a_step(experiment: Experiment, few: int) -> float:
     """Estimates the seconds of a step of 128 images, from one of ``few`` images."""
     training = experiment.training
-    step = make_program(training.loss, training.optimizer, training.ema_rate)
+    step = make_program(training.objective.loss, training.optimizer, training.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
     state = jax.tree.map(jnp.zeros_like, training.template())  # what it costs is the same
     for _ in range(3):  # the state comes back placed on the devices, which is another program

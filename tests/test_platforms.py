@@ -27,7 +27,8 @@ def programs():
         return lambda model: estimator(model, scoremle.Uniform(), x, keys)["bpd"]
 
     def step(params):
-        return jax.value_and_grad(lambda p: training.loss(p, x, jax.random.key(1))[0])(params)
+        loss = training.objective.loss
+        return jax.value_and_grad(lambda p: loss(p, x, jax.random.key(1))[0])(params)
 
     def sampled(model):
         return scoremle.ode_sample(model.noise, model.sde, jnp.zeros((2, 8, 8, 1)), eps=1e-3)

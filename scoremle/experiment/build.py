@@ -27,7 +27,7 @@ from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, as_flag, choose, named_as
 from scoremle.experiment.config import as_fields
-from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec, Params
+from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec
 from scoremle.experiment.record import FLOW_FIELDS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.samplers import SAMPLERS, ConfiguredSampler
@@ -45,7 +45,6 @@ from scoremle.solvers.multistep import Multistep
 from scoremle.training.loop import Intervals
 from scoremle.training.step import TrainState, make_optimizer
 from scoremle.training.writers import TRACKERS
-from scoremle.types import IntImages, Keys
 
 if TYPE_CHECKING:
     from scoremle.experiment.imported import Imported
@@ -104,13 +103,7 @@ NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
     ),
     "vdm": lambda config, _: _vdm_net(config.model),
 }
-OBJECTIVE_FIELDS = (
-    "likelihood_weighting", "importance_weighting", "stratified", "reduce_mean", "time_density",
-    "second_order",
-)  # fmt: skip
 IMAGE_FIELDS = ("path", "image_size", "num_channels", "fit", "levels", "random_flip")
-NOISE_FIELDS = ("uniform_dequantization", "bin_middles", "augment")
-OPTIMIZER_FIELDS = ("lr", "beta1", "beta2", "eps", "warmup", "grad_clip", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -180,13 +173,10 @@ def build(
     model = _evaluated(trained, config)
     network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     flow = FlowSpec(network, images.levels)
-    objective = Objective(
-        model=model,
-        **{name: config.training[name] for name in OBJECTIVE_FIELDS},
-        **{name: config.data[name] for name in NOISE_FIELDS},
-    )
-    sampler, evaluation = sampler_of(config, model.sde), FrozenConfigDict(config.eval)
-    training = _training(config, images, replace(objective, model=trained), sampler)
+    fixed = FrozenConfigDict(config)
+    objective = Objective(model, fixed.training, fixed.data)
+    sampler, evaluation = sampler_of(config, model.sde), fixed.eval
+    training = _training(fixed, images, replace(objective, model=trained))
     if not imported and levels is None:
         with as_fields("model"):
             training.template()  # the network checks its fields and the size of the images
@@ -218,6 +208,7 @@ def images_of(config: Any) -> data.ImageSet:
             "the data set to measure on is not known: set --config.data.dataset, and for images of"
             " your own --config.data.dataset=images --config.data.path=PATH"
         )
+
     def of_preparing(argument: str) -> str:
         return f"scoremle data prepare {as_flag(argument)}"
 
@@ -354,49 +345,33 @@ def _lowered(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _training(
-    config: Any, images: data.ImageSet, objective: Objective, sampler: ConfiguredSampler
-) -> Training:
-    model = objective.model
-
-    def grid(params: Params, keys: Keys) -> IntImages:
-        return sampler.images(model.model(params), keys)[0]
-
+def _training(config: Any, images: data.ImageSet, objective: Objective) -> Training:
     logged_by(config)  # a mistake before any work
     return Training(
-        config=FrozenConfigDict(config),
+        config=config,
         data=images,
-        init=model.init,
-        loss=objective.loss,
-        measure=objective.measure,
+        init=objective.model.init,
+        objective=objective,
         optimizer=make_optimizer(
-            **{name: config.optim[name] for name in OPTIMIZER_FIELDS},
+            **{name: value for name, value in config.optim.items() if name != "optimizer"},
             decay_biases=config.optim.optimizer == "Adam",
         ),
         ema_rate=config.model.ema_rate,
         schedule=Intervals(
             **{each.name: config.training[each.name] for each in fields(Intervals)}
         ),
-        lighter=None if config.model.remat else "model.remat=True",
-        grid=grid if config.training.snapshot_sampling else None,
-        memory=objective.memory,
     )
 
 
 def _flow_training(config: Any, training: Training, model: ModelSpec, flow: FlowSpec) -> Training:
     """The flow's training: as the score model's, with another network and objective."""
     decoder = GaussianDecoder() if config.deq.offset else Entropy()
-    objective = FlowObjective(model, flow, config.training.stratified, decoder)
     return replace(
         training,
         init=flow.init,
-        loss=objective.loss,
-        measure=objective.measure,
+        objective=FlowObjective(model, flow, config.training.stratified, decoder),
         ema_rate=config.deq.ema_rate,
         schedule=replace(training.schedule, n_iters=config.deq.n_iters),
-        lighter=None,
-        grid=None,
-        memory=(),
     )
 
 

@@ -177,9 +177,8 @@ class Measurements:
     @property
     def _discrete(self) -> DiscreteDecoder:
         """The decoder at the points of training: on its grid, or in the middle of its noise."""
-        pixels = self._spec.pixels
-        objective = self.experiment.objective
-        if objective.uniform_dequantization or objective.bin_middles:
+        pixels, data = self._spec.pixels, self.experiment.objective.data
+        if data.uniform_dequantization or data.bin_middles:
             return DiscreteDecoder(pixels.points)
         with jax.ensure_compile_time_eval():
             return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))

@@ -137,9 +137,8 @@ def _shipped(name: str) -> ScoreModel:
 
 def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
     """The model of these parameters of an experiment."""
-    origin = Origin(
-        experiment.data.name, step, experiment.pilot, middles=experiment.objective.bin_middles
-    )
+    middles = experiment.objective.data.bin_middles
+    origin = Origin(experiment.data.name, step, experiment.pilot, middles=middles)
     model = experiment.model.model(params)
     return replace(model, solver=experiment.by_ode.solver, origin=origin)
 

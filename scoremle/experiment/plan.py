@@ -116,8 +116,8 @@ class Plan:
     def _program(self) -> Program:
         training = self.experiment.training
         return make_program(
-            training.loss, training.optimizer, training.ema_rate, seed=self.experiment.seed,
-            accumulate=training.config.training.accumulate,
+            training.objective.loss, training.optimizer, training.ema_rate,
+            seed=self.experiment.seed, accumulate=training.config.training.accumulate,
         )  # fmt: skip
 
     def _lowered(self, batch: int) -> jax.stages.Lowered:
@@ -133,11 +133,6 @@ class Plan:
     def needs(self) -> Needs:
         """Bytes of a step of the whole batch."""
         return self._needs(self.batch)
-
-    @cached_property
-    def needs_of_few(self) -> Needs:
-        """Bytes of a step of a few images."""
-        return self._needs(self._few)
 
     @property
     def split_state(self) -> int:
@@ -159,7 +154,7 @@ class Plan:
         split = self.experiment.training.config.devices.fsdp
         given = self.split_state if split else self.needs.given
         room = self.memory - given - self.copy
-        few, whole = (self._few, self.needs_of_few), (self.batch, self.needs)
+        few, whole = (self._few, self._needs(self._few)), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
 
     @cached_property

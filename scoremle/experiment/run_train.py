@@ -6,7 +6,7 @@ Both are the loop of `training/loop.py` with a loss of their own.
 import importlib.util
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -29,9 +29,10 @@ from scoremle.records import check_record
 from scoremle.terminal import say
 from scoremle.training import writers
 from scoremle.training.checksums import tree_hash
-from scoremle.training.loop import Loop
+from scoremle.training.loop import Loop, OnEval, OnSnapshot
 from scoremle.training.program import checked, make_program
 from scoremle.training.step import TrainState
+from scoremle.types import IntImages, Keys
 
 SNAPSHOT_SAMPLES = 64
 
@@ -46,7 +47,8 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
         with as_fields("training"):
-            _run(experiment.training, workdir, state, writer, note)
+            draw = _on_snapshot(experiment, workdir)
+            _run(experiment.training, workdir, state, writer, note, on_snapshot=draw)
     say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
@@ -132,29 +134,31 @@ def _run(
     writer: writers.Writer,
     note: Mapping[str, Any],
     held: tuple[Params, ...] = (),
+    on_snapshot: OnSnapshot | None = None,
 ) -> None:
     """The loop; ``held``: parameters that are not trained."""
     config, places = training.config, training.places
     feed = data.feed(training.data, config.data.on_device)
     step = make_program(
-        Partial(training.loss, *held), training.optimizer, training.ema_rate,
+        Partial(training.objective.loss, *held), training.optimizer, training.ema_rate,
         seed=config.seed, resident=feed.resident, gather=feed.gather,
         accumulate=config.training.accumulate, places=places,
     )  # fmt: skip
+    remat = held or config.model.remat  # a flow has no such field
     training_loop = Loop(
-        checked(step, training.lighter),
+        checked(step, None if remat else "model.remat=True"),
         lambda k: feed.batch_of(training.data.reordered(k)),
         training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
         writer=writer,
         on_eval=_on_eval(training, held),
-        on_snapshot=_on_snapshot(training, place),
+        on_snapshot=on_snapshot or (lambda state, step: None),
         note={"dataset": training.data.name, "seed": config.seed, **note},
         limit=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
     )
     trained = training_loop.run(state, places)
-    pictures_too = ", pictures in samples/" * (training.grid is not None)
+    pictures_too = ", pictures in samples/" * (on_snapshot is not None)
     say(
         f"trained {int(trained.step)} steps: {place.folder}, numbers in metrics.jsonl"
         f"{pictures_too}"
@@ -177,11 +181,9 @@ def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writ
     )
 
 
-def _on_eval(
-    training: Training, held: tuple[Params, ...]
-) -> Callable[[TrainState, int], dict[str, float]]:
+def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
     """Makes the function that measures averaged parameters on test images."""
-    test, measure = training.data.test, xla.compiled(training.measure)
+    test, measure = training.data.test, xla.compiled(training.objective.measure)
     size = min(training.data.batch_size, len(test))
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
@@ -195,10 +197,16 @@ def _on_eval(
     return on_eval
 
 
-def _on_snapshot(training: Training, place: Workdir) -> Callable[[TrainState, int], None]:
-    if training.grid is None:
-        return lambda state, step: None
-    draw = xla.compiled(training.grid)
+def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
+    """Makes the function that draws the samples of a snapshot; None where none are asked for."""
+    training, sampler = experiment.training, experiment.sampler
+    if not training.config.training.snapshot_sampling:
+        return None
+    model = training.objective.model
+
+    @xla.compiled
+    def draw(params: Params, keys: Keys) -> IntImages:
+        return sampler.images(model.model(params), keys)[0]
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.

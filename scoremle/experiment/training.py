@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -55,24 +55,19 @@ Numbers = dict[str, Scalar]
 class Training:
     """Settings of a network's training, without the folder.
 
-    ``config`` has the fields of a config by their names. ``loss`` and ``measure`` take parameters
-    (first those that are not trained, if there are any), images and a key: what is minimised, and
-    what is logged of averaged parameters. ``grid`` draws, by a key each, the samples that are
-    shown at each snapshot; None: none are. ``lighter``: a field of the config that makes a step
-    need less memory. ``memory`` is what the loss has learned of itself before the first step.
+    ``config`` has the fields of a config by their names. ``loss`` and ``measure`` of the objective
+    take parameters (first those that are not trained, if there are any), images and a key: what is
+    minimised, and what is logged of averaged parameters. Its ``memory`` is what the loss has
+    learned of itself before the first step.
     """
 
     config: Any
     data: ImageSet
     init: Callable[[PRNGKey, IntImages], Params]
-    loss: Callable[..., tuple[Scalar, Numbers]]
-    measure: Callable[..., Numbers]
+    objective: "Objective | FlowObjective"
     optimizer: optax.GradientTransformation
     ema_rate: float
     schedule: Intervals
-    lighter: str | None = None
-    grid: Callable[[Params, Keys], IntImages] | None = None
-    memory: Any = ()
 
     def init_state(self) -> TrainState:
         """The state before the first step; a flow's depends on the first batch.
@@ -81,7 +76,7 @@ class Training:
         """
         params = devices.replicate(self._params(jnp.asarray(self.data.batch(0))))
         begin = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
-        return begin(params, self.optimizer, self.memory)
+        return begin(params, self.optimizer, self.objective.memory)
 
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
@@ -91,8 +86,9 @@ class Training:
     def _template(self) -> TrainState:
         # It takes more than a second for a deep network.
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
+        memory = self.objective.memory
         return jax.eval_shape(
-            lambda images: init_state(self._params(images), self.optimizer, self.memory), images
+            lambda images: init_state(self._params(images), self.optimizer, memory), images
         )
 
     @property
@@ -108,27 +104,21 @@ class Training:
 
 @dataclass(frozen=True)
 class Objective:
-    """Objective of a score model, by the config's fields of these names."""
+    """Objective of a score model, by the fields of the config's sections of these names."""
 
     model: ModelSpec
-    likelihood_weighting: bool
-    importance_weighting: bool
-    stratified: bool
-    reduce_mean: bool
-    uniform_dequantization: bool
-    bin_middles: bool
-    augment: bool
-    time_density: str
-    second_order: bool
+    training: Any
+    data: Any
 
     @property
     def times(self) -> TimeSampler:
         """Sampler of t for training, before anything is learned of it."""
-        if self.time_density == "alpha_squared":
-            return AlphaSquared(self.model.sde, self.model.eps, self.stratified)
-        if self.importance_weighting or self.time_density == "learned":
-            return UniformLogSNR(self.model.sde, self.model.eps, self.stratified)
-        return UniformTime(self.model.eps, self.stratified)
+        training, sde, eps = self.training, self.model.sde, self.model.eps
+        if training.time_density == "alpha_squared":
+            return AlphaSquared(sde, eps, training.stratified)
+        if training.importance_weighting or training.time_density == "learned":
+            return UniformLogSNR(sde, eps, training.stratified)
+        return UniformTime(eps, training.stratified)
 
     @property
     def published_scale(self) -> Scalar | float:
@@ -138,32 +128,33 @@ class Objective:
         1 - eps), and with ``reduce_mean`` it is twice the mean over dimensions. The constants set
         what clipping the gradient does, so they stay. VDM's is in bits/dim.
         """
-        if self.bin_middles:
+        if self.data.bin_middles:
             return 1 / (self.model.dims * math.log(2))
         normaliser: Scalar | float = 1 - self.model.eps
-        if self.importance_weighting:
+        if self.training.importance_weighting:
             with jax.ensure_compile_time_eval():
                 low, high = log_snr_range(self.model.sde, self.model.eps)
                 normaliser = high - low
-        return (2 / self.model.dims if self.reduce_mean else 1.0) / normaliser
+        return (2 / self.model.dims if self.training.reduce_mean else 1.0) / normaliser
 
     def describe(self) -> dict[str, Any]:
         """The fields that results state beside a loss."""
         names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
-        found = {name: getattr(self, name) for name in (*names, "uniform_dequantization")}
-        return found | ({"bin_middles": True} if self.bin_middles else {})
+        found = {name: self.training[name] for name in names}
+        found["uniform_dequantization"] = self.data.uniform_dequantization
+        return found | ({"bin_middles": True} if self.data.bin_middles else {})
 
     @property
     def by_loss(self) -> ByLoss:
         """The loss in the published scaling, as an estimator."""
-        weighting = "likelihood" if self.likelihood_weighting else "plain"
-        how = self.times, self.published_scale, weighting, self.uniform_dequantization
-        return ByVDMLoss(*how, self.model.eps) if self.bin_middles else ByLoss(*how)
+        weighting = "likelihood" if self.training.likelihood_weighting else "plain"
+        how = self.times, self.published_scale, weighting, self.data.uniform_dequantization
+        return ByVDMLoss(*how, self.model.eps) if self.data.bin_middles else ByLoss(*how)
 
     @property
     def memory(self) -> Any:
         """Moments of the loss before the first step, if times are learned from them; else ()."""
-        return LossMoments.none() if self.time_density == "learned" else ()
+        return LossMoments.none() if self.training.time_density == "learned" else ()
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
         """The loss of each example in the published scaling, without dropout."""
@@ -188,15 +179,15 @@ class Objective:
         by_loss = replace(self, model=model).by_loss
         place = model.sde, model.eps
         if memory is not None:
-            by_loss = replace(by_loss, times=memory.times(*place, self.stratified))
+            by_loss = replace(by_loss, times=memory.times(*place, self.training.stratified))
         noise = model.noise(params, split(key, 3)[2])
-        if self.augment:
+        if self.data.augment:
             x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
             noise = conditioned(noise, changed)
         of_codes = jax.random.fold_in(key, CODES)
         noise, sde = model.noise_and_sde(params, noise, x, of_codes)
         losses, drawn = by_loss.drawn(
-            noise, sde, model.pixels, x, key, second_order=self.second_order
+            noise, sde, model.pixels, x, key, second_order=self.training.second_order
         )
         losses = losses + self._of_codes(params)
         learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
@@ -207,7 +198,7 @@ class Objective:
         key_loss, key_bound = jax.random.split(key)
         losses = self.losses(params, x, key_loss)
         points = self.model.pixels.points
-        decoder = DiscreteDecoder(points) if self.bin_middles else GaussianDecoder()
+        decoder = DiscreteDecoder(points) if self.data.bin_middles else GaussianDecoder()
         bound = _quick_bound(self.model, params, Uniform(), x, key_bound, decoder)
         return {"loss": jnp.mean(losses), **bound}
 
@@ -215,6 +206,8 @@ class Objective:
 @dataclass(frozen=True)
 class FlowObjective:
     """Objective of a flow dequantizer for a score model, whose fixed parameters come first."""
+
+    memory: ClassVar[Any] = ()
 
     model: ModelSpec
     flow: FlowSpec

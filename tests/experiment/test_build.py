@@ -400,7 +400,7 @@ def test_each_writer_of_a_list_is_chosen():
 def test_dropout_acts_in_training_alone():
     experiment, plain = digits("model.dropout=0.5"), digits()
     x, key = jnp.asarray(experiment.data.train[:6]), jax.random.key(3)
-    value, more = experiment.training.loss(digits_params(), x, key)
+    value, more = experiment.training.objective.loss(digits_params(), x, key)
     losses = experiment.objective.losses(digits_params(), x, key)
     undropped = plain.objective.loss(digits_params(), x, key)[0]
     np.testing.assert_allclose(losses.mean(), undropped, rtol=1e-6)

@@ -34,7 +34,7 @@ def digits(trained_in, measured_in="float32"):
 @cache
 def trained(dtype):
     training = digits(dtype).training
-    program = make_program(training.loss, training.optimizer, training.ema_rate)
+    program = make_program(training.objective.loss, training.optimizer, training.ema_rate)
     state = training.init_state()
     for step in range(STEPS):
         state, _ = program(state, training.data.batch(step)[None])
@@ -51,7 +51,7 @@ def program_of(experiment):
 
 def test_what_must_keep_its_digits_is_float32():
     training = digits("bfloat16").training
-    program = make_program(training.loss, training.optimizer, training.ema_rate)
+    program = make_program(training.objective.loss, training.optimizer, training.ema_rate)
     state, _ = program.lower(training.template(), training.data.batch(0)[None]).out_info
     moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     leaves = jax.tree.leaves((state.params, state.ema, moments))
@@ -65,7 +65,7 @@ def test_a_network_trained_in_bfloat16_is_measured_in_float32():
     assert "bf16" not in program_of(half)
     x = jnp.asarray(half.data.test[:4])
     params, key = half.training.template().params, jax.random.key(0)
-    assert "bf16" in jax.jit(half.training.loss).lower(params, x, key).as_text()
+    assert "bf16" in jax.jit(half.training.objective.loss).lower(params, x, key).as_text()
 
 
 def test_another_precision_is_asked_for_and_stated():
@@ -124,7 +124,7 @@ def test_bits_of_both_trainings_are_within_their_error():
     """Of the same images, noise and times, measured in float32; both have learned something."""
     experiment = digits("float32")
     x, key = jnp.asarray(experiment.data.test[:120]), jax.random.key(0)
-    measure = jax.jit(experiment.training.measure)
+    measure = jax.jit(experiment.training.objective.measure)
     whole, half = (measure(trained(dtype).ema, x, key) for dtype in DTYPES)
     assert abs(whole["bpd"] - half["bpd"]) < whole["bpd_stderr"]
     assert max(whole["bpd"], half["bpd"]) < 3.9 < np.log2(17)

@@ -20,9 +20,9 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     (logged,) = (row for row in rows if row["step"] == 20)
     key = jax.random.fold_in(jax.random.key(training.config.seed + 1), 20)
     images = np.resize(np.roll(training.data.test, -20 * 32, axis=0), (32, 8, 8, 1))
-    found = jax.jit(training.measure)(state.ema, images, key)
+    found = jax.jit(training.objective.measure)(state.ema, images, key)
     assert logged["eval_bpd"] == pytest.approx(float(found["bpd"]), rel=1e-5)
-    other = jax.jit(training.measure)(state.params, images, key)
+    other = jax.jit(training.objective.measure)(state.params, images, key)
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
 
 

@@ -86,8 +86,8 @@ def first_state(sharded):
     images = np.concatenate([small.batch(i) for i in range(8)])
     config = SimpleNamespace(seed=5, devices=SimpleNamespace(fsdp=sharded))
     return Training(
-        config, ImageSet(images, images), params, loss, loss, small.optimizer(), 0.9,
-        small.SCHEDULE,
+        config, ImageSet(images, images), params, SimpleNamespace(memory=()), small.optimizer(),
+        0.9, small.SCHEDULE,
     ).init_state()  # fmt: skip
 
 
