@@ -2,30 +2,38 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from scoremle.core.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform
 from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
+from scoremle.errors import UserError
+from scoremle.evaluation import tables
 from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.labels import ALL, labelled
 from scoremle.experiment.networks import ModelSpec, Params
+from scoremle.experiment.scoring import worth_of
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
+from scoremle.likelihood.score_images import choose_for_images
 from scoremle.model import ScoreModel
+from scoremle.terminal import say
 
 # Draws of the importance-weighted bound of the suite.
 SAMPLES = 10
 # An exact trace takes as many derivatives as dimensions.
 MOST_DIMS = 64
+# The pilot's seed differs from that of the evaluation in this.
+PILOT = 2**32 - 3
 
 
 @dataclass(frozen=True)
@@ -54,22 +62,20 @@ class Measurement:
 class Measurements:
     """A checkpoint that is measured: the parameters of its model, and of a flow if there is one.
 
-    ``choice`` is a pilot's, of the solver's steps. ``decoder`` decodes integers by the network,
-    where the evaluation wants it. Fitted control variates are kept in ``folder``.
+    ``images`` is how many are measured; by ``others``, a few of the other split, the solver's
+    steps are chosen and a decoder's scale is fitted. Control variates are kept in ``folder``.
     """
 
     experiment: Experiment
     params: Params
     folder: Path
+    images: int
+    others: Integer[np.ndarray, "n h w c"]
     flow: Params = None
-    choice: Choice | None = None
-    decoder: InformedDecoder | None = None
 
     def measurements(self) -> list[Measurement]:
         """The measurements of the evaluation, under its label if it has one."""
-        found = self._suite() if self.experiment.evaluation.suite else self._asked_for()
-        label = self.experiment.evaluation.label
-        return [self._under(label, each) if label else each for each in found]
+        return [*(self._suite() if self.experiment.evaluation.suite else self._asked_for())]
 
     def _asked_for(self) -> Iterator[Measurement]:
         evaluation, objective = self.experiment.evaluation, self.experiment.objective
@@ -100,6 +106,38 @@ class Measurements:
     def _spec(self) -> ModelSpec:
         return self.experiment.model.at(self.params)
 
+    @cached_property
+    def choice(self) -> Choice | None:
+        """The pilot's choice of the solver's steps; None where the evaluation states them."""
+        experiment, asked = self.experiment, self.experiment.evaluation
+        if not (experiment.exact and experiment.pilot):
+            return None
+        say("choosing the solver's steps on a few images")
+        choice = choose_for_images(
+            experiment.model.model(self.params), self.others,
+            divergence=experiment.by_ode.divergence,
+            # A mean of probabilities, over all labels, is not corrected.
+            mean_over=1 if asked.label == ALL else self.images,
+            passes=asked.num_repeats, tolerance=asked.tolerance, seed=experiment.seed,
+        )  # fmt: skip
+        say(*tables.wrapped(str(choice)))
+        return choice
+
+    @cached_property
+    def decoder(self) -> InformedDecoder | None:
+        """The decoder of integers by the network, where the evaluation wants it."""
+        if self.experiment.evaluation.dequantization != "informed":
+            return None
+        model = self.experiment.model.model(self.params)
+        fitted = model.fit_decoder(self.others, seed=self.experiment.seed ^ PILOT)
+        if fitted.decoder is None:
+            raise UserError(
+                "eval.dequantization=informed is for models whose smallest time hides the levels:"
+                " this one tells them apart, so take uniform"
+            )
+        say(*tables.wrapped(worth_of(fitted, self.others)))
+        return fitted.decoder
+
     @property
     def _by_ode(self) -> ByOde:
         by_ode = self.experiment.by_ode
@@ -119,7 +157,8 @@ class Measurements:
     ) -> Measurement:  # fmt: skip
         """A measurement of images with this dequantization ``noise``.
 
-        A bound has a profile from its ``first`` time. More ``facts`` are recorded beside it.
+        A bound has a profile from its ``first`` time, but for the mean over all labels, which is
+        not corrected either. More ``facts`` are recorded beside it.
         """
         dequantizer, facts = self._dequantizer(noise), estimator.describe() | facts
         if noise:
@@ -129,10 +168,15 @@ class Measurements:
         edges = None
         if first is not None and one_curve:
             edges = np.asarray(log_snr_edges(self._spec.sde, first), float)
-        model = self._spec.model(self.params)
+        model, estimator = self._spec.measured(self.params, estimator)
         if model.coder:  # by which it is no exact likelihood
             kind += "_code_bound" * kind.startswith("exact")
             facts["estimator"] += f", {model.coder.title}"
+        if label := self.experiment.evaluation.label:
+            kind += f"_label_{label}"
+            facts |= {"estimator": labelled(estimator.title, label), "label": label}
+        if label == ALL:
+            edges = choice = None
         return Measurement(kind, model, estimator, dequantizer, facts, edges, choice)
 
     def _exact(self, dequantization: str, by_ode: ByOde, kind: str = "exact") -> Measurement:
@@ -182,15 +226,6 @@ class Measurements:
             return DiscreteDecoder(pixels.points)
         with jax.ensure_compile_time_eval():
             return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
-
-    def _under(self, label: str, found: Measurement) -> Measurement:
-        """A measurement under a label; the mean over all has no profile, and is not corrected."""
-        model, estimator = self._spec.measured(self.params, found.estimator)
-        words = labelled(estimator.title, label)
-        facts = {**found.facts, "estimator": words, "label": label}
-        kind = f"{found.kind}_label_{label}"
-        found = replace(found, kind=kind, model=model, estimator=estimator, facts=facts)
-        return replace(found, log_snr_edges=None, choice=None) if label == ALL else found
 
 
 def _named(name: str, dequantization: str) -> str:

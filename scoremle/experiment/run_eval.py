@@ -11,30 +11,21 @@ import numpy as np
 
 import scoremle
 from scoremle.errors import UserError, in_a_line
-from scoremle.evaluation import pictures, statistics, tables
+from scoremle.evaluation import pictures, statistics
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.consistency import verdicts
-from scoremle.experiment.labels import ALL
-from scoremle.experiment.measurements import Measurement, Measurements
+from scoremle.experiment.measurements import PILOT, Measurement, Measurements
 from scoremle.experiment.precision import IMAGES, cost_of_precision
 from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
-from scoremle.experiment.scoring import worth_of
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, write_npz
-from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
-from scoremle.likelihood.score_images import (
-    DIFFERENCES,
-    Scored,
-    choose_for_images,
-    score_images,
-)
-from scoremle.model import ScoreModel
+from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.numerics import check_finite, permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
@@ -49,8 +40,6 @@ EXTREMES = 32
 PARTS = "parts"
 # The precision in which nothing is lost.
 FULL = "float32"
-# The pilot's seed differs from that of the evaluation in this.
-PILOT = 2**32 - 3
 # The optimism that passes without a warning: in bits/dim, and as a share of the standard error.
 MAX_BIAS = 0.005
 MAX_BIAS_SHARE = 0.2
@@ -79,7 +68,8 @@ def run_eval(
     folder = workdir.inside(eval_folder, writing=True)
     run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
-    run.results()  # of an earlier run: better unreadable now than after hours
+    path = inside(folder, RESULTS)
+    read_results(path)  # of an earlier run: better unreadable now than after hours
     results: list[Result] = []
     quality: dict[str, dict[str, Any]] = {}
     for number in numbers:
@@ -90,10 +80,11 @@ def run_eval(
         if evaluation.enable_sampling:
             found = sampling.run(restored.tree.ema, _checkpoint_facts(restored))
             found = {name: {**facts, **run.trainings(flow=False)} for name, facts in found.items()}
-            run.write(found)
+            if found:
+                add_results(path, found)
             quality |= found
     together("results")  # the first process alone has written them
-    there = run.results()
+    there = read_results(path)
     if results:
         say(*results_table(results).splitlines())
     if quality:
@@ -172,10 +163,6 @@ class EvaluationRun:
         data = self.experiment.data
         return data.train if self._evaluation.dataset == "train" else data.test
 
-    def results(self) -> dict[str, Any]:
-        """The content of results.json."""
-        return read_results(inside(self.folder, RESULTS))
-
     def trainings(self, *, flow: bool) -> dict[str, Any]:
         """The steps of the trainings so far: the model's, and the flow's if it counts."""
         found = {"training": self.workdir.training()}
@@ -183,14 +170,13 @@ class EvaluationRun:
             found["dequantizer_training"] = self.flow_workdir.training(flow=True)
         return {name: facts for name, facts in found.items() if facts}
 
-    def write(self, results: dict[str, Any]) -> None:
-        """Adds to results.json."""
-        if results:
-            add_results(self.folder / RESULTS, results)
-
     def measure(self, restored: Restored) -> list[Result]:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
-        found = [(*self._measure(one, restored), one) for one in self.measurements(restored)]
+        asked = Measurements(
+            self.experiment, restored.tree.ema, self.folder / PARTS, len(self.images),
+            self._others, self.flow and self.flow.tree.ema,
+        )  # fmt: skip
+        found = [(*self._measure(one, restored), one) for one in asked.measurements()]
         if self._evaluation.suite:
             corrections = {
                 one.kind: (result.correction, result.errors.solver)
@@ -198,40 +184,9 @@ class EvaluationRun:
             }  # fmt: skip
             checks = verdicts({one.kind: values for _, values, one in found}, corrections)
             say(*checks)
-            self.write({self._name("checks", restored.number): [asdict(each) for each in checks]})
+            told = {self._name("checks", restored.number): [asdict(each) for each in checks]}
+            add_results(self.folder / RESULTS, told)
         return [result for result, _, _ in found]
-
-    def measurements(self, restored: Restored) -> list[Measurement]:
-        """The measurements of a checkpoint; a pilot chooses the solver's steps first."""
-        evaluation, decoder, choice = self._evaluation, None, None
-        model = self.experiment.model.model(restored.tree.ema)
-        if evaluation.dequantization == "informed":
-            decoder = self._decoder(model)
-        if self.experiment.exact and self.experiment.pilot:
-            say("choosing the solver's steps on a few images")
-            choice = choose_for_images(
-                model, self._others, divergence=self.experiment.by_ode.divergence,
-                # A mean of probabilities, over all labels, is not corrected.
-                mean_over=1 if evaluation.label == ALL else len(self.images),
-                passes=evaluation.num_repeats, tolerance=evaluation.tolerance,
-                seed=self.experiment.seed,
-            )  # fmt: skip
-            say(*tables.wrapped(str(choice)))
-        flow = self.flow and self.flow.tree.ema
-        return Measurements(
-            self.experiment, restored.tree.ema, self.folder / PARTS, flow, choice, decoder
-        ).measurements()
-
-    def _decoder(self, model: ScoreModel) -> InformedDecoder:
-        """The decoder of integers by the network, its scale fitted to the pilot's images."""
-        fitted = model.fit_decoder(self._others, seed=self.experiment.seed ^ PILOT)
-        if fitted.decoder is None:
-            raise UserError(
-                "eval.dequantization=informed is for models whose smallest time hides the levels:"
-                " this one tells them apart, so take uniform"
-            )
-        say(*tables.wrapped(worth_of(fitted, self._others)))
-        return fitted.decoder
 
     @cached_property
     def _others(self) -> np.ndarray:
@@ -276,7 +231,7 @@ class EvaluationRun:
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
             pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
         result = Result.made(name, self.folder, mean, facts)
-        self.write({name: result.to_json()})
+        add_results(self.folder / RESULTS, {name: result.to_json()})
         if "probe_bias" in found.values:
             _warn_of_optimism(result)
         means = found.values[found.column].mean(axis=0)

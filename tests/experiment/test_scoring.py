@@ -196,9 +196,9 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     )  # fmt: skip
     experiment = SimpleNamespace(
         evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,
-        model=ImportedSpec.of(model, {}, ""),
+        model=ImportedSpec.of(model, {}, ""), exact=not bound, pilot=False, seed=0,
     )  # fmt: skip
-    (found,) = Measurements(experiment, model, tmp_path, decoder=model.decoder).measurements()
+    (found,) = Measurements(experiment, model, tmp_path, 1, IMAGES).measurements()
     assert found.kind == ("bound_informed" if bound else "ode_bound")
     assert found.facts["decoder_scale"] == "learned"
     assert "informed decoder with the network's own scales" in found.facts["estimator"]
