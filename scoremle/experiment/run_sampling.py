@@ -46,7 +46,19 @@ class Judge:
     extractor: Extractor
     reference: Reference
 
-    def __call__(self, pool: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, samples: np.ndarray, levels: int, parts: Path, name: str
+    ) -> dict[str, Any]:
+        """The quality of samples; finished parts of their features are kept in ``parts``."""
+        of_extractor = self.extractor.identity
+        features = extract(
+            self.extractor, samples, levels, label=f"features of {name}",
+            folder=parts / f"features_{fingerprint(of_extractor)}",
+        )  # fmt: skip
+        measures = self.measures(features["pool_3"], features["logits"])
+        return {**of_extractor, "measures": measures, "reference": self.reference.facts}
+
+    def measures(self, pool: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
         """Each measure's value, standard error and numbers of images."""
         published = self.extractor.is_published_inception
         frechet, kernel, score = PUBLISHED_NAMES if published else OTHER_NAMES
@@ -122,7 +134,8 @@ class SamplingRun:
         self._write(self.folder / f"{name}.npz", samples, checkpoint["step"])
         if not self.judge:
             return {}
-        result = {"kind": "quality", **self._quality(self.judge, samples, parts, name), **facts}
+        found = self.judge(samples, self.experiment.data.levels, parts, name)
+        result = {"kind": "quality", **found, **facts}
         return {f"quality_ckpt_{checkpoint['checkpoint']}": result}
 
     def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
@@ -151,23 +164,6 @@ class SamplingRun:
         caption = f"{len(shown)} of {len(samples)} samples of {data.name} at step {step:,}"
         pictures.write_grid(grid, shown, data.levels, caption=caption)
         say(f"{len(samples)} samples of step {step}: {path}, some of them: {grid}")
-
-    def _quality(
-        self, judge: Judge, samples: np.ndarray, parts: Path, name: str
-    ) -> dict[str, Any]:
-        extractor = judge.extractor
-        features = extract(
-            extractor,
-            samples,
-            self.experiment.data.levels,
-            folder=parts / f"features_{fingerprint(extractor.identity)}",
-            label=f"features of {name}",
-        )
-        return {
-            **extractor.identity,
-            "measures": judge(features["pool_3"], features["logits"]),
-            "reference": judge.reference.facts,
-        }
 
     @property
     def _size(self) -> int:

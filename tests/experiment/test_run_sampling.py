@@ -127,7 +127,7 @@ def test_the_published_weights_have_the_right_to_the_names():
     extractor = Extractor(stand_in().apply, "Inception-2015", 3, PUBLISHED_SHA256)
     pool = np.random.default_rng(0).normal(size=(40, 3))
     judge = Judge(extractor, Reference(pool, {"path": "cifar10.npz", "origin": "unknown"}))
-    measures = judge(pool, pool)
+    measures = judge.measures(pool, pool)
     assert list(measures) == ["FID", "KID", "IS", "precision", "recall"]
     assert abs(measures["FID"]["value"]) < 1e-9
     result = {"measures": measures, **extractor.identity, "reference": judge.reference.facts}
