@@ -301,7 +301,7 @@ def parts_of_scores(folder, monkeypatch, experiment):
 
 def table_on_ray(folder, monkeypatch, experiment):
     for name, value in {
-        "ray_data": None, "load_of_images": (MODEL, MODEL.pixels, MODEL.shape), "pieces_of": [],
+        "ray_data": None, "load": MODEL, "of_images": (MODEL.pixels, MODEL.shape), "pieces_of": [],
         "reference_of": ReferenceScores(np.zeros(0)), "_first": IMAGES,
     }.items():  # fmt: skip
         monkeypatch.setattr(score_on_ray, name, lambda *_, value=value: value)

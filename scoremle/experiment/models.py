@@ -28,7 +28,6 @@ __all__ = [
     "is_model_alone",
     "is_published",
     "load",
-    "load_of_images",
     "load_to_score",
     "of_images",
 ]
@@ -178,21 +177,6 @@ def is_model_alone(place: str) -> bool:
     if Path(place).exists():
         return exported.is_export(Path(place)) or is_published(place)
     return is_own(place) or place in NAMES or is_published(place)
-
-
-def load_of_images(
-    place: str, checkpoint: int | None
-) -> tuple[ScoreModel, Pixels, tuple[int, int, int]]:
-    """A model of integer images, and the pixels and the shape of these.
-
-    Args:
-        place: as ``load`` takes it.
-        checkpoint: its number; None: the newest.
-
-    Raises UserError as ``load``, and for a model of anything else.
-    """
-    model = load(place, checkpoint)
-    return model, *of_images(model, place)
 
 
 def of_images(model: "ScoreModel | FlowModel", place: str) -> tuple[Pixels, tuple[int, int, int]]:

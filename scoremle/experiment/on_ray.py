@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt64
@@ -25,7 +25,7 @@ from scoremle.files import inside, opened, read_sealed, write_atomically, write_
 from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
 from scoremle.progress import progress
 
-__all__ = ["Cluster", "Table", "ray_data", "score_on_ray"]
+__all__ = ["Table", "ray_data", "score_on_ray"]
 
 RECORD = "run.json"
 # CPU cores of a machine for each worker, where there is no GPU: JAX takes several.
@@ -34,20 +34,6 @@ CORES = 4
 Batch = dict[str, np.ndarray]
 # A Scorer, or another that maps a batch to its likelihoods.
 Score = Callable[[Batch], Batch]
-
-
-class Cluster(NamedTuple):
-    """Address of a cluster ('' for this machine), and the number of workers.
-
-    Workers of None: one for each GPU, or one for each four cores.
-
-    Args:
-        address: as Ray has it; "": this machine.
-        workers: how many; None: by GPUs or cores.
-    """
-
-    address: str = ""
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,8 @@ def score_on_ray(
     images: tuple[ImageKind, str],
     table: Table,
     *,
-    cluster: Cluster,
+    address: str = "",
+    workers: int | None = None,
     batch_size: int,
 ) -> None:
     """Scores the images of the pieces that are not in the table yet.
@@ -150,7 +137,8 @@ def score_on_ray(
         pieces: of the images.
         images: what those of the model are, and how pictures of other sizes get there.
         table: what is there already, and where values are written.
-        cluster: where to work.
+        address: of a cluster, as Ray has it; "": this machine.
+        workers: how many; None: one for each GPU, or one for each four cores.
         batch_size: images in a batch.
 
     Raises UserError without Ray, for a cluster that is too small, and for what a worker can't do.
@@ -161,12 +149,12 @@ def score_on_ray(
     left = [(piece, there) for piece, there in left if len(there) != piece.count]
     if not left:
         return
-    with _running(ray, cluster) as (workers, gpus), _in_a_line(ray):
+    with _running(ray, address, workers) as (there, gpus), _in_a_line(ray):
         items = ray.data.from_items(left, override_num_blocks=len(left))
         read = items.map_batches(_Read(*images), batch_size=1, num_cpus=1)
         rows = read.map_batches(
             _Work, fn_constructor_args=(scorer, table), batch_size=batch_size,
-            batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=workers),
+            batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=there),
             num_cpus=1, num_gpus=gpus,
         )  # fmt: skip
         seen, total = len(done), sum(math.inf if p.count is None else p.count for p in pieces)
@@ -239,11 +227,10 @@ def ray_data() -> Any:
 
 
 @contextmanager
-def _running(ray: Any, cluster: Cluster) -> Iterator[tuple[int, int]]:
+def _running(ray: Any, address: str, asked: int | None) -> Iterator[tuple[int, int]]:
     """A cluster that runs: how many workers, and GPUs for each."""
-    asked = cluster.workers
-    if cluster.address:
-        where: dict[str, Any] = {"address": cluster.address}
+    if address:
+        where: dict[str, Any] = {"address": address}
     else:
         # One more than workers: without the reader's, they would wait forever.
         room = max(os.cpu_count() or 1, (asked or 1) + 1)

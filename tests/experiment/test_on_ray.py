@@ -16,7 +16,7 @@ from scoremle.data.pieces import ImageKind, pieces_of
 from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment import on_ray
-from scoremle.experiment.on_ray import Cluster, Table, _workers, score_on_ray
+from scoremle.experiment.on_ray import Table, _workers, score_on_ray
 from scoremle.experiment.scorer import Scorer
 
 IMAGES = load_digits("")[1][:20]
@@ -92,7 +92,7 @@ def test_killed_and_stopped(engine, request, tmp_path):
     pieces, table = pieces_of(tmp_path), Table(tmp_path / "out")
     run = functools.partial(
         score_on_ray, functools.partial(Mortal, tmp_path / "died"), pieces, DIGITS, table,
-        cluster=Cluster(workers=1), batch_size=4,
+        workers=1, batch_size=4,
     )  # fmt: skip
     run()
     assert (tmp_path / "died").exists()  # and was replaced

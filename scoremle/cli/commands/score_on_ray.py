@@ -16,8 +16,8 @@ from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.models import load, load_of_images
-from scoremle.experiment.on_ray import Cluster, Table, ray_data, score_on_ray
+from scoremle.experiment.models import load, of_images
+from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Scoring, prepared
@@ -31,7 +31,8 @@ FIRST = 256
 def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; returns their mean."""
     ray_data()  # an error before any work if it is missing
-    model, pixels, shape = load_of_images(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint)
+    pixels, shape = of_images(model, options.model)
     kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and how many steps do they need")
     reference = reference_of(options.model, model, options.estimator, options.label)
@@ -48,7 +49,7 @@ def run(options: Any) -> dict[str, Any]:
     })  # fmt: skip
     score_on_ray(
         _scorer(found, options), pieces, (kind, options.fit), table,
-        cluster=Cluster(options.address, options.workers), batch_size=BATCH_SIZE,
+        address=options.address, workers=options.workers, batch_size=BATCH_SIZE,
     )  # fmt: skip
     return _summary(table, found, options)
 
