@@ -170,9 +170,11 @@ class Detector:
         Raises UserError for another model or version, and data of another shape or type.
         """
         if self.model != _identity(model):
+            place = self.facts.get("model")
+            known = f"that model, {place}" if place else "that model"
             raise UserError(
                 "this is not the model that the detector was fitted with, and its p-values do not"
-                f" hold for another: fit it anew, or take that model{_named(self.facts)}"
+                f" hold for another: fit it anew, or take {known}"
             )
         if model is not None and self.version != scoremle.__version__:
             raise UserError(
@@ -244,10 +246,6 @@ class Detector:
         for name in ("reference", "shape"):
             content[name] = tuple(content[name])
         return cls(**{**content, "fitted": kind(**fitted)})
-
-
-def _named(facts: Mapping[str, str]) -> str:
-    return f", {facts['model']}" if "model" in facts else ""
 
 
 def _identity(model: ScoreModel | None) -> str:

@@ -44,7 +44,8 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
         UserError: there is no such file or name, or the file has a mistake.
     """
     published = place.rpartition("configs/")[2].removesuffix(".py")
-    if not _is_file_name(place) or (published in NAMED_CONFIGS and not Path(place).exists()):
+    # A name never means a file, so that none in the working folder is run by chance.
+    if not place.endswith(".py") or (published in NAMED_CONFIGS and not Path(place).exists()):
         named = choose(NAMED_CONFIGS, published, "config")
         return named.get_config(), named.resolve
     with mistakes(Path(place)), _own_imports_of(place):
@@ -216,11 +217,6 @@ def _module(place: str) -> ModuleType:
     return run_file(Path(place))
 
 
-def _is_file_name(place: str) -> bool:
-    """A name never means a file, so that none in the working folder is run by chance."""
-    return place.endswith(".py")
-
-
 @contextmanager
 def _own_imports_of(place: str) -> Iterator[None]:
     """While a file runs, the nearest folder above it that holds ``configs`` is on the path.
@@ -228,7 +224,7 @@ def _own_imports_of(place: str) -> Iterator[None]:
     So the published form, ``from configs import default``, means the checkout that the file lies
     in. It comes first on the path: ``configs`` is a common name, and another may be installed.
     """
-    above = Path(place).absolute().parents if _is_file_name(place) else ()
+    above = Path(place).absolute().parents
     roots = [str(folder) for folder in above if (folder / "configs").is_dir()][:1]
     sys.path[:0] = roots
     try:

@@ -59,7 +59,10 @@ def read_images(
     changes = Counter(change for report in reports for change in report.changes)
     for what, count in changes.items():
         say(f"{count} of {len(reports) - len(bad)} pictures: {what}")
-    return reports, _in_levels(reports, levels)
+    if levels != 256:
+        say(f"their 256 grey levels become the model's {levels}")
+    pixels = [report.pixels for report in reports if report.pixels is not None]
+    return reports, in_levels(np.stack(pixels), levels)
 
 
 def refuse(
@@ -84,13 +87,6 @@ def refuse(
         first += ", for the reasons above"
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
-
-
-def _in_levels(reports: list[ImageReport], levels: int) -> Integer[np.ndarray, "n h w c"]:
-    if levels != 256:
-        say(f"their 256 grey levels become the model's {levels}")
-    pixels = [report.pixels for report in reports if report.pixels is not None]
-    return in_levels(np.stack(pixels), levels)
 
 
 def _of_arrays(
