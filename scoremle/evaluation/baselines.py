@@ -6,12 +6,12 @@ one full covariance for uniformly dequantized pixels; the expectation over the t
 dequantization noise is in closed form, so its value is the dequantization bound without noise.
 """
 
-import io
 import math
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import getchunks
 
 __all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd"]
 
@@ -74,13 +74,6 @@ def png_bpd(images: Images) -> Bits:
 
 def _png_bytes(image: UInt8[np.ndarray, "h w c"]) -> int:
     """The bytes in all chunks of compressed pixels."""
-    file = io.BytesIO()
-    Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).save(
-        file, "PNG", optimize=True
-    )
-    content, place, count = file.getvalue(), 8, 0
-    while place < len(content):  # a chunk: its length, its kind, its content, a checksum
-        length = int.from_bytes(content[place : place + 4], "big")
-        count += length * (content[place + 4 : place + 8] == b"IDAT")
-        place += length + 12
-    return count
+    picture = Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image)
+    chunks = getchunks(picture, optimize=True)
+    return sum(len(content) for kind, content, _ in chunks if kind == b"IDAT")
