@@ -56,11 +56,6 @@ class Coded:
     def images(self) -> int:
         return sum(block.images for block in self.blocks)
 
-    @property
-    def bits(self) -> int:
-        """The bits of all images, with the initial ones."""
-        return 32 * len(self.words) + 8 * len(self.plain)
-
 
 def compress(layers: LatentLayers, images: Images) -> tuple[Coded, blocks.Nats]:
     """Codes images, and decodes each block again before the next.
