@@ -214,7 +214,7 @@ def program_of(name: str) -> tuple[Callable[[], Any], float]:
         resident=images.resident, gather=images.gather, places=training.places,
     )  # fmt: skip
     batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))
-    memory = needs(program.lower(state, batches))
+    memory = needs(program.lower(state, images.batch(0)))
 
     def steps() -> Any:
         nonlocal state

@@ -121,7 +121,7 @@ class Plan:
         )  # fmt: skip
 
     def _lowered(self, batch: int) -> jax.stages.Lowered:
-        shape = (1, batch, *self.experiment.model.shape)
+        shape = (batch, *self.experiment.model.shape)
         return self._program.lower(self._template, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
     @cached_property

@@ -5,6 +5,7 @@ By XLA's own account of the program, compared with the memory that there is.
 
 import logging
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -42,27 +43,18 @@ class Program:
     def __call__(self, state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
         rows = []
         for i in range(len(jax.tree.leaves(batches)[0])):
-            state, row = self.jitted(self.fixed, state, _batch(batches, i))
+            state, row = self.jitted(self.fixed, state, jax.tree.map(itemgetter(i), batches))
             rows.append(row)
         return state, {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def lower(self, state: TrainState, batches: Batches) -> jax.stages.Lowered:
-        """The program that XLA is given for a call with these, or with shapes like theirs.
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """The program that XLA is given for a step with these, or with shapes like theirs.
 
         Args:
             state: before the step.
-            batches: [k ...] stacked.
+            batch: of one step.
         """
-        return self.jitted.lower(self.fixed, state, _batch(batches, 0))
-
-
-def _batch(batches: Batches, i: int) -> Any:
-    """One of them, or its shape where they are shapes."""
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
-        if isinstance(a, jax.ShapeDtypeStruct) else a[i],
-        batches,
-    )  # fmt: skip
+        return self.jitted.lower(self.fixed, state, batch)
 
 
 def make_program(
@@ -140,42 +132,37 @@ def checked(program: Program, lighter: str | None = None) -> Step:
     def step(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
         nonlocal known
         if not known:
-            _check(program, state, batches, lighter)
+            _check(program, state, jax.tree.map(itemgetter(0), batches), lighter)
             known = True
         return program(state, batches)
 
     return step
 
 
-def _check(program: Program, state: TrainState, batches: Batches, lighter: str | None) -> None:
-    there, wanted = devices.memory(), needs(program.lower(state, batches))
+def _check(program: Program, state: TrainState, batch: Any, lighter: str | None) -> None:
+    there, wanted = devices.memory(), needs(program.lower(state, batch))
     copy = bytes_of_copy(state)
     if there is None or wanted is None or wanted.work + copy <= there.free:
         return
-    size = jax.tree.leaves(batches)[0].shape[1]
+    size = len(jax.tree.leaves(batch)[0])
     copied = f" and {in_gib(copy)} of its copy, to be saved" if copy else ""
     words = (
         f"a step of batch_size={size} needs {in_gib(wanted.work)} beside"
         f" {in_gib(wanted.given)} of state{copied}, and"
     )
-    fits = _fitting(program, state, batches, there.free - copy, wanted)
+    fits = _fitting(program, state, batch, there.free - copy, wanted)
     remedy = _remedy(program, size, fits) + (f"; {lighter} needs less" if lighter else "")
     if wanted.given + copy + wanted.work > there.whole:
         raise UserError(f"{words} the device has {in_gib(there.whole)}: {remedy}")
     logger.warning("%s %s are free now: %s", words, in_gib(there.free), remedy)
 
 
-def _fitting(
-    program: Program, state: TrainState, batches: Batches, room: int, wanted: Needs
-) -> int:
+def _fitting(program: Program, state: TrainState, batch: Any, room: int, wanted: Needs) -> int:
     """The largest batch whose work fits, by this one's and that of half of it; 0 if none does."""
-    size, least = jax.tree.leaves(batches)[0].shape[1], jax.device_count() * program.accumulate
+    size, least = len(jax.tree.leaves(batch)[0]), jax.device_count() * program.accumulate
     half = size // 2 // least * least
     fewer = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            (a.shape[0], half, *a.shape[2:]), a.dtype, sharding=a.sharding
-        ),
-        batches,
+        lambda a: jax.ShapeDtypeStruct((half, *a.shape[1:]), a.dtype, sharding=a.sharding), batch
     )
     of_half = needs(program.lower(state, fewer)) if half else None
     return largest_batch(room, (half, of_half), (size, wanted)) if of_half else 0

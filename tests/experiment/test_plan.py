@@ -45,7 +45,7 @@ def batch(size):
 
 def test_xla_says_what_a_step_needs(program):
     """The state is four times the parameters; the work holds the activations of each image."""
-    few, many = (needs(program.lower(state(), batch(size))) for size in (64, 256))
+    few, many = (needs(program.lower(state(), batch(size)[0])) for size in (64, 256))
     images = 256 * 16
     assert many.given == pytest.approx(4 * 16 * PARAMETERS * 4 + images, abs=64)
     activations = PARAMETERS * 4
@@ -66,19 +66,19 @@ def test_work_is_what_is_new(function, given, least, most):
 
 
 def test_the_largest_batch_fits_and_one_more_image_does_not(program):
-    few, many = (needs(program.lower(state(), batch(size))) for size in (64, 256))
+    few, many = (needs(program.lower(state(), batch(size)[0])) for size in (64, 256))
     room = 10 << 20
     size = largest_batch(room, (64, few), (256, many))
-    assert needs(program.lower(state(), batch(size))).work <= room * 1.02
-    assert needs(program.lower(state(), batch(size + size // 20))).work > room
+    assert needs(program.lower(state(), batch(size)[0])).work <= room * 1.02
+    assert needs(program.lower(state(), batch(size + size // 20)[0])).work > room
     assert largest_batch(1000, (64, few), (256, many)) == 0
 
 
 def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, caplog):
-    wanted = needs(program.lower(state(), batch(256)))
+    wanted = needs(program.lower(state(), batch(256)[0]))
     copy = 4 * 16 * PARAMETERS * 4 + 8  # of a state: two counts, too
     whole = wanted.given + wanted.work + copy
-    at_half = needs(program.lower(state(), batch(128))).work + copy
+    at_half = needs(program.lower(state(), batch(128)[0])).work + copy
     there = Memory(whole - 1, at_half)
     monkeypatch.setattr(devices, "memory", lambda: there)
     with pytest.raises(UserError, match=r"its copy.*batch_size=128"):
@@ -98,7 +98,7 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, 
 
 def test_parts_of_a_batch_take_less_and_are_named(program, monkeypatch):
     in_parts = make_program(dense, OPTIMIZER, 0.9, accumulate=4)
-    whole, parts = (needs(p.lower(state(), batch(4096))) for p in (program, in_parts))
+    whole, parts = (needs(p.lower(state(), batch(4096)[0])) for p in (program, in_parts))
     assert parts.work < whole.work / 2
     assert module._remedy(program, 128, 40) == (
         "batch_size=40 fits, or accumulate=4 with this one"

@@ -52,7 +52,7 @@ def program_of(experiment):
 def test_what_must_keep_its_digits_is_float32():
     training = digits("bfloat16").training
     program = make_program(training.objective.loss, training.optimizer, training.ema_rate)
-    state, _ = program.lower(training.template(), training.data.batch(0)[None]).out_info
+    state, _ = program.lower(training.template(), training.data.batch(0)).out_info
     moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     leaves = jax.tree.leaves((state.params, state.ema, moments))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
