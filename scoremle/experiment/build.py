@@ -86,13 +86,9 @@ BOUND_TIMES: dict[str, Callable[[SDE, float, bool], TimeSampler]] = {
 }
 
 # Fields of the network itself, by their names in config.model.
-NETWORK_FIELDS = (
-    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resblock_type",
-    "resamp_with_conv", "conditional", "fir", "fir_kernel", "skip_rescale", "progressive",
-    "progressive_input", "progressive_combine", "embedding_type", "fourier_scale",
-    "trainable_embedding", "nonlinearity", "fourier_features", "init_scale", "scale_by_sigma",
-    "remat",
-)  # fmt: skip
+NETWORK_FIELDS = {each.name for each in fields(DDPMpp)} - {
+    "parent", "name", "dtype", "centered", "log_labels",
+}  # fmt: skip
 
 # Of a config and whether labels are sigma.
 NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
