@@ -6,7 +6,7 @@ Both are the loop of `training/loop.py` with a loss of their own.
 import importlib.util
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import jax
@@ -27,11 +27,11 @@ from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
-from scoremle.training import writers
 from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Loop, OnEval, OnSnapshot
 from scoremle.training.program import checked, make_program
 from scoremle.training.step import TrainState
+from scoremle.training.writers import TRACKERS, Console, JsonLines, Run, Writer
 from scoremle.types import IntImages, Keys
 
 SNAPSHOT_SAMPLES = 64
@@ -43,12 +43,12 @@ def run_train(experiment: Experiment, workdir: Workdir) -> None:
         workdir.check_seen_alike(experiment)
         workdir.check(experiment, "training")
         note = record_of(experiment, "training")
-        writer = _writer(experiment.training, workdir, note)
+        writers = _writers(experiment.training, workdir, note)
         state = _first_state(experiment, experiment.training, workdir)
         workdir.describe(experiment)
         with as_fields("training"):
             draw = _on_snapshot(experiment, workdir)
-            _run(experiment.training, workdir, state, writer, note, on_snapshot=draw)
+            _run(experiment.training, workdir, state, writers, note, on_snapshot=draw)
     say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
@@ -72,12 +72,12 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         place.check(experiment, "flow")
         _check_score_model(place, of_score)
         note = {**of_score, **record_of(experiment, "flow")}
-        writer = _writer(training, place, note)
+        writers = _writers(training, place, note)
         state = _first_state(experiment, training, place)
         place.describe(experiment)
         write_sealed(_score_model_path(place), of_score)
         with as_fields("training"):
-            _run(training, place, state, writer, note, (score,))
+            _run(training, place, state, writers, note, (score,))
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
     say(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer")
 
@@ -131,7 +131,7 @@ def _run(
     training: Training,
     place: Workdir,
     state: TrainState,
-    writer: writers.Writer,
+    writers: Sequence[Writer],
     note: Mapping[str, Any],
     held: tuple[Params, ...] = (),
     on_snapshot: OnSnapshot | None = None,
@@ -151,7 +151,7 @@ def _run(
         training.schedule,
         snapshots=place.snapshots,
         preemption=place.preemption,
-        writer=writer,
+        writers=writers,
         on_eval=_on_eval(training, held),
         on_snapshot=on_snapshot or (lambda state, step: None),
         note={"dataset": training.data.name, "seed": config.seed, **note},
@@ -165,20 +165,20 @@ def _run(
     )
 
 
-def _writer(training: Training, place: Workdir, note: Mapping[str, Any]) -> writers.Writer:
+def _writers(training: Training, place: Workdir, note: Mapping[str, Any]) -> list[Writer]:
     """Raises UserError if a library is missing that the config names."""
     if not is_writer():
-        return writers.FanOut()
+        return []
     names = {*logged_by(training.config)}
     if importlib.util.find_spec("tensorboardX"):
         names.add("tensorboard")
-    run = writers.Run(place.folder, training.data.name, note[CONFIG])
+    run = Run(place.folder, training.data.name, note[CONFIG])
     uniform = math.log2(training.data.levels)
-    return writers.FanOut(
-        writers.JsonLines(place.inside(LOG_FILE)),
-        *(writers.TRACKERS[name](run) for name in sorted(names)),
-        writers.Console(training.schedule.n_iters, uniform),
-    )
+    return [
+        JsonLines(place.inside(LOG_FILE)),
+        *(TRACKERS[name](run) for name in sorted(names)),
+        Console(training.schedule.n_iters, uniform),
+    ]
 
 
 def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:

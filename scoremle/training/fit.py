@@ -69,7 +69,7 @@ def fit(
         lambda _: batch,
         Intervals(steps, 1, every, steps, every, every),
         preemption=None if folder is None else Checkpoints(Path(folder), keep=2),
-        writer=Console(steps),
+        writers=[Console(steps)],
         note={"seed": seed},
     )
     return training.run(init_state(jax.tree.map(jnp.asarray, params), optimizer)).ema

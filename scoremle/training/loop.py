@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Loop:
         batches: gives the batches after the k-th time that it goes back: the same images in
             another order. The 0-th are those to begin with.
         schedule: when what is done.
-        writer: takes the rows of numbers.
+        writers: take the rows of numbers.
         note: what is written into each checkpoint.
         snapshots: the store of checkpoints to evaluate; None: none are saved.
         preemption: the store of those to go on from; None: none are saved.
@@ -134,7 +134,7 @@ class Loop:
     step: Step
     batches: Callable[[int], Batch]
     schedule: Intervals
-    writer: Writer
+    writers: Sequence[Writer]
     note: dict[str, Any]
     snapshots: Checkpoints | None = None
     preemption: Checkpoints | None = None
@@ -181,7 +181,9 @@ class Loop:
             named = named_leaves(self.state)
             begin = {"step": self.at, "hash of the state": hash_of(named, part_axes(named))}
             processes.check_agreed({**self.note, **begin})
-        with _signals() as signals, contextlib.closing(self.writer), self.saves:
+        with _signals() as signals, contextlib.ExitStack() as ends, self.saves:
+            for writer in self.writers:
+                ends.callback(writer.close)
             while not self.ended:
                 try:
                     self.go_on(signals)
@@ -250,7 +252,8 @@ class Loop:
         Args:
             signals: numbers of those that came; it is filled while it runs.
         """
-        self.writer.rewind(self.at)
+        for writer in self.writers:
+            writer.rewind(self.at)
         batch = self.batches(self.rollbacks)
         while not self.finished and not self.ended:
             group = self.schedule.group(self.at)
@@ -258,7 +261,7 @@ class Loop:
             # One call computes while the next is prepared: no further ahead, nothing fetched yet.
             jax.block_until_ready(self.pending[-1:])
             if self.pending:
-                self.writer.at(group.start)
+                self._tell(group.start)
             self.pending.append(metrics)
             self.at = group.stop
             # Settled once: what is saved below is what is checked below, whatever signals come.
@@ -270,6 +273,10 @@ class Loop:
             # Resumed at or beyond an end that was moved to here.
             self._act({"snapshot"})
         self.ended = True
+
+    def _tell(self, step: int, doing: str = "") -> None:
+        for writer in self.writers:
+            writer.at(step, doing)
 
     def _act(self, due: set[str]) -> None:
         """Does what is due; a run that stops leaves its row to the one that goes on."""
@@ -288,15 +295,16 @@ class Loop:
         row |= {f"{name}_max": float(columns[name].max()) for name in CHECKED}
         self.watch(self.at, row["loss"])
         if self.on_eval and "eval" in due:
-            self.writer.at(self.at, "measuring test images")
+            self._tell(self.at, "measuring test images")
             row |= {f"eval_{k}": value for k, value in self.on_eval(self.state, self.at).items()}
-        self.writer.write(self.at, row)
+        for writer in self.writers:
+            writer.write(self.at, row)
         self.pending = []
 
     def _save(self, due: set[str]) -> None:
         copy, note = self.saves.copy(self.state), {**self.note, "step": self.at}
         if self.snapshots and "snapshot" in due:
-            self.writer.at(self.at, "writing a snapshot")
+            self._tell(self.at, "writing a snapshot")
             number = self.schedule.snapshot_number(self.at)
             self.saves.save(self.snapshots, number, copy, note)
             self.on_snapshot(self.state, self.at)

@@ -1,7 +1,7 @@
 """Writers of the numbers of a training: files, the terminal, TensorBoard, and trackers.
 
 A row is one step's numbers by name. Evaluation numbers are called ``eval_...``. All writers share
-one protocol, so that the training loop has only one of them: a ``FanOut``.
+one protocol, and the training loop has several of them.
 
 In wandb, trackio and MLflow a run is named after its folder and its data set. What it is known by
 in a library is kept in the folder, so that a training that goes on continues the run it began.
@@ -28,7 +28,7 @@ from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import is_of
 
-__all__ = ["TRACKERS", "Console", "FanOut", "JsonLines", "LogRow", "Run", "Writer"]
+__all__ = ["TRACKERS", "Console", "JsonLines", "LogRow", "Run", "Writer"]
 
 PROJECT = "scoremle"
 # The file in a run's folder that has its identifier, for each library.
@@ -64,45 +64,6 @@ class Writer:
 
     def close(self) -> None:
         """Takes no more."""
-
-
-class FanOut(Writer):
-    """Several writers as one.
-
-    Args:
-        writers: in order.
-    """
-
-    def __init__(self, *writers: Writer) -> None:
-        self._writers = writers
-
-    def rewind(self, step: int) -> None:
-        for writer in self._writers:
-            writer.rewind(step)
-
-    def write(self, step: int, row: LogRow) -> None:
-        """Hands a row to each writer.
-
-        Args:
-            step: of the training.
-            row: numbers by name.
-        """
-        for writer in self._writers:
-            writer.write(step, row)
-
-    def at(self, step: int, doing: str = "") -> None:
-        """Calls ``at`` of each writer.
-
-        Args:
-            step: the number of those done.
-            doing: what is done now; "": training.
-        """
-        for writer in self._writers:
-            writer.at(step, doing)
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
 
 
 class JsonLines(Writer):

@@ -147,7 +147,7 @@ def trained(images: ImageSet, on_device: str, folder: Path):
     training = Loop(
         step, lambda k: feed.batch_of(images.reordered(k)), Intervals(15, 3, 3, 100, 100, 100),
         snapshots=worker.Checkpoints(folder / "a", keep=None),
-        preemption=worker.Checkpoints(folder / "b", keep=2), writer=Kept(),
+        preemption=worker.Checkpoints(folder / "b", keep=2), writers=[Kept()],
         on_eval=lambda state, step: {}, on_snapshot=lambda state, step: None, note={},
     )  # fmt: skip
     return worker.tree_hash(training.run(state)), rows

@@ -19,7 +19,7 @@ from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
 from scoremle.training.loop import Intervals, Loop
 from scoremle.training.step import init_state, make_optimizer
-from scoremle.training.writers import Console, FanOut, JsonLines
+from scoremle.training.writers import Console, JsonLines
 
 # Nothing divides anything: calls of 3 steps, a last one of 2.
 SCHEDULE = Intervals(
@@ -104,7 +104,7 @@ def train(
         schedule,
         snapshots=Checkpoints(folder / "checkpoints", keep=None),
         preemption=more.pop("preemption", store),
-        writer=FanOut(JsonLines(folder / "metrics.jsonl"), Console(schedule.n_iters)),
+        writers=[JsonLines(folder / "metrics.jsonl"), Console(schedule.n_iters)],
         on_eval=on_eval or (lambda state, step: {"bpd": 3.0, "bpd_stderr": 0.01}),
         on_snapshot=lambda state, step: None,
         note={"config": {"name": "worker"}},

@@ -23,7 +23,7 @@ from scoremle.training import loop
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.program import make_program
 from scoremle.training.step import init_state
-from scoremle.training.writers import FanOut, JsonLines
+from scoremle.training.writers import JsonLines
 
 WIDTH = 2048
 
@@ -67,7 +67,7 @@ def train(folder, steps, sharded, accumulate=1, backend="cpu"):
             loop.Intervals(steps, 5, 5, 5, 10, 10),
             snapshots=Checkpoints(folder / "checkpoints", keep=None),
             preemption=late,
-            writer=FanOut(*[JsonLines(folder / "metrics.jsonl")] * is_writer()),
+            writers=[JsonLines(folder / "metrics.jsonl")] * is_writer(),
             on_eval=lambda state, step: {},
             on_snapshot=lambda state, step: None,
             note={},

@@ -85,11 +85,11 @@ def test_each_tracker_goes_on_with_its_own_run(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, library)
     for steps in ((1, 2), (3,), (4,)):
         run = Run(tmp_path, "run digits", {"seed": 42})
-        writer = writers.FanOut(*(TRACKERS[name](run) for name in LIBRARIES))
-        writer.rewind(steps[0] - 1)
-        for step in steps:
-            writer.write(step, {"loss": 0.5 * step, "norm": 1.0})
-        writer.close()
+        for writer in [TRACKERS[name](run) for name in LIBRARIES]:
+            writer.rewind(steps[0] - 1)
+            for step in steps:
+                writer.write(step, {"loss": 0.5 * step, "norm": 1.0})
+            writer.close()
     rows = [row for step in (1, 2, 3, 4) for row in ((step, "loss", 0.5 * step),
                                                      (step, "norm", 1.0))]  # fmt: skip
     for library in there.values():
