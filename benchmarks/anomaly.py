@@ -32,7 +32,7 @@ from scipy.stats import rankdata
 
 import scoremle
 from scoremle.anomaly.normality import Density
-from scoremle.anomaly.statistics import STATISTICS, numbers_of
+from scoremle.anomaly.statistics import STATISTICS, Examples, numbers_of
 from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import Chunk, Options
 from scoremle.data.readers.digits import read_digits
@@ -103,10 +103,11 @@ def features_of(
     images = np.concatenate(list(sets.values())).astype(np.uint8)
     numbers = numbers_of(images)
     for name in dict.fromkeys(SHARED.get(name, name) for name in names):
-        values = STATISTICS[name].features(model, images, numbers, 0, name)
+        examples = Examples(model, images, numbers, 0, name)
+        values = STATISTICS[name].features(examples)
         if timed:  # now that it is compiled
             began = time.monotonic()
-            STATISTICS[name].features(model, images, numbers, 0, name)
+            STATISTICS[name].features(examples)
             seconds[name] = (time.monotonic() - began) / len(images)
         found[name] = dict(zip(sets, np.split(values, sizes), strict=True))
     for name in names:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 import scoremle
 from scoremle.anomaly.conformal import fewest_references, fewest_together, p_values, suspects
 from scoremle.anomaly.normality import Density, Normality, Ranks, as_tuple
-from scoremle.anomaly.statistics import FEATURES, STATISTICS, Numbers, numbers_of
+from scoremle.anomaly.statistics import FEATURES, STATISTICS, Examples, Numbers, numbers_of
 from scoremle.bounded import LONGEST_JSON
 from scoremle.core.arguments import as_data, check_choice, check_number, check_seed, shown
 from scoremle.core.pytree import describe
@@ -275,4 +275,4 @@ def _features(
 ) -> Float[np.ndarray, "n k"]:
     if model is None:
         return data.astype(np.float64)
-    return STATISTICS[name].features(model, data, numbers, seed, label)
+    return STATISTICS[name].features(Examples(model, data, numbers, seed, label))

@@ -15,9 +15,8 @@ example, and equal ones have equal features.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +47,20 @@ LEVELS, PROBES, STEPS, POWERS = 10, 4, 10, (1, 2, 3)
 TINY = 1e-12
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """Features of examples under a model, by numbers and a seed; and how they are fitted."""
+class Examples(NamedTuple):
+    """Data as a model takes them, the number of each, a seed, and a label of progress."""
 
-    features: Callable[[ScoreModel, Any, Numbers, int, str], FeatureTable]
+    model: ScoreModel
+    data: Any
+    numbers: Numbers
+    seed: int
+    label: str
+
+
+class Statistic(NamedTuple):
+    """Features of examples, and how they are fitted."""
+
+    features: Callable[[Examples], FeatureTable]
     fit: Callable[[FeatureTable], Normality]
 
 
@@ -66,66 +74,56 @@ def numbers_of(data: np.ndarray) -> Numbers:
     return np.asarray([int.from_bytes(digest[:8], "little") for digest in digests], np.uint64)
 
 
-def _likelihood(
-    model: ScoreModel, data: Any, numbers: Numbers, seed: int, label: str
-) -> FeatureTable:
-    if model.pixels is not None:
-        return model.score(data, index=numbers, seed=seed, label=label).bpd[:, None]
-    key = jax.random.key(seed)
+def _likelihood(of: Examples) -> FeatureTable:
+    if of.model.pixels is not None:
+        scores = of.model.score(of.data, index=of.numbers, seed=of.seed, label=of.label)
+        return scores.bpd[:, None]
 
-    def work(place: np.ndarray) -> Array:
-        return -model.log_prob(data[place], image_keys(key, numbers[place])).log_prob[:, None]
+    def work(place: np.ndarray, keys: Keys) -> Array:
+        return -of.model.log_prob(of.data[place], keys).log_prob[:, None]
 
-    return _in_batches(work, numbers, label)
+    return _in_batches(work, of)
 
 
-def _complexity(
-    model: ScoreModel, data: Any, numbers: Numbers, seed: int, label: str
-) -> FeatureTable:
-    if model.pixels is None:
+def _complexity(of: Examples) -> FeatureTable:
+    if of.model.pixels is None:
         raise UserError("complexity is of images: take another statistic for vectors")
-    return np.column_stack([_likelihood(model, data, numbers, seed, label), png_bpd(data)])
+    return np.column_stack([_likelihood(of), png_bpd(of.data)])
 
 
-def _profile(
-    model: ScoreModel, data: Any, numbers: Numbers, seed: int, label: str
-) -> FeatureTable:
-    found = model.profile(data, index=numbers, seed=seed, label=label)
+def _profile(of: Examples) -> FeatureTable:
+    found = of.model.profile(of.data, index=of.numbers, seed=of.seed, label=of.label)
     return np.log(np.maximum(found.bits, TINY)).astype(np.float64)
 
 
 def _by_program(
     program: Callable[..., Array],
     levels_of: Callable[[ScoreModel], Float[Array, " levels"]],
-    model: ScoreModel,
-    data: Any,
-    numbers: Numbers,
-    seed: int,
-    label: str,
+    of: Examples,
 ) -> FeatureTable:
     """The logarithm of what a program finds of examples without noise, at these log-SNR."""
-    key, levels, program = jax.random.key(seed), levels_of(model), within_memory(program)
+    model, levels, program = of.model, levels_of(of.model), within_memory(program)
 
-    def work(place: np.ndarray) -> Array:
-        x, keys = _points(model, data[place]), image_keys(key, numbers[place])
+    def work(place: np.ndarray, keys: Keys) -> Array:
+        x = _points(model, of.data[place])
         found = program(model.noise, model.sde, x, keys, levels, model.eps)
         return jnp.log(jnp.maximum(found, TINY))
 
-    return _in_batches(work, numbers, label)
+    return _in_batches(work, of)
 
 
-def _in_batches(
-    work: Callable[[np.ndarray], Array], numbers: Numbers, label: str
-) -> FeatureTable:
+def _in_batches(work: Callable[[np.ndarray, Keys], Array], of: Examples) -> FeatureTable:
+    key = jax.random.key(of.seed)
+
     def checked(_: int, place: np.ndarray) -> dict[str, np.ndarray]:
-        found = np.asarray(work(place), np.float64)
+        found = np.asarray(work(place, image_keys(key, of.numbers[place])), np.float64)
         finite = np.asarray(np.isfinite(found).all(axis=1))
         check_finite_values(finite, place, "the statistic of example")
         return {"features": found}
 
-    n = len(numbers)
+    n = len(of.numbers)
     size = min(BATCH_SIZE, 1 << (n - 1).bit_length())
-    return resumable_map(checked, n, size=size, label=label, unit="example")["features"][0]
+    return resumable_map(checked, n, size=size, label=of.label, unit="example")["features"][0]
 
 
 def _points(model: ScoreModel, data: Any) -> Data:

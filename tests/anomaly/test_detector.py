@@ -12,7 +12,7 @@ from helpers.oracles import SDES, Gaussian, schedule64
 import scoremle
 from scoremle.anomaly import Anomalies, Detector
 from scoremle.anomaly.normality import Density, Ranks
-from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, numbers_of
+from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, Examples, numbers_of
 from scoremle.errors import UserError
 
 SDE, EPS = SDES["vp"], 1e-3
@@ -71,7 +71,7 @@ def test_features_of_one_s_own_have_p_values_that_hold():
 
 
 def features(statistic, x):
-    return STATISTICS[statistic].features(VECTORS, x, numbers_of(x), 0, "")
+    return STATISTICS[statistic].features(Examples(VECTORS, x, numbers_of(x), 0, ""))
 
 
 def test_statistics_are_those_of_the_closed_form():
