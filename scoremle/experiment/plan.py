@@ -25,7 +25,6 @@ from scoremle.experiment.networks import Params
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.program import Program, largest_batch, make_program
 from scoremle.training.saving import bytes_of_copy
-from scoremle.training.step import TrainState
 from scoremle.xla import compiled
 
 __all__ = ["Plan"]
@@ -67,15 +66,18 @@ class Plan:
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
         an_image, evaluations = self._likelihood()
-        drawn = self.experiment.sampler.evaluations
+        drawn, template = self.experiment.sampler.evaluations, training.template()
+        # As XLA counts them before it optimises.
+        flops = (self._lowered(self.batch).cost_analysis() or {}).get("flops", float("nan"))
         return {
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self._template.params)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(template.params)),
             "batch": self.batch,
-            "flops_step": self.flops,
-            "flops_image": self.flops / self.batch,
+            "flops_step": flops,
+            "flops_image": flops / self.batch,
             "state_bytes": self.needs.given,
-            "split_state_bytes": self.split_state,
-            "copy_bytes": self.copy,
+            # On each of the devices if it is split over them (devices.fsdp).
+            "split_state_bytes": bytes_of_each(template, self.devices),
+            "copy_bytes": bytes_of_copy(template),
             "work_bytes": self.needs.work,
             "memory_bytes": self.memory,
             "largest_batch": self._largest_batch(),
@@ -109,10 +111,6 @@ class Plan:
         return max(min(FEW * jax.device_count(), self.batch // 2) // least, 1) * least
 
     @cached_property
-    def _template(self) -> TrainState:
-        return self.experiment.training.template()
-
-    @cached_property
     def _program(self) -> Program:
         training = self.experiment.training
         return make_program(
@@ -122,27 +120,13 @@ class Plan:
 
     def _lowered(self, batch: int) -> jax.stages.Lowered:
         shape = (batch, *self.experiment.model.shape)
-        return self._program.lower(self._template, jax.ShapeDtypeStruct(shape, jnp.uint8))
-
-    @cached_property
-    def flops(self) -> float:
-        """FLOPs of a step, as XLA counts them before it optimises."""
-        return (self._lowered(self.batch).cost_analysis() or {}).get("flops", float("nan"))
+        template = self.experiment.training.template()
+        return self._program.lower(template, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
     @cached_property
     def needs(self) -> Needs:
         """Bytes of a step of the whole batch."""
         return self._needs(self.batch)
-
-    @property
-    def split_state(self) -> int:
-        """Bytes of the state on each of the devices if it is split over them (devices.fsdp)."""
-        return bytes_of_each(self._template, self.devices)
-
-    @property
-    def copy(self) -> int:
-        """Bytes of the copy of the state that is saved while training goes on."""
-        return bytes_of_copy(self._template)
 
     def _needs(self, batch: int) -> Needs:
         if found := needs(self._lowered(batch)):
@@ -151,9 +135,10 @@ class Plan:
 
     def _largest_batch(self) -> int:
         """Largest batch beside the state and its copy, over the devices that share it."""
-        split = self.experiment.training.config.devices.fsdp
-        given = self.split_state if split else self.needs.given
-        room = self.memory - given - self.copy
+        training, template = self.experiment.training, self.experiment.training.template()
+        split = training.config.devices.fsdp
+        given = bytes_of_each(template, self.devices) if split else self.needs.given
+        room = self.memory - given - bytes_of_copy(template)
         few, whole = (self._few, self._needs(self._few)), (self.batch, self.needs)
         return self.devices * largest_batch(room, few, whole)
 
@@ -163,7 +148,8 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             images = self._images(batch)[None]
-            state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._template)
+            template = self.experiment.training.template()
+            state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), template)
 
             def call() -> Any:
                 nonlocal state
@@ -202,7 +188,8 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             x = jnp.asarray(self._images(batch), jnp.float32) / 255
-            params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._template.params)
+            shapes = self.experiment.training.template().params
+            params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             return lambda: program(params, x, jnp.full(batch, 0.5))
 
         return self._pace(run)
