@@ -144,20 +144,6 @@ class Result(Mean):
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def made(cls, name: str, folder: Path, found: Mean, facts: Mapping[str, Any]) -> "Result":
-        """The result that these facts are about.
-
-        Args:
-            name: of the result.
-            folder: of its files.
-            found: the mean over images.
-            facts: by the names of the fields, and any others.
-        """
-        own = {each: facts[each] for each in OWN if each in facts}
-        more = {each: fact for each, fact in facts.items() if each not in own}
-        return cls(**vars(found), name=name, folder=folder, **own, more=more)
-
-    @classmethod
     def read(cls, name: str, facts: Mapping[str, Any], folder: Path) -> "Result":
         """The result of this name, whose files are in a folder, by its entry in results.json.
 
@@ -171,7 +157,9 @@ class Result(Mean):
         if lacking := [each for each in NEEDED if each not in facts]:
             where = folder / "results.json"
             raise UserError(f"{where}: {name} lacks {lacking[0]}; evaluate again")
-        return cls.made(name, folder, Mean.of_json(facts), facts)
+        own = {each: facts[each] for each in OWN if each in facts}
+        more = {each: fact for each, fact in facts.items() if each not in own}
+        return cls(**vars(Mean.of_json(facts)), name=name, folder=folder, **own, more=more)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in results.json, without the fields that are unset."""

@@ -176,17 +176,17 @@ class EvaluationRun:
             self.experiment, restored.tree.ema, self.folder / PARTS, len(self.images),
             self._others, self.flow and self.flow.tree.ema,
         )  # fmt: skip
-        found = [(*self._measure(one, restored), one) for one in asked.measurements()]
+        found = [self._measure(one, restored) for one in asked.measurements()]
         if self._evaluation.suite:
-            corrections = {
-                one.kind: (result.correction, result.errors.solver)
-                for result, _, one in found if result.correction is not None and result.errors
+            corrections: dict[str, tuple[float, float]] = {
+                result.kind: (result.correction, result.errors.solver)
+                for result, _ in found if result.correction is not None and result.errors
             }  # fmt: skip
-            checks = verdicts({one.kind: values for _, values, one in found}, corrections)
+            checks = verdicts({result.kind: values for result, values in found}, corrections)
             say(*checks)
             told = {self._name("checks", restored.number): [asdict(each) for each in checks]}
             add_results(self.folder / RESULTS, told)
-        return [result for result, _, _ in found]
+        return [result for result, _ in found]
 
     @cached_property
     def _others(self) -> np.ndarray:
@@ -230,7 +230,7 @@ class EvaluationRun:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
             pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
-        result = Result.made(name, self.folder, mean, facts)
+        result = Result.read(name, facts | mean.to_json(), self.folder)
         add_results(self.folder / RESULTS, {name: result.to_json()})
         if "probe_bias" in found.values:
             _warn_of_optimism(result)
