@@ -23,7 +23,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -277,11 +276,9 @@ class Workdir:
 
     def _begun_with(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Config and facts of the data, by the files and by the newest checkpoint's notes."""
-        config: dict[str, Any] = {}
-        facts: dict[str, Any] = {}
-        for path, meta in islice(self._notes(), 1):
-            self._compare(meta, path)
-            config, facts = meta.get(record.CONFIG, {}), meta.get(record.DATA, {})
+        path, meta = next(self._notes(), (self.folder, {}))
+        self._compare(meta, path)
+        config, facts = meta.get(record.CONFIG, {}), meta.get(record.DATA, {})
         return config | flat(self._read_config()), facts | self.data_facts()
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
