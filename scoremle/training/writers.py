@@ -26,7 +26,7 @@ from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
 from scoremle.files import handle_of
 from scoremle.progress import Progress
-from scoremle.records import is_of
+from scoremle.records import check_record, is_of
 
 __all__ = ["TRACKERS", "Console", "JsonLines", "LogRow", "Run", "Writer"]
 
@@ -227,9 +227,8 @@ class Tracker(Writer):
         if not self._begun:
             path = self._run.folder / KEPT
             kept = files.read_json(files.inside(path.parent, KEPT)) if path.exists() else {}
+            check_record(kept, dict[str, str], path)
             known = kept.get(self._library)
-            if not isinstance(known, str | None):
-                raise UserError(f"{path}: {self._library} must be text: mend it, or remove it")
             with self._mistakes():
                 found = self._begin(known)
             if known != found:
