@@ -11,7 +11,6 @@ run, and it is of no use without its model.
 import hashlib
 import json
 import math
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TypedDict
 
@@ -49,7 +48,7 @@ class CodedRecord(TypedDict):
 
 
 class _Whole(CodedRecord):
-    blocks: list[list[Count]]
+    blocks: list[tuple[Size, Count, Count]]
     words: Count
     initial: Count
 
@@ -63,7 +62,7 @@ def write_coded(path: Path, record: CodedRecord, coded: Coded) -> int:
     """Writes the file; returns its size in bytes."""
     whole: _Whole = {
         **record,
-        "blocks": [[*map(Count, astuple(block))] for block in coded.blocks],
+        "blocks": [(Size(b.images), Count(b.crc), Count(b.plain)) for b in coded.blocks],
         "words": Count(len(coded.words)), "initial": Count(coded.initial),
     }  # fmt: skip
     header = json.dumps(whole, separators=(",", ":")).encode() + b"\n"
@@ -98,8 +97,6 @@ def read_coded(path: Path) -> tuple[CodedRecord, Coded]:
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None
     check_record(record, _Whole, f"{path}: its record")
-    if not all(len(block) == len(fields(CodedBlock)) and block[0] for block in record["blocks"]):
-        raise UserError(f"{path}: its record has blocks of another kind")
     blocks = tuple(CodedBlock(*block) for block in record["blocks"])
     words = 4 * record["words"]
     _check(path, record, blocks, len(payload) - words)
