@@ -1,7 +1,6 @@
 """Facts of a working directory for a report, read from its files."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -164,14 +163,10 @@ def _row(line: str, where: str) -> LogRow:
     """A row of the log. Raises UserError if it is none."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    numbers = row.values() if isinstance(row, dict) else [where]
-    if not all(map(_is_number_or_none, numbers)) or not is_of(row.get("step"), int):
+        check_record(row, dict[str, float | None], where)  # null for what is not finite
+        step = row.get("step")
+    except (ValueError, RecursionError):  # a UserError is a ValueError
+        step = None
+    if not is_of(step, int):
         raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
     return row
-
-
-def _is_number_or_none(value: Any) -> bool:
-    """As the log has them: null for what is not finite."""
-    return value is None or (is_of(value, float) and math.isfinite(value))
