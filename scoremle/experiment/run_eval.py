@@ -26,7 +26,7 @@ from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
-from scoremle.numerics import check_finite, permutation
+from scoremle.numerics import permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
 from scoremle.terminal import say
@@ -74,7 +74,6 @@ def run_eval(
     quality: dict[str, dict[str, Any]] = {}
     for number in numbers:
         restored = workdir.restore(experiment.template, number)
-        check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
         _say_if_older(workdir, restored)
         results += run.measure(restored)
         if evaluation.enable_sampling:
@@ -122,9 +121,7 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
     place.check(experiment, "evaluation of a flow")
     template = experiment.flow_training.template()
-    restored = place.restore(template, evaluation.deq_ckpt)
-    check_finite(restored.tree.ema, store.path(restored.number))
-    return restored
+    return place.restore(template, evaluation.deq_ckpt)
 
 
 @dataclass(frozen=True)

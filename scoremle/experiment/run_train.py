@@ -24,7 +24,6 @@ from scoremle.experiment.record import CONFIG, record_of
 from scoremle.experiment.training import Training
 from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
-from scoremle.numerics import check_finite
 from scoremle.records import check_record
 from scoremle.terminal import say
 from scoremle.training.checksums import tree_hash
@@ -60,7 +59,6 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     workdir.check_seen_alike(experiment)
     workdir.check(experiment, "evaluation")
     restored = workdir.restore(experiment.training.template(), experiment.evaluation.ckpt_id)
-    check_finite(restored.tree.ema, workdir.snapshots.path(restored.number))
     score, place = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
     of_score = {
         "score_checkpoint": restored.number,

@@ -36,6 +36,7 @@ from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
 from scoremle.files import inside, read_sealed, write_sealed
+from scoremle.numerics import check_finite
 from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
 from scoremle.records import check_record
@@ -173,17 +174,18 @@ class Workdir:
     def restore(self, template: Any, number: int | None = None) -> Restored:
         """A snapshot, this one or the newest that is whole; the average alone is on a device.
 
-        Raises UserError as ``Checkpoints.restore``, and if config.json or data.json differs
-        from the checkpoint.
+        Raises UserError as ``Checkpoints.restore``, if config.json or data.json differs from the
+        checkpoint, and for an average that is not finite.
         """
         restored = self.snapshots.restore(template, number)
         path = self.snapshots.path(restored.number)
         check_record(restored.meta, _Notes, path)
         self._compare(restored.meta, path)
-        if self.imported:
-            return restored
-        state = restored.tree
-        return restored._replace(tree=state._replace(ema=jax.device_put(state.ema)))
+        if not self.imported:
+            state = restored.tree
+            restored = restored._replace(tree=state._replace(ema=jax.device_put(state.ema)))
+        check_finite(restored.tree.ema, path)
+        return restored
 
     def check_records(self) -> None:
         """Raises UserError if config.json or data.json is altered, or not of the checkpoints.
