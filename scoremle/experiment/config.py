@@ -3,9 +3,8 @@
 ml_collections could load them, but a mistake in one would be a traceback. Here it is one line.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, choose, named_as, nearest
 from scoremle.experiment import defaults
 from scoremle.experiment.configs import NAMED_CONFIGS
-from scoremle.experiment.own_code import mistakes, run_file
+from scoremle.experiment.own_code import imports_from, mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
@@ -48,7 +47,10 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     if not place.endswith(".py") or (published in NAMED_CONFIGS and not Path(place).exists()):
         named = choose(NAMED_CONFIGS, published, "config")
         return named.get_config(), named.resolve
-    with mistakes(Path(place)), _own_imports_of(place):
+    # The published form, ``from configs import default``, means the checkout of the file.
+    above = (folder for folder in Path(place).absolute().parents if (folder / "configs").is_dir())
+    checkout = next(above, None)
+    with mistakes(Path(place)), imports_from(checkout) if checkout else nullcontext():
         module = _module(place)
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {place} has no function get_config")
@@ -215,20 +217,3 @@ def _module(place: str) -> ModuleType:
     if not Path(place).is_file():
         raise UserError(f"no config file {place} (looked for {Path(place).absolute()})")
     return run_file(Path(place))
-
-
-@contextmanager
-def _own_imports_of(place: str) -> Iterator[None]:
-    """While a file runs, the nearest folder above it that holds ``configs`` is on the path.
-
-    So the published form, ``from configs import default``, means the checkout that the file lies
-    in. It comes first on the path: ``configs`` is a common name, and another may be installed.
-    """
-    above = Path(place).absolute().parents
-    roots = [str(folder) for folder in above if (folder / "configs").is_dir()][:1]
-    sys.path[:0] = roots
-    try:
-        yield
-    finally:
-        for root in roots:
-            sys.path.remove(root)

@@ -68,7 +68,7 @@ def called(place: str, *arguments: Any) -> Any:
     """
     name, _, function = place.rpartition(":")
     path = Path(name)
-    with mistakes(path), imports_beside(path):
+    with mistakes(path), imports_from(path.parent):
         module = run_file(path)
         if not hasattr(module, function):
             raise UserError(f"{path} has no function {function}")
@@ -124,22 +124,22 @@ def _text(error: BaseException) -> str:
 
 
 @contextmanager
-def imports_beside(path: Path) -> Iterator[None]:
-    """In the block the folder of a file is on the path.
+def imports_from(folder: Path) -> Iterator[None]:
+    """In the block a folder of the user's is the first on the path.
 
-    What is imported from there is the user's, too. It is forgotten afterwards: beside another file
+    What is imported from there is the user's, too. It is forgotten afterwards: in another folder
     a module of the same name may be another one.
     """
-    folder, before = path.absolute().parent, set(sys.modules)
-    sys.path.insert(0, str(folder))
+    place, before = folder.absolute(), set(sys.modules)
+    sys.path.insert(0, str(place))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(place))
         for name in set(sys.modules) - before:
             top = name.partition(".")[0]
             file = Path(getattr(sys.modules[name], "__file__", None) or "")
-            own = file == folder / f"{top}.py" or file.is_relative_to(folder / top)
+            own = file == place / f"{top}.py" or file.is_relative_to(place / top)
             if own and top not in before:
-                _known[str(file)] = path.parent / file.relative_to(folder)
+                _known[str(file)] = folder / file.relative_to(place)
                 del sys.modules[name]
