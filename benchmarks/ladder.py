@@ -11,6 +11,7 @@ A run that was stopped goes on where it was, within a training, too, and a large
 on from the smaller one. A step's seconds are measured first, without compilation and in turns with
 the first rung's, so that other work slows both; they set how many steps the budget has. A flow
 dequantizer is trained in addition to the budget, for the steps that the config ``digits`` says.
+Fine-tuning has the last third of the budget, a point at least, from another rung's checkpoint on.
 
 A difference is a rung's bits/dim less the first rung's, image by image and seed by seed. Its error
 is that over images, and where there are two seeds or more that over seeds, added in quadrature.
@@ -18,6 +19,7 @@ The picture has these differences beside the paper's, and the curves over second
 """
 
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -44,17 +46,19 @@ from scoremle.training.program import make_program
 
 
 class Rung(NamedTuple):
-    """A row of the ladder: a training by ``BASE`` and ``fields``; None: there is none yet.
+    """A row of the ladder: a training by ``BASE`` and ``fields``.
 
     ``exact`` and ``bound`` are fields of its evaluations; None: none is made. ``network``: the
-    rung whose training is measured, in place of one of its own. ``paper``: bits/dim of CIFAR-10,
+    rung whose training is measured, in place of one of its own. ``begun``: the rung whose training
+    it goes on with, for the last third of the budget. ``paper``: bits/dim of CIFAR-10,
     exact and bound, in ScoreFlow's table. ``claim``: what another paper has.
     """
 
-    fields: Mapping[str, Any] | None = {}
+    fields: Mapping[str, Any] = {}
     exact: Mapping[str, Any] = {}
     bound: Mapping[str, Any] | None = {}
     network: str = ""
+    begun: str = ""
     paper: tuple[float, float] | None = None
     claim: str = ""
 
@@ -110,7 +114,10 @@ RUNGS = {
         },
         TRUNCATED, DISCRETE, claim="MuLAN: 2.55 exact",
     ),
-    "second order": Rung(None, claim="high-order DSM, VE: 3.44 exact"),
+    "second order": Rung(
+        VELOCITY | {"training.second_order": True}, begun="velocity",
+        claim="i-DODE, part of 2.56 exact",
+    ),
 }  # fmt: skip
 FIRST = next(iter(RUNGS))
 STEPS, ROUNDS = 20, 3  # so many are timed at once, so often
@@ -130,6 +137,11 @@ class Ladder(NamedTuple):
         return self.budget // self.point
 
     @property
+    def turn(self) -> int:
+        """The point at which a training is fine-tuned."""
+        return self.points - max(self.points // 3, 1)
+
+    @property
     def paces(self) -> dict[str, dict[str, float]]:
         """Seconds and MiB of a step, of the networks that were timed."""
         path = self.workdir / "paces.json"
@@ -137,7 +149,8 @@ class Ladder(NamedTuple):
 
     def folder(self, name: str, seed: int) -> Path:
         """The working directory of a training."""
-        return self.workdir / slug(RUNGS[name].network or name) / str(seed)
+        of_budget = f"_{self.points}" * bool(RUNGS[name].begun)
+        return self.workdir / slug(RUNGS[name].network or name) / f"{seed}{of_budget}"
 
     def pace(self, name: str) -> float:
         """Seconds of a step: measured once, in turns with steps of the first rung."""
@@ -154,25 +167,39 @@ class Ladder(NamedTuple):
             )
         return self.paces[name]["seconds"]
 
+    def steps(self, name: str, points: int) -> int:
+        """Steps of a rung in the time of so many points."""
+        return points * max(round(self.point / self.pace(name) / 5), 1) * 5
+
     def train(self, name: str, seed: int) -> None:
         """Trains the network of a rung for the budget, and the flow for it where it has one."""
         network, folder = RUNGS[name].network or name, self.folder(name, seed)
         flow = folder / f"deq_{self.points}"
         if self.points not in Workdir(folder).snapshots.numbers():
-            steps = max(round(self.point / self.pace(network) / 5), 1) * 5
+            steps = self.steps(network, self.points)
+            if begun := RUNGS[network].begun:
+                self.begin(begun, seed, folder)
+                steps = self.steps(begun, self.turn) + self.steps(name, self.points - self.turn)
             run("--config=digits", f"--workdir={folder}", "--mode=train", *flags({
-                "seed": seed, "training.n_iters": self.points * steps,
-                "training.eval_freq": self.points * steps, "training.snapshot_freq": steps,
-                "training.snapshot_sampling": False, **BASE, **(RUNGS[network].fields or {}),
+                "seed": seed, "training.n_iters": steps, "training.eval_freq": steps,
+                "training.snapshot_freq": steps // self.points,
+                "training.snapshot_sampling": False, **BASE, **RUNGS[network].fields,
             }))  # fmt: skip
         if RUNGS[name].exact == FLOW and not Workdir(flow).snapshots.numbers():
             run("train-deq", str(folder), f"--deq-folder={flow.name}")
+
+    def begin(self, name: str, seed: int, folder: Path) -> None:
+        """Copies a rung's checkpoint at the turn, unless a training was begun with it."""
+        self.train(name, seed)
+        if not Workdir(folder).begun:
+            own, copy = (Workdir(each).snapshots for each in (self.folder(name, seed), folder))
+            shutil.copytree(own.path(self.turn), copy.path(self.turn))
 
     def measure(self, name: str, seed: int) -> None:
         """Measures the exact bits/dim at each point of its own curve, and the bound at the end."""
         rung = RUNGS[name]
         exact, bound = ([r.checkpoint for r in self.results(name, seed, kind)] for kind in KINDS)
-        begin = self.points if rung.network else max(exact, default=0) + 1
+        begin = self.points if rung.network or rung.begun else max(exact, default=0) + 1
         fixed = {"eval.end_ckpt": self.points, "eval.solver": "multistep"}
         wanted = [("exact", fixed | {"eval.begin_ckpt": begin} | {**rung.exact})]
         wanted = wanted if self.points not in exact else []
@@ -205,7 +232,7 @@ def flags(fields: Mapping[str, Any]) -> list[str]:
 def program_of(name: str) -> tuple[Callable[[], Any], float]:
     """Some steps of a rung's training as a call, and the MiB that a step needs."""
     config, resolve = load_config("digits")
-    config.update_from_flattened_dict(BASE | (RUNGS[name].fields or {}))
+    config.update_from_flattened_dict(BASE | RUNGS[name].fields)
     resolve(config)
     training = build(config).training
     images, state = feed(training.data), training.init_state()
@@ -284,7 +311,7 @@ def show(ladder: Ladder, plot: Path | None) -> None:
                 "{:+.3f} ± {:.3f}".format(*gains[name][kind]) if kind in gains[name] else "",
             ]
         rows.append((*cells, f"{pace['seconds']:.4f}", f"{pace['MiB']:.0f}", claim))
-        if not rung.network:
+        if not (rung.network or rung.begun):
             curve = ladder.results(name, min(found["exact"]), "exact")
             curves[name] = [(r.step, r.step * pace["seconds"], r.mean) for r in curve]
     if plot:
@@ -309,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     ladder = Ladder(asked.workdir, asked.budget, asked.point, asked.seeds)
     keep_programs()
-    names = [name for name in RUNGS if name in asked.rungs and RUNGS[name].fields is not None]
+    names = [name for name in RUNGS if name in asked.rungs]
     for seed, name in product(range(asked.seeds), names):
         ladder.train(name, seed)
         ladder.measure(name, seed)

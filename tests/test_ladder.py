@@ -1,4 +1,4 @@
-"""The ladder: two tiny rungs, and one that is not there yet."""
+"""The ladder: two tiny rungs, and one that goes on from the first."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ TINY = {
 RUNGS = {
     "first": Rung(TINY, paper=(3.0, 3.1)),
     "other": Rung(TINY | {"model.parameterization": "v"}, bound=None, paper=(2.9, 2.95)),
-    "later": Rung(None, claim="better"),
+    "later": Rung(TINY | {"training.second_order": True}, begun="first", claim="better"),
 }
 
 
@@ -44,8 +44,12 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     assert [step for step, *_ in found["curves"]["first"]] == [5, 10]
     assert [seconds for _, seconds, _ in found["curves"]["first"]] == pytest.approx([1, 2])
     assert {name: list(kinds) for name, kinds in found["differences"].items()} == {
-        "first": [], "other": ["exact"],
+        "first": [], "other": ["exact"], "later": ["exact", "bound"],
     }  # fmt: skip
+    tuned = json.loads((tmp_path / "later" / "0_2" / "config.json").read_text())
+    assert tuned["training"]["n_iters"] >= 10 and tuned["training"]["second_order"]
+    rows = (tmp_path / "later" / "0_2" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["step"] > 5  # after the first's point
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
     # Against the files: image by image.
     folders = [tmp_path / name / "0" / f"exact_{name}" for name in ("first", "other")]
