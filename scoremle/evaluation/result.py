@@ -39,11 +39,16 @@ class _Profile(TypedDict):
 
 
 class _Course(TypedDict):
-    """The log-SNR of a schedule that is learned, and of the one that it began as."""
+    """The log-SNR of a schedule that is learned, and of the fixed one.
+
+    Where each number of an image has its own, their mean, the least and the most.
+    """
 
     t: list[float]
     learned: list[float]
     fixed: list[float]
+    least: NotRequired[list[float]]
+    most: NotRequired[list[float]]
 
 
 class TrainingProgress(TypedDict):
@@ -91,7 +96,7 @@ class Result(Mean):
         seconds_per_image: without compilation.
         solver_choice: findings of the pilot.
         profile: bits over noise levels.
-        log_snr: of a learned schedule over t, and of the one that it began as.
+        log_snr: of a learned schedule over t, and of the fixed one.
         precision_cost: the error that less than float32 makes, in bits/dim.
         flags: of the command line that made it.
         dataset: by its name.

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 from jax.typing import DTypeLike
+from jaxtyping import UInt8
 
 from scoremle.core.dequantize import Flow, truncation_start
 from scoremle.core.learned_schedules import first_schedule, learned_schedule
@@ -30,7 +31,7 @@ from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.nn import FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
-from scoremle.types import IntImages, NoiseFn, PRNGKey
+from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
 
 if TYPE_CHECKING:
     from scoremle.core.codes import Coder
@@ -128,12 +129,27 @@ class NetworkSpec(_Spec):
         sde = self.sde.at(codes)
         return conditioned(with_schedule(noise, sde.schedule), codes), sde
 
-    def log_snr(self, params: Params) -> dict[str, list[float]] | None:
-        """The learned log-SNR over t, and the one that it began as; None if none is one curve."""
-        if not self.learned or self.encoder:
+    def log_snr(
+        self, params: Params, images: UInt8[np.ndarray, "n h w c"]
+    ) -> dict[str, list[float]] | None:
+        """The learned log-SNR over t, and the fixed one between its first ends; None if none is.
+
+        By codes it is the mean over these images and their numbers, with the least and the most.
+        """
+        if not self.learned:
             return None
-        t = jnp.linspace(self.eps, 1.0, POINTS)
-        each = {"t": t, "learned": self.at(params).sde.log_snr(t), "fixed": self.sde.log_snr(t)}
+        t, sde = jnp.linspace(self.eps, 1.0, POINTS), self.at(params).sde
+        each = {"t": t, "fixed": self.sde.log_snr(t)}
+        if coder := self.coder(params):
+            sde = sde.at(coder(self.pixels.encode(jnp.asarray(images), 0.5)))
+
+            def over_numbers(at: Scalar) -> list[Scalar]:
+                found = sde.log_snr(jnp.full(len(images), at))
+                return [jnp.mean(found), jnp.min(found), jnp.max(found)]
+
+            each |= zip(("learned", "least", "most"), jax.lax.map(over_numbers, t), strict=True)
+        else:
+            each["learned"] = sde.log_snr(t)
         return {name: np.asarray(values, float).tolist() for name, values in each.items()}
 
     @property
@@ -219,7 +235,7 @@ class ImportedSpec(_Spec):
     classes: int
     label: str
 
-    def log_snr(self, params: Params) -> None:
+    def log_snr(self, params: Params, images: UInt8[np.ndarray, "n h w c"]) -> None:
         """None: its schedule is its own."""
 
     def coder(self, params: Params) -> "Coder | None":

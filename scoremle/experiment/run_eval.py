@@ -213,7 +213,7 @@ class EvaluationRun:
             "unit": "bits/dim" if found.column == "bpd" else "loss",
             "seconds_per_image": found.seconds,
             "solver_choice": one.choice and one.choice.to_json(),
-            "log_snr": self.experiment.model.log_snr(restored.tree.ema),
+            "log_snr": self.experiment.model.log_snr(restored.tree.ema, self.images[:IMAGES]),
             "flags": self._flags,
         }
         if self.experiment.model.precision != FULL and found.column == "bpd":

@@ -223,13 +223,19 @@ def profile_chart(number: int, name: str, found: Mapping[str, Sequence[float]]) 
 
 
 def course(found: Mapping[str, Sequence[float]]) -> Chart:
-    """The log-SNR of a learned schedule over t, beside the one that it began as."""
+    """The log-SNR of a learned schedule over t, beside the fixed one."""
     t, learned, fixed = (np.asarray(found[name]) for name in ("t", "learned", "fixed"))
-    apart = np.abs(learned - fixed)
+    apart, by_number, words = np.abs(learned - fixed).max(), "least" in found, ""
+    if by_number:
+        wide = np.max(np.subtract(found["most"], found["least"]))
+        words = f" Those of the numbers of images are at most {wide:.2f} apart."
 
     def draw(axes: Any) -> None:
-        axes.plot(t, learned, color=COLOURS[0], label="learned")
-        axes.plot(t, fixed, color=INK, linestyle="--", label="at first")
+        if by_number:
+            band: Any = found["least"], found["most"]
+            axes.fill_between(t, *band, color=COLOURS[0], alpha=0.3, label="all numbers")
+        axes.plot(t, learned, color=COLOURS[0], label="learned" + ", mean" * by_number)
+        axes.plot(t, fixed, color=INK, linestyle="--", label="fixed")
         axes.set(xlabel="time t: data on the left, noise on the right", ylabel="log-SNR")
         axes.legend(**ABOVE)
 
@@ -237,8 +243,8 @@ def course(found: Mapping[str, Sequence[float]]) -> Chart:
         "schedule", "The learned schedule",
         "How fast the signal-to-noise ratio falls. Where the line is steep, training draws few"
         " times for each unit of log-SNR. Its ends are where the data and the noise are told.",
-        f"The learned log-SNR falls from {learned[0]:.2f} to {learned[-1]:.2f}, where it fell from"
-        f" {fixed[0]:.2f} to {fixed[-1]:.2f} at first; they are at most {apart.max():.2f} apart.",
+        f"The learned log-SNR falls from {learned[0]:.2f} to {learned[-1]:.2f}, the fixed one from"
+        f" {fixed[0]:.2f} to {fixed[-1]:.2f}; they are at most {apart:.2f} apart.{words}",
         draw,
     )  # fmt: skip
 

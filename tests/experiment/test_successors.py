@@ -190,7 +190,14 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
     facts = measured(folder)
     assert facts["reconstruction"] == "Discrete"
     assert facts["sde"]["schedule"]["type"] == "CodedPolynomial"
-    assert facts["mean_code"] == pytest.approx(cost) and "log_snr" not in facts
+    assert facts["mean_code"] == pytest.approx(cost)
+    t, fixed, learned, least, most = (
+        np.asarray(facts["log_snr"][name]) for name in ("t", "fixed", "learned", "least", "most")
+    )
+    np.testing.assert_allclose(fixed, 13.3 - 18.3 * t, atol=1e-4)
+    for each in (learned, least, most):
+        np.testing.assert_allclose(each[[0, -1]], [13.3, -5], atol=1e-4)
+    assert (least < learned).all(where=(t > 0) & (t < 1)) and (most - learned)[1:-1].min() > 1e-3
     flags = ("--config.eval.bound=False", "--config.eval.dequantization=truncated_normal",
              "--config.eval.enable_sampling=True", "--config.eval.enable_loss=True",
              "--eval-folder=other")  # fmt: skip
