@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from flax.traverse_util import unflatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from scoremle.errors import UserError
@@ -90,8 +91,8 @@ def is_export(path: Path) -> bool:
     return whole and {CONFIG, DATA} <= safetensors.notes(named(path)).keys()
 
 
-def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
-    """Config, facts of the data, averaged parameters and step of a .safetensors of an export.
+def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], dict[str, np.ndarray], int]:
+    """Config, facts of the data, averaged parameters by name, and step of a .safetensors.
 
     Raises UserError for one that is damaged.
     """
@@ -101,13 +102,17 @@ def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], Any, int]:
         step = int(told["step"])
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{path}: its notes are damaged: export it again") from None
-    return *_checked(content, path), unflatten_dict(safetensors.read(named(path)), sep="."), step
+    return *_checked(content, path), safetensors.read(named(path)), step
 
 
-def check_arrays(found: Any, template: Any, path: Path) -> None:
-    """Raises UserError for arrays in a file that are not those of a template."""
-    if words := first_difference(leaves(found), leaves(template)):
+def as_tree(arrays: Mapping[str, np.ndarray], template: Any, path: Path) -> Any:
+    """The tree of arrays with these names. Dots part names, and may be in them.
+
+    Raises UserError for arrays in a file that are not those of a template.
+    """
+    if words := first_difference(leaves(arrays), leaves(flatten_dict(template, sep="."))):
         raise UserError(f"{path} {words}: it is not of the network that its notes name")
+    return unflatten_dict({each: arrays[".".join(each)] for each in flatten_dict(template)})
 
 
 def _record(place: "Workdir") -> dict[str, Any]:

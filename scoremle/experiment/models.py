@@ -108,9 +108,9 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
 
 
 def _exported(path: Path) -> ScoreModel:
-    config, data, params, step = exported.load_export(path)
+    config, data, arrays, step = exported.load_export(path)
     experiment = build(config, levels=data["levels"])
-    exported.check_arrays(params, experiment.training.template().ema, path)
+    params = exported.as_tree(arrays, experiment.training.template().ema, path)
     return _trained(experiment, placed(params), step)
 
 

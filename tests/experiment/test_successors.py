@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from helpers.marks import some
 from helpers.places import GOLDEN, ROOT
 
+import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.augment import augmented
 from scoremle.errors import UserError
@@ -277,6 +278,10 @@ def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
     drawn = ("-n", "2", "-o", str(tmp_path / "y.npy"), "--steps=2")
     assert cli.main(["sample", whole, *drawn]) == 0
     assert np.load(tmp_path / "y.npy").shape == (2, 8, 8, 1)
+    assert cli.main(["export", whole, str(tmp_path / "x.safetensors")]) == 0
+    models = map(scoremle.load, (whole, tmp_path / "x.safetensors"))
+    for a, b in zip(*map(jax.tree.leaves, models), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_images_that_are_augmented_are_told():
