@@ -98,6 +98,10 @@ class CodedPolynomial(_SharedEnds):
             " samples, or take the model under a code"
         )
 
+    def time_of_log_snr(self, lam: Times) -> Times:
+        """Raises UserError, as ``log_snr``."""
+        return self.log_snr(lam)
+
     def at(self, code: Float[Array, "b m"]) -> Polynomial:
         """The schedule of the images with these codes.
 

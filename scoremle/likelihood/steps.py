@@ -231,6 +231,11 @@ def step_bound(
     _check_chain(variance, times, draws)
     if variance == "learned" and not hasattr(noise, "both"):
         raise UserError("this network has no variance: take variance='small' or 'large'")
+    if sde.schedule.per_dimension:
+        raise UserError(
+            "the steps of a chain have one log-SNR, and here each dimension has its own: take the"
+            " bound of continuous time"
+        )
     points = jnp.asarray(points, float)
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))

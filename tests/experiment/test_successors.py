@@ -176,7 +176,7 @@ def test_a_tiny_one_trains_and_goes_on_to_the_last_bit(tmp_path):
 
 
 @pytest.mark.long
-def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
+def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path, capsys):
     """MuLAN is measured by the bound and by the ODE, each with the cost of a code."""
     fields = ("model.latent_size=6", "model.latent_k=2", "model.encoder_blocks=1",
               "optim.lr=1e-2", "eval.num_samples=3")  # fmt: skip
@@ -209,6 +209,15 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path):
     }  # fmt: skip
     assert all(each["mean_code"] == pytest.approx(cost) for each in found.values())
     assert cli.main(["report", str(folder)]) == 0
+    page = (folder / "report" / "index.html").read_text()
+    assert "Those of the numbers of images are at most" in page
+    capsys.readouterr()
+    for words, keyword in (
+        (["eval", str(folder), "--config.eval.bound_steps=2"], "one log-SNR"),
+        (["sample", str(folder), "-n", "2", "--log-prob"], "a code"),
+    ):
+        assert cli.main(words) == 2
+        assert keyword in capsys.readouterr().err
 
 
 def is_at(step, process, folder):
