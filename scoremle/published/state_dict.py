@@ -119,7 +119,8 @@ def _joined(tree: Tree) -> np.ndarray:
 def _extension(code: int, content: bytes) -> Any:
     if code == COMPLEX:
         parts = msgpack.unpackb(content, max_array_len=2)
-        if len(parts) != 2 or not all(isinstance(part, float) for part in parts):
+        pair = isinstance(parts, list) and len(parts) == 2
+        if not pair or not all(isinstance(part, float) for part in parts):
             raise ValueError("a complex number of other than two parts")
         return complex(*parts)
     if code not in (ARRAY, SCALAR):
