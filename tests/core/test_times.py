@@ -26,13 +26,13 @@ SHARES = np.linspace(1, 4, BINS) * (1 + np.arange(BINS) % 3)
 SHARES = SHARES / SHARES.sum()
 
 
-def sampler(kind, name, eps, stratified):
+def sampler(kind, name, eps, *stratified):
     if kind == "time":
-        return UniformTime(eps, stratified=stratified)
+        return UniformTime(eps, *stratified)
     if kind == "binned":
-        return BinnedLogSNR(SDES[name], eps, SHARES, stratified=stratified)
+        return BinnedLogSNR(SDES[name], eps, SHARES, *stratified)
     of_log_snr = AlphaSquared if kind == "alpha2" else UniformLogSNR
-    return of_log_snr(SDES[name], eps, stratified=stratified)
+    return of_log_snr(SDES[name], eps, *stratified)
 
 
 def signal_behind(sde, eps, t):
@@ -62,6 +62,16 @@ def distribution(kind, name, eps, t):
         bins = np.clip((place * BINS).astype(int), 0, BINS - 1)
         return cdf, SHARES[bins] * BINS * rate / span
     return (log_snr64(sde, eps) - log_snr64(sde, t)) / span, rate / span
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_are_no_strata_unless_they_are_asked_for(kind):
+    usual, without, strata = (
+        sampler(kind, "vp", EPS["vp"], *asked)(jax.random.key(3), 8)[0]
+        for asked in ((), (False,), (True,))
+    )
+    np.testing.assert_array_equal(usual, without)
+    assert (usual != strata).any()
 
 
 @every_sde
