@@ -26,9 +26,10 @@ a number, or the choices of `scales.py`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -64,21 +65,18 @@ def log_normal_mass(below: Data, above: Data) -> Data:
     return log_mass(jax.scipy.special.log_ndtr, below, above)
 
 
-@runtime_checkable
-class Decoder(Protocol):
+class Decoder(ABC):
     """A part that is known, and one that is drawn with the network's prediction at t = eps.
 
     ``bounds`` is what the whole bound then is a bound on, and ``title`` names it. The network is
     not evaluated where nothing is ``random``.
     """
 
-    @property
-    def bounds(self) -> Literal["density", "probability"]: ...
+    bounds: ClassVar[Literal["density", "probability"]] = "density"
+    random: ClassVar[bool] = False
 
     @property
-    def random(self) -> bool: ...
-
-    @property
+    @abstractmethod
     def title(self) -> str: ...
 
     def encode(self, integers: IntImages) -> Data | None:
@@ -87,8 +85,9 @@ class Decoder(Protocol):
         Args:
             integers: [b *d].
         """
-        ...
+        return None
 
+    @abstractmethod
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         """The part without random error; ``integers`` are what ``y`` encodes, if it does.
 
@@ -98,7 +97,6 @@ class Decoder(Protocol):
             integers: [b *d] what ``y`` encodes; None for reals.
             t: [b] times.
         """
-        ...
 
     def drawn(
         self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
@@ -108,7 +106,7 @@ class Decoder(Protocol):
 
         ``centred`` is a function of that noise, of mean zero, near half its squared norm: it may
         be subtracted. ``v`` is the output of a network with a learned range for its variance; None
-        for another network.
+        for another network. Zero of a decoder that is not ``random``.
 
         Args:
             error: [b *d] the predicted noise less the noise.
@@ -118,20 +116,16 @@ class Decoder(Protocol):
             t: [b] times.
             v: [b *d], or None.
         """
-        ...
+        return jnp.zeros_like(centred)
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class GaussianDecoder:
+class GaussianDecoder(Decoder):
     """The Gaussian around the network's estimate of the data."""
 
-    bounds: ClassVar[Literal["density", "probability"]] = "density"
     random: ClassVar[bool] = True
     title: ClassVar[str] = "Gaussian decoder"
-
-    def encode(self, integers: IntImages) -> None:
-        return None
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over(LOG_2PI - sde.log_snr(t), y) / 2
@@ -145,29 +139,18 @@ class GaussianDecoder:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Decoder):
     """No step to the data: the bound is one on the density of the model at t = eps."""
 
-    bounds: ClassVar[Literal["density", "probability"]] = "density"
-    random: ClassVar[bool] = False
     title: ClassVar[str] = "no step to the data"
-
-    def encode(self, integers: IntImages) -> None:
-        return None
 
     def known(self, sde: SDE, y: Data, integers: IntImages | None, t: Times) -> PerExample:
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
 
-    def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
-        v: Data | None,
-    ) -> PerExample:  # fmt: skip
-        return jnp.zeros_like(centred)
-
 
 @pytree
 @dataclass(frozen=True, eq=False)
-class DiscreteDecoder:
+class DiscreteDecoder(Decoder):
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
 
     Of an SDE whose log-SNR is one number at each t.
@@ -176,7 +159,6 @@ class DiscreteDecoder:
     points: Float[Array | np.ndarray, " levels"]
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
-    random: ClassVar[bool] = False
     title: ClassVar[str] = "discrete decoder"
 
     def encode(self, integers: IntImages) -> Data:
@@ -191,16 +173,10 @@ class DiscreteDecoder:
         points = jnp.asarray(self.points, y.dtype)
         return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 
-    def drawn(
-        self, error: Data, centred: PerExample, sde: SDE, integers: IntImages | None, t: Times,
-        v: Data | None,
-    ) -> PerExample:  # fmt: skip
-        return jnp.zeros_like(centred)
-
 
 @pytree
 @dataclass(frozen=True, eq=False)
-class InformedDecoder:
+class InformedDecoder(Decoder):
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
 
     Args:
