@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoremle.errors import UserError, first_line
-from scoremle.interop.wrappers import Around
+from scoremle.interop.wrappers import DenoiserMean
 
 # The choice of an attention kernel is one for the whole process.
 _CHOICE = threading.Lock()
@@ -31,7 +31,7 @@ class Frozen:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.name = type(module.inside if isinstance(module, Around) else module).__name__
+        self.name = type(module.inside if isinstance(module, DenoiserMean) else module).__name__
         try:
             # What torch.compile gives is traced anew in every thread: its origin is taken.
             self.module = copy.deepcopy(getattr(module, "_orig_mod", module))

@@ -80,7 +80,8 @@ def network_of(
     if steps:
         _check_between_steps(frozen, *(_tensor(a, frozen.device) for a in inputs))
     truth = _Truth(frozen, inputs)
-    why = _not_torchax(frozen) if by is None else ""
+    on_gpu_alone = frozen.device.type != "cpu" and jax.default_backend() == "cpu"
+    why = "JAX has no GPU here" * (by is None and on_gpu_alone)
     if by != "torch" and not why:
         try:
             network = translated(frozen.module)
@@ -150,13 +151,6 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
             "%s cuts off fractions of a step, which the ODE falls on: %s",
             frozen.name, BETWEEN_REMEDY,
         )  # fmt: skip
-
-
-def _not_torchax(frozen: Frozen) -> str:
-    """The reason to leave a module in PyTorch; "" if there is none."""
-    if frozen.device.type != "cpu" and jax.default_backend() == "cpu":
-        return "JAX has no GPU here"
-    return ""
 
 
 @jax.jit

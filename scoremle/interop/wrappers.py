@@ -20,18 +20,12 @@ from scoremle.types import Times
 TIMES, HALVINGS = 4096, 60
 
 
-class Around(nn.Module):
-    """Wrapper of a module ``inside``, whose name messages use."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-
-class DenoiserMean(Around):
+class DenoiserMean(nn.Module):
     """The mean of a denoiser of azula, for x = alpha x_0 + sigma z of VP at its log-SNR."""
 
-    inside: Any
+    def __init__(self, inside: Any) -> None:
+        super().__init__()
+        self.inside = inside
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.inside.schedule(t)
