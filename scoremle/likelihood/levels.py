@@ -19,10 +19,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
 __all__ = ["StepLevels"]
 
@@ -141,42 +140,7 @@ def bias_bound(change: Values) -> float:
     return abs(float(change.mean())) + CERTAIN * stderr
 
 
-class Corrected(NamedTuple):
-    """A mean at the finest level; its part that the differences are; and standard errors.
-
-    ``stderr`` has all that is random: the images, the noise of the values, and the differences.
-    ``correction_stderr`` is that of the differences alone. Neither has the finest level's error.
-    """
-
-    mean: float
-    correction: float
-    stderr: float
-    correction_stderr: float
-
-
-def corrected(
-    values: Values,
-    order: Integer[np.ndarray, " n"],
-    differences: Sequence[Float[np.ndarray, " _m"]],
-) -> Corrected:
-    """The mean of the ``values`` of all images, corrected by the mean of each of the differences.
-
-    Args:
-        values: of each image, at the coarsest level.
-        order: a random order of the images.
-        differences: from each level to the next, of as many of the first images of that order;
-            two or more, and of no later one more.
-    """
-    correction = float(sum(d.mean() for d in differences))
-    return Corrected(
-        mean=float(values.mean()) + correction,
-        correction=correction,
-        stderr=_stderr([values[order], *differences]),
-        correction_stderr=_stderr(differences),
-    )
-
-
-def _stderr(columns: Sequence[Float[np.ndarray, " _m"]]) -> float:
+def stderr_of_means(columns: Sequence[Float[np.ndarray, " _m"]]) -> float:
     """Standard error of the sum of their means; each is of the first images of the one before."""
     variance = 0.0
     for i, a in enumerate(columns):

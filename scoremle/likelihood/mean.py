@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.likelihood.levels import Corrected
+from scoremle.likelihood.levels import stderr_of_means
 
 __all__ = ["Mean", "PassValues", "standard_error"]
 
@@ -92,34 +92,36 @@ class Mean:
 
     def corrected(
         self,
-        found: Corrected,
-        finest_bias: float,
+        values: Float[np.ndarray, " n"],
         steps: Sequence[int],
-        differences: Sequence[Float[np.ndarray, " m"]],
+        differences: Sequence[Float[np.ndarray, " _m"]],
+        finest_bias: float,
     ) -> "Mean":
-        """The mean at the finest solver, by differences on some of the images.
+        """The mean at the finest solver, by the mean of each of the differences.
 
         Args:
-            found: the corrected mean, and its errors.
-            finest_bias: a bound on the error of the finest solver.
+            values: of all images, by the fewest steps, in a random order.
             steps: numbers of steps, rising.
-            differences: of images, between neighbouring numbers of steps.
+            differences: from each of these to the next, of as many of the first images of that
+                order; two or more, and of no later one more.
+            finest_bias: a bound on the error of the finest solver.
         """
         noise, probes = self.noise_stderr, self.columns.get("probe_stderr_of_mean")
-        this_set = None if noise is None else float(np.hypot(noise, found.correction_stderr))
+        correction = float(sum(d.mean() for d in differences))
+        solver, everything = map(stderr_of_means, (differences, [values, *differences]))
         return replace(
             self,
-            mean=found.mean,
-            stderr=found.stderr,
+            mean=float(values.mean()) + correction,
+            stderr=everything,
             uncorrected_mean=self.mean,
-            correction=found.correction,
+            correction=correction,
             errors=MeanErrors(
                 images=_without(self.stderr, noise),
                 probes=probes,
                 draws=_without(noise, probes),
-                solver=found.correction_stderr,
-                all=found.stderr,
-                this_set=this_set,
+                solver=solver,
+                all=everything,
+                this_set=None if noise is None else float(np.hypot(noise, solver)),
                 finest_bias=finest_bias,
             ),
             level_nodes=tuple(steps),

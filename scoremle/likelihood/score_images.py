@@ -30,7 +30,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, under_codes
 from scoremle.likelihood.images import ImageValues as Columns
-from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
+from scoremle.likelihood.levels import StepLevels, bias_bound
 from scoremle.likelihood.mean import Mean, PassValues
 from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
 from scoremle.numerics import permutation
@@ -100,9 +100,8 @@ class Scored:
             found = self.differences(coarse, fine, last, size)
             differences.append(found["bpd"][0])
             bias = bias_bound(found["halving"][0]) if last else bias
-        values = self.values[self.column].mean(axis=0)[self.finite]
-        of_mean = corrected(values, self.order, differences)
-        return replace(self, mean=self.mean.corrected(of_mean, bias, levels.steps, differences))
+        values = self.values[self.column].mean(axis=0)[self.finite][self.order]
+        return replace(self, mean=self.mean.corrected(values, levels.steps, differences, bias))
 
 
 def score_images(

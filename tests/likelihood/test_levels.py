@@ -11,8 +11,8 @@ from scoremle.likelihood.levels import (
     StepLevels,
     bias_bound,
     choose_levels,
-    corrected,
 )
+from scoremle.likelihood.mean import Mean
 
 RNG = np.random.default_rng
 
@@ -21,6 +21,11 @@ def population(rng, n):
     """Values and two differences of ``n`` images, correlated with each other."""
     a, b, c = rng.normal(size=(3, n))
     return 3 + a, 0.3 + 0.4 * b - 0.3 * a, -0.1 + 0.2 * c + 0.1 * b
+
+
+def corrected(values, order, differences):
+    mean = Mean.of({"bpd": values[None]}, "bpd")
+    return mean.corrected(values[order], range(len(differences) + 1), differences, 0.0)
 
 
 def nested(values, first, second, order, m1, m2):
@@ -32,10 +37,10 @@ def test_by_hand():
     found = corrected(values, order, [np.array([0.5, 0.1])])
     assert found.mean == pytest.approx(3.3) and found.correction == pytest.approx(0.3)
     # V(c) = 7, V(d) = 0.08, Cov of (6, 1) with (0.5, 0.1) = 1.
-    assert found.correction_stderr == pytest.approx(np.sqrt(0.08 / 2))
+    assert found.errors.solver == pytest.approx(np.sqrt(0.08 / 2))
     assert found.stderr == pytest.approx(np.sqrt(7 / 3 + 0.08 / 2 + 2 * 1 / 3))
     alone = corrected(values, order, [])
-    assert alone.mean == 3 and alone.correction_stderr == 0
+    assert alone.mean == 3 and alone.errors.solver == 0
     assert alone.stderr == pytest.approx(np.sqrt(7 / 3))
 
 
@@ -57,7 +62,7 @@ def test_brute_force(m1, m2):
     of_set = np.array([f.mean for f in found])
     truth = sum(column.mean() for column in one)
     assert abs(of_set.mean() - truth) < 4 * of_set.std() / np.sqrt(trials) + 1e-12
-    stated = np.sqrt(np.mean([f.correction_stderr**2 for f in found]))
+    stated = np.sqrt(np.mean([f.errors.solver**2 for f in found]))
     assert of_set.std() <= 1.03 * stated
     if m1 < 100:  # few of the images: then it is that spread, but for their share
         assert of_set.std() > 0.8 * stated
