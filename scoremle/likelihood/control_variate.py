@@ -18,7 +18,6 @@ the bound unbiased, as long as they come from other draws of the noise than the 
 `control_variate_fit.py` fits them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,7 +79,7 @@ class FittedGaussian:
     rest: float | Float[Array, ""] = 0.0
 
     @classmethod
-    def fit(cls, batches: Iterable[Float[AnyArray, "_b *d"]]) -> "FittedGaussian":
+    def fit(cls, examples: Float[AnyArray, "n *d"]) -> "FittedGaussian":
         """Fits mean and principal axes of the examples, of which ``most_examples`` are taken.
 
         The variances along the axes are cross-validated: the axes are fitted on all examples but a
@@ -90,11 +89,11 @@ class FittedGaussian:
         arXiv 1611.00798.) Raises UserError for fewer than two examples.
 
         Args:
-            batches: arrays [b *d] of data, of any sizes b.
+            examples: data.
         """
         from scipy.optimize import isotonic_regression  # slow to import, and seldom needed
 
-        x = np.concatenate([np.asarray(b, np.float32).reshape(len(b), -1) for b in batches])
+        x = np.asarray(examples, np.float32).reshape(len(examples), -1)
         x = x[: most_examples(x.shape[1])]
         if len(x) < 2:
             raise UserError(f"a Gaussian is fitted on two examples or more, not {len(x)}")

@@ -82,7 +82,7 @@ def fit_control(
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)
         if count < FEWEST:
             return _none(sde, as_data(x), eps)
-        gaussian, x = FittedGaussian.fit([x[count:]]), x[:count]
+        gaussian, x = FittedGaussian.fit(x[count:]), x[:count]
     x = as_data(x)
     if len(x) < FEWEST:
         return _none(sde, x, eps)

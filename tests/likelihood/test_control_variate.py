@@ -50,7 +50,7 @@ def learned(name, eps, fitted):
 def fit(name, data=DATA, matching="denoising"):
     """A control for the exact noise of the data, fitted on other draws of them."""
     x = jnp.asarray(data.draw(20, 128), jnp.float32)
-    gaussian = FittedGaussian.fit([data.draw(21, 500), data.draw(22, 1500)])
+    gaussian = FittedGaussian.fit(data.draw(21, 2000))
     return fit_control(
         data.noise(SDES[name]), SDES[name], x, jax.random.key(3),
         eps=1e-3, gaussian=gaussian, matching=matching,
@@ -62,7 +62,7 @@ def fit(name, data=DATA, matching="denoising"):
 
 def test_mean_and_covariance_of_all_batches():
     x = DATA.draw(0, 700)
-    found = FittedGaussian.fit([x[:100].reshape(100, 2, 2), x[100:].reshape(600, 2, 2)])
+    found = FittedGaussian.fit(x.reshape(700, 2, 2))
     covariance = (found.axes * found.variances) @ found.axes.T
     np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=0.02, atol=1e-4)
@@ -95,7 +95,7 @@ def test_variances_are_those_of_other_examples(n):
     """Of 64 dimensions, along the axes and across them. Of their own, those along the last axes
     of 65 examples are a thousand times too small."""
     data = Gaussian.random(5, 64)
-    found = FittedGaussian.fit([data.draw(0, n)])
+    found = FittedGaussian.fit(data.draw(0, n))
     away = found.deviations(jnp.asarray(data.draw(1, 4000), jnp.float32))
     last = np.square(away.along[:, -5:]).mean() / found.variances[-5:].mean() if n > 8 else 1
     rest = np.square(away.rest).sum(axis=1).mean() / (64 - found.axes.shape[1] or 1)
@@ -107,7 +107,7 @@ def test_variances_are_those_of_other_examples(n):
 def test_many_dimensions_take_memory_by_the_examples():
     dims, n = 12_288, 60
     x = 0.1 * np.random.default_rng(0).normal(size=(n, dims)) + np.linspace(-1, 1, n)[:, None]
-    found = FittedGaussian.fit([x])
+    found = FittedGaussian.fit(x)
     assert found.axes.shape[0] == dims and 1 < found.axes.shape[1] < n
     assert found.variances[0] == pytest.approx(dims / 3, rel=0.2)  # all pixels together
     assert found.rest == pytest.approx(0.01, rel=0.05)
@@ -116,7 +116,7 @@ def test_many_dimensions_take_memory_by_the_examples():
 
 def test_one_example_is_no_sample():
     with pytest.raises(ValueError, match="two examples"):
-        FittedGaussian.fit([np.zeros((1, 3))])
+        FittedGaussian.fit(np.zeros((1, 3)))
 
 
 @every_sde
