@@ -14,7 +14,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler
 from scoremle.likelihood.decoders import Decoder, GaussianDecoder
 from scoremle.likelihood.elbo import elbo_at
-from scoremle.types import Data, IntImages, NoiseFn, PerExample, PRNGKey, Scalar
+from scoremle.types import IntImages, NoiseFn, PerExample, PRNGKey, Scalar
 
 __all__ = ["dequantization_loss"]
 
@@ -47,26 +47,11 @@ def dequantization_loss(
     key_u, key_bound = jax.random.split(key)
     u, log_q = dequantizer(key_u, x)
     y = pixels.encode(x, u)
-    return log_q + one_draw_bound(
-        noise, sde, y, key_bound, eps=eps, times=times, decoder=decoder
-    )
-
-
-def one_draw_bound(
-    noise: NoiseFn,
-    sde: SDE,
-    y: Data,
-    key: PRNGKey,
-    *,
-    eps: Scalar,
-    times: TimeSampler,
-    decoder: Decoder = GaussianDecoder(),
-) -> PerExample:
-    """An unbiased estimate of the bound on -log p(y); the times are drawn over the batch."""
-    key_t, key_rows = jax.random.split(key)
+    key_t, key_rows = jax.random.split(key_bound)
     t, density = times(key_t, len(y))
-    return -elbo_at(
+    bound = elbo_at(
         noise, sde, y, key_rows,
         eps=eps, t=t[None], density=density[None], stratified=False,
         decoder=decoder, last_draws=int(decoder.random), at_once=True,
-    ).log_prob  # fmt: skip
+    )  # fmt: skip
+    return log_q - bound.log_prob

@@ -15,7 +15,7 @@ from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR
 from scoremle.likelihood.decoders import Entropy, GaussianDecoder
-from scoremle.likelihood.dequantizer_loss import dequantization_loss, one_draw_bound
+from scoremle.likelihood.dequantizer_loss import dequantization_loss
 
 KEY = jax.random.key(0)
 DATA = Gaussian.random(5, 4, 0.6)
@@ -80,14 +80,21 @@ def test_golden_losses(name, dequantized):
 def test_one_draw_is_the_bound_on_average(name, offset):
     sde, eps, copies = SDES[name], 0.02, 20_000
     one = DATA.draw(3, 1)
-    y = jnp.asarray(np.repeat(one, copies, axis=0), jnp.float32)
+    bins = np.repeat(np.floor(one), copies, axis=0)  # of width one, as those of these pixels
+    within = jnp.asarray(np.repeat(one, copies, axis=0) - bins, jnp.float32)
+
+    class Given(Uniform):
+        def __call__(self, key, x):
+            return within, jnp.zeros(copies)
+
     run = jax.jit(
-        lambda y, key: one_draw_bound(
-            DATA.noise(sde), sde, y, key, eps=eps, times=UniformLogSNR(sde, eps),
+        lambda x, key: dequantization_loss(
+            DATA.noise(sde), sde, Pixels(64, -32, 32), Given(), x, key,
+            eps=eps, times=UniformLogSNR(sde, eps),
             decoder=GaussianDecoder() if offset else Entropy(),
         )
     )
-    values = np.asarray(run(y, KEY), np.float64)
+    values = np.asarray(run(jnp.asarray(bins + 32, int), KEY), np.float64)
     exact = -DATA.bound(sde, one, eps, offset=offset)["log_prob"][0]
     error = values.std() / np.sqrt(copies)
     assert abs(values.mean() - exact) < 4 * error
