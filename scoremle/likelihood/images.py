@@ -25,6 +25,7 @@ Neither clean nor uniformly dequantized data may take the place of z: they do no
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import jax
@@ -181,22 +182,20 @@ class ByOde:
             )  # fmt: skip
             return replace(found, log_prob=found.log_prob + log_det), log_q
 
-        def decoded(keys: Keys) -> tuple[Likelihood, PerExample]:
-            return self._decoded(cast(InformedDecoder, self.decoder), model, x, keys, key_probe)
-
-        draw = decoded if self.decoder else dequantized
+        decoded = partial(self._decoded, model, x, key_probe)
         log_prob, values = _by_draws(
-            draw, key_u, self.samples, dims_of(x), prior_std=model.sde.prior_std
-        )
+            decoded if self.decoder else dequantized, key_u, self.samples, dims_of(x),
+            prior_std=model.sde.prior_std,
+        )  # fmt: skip
         if self.decoder:
             return {"bpd": -log_prob / (dims_of(x) * jnp.log(2.0)), **values}
         return {"bpd": bits_per_dim(log_prob, pixels, dims_of(x)), **values}
 
     def _decoded(
-        self, decoder: InformedDecoder, model: ImageModel, x: IntImages, keys: Keys,
-        key_probe: Keys,
-    ) -> tuple[Likelihood, PerExample]:  # fmt: skip
+        self, model: ImageModel, x: IntImages, key_probe: Keys, keys: Keys
+    ) -> tuple[Likelihood, PerExample]:
         """log p_eps(z), and log q(z) less log p(x | z), of a draw z of the noise at t = eps."""
+        decoder = cast(InformedDecoder, self.decoder)
         y, t = decoder.encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)
         z = model.sde.perturb(y, t, noise)

@@ -131,13 +131,12 @@ def _predicted(
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
     points = jnp.asarray(pixels_of(model).points, float)
-    at_the_end = partial(
-        _compiled_at_the_end, as_pytree(model.noise), model.sde, model.eps, points
-    )
+    at_the_end = partial(_at_the_end, as_pytree(model.noise), model.sde, model.eps, points)
     found = resumable_map(work, len(images), size=BATCH_SIZE)
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 
 
+@compiled
 def _at_the_end(
     noise: NoiseFn,
     sde: SDE,
@@ -150,6 +149,3 @@ def _at_the_end(
     z = normal(keys, y)
     prediction, v = predict_ranged(noise, sde.perturb(y, t, z), t)
     return prediction - z, v
-
-
-_compiled_at_the_end = compiled(_at_the_end)

@@ -9,13 +9,13 @@ makes the mean too large by less than half its variance, in nats: by the part in
 like shares differ, and by nothing where one label has it all.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from scoremle.core.arguments import check_count
 from scoremle.core.dequantize import Dequantizer
@@ -24,16 +24,11 @@ from scoremle.core.pytree import pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import Estimator, ImageValues
-from scoremle.types import IntImages, PerExample
+from scoremle.types import IntImages
 
 __all__ = ["ByLabels"]
 
 ERRORS = ("probe_stderr", "solver_error", "draw_stderr")
-
-
-def mean_over_labels(log_prob: Float[Array, "labels b"]) -> PerExample:
-    """The logarithm of the mean over labels of the probabilities, in nats."""
-    return jax.nn.logsumexp(log_prob, axis=0) - np.log(len(log_prob))
 
 
 @pytree
@@ -82,5 +77,5 @@ class ByLabels:
         log_prob = -found["bpd"] * bits
         shares = jax.nn.softmax(log_prob, axis=0)
         errors = {name: jnp.sum(shares * found[name], 0) for name in ERRORS if name in found}
-        mean = mean_over_labels(log_prob)
+        mean = jax.nn.logsumexp(log_prob, axis=0) - math.log(self.labels)
         return {"bpd": -mean / bits, **errors, "nfe": jnp.sum(found["nfe"], axis=0)}

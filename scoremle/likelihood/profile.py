@@ -150,7 +150,13 @@ class Profile:
             bits
         """
         if axes is None:
-            axes = _current_axes()
+            try:
+                from matplotlib import pyplot
+            except ImportError:
+                raise UserError(
+                    "plot needs the extra plots: pip install 'scoremle[plots]'"
+                ) from None
+            axes = pyplot.gca()
         edges, bits = self.log_snr_edges, self.bits[example]
         low, high = np.quantile(self.bits, [0.25, 0.75], axis=0)
         axes.stairs(high, edges, baseline=low, fill=True, alpha=0.3, label="half of the examples")
@@ -162,14 +168,6 @@ class Profile:
         axes.set(xlabel="log-SNR: noise on the left, data on the right", ylabel="bits")
         axes.legend()
         return axes
-
-
-def _current_axes() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise UserError("plot needs the extra plots: pip install 'scoremle[plots]'") from None
-    return pyplot.gca()
 
 
 def msma_levels(sde: SDE, eps: Scalar, width: float) -> Float[np.ndarray, " levels"]:

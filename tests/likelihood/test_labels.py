@@ -10,7 +10,7 @@ from scipy.special import logsumexp, softmax
 
 from scoremle import VP, Exact, Hutchinson, Multistep, Pixels, ScoreModel, Uniform
 from scoremle.likelihood.images import ByElbo, ByOde
-from scoremle.likelihood.labels import ByLabels, mean_over_labels
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.published_rk45 import PublishedRK45
 
 SDE, LABELS, STD = VP(), 3, 0.25
@@ -38,13 +38,6 @@ def mixture(x, t):
 
 
 MODEL = ScoreModel(given, SDE, 1e-4, (2, 2, 1), Pixels(16))
-
-
-def test_it_is_the_mean_of_probabilities():
-    log_prob = np.random.default_rng(2).normal(size=(4, 5)) * 3 - 1e4
-    expected = logsumexp(log_prob, axis=0) - np.log(4)
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(mean_over_labels(jnp.asarray(log_prob)), expected, rtol=1e-12)
 
 
 def test_the_mean_over_the_classes_is_the_likelihood_of_the_mixture():
@@ -77,7 +70,7 @@ def test_errors_are_those_of_the_label_that_has_it_all(of_one):
     assert ByLabels(of_one, LABELS).title == f"{of_one.title}, mean over 3 labels"
 
 
-def test_errors_are_weighted_by_the_shares_of_the_labels():
+def test_probabilities_are_averaged_and_errors_weighted_by_the_shares_of_the_labels():
     """Of labels that are unlike in their values and their errors."""
     bits, rng = IMAGES[0].size * np.log(2), np.random.default_rng(1)
     columns = {name: jnp.asarray(rng.uniform(0, 1, (LABELS, 2)), jnp.float32)
@@ -97,7 +90,9 @@ def test_errors_are_weighted_by_the_shares_of_the_labels():
 
     keys = jax.random.split(jax.random.key(0), 2)
     found = ByLabels(ByTable(), LABELS)(MODEL, Uniform(), IMAGES[:2], keys)
-    shares = softmax(-np.asarray(columns.pop("bpd")) * bits, axis=0)
+    log_prob = -np.asarray(columns.pop("bpd"), np.float64) * bits
+    mean, shares = logsumexp(log_prob, axis=0) - np.log(LABELS), softmax(log_prob, axis=0)
+    np.testing.assert_allclose(found["bpd"], -mean / bits, rtol=1e-5)
     for name, column in columns.items():
         np.testing.assert_allclose(found[name], (shares * column).sum(axis=0), rtol=1e-5)
 
