@@ -29,9 +29,6 @@ def ends(end: Callable[..., Scalar | None]) -> Callable[[DrawFunction], DrawFunc
     return stated
 
 
-at_eps = ends(lambda eps, **options: eps)
-
-
 def end_of(sampler: Any, eps: Scalar) -> Scalar | None:
     """The time of the x_t that a sampler gives; None where it gives estimates of x_0.
 

@@ -19,7 +19,7 @@ from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import even_times
 from scoremle.numerics import expand, predict
-from scoremle.sampling.ends import at_eps, ends
+from scoremle.sampling.ends import ends
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
@@ -152,7 +152,6 @@ def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
 
-@at_eps
 def euler_sample(
     noise: NoiseFn,
     sde: SDE,
