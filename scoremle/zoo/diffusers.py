@@ -12,8 +12,9 @@ number of it can be compared with another model's.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
@@ -37,20 +38,6 @@ from scoremle.zoo.unet2d import UNet2D, unet2d_params
 __all__ = ["assembled", "refuse_latents"]
 
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-# Of a scheduler's config, what sets the noise and the meaning of the output.
-DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "thresholding": False,
-}
 # The variances for which the bound of a chain is known. With "learned" there is none here.
 VARIANCES = {
     "fixed_small": "small",
@@ -59,28 +46,34 @@ VARIANCES = {
     "fixed_large_log": "large",
     "learned_range": "learned",
 }
-
-
-class _Scheduler(TypedDict, total=False):
-    num_train_timesteps: int
-    beta_start: float
-    beta_end: float
-    beta_schedule: str
-    trained_betas: list[float] | None
-    prediction_type: str
-    rescale_betas_zero_snr: bool
-    variance_type: str
-    clip_sample: bool
-    clip_sample_range: float
-    thresholding: bool
-
-
 # Cut of an SNR of zero: the least that float32 distinguishes from no signal.
 LEAST_LOG_SNR = -20.0
 SCHEDULER = "scheduler_config.json"
 # All that `load` may read of a folder but the weights.
 CONFIGS = (PIPELINE_INDEX, "config.json", "unet/config.json", SCHEDULER, f"scheduler/{SCHEDULER}")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Fields of a scheduler's config that set the noise and the meaning of the output."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: list[float] | None = None
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Scheduler":
+        """The fields of a config, which has others, too; one that it lacks has its default."""
+        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
 def load(path: Path) -> ScoreModel:
@@ -105,7 +98,7 @@ def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (config := _there(path, network, "config.json")):
         raise UserError(f"{path / network} has no config.json: a diffusers folder needs it")
     scheduler = read_json(_scheduler(path))
-    check_record(scheduler, _Scheduler, _scheduler(path))
+    check_record(scheduler, Scheduler, _scheduler(path))
     return read_json(config), scheduler
 
 
@@ -138,36 +131,36 @@ def assembled(
         weights: gives the tensors by name.
         place: where it is from.
     """
-    network, schedule, fields = _declared(config, scheduler, place)
+    network, schedule, of_noise = _declared(config, scheduler, place)
     sde, channels = SDE("vp", schedule, 1.0), network.in_channels
-    ranged = _tells_variance(place, network, fields)
+    ranged = _tells_variance(place, network, of_noise)
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
-        prediction=PREDICTION_TYPES[fields["prediction_type"]], time_input="step",
+        prediction=PREDICTION_TYPES[of_noise.prediction_type], time_input="step",
     )  # fmt: skip
     return published_model(
         RangedNoise(noise) if ranged else noise, sde, schedule.eps,
-        (*_size(place, network), channels), chain=_steps(fields),
+        (*_size(place, network), channels), chain=_steps(of_noise),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
 
 
 def _declared(
     config: Mapping[str, Any], scheduler: Mapping[str, Any], place: str
-) -> tuple[UNet2D, Discrete, dict[str, Any]]:
-    """The network, its schedule, and all fields of the scheduler. UserError for other ones."""
+) -> tuple[UNet2D, Discrete, Scheduler]:
+    """The network, its schedule, and the scheduler's fields. UserError for other ones."""
     if not {"beta_schedule", "trained_betas"} & set(scheduler):
         raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
-    network, fields = UNet2D.from_config(config), {**DEFAULTS, **scheduler}
-    if fields["prediction_type"] not in PREDICTION_TYPES:
+    network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
+    if of_noise.prediction_type not in PREDICTION_TYPES:
         raise UserError(
-            f"{place}: prediction_type {fields['prediction_type']!r} is none of"
+            f"{place}: prediction_type {of_noise.prediction_type!r} is none of"
             f" {[*PREDICTION_TYPES]}"
         )
-    _tells_variance(place, network, fields)
+    _tells_variance(place, network, of_noise)
     _size(place, network)
-    return network, schedule_of(fields), fields
+    return network, schedule_of(of_noise), of_noise
 
 
 def _size(place: str, network: UNet2D) -> tuple[int, int]:
@@ -178,10 +171,10 @@ def _size(place: str, network: UNet2D) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _tells_variance(place: str, network: UNet2D, scheduler: Mapping[str, Any]) -> bool:
+def _tells_variance(place: str, network: UNet2D, scheduler: Scheduler) -> bool:
     """Whether the second half of the output is a learned range. UserError for other channels."""
     channels, out = network.in_channels, network.out_channels
-    ranged = scheduler["variance_type"] == "learned_range"
+    ranged = scheduler.variance_type == "learned_range"
     if out not in (channels, 2 * channels):
         raise UserError(f"{place}: {out} channels out of {channels} are no noise")
     if ranged and out == channels:
@@ -189,35 +182,30 @@ def _tells_variance(place: str, network: UNet2D, scheduler: Mapping[str, Any]) -
     return ranged
 
 
-def _steps(scheduler: Mapping[str, Any]) -> BySteps | None:
+def _steps(scheduler: Scheduler) -> BySteps | None:
     """The bound of the scheduler's chain; None of one that clips in a way of its own."""
-    variance, clip = VARIANCES.get(scheduler["variance_type"]), scheduler["clip_sample"]
-    other = scheduler["thresholding"] or (clip and scheduler["clip_sample_range"] != 1)
+    variance, clip = VARIANCES.get(scheduler.variance_type), scheduler.clip_sample
+    other = scheduler.thresholding or (clip and scheduler.clip_sample_range != 1)
     return None if variance is None or other else BySteps(variance=variance, clip=clip)
 
 
-def schedule_of(config: Mapping[str, Any]) -> Discrete:
-    """The log-SNR at each step of a scheduler's config. Raises UserError for another schedule."""
-    fields = {**DEFAULTS, **config}
+@np.errstate(all="ignore")  # what is no number in the end is refused, not warned of on the way
+def schedule_of(scheduler: Scheduler) -> Discrete:
+    """The log-SNR at each step of a scheduler. Raises UserError for another schedule."""
     try:
-        # What is no number in the end is refused, not warned of on the way.
-        with np.errstate(all="ignore"):
-            return _schedule(fields)
+        found: Any = scheduler.trained_betas
+        if found is None:
+            found = betas(
+                scheduler.beta_schedule, scheduler.num_train_timesteps,
+                scheduler.beta_start, scheduler.beta_end,
+            )  # fmt: skip
+        # As diffusers has them: what the network was trained by.
+        found = np.asarray(found, np.float32)
+        if scheduler.rescale_betas_zero_snr:
+            found = with_no_signal_at_the_end(found)
+        return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
     except ValueError as error:
         raise UserError(f"scheduler config: {error}") from None
-
-
-def _schedule(fields: Mapping[str, Any]) -> Discrete:
-    found = fields["trained_betas"]
-    if found is None:
-        found = betas(
-            fields["beta_schedule"], fields["num_train_timesteps"],
-            fields["beta_start"], fields["beta_end"],
-        )  # fmt: skip
-    found = np.asarray(found, np.float32)  # as diffusers has them: what the network was trained by
-    if fields["rescale_betas_zero_snr"]:
-        found = with_no_signal_at_the_end(found)
-    return Discrete.of_betas(found, log_snr_min=LEAST_LOG_SNR)
 
 
 def _there(path: Path, *names: str) -> Path | None:
