@@ -41,6 +41,7 @@ from scoremle.zoo.blocks import (
     TimestepEmbedding,
     attend,
     check_image_shape,
+    check_labels,
     conv,
     timestep_embedding,
     torch_group_norm,
@@ -159,12 +160,9 @@ class ADM(nn.Module):
         features = 4 * self.num_channels
         waves = timestep_embedding(t, self.num_channels)
         embedding = TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
-        if not self.class_cond:
-            if class_labels is not None:
-                raise UserError("the network takes no class labels: leave them out")
-            return embedding
+        check_labels(class_labels, self.class_cond)
         if class_labels is None:
-            raise UserError("the network needs class labels, and none are given")
+            return embedding
         return embedding + nn.Embed(self.num_classes, features, name="label_emb")(class_labels)
 
     # The three parts of the U-Net. Every block on the way down leaves its features behind, so that

@@ -126,6 +126,13 @@ def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(*q.shape[:2], -1)
 
 
+def check_labels(labels: Any, wanted: bool) -> None:
+    """UserError for labels of a network that takes none, and for none of one that needs them."""
+    if (labels is None) == wanted:
+        what = "needs class labels" if wanted else "takes no class labels: leave them out"
+        raise UserError(f"the network {what}")
+
+
 def check_image_shape(shape: tuple[int, ...], channels: int, levels: int) -> None:
     """UserError unless images of a shape have so many channels and can be halved so often."""
     _, height, width, found = shape

@@ -21,13 +21,12 @@ from typing import Any, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, TimeInput, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
-from scoremle.devices import check_room, placed
+from scoremle.devices import check_room
 from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps
@@ -36,6 +35,7 @@ from scoremle.published import safetensors
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
 from scoremle.zoo.edm_dhariwal import dhariwal
+from scoremle.zoo.edm_parts import check_field
 from scoremle.zoo.edm_song import song
 from scoremle.zoo.family import published_model
 
@@ -163,17 +163,18 @@ def load(path: Path) -> ScoreModel:
 
 def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ScoreModel:
     fields = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
-    how = _choice(PRECONDITIONINGS, "class", fields.pop("class", None))(fields)
-    make = _choice(NETWORKS, "model_type", fields.pop("model_type", None))
+    check_field(fields, "class", PRECONDITIONINGS)
+    check_field(fields, "model_type", NETWORKS)
+    how = PRECONDITIONINGS[fields.pop("class")](fields)
+    make = NETWORKS[fields.pop("model_type")]
     check_room(tensors)
     named = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
     state = {
         name: np.float32(how.sign if OUTPUT.fullmatch(name) else 1) * array
         for name, array in named.items() if not NOT_NEEDED.fullmatch(name)
     }  # fmt: skip
-    made = make(fields, state, how.ranged)
     noise = noise_fn(
-        Partial(made.apply, placed(made.params)), how.sde,
+        make(fields, state, how.ranged), how.sde,
         prediction=how.prediction, time_input=how.time_input, sigma_data=how.sigma_data,
     )  # fmt: skip
     size, channels = fields["img_resolution"], fields["img_channels"]
@@ -182,9 +183,3 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Score
         chain=BySteps(variance="learned") if how.ranged else None,
         classes=fields.get("label_dim", 0),
     )  # fmt: skip
-
-
-def _choice(choices: Mapping[str, Any], field: str, name: Any) -> Any:
-    if name not in choices:
-        raise UserError(f"{field} is {name!r}: known here are {', '.join(choices)}")
-    return choices[name]

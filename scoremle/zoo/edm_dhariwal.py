@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jax.tree_util import Partial
 
+from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.nn.applied import Applied
 from scoremle.zoo.adm import ADM, adm_params
 from scoremle.zoo.edm_parts import (
     Arrays,
-    Made,
     Parts,
     check_field,
     edm_fields,
@@ -44,7 +45,7 @@ MIDDLE = {"dec.in0": "middle_block.0", "dec.in1": "middle_block.2"}
 WAYS = {"enc": "input_blocks", "dec": "output_blocks"}
 
 
-def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
+def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:
     """The network; ``ranged``: it predicts variances, too.
 
     Raises UserError for fields or tensors that it can't have.
@@ -60,7 +61,7 @@ def dhariwal(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
         resblock_updown=True, learn_sigma=ranged, class_cond=f["label_dim"] > 0,
         num_classes=f["label_dim"],
     )  # fmt: skip
-    return Made(Applied(network), adm_params(dict(_renamed(state)), network))
+    return Partial(Applied(network), placed(adm_params(dict(_renamed(state)), network)))
 
 
 def _renamed(state: Arrays) -> Iterator[tuple[str, np.ndarray]]:

@@ -6,8 +6,8 @@ channel.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +29,6 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Made(NamedTuple):
-    """``apply(params, x, told, ...)`` of a network, and the parameters."""
-
-    apply: Callable[..., Any]
-    params: Any
-
-
 def edm_fields(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a network; ``defaults`` are of those that it alone has.
 
@@ -53,9 +46,9 @@ def edm_fields(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 def check_field(fields: Mapping[str, Any], name: str, known: Any) -> None:
     """UserError unless a field has a value that is known here."""
-    if fields[name] not in known:
+    if fields.get(name) not in known:
         choices = ", ".join(map(str, known))
-        raise UserError(f"{name} is {fields[name]!r}: known here is {choices}")
+        raise UserError(f"{name} is {fields.get(name)!r}: known here is {choices}")
 
 
 def check_shape(name: str, found: Any, needed: Any) -> None:

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from jax.tree_util import Partial
 
+from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
 from scoremle.published.pytorch import network_parameters
 from scoremle.training.checkpoints import Damaged
+from scoremle.zoo.blocks import check_labels
 from scoremle.zoo.edm_parts import (
     Arrays,
-    Made,
     check_field,
     check_shape,
     edm_fields,
@@ -58,14 +60,12 @@ class Labelled:
     network: nn.Module
 
     def __call__(self, params: Any, x: Any, told: Any, label: Any = None) -> Any:
-        if (label is None) == ("rows" in params):
-            what = "needs class labels" if label is None else "takes no class labels"
-            raise UserError(f"the network {what}")
+        check_labels(label, "rows" in params)
         shift = None if label is None else params["rows"][label]
         return self.network.apply({"params": params["network"]}, x, told, shift)
 
 
-def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
+def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:
     """The network.
 
     Raises UserError for fields or tensors that it can't have, and if it is to predict variances
@@ -89,7 +89,7 @@ def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Made:
     except Damaged as error:
         raise UserError(f"the tensors are no SongUNet's: {error}") from None
     _check_shapes(params["network"], network, (1, size, size, f["img_channels"]))
-    return Made(Labelled(network), params)
+    return Partial(Labelled(network), placed(params))
 
 
 def _network(f: Mapping[str, Any]) -> DDPMpp:

@@ -10,7 +10,6 @@ Nothing in a ``.pt`` is run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -44,13 +43,10 @@ class _Diffusion(TypedDict, total=False):
     sigma_small: bool
 
 
-@dataclass(frozen=True)
-class RescaledStep:
+def rescaled_step(sde: SDE, t: Times) -> Times:
     """Time input of a network trained with rescale_timesteps: the step's number times 1000/T."""
-
-    def __call__(self, sde: SDE, t: Times) -> Times:
-        schedule = cast(Discrete, sde.schedule)
-        return schedule.label(t) * (RESCALED_TO / schedule.steps)
+    schedule = cast(Discrete, sde.schedule)
+    return schedule.label(t) * (RESCALED_TO / schedule.steps)
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -79,7 +75,7 @@ def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
     prediction = noise_fn(
         Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
-        time_input=RescaledStep() if flags.get("rescale_timesteps") else "step",
+        time_input=rescaled_step if flags.get("rescale_timesteps") else "step",
     )  # fmt: skip
     noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)

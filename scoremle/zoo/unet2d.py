@@ -31,6 +31,7 @@ from scoremle.zoo.blocks import (
     Times,
     TimestepEmbedding,
     check_image_shape,
+    check_labels,
     conv,
     timestep_embedding,
     torch_group_norm,
@@ -175,12 +176,10 @@ class UNet2D(nn.Module):
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]
         waves = self._waves()
         embedding = TimestepEmbedding(features, self.dtype, name="time_embedding")(waves(t))
-        if self.class_embed_type is None and self.num_class_embeds is None:
-            if class_labels is not None:
-                raise UserError("the network takes no class labels: leave them out")
-            return embedding
+        unlabelled = self.class_embed_type is None and self.num_class_embeds is None
+        check_labels(class_labels, not unlabelled)
         if class_labels is None:
-            raise UserError("the network needs class labels, and none are given")
+            return embedding
         if self.class_embed_type == "identity":
             return embedding + class_labels
         if self.class_embed_type == "timestep":

@@ -100,14 +100,17 @@ def _model(ema: Mapping[str, Any], fields: Mapping[str, Any]) -> ScoreModel:
     size, (kernel, velocity) = fields.get("image_size", 32), PATHS[path]
     channels = len(score["conv_out"]["bias"])
     shape, coder = (size, size, channels), None
+    ends = {"gamma_min": -high, "gamma_max": -low}
     schedule: Schedule
     if "encoder_model" in ema:
-        coder = _coder(ema["encoder_model"], shape, low, high, fields.get("latent_k", MULAN_ON))
+        coder = _coder(ema["encoder_model"], shape, fields.get("latent_k", MULAN_ON), ends)
         schedule = _polynomial(ema["gamma"], coder.bits, shape, low, high)
     else:
         schedule = learned_schedule(placed(learned)) if learned else LinearLogSNR(low, high)
-    network = _network(score, size, coder.bits if coder else 1)
-    network = network.clone(gamma_min=-high, gamma_max=-low)
+    network = _fitting(
+        VDMNet, score, shape, (), (coder.bits if coder else 1,),
+        attn_resolutions=(size,) if "down.attn_0" in score else (), **ends,
+    )  # fmt: skip
     last = float(KERNELS[kernel].sigma(jnp.asarray(low)))
     sde = SDE(kernel, schedule, 1.0 if learned else last)
     by_default = network.nf == MULAN_VELOCITY if coder else not learned
@@ -121,14 +124,13 @@ def _model(ema: Mapping[str, Any], fields: Mapping[str, Any]) -> ScoreModel:
 
 
 def _coder(
-    params: Mapping[str, Any], shape: tuple[int, int, int], low: float, high: float, on: int
+    params: Mapping[str, Any], shape: tuple[int, int, int], on: int, ends: Mapping[str, float]
 ) -> Coder:
     """MuLAN's encoder. UserError for parameters that are none, and more bits on than there are."""
     bits = len(params["dense_layer_final"]["bias"])
     if on > bits:
         raise UserError(f"latent_k is {on}, and its code has {bits} bits")
-    network = _fitting(MuLANEncoder, params, shape, logits=bits)
-    network = network.clone(gamma_min=-high, gamma_max=-low)
+    network = _fitting(MuLANEncoder, params, shape, logits=bits, **ends)
     return Coder(Partial(Applied(network), placed(params)), bits, on)
 
 
@@ -140,14 +142,6 @@ def _polynomial(
     if words := first_difference(leaves(params), leaves(jax.eval_shape(make, jax.random.key(0)))):
         raise UserError(f"its schedule {words}")
     return CodedPolynomial(placed(params), low, high, shape)
-
-
-def _network(params: Mapping[str, Any], size: int, told: int) -> VDMNet:
-    """The network of these parameters, with so many numbers of c. UserError if there is none."""
-    channels = len(params["conv_out"]["bias"])
-    attends = (size,) if "down.attn_0" in params else ()
-    shapes = (size, size, channels), (), (told,)
-    return _fitting(VDMNet, params, *shapes, attn_resolutions=attends)
 
 
 def _fitting(
