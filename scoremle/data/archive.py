@@ -13,11 +13,11 @@ import logging
 import lzma
 import os
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ from scoremle.bounded import (
     read_no_further,
 )
 from scoremle.errors import UserError, first_line
-from scoremle.files import inside, named, opened, read_bytes
+from scoremle.files import inside, named, opened, read_bytes, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Source:
     def sha256(self) -> str:
         """SHA-256 of the one file; of several files, that of their names and hashes."""
         if not self.path.is_dir():
-            return _digest(named(self.path)).hexdigest()
+            return sha256_of(named(self.path), MAX_ARRAYS)
         return self._hash.hexdigest()
 
     def files(
@@ -96,7 +96,7 @@ class Source:
                         raise
                     unreadable(name, str(error).removeprefix(f"{file}: "))
                     continue
-                self._note(name, hashlib.sha256(content).digest())
+                self._note(name, hashlib.sha256(content).hexdigest())
                 self._passed += len(content)
                 yield name, content
         for name, archive in self._archives.items():
@@ -109,7 +109,7 @@ class Source:
         unread: list[str] = []
         if self.path.is_dir():
             prefix = f"{name}/"
-            self._note(prefix, _digest(archive).digest())
+            self._note(prefix, sha256_of(archive, MAX_ARRAYS))
         members = _zip_members if name.lower().endswith(".zip") else _tar_members
         for name, share, length, read in members(archive):
             self._passed = before + share * size
@@ -131,8 +131,8 @@ class Source:
         self.left_out += not found
         return found
 
-    def _note(self, name: str, digest: bytes) -> None:
-        self._hash.update(name.encode(errors="surrogateescape") + b"\0" + digest)
+    def _note(self, name: str, sha256: str) -> None:
+        self._hash.update(name.encode(errors="surrogateescape") + b"\0" + bytes.fromhex(sha256))
 
 
 def is_hidden(name: str) -> bool:
@@ -182,17 +182,12 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _digest(file: Path) -> Any:
-    with opened(file, MAX_ARRAYS) as stream:
-        return hashlib.file_digest(stream, "sha256")
-
-
 def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
     """``sha256`` of a folder whose files are read by other means."""
     source = Source(folder)
     for name, file in source._files.items():
         if source._wanted(name, wanted):
-            source._note(name, _digest(file).digest())
+            source._note(name, sha256_of(file, MAX_ARRAYS))
     return source.sha256()
 
 
@@ -212,7 +207,8 @@ Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with _damage(path), opened(path, MAX_ARRAYS) as file, open_zip(file, path) as archive:
-        infos = sorted((i for i in archive.infolist() if not i.is_dir()), key=_name_of)
+        plain = (info for info in archive.infolist() if not info.is_dir())
+        infos = sorted(plain, key=attrgetter("filename"))
         unpacked, passed = sum(info.file_size for info in infos), 0
         for info in infos:
             _check_name(path, info.filename)
@@ -220,10 +216,6 @@ def _zip_members(path: Path) -> Iterator[Member]:
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             content = None if is_link else partial(read_member, archive, info)
             yield info.filename, passed / max(unpacked, 1), info.file_size, content
-
-
-def _name_of(info: zipfile.ZipInfo) -> str:
-    return info.filename
 
 
 def _tar_members(path: Path) -> Iterator[Member]:

@@ -27,7 +27,6 @@ from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
 
 SHOWN = 5
-SPLITS = ("train", "test", "val")
 # Images that are worked on at once: chunks may be large.
 BLOCK = 4096
 
@@ -50,9 +49,11 @@ def prepare(
         closing(_Writer(temporary, reading.levels, options)) as writer,
     ):
         with progress(f"preparing {name}", 1.0) as tell:
+            done = 0.0
             for chunk in reading.chunks:
-                writer.add(chunk)
-                tell(chunk.done)
+                for share in writer.add(chunk):
+                    tell(done + share * (chunk.done - done))
+                done = chunk.done
         facts = writer.finish(source)
         _check_counts(facts["counts"], counts, f"{name} in {source}")
         meta = {
@@ -69,12 +70,17 @@ def prepare(
         write_sealed(temporary / META, meta)
 
 
-class _Rows:
-    """A .npy of uint8 that grows; its count is written into the header at the end."""
+class _Split:
+    """The images of a split: a .npy of uint8 that grows, the hash of each, and their labels.
+
+    Their count is written into the header at the end.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.count = path, shape, 0
         self.hash = hashlib.sha256()
+        self.words: list[np.ndarray] = []
+        self.labels: list = []
         with writing(path):
             self._file = path.open("wb+")
             self._header()
@@ -85,12 +91,14 @@ class _Rows:
         fields = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
         np.lib.format.write_array_header_1_0(self._file, fields)
 
-    def add(self, images: np.ndarray) -> None:
+    def add(self, images: np.ndarray, words: np.ndarray, labels: np.ndarray | None) -> None:
         content = np.ascontiguousarray(images).data
         with writing(self.path):
             self._file.write(content)
         self.hash.update(content)
         self.count += len(images)
+        self.words.append(words)
+        self.labels += [] if labels is None else labels.tolist()
 
     def finish(self) -> None:
         with writing(self.path):
@@ -114,32 +122,30 @@ class _Writer:
         if self._levels > levels:
             raise UserError(f"levels is {self._levels}, but the images have {levels}")
         self._shape: tuple[int, ...] | None = None
-        self._rows: dict[str, _Rows] = {}
-        self._labels: dict[str, list] = {split: [] for split in SPLITS}
-        self._words: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self._splits: dict[str, _Split] = {}
         self._ways: set[bool] = set()
         self._unusable: list[ImageReport] = []
         self._notes: Counter[str] = Counter()
         self._constant = 0
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> Iterator[float]:
+        """Takes in a chunk, and yields the share of it that is done."""
         self._unusable += chunk.unusable
         self._notes.update(chunk.notes)
         for start in range(0, len(chunk.images), BLOCK):
             block = slice(start, start + BLOCK)
             labels = None if chunk.labels is None else np.asarray(chunk.labels[block])
             self._add(self._checked(chunk.images[block]), labels, chunk.split)
+            yield min(block.stop / len(chunk.images), 1.0)
 
     def _add(self, images: np.ndarray, labels: np.ndarray | None, split: str | None) -> None:
         words = _hashes(images)
         self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         self._ways.add(split is None)
         for part, chosen in self._divided(split, words):
-            self._words[part].append(words[chosen])
             reduced = in_levels(images[chosen], self._levels, self._own_levels)
-            self._rows_of(part).add(reduced)
-            if labels is not None:
-                self._labels[part] += labels[chosen].tolist()
+            of_these = None if labels is None else labels[chosen]
+            self._split(part).add(reduced, words[chosen], of_these)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if self._shape is None:
@@ -166,24 +172,24 @@ class _Writer:
         yield "train", np.flatnonzero(~for_test)
         yield "test", np.flatnonzero(for_test)
 
-    def _rows_of(self, split: str) -> _Rows:
-        if split not in self._rows:
+    def _split(self, name: str) -> _Split:
+        if name not in self._splits:
             assert self._shape is not None
-            self._rows[split] = _Rows(self._folder / f"{split}.npy", self._shape)
-        return self._rows[split]
+            self._splits[name] = _Split(self._folder / f"{name}.npy", self._shape)
+        return self._splits[name]
 
     def finish(self, source: str) -> dict[str, Any]:
         """Ends the files; raises UserError for what makes the whole unfit."""
-        for rows in self._rows.values():
-            rows.finish()
+        for split in self._splits.values():
+            split.finish()
         self._check_usable(source)
         with writing(self._folder):
             self._choose_test(source)
             label_hashes, classes = self._write_labels()
-        train, test = (self._rows[split] for split in ("train", "test"))
+        both = train, test = self._splits["train"], self._splits["test"]
         given = self._ways == {False}
         fraction = f"by content: a fraction of {self._options.test_fraction:g} is for testing"
-        words = [np.concatenate(self._words[split]) for split in ("train", "test")]
+        words = [np.concatenate(split.words) for split in both]
         return {
             "counts": {"train": train.count, "test": test.count},
             "shape": list(self._shape or ()),
@@ -206,8 +212,8 @@ class _Writer:
         }
 
     def close(self) -> None:
-        for rows in self._rows.values():
-            rows.close()
+        for split in self._splits.values():
+            split.close()
 
     def _check_usable(self, source: str) -> None:
         if self._unusable and not self._options.skip_bad:
@@ -219,7 +225,7 @@ class _Writer:
                 f"{source}: {count} can't be used: {listing}; mend or remove"
                 " them, or leave them out by skip_bad=True"
             )
-        if not self._rows:
+        if not self._splits:
             raise UserError(f"{source}: no images in it")
         if self._ways == {True, False}:
             raise UserError(
@@ -229,17 +235,15 @@ class _Writer:
 
     def _choose_test(self, source: str) -> None:
         """Validation images are the test split of a source without one, else left out."""
-        if val := self._rows.pop("val", None):
-            if "test" in self._rows:
+        if val := self._splits.pop("val", None):
+            if "test" in self._splits:
                 self._notes["validation images, left out beside the test split"] = val.count
                 val.path.unlink()
             else:
                 val.path.rename(self._folder / "test.npy")
-                self._rows["test"] = val
-                for of_split in (self._labels, self._words):
-                    of_split["test"] = of_split["val"]
+                self._splits["test"] = val
         for split in ("train", "test"):
-            if split not in self._rows or not self._rows[split].count:
+            if split not in self._splits or not self._splits[split].count:
                 raise UserError(
                     f"{source}: no images for {split}ing; give more images, another"
                     " test_fraction=SHARE, or folders named train and test"
@@ -247,8 +251,9 @@ class _Writer:
 
     def _write_labels(self) -> tuple[dict[str, str], list[str]]:
         """Writes them if each image has one; the files' hashes, and the names of the numbers."""
-        both = [self._labels[split] for split in ("train", "test")]
-        if [len(labels) for labels in both] != [self._rows[s].count for s in ("train", "test")]:
+        splits = self._splits["train"], self._splits["test"]
+        both = [split.labels for split in splits]
+        if [len(labels) for labels in both] != [split.count for split in splits]:
             return {}, []
         everything = both[0] + both[1]
         names: list[str] = []

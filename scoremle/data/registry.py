@@ -6,6 +6,7 @@ into a folder. ``load`` opens such a folder, which it makes in the cache on firs
 
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scoremle.data.readers.base import Options, Reading
 from scoremle.data.readers.celeba import read_celeba
 from scoremle.data.readers.cifar import read_cifar10, read_cifar100
 from scoremle.data.readers.digits import read_digits
-from scoremle.data.readers.idx import read_emnist, read_idx
+from scoremle.data.readers.idx import read_idx
 from scoremle.data.readers.imagenet import read_imagenet
 from scoremle.data.readers.parquet import read_parquet
 from scoremle.data.readers.photos import read_photos
@@ -61,7 +62,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset("mnist", read_idx, IDX, options=OTHER_SIZE),
         Dataset("fashion_mnist", read_idx, f"Debian's package dataset-fashion-mnist installed, or"
                 f" {IDX}", place="/usr/share/datasets/fashion-mnist", options=OTHER_SIZE),
-        Dataset("emnist", read_emnist, "the folder with one set, such as"
+        Dataset("emnist", partial(read_idx, transposed=True), "the folder with one set, such as"
                 " emnist-balanced-train-images-idx3-ubyte.gz and"
                 " emnist-balanced-test-images-idx3-ubyte.gz", options=OTHER_SIZE),
         Dataset("cifar10", read_cifar10, CIFAR.format(10, 10), counts=CIFAR_COUNTS),

@@ -22,7 +22,6 @@ from scoremle.files import named, opened
 
 __all__ = ["load_npy", "read_array_files"]
 
-CHUNK = 4096
 SPLITS = ("train", "test", "val")
 
 
@@ -47,10 +46,9 @@ def read_array_files(path: Path, options: Options) -> Reading:
             for name, file in files.items() if name.suffix == ".npy" and len(name.parts) == 1
         }  # fmt: skip
     levels = _levels(arrays.pop("levels", np.asarray(256)), path)
-    if path.is_dir():
-        sha256 = partial(hash_files, path, lambda name: name.endswith(".npy"))
-        return Reading(_chunks(path, arrays, options), sha256, levels)
-    return Reading(_chunks(path, arrays, options), Source(path).sha256, levels)
+    of_folder = partial(hash_files, path, lambda name: name.endswith(".npy"))
+    sha256 = of_folder if path.is_dir() else Source(path).sha256
+    return Reading(_chunks(path, arrays, options), sha256, levels)
 
 
 def _levels(stated: np.ndarray, path: Path) -> int:
@@ -71,22 +69,13 @@ def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> I
                 " and test, or give one alone"
             )
         parts = {None: next(iter(images.values()))}
-    total, done = sum(len(a) if a.ndim else 0 for a in parts.values()), 0
-    for split, part in parts.items():
+    for number, (split, part) in enumerate(parts.items(), 1):
         checked = check_images(part, f"{path}: {split or 'the array'}")
         _check_asked(checked, options, path)
         of_part = labels.get(f"{split}_labels" if split else "labels")
         if of_part is not None:
             of_part = as_labels(of_part, len(checked), str(path))
-        for start in range(0, len(checked), CHUNK):
-            rows = slice(start, start + CHUNK)
-            done += len(checked[rows])
-            yield Chunk(
-                np.asarray(checked[rows]),
-                split,
-                done / total,
-                None if of_part is None else of_part[rows],
-            )
+        yield Chunk(checked, split, number / len(parts), of_part)
 
 
 def _check_asked(images: np.ndarray, options: Options, path: Path) -> None:

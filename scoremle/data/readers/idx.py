@@ -20,22 +20,15 @@ from scoremle.errors import UserError
 from scoremle.files import inside
 
 IMAGES, LABELS = 0x803, 0x801
-CHUNK = 4096
 # Split -> how its files begin, MNIST's way and EMNIST's.
 SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 
 
-def read_idx(path: Path, options: Options) -> Reading:
-    """A folder with train-images-idx3-ubyte[.gz], t10k-images-idx3-ubyte[.gz], and labels."""
-    return _read(path, options, transposed=False)
+def read_idx(path: Path, options: Options, *, transposed: bool = False) -> Reading:
+    """A folder with train-images-idx3-ubyte[.gz], t10k-images-idx3-ubyte[.gz], and labels.
 
-
-def read_emnist(path: Path, options: Options) -> Reading:
-    """The same with names of EMNIST; its images are stored on their side and set upright."""
-    return _read(path, options, transposed=True)
-
-
-def _read(path: Path, options: Options, *, transposed: bool) -> Reading:
+    ``transposed``: its images are stored on their side, as EMNIST's are, and set upright.
+    """
     splits = {split: _split(path, split) for split in SPLITS}
     shapes = [images.shape[1:3] for images, _ in splits.values()]
     if shapes[0] != shapes[1]:
@@ -50,21 +43,19 @@ def _read(path: Path, options: Options, *, transposed: bool) -> Reading:
 def _chunks(
     splits: dict[str, tuple[np.ndarray, np.ndarray | None]], options: Options, transposed: bool
 ) -> Iterator[Chunk]:
-    total, done = sum(len(images) for images, _ in splits.values()), 0
-    for split, (images, labels) in splits.items():
-        for start in range(0, len(images), CHUNK):
-            rows = slice(start, start + CHUNK)
-            chunk = images[rows].swapaxes(1, 2) if transposed else images[rows]
-            done += len(chunk)
-            chunk = fitted(chunk, options)
-            yield Chunk(chunk, split, done / total, None if labels is None else labels[rows])
+    for number, (split, (images, labels)) in enumerate(splits.items(), 1):
+        upright = images.swapaxes(1, 2) if transposed else images
+        yield Chunk(fitted(upright, options), split, number / len(splits), labels)
 
 
 def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    images = read_idx_images(_find(folder, split, "images-idx3-ubyte"))
-    try:
-        file = _find(folder, split, "labels-idx1-ubyte")
-    except FileNotFoundError:
+    of_images = _find(folder, split, "images-idx3-ubyte")
+    file = _find(folder, split, "labels-idx1-ubyte")
+    if of_images is None:
+        name = f"{SPLITS[split][0]}-images-idx3-ubyte"
+        raise UserError(f"neither {name} nor {name}.gz in {folder}")
+    images = read_idx_images(of_images)
+    if file is None:
         return images, None
     labels = _content(file, LABELS)
     if len(labels) != len(images):
@@ -74,11 +65,7 @@ def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     return images, labels.astype(int)
 
 
-class _Missing(UserError, FileNotFoundError):
-    """Error for a missing file, which is no mistake for labels."""
-
-
-def _find(folder: Path, split: str, ending: str) -> Path:
+def _find(folder: Path, split: str, ending: str) -> Path | None:
     found = {
         file
         for start in SPLITS[split]
@@ -92,10 +79,7 @@ def _find(folder: Path, split: str, ending: str) -> Path:
     if len(names) > 1:
         listing = ", ".join(sorted(file.name for file in names))
         raise UserError(f"{folder} holds several sets ({listing}): keep one in a folder")
-    if not names:
-        name = f"{SPLITS[split][0]}-{ending}"
-        raise _Missing(f"neither {name} nor {name}.gz in {folder}")
-    return inside(folder, names.pop().name)
+    return inside(folder, names.pop().name) if names else None
 
 
 def read_idx_images(file: Path) -> np.ndarray:
