@@ -120,7 +120,7 @@ def inside(folder: Path, *names: str, writing: bool = False) -> Path:
     root, path = Path(os.path.realpath(folder)), folder.joinpath(*names)
     place = Path(os.path.normpath(root.joinpath(*names)))
     real = Path(os.path.realpath(place))
-    if _is_circle(place):
+    if any(part.is_symlink() for part in (real, *real.parents)):
         raise UserError(f"{path} is a link that leads to itself: remove it")
     if real == place and place.is_relative_to(root):
         return path
@@ -133,14 +133,6 @@ def inside(folder: Path, *names: str, writing: bool = False) -> Path:
         f" followed: name {real} itself, or move all of {folder} to where that is and name it"
         " there"
     )
-
-
-def _is_circle(place: Path) -> bool:
-    try:
-        place.stat()
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
 
 
 def _is_blob(real: Path, root: Path) -> bool:

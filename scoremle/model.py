@@ -375,7 +375,7 @@ class ScoreModel:
             >>> print(choice.met, model.divergence)
             True Hutchinson(probes=2, distribution='rademacher')
         """
-        z = self._at_eps(x)
+        z, _ = AtTime(self.sde, self.eps).forward(self._inside(x)[0])
         found = choose_within(
             self.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
             seed=seed,
@@ -816,10 +816,6 @@ class ScoreModel:
             shape = ", ".join(map(str, ("n", *self.shape)))
             raise UserError(f"{name} must have shape ({shape}), not {x.shape}")
         return x
-
-    def _at_eps(self, x: Data) -> Data:
-        """Real data as they are at t = ``eps``."""
-        return AtTime(self.sde, self.eps).forward(self._inside(x)[0])[0]
 
     def _outside(self, x: Data, end: Scalar | None) -> Data:
         """Real data from samples at the time ``end``; None: from estimates of the data."""
