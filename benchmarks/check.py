@@ -26,7 +26,6 @@ from scoremle.core.betas import betas
 from scoremle.core.prediction import TIME_INPUTS
 from scoremle.core.schedules import Cosine, Discrete, KarrasSigma, LinearLogSNR
 from scoremle.core.sde import SDE
-from scoremle.data.readers.digits import load_digits
 
 WIDTH, BATCH, CHUNK, WAVES = 128, 64, 100, jnp.asarray([1.0, 2, 4, 8]) * np.pi / 2
 TRAINED_ON, CHECKED_ON = 20_000, 600
@@ -115,7 +114,8 @@ def data_of(name: str, n: int, seed: int) -> np.ndarray:
     if name == "narrow":
         return 5 + 0.1 * rng.normal(size=(n, 3))
     if name == "digits":
-        images = np.concatenate(load_digits()[:2])
+        digits = scoremle.data.load("digits")
+        images = np.concatenate([digits.train, digits.test])
         return images[rng.integers(0, len(images), n)]
     places = np.fft.fftfreq(8)
     low_pass = 1 / (1 + 60 * np.add.outer(places**2, places**2))[..., None]

@@ -26,7 +26,6 @@ from PIL import Image
 
 import scoremle
 from scoremle.coding.images import compress_images, decompress_images
-from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation.tables import table
 from scoremle.model import ScoreModel
 
@@ -90,7 +89,7 @@ def main() -> None:
         with np.load(options.array) as archive:
             images = archive["images"]
     else:
-        images = load_digits()[1]
+        images = scoremle.data.load("digits").test
     images = images[: options.images]
     rows = [of_the_model(model, images, steps) for steps in options.steps]
     header = ("steps", "net", "file", "drawn", "stated", "s.e.", "plain", "s/image", "s back")

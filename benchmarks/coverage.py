@@ -52,11 +52,11 @@ from scoremle.core.divergence import (
     Orthogonal,
 )
 from scoremle.core.sde import SDE
-from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
-from scoremle.likelihood.levels import StepLevels, bias_bound, corrected
+from scoremle.likelihood.levels import StepLevels, bias_bound
+from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.pilot import FINEST, PILOT_IMAGES, Choice, Pilot
 from scoremle.model import ScoreModel
@@ -175,7 +175,8 @@ def of_model(model: ScoreModel, images: np.ndarray) -> Subject:
 
 
 def digits() -> Subject:
-    return of_model(scoremle.load(SHIPPED), np.concatenate(load_digits("")[:2]))
+    images = scoremle.data.load("digits")
+    return of_model(scoremle.load(SHIPPED), np.concatenate([images.train, images.test]))
 
 
 def network(
@@ -183,7 +184,7 @@ def network(
 ) -> tuple[Subject, Data]:
     """A network, trained from another ``seed`` if one is given, and its first test images."""
     if name == SHIPPED:
-        model, test = scoremle.load(name), load_digits("")[1]
+        model, test = scoremle.load(name), scoremle.data.load("digits").test
     else:
         other = () if seed is None else (f"--config.seed={seed}",)
         folder = workdir / (name if seed is None else f"{name}_{seed}")
@@ -214,8 +215,10 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
         high, low, half = (subject.bpd(some, 0, probe, n) for n in (fine, coarse, fine // 2))
         differences.append(high - low)
         bias = bias_bound(high - half)
-    mean = corrected(bpd, order, differences)
-    of_set = NORMAL_95 * np.hypot(noise, mean.correction_stderr) + bias
+    mean = Mean.of({"bpd": bpd[None]}, "bpd").corrected(
+        bpd[order], levels.steps, differences, bias
+    )
+    of_set = NORMAL_95 * np.hypot(noise, mean.errors.solver) + bias
     image = np.hypot(NORMAL_95 * probes, subject.bits(x, solver))
     outcomes = {
         "of set": np.abs(mean.mean - known.mean()) <= of_set,
@@ -362,7 +365,7 @@ def of_passes(bpd: np.ndarray, passes: int, evaluations: int) -> tuple[str, ...]
 
 
 def passes(options: argparse.Namespace) -> None:
-    test = load_digits("")[1]
+    test = scoremle.data.load("digits").test
     model, choice = scoremle.load(SHIPPED).calibrated(test)
     # Each copy of an image has noise of its own.
     x = np.tile(test[: options.images], (options.passes, 1, 1, 1))

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from common import parser_of, timed, train
 
-from scoremle import load
-from scoremle.data.readers.digits import load_digits
+from scoremle import data, load
 from scoremle.evaluation import tables
 from scoremle.model import ScoreModel
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
@@ -158,7 +157,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="samples")
     options = parser.parse_args()
     model = load(train(["--config=configs/digits.py"], options.workdir))
-    images = np.concatenate(load_digits("")[:2])
+    digits = data.load("digits")
+    images = np.concatenate([digits.train, digits.test])
     flow = flow_table(model, options.count)
     distribution = distribution_table(model, images, options.count)
     print(flow, distribution, sep="\n\n")

@@ -19,8 +19,8 @@ import diffusers
 import numpy as np
 import torch
 
+import scoremle
 from scoremle.cli import main as cli
-from scoremle.data.readers.digits import DIGIT_LEVELS, load_digits
 from scoremle.evaluation.tables import table
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -33,8 +33,9 @@ torch.manual_seed(0)
 rng = np.random.default_rng(0)
 
 # 1. Data: where each level begins among the 256, and pictures of them.
-train, test, _ = load_digits()
-edges = -(-256 * np.arange(DIGIT_LEVELS + 1) // DIGIT_LEVELS)
+data = scoremle.data.load("digits")
+train, test, levels = data.train, data.test, data.levels
+edges = -(-256 * np.arange(levels + 1) // levels)
 counts = np.diff(edges)
 
 
@@ -104,4 +105,4 @@ cells = [
 print(f"\nbits/dim of {len(digits)} test images on 256 levels, less is better\n")
 print(table(("model", "bits/dim", "std. error"), cells))
 within = np.log2(counts)[digits].mean()
-print(f"\n[1] on its {DIGIT_LEVELS} levels, and {within:.3f} for which of 256 within each")
+print(f"\n[1] on its {levels} levels, and {within:.3f} for which of 256 within each")

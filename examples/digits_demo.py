@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from scoremle import data
 from scoremle.cli import main as cli
-from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines, tables
 
 
@@ -44,7 +44,8 @@ def main() -> int:
 
 def show(workdir: Path) -> None:
     """Prints a table and its notes, all from the files that the commands wrote."""
-    train, test, levels = load_digits("")
+    digits = data.load("digits")
+    train, test, levels = digits.train, digits.test, digits.levels
     exact, bound = (newest(workdir / "eval", kind) for kind in ("exact", "bound"))
     simple = {
         f"uniform, log2 {levels}": baselines.uniform_bpd(test, levels),

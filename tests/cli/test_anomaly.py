@@ -10,9 +10,9 @@ from PIL import Image
 import scoremle
 from scoremle.anomaly import Detector
 from scoremle.cli import main as cli
-from scoremle.data.readers.digits import load_digits
 
-TRAIN, TEST, _ = load_digits()
+DIGITS = scoremle.data.load("digits")
+TRAIN, TEST = DIGITS.train, DIGITS.test
 NORMAL, OTHERS = TEST[:160], TEST[160:169]
 NOISE = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
 
@@ -20,10 +20,9 @@ NOISE = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
 # A Gaussian of each pixel of the training digits, in closed form.
 MODEL = """
 import scoremle
-from scoremle.data.readers.digits import load_digits
 
 sde, pixels = scoremle.VP(), scoremle.Pixels(17, -1, 1)
-points = pixels.points[load_digits()[0]]
+points = pixels.points[scoremle.data.load("digits").train]
 mean, variance = points.mean(axis=0), points.var(axis=0) + 0.02
 
 def noise(x, t):

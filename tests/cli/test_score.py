@@ -20,7 +20,6 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
-from scoremle.data.readers.digits import load_digits
 from scoremle.evaluation import baselines
 from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import how_to_get
@@ -30,7 +29,7 @@ from scoremle.experiment.shipped import FOLDER
 from scoremle.likelihood import score_images
 from scoremle.weights.flows import ByLogProb
 
-IMAGES = load_digits("")[1][:5]
+IMAGES = scoremle.data.load("digits").test[:5]
 
 
 def score(capfd, *arguments):

@@ -6,17 +6,17 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
+import scoremle
 from scoremle.cli import main as cli
 from scoremle.cli.commands import parser_of
 from scoremle.cli.commands.score import _check_whole
-from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.resumable import resumable_map
 
 
 @pytest.fixture
 def images(tmp_path):
-    np.save(tmp_path / "x.npy", load_digits("")[1][:7])
+    np.save(tmp_path / "x.npy", scoremle.data.load("digits").test[:7])
     return tmp_path / "x.npy"
 
 

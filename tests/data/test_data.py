@@ -18,7 +18,7 @@ from helpers import resume_worker as worker
 
 from scoremle import data
 from scoremle.data.image_set import ImageSet, pad_to
-from scoremle.data.readers.digits import load_digits, stratified_split
+from scoremle.data.readers.digits import stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
@@ -293,9 +293,9 @@ def test_digits_are_split_for_good():
 
 
 def test_digits_are_stratified():
-    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.datasets import load_digits
 
-    labels = sklearn_digits().target
+    labels = load_digits().target
     train, test = stratified_split(labels)
     np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(1797))
     fifths = np.bincount(labels) / 5
@@ -304,15 +304,13 @@ def test_digits_are_stratified():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    for read in (load_digits, lambda: load("digits")):
-        with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
-            read()
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
+        load("digits")
 
 
 def test_digits_have_no_path():
-    for read in (load_digits, lambda path: load("digits", path=path)):
-        with pytest.raises(UserError, match="leave it empty"):
-            read("/somewhere")
+    with pytest.raises(UserError, match="leave it empty"):
+        load("digits", path="/somewhere")
 
 
 # idx files

@@ -12,13 +12,12 @@ from helpers.tiny_runs import run
 import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
-from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 from scoremle.published import state_dict
 
-IMAGES = load_digits("")[1][:3]
+IMAGES = scoremle.data.load("digits").test[:3]
 WORDS = "not all finite"
 EXACT = {"eval__num_images": 3}
 SAMPLES = {"eval__enable_bpd": False, "eval__enable_sampling": True, "eval__num_samples": 3}

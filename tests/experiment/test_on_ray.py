@@ -13,13 +13,12 @@ from PIL import Image
 
 import scoremle
 from scoremle.data.pieces import ImageKind, pieces_of
-from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment import on_ray
 from scoremle.experiment.on_ray import Table, _workers, score_on_ray
 from scoremle.experiment.scorer import Scorer
 
-IMAGES = load_digits("")[1][:20]
+IMAGES = scoremle.data.load("digits").test[:20]
 BAD = 7
 DIGITS = (ImageKind((8, 8, 1)), "")
 

@@ -9,7 +9,6 @@ from helpers.marks import some
 from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
-from scoremle.data.readers.digits import load_digits
 from scoremle.experiment.build import build
 from scoremle.experiment.results import read_results
 from scoremle.experiment.workdir import Workdir
@@ -48,7 +47,8 @@ def test_a_score_is_the_value_of_an_evaluation_with_its_seed(tiny):
     """Image by image, though the batches are of other sizes."""
     folder, _ = evaluate(tiny, "exact_by_12", eval__batch_size=12, **FEW)
     values = npz(folder / "exact_test_ckpt_2.npz")
-    scores = scoremle.load(tiny.workdir).score(load_digits("")[1][:9], seed=42, passes=2)
+    images = scoremle.data.load("digits").test[:9]
+    scores = scoremle.load(tiny.workdir).score(images, seed=42, passes=2)
     np.testing.assert_allclose(scores.bpd, values["bpd"].mean(axis=0)[:9], rtol=1e-5)
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import scoremle
-from scoremle.data.readers.digits import load_digits
 
-IMAGES = load_digits("")[1][:5]
+IMAGES = scoremle.data.load("digits").test[:5]
 INDEX = np.asarray([7, 2**63 + 5, 0, 2**33, 4], np.uint64)
 VALUES = ("log_prob", "bpd", "probe_stderr", "solver_error")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import scoremle
-from scoremle.data.readers.digits import load_digits
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
@@ -16,7 +15,7 @@ from scoremle.files import SEAL, read_json, read_sealed, write_sealed
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.score_images import _compiled_measure
 
-TEST = load_digits("")[1]
+TEST = scoremle.data.load("digits").test
 
 
 @pytest.fixture(scope="module")

@@ -14,41 +14,12 @@ from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.errors import UserError
 from scoremle.numerics import permutation
 
-__all__ = ["DIGIT_LEVELS", "load_digits"]
-
-DIGIT_LEVELS = 17
+LEVELS = 17
 SPLIT_SEED = 0
-
-
-def load_digits(path: str = "") -> tuple[np.ndarray, np.ndarray, int]:
-    """Training images, test images, uint8 [n 8 8 1], and the number of levels.
-
-    Args:
-        path: "", since they come with scikit-learn.
-
-    Raises UserError for a path, and without scikit-learn.
-    """
-    if path:
-        raise UserError(
-            f"path is {path!r}, but digits come with scikit-learn; leave it empty"
-        )
-    images, labels = _digits()
-    train, test = stratified_split(labels)
-    return images[train], images[test], DIGIT_LEVELS
 
 
 def read_digits(path: Path, options: Options) -> Reading:
     """The images that come with scikit-learn, wherever it is installed."""
-    images, labels = _digits()
-
-    def chunks() -> Iterator[Chunk]:
-        for split, rows in zip(("train", "test"), stratified_split(labels), strict=True):
-            yield Chunk(images[rows], split, 1.0, labels[rows])
-
-    return Reading(chunks(), lambda: hashlib.sha256(images.tobytes()).hexdigest(), DIGIT_LEVELS)
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -56,7 +27,13 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
             "the digits data set needs scikit-learn: pip install 'scoremle[digits]'"
         ) from error
     digits = datasets.load_digits()
-    return digits.images.astype(np.uint8)[..., None], digits.target
+    images, labels = digits.images.astype(np.uint8)[..., None], digits.target
+
+    def chunks() -> Iterator[Chunk]:
+        for split, rows in zip(("train", "test"), stratified_split(labels), strict=True):
+            yield Chunk(images[rows], split, 1.0, labels[rows])
+
+    return Reading(chunks(), lambda: hashlib.sha256(images.tobytes()).hexdigest(), LEVELS)
 
 
 def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
