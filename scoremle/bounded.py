@@ -202,7 +202,7 @@ def npy_header(stream: File, size: int) -> NpyHeader:
     headers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
     shape, fortran, kind = headers[form.read_magic(stream)](stream)
     if kind.hasobject:
-        raise ValueError("Python objects")
+        raise ValueError("it holds pickled objects, which could run code")
     if array_bytes(shape, kind.itemsize) > size - stream.tell():
         raise ValueError("its shape contradicts its size")
     return NpyHeader(shape, kind, "F" if fortran else "C", stream.tell())

@@ -74,6 +74,40 @@ def named_as(name_of: Callable[[str], str], arguments: Iterable[str]) -> Iterato
         raise UserError(named.sub(lambda match: name_of(match[0]), str(error))) from None
 
 
+@contextmanager
+def damaged(where: object, what: str, remedy: str = "; fetch it again") -> Iterator[None]:
+    """Turns whatever exception a damaged file raises in the block into a UserError.
+
+    Args:
+        where: the file.
+        what: of what kind it is, in words.
+        remedy: what to do, at the end of the line.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{where}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{where}: {what} ({first_line(error)[:80]}){remedy}") from error
+
+
+@contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Turns an ImportError in the block into a UserError that names the extra to install.
+
+    Args:
+        what: what needs it.
+        extra: its name.
+    """
+    try:
+        yield
+    except ImportError:
+        needs = f"{what} needs the extra {extra}: pip install 'scoremle[{extra}]'"
+        raise UserError(needs) from None
+
+
 def as_flag(argument: str) -> str:
     """The flag of an argument of Python: ``--skip-bad`` of ``skip_bad=True``."""
     return "--" + argument.removesuffix("=True").replace("_", "-")

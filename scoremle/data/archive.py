@@ -13,9 +13,8 @@ import logging
 import lzma
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -32,12 +31,13 @@ from scoremle.bounded import (
     read_member,
     read_no_further,
 )
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, damaged
 from scoremle.files import inside, named, opened, read_bytes, sha256_of
 
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DAMAGED = "truncated or damaged archive"
 # Names in a line.
 SHOWN = 3
 
@@ -117,7 +117,7 @@ class Source:
                 unread = [*unread[:SHOWN], name]
             elif self._wanted(prefix + name, wanted):
                 check_size(f"{archive}: {name!r}", length, limit)
-                with _damage(archive):
+                with damaged(archive, DAMAGED):
                     content = read()
                 yield prefix + name, content
         self._passed = before + size
@@ -206,7 +206,9 @@ Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
-    with _damage(path), opened(path, MAX_ARRAYS) as file, open_zip(file, path) as archive:
+    with (
+        damaged(path, DAMAGED), opened(path, MAX_ARRAYS) as file, open_zip(file, path) as archive
+    ):  # fmt: skip
         plain = (info for info in archive.infolist() if not info.is_dir())
         infos = sorted(plain, key=attrgetter("filename"))
         unpacked, passed = sum(info.file_size for info in infos), 0
@@ -220,7 +222,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 def _tar_members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
-    with _damage(path), opened(path, MAX_ARRAYS) as raw:
+    with damaged(path, DAMAGED), opened(path, MAX_ARRAYS) as raw:
         stream: Any = _Unpacked(path, raw)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while member := archive.next():
@@ -297,33 +299,11 @@ def _check_name(path: Path, name: str) -> None:
         raise UserError(f"{path}: refused: its member {name!r} points out of the archive")
 
 
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # a damaged archive may raise anything
-        if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        text = first_line(error)
-        raise UserError(
-            f"{path}: truncated or damaged archive ({text}); fetch the file again"
-        ) from error
-
-
 def read_start(file: Path, limit: int) -> bytes:
     """The first ``limit`` bytes of a file, or all; of what it unpacks to, if it ends in .gz."""
     packed = file.suffix == ".gz"
-    try:
-        with opened(file, MAX_ARRAYS) as raw:
-            if packed:
-                check_ratio(file, limit, os.fstat(raw.fileno()).st_size)
-            with gzip.open(raw) if packed else nullcontext(raw) as stream:
-                return read_no_further(stream, limit)
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{file}: not a gzip file ({error}); fetch the file again") from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{file}: truncated or damaged gzip; fetch the file again") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    with damaged(file, "truncated or damaged gzip"), opened(file, MAX_ARRAYS) as raw:
+        if packed:
+            check_ratio(file, limit, os.fstat(raw.fileno()).st_size)
+        with gzip.open(raw) if packed else nullcontext(raw) as stream:
+            return read_no_further(stream, limit)

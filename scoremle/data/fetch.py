@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scoremle.data.prepared import cache_folder
-from scoremle.errors import UserError, choose
+from scoremle.errors import UserError, choose, needing
 from scoremle.files import make_folder, writing
 from scoremle.progress import progress
 
@@ -79,10 +79,8 @@ def fetch(name: str) -> Path:
     Raises UserError where a server can't be reached, breaks off or sends something else, and
     where another process fetches the same.
     """
-    try:
+    with needing("fetch", "fetch"):
         import pooch
-    except ImportError:
-        raise UserError("fetch needs the extra fetch: pip install 'scoremle[fetch]'") from None
     pooch.get_logger().setLevel("WARNING")
     origin, folder = choose(ORIGINS, name, "data set to fetch"), _folder(name.lower())
     before, total = 0, sum(size for size, _ in origin.files.values())

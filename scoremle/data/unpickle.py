@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scoremle.bounded import MAX_COMMANDS, File, array_bytes
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, damaged
 
 __all__ = ["PickleReader", "PickledName", "of"]
 
@@ -73,15 +73,11 @@ def unpickle(content: bytes, where: str) -> Any:
 
     Raises UserError, which begins with ``where``, for anything else.
     """
-    try:
-        return PickleReader(len(content)).read(content)
-    except UserError as error:
-        raise UserError(f"{where}: refused: {error}") from None
-    except Exception as error:  # a damaged pickle may raise anything
-        text = first_line(error)[:SHOWN]
-        raise UserError(
-            f"{where}: not a pickle, or a damaged one ({text}); fetch it again"
-        ) from error
+    with damaged(where, "not a pickle, or a damaged one"):
+        try:
+            return PickleReader(len(content)).read(content)
+        except UserError as error:
+            raise UserError(f"{where}: refused: {error}") from None
 
 
 class PickleReader:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scoremle.core.arguments import check_number
-from scoremle.errors import UserError
+from scoremle.errors import UserError, needing
 from scoremle.numerics import sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
 from scoremle.types import Data
@@ -39,10 +39,8 @@ class ByDiffrax:
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, above=0)
-        try:
+        with needing("ByDiffrax", "diffrax"):
             from diffrax import AbstractERK
-        except ImportError:
-            raise UserError("ByDiffrax needs diffrax: pip install 'scoremle[diffrax]'") from None
         if not isinstance(self.solver, AbstractERK):
             raise UserError(f"solver must be such as diffrax.Tsit5(), not {self.solver!r}")
 

@@ -28,7 +28,7 @@ from scoremle.core.schedules import (
     Schedule,
 )
 from scoremle.core.sde import SDE
-from scoremle.errors import UserError
+from scoremle.errors import UserError, needing
 from scoremle.model import ScoreModel
 from scoremle.numerics import expand
 
@@ -237,10 +237,8 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
 
 def _with_torch(module: "nn.Module") -> Any:
     """``network_of``, where PyTorch is installed and this is one of its modules."""
-    try:
+    with needing("a module of PyTorch", "torch"):
         from torch import nn
-    except ImportError:
-        raise UserError("this needs PyTorch: pip install 'scoremle[torch]'") from None
     from scoremle.interop.network import network_of
 
     if not isinstance(module, nn.Module):

@@ -32,7 +32,7 @@ from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import fold_in, normal, per_example, split
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range, unit_draws
-from scoremle.errors import UserError
+from scoremle.errors import needing
 from scoremle.likelihood.elbo import variance_of_mean
 from scoremle.numerics import dims_of, expand, predict, sum_data, within_forms
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Scalar, Times
@@ -150,12 +150,8 @@ class Profile:
             bits
         """
         if axes is None:
-            try:
+            with needing("plot", "plots"):
                 from matplotlib import pyplot
-            except ImportError:
-                raise UserError(
-                    "plot needs the extra plots: pip install 'scoremle[plots]'"
-                ) from None
             axes = pyplot.gca()
         edges, bits = self.log_snr_edges, self.bits[example]
         low, high = np.quantile(self.bits, [0.25, 0.75], axis=0)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_count
-from scoremle.errors import UserError
+from scoremle.errors import needing
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import Choice
 from scoremle.terminal import html_table
@@ -100,12 +100,8 @@ class Scores:
             ...     print(4.0)
             4.0
         """
-        try:
+        with needing("to_pandas", "pandas"):
             import pandas
-        except ImportError:
-            raise UserError(
-                "to_pandas needs the extra pandas: pip install 'scoremle[pandas]'"
-            ) from None
         return pandas.DataFrame(self._columns())
 
     @classmethod

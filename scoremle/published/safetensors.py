@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.bounded import LONGEST_JSON, MAX_MODEL, File, array_bytes
-from scoremle.errors import UserError
+from scoremle.errors import damaged
 from scoremle.files import named, opened, write_atomically
 
 __all__ = ["is_file", "notes", "read", "write"]
@@ -27,6 +27,7 @@ DTYPES = {
 KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
 NOTES = "__metadata__"
+NOT_WHOLE = "no whole safetensors file"
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -68,17 +69,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Args:
         path: of the file.
     """
-    with opened(path, MAX_MODEL) as file:
-        start, header = _header(file, path)
+    with opened(path, MAX_MODEL) as file, damaged(path, NOT_WHOLE, ""):
+        start, header = _header(file)
         header.pop(NOTES, None)
         # Once, since each mapping is an open file, of which a process may have a thousand.
         content = np.memmap(file, np.uint8, "r")[start:]
-    try:
         arrays = {name: _array(content, facts) for name, facts in header.items()}
         if sum(array.nbytes for array in arrays.values()) > len(content):
             raise ValueError("tensors lie over each other")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from None
     return arrays
 
 
@@ -88,26 +86,23 @@ def notes(path: Path) -> dict[str, str]:
     Args:
         path: of the file.
     """
-    with opened(path, MAX_MODEL) as file:
-        found = _header(file, path)[1].get(NOTES, {})
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise UserError(f"{path} is no whole safetensors file: its notes are no texts")
+    with opened(path, MAX_MODEL) as file, damaged(path, NOT_WHOLE, ""):
+        found = _header(file)[1].get(NOTES, {})
+        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+            raise ValueError("its notes are no texts")
     return found
 
 
-def _header(file: File, path: Path) -> tuple[int, dict[str, Any]]:
+def _header(file: File) -> tuple[int, dict[str, Any]]:
     """Reads the header, and the offset at which the arrays begin."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     # The format allows 100 MB; networks that are read here have 100 kB.
     if size < 8 or not 2 <= length <= min(size - 8, LONGEST_JSON):
-        raise UserError(f"{path} is no whole safetensors file: its header is cut off")
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from None
+        raise ValueError("its header is cut off")
+    header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise UserError(f"{path} is no whole safetensors file: its header is no object")
+        raise ValueError("its header is no object")
     return 8 + length, header
 
 

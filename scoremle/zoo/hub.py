@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, first_line, needing
 from scoremle.zoo import diffusers
 from scoremle.zoo.families import HUB
 
@@ -37,11 +37,9 @@ def download(place: str) -> Path:
 
 def _fetched(place: str, names: Sequence[str], largest: int) -> Path:
     """The folder with these of the files there are; without a network, as the cache has it."""
-    try:
+    with needing(place, "hub"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import DryRunError
-    except ImportError:
-        raise UserError(f"{place} needs the extra hub: pip install 'scoremle[hub]'") from None
     model, _, revision = place.removeprefix(HUB).partition("@")
     asked: dict[str, Any] = {
         "repo_id": model, "revision": revision or None, "allow_patterns": [*names],

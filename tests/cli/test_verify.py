@@ -77,7 +77,7 @@ RECORD = "put its copy back, or move it away and run the training's command, whi
         ("data/test_labels.npy", 0.9, r"test_labels\.npy is damaged .*prepare it again"),
         ("data/meta.json", 0.5, r"meta\.json .*[;:] .*prepare it again"),
         ("theirs/checkpoint_1", 0, r"checkpoint_1 can't be read .*; put a copy back"),
-        ("weights.safetensors", 0, r"weights\.safetensors is no whole safetensors.*put a copy .*"),
+        ("weights.safetensors", 0, r"weights\.safetensors: no whole safetensors.*put a copy .*"),
     ],
 )  # fmt: skip
 def test_damage_is_a_line_with_a_remedy(places, capsys, name, place, words):

@@ -450,19 +450,19 @@ def header_of(folder, header: str, size: int) -> Path:
 def safetensors_of_copies(folder):
     one = '"a%d":{"dtype":"F32","shape":[1048576],"data_offsets":[0,4194304]}'
     file = header_of(folder, "{" + ",".join(one % i for i in range(1000)) + "}", 4 << 20)
-    return "parameters", file, f"{file} is no whole safetensors file: tensors lie over each other"
+    return "parameters", file, f"{file}: no whole safetensors file (tensors lie over each other"
 
 
 def safetensors_of_digits(folder):
     shape = ",".join(["9" * 4299] * 1000)
     one = f'{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}}}'
     file = header_of(folder, one, 0)
-    return "parameters", file, f"{file} is no whole safetensors file: a shape is no short list"
+    return "parameters", file, f"{file}: no whole safetensors file (a shape is no short list"
 
 
 def safetensors_of_lists(folder):
     file = header_of(folder, "[" * 100_000, 0)
-    return "parameters", file, f"{file} is no whole safetensors file: "
+    return "parameters", file, f"{file}: no whole safetensors file ("
 
 
 def picture_of(folder, name: str, content: bytes, words: str):

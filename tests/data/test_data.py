@@ -386,7 +386,7 @@ def test_damaged_labels(folder, content, message):
     [
         (gzip.compress(idx_bytes(5))[:-20], "damaged gzip"),
         (gzip.compress(idx_bytes(5))[:50] + b"\xff" * 200, "damaged"),
-        (idx_bytes(5), "gzip file"),
+        (idx_bytes(5), "damaged gzip"),
     ],
 )
 def test_damaged_gzip(folder, content, message):

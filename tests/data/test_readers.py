@@ -803,7 +803,7 @@ def test_real_photographs(tmp_path, prepare):
 
 def test_parquet_without_pyarrow(tmp_path, prepare, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UserError, match="needs pyarrow"):
+    with pytest.raises(UserError, match=r"pip install 'scoremle\[hf\]'"):
         prepare("images", write_tree(tmp_path / "f", {"a.parquet": b""}))
 
 

@@ -17,12 +17,13 @@ from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_uint8
 from scoremle.data.archive import Source, hash_files, listing
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, damaged
 from scoremle.files import named, opened
 
 __all__ = ["load_npy", "read_array_files"]
 
 SPLITS = ("train", "test", "val")
+NO_ARRAY = "can't be read as an array"
 
 
 def read_array_files(path: Path, options: Options) -> Reading:
@@ -118,12 +119,8 @@ def load_npy(file: Path) -> np.ndarray:
     Args:
         file: its path.
     """
-    try:
+    with damaged(file, NO_ARRAY, "; save it again"):
         return map_npy(file)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged header may raise anything
-        raise UserError(_damaged(str(file), error)) from error
 
 
 def map_npy(file: Path) -> np.ndarray:
@@ -135,16 +132,5 @@ def map_npy(file: Path) -> np.ndarray:
 
 def load_npz(file: File, where: str) -> dict[str, np.ndarray]:
     """Loads all arrays of a .npz. Pickled objects and zip bombs are refused."""
-    try:
+    with damaged(where, NO_ARRAY, "; save it again"):
         return arrays_of(file, where)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged zip or header may raise anything
-        raise UserError(_damaged(where, error)) from error
-
-
-def _damaged(where: str, error: Exception) -> str:
-    text = first_line(error)
-    if "allow_pickle" in text or "Python objects" in text:
-        return f"{where}: refused: it holds pickled objects, which could run code; save uint8"
-    return f"{where}: can't be read as an array ({text}); save it again"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scoremle.data.readers.base import Chunk, Options, Reading
-from scoremle.errors import UserError
+from scoremle.errors import needing
 from scoremle.numerics import permutation
 
 LEVELS = 17
@@ -20,12 +20,8 @@ SPLIT_SEED = 0
 
 def read_digits(path: Path, options: Options) -> Reading:
     """The images that come with scikit-learn, wherever it is installed."""
-    try:
+    with needing("the digits data set", "digits"):
         from sklearn import datasets
-    except ImportError as error:
-        raise UserError(
-            "the digits data set needs scikit-learn: pip install 'scoremle[digits]'"
-        ) from error
     digits = datasets.load_digits()
     images, labels = digits.images.astype(np.uint8)[..., None], digits.target
 

@@ -11,11 +11,12 @@ from typing import Any
 from scoremle.bounded import MAX_FILE, check_ratio
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import ImageReport, Options, Reading, as_labels
-from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
+from scoremle.data.readers.parquet_pages import unpacked_bytes
 from scoremle.data.readers.pictures import ImageDecoder, chunked, split_of
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, damaged, needing
 from scoremle.files import opened
 
+DAMAGED = "truncated or no parquet file"
 LABELS = ("label", "labels", "fine_label")
 # All rows may hold the same large picture, which the file has once.
 ROWS = 16
@@ -35,25 +36,15 @@ def read_parquet(path: Path, options: Options) -> Reading:
 def count_rows(path: Path) -> int:
     """The rows that a file says that it has; they are not read."""
     _check_pyarrow(path)
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with opened(path, MAX_FILE) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(_damaged(str(path), error)) from error
+    with damaged(path, DAMAGED), opened(path, MAX_FILE) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def _check_pyarrow(path: Path) -> None:
-    try:
+    with needing(f"{path}: parquet", "hf"):
         import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path}: parquet needs pyarrow: pip install 'scoremle[hf]'") from error
-
-
-def _damaged(where: str, error: Exception) -> str:
-    return f"{where}: truncated or no parquet file ({first_line(error)})"
 
 
 def _reports(
@@ -71,7 +62,7 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with damaged(where, DAMAGED):
         file = pq.ParquetFile(pa.BufferReader(content))
         check_ratio(where, unpacked_bytes(content, file.metadata), len(content))
         names = file.schema_arrow.names
@@ -91,8 +82,6 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes, Any]]:
                 cell = scalar.as_py()
                 picture = cell.get("bytes") if isinstance(cell, dict) else cell
                 yield picture or b"", label
-    except (pa.ArrowException, OSError, BadPage) as error:
-        raise UserError(_damaged(where, error)) from error
 
 
 def _is_label(kind: Any) -> bool:

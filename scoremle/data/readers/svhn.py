@@ -14,7 +14,7 @@ import numpy as np
 from scoremle.bounded import MAX_MAT, check_ratio, check_size
 from scoremle.data.archive import Source
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, damaged
 
 NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "single", "double"}
 COMPRESSED, ARRAY = 15, 14
@@ -42,7 +42,7 @@ def _chunks(source: Source) -> Iterator[Chunk]:
 def _read(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     from scipy.io import loadmat, whosmat
 
-    try:
+    with damaged(where, "truncated or no .mat file"):
         content = _unpacked(content, where)
         _check_lengths(content)
         # Cells may hold cells, so deep that scipy's reader overflows the stack.
@@ -50,12 +50,6 @@ def _read(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         if not kinds <= NUMBERS:
             raise ValueError(f"X or y is of {', '.join(sorted(kinds))}")
         found = loadmat(io.BytesIO(content), variable_names=["X", "y"])
-    except UserError:
-        raise
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise UserError(
-            f"{where}: truncated or no .mat file ({first_line(error)}); fetch it again"
-        ) from error
     x, y = found.get("X"), found.get("y")
     if x is None or y is None or x.dtype != np.uint8 or x.shape[:3] != (32, 32, 3) or x.ndim != 4:
         raise UserError(f"{where}: lacks X, uint8 of shape (32, 32, 3, n), or y")
