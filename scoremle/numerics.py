@@ -26,7 +26,7 @@ def log1mexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.log(-jnp.expm1(-x))
 
 
-def expand(s: Float[Array, "..."], like: Data) -> Float[Array, "..."]:
+def expand(s: Shaped[Array, "..."], like: Data) -> Shaped[Array, "..."]:
     """Appends axes of length one to ``s``, so that it multiplies ``like`` example by example."""
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 

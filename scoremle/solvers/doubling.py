@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
-from scoremle.numerics import dims_of, sum_data
+from scoremle.numerics import dims_of, expand, sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
-from scoremle.solvers.multistep import Planned, StepTable, step_table
+from scoremle.solvers.multistep import Planned
 from scoremle.types import Data, Scalar
 
 __all__ = ["Doubling"]
@@ -72,16 +71,13 @@ class Doubling:
         sizes = [self.fewest]
         while 2 * sizes[-1] <= self.most:
             sizes.append(2 * sizes[-1])
-        plans = [step_table(steps, sizes[-1]) for steps in sizes]
-        columns = zip(*plans, strict=True)
-        levels = StepTable(*(jnp.asarray(np.stack(a), state.dtype) for a in columns))
+        plans = [Planned.of(steps, sizes[-1]) for steps in sizes]
+        levels = jax.tree.map(lambda *each: jnp.stack(each), *plans)
         limit = self.tolerance * dims_of(state)
         end = jnp.full(state.shape[0], problem.stop, state.dtype)
 
         def run(level: Array) -> Solution:
-            steps = jnp.asarray(sizes, jnp.int32)[level]
-            planned = Planned(StepTable(*(a[level] for a in levels)), steps)
-            return planned.solve(one_draw, state)
+            return jax.tree.map(lambda a: a[level], levels).solve(one_draw, state)
 
         def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
             level, best = carry
@@ -94,17 +90,9 @@ class Doubling:
             error = jnp.where(level == 1, new.error, jnp.minimum(moved, new.error))
             new = new._replace(error=error, evaluations=old.evaluations + new.evaluations + 1)
             keep = best.running
-
-            def choose(new: Array, old: Array, axis: int) -> Array:
-                shape = (1,) * axis + (-1,) + (1,) * (new.ndim - axis - 1)
-                return jnp.where(keep.reshape(shape), new, old)
-
-            chosen = Solution(
-                *(
-                    choose(a, b, axis=name == "integrals")
-                    for name, a, b in zip(Solution._fields, new, old, strict=True)
-                )
-            )
+            at_end = jnp.where(expand(keep, state), new.state, old.state)
+            others = (jnp.where(keep, a, b) for a, b in zip(new[1:], old[1:], strict=True))
+            chosen = Solution(at_end, *others)
             running = keep & (error > limit) & new.ok
             return level + 1, _Best(chosen, jnp.where(keep, change, best.change), running)
 
