@@ -82,11 +82,8 @@ def not_finite(tree: Any) -> str:
 
 def _has_not_finite(leaf: Any) -> bool:
     """Whether this process's part of an array has a number that is not finite."""
-    return _reals(leaf) and not all(np.isfinite(part).all() for part in of_this_process(leaf))
-
-
-def _reals(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
+    reals = jnp.issubdtype(getattr(leaf, "dtype", float), jnp.inexact)
+    return reals and not all(np.isfinite(part).all() for part in of_this_process(leaf))
 
 
 def check_finite(params: Any, where: object) -> None:

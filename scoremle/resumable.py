@@ -8,7 +8,6 @@ folder or place, is named and worked on again.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from scoremle.errors import first_line, out_of_memory
-from scoremle.files import SEAL, read_npz, write_npz
+from scoremle.files import SEAL, read_npz, seal, write_npz
 from scoremle.processes import check_agreed, stop_if_asked
 from scoremle.progress import progress
 
@@ -38,7 +37,7 @@ Describe = Callable[[Arrays, Bool[np.ndarray, "passes n"]], str]
 
 def fingerprint(facts: dict[str, Any]) -> str:
     """A short name for settings: the same for the same facts alone."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return seal(facts)[:12]
 
 
 def content_hash(images: np.ndarray) -> str:

@@ -183,17 +183,10 @@ def _convolved(
     )
 
 
-def _sizes(sizes: Sequence[int], window: Sequence[int], padding: Padding, sign: int) -> list[int]:
-    """Pixels of what is convolved by those of the images (sign 1), or the reverse (-1)."""
-    return [
-        size + sign * (low + high - n + 1)
-        for size, n, (low, high) in zip(sizes, window, padding, strict=True)
-    ]
-
-
 def _images_of(g: Convolved, kernel: ConvKernel, **fixed: Any) -> Images:
     """The derivative by the images, as JAX has it."""
-    pixels = _sizes(g.shape[1:-1], fixed["window"], fixed["padding"], -1)
+    axes = zip(g.shape[1:-1], fixed["window"], fixed["padding"], strict=True)
+    pixels = [size + n - 1 - low - high for size, n, (low, high) in axes]
     x = jax.ShapeDtypeStruct((len(g), *pixels, kernel.shape[-2]), g.dtype)
     return jax.linear_transpose(lambda x: _convolved(x, kernel, **fixed), x)(g)[0]
 

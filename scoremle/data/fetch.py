@@ -8,6 +8,7 @@ from its end.
 import fcntl
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -92,7 +93,7 @@ def fetch(name: str) -> Path:
             def come(done: int, before: int = before) -> None:
                 tell(before + done, f"{(before + done) / 1e6:.0f} of {total / 1e6:.0f} MB")
 
-            resumed = _resumed(folder / f"{file}.part", size, come)
+            resumed = partial(_download, folder / f"{file}.part", size, come)
             try:
                 pooch.retrieve(url, f"sha256:{sha256}", file, folder, downloader=resumed)
             except UserError:
@@ -110,22 +111,20 @@ def _folder(name: str) -> Path:
     return cache_folder() / "fetched" / name
 
 
-def _resumed(part: Path, size: int, come: Callable[[int], None]) -> Callable[..., None]:
-    """A downloader for pooch, which goes on from what an earlier one left in ``part``."""
-
-    def download(url: str, output: str, _: Any) -> None:
-        with part.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process fetches {url} to {part}") from None
-            if file.tell() < size:
-                _append(url, file, size, come)
-            if file.tell() < size:
-                raise UserError(_broken(url, file.tell(), size))
-        os.replace(part, output)
-
-    return download
+def _download(
+    part: Path, size: int, come: Callable[[int], None], url: str, output: str, _: Any
+) -> None:
+    """A downloader of pooch, which goes on from what an earlier one left in ``part``."""
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process fetches {url} to {part}") from None
+        if file.tell() < size:
+            _append(url, file, size, come)
+        if file.tell() < size:
+            raise UserError(_broken(url, file.tell(), size))
+    os.replace(part, output)
 
 
 def _append(url: str, file: IO[bytes], size: int, come: Callable[[int], None]) -> None:

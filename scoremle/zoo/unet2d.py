@@ -236,12 +236,13 @@ class UNet2D(nn.Module):
 
     def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
         """Up path: from the middle to the output, with the skip features of the way down."""
-        pyramid = None
-        for i, features in enumerate(reversed(self.block_out_channels)):
+        pyramid, widths = None, self.block_out_channels[::-1]
+        for i, features in enumerate(widths):
             kind, block = kind_of(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
             resnet = functools.partial(self._resnet, kind, embedding, features=features)
             if kind.family == "k":
-                h = self._take_back_one(block, resnet, h, skips, self._features_after(i))
+                following = widths[min(i + 1, len(widths) - 1)]
+                h = self._take_back_one(block, resnet, h, skips, following)
             else:
                 h = self._take_back(kind, block, resnet, h, skips)
             if kind.family == "skip" and pyramid is not None:
@@ -329,10 +330,6 @@ class UNet2D(nn.Module):
     @property
     def _scale_shift(self) -> bool:
         return self.resnet_time_scale_shift == "scale_shift"
-
-    def _features_after(self, level: int) -> int:
-        """Number of features of the next level on the way up."""
-        return self.block_out_channels[max(len(self.block_out_channels) - 2 - level, 0)]
 
     def _is_last(self, level: int) -> bool:
         return level == len(self.block_out_channels) - 1
