@@ -144,7 +144,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("resumable.py", "resumable_map", "stop - 1)", "stop)"),
     ("resumable.py", "resumable_map", "part['place'] = np.asarray([number, first])",
      "part['place'] = np.asarray([0, first])"),
-    ("resumable.py", "fingerprint", "sort_keys=True", "sort_keys=False"),
+    ("files.py", "seal", "sort_keys=True", "sort_keys=False", "test_resumable.py"),
     # ScoreModel
     ("likelihood/score_images.py", "_measured", "jax.random.fold_in(key, number)", "key"),
     ("likelihood/score_images.py", "_measured", "index[some])", "some)"),
@@ -588,7 +588,8 @@ CHANGES: list[tuple[str, ...]] = [
      "'enlarged', 'shrunk'"),
     ("data/readers/cifar.py", "rows_and_labels", "type(n) is int and 0 <= n < 1 << 31",
      "type(n) is int", "data/test_readers.py"),
-    ("data/readers/idx.py", "_chunks", "done += len(chunk)", "done += 1", "data/test_readers.py"),
+    ("data/prepare.py", "prepare", "done + share * (chunk.done - done)",
+     "share * (chunk.done - done)", "data/test_readers.py"),
     ("data/readers/idx.py", "_split", "len(labels) != len(images)", "len(labels) < len(images)",
      "data/test_data.py"),
     ("zoo/diffusers.py", "_steps", "scheduler.clip_sample_range != 1",
