@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.errors import UserError
+from scoremle.errors import needing
 
 FeatureTable = Float[np.ndarray, "n k"]
 Unusual = Float[np.ndarray, " n"]
@@ -82,13 +82,9 @@ Normality = Ranks | Density
 
 def _mixture(z: FeatureTable, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and whitening matrices of the Gaussians."""
-    try:
+    with needing("a detector", "anomaly"):
         from sklearn.covariance import ledoit_wolf
         from sklearn.mixture import GaussianMixture
-    except ImportError:
-        raise UserError(
-            "detectors need the extra anomaly: pip install 'scoremle[anomaly]'"
-        ) from None
     most = max(1, min(most, len(z) // (EXAMPLES * z.shape[1])))
     tried = [GaussianMixture(k, random_state=0, reg_covar=1e-3) for k in range(1, most + 1)]
     best: Any = min(tried, key=lambda mixture: mixture.fit(z).bic(z)) if most > 1 else tried[0]

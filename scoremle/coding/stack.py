@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt32
 
-from scoremle.errors import UserError
+from scoremle.errors import needing
 
 # Scales from the mean to the last cell that has a probability of its own.
 REACH = 10
@@ -53,12 +53,8 @@ class BitStack:
     """
 
     def __init__(self, words: UInt32[np.ndarray, " n"] | None = None, seed: int = 0) -> None:
-        try:
+        with needing("compression", "compress"):
             import constriction
-        except ImportError:
-            raise UserError(
-                "compression needs constriction: pip install 'scoremle[compress]'"
-            ) from None
         self._models: Any = constriction.stream.model
         self._new = constriction.stream.stack.AnsCoder
         self._random = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.errors import UserError
+from scoremle.errors import needing
 
 __all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "DrawChart", "draw_profile", "drawn"]
 
@@ -73,14 +73,10 @@ def _style() -> Iterator[Any]:
     """The class of figures, where our style alone counts."""
     # matplotlib reads a matplotlibrc of the working folder, which may be anybody's.
     elsewhere = contextlib.chdir(Path(__file__).parent)
-    with contextlib.nullcontext() if "matplotlib" in sys.modules else elsewhere:
-        try:
-            import matplotlib
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise UserError(
-                "the charts of a report need the extra: pip install 'scoremle[plots]'"
-            ) from None
+    place = contextlib.nullcontext() if "matplotlib" in sys.modules else elsewhere
+    with place, needing("a report with charts", "plots"):
+        import matplotlib
+        from matplotlib.figure import Figure
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

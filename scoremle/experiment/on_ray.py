@@ -20,7 +20,7 @@ from jaxtyping import UInt64
 
 from scoremle.bounded import MAX_FILE
 from scoremle.data.pieces import MOST_ROWS, Image, ImageKind, Piece, piece_images
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, first_line, needing
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
 from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
 from scoremle.progress import progress
@@ -214,12 +214,10 @@ class _Work:
 def ray_data() -> Any:
     """The module ``ray``, with its data. Raises UserError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    try:
+    with needing("--engine=ray", "ray"):
         import pyarrow  # noqa: F401
         import ray
         import ray.data
-    except ImportError as error:
-        raise UserError("--engine=ray needs Ray: pip install 'scoremle[ray]'") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         handler.setLevel(logging.ERROR)

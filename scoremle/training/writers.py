@@ -23,7 +23,7 @@ from typing import Any
 
 from scoremle import files
 from scoremle.bounded import MAX_TEXT
-from scoremle.errors import UserError
+from scoremle.errors import UserError, needing
 from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import check_record, is_of
@@ -110,12 +110,8 @@ class TensorBoard(Writer):
     """Event files for TensorBoard; needs the extra ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with needing("TensorBoard output", "tensorboard"):
             import tensorboardX
-        except ImportError:
-            raise UserError(
-                "TensorBoard output needs the extra: pip install 'scoremle[tensorboard]'"
-            ) from None
         self._open = tensorboardX.SummaryWriter
         self._folder = folder
         self._writer: Any = None
