@@ -33,27 +33,24 @@ Inputs = tuple[AnyArray, ...]
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class InTorch:
-    """``network(x, label, *condition)`` of a frozen module; x as the module wants it."""
+    """``network(x, label, *condition)`` of a frozen module; x as the module wants it.
+
+    ``for_forms``: it has J'v in place of the derivative Jv in x.
+    """
 
     frozen: Frozen
+    for_forms: bool = False
 
     def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
-        none = jnp.zeros((0, *x.shape), x.dtype)
-        return _products(self.frozen, (x, label, *condition), none)[0]
+        inputs = (x, label, *condition)
+        if self.for_forms:
+            return _transposed(self.frozen, inputs)
+        return _products(self.frozen, inputs, jnp.zeros((0, *x.shape), x.dtype))[0]
 
     @property
-    def transposed(self) -> "_Transposed":
-        """The same values, and J'v in place of the derivative Jv in x."""
-        return _Transposed(self.frozen)
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _Transposed:
-    frozen: Frozen
-
-    def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
-        return _transposed(self.frozen, (x, label, *condition))
+    def transposed(self) -> "InTorch":
+        """The same values, with J'v in place of Jv."""
+        return InTorch(self.frozen, for_forms=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
