@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Integer, Key
 
 from scoremle.core.arguments import (
     as_data,
-    as_index,
     as_shape,
     check_count,
     check_examples,
@@ -54,7 +53,7 @@ from scoremle.likelihood.profile import Profile, msma_levels, profile_columns
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
-from scoremle.likelihood.score_images import choose_for_images, score_images
+from scoremle.likelihood.score_images import choose_for_images, example_numbers, score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, learned_decoder
 from scoremle.numerics import all_finite, as_pytree, check_finite_values, expand, predict, sum_data
@@ -461,9 +460,7 @@ class ScoreModel:
             width = self.pixels.high - self.pixels.low
         n, key = len(x), jax.random.key(seed)
         model, condition = self._apart(condition, n)
-        numbers = np.arange(n) if index is None else as_index(index)
-        if numbers.shape != (n,):
-            raise UserError(f"index must have a number for each of {n} examples")
+        numbers = example_numbers(index, n)
         levels, rows = msma_levels(self.sde, self.eps, width), rows_of(condition, n)
         program = within_memory(_profile)
 
@@ -539,9 +536,7 @@ class ScoreModel:
             check_count("batch_size", batch_size)
         images = pixels.checked(images, self.shape)
         n = len(images)
-        numbers = np.arange(n) if index is None else as_index(index)
-        if numbers.shape != (n,):
-            raise UserError(f"index must have a number for each of {n} images")
+        numbers = example_numbers(index, n)
         if n == 0:
             return Scores(*np.zeros((5, 0)))
         model, choice, devices = self, None, devices or jax.devices()[:1]

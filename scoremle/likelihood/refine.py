@@ -109,12 +109,8 @@ def solved(
 
 def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
     """Replaces these rows by ``again``; evaluations are added."""
-
-    def put(old: Array, new: Array) -> Array:
-        return old.at[..., rows].set(new)
-
     values: dict[str, Any] = {
-        name: put(getattr(found, name), getattr(again, name))
+        name: getattr(found, name).at[..., rows].set(getattr(again, name))
         for name in ("log_prob", "probe_stderr", "probe_deviations", "solver_error", "ok")
     }
     latent = found.latent.at[rows].set(again.latent)

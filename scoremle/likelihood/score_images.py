@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer, Key
 
+from scoremle.core.arguments import as_index
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
@@ -39,7 +40,7 @@ from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import IntImages
 from scoremle.xla import compiled
 
-__all__ = ["DIFFERENCES", "Scored", "choose_for_images", "score_images"]
+__all__ = ["DIFFERENCES", "Scored", "choose_for_images", "example_numbers", "score_images"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
 BATCH_SIZE, BATCH_VALUES = 256, 2**18
@@ -171,6 +172,23 @@ def score_images(
         return found
 
     return Scored(values, mean, seconds, differences, order)
+
+
+def example_numbers(
+    index: Sequence[int] | Integer[Array | np.ndarray, " n"] | None, n: int
+) -> Integer[np.ndarray, " n"]:
+    """The numbers of ``n`` examples: their places, where there is no index.
+
+    Args:
+        index: a number for each.
+        n: how many there are.
+
+    Raises UserError for another count, and for what are no whole numbers of 64 bits.
+    """
+    numbers = np.arange(n) if index is None else as_index(index)
+    if numbers.shape != (n,):
+        raise UserError(f"index must have a number for each of {n} examples")
+    return numbers
 
 
 def choose_for_images(

@@ -49,13 +49,22 @@ DTYPES = {
 
 def read(path: Path) -> Tree:
     """The nested dict of arrays in a file. Raises Damaged if it is not one, or not whole."""
+    entries = 0
+
+    def as_map(pairs: list[tuple[str, Any]]) -> Any:
+        nonlocal entries
+        entries += len(pairs)
+        if entries > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} entries")
+        tree = dict(pairs)
+        return _joined(tree) if CHUNKED in tree else tree
+
     try:
         with opened(path, MAX_MODEL) as file:
             _check_whole(file, os.fstat(file.fileno()).st_size)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                maps = _Maps()
                 tree = msgpack.unpackb(
-                    content, ext_hook=_extension, object_pairs_hook=maps, **LIMITS
+                    content, ext_hook=_extension, object_pairs_hook=as_map, **LIMITS
                 )
     except msgpack.OutOfData:
         raise Damaged("it ends too early") from None
@@ -86,20 +95,6 @@ def _check_whole(file: Any, size: int) -> None:
     unpacker.skip()
     if unpacker.tell() != size:
         raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
-
-
-class _Maps:
-    """Makes the maps of a message, and counts their entries."""
-
-    def __init__(self) -> None:
-        self.entries = 0
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> Any:
-        self.entries += len(pairs)
-        if self.entries > MAX_ENTRIES:
-            raise ValueError(f"more than {MAX_ENTRIES} entries")
-        tree = dict(pairs)
-        return _joined(tree) if CHUNKED in tree else tree
 
 
 def _joined(tree: Tree) -> np.ndarray:

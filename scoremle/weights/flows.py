@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 from scipy.special import logsumexp, softmax
 
-from scoremle.core.arguments import as_array, as_data, as_index, as_shape, check_count, check_seed
+from scoremle.core.arguments import as_array, as_data, as_shape, check_count, check_seed
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
@@ -29,7 +29,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ImageValues
 from scoremle.likelihood.importance import jackknife
-from scoremle.likelihood.score_images import score_images
+from scoremle.likelihood.score_images import example_numbers, score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.numerics import check_finite_values, dims_of
 from scoremle.types import IntImages
@@ -118,9 +118,7 @@ class FlowModel:
         check_seed(seed)
         check_count("passes", passes)
         images = pixels_of(self).checked(images, self.shape)
-        numbers = np.arange(len(images)) if index is None else as_index(index)
-        if numbers.shape != (len(images),):
-            raise UserError(f"index must have a number for each of {len(images)} images")
+        numbers = example_numbers(index, len(images))
         found = score_images(
             self, ByLogProb(draws), images, numbers, dequantizer=dequantizer, passes=passes,
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,

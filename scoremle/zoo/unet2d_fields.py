@@ -40,14 +40,7 @@ DOWN_BLOCKS = {
     "AttnSkipDownBlock2D": BlockKind("skip", attention=True),
     "KDownBlock2D": BlockKind("k"),
 }
-UP_BLOCKS = {
-    "UpBlock2D": BlockKind(),
-    "AttnUpBlock2D": BlockKind(attention=True),
-    "ResnetUpsampleBlock2D": BlockKind(in_a_resnet=True),
-    "SkipUpBlock2D": BlockKind("skip"),
-    "AttnSkipUpBlock2D": BlockKind("skip", attention=True),
-    "KUpBlock2D": BlockKind("k"),
-}
+UP_BLOCKS = {name.replace("Down", "Up"): kind for name, kind in DOWN_BLOCKS.items()}
 CHOICES = {
     "time_embedding_type": ("positional", "fourier", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
