@@ -54,19 +54,18 @@ def files(path: Path) -> dict[str, Path]:
     return {"model.pt": path, "model.json": flags_beside(path)}
 
 
-def load(path: Path, flags: Mapping[str, Any] | None = None) -> ScoreModel:
-    """The model of a checkpoint; without ``flags``, those of the file beside it.
+def load(path: Path) -> ScoreModel:
+    """The model of a checkpoint, by the flags in the file beside it.
 
     Raises UserError if there are none, or if they do not fit the tensors.
     """
-    if flags is None:
-        place = flags_beside(path)
-        if not place.is_file():
-            raise UserError(
-                f"{path}: a .pt does not say its architecture. Write the flags that it was trained"
-                f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
-            )
-        flags = read_json(inside(place.parent, place.name))
+    place = flags_beside(path)
+    if not place.is_file():
+        raise UserError(
+            f"{path}: a .pt does not say its architecture. Write the flags that it was trained"
+            f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
+        )
+    flags = read_json(inside(place.parent, place.name))
     check_record(flags, _Diffusion, "the flags")
     network = ADM.from_flags(flags)
     schedule = _schedule(flags)
