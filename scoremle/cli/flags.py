@@ -7,14 +7,14 @@ directory that was begun has its own.
 import ast
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from scoremle.cli.parser import Parser, adder
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import (
@@ -45,54 +45,44 @@ class ConfigParser(Parser):
     """A parser with a flag for each field of a config. It sets ``options.config`` to the config.
 
     With ``--print-config`` that is printed, and nothing else is run.
-
-    Args:
-        name: the command's name; "" for the published form.
-        text: what it does, and examples.
-        words: help of the arguments without a flag: ``config``, ``workdir``.
-        **settings: those of Parser.
     """
 
-    def __init__(
-        self, name: str, text: str | None, words: dict[str, str], **settings: Any
-    ) -> None:
-        usage = " ".join(["scoremle", name, *map(str.upper, words), "[--config.FIELD=VALUE ...]"])
-        super().__init__(
-            name, text, usage=f"{usage} [FLAGS]", check=self._set_config, allow_abbrev=False,
-            **settings,
-        )  # fmt: skip
-        self.set_defaults(mode=name.replace("-", "_"), deq_folder=FLOW_FOLDER)
-        self._words, self._switches = words, set[str]()
-        add = adder(self)
+    def add_config(self, mode: str, **words: str) -> None:
+        """Adds the flags of a config.
+
+        Args:
+            mode: that of the command; "": a flag names it.
+            **words: help of the arguments without a flag: ``config``, ``workdir``.
+        """
+        self.usage = " ".join(
+            [self.prog, *map(str.upper, words), "[--config.FIELD=VALUE ...] [FLAGS]"]
+        )
+        self.allow_abbrev, self._words = False, words
+        self.set_defaults(mode=mode, deq_folder=FLOW_FOLDER)
         for word, what in words.items():
-            add(word, what, nargs="?", default=SUPPRESS, metavar=word.upper())
+            self.add(word, what, nargs="?", default=SUPPRESS, metavar=word.upper())
         own = "another config than that of the workdir, by name or as a file"
-        add("--config", SUPPRESS if "config" in words else own)
-        add("--workdir", SUPPRESS)
-        add("--config.FIELD", "set a field of the config; scoremle help config lists them",
-            metavar="VALUE", default=SUPPRESS)  # fmt: skip
-        add("--print-config", "print the config, flags included, and do nothing else",
-            action="store_true")  # fmt: skip
-        add("--json", "as JSON, on stdout", action="store_true")
-        self._add_fields()
-
-    def _add_fields(self) -> None:
-        """Adds a flag for each field, and for a boolean also ``--noconfig.FIELD``, unlisted."""
-        group = self.add_argument_group()
-        self._action_groups.remove(group)
-        add = adder(group)
+        self.add("--config", SUPPRESS if "config" in words else own)
+        self.add("--workdir", SUPPRESS)
+        self.add("--config.FIELD", "set a field of the config; scoremle help config lists them",
+                 metavar="VALUE", default=SUPPRESS)  # fmt: skip
+        self.add("--print-config", "print the config, flags included, and do nothing else",
+                 action="store_true")  # fmt: skip
+        self.add("--json", "as JSON, on stdout", action="store_true")
+        fields = self.add_argument_group()
+        self._action_groups.remove(fields)  # help does not list them
         for name, (kind, _) in fields_of(defaults.get_config()).items():
-            flag = f"config.{name}"
-            add(f"--{flag}", MEANINGS[name], metavar="VALUE", default=SUPPRESS)
+            flag, meaning = f"config.{name}", MEANINGS[name]
+            self.add(f"--{flag}", meaning, group=fields, metavar="VALUE", default=SUPPRESS)
             if kind is bool:
-                self._switches.add(f"--{flag}")
-                add(f"--no{flag}", MEANINGS[name], dest=flag, default=SUPPRESS,
-                    action="store_const", const="false")  # fmt: skip
+                self.switches.add(f"--{flag}")
+                self.add(f"--no{flag}", meaning, group=fields, dest=flag, action="store_const",
+                         const="false", default=SUPPRESS)  # fmt: skip
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as Parser does; a boolean flag without a value is true."""
-        given = [f"{text}=true" if text in self._switches else text for text in args]
-        return super().parse_args(given, namespace)
+    def checked(self, arguments: Sequence[str]) -> Any:
+        options = self.parse_args(arguments)
+        self._set_config(options)
+        return options
 
     def unknown(self, argument: str) -> str:
         """The message for an argument that is none of the command's."""

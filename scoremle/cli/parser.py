@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,49 +22,68 @@ MODEL = (
     " or of EDM, or FILE.py:function"
 )
 UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
-EXAMPLE = re.compile(r"^ {4}(scoremle .*)$", re.MULTILINE)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but mistakes are lines like all others, and help begins with examples.
 
-    ``--eval_folder`` means ``--eval-folder``. Words and flags may come in any order.
+    ``--eval_folder`` means ``--eval-folder``. Words and flags may come in any order. ``switches``
+    are flags that mean ``true`` where they have no value.
 
     Args:
-        name: the command's name; "" for the published form.
-        text: a paragraph that says what it does, and examples, which are indented: the docstring
-            of its module.
+        text: a docstring: a paragraph that says what the command does, and one of examples.
         run: does the work. What it returns is printed with ``--json``.
         check: raises UserError for what the arguments name and can't be used.
         needs: a module that ``run`` imports and that takes seconds. It is imported before.
+        **settings: those of argparse.
     """
 
     def __init__(
         self,
-        name: str = "",
-        text: str | None = "",
         *,
+        text: str | None = "",
         run: Callable[[Any], Any] = print,
-        check: Callable[[Any], None] = lambda options: None,
+        check: Callable[[Any], None] | None = None,
         needs: str = "",
         **settings: Any,
     ) -> None:
-        what, *rest = (text or "").split("\n\n")
-        self.examples = EXAMPLE.findall("\n".join(rest))
-        super().__init__(
-            **{"prog": f"scoremle {name}".rstrip(), "description": what.strip(), **settings}
-        )
-        self.run, self.check, self.needs = run, check, needs
+        super().__init__(**settings)
+        self.run, self.check, self.needs, self.switches = run, check, needs, set[str]()
+        self.describe(text)
+
+    def describe(self, text: str | None) -> None:
+        """Takes the description and the examples from the first two paragraphs of a docstring."""
+        self.description, examples, *_ = (text or "").split("\n\n") + [""]
+        self.examples = [line.strip() for line in examples.splitlines() if line.strip()]
+
+    def add(self, names: str, help: str, *, group: Any = None, **settings: Any) -> None:
+        """Adds an argument by its names, with a line about it, to a group if there is one."""
+        (group or self).add_argument(*names.split(), help=help, **settings)
+
+    def add_commands(
+        self, runs: Mapping[str, Callable[[Any], Any]]
+    ) -> Iterator[tuple[str, Callable[..., None]]]:
+        """Adds commands of this one; yields the name of each, and what adds its arguments.
+
+        Args:
+            runs: what they run, by their names. Its docstring is their help.
+        """
+        commands = self.add_subparsers(dest="what", required=True, parser_class=Parser)
+        for name, run in runs.items():
+            first, _, _ = (run.__doc__ or "").partition("\n")
+            yield name, commands.add_parser(name, text=run.__doc__, help=first).add
 
     def checked(self, arguments: Sequence[str]) -> Any:
         """The options that arguments mean. Raises UserError for a mistake in them."""
         options = self.parse_args(arguments)
-        self.check(options)
+        if self.check:
+            self.check(options)
         return options
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same, but for what ``check`` looks at."""
         given = [UNDERSCORED.sub(lambda flag: flag[0].replace("_", "-"), text) for text in args]
+        given = [f"{text}=true" if text in self.switches else text for text in given]
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
         options, rest = parse(given, namespace)
         if rest:
@@ -88,15 +107,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
-def adder(group: Any) -> Callable[..., None]:
-    """A function that adds an argument to a parser or a group: its names, and a line about it."""
-
-    def add(names: str, help: str, **settings: Any) -> None:
-        group.add_argument(*names.split(), help=help, **settings)
-
-    return add
-
-
 def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
     """The type of an integer that is not below ``least``, but below ``below``."""
 
@@ -108,6 +118,13 @@ def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def fraction(text: str) -> float:
+    """The type of a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 # The type of a seed. JAX takes 32 bits of it: a larger one would be another one.

@@ -1,8 +1,10 @@
 """Commands: ``scoremle NAME ...``. ``COMMANDS`` is the whole list.
 
-The module of a command has ``parser(name)``, which says what can be typed, what of it is checked,
-and what is run. It imports nothing of JAX at its top: help, and what is wrong with arguments, come
-at once.
+The module of a command has ``arguments(parser)``, which adds what can be typed, and
+``run(options)``; if need be ``check(options)``, which raises UserError for what can't be used,
+``NEEDS``, a module that ``run`` imports and that takes seconds, and the class of its ``PARSER``.
+Its docstring is its help. It imports nothing of JAX at its top: help, and what is wrong with
+arguments, come at once.
 """
 
 import importlib
@@ -45,5 +47,13 @@ def parser_of(name: str) -> Parser:
         name: of the command; "" for the published form.
     """
     module, _ = COMMANDS.get(name, ("experiment", ""))
-    parser: Parser = importlib.import_module(f"{__name__}.{module}").parser(name)
+    command = importlib.import_module(f"{__name__}.{module}")
+    parser: Parser = getattr(command, "PARSER", Parser)(
+        prog=f"scoremle {name}".rstrip(),
+        text=command.__doc__,
+        run=command.run,
+        check=getattr(command, "check", None),
+        needs=getattr(command, "NEEDS", ""),
+    )
+    command.arguments(parser)
     return parser

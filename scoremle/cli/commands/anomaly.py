@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoremle.cli.commands.data import FITS
-from scoremle.cli.parser import MODEL, Parser, adder, at_least, check_exists, check_file, seed
+from scoremle.cli.parser import MODEL, Parser, at_least, check_exists, check_file, fraction, seed
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.terminal import cell, say
@@ -18,18 +18,7 @@ from scoremle.terminal import cell, say
 if TYPE_CHECKING:
     import numpy as np
 
-TEXTS = {
-    "fit": """fits a statistic to half of the normal images, and calibrates p-values on the others
-
-    scoremle anomaly fit digits normal/ --fit=resize --out=detector
-    scoremle anomaly fit gaussian features.npy --out=detector
-""",
-    "score": """p-values of images, and those that stand out at a rate of false discoveries
-
-    scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
-    scoremle anomaly score detector pictures/ --rate=0.05 --fail-on-suspects
-""",
-}
+NEEDS = "scoremle.anomaly.detector"
 # The model that is none: a density of features themselves.
 GAUSSIAN = "gaussian"
 # The names in anomaly/statistics.py, whose import brings JAX.
@@ -42,11 +31,8 @@ IMAGES = (
 SHOWN = 10
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.anomaly.detector")
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
-    for what, text in TEXTS.items():
-        add = adder(commands.add_parser(what, text=text, help=text.partition("\n")[0]))
+def arguments(parser: Parser) -> None:
+    for what, add in parser.add_commands(RUNS):
         if what == "fit":
             add("model", f"{MODEL}; or {GAUSSIAN}, a density of vectors themselves")
             add("images", f"normal ones, that the model was not trained on: {IMAGES}", type=Path)
@@ -65,7 +51,7 @@ def parser(name: str) -> Parser:
             add("--page", "a page of HTML to write: the images in the order of their p-values",
                 type=Path, metavar="FILE")  # fmt: skip
             add("--rate", "of false discoveries: their expected share of the suspects (0.1)",
-                type=float, default=0.1)  # fmt: skip
+                type=fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are any", action="store_true")
             add("--model", "where it is now, if it was moved", default="")
         add("--fit", "bring pictures of other sizes to the model's: crop, resize or pad",
@@ -75,26 +61,28 @@ def parser(name: str) -> Parser:
         add("--checkpoint", "its number; unset: the newest", type=int)
         add("--force", "write over --out and --page", action="store_true")
         add("--json", "the summary as JSON, on stdout", action="store_true")
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_exists(options.images)
     check_file("--out=", options.out, force=options.force)
     if options.what == "score":
         check_exists(options.detector)
-        if not 0 < options.rate < 1:
-            raise UserError(f"--rate must lie between 0 and 1, not {options.rate}")
         if options.page:
             check_file("--page=", options.page, force=options.force)
 
 
 def run(options: Any) -> dict[str, Any]:
     """Fits a detector, or scores by one."""
-    return _fit(options) if options.what == "fit" else _score(options)
+    return RUNS[options.what](options)
 
 
 def _fit(options: Any) -> dict[str, Any]:
+    """Fits a statistic to half of the normal images, and calibrates p-values on the others.
+
+        scoremle anomaly fit digits normal/ --fit=resize --out=detector
+        scoremle anomaly fit gaussian features.npy --out=detector
+    """
     from scoremle.anomaly import Detector
     from scoremle.experiment.encoders import file_hash
 
@@ -144,6 +132,11 @@ def _say_what_was_seen(place: str, images: np.ndarray) -> None:
 
 
 def _score(options: Any) -> dict[str, Any]:
+    """Lists p-values of images, and those that stand out at a rate of false discoveries.
+
+        scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
+        scoremle anomaly score detector pictures/ --rate=0.05 --fail-on-suspects
+    """
     from scoremle.anomaly import Detector
     from scoremle.report.anomalies import write_anomalies
 
@@ -177,6 +170,9 @@ def _score(options: Any) -> dict[str, Any]:
         "statistic": detector.statistic, "references": len(detector.reference),
         "left_out": len(reports) - len(kept), "table": str(options.out),
     }  # fmt: skip
+
+
+RUNS = {"fit": _fit, "score": _score}
 
 
 def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -> str:

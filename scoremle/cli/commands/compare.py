@@ -25,7 +25,7 @@ from scoremle.terminal import say
 if TYPE_CHECKING:
     from scoremle.evaluation.result import Result
 
-
+NEEDS = "scoremle.evaluation.statistics"
 logger = logging.getLogger(__name__)
 
 PLACES = (
@@ -49,12 +49,10 @@ class ComparedMeasurement(NamedTuple):
     estimator: str = ""
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, needs="scoremle.evaluation.statistics")
-    parser.add_argument("first", metavar="A", type=Path, help=PLACES)
-    parser.add_argument("second", metavar="B", type=Path, help=PLACES)
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser
+def arguments(parser: Parser) -> None:
+    parser.add("first", PLACES, metavar="A", type=Path)
+    parser.add("second", PLACES, metavar="B", type=Path)
+    parser.add("--json", "as JSON", action="store_true")
 
 
 def run(options: Any) -> dict[str, dict[str, Any]]:

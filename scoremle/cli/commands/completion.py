@@ -20,10 +20,8 @@ ZSH = "autoload -Uz compinit && compinit\neval"
 WORDS = {"config": [*NAMED_CONFIGS], "topic": [*TOPICS, *COMMANDS]}
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that it is for")
-    return parser
+def arguments(parser: Parser) -> None:
+    parser.add("shell", "the shell that it is for", choices=("bash", "zsh", "fish"))
 
 
 def run(options: Any) -> None:

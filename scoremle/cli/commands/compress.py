@@ -14,7 +14,6 @@ import scoremle
 from scoremle.cli.parser import (
     MODEL,
     Parser,
-    adder,
     at_least,
     check_exists,
     check_file,
@@ -24,10 +23,11 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import say
 
+NEEDS = "scoremle.experiment.models"
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
-    add = adder(parser)
+
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("model", MODEL)
     add("images", "a picture, a folder or archive of pictures of the model's size, or a .npy or"
         " .npz of grey values", type=Path)  # fmt: skip
@@ -37,10 +37,9 @@ def parser(name: str) -> Parser:
     add("--force", "write over the file", action="store_true")
     add("--checkpoint", "its number; unset: the newest", type=int)
     add("--json", "the rates as JSON, on stdout", action="store_true")
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_exists(options.images)
     check_file("-o ", options.out, force=options.force)
     check_model(options)

@@ -14,17 +14,16 @@ from scoremle.cli.parser import Parser, check_ending
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
+NEEDS = "scoremle.quality.inception"
 OTHERS = "not the published weights, so results won't be called FID, KID or IS"
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.quality.inception")
-    parser.add_argument("weights", type=Path, help="the state dict, a .pth file")
-    parser.add_argument("out", type=Path, help="the npz to write")
-    return parser
+def arguments(parser: Parser) -> None:
+    parser.add("weights", "the state dict, a .pth file", type=Path)
+    parser.add("out", "the npz to write", type=Path)
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_ending("", options.out, ".npz")
     if not options.weights.is_file():
         raise UserError(f"no file {options.weights}")

@@ -4,7 +4,6 @@
     scoremle data prepare photos/ --size=32 --fit=crop
 """
 
-import argparse
 import math
 import os
 import shlex
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, adder, check_ending
+from scoremle.cli.parser import Parser, at_least, check_ending, fraction
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
+NEEDS = "scoremle.data"
 # The names in scoremle.data, whose import brings JAX.
 DATASETS = (
     "digits", "synthetic", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "imagenet",
@@ -24,33 +24,14 @@ DATASETS = (
 )  # fmt: skip
 FETCHED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 FITS, SPLITS = ("crop", "resize", "pad"), ("train", "test")
-TEXTS = {
-    "fetch": """brings the files of a public data set into the cache, and goes on where it stopped
-
-    scoremle data fetch cifar10
-""",
-    "prepare": """turns any source into arrays, checked, once
-
-    scoremle data prepare photos/ --size=32 --fit=crop
-    scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz
-""",
-    "show": """prints the facts of a data set and draws some images
-
-    scoremle data show digits --picture=digits.png
-    scoremle data show photos/ --size=32 --fit=crop
-""",
-}
 SHOWN = 64
 # Arguments of Python that are flags here.
 NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.data")
-    parser.set_defaults(into=None, picture=None, levels=0)
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
-    for what, text in TEXTS.items():
-        add = adder(commands.add_parser(what, text=text, help=text.partition("\n")[0]))
+def arguments(parser: Parser) -> None:
+    parser.set_defaults(into=None, picture=None)
+    for what, add in parser.add_commands(RUNS):
         add("--json", "its facts as JSON, on stdout", action="store_true")
         if what == "fetch":
             add("name", f"one of {', '.join(FETCHED)}", metavar="NAME", choices=FETCHED)
@@ -63,9 +44,9 @@ def parser(name: str) -> Parser:
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
             " pad with black", default="", choices=FITS)  # fmt: skip
-        add("--levels", "grey levels: 2**bits", type=int, default=0)
+        add("--levels", "grey levels: 2**bits", type=at_least(2, below=257), default=0)
         add("--test-fraction", "share of the images to test on, where the source does not say"
-            " (default: 0.1)", type=_fraction, default=0.1)  # fmt: skip
+            " (default: 0.1)", type=fraction, default=0.1)  # fmt: skip
         add("--skip-bad", "leave out images that can't be used, and count them",
             action="store_true")  # fmt: skip
         if what == "prepare":
@@ -73,44 +54,70 @@ def parser(name: str) -> Parser:
         else:
             add("--split", "which images (train)", default="train", choices=SPLITS)
             add("--picture", "file to draw to: NAME.png", type=Path)
-    return parser
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     if options.picture:
         check_ending("--picture=", options.picture, ".png")
-    if options.levels and not 2 <= options.levels <= 256:
-        raise UserError(f"--levels must be from 2 to 256, not {options.levels}")
     if options.into and options.into.exists():
         raise UserError(f"--into={options.into} exists; name a new folder, or remove it")
 
 
 def run(options: Any) -> dict[str, Any]:
     """Runs one of the three; gives the facts of the data set."""
-    if options.what == "fetch":
-        return _fetch(options.name)
     with named_as(as_flag, NAMED):
-        prepared = _prepared(options)
-    say(*table(("data set", prepared.meta["name"]), _facts(prepared)).splitlines())
-    if options.what == "show":
-        _draw(prepared, options.split, options.picture)
-    else:
-        say("", f"next: {_training(prepared)}")
-    return {**prepared.meta, "folder": str(prepared.folder)}
+        return RUNS[options.what](options)
 
 
-def _fetch(name: str) -> dict[str, Any]:
-    with named_as(as_flag, NAMED):
-        folder = scoremle.data.fetch(name)
+def _fetch(options: Any) -> dict[str, Any]:
+    """Brings the files of a public data set into the cache, and goes on where it stopped.
+
+        scoremle data fetch cifar10
+    """
+    name = options.name
+    folder = scoremle.data.fetch(name)
     say(f"{name}: {folder}", "", f"next: scoremle data show {name}")
     return {"name": name, "folder": str(folder), "files": sorted(f.name for f in folder.iterdir())}
+
+
+def _prepare(options: Any) -> dict[str, Any]:
+    """Turns any source into arrays, checked, once.
+
+        scoremle data prepare photos/ --size=32 --fit=crop
+        scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz
+    """
+    prepared, facts = _listed(options)
+    say("", f"next: {_training(prepared)}")
+    return facts
+
+
+def _show(options: Any) -> dict[str, Any]:
+    """Prints the facts of a data set and draws some images.
+
+        scoremle data show digits --picture=digits.png
+        scoremle data show photos/ --size=32 --fit=crop
+    """
+    from scoremle.evaluation.pictures import write_grid
+
+    prepared, facts = _listed(options)
+    images, name = prepared.images(options.split), facts["name"]
+    shown = min(SHOWN, len(images))
+    chosen = [len(images) * i // shown for i in range(shown)]  # from all over the split
+    path = options.picture or Path(f"{name}.png")
+    caption = f"{name}: {shown} of {len(images):,} {options.split} images"
+    write_grid(path, images[chosen], facts["levels"], caption=caption)
+    say("", f"{shown} of its {options.split} images: {path}")
+    return facts
+
+
+RUNS = {"fetch": _fetch, "prepare": _prepare, "show": _show}
+
+
+def _listed(options: Any) -> tuple["scoremle.data.Prepared", dict[str, Any]]:
+    """The data set, and its facts, which are printed."""
+    prepared = _prepared(options)
+    say(*table(("data set", prepared.meta["name"]), _rows(prepared)).splitlines())
+    return prepared, {**prepared.meta, "folder": str(prepared.folder)}
 
 
 def _prepared(options: Any) -> "scoremle.data.Prepared":
@@ -141,7 +148,7 @@ def name_of(path: Path) -> str:
     return "images"
 
 
-def _facts(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
+def _rows(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
     meta = prepared.meta
     counts, shape, levels = meta["counts"], meta["shape"], meta["levels"]
     labels = prepared.labels("train")
@@ -175,16 +182,3 @@ def _training(prepared: "scoremle.data.Prepared") -> str:
     fields["num_channels"] = channels
     flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
     return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
-
-
-def _draw(prepared: "scoremle.data.Prepared", split: str, picture: Path | None) -> None:
-    """Images from all over the split, in one picture."""
-    from scoremle.evaluation.pictures import write_grid
-
-    images = prepared.images(split)
-    shown = min(SHOWN, len(images))
-    chosen = [len(images) * i // shown for i in range(shown)]
-    path = picture or Path(f"{prepared.meta['name']}.png")
-    caption = f"{prepared.meta['name']}: {shown} of {len(images):,} {split} images"
-    write_grid(path, images[chosen], prepared.meta["levels"], caption=caption)
-    say("", f"{shown} of its {split} images: {path}")

@@ -10,25 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, adder, check_exists, check_file
+from scoremle.cli.parser import Parser, check_exists, check_file
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
+NEEDS = "scoremle.experiment.models"
 ARRAYS = (".npy", ".npz")
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
-    add = adder(parser)
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("file", "what scoremle compress wrote", type=Path)
     add("-o --out", "a folder for pictures as PNG, or an array (.npy, .npz)", type=Path,
         required=True, metavar="PLACE")  # fmt: skip
     add("--model", "where the model is; unset: where it was, if that runs no code", default="")
     add("--checkpoint", "its number; unset: the newest", type=int)
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_exists(options.file)
     if options.out.suffix.lower() in ARRAYS:
         check_file("-o ", options.out)

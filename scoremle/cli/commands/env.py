@@ -17,6 +17,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
+NEEDS = "jax"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
     "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",
@@ -26,13 +27,11 @@ GIB = 2**30
 SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, needs="jax")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+def arguments(parser: Parser) -> None:
+    parser.add("--json", "as JSON", action="store_true")
     # Before JAX and the cache of programs add settings of their own.
     settings = {name: v for name, v in sorted(os.environ.items()) if name.startswith(SETTINGS)}
     parser.set_defaults(settings=settings)
-    return parser
 
 
 def run(options: Any) -> dict[str, str | int]:

@@ -12,19 +12,19 @@ for what it is: PATH.json says it, and ``scoremle import`` reads it.
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, adder, check_exists, check_file, names_stream
+from scoremle.cli.parser import Parser, check_exists, check_file, names_stream
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
+NEEDS = "scoremle.experiment.exported"
 # Names by which formats go that are not written here.
 NOT_WRITTEN = (
     ".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip",
 )  # fmt: skip
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.exported")
-    add = adder(parser)
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("workdir", "where the checkpoint is", type=Path)
     add("path", "file to write: NAME.safetensors gets the averaged parameters, which scoremle"
         " score takes; another name, such as checkpoint_1, the whole training state, which"
@@ -32,10 +32,9 @@ def parser(name: str) -> Parser:
     add("--checkpoint", "its number; the newest if left out", type=int)
     add("--force", "write over files that are there", action="store_true")
     add("--card", "write a model card too, from the results: PATH.md", action="store_true")
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_exists(options.workdir)
     path = options.path
     if path.suffix in NOT_WRITTEN:

@@ -48,11 +48,9 @@ TOPICS = ("config", "exit-codes")
 HEADER = ("field", "type", "default", "meaning")
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run)
-    parser.add_argument("topic", nargs="?", help=f"a command, or {' or '.join(TOPICS)}")
-    parser.add_argument("name", nargs="?", default="", help="config: a name, or a Python file")
-    return parser
+def arguments(parser: Parser) -> None:
+    parser.add("topic", f"a command, or {' or '.join(TOPICS)}", nargs="?")
+    parser.add("name", "config: a name, or a Python file", nargs="?", default="")
 
 
 def run(options: Any) -> None:

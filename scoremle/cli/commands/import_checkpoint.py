@@ -24,7 +24,7 @@ import scoremle
 from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.cli.flags import FLOW_FOLDER
-from scoremle.cli.parser import Parser, adder, check_exists
+from scoremle.cli.parser import Parser, check_exists
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from scoremle.experiment.workdir import Workdir
     from scoremle.published import Published
 
+NEEDS = "scoremle.experiment.models"
 PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
 IMAGE_SIZE, LEVELS = 32, 256
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
-    add = adder(parser)
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("path", "a folder or file of score_flow or score_sde, or a model of another family that"
         " scoremle score takes", type=Path)  # fmt: skip
     add("workdir", "to write; runs/NAME if left out", type=Path, nargs="?")
@@ -49,10 +49,9 @@ def parser(name: str) -> Parser:
     add("--dataset", "of another family: what scoremle eval measures on, a name or the path of own"
         " images", default="")  # fmt: skip
     add("--name", f"name that the folder had, such as {PUBLISHED}")
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     if not str(options.path).startswith("hf:"):
         check_exists(options.path)
     if options.workdir and options.out:

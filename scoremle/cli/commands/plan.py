@@ -12,24 +12,24 @@ from typing import Any
 
 import scoremle
 from scoremle.cli.flags import ConfigParser
-from scoremle.cli.parser import Parser, adder, at_least
+from scoremle.cli.parser import at_least
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
 
+PARSER, NEEDS = ConfigParser, "scoremle.experiment.plan"
 # Test images of a data set that is not here.
 IMAGES = 10_000
 SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-def parser(name: str) -> Parser:
-    words = {"config": "a name that scoremle --help lists, a Python file, or a workdir"}
-    parser = ConfigParser(name, __doc__, words, run=run, needs="scoremle.experiment.plan")
-    add = adder(parser)
-    add("--memory", "of a device, as 24GB (default: what this one has)", type=_bytes)
-    add("--devices", "that share the work, by an ideal split (1)", metavar="K", type=at_least(1),
-        default=1)  # fmt: skip
-    return parser
+def arguments(parser: ConfigParser) -> None:
+    parser.add_config(
+        "plan", config="a name that scoremle --help lists, a Python file, or a workdir"
+    )
+    parser.add("--memory", "of a device, as 24GB (default: what this one has)", type=_bytes)
+    parser.add("--devices", "that share the work, by an ideal split (1)", metavar="K",
+               type=at_least(1), default=1)  # fmt: skip
 
 
 def _bytes(text: str) -> int:

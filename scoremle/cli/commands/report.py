@@ -9,22 +9,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import SHIPPED, Parser, adder, check_exists
+from scoremle.cli.parser import SHIPPED, Parser, check_exists
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
+NEEDS = "scoremle.report.write"
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.report.write")
-    add = adder(parser)
+
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("workdirs", "the folder of a training and its results; several are compared with the"
         " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
     add("--out", "the page to write (WORKDIR/report/index.html)", type=Path)
     add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval")
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
     for place in options.workdirs:
         if ":" not in str(place) and not (SHIPPED / place).is_dir():

@@ -14,7 +14,6 @@ import scoremle
 from scoremle.cli.parser import (
     MODEL,
     Parser,
-    adder,
     at_least,
     check_ending,
     check_file,
@@ -26,6 +25,7 @@ from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
 from scoremle.terminal import say
 
+NEEDS = "scoremle.experiment.models"
 # The names in experiment/samplers.py, whose import brings JAX.
 SAMPLERS = ("ode", "ddim", "dpm_solver", "pc", "euler")
 # Where sampling ends, unless the model begins later: as published for the VP SDE.
@@ -34,9 +34,8 @@ SMALLEST_TIME = 1e-3
 WITH_LOG_PROB = 128
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.models")
-    add = adder(parser)
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("model", MODEL)
     add("-n", "how many (64)", type=at_least(1), default=64)
     add("-o --out", "a picture of all (.png), or an array (.npy, .npz) (samples.png)", type=Path,
@@ -50,10 +49,9 @@ def parser(name: str) -> Parser:
     add("--log-prob", "with log p of each sample in nats, and its errors, in a .npz; of the ODE",
         action="store_true")  # fmt: skip
     add("--checkpoint", "its number; unset: the newest", type=int)
-    return parser
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     check_ending("-o ", options.out, ".png", ".npy", ".npz")
     check_file("-o ", options.out)
     if options.log_prob:

@@ -28,7 +28,6 @@ from scoremle.cli.commands.data import FITS
 from scoremle.cli.parser import (
     MODEL,
     Parser,
-    adder,
     at_least,
     check_file,
     check_model,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from scoremle.likelihood.score_images import Scored
     from scoremle.model import Scores
 
+NEEDS = "scoremle.experiment.scoring"
 # The names in experiment/scoring.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 # How clusters number tasks, in variables: the number, the first one, how many there are.
@@ -61,9 +61,8 @@ SHOWN = 3
 FEWEST = 39
 
 
-def parser(name: str) -> Parser:
-    parser = Parser(name, __doc__, run=run, check=_check, needs="scoremle.experiment.scoring")
-    add = adder(parser)
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("model", MODEL)
     add("images", "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy"
         " of reals [n d] for a model without pixels, whose log p is in nats",
@@ -93,17 +92,15 @@ def parser(name: str) -> Parser:
     add("--seed", "of dequantization and probes (0)", type=seed, default=0)
     add("--json", "the summary as JSON, on stdout", action="store_true")
     cluster = parser.add_argument_group("on a cluster")
-    add = adder(cluster.add_mutually_exclusive_group())
+    shares = cluster.add_mutually_exclusive_group()
     add("--shard", "score the I-th of N shares; without I/N, that of a task of an array or of a"
-        " cluster", type=_share, metavar="I/N", nargs="?", const="")  # fmt: skip
-    add("--merge", "make the table of what shares left; no image may be missing",
+        " cluster", group=shares, type=_share, metavar="I/N", nargs="?", const="")  # fmt: skip
+    add("--merge", "make the table of what shares left; no image may be missing", group=shares,
         action="store_true")  # fmt: skip
-    add = adder(cluster)
     add("--engine", "ray: workers of a cluster write Parquet files into the folder --out",
-        choices=("ray",), default="")  # fmt: skip
-    add("--workers", "of Ray; unset: one a GPU", type=at_least(1))
-    add("--address", "of a Ray cluster that runs; unset: here", default="")
-    return parser
+        group=cluster, choices=("ray",), default="")  # fmt: skip
+    add("--workers", "of Ray; unset: one a GPU", group=cluster, type=at_least(1))
+    add("--address", "of a Ray cluster that runs; unset: here", group=cluster, default="")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -127,7 +124,7 @@ def _share_of_task() -> tuple[int, int]:
     )
 
 
-def _check(options: Any) -> None:
+def check(options: Any) -> None:
     if not options.images.exists():
         raise UserError(f"no file or folder {options.images}")
     if options.steps is not None and options.estimator != "steps":

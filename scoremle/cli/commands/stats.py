@@ -12,24 +12,25 @@ from typing import Any
 
 import scoremle
 from scoremle.cli.commands.data import DATASETS, SPLITS
-from scoremle.cli.parser import Parser, adder, check_ending
+from scoremle.cli.parser import Parser, check_ending
 from scoremle.errors import as_flag, named_as
 from scoremle.terminal import say
 
+NEEDS = "scoremle.quality.features"
 
-def parser(name: str) -> Parser:
-    parser = Parser(
-        name, __doc__, run=run, needs="scoremle.quality.features",
-        check=lambda options: check_ending("--out=", options.out, ".npz"),
-    )  # fmt: skip
-    add = adder(parser)
+
+def arguments(parser: Parser) -> None:
+    add = parser.add
     add("dataset", f"one of {', '.join(DATASETS)}")
     add("--weights", "from convert-inception", type=Path, required=True)
     add("--out", "the npz to write, for eval.stats", type=Path, required=True)
     add("--path", "folder of the data set, as data.path", default="")
     add("--split", "which images (train)", choices=SPLITS, default="train")
     add("--image-size", "pad with zeros, as data.image_size", type=int, default=0)
-    return parser
+
+
+def check(options: Any) -> None:
+    check_ending("--out=", options.out, ".npz")
 
 
 def run(options: Any) -> None:

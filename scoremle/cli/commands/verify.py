@@ -19,14 +19,15 @@ from scoremle.cli.parser import Parser, check_exists
 from scoremle.errors import UserError, in_a_line
 from scoremle.terminal import say
 
+NEEDS = "scoremle.experiment.workdir"
 
-def parser(name: str) -> Parser:
-    parser = Parser(
-        name, __doc__, run=run, check=lambda options: check_exists(options.path),
-        needs="scoremle.experiment.workdir",
-    )  # fmt: skip
-    parser.add_argument("path", type=Path, help="a folder, with all below it, or a file")
-    return parser
+
+def arguments(parser: Parser) -> None:
+    parser.add("path", "a folder, with all below it, or a file", type=Path)
+
+
+def check(options: Any) -> None:
+    check_exists(options.path)
 
 
 def run(options: Any) -> None:
