@@ -72,8 +72,8 @@ def passing(text: str) -> Iterator[None]:
 
 
 def say(*lines: object) -> None:
-    """Prints lines at once. What is given as one line is one, whatever it contains."""
-    if not is_mute():
+    """Prints lines, if any, at once. What is given as one line is one, whatever it contains."""
+    if lines and not is_mute():
         print(*(in_a_line(str(line)) for line in lines), sep="\n", flush=True)
 
 

@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     def describe(self, text: str | None) -> None:
         """Takes the description and the examples from the first two paragraphs of a docstring."""
-        self.description, examples, *_ = (text or "").split("\n\n") + [""]
+        self.description, _, rest = (text or "").partition("\n\n")
+        examples, _, _ = rest.partition("\n\n")
         self.examples = [line.strip() for line in examples.splitlines() if line.strip()]
 
     def add(self, names: str, help: str, *, group: Any = None, **settings: Any) -> None:

@@ -50,11 +50,13 @@ def screen_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def wrapped(text: str) -> list[str]:
-    """A line of text as lines that fit the screen, cut between words, the later ones set in.
+def wrapped(*texts: str) -> list[str]:
+    """Lines that fit the screen: each text is cut between words, and its later lines are set in.
 
     Args:
-        text: one line.
+        *texts: one line each.
     """
-    line, width = in_a_line(text), screen_width()
-    return [line] if width is None else textwrap.wrap(line, width, subsequent_indent="  ")
+    lines, width = [*map(in_a_line, texts)], screen_width()
+    if width is None:
+        return lines
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ")]

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import scoremle
 from scoremle.cli.commands.data import FITS
 from scoremle.cli.parser import MODEL, Parser, at_least, check_exists, check_file, fraction, seed
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
 
 if TYPE_CHECKING:
@@ -83,7 +85,6 @@ def _fit(options: Any) -> dict[str, Any]:
         scoremle anomaly fit digits normal/ --fit=resize --out=detector
         scoremle anomaly fit gaussian features.npy --out=detector
     """
-    from scoremle.anomaly import Detector
     from scoremle.experiment.encoders import file_hash
 
     facts = {"model": options.model}
@@ -92,43 +93,39 @@ def _fit(options: Any) -> dict[str, Any]:
                   "size": str(options.size)}  # fmt: skip
     model, reports, data = _read(options, facts)
     if model is not None and model.pixels is not None:
-        _say_what_was_seen(options.model, data)
-    detector = Detector.fit(
+        say(*wrapped(*_seen(options.model, data)))
+    detector = scoremle.anomaly.Detector.fit(
         model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
     )
     detector.write(options.out)
     if detector.equal:
         say(f"{detector.equal} of {len(data)} normal ones are equal to others, which count once")
     n = len(detector.reference)
-    for line in (
+    say(*wrapped(
         f"{detector.statistic}, with {n} references: the least p-value is 1/{n + 1}, so that at a"
         f" rate of 0.1 one suspect can stand out among {max(1, (n + 1) // 10)}",
         f"written to {options.out}",
-    ):
-        say(*tables.wrapped(line))
+    ))  # fmt: skip
     return {
         "statistic": detector.statistic, "references": n, "equal": detector.equal,
         "left_out": sum(report.pixels is None for report in reports), "detector": str(options.out),
     }  # fmt: skip
 
 
-def _say_what_was_seen(place: str, images: np.ndarray) -> None:
+def _seen(place: str, images: np.ndarray) -> list[str]:
+    """A line on normal images that the model was trained on; none where it has seen none."""
     from scoremle.experiment.seen import seen_in_training
 
     seen = seen_in_training(place, images)
     if seen is None:
-        line = (
+        return [
             "it is not known which images the model was trained on: if these are among them, the"
             " p-values of others are too small"
-        )
-    elif seen:
-        line = (
-            f"{seen} of {len(images)} normal images were trained on: the p-values of others are"
-            " too small; take images that the model has not seen"
-        )
-    else:
-        return
-    say(*tables.wrapped(line))
+        ]
+    return [
+        f"{seen} of {len(images)} normal images were trained on: the p-values of others are too"
+        " small; take images that the model has not seen"
+    ] * bool(seen)
 
 
 def _score(options: Any) -> dict[str, Any]:
@@ -137,10 +134,9 @@ def _score(options: Any) -> dict[str, Any]:
         scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
         scoremle anomaly score detector pictures/ --rate=0.05 --fail-on-suspects
     """
-    from scoremle.anomaly import Detector
     from scoremle.report.anomalies import write_anomalies
 
-    detector = Detector.read(options.detector)
+    detector = scoremle.anomaly.Detector.read(options.detector)
     facts = detector.facts | ({"model": options.model} if options.model else {})
     if "model" not in facts:
         raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
@@ -149,22 +145,21 @@ def _score(options: Any) -> dict[str, Any]:
     if options.page and kept[0].pixels.ndim != 3:
         raise UserError("--page is of images, and these are vectors")
     found = detector.score(model, data, label="scores")
-    listed = found.suspects(options.rate)
-    lines = [_verdict([report.name for report in kept], found.p, listed, options.rate)]
+    listed, names = found.suspects(options.rate), [report.name for report in kept]
+    lines = [_verdict(names, found.p, listed, options.rate)]
     lines += filter(None, [detector.limits(len(found), options.rate)])
     _write(options.out, reports, found, listed)
     if options.page:
         of_model = model is not None and model.pixels is not None
+        by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
         write_anomalies(
-            options.page, f"Suspects among {options.images}", [report.name for report in kept],
+            options.page, f"Suspects among {options.images}", names,
             list(data) if of_model else [report.pixels for report in kept], found,
             levels=model.pixels.levels if of_model else 256, rate=options.rate,
-            facts=[f"By the statistic {detector.statistic}, with {len(detector.reference)}"
-                   " references.", *(f"{line}." for line in lines)],
+            facts=[by, *(f"{line}." for line in lines)],
         )  # fmt: skip
     written = " and ".join(map(str, filter(None, (options.out, options.page))))
-    for line in (*lines, f"written to {written}"):
-        say(*tables.wrapped(line))
+    say(*wrapped(*lines, f"written to {written}"))
     return {
         "images": len(found), "suspects": int(listed.sum()), "rate": options.rate,
         "statistic": detector.statistic, "references": len(detector.reference),
@@ -178,18 +173,16 @@ RUNS = {"fit": _fit, "score": _score}
 def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -> str:
     """A line on how many stand out, and the first of them."""
     count = int(listed.sum())
-    at = f"at a rate of false discoveries of {rate:g}"
+    line = f"{count} of {len(p)} stand out at a rate of false discoveries of {rate:g}"
     if not count:
-        return f"0 of {len(p)} stand out {at}: the least p-value is {p.min():.3g}"
+        return f"{line}: the least p-value is {p.min():.3g}"
     order = [i for i in p.argsort(kind="stable") if listed[i]]
     shown = ", ".join(f"{names[i]} (p {p[i]:.3g})" for i in order[:SHOWN])
-    more = f" and {count - SHOWN} more" * (count > SHOWN)
-    return f"{count} of {len(p)} stand out {at}: {shown}{more}"
+    return f"{line}: {shown}" + f" and {count - SHOWN} more" * (count > SHOWN)
 
 
 def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarray]:
     """The model, a report of each file or vector, and the data as the model takes them."""
-    import scoremle
     from scoremle.cli.commands.score_points import read_points
     from scoremle.data.readers.base import ImageReport
     from scoremle.experiment.encoders import encoded
@@ -210,23 +203,19 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
         points = read_points(options.images, None if model is None else model.shape)
         return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
     pixels, shape = of_images(model, facts["model"])
-    reports, images = read_images(options.images, shape, pixels.levels, **bad)
-    return model, reports, images
+    return model, *read_images(options.images, shape, pixels.levels, **bad)
 
 
 def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> None:
     """A row for each file, in their order."""
-    from scoremle.files import write_rows
-
     columns = {"p": found.p, "adjusted": found.adjusted, "score": found.score}
-    rows, places = list[dict[str, str]](), iter(range(len(listed)))
+    rows, scored = [], itertools.count()
     for report in reports:
-        if report.pixels is None:
-            row = {"note": f"not scored: {cell(report.reason)}"}
-        else:
-            i = next(places)
+        row, note = {}, f"not scored: {report.reason}"
+        if report.pixels is not None:
+            i, note = next(scored), "; ".join(report.changes)
             row = {name: f"{column[i]:.6g}" for name, column in columns.items()}
             row["suspect"] = "yes" if listed[i] else "no"
-            row["note"] = cell("; ".join(report.changes))
-        rows.append({"file": cell(report.name), **row})
-    write_rows(path, ["p", "adjusted", "suspect", "score", "file", "note"], rows)
+        rows.append({**row, "file": cell(report.name), "note": cell(note)})
+    header = ["p", "adjusted", "suspect", "score", "file", "note"]
+    scoremle.files.write_rows(path, header, rows)

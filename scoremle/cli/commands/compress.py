@@ -67,10 +67,10 @@ def run(options: Any) -> dict[str, Any]:
     rates = compress_images(
         model, images, options.out, place=options.model, names=names, steps=options.steps
     )
-    say(*wrapped(f"{rates.line}; the draws that were coded have {rates.drawn:.3f}"))
     say(*wrapped(
+        f"{rates.line}; the draws that were coded have {rates.drawn:.3f}",
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
-        " first image is drawn from"
+        " first image is drawn from",
     ))  # fmt: skip
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")

@@ -50,8 +50,7 @@ def run(options: Any) -> dict[str, Any]:
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).costs(images)
     say(*table(("what", "takes"), _rows(found)).splitlines())
-    for line in (*_notes(found), *note):
-        say(*wrapped(line))
+    say(*wrapped(*_notes(found), *note))
     return found
 
 

@@ -36,7 +36,7 @@ from scoremle.cli.parser import (
 )
 from scoremle.cli.signals import going_on
 from scoremle.errors import UserError
-from scoremle.evaluation import tables
+from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import passing, say
 
 if TYPE_CHECKING:
@@ -163,7 +163,6 @@ def run(options: Any) -> dict[str, Any]:
     from scoremle.experiment.own_images import read_images, refuse
     from scoremle.experiment.reference import how_to_get, reference_of
     from scoremle.experiment.scoring import prepared
-    from scoremle.files import write_json
 
     if options.engine == "ray":
         from scoremle.cli.commands import score_on_ray
@@ -192,20 +191,18 @@ def run(options: Any) -> dict[str, Any]:
             reference.as_measured(model), images, options.estimator, options.label, options.steps,
             options.repeats, options.correct,
         )  # fmt: skip
-    for doubt in found.doubts:
-        say(*tables.wrapped(doubt))
+    say(*wrapped(*found.doubts))
     beside = Path() if names_stream(options.out) else options.out.parent
-    above = beside / f"{options.out.name}.parts"
+    above, passes = beside / f"{options.out.name}.parts", options.repeats
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
-        found.score, images,
-        seed=options.seed, passes=options.repeats, parts=parts, label="scores",
-    )  # fmt: skip
+        found.score, images, seed=options.seed, passes=passes, parts=parts, label="scores"
+    )
     if options.shard:
         return _score_share(score, len(images), options.shard, parts)
     if options.merge:
         names = [report.name for report in reports if report.pixels is not None]
-        _check_whole(parts, names, options.repeats)
+        _check_whole(parts, names, passes)
     with going_on(f"finished batches are in {parts.parent}: the same command goes on"):
         scored = score()
     if scored.mean is None:
@@ -215,7 +212,7 @@ def run(options: Any) -> dict[str, Any]:
     if options.profile:
         under_label = cast("scoremle.ScoreModel", found.model)
         profile = under_label.profile(images, seed=options.seed, label="profiles")
-    rows = score_table.rows(reports, images, scores, own, options.repeats, profile)
+    rows = score_table.rows(reports, images, scores, own, passes, profile)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     refuse(options.images, failed, len(rows), options.skip_bad)
     no_ranks = how_to_get(
@@ -223,16 +220,18 @@ def run(options: Any) -> dict[str, Any]:
     )
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
 
-    def write(scored: Scored) -> dict[str, Any]:
+    def write(mean: Mean) -> dict[str, Any]:
         """Writes the table, what is known of it in a file beside it, and the page."""
-        facts = [verdict, _mean(scored, found), *_facts(scored, scores, found, options.repeats)]
-        summary = _summary(scored, found, rows, options) | {"facts": facts}
+        cost = in_passes(mean)
+        facts = [verdict, _mean(mean, found), *mean.breakdown(), f"each image: {cost}; "
+                 + _spread(scores, passes), *found.notes]  # fmt: skip
+        summary = _summary(mean, found, rows, options) | {"facts": facts}
         score_table.write_csv(
             options.out, rows, dims=model.dims, reference=len(own),
-            estimator=f"{found.title}; {_cost(scored, options.repeats)}",
+            estimator=f"{found.title}; {cost}",
         )  # fmt: skip
         if not names_stream(options.out):
-            write_json(_beside(options.out), summary)
+            scoremle.files.write_json(_beside(options.out), summary)
         if options.page:
             from scoremle.report.scores import About, write_page
 
@@ -240,15 +239,17 @@ def run(options: Any) -> dict[str, Any]:
             write_page(options.page, rows, About(*of, facts))
         return summary
 
-    summary = write(scored)
+    mean = scored.mean
+    summary = write(mean)
     if found.levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
-            scored = found.corrected(scored)
-        summary = write(scored)
-    _remove(parts)
-    for line in (verdict, _mean(scored, found), *_ends(rows, model.dims, len(own))):
-        say(*tables.wrapped(line))
+            mean = cast("Mean", found.corrected(scored).mean)
+        summary = write(mean)
+    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # parts of an interrupted run of other images may be there
+        parts.parent.rmdir()
+    say(*wrapped(verdict, _mean(mean, found), *_ends(rows, model.dims, len(own))))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     if left_out := summary["left_out"]:
         say(f"{left_out} of {len(rows)} files have no score: their rows say why")
@@ -284,37 +285,33 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     )
 
 
-def _remove(parts: Path) -> None:
-    """Finished parts, once all that is made of them is written."""
-    shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # those of an interrupted run of other images may be there
-        parts.parent.rmdir()
+def in_words(mean: Mean, unit: str, of: str = "images") -> str:
+    """The mean over images, with its standard error."""
+    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over {of})"
+    return f"mean {mean.mean:.4f}{error} {unit}"
 
 
-def _mean(scored: Scored, found: Scoring) -> str:
+def _mean(mean: Mean, found: Scoring) -> str:
     """The mean with its errors, and what it is."""
-    mean = cast("Mean", scored.mean)
-    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over images)"
     solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
-    return f"mean {mean.mean:.4f}{error} bits/dim{of_solver}; {found.title}"
+    return f"{in_words(mean, 'bits/dim')}{of_solver}; {found.title}"
 
 
-def _facts(scored: Scored, scores: Scores, found: Scoring, passes: int) -> list[str]:
-    """Facts of the mean, of what an image costs, and of the pilot."""
-    told = "one pass can't tell its error: --repeats=2 or more can"
-    if passes > 1:
-        median = statistics.median(error for error in scores.stderr if error == error)
-        told = f"the median standard error is {median:.2g}; four times as many passes halve it"
-    cost = f"each image: {_cost(scored, passes)}; {told}"
-    return [*cast("Mean", scored.mean).breakdown(), cost, *found.notes]
-
-
-def _cost(scored: Scored, passes: int) -> str:
-    cost = "1 pass" if passes == 1 else f"{passes} passes"
-    if (evaluations := cast("Mean", scored.mean).evaluations) is not None:
-        cost += f" of {evaluations:.0f} network evaluations"
+def in_passes(mean: Mean) -> str:
+    """The passes over an image, and the evaluations of the network in each, if known."""
+    cost = "1 pass" if mean.passes == 1 else f"{mean.passes} passes"
+    if mean.evaluations is not None:
+        cost += f" of {mean.evaluations:.0f} network evaluations"
     return cost
+
+
+def _spread(scores: Scores, passes: int) -> str:
+    """The standard error of an image, by the spread of its passes."""
+    if passes == 1:
+        return "one pass can't tell its error: --repeats=2 or more can"
+    median = statistics.median(error for error in scores.stderr if error == error)
+    return f"the median standard error is {median:.2g}; four times as many passes halve it"
 
 
 def _verdict(rows: Sequence[ScoreRow], reference: int) -> str:
@@ -361,9 +358,9 @@ def _ends(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
 
 
 def _summary(
-    scored: Scored, found: Scoring, rows: Sequence[ScoreRow], options: Any
+    mean: Mean, found: Scoring, rows: Sequence[ScoreRow], options: Any
 ) -> dict[str, Any]:
-    facts = scored.mean.to_json() if scored.mean else {}
+    facts = mean.to_json()
     if profile := next((row.profile for row in rows if row.profile), None):
         facts["log_snr_edges"] = profile.log_snr_edges.tolist()
         facts["log_snr_of_norms"] = profile.levels.tolist()

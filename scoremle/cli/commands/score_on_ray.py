@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Integer
 
+from scoremle.cli.commands.score import in_words
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -21,6 +22,7 @@ from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
 from scoremle.experiment.scoring import Scoring, prepared
+from scoremle.likelihood.mean import Mean
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
 
@@ -40,8 +42,7 @@ def run(options: Any) -> dict[str, Any]:
         reference.as_measured(model), _first(pieces, kind, options), options.estimator,
         options.label, options.steps, options.repeats,
     )  # fmt: skip
-    for note in (*found.doubts, *found.notes):
-        say(*tables.wrapped(note))
+    say(*tables.wrapped(*found.doubts, *found.notes))
     table = Table(options.out)
     table.begin({
         **found.identity(options.model, options.seed),
@@ -88,17 +89,13 @@ def _model(
 
 def _summary(table: Table, found: Scoring, options: Any) -> dict[str, Any]:
     bpd, reasons = table.column("bpd"), table.column("reason")
-    bad, good = np.flatnonzero(reasons != ""), bpd[reasons == ""]
-    stderr = float(good.std(ddof=1) / np.sqrt(len(good))) if len(good) > 1 else None
-    error = "" if stderr is None else f" +- {stderr:.4f} (over images)"
-    words = found.title
-    say(*tables.wrapped(f"mean {good.mean():.4f}{error} bits/dim of {len(good)} images; {words}"))
+    bad, mean = np.flatnonzero(reasons != ""), Mean.of({"bpd": bpd[None, reasons == ""]}, "bpd")
+    say(*tables.wrapped(f"{in_words(mean, 'bits/dim')} of {mean.images} images; {found.title}"))
     say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
-    summary = {
-        "unit": "bits/dim", "mean": float(good.mean()), "stderr": stderr, "images": len(good),
-        "left_out": len(bad), "estimator": words, "model": options.model,
-        "table": str(table.folder),
-    }  # fmt: skip
     if len(bad):
         say(f"{len(bad)} images could not be scored; the first: {reasons[bad[0]]}")
-    return summary
+    return {
+        "unit": "bits/dim", "mean": mean.mean, "stderr": mean.stderr, "images": mean.images,
+        "left_out": len(bad), "estimator": found.title, "model": options.model,
+        "table": str(table.folder),
+    }  # fmt: skip

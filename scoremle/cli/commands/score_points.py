@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+import scoremle
+from scoremle.cli.commands.score import in_passes, in_words
 from scoremle.core.arguments import shown
 from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
@@ -20,7 +22,6 @@ from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
-from scoremle.files import write_rows
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, resumable_map
@@ -50,13 +51,27 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     reasons |= dict.fromkeys(known[~finite].tolist(), "has no finite log p: check the model")
     _refuse(options, reasons, len(points))
     values, known = {name: column[:, finite] for name, column in values.items()}, known[finite]
-    columns, facts = _of_points(values), _facts(values)
-    _write(options.out, columns, known, reasons, estimator)
-    _tell(facts, columns, known, estimator)
+    mean, columns = Mean.of(values, "log_prob"), _of_points(values)
+    rows = {i: {"point": str(i), "note": f"not scored: it {why}"} for i, why in reasons.items()}
+    for place, i in enumerate(known.tolist()):
+        # As many digits as the error warrants.
+        digits = decimals(float(columns["error"][place]))
+        numbers = {name: f"{column[place]:.{digits}f}" for name, column in columns.items()}
+        rows[i] = {"point": str(i), **numbers, "estimator": estimator}
+    header = ["point", *columns, "estimator", "note"]
+    scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
+    said = in_words(mean, "nats a point", "points")
+    say(*tables.wrapped(f"{said}; {estimator}; {in_passes(mean)}"))
+    order = known[np.argsort(-columns["log_prob"], kind="stable")].tolist()
+    ends = [rows[i] for i in (*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :])]
+    lines = [(row["log_prob"], row["error"], row["point"]) for row in ends]
+    say("likeliest, then unlikeliest:")
+    say(*tables.table(("log p, nats", "error", "point"), lines).splitlines())
     say(f"written to {options.out}")
-    summary = {"unit": "nats", **facts, "left_out": len(reasons), "estimator": estimator}
-    summary |= {"model": options.model, "table": str(options.out)}
-    return summary
+    return {
+        "unit": "nats", **mean.to_json(), "points": mean.images, "left_out": len(reasons),
+        "estimator": estimator, "model": options.model, "table": str(options.out),
+    }  # fmt: skip
 
 
 def read_points(path: Path, shape: tuple[int, ...] | None) -> Float[np.ndarray, "n *d"]:
@@ -120,14 +135,6 @@ def _values(
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
 
 
-def _facts(values: Values) -> dict[str, Any]:
-    """The mean over points, and its standard error over points, after the mean over passes."""
-    mean = Mean.of(values, "log_prob")
-    columns = {name: mean.columns[name] for name in ("mean_solver_error", "mean_nfe")}
-    counts = {"points": mean.images, "passes": mean.passes}
-    return {"mean": mean.mean, "stderr": mean.stderr, **counts, **columns}
-
-
 def _of_points(values: Values) -> Columns:
     """Means over passes, and their errors: the double of ``error`` covers the truth of about 95 %.
 
@@ -147,41 +154,3 @@ def _of_points(values: Values) -> Columns:
         "probe_stderr": probes,
         "solver_error": solver,
     }
-
-
-def _in_digits(columns: Columns, i: int) -> dict[str, str]:
-    """The numbers of a point, with as many digits as its error warrants."""
-    places = decimals(float(columns["error"][i]))
-    return {name: f"{column[i]:.{places}f}" for name, column in columns.items()}
-
-
-def _write(
-    path: Path,
-    columns: Columns,
-    known: Int[np.ndarray, " n"],
-    reasons: dict[int, str],
-    estimator: str,
-) -> None:
-    rows: dict[int, dict[str, str]] = {
-        number: {"note": f"not scored: it {reason}"} for number, reason in reasons.items()
-    }
-    for i, number in enumerate(known.tolist()):
-        rows[number] = {**_in_digits(columns, i), "estimator": estimator}
-    header = ["point", *columns, "estimator", "note"]
-    write_rows(path, header, ({"point": str(i), **rows[i]} for i in sorted(rows)))
-
-
-def _tell(
-    facts: dict[str, Any], columns: Columns, known: Int[np.ndarray, " n"], estimator: str
-) -> None:
-    """Prints the mean over points, and both ends of the list."""
-    error = "" if facts["stderr"] is None else f" +- {facts['stderr']:.4f} (over points)"
-    passes = facts["passes"]
-    cost = f"{passes} pass{'es' * (passes > 1)} of {facts['mean_nfe']:.0f} network evaluations"
-    say(*tables.wrapped(f"mean {facts['mean']:.4f}{error} nats a point; {estimator}; {cost}"))
-    order = np.argsort(-columns["log_prob"], kind="stable").tolist()
-    ends = [*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :]]
-    rows = [(_in_digits(columns, i), str(known[i])) for i in ends]
-    lines = [(row["log_prob"], row["error"], number) for row, number in rows]
-    say("likeliest, then unlikeliest:")
-    say(*tables.table(("log p, nats", "error", "point"), lines).splitlines())
