@@ -185,9 +185,7 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     """The model, a report of each file or vector, and the data as the model takes them."""
     from scoremle.cli.commands.score_points import read_points
     from scoremle.data.readers.base import ImageReport
-    from scoremle.experiment.encoders import encoded
-    from scoremle.experiment.models import of_images
-    from scoremle.experiment.own_images import read_images
+    from scoremle.experiment import encoders, models, own_images
 
     model = None
     if facts["model"] != GAUSSIAN:
@@ -197,13 +195,13 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
         size = int(facts["size"])
         if not size and options.images.suffix not in (".npy", ".npz"):
             raise UserError("pictures for an encoder need a size: --size=224, say")
-        reports, images = read_images(options.images, (size, size, 3), 256, **bad)
-        return model, reports, encoded(facts["encoder"], facts["encoder_sha256"], images)
+        reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
+        return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
     if model is None or model.pixels is None:
         points = read_points(options.images, None if model is None else model.shape)
         return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
-    pixels, shape = of_images(model, facts["model"])
-    return model, *read_images(options.images, shape, pixels.levels, **bad)
+    pixels, shape = models.of_images(model, facts["model"])
+    return model, *own_images.read_images(options.images, shape, pixels.levels, **bad)
 
 
 def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> None:

@@ -12,11 +12,11 @@ import csv
 import io
 import logging
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import scoremle
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
@@ -32,7 +32,6 @@ PLACES = (
     "a working directory that was evaluated, its folder of an evaluation, a .npz in that, or a"
     " .csv of scoremle score"
 )
-NAME = re.compile(r"(?P<kind>.+)_ckpt_(?P<number>\d+)")
 
 
 class ComparedMeasurement(NamedTuple):
@@ -134,34 +133,26 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
 
 def _read(place: Path) -> dict[str, ComparedMeasurement]:
     """Reads results by kind: of a folder those of the newest checkpoint, of a file its content."""
-    from scoremle.experiment.results import RESULTS, measured
-    from scoremle.files import named
+    from scoremle.experiment import results
 
     if place.suffix == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix == ".npz" and place.is_file():
-        found = next((r for r in measured(place.parent) if r.name == place.stem), None)
-        return {_kind(place.stem): _of_arrays(named(place), found)}
+        found = next((r for r in results.measured(place.parent) if r.name == place.stem), None)
+        return {_kind(place.stem): _of_arrays(scoremle.files.named(place), found)}
     for folder in (place, place / "eval"):
-        if (folder / RESULTS).is_file():
-            return _of_results(folder)
+        if (folder / results.RESULTS).is_file():
+            of_bits = [r for r in results.measured(folder) if r.metric == "bpd"]
+            return {
+                _kind(r.name): _of_arrays(scoremle.files.inside(folder, f"{r.name}.npz"), r)
+                for r in sorted(of_bits, key=lambda r: r.checkpoint)
+            }
     raise UserError(f"{place} holds no results: name {PLACES}")
 
 
 def _kind(name: str) -> str:
-    match = NAME.fullmatch(name)
-    return match["kind"] if match else name
-
-
-def _of_results(folder: Path) -> dict[str, ComparedMeasurement]:
-    from scoremle.experiment.results import measured
-    from scoremle.files import inside
-
-    found = [result for result in measured(folder) if result.metric == "bpd"]
-    return {
-        _kind(result.name): _of_arrays(inside(folder, f"{result.name}.npz"), result)
-        for result in sorted(found, key=lambda result: result.checkpoint)
-    }
+    """The name of a result without that of its checkpoint."""
+    return name.rpartition("_ckpt_")[0] or name
 
 
 def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
@@ -178,10 +169,7 @@ def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
 def _of_scores(path: Path) -> ComparedMeasurement:
     import numpy as np
 
-    from scoremle.bounded import MAX_TEXT
-    from scoremle.files import named, read_bytes
-
-    content = read_bytes(named(path), MAX_TEXT)
+    content = scoremle.files.read_bytes(scoremle.files.named(path), scoremle.bounded.MAX_TEXT)
     try:
         table = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
         rows = [row for row in table if row["bpd"]]  # a file that was left out has none

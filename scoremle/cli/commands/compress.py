@@ -50,23 +50,21 @@ def run(options: Any) -> dict[str, Any]:
     from scoremle.coding.images import compress_images
     from scoremle.coding.rates import RATES_FILE
     from scoremle.data.readers.decoding import is_picture
-    from scoremle.experiment.models import of_images
-    from scoremle.experiment.own_images import read_images
-    from scoremle.experiment.workdir import Workdir
-    from scoremle.files import write_json
+    from scoremle.experiment import models, own_images, workdir
 
     model = scoremle.load(options.model, options.checkpoint)
-    pixels, shape = of_images(model, options.model)
-    looks, images = read_images(options.images, shape, pixels.levels)
-    if pixels.levels != 256 and any(is_picture(look.name) for look in looks):
+    pixels, shape = models.of_images(model, options.model)
+    reports, images = own_images.read_images(options.images, shape, pixels.levels)
+    pictures = [report.name for report in reports if is_picture(report.name)]
+    if pixels.levels != 256 and pictures:
         raise UserError(
             f"{options.images}: pictures have 256 grey levels, and the model {pixels.levels}: to"
             " compress without loss, give a .npz of the model's grey values"
         )
-    names = [Path(look.name).stem for look in looks if is_picture(look.name)]
     rates = compress_images(
-        model, images, options.out, place=options.model, names=names, steps=options.steps
-    )
+        model, images, options.out,
+        place=options.model, names=[Path(name).stem for name in pictures], steps=options.steps,
+    )  # fmt: skip
     say(*wrapped(
         f"{rates.line}; the draws that were coded have {rates.drawn:.3f}",
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
@@ -75,6 +73,6 @@ def run(options: Any) -> dict[str, Any]:
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
     say(f"{len(images)} images: {options.out}")
-    if (place := Workdir(Path(options.model))).begun:  # for its report
-        write_json(place.folder / RATES_FILE, asdict(rates))
+    if (place := workdir.Workdir(Path(options.model))).begun:  # for its report
+        scoremle.files.write_json(place.folder / RATES_FILE, asdict(rates))
     return {"model": options.model, **asdict(rates)}

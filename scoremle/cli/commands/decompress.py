@@ -42,8 +42,6 @@ def run(options: Any) -> None:
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.experiment.own_code import is_own
-    from scoremle.files import write_array
-
 
     def load(place: str) -> scoremle.ScoreModel:
         # A stranger's file runs and fetches nothing.
@@ -53,7 +51,7 @@ def run(options: Any) -> None:
 
     images, names = decompress_images(load, options.file)
     if options.out.suffix.lower() in ARRAYS:
-        write_array(options.out, "images", images)
+        scoremle.files.write_array(options.out, "images", images)
     else:
         with made_whole(options.out) as folder:
             for i, image in enumerate(images):

@@ -12,6 +12,7 @@ for what it is: PATH.json says it, and ``scoremle import`` reads it.
 from pathlib import Path
 from typing import Any
 
+import scoremle
 from scoremle.cli.parser import Parser, check_exists, check_file, names_stream
 from scoremle.errors import UserError
 from scoremle.terminal import say
@@ -54,37 +55,34 @@ def run(options: Any) -> None:
     import jax
     import numpy as np
 
-    from scoremle.experiment.build import build
-    from scoremle.experiment.card import card
-    from scoremle.experiment.exported import export_notes, write_record
-    from scoremle.experiment.results import measured
-    from scoremle.experiment.workdir import Workdir
-    from scoremle.files import write_atomically
-    from scoremle.numerics import check_finite
-    from scoremle.published import published_tree, safetensors, state_dict
+    from scoremle.experiment import build, card, exported, results, workdir
+    from scoremle.published import safetensors, state_dict
 
-    place, path = Workdir(options.workdir), options.path
-    experiment = build(place.config(), levels=place.levels())
+    place, path = workdir.Workdir(options.workdir), options.path
+    experiment = build.build(place.config(), levels=place.levels())
     restored = place.restore(experiment.training.template(), options.checkpoint)
-    number, step = restored.number, restored.meta["step"]
-    state = restored.tree
-    check_finite({"params": state.params, "ema": state.ema}, place.snapshots.path(number))
+    number, step, state = restored.number, restored.meta["step"], restored.tree
+    trained = {"params": state.params, "ema": state.ema}
+    scoremle.numerics.check_finite(trained, place.snapshots.path(number))
+    beside = ""
     if path.suffix == ".safetensors":
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
             for path, array in jax.tree_util.tree_leaves_with_path(state.ema)
         }
-        safetensors.write(path, arrays, export_notes(place, step))
-        say(f"checkpoint {number}, step {step}: written to {path}")
+        safetensors.write(path, arrays, exported.export_notes(place, step))
     else:
         rng = restored.meta.get("rng") or [0, experiment.seed]
         lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
-        state_dict.write(path, published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng))
-        beside = "" if names_stream(path) else f"; what it is, to {write_record(place, path)}"
-        say(f"checkpoint {number}, step {step}: written to {path}{beside}")
+        tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
+        state_dict.write(path, tree)
+        if not names_stream(path):
+            beside = f"; what it is, to {exported.write_record(place, path)}"
+    say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
-        text = card(place, experiment, restored, measured(place.folder, "eval"), path)
-        beside = path.with_name(f"{path.name}.md")
-        with write_atomically(beside) as temporary:
+        measured = results.measured(place.folder, "eval")
+        text = card.card(place, experiment, restored, measured, path)
+        of_card = path.with_name(f"{path.name}.md")
+        with scoremle.files.write_atomically(of_card) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        say(f"its card: {beside}")
+        say(f"its card: {of_card}")

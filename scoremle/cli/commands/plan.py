@@ -43,14 +43,14 @@ def run(options: Any) -> dict[str, Any]:
     """Prints it, and gives it."""
     from scoremle.experiment.plan import Plan
 
-    experiment, images, note = _experiment(options.config)
+    experiment, images, notes = _experiment(options.config)
     there = scoremle.devices.memory()
     if not (memory := options.memory or (there and there.whole)):
         raise UserError("this device does not say how much memory it has: name it, --memory=24GB")
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).costs(images)
     say(*table(("what", "takes"), _rows(found)).splitlines())
-    say(*wrapped(*_notes(found), *note))
+    say(*wrapped(*_notes(found), *notes))
     return found
 
 
@@ -92,21 +92,20 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _notes(found: dict[str, Any]) -> list[str]:
     """Lines that say how the numbers were found."""
-    whole = found["step_measured_with"] == found["batch"]
-    how = "" if whole else f" by the pace of {found['step_measured_with']} images at a time"
+    how = f" by the pace of {found['step_measured_with']} images at a time"
+    how *= found["step_measured_with"] != found["batch"]
     pilot = " (a pilot may choose other numbers)" * found["pilot"]
     likelihood = f"a likelihood takes {found['likelihood_evaluations']} evaluations{pilot}, "
+    likelihood *= bool(found["likelihood_evaluations"])
     lines = [
         f"measured on {found['device']}{how}; FLOPs and memory are XLA's account of the program",
-        f"{likelihood * bool(found['likelihood_evaluations'])}a sample takes"
-        f" {found['sample_evaluations']} evaluations of the network",
+        f"{likelihood}a sample takes {found['sample_evaluations']} evaluations of the network",
     ]
-    if found["devices"] > 1:
-        lines.append(
-            f"{found['devices']} devices: the time of one over {found['devices']}, an ideal split;"
-            " what they tell each other comes on top"
-        )
-    return lines
+    several = (
+        f"{found['devices']} devices: the time of one over {found['devices']}, an ideal split;"
+        " what they tell each other comes on top"
+    )
+    return lines + [several] * (found["devices"] > 1)
 
 
 def _time(seconds: float | None) -> str:

@@ -67,52 +67,47 @@ def run(options: Any) -> None:
     import numpy as np
 
     from scoremle.evaluation.pictures import write_grid
-    from scoremle.experiment.build import sampler_of
-    from scoremle.experiment.labels import ALL, check_label
-    from scoremle.experiment.shipped import place_of
-    from scoremle.experiment.workdir import Workdir
-    from scoremle.files import write_array, write_npz
+    from scoremle.experiment import build, labels, shipped, workdir
 
     model = scoremle.load(options.model, options.checkpoint)
     as_picture = options.out.suffix.lower() == ".png"
     if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
-    config = defaults.get_config()
-    place = place_of(options.model)
+    config, place = defaults.get_config(), Path(shipped.place_of(options.model))
     if options.sampler:
         config.sampling.method = options.sampler
-    elif Path(place).is_dir() and (own := Workdir(place)).config_path.exists():
+    elif place.is_dir() and (own := workdir.Workdir(place)).config_path.exists():
         config.sampling = own.config().sampling
     if options.steps:
         config.sampling.steps = options.steps
     config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
     defaults.resolve(config)
-    sampler, steps = sampler_of(config, model.sde), config.sampling.steps
+    sampler, method = build.sampler_of(config, model.sde), config.sampling.method
     if not options.log_prob:
-        say(*wrapped(f"{model}, by {config.sampling.method} in {steps} steps"))
-    classes, labels = check_label(model, options.label), None
-    if options.label == ALL:  # what is drawn so has the mean over labels for its density
-        labels = np.random.default_rng(options.seed).integers(classes, size=options.n)
+        say(*wrapped(f"{model}, by {method} in {config.sampling.steps} steps"))
+    classes, condition = labels.check_label(model, options.label), None
+    if options.label == labels.ALL:  # what is drawn so has the mean over labels for its density
+        condition = np.random.default_rng(options.seed).integers(classes, size=options.n)
     elif classes:
-        labels = np.full(options.n, int(options.label))
+        condition = np.full(options.n, int(options.label))
+    key, devices = jax.random.key(options.seed), jax.devices()
     if options.log_prob:
         model = replace(model, solver=scoremle.Multistep(options.steps or WITH_LOG_PROB))
         found = model.sample(
-            options.n, jax.random.key(options.seed), condition=labels, devices=jax.devices(),
-            label="samples", log_prob=True,
-        )  # fmt: skip
+            options.n, key, condition=condition, devices=devices, label="samples", log_prob=True
+        )
         columns = {name: column for name, column in vars(found).items() if column is not None}
-        write_npz(options.out, columns)
+        scoremle.files.write_npz(options.out, columns)
         say(*wrapped(f"{model}: {found}"), f"seed {options.seed}: {options.out}")
         return
     samples = replace(model, eps=sampler.eps).sample(
-        options.n, jax.random.key(options.seed),
-        condition=labels, sampler=sampler.draw, devices=jax.devices(), label="samples",
+        options.n, key,
+        condition=condition, sampler=sampler.draw, devices=devices, label="samples",
     )  # fmt: skip
     if as_picture and model.pixels:
-        how = f"{config.sampling.method}, {steps} steps, seed {options.seed}"
+        how = f"{method}, {config.sampling.steps} steps, seed {options.seed}"
         caption = in_a_line(f"{options.n} samples of {options.model}, {how}")
         write_grid(options.out, samples, model.pixels.levels, caption=caption)
     else:
-        write_array(options.out, "samples", samples)
+        scoremle.files.write_array(options.out, "samples", samples)
     say(f"{options.n} samples of seed {options.seed}: {options.out}")

@@ -158,17 +158,13 @@ def run(options: Any) -> dict[str, Any]:
     The table and the page are written when the scores are there. To ``--correct`` the mean comes
     after that, and then the page is written again.
     """
-    from scoremle.experiment import score_table
-    from scoremle.experiment.models import load_to_score, of_images
-    from scoremle.experiment.own_images import read_images, refuse
-    from scoremle.experiment.reference import how_to_get, reference_of
-    from scoremle.experiment.scoring import prepared
+    from scoremle.experiment import models, own_images, reference, score_table, scoring
 
     if options.engine == "ray":
         from scoremle.cli.commands import score_on_ray
 
         return score_on_ray.run(options)
-    model = load_to_score(options.model, options.checkpoint)
+    model = models.load_to_score(options.model, options.checkpoint)
     if model.pixels is None:
         if not isinstance(model, scoremle.ScoreModel):
             raise UserError(
@@ -180,15 +176,15 @@ def run(options: Any) -> dict[str, Any]:
         return score_points.run(model, options)
     if options.profile and not isinstance(model, scoremle.ScoreModel):
         raise UserError("--profile is for models with noise, and this is a flow: leave it out")
-    pixels, shape = of_images(model, options.model)
-    reports, images = read_images(
+    pixels, shape = models.of_images(model, options.model)
+    reports, images = own_images.read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
     )
     images = pixels.checked(images, shape)
-    reference = reference_of(options.model, model, options.estimator, options.label)
+    known = reference.reference_of(options.model, model, options.estimator, options.label)
     with passing("choosing the solver's steps on a few images"):
-        found = prepared(
-            reference.as_measured(model), images, options.estimator, options.label, options.steps,
+        found = scoring.prepared(
+            known.as_measured(model), images, options.estimator, options.label, options.steps,
             options.repeats, options.correct,
         )  # fmt: skip
     say(*wrapped(*found.doubts))
@@ -207,15 +203,15 @@ def run(options: Any) -> dict[str, Any]:
         scored = score()
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
-    own, scores = reference.values, scoremle.Scores.of_passes(scored.values, model.dims)
+    own, scores = known.values, scoremle.Scores.of_passes(scored.values, model.dims)
     profile = None
     if options.profile:
         under_label = cast("scoremle.ScoreModel", found.model)
         profile = under_label.profile(images, seed=options.seed, label="profiles")
     rows = score_table.rows(reports, images, scores, own, passes, profile)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
-    refuse(options.images, failed, len(rows), options.skip_bad)
-    no_ranks = how_to_get(
+    own_images.refuse(options.images, failed, len(rows), options.skip_bad)
+    no_ranks = reference.how_to_get(
         options.model, model, options.estimator, options.label, options.checkpoint
     )
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks

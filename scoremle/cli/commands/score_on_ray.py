@@ -12,12 +12,13 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Integer
 
+import scoremle
 from scoremle.cli.commands.score import in_words
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.models import load, of_images
+from scoremle.experiment.models import of_images
 from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
@@ -33,7 +34,7 @@ FIRST = 256
 def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; returns their mean."""
     ray_data()  # an error before any work if it is missing
-    model = load(options.model, options.checkpoint)
+    model = scoremle.load(options.model, options.checkpoint)
     pixels, shape = of_images(model, options.model)
     kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and how many steps do they need")
@@ -48,8 +49,17 @@ def run(options: Any) -> dict[str, Any]:
         **found.identity(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.repeats,
     })  # fmt: skip
+    chosen = cast(ScoreModel, found.model)
+    model_of_worker = partial(
+        _model, options.model, options.checkpoint, chosen.solver, chosen.decoder_scale,
+        "" if options.label == ALL else options.label,
+    )  # fmt: skip
+    scorer = partial(
+        Scorer, model_of_worker,
+        estimator=found.estimator, passes=options.repeats, seed=options.seed,
+    )  # fmt: skip
     score_on_ray(
-        _scorer(found, options), pieces, (kind, options.fit), table,
+        scorer, pieces, (kind, options.fit), table,
         address=options.address, workers=options.workers, batch_size=BATCH_SIZE,
     )  # fmt: skip
     return _summary(table, found, options)
@@ -68,22 +78,11 @@ def _first(
     return np.stack(good)
 
 
-def _scorer(found: Scoring, options: Any) -> partial[Scorer]:
-    """Makes the scorer of a worker, which loads the model with what the pilot chose."""
-    chosen = cast(ScoreModel, found.model)
-    model = partial(
-        _model, options.model, options.checkpoint, chosen.solver, chosen.decoder_scale,
-        "" if options.label == ALL else options.label,
-    )  # fmt: skip
-    return partial(
-        Scorer, model, estimator=found.estimator, passes=options.repeats, seed=options.seed
-    )
-
-
 def _model(
     place: str, checkpoint: int | None, solver: Any, decoder_scale: Any, label: str
 ) -> ScoreModel:
-    model = replace(load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
+    """The model of a worker, with what the pilot chose."""
+    model = replace(scoremle.load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
     return model.condition_on(np.array([int(label)])) if label else model
 
 
