@@ -5,7 +5,6 @@ Nothing of JAX or NumPy is imported: help, and mistakes in arguments, come at on
 
 import argparse
 import math
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scoremle.errors import UserError, as_flag, nearest, no_chain, no_labels, no_model
+from scoremle.experiment.shipped import NAMES, place_of
 
-# Models with a name.
-SHIPPED = Path(__file__).parents[1] / "experiment" / "shipped"
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
     " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of scoremle export"
@@ -153,12 +151,10 @@ def check_model(options: Any) -> None:
     What ``hf:`` and ``FILE.py:function`` name is left to the command. A label, and steps of its
     own, are refused for a model that was trained here: it has none.
     """
-    place = Path(options.model)
-    names = sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
-    if not (place.exists() or ":" in options.model or options.model in names):
-        raise no_model(place, names)
-    folder = place if place.exists() else SHIPPED / place
-    if (folder / "config.json").is_file() and not (folder / "published.json").exists():
+    place = place_of(options.model)
+    if not (place.exists() or ":" in options.model):
+        raise no_model(options.model, NAMES)
+    if (place / "config.json").is_file() and not (place / "published.json").exists():
         if getattr(options, "label", ""):
             raise no_labels("--label")
         if getattr(options, "estimator", "") == "steps" and options.steps is None:
@@ -198,8 +194,6 @@ def names_stream(place: Path) -> bool:
 
 def _takes_files(folder: Path) -> bool:
     """Whether a file can be made in a folder. In some, such as /proc, nobody may."""
-    if not os.access(folder, os.W_OK):
-        return False
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:

@@ -431,7 +431,7 @@ def test_places_are_looked_at_first(tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES)
     (tmp_path / "file").write_text("kept")
     for images, out, words in [
-        ("absent", "s.csv", "no file or folder"),
+        ("absent", "s.csv", "no folder or file"),
         ("x.npy", ".", "it is a folder; name a file to write"),
         ("x.npy", "file/s.csv", "file is none that can be written to"),
     ]:

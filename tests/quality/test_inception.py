@@ -178,7 +178,7 @@ def test_mistakes_in_converting(torch_file, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert f"no file {tmp_path / 'absent'}" in mistake(tmp_path / "absent")
+    assert f"file {tmp_path / 'absent'}" in mistake(tmp_path / "absent")
     assert "end in .npz" in mistake(torch_file, "out.pth")
     other = tmp_path / "other.pth"
     other.write_bytes(b"text")

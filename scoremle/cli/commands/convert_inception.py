@@ -10,7 +10,7 @@ Inception's in results.
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, check_ending
+from scoremle.cli.parser import Parser, check_ending, check_exists
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -25,8 +25,7 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     check_ending("", options.out, ".npz")
-    if not options.weights.is_file():
-        raise UserError(f"no file {options.weights}")
+    check_exists(options.weights)
 
 
 def run(options: Any) -> None:

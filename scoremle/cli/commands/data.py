@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, at_least, check_ending, fraction
+from scoremle.cli.parser import Parser, at_least, check_ending, check_exists, fraction
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
@@ -141,8 +141,7 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
 
 def name_of(path: Path) -> str:
     """The data set that a path holds: the one it was prepared as, or one's own images."""
-    if not path.exists():
-        raise UserError(f"no folder or file {path}")
+    check_exists(path)
     if path.is_dir() and scoremle.data.is_prepared(path):
         return str(scoremle.data.Prepared(path).meta["name"])
     return "images"

@@ -22,7 +22,6 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
     "pillow", "scikit-learn", "matplotlib", "torch", "diffusers",
 )  # fmt: skip
-GIB = 2**30
 # How variables begin that change what a command does.
 SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 
@@ -84,7 +83,7 @@ def _devices() -> dict[str, str]:
     found = {}
     for i, device in enumerate(jax.devices()):
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
+        memory = f", {scoremle.devices.in_gib(limit)} for JAX" if limit else ""
         found[f"device {i}"] = f"{device.platform}, {device.device_kind}{memory}"
     return found
 
@@ -92,10 +91,10 @@ def _devices() -> dict[str, str]:
 def _memory() -> str:
     try:
         pages = (os.sysconf(f"SC_{name}_PAGES") for name in ("PHYS", "AVPHYS"))
-        whole, free = (count * os.sysconf("SC_PAGE_SIZE") / GIB for count in pages)
+        whole, free = (scoremle.devices.in_gib(n * os.sysconf("SC_PAGE_SIZE")) for n in pages)
     except (AttributeError, ValueError):  # the system does not say
         return "unknown"
-    return f"{whole:.1f} GiB, {free:.1f} GiB free"
+    return f"{whole}, {free} free"
 
 
 def _programs() -> str:

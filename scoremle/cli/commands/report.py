@@ -9,8 +9,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import SHIPPED, Parser, check_exists
+from scoremle.cli.parser import Parser, check_exists
 from scoremle.errors import UserError
+from scoremle.experiment.shipped import NAMES
 from scoremle.terminal import say
 
 NEEDS = "scoremle.report.write"
@@ -27,7 +28,7 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
     for place in options.workdirs:
-        if ":" not in str(place) and not (SHIPPED / place).is_dir():
+        if ":" not in str(place) and str(place) not in NAMES:
             check_exists(place)
 
 

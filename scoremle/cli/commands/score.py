@@ -29,6 +29,7 @@ from scoremle.cli.parser import (
     MODEL,
     Parser,
     at_least,
+    check_exists,
     check_file,
     check_model,
     names_stream,
@@ -125,8 +126,7 @@ def _share_of_task() -> tuple[int, int]:
 
 
 def check(options: Any) -> None:
-    if not options.images.exists():
-        raise UserError(f"no file or folder {options.images}")
+    check_exists(options.images)
     if options.steps is not None and options.estimator != "steps":
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if options.profile and options.label == "all":
