@@ -7,7 +7,7 @@ directory that was begun has its own.
 import ast
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class ConfigParser(Parser):
         self.usage = " ".join(
             [self.prog, *map(str.upper, words), "[--config.FIELD=VALUE ...] [FLAGS]"]
         )
-        self.allow_abbrev, self._words = False, words
+        self.allow_abbrev, self.check, self._words = False, self._set_config, words
         self.set_defaults(mode=mode, deq_folder=FLOW_FOLDER)
         for word, what in words.items():
             self.add(word, what, nargs="?", default=SUPPRESS, metavar=word.upper())
@@ -78,11 +78,6 @@ class ConfigParser(Parser):
                 self.switches.add(f"--{flag}")
                 self.add(f"--no{flag}", meaning, group=fields, dest=flag, action="store_const",
                          const="false", default=SUPPRESS)  # fmt: skip
-
-    def checked(self, arguments: Sequence[str]) -> Any:
-        options = self.parse_args(arguments)
-        self._set_config(options)
-        return options
 
     def unknown(self, argument: str) -> str:
         """The message for an argument that is none of the command's."""
