@@ -130,6 +130,22 @@ def fraction(text: str) -> float:
 seed = at_least(0, below=2**32)
 
 
+# The names in data/readers/fits.py, whose import brings NumPy.
+FITS = ("crop", "resize", "pad")
+
+
+def add_shared(add: Callable[..., None]) -> None:
+    """Adds the arguments of all commands that measure one's own images by a model."""
+    add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
+        " largest centred part, or pad all of it with black",
+        choices=FITS, default="")  # fmt: skip
+    add("--skip-bad", "go on without files that can't be used: the table has the reasons, and the"
+        " exit code is 3", action="store_true")  # fmt: skip
+    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("--force", "write over --out and --page", action="store_true")
+    add("--json", "the summary as JSON, on stdout", action="store_true")
+
+
 # Places ------------------------------------------------------------------------------------------
 
 

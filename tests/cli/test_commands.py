@@ -19,10 +19,11 @@ from scoremle.anomaly import statistics
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.anomaly import STATISTIC_NAMES
-from scoremle.cli.commands.data import DATASETS, FITS
+from scoremle.cli.commands.data import DATASETS
 from scoremle.cli.commands.sample import SAMPLERS
 from scoremle.cli.commands.score import ESTIMATORS
 from scoremle.cli.flags import MEANINGS
+from scoremle.cli.parser import FITS
 from scoremle.data.readers import fits
 from scoremle.experiment import samplers, scoring
 from scoremle.experiment.configs import NAMED_CONFIGS

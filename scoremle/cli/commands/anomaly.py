@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scoremle
-from scoremle.cli.commands.data import FITS
-from scoremle.cli.parser import MODEL, Parser, at_least, check_exists, check_file, fraction, seed
+from scoremle.cli.parser import (
+    MODEL,
+    Parser,
+    add_shared,
+    at_least,
+    check_exists,
+    check_file,
+    fraction,
+    seed,
+)
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
@@ -56,13 +64,7 @@ def arguments(parser: Parser) -> None:
                 type=fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are any", action="store_true")
             add("--model", "where it is now, if it was moved", default="")
-        add("--fit", "bring pictures of other sizes to the model's: crop, resize or pad",
-            choices=FITS, default="")  # fmt: skip
-        add("--skip-bad", "go on without files that can't be used; the exit code is 3",
-            action="store_true")  # fmt: skip
-        add("--checkpoint", "its number; unset: the newest", type=int)
-        add("--force", "write over --out and --page", action="store_true")
-        add("--json", "the summary as JSON, on stdout", action="store_true")
+        add_shared(add)
 
 
 def check(options: Any) -> None:

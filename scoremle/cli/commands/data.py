@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, at_least, check_ending, check_exists, fraction
+from scoremle.cli.parser import FITS, Parser, at_least, check_ending, check_exists, fraction
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
@@ -23,7 +23,7 @@ DATASETS = (
     "svhn", "celeba", "celebahq", "ffhq", "lsun", "images", "photos",
 )  # fmt: skip
 FETCHED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
-FITS, SPLITS = ("crop", "resize", "pad"), ("train", "test")
+SPLITS = ("train", "test")
 SHOWN = 64
 # Arguments of Python that are flags here.
 NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")

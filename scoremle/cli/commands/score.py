@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import scoremle
-from scoremle.cli.commands.data import FITS
 from scoremle.cli.parser import (
     MODEL,
     Parser,
+    add_shared,
     at_least,
     check_exists,
     check_file,
@@ -73,7 +73,6 @@ def arguments(parser: Parser) -> None:
         metavar="FILE")  # fmt: skip
     add("--profile", "columns of each image over noise levels: bits, local dimension, norms of the"
         " score; and on the page", action="store_true")  # fmt: skip
-    add("--force", "write over --out and --page", action="store_true")
     add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
         " (4)", type=at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
@@ -84,14 +83,8 @@ def arguments(parser: Parser) -> None:
         default="")  # fmt: skip
     add("--correct", "then take the solver's error off the mean, by more steps on some images: it"
         " may take longer than the scores", action="store_true")  # fmt: skip
-    add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
-        " largest centred part, or pad all of it with black",
-        choices=FITS, default="")  # fmt: skip
-    add("--skip-bad", "go on without files that can't be scored: they are rows with a reason, and"
-        " the exit code is 3", action="store_true")  # fmt: skip
-    add("--checkpoint", "its number; unset: the newest", type=int)
     add("--seed", "of dequantization and probes (0)", type=seed, default=0)
-    add("--json", "the summary as JSON, on stdout", action="store_true")
+    add_shared(add)
     cluster = parser.add_argument_group("on a cluster")
     shares = cluster.add_mutually_exclusive_group()
     add("--shard", "score the I-th of N shares; without I/N, that of a task of an array or of a"
