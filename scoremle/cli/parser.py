@@ -1,18 +1,14 @@
-"""Parsers of arguments, and checks of these that several commands share.
+"""Parsers of arguments.
 
 Nothing of JAX or NumPy is imported: help, and mistakes in arguments, come at once.
 """
 
 import argparse
-import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from scoremle.errors import UserError, as_flag, nearest, no_chain, no_labels, no_model
-from scoremle.experiment.shipped import NAMES, place_of
+from scoremle.errors import UserError, nearest
 
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
@@ -106,30 +102,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
-def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
-    """The type of an integer that is not below ``least``, but below ``below``."""
-
-    def integer(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
-        if int(text) >= below:
-            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
-        return int(text)
-
-    return integer
-
-
-def fraction(text: str) -> float:
-    """The type of a number between 0 and 1."""
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-# The type of a seed. JAX takes 32 bits of it: a larger one would be another one.
-seed = at_least(0, below=2**32)
-
-
 # The names in data/readers/fits.py, whose import brings NumPy.
 FITS = ("crop", "resize", "pad")
 
@@ -144,74 +116,3 @@ def add_shared(add: Callable[..., None]) -> None:
     add("--checkpoint", "its number; unset: the newest", type=int)
     add("--force", "write over --out and --page", action="store_true")
     add("--json", "the summary as JSON, on stdout", action="store_true")
-
-
-# Places ------------------------------------------------------------------------------------------
-
-
-def check_exists(place: Path) -> None:
-    """Raises UserError if nothing is at a place."""
-    if not place.exists():
-        raise UserError(f"there is no folder or file {place}")
-
-
-def check_ending(flag: str, place: Path, *endings: str) -> None:
-    """Raises UserError for the name of a file to write that has none of the endings."""
-    if place.suffix.lower() not in endings:
-        raise UserError(f"{flag}{place}: the name to write must end in {' or '.join(endings)}")
-
-
-def check_model(options: Any) -> None:
-    """Raises UserError for a model that is not there.
-
-    What ``hf:`` and ``FILE.py:function`` name is left to the command. A label, and steps of its
-    own, are refused for a model that was trained here: it has none.
-    """
-    place = place_of(options.model)
-    if not (place.exists() or ":" in options.model):
-        raise no_model(options.model, NAMES)
-    if (place / "config.json").is_file() and not (place / "published.json").exists():
-        if getattr(options, "label", ""):
-            raise no_labels("--label")
-        if getattr(options, "estimator", "") == "steps" and options.steps is None:
-            raise no_chain(as_flag)
-
-
-def check_file(flag: str, place: Path, *, force: bool = True) -> None:
-    """Raises UserError where no file can be written, or one is that ``force`` must write over.
-
-    Args:
-        flag: how the user named the place; "" for the place alone.
-        place: of the file.
-        force: write over what is there.
-    """
-    folder = next(above for above in place.absolute().parents if above.exists())
-    what = ""
-    if place.is_symlink() and place.is_file():
-        what = f"it is a link; name its target, {place.resolve()}"
-    elif place.is_dir():
-        what = "it is a folder; name a file to write"
-    elif not _takes_files(folder):
-        what = f"{folder} is none that can be written to; name a file to write"
-    if what:
-        raise UserError(f"can't write {flag}{place}: {what}")
-    if place.exists() and not (force or names_stream(place)):
-        raise UserError(f"{place} is there: --force writes over it, or name another file")
-
-
-def names_stream(place: Path) -> bool:
-    """Whether a place is a stream, such as /dev/stdout."""
-    if not place.exists():
-        return False
-    from scoremle.files import is_stream  # imports NumPy, which most mistakes have no need of
-
-    return is_stream(place)
-
-
-def _takes_files(folder: Path) -> bool:
-    """Whether a file can be made in a folder. In some, such as /proc, nobody may."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True

@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scoremle
-from scoremle.cli.parser import (
-    MODEL,
-    Parser,
-    add_shared,
-    at_least,
-    check_exists,
-    check_file,
-    fraction,
-    seed,
-)
+from scoremle.cli import checks
+from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
@@ -50,9 +42,9 @@ def arguments(parser: Parser) -> None:
             add("--statistic", "what is unusual (path)", choices=STATISTIC_NAMES, default="")
             add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]: the"
                 " model is one of such vectors", default="")  # fmt: skip
-            add("--size", "with an encoder, height and width of pictures", type=at_least(1),
+            add("--size", "with an encoder, height and width of pictures", type=checks.at_least(1),
                 default=0)  # fmt: skip
-            add("--seed", "of the split, the statistic, and ties (0)", type=seed, default=0)
+            add("--seed", "of the split, the statistic, and ties (0)", type=checks.seed, default=0)
         else:
             add("detector", "what scoremle anomaly fit wrote", type=Path)
             add("images", IMAGES, type=Path)
@@ -61,19 +53,19 @@ def arguments(parser: Parser) -> None:
             add("--page", "a page of HTML to write: the images in the order of their p-values",
                 type=Path, metavar="FILE")  # fmt: skip
             add("--rate", "of false discoveries: their expected share of the suspects (0.1)",
-                type=fraction, default=0.1)  # fmt: skip
+                type=checks.fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are any", action="store_true")
             add("--model", "where it is now, if it was moved", default="")
         add_shared(add)
 
 
 def check(options: Any) -> None:
-    check_exists(options.images)
-    check_file("--out=", options.out, force=options.force)
+    checks.exists(options.images)
+    checks.writable("--out=", options.out, force=options.force)
     if options.what == "score":
-        check_exists(options.detector)
+        checks.exists(options.detector)
         if options.page:
-            check_file("--page=", options.page, force=options.force)
+            checks.writable("--page=", options.page, force=options.force)
 
 
 def run(options: Any) -> dict[str, Any]:

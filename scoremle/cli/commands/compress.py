@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import (
-    MODEL,
-    Parser,
-    at_least,
-    check_exists,
-    check_file,
-    check_model,
-)
+from scoremle.cli import checks
+from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import say
@@ -33,16 +27,16 @@ def arguments(parser: Parser) -> None:
         " .npz of grey values", type=Path)  # fmt: skip
     add("-o --out", "the file to write", type=Path, required=True, metavar="FILE")
     add("--steps", "of the chain: more take fewer bits, and as many times longer (100)",
-        type=at_least(2), default=100)  # fmt: skip
+        type=checks.at_least(2), default=100)  # fmt: skip
     add("--force", "write over the file", action="store_true")
     add("--checkpoint", "its number; unset: the newest", type=int)
     add("--json", "the rates as JSON, on stdout", action="store_true")
 
 
 def check(options: Any) -> None:
-    check_exists(options.images)
-    check_file("-o ", options.out, force=options.force)
-    check_model(options)
+    checks.exists(options.images)
+    checks.writable("-o ", options.out, force=options.force)
+    checks.model(options)
 
 
 def run(options: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ Inception's in results.
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, check_ending, check_exists
+from scoremle.cli import checks
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -24,8 +25,8 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_ending("", options.out, ".npz")
-    check_exists(options.weights)
+    checks.ending("", options.out, ".npz")
+    checks.exists(options.weights)
 
 
 def run(options: Any) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import FITS, Parser, at_least, check_ending, check_exists, fraction
+from scoremle.cli import checks
+from scoremle.cli.parser import FITS, Parser
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
@@ -44,9 +45,9 @@ def arguments(parser: Parser) -> None:
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
             " pad with black", default="", choices=FITS)  # fmt: skip
-        add("--levels", "grey levels: 2**bits", type=at_least(2, below=257), default=0)
+        add("--levels", "grey levels: 2**bits", type=checks.at_least(2, below=257), default=0)
         add("--test-fraction", "share of the images to test on, where the source does not say"
-            " (default: 0.1)", type=fraction, default=0.1)  # fmt: skip
+            " (default: 0.1)", type=checks.fraction, default=0.1)  # fmt: skip
         add("--skip-bad", "leave out images that can't be used, and count them",
             action="store_true")  # fmt: skip
         if what == "prepare":
@@ -58,7 +59,7 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     if options.picture:
-        check_ending("--picture=", options.picture, ".png")
+        checks.ending("--picture=", options.picture, ".png")
     if options.into and options.into.exists():
         raise UserError(f"--into={options.into} exists; name a new folder, or remove it")
 
@@ -141,7 +142,7 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
 
 def name_of(path: Path) -> str:
     """The data set that a path holds: the one it was prepared as, or one's own images."""
-    check_exists(path)
+    checks.exists(path)
     if path.is_dir() and scoremle.data.is_prepared(path):
         return str(scoremle.data.Prepared(path).meta["name"])
     return "images"

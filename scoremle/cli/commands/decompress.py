@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, check_exists, check_file
+from scoremle.cli import checks
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -28,9 +29,9 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_exists(options.file)
+    checks.exists(options.file)
     if options.out.suffix.lower() in ARRAYS:
-        check_file("-o ", options.out)
+        checks.writable("-o ", options.out)
     elif options.out.exists():
         raise UserError(f"-o {options.out} is there already: name a folder that is not")
 

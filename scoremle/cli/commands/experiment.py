@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from scoremle.cli import checks
 from scoremle.cli.child import run_in_child
 from scoremle.cli.flags import FLOW_FOLDER, ConfigParser
-from scoremle.cli.parser import at_least
 from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.terminal import passing
@@ -43,8 +43,8 @@ def arguments(parser: ConfigParser) -> None:
                " --coordinator=HOST:PORT --processes=N --process=I",
                action="store_true")  # fmt: skip
     parser.add("--coordinator", SUPPRESS, default="")
-    parser.add("--processes", SUPPRESS, type=at_least(0))
-    parser.add("--process", SUPPRESS, type=at_least(0))
+    parser.add("--processes", SUPPRESS, type=checks.at_least(0))
+    parser.add("--process", SUPPRESS, type=checks.at_least(0))
 
 
 def run(options: Any) -> dict[str, Any] | None:

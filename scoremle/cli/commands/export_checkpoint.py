@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import Parser, check_exists, check_file, names_stream
+from scoremle.cli import checks
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.terminal import say
 
@@ -36,7 +37,7 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_exists(options.workdir)
+    checks.exists(options.workdir)
     path = options.path
     if path.suffix in NOT_WRITTEN:
         raise UserError(
@@ -45,9 +46,9 @@ def check(options: Any) -> None:
             " as score_flow saved it)"
         )
     # Its record is beside it, if not in it.
-    record = path.suffix != ".safetensors" and not names_stream(path)
+    record = path.suffix != ".safetensors" and not checks.names_stream(path)
     for ending in ("", *[".json"] * record, *[".md"] * options.card):
-        check_file("", path.with_name(path.name + ending), force=options.force)
+        checks.writable("", path.with_name(path.name + ending), force=options.force)
 
 
 def run(options: Any) -> None:
@@ -76,7 +77,7 @@ def run(options: Any) -> None:
         lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
         tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
         state_dict.write(path, tree)
-        if not names_stream(path):
+        if not checks.names_stream(path):
             beside = f"; what it is, to {exported.write_record(place, path)}"
     say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:

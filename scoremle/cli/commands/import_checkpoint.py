@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 import scoremle
+from scoremle.cli import checks
 from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.cli.flags import FLOW_FOLDER
-from scoremle.cli.parser import Parser, check_exists
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
@@ -53,7 +54,7 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     if not str(options.path).startswith("hf:"):
-        check_exists(options.path)
+        checks.exists(options.path)
     if options.workdir and options.out:
         raise UserError("--out is another way to say WORKDIR: give one of the two")
 

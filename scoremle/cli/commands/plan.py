@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 import scoremle
+from scoremle.cli import checks
 from scoremle.cli.flags import ConfigParser
-from scoremle.cli.parser import at_least
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import table, wrapped
 from scoremle.terminal import say
@@ -29,7 +29,7 @@ def arguments(parser: ConfigParser) -> None:
     )
     parser.add("--memory", "of a device, as 24GB (default: what this one has)", type=_bytes)
     parser.add("--devices", "that share the work, by an ideal split (1)", metavar="K",
-               type=at_least(1), default=1)  # fmt: skip
+               type=checks.at_least(1), default=1)  # fmt: skip
 
 
 def _bytes(text: str) -> int:

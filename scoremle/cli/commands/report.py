@@ -9,7 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from scoremle.cli.parser import Parser, check_exists
+from scoremle.cli import checks
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.experiment.shipped import NAMES
 from scoremle.terminal import say
@@ -29,7 +30,7 @@ def check(options: Any) -> None:
     """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
     for place in options.workdirs:
         if ":" not in str(place) and str(place) not in NAMES:
-            check_exists(place)
+            checks.exists(place)
 
 
 def run(options: Any) -> None:

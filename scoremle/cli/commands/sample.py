@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
-from scoremle.cli.parser import (
-    MODEL,
-    Parser,
-    at_least,
-    check_ending,
-    check_file,
-    check_model,
-    seed,
-)
+from scoremle.cli import checks
+from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
@@ -37,13 +30,13 @@ WITH_LOG_PROB = 128
 def arguments(parser: Parser) -> None:
     add = parser.add
     add("model", MODEL)
-    add("-n", "how many (64)", type=at_least(1), default=64)
+    add("-n", "how many (64)", type=checks.at_least(1), default=64)
     add("-o --out", "a picture of all (.png), or an array (.npy, .npz) (samples.png)", type=Path,
         default=Path("samples.png"), metavar="FILE")  # fmt: skip
-    add("--seed", "of everything random (0)", type=seed, default=0)
+    add("--seed", "of everything random (0)", type=checks.seed, default=0)
     add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler; unset:"
         " that of the model's config, or ode", choices=SAMPLERS)  # fmt: skip
-    add("--steps", "of the sampler; unset: its own number", type=at_least(1))
+    add("--steps", "of the sampler; unset: its own number", type=checks.at_least(1))
     add("--label", "of a class-conditional model: a number, or all to draw one for each sample",
         default="")  # fmt: skip
     add("--log-prob", "with log p of each sample in nats, and its errors, in a .npz; of the ODE",
@@ -52,13 +45,13 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_ending("-o ", options.out, ".png", ".npy", ".npz")
-    check_file("-o ", options.out)
+    checks.ending("-o ", options.out, ".png", ".npy", ".npz")
+    checks.writable("-o ", options.out)
     if options.log_prob:
-        check_ending("--log-prob writes an array: -o ", options.out, ".npz")
+        checks.ending("--log-prob writes an array: -o ", options.out, ".npz")
         if options.sampler not in (None, "ode"):
             raise UserError(f"--log-prob is for --sampler=ode: {options.sampler} gives no density")
-    check_model(options)
+    checks.model(options)
 
 
 def run(options: Any) -> None:

@@ -24,17 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import scoremle
-from scoremle.cli.parser import (
-    MODEL,
-    Parser,
-    add_shared,
-    at_least,
-    check_exists,
-    check_file,
-    check_model,
-    names_stream,
-    seed,
-)
+from scoremle.cli import checks
+from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.cli.signals import going_on
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
@@ -74,7 +65,7 @@ def arguments(parser: Parser) -> None:
     add("--profile", "columns of each image over noise levels: bits, local dimension, norms of the"
         " score; and on the page", action="store_true")  # fmt: skip
     add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
-        " (4)", type=at_least(1), default=4)  # fmt: skip
+        " (4)", type=checks.at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
     add("--steps", "of --estimator=steps: some of the model's own, or a chain as VDM has it;"
@@ -83,7 +74,7 @@ def arguments(parser: Parser) -> None:
         default="")  # fmt: skip
     add("--correct", "then take the solver's error off the mean, by more steps on some images: it"
         " may take longer than the scores", action="store_true")  # fmt: skip
-    add("--seed", "of dequantization and probes (0)", type=seed, default=0)
+    add("--seed", "of dequantization and probes (0)", type=checks.seed, default=0)
     add_shared(add)
     cluster = parser.add_argument_group("on a cluster")
     shares = cluster.add_mutually_exclusive_group()
@@ -93,7 +84,7 @@ def arguments(parser: Parser) -> None:
         action="store_true")  # fmt: skip
     add("--engine", "ray: workers of a cluster write Parquet files into the folder --out",
         group=cluster, choices=("ray",), default="")  # fmt: skip
-    add("--workers", "of Ray; unset: one a GPU", group=cluster, type=at_least(1))
+    add("--workers", "of Ray; unset: one a GPU", group=cluster, type=checks.at_least(1))
     add("--address", "of a Ray cluster that runs; unset: here", group=cluster, default="")
 
 
@@ -119,17 +110,17 @@ def _share_of_task() -> tuple[int, int]:
 
 
 def check(options: Any) -> None:
-    check_exists(options.images)
+    checks.exists(options.images)
     if options.steps is not None and options.estimator != "steps":
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if options.profile and options.label == "all":
         raise UserError("--profile is under one label, not under all")
     if not options.engine:
-        check_file("--out=", options.out, force=options.force)
-        if not names_stream(options.out):
-            check_file("--out=", _beside(options.out), force=options.force)
+        checks.writable("--out=", options.out, force=options.force)
+        if not checks.names_stream(options.out):
+            checks.writable("--out=", _beside(options.out), force=options.force)
         if options.page:
-            check_file("--page=", options.page, force=options.force)
+            checks.writable("--page=", options.page, force=options.force)
     elif any((options.page, options.profile, options.shard, options.merge, options.correct)):
         flags = "--page, --profile, --shard, --merge and --correct"
         raise UserError(f"{flags} are not for --engine=ray: leave them out")
@@ -137,7 +128,7 @@ def check(options: Any) -> None:
         options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
         if options.out.is_file():
             raise UserError(f"--out={options.out} must be a folder: workers write files into it")
-    check_model(options)
+    checks.model(options)
 
 
 def _beside(table: Path) -> Path:
@@ -181,7 +172,7 @@ def run(options: Any) -> dict[str, Any]:
             options.repeats, options.correct,
         )  # fmt: skip
     say(*wrapped(*found.doubts))
-    beside = Path() if names_stream(options.out) else options.out.parent
+    beside = Path() if checks.names_stream(options.out) else options.out.parent
     above, passes = beside / f"{options.out.name}.parts", options.repeats
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
@@ -219,7 +210,7 @@ def run(options: Any) -> dict[str, Any]:
             options.out, rows, dims=model.dims, reference=len(own),
             estimator=f"{found.title}; {cost}",
         )  # fmt: skip
-        if not names_stream(options.out):
+        if not checks.names_stream(options.out):
             scoremle.files.write_json(_beside(options.out), summary)
         if options.page:
             from scoremle.report.scores import About, write_page

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import scoremle
+from scoremle.cli import checks
 from scoremle.cli.commands.data import DATASETS, SPLITS
-from scoremle.cli.parser import Parser, check_ending
+from scoremle.cli.parser import Parser
 from scoremle.errors import as_flag, named_as
 from scoremle.terminal import say
 
@@ -30,7 +31,7 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_ending("--out=", options.out, ".npz")
+    checks.ending("--out=", options.out, ".npz")
 
 
 def run(options: Any) -> None:

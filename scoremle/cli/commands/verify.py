@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import scoremle
-from scoremle.cli.parser import Parser, check_exists
+from scoremle.cli import checks
+from scoremle.cli.parser import Parser
 from scoremle.errors import UserError, in_a_line
 from scoremle.terminal import say
 
@@ -27,7 +28,7 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    check_exists(options.path)
+    checks.exists(options.path)
 
 
 def run(options: Any) -> None:
