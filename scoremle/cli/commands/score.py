@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from scoremle.experiment.score_table import ScoreRow
     from scoremle.experiment.scoring import Scoring
     from scoremle.likelihood.mean import Mean
-    from scoremle.likelihood.score_images import Scored
-    from scoremle.model import Scores
 
 NEEDS = "scoremle.experiment.scoring"
 # The names in experiment/scoring.py, whose import brings JAX.
@@ -237,7 +235,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def _score_share(
-    score: Callable[..., Scored], images: int, share: tuple[int, int], parts: Path
+    score: Callable[..., object], images: int, share: tuple[int, int], parts: Path
 ) -> dict[str, Any]:
     """Scores a share of the images and writes no table: the command with --merge does."""
     number, count = share
@@ -286,7 +284,7 @@ def in_passes(mean: Mean) -> str:
     return cost
 
 
-def _spread(scores: Scores, passes: int) -> str:
+def _spread(scores: scoremle.Scores, passes: int) -> str:
     """The standard error of an image, by the spread of its passes."""
     if passes == 1:
         return "one pass can't tell its error: --repeats=2 or more can"
