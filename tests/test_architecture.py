@@ -187,9 +187,9 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
             assert re.match(r"\w*", line).group() not in EMPTY, f"{file}: {line}"
 
 
-# Words of modules of one kind: a command has a parser and runs, a family of models has files and
-# loads, a format of files reads and writes.
-OF_A_KIND = {"parser", "run", "main", "files", "load", "read", "write"}
+# Words of modules of one kind: a command has arguments, checks them and runs, a family of models
+# has files and loads, a format of files reads and writes.
+OF_A_KIND = {"arguments", "check", "run", "main", "files", "load", "read", "write"}
 
 
 def test_no_public_name_is_defined_twice():

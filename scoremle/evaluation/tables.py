@@ -54,7 +54,7 @@ def wrapped(*texts: str) -> list[str]:
     """Lines that fit the screen: each text is cut between words, and its later lines are set in.
 
     Args:
-        *texts: one line each.
+        texts: one line each.
     """
     lines, width = [*map(in_a_line, texts)], screen_width()
     if width is None:

@@ -263,7 +263,7 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     )
 
 
-def in_words(mean: Mean, unit: str, of: str = "images") -> str:
+def mean_in_words(mean: Mean, unit: str, of: str = "images") -> str:
     """The mean over images, with its standard error."""
     error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over {of})"
     return f"mean {mean.mean:.4f}{error} {unit}"
@@ -273,7 +273,7 @@ def _mean(mean: Mean, found: Scoring) -> str:
     """The mean with its errors, and what it is."""
     solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
-    return f"{in_words(mean, 'bits/dim')}{of_solver}; {found.title}"
+    return f"{mean_in_words(mean, 'bits/dim')}{of_solver}; {found.title}"
 
 
 def in_passes(mean: Mean) -> str:

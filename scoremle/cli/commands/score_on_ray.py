@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 import scoremle
-from scoremle.cli.commands.score import in_words
+from scoremle.cli.commands.score import mean_in_words
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -89,7 +89,8 @@ def _model(
 def _summary(table: Table, found: Scoring, options: Any) -> dict[str, Any]:
     bpd, reasons = table.column("bpd"), table.column("reason")
     bad, mean = np.flatnonzero(reasons != ""), Mean.of({"bpd": bpd[None, reasons == ""]}, "bpd")
-    say(*tables.wrapped(f"{in_words(mean, 'bits/dim')} of {mean.images} images; {found.title}"))
+    line = f"{mean_in_words(mean, 'bits/dim')} of {mean.images} images; {found.title}"
+    say(*tables.wrapped(line))
     say(f"written to {table.folder}: Parquet files with {', '.join(table.COLUMNS)}")
     if len(bad):
         say(f"{len(bad)} images could not be scored; the first: {reasons[bad[0]]}")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
-from scoremle.cli.commands.score import in_passes, in_words
+from scoremle.cli.commands.score import in_passes, mean_in_words
 from scoremle.core.arguments import shown
 from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
@@ -60,7 +60,7 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
     scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
-    said = in_words(mean, "nats a point", "points")
+    said = mean_in_words(mean, "nats a point", "points")
     say(*tables.wrapped(f"{said}; {estimator}; {in_passes(mean)}"))
     order = known[np.argsort(-columns["log_prob"], kind="stable")].tolist()
     ends = [rows[i] for i in (*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :])]
