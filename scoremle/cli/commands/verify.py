@@ -114,13 +114,11 @@ def _verified(path: Path, kind: Kind) -> bool | str:
 @cache
 def _kinds() -> tuple[Kind, ...]:
     """The kinds: a thing is of the first that it fits."""
-    from scoremle.bounded import LONGEST_JSON
     from scoremle.data import Prepared, is_prepared
     from scoremle.experiment.results import read_results
     from scoremle.experiment.workdir import Workdir
     from scoremle.files import SEAL, read_bytes, read_json, read_npz, read_sealed
     from scoremle.published import safetensors
-    from scoremle.resumable import read_part
     from scoremle.training.checkpoints import Checkpoints, Damaged
 
     def is_checkpoint(path: Path) -> bool:
@@ -140,14 +138,14 @@ def _kinds() -> tuple[Kind, ...]:
 
     def results(path: Path) -> bool:
         read_results(path)
-        return f'"{SEAL}"'.encode() in read_bytes(path, LONGEST_JSON)
+        return f'"{SEAL}"'.encode() in read_bytes(path, scoremle.bounded.LONGEST_JSON)
 
     def record(path: Path) -> bool:
         read_sealed(path, RECORD)
         return SEAL in read_json(path)
 
     def arrays(path: Path) -> None:
-        if (read_part if path.match("pass*") else read_npz)(path) is None:
+        if (scoremle.resumable.read_part if path.match("pass*") else read_npz)(path) is None:
             raise Damaged("its arrays can't be read, or are of another place")
 
     return (
@@ -172,14 +170,13 @@ def _ends(*suffixes: str) -> Callable[[Path], bool]:
 
 def _tensors(path: Path) -> bool:
     """Reads a file of PyTorch: a zip with a checksum of each member, or an old kind without."""
-    from scoremle.bounded import MAX_MODEL, open_zip
     from scoremle.published import pytorch, torch_file
 
-    with scoremle.files.opened(path, MAX_MODEL) as file:
+    with scoremle.files.opened(path, scoremle.bounded.MAX_MODEL) as file:
         if not zipfile.is_zipfile(file):
             pytorch.load_pth(path)
             return False
-        with _damage(), open_zip(file, path) as archive:
+        with _damage(), scoremle.bounded.open_zip(file, path) as archive:
             torch_file.check_zip(archive, path.stat().st_size)
             if name := archive.testzip():
                 raise ValueError(name)
@@ -187,11 +184,8 @@ def _tensors(path: Path) -> bool:
 
 
 def _lines(path: Path) -> None:
-    from scoremle.bounded import MAX_TEXT
-    from scoremle.files import read_bytes
-
-    text = read_bytes(path, MAX_TEXT).decode(errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    content = scoremle.files.read_bytes(path, scoremle.bounded.MAX_TEXT)
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         try:
             json.loads(line)
         except (ValueError, RecursionError):
