@@ -31,7 +31,7 @@ NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")
 
 
 def arguments(parser: Parser) -> None:
-    parser.set_defaults(into=None, picture=None)
+    parser.set_defaults(into=None, picture=None, levels=0)
     for what, add in parser.add_commands(RUNS):
         add("--json", "its facts as JSON, on stdout", action="store_true")
         if what == "fetch":
@@ -45,7 +45,7 @@ def arguments(parser: Parser) -> None:
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
             " pad with black", default="", choices=FITS)  # fmt: skip
-        add("--levels", "grey levels: 2**bits", type=checks.at_least(2, below=257), default=0)
+        add("--levels", "grey levels: 2**bits", type=int, default=0)
         add("--test-fraction", "share of the images to test on, where the source does not say"
             " (default: 0.1)", type=checks.fraction, default=0.1)  # fmt: skip
         add("--skip-bad", "leave out images that can't be used, and count them",
@@ -60,6 +60,8 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     if options.picture:
         checks.ending("--picture=", options.picture, ".png")
+    if options.levels and not 2 <= options.levels <= 256:
+        raise UserError(f"--levels must be from 2 to 256, not {options.levels}")
     if options.into and options.into.exists():
         raise UserError(f"--into={options.into} exists; name a new folder, or remove it")
 
