@@ -111,7 +111,7 @@ def add_shared(add: Callable[..., None]) -> None:
     add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
         " largest centred part, or pad all of it with black",
         choices=FITS, default="")  # fmt: skip
-    add("--skip-bad", "go on without files that can't be used: the table has the reasons, and the"
+    add("--skip-bad", "go on without files that can't be used, each named with its reason; the"
         " exit code is 3", action="store_true")  # fmt: skip
     add("--checkpoint", "its number; unset: the newest", type=int)
     add("--force", "write over --out and --page", action="store_true")
