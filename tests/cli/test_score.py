@@ -145,7 +145,7 @@ def test_profiles_stand_in_columns_and_on_the_page(tiny, model, tmp_path, capfd)
         ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "uint8 of shape"),
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64"),
         ("x.npy", np.zeros((0, 8, 8, 1), np.uint8), "no images"),
-        ("missing", None, "file or folder"),
+        ("missing", None, "folder or file"),
         ("a/x.txt", b"text", "of a picture"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many"),
         ("x.npz", {"x": IMAGES, "levels": 25}, "25 grey levels"),
