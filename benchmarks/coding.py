@@ -36,7 +36,6 @@ import scoremle
 from scoremle.coding.images import compress_images, decompress_images
 from scoremle.evaluation.figures import COLOURS, drawn
 from scoremle.evaluation.tables import table
-from scoremle.likelihood.chains import chain_of
 from scoremle.model import ScoreModel
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -92,8 +91,7 @@ def of_the_model(model: ScoreModel, images: Images, steps: int) -> dict[str, flo
 
 def of_many_steps(model: ScoreModel, images: Images) -> tuple[float, float]:
     """Bits/dim of a chain of many steps: the mean over images, and the error by its draws."""
-    chain = chain_of(MANY, model.sde, model.eps, model.pixels, model.origin.chain)
-    scores = model.score(images, estimator=replace(chain, draws=DRAWS))
+    scores = model.score(images, estimator=replace(model.chain(MANY), draws=DRAWS))
     return float(scores.bpd.mean()), float(np.sqrt((scores.probe_stderr**2).sum()) / len(images))
 
 

@@ -41,6 +41,7 @@ from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
+from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import check_declaration
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
@@ -254,6 +255,22 @@ class ScoreModel:
         pixels = pixels_of(self)
         start = truncation_start(self.sde, self.eps, pixels)
         return TruncatedNormal(self.sde, start, pixels)
+
+    def chain(self, steps: int) -> BySteps:
+        """Estimator by the bound of a chain of so many steps on the probability of integers.
+
+        Args:
+            steps: of a discrete schedule that many of its own; else that many in log-SNR.
+
+        Raises UserError for fewer than two steps, more than a discrete schedule has, and a model
+        of reals; and ValueError for a schedule that has a log-SNR for each dimension.
+
+        Example:
+            >>> print(scoremle.load("digits").chain(100).title)
+            variational bound of a chain of 100 steps, fixed small variance, informed decoder
+        """
+        own, middles = self.origin.chain, self.origin.middles
+        return chain_of(steps, self.sde, self.eps, pixels_of(self), own, middles=middles)
 
     def condition_on(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.

@@ -15,11 +15,9 @@ from scoremle.coding.codec import compress, decompress
 from scoremle.coding.layers import LatentLayers
 from scoremle.coding.rates import Rates
 from scoremle.errors import UserError
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.mean import standard_error
 from scoremle.likelihood.score_images import score_images
-from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
 from scoremle.records import Size
 from scoremle.training.checksums import tree_hash
@@ -57,7 +55,7 @@ def compress_images(
     Raises UserError for images that are none of the model's, and a chain that it does not have.
     """
     images = pixels_of(model).checked(images, model.shape)
-    chain = _chain(model, steps)
+    chain = model.chain(steps)
     layers = LatentLayers(model, chain, model.shape, min(LANES, len(images)))
     coded, nats = compress(layers, images)
     record: file.CodedRecord = {
@@ -101,7 +99,7 @@ def decompress_images(
     model = model if isinstance(model, ScoreModel) else model(record["place"])
     if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
         raise UserError(f"{path} was compressed by another model: {record['place']}")
-    chain = _chain(model, record["steps"])
+    chain = model.chain(record["steps"])
     try:
         layers = LatentLayers(model, chain, model.shape, record["lanes"])
         return decompress(layers, coded), record["names"]
@@ -115,10 +113,6 @@ def _usable(names: list[str]) -> list[str]:
     """Names that files of one folder may have; none, where one can't be used."""
     unique = len(set(names)) == len(names)
     return names if unique and all(map(file.is_name, names)) else []
-
-
-def _chain(model: ScoreModel, steps: int) -> BySteps:
-    return chain_of(steps, model.sde, model.eps, pixels_of(model), model.origin.chain)
 
 
 def _program() -> str:

@@ -145,8 +145,10 @@ def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
     return bool(np.min(half_bin(sde, t, pixels)) < 1)
 
 
-def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
-    """The t at which half a bin is three standard deviations; ``eps`` if that is later.
+def truncation_start(
+    sde: SDE, eps: Scalar, pixels: Pixels, half: float = HALF_BIN
+) -> Float[Array, ""]:
+    """The t at which half a bin is ``half`` standard deviations; ``eps`` if that is later.
 
     Where each dimension has its own log-SNR, there is no other such time than ``eps``.
 
@@ -154,8 +156,9 @@ def truncation_start(sde: SDE, eps: Scalar, pixels: Pixels) -> Float[Array, ""]:
         sde: what noise is added when.
         eps: the least time.
         pixels: those whose bins count.
+        half: half a bin in units of the noise; three can still be told apart.
     """
     if sde.schedule.per_dimension:
         return jnp.asarray(eps)
-    log_snr = 2 * (math.log(2 * HALF_BIN) - pixels.log_det_per_dim)
+    log_snr = 2 * (math.log(2 * half) - pixels.log_det_per_dim)
     return jnp.maximum(eps, sde.time_of_log_snr(jnp.asarray(log_snr)))

@@ -187,7 +187,7 @@ def build(
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
         by_elbo=_by_bound(evaluation, model),
-        chain=_chain(evaluation.bound_steps, model),
+        chain=_chain(evaluation.bound_steps, model, objective.bin_middles),
         sampler=sampler,
         seed=config.seed,
     )
@@ -392,12 +392,14 @@ def _by_bound(evaluation: Any, model: ModelSpec) -> ByElbo:
     )
 
 
-def _chain(steps: int, model: ModelSpec) -> BySteps | None:
+def _chain(steps: int, model: ModelSpec, middles: bool) -> BySteps | None:
     """The chain whose bound is measured; None: that of continuous time."""
     if not steps:
         return None
-    own = model.chain if isinstance(model, ImportedSpec) else None
-    return chain_of(steps, model.sde, model.eps, model.pixels, own)
+    own = None
+    if isinstance(model, ImportedSpec):
+        own, middles = model.origin.chain, model.origin.middles
+    return chain_of(steps, model.sde, model.eps, model.pixels, own, middles=middles)
 
 
 def sampler_of(config: Any, sde: SDE) -> ConfiguredSampler:

@@ -27,8 +27,7 @@ from scoremle.experiment.labels import ALL, check_label, under
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import Estimator
 from scoremle.likelihood.labels import ByLabels
-from scoremle.likelihood.steps import BySteps
-from scoremle.model import ScoreModel
+from scoremle.model import Origin, ScoreModel
 from scoremle.nn import FlowPP
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
@@ -226,13 +225,12 @@ class NetworkSpec(_Spec):
 class ImportedSpec(_Spec):
     """Model of a published family, which is its own parameters and is not trained on.
 
-    ``record`` names its files. ``chain``: the bound that its authors report, if any. With
-    ``classes`` the ``label`` is one of them, or "all" for the mean over them.
+    ``record`` names its files. ``label``: one of its origin's classes, or "all" for the mean over
+    them; "" without classes.
     """
 
     record: Mapping[str, Any]
-    chain: BySteps | None
-    classes: int
+    origin: Origin
     label: str
 
     def log_snr(self, params: Params, images: UInt8[np.ndarray, "n h w c"]) -> None:
@@ -257,9 +255,9 @@ class ImportedSpec(_Spec):
     @classmethod
     def of(cls, model: ScoreModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
         """The spec of a model. Raises UserError for a label that is none of its classes."""
-        classes = check_label(model, label, "--config.eval.label")
+        check_label(model, label, "--config.eval.label")
         shape, pixels = cast(Any, model.shape), pixels_of(model)
-        return cls(model.sde, model.eps, shape, pixels, record, model.origin.chain, classes, label)
+        return cls(model.sde, model.eps, shape, pixels, record, model.origin, label)
 
     def at(self, params: Params) -> "ImportedSpec":
         return self
@@ -275,12 +273,12 @@ class ImportedSpec(_Spec):
 
     def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
         if self.label == ALL:
-            return params, ByLabels(estimator, self.classes)
+            return params, ByLabels(estimator, self.origin.classes)
         return self.model(params), estimator
 
     def describe(self) -> dict[str, Any]:
-        without = {"chain"} if self.label else {"chain", "classes", "label"}
-        return describe({name: value for name, value in vars(self).items() if name not in without})
+        found = {name: value for name, value in vars(self).items() if name != "origin"}
+        return describe(found | ({"classes": self.origin.classes} if self.label else {}))
 
 
 ModelSpec = NetworkSpec | ImportedSpec

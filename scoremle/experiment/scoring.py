@@ -20,7 +20,6 @@ from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, labelled, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, sha256_of
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
@@ -246,9 +245,8 @@ def _chain_of(model: ScoreModel, estimator: str, steps: int | None) -> BySteps |
     """The chain of the estimator "steps"; None for another. Raises UserError if none is known."""
     if estimator != "steps":
         return None
-    own = model.origin.chain
     if steps is not None:
-        return chain_of(steps, model.sde, model.eps, pixels_of(model), own)
-    if own is None:
+        return model.chain(steps)
+    if model.origin.chain is None:
         raise no_chain(as_flag)
-    return own
+    return model.origin.chain

@@ -3,29 +3,44 @@
 A model with a discrete schedule has a chain of its own. Some of its steps, evenly spaced and with
 both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv 2102.09672). Any
 other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.00630): even in
-log-SNR, with the least variance, nothing clipped, and a decoder that knows the levels alone. They
-begin with a noise under which the levels can still be told apart. Nearer to the data a step has
-nothing to tell, and a network that was trained on dequantized data knows nothing.
+log-SNR, with the least variance, and nothing clipped.
+
+Where VDM's network was trained, on the middles of bins, the chain begins with a noise under which
+the levels can still be told apart, and the decoder knows the levels alone. A network that was
+trained on dequantized data predicts nothing of that noise: its chain begins where the noise is
+half a bin, and the decoder is around the network's estimate.
 """
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 
-from scoremle.core.dequantize import levels_are_hidden, truncation_start
+from scoremle.core.dequantize import truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.core.times import even_times
 from scoremle.errors import UserError
-from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
+from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.steps import BySteps
 
 __all__ = ["chain_of"]
 
 
+# The decoder's scale, in units of the noise where the chain begins: an estimate by many pixels is
+# nearer than by one. 0.6 is better for digits by 0.02 bits/dim, worse for Fashion-MNIST by 0.01.
+SCALE = 0.8
+
+
 def chain_of(
-    steps: int, sde: SDE, eps: float, pixels: Pixels, own: BySteps | None = None
+    steps: int,
+    sde: SDE,
+    eps: float,
+    pixels: Pixels,
+    own: BySteps | None = None,
+    *,
+    middles: bool = False,
 ) -> BySteps:
     """The bound of a chain of so many steps.
 
@@ -35,6 +50,7 @@ def chain_of(
         eps: the smallest time.
         pixels: what the images are.
         own: of the model's own chain, if it is known: its variance, and whether it clips.
+        middles: the network was trained on the middles of bins.
 
     Raises UserError for fewer than two steps, and for more than a discrete schedule has; and
     ValueError for a schedule that has a log-SNR for each dimension.
@@ -43,9 +59,12 @@ def chain_of(
         raise UserError(f"a chain has two steps or more, not {steps}")
     schedule = sde.schedule
     if not isinstance(schedule, Discrete):
-        times = np.asarray(even_times(sde, truncation_start(sde, eps, pixels), steps)[::-1])
-        hidden, points = levels_are_hidden(sde, eps, pixels), np.asarray(pixels.points)
-        decoder = InformedDecoder.at(sde, eps, points) if hidden else DiscreteDecoder(points)
+        points, start = np.asarray(pixels.points), truncation_start(sde, eps, pixels)
+        decoder: Decoder = DiscreteDecoder(points)
+        if not middles:
+            start = truncation_start(sde, eps, pixels, half=1)
+            decoder = InformedDecoder(points, SCALE * jnp.exp(-sde.common_log_snr(start) / 2))
+        times = np.asarray(even_times(sde, start, steps)[::-1])
         return BySteps(times, clip=False, decoder=decoder)
     if steps > schedule.steps:
         raise UserError(f"the chain has {schedule.steps} steps, not {steps}")

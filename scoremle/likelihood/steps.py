@@ -352,10 +352,17 @@ class BySteps:
         count = ""
         if self.times is not None:  # L_0 is a step, and a decoder is none
             count = f"{len(self.times) - (self.decoder is not None)} "
-        return f"variational bound of a chain of {count}steps, {kind} variance{clipped}"
+        informed = ", informed decoder" if isinstance(self.decoder, InformedDecoder) else ""
+        return f"variational bound of a chain of {count}steps, {kind} variance{clipped}{informed}"
 
     def describe(self) -> dict[str, Any]:
-        return {"estimator": self.title, "model": "chain", "times": describe(self.times)}
+        decoder = self.decoder
+        return {
+            "estimator": self.title,
+            "model": "chain",
+            "times": describe(self.times),
+            **(decoder.describe() if isinstance(decoder, InformedDecoder) else {}),
+        }
 
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]

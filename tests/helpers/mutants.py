@@ -611,7 +611,7 @@ CHANGES: list[tuple[str, ...]] = [
      "interop/test_adapters.py"),
     ("likelihood/chains.py", "chain_of", "np.linspace(0, schedule.steps - 1, steps)",
      "np.arange(steps)"),
-    ("likelihood/chains.py", "chain_of", "truncation_start(sde, eps, pixels)", "eps"),
+    ("likelihood/chains.py", "chain_of", "half=1", "half=3"),
     ("zoo/edm.py", "_iddpm", "ranged=True)", "ranged=False)"),
     ("experiment/imported.py", "Imported.check", "MAX_MODEL) != expected", "MAX_MODEL) and False"),
     # Files that lie

@@ -24,6 +24,7 @@ from scoremle.likelihood.decoders import (
     log_normal_mass,
 )
 from scoremle.likelihood.steps import BySteps, published_log_mass, step_bound
+from scoremle.model import Origin
 
 KEY, BITS = jax.random.key(0), np.log(2)
 PIXELS = Pixels(8, -1 - 1 / 7, 1 + 1 / 7)  # levels at 2k/7 - 1, as DDPM's are at 2k/255 - 1
@@ -207,6 +208,21 @@ def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(MANY) + 0.05
 
 
+@pytest.mark.parametrize(("middles", "least", "most"), [(False, -0.04, 0.08), (True, 0.5, 0.7)])
+def test_a_chain_is_near_log_p_where_the_network_knows_of_its_noise(middles, least, most):
+    """One that was trained on dequantized data mistakes a grid under little noise for data."""
+    sde, pixels = SDE("vp", schedules.LinearLogSNR(-8.0, 14.0), 1.0), Pixels(16)
+    origin = Origin(middles=middles)
+    model = ScoreModel(gaussian_noise(sde), sde, 0.0, (4, 2, 1), pixels, origin=origin)
+    points = np.asarray(pixels.points)
+    nearest = np.abs(np.asarray(DATA.draw(1, 800))[..., None] - points).argmin(axis=-1)
+    images = nearest.reshape(100, 4, 2, 1).astype(np.uint8)
+    inner = np.concatenate([[-np.inf], (points[1:] + points[:-1]) / 2, [np.inf]])
+    exact = -np.log2(np.diff(norm.cdf((inner - 0.1) / WIDTH)))[images].mean()
+    scores = model.score(images, estimator=replace(model.chain(1000), draws=100))
+    assert least < scores.bpd.mean() - exact < most
+
+
 # --- as an estimator --------------------------------------------------------------------------
 
 
@@ -242,24 +258,31 @@ def test_some_steps_of_a_chain_are_those_of_improved_diffusion(steps):
 
 @pytest.mark.parametrize(("sde", "eps"), [(VP(), 1e-5), (SubVP(), 1e-2), (VE(), 1e-5)])
 def test_fifty_steps_of_any_schedule_are_not_far_from_continuous_time(sde, eps):
-    """They begin where half a bin, 1/32, is three deviations of the noise, and are even in
-    log-SNR: of a width h they cost (e^h - 1) / h times as much, at most."""
+    """They begin where half a bin, 1/32, is the noise, and are even in log-SNR: of a width h they
+    cost (e^h - 1) / h times as much, at most."""
     few, many = (chain_of(steps, sde, eps, Pixels(32)).times for steps in (50, 2000))
-    assert sde.log_snr(few[0]) == pytest.approx(2 * np.log(3 * 32), abs=1e-3) and few[-1] == 1
+    assert sde.log_snr(few[0]) == pytest.approx(2 * np.log(32), abs=1e-3) and few[-1] == 1
     widths = -np.diff(sde.log_snr(jnp.asarray(few)))
     np.testing.assert_allclose(widths, widths.mean(), rtol=1e-3)
     costs = [expected_diffusion(sde, times, "small").mean() / 8 / BITS for times in (few, many)]
     assert 1 < costs[0] / costs[1] < np.expm1(widths[0]) / widths[0], costs
 
 
-def test_a_chain_ends_by_a_decoder_that_can_tell():
-    """The flat one where the last noise leaves levels apart, else what the network says."""
+# The noise where it begins, in units of half a bin; at most e^-3 of the least log-SNR, 6.
+@pytest.mark.parametrize(
+    ("levels", "middles", "kind", "noise"),
+    [(16, True, DiscreteDecoder, 16 / np.exp(3)), (4, True, DiscreteDecoder, 1 / 3),
+     (16, False, InformedDecoder, 1), (32, False, InformedDecoder, 32 / np.exp(3))],
+)  # fmt: skip
+def test_a_chain_ends_by_the_decoder_of_its_network(levels, middles, kind, noise):
     sde = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0)
-    # Half a bin over the noise: 1.3, 0.6.
-    for levels, kind in ((16, DiscreteDecoder), (32, InformedDecoder)):
-        chain = chain_of(10, sde, 1e-6, Pixels(levels))
-        assert isinstance(chain.decoder, kind) and not chain.clip
-        assert chain.title.endswith("a chain of 10 steps, fixed small variance")
+    chain = chain_of(10, sde, 0.0, Pixels(levels), middles=middles)
+    assert isinstance(chain.decoder, kind) and not chain.clip
+    begin = float(jnp.exp(-sde.log_snr(jnp.asarray(chain.times[0])) / 2)) * levels
+    assert begin == pytest.approx(noise, rel=1e-4)
+    if not middles:
+        assert chain.decoder.scale == pytest.approx(0.8 * begin / levels, rel=1e-4)
+        assert "informed" in chain.title and "decoder_scale" in chain.describe()
 
 
 @pytest.mark.parametrize(("steps", "words"), [(1, "two steps"), (21, "20 steps")])
