@@ -34,7 +34,7 @@ from PIL import Image
 
 import scoremle
 from scoremle.coding.images import compress_images, decompress_images
-from scoremle.evaluation.figures import COLOURS, drawn
+from scoremle.evaluation.figures import COLOURS, LINES, drawn
 from scoremle.evaluation.tables import table
 from scoremle.model import ScoreModel
 
@@ -99,16 +99,15 @@ def draw(axes: Any, rows: list[dict[str, float]], others: Mapping[str, float]) -
     """Draws the net rate, and what is stated, beside the rates of other codes."""
     names = [*(f"{row['steps']:,} steps" for row in rows), *others]
     rates = [*(row["net"] for row in rows), *others.values()]
-    colours = [COLOURS[0]] * len(rows) + [COLOURS[5]] * len(others)
-    axes.barh(names, rates, color=colours)
+    colours = [COLOURS[5]] * len(rows) + [LINES] * len(others)
+    axes.bar_label(axes.barh(names, rates, color=colours), fmt="%.2f", label_type="center")
     axes.errorbar(
         [row["stated"] for row in rows], range(len(rows)), xerr=[row["stderr"] for row in rows],
         color=COLOURS[1], marker="o", linestyle="none", label="stated by the model",
     )  # fmt: skip
-    for place, rate in enumerate(rates):
-        axes.text(rate / 2, place, f"{rate:.2f}", ha="center", va="center", color="white")
+    axes.grid(visible=False)
     axes.invert_yaxis()
-    axes.set_xlabel("bits/dim of the images")
+    axes.set_xlabel("bits/dim")
     axes.legend()
 
 
