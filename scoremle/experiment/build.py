@@ -187,7 +187,7 @@ def build(
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
         by_elbo=_by_bound(evaluation, model),
-        chain=_chain(evaluation.bound_steps, model, objective.bin_middles),
+        chain=_chain(evaluation.bound_steps, model, fixed.data.bin_middles),
         sampler=sampler,
         seed=config.seed,
     )
