@@ -100,9 +100,9 @@ def _of_arrays(
             f" {levels}"
         )
     chunks = list(reading.chunks)
-    if not chunks:
-        raise UserError(f"{path}: no images in it")
     splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
+    if not splits:
+        raise UserError(f"{path}: no images in it")
     counts = Counter(splits)
     if len(counts) > 1:
         words = ", ".join(f"{count} of {split}" for split, count in counts.items())
