@@ -12,13 +12,12 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Integer
 
-import scoremle
 from scoremle.cli.commands.score import mean_in_words
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.models import of_images
+from scoremle.experiment.models import load, of_images
 from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
@@ -34,7 +33,7 @@ FIRST = 256
 def run(options: Any) -> dict[str, Any]:
     """Scores the images into the folder ``--out``; returns their mean."""
     ray_data()  # an error before any work if it is missing
-    model = scoremle.load(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint)
     pixels, shape = of_images(model, options.model)
     kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
     say("looking at a few images: is the model what it says, and how many steps do they need")
@@ -82,7 +81,7 @@ def _model(
     place: str, checkpoint: int | None, solver: Any, decoder_scale: Any, label: str
 ) -> ScoreModel:
     """The model of a worker, with what the pilot chose."""
-    model = replace(scoremle.load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
+    model = replace(load(place, checkpoint), solver=solver, decoder_scale=decoder_scale)
     return model.condition_on(np.array([int(label)])) if label else model
 
 
