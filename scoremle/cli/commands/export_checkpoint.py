@@ -61,6 +61,11 @@ def run(options: Any) -> None:
 
     place, path = workdir.Workdir(options.workdir), options.path
     experiment = build.build(place.config(), levels=place.levels())
+    if path.suffix != ".safetensors" and experiment.config["model"]["name"] != "ncsnpp":
+        raise UserError(
+            f"{path}: score_flow's format has no such network as that of {place.folder}; name a"
+            " .safetensors"
+        )
     restored = place.restore(experiment.training.template(), options.checkpoint)
     number, step, state = restored.number, restored.meta["step"], restored.tree
     trained = {"params": state.params, "ema": state.ema}
