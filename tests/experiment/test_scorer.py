@@ -70,7 +70,7 @@ def test_nothing(scorer):
         ({"index": [1]}, "holds index"),
         ({"image": IMAGES[:1]}, "must hold 'index'"),
         ({"image": IMAGES[:1], "index": [-1]}, "whole numbers"),
-        ({"image": IMAGES[:2], "index": [0]}, "2 images"),
+        ({"image": IMAGES[:2], "index": [0]}, "index"),
         ({"image": IMAGES[:1, :4], "index": [0]}, "8"),
     ],
 )

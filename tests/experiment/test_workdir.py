@@ -59,7 +59,7 @@ COUNTING = {
         "model optim training data seed",
         "training.n_iters training.log_freq training.eval_freq training.snapshot_freq"
         " training.snapshot_freq_for_preemption training.snapshot_sampling training.on_nan"
-        " training.rollbacks data.path data.on_device",
+        " training.rollbacks training.second_order data.path data.on_device",
     ),
     "evaluation": (NETWORK, NOT_OF_IT),
     "flow": (
