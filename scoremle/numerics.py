@@ -103,7 +103,7 @@ def all_finite(x: Data) -> Bool[Array, " b"]:
 def check_finite_values(
     finite: Bool[Array | np.ndarray, " b"], numbers: Integer[np.ndarray, " b"], what: str
 ) -> None:
-    """UserError that names the first of some examples, by number, whose values are not finite."""
+    """Raises UserError if values of examples are not finite; it names the first by its number."""
     bad = ~np.asarray(finite)
     if bad.any():
         raise UserError(
@@ -194,7 +194,7 @@ def predict_ranged(noise: NoiseFn, x: Data, t: Times) -> tuple[Data, Data | None
 
 
 def within_forms(noise: NoiseFn) -> NoiseFn:
-    """A noise prediction to take forms v'Jv of, where J is its derivative in x.
+    """The noise prediction in a form that has v'Jv, where J is its derivative in x.
 
     A part of it that has no derivative in forward mode (a network of another library) offers
     ``transposed``: the same values, and J'v for Jv. The form is the same number, as long as all

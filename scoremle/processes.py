@@ -146,7 +146,7 @@ def stop_if_asked() -> None:
 
 
 def of_the_first(tree: Any) -> Any:
-    """The first process's arrays, in all: what each computed alone may differ by rounding."""
+    """Gives the arrays of process 0 to all processes, whose own may differ by rounding."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 

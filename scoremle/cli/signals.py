@@ -131,7 +131,7 @@ class _Answer:
 
 @contextmanager
 def _dropped_silently(answer: _Answer) -> Iterator[None]:
-    """In the block Python prints nothing of an error of the answer that it drops."""
+    """Keeps Python from printing what it can't raise of the answer: errors of destructors."""
     before = sys.unraisablehook
 
     def hook(dropped: Any) -> None:

@@ -107,9 +107,9 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
 @pytree
 @dataclass(frozen=True)
 class BetweenSteps:
-    """A network of whole steps alone, between two of them: its outputs there, mixed.
+    """Interpolates a network that takes whole steps alone, linearly between two steps.
 
-    The nearer step counts for more, linearly. The network gets whole numbers as integers, and both
+    The network gets whole numbers as integers, and both
     steps in one call.
 
     Args:

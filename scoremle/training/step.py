@@ -184,7 +184,7 @@ class Rule:
 
 
 def _gradient(fixed: Fixed, state: TrainState, images: Array, key: PRNGKey) -> Gradient:
-    """The loss with what else it gives, and its gradient."""
+    """The loss, the other numbers that it gives, and its gradient."""
     memory = () if isinstance(state.memory, tuple) else (state.memory,)
 
     def both(params: Params) -> tuple[Scalar, dict[str, Any]]:
