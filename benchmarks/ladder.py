@@ -65,6 +65,7 @@ class Rung(NamedTuple):
 
 # The first network and batch: what digits had before the ladder.
 BASE = {
+    "training.sde": "vpsde",
     "model.embedding": "time", "model.parameterization": "published", "model.ema_rate": 0.995,
     "training.likelihood_weighting": True, "training.importance_weighting": True,
     "training.time_density": "published", "training.batch_size": 64,
