@@ -161,7 +161,7 @@ NAMED_CONFIGS = {
     "own_images": NamedConfig(
         "Your own colour images at 16x16: a small DDPM++ that a CPU trains in minutes. For larger"
         " images set data.image_size, and give the network more: model.nf, steps, warm-up.",
-        SMALL | {
+        SMALL | VELOCITY | {
             "training.n_iters": 500, "training.snapshot_freq": 500,
             "training.snapshot_freq_for_preemption": 250,
             "eval.batch_size": 100, "eval.num_samples": 64, "eval.nodes": 48,
