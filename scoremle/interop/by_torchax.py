@@ -7,6 +7,7 @@ torchax changes settings of PyTorch and of JAX when it is imported; they are put
 PyTorch's private backend the name "jax", which can't be undone.
 """
 
+import inspect
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ from torch import nn
 _TRACING = threading.RLock()
 # An environment variable and a field of jax.config.
 TELEMETRY, OPTIONS = "ENABLE_RUNTIME_UPTIME_TELEMETRY", "jax_pjrt_client_create_options"
+SWITCHED_OFF = "__dynamo_disable"  # in torch/_compile.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class _Translated:
     function: Callable[..., Any]
 
     def __call__(self, weights: dict[str, Array], *inputs: Array) -> Array:
-        with _settings_kept():
+        with _settings_kept(), _without_dynamo():
             return self.function(weights, inputs)
 
 
@@ -89,6 +91,26 @@ def _settings_kept() -> Iterator[None]:
             jax.config.update(OPTIONS, options)
             if told is None:
                 os.environ.pop(TELEMETRY, None)
+
+
+@contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """Keeps PyTorch from importing its compiler, which takes two seconds, only to switch it off.
+
+    PyTorch does that at the first call of a mode such as torchax's. It keeps the function without
+    the compiler as an attribute of the mode's function: here the function itself.
+    """
+    from torchax.tensor import XLADispatchMode
+
+    function: Any = inspect.unwrap(XLADispatchMode.__torch_dispatch__)
+    if "torch._dynamo" in sys.modules or hasattr(function, SWITCHED_OFF):
+        yield
+        return
+    setattr(function, SWITCHED_OFF, function)
+    try:
+        yield
+    finally:
+        delattr(function, SWITCHED_OFF)
 
 
 def _convolve(

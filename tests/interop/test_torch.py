@@ -480,7 +480,7 @@ class Net(torch.nn.Linear):
         return super().forward(torch.cat([x, t[:, None]], 1))
 
 model = from_velocity(Net(2, 1), data_at=1, shape=(1,), by="torchax")
-print(*sorted({"flax"} & set(sys.modules)))
+print(*sorted({"flax", "torch._dynamo"} & set(sys.modules)))
 """
 
 
