@@ -162,7 +162,7 @@ def test_other_faults_of_flow_and_divergence_are_named(fault):
 
 
 class Unsolved(Sample):
-    """Of 32 dimensions the solver gives back its start; the network is asked at a step's start."""
+    """Gives back the start of a solve in 32 dimensions, and takes Euler's steps in fewer."""
 
     can = frozenset({"exact", "steps"})
     networks = property(lambda self: [("straight", "velocity")])

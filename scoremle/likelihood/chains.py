@@ -6,9 +6,9 @@ other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.0063
 log-SNR, with the least variance, and nothing clipped.
 
 Where VDM's network was trained, on the middles of bins, the chain begins with a noise under which
-the levels can still be told apart, and the decoder knows the levels alone. A network that was
-trained on dequantized data predicts nothing of that noise: its chain begins where the noise is
-half a bin, and the decoder is around the network's estimate.
+the levels can still be told apart, and the decoder knows the levels alone. Other networks were
+trained on dequantized data, or in steps that begin later, and predict little of that noise: their
+chain begins where the noise is half a bin, and the decoder is around the network's estimate.
 """
 
 from dataclasses import replace

@@ -101,7 +101,7 @@ def test_the_trace_that_it_asks_for_is_that_of_a_gaussian():
 
 
 def test_the_second_order_loss_is_least_for_the_exact_prediction():
-    """Of a Gaussian, in its change with the trace; the error has no gradient."""
+    """Varies the trace of a Gaussian's exact prediction; the error gets no gradient."""
     sde, data, n = SDES["vp"], Gaussian.random(3, 4), 20_000
     t, exact = jnp.full(n, 0.3), data.noise(sde)
     z = jax.random.normal(jax.random.key(0), (n, 4))
@@ -109,7 +109,7 @@ def test_the_second_order_loss_is_least_for_the_exact_prediction():
     x = jnp.asarray(data.draw(0, n), jnp.float32)
 
     def loss(more):
-        """Of a prediction with another trace, and the same values in these points."""
+        """The loss of a prediction with another trace and the same values in these points."""
         x_t = sde.perturb(x, t, z)
 
         def noise(y, t):

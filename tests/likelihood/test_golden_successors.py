@@ -131,7 +131,7 @@ def samplers(sde):
 @pytest.mark.parametrize("kernel", ["vp", "straight"])
 @pytest.mark.parametrize("of_vdm", [False, True])
 def test_the_second_order_loss_is_added_in_the_scale_of_the_first(kernel, of_vdm):
-    """All images are one point, so that the error and the trace of a prediction are known."""
+    """The error and the trace of a prediction are known, since all images are one point."""
     sde, pixels, n, c = SDE(kernel, SCHEDULE, 1.0), Pixels(16), 50, 1.5
     images = jnp.full((n, 3), 9)
     y = pixels.points[9] if of_vdm else pixels.encode_grid(images)[0]
