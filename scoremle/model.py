@@ -854,7 +854,7 @@ def _log_prob(
     tolerance: float | None,
 ) -> Likelihood:
     z, log_det, key, condition = rows
-    z, change = AtTime(model.sde, model.eps).forward(z)
+    z, change = _forward((z,), AtTime(model.sde, model.eps))
     found = ode_log_likelihood(
         model.noise, model.sde, z, key, eps=model.eps, divergence=divergence, solver=solver,
         tolerance=tolerance, condition=condition,

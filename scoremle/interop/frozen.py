@@ -77,7 +77,7 @@ class Frozen:
         with torch.set_grad_enabled(len(probes) > 0):
             x = inputs[0].detach().requires_grad_(len(probes) > 0)
             y = self(x, *inputs[1:])
-            found = [self._derivatives(y, [x], v)[0] for v in probes]
+            found = [self._derivatives((v * y).sum(), [x])[0] for v in probes]
         return y.detach(), torch.stack(found) if found else probes
 
     def pull_back(
@@ -93,19 +93,21 @@ class Frozen:
             y = self(*places[:-1])
             total = (dy * y).sum()
             for v, dproduct in zip(places[-1], dproducts, strict=True):
-                (product,) = self._derivatives(y, places[:1], v, create_graph=True)
+                (product,) = self._derivatives((v * y).sum(), places[:1], create_graph=True)
                 total = total + (dproduct * product).sum()
             found = dict(zip(map(id, real), self._derivatives(total, real), strict=True))
         *of_inputs, of_probes = (found.get(id(a), torch.zeros_like(a)) for a in places)
         return of_inputs, of_probes
 
     def _derivatives(
-        self, y: Tensor, places: Sequence[Tensor], v: Tensor | None = None, **options: bool
+        self, total: Tensor, places: Sequence[Tensor], create_graph: bool = False
     ) -> Sequence[Tensor]:
+        # Of a number: with a vector, PyTorch would import its compiler, which takes two seconds.
         try:
             return torch.autograd.grad(
-                y, places, v, retain_graph=True, materialize_grads=True, **options
-            )
+                total, places, retain_graph=True, create_graph=create_graph,
+                materialize_grads=True,
+            )  # fmt: skip
         except Exception as error:
             words = first_line(error, named=True)
             raise UserError(f"{self.name} can't be differentiated: {words}") from error

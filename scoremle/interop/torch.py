@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -31,6 +32,7 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError, needing
 from scoremle.model import ScoreModel
 from scoremle.numerics import expand
+from scoremle.types import Data, Labels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -280,10 +282,16 @@ def _examples(
     """Two examples of the module's input, and of its time input."""
     if len(shape) not in (1, 3):
         raise UserError(f"shape must be (h, w, c) of images or (d,) of vectors, not {shape}")
-    t = jnp.asarray([0.3, 0.7])
-    z = jnp.asarray(np.random.default_rng(0).normal(size=(len(t), *shape)), jnp.float32)
-    x = expand(jnp.hypot(sde.alpha(t) / 2, sde.sigma(t)), z) * z
-    return np.asarray(x), np.asarray(time_input_of(time_input)(sde, t))
+    z = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+    @jax.jit  # one program, where each operation by itself would be one
+    def examples() -> tuple[Data, Labels]:
+        t, x = jnp.asarray([0.3, 0.7]), jnp.asarray(z)
+        x = expand(jnp.hypot(sde.alpha(t) / 2, sde.sigma(t)), x) * x
+        return x, time_input_of(time_input)(sde, t)
+
+    x, label = examples()
+    return np.asarray(x), np.asarray(label)
 
 
 def _rows(condition: ArrayLike | Sequence[float], n: int) -> np.ndarray:

@@ -70,13 +70,15 @@ def refined(
         if not (few := np.flatnonzero(large)).size:
             break
         place = np.resize(few, len(start)) if len(start) <= FEW else few
-        rows = jax.tree.map(lambda leaf, place=place: leaf[place], given)
-        end_again, again = _first(solved(rows, *model, Planned.of(steps, MOST)), len(few))
-        # The pilot measured no such rows: a factor below 1 is not for them.
-        error = jnp.maximum(again.solver_error, stated(solver, again.solver_error))
-        found, steps = _with_rows(found, few, replace(again, solver_error=error)), 2 * steps
-        end = end.at[few].set(end_again)
+        again = _first(solved(_taken(given, place), *model, Planned.of(steps, MOST)), len(few))
+        end, found = _with_rows((end, found), few, again, solver)
+        steps *= 2
     return end, found
+
+
+@jax.jit
+def _taken(rows: Any, place: Int[Array, " r"]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[place], rows)
 
 
 def too_large(solver_error: Rows, probe_stderr: Rows, tolerance: float) -> Bool[np.ndarray, " n"]:
@@ -107,12 +109,35 @@ def solved(
     )  # fmt: skip
 
 
-def _with_rows(found: Likelihood, rows: Int[np.ndarray, " r"], again: Likelihood) -> Likelihood:
-    """Replaces these rows by ``again``; evaluations are added."""
-    values: dict[str, Any] = {
-        name: getattr(found, name).at[..., rows].set(getattr(again, name))
-        for name in ("log_prob", "probe_stderr", "probe_deviations", "solver_error", "ok")
-    }
-    latent = found.latent.at[rows].set(again.latent)
-    evaluations = found.evaluations.at[rows].add(again.evaluations)
-    return replace(found, latent=latent, evaluations=evaluations, **values)
+def _with_rows(
+    whole: tuple[Any, Likelihood],
+    rows: Int[np.ndarray, " r"],
+    again: tuple[Any, Likelihood],
+    solver: Multistep,
+) -> tuple[Any, Likelihood]:
+    """Replaces these rows by ``again``; evaluations are added.
+
+    By NumPy: JAX would compile a program for each operation, and each number of rows.
+    """
+    (end, found), (new_end, new) = whole, again
+
+    def put(old: Any, values: Any) -> Array:
+        filled = np.array(old)
+        filled[rows] = values
+        return jnp.asarray(filled)
+
+    kept = ("log_prob", "latent", "probe_stderr", "ok")
+    values: dict[str, Any] = {name: put(getattr(found, name), getattr(new, name)) for name in kept}
+    # The pilot measured no such rows: a factor below 1 is not for them.
+    error = np.maximum(new.solver_error, stated(solver, new.solver_error))
+    evaluations = np.array(found.evaluations)
+    evaluations[rows] += np.asarray(new.evaluations)
+    deviations = np.array(found.probe_deviations)
+    deviations[:, rows] = new.probe_deviations
+    return put(end, new_end), replace(
+        found,
+        solver_error=put(found.solver_error, error),
+        evaluations=jnp.asarray(evaluations),
+        probe_deviations=jnp.asarray(deviations),
+        **values,
+    )

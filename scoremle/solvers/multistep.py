@@ -359,6 +359,7 @@ class Multistep:
         return Planned(weights, steps, np.bool_(False), self.calibration, self.typical)
 
 
+@jax.jit
 def stated(solver: Planned | Multistep, error: Float[AnyArray, " b"]) -> PerExample:
     """The error of each example that the solver states, in nats, by the estimate of its steps.
 
