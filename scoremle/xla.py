@@ -5,7 +5,8 @@ platform, so that programs of other platforms have none of it. Measured with jax
 
     convolutions   JAX writes their gradients with channels elsewhere. Within a call or a loop
                    XLA's CPU compiler does not bring them into the form of its library, and they
-                   take twenty times as long (benchmarks/network.py). Here they are written in it.
+                   take twenty times as long (benchmarks/network.py). Here they are lowered in it,
+                   those of a user's own networks, too.
     blocks         XLA writes out each call and compiles equal blocks anew. As calls that stay,
                    they compile in less than half the time, and run as fast (the same script).
     YNN            A library that XLA leaves much to. Convolutions are quicker without it, sums of
@@ -16,17 +17,19 @@ Each is needless with the jaxlib that does it by itself: the script tells.
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.interpreters.mlir import _lowerings  # no public name leads to a lowering's rule
-from jax.extend.core import Primitive
-from jax.extend.core.primitives import jit_p
-from jax.interpreters import ad, batching, mlir
+import numpy as np
+
+# No public name leads to a lowering's rule.
+from jax._src.interpreters.mlir import _lowerings, _platform_specific_lowerings
+from jax.extend.core.primitives import conv_general_dilated_p, jit_p
+from jax.interpreters import mlir
 from jaxlib.mlir import ir
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 # Programs
 
@@ -139,125 +142,33 @@ mlir.register_lowering(jit_p, _stays, platform="cpu", cacheable=False)
 
 # Convolutions
 
-Images = Float[Array, "b *pixels c"]
-ConvKernel = Float[Array, "*window _c k"]
-Convolved = Float[Array, "b *_out k"]
-Padding = tuple[tuple[int, int], ...]
 
-
-def convolve(
-    x: Images,
-    kernel: ConvKernel,
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> Convolved:
-    """``jax.lax.conv_general_dilated`` of channels last, whose options it takes."""
-    steps = {*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())}
-    if steps != {1} or options.get("feature_group_count", 1) != 1:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
-    asked: Any = jax.config
-    precision = options.get("precision") or asked.jax_default_matmul_precision
-    padding = tuple((low, high) for low, high in padding)
-    return _forward.bind(x, kernel, window=kernel.shape[:-2], padding=padding, precision=precision)
-
-
-# The convolution of images with a kernel; its derivative by the images, of what is convolved and
-# the kernel; that by the kernel, of what is convolved and the images. Each is bilinear, and each
-# derivative of one is another of the three.
-_forward, _by_images, _by_kernel = (
-    Primitive(f"convolution{name}") for name in ("", "_by_images", "_by_kernel")
-)
-
-
-def _convolved(
-    x: Images, kernel: ConvKernel, *, window: tuple[int, ...], padding: Padding, precision: Any
-) -> Convolved:
-    pixels, places = tuple(range(1, x.ndim - 1)), tuple(range(x.ndim - 2))
-    images = (0, x.ndim - 1, *pixels)
-    axes = jax.lax.ConvDimensionNumbers(images, (x.ndim - 1, x.ndim - 2, *places), images)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1,) * len(pixels), padding, dimension_numbers=axes, precision=precision
+def _channels_last(context: Any, x: Any, kernel: Any, **params: Any) -> Any:
+    """Lowers a convolution in the form that XLA's library has: channels last, of all three."""
+    *pixels, last = range(1, len(params["window_strides"]) + 2)
+    wanted = jax.lax.ConvDimensionNumbers(
+        (0, last, *pixels), (last, last - 1, *range(last - 1)), (0, last, *pixels)
     )
+    numbers = params["dimension_numbers"]
+    if numbers == wanted or params["batch_group_count"] > 1:
+        return _lowered_convolution(context, x, kernel, **params)
+    images, (made, seen, *window), found = numbers
+
+    def convolved(x: Array, kernel: Array) -> Array:
+        y = conv_general_dilated_p.bind(
+            jnp.transpose(x, _last(images)), jnp.transpose(kernel, (*window, seen, made)),
+            **params | {"dimension_numbers": wanted},
+        )  # fmt: skip
+        return jnp.transpose(y, np.argsort(_last(found)).tolist())
+
+    return mlir.lower_fun(convolved, multiple_results=False)(context, x, kernel)
 
 
-def _images_of(g: Convolved, kernel: ConvKernel, **fixed: Any) -> Images:
-    """The derivative by the images, as JAX has it."""
-    axes = zip(g.shape[1:-1], fixed["window"], fixed["padding"], strict=True)
-    pixels = [size + n - 1 - low - high for size, n, (low, high) in axes]
-    x = jax.ShapeDtypeStruct((len(g), *pixels, kernel.shape[-2]), g.dtype)
-    return jax.linear_transpose(lambda x: _convolved(x, kernel, **fixed), x)(g)[0]
+def _last(axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes of images, given as those of batch, channels and pixels, with channels last."""
+    batch, channels, *pixels = axes
+    return batch, *pixels, channels
 
 
-def _kernel_of(g: Convolved, x: Images, **fixed: Any) -> ConvKernel:
-    """The derivative by the kernel, as JAX has it."""
-    kernel = jax.ShapeDtypeStruct((*fixed["window"], x.shape[-1], g.shape[-1]), g.dtype)
-    return jax.linear_transpose(lambda kernel: _convolved(x, kernel, **fixed), kernel)(g)[0]
-
-
-def _images_of_on_cpu(g: Convolved, kernel: ConvKernel, **fixed: Any) -> Images:
-    """A convolution with the kernel turned around, and its channels exchanged."""
-    window, padding = fixed["window"], fixed["padding"]
-    behind = tuple(
-        (n - 1 - low, n - 1 - high) for n, (low, high) in zip(window, padding, strict=True)
-    )
-    turned = jnp.flip(kernel, range(len(window))).swapaxes(-1, -2)
-    return _convolved(g, turned, **fixed | {"padding": behind})
-
-
-def _kernel_of_on_cpu(g: Convolved, x: Images, **fixed: Any) -> ConvKernel:
-    """A convolution of the images with ``g`` as kernel, images and channels exchanged."""
-    found = _convolved(x.swapaxes(0, -1), jnp.moveaxis(g, 0, -2), **fixed)
-    return jnp.moveaxis(found, 0, -2)
-
-
-def _register(
-    primitive: Primitive,
-    function: Callable[..., Array],
-    on_cpu: Callable[..., Array],
-    transposes: tuple[Callable[..., Any], Callable[..., Any]],
-) -> None:
-    fixed = ("window", "padding", "precision")
-
-    def shape(*arguments: Any, **fixed: Any) -> Any:
-        found = jax.eval_shape(partial(function, **fixed), *arguments)
-        return jax.core.ShapedArray(found.shape, found.dtype)
-
-    def batched(
-        arguments: tuple[Array, Array], axes: tuple[Any, Any], **fixed: Any
-    ) -> tuple[Array, int]:
-        """Under ``jax.vmap``: more images. Of several kernels, derivatives are those of JAX."""
-        first, second = arguments
-        if axes[1] is not None or primitive is _by_kernel:
-            return jax.vmap(partial(function, **fixed), axes)(first, second), 0
-        first = jnp.moveaxis(first, axes[0], 0)
-        found = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **fixed)
-        return found.reshape(*first.shape[:2], *found.shape[1:]), 0
-
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=fixed))
-    primitive.def_abstract_eval(shape)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
-    )
-    ad.defbilinear(primitive, *transposes)
-    batching.primitive_batchers[primitive] = batched
-
-
-_register(
-    _forward, _convolved, _convolved,
-    (lambda g, x, kernel, **fixed: _by_images.bind(g, kernel, **fixed),
-     lambda g, x, kernel, **fixed: _by_kernel.bind(g, x, **fixed)),
-)  # fmt: skip
-_register(
-    _by_images, _images_of, _images_of_on_cpu,
-    (lambda x, g, kernel, **fixed: _forward.bind(x, kernel, **fixed),
-     lambda x, g, kernel, **fixed: _by_kernel.bind(g, x, **fixed)),
-)  # fmt: skip
-_register(
-    _by_kernel, _kernel_of, _kernel_of_on_cpu,
-    (lambda kernel, g, x, **fixed: _forward.bind(x, kernel, **fixed),
-     lambda kernel, g, x, **fixed: _by_images.bind(g, kernel, **fixed)),
-)  # fmt: skip
+_lowered_convolution = _platform_specific_lowerings["cpu"][conv_general_dilated_p].rule
+mlir.register_lowering(conv_general_dilated_p, _channels_last, platform="cpu")

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import scoremle
@@ -53,18 +52,3 @@ def test_nothing_of_a_cpu_is_in_a_program_of_a_gpu(programs, name):
     assert STAYS in on_cpu and STAYS not in on_gpu
     if name == "training step":  # gradients of convolutions as JAX writes them, for cuDNN
         assert "[f, 0, 1, b]" in on_gpu and "[f, 0, 1, b]" not in on_cpu
-
-
-def test_the_derivatives_of_both_platforms_are_equal():
-    from scoremle import xla
-
-    rng = np.random.default_rng(0)
-    sizes = (2, 5, 6, 3), (3, 2, 3, 4)
-    x, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
-    fixed = {"window": (3, 2), "padding": ((1, 0), (2, -1)), "precision": None}
-    g = jnp.asarray(rng.normal(size=xla._convolved(x, kernel, **fixed).shape), jnp.float32)
-    for there, here, given in (
-        (xla._images_of, xla._images_of_on_cpu, (g, kernel)),
-        (xla._kernel_of, xla._kernel_of_on_cpu, (g, x)),
-    ):
-        np.testing.assert_allclose(there(*given, **fixed), here(*given, **fixed), atol=1e-4)

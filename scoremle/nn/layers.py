@@ -24,14 +24,11 @@ from jaxtyping import Array, Float
 from scoremle.errors import UserError
 from scoremle.nn import resample
 from scoremle.types import Images, PRNGKey, Times
-from scoremle.xla import convolve
 
 __all__ = [
-    "MOST_CHANNELS", "MOST_LAYERS", "MOST_RESOLUTIONS", "Activation", "Conv", "network_fields",
-    "wide",
+    "MOST_CHANNELS", "MOST_LAYERS", "MOST_RESOLUTIONS", "Activation", "network_fields", "wide",
 ]  # fmt: skip
 
-Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 Activation = Callable[[Array], Array]
 Embedding = Float[Array, "b e"]
 FirKernel = tuple[float, ...] | None  # None: nearest neighbours and 2x2 means, no filter
@@ -77,11 +74,11 @@ def conv3x3(
     features: int, *, dtype: DTypeLike, init_scale: float = 1.0, stride: int = 1
 ) -> nn.Conv:
     init = initializer(init_scale)
-    return Conv(features, (3, 3), strides=stride, kernel_init=init, dtype=dtype)
+    return nn.Conv(features, (3, 3), strides=stride, kernel_init=init, dtype=dtype)
 
 
 def conv1x1(features: int, *, dtype: DTypeLike) -> nn.Conv:
-    return Conv(features, (1, 1), kernel_init=initializer(), dtype=dtype)
+    return nn.Conv(features, (1, 1), kernel_init=initializer(), dtype=dtype)
 
 
 def dense(features: int, *, dtype: DTypeLike) -> nn.Dense:

@@ -25,7 +25,6 @@ from scoremle.errors import UserError
 from scoremle.nn.layers import (
     MOST_CHANNELS,
     MOST_LAYERS,
-    Conv,
     drop,
     fourier_features,
     positional_embedding,
@@ -73,7 +72,7 @@ class Block(nn.Module):
         return x + h
 
     def _conv(self, name: str, h: Images, **options: Any) -> Images:
-        return Conv(self.features, (3, 3), dtype=self.dtype, name=name, **options)(h)
+        return nn.Conv(self.features, (3, 3), dtype=self.dtype, name=name, **options)(h)
 
 
 class SingleHeadAttention(nn.Module):
@@ -143,14 +142,14 @@ class _Blocks(nn.Module):
             return attend(f"{side}.attn_{i}", h) if everywhere else h
 
         seen = jnp.concatenate([x, fourier_features(x)], -1) if self.fourier_features else x
-        skips = [Conv(self.nf, (3, 3), dtype=self.dtype, name="conv_in")(seen)]
+        skips = [nn.Conv(self.nf, (3, 3), dtype=self.dtype, name="conv_in")(seen)]
         for i in range(self.num_res_blocks):
             skips.append(level("down", i, skips[-1]))
         h = block("mid.block_2", attend("mid.attn_1", block("mid.block_1", skips[-1])))
         return h, skips, level
 
     def _last(self, h: Images, channels: int) -> Images:
-        last = Conv(channels, (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out")
+        last = nn.Conv(channels, (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out")
         return last(nn.swish(_norm(self.dtype)(h)))
 
     def _condition(self, log_snr: Times, c: Float[Array, "b *m"] | None) -> Float[Array, "b e"]:

@@ -27,7 +27,6 @@ from scoremle.nn.layers import (
     MOST_CHANNELS,
     MOST_LAYERS,
     MOST_RESOLUTIONS,
-    Conv,
     network_fields,
     wide,
 )
@@ -267,11 +266,11 @@ class Attention(nn.Module):
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
         h = torch_group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
-        h = Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
+        h = nn.Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
         split = (3, self.heads) if self.split_first else (self.heads, 3)
         parts = h.reshape(*h.shape[:2], *split, c // self.heads)
         q, k, v = jnp.moveaxis(parts, 2 if self.split_first else 3, 0)
-        h = Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
+        h = nn.Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
         return x + h.reshape(x.shape)
 
 

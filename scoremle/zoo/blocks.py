@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from scoremle.errors import UserError
-from scoremle.nn.layers import Activation, Conv, wide
+from scoremle.nn.layers import Activation, wide
 from scoremle.types import AnyArray, Images
 
 Times = Num[AnyArray, " b"]
@@ -31,7 +31,7 @@ Heads = Float[Array, "b pixels head c"]
 def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
     """A convolution that keeps the size of the image, unless the options say otherwise."""
     padding = options.pop("padding", size // 2)
-    return Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
+    return nn.Conv(features, (size, size), padding=padding, dtype=dtype, name=name, **options)
 
 
 def dense_layer(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:

@@ -277,9 +277,9 @@ CHANGES: list[tuple[str, ...]] = [
     ("solvers/multistep.py", "_variance", "together / (dims + 2)", "0 * together"),
     ("solvers/multistep.py", "_variance", "(dims + 2) / (2 * dims + 2) + ", ""),
     # Networks
-    ("xla.py", "_images_of_on_cpu", "(n - 1 - low, n - 1 - high)", "(n - 1 - high, n - 1 - low)"),
-    ("xla.py", "_images_of_on_cpu", "jnp.flip(kernel, range(len(window)))", "kernel"),
-    ("xla.py", "_register", "found.reshape(*first.shape[:2]", "found.reshape(*first.shape[1::-1]"),
+    ("xla.py", "_channels_last", "(*window, seen, made)", "(*window, made, seen)"),
+    ("xla.py", "_channels_last", "np.argsort(_last(found)).tolist()", "_last(found)"),
+    ("xla.py", "_channels_last", "numbers == wanted or", "True or"),
     ("nn/layers.py", "drop", "h / (1 - rate)", "h", "nn/test_ddpmpp.py"),
     ("nn/layers.py", "drop", "checkpoint_name(kept, 'kept')", "kept", "nn/test_calls.py"),
     ("xla.py", "_stays", "'false'", "'true'"),
