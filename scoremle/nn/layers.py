@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -256,10 +257,14 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
 
 
 class ResnetBlockBase(nn.Module):
-    """Base of the two residual blocks; a subclass resamples x and F(x, t).
+    """The two residual blocks: x + F(x, t), where ``resize`` halves or doubles both terms.
 
-    They take x, the embedding, and in training the key of the dropout.
+    They take x, the embedding, and in training the key of the dropout. ``shortcut`` is what x goes
+    through where its size or its number of channels is not that of F. F is twice a normalisation,
+    an activation and a convolution, with a bias of the embedding and the dropout between.
     """
+
+    shortcut: ClassVar[Callable[..., nn.Module]]
 
     act: Activation
     dropout: float
@@ -267,39 +272,6 @@ class ResnetBlockBase(nn.Module):
     init_scale: float
     dtype: DTypeLike
     features: int | None = None
-
-    def normalized(self, h: Images) -> Images:
-        return self.act(group_norm(h.shape[-1], dtype=self.dtype)(h))
-
-    def convolved(
-        self, h: Images, embedding: Embedding | None, dropout: PRNGKey | None, features: int
-    ) -> Images:
-        """conv, time bias, norm, act, dropout, conv."""
-        h = conv3x3(features, dtype=self.dtype)(h)
-        if embedding is not None:
-            bias = dense(features, dtype=self.dtype)(self.act(embedding))
-            h = h + bias[:, None, None, :].astype(h.dtype)
-        h = drop(self.normalized(h), self.dropout, dropout)
-        return conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
-
-
-class ResnetBlockDDPMpp(ResnetBlockBase):
-    """The block of DDPM, at one resolution."""
-
-    @nn.compact
-    def __call__(
-        self, x: Images, embedding: Embedding | None, dropout: PRNGKey | None = None
-    ) -> Images:
-        features = self.features or x.shape[-1]
-        h = self.convolved(self.normalized(x), embedding, dropout, features)
-        if x.shape[-1] != features:
-            x = NIN(features, self.dtype)(x)
-        return add_residual(x, h, rescale=self.skip_rescale)
-
-
-class ResnetBlockBigGANpp(ResnetBlockBase):
-    """The block of BigGAN: ``resize`` halves or doubles both x and what enters F."""
-
     resize: Callable[[Images, FirKernel], Images] | None = None
     fir_kernel: FirKernel = None
 
@@ -307,11 +279,30 @@ class ResnetBlockBigGANpp(ResnetBlockBase):
     def __call__(
         self, x: Images, embedding: Embedding | None, dropout: PRNGKey | None = None
     ) -> Images:
-        features = self.features or x.shape[-1]
-        h = self.normalized(x)
+        features, h = self.features or x.shape[-1], self._normalized(x)
         if self.resize:
             h, x = (self.resize(each, self.fir_kernel) for each in (h, x))
-        h = self.convolved(h, embedding, dropout, features)
+        h = conv3x3(features, dtype=self.dtype)(h)
+        if embedding is not None:
+            bias = dense(features, dtype=self.dtype)(self.act(embedding))
+            h = h + bias[:, None, None, :].astype(h.dtype)
+        h = drop(self._normalized(h), self.dropout, dropout)
+        h = conv3x3(features, dtype=self.dtype, init_scale=self.init_scale)(h)
         if self.resize or x.shape[-1] != features:
-            x = conv1x1(features, dtype=self.dtype)(x)
+            x = self.shortcut(features, dtype=self.dtype)(x)
         return add_residual(x, h, rescale=self.skip_rescale)
+
+    def _normalized(self, h: Images) -> Images:
+        return self.act(group_norm(h.shape[-1], dtype=self.dtype)(h))
+
+
+class ResnetBlockDDPMpp(ResnetBlockBase):
+    """The block of DDPM, at one resolution."""
+
+    shortcut: ClassVar[Callable[..., nn.Module]] = NIN
+
+
+class ResnetBlockBigGANpp(ResnetBlockBase):
+    """The block of BigGAN."""
+
+    shortcut: ClassVar[Callable[..., nn.Module]] = staticmethod(conv1x1)
