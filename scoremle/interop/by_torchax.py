@@ -1,7 +1,7 @@
 """A PyTorch module translated to JAX by torchax: its parameters are leaves, as of any network.
 
-Convolutions are translated here: with channels behind. XLA for CPUs turns those with channels
-first into such ones, but not within a loop, where they are two hundred times slower.
+Transposed convolutions are put right here: torchax mixes the groups of those that have some, of
+several channels each.
 
 torchax changes settings of PyTorch and of JAX when it is imported; they are put back. It gives
 PyTorch's private backend the name "jax", which can't be undone.
@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -113,38 +113,14 @@ def _without_dynamo() -> Iterator[None]:
         delattr(function, SWITCHED_OFF)
 
 
-def _convolve(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Array:
-    """torch.convolution of [b c *d], transposed or not."""
-    axes = range(2, weight.ndim)
-    if transposed:
-        # [in, out / groups, *k] to [out, in / groups, *k], and the kernel backwards
-        split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        weight = jnp.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-        weight = jnp.flip(weight, axes)
-        reach = [d * (weight.shape[a] - 1) for d, a in zip(dilation, axes, strict=True)]
-        pads = [
-            (r - p, r - p + more)
-            for r, p, more in zip(reach, padding, output_padding, strict=True)
-        ]
-    else:
-        pads = [(p, p) for p in padding]
-    ones = [1] * len(axes)
-    letters = "DHW"[-len(axes) :]
-    y = jax.lax.conv_general_dilated(
-        jnp.moveaxis(x, 1, -1), jnp.transpose(weight, (*axes, 1, 0)),
-        ones if transposed else stride, pads,
-        lhs_dilation=stride if transposed else ones, rhs_dilation=dilation,
-        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-        feature_group_count=groups,
-    )  # fmt: skip
-    return jnp.moveaxis(y if bias is None else y + bias, -1, 1)
+def _convolve(x: Array, weight: Array, bias: Array | None, *how: Any) -> Array:
+    """torch.convolution of [b c *d], by torchax group by group where that would mix the groups."""
+    from torchax.ops.jaten import _aten_convolution
+
+    *others, transposed, more, groups = how
+    if not transposed or groups in (1, len(weight)):
+        return _aten_convolution(x, weight, bias, *how)
+    of_groups = zip(jnp.split(x, groups, 1), jnp.split(weight, groups), strict=True)
+    y = [_aten_convolution(*each, None, *others, transposed, more, 1) for each in of_groups]
+    whole = jnp.concatenate(y, axis=1)
+    return whole if bias is None else whole + bias.reshape(-1, *[1] * (x.ndim - 2))

@@ -711,8 +711,7 @@ CHANGES: list[tuple[str, ...]] = [
      "interop/test_torch.py"),
     ("interop/torch.py", "_sde", "SDE('ve', schedule, schedule.sigma_max)",
      "SDE('ve', schedule, 1.0)", "interop/test_torch.py"),
-    ("interop/by_torchax.py", "_convolve", "r - p + more", "r - p", "interop/test_torch.py"),
-    ("interop/by_torchax.py", "_convolve", "rhs_dilation=dilation, ", "", "interop/test_torch.py"),
+    ("interop/by_torchax.py", "_convolve", "len(weight))", "2)", "interop/test_torch.py"),
     ("nn/ddpmpp.py", "DDPMpp._keys", "iter(jax.random.split(self.make_rng('dropout'), blocks))",
      "itertools.repeat(self.make_rng('dropout'))", "nn/test_ddpmpp.py"),
     # Files and trackers
