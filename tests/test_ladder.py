@@ -1,4 +1,4 @@
-"""The ladder: two tiny rungs, and one that goes on from the first."""
+"""The ladder: a tiny rung, the same measured in another way, and one that goes on from it."""
 
 import json
 import sys
@@ -17,11 +17,12 @@ from scoremle.experiment import configs
 TINY = {
     "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (), "eval.num_images": 8,
     "eval.nodes": 3, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
+    "eval.bound_times": "log_snr",
 }  # fmt: skip
 RUNGS = {
     "first": Rung(TINY, paper=(3.0, 3.1)),
-    "other": Rung(TINY | {"model.parameterization": "v"}, bound=None, paper=(2.9, 2.95)),
-    "later": Rung(TINY, begun="first", claim="better"),
+    "other": Rung({}, {"eval.nodes": 4}, None, "first", paper=(2.9, 2.95)),
+    "later": Rung(TINY | {"training.log_freq": 3}, begun="first", claim="better"),
 }
 
 
@@ -53,12 +54,12 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
         "first": [], "other": ["exact"], "later": ["exact", "bound"],
     }  # fmt: skip
     tuned = json.loads((tmp_path / "later" / "0_2" / "config.json").read_text())
-    assert tuned["training"]["n_iters"] >= 10
+    assert tuned["training"]["n_iters"] >= 10 and tuned["training"]["log_freq"] == 3
     rows = (tmp_path / "later" / "0_2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] > 5  # after the first's point
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
     # Against the files: image by image.
-    folders = [tmp_path / name / "0" / f"exact_{name}" for name in ("first", "other")]
+    folders = [tmp_path / "first" / "0" / f"exact_{name}" for name in ("first", "other")]
     first, other = (np.load(f / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0) for f in folders)
     gap = other - first
     expected = [gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5]
