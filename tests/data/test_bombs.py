@@ -319,11 +319,9 @@ def pickle_of_labels(folder):
 
 
 def parquet_of_copies(folder):
-    """One picture of 2 MB that stands in 300 rows."""
-    large = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (820, 820, 3), np.uint8)
-    Image.fromarray(pixels).save(large, "PNG", compress_level=0)
-    table = pa.table({"image": pa.DictionaryArray.from_arrays([0] * 300, [large.getvalue()])})
+    """One picture of 2 MB, most of it behind its end, that stands in 300 rows."""
+    large = picture() + np.random.default_rng(0).bytes(2_000_000)
+    table = pa.table({"image": pa.DictionaryArray.from_arrays([0] * 300, [large])})
     with (folder / "train.parquet").open("wb") as file:
         pq.write_table(table, file, store_schema=False, dictionary_pagesize_limit=1 << 24)
     return "images", folder, f"{folder}: no images for testing"
