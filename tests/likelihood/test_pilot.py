@@ -14,6 +14,7 @@ from scoremle.likelihood.pilot import (
     STEPS,
     Pilot,
     _calibration,
+    choose_within,
 )
 from scoremle.likelihood.record import HIDDEN
 from scoremle.solvers.multistep import Multistep
@@ -64,6 +65,21 @@ def test_more_steps_are_taken_for_the_truth_where_half_of_them_disagree(size, be
     assert choice.solver_error == np.sqrt(np.mean(error**2))
     assert of(choice.solver.steps) <= 1.2 * choice.solver_error
     assert believed == 256 or choice.solver_error < 1.2 * of(choice.solver.steps)
+
+
+def test_the_error_of_the_most_steps_is_that_from_the_solution_by_twice_as_many():
+    base = Gaussian.random(6, DIMS)
+    data, sde = RoughGaussian(np.zeros(DIMS), base.w, base.V, 0.1), SDES["vp"]
+    x, noise = data.draw(7, 8).astype(np.float32), data.noise(sde)
+    choice = choose_within(noise, sde, jnp.asarray(x), tolerance=1e-6, eps=1e-5)
+    assert choice.solver.steps == STEPS[-1] and not choice.met
+    result = ode_log_likelihood(
+        noise, sde, jnp.asarray(x), jax.random.key(0), eps=1e-5, divergence=Exact(),
+        solver=Multistep(STEPS[-1]),
+    )  # fmt: skip
+    bias = np.mean(data.log_model(sde, x.astype(np.float64), 1e-5) - result.log_prob)
+    assert abs(choice.solver_bias - bias) < 3 * choice.solver_bias_stderr
+    assert abs(choice.solver_bias) > 1e-3  # from its own solution there is none
 
 
 def test_the_solver_stays_below_a_share_of_the_probes():
