@@ -610,19 +610,27 @@ def test_headers_of_prepared_arrays(tmp_path):
         Prepared(folder).images("train")
 
 
-def test_links_and_sparse_files_of_an_archive_are_left_out(tmp_path):
-    link = zipfile.ZipInfo("link.png")
+def test_links_and_sparse_files_of_an_archive_are_left_out_and_named(tmp_path, caplog):
+    """Folders are left out without a word."""
+    link = zipfile.ZipInfo("other.png")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.mkdir("folder")
         archive.writestr("a.png", b"content")
         archive.writestr(link, "/etc/passwd")
+    members = {
+        "folder": tarfile.DIRTYPE, "a.png": tarfile.REGTYPE, "other.png": tarfile.GNUTYPE_SPARSE,
+    }  # fmt: skip
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as packed:
-        for name, kind in (("a.png", tarfile.REGTYPE), ("sparse.png", tarfile.GNUTYPE_SPARSE)):
+        for name, kind in members.items():
             info = tarfile.TarInfo(name)
             info.type = kind
             packed.addfile(info)
     for name in ("x.zip", "x.tar"):
         assert [member for member, _ in Source(tmp_path / name).files(lambda _: True)] == ["a.png"]
+        (said,) = caplog.messages
+        assert "other.png" in said and "folder" not in said
+        caplog.clear()
 
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.png", "pipe.zip", "pipe.npy", "pipe.npz"])
