@@ -21,6 +21,7 @@ from scoremle.training.program import checked, largest_batch, make_program
 from scoremle.training.step import init_state, make_optimizer
 
 PARAMETERS = 1000
+COPY = 4 * 16 * PARAMETERS * 4 + 8  # bytes of a state: two counts, too
 OPTIMIZER = make_optimizer(lr=1e-3, beta1=0.9, eps=1e-8, warmup=0, grad_clip=1.0)
 
 
@@ -76,9 +77,8 @@ def test_the_largest_batch_fits_and_one_more_image_does_not(program):
 
 def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, caplog):
     wanted = needs(program.lower(state(), batch(256)[0]))
-    copy = 4 * 16 * PARAMETERS * 4 + 8  # of a state: two counts, too
-    whole = wanted.given + wanted.work + copy
-    at_half = needs(program.lower(state(), batch(128)[0])).work + copy
+    whole = wanted.given + wanted.work + COPY
+    at_half = needs(program.lower(state(), batch(128)[0])).work + COPY
     there = Memory(whole - 1, at_half)
     monkeypatch.setattr(devices, "memory", lambda: there)
     with pytest.raises(UserError, match=r"its copy.*batch_size=128"):
@@ -94,6 +94,15 @@ def test_a_step_that_does_not_fit_names_a_batch_that_does(program, monkeypatch, 
     there = Memory(whole - 1, 100)
     with pytest.raises(UserError, match="no batch"):
         checked(program)(state(), batch(256))
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_step_and_a_copy_of_its_state_fit_to_the_last_byte(program, monkeypatch, caplog, short):
+    wanted = needs(program.lower(state(), batch(256)[0]))
+    room = wanted.work + COPY
+    monkeypatch.setattr(devices, "memory", lambda: Memory(wanted.given + room, room - short))
+    checked(program)(state(), batch(256))
+    assert len(caplog.messages) == short
 
 
 def test_parts_of_a_batch_take_less_and_are_named(program, monkeypatch):
