@@ -105,7 +105,8 @@ def estimators(
         lambda x, key: published(noise, sde, x, key, eps=eps, evaluations=evaluations),
     )
     last = max(MIN_LAST_DRAWS, (evaluations - MIN_LAST_DRAWS) // (LAST_SHARE + 1))
-    control = ControlRun(model, "denoising", experiment.data, experiment.seed).fit(params)
+    fitted = experiment.model_of(params), "denoising", experiment.data, experiment.seed
+    control = ControlRun(*fitted).fit()
     learned = BinnedLogSNR(sde, eps, control.shares, stratified=True)
     for name, times, its_control in (
         ("closed form", UniformLogSNR(sde, eps), None),
@@ -133,7 +134,7 @@ def main() -> None:
     flags = [*(QUICK if options.quick else ()), *flags]
     workdir = Workdir(train(flags, options.workdir))
     experiment = build(cli.parse([*flags, f"--workdir={workdir.folder}", "--mode=eval"]).config)
-    params = workdir.snapshots.restore(experiment.training.template(), None)[0].ema
+    params = workdir.snapshots.restore(experiment.training.template, None)[0].ema
     model = experiment.model
     y = reals(model.pixels, experiment.data.test[: options.images], jax.random.key(7))
     bits, scale = model.dims * np.log(2), model.pixels.log_det_per_dim / np.log(2)

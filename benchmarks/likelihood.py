@@ -87,7 +87,7 @@ class Subject:
         place = Workdir(workdir)
         experiment = build(place.config())
         self.spec = spec = experiment.model
-        self.params = place.snapshots.restore(experiment.training.template())[0].ema
+        self.params = place.snapshots.restore(experiment.training.template)[0].ema
         self.noise, self.sde = spec.noise(self.params), spec.sde
         x = experiment.data.test[: images + PILOT_IMAGES]
         both = reals(spec.pixels, x)

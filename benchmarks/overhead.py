@@ -89,7 +89,7 @@ def seconds_a_step(experiment: Experiment, few: int) -> float:
     training = experiment.training
     step = make_program(training.objective.loss, training.optimizer, training.ema_rate)
     images = np.zeros((1, few, *experiment.data.shape), np.uint8)
-    state = jax.tree.map(jnp.zeros_like, training.template())  # what it costs is the same
+    state = jax.tree.map(jnp.zeros_like, training.template)  # what it costs is the same
     for _ in range(3):  # the state comes back placed on the devices, which is another program
         (state, _), seconds = timed(step, state, images)
     return seconds.computing * BATCH / few
@@ -114,7 +114,7 @@ def of_input(experiment: Experiment, options: argparse.Namespace) -> None:
 def of_saves(experiment: Experiment, options: argparse.Namespace) -> None:
     training, rng = experiment.training, np.random.default_rng(0)
     state = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.random(leaf.shape), leaf.dtype), training.template()
+        lambda leaf: jnp.asarray(rng.random(leaf.shape), leaf.dtype), training.template
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -15,6 +15,7 @@ import pytest
 from helpers.extractors import stand_in
 from helpers.reported import result
 from helpers.tiny_runs import TINY
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 import scoremle
@@ -157,19 +158,22 @@ def folder_of_compiled_programs(folder, monkeypatch, experiment):
 
 def file_of_a_control(folder, monkeypatch, experiment):
     monkeypatch.setattr(control_variate, "read_npz", answer)
-    run = ControlRun(experiment.model, "score", experiment.data, 0)
-    params = {"w": jnp.ones(2)}
+    def of(weight):
+        return replace(MODEL, noise=Partial(weighted, jnp.full(2, weight)))
+
+    run, place = ControlRun(of(1.0), "score", experiment.data, 0), (folder, experiment.identity())
     reverse = replace(experiment.data, train=experiment.data.train[::-1])
-    yield "", asked(run.kept, params, folder)
-    yield SAME, asked(run.kept, {"w": jnp.ones(2)}, folder)
-    yield "parameters", asked(run.kept, {"w": jnp.zeros(2)}, folder)
-    yield "matching", asked(replace(run, matching="denoising").kept, params, folder)
-    yield "seed", asked(replace(run, seed=1).kept, params, folder)
-    yield "images", asked(replace(run, data=reverse).kept, params, folder)
+    yield "", asked(run.kept, *place)
+    yield SAME, asked(replace(run, model=of(1.0)).kept, *place)
+    yield "parameters", asked(replace(run, model=of(0.0)).kept, *place)
+    yield "matching", asked(replace(run, matching="denoising").kept, *place)
+    yield "seed", asked(replace(run, seed=1).kept, *place)
+    yield "images", asked(replace(run, data=reverse).kept, *place)
     other = {"eps": 0.1, "sde": scoremle.VE(), "pixels": Pixels(17, 0, 1)}
     for name, value in other.items():
-        changed = replace(run, model=replace(experiment.model, **{name: value}))
-        yield name, asked(changed.kept, params, folder)
+        changed = with_model(experiment, **{name: value})
+        yield name, asked(run.kept, folder, changed.identity())
+    yield "imported", asked(run.kept, folder, replace(experiment, imported={"a": "b"}).identity())
 
 
 def restored(*, step=1, number=1, value=1.0):
@@ -263,6 +267,10 @@ def parts_of_samples(folder, monkeypatch, experiment):
 
 def of_zero(x, t):
     return 0 * x
+
+
+def weighted(weights, x, t):
+    return weights[0] * x
 
 
 MODEL = scoremle.ScoreModel(of_zero, scoremle.VP(), 1e-3, (8, 8, 1), Pixels(17))

@@ -18,7 +18,7 @@ def programs():
     """A likelihood, a bound, a training step and a sampler, each with its arguments."""
     experiment = build(published_config("digits", FIELDS), levels=17)
     training = experiment.training
-    params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), training.template().params)
+    params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), training.template.params)
     model, keys = experiment.model.model(params), jax.random.split(jax.random.key(0), 2)
     x = jnp.zeros((2, 8, 8, 1), jnp.uint8)
 

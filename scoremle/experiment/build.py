@@ -27,7 +27,8 @@ from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, as_flag, choose, named_as
 from scoremle.experiment.config import as_fields
-from scoremle.experiment.networks import FlowSpec, ImportedSpec, ModelSpec, NetworkSpec
+from scoremle.experiment.labels import check_label
+from scoremle.experiment.networks import NetworkSpec, Params, precision_of
 from scoremle.experiment.record import FLOW_FIELDS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.samplers import SAMPLERS, ConfiguredSampler
@@ -38,12 +39,13 @@ from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.steps import BySteps
+from scoremle.model import ScoreModel
 from scoremle.nn import DDPMpp, FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.loop import Intervals
-from scoremle.training.step import TrainState, make_optimizer
+from scoremle.training.step import make_optimizer
 from scoremle.training.writers import TRACKERS
 
 if TYPE_CHECKING:
@@ -113,8 +115,9 @@ class Experiment:
     Args:
         config: all fields by sections.
         data: the images.
-        model: all of it but its parameters.
-        flow: all of the dequantizer but its parameters.
+        model: all of it but its parameters, a NetworkSpec; a ScoreModel that was imported.
+        imported: the record of that; empty without it.
+        flow: what the training of a dequantizer minimises.
         objective: what training minimises.
         training: settings of the network's.
         flow_training: settings of the dequantizer's.
@@ -124,8 +127,9 @@ class Experiment:
 
     config: Mapping[str, Any]
     data: data.ImageSet
-    model: ModelSpec
-    flow: FlowSpec
+    model: Any
+    imported: Mapping[str, Any]
+    flow: FlowObjective
     objective: Objective
     training: Training
     flow_training: Training
@@ -148,9 +152,21 @@ class Experiment:
         return self.evaluation.solver.lower() == "auto"
 
     @property
-    def template(self) -> TrainState | None:
-        """Template that a checkpoint of the model must fit; None for an imported model."""
-        return None if isinstance(self.model, ImportedSpec) else self.training.template()
+    def precision(self) -> str:
+        """The type that the network computes in, and that of products if JAX's config has one."""
+        return precision_of(jnp.float32) if self.imported else self.model.precision
+
+    def model_of(self, params: Params) -> ScoreModel:
+        """The model of the parameters in a checkpoint, as evaluated.
+
+        Args:
+            params: of the network; of an imported model that itself.
+        """
+        return params if self.imported else self.model.model(params)
+
+    def identity(self) -> dict[str, Any]:
+        """Facts that distinguish the model from others, but for its parameters."""
+        return {**self.imported} or self.model.describe()
 
 
 def build(
@@ -165,25 +181,29 @@ def build(
     check_devices()
     check_config(config)
     images = images_of(config) if levels is None else _no_images(config, levels)
-    trained = _imported(imported, images, config) if imported else _model(config, images)
-    model = _evaluated(trained, config)
-    network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
-    flow = FlowSpec(network, images.levels)
+    dtype = choose(DTYPES, config.eval.dtype, "eval.dtype")
+    if imported:
+        trained = model = _imported(imported, images, config)
+    else:
+        trained = _model(config, images)
+        model = replace(trained, network=trained.network.clone(dtype=dtype))
     fixed = FrozenConfigDict(config)
     objective = Objective(model, fixed.training, fixed.data)
     sampler, evaluation = sampler_of(config, model.sde), fixed.eval
     training = _training(fixed, images, replace(objective, model=trained))
+    flow = _flow(config, trained)
     if not imported and levels is None:
         with as_fields("model"):
-            training.template()  # the network checks its fields and the size of the images
+            _ = training.template  # the network checks its fields and the size of the images
     return Experiment(
         config=json.loads(config.to_json()),
         data=images,
         model=model,
+        imported=imported.record if imported else {},
         flow=flow,
         objective=objective,
         training=training,
-        flow_training=_flow_training(config, training, trained, flow),
+        flow_training=_flow_training(config, training, flow),
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
         by_elbo=_by_bound(evaluation, model),
@@ -221,18 +241,24 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
     return data.ImageSet(none, none, levels, name=config.data.dataset.lower())
 
 
-def _imported(imported: "Imported", images: data.ImageSet, config: Any) -> ModelSpec:
-    """The model in a working directory, if it is one of such images."""
+def _imported(imported: "Imported", images: data.ImageSet, config: Any) -> Any:
+    """The model in a working directory, if it is one of such images, and has such a label."""
     model = imported.load()
     levels = pixels_of(model).levels
     found, needed = (*images.shape, images.levels), (*model.shape, levels)
     if found != needed:
         words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))
         raise UserError("{} has images of {}, and the model is of {}".format(images.name, *words))
-    return ImportedSpec.of(model, imported.record, config.eval.label)
+    check_label(model, config.eval.label, "--config.eval.label")
+    if config.eval.dtype != "float32":
+        raise UserError(
+            f"eval.dtype={config.eval.dtype} is for networks that configs name: an imported model"
+            " is evaluated in float32"
+        )
+    return model
 
 
-def _model(config: Any, images: data.ImageSet) -> ModelSpec:
+def _model(config: Any, images: data.ImageSet) -> NetworkSpec:
     if config.model.name == IMPORTED:
         raise UserError(
             f"model.name={IMPORTED} is that of a working directory which scoremle import made of"
@@ -298,19 +324,6 @@ def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:
     return SDE(kernel, schedule, last if prior_std is None else prior_std)
 
 
-def _evaluated(model: ModelSpec, config: Any) -> ModelSpec:
-    """The model in the precision of an evaluation."""
-    dtype = choose(DTYPES, config.eval.dtype, "eval.dtype")
-    if isinstance(model, NetworkSpec):
-        return replace(model, network=model.network.clone(dtype=dtype))
-    if dtype != jnp.float32:
-        raise UserError(
-            f"eval.dtype={config.eval.dtype} is for networks that configs name: an imported model"
-            " is evaluated in float32"
-        )
-    return model
-
-
 def _reading(config: Any) -> tuple[str, str]:
     """Prediction of the network, and its time input.
 
@@ -346,7 +359,6 @@ def _training(config: Any, images: data.ImageSet, objective: Objective) -> Train
     return Training(
         config=config,
         data=images,
-        init=objective.model.init,
         objective=objective,
         optimizer=make_optimizer(
             **{name: value for name, value in config.optim.items() if name != "optimizer"},
@@ -359,13 +371,17 @@ def _training(config: Any, images: data.ImageSet, objective: Objective) -> Train
     )
 
 
-def _flow_training(config: Any, training: Training, model: ModelSpec, flow: FlowSpec) -> Training:
-    """The flow's training: as the score model's, with another network and objective."""
+def _flow(config: Any, model: Any) -> FlowObjective:
+    network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
     decoder = GaussianDecoder() if config.deq.offset else Entropy()
+    return FlowObjective(model, network, config.training.stratified, decoder)
+
+
+def _flow_training(config: Any, training: Training, flow: FlowObjective) -> Training:
+    """The flow's training: as the score model's, with another network and objective."""
     return replace(
         training,
-        init=flow.init,
-        objective=FlowObjective(model, flow, config.training.stratified, decoder),
+        objective=flow,
         ema_rate=config.deq.ema_rate,
         schedule=replace(training.schedule, n_iters=config.deq.n_iters),
     )
@@ -382,7 +398,7 @@ def _by_ode(evaluation: Any, dims: int) -> ByOde:
     return ByOde(divergence, solver, evaluation.importance_samples)
 
 
-def _by_bound(evaluation: Any, model: ModelSpec) -> ByElbo:
+def _by_bound(evaluation: Any, model: Any) -> ByElbo:
     times = choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")
     return ByElbo(
         evaluation.bound_draws,
@@ -392,14 +408,13 @@ def _by_bound(evaluation: Any, model: ModelSpec) -> ByElbo:
     )
 
 
-def _chain(steps: int, model: ModelSpec, middles: bool) -> BySteps | None:
+def _chain(steps: int, model: Any, middles: bool) -> BySteps | None:
     """The chain whose bound is measured; None: that of continuous time."""
     if not steps:
         return None
-    own = None
-    if isinstance(model, ImportedSpec):
-        own, middles = model.origin.chain, model.origin.middles
-    return chain_of(steps, model.sde, model.eps, model.pixels, own, middles=middles)
+    if isinstance(model, ScoreModel):
+        return model.chain(steps)
+    return chain_of(steps, model.sde, model.eps, model.pixels, None, middles=middles)
 
 
 def sampler_of(config: Any, sde: SDE) -> ConfiguredSampler:

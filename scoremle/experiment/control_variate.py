@@ -1,5 +1,6 @@
 """The bound's control variate, as an experiment fits it: on which images, and where it is kept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from jaxtyping import UInt8
 from scoremle.core.dequantize import Uniform
 from scoremle.data import ImageSet
 from scoremle.errors import UserError
-from scoremle.experiment.networks import ModelSpec, Params
 from scoremle.files import read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
+from scoremle.likelihood.image_model import pixels_of
+from scoremle.model import ScoreModel
 from scoremle.numerics import permutation
 from scoremle.processes import of_the_first
 from scoremle.resumable import content_hash, fingerprint
@@ -39,7 +41,7 @@ class ControlRun:
     ``matching`` is that of the bound, and the seed draws the images.
     """
 
-    model: ModelSpec
+    model: ScoreModel
     matching: str
     data: ImageSet
     seed: int
@@ -57,36 +59,37 @@ class ControlRun:
             "control_hash": content_hash(self.images),
         }
 
-    def fit(self, params: Params) -> Control:
-        """The control variate for these parameters of the model."""
+    def fit(self) -> Control:
+        """The control variate of the model."""
+        pixels = pixels_of(self.model)
         key = jax.random.fold_in(jax.random.key(self.seed), CONTROL)
         key_u, key_fit = jax.random.split(key)
 
         @jax.jit
         def encode(x: IntImages, key: PRNGKey) -> Images:
-            return self.model.pixels.encode(x, Uniform()(key, x)[0])
+            return pixels.encode(x, Uniform()(key, x)[0])
 
         x = np.concatenate([
             encode(self.images[i : i + BATCH], jax.random.fold_in(key_u, i))
             for i in range(0, len(self.images), BATCH)
         ])  # fmt: skip
         return fit_control(
-            self.model.noise(params), self.model.sde, jnp.asarray(x), key_fit,
+            self.model.noise, self.model.sde, jnp.asarray(x), key_fit,
             eps=self.model.eps, matching=self.matching,
         )  # fmt: skip
 
-    def kept(self, params: Params, folder: Path) -> Control:
-        """The same, kept in a folder.
+    def kept(self, folder: Path, identity: Mapping[str, Any]) -> Control:
+        """The same, kept in a folder, for a model of this identity but for its parameters.
 
         A run that goes on reads it there, so that all batches are measured with the same; and so
         does another bound of the same network.
         """
-        own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(params)}
-        facts = {**self.describe(), **own, "model": self.model.describe()}
+        own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(self.model)}
+        facts = {**self.describe(), **own, "model": identity}
         path = folder / f"control_{fingerprint(facts)}.npz"
         if (found := read_npz(path)) is None:
             say("fitting the bound's control variate on training images")
-            control = self.fit(params)
+            control = self.fit()
             fitted = {**vars(control.gaussian), **vars(control)}
             del fitted["gaussian"]
             found = jax.device_get(fitted)

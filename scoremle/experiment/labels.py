@@ -10,6 +10,7 @@ import numpy as np
 from scoremle.errors import UserError, no_labels
 
 if TYPE_CHECKING:
+    from scoremle.likelihood.images import Estimator
     from scoremle.model import ScoreModel
 
 __all__ = ["ALL", "check_label"]
@@ -44,3 +45,14 @@ def labelled(words: str, label: str) -> str:
 def under(model: "ScoreModel", label: str) -> "ScoreModel":
     """The model of one label; for all labels that of the first, which a pilot takes."""
     return model.condition_on(np.array([0 if label == ALL else int(label)])) if label else model
+
+
+def measured(
+    model: "ScoreModel", estimator: "Estimator", label: str
+) -> tuple["ScoreModel", "Estimator"]:
+    """The model and the estimator by which images of a label are measured, or in the mean."""
+    if label == ALL:
+        from scoremle.likelihood.labels import ByLabels
+
+        return model, ByLabels(estimator, model.origin.classes)
+    return under(model, label), estimator

@@ -6,22 +6,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from scoremle.core.dequantize import Dequantizer, Flow, TruncatedNormal, Uniform
+from scoremle.core.dequantize import (
+    Dequantizer,
+    Flow,
+    TruncatedNormal,
+    Uniform,
+    truncation_start,
+)
 from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
-from scoremle.experiment.labels import ALL, labelled
-from scoremle.experiment.networks import ModelSpec, Params
+from scoremle.experiment.labels import ALL, labelled, measured, under
+from scoremle.experiment.networks import Params
 from scoremle.experiment.scoring import worth_of
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
 from scoremle.likelihood.score_images import choose_for_images
@@ -60,14 +66,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measurements:
-    """A checkpoint that is measured: the parameters of its model, and of a flow if there is one.
+    """A checkpoint that is measured: its model, and the parameters of a flow if there is one.
 
     ``images`` is how many are measured; by ``others``, a few of the other split, the solver's
     steps are chosen and a decoder's scale is fitted. Control variates are kept in ``folder``.
     """
 
     experiment: Experiment
-    params: Params
+    model: ScoreModel
     folder: Path
     images: int
     others: Integer[np.ndarray, "n h w c"]
@@ -80,7 +86,7 @@ class Measurements:
     def _asked_for(self) -> Iterator[Measurement]:
         evaluation, objective = self.experiment.evaluation, self.experiment.objective
         if evaluation.enable_bpd and (chain := self.experiment.chain):
-            yield self._measurement("bound_steps", chain, first=chain.first(self._spec.sde))
+            yield self._measurement("bound_steps", chain, first=chain.first(self.model.sde))
         elif evaluation.enable_bpd and evaluation.bound:
             yield self._bound(evaluation.dequantization, self.experiment.by_elbo)
         elif evaluation.enable_bpd:
@@ -96,15 +102,20 @@ class Measurements:
             yield self._exact(name, by_ode)
         for name in ("uniform", *flow):
             yield self._exact(name, replace(by_ode, samples=SAMPLES))
-        if self._spec.dims <= MOST_DIMS:
+        if self.model.dims <= MOST_DIMS:
             yield self._exact("uniform", replace(by_ode, divergence=Exact()), "exact_trace")
         for name in ("uniform", *flow, "none"):
             yield self._bound(name, replace(by_elbo, matching="denoising"))
         yield self._bound("uniform", replace(by_elbo, matching="sliced"))
 
     @property
-    def _spec(self) -> ModelSpec:
-        return self.experiment.model.at(self.params)
+    def _of_pilot(self) -> ScoreModel:
+        return under(self.model, self.experiment.evaluation.label)
+
+    @property
+    def _truncation_start(self) -> float:
+        """The time at which truncated normal noise, and the discrete decoder, begin."""
+        return float(truncation_start(self.model.sde, self.model.eps, pixels_of(self.model)))
 
     @cached_property
     def choice(self) -> Choice | None:
@@ -114,7 +125,7 @@ class Measurements:
             return None
         say("choosing the solver's steps on a few images")
         choice = choose_for_images(
-            experiment.model.model(self.params), self.others,
+            self._of_pilot, self.others,
             divergence=experiment.by_ode.divergence,
             # A mean of probabilities, over all labels, is not corrected.
             mean_over=1 if asked.label == ALL else self.images,
@@ -128,8 +139,7 @@ class Measurements:
         """The decoder of integers by the network, where the evaluation wants it."""
         if self.experiment.evaluation.dequantization != "informed":
             return None
-        model = self.experiment.model.model(self.params)
-        fitted = model.fit_decoder(self.others, seed=self.experiment.seed ^ PILOT)
+        fitted = self._of_pilot.fit_decoder(self.others, seed=self.experiment.seed ^ PILOT)
         if fitted.decoder is None:
             raise UserError(
                 "eval.dequantization=informed is for models whose smallest time hides the levels:"
@@ -146,7 +156,7 @@ class Measurements:
     def _dequantizer(self, name: str) -> Dequantizer:
         """The dequantizer of this name; any for a decoder, which needs none."""
         if name == "truncated_normal":
-            return TruncatedNormal(self._spec.sde, self._spec.truncation_start, self._spec.pixels)
+            return TruncatedNormal(self.model.sde, self._truncation_start, pixels_of(self.model))
         if name == "variational":
             return self.experiment.flow.dequantizer(self.flow)
         return Uniform()
@@ -164,15 +174,14 @@ class Measurements:
         if noise:
             facts["dequantizer"] = noise
             facts |= {} if dequantizer.start is None else {"start": float(dequantizer.start)}
-        one_curve = not self._spec.sde.schedule.per_dimension
-        edges = None
-        if first is not None and one_curve:
-            edges = np.asarray(log_snr_edges(self._spec.sde, first), float)
-        model, estimator = self._spec.measured(self.params, estimator)
+        sde, label, edges = self.model.sde, self.experiment.evaluation.label, None
+        if first is not None and not sde.schedule.per_dimension:
+            edges = np.asarray(log_snr_edges(sde, first), float)
+        model, estimator = measured(self.model, estimator, label)
         if model.coder:  # by which it is no exact likelihood
             kind += "_code_bound" * kind.startswith("exact")
             facts["estimator"] += f", {model.coder.title}"
-        if label := self.experiment.evaluation.label:
+        if label:
             kind += f"_label_{label}"
             facts |= {"estimator": labelled(estimator.title, label), "label": label}
         if label == ALL:
@@ -189,11 +198,12 @@ class Measurements:
 
     def _bound(self, dequantization: str, by_elbo: ByElbo) -> Measurement:
         """A variational bound; learned times are fitted on training images."""
-        experiment, evaluation, spec = self.experiment, self.experiment.evaluation, self._spec
-        start = spec.eps
+        experiment, evaluation = self.experiment, self.experiment.evaluation
+        sde, eps = self.model.sde, self.model.eps
+        start = eps
         times: Any = by_elbo.times
         if hasattr(times, "sde"):  # whose schedule may be learned
-            by_elbo = replace(by_elbo, times=replace(times, sde=spec.sde))
+            by_elbo = replace(by_elbo, times=replace(times, sde=sde))
         facts: dict[str, Any] = {
             "importance_samples": 1,
             "offset": isinstance(by_elbo.decoder, GaussianDecoder),
@@ -202,16 +212,17 @@ class Measurements:
             "control": None,
         }
         if dequantization in ("none", "informed"):
-            start = spec.eps if self.decoder else spec.truncation_start
+            start = eps if self.decoder else self._truncation_start
             by_elbo = replace(
                 by_elbo, decoder=self.decoder or self._discrete, times=None, start=start
             )
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
             facts |= {} if self.decoder else {"start": float(start)}
         elif evaluation.bound_times == LEARNED:
-            run = ControlRun(spec, by_elbo.matching, experiment.data, experiment.seed)
-            control = run.kept(self.params, self.folder)
-            binned = BinnedLogSNR(spec.sde, spec.eps, control.shares, facts["stratified"])
+            of_data = experiment.data, experiment.seed
+            run = ControlRun(self._of_pilot, by_elbo.matching, *of_data)
+            control = run.kept(self.folder, experiment.identity())
+            binned = BinnedLogSNR(sde, eps, control.shares, facts["stratified"])
             by_elbo = replace(by_elbo, times=binned, control=control)
             facts |= run.describe()
         kind = _named("bound", dequantization)
@@ -221,11 +232,10 @@ class Measurements:
     @property
     def _discrete(self) -> DiscreteDecoder:
         """The decoder at the points of training: on its grid, or in the middle of its noise."""
-        pixels, data = self._spec.pixels, self.experiment.objective.data
+        pixels, data = pixels_of(self.model), self.experiment.objective.data
         if data.uniform_dequantization or data.bin_middles:
             return DiscreteDecoder(pixels.points)
-        with jax.ensure_compile_time_eval():
-            return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
+        return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
 
 
 def _named(name: str, dequantization: str) -> str:

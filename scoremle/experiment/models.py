@@ -110,7 +110,7 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
 def _exported(path: Path) -> ScoreModel:
     config, data, arrays, step = exported.load_export(path)
     experiment = build(config, levels=data["levels"])
-    params = exported.as_tree(arrays, experiment.training.template().ema, path)
+    params = exported.as_tree(arrays, experiment.training.template.ema, path)
     return _trained(experiment, placed(params), step)
 
 
@@ -123,7 +123,7 @@ def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
         return place.restore(None, checkpoint).tree.ema
     # The number of levels replaces the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
-    state, meta, _ = place.restore(experiment.training.template(), checkpoint)
+    state, meta, _ = place.restore(experiment.training.template, checkpoint)
     return _trained(experiment, state.ema, int(meta["step"]))
 
 
@@ -138,7 +138,7 @@ def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
     """The model of these parameters of an experiment."""
     middles = experiment.objective.data.bin_middles
     origin = Origin(experiment.data.name, step, experiment.pilot, middles=middles)
-    model = experiment.model.model(params)
+    model = experiment.model_of(params)
     return replace(model, solver=experiment.by_ode.solver, origin=origin)
 
 

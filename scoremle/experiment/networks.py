@@ -1,8 +1,7 @@
-"""Networks without their parameters: of a score model, and of a flow dequantizer for it."""
+"""A score model without its parameters, as configs name its network."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -15,20 +14,13 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
-from scoremle.core.dequantize import Flow, truncation_start
 from scoremle.core.learned_schedules import first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.pytree import describe
 from scoremle.core.schedules import Schedule
 from scoremle.core.sde import SDE, with_schedule
-from scoremle.errors import UserError
-from scoremle.experiment.labels import ALL, check_label, under
-from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import Estimator
-from scoremle.likelihood.labels import ByLabels
-from scoremle.model import Origin, ScoreModel
-from scoremle.nn import FlowPP
+from scoremle.model import ScoreModel
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
 
@@ -40,7 +32,8 @@ Params = Any
 POINTS = 65
 
 
-def _precision(dtype: DTypeLike) -> str:
+def precision_of(dtype: DTypeLike) -> str:
+    """The type of a computation, and that of its products if JAX's config has one."""
     products = matmul_precision()
     return str(jnp.dtype(dtype)) + f", matrix products {products}" * (products != HIGHEST)
 
@@ -51,40 +44,29 @@ def _trained(network: nn.Module, params: Params, dropout: PRNGKey, *inputs: Any)
 
 
 @dataclass(frozen=True)
-class _Spec:
-    """A score model but for its parameters; ``eps`` is the smallest time."""
+class NetworkSpec:
+    """A score model but for its parameters, of a network that configs name.
+
+    ``eps`` is the smallest time; ``prediction`` and ``time_input`` are those of ``noise_fn``.
+    ``learned``: the kind of a schedule that is learned beside the network, from that of ``sde``
+    on; "": none is. With an ``encoder`` that is one by codes of the images, of which ``on`` bits
+    are on.
+    """
 
     sde: SDE
     eps: float
     shape: tuple[int, int, int]
     pixels: Pixels
-
-    @property
-    def dims(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def truncation_start(self) -> float:
-        """The time at which truncated normal noise, and the discrete decoder, begin."""
-        with jax.ensure_compile_time_eval():
-            return float(truncation_start(self.sde, self.eps, self.pixels))
-
-
-@dataclass(frozen=True)
-class NetworkSpec(_Spec):
-    """Model of a network that configs name.
-
-    ``prediction`` and ``time_input`` are those of ``noise_fn``. ``learned``: the kind of a
-    schedule that is learned beside the network, from that of ``sde`` on; "": none is. With an
-    ``encoder`` that is one by codes of the images, of which ``on`` bits are on.
-    """
-
     network: nn.Module
     prediction: str
     time_input: str
     learned: str = ""
     encoder: nn.Module | None = None
     on: int = 0
+
+    @property
+    def dims(self) -> int:
+        return math.prod(self.shape)
 
     def at(self, params: Params) -> "NetworkSpec":
         """The spec with the schedule that is among these parameters, if it is learned."""
@@ -154,7 +136,7 @@ class NetworkSpec(_Spec):
     @property
     def precision(self) -> str:
         """The type that the network computes in, and that of products if JAX's config has one."""
-        return _precision(self.network.dtype)
+        return precision_of(self.network.dtype)
 
     @property
     def in_float32(self) -> "NetworkSpec":
@@ -202,10 +184,6 @@ class NetworkSpec(_Spec):
         noise = self.noise(params)
         return ScoreModel(noise, sde, self.eps, self.shape, self.pixels, coder=coder)
 
-    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
-        """The model and the estimator by which images are measured."""
-        return self.model(params), estimator
-
     def describe(self) -> dict[str, Any]:
         """The fields that distinguish it from other models, in values of JSON."""
         fields = {
@@ -219,88 +197,3 @@ class NetworkSpec(_Spec):
         record |= {"encoder": cast(Any, self.encoder).num_res_blocks} if self.encoder else {}
         record["conditioning"] = record.pop("time_input")  # its name in files
         return describe(record | {"network": network})
-
-
-@dataclass(frozen=True)
-class ImportedSpec(_Spec):
-    """Model of a published family, which is its own parameters and is not trained on.
-
-    ``record`` names its files. ``label``: one of its origin's classes, or "all" for the mean over
-    them; "" without classes.
-    """
-
-    record: Mapping[str, Any]
-    origin: Origin
-    label: str
-
-    def log_snr(self, params: Params, images: UInt8[np.ndarray, "n h w c"]) -> None:
-        """None: its schedule is its own."""
-
-    def coder(self, params: Params) -> "Coder | None":
-        return params.coder
-
-    def noise_and_sde(
-        self, params: Params, noise: NoiseFn, x: IntImages, key: PRNGKey | None = None
-    ) -> tuple[NoiseFn, SDE]:
-        return noise, self.sde
-
-    @property
-    def precision(self) -> str:
-        return _precision(jnp.float32)
-
-    @property
-    def in_float32(self) -> "ImportedSpec":
-        return self
-
-    @classmethod
-    def of(cls, model: ScoreModel, record: Mapping[str, Any], label: str) -> "ImportedSpec":
-        """The spec of a model. Raises UserError for a label that is none of its classes."""
-        check_label(model, label, "--config.eval.label")
-        shape, pixels = cast(Any, model.shape), pixels_of(model)
-        return cls(model.sde, model.eps, shape, pixels, record, model.origin, label)
-
-    def at(self, params: Params) -> "ImportedSpec":
-        return self
-
-    def init(self, key: PRNGKey, images: IntImages) -> Params:
-        raise UserError("a model of a published family can't be trained further")
-
-    def noise(self, params: Params, dropout: PRNGKey | None = None) -> NoiseFn:
-        return self.model(params).noise
-
-    def model(self, params: Params) -> ScoreModel:
-        return under(params, self.label)
-
-    def measured(self, params: Params, estimator: Estimator) -> tuple[ScoreModel, Estimator]:
-        if self.label == ALL:
-            return params, ByLabels(estimator, self.origin.classes)
-        return self.model(params), estimator
-
-    def describe(self) -> dict[str, Any]:
-        found = {name: value for name, value in vars(self).items() if name != "origin"}
-        return describe(found | ({"classes": self.origin.classes} if self.label else {}))
-
-
-ModelSpec = NetworkSpec | ImportedSpec
-
-
-@dataclass(frozen=True)
-class FlowSpec:
-    """A flow dequantizer but for its parameters, of images with so many levels."""
-
-    network: FlowPP
-    levels: int
-
-    def init(self, key: PRNGKey, images: IntImages) -> Params:
-        """Parameters to begin with; they depend on these images."""
-
-        @jax.jit
-        def begin(images: IntImages) -> Params:
-            x = images / (self.levels - 1)
-            return self.network.init(key, jax.random.normal(key, x.shape), x)["params"]
-
-        return begin(images)
-
-    def dequantizer(self, params: Params) -> Flow:
-        """The dequantizer of these parameters."""
-        return Flow(Applied(self.network), params, self.levels)

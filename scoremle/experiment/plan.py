@@ -66,7 +66,7 @@ class Plan:
         training, evaluation = self.experiment.training, self.experiment.evaluation
         step, images = self.step.seconds * self.batch, test_images * evaluation.num_repeats
         an_image, evaluations = self._likelihood()
-        drawn, template = self.experiment.sampler.evaluations, training.template()
+        drawn, template = self.experiment.sampler.evaluations, training.template
         # As XLA counts them before it optimises.
         flops = (self._lowered(self.batch).cost_analysis() or {}).get("flops", float("nan"))
         return {
@@ -120,7 +120,7 @@ class Plan:
 
     def _lowered(self, batch: int) -> jax.stages.Lowered:
         shape = (batch, *self.experiment.model.shape)
-        template = self.experiment.training.template()
+        template = self.experiment.training.template
         return self._program.lower(template, jax.ShapeDtypeStruct(shape, jnp.uint8))
 
     @cached_property
@@ -135,7 +135,7 @@ class Plan:
 
     def _largest_batch(self) -> int:
         """Largest batch beside the state and its copy, over the devices that share it."""
-        training, template = self.experiment.training, self.experiment.training.template()
+        training, template = self.experiment.training, self.experiment.training.template
         split = training.config.devices.fsdp
         given = bytes_of_each(template, self.devices) if split else self.needs.given
         room = self.memory - given - bytes_of_copy(template)
@@ -148,7 +148,7 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             images = self._images(batch)[None]
-            template = self.experiment.training.template()
+            template = self.experiment.training.template
             state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), template)
 
             def call() -> Any:
@@ -188,7 +188,7 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             x = jnp.asarray(self._images(batch), jnp.float32) / 255
-            shapes = self.experiment.training.template().params
+            shapes = self.experiment.training.template.params
             params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             return lambda: program(params, x, jnp.full(batch, 0.5))
 

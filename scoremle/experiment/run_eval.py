@@ -73,7 +73,8 @@ def run_eval(
     results: list[Result] = []
     quality: dict[str, dict[str, Any]] = {}
     for number in numbers:
-        restored = workdir.restore(experiment.template, number)
+        template = None if experiment.imported else experiment.training.template
+        restored = workdir.restore(template, number)
         _say_if_older(workdir, restored)
         results += run.measure(restored)
         if evaluation.enable_sampling:
@@ -120,8 +121,7 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
     if not trained:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
     place.check(experiment, "evaluation of a flow")
-    template = experiment.flow_training.template()
-    return place.restore(template, evaluation.deq_ckpt)
+    return place.restore(experiment.flow_training.template, evaluation.deq_ckpt)
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class EvaluationRun:
     def measure(self, restored: Restored) -> list[Result]:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
         asked = Measurements(
-            self.experiment, restored.tree.ema, self.folder / PARTS, len(self.images),
-            self._others, self.flow and self.flow.tree.ema,
+            self.experiment, self.experiment.model_of(restored.tree.ema), self.folder / PARTS,
+            len(self.images), self._others, self.flow and self.flow.tree.ema,
         )  # fmt: skip
         found = [self._measure(one, restored) for one in asked.measurements()]
         if self._evaluation.suite:
@@ -194,13 +194,13 @@ class EvaluationRun:
 
     def _measure(self, one: Measurement, restored: Restored) -> tuple[Result, np.ndarray]:
         """Makes one measurement, and writes all about it; gives values over the passes, too."""
-        evaluation = self._evaluation
+        evaluation, experiment = self._evaluation, self.experiment
         name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
         parts = self._parts(name, facts)
         check_agreed(facts)
         found = score_images(
             one.model, one.estimator, self.images, dequantizer=one.dequantizer,
-            passes=evaluation.num_repeats, seed=self.experiment.seed, parts=parts, label=name,
+            passes=evaluation.num_repeats, seed=experiment.seed, parts=parts, label=name,
             batch_size=min(evaluation.batch_size, len(self.images)),
         )  # fmt: skip
         write_npz(self.folder / f"{name}.npz", found.values)
@@ -213,14 +213,17 @@ class EvaluationRun:
             "unit": "bits/dim" if found.column == "bpd" else "loss",
             "seconds_per_image": found.seconds,
             "solver_choice": one.choice and one.choice.to_json(),
-            "log_snr": self.experiment.model.log_snr(restored.tree.ema, self.images[:IMAGES]),
+            "log_snr": None,
             "flags": self._flags,
         }
-        if self.experiment.model.precision != FULL and found.column == "bpd":
-            full, _ = self.experiment.model.in_float32.measured(restored.tree.ema, one.estimator)
+        full, params = one.model, restored.tree.ema
+        if not experiment.imported:
+            facts["log_snr"] = experiment.model.log_snr(params, self.images[:IMAGES])
+            full = experiment.model.in_float32.model(params)
+        if experiment.precision != FULL and found.column == "bpd":
             score = partial(
                 score_images, estimator=one.estimator, images=self.images[:IMAGES],
-                dequantizer=one.dequantizer, seed=self.experiment.seed ^ DIFFERENCES,
+                dequantizer=one.dequantizer, seed=experiment.seed ^ DIFFERENCES,
             )  # fmt: skip
             facts["precision_cost"] = cost_of_precision(score, one.model, full, parts)
         if one.log_snr_edges is not None:
@@ -266,7 +269,7 @@ class EvaluationRun:
             "full_pass": len(self.images) == len(self._split),
             "augmentation": "horizontal flip" if data.random_flip else "none",
             "eps": model.eps,
-            "precision": model.precision,
+            "precision": self.experiment.precision,
             "seed": self.experiment.seed,
             "version": scoremle.__version__,
         }

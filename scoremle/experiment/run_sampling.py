@@ -118,10 +118,10 @@ class SamplingRun:
 
     @cached_property
     def _draw(self) -> Any:
-        sampler, model = self.experiment.sampler, self.experiment.model
+        sampler, model_of = self.experiment.sampler, self.experiment.model_of
 
         def draw(params: Params, keys: Keys) -> tuple[IntImages, Bool[Array, " n"]]:
-            return sampler.images(model.model(params), keys)
+            return sampler.images(model_of(params), keys)
 
         return devices.within_memory(xla.compiled(draw))
 
@@ -184,7 +184,7 @@ class SamplingRun:
             "sampling": config["sampling"],
             "nodes": config["eval"]["nodes"],
             "num_scales": config["model"]["num_scales"],
-            "precision": model.precision,
+            "precision": self.experiment.precision,
             "seed": self.experiment.seed,
             **of_round,
             "version": scoremle.__version__,

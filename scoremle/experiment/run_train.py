@@ -55,10 +55,10 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     """Trains, or goes on training, a flow dequantizer for a checkpoint of the score model."""
     training = experiment.flow_training
     with as_fields("deq"):
-        training.template()  # the flow checks its fields and the size of the images
+        _ = training.template  # the flow checks its fields and the size of the images
     workdir.check_seen_alike(experiment)
     workdir.check(experiment, "evaluation")
-    restored = workdir.restore(experiment.training.template(), experiment.evaluation.ckpt_id)
+    restored = workdir.restore(experiment.training.template, experiment.evaluation.ckpt_id)
     score, place = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
     of_score = {
         "score_checkpoint": restored.number,
@@ -85,7 +85,7 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
 
     Says what is trained on what, before a program is compiled.
     """
-    images, there, template = training.data, jax.devices(), training.template()
+    images, there, template = training.data, jax.devices(), training.template
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.shape))
     words = (

@@ -17,7 +17,7 @@ import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError, as_flag, no_chain
-from scoremle.experiment.labels import ALL, check_label, labelled, under
+from scoremle.experiment.labels import ALL, check_label, labelled, measured, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, sha256_of
 from scoremle.likelihood.check import fewest
@@ -25,7 +25,6 @@ from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, Infor
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, Estimator, in_words
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
-from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.levels import StepLevels
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
@@ -162,7 +161,7 @@ def prepared(
     """
     if not isinstance(model, ScoreModel):
         return _of_flow(model, estimator, label, correct)
-    classes = check_label(model, label)
+    check_label(model, label)
     chain = _chain_of(model, estimator, steps)  # a mistake before any work
     one = under(model, label)
     notes, levels = list[str](), None
@@ -173,18 +172,17 @@ def prepared(
         choice = choose_for_images(
             one, images, mean_over=mean_over, passes=passes, tolerance=TOLERANCE
         )
-        one, levels = replace(one, solver=choice.solver), choice.levels
+        model, levels = replace(model, solver=choice.solver), choice.levels
         notes.append(str(choice))
     if one.decoder and not chain:
-        one = _scaled(one, images)
-        notes.append(worth_of(one, images))
-    found = chain or one.default_estimator
+        model = replace(model, decoder_scale=_scale(one, images))
+        notes.append(worth_of(under(model, label), images))
+    found = chain or model.default_estimator
     if estimator == "bound":
-        flat = DiscreteDecoder(pixels_of(one).points) if one.origin.middles else GaussianDecoder()
-        found = ByElbo(decoder=one.decoder or flat)
-    if label == ALL:
-        return Scoring(replace(one, noise=model.noise), ByLabels(found, classes), notes, doubts)
-    return Scoring(one, found, notes, doubts, levels, label)
+        middles = model.origin.middles
+        flat = DiscreteDecoder(pixels_of(model).points) if middles else GaussianDecoder()
+        found = ByElbo(decoder=model.decoder or flat)
+    return Scoring(*measured(model, found, label), notes, doubts, levels, label)
 
 
 def _of_flow(model: "FlowModel", estimator: str, label: str, correct: bool) -> Scoring:
@@ -196,12 +194,12 @@ def _of_flow(model: "FlowModel", estimator: str, label: str, correct: bool) -> S
     return Scoring(model, ByLogProb(), [], [])
 
 
-def _scaled(model: ScoreModel, images: Images) -> ScoreModel:
-    """The model with a scale of its decoder that no image has from itself."""
+def _scale(model: ScoreModel, images: Images) -> Any:
+    """The scale of its decoder: its own, or one that no image has from itself."""
     decoder = cast(InformedDecoder, model.decoder)
     if model.decoder_scale is not None or isinstance(decoder.scale, LearnedScale):
-        return model
-    return replace(model, decoder_scale=scale_of_others(model, images, jax.random.key(0)))
+        return model.decoder_scale
+    return scale_of_others(model, images, jax.random.key(0))
 
 
 def worth_of(model: ScoreModel, images: Images) -> str:

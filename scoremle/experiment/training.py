@@ -6,7 +6,6 @@ is the bound on integers in the middle of their bins, and i-DODE draws t by alph
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 
 from scoremle import devices
 from scoremle.core.augment import augmented
-from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.dequantize import Dequantizer, Flow, Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.learned_times import LossMoments
 from scoremle.core.pixels import bits_per_dim
@@ -31,11 +30,13 @@ from scoremle.core.times import (
     log_snr_range,
 )
 from scoremle.data import ImageSet
-from scoremle.experiment.networks import FlowSpec, ModelSpec, Params
+from scoremle.experiment.networks import NetworkSpec, Params
 from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
 from scoremle.likelihood.images import ByElbo, under_codes
+from scoremle.nn import FlowPP
+from scoremle.nn.applied import Applied
 from scoremle.training.loop import Intervals
 from scoremle.training.step import MEMORY, TrainState, init_state
 from scoremle.types import IntImages, Keys, PerExample, PRNGKey
@@ -63,7 +64,6 @@ class Training:
 
     config: Any
     data: ImageSet
-    init: Callable[[PRNGKey, IntImages], Params]
     objective: "Objective | FlowObjective"
     optimizer: optax.GradientTransformation
     ema_rate: float
@@ -78,13 +78,9 @@ class Training:
         begin = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
         return begin(params, self.optimizer, self.objective.memory)
 
+    @cached_property
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
-        return self._template
-
-    @cached_property
-    def _template(self) -> TrainState:
-        # It takes more than a second for a deep network.
         images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
         memory = self.objective.memory
         return jax.eval_shape(
@@ -94,19 +90,22 @@ class Training:
     @property
     def places(self) -> Any:
         """Shardings of the arrays of a state while it is trained."""
-        return devices.shardings(self.template(), sharded=self.config.devices.fsdp)
+        return devices.shardings(self.template, sharded=self.config.devices.fsdp)
 
     def _params(self, images: IntImages) -> Params:
         # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
         key = jax.random.fold_in(jax.random.key(self.config.seed, impl="rbg"), INITIALISATION)
-        return self.init(key, images)
+        return self.objective.init(key, images)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Objective of a score model, by the fields of the config's sections of these names."""
+    """Objective of a score model, by the fields of the config's sections of these names.
 
-    model: ModelSpec
+    Of one that was imported only the loss ``by_loss`` can be had.
+    """
+
+    model: Any
     training: Any
     data: Any
 
@@ -155,6 +154,10 @@ class Objective:
     def memory(self) -> Any:
         """Moments of the loss before the first step, if times are learned from them; else ()."""
         return LossMoments.none() if self.training.time_density == "learned" else ()
+
+    def init(self, key: PRNGKey, images: IntImages) -> Params:
+        """Parameters to begin with, for images of this shape."""
+        return self.model.init(key, images)
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
         """The loss of each example in the published scaling, without dropout."""
@@ -209,16 +212,30 @@ class FlowObjective:
 
     memory: ClassVar[Any] = ()
 
-    model: ModelSpec
-    flow: FlowSpec
+    model: Any
+    network: FlowPP
     stratified: bool
     decoder: Decoder
+
+    def init(self, key: PRNGKey, images: IntImages) -> Params:
+        """Parameters to begin with; they depend on these images."""
+
+        @jax.jit
+        def begin(images: IntImages) -> Params:
+            x = images / (self.model.pixels.levels - 1)
+            return self.network.init(key, jax.random.normal(key, x.shape), x)["params"]
+
+        return begin(images)
+
+    def dequantizer(self, params: Params) -> Flow:
+        """The dequantizer of these parameters."""
+        return Flow(Applied(self.network), params, self.model.pixels.levels)
 
     def loss(
         self, score: Params, params: Params, x: IntImages, key: PRNGKey
     ) -> tuple[Scalar, Numbers]:
         """Loss that training minimises, its value in bits/dim, and its spread within the batch."""
-        model, dequantizer = self.model.at(score), self.flow.dequantizer(params)
+        model, dequantizer = self.model.at(score), self.dequantizer(params)
         losses = dequantization_loss(
             model.noise(score), model.sde, model.pixels, dequantizer, x, key, eps=model.eps,
             times=UniformLogSNR(model.sde, model.eps, self.stratified),
@@ -229,11 +246,11 @@ class FlowObjective:
 
     def measure(self, score: Params, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
         """The quick bound of images dequantized by the flow."""
-        return _quick_bound(self.model, score, self.flow.dequantizer(params), x, key)
+        return _quick_bound(self.model, score, self.dequantizer(params), x, key)
 
 
 def _quick_bound(
-    model: ModelSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey,
+    model: NetworkSpec, score: Params, dequantizer: Dequantizer, x: IntImages, key: PRNGKey,
     decoder: Decoder = GaussianDecoder(),
 ) -> Numbers:  # fmt: skip
     by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)

@@ -66,7 +66,7 @@ def test_an_imported_model_is_a_trained_one(imported):
     assert config["training"]["sde"] == "subvpsde" and config["training"]["smallest_time"] == 1e-2
     assert config["training"]["likelihood_weighting"] and config["data"]["random_flip"]
     assert tree_hash(params_of(model)) == tree_hash(restore()[0].ema)
-    assert tree_hash(Workdir(imported).snapshot_state(experiment.training.template()).params)
+    assert tree_hash(Workdir(imported).snapshot_state(experiment.training.template).params)
 
 
 def test_an_imported_dequantizer_is_the_published_one(imported):
@@ -85,7 +85,7 @@ def test_export_gives_the_same_file(imported, tmp_path, capsys):
 def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
     path = tmp_path / "checkpoint_2"
     assert cli.main(["export", str(tiny.workdir), str(path)]) == 0
-    template = built(tiny.workdir).training.template()
+    template = built(tiny.workdir).training.template
     ours = Workdir(tiny.workdir).snapshots.restore(template).tree
     again = PublishedCheckpoints(tmp_path, keep=None).restore(template).tree
     assert tree_hash(again) == tree_hash(ours)
@@ -101,7 +101,7 @@ def test_an_export_is_imported_as_the_training_that_it_was(tiny, tmp_path, capsy
     assert cli.main(["import", str(path), f"--out={out}"]) == 0
     assert "digits, 8x8 (by checkpoint_2.json)" in capsys.readouterr().out
     ours, back = (Workdir(folder) for folder in (tiny.workdir, out))
-    template = built(out).training.template()
+    template = built(out).training.template
     assert tree_hash(back.restore(template).tree) == tree_hash(ours.restore(template).tree)
     for name in ("config.json", "data.json"):
         assert read_json(out / name) == read_json(tiny.workdir / name)

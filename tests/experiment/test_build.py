@@ -276,7 +276,7 @@ def test_the_description_of_a_model_tells_it_from_others(field):
 
 def test_states_and_their_template():
     training = digits().training
-    state, template = training.init_state(), training.template()
+    state, template = training.init_state(), training.template
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, template))
     assert shapes[0] == shapes[1]
     jax.tree.map(np.testing.assert_array_equal, state.params, digits_params())

@@ -34,8 +34,8 @@ def states(folder):
     place, of_flow = Workdir(folder), Workdir(folder / "flowpp_dequantizer")
     model, flow = (build(each.config(), levels=17) for each in (place, of_flow))
     return jax.tree.leaves([
-        place.snapshots.restore(model.training.template()).tree,
-        of_flow.snapshots.restore(flow.flow_training.template()).tree,
+        place.snapshots.restore(model.training.template).tree,
+        of_flow.snapshots.restore(flow.flow_training.template).tree,
     ])  # fmt: skip
 
 

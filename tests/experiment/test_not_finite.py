@@ -37,7 +37,7 @@ def broken(tiny, tmp_path_factory):
     workdir = folder / "workdir"
     shutil.copytree(tiny.workdir, workdir)
     place = Workdir(workdir)
-    template = build(place.config(), levels=17).training.template()
+    template = build(place.config(), levels=17).training.template
     state, meta, number = place.snapshots.restore(template)
     state = state._replace(ema=poisoned(state.ema))
     place.snapshots.save(number, state, meta)

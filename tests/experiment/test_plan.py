@@ -144,7 +144,7 @@ def test_a_plan_of_a_tiny_network():
     for name, seconds in (("step", 0.5), ("forward", 1.0), ("derivative", 2.0)):
         vars(plan)[name] = pace(seconds)
     found = plan.costs(100)
-    template = experiment.training.template()
+    template = experiment.training.template
     params = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     assert found["parameters"] == params
     assert found["state_bytes"] == pytest.approx(16 * params, rel=0.1)

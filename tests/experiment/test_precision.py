@@ -43,7 +43,7 @@ def trained(dtype):
 
 def program_of(experiment):
     """The text of the noise prediction's program, as it is evaluated."""
-    params = experiment.training.template().params
+    params = experiment.training.template.params
     x, t = jnp.zeros((2, 8, 8, 1)), jnp.full(2, 0.5)
     noise = jax.jit(lambda params: experiment.model.noise(params)(x, t))
     return noise.lower(params).as_text()
@@ -52,7 +52,7 @@ def program_of(experiment):
 def test_what_must_keep_its_digits_is_float32():
     training = digits("bfloat16").training
     program = make_program(training.objective.loss, training.optimizer, training.ema_rate)
-    state, _ = program.lower(training.template(), training.data.batch(0)).out_info
+    state, _ = program.lower(training.template, training.data.batch(0)).out_info
     moments = optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")
     leaves = jax.tree.leaves((state.params, state.ema, moments))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
@@ -64,14 +64,14 @@ def test_a_network_trained_in_bfloat16_is_measured_in_float32():
     assert half.objective.model == whole.model  # the loss of an evaluation
     assert "bf16" not in program_of(half)
     x = jnp.asarray(half.data.test[:4])
-    params, key = half.training.template().params, jax.random.key(0)
+    params, key = half.training.template.params, jax.random.key(0)
     assert "bf16" in jax.jit(half.training.objective.loss).lower(params, x, key).as_text()
 
 
 def test_another_precision_is_asked_for_and_stated():
     asked = digits("float32", "bfloat16")
     assert asked.model.precision == "bfloat16" and "bf16" in program_of(asked)
-    assert asked.training.template() == digits("float32").training.template()
+    assert asked.training.template == digits("float32").training.template
 
 
 def test_products_are_of_the_highest_precision_unless_asked():

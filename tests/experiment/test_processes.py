@@ -114,7 +114,7 @@ def other_numbers(request, folder):
     for i in range(2):
         shutil.copytree(request.getfixturevalue("tiny").workdir, folder / f"w{i}")
     place = Workdir(folder / "w1")
-    template = build(place.config()).training.template()
+    template = build(place.config()).training.template
     state, meta, number = place.preemption.restore(template)
     altered = state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
     place.preemption.save(number, altered, meta)

@@ -58,7 +58,7 @@ def test_values_that_are_not_finite_make_no_result(tiny, tmp_path, capfd):
     shutil.copytree(tiny.workdir, folder)
     place = Workdir(folder)
     state, meta, number = place.snapshots.restore(
-        build(place.config(), levels=17).training.template()
+        build(place.config(), levels=17).training.template
     )
     state = state._replace(ema=jax.tree.map(lambda leaf: 1e30 * leaf, state.ema))
     place.snapshots.save(number, state, meta)

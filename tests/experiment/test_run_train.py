@@ -15,7 +15,7 @@ from scoremle.experiment.workdir import Workdir
 def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     place = Workdir(tiny.workdir)
     training = build(place.config()).training
-    state = place.snapshots.restore(training.template())[0]
+    state = place.snapshots.restore(training.template)[0]
     rows = map(json.loads, (tiny.workdir / "metrics.jsonl").read_text().splitlines())
     (logged,) = (row for row in rows if row["step"] == 20)
     key = jax.random.fold_in(jax.random.key(training.config.seed + 1), 20)
@@ -44,7 +44,7 @@ def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
     for name in ("whole", "parts"):
         place = Workdir(tmp_path / name)
         experiment = build(place.config())
-        states.append(place.restore(experiment.training.template(), None).tree)
+        states.append(place.restore(experiment.training.template, None).tree)
     memory = states[0].memory
     assert int(states[0].step) == 6 and 0 < float(memory.draws.sum()) < 24
     assert np.ptp(memory.shares) > 1e-3
@@ -68,7 +68,7 @@ def test_it_is_fine_tuned_by_the_second_order(tmp_path, capsys):
             more = fields | {"training__n_iters": end, "training__second_order": name != "first"}
             assert run("train", tmp_path / name, **more) == 0
     places = [Workdir(tmp_path / name) for name in names]
-    template = build(places[0].config()).training.template()
+    template = build(places[0].config()).training.template
     first, whole, parts = ([*map(np.asarray, jax.tree.leaves(place.restore(template).tree))]
                            for place in places)  # fmt: skip
     for a, b, c in zip(first, whole, parts, strict=True):

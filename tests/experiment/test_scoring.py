@@ -15,7 +15,6 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
 from scoremle.experiment.measurements import Measurements
-from scoremle.experiment.networks import ImportedSpec
 from scoremle.experiment.scoring import prepared
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
@@ -196,7 +195,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     )  # fmt: skip
     experiment = SimpleNamespace(
         evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,
-        model=ImportedSpec.of(model, {}, ""), exact=not bound, pilot=False, seed=0,
+        exact=not bound, pilot=False, seed=0,
     )  # fmt: skip
     (found,) = Measurements(experiment, model, tmp_path, 1, IMAGES).measurements()
     assert found.kind == ("bound_informed" if bound else "ode_bound")

@@ -55,7 +55,7 @@ def count(n, blocks, attention):
 def test_configs_build_the_published_network(name):
     config = published_config(name, {})
     experiment = build(config, levels=256)
-    params = experiment.template.params
+    params = experiment.training.template.params
     model, wide = config.model, "cifar10" not in name or "aug" in name
     assert (model.nf, model.num_res_blocks) == (256 if wide else 128, 64 if "64" in name else 32)
     found = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -145,7 +145,7 @@ def train(name, folder, steps, *fields):
 
 def state_of(folder):
     place = Workdir(folder)
-    return place.restore(build(place.config()).training.template()).tree
+    return place.restore(build(place.config()).training.template).tree
 
 
 def trained(name, place, *fields):

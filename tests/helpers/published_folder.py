@@ -57,5 +57,5 @@ def expected():
 
 def restore(store=None):
     store = store or Workdir(FOLDER).snapshots
-    return store.restore(experiment().training.template())
+    return store.restore(experiment().training.template)
 

@@ -374,6 +374,6 @@ def checkpoint_record() -> Any:
 @functools.cache
 def tiny_arrays() -> dict[str, np.ndarray]:
     """Parameters of the network that ``tiny_config`` says."""
-    template = build(config_of(tiny_config(), FOLDER), levels=DATA["levels"]).training.template()
+    template = build(config_of(tiny_config(), FOLDER), levels=DATA["levels"]).training.template
     return {".".join(path): np.zeros(leaf.shape, leaf.dtype)
             for path, leaf in flatten_dict(template.ema).items()}  # fmt: skip

@@ -260,12 +260,12 @@ def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch)
     assert tree_hash(begun.ema) == tree_hash(ended.ema)
     assert tree_hash(begun.opt_state) == tree_hash(ended.opt_state)
     # From here on it is a training like any other.
-    assert place.snapshot_state(experiment().training.template()) is None
+    assert place.snapshot_state(experiment().training.template) is None
     assert place.config().training.likelihood_weighting is True
 
 
 def flow_state(folder):
-    return Workdir(folder).snapshots.restore(experiment(*FLOW).flow_training.template()).tree
+    return Workdir(folder).snapshots.restore(experiment(*FLOW).flow_training.template).tree
 
 
 def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkeypatch):

@@ -226,7 +226,7 @@ def test_a_card(clean, stranger, text):
     found = []
     for folder, name in ((clean, "x.bin"), (stranger, text.replace("/", "|"))):
         experiment = build(published_config("digits", {}), levels=17)
-        restored = Restored(experiment.training.template(), {"step": 10}, 2)
+        restored = Restored(experiment.training.template, {"step": 10}, 2)
         results = measured(folder, "eval")
         made = card(Workdir(folder), experiment, restored, results, Path(name))
         check_visible(made)

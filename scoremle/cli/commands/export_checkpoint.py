@@ -66,7 +66,7 @@ def run(options: Any) -> None:
             f"{path}: score_flow's format has no such network as that of {place.folder}; name a"
             " .safetensors"
         )
-    restored = place.restore(experiment.training.template(), options.checkpoint)
+    restored = place.restore(experiment.training.template, options.checkpoint)
     number, step, state = restored.number, restored.meta["step"], restored.tree
     trained = {"params": state.params, "ema": state.ema}
     scoremle.numerics.check_finite(trained, place.snapshots.path(number))

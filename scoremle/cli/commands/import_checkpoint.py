@@ -162,7 +162,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         state = scoremle.published.train_state(found, template, file)
         return [store, number, state, {**note, "step": found.step}]
 
-    score = to_save(place.snapshots, number, file, found, experiment.training.template())
+    score = to_save(place.snapshots, number, file, found, experiment.training.template)
     score[-1] = record_of(experiment, "training") | score[-1]
     store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / "checkpoints", keep=None), []
     for count, flow in sorted(checkpoint_files(path / FLOW_FOLDER / "checkpoints").items()):
